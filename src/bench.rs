@@ -1,0 +1,133 @@
+//! Benchmarks of the real paths: the same generation, loss and optimiser that `train` uses, on a random model.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use burn::tensor::Device;
+use serde::Serialize;
+
+use crate::generate::{Request, Sampling, generate};
+use crate::model::{CausalLm, ModelConfig, names};
+use crate::objective::{LossType, TokenTerms, clipped_loss};
+use crate::optim::{AdamW, Gradients, OptimConfig};
+use crate::train::batch::{Sequence, completion_scores, micro_batches};
+
+/// Shape and amount of work of one benchmarked step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepShape {
+    /// Width of the model; the feed-forward width is four times it (4864 from 512 on).
+    pub hidden: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Completions per prompt.
+    pub group: usize,
+    /// Prompts.
+    pub prompts: usize,
+    /// Tokens per completion, all of them sampled.
+    pub tokens: usize,
+    /// Vocabulary.
+    pub vocab: usize,
+    /// Tokens of one forward and backward pass at most.
+    pub tokens_per_microbatch: usize,
+}
+
+/// Medians over the timed steps.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepTimes {
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// Sampling, seconds.
+    pub generation_s: f64,
+    /// Forward, backward and update, seconds.
+    pub train_s: f64,
+    /// Both, seconds.
+    pub step_s: f64,
+    /// Sampled tokens per second of sampling.
+    pub generation_tokens_per_s: f64,
+    /// Prompt and completion tokens per second of training.
+    pub train_tokens_per_s: f64,
+    /// Largest resident memory of the process so far, GB (2^30 bytes); none where the system does not tell.
+    pub peak_rss_gb: Option<f64>,
+    /// Steps timed, after one that is not.
+    pub steps: usize,
+}
+
+/// Times GRPO steps (DAPO loss, AdamW, f32) with every completion at full length and an advantage of ±1.
+pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
+    let wide = shape.hidden >= 512;
+    let (heads, inner) = ((shape.hidden / 64).max(4), if wide { 4864 } else { 4 * shape.hidden });
+    let mut config = ModelConfig::qwen2(shape.vocab, shape.hidden, inner, shape.layers, heads, 2);
+    config.max_position_embeddings = 8192;
+    let mut model = CausalLm::random(&config, 0, &device.clone().autodiff());
+    let parameters = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
+    let optim = OptimConfig { learning_rate: 1e-4, ..OptimConfig::default() };
+    let mut optimizer = AdamW::default();
+    let sampling = Sampling {
+        temperature: 1.0,
+        max_completion_length: shape.tokens,
+        stop: Vec::new(),
+        rows: shape.group * shape.prompts,
+    };
+    let mut times: Vec<[f64; 2]> = Vec::new();
+    let mut trained_tokens = 0;
+    for round in 0..steps as u64 + 1 {
+        let start = Instant::now();
+        // Prompts of 8 to 11 tokens, like the peer's short sums.
+        let prompt = |p: usize| (0..8 + p % 4).map(|i| ((p * 31 + i * 7) % shape.vocab) as u32).collect::<Vec<u32>>();
+        let requests: Vec<Request> = (0..shape.prompts)
+            .flat_map(|p| (0..shape.group).map(move |g| (p, g)))
+            .map(|(p, g)| Request { prompt: prompt(p), key: [0, round, p as u64, g as u64] })
+            .collect();
+        let completions = generate(&model, &config, &requests, &sampling, |_, _| ControlFlow::Continue(()));
+        let generation = start.elapsed().as_secs_f64();
+
+        let start = Instant::now();
+        let sequences: Vec<Sequence> = (requests.iter().zip(&completions))
+            .map(|(r, c)| Sequence { tokens: [r.prompt.as_slice(), &c.tokens].concat(), prompt: r.prompt.len() })
+            .collect();
+        trained_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        let weight = LossType::Dapo.weights(&vec![shape.tokens; sequences.len()], shape.tokens)[0];
+        let mut gradients = Gradients::default();
+        for range in micro_batches(&sequences, shape.tokens_per_microbatch) {
+            let mut terms = TokenTerms::default();
+            for index in range.clone() {
+                terms.old_log_prob.extend(&completions[index].log_probs);
+                terms.advantage.extend(std::iter::repeat_n(if index % 2 == 0 { 1.0 } else { -1.0 }, shape.tokens));
+                terms.weight.extend(std::iter::repeat_n(weight, shape.tokens));
+            }
+            let scores = completion_scores(&model, &sequences[range], 1.0);
+            let loss = clipped_loss(scores.log_prob, &terms, 0.2, 0.2);
+            gradients.add(&model, &mut loss.backward());
+        }
+        let scale = (1.0 / gradients.norm()).min(1.0);
+        model = optimizer.step(&optim, model, gradients, scale, optim.learning_rate);
+        let train = start.elapsed().as_secs_f64();
+        if round > 0 {
+            times.push([generation, train]);
+        }
+    }
+    let median = |of: &dyn Fn(&[f64; 2]) -> f64| {
+        let mut values: Vec<f64> = times.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    let (generation_s, train_s) = (median(&|t| t[0]), median(&|t| t[1]));
+    StepTimes {
+        parameters,
+        generation_s,
+        train_s,
+        step_s: median(&|t| t[0] + t[1]),
+        generation_tokens_per_s: (shape.group * shape.prompts * shape.tokens) as f64 / generation_s,
+        train_tokens_per_s: trained_tokens as f64 / train_s,
+        peak_rss_gb: peak_rss_gb(),
+        steps,
+    }
+}
+
+/// Largest resident memory of this process so far, in GB (2^30 bytes); Linux only.
+pub fn peak_rss_gb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some((kilobytes / 1024.0 / 1024.0 * 1000.0).round() / 1000.0)
+}

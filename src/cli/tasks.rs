@@ -1,0 +1,114 @@
+//! `tasks` and `tokenizer`: the embedded problems as files, and the tokenizer trained on them.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::error::Error;
+use crate::files;
+use crate::tasks::{Family, Generator, Split, summary};
+use crate::text::bpe;
+use crate::text::tokenizer::Tokenizer;
+
+/// Write generated problems with their reference traces as JSONL.
+#[derive(Debug, Args)]
+pub(super) struct TasksArgs {
+    /// Rows to write.
+    #[arg(long, default_value_t = 1000)]
+    count: u64,
+    /// Which split.
+    #[arg(long, value_enum, default_value_t = SplitArg::Train)]
+    split: SplitArg,
+    /// Seed of the problems.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Families, all when not given.
+    #[arg(long = "family", value_name = "NAME")]
+    families: Vec<String>,
+    /// Lowest difficulty.
+    #[arg(long, default_value_t = 1)]
+    from: u8,
+    /// Highest difficulty.
+    #[arg(long, default_value_t = 4)]
+    to: u8,
+    /// File to write; standard output when not given.
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Instead of rows, print mean lengths and accuracies per family, counted with this model's tokenizer.
+    #[arg(long, value_name = "MODEL")]
+    summary: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum SplitArg {
+    Train,
+    HeldOut,
+}
+
+pub(super) fn tasks(args: TasksArgs) -> anyhow::Result<()> {
+    if args.from < 1 || args.from > args.to || args.to > 4 {
+        return Err(
+            Error::Invalid(format!("--from {} --to {}: difficulties run from 1 to 4", args.from, args.to)).into()
+        );
+    }
+    let mut generator = Generator::new(args.seed);
+    generator.difficulties = args.from..=args.to;
+    if !args.families.is_empty() {
+        let known = || Family::ALL.map(Family::name).join(", ");
+        let parse = |name: &String| {
+            Family::parse(name)
+                .ok_or_else(|| Error::Invalid(format!("--family {name}: unknown; known are {}", known())))
+        };
+        generator.families = args.families.iter().map(parse).collect::<Result<_, _>>()?;
+    }
+    if let Some(model) = args.summary {
+        let tokenizer = Tokenizer::load(&model)?;
+        let tokens = |text: &str| tokenizer.encode(text).map_or(0, |tokens| tokens.len());
+        println!("{}", summary(&generator, args.count, tokens));
+        return Ok(());
+    }
+    let split = match args.split {
+        SplitArg::Train => Split::Train,
+        SplitArg::HeldOut => Split::HeldOut,
+    };
+    let rows = (0..args.count).map(|index| generator.row(split, index));
+    match args.output {
+        Some(path) => files::write_json_lines(&path, rows)?,
+        None => {
+            let mut out = std::io::stdout().lock();
+            for row in rows {
+                writeln!(out, "{}", serde_json::to_string(&row)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Train a byte-level BPE on the embedded tasks and write it as Hugging Face files.
+#[derive(Debug, Args)]
+pub(super) struct TokenizerArgs {
+    /// Directory to write to.
+    output: PathBuf,
+    /// Entries, the 256 bytes and special tokens included.
+    #[arg(long, default_value_t = 512)]
+    vocab_size: usize,
+    /// Traces to train on.
+    #[arg(long, default_value_t = 20_000)]
+    count: u64,
+    /// Seed of the problems.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+pub(super) fn tokenizer(args: TokenizerArgs) -> anyhow::Result<()> {
+    let generator = Generator::new(args.seed);
+    let texts = (0..args.count).flat_map(move |index| {
+        generator.row(Split::Train, index).messages.into_iter().flat_map(|message| [message.role, message.content])
+    });
+    let tokenizer = bpe::train(texts, args.vocab_size)?;
+    files::create_dir(&args.output)?;
+    bpe::write(&tokenizer, &args.output)?;
+    println!("{} entries: {}", tokenizer.get_vocab_size(true), args.output.display());
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! What a user can get wrong, said so that they can mend it.
+
+use std::path::{Path, PathBuf};
+
+/// An error caused by what a user gave us: files, settings, devices. Programmer mistakes panic instead.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file was read but its content is not what it should be.
+    #[error("{path}: {message}")]
+    File {
+        /// The file, with `:line` where that helps.
+        path: String,
+        /// What is wrong with it and what to do.
+        message: String,
+    },
+    /// Settings are unknown, malformed or contradict each other; one line each.
+    #[error("{origin}: {}", problems.join("\n  "))]
+    Config {
+        /// The file (or "--set") the settings came from.
+        origin: String,
+        /// Every problem found, each naming key and value.
+        problems: Vec<String>,
+    },
+    /// The device is not compiled in or does not exist.
+    #[error("--device {name}: {message}")]
+    Device {
+        /// The name as typed.
+        name: String,
+        /// What to do.
+        message: String,
+    },
+    /// Everything else a user can mend.
+    #[error("{0}")]
+    Invalid(String),
+    /// The run was asked to stop (Ctrl-C); its state is saved.
+    #[error("interrupted; the state is saved in {checkpoint}: continue with --resume")]
+    Interrupted {
+        /// The checkpoint just written.
+        checkpoint: PathBuf,
+    },
+}
+
+/// The library's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An I/O error at `path`; for use with `map_err`.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+
+    /// A malformed file.
+    pub fn file(path: impl AsRef<Path>, message: impl ToString) -> Self {
+        Self::File { path: path.as_ref().display().to_string(), message: message.to_string() }
+    }
+}

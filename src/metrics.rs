@@ -1,0 +1,138 @@
+//! One object per step in `metrics.jsonl`, under TRL's names.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// Named values of one step, in the order they were set.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metrics(Map<String, Value>);
+
+impl Metrics {
+    /// Metrics of step `step`.
+    pub fn of_step(step: usize) -> Self {
+        let mut metrics = Self::default();
+        metrics.0.insert("step".to_string(), step.into());
+        metrics
+    }
+
+    /// Sets a number; one that is not finite is written as `null`, which readers show as missing.
+    pub fn set(&mut self, name: impl Into<String>, value: f64) {
+        self.0.insert(name.into(), serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number));
+    }
+
+    /// Sets the mean of `values`, or nothing when there are none.
+    pub fn set_mean(&mut self, name: &str, values: &[f64]) {
+        if !values.is_empty() {
+            self.set(name, mean(values));
+        }
+    }
+
+    /// Sets a text.
+    pub fn set_text(&mut self, name: &str, value: &str) {
+        self.0.insert(name.to_string(), value.into());
+    }
+
+    /// A number set before.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.get(name).and_then(Value::as_f64)
+    }
+
+    /// A text set before.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).and_then(Value::as_str)
+    }
+
+    /// Adds all of `other` under `prefix`.
+    pub fn extend(&mut self, prefix: &str, other: Metrics) {
+        self.0.extend(other.0.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)));
+    }
+}
+
+/// Mean of `values`; 0 when there are none.
+pub fn mean(values: &[f64]) -> f64 {
+    if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
+}
+
+/// Sample standard deviation (one degree of freedom less); 0 for fewer than two values.
+pub fn deviation(values: &[f64]) -> f64 {
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let mean = mean(values);
+    (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64).sqrt()
+}
+
+/// The file metrics go to, one line a step, on disk when `append` returns.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// Opens the log and keeps the lines of steps up to `last_step`: a resumed run writes the later ones again.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or holds a line that is no JSON object (a last line cut short by a kill
+    /// is dropped).
+    pub fn open(path: &Path, last_step: Option<usize>) -> Result<Self> {
+        let mut kept = String::new();
+        if let (Some(last_step), Ok(file)) = (last_step, File::open(path)) {
+            for line in BufReader::new(file).lines() {
+                let line = line.map_err(Error::io(path))?;
+                let Ok(Value::Object(row)) = serde_json::from_str(&line) else { continue };
+                if row.get("step").and_then(Value::as_u64).is_some_and(|step| step as usize <= last_step) {
+                    kept.push_str(&line);
+                    kept.push('\n');
+                }
+            }
+        }
+        crate::files::write(path, kept.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path))?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Adds one line.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn append(&mut self, metrics: &Metrics) -> Result<()> {
+        let line = Value::Object(metrics.0.clone()).to_string();
+        writeln!(self.file, "{line}").map_err(Error::io(&self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reopening_drops_later_steps_and_a_line_cut_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        std::fs::write(&path, "{\"step\":1,\"a\":1.5}\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();
+        let mut log = MetricsLog::open(&path, Some(2)).unwrap();
+        log.append(&Metrics::of_step(3)).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1,\"a\":1.5}\n{\"step\":2}\n{\"step\":3}\n");
+        MetricsLog::open(&path, None).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_null() {
+        let mut metrics = Metrics::of_step(1);
+        metrics.set("loss", f64::NAN);
+        assert_eq!(Value::Object(metrics.0).to_string(), "{\"step\":1,\"loss\":null}");
+    }
+
+    #[test]
+    fn deviation_has_one_degree_of_freedom_less() {
+        assert_eq!(deviation(&[1.0, 3.0]), 2.0f64.sqrt());
+        assert_eq!(deviation(&[5.0]), 0.0);
+    }
+}

@@ -1,0 +1,263 @@
+//! Row-wise operations on slices: one pass over memory, rows shared out over all cores, loops the compiler vectorises.
+
+use rayon::prelude::*;
+
+/// Elements a task should at least have, so that handing it out costs little.
+const GRAIN: usize = 16 * 1024;
+
+/// Rows per task for rows of `width` elements.
+fn rows_per_task(width: usize) -> usize {
+    (GRAIN / width.max(1)).max(1)
+}
+
+/// `e^x` to within 2 units in the last place on `[-87, 88]`, clamped outside; branch-free, so that loops vectorise.
+///
+/// Range reduction by powers of two and a degree-6 polynomial (the classic Cephes scheme).
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to a whole number
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    // ln 2 in two parts, so that the reduced argument keeps its low bits.
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let p = 1.987_569_2e-4_f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 0.166_666_66);
+    let p = p.mul_add(r, 0.5);
+    let value = (p * r).mul_add(r, r) + 1.0;
+    let power = f32::from_bits(
+        ((shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32).wrapping_add(127) << 23) as u32,
+    );
+    value * power
+}
+
+const LANES: usize = 16;
+
+/// Sum of `f(x)` in a fixed order that vectorises: sixteen running sums, then the tail.
+#[inline(always)]
+fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let tail: f32 = chunks.remainder().iter().map(|&x| f(x)).sum();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f(x);
+        }
+    }
+    lanes.iter().sum::<f32>() + tail
+}
+
+/// Sum of `a · b · c`, in the same order as [`sum_by`].
+#[inline(always)]
+fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let whole = a.len() / LANES * LANES;
+    for ((a, b), c) in
+        a[..whole].chunks_exact(LANES).zip(b[..whole].chunks_exact(LANES)).zip(c[..whole].chunks_exact(LANES))
+    {
+        for i in 0..LANES {
+            lanes[i] += a[i] * b[i] * c[i];
+        }
+    }
+    let tail: f32 = (whole..a.len()).map(|i| a[i] * b[i] * c[i]).sum();
+    lanes.iter().sum::<f32>() + tail
+}
+
+#[inline(always)]
+fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    lanes.iter().copied().fold(tail, f32::max)
+}
+
+/// A buffer every element of which is about to be written.
+fn buffer(len: usize) -> Vec<f32> {
+    vec![0.0; len]
+}
+
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
+    let width = weight.len();
+    let mut out = buffer(x.len());
+    let task = rows_per_task(width) * width;
+    out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let inverse = inverse_rms(x, epsilon);
+            for i in 0..width {
+                out[i] = x[i] * inverse * weight[i];
+            }
+        }
+    });
+    out
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
+    1.0 / (sum_by(x, |x| x * x) / x.len() as f32 + epsilon).sqrt()
+}
+
+/// Gradients of [`rms_norm`] with respect to `x` and `weight`:
+/// `dx = s·(g·w) − x·s³/n·Σ(g·w·x)` and `dw = Σ_rows g·x·s`, with `s` the inverse root mean square.
+pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], upstream: &[f32], epsilon: f32) -> (Vec<f32>, Vec<f32>) {
+    let width = weight.len();
+    let mut dx = buffer(x.len());
+    let task = rows_per_task(width) * width;
+    let partial: Vec<Vec<f32>> = (dx.par_chunks_mut(task).zip(x.par_chunks(task)).zip(upstream.par_chunks(task)))
+        .map(|((dx, x), g)| {
+            let mut dweight = vec![0.0; width];
+            for ((dx, x), g) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(g.chunks_exact(width)) {
+                let s = inverse_rms(x, epsilon);
+                let pull = s * s * s / width as f32 * dot3(g, weight, x);
+                for i in 0..width {
+                    dx[i] = s * g[i] * weight[i] - x[i] * pull;
+                    dweight[i] += g[i] * x[i] * s;
+                }
+            }
+            dweight
+        })
+        .collect();
+    // Summed in row order, so that the result does not depend on which core did what.
+    let mut dweight = vec![0.0; width];
+    for part in partial {
+        dweight.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+    (dx, dweight)
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+pub(super) fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut out = buffer(gate.len());
+    out.par_chunks_mut(GRAIN).zip(gate.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN)).for_each(|((out, gate), up)| {
+        for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gate * sigmoid(gate) * up;
+        }
+    });
+    out
+}
+
+/// Gradients of [`swiglu`] with respect to `gate` and `up`.
+pub(super) fn swiglu_backward(gate: &[f32], up: &[f32], upstream: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut dgate, mut dup) = (buffer(gate.len()), buffer(gate.len()));
+    let outputs = dgate.par_chunks_mut(GRAIN).zip(dup.par_chunks_mut(GRAIN));
+    let inputs = gate.par_chunks(GRAIN).zip(up.par_chunks(GRAIN)).zip(upstream.par_chunks(GRAIN));
+    outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), g))| {
+        for i in 0..gate.len() {
+            let s = sigmoid(gate[i]);
+            let silu = gate[i] * s;
+            dgate[i] = g[i] * up[i] * (s + silu * (1.0 - s));
+            dup[i] = g[i] * silu;
+        }
+    });
+    (dgate, dup)
+}
+
+/// Rotates every head of every row by `direction` times the row's angles.
+///
+/// `x` is `[rows, heads, 2 · half]`, the tables `[rows, half]`.
+pub(super) fn rotary(x: &[f32], [cos, sin]: [&[f32]; 2], heads: usize, half: usize, direction: f32) -> Vec<f32> {
+    let mut out = buffer(x.len());
+    let width = heads * 2 * half;
+    let task_rows = rows_per_task(width);
+    out.par_chunks_mut(task_rows * width)
+        .zip(x.par_chunks(task_rows * width))
+        .zip(cos.par_chunks(task_rows * half).zip(sin.par_chunks(task_rows * half)))
+        .for_each(|((out, x), (cos, sin))| {
+            let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
+            for ((out, x), (cos, sin)) in rows.zip(cos.chunks_exact(half).zip(sin.chunks_exact(half))) {
+                for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                    let (first, second) = x.split_at(half);
+                    let (out_first, out_second) = out.split_at_mut(half);
+                    for i in 0..half {
+                        let sin = sin[i] * direction;
+                        out_first[i] = first[i] * cos[i] - second[i] * sin;
+                        out_second[i] = second[i] * cos[i] + first[i] * sin;
+                    }
+                }
+            }
+        });
+    out
+}
+
+/// Log-probability of each row's target under `softmax(logits / temperature)`.
+pub(super) fn log_prob(logits: &[f32], targets: &[u32], temperature: f32) -> Vec<f32> {
+    let width = logits.len() / targets.len().max(1);
+    let inverse = 1.0 / temperature;
+    let row = |(row, &target): (&[f32], &u32)| {
+        let (max, normaliser) = normaliser(row, inverse);
+        (row[target as usize] - max) * inverse - normaliser.ln()
+    };
+    logits.par_chunks_exact(width.max(1)).zip(targets).with_min_len(rows_per_task(width)).map(row).collect()
+}
+
+/// The largest logit and `Σ e^((z − max) / T)`.
+#[inline(always)]
+pub(crate) fn normaliser(row: &[f32], inverse_temperature: f32) -> (f32, f32) {
+    let max = max(row);
+    (max, sum_by(row, |z| exp((z - max) * inverse_temperature)))
+}
+
+/// Gradient of [`log_prob`] with respect to the logits: `g / T · (onehot − softmax)`.
+pub(super) fn log_prob_backward(logits: &[f32], targets: &[u32], temperature: f32, upstream: &[f32]) -> Vec<f32> {
+    let width = logits.len() / targets.len().max(1);
+    let inverse = 1.0 / temperature;
+    let mut out = buffer(logits.len());
+    let rows = out.par_chunks_exact_mut(width.max(1)).zip(logits.par_chunks_exact(width.max(1)));
+    rows.zip(targets).zip(upstream).with_min_len(rows_per_task(width)).for_each(|(((out, row), &target), &g)| {
+        if g == 0.0 {
+            return; // masked: the buffer is zero already
+        }
+        let (max, normaliser) = normaliser(row, inverse);
+        let scale = -g * inverse / normaliser;
+        for (out, &z) in out.iter_mut().zip(row) {
+            *out = scale * exp((z - max) * inverse);
+        }
+        out[target as usize] += g * inverse;
+    });
+    out
+}
+
+/// Entropy of `softmax(logits / T)`: `ln Z − Σ p·(z − max)/T`, with `Z` the normaliser.
+pub(crate) fn entropy(row: &[f32], inverse_temperature: f32) -> f32 {
+    let max = max(row);
+    let (mut weights, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let (whole, tail) = row.as_chunks::<LANES>();
+    for chunk in whole {
+        for i in 0..LANES {
+            let z = (chunk[i] - max) * inverse_temperature;
+            let e = exp(z);
+            weights[i] += e;
+            weighted[i] += e * z;
+        }
+    }
+    let (mut normaliser, mut mean) = (weights.iter().sum::<f32>(), weighted.iter().sum::<f32>());
+    for z in tail.iter().map(|z| (z - max) * inverse_temperature) {
+        normaliser += exp(z);
+        mean += exp(z) * z;
+    }
+    normaliser.ln() - mean / normaliser
+}
+
+/// Entropies of each row's softmax: first all at temperature 1, then all at `temperature`.
+pub(super) fn entropies(logits: &[f32], rows: usize, temperature: f32) -> Vec<f32> {
+    let width = logits.len() / rows.max(1);
+    let pass = |inverse: f32| -> Vec<f32> {
+        let rows = logits.par_chunks_exact(width.max(1)).with_min_len(rows_per_task(width));
+        rows.map(|row| entropy(row, inverse)).collect()
+    };
+    let mut out = pass(1.0);
+    let again = if temperature == 1.0 { out.clone() } else { pass(1.0 / temperature) };
+    out.extend(again);
+    out
+}

@@ -1,0 +1,267 @@
+//! The operations the decoder and the learner are made of.
+//!
+//! Each function here is the one definition of its operation. On the `cpu` device it runs as one fused pass with a
+//! hand-written backward ([`cpu`]); everywhere else as the composition of tensor operations in [`plain`]. Tests hold the
+//! two equal.
+
+mod cpu;
+mod plain;
+
+/// Row functions on host memory, for sampling.
+pub(crate) use cpu::host;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// Where cached attention may look: row `r` sees slots `0..prompts[r]` and `width..written`.
+#[derive(Debug, Clone)]
+pub(crate) struct CacheSpan {
+    /// Prompt length of each row.
+    pub prompts: Vec<usize>,
+    /// First slot of decoded tokens.
+    pub width: usize,
+    /// End of the slots in use, the new token's included.
+    pub written: usize,
+}
+
+/// What the head says about one token per row, in nats; gradients flow through `log_prob` only.
+#[derive(Debug, Clone)]
+pub struct Scores {
+    /// `log π(token)` at temperature 1 over `temperature`, `[rows]`.
+    pub log_prob: Tensor<1>,
+    /// Entropy of the distribution at temperature 1, `[rows]`.
+    pub entropy: Tensor<1>,
+    /// Entropy of the distribution at the sampling temperature, `[rows]`.
+    pub entropy_sampling: Tensor<1>,
+}
+
+/// `x / sqrt(mean(x²) + ε) · weight`, over the last dimension.
+///
+/// # Shapes
+/// - x, output: `[rows, hidden]`; weight: `[hidden]`
+pub(crate) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
+    if cpu::serves(&x.device()) { cpu::rms_norm(x, weight, epsilon) } else { plain::rms_norm(x, weight, epsilon) }
+}
+
+/// `silu(gate) · up`.
+///
+/// # Shapes
+/// - all: `[rows, intermediate]`
+pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    if cpu::serves(&gate.device()) { cpu::swiglu(gate, up) } else { plain::swiglu(gate, up) }
+}
+
+/// Rotates pairs `(i, i + head_dim / 2)` by the row's angles (the Hugging Face convention).
+///
+/// # Shapes
+/// - x, output: `[rows, heads, head_dim]`; cos, sin: `[rows, head_dim / 2]`
+pub(crate) fn rotary(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
+    if cpu::serves(&x.device()) {
+        cpu::rotary(x, cos.clone(), sin.clone())
+    } else {
+        plain::rotary(x, cos.clone(), sin.clone())
+    }
+}
+
+/// Causal attention within each of the packed sequences; several query heads share a key head.
+///
+/// # Shapes
+/// - q: `[rows, heads, head_dim]`; k, v: `[rows, kv_heads, head_dim]`; output: `[rows, heads · head_dim]`
+pub(crate) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usize]) -> Tensor<2> {
+    if cpu::serves(&q.device()) { cpu::attention(q, k, v, lengths) } else { plain::attention(q, k, v, lengths) }
+}
+
+/// Attention of one new token per row over the cache, which already holds that token.
+///
+/// # Shapes
+/// - q: `[rows, heads, head_dim]`; keys, values: `[rows, kv_heads, capacity, head_dim]`; output: `[rows, heads · head_dim]`
+pub(crate) fn attention_cached(q: Tensor<3>, keys: &Tensor<4>, values: &Tensor<4>, span: &CacheSpan) -> Tensor<2> {
+    if cpu::serves(&q.device()) {
+        cpu::attention_cached(q, keys.clone(), values.clone(), span)
+    } else {
+        plain::attention_cached(q, keys.clone(), values.clone(), span)
+    }
+}
+
+/// Log-probability of one token per row, and the entropy of the distribution it came from.
+///
+/// `log_prob` is that of the distribution at `temperature`, the one tokens are sampled from.
+///
+/// # Shapes
+/// - logits: `[rows, vocab]`; targets: one per row; outputs: `[rows]`
+pub fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
+    assert_eq!(logits.dims()[0], targets.len(), "one target per row");
+    if cpu::serves(&logits.device()) {
+        cpu::scores(logits, targets, temperature)
+    } else {
+        plain::scores(logits, targets, temperature)
+    }
+}
+
+/// Packed rows as a padded batch: `[sum of lengths, width_of_row]` to `[sequences · longest, width_of_row]`.
+/// What stands in the padding is unspecified.
+pub(crate) fn unpack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
+    if lengths.iter().all(|&length| length == longest) {
+        return rows;
+    }
+    let mut indices = Vec::with_capacity(lengths.len() * longest);
+    let mut start = 0;
+    for &length in lengths {
+        indices.extend((0..longest).map(|t| (start + t.min(length - 1)) as i64));
+        start += length;
+    }
+    let device = rows.device();
+    rows.select(0, index(&indices, &device))
+}
+
+/// The inverse of [`unpack`]: drops the padding.
+fn pack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
+    if lengths.iter().all(|&length| length == longest) {
+        return rows;
+    }
+    let indices: Vec<i64> = (lengths.iter().enumerate())
+        .flat_map(|(sequence, &length)| (0..length).map(move |t| (sequence * longest + t) as i64))
+        .collect();
+    let device = rows.device();
+    rows.select(0, index(&indices, &device))
+}
+
+/// The given rows of `x`.
+pub(crate) fn take_rows(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+    let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+    let device = x.device();
+    x.select(0, index(&rows, &device))
+}
+
+/// A tensor's values, copied to the host where they are not there already.
+///
+/// # Panics
+/// When the tensor is not f32.
+pub(crate) fn to_host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.into_data().try_into_vec().unwrap_or_else(|error| panic!("tensor is not f32: {error:?}"))
+}
+
+fn index(indices: &[i64], device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(TensorData::from(indices), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::Stream;
+
+    /// The `cpu` device runs the fused operations; `ndarray` has none and runs the plain ones.
+    #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
+    fn devices() -> [Device; 2] {
+        [Device::flex().autodiff(), Device::ndarray().autodiff()]
+    }
+
+    fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+        let mut random = Stream::new(&[seed]);
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| (random.unit() * 4.0 - 2.0) as f32).collect();
+        let tensor = Tensor::from_data(TensorData::new(values, shape), device);
+        if device.is_autodiff() { tensor.require_grad() } else { tensor }
+    }
+
+    /// Values and gradients of `f` under a random upstream gradient, the fused against the plain.
+    fn compare<const D: usize>(f: impl Fn(&Device) -> (Tensor<D>, Vec<Tensor<1>>)) {
+        let [fused, plain] = devices().map(|device| {
+            let (out, inputs) = f(&device);
+            let shape: [usize; D] = out.dims();
+            let upstream = random(shape, 99, &device).detach();
+            let gradients = (out.clone() * upstream).sum().backward();
+            let gradients: Vec<Vec<f32>> =
+                inputs.iter().map(|x| to_host(x.grad(&gradients).expect("input has a gradient"))).collect();
+            (to_host(out.inner()), gradients)
+        });
+        close(&fused.0, &plain.0, "value");
+        for (index, (fused, plain)) in fused.1.iter().zip(&plain.1).enumerate() {
+            close(fused, plain, &format!("gradient of input {index}"));
+        }
+    }
+
+    fn close(a: &[f32], b: &[f32], what: &str) {
+        assert_eq!(a.len(), b.len(), "{what}");
+        for (i, (a, b)) in a.iter().zip(b).enumerate() {
+            assert!((a - b).abs() <= 2e-5 * (1.0 + b.abs()), "{what} at {i}: {a} against {b}");
+        }
+    }
+
+    /// A leaf of rank 1, so that gradients of all inputs have one type, and its reshaped view.
+    fn leaf<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> (Tensor<1>, Tensor<D>) {
+        let flat = random([shape.iter().product()], seed, device);
+        (flat.clone(), flat.reshape(shape))
+    }
+
+    #[test]
+    fn rms_norm_fused_equals_plain() {
+        for (rows, width) in [(1, 1), (3, 17), (300, 64)] {
+            compare(|device| {
+                let (x, x_view) = leaf([rows, width], 1, device);
+                let (w, w_view) = leaf([width], 2, device);
+                (rms_norm(x_view, w_view, 1e-6), vec![x, w])
+            });
+        }
+    }
+
+    #[test]
+    fn swiglu_fused_equals_plain() {
+        compare(|device| {
+            let (gate, gate_view) = leaf([37, 129], 1, device);
+            let (up, up_view) = leaf([37, 129], 2, device);
+            (swiglu(gate_view.mul_scalar(10.0), up_view), vec![gate, up])
+        });
+    }
+
+    #[test]
+    fn rotary_fused_equals_plain() {
+        compare(|device| {
+            let (x, x_view) = leaf([11, 3, 10], 1, device);
+            let angles = random([11, 5], 2, device).detach();
+            (rotary(x_view, &angles.clone().cos(), &angles.sin()), vec![x])
+        });
+    }
+
+    #[test]
+    fn attention_fused_equals_plain_for_ragged_sequences_and_shared_heads() {
+        for (heads, kv_heads, dim, lengths) in
+            [(4, 2, 8, vec![5, 1, 33, 7]), (3, 1, 6, vec![2, 9]), (2, 2, 32, vec![70]), (4, 2, 40, vec![1])]
+        {
+            compare(|device| {
+                let rows = lengths.iter().sum();
+                let (q, q_view) = leaf([rows, heads, dim], 1, device);
+                let (k, k_view) = leaf([rows, kv_heads, dim], 2, device);
+                let (v, v_view) = leaf([rows, kv_heads, dim], 3, device);
+                (attention(q_view, k_view, v_view, &lengths), vec![q, k, v])
+            });
+        }
+    }
+
+    #[test]
+    fn scores_fused_equal_plain() {
+        for (rows, vocab, temperature) in [(1, 3, 1.0), (19, 101, 1.0), (8, 640, 0.6), (5, 33, 1.7)] {
+            let targets: Vec<u32> = (0..rows).map(|row| (row * 7 % vocab) as u32).collect();
+            compare(|device| {
+                let (logits, view) = leaf([rows, vocab], 5, device);
+                (scores(view.mul_scalar(3.0), &targets, temperature).log_prob, vec![logits])
+            });
+            let [fused, plain] = devices().map(|device| {
+                let scores = scores(random([rows, vocab], 5, &device), &targets, temperature);
+                [to_host(scores.entropy.inner()), to_host(scores.entropy_sampling.inner())]
+            });
+            close(&fused[0], &plain[0], "entropy");
+            close(&fused[1], &plain[1], "entropy at the sampling temperature");
+        }
+    }
+
+    #[test]
+    fn cached_attention_fused_equals_plain() {
+        let span = CacheSpan { prompts: vec![3, 5, 1], width: 5, written: 8 };
+        let [fused, plain] = devices().map(|device| {
+            let device = device.inner();
+            let q = random([3, 4, 8], 1, &device);
+            let (keys, values) = (random([3, 2, 10, 8], 2, &device), random([3, 2, 10, 8], 3, &device));
+            to_host(attention_cached(q, &keys, &values, &span))
+        });
+        close(&fused, &plain, "value");
+    }
+}

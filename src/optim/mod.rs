@@ -1,0 +1,115 @@
+//! Accumulate, clip by the global norm, step: the optimiser of everything here.
+
+mod adamw;
+mod schedule;
+
+pub use adamw::AdamW;
+pub use schedule::{LrScheduler, learning_rate};
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Gradients as BurnGradients, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{CausalLm, ParamPath};
+
+/// How the optimiser moves; keys and defaults are those of Hugging Face `TrainingArguments` unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Shape of the schedule after warm-up.
+    pub lr_scheduler_type: LrScheduler,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// Decoupled weight decay, on matrices only.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub adam_beta1: f64,
+    /// Decay of the second moment.
+    pub adam_beta2: f64,
+    /// Added to the root of the second moment.
+    pub adam_epsilon: f64,
+    /// Largest global gradient norm; larger gradients are scaled down to it.
+    pub max_grad_norm: f64,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-6,
+            lr_scheduler_type: LrScheduler::Constant,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+impl OptimConfig {
+    /// What cannot work, one line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut positive = |key: &str, value: f64| {
+            if !(value > 0.0 && value.is_finite()) {
+                problems.push(format!("optim.{key} = {value} must be a positive number"));
+            }
+        };
+        positive("learning_rate", self.learning_rate);
+        positive("max_grad_norm", self.max_grad_norm);
+        positive("adam_epsilon", self.adam_epsilon);
+        for (key, value) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                problems.push(format!("optim.{key} = {value} must be at least 0 and below 1"));
+            }
+        }
+        problems
+    }
+}
+
+/// Gradients by parameter name, flattened; sums over micro-batches.
+#[derive(Debug, Default)]
+pub struct Gradients(pub(crate) BTreeMap<String, Tensor<1>>);
+
+impl Gradients {
+    /// Adds what one backward pass produced. Parameters without a gradient are left out.
+    pub fn add(&mut self, model: &CausalLm, gradients: &mut BurnGradients) {
+        struct Add<'a>(ParamPath, &'a mut BTreeMap<String, Tensor<1>>, &'a mut BurnGradients);
+        impl ModuleVisitor for Add<'_> {
+            fn enter_module(&mut self, name: &str, _container: &str) {
+                self.0.enter(name);
+            }
+            fn exit_module(&mut self, _name: &str, _container: &str) {
+                self.0.exit();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let Some(gradient) = param.val().grad_remove(self.2) else { return };
+                let count = gradient.shape().num_elements();
+                let gradient = gradient.reshape([count]);
+                let name = self.0.name();
+                let sum = match self.1.remove(&name) {
+                    Some(sum) => sum + gradient,
+                    None => gradient,
+                };
+                self.1.insert(name, sum);
+            }
+        }
+        model.visit(&mut Add(ParamPath::default(), &mut self.0, gradients));
+    }
+
+    /// Global norm: the root of the sum of all squares.
+    pub fn norm(&self) -> f64 {
+        let squares = self.0.values().map(|g| f64::from(g.clone().powi_scalar(2).sum().into_scalar::<f32>()));
+        squares.sum::<f64>().sqrt()
+    }
+
+    /// Names of the parameters that received a gradient.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}

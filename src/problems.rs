@@ -1,0 +1,152 @@
+//! Where problems come from: the embedded tasks, endless and generated, or a file, read once and shuffled each epoch.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::{self, Fields, Problem};
+use crate::error::{Error, Result};
+use crate::noise::Stream;
+use crate::tasks::{Family, Generator, Split};
+use crate::text::chat::{Message, Prompt};
+
+/// The name that stands for the embedded tasks where a file could stand.
+pub const TASKS: &str = "tasks";
+
+/// Which problems to train and evaluate on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// `"tasks"` for the embedded tasks, or a JSONL file.
+    pub train: PathBuf,
+    /// `"tasks"` for their held-out split, or a JSONL file.
+    pub eval: PathBuf,
+    /// Families of the embedded tasks, all when empty.
+    pub families: Vec<Family>,
+    /// Difficulties of the embedded tasks, from and to, within 1 and 4.
+    pub difficulties: [u8; 2],
+    /// Seed of the embedded tasks; another gives other problems of the same kinds.
+    pub tasks_seed: u64,
+    /// Field with the prompt in files that name it unusually.
+    pub prompt_field: Option<String>,
+    /// Field with the answer in files that name it unusually.
+    pub answer_field: Option<String>,
+    /// Longest prompt in tokens; a longer one is an error.
+    pub max_prompt_length: usize,
+    /// Leave overlong prompts out (and say how many) instead.
+    pub filter_overlong_prompts: bool,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            train: TASKS.into(),
+            eval: TASKS.into(),
+            families: Vec::new(),
+            difficulties: [1, 4],
+            tasks_seed: 0,
+            prompt_field: None,
+            answer_field: None,
+            max_prompt_length: 512,
+            filter_overlong_prompts: false,
+        }
+    }
+}
+
+impl DataConfig {
+    /// What cannot work, one line each.
+    pub fn problems(&self) -> Vec<String> {
+        let [low, high] = self.difficulties;
+        let mut problems = Vec::new();
+        if low < 1 || low > high || high > 4 {
+            problems.push(format!("data.difficulties = [{low}, {high}] must be [from, to] within 1 and 4"));
+        }
+        if self.max_prompt_length == 0 {
+            problems.push("data.max_prompt_length = 0 must be positive".to_string());
+        }
+        problems
+    }
+
+    /// The embedded tasks these settings describe.
+    pub fn generator(&self) -> Generator {
+        let families = if self.families.is_empty() { Family::ALL.to_vec() } else { self.families.clone() };
+        Generator { families, difficulties: self.difficulties[0]..=self.difficulties[1], seed: self.tasks_seed }
+    }
+
+    /// Opens the training or the held-out problems.
+    ///
+    /// # Errors
+    /// When the file is missing or malformed.
+    pub fn open(&self, split: Split) -> Result<Problems> {
+        let path = if split == Split::Train { &self.train } else { &self.eval };
+        if path.as_os_str() == TASKS {
+            return Ok(Problems::Tasks(self.generator(), split));
+        }
+        let fields = Fields { prompt_field: self.prompt_field.clone(), answer_field: self.answer_field.clone() };
+        Ok(Problems::Rows(data::load_problems(path, &fields)?))
+    }
+}
+
+/// Problems by index.
+#[derive(Debug, Clone)]
+pub enum Problems {
+    /// Generated ones, as many as asked for.
+    Tasks(Generator, Split),
+    /// The rows of a file.
+    Rows(Vec<Problem>),
+}
+
+impl Problems {
+    /// The problem at `index` of a pass in a fixed order: task `index`, or row `index` (modulo their number).
+    pub fn get(&self, index: u64) -> Problem {
+        match self {
+            Self::Rows(rows) => rows[(index % rows.len() as u64) as usize].clone(),
+            Self::Tasks(generator, split) => {
+                let task = generator.task(*split, index);
+                let prompt = Prompt::Messages(vec![Message::user(task.question.as_str())]);
+                let mut problem = Problem::new(prompt, task.answer.as_str());
+                problem.data_source = task.family.name().to_string();
+                problem.floor = Some(task.floor_text());
+                problem.extra.insert("terse_opening".to_string(), task.terse_opening().into());
+                problem
+            }
+        }
+    }
+
+    /// The problem a training run meets at `index`: rows come shuffled anew each epoch, as a function of `seed`.
+    pub fn shuffled(&self, seed: u64, index: u64) -> Problem {
+        match self {
+            Self::Tasks(..) => self.get(seed.wrapping_mul(1 << 32).wrapping_add(index)),
+            Self::Rows(rows) => {
+                let count = rows.len() as u64;
+                let mut order: Vec<usize> = (0..rows.len()).collect();
+                Stream::new(&[seed, index / count]).shuffle(&mut order);
+                rows[order[(index % count) as usize]].clone()
+            }
+        }
+    }
+
+    /// Number of distinct problems; none for the endless tasks.
+    pub fn count(&self) -> Option<usize> {
+        match self {
+            Self::Tasks(..) => None,
+            Self::Rows(rows) => Some(rows.len()),
+        }
+    }
+
+    /// The first `limit` problems (all, for 0, of a file).
+    ///
+    /// # Errors
+    /// When all of the endless tasks are asked for.
+    pub fn take(&self, limit: usize) -> Result<Vec<Problem>> {
+        let count = match (self.count(), limit) {
+            (None, 0) => {
+                return Err(Error::Invalid("the embedded tasks are endless; say how many problems".to_string()));
+            }
+            (Some(count), 0) => count,
+            (Some(count), limit) => limit.min(count),
+            (None, limit) => limit,
+        };
+        Ok((0..count as u64).map(|index| self.get(index)).collect())
+    }
+}

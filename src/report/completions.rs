@@ -1,0 +1,174 @@
+//! Completions of one problem before and after training, tokens shaded by entropy.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A line of `completions/eval_*.jsonl`.
+#[derive(Deserialize, Clone)]
+pub(super) struct Completion {
+    problem: Value,
+    #[serde(default)]
+    prompt: String,
+    #[serde(default)]
+    answer: Value,
+    #[serde(default)]
+    data_source: String,
+    correct: bool,
+    #[serde(default)]
+    finished: bool,
+    length: u64,
+    tokens: Vec<String>,
+    #[serde(default)]
+    entropy: Vec<Option<f64>>,
+}
+
+/// A problem with both completions, ready to show.
+#[derive(Serialize)]
+pub(super) struct Example {
+    family: String,
+    prompt: String,
+    answer: String,
+    sides: [Side; 2],
+}
+
+#[derive(Serialize)]
+struct Side {
+    when: &'static str,
+    verdict: &'static str,
+    length: u64,
+    tokens: Vec<Token>,
+    hidden: usize,
+}
+
+#[derive(Serialize)]
+struct Token {
+    text: String,
+    shade: usize,
+    nats: Option<String>,
+}
+
+const MAX_EXAMPLES: usize = 6;
+const MAX_TOKENS: usize = 1500;
+/// Nats at which the next shade begins.
+const SHADES: [f64; 5] = [0.05, 0.2, 0.5, 1.0, 1.5];
+
+/// The shades' legend, lightest first.
+pub(super) fn shades() -> Vec<String> {
+    let mut labels = vec![format!("under {}", SHADES[0])];
+    labels.extend(SHADES.windows(2).map(|w| format!("{}\u{2013}{}", w[0], w[1])));
+    labels.push(format!("{} and over", SHADES[SHADES.len() - 1]));
+    labels
+}
+
+/// A string or a number, as text.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, Into::into)
+}
+
+/// Up to six problems: per data source the largest shortening with both answers correct, and one that is
+/// wrong after training if there is any.
+pub(super) fn choose(before: Vec<Completion>, after: Vec<Completion>) -> Vec<Example> {
+    let mut finals = HashMap::new();
+    for row in after {
+        finals.entry(plain(&row.problem)).or_insert(row);
+    }
+    // `remove`: a problem with several completions is shown once.
+    let mut pairs: Vec<_> =
+        before.into_iter().filter_map(|b| finals.remove(&plain(&b.problem)).map(|a| (b, a))).collect();
+    // Stable: ties keep the file's order.
+    pairs.sort_by_key(|(b, a)| (Reverse(b.correct && a.correct), Reverse(b.length as i128 - a.length as i128)));
+
+    // Round-robin over the data sources, best first.
+    let mut turns = BTreeMap::<String, usize>::new();
+    let mut order: Vec<(usize, String, usize)> = Vec::new();
+    for (i, (b, _)) in pairs.iter().enumerate() {
+        let turn = turns.entry(b.data_source.clone()).or_default();
+        order.push((*turn, b.data_source.clone(), i));
+        *turn += 1;
+    }
+    order.sort();
+    let mut chosen: Vec<usize> = order.into_iter().take(MAX_EXAMPLES).map(|(_, _, i)| i).collect();
+    if !chosen.iter().any(|&i| !pairs[i].1.correct) {
+        // Rather a problem that was solved before.
+        let wrong = (0..pairs.len()).filter(|&i| !pairs[i].1.correct).max_by_key(|&i| (pairs[i].0.correct, Reverse(i)));
+        if let Some(wrong) = wrong {
+            chosen.truncate(MAX_EXAMPLES - 1);
+            chosen.push(wrong);
+        }
+    }
+    chosen.into_iter().map(|i| example(&pairs[i].0, &pairs[i].1)).collect()
+}
+
+fn example(before: &Completion, after: &Completion) -> Example {
+    Example {
+        family: before.data_source.clone(),
+        prompt: before.prompt.clone(),
+        answer: plain(&before.answer),
+        sides: [side("Before", before), side("After", after)],
+    }
+}
+
+fn side(when: &'static str, row: &Completion) -> Side {
+    let tokens = row.tokens.iter().take(MAX_TOKENS).enumerate().map(|(i, text)| {
+        let nats = row.entropy.get(i).copied().flatten();
+        Token {
+            text: text.replace('\n', "\u{21b5}\n"),
+            shade: nats.map_or(0, |n| SHADES.iter().filter(|s| n >= **s).count()),
+            nats: nats.map(|n| format!("{n:.2}")),
+        }
+    });
+    let verdict = match (row.correct, row.finished) {
+        (true, true) => "correct",
+        (true, false) => "correct, cut at the token limit",
+        (false, true) => "wrong",
+        (false, false) => "wrong, cut at the token limit",
+    };
+    let hidden = row.tokens.len().saturating_sub(MAX_TOKENS);
+    Side { when, verdict, length: row.length, tokens: tokens.collect(), hidden }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(problem: u64, family: &str, correct: bool, length: u64) -> Completion {
+        let text = format!(
+            r#"{{"problem": {problem}, "prompt": "{problem}", "data_source": "{family}", "correct": {correct},
+                "finished": true, "length": {length}, "tokens": ["a", "\n"], "entropy": [0.6, null]}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn prompts(examples: &[Example]) -> Vec<&str> {
+        examples.iter().map(|e| e.prompt.as_str()).collect()
+    }
+
+    #[test]
+    fn each_source_is_shown_by_its_largest_shortening() {
+        let before = vec![row(1, "a", true, 50), row(2, "a", true, 90), row(3, "b", true, 10), row(4, "b", false, 99)];
+        let after = vec![row(4, "b", true, 9), row(3, "b", true, 9), row(2, "a", true, 9), row(1, "a", true, 9)];
+        assert_eq!(prompts(&choose(before, after)), ["2", "3", "1", "4"]);
+    }
+
+    #[test]
+    fn a_loss_is_not_hidden() {
+        let before: Vec<_> = (0..20).map(|i| row(i, "a", true, 100 - i)).collect();
+        let after: Vec<_> = (0..20).map(|i| row(i, "a", i != 13, 10)).collect();
+        let examples = choose(before, after);
+        assert_eq!(prompts(&examples), ["0", "1", "2", "3", "4", "13"]);
+        assert_eq!(examples[5].sides[1].verdict, "wrong");
+    }
+
+    #[test]
+    fn problems_match_as_text_or_number_and_tokens_are_shaded() {
+        let mut before = row(7, "a", true, 5);
+        before.problem = Value::String("7".into());
+        let examples = choose(vec![before], vec![row(7, "a", true, 2)]);
+        let tokens = &examples[0].sides[0].tokens;
+        assert_eq!((tokens[0].shade, tokens[0].nats.as_deref()), (3, Some("0.60")));
+        assert_eq!((tokens[1].shade, tokens[1].text.as_str()), (0, "\u{21b5}\n"));
+    }
+}

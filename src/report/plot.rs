@@ -1,0 +1,259 @@
+//! Line plots as SVG whose colours are CSS variables, so that they follow the page's theme.
+
+use plotters::drawing::DrawingAreaErrorKind;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use crate::error::{Error, Result};
+
+/// A colour by its role; the page gives it a value for light and for dark.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Ink {
+    Text,
+    Grid,
+    Blue,
+    Orange,
+    Green,
+    Purple,
+}
+
+impl Ink {
+    const ALL: [Self; 6] = [Self::Text, Self::Grid, Self::Blue, Self::Orange, Self::Green, Self::Purple];
+
+    /// The CSS variable.
+    pub(super) fn variable(self) -> &'static str {
+        match self {
+            Self::Text => "--plot-text",
+            Self::Grid => "--plot-grid",
+            Self::Blue => "--blue",
+            Self::Orange => "--orange",
+            Self::Green => "--green",
+            Self::Purple => "--purple",
+        }
+    }
+
+    /// The placeholder that plotters writes and [`themed`] replaces.
+    fn placeholder(self) -> RGBColor {
+        RGBColor(0xFE, 0xDC, self as u8)
+    }
+
+    /// The colour of the `index`-th stage.
+    pub(super) fn of_stage(index: usize) -> Self {
+        [Self::Blue, Self::Orange, Self::Green, Self::Purple][index % 4]
+    }
+}
+
+/// How a series is drawn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Mark {
+    Line,
+    ThinLine,
+    Dots,
+    FaintDots,
+    /// A hollow circle with the series' label beside it.
+    Start,
+    /// A filled circle with the series' label beside it.
+    End,
+}
+
+/// Points of one kind.
+pub(super) struct Series {
+    pub(super) label: String,
+    pub(super) ink: Ink,
+    pub(super) mark: Mark,
+    pub(super) points: Vec<(f64, f64)>,
+}
+
+/// One plot.
+pub(super) struct Plot {
+    pub(super) title: &'static str,
+    pub(super) note: String,
+    pub(super) x_label: &'static str,
+    pub(super) y_label: &'static str,
+    /// The y axis starts at zero.
+    pub(super) from_zero: bool,
+    pub(super) small: bool,
+    pub(super) series: Vec<Series>,
+    /// The first step of each stage and its name; a vertical line where a stage follows another.
+    pub(super) stages: Vec<(f64, String)>,
+}
+
+/// Everything is drawn at twice its size: plotters rounds coordinates to whole units.
+const SCALE: u32 = 2;
+const FONT_SIZE: u32 = 13;
+
+impl Plot {
+    /// The SVG, or nothing if there is no point to draw.
+    pub(super) fn svg(&self) -> Result<Option<String>> {
+        let points = || self.series.iter().flat_map(|s| s.points.iter().copied());
+        let (Some(xs), Some(ys)) = (extent(points().map(|p| p.0)), extent(points().map(|p| p.1))) else {
+            return Ok(None);
+        };
+        let by_step = self.x_label == "step";
+        let xs = if by_step { xs.0..xs.1.max(xs.0 + 1.0) } else { padded(xs, false) };
+        let ys = padded(ys, self.from_zero);
+        let mut svg = String::new();
+        self.draw(&mut svg, xs, ys, by_step).map_err(|e| Error::Invalid(format!("plot {:?}: {e}", self.title)))?;
+        Ok(Some(themed(&svg, self.title)))
+    }
+
+    fn draw(
+        &self,
+        svg: &mut String,
+        xs: std::ops::Range<f64>,
+        ys: std::ops::Range<f64>,
+        by_step: bool,
+    ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
+        let (top, height) = (ys.end, if self.small { 200 } else { 280 });
+        let (x_places, y_places) = (places(&xs), places(&ys));
+        let root = SVGBackend::with_string(svg, (480 * SCALE, height * SCALE)).into_drawing_area();
+        // plotters divides font sizes by 1.24 when it writes SVG.
+        let font = ("sans-serif", 1.24 * f64::from(FONT_SIZE * SCALE)).into_font().color(&Ink::Text.placeholder());
+        let text = |h, v| font.pos(Pos::new(h, v));
+        let axis = Ink::Text.placeholder().mix(0.6).stroke_width(SCALE);
+        let mut chart = ChartBuilder::on(&root)
+            .margin_top(if self.stages.is_empty() { 10 } else { 22 } * SCALE)
+            .margin_right(14 * SCALE)
+            .margin_left(4 * SCALE)
+            .x_label_area_size(42 * SCALE)
+            .y_label_area_size(58 * SCALE)
+            .build_cartesian_2d(xs.clone(), ys)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(Ink::Grid.placeholder().stroke_width(SCALE))
+            .axis_style(axis)
+            .x_desc(self.x_label)
+            .y_desc(self.y_label)
+            .x_labels(6)
+            .y_labels(if self.small { 4 } else { 6 })
+            .x_label_formatter(&|x| match by_step {
+                true if x.fract().abs() > 1e-6 => String::new(),
+                true => format!("{x:.0}"),
+                false => format!("{x:.x_places$}"),
+            })
+            .y_label_formatter(&|y| format!("{y:.y_places$}"))
+            .label_style(font.clone())
+            .axis_desc_style(font.clone())
+            .draw()?;
+        for (i, (step, name)) in self.stages.iter().enumerate() {
+            let x = step.clamp(xs.start, xs.end);
+            if i > 0 {
+                let line = vec![(x, top), (x, chart.y_range().start)];
+                chart.draw_series([PathElement::new(line, axis)])?;
+            }
+            let style = text(HPos::Left, VPos::Bottom);
+            let label = Text::new(name.clone(), (2 * SCALE as i32, -3 * SCALE as i32), style);
+            chart.draw_series([EmptyElement::at((x, top)) + label])?;
+        }
+        for series in &self.series {
+            let ink = series.ink.placeholder();
+            let points = series.points.iter().copied();
+            let radius = 3 * SCALE;
+            match series.mark {
+                Mark::Line | Mark::ThinLine => {
+                    let width = if series.mark == Mark::Line { 2 } else { 1 } * SCALE;
+                    chart.draw_series(LineSeries::new(points, ink.stroke_width(width)))?;
+                }
+                Mark::Dots => {
+                    chart.draw_series(points.map(|p| Circle::new(p, radius + 1, ink.filled())))?;
+                }
+                Mark::FaintDots => {
+                    chart.draw_series(points.map(|p| Circle::new(p, SCALE, ink.mix(0.35).filled())))?;
+                }
+                Mark::Start | Mark::End => {
+                    let filled = series.mark == Mark::End;
+                    let shape = ShapeStyle { color: ink.to_rgba(), filled, stroke_width: 2 * SCALE };
+                    for (x, y) in points {
+                        // The label goes to the side with more room.
+                        let right = x < (xs.start + xs.end) / 2.0;
+                        let dx = if right { 9 } else { -9 } * SCALE as i32;
+                        let style = text(if right { HPos::Left } else { HPos::Right }, VPos::Center);
+                        chart.draw_series([EmptyElement::at((x, y))
+                            + Circle::new((0, 0), radius + 2, shape)
+                            + Text::new(series.label.clone(), (dx, 0), style)])?;
+                    }
+                }
+            }
+        }
+        root.present()
+    }
+}
+
+/// Smallest and largest value.
+fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.filter(|v| v.is_finite()).fold(None, |acc, v| match acc {
+        None => Some((v, v)),
+        Some((low, high)) => Some((f64::min(low, v), f64::max(high, v))),
+    })
+}
+
+/// A little room around the data, so that no point sits on the frame.
+fn padded((low, high): (f64, f64), from_zero: bool) -> std::ops::Range<f64> {
+    let low = if from_zero { low.min(0.0) } else { low };
+    let room = if high > low { 0.06 * (high - low) } else { 0.1 * high.abs().max(0.01) };
+    // Quantities that are never negative get no negative axis.
+    let bottom = if low >= 0.0 { (low - room).max(0.0) } else { low - room };
+    (if from_zero && low == 0.0 { 0.0 } else { bottom })..high + room
+}
+
+/// Decimal places that tell the axis labels apart.
+fn places(range: &std::ops::Range<f64>) -> usize {
+    // About five labels; the result is small and not negative, so the cast is exact.
+    (-((range.end - range.start) / 5.0).log10().floor()).clamp(0.0, 6.0) as usize
+}
+
+/// Replaces plotters' colours by CSS variables and its fixed size by a label for screen readers.
+fn themed(svg: &str, title: &str) -> String {
+    // Line breaks inside a text element would shift it by a space.
+    let svg = svg.replace("\n</text>", "</text>");
+    let mut svg = Ink::ALL.iter().fold(svg, |svg, ink| {
+        let RGBColor(r, g, b) = ink.placeholder();
+        svg.replace(&format!("\"#{r:02X}{g:02X}{b:02X}\""), &format!("\"var({})\"", ink.variable()))
+    });
+    if let (Some(from), Some(to)) = (svg.find(" width="), svg.find(" viewBox=")) {
+        svg.replace_range(from..to, &format!(" role=\"img\" aria-label=\"{title}\""));
+    }
+    svg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plot(points: Vec<(f64, f64)>) -> Plot {
+        let series = [Mark::Line, Mark::ThinLine, Mark::Dots, Mark::FaintDots, Mark::Start, Mark::End]
+            .map(|mark| Series { label: "a<b".into(), ink: Ink::Blue, mark, points: points.clone() });
+        Plot {
+            title: "Entropy",
+            note: String::new(),
+            x_label: "step",
+            y_label: "nats",
+            from_zero: true,
+            small: false,
+            series: series.into(),
+            stages: vec![(1.0, "compress".into()), (2.0, "enhance".into())],
+        }
+    }
+
+    #[test]
+    fn every_colour_is_a_variable() {
+        let svg = plot(vec![(1.0, 0.3), (2.0, 0.1), (3.0, 0.2)]).svg().unwrap().unwrap();
+        assert!(!svg.contains("\"#"), "{svg}");
+        assert!(!svg.contains("black") && svg.contains("var(--blue)") && svg.contains("var(--plot-text)"));
+        assert!(svg.contains("compress") && svg.contains("enhance") && svg.contains("a&lt;b"));
+    }
+
+    #[test]
+    fn degenerate_data_still_draws() {
+        assert!(plot(vec![]).svg().unwrap().is_none());
+        for y in [0.0, 1.0, -3.0, 1e9] {
+            assert!(plot(vec![(0.0, y)]).svg().unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn axis_labels_differ() {
+        assert_eq!([0.0..0.05, 0.0..1.0, 0.0..9.0, 0.0..300.0].map(|r| places(&r)), [2, 1, 0, 0]);
+    }
+}

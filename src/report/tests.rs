@@ -1,0 +1,129 @@
+use super::*;
+
+const METRICS: &str = r#"{"step":0,"eval/accuracy":0.79,"eval/accuracy_lenient":0.81,"eval/mean_length":160.1,"eval/entropy":0.31,"eval/families/sort/accuracy":0.7,"eval/families/sort/mean_length":120.0}
+{"step":1,"stage":"compress","loss":-0.1,"grad_norm":0.3,"rewards/accuracy/mean":0.78,"entropy":0.31,"entropy/sampling":0.29,"completions/mean_length":151.2,"completions/clipped_ratio":0.01,"completions/mean_length_correct":140.0,"completions/mean_length_wrong":190.0,"timing_s/step":1.5,"timing_s/gen":1.0}
+{"step":2,"stage":"compress","grad_norm":0.2,"rewards/accuracy/mean":0.8,"entropy":0.2,"completions/mean_length":80.0,"completions/mean_length_wrong":null,"unknown":"x","timing_s/step":1.5,"timing_s/gen":1.0}
+{"step":3,"stage":"enhance","rewards/accuracy/mean":0.82,"entropy":0.25,"completions/mean_length":40.0,"eval/accuracy":0.82,"eval/mean_length":35.2,"eval/entropy":0.25,"eval/families/sort/accuracy":0.75,"eval/families/sort/mean_length":30.0}
+"#;
+
+const SUMMARY: &str = r#"{"name":"tiny","seed":7,"model":"tiny-1m","device":"flex","steps":3,"seconds":3725.0,
+"base":{"n":400,"accuracy":0.79,"accuracy_lenient":0.81,"mean_length":160.1,"entropy":0.31},
+"final":{"accuracy":0.82,"accuracy_lenient":0.84,"mean_length":35.2,"entropy":0.25},
+"length_ratio":0.22,"accuracy_delta":0.03,
+"families":{"sort":{"floor":20.0,"base":{"accuracy":0.7,"mean_length":120.0},"final":{"accuracy":0.75,"mean_length":30.0}}},
+"stages":[{"name":"compress","first_step":1,"last_step":2,"exit":"steps"},{"name":"enhance","first_step":3,"last_step":3,"exit":"entropy"}],
+"peak_rss_gb":1.25,"reconstruction":"Stage 2 is a reconstruction."}"#;
+
+const BASE: &str = r#"{"problem":"9","prompt":"47 + 14 < ?","answer":"61","data_source":"sort","correct":true,"finished":true,"length":120,"tokens":["<think>","\n","<script>alert(1)</script>","  61"],"entropy":[0.01,0.3,2.0,0.1]}"#;
+const FINAL: &str = r#"{"problem":9,"prompt":"47 + 14 < ?","answer":"61","data_source":"sort","correct":true,"finished":true,"length":30,"tokens":["61"],"entropy":[0.02]}"#;
+
+fn unfinished_run() -> tempfile::TempDir {
+    let run = tempfile::tempdir().unwrap();
+    fs::write(run.path().join("metrics.jsonl"), METRICS).unwrap();
+    fs::write(run.path().join("config.toml"), "name = \"<b>\"\n").unwrap();
+    run
+}
+
+fn finished_run() -> tempfile::TempDir {
+    let run = unfinished_run();
+    fs::write(run.path().join("summary.json"), SUMMARY).unwrap();
+    fs::create_dir(run.path().join("completions")).unwrap();
+    fs::write(run.path().join("completions/eval_base.jsonl"), BASE).unwrap();
+    fs::write(run.path().join("completions/eval_final.jsonl"), FINAL).unwrap();
+    run
+}
+
+fn report(run: &Path) -> String {
+    fs::read_to_string(write(run).unwrap()).unwrap()
+}
+
+fn assert_has(html: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(html.contains(part), "the page lacks {part:?}");
+    }
+}
+
+#[test]
+fn a_finished_run_shows_its_figures() {
+    let run = finished_run();
+    let html = report(run.path());
+    assert_has(&html, &["79.0% → 82.0%", "160.1 → 35.2", ">0.22<", "rose by 3.0 points", "fell by 78.0%"]);
+    assert_has(&html, &["includes zero; 400 problems", "Stage 2 is a reconstruction."]);
+    assert_has(&html, &["<td>6.00×</td><td>1.50×</td>", "<td>+5.0</td>", "<td>−75%</td>"]);
+    assert_has(&html, &["1 h 2 min", "1.25 GB", "66.7%", "enhance: steps 3–3 (exit: entropy)"]);
+    assert!(!html.contains("unfinished"));
+}
+
+#[test]
+fn every_plot_is_inline_and_follows_the_theme() {
+    let run = finished_run();
+    let html = report(run.path());
+    assert_eq!(html.matches("<svg").count(), 6);
+    assert_has(&html, &["prefers-color-scheme: dark", "var(--plot-text)", "\ncompress</text>", "\nenhance</text>"]);
+    let svgs = html.split("<svg").skip(1).map(|rest| rest.split("</svg>").next().unwrap());
+    for svg in svgs {
+        assert!(!svg.contains("=\"#") && !svg.contains("black"), "{svg}");
+    }
+    assert!(!html.contains("<script") && !html.contains("http-equiv") && !html.contains("src="));
+    let links: Vec<_> = html.match_indices("http").collect();
+    assert_eq!(links.len(), html.matches("http://www.w3.org/2000/svg").count());
+}
+
+#[test]
+fn what_a_model_writes_is_escaped() {
+    let run = finished_run();
+    let html = report(run.path());
+    assert_has(&html, &["&lt;script&gt;alert(1)&lt;&#x2f;script&gt;", "47 + 14 &lt; ?", "↵\n", ">  61</span>"]);
+    assert_has(&html, &["name = &quot;&lt;b&gt;&quot;", "class=\"s5\" title=\"2.00\""]);
+}
+
+#[test]
+fn an_unfinished_run_says_so() {
+    let run = unfinished_run();
+    assert_has(&report(run.path()), &["3 steps so far", "at step 3", "79.0% → 82.0%", "no interval is given", "sort"]);
+
+    fs::write(run.path().join("metrics.jsonl"), METRICS.lines().next().unwrap()).unwrap();
+    assert_has(&report(run.path()), &["0 steps so far", "79.0% → –", "No data yet."]);
+    fs::write(run.path().join("metrics.jsonl"), "").unwrap();
+    fs::remove_file(run.path().join("config.toml")).unwrap();
+    assert_has(&report(run.path()), &["0 steps so far", "No config.toml"]);
+}
+
+#[test]
+fn malformed_lines_are_named() {
+    let run = finished_run();
+    let cases = [
+        ("metrics.jsonl", format!("{METRICS}{{\"step\":4,"), 5),
+        ("metrics.jsonl", "{\"loss\":1}".into(), 1),
+        ("completions/eval_final.jsonl", format!("{FINAL}\n[]"), 2),
+    ];
+    for (name, text, line) in cases {
+        let path = run.path().join(name);
+        let good = fs::read(&path).unwrap();
+        fs::write(&path, text).unwrap();
+        let error = write(run.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{name}:{line}: ")), "{error}");
+        fs::write(&path, good).unwrap();
+    }
+    fs::write(run.path().join("summary.json"), "{").unwrap();
+    assert!(write(run.path()).unwrap_err().to_string().contains("summary.json: "));
+    assert!(write(&run.path().join("absent")).unwrap_err().to_string().contains("metrics.jsonl"));
+}
+
+/// Newcombe (1998), table II, row (a), method 10: 56/70 against 48/80.
+#[test]
+fn the_interval_is_newcombes() {
+    let (low, high) = interval(48.0 / 80.0, 80, 56.0 / 70.0, 70);
+    assert!((low - 0.0524).abs() < 1e-4 && (high - 0.3339).abs() < 1e-4, "{low} {high}");
+}
+
+#[test]
+fn a_resumed_step_counts_once() {
+    let run = unfinished_run();
+    let again = format!("{METRICS}{{\"step\":2,\"stage\":\"compress\",\"entropy\":0.9}}\n");
+    fs::write(run.path().join("metrics.jsonl"), again).unwrap();
+    let metrics = Metrics::read(&run.path().join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.points("entropy"), [(1.0, 0.31), (2.0, 0.9), (3.0, 0.25)]);
+    let stage = |name: &str, first, last| Stage { name: name.into(), first, last };
+    assert_eq!(metrics.stages(), [stage("compress", 1, 2), stage("enhance", 3, 3)]);
+}

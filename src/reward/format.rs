@@ -1,0 +1,53 @@
+//! The format reward: thinking once, then an answer, and nothing left open.
+
+use crate::data::Problem;
+use crate::reward::answer::{after_thinking, stated};
+use crate::reward::{Completion, Reward};
+
+/// 1 for a finished `<think>…</think>` followed by a stated answer, else 0.
+///
+/// Some chat templates write `<think>` into the prompt, so a completion may begin inside it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Format;
+
+impl Reward for Format {
+    fn name(&self) -> &str {
+        "format"
+    }
+
+    fn score(&self, _problem: &Problem, completion: &Completion) -> Option<f32> {
+        Some(if completion.finished && well_formed(completion.text) { 1.0 } else { 0.0 })
+    }
+}
+
+fn well_formed(text: &str) -> bool {
+    let text = text.trim_start();
+    let thinking = text.strip_prefix("<think>").unwrap_or(text);
+    thinking.matches("</think>").count() == 1
+        && !thinking.contains("<think>")
+        && after_thinking(text).and_then(stated).is_some_and(|answer| !answer.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_thinking_once_and_then_answering_is_well_formed() {
+        let table = [
+            ("<think>a</think>\n\\boxed{5}", true),
+            ("a</think> #### 5", true),
+            ("<think>a</think><answer>5</answer>", true),
+            ("<think>a</think> 5", false),
+            ("<think>\\boxed{5}</think> done", false),
+            ("<think>a</think>\\boxed{}", false),
+            ("<think>a</think><think>b</think>\\boxed{5}", false),
+            ("so <think>a</think>\\boxed{5}", false),
+            ("<think>a \\boxed{5}", false),
+            ("\\boxed{5}", false),
+        ];
+        for (text, want) in table {
+            assert_eq!(well_formed(text), want, "{text:?}");
+        }
+    }
+}

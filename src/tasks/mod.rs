@@ -1,0 +1,540 @@
+//! Procedurally generated mathematics with verifiable answers and reference traces.
+//!
+//! Six families draw problems of difficulty 1 to 4 as a list of abstract steps (`steps`); one writer (`prose`) turns the
+//! steps into a trace in a [`Manner`]: terse, lean, or in the wordy ways of a large reasoning model. Everything is a pure
+//! function of seed, split and index. A question belongs to the held-out split iff its text's hash says so, whatever the
+//! seed, so the splits are disjoint by construction.
+
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+use crate::noise::{Stream, mix_text};
+
+mod arithmetic;
+mod base;
+mod equation;
+mod prose;
+mod remainder;
+mod sequence;
+mod steps;
+mod story;
+
+/// A family of problems; its name is the `data_source` of its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Expressions with `+`, `-`, `*` and brackets.
+    Arithmetic,
+    /// Linear equations.
+    Equation,
+    /// Remainders and greatest common divisors.
+    Remainder,
+    /// Word problems.
+    Story,
+    /// Number sequences.
+    Sequence,
+    /// Conversion between bases.
+    Base,
+}
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Self; 6] =
+        [Self::Arithmetic, Self::Equation, Self::Remainder, Self::Story, Self::Sequence, Self::Base];
+
+    /// The name used in rows and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Arithmetic => "arithmetic",
+            Self::Equation => "equation",
+            Self::Remainder => "remainder",
+            Self::Story => "story",
+            Self::Sequence => "sequence",
+            Self::Base => "base",
+        }
+    }
+
+    /// The family of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.name() == name)
+    }
+
+    fn draw(self, difficulty: u8, random: &mut Stream) -> Draft {
+        match self {
+            Self::Arithmetic => arithmetic::draw(difficulty, random),
+            Self::Equation => equation::draw(difficulty, random),
+            Self::Remainder => remainder::draw(difficulty, random),
+            Self::Story => story::draw(difficulty, random),
+            Self::Sequence => sequence::draw(difficulty, random),
+            Self::Base => base::draw(difficulty, random),
+        }
+    }
+}
+
+/// Which half of the problems: one question in ten is held out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    /// For training.
+    Train,
+    /// For evaluation.
+    HeldOut,
+}
+
+impl Split {
+    /// The split a question belongs to.
+    pub fn of(question: &str) -> Self {
+        if mix_text(question).is_multiple_of(10) { Self::HeldOut } else { Self::Train }
+    }
+}
+
+/// How a trace is written; recognisable from its first tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Manner {
+    /// No words, every step in one go.
+    Terse,
+    /// Next to no words, hard steps decomposed.
+    Lean,
+    /// A few words, rarely a check.
+    Brief,
+    /// A plan, some checks, usually a second derivation.
+    Usual,
+    /// More checks and second derivations.
+    Long,
+    /// Hesitation and repeated derivations.
+    Rambling,
+}
+
+impl Manner {
+    /// Every manner, from short to long.
+    pub const ALL: [Self; 6] = [Self::Terse, Self::Lean, Self::Brief, Self::Usual, Self::Long, Self::Rambling];
+
+    /// The name used in rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Terse => "terse",
+            Self::Lean => "lean",
+            Self::Brief => "brief",
+            Self::Usual => "usual",
+            Self::Long => "long",
+            Self::Rambling => "rambling",
+        }
+    }
+
+    /// The manner's share of the mixture.
+    pub fn weight(self) -> f64 {
+        prose::style(self).weight
+    }
+
+    /// Draws a manner from the mixture.
+    pub fn draw(random: &mut Stream) -> Self {
+        let mut left = random.unit() * Self::ALL.iter().map(|manner| manner.weight()).sum::<f64>();
+        for manner in Self::ALL {
+            left -= manner.weight();
+            if left < 0.0 {
+                return manner;
+            }
+        }
+        Self::Rambling
+    }
+}
+
+/// What a family contributes: a question, its steps, and words for the prose.
+struct Draft {
+    question: String,
+    /// What is sought, as a noun phrase.
+    goal: String,
+    /// How it is done, as a sentence.
+    approach: &'static str,
+    plan: steps::Plan,
+}
+
+/// A problem with its answer and its solution.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// The family it was drawn from.
+    pub family: Family,
+    /// 1 (one or two easy steps) to 4 (a long chain).
+    pub difficulty: u8,
+    /// The user's message.
+    pub question: String,
+    /// The right answer.
+    pub answer: String,
+    goal: String,
+    approach: &'static str,
+    plan: steps::Plan,
+}
+
+impl Task {
+    /// `None` for a draft whose right solution is not presentable (a negative or four-digit number on the way).
+    fn new(family: Family, difficulty: u8, draft: Draft) -> Option<Self> {
+        let Draft { question, goal, approach, plan } = draft;
+        let answer = plan.answer(&plan.finish(&[])?);
+        Some(Self { family, difficulty, question, answer, goal, approach, plan })
+    }
+
+    /// Writes a trace in the given manner; with `slips`, some are wrong.
+    pub fn trace(&self, manner: Manner, slips: bool, random: &mut Stream) -> Trace {
+        prose::write(self, manner, slips, random)
+    }
+
+    /// The shortest reference: the terse trace without a slip.
+    pub fn floor_text(&self) -> String {
+        self.trace(Manner::Terse, false, &mut Stream::new(&[0])).text
+    }
+
+    /// The start of the terse trace, up to the first `=`, such as `<think>47*6=`: forced in front of a completion, it
+    /// makes a model terse.
+    pub fn terse_opening(&self) -> String {
+        self.floor_text().split_inclusive('=').next().unwrap_or_default().to_owned()
+    }
+}
+
+/// A completion, without the end-of-turn token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace {
+    /// `<think>…</think>…\boxed{…}`.
+    pub text: String,
+    /// How it is written.
+    pub manner: Manner,
+    /// The answer it ends with.
+    pub answer: String,
+    /// Whether that is the right one.
+    pub correct: bool,
+}
+
+/// A chat message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `user` or `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+/// A row of a data set: fit for fine-tuning (`messages`) and for RL (`prompt`, `answer`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Question and trace.
+    pub messages: Vec<Message>,
+    /// The question alone.
+    pub prompt: Vec<Message>,
+    /// The right answer, also where the trace ends with another.
+    pub answer: String,
+    /// The family.
+    pub data_source: Family,
+    /// 1 to 4.
+    pub difficulty: u8,
+    /// How the trace is written.
+    pub manner: Manner,
+    /// The terse trace without a slip.
+    pub floor: String,
+}
+
+/// Problems by index: a pure function of seed, split and index.
+#[derive(Debug, Clone)]
+pub struct Generator {
+    /// Families, taken in turn.
+    pub families: Vec<Family>,
+    /// Difficulties, drawn evenly.
+    pub difficulties: RangeInclusive<u8>,
+    /// Key of every draw.
+    pub seed: u64,
+}
+
+impl Generator {
+    /// Every family and difficulty.
+    pub fn new(seed: u64) -> Self {
+        Self { families: Family::ALL.to_vec(), difficulties: 1..=4, seed }
+    }
+
+    /// The problem at `index` of a split.
+    ///
+    /// # Panics
+    /// Without families, or with difficulties outside 1 to 4.
+    pub fn task(&self, split: Split, index: u64) -> Task {
+        let (low, high) = (*self.difficulties.start(), *self.difficulties.end());
+        assert!(1 <= low && low <= high && high <= 4, "difficulties {low}..={high} are not within 1..=4");
+        assert!(!self.families.is_empty(), "no families to draw from");
+        let family = self.families[(index % self.families.len() as u64) as usize];
+        let mut random = self.stream("task", split, index);
+        let difficulty = random.range(low.into(), high.into()) as u8;
+        loop {
+            let task = Task::new(family, difficulty, family.draw(difficulty, &mut random));
+            if let Some(task) = task.filter(|task| Split::of(&task.question) == split) {
+                return task;
+            }
+        }
+    }
+
+    /// The problem at `index` with a trace in a drawn manner, slips included.
+    pub fn row(&self, split: Split, index: u64) -> Row {
+        let task = self.task(split, index);
+        let mut random = self.stream("trace", split, index);
+        let manner = Manner::draw(&mut random);
+        let trace = task.trace(manner, true, &mut random);
+        let message = |role: &str, content| Message { role: role.into(), content };
+        let question = message("user", task.question.clone());
+        Row {
+            floor: task.floor_text(),
+            messages: vec![question.clone(), message("assistant", trace.text)],
+            prompt: vec![question],
+            answer: task.answer,
+            data_source: task.family,
+            difficulty: task.difficulty,
+            manner,
+        }
+    }
+
+    fn stream(&self, purpose: &str, split: Split, index: u64) -> Stream {
+        Stream::new(&[mix_text(purpose), self.seed, split as u64, index])
+    }
+}
+
+/// A table of what `tasks` problems look like per family: mean floor, mean trace length over the mixture of manners,
+/// their ratio, mean length and reference accuracy per manner. `tokens` counts a completion's tokens without the
+/// end-of-turn token.
+pub fn summary(generator: &Generator, tasks: u64, tokens: impl Fn(&str) -> usize) -> String {
+    let mut text = format!("{:<11}{:>6}{:>7}{:>7}", "family", "floor", "trace", "ratio");
+    Manner::ALL.iter().for_each(|manner| text += &format!("{:>15}", manner.name()));
+    let mut rows = vec![[[0.0f64; 3]; 7]; Family::ALL.len() + 1];
+    let mut mixed = Vec::new();
+    for index in 0..tasks {
+        let task = generator.task(Split::Train, index);
+        let mut random = generator.stream("trace", Split::Train, index);
+        let drawn = Manner::draw(&mut random);
+        for (column, manner) in Manner::ALL.into_iter().enumerate() {
+            let trace = task.trace(manner, true, &mut random);
+            let length = tokens(&trace.text) + 1;
+            if manner == drawn {
+                mixed.push(length);
+            }
+            for row in [task.family as usize, Family::ALL.len()] {
+                rows[row][column][0] += length as f64;
+                rows[row][column][1] += f64::from(u8::from(trace.correct));
+                rows[row][column][2] += 1.0;
+            }
+        }
+        for row in [task.family as usize, Family::ALL.len()] {
+            rows[row][6][0] += (tokens(&task.floor_text()) + 1) as f64;
+            rows[row][6][2] += 1.0;
+        }
+    }
+    let names = Family::ALL.iter().map(|family| family.name()).chain(["all"]);
+    for (name, row) in names.zip(&rows).filter(|(_, row)| row[6][2] > 0.0) {
+        let mean = |column: usize, what: usize| row[column][what] / row[column][2];
+        let trace: f64 = Manner::ALL.iter().enumerate().map(|(at, manner)| manner.weight() * mean(at, 0)).sum();
+        text += &format!("\n{name:<11}{:>6.1}{trace:>7.1}{:>7.2}", mean(6, 0), trace / mean(6, 0));
+        for column in 0..6 {
+            text += &format!("{:>8.1} {:>5.1}%", mean(column, 0), 100.0 * mean(column, 1));
+        }
+    }
+    mixed.sort_unstable();
+    let at = |share: f64| mixed.get((share * mixed.len() as f64) as usize).copied().unwrap_or(0);
+    text + &format!("\nlengths: median {}, 99.5 % below {}, longest {}", at(0.5), at(0.995), mixed.last().unwrap_or(&0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Recursive descent over `+ - * ( )`, to check answers without the planner.
+    struct Evaluator<'a>(&'a [u8]);
+
+    impl Evaluator<'_> {
+        fn sum(&mut self) -> i64 {
+            let mut value = self.product();
+            while let Some((&sign @ (b'+' | b'-'), rest)) = self.0.split_first() {
+                self.0 = rest;
+                let term = self.product();
+                value += if sign == b'+' { term } else { -term };
+            }
+            value
+        }
+
+        fn product(&mut self) -> i64 {
+            let mut value = self.atom();
+            while let Some((b'*', rest)) = self.0.split_first() {
+                self.0 = rest;
+                value *= self.atom();
+            }
+            value
+        }
+
+        fn atom(&mut self) -> i64 {
+            if let Some((b'(', rest)) = self.0.split_first() {
+                self.0 = rest;
+                let value = self.sum();
+                self.0 = &self.0[1..];
+                return value;
+            }
+            let digits = self.0.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let (number, rest) = self.0.split_at(digits);
+            self.0 = rest;
+            std::str::from_utf8(number).unwrap().parse().unwrap()
+        }
+    }
+
+    fn numbers(text: &str) -> Vec<i64> {
+        text.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    }
+
+    fn gcd(a: i64, b: i64) -> i64 {
+        if b == 0 { a } else { gcd(b, a % b) }
+    }
+
+    /// The answer by other means, or `None` for word problems.
+    fn independent(task: &Task) -> Option<String> {
+        let question = &task.question;
+        let numbers = numbers(question);
+        let value = match task.family {
+            Family::Arithmetic => {
+                let text = question.trim_start_matches("Compute ").trim_start_matches("What is ");
+                Evaluator(&text.as_bytes()[..text.len() - 1]).sum()
+            }
+            Family::Equation => {
+                let text = question.trim_start_matches("Solve ").trim_start_matches("Find x if ");
+                let text = text.trim_end_matches('.').trim_end_matches(" for x");
+                let (left, right) = text.split_once('=').unwrap();
+                let at = |side: &str, x: i64| {
+                    let side = if side.starts_with('x') { side.replace('x', "(X)") } else { side.replace('x', "*(X)") };
+                    Evaluator(side.replace('X', &x.to_string()).as_bytes()).sum()
+                };
+                (0..=99).find(|&x| at(left, x) == at(right, x)).unwrap()
+            }
+            Family::Remainder if question.contains("emainder") => numbers[0] % numbers[1],
+            Family::Remainder => gcd(numbers[0], numbers[1]),
+            Family::Sequence if question.starts_with("What comes next") => {
+                // Newton's extrapolation: the next value of the polynomial through all terms.
+                let mut row = numbers.clone();
+                let mut next = 0;
+                while let Some(&last) = row.last() {
+                    next += last;
+                    row = row.windows(2).map(|pair| pair[1] - pair[0]).collect();
+                }
+                next
+            }
+            Family::Sequence if question.starts_with("What is term") => {
+                numbers[1] + (numbers[0] - 1) * (numbers[2] - numbers[1])
+            }
+            Family::Sequence => {
+                let (first, step) = (numbers[1], numbers[2] - numbers[1]);
+                let terms: Vec<i64> = (0..numbers[0]).map(|at| first + at * step).collect();
+                assert_eq!(terms.last(), numbers.last(), "{question}");
+                terms.iter().sum()
+            }
+            Family::Base if question.ends_with("decimal.") => {
+                i64::from_str_radix(&numbers[0].to_string(), numbers[1] as u32).unwrap()
+            }
+            Family::Base if question.ends_with("decimal?") => {
+                i64::from_str_radix(&numbers[1].to_string(), numbers[0] as u32).unwrap()
+            }
+            Family::Base => {
+                assert_eq!(i64::from_str_radix(&task.answer, numbers[1] as u32), Ok(numbers[0]), "{question}");
+                return Some(task.answer.clone());
+            }
+            Family::Story => return None,
+        };
+        Some(value.to_string())
+    }
+
+    #[test]
+    fn answers_agree_with_an_independent_evaluation() {
+        let generator = Generator::new(3);
+        for index in 0..6000 {
+            let task = generator.task(Split::Train, index);
+            if let Some(answer) = independent(&task) {
+                assert_eq!(task.answer, answer, "{}", task.question);
+            }
+        }
+    }
+
+    #[test]
+    fn the_answer_of_a_word_problem_uses_its_numbers() {
+        // Every operand of the terse trace is a number of the question or an earlier result.
+        let generator = Generator { families: vec![Family::Story], ..Generator::new(4) };
+        for index in 0..500 {
+            let task = generator.task(Split::Train, index);
+            let mut known = numbers(&task.question);
+            for step in task.plan.finish(&[]).unwrap() {
+                let calculation = step.calculation;
+                assert!(known.contains(&calculation.left) && known.contains(&calculation.right), "{}", task.question);
+                known.push(step.outcome.value);
+            }
+        }
+    }
+
+    #[test]
+    fn splits_are_disjoint_whatever_the_seed() {
+        let questions = |seed, split| -> std::collections::HashSet<String> {
+            let generator = Generator::new(seed);
+            (0..10_000).map(|index| generator.task(split, index).question).collect()
+        };
+        let held_out = questions(1, Split::HeldOut);
+        assert!(held_out.is_disjoint(&questions(1, Split::Train)));
+        assert!(held_out.is_disjoint(&questions(2, Split::Train)));
+    }
+
+    #[test]
+    fn a_trace_without_slips_ends_with_the_right_answer_in_every_manner() {
+        let generator = Generator::new(5);
+        for index in 0..1200 {
+            let task = generator.task(Split::HeldOut, index);
+            for manner in Manner::ALL {
+                let trace = task.trace(manner, false, &mut Stream::new(&[index]));
+                assert!(trace.correct, "{}\n{}", task.question, trace.text);
+                assert!(trace.text.contains(&format!("\\boxed{{{}}}", task.answer)), "{}", trace.text);
+                assert!(!trace.text.contains("not right"), "{}", trace.text);
+            }
+        }
+    }
+
+    #[test]
+    fn terse_traces_slip_more_than_wordy_ones() {
+        let generator = Generator::new(6);
+        let accuracy = |manner| {
+            let right = |&index: &u64| {
+                generator.task(Split::Train, index).trace(manner, true, &mut Stream::new(&[8, index])).correct
+            };
+            (0..3000).filter(right).count() as f64 / 3000.0
+        };
+        let (terse, lean, usual) = (accuracy(Manner::Terse), accuracy(Manner::Lean), accuracy(Manner::Usual));
+        // Standard deviations are below 0.8 points; the bounds leave five of them.
+        assert!((0.75..0.88).contains(&terse) && lean > terse + 0.05 && usual > lean, "{terse} {lean} {usual}");
+    }
+
+    #[test]
+    fn openings_give_the_manner_away() {
+        let task = Generator::new(7).task(Split::Train, 0);
+        let opening = |manner| {
+            let text = task.trace(manner, true, &mut Stream::new(&[9])).text;
+            text["<think>".len()..].split(' ').next().unwrap().to_owned()
+        };
+        assert!(task.floor_text().starts_with(&task.terse_opening()) && task.terse_opening().ends_with('='));
+        assert!(opening(Manner::Terse).starts_with(|c: char| c.is_ascii_digit()));
+        let words = [Manner::Lean, Manner::Brief, Manner::Usual, Manner::Long, Manner::Rambling].map(opening);
+        assert_eq!(words, ["So", "Okay,", "Let", "Alright,", "Hmm,"]);
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_rows_of_the_documented_shape() {
+        let row = Generator::new(8).row(Split::Train, 17);
+        assert_eq!(row, Generator::new(8).row(Split::Train, 17));
+        assert_ne!(row, Generator::new(9).row(Split::Train, 17));
+        let value = serde_json::to_value(&row).unwrap();
+        let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["messages", "prompt", "answer", "data_source", "difficulty", "manner", "floor"]);
+        assert_eq!(value["data_source"], "base");
+        assert_eq!(value["messages"][0], value["prompt"][0]);
+        assert_eq!(value["messages"][1]["role"], "assistant");
+    }
+
+    #[test]
+    fn the_manners_cover_the_mixture_and_the_summary_names_every_family() {
+        assert!((Manner::ALL.iter().map(|manner| manner.weight()).sum::<f64>() - 1.0).abs() < 1e-9);
+        let table = summary(&Generator::new(10), 60, str::len);
+        assert!(Family::ALL.iter().all(|family| table.contains(family.name())), "{table}");
+    }
+}

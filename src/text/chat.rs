@@ -1,0 +1,362 @@
+//! Messages and the chat template that turns them into one text.
+//!
+//! Templates are Jinja, written for the environment of Hugging Face `transformers`. This one offers the same: blocks
+//! trimmed, `raise_exception`, `strftime_now`, a `tojson` that keeps Unicode and does not escape HTML, Python's string
+//! and dict methods, and `{% generation %}` markers (which only mean something to a loss mask and are ignored here).
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`; templates may know others.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+
+    /// A user's turn.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new("user", content)
+    }
+}
+
+/// What a model is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Prompt {
+    /// A plain text; stands for a single user turn wherever the tokenizer has a chat template.
+    Text(String),
+    /// A conversation that ends with the turn to answer.
+    Messages(Vec<Message>),
+}
+
+impl Prompt {
+    /// The words of the prompt without roles; a plain text and the same text as a single user turn are equal here.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Messages(messages) => messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n"),
+        }
+    }
+
+    /// The prompt as a conversation; a plain text becomes one user turn.
+    pub fn to_messages(&self) -> Vec<Message> {
+        match self {
+            Self::Text(text) => vec![Message::user(text)],
+            Self::Messages(messages) => messages.clone(),
+        }
+    }
+}
+
+/// The special tokens a template may write, as texts.
+#[derive(Debug, Clone, Default)]
+pub struct SpecialTokens {
+    /// Begins a text.
+    pub bos: Option<String>,
+    /// Ends a turn or a text.
+    pub eos: Option<String>,
+    /// Fills a batch.
+    pub pad: Option<String>,
+}
+
+/// A compiled chat template.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    file: PathBuf,
+    tokens: SpecialTokens,
+}
+
+const TEMPLATE: &str = "chat_template";
+
+impl ChatTemplate {
+    /// Compiles `source`, which was read from `file`.
+    pub fn new(source: &str, file: &Path, tokens: SpecialTokens) -> Result<Self> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| Error::file(file, describe(&e)))?);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", |format: &str| strftime(format, seconds_now()));
+        environment.add_filter("tojson", to_json);
+        environment
+            .add_template_owned(TEMPLATE, without_generation_markers(source))
+            .map_err(|e| Error::file(file, format!("chat template: {}", describe(&e))))?;
+        Ok(Self { environment, file: file.to_path_buf(), tokens })
+    }
+
+    /// Renders a conversation; `add_generation_prompt` opens the assistant's turn.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let fail = |e: minijinja::Error| Error::file(&self.file, format!("chat template: {}", describe(&e)));
+        let none = Value::from(());
+        let turn = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
+        let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
+        self.environment
+            .get_template(TEMPLATE)
+            .map_err(fail)?
+            .render(context! {
+                messages => messages.iter().map(turn).collect::<Value>(),
+                add_generation_prompt,
+                bos_token => token(&self.tokens.bos),
+                eos_token => token(&self.tokens.eos),
+                pad_token => token(&self.tokens.pad),
+                tools => none.clone(),
+                documents => none,
+            })
+            .map_err(fail)
+    }
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    let line = error.line().map(|line| format!(" (template line {line})")).unwrap_or_default();
+    let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
+    format!("{}{detail}{line}", error.kind())
+}
+
+fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_string()))
+}
+
+/// Turns `{% generation %}` and `{% endgeneration %}` into tags that do nothing but trim as they did.
+fn without_generation_markers(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(open) = rest.find("{%") {
+        let Some(close) = rest[open..].find("%}").map(|close| open + close) else { break };
+        let word = rest[open + 2..close].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        let replacement = match word {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        out.push_str(&rest[..open]);
+        let tag = &rest[open..close + 2];
+        match replacement {
+            Some(replacement) => out.push_str(&tag.replace(word, replacement)),
+            None => out.push_str(tag),
+        }
+        rest = &rest[close + 2..];
+    }
+    out + rest
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False)`: minijinja's spacing is the same, its escapes for HTML are undone.
+fn to_json(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> std::result::Result<Value, minijinja::Error> {
+    // Templates ask for what is done anyway.
+    let _: Option<bool> = kwargs.get("ensure_ascii")?;
+    let json = minijinja::filters::tojson(value, indent, kwargs)?;
+    let json = json.as_str().unwrap_or_default();
+    let mut out = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let plain = ["\\u003c", "\\u003e", "\\u0026", "\\u0027"].iter().zip(["<", ">", "&", "'"]);
+        let (skip, text) = match plain.into_iter().find(|(escape, _)| rest.starts_with(**escape)) {
+            Some((escape, text)) => (escape.len(), text),
+            // Any other escape is a backslash and at least one ASCII character.
+            None => (2, &rest[..2]),
+        };
+        out.push_str(text);
+        rest = &rest[skip..];
+    }
+    Ok(Value::from(out + rest))
+}
+
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The date and time in UTC; a directive that is not known stays as it is written.
+fn strftime(format: &str, seconds: u64) -> String {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    let days = seconds / 86_400;
+    let (year, month, day) = civil(days);
+    let month_name = MONTHS[month as usize - 1];
+    let day_name = DAYS[(days % 7) as usize];
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('Y') => out += &year.to_string(),
+            Some('y') => out += &format!("{:02}", year % 100),
+            Some('m') => out += &format!("{month:02}"),
+            Some('d') => out += &format!("{day:02}"),
+            Some('B') => out += month_name,
+            Some('b') => out += &month_name[..3],
+            Some('A') => out += day_name,
+            Some('a') => out += &day_name[..3],
+            Some('H') => out += &format!("{:02}", seconds / 3600 % 24),
+            Some('M') => out += &format!("{:02}", seconds / 60 % 60),
+            Some('S') => out += &format!("{:02}", seconds % 60),
+            Some('%') => out.push('%'),
+            Some(other) => out.extend(['%', other]),
+            None => out.push('%'),
+        }
+    }
+    out
+}
+
+/// Year, month and day of a number of days since 1970-01-01.
+fn civil(mut days: u64) -> (u64, u64, u64) {
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    (year, month as u64 + 1, days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(source: &str) -> ChatTemplate {
+        let tokens = SpecialTokens { bos: Some("<s>".into()), eos: Some("</s>".into()), pad: None };
+        ChatTemplate::new(source, Path::new("dir/tokenizer_config.json"), tokens).unwrap()
+    }
+
+    /// Qwen3's template from its published tokenizer_config.json, without the branch for tool calls.
+    const QWEN3: &str = r#"{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- for tool in tools %}
+        {{- "\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+{%- else %}
+    {%- if messages[0].role == 'system' %}
+        {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.content is string %}
+        {%- set content = message.content %}
+    {%- else %}
+        {%- set content = '' %}
+    {%- endif %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set reasoning_content = '' %}
+        {%- if message.reasoning_content is string %}
+            {%- set reasoning_content = message.reasoning_content %}
+        {%- else %}
+            {%- if '</think>' in content %}
+                {%- set reasoning_content = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+                {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+            {%- endif %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index %}
+            {%- if loop.last or (not loop.last and reasoning_content) %}
+                {{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+            {%- else %}
+                {{- '<|im_start|>' + message.role + '\n' + content }}
+            {%- endif %}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}"#;
+
+    #[test]
+    fn qwen3_template_renders_as_published() {
+        let messages = [
+            Message::new("system", "Be brief."),
+            Message::user("1+1?"),
+            Message::new("assistant", "<think>\nadd\n</think>\n\n2"),
+            Message::user("2+2?"),
+        ];
+        let got = template(QWEN3).render(&messages, true).unwrap();
+        let want = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n2\
+                    <|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n";
+        assert_eq!(got, want);
+        let last = template(QWEN3).render(&messages[1..3], false).unwrap();
+        assert!(last.ends_with("<|im_start|>assistant\n<think>\nadd\n</think>\n\n2<|im_end|>\n"), "{last}");
+    }
+
+    #[test]
+    fn blocks_are_trimmed_and_markers_ignored() {
+        let source = "{{ bos_token }}{% for m in messages %}\n  {% if m['role'] == 'user' %}\nU:{{ m['content'] | trim }}\n  \
+                      {% else %}\n{% generation %}\nA:{{ m.content }}{{ eos_token }}\n{% endgeneration %}\n  {% endif %}\n{% endfor %}";
+        let messages = [Message::user(" hi "), Message::new("assistant", "yo")];
+        assert_eq!(template(source).render(&messages, false).unwrap(), "<s>U:hi\nA:yo</s>\n");
+    }
+
+    #[test]
+    fn json_is_pythons() {
+        let source = "{{ {'a': [1, 'é<b>&\\'', none, true, '\\\\u003c\\n']} | tojson }}";
+        assert_eq!(template(source).render(&[], false).unwrap(), r#"{"a": [1, "é<b>&'", null, true, "\\u003c\n"]}"#);
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_templates_message() {
+        let source = "{% if messages[0].role != 'user' %}\n{{ raise_exception('roles must alternate') }}\n{% endif %}";
+        let error = template(source).render(&[Message::new("system", "x")], true).unwrap_err().to_string();
+        assert!(error.contains("dir/tokenizer_config.json") && error.contains("roles must alternate"), "{error}");
+        let broken = ChatTemplate::new("{% if %}", Path::new("dir/x.jinja"), SpecialTokens::default()).unwrap_err();
+        assert!(broken.to_string().starts_with("dir/x.jinja: "), "{broken}");
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        // date -u -d @1709210096 '+%Y-%m-%d %H:%M:%S %A %b'
+        assert_eq!(strftime("%Y-%m-%d %H:%M:%S %A %b %%%q", 1_709_210_096), "2024-02-29 12:34:56 Thursday Feb %%q");
+        assert_eq!(strftime("%d %B %Y %a", 0), "01 January 1970 Thu");
+    }
+}

@@ -1,0 +1,5 @@
+//! Text and tokens: tokenizers as Hugging Face stores them, chat templates, and the training of a small tokenizer.
+
+pub mod bpe;
+pub mod chat;
+pub mod tokenizer;

@@ -1,0 +1,75 @@
+//! From sequences to the scores of their completion tokens, in micro-batches that do not change the result.
+
+use std::ops::Range;
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::model::CausalLm;
+use crate::ops::{self, Scores};
+
+/// A prompt and what followed it, as tokens; only the completion is learned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Prompt and completion.
+    pub tokens: Vec<u32>,
+    /// Length of the prompt; at least 1 and below the number of tokens.
+    pub prompt: usize,
+}
+
+impl Sequence {
+    /// Completion tokens.
+    pub fn completion(&self) -> &[u32] {
+        &self.tokens[self.prompt..]
+    }
+}
+
+/// Cuts `sequences` into consecutive runs of at most `tokens` tokens (one longer sequence makes a run of its own).
+pub fn micro_batches(sequences: &[Sequence], tokens: usize) -> Vec<Range<usize>> {
+    let mut runs = Vec::new();
+    let (mut first, mut held) = (0, 0);
+    for (index, sequence) in sequences.iter().enumerate() {
+        let length = sequence.tokens.len();
+        if held > 0 && held + length > tokens {
+            runs.push(first..index);
+            (first, held) = (index, 0);
+        }
+        held += length;
+    }
+    if held > 0 {
+        runs.push(first..sequences.len());
+    }
+    runs
+}
+
+/// Log-probability and entropy of every completion token, sequences end to end.
+///
+/// The head runs on the rows that predict a completion token and on no others.
+pub fn completion_scores(model: &CausalLm, sequences: &[Sequence], temperature: f32) -> Scores {
+    let (mut tokens, mut lengths, mut rows, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for sequence in sequences {
+        let first = tokens.len();
+        let inputs = sequence.tokens.len() - 1;
+        tokens.extend_from_slice(&sequence.tokens[..inputs]);
+        lengths.push(inputs);
+        rows.extend((first + sequence.prompt - 1..first + inputs).map(|row| row as i64));
+        targets.extend_from_slice(sequence.completion());
+    }
+    let hidden = model.forward(&tokens, &lengths, None);
+    let rows = Tensor::<1, Int>::from_data(TensorData::from(rows.as_slice()), &hidden.device());
+    ops::scores(model.logits(hidden.select(0, rows)), &targets, temperature)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sequence_is_in_exactly_one_micro_batch() {
+        let lengths = [3usize, 5, 2, 9, 1, 1, 4];
+        let sequences: Vec<Sequence> = lengths.iter().map(|&n| Sequence { tokens: vec![0; n], prompt: 1 }).collect();
+        assert_eq!(micro_batches(&sequences, 8), [0..2, 2..3, 3..4, 4..7]);
+        assert_eq!(micro_batches(&sequences, 1).len(), lengths.len());
+        assert_eq!(micro_batches(&sequences, 100), [0..7]);
+        assert!(micro_batches(&[], 8).is_empty());
+    }
+}

@@ -1,0 +1,106 @@
+//! Checkpoints: complete Hugging Face directories with the trainer's state beside the weights, whole or absent.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::{self, CausalLm, ModelConfig};
+use crate::optim::AdamW;
+use crate::text::tokenizer::Tokenizer;
+
+const STATE: &str = "trainer_state.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Writes a Hugging Face directory: configuration, weights, tokenizer files.
+///
+/// # Errors
+/// When it cannot be written; nothing is left half-written.
+pub fn export(dir: &Path, config: &ModelConfig, model: &CausalLm, tokenizer: &Tokenizer) -> Result<()> {
+    files::write_dir(dir, |dir| {
+        model::save(dir, config, model)?;
+        tokenizer.save_to(dir)?;
+        write_generation_config(dir, tokenizer)
+    })
+}
+
+fn write_generation_config(dir: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    let value = serde_json::json!({
+        "do_sample": true,
+        "temperature": 1.0,
+        "eos_token_id": tokenizer.stop_ids(),
+        "pad_token_id": tokenizer.pad_id(),
+    });
+    files::write_json(&dir.join("generation_config.json"), &value)
+}
+
+/// What a checkpoint of step `step` holds beside the model.
+#[derive(Debug)]
+pub struct Loaded<S> {
+    /// Step it was written after.
+    pub step: usize,
+    /// The model's configuration.
+    pub config: ModelConfig,
+    /// The weights.
+    pub model: CausalLm,
+    /// The optimiser's moments.
+    pub optimizer: AdamW,
+    /// The rest of the trainer's state.
+    pub state: S,
+}
+
+/// Writes `run/checkpoint-<step>` and removes all but the `keep` newest.
+///
+/// # Errors
+/// When it cannot be written (a full disk, for instance); the older checkpoints stay as they are.
+pub fn save(
+    run: &Path,
+    step: usize,
+    (config, model): (&ModelConfig, &CausalLm),
+    tokenizer: &Tokenizer,
+    optimizer: &AdamW,
+    state: &impl Serialize,
+    keep: usize,
+) -> Result<PathBuf> {
+    let dir = run.join(format!("checkpoint-{step}"));
+    files::write_dir(&dir, |dir| {
+        model::save(dir, config, model)?;
+        tokenizer.save_to(dir)?;
+        write_generation_config(dir, tokenizer)?;
+        optimizer.save(&dir.join(OPTIMIZER))?;
+        files::write_json(&dir.join(STATE), state)
+    })?;
+    let all = list(run)?;
+    for (_, old) in &all[..all.len().saturating_sub(keep.max(1))] {
+        files::remove_dir(old)?;
+    }
+    Ok(dir)
+}
+
+/// Whole checkpoints of a run, oldest first.
+fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(run).map_err(Error::io(run))? {
+        let path = entry.map_err(Error::io(run))?.path();
+        let step = path.file_name().and_then(|name| name.to_str()?.strip_prefix("checkpoint-")?.parse().ok());
+        if let Some(step) = step.filter(|_| path.join(STATE).is_file()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Loads the newest checkpoint of a run; nothing when there is none yet.
+///
+/// # Errors
+/// A missing run directory or a damaged checkpoint.
+pub fn load_newest<S: DeserializeOwned>(run: &Path, device: &Device) -> Result<Option<Loaded<S>>> {
+    let Some((step, dir)) = list(run)?.pop() else { return Ok(None) };
+    let (config, model) = model::load(&dir, &device.clone().autodiff())?;
+    let optimizer = AdamW::load(&dir.join(OPTIMIZER), device)?;
+    Ok(Some(Loaded { step, config, model, optimizer, state: files::read_json(&dir.join(STATE))? }))
+}

@@ -1,0 +1,614 @@
+//! Reinforcement learning with verifiable rewards, in stages.
+//!
+//! A step: sample groups, grade, score, advantages, one clipped policy-gradient update. Left out, on purpose: a value
+//! model, a KL term to a reference model, and more than one update per batch.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::batch::{Sequence, completion_scores, micro_batches};
+use super::stage::{Stage, StepFigures};
+use super::{Session, checkpoint, open_run};
+use crate::config::{Settings, to_toml};
+use crate::data::Problem;
+use crate::error::{Error, Result};
+use crate::eval::{self, EvalConfig, Evaluation, check_room};
+use crate::files;
+use crate::generate::{Completion, Request, Sampling, generate};
+use crate::metrics::{Metrics, MetricsLog, deviation, mean};
+use crate::model::{self, CausalLm, ModelConfig};
+use crate::objective::length::Outcome;
+use crate::objective::{RatioStatistics, TokenTerms, advantages, clipped_loss};
+use crate::ops::to_host;
+use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
+use crate::problems::{DataConfig, Problems};
+use crate::report;
+use crate::reward::{self, Format, Reward, Verdict, grade};
+use crate::tasks::Split;
+use crate::text::tokenizer::Tokenizer;
+
+/// Settings of `tempering train`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RlConfig {
+    /// Seed of sampling noise and data order.
+    #[serde(default)]
+    pub seed: u64,
+    /// Folder of all runs.
+    #[serde(default = "output_dir")]
+    pub output_dir: PathBuf,
+    /// Folder of this run within it.
+    pub name: String,
+    /// What is trained.
+    pub model: ModelSource,
+    /// What it is trained and evaluated on.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// Batches and checkpoints.
+    #[serde(default)]
+    pub train: RlTrain,
+    /// The optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Evaluation before, during and after.
+    #[serde(default)]
+    pub eval: EvalConfig,
+    /// The schedule.
+    pub stages: Vec<Stage>,
+}
+
+fn output_dir() -> PathBuf {
+    "runs".into()
+}
+
+/// The model to start from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSource {
+    /// Hugging Face directory.
+    pub path: PathBuf,
+}
+
+/// Batches and checkpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RlTrain {
+    /// Problems per step.
+    pub prompts_per_step: usize,
+    /// Completions per problem: the group.
+    pub num_generations: usize,
+    /// Completions decoded together at most.
+    pub generation_rows: usize,
+    /// Tokens of one forward and backward pass at most; does not change the result.
+    pub tokens_per_microbatch: usize,
+    /// A checkpoint every this many steps; 0 for one at the end.
+    pub save_steps: usize,
+    /// Checkpoints kept.
+    pub save_total_limit: usize,
+    /// An evaluation every this many steps; 0 for before and after only.
+    pub eval_steps: usize,
+    /// A sample of completions is written every this many steps; 0 for never.
+    pub log_completions_steps: usize,
+}
+
+impl Default for RlTrain {
+    fn default() -> Self {
+        Self {
+            prompts_per_step: 8,
+            num_generations: 8,
+            generation_rows: 256,
+            tokens_per_microbatch: 8192,
+            save_steps: 50,
+            save_total_limit: 2,
+            eval_steps: 0,
+            log_completions_steps: 20,
+        }
+    }
+}
+
+impl Default for RlConfig {
+    /// `configs/quickstart.toml`.
+    fn default() -> Self {
+        let text = include_str!("../../configs/quickstart.toml");
+        toml::from_str(text).expect("the embedded quickstart.toml is tested to be valid")
+    }
+}
+
+impl Settings for RlConfig {
+    fn validate(&self) -> Vec<String> {
+        let mut problems = [self.data.problems(), self.optim.problems(), self.eval.problems()].concat();
+        let train = &self.train;
+        if train.num_generations < 2 {
+            let n = train.num_generations;
+            problems.push(format!("train.num_generations = {n} must be at least 2: an advantage compares completions"));
+        }
+        for (key, value) in [
+            ("prompts_per_step", train.prompts_per_step),
+            ("generation_rows", train.generation_rows),
+            ("tokens_per_microbatch", train.tokens_per_microbatch),
+        ] {
+            if value == 0 {
+                problems.push(format!("train.{key} = 0 must be positive"));
+            }
+        }
+        if self.stages.is_empty() {
+            problems.push("stages is empty: add at least one [[stages]] table".to_string());
+        }
+        problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.problems(index)));
+        problems
+    }
+}
+
+impl RlConfig {
+    /// Steps when no stage ends early.
+    pub fn max_steps(&self) -> usize {
+        self.stages.iter().map(|stage| stage.max_steps).sum()
+    }
+}
+
+/// Where a run stands, beside weights and optimiser; all a resumed run needs, since noise and data are functions of seed
+/// and step.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct State {
+    /// Current stage; one past the last when the run is over.
+    stage: usize,
+    /// Steps of the current stage.
+    history: Vec<StepFigures>,
+    /// Stages so far.
+    stages: Vec<StageRecord>,
+    /// Seconds spent before this start.
+    seconds: f64,
+    /// Evaluation of the model at the start, as in the summary.
+    base: Value,
+    /// Updates skipped because of a value that was not finite.
+    skipped_updates: usize,
+}
+
+/// A stage that has begun.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct StageRecord {
+    name: String,
+    first_step: usize,
+    last_step: Option<usize>,
+    exit: Option<String>,
+}
+
+/// A completion with all that is known of it.
+struct Scored {
+    sequence: Sequence,
+    completion: Completion,
+    outcome: Outcome,
+    verdict: Verdict,
+    lenient: bool,
+    rewards: Vec<Option<f32>>,
+    advantage: f32,
+}
+
+/// A run in progress.
+struct Run<'a> {
+    config: &'a RlConfig,
+    tokenizer: Tokenizer,
+    model_config: ModelConfig,
+    problems: Problems,
+    held_out: Vec<Problem>,
+    dir: PathBuf,
+}
+
+/// What came out of a run.
+#[derive(Debug)]
+pub struct Finished {
+    /// The run directory.
+    pub dir: PathBuf,
+    /// The report.
+    pub report: PathBuf,
+    /// `summary.json`.
+    pub summary: Value,
+}
+
+/// Trains and writes `runs/<name>/`: configuration, metrics, completions, checkpoints, the final model, summary, report.
+///
+/// # Errors
+/// User mistakes in files and settings, a full disk, three updates in a row that are not finite, or
+/// [`Error::Interrupted`].
+pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
+    let start = Instant::now();
+    let problems = config.data.open(Split::Train)?;
+    let held_out = config.data.open(Split::HeldOut)?.take(config.eval.num_problems)?;
+    let dir = open_run(&config.output_dir.join(&config.name), session.resume)?;
+    let loaded = if session.resume { checkpoint::load_newest::<State>(&dir, &session.device)? } else { None };
+    let tokenizer = Tokenizer::load(&config.model.path)?;
+    let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
+        Some(l) => (l.step, l.config, l.model, l.optimizer, l.state),
+        None => {
+            let (model_config, model) = model::load(&config.model.path, &session.device.clone().autodiff())?;
+            (0, model_config, model, AdamW::default(), State::default())
+        }
+    };
+    tokenizer.check_vocab(model_config.vocab_size, &config.model.path)?;
+    files::write(&dir.join("config.toml"), to_toml(config).as_bytes())?;
+    files::create_dir(&dir.join("completions"))?;
+    let resumed = session.resume.then_some(first).filter(|_| !state.base.is_null());
+    let mut log = MetricsLog::open(&dir.join("metrics.jsonl"), resumed)?;
+    let run = Run { config, tokenizer, model_config, problems, held_out, dir };
+
+    if state.base.is_null() {
+        session.observer.note(&run.first_prompt()?);
+        let evaluation = run.evaluate(&model, "base", session)?;
+        let mut metrics = Metrics::of_step(0);
+        metrics.extend("eval/", evaluation.metrics());
+        log.append(&metrics)?;
+        state.base = evaluation.summary();
+    }
+
+    let total = config.max_steps();
+    session.observer.begin("train", total);
+    let before = state.seconds;
+    let mut failures = 0;
+    let mut step = first;
+    while let Some(stage) = config.stages.get(state.stage) {
+        step += 1;
+        let step_start = Instant::now();
+        if state.history.is_empty() {
+            let (name, first_step) = (stage.name.clone(), step);
+            state.stages.push(StageRecord { name, first_step, last_step: None, exit: None });
+        }
+        let mut metrics = Metrics::of_step(step);
+        metrics.set_text("stage", &stage.name);
+
+        // 1. Sample groups, 2. grade and score them.
+        let scored = run.collect(&model, stage, step, &mut metrics)?;
+        state.history.push(describe(&scored, stage, config.train.num_generations, &mut metrics));
+        // 3. Update.
+        let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
+        metrics.set("learning_rate", lr);
+        let update_start = Instant::now();
+        let finite;
+        (model, finite) = run.update(model, &mut optimizer, &scored, stage, lr, &mut metrics);
+        metrics.set("timing_s/update_actor", update_start.elapsed().as_secs_f64());
+        failures = if finite { 0 } else { failures + 1 };
+        state.skipped_updates += usize::from(!finite);
+        metrics.set("skipped_updates", state.skipped_updates as f64);
+
+        let seconds = step_start.elapsed().as_secs_f64();
+        metrics.set("timing_s/step", seconds);
+        let tokens: usize = scored.iter().map(|scored| scored.sequence.tokens.len()).sum();
+        metrics.set("perf/throughput", tokens as f64 / seconds);
+        let log_every = config.train.log_completions_steps;
+        if log_every > 0 && (step == 1 || step % log_every == 0) {
+            run.write_completions(step, &scored)?;
+        }
+
+        // 4. Is the stage over?
+        if let Some(exit) = stage.exit(&state.history) {
+            if let Some(record) = state.stages.last_mut() {
+                (record.last_step, record.exit) = (Some(step), Some(exit.to_string()));
+            }
+            session.observer.note(&format!("stage {} ends after step {step}: {exit}", stage.name));
+            state.stage += 1;
+            state.history.clear();
+        }
+        let over = state.stage == config.stages.len();
+        let eval_every = config.train.eval_steps;
+        if !over && eval_every > 0 && step % eval_every == 0 {
+            let evaluation = run.evaluate(&model, "during", session)?;
+            metrics.extend("eval/", evaluation.metrics());
+            session.observer.note(&format!("step {step}: held-out {}", evaluation.line()));
+            session.observer.begin("train", total);
+        }
+        log.append(&metrics)?;
+        session.observer.advance(step, Some(&metrics));
+
+        state.seconds = before + start.elapsed().as_secs_f64();
+        let stop = session.should_stop() || failures == 3;
+        let due = config.train.save_steps > 0 && step % config.train.save_steps == 0;
+        if due || over || stop {
+            let saved = (&run.model_config, &model);
+            let keep = config.train.save_total_limit;
+            let checkpoint = checkpoint::save(&run.dir, step, saved, &run.tokenizer, &optimizer, &state, keep)?;
+            if failures == 3 {
+                return Err(Error::Invalid(format!(
+                    "three updates in a row had a loss or gradient that is not finite; the model before them is in {}: \
+                     lower optim.learning_rate",
+                    checkpoint.display()
+                )));
+            }
+            if stop && !over {
+                return Err(Error::Interrupted { checkpoint });
+            }
+        }
+    }
+    run.finish(&model, step, &state, before + start.elapsed().as_secs_f64(), &mut log, session)
+}
+
+impl Run<'_> {
+    /// What the model is first shown, so that a missing or wrong chat template is seen.
+    fn first_prompt(&self) -> Result<String> {
+        let problem = self.problems.shuffled(self.config.seed, 0);
+        Ok(format!("first prompt: {:?}", self.tokenizer.render_prompt(&problem.prompt)?))
+    }
+
+    fn collect(&self, model: &CausalLm, stage: &Stage, step: usize, metrics: &mut Metrics) -> Result<Vec<Scored>> {
+        let train = &self.config.train;
+        let start = Instant::now();
+        let problems = self.step_problems(step)?;
+        let sampling = Sampling {
+            temperature: stage.temperature,
+            max_completion_length: stage.max_completion_length,
+            stop: self.tokenizer.stop_ids().to_vec(),
+            rows: train.generation_rows,
+        };
+        let request = |(problem, prompt): &(Problem, Vec<u32>), sample: usize| Request {
+            prompt: prompt.clone(),
+            key: [self.config.seed, step as u64, problem.id, sample as u64],
+        };
+        let requests: Vec<Request> = (problems.iter())
+            .flat_map(|problem| (0..train.num_generations).map(move |sample| request(problem, sample)))
+            .collect();
+        let completions = generate(model, &self.model_config, &requests, &sampling, |_, _| ControlFlow::Continue(()));
+        metrics.set("timing_s/gen", start.elapsed().as_secs_f64());
+
+        let start = Instant::now();
+        let groups: Vec<Vec<Completion>> = {
+            let mut completions = completions.into_iter();
+            problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect()
+        };
+        let scored = problems
+            .par_iter()
+            .zip(groups)
+            .flat_map_iter(|((problem, prompt), group)| self.score(problem, prompt, group, stage))
+            .collect();
+        metrics.set("timing_s/reward", start.elapsed().as_secs_f64());
+        Ok(scored)
+    }
+
+    /// The problems of a step with their prompts.
+    fn step_problems(&self, step: usize) -> Result<Vec<(Problem, Vec<u32>)>> {
+        let (count, data) = (self.config.train.prompts_per_step as u64, &self.config.data);
+        let mut found = Vec::with_capacity(count as usize);
+        for i in 0..count {
+            let problem = self.problems.shuffled(self.config.seed, (step as u64 - 1) * count + i);
+            let prompt = self.tokenizer.encode_prompt(&problem.prompt)?;
+            if prompt.len() > data.max_prompt_length {
+                if data.filter_overlong_prompts {
+                    continue;
+                }
+                return Err(Error::Invalid(format!(
+                    "a prompt of {} has {} tokens, more than data.max_prompt_length = {}; raise it, or set \
+                     data.filter_overlong_prompts=true to leave such rows out: {:.80}…",
+                    problem.data_source,
+                    prompt.len(),
+                    data.max_prompt_length,
+                    problem.prompt.text()
+                )));
+            }
+            check_room(&prompt, &self.model_config, &problem)?;
+            found.push((problem, prompt));
+        }
+        Ok(found)
+    }
+
+    /// Grades a group and turns its rewards into advantages.
+    fn score(&self, problem: &Problem, prompt: &[u32], group: Vec<Completion>, stage: &Stage) -> Vec<Scored> {
+        let graded: Vec<(Outcome, Verdict, bool)> = group
+            .iter()
+            .map(|completion| {
+                let text = self.tokenizer.decode(&completion.tokens, true);
+                let graded = grade(&problem.answer, &text, completion.finished);
+                let seen =
+                    reward::Completion { text: &text, tokens: completion.tokens.len(), finished: completion.finished };
+                let correct = (graded.strict != Verdict::UnparseableGold).then(|| graded.strict.is_right());
+                let formatted = Format.score(problem, &seen) == Some(1.0);
+                let outcome = Outcome { correct, formatted, length: completion.tokens.len() };
+                (outcome, graded.strict, graded.lenient.is_right())
+            })
+            .collect();
+        let outcomes: Vec<Outcome> = graded.iter().map(|(outcome, ..)| *outcome).collect();
+        let rewards: Vec<Vec<Option<f32>>> =
+            stage.rewards.iter().map(|reward| reward.score(&outcomes, stage.max_completion_length)).collect();
+        let advantages = advantages(stage.advantage, &rewards, &stage.weights());
+        (group.into_iter().zip(graded).zip(advantages).enumerate())
+            .map(|(i, ((completion, (outcome, verdict, lenient)), advantage))| Scored {
+                sequence: Sequence { tokens: [prompt, &completion.tokens].concat(), prompt: prompt.len() },
+                completion,
+                outcome,
+                verdict,
+                lenient,
+                rewards: rewards.iter().map(|reward| reward[i]).collect(),
+                advantage,
+            })
+            .collect()
+    }
+
+    /// One optimiser step; says whether it was finite, and so taken.
+    ///
+    /// Completions with an advantage of 0 have no gradient: they count in the denominator and are not computed.
+    fn update(
+        &self,
+        model: CausalLm,
+        optimizer: &mut AdamW,
+        scored: &[Scored],
+        stage: &Stage,
+        lr: f64,
+        metrics: &mut Metrics,
+    ) -> (CausalLm, bool) {
+        let lengths: Vec<usize> = scored.iter().map(|scored| scored.completion.tokens.len()).collect();
+        let weights = stage.loss_type.weights(&lengths, stage.max_completion_length);
+        let learned: Vec<(&Scored, f32)> = scored.iter().zip(weights).filter(|(s, _)| s.advantage != 0.0).collect();
+        let sequences: Vec<Sequence> = learned.iter().map(|(scored, _)| scored.sequence.clone()).collect();
+        let mut gradients = Gradients::default();
+        let (mut loss, mut ratios) = (0.0, RatioStatistics::default());
+        for range in micro_batches(&sequences, self.config.train.tokens_per_microbatch) {
+            let mut terms = TokenTerms::default();
+            for (scored, weight) in &learned[range.clone()] {
+                let tokens = scored.completion.tokens.len();
+                terms.old_log_prob.extend(&scored.completion.log_probs);
+                terms.advantage.extend(std::iter::repeat_n(scored.advantage, tokens));
+                terms.weight.extend(std::iter::repeat_n(weight, tokens));
+            }
+            let scores = completion_scores(&model, &sequences[range], stage.temperature);
+            ratios.count(&to_host(scores.log_prob.clone().inner()), &terms, stage.epsilon, stage.epsilon_high);
+            let part = clipped_loss(scores.log_prob, &terms, stage.epsilon, stage.epsilon_high);
+            gradients.add(&model, &mut part.backward());
+            loss += f64::from(part.into_scalar::<f32>());
+        }
+        let grad_norm = gradients.norm();
+        let tokens = ratios.tokens.max(1) as f64;
+        metrics.set("loss", loss);
+        metrics.set("grad_norm", grad_norm);
+        metrics.set("clip_ratio/low_mean", ratios.low as f64 / tokens);
+        metrics.set("clip_ratio/high_mean", ratios.high as f64 / tokens);
+        metrics.set("clip_ratio/region_mean", (ratios.low + ratios.high) as f64 / tokens);
+        metrics.set("sampling/sampling_logp_difference/mean", ratios.difference_sum / tokens);
+        metrics.set("sampling/sampling_logp_difference/max", ratios.difference_max);
+        if !(loss.is_finite() && grad_norm.is_finite() && ratios.non_finite == 0) {
+            return (model, false);
+        }
+        if learned.is_empty() {
+            return (model, true);
+        }
+        let scale = (self.config.optim.max_grad_norm / grad_norm).min(1.0);
+        (optimizer.step(&self.config.optim, model, gradients, scale, lr), true)
+    }
+
+    fn evaluate(&self, model: &CausalLm, which: &str, session: &mut Session) -> Result<Evaluation> {
+        session.observer.begin("evaluate", self.held_out.len());
+        let observer = &mut session.observer;
+        let mut progress = |done: usize| observer.advance(done, None);
+        let (config, tokenizer) = (&self.config.eval, &self.tokenizer);
+        let evaluation = eval::evaluate(model, &self.model_config, tokenizer, &self.held_out, config, &mut progress)?;
+        if which != "during" {
+            let rows = evaluation.records.iter().map(|record| record.json(tokenizer));
+            files::write_json_lines(&self.dir.join(format!("completions/eval_{which}.jsonl")), rows)?;
+            session.observer.note(&format!("{which}: held-out {}", evaluation.line()));
+        }
+        Ok(evaluation)
+    }
+
+    /// The first completions of a step, with rewards and advantages.
+    fn write_completions(&self, step: usize, scored: &[Scored]) -> Result<()> {
+        let rows = scored.iter().take(2 * self.config.train.num_generations).map(|scored| {
+            json!({
+                "step": step,
+                "prompt": self.tokenizer.decode(&scored.sequence.tokens[..scored.sequence.prompt], false),
+                "completion": self.tokenizer.decode(&scored.completion.tokens, false),
+                "verdict": scored.verdict,
+                "length": scored.completion.tokens.len(),
+                "rewards": scored.rewards,
+                "advantage": scored.advantage,
+            })
+        });
+        files::write_json_lines(&self.dir.join(format!("completions/step_{step:05}.jsonl")), rows)
+    }
+
+    fn finish(
+        &self,
+        model: &CausalLm,
+        step: usize,
+        state: &State,
+        seconds: f64,
+        log: &mut MetricsLog,
+        session: &mut Session,
+    ) -> Result<Finished> {
+        let start = Instant::now();
+        let evaluation = self.evaluate(model, "final", session)?;
+        let mut metrics = Metrics::of_step(step);
+        metrics.extend("eval/", evaluation.metrics());
+        log.append(&metrics)?;
+        checkpoint::export(&self.dir.join("final"), &self.model_config, model, &self.tokenizer)?;
+        let last = evaluation.summary();
+        let (base, figures) = (&state.base, evaluation.overall());
+        let number = |path: &str| base.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let families: serde_json::Map<String, Value> = evaluation
+            .families()
+            .iter()
+            .map(|(name, f)| {
+                let row = json!({ "floor": f.floor, "base": base["families"][name], "final": last["families"][name] });
+                (name.clone(), row)
+            })
+            .collect();
+        let summary = json!({
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "model": self.config.model.path,
+            "device": format!("{:?}", session.device),
+            "steps": step,
+            "seconds": (seconds + start.elapsed().as_secs_f64()).round(),
+            "peak_rss_gb": crate::bench::peak_rss_gb(),
+            "base": base["overall"],
+            "final": last["overall"],
+            "verdicts": { "base": base["verdicts"], "final": last["verdicts"] },
+            "length_ratio": figures.mean_length / number("/overall/mean_length"),
+            "accuracy_delta": figures.accuracy - number("/overall/accuracy"),
+            "families": families,
+            "stages": state.stages,
+            "skipped_updates": state.skipped_updates,
+            "reconstruction": "compress: arXiv 2511.14258 as a third-party summary gives it; enhance: a reconstruction, \
+                               the paper's formulae for it are not known to us",
+        });
+        files::write_json(&self.dir.join("summary.json"), &summary)?;
+        let report = report::write(&self.dir)?;
+        Ok(Finished { dir: self.dir.clone(), report, summary })
+    }
+}
+
+/// Writes down what the step's completions were like; returns what exit rules look at.
+fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: &mut Metrics) -> StepFigures {
+    let lengths = |keep: &dyn Fn(&Scored) -> bool| -> Vec<f64> {
+        scored.iter().filter(|s| keep(s)).map(|s| s.completion.tokens.len() as f64).collect()
+    };
+    let share =
+        |is: &dyn Fn(&Scored) -> bool| scored.iter().filter(|s| is(s)).count() as f64 / scored.len().max(1) as f64;
+    // Rewards: the weighted sum, and each on its own.
+    let weights = stage.weights();
+    let total = |s: &Scored| -> Option<f64> {
+        let parts: Vec<f64> =
+            s.rewards.iter().zip(&weights).filter_map(|(r, w)| Some(f64::from((*r)?) * f64::from(*w))).collect();
+        (!parts.is_empty()).then(|| parts.iter().sum())
+    };
+    let totals: Vec<f64> = scored.iter().filter_map(&total).collect();
+    let groups: Vec<Vec<f64>> = scored.chunks(group).map(|g| g.iter().filter_map(&total).collect()).collect();
+    metrics.set("reward", mean(&totals));
+    metrics.set("reward_std", mean(&groups.iter().map(|g| deviation(g)).collect::<Vec<_>>()));
+    let flat = groups.iter().filter(|g| deviation(g) == 0.0).count();
+    metrics.set("frac_reward_zero_std", flat as f64 / groups.len().max(1) as f64);
+    metrics.set("rewards/unscored", share(&|s| s.rewards.iter().all(Option::is_none)));
+    metrics.set("rewards/accuracy/mean", share(&|s| s.outcome.correct == Some(true)));
+    metrics.set("rewards/accuracy_lenient/mean", share(&|s| s.lenient));
+    for (k, kind) in stage.rewards.iter().enumerate() {
+        let values: Vec<f64> = scored.iter().filter_map(|s| s.rewards[k].map(f64::from)).collect();
+        metrics.set_mean(&format!("rewards/{}/mean", kind.name()), &values);
+        metrics.set(format!("rewards/{}/std", kind.name()), deviation(&values));
+    }
+    // Lengths.
+    let all = lengths(&|_| true);
+    let length = mean(&all);
+    metrics.set("completions/mean_length", length);
+    metrics.set("completions/min_length", all.iter().copied().fold(f64::INFINITY, f64::min));
+    metrics.set("completions/max_length", all.iter().copied().fold(0.0, f64::max));
+    metrics.set_mean("completions/mean_terminated_length", &lengths(&|s| s.completion.finished));
+    metrics.set_mean("completions/mean_length_correct", &lengths(&|s| s.outcome.correct == Some(true)));
+    metrics.set_mean("completions/mean_length_wrong", &lengths(&|s| s.outcome.correct == Some(false)));
+    metrics.set("completions/clipped_ratio", share(&|s| !s.completion.finished));
+    // Entropy: exact, token mean, at both temperatures, and split by the sign of the advantage.
+    let entropy = |keep: &dyn Fn(&Scored) -> bool, sampling: bool| -> Vec<f64> {
+        let of = |s: &Scored| {
+            if sampling { s.completion.sampling_entropies.clone() } else { s.completion.entropies.clone() }
+        };
+        scored.iter().filter(|s| keep(s)).flat_map(|s| of(s)).map(f64::from).collect()
+    };
+    let at_one = mean(&entropy(&|_| true, false));
+    metrics.set("entropy", at_one);
+    metrics.set("entropy/sampling", mean(&entropy(&|_| true, true)));
+    metrics.set_mean("entropy/positive_advantage", &entropy(&|s| s.advantage > 0.0, false));
+    metrics.set_mean("entropy/negative_advantage", &entropy(&|s| s.advantage < 0.0, false));
+    metrics.set("advantage/positive_share", share(&|s| s.advantage > 0.0));
+    metrics.set("advantage/negative_share", share(&|s| s.advantage < 0.0));
+    metrics
+        .set("advantage/correct_but_negative_share", share(&|s| s.advantage < 0.0 && s.outcome.correct == Some(true)));
+    StepFigures { length, entropy: at_one }
+}

@@ -1,0 +1,330 @@
+//! Supervised fine-tuning: masked cross-entropy on completions.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use burn::tensor::Device;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::batch::{Sequence, completion_scores, micro_batches};
+use super::{Session, checkpoint, open_run};
+use crate::config::{Settings, to_toml};
+use crate::data::{self, Conversation};
+use crate::error::{Error, Result};
+use crate::eval::{self, EvalConfig};
+use crate::files;
+use crate::metrics::{Metrics, MetricsLog};
+use crate::model::{self, CausalLm, ModelConfig};
+use crate::noise::Stream;
+use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
+use crate::problems::{DataConfig, TASKS};
+use crate::tasks::{Generator, Split};
+use crate::text::chat::{Message, Prompt};
+use crate::text::tokenizer::Tokenizer;
+
+/// Settings of `tempering sft`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SftConfig {
+    /// Seed of weights and data order.
+    pub seed: u64,
+    /// Folder of all runs.
+    pub output_dir: PathBuf,
+    /// Folder of this run within it.
+    pub name: String,
+    /// What is trained.
+    pub model: SftModel,
+    /// What it is trained and evaluated on.
+    pub data: DataConfig,
+    /// How long and in what portions.
+    pub train: SftTrain,
+    /// The optimiser.
+    pub optim: OptimConfig,
+    /// Evaluation on held-out problems.
+    pub eval: EvalConfig,
+}
+
+/// A checkpoint to start from, or the shape of a new model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SftModel {
+    /// Hugging Face directory to start from; empty for a new model.
+    pub path: PathBuf,
+    /// Directory of the tokenizer; that of `path` when empty.
+    pub tokenizer: PathBuf,
+    /// Width of a new model.
+    pub hidden_size: usize,
+    /// Feed-forward width of a new model.
+    pub intermediate_size: usize,
+    /// Blocks of a new model.
+    pub num_hidden_layers: usize,
+    /// Query heads of a new model.
+    pub num_attention_heads: usize,
+    /// Key and value heads of a new model.
+    pub num_key_value_heads: usize,
+}
+
+impl Default for SftModel {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            tokenizer: PathBuf::new(),
+            hidden_size: 128,
+            intermediate_size: 384,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+        }
+    }
+}
+
+/// How long to train and in what portions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SftTrain {
+    /// Optimiser steps.
+    pub max_steps: usize,
+    /// Conversations per step.
+    pub batch_size: usize,
+    /// Tokens of one forward and backward pass at most; does not change the result.
+    pub tokens_per_microbatch: usize,
+    /// Longest conversation in tokens; a longer one is an error.
+    pub max_length: usize,
+    /// A checkpoint every this many steps.
+    pub save_steps: usize,
+    /// Checkpoints kept.
+    pub save_total_limit: usize,
+    /// An evaluation every this many steps; 0 for one at the end.
+    pub eval_steps: usize,
+}
+
+impl Default for SftTrain {
+    fn default() -> Self {
+        Self {
+            max_steps: 1000,
+            batch_size: 32,
+            tokens_per_microbatch: 8192,
+            max_length: 1024,
+            save_steps: 500,
+            save_total_limit: 2,
+            eval_steps: 0,
+        }
+    }
+}
+
+impl Default for SftConfig {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            output_dir: "runs".into(),
+            name: "sft".to_string(),
+            model: SftModel::default(),
+            data: DataConfig::default(),
+            train: SftTrain::default(),
+            optim: OptimConfig::default(),
+            eval: EvalConfig::default(),
+        }
+    }
+}
+
+impl Settings for SftConfig {
+    fn validate(&self) -> Vec<String> {
+        let mut problems = [self.data.problems(), self.optim.problems(), self.eval.problems()].concat();
+        let train = &self.train;
+        for (key, value) in [
+            ("max_steps", train.max_steps),
+            ("batch_size", train.batch_size),
+            ("tokens_per_microbatch", train.tokens_per_microbatch),
+            ("save_steps", train.save_steps),
+        ] {
+            if value == 0 {
+                problems.push(format!("train.{key} = 0 must be positive"));
+            }
+        }
+        if self.model.path.as_os_str().is_empty() && self.model.tokenizer.as_os_str().is_empty() {
+            problems.push("model.tokenizer is empty: a new model needs a tokenizer directory".to_string());
+        }
+        problems
+    }
+}
+
+impl SftConfig {
+    fn model(&self, tokenizer: &Tokenizer, device: &Device) -> Result<(ModelConfig, CausalLm)> {
+        if !self.model.path.as_os_str().is_empty() {
+            return model::load(&self.model.path, device);
+        }
+        let shape = &self.model;
+        let mut config = ModelConfig::qwen2(
+            tokenizer.vocab_size(),
+            shape.hidden_size,
+            shape.intermediate_size,
+            shape.num_hidden_layers,
+            shape.num_attention_heads,
+            shape.num_key_value_heads,
+        );
+        config.max_position_embeddings = self.train.max_length;
+        config.eos_token_id = tokenizer.stop_ids().first().map(|&id| id.into());
+        config.pad_token_id = Some(tokenizer.pad_id());
+        let problems = config.problems();
+        if !problems.is_empty() {
+            return Err(Error::Config { origin: "model".to_string(), problems });
+        }
+        let model = CausalLm::random(&config, self.seed, device);
+        Ok((config, model))
+    }
+
+    fn tokenizer_dir(&self) -> &PathBuf {
+        if self.model.tokenizer.as_os_str().is_empty() { &self.model.path } else { &self.model.tokenizer }
+    }
+}
+
+/// Conversations by index.
+enum Conversations {
+    Tasks(Generator),
+    Rows(Vec<Conversation>),
+}
+
+impl Conversations {
+    fn open(data: &DataConfig) -> Result<Self> {
+        if data.train.as_os_str() == TASKS {
+            return Ok(Self::Tasks(data.generator()));
+        }
+        Ok(Self::Rows(data::load_conversations(&data.train)?))
+    }
+
+    /// The conversation a run meets at `index`; rows come shuffled anew each epoch.
+    fn get(&self, seed: u64, index: u64) -> Conversation {
+        match self {
+            Self::Tasks(generator) => {
+                let mut messages = generator.row(Split::Train, index).messages;
+                let completion = messages.pop().map(|message| message.content).unwrap_or_default();
+                let prompt = messages.into_iter().map(|m| Message::new(m.role, m.content)).collect();
+                Conversation { prompt: Prompt::Messages(prompt), completion }
+            }
+            Self::Rows(rows) => {
+                let count = rows.len() as u64;
+                let mut order: Vec<usize> = (0..rows.len()).collect();
+                Stream::new(&[seed, index / count]).shuffle(&mut order);
+                rows[order[(index % count) as usize]].clone()
+            }
+        }
+    }
+}
+
+/// Prompt as the template renders it, completion, end of turn.
+fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize) -> Result<Sequence> {
+    let mut tokens = tokenizer.encode_prompt(&conversation.prompt)?;
+    let prompt = tokens.len();
+    tokens.extend(tokenizer.encode(&conversation.completion)?);
+    tokens.extend(tokenizer.stop_ids().first());
+    if tokens.len() > max_length {
+        return Err(Error::Invalid(format!(
+            "a conversation has {} tokens, more than train.max_length = {max_length}; raise it or shorten the row: {:.80}…",
+            tokens.len(),
+            conversation.prompt.text()
+        )));
+    }
+    Ok(Sequence { tokens, prompt })
+}
+
+/// Trains, evaluates and writes `runs/<name>/`; returns the final model's directory.
+///
+/// # Errors
+/// User mistakes in files and settings, a full disk, or [`Error::Interrupted`].
+pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
+    let tokenizer = Tokenizer::load(config.tokenizer_dir())?;
+    let conversations = Conversations::open(&config.data)?;
+    let run = open_run(&config.output_dir.join(&config.name), session.resume)?;
+    let loaded = if session.resume { checkpoint::load_newest::<()>(&run, &session.device)? } else { None };
+    let (first, model_config, mut model, mut optimizer) = match loaded {
+        Some(loaded) => (loaded.step, loaded.config, loaded.model, loaded.optimizer),
+        None => {
+            let (model_config, model) = config.model(&tokenizer, &session.device.clone().autodiff())?;
+            (0, model_config, model, AdamW::default())
+        }
+    };
+    tokenizer.check_vocab(model_config.vocab_size, config.tokenizer_dir())?;
+    files::write(&run.join("config.toml"), to_toml(config).as_bytes())?;
+    let mut log = MetricsLog::open(&run.join("metrics.jsonl"), Some(first))?;
+    let train = &config.train;
+    session.observer.begin("sft", train.max_steps);
+    let mut seen = 0usize;
+    for step in first + 1..=train.max_steps {
+        let start = Instant::now();
+        let base = (step - 1) as u64 * train.batch_size as u64;
+        let sequences = (0..train.batch_size as u64)
+            .into_par_iter()
+            .map(|i| encode(&tokenizer, &conversations.get(config.seed, base + i), train.max_length))
+            .collect::<Result<Vec<_>>>()?;
+        let tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        let lr = learning_rate(&config.optim, step, train.max_steps);
+        let outcome;
+        (model, outcome) = update(config, model, &mut optimizer, &sequences, lr);
+        seen += tokens;
+
+        let mut metrics = Metrics::of_step(step);
+        metrics.set("loss", outcome.loss);
+        metrics.set("entropy", outcome.entropy);
+        metrics.set("grad_norm", outcome.grad_norm);
+        metrics.set("learning_rate", lr);
+        metrics.set("num_tokens", seen as f64);
+        metrics.set("timing_s/step", start.elapsed().as_secs_f64());
+        if train.eval_steps > 0 && step % train.eval_steps == 0 && step < train.max_steps {
+            let problems = config.data.open(Split::HeldOut)?.take(config.eval.num_problems)?;
+            let evaluation = eval::evaluate(&model, &model_config, &tokenizer, &problems, &config.eval, &mut |_| {})?;
+            metrics.extend("eval/", evaluation.metrics());
+            session.observer.note(&format!("step {step}: {}", evaluation.line()));
+        }
+        log.append(&metrics)?;
+        session.observer.advance(step, Some(&metrics));
+        let stop = session.should_stop();
+        if step % train.save_steps == 0 || step == train.max_steps || stop {
+            let saved = (&model_config, &model);
+            let dir = checkpoint::save(&run, step, saved, &tokenizer, &optimizer, &(), train.save_total_limit)?;
+            if stop && step < train.max_steps {
+                return Err(Error::Interrupted { checkpoint: dir });
+            }
+        }
+    }
+    let problems = config.data.open(Split::HeldOut)?.take(config.eval.num_problems)?;
+    session.observer.begin("evaluate", problems.len());
+    let observer = &mut session.observer;
+    let evaluation = eval::evaluate(&model, &model_config, &tokenizer, &problems, &config.eval, &mut |done| {
+        observer.advance(done, None);
+    })?;
+    files::write_json(&run.join("summary.json"), &evaluation.summary())?;
+    session.observer.note(&evaluation.table());
+    let dir = run.join("final");
+    checkpoint::export(&dir, &model_config, &model, &tokenizer)?;
+    Ok(dir)
+}
+
+struct Outcome {
+    loss: f64,
+    entropy: f64,
+    grad_norm: f64,
+}
+
+/// One optimiser step: every completion token of the step weighs the same, whatever the micro-batches.
+fn update(
+    config: &SftConfig,
+    model: CausalLm,
+    optimizer: &mut AdamW,
+    sequences: &[Sequence],
+    lr: f64,
+) -> (CausalLm, Outcome) {
+    let total: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
+    let mut gradients = Gradients::default();
+    let (mut loss, mut entropy) = (0.0, 0.0);
+    for range in micro_batches(sequences, config.train.tokens_per_microbatch) {
+        let scores = completion_scores(&model, &sequences[range], 1.0);
+        let part = scores.log_prob.sum().neg().div_scalar(total as f64);
+        gradients.add(&model, &mut part.backward());
+        loss += f64::from(part.into_scalar::<f32>());
+        entropy += f64::from(scores.entropy.sum().into_scalar::<f32>()) / total as f64;
+    }
+    let grad_norm = gradients.norm();
+    let scale = (config.optim.max_grad_norm / grad_norm).min(1.0);
+    (optimizer.step(&config.optim, model, gradients, scale, lr), Outcome { loss, entropy, grad_norm })
+}
