@@ -62,9 +62,10 @@ fn config_error(mut problems: Vec<Problem>) -> Error {
 }
 
 fn parse<S: Settings>(file: Option<&Path>, sets: &[String]) -> Result<S> {
+    let default_text = to_toml(&S::default());
     let text = match file {
         Some(file) => std::fs::read_to_string(file).map_err(Error::io(file))?,
-        None => String::new(),
+        None => default_text.clone(),
     };
     let layers = Layers::new(file, &text, sets);
     let syntax = |e: toml::de::Error| {
@@ -72,7 +73,6 @@ fn parse<S: Settings>(file: Option<&Path>, sets: &[String]) -> Result<S> {
         config_error(vec![Problem { origin: layers.origin(at), message: e.message().to_string() }])
     };
     let mut document = DeTable::parse(&text).map_err(syntax)?;
-    let default_text = to_toml(&S::default());
     let defaults = DeTable::parse(&default_text).map_err(syntax)?;
     for layer in &layers.sets {
         layer

@@ -1,4 +1,34 @@
 //! Makes reasoning language models concise without making them worse.
+//!
+//! Reinforcement learning with verifiable rewards makes chains of thought long; penalising length makes them short and
+//! often wrong. The method here (after arXiv 2511.14258) works in two stages: *compress*, with a hard length clip and
+//! absolute positive-only advantages, then *enhance*, group-relative and at a higher temperature, inside the compact
+//! mode. Stage 1 follows a third-party summary of the paper, stage 2 is a reconstruction.
+//!
+//! # Reading order
+//!
+//! [`train::rl`] (the loop) → [`train::stage`] and [`objective`] (what is learned) → [`generate`] (sampling) →
+//! [`model`] (the decoder) → [`ops`] (its operations). The way of the data: [`problems`] are rendered by
+//! [`text`], completed by [`generate`], graded by [`reward`], turned into advantages by [`objective`], into gradients by
+//! [`train::batch`], into a step by [`optim`]; [`metrics`] and [`report`] say what happened.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use std::sync::atomic::AtomicBool;
+//! use tempering::config::load;
+//! use tempering::train::{Session, rl};
+//!
+//! # fn main() -> tempering::Result<()> {
+//! let config: rl::RlConfig = load(None, &["name=mine".to_string()])?;
+//! let stop = AtomicBool::new(false);
+//! let device = tempering::device::parse("cpu")?;
+//! let mut session = Session { device, observer: &mut (), stop: &stop, resume: false };
+//! let finished = rl::run(&config, &mut session)?;
+//! println!("{}", finished.report.display());
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod bench;
 pub mod cli;

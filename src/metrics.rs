@@ -82,11 +82,15 @@ impl MetricsLog {
     /// is dropped).
     pub fn open(path: &Path, last_step: Option<usize>) -> Result<Self> {
         let mut kept = String::new();
+        let mut newest = None;
         if let (Some(last_step), Ok(file)) = (last_step, File::open(path)) {
             for line in BufReader::new(file).lines() {
                 let line = line.map_err(Error::io(path))?;
                 let Ok(Value::Object(row)) = serde_json::from_str(&line) else { continue };
-                if row.get("step").and_then(Value::as_u64).is_some_and(|step| step as usize <= last_step) {
+                let step = row.get("step").and_then(Value::as_u64);
+                // A second line of a step is the final evaluation, which a resumed run makes again.
+                if step.is_some_and(|step| step as usize <= last_step) && step != newest {
+                    newest = step;
                     kept.push_str(&line);
                     kept.push('\n');
                 }

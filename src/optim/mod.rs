@@ -105,7 +105,7 @@ impl Gradients {
     /// Global norm: the root of the sum of all squares.
     pub fn norm(&self) -> f64 {
         let squares = self.0.values().map(|g| f64::from(g.clone().powi_scalar(2).sum().into_scalar::<f32>()));
-        squares.sum::<f64>().sqrt()
+        squares.fold(0.0, |sum, square| sum + square).sqrt()
     }
 
     /// Names of the parameters that received a gradient.

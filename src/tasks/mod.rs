@@ -271,9 +271,14 @@ impl Generator {
 
     /// The problem at `index` with a trace in a drawn manner, slips included.
     pub fn row(&self, split: Split, index: u64) -> Row {
+        self.row_in(split, index, Manner::draw)
+    }
+
+    /// The same with the manner chosen by the caller.
+    pub fn row_in(&self, split: Split, index: u64, manner: impl FnOnce(&mut Stream) -> Manner) -> Row {
         let task = self.task(split, index);
         let mut random = self.stream("trace", split, index);
-        let manner = Manner::draw(&mut random);
+        let manner = manner(&mut random);
         let trace = task.trace(manner, true, &mut random);
         let message = |role: &str, content| Message { role: role.into(), content };
         let question = message("user", task.question.clone());

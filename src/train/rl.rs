@@ -283,6 +283,10 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
             run.write_completions(step, &scored)?;
         }
 
+        if step <= DIAGNOSED_STEPS {
+            diagnose(&scored, &metrics, stage).into_iter().for_each(|line| session.observer.note(&line));
+        }
+
         // 4. Is the stage over?
         if let Some(exit) = stage.exit(&state.history) {
             if let Some(record) = state.stages.last_mut() {
@@ -335,7 +339,7 @@ impl Run<'_> {
     fn collect(&self, model: &CausalLm, stage: &Stage, step: usize, metrics: &mut Metrics) -> Result<Vec<Scored>> {
         let train = &self.config.train;
         let start = Instant::now();
-        let problems = self.step_problems(step)?;
+        let problems = self.step_problems(step, metrics)?;
         let sampling = Sampling {
             temperature: stage.temperature,
             max_completion_length: stage.max_completion_length,
@@ -367,14 +371,16 @@ impl Run<'_> {
     }
 
     /// The problems of a step with their prompts.
-    fn step_problems(&self, step: usize) -> Result<Vec<(Problem, Vec<u32>)>> {
+    fn step_problems(&self, step: usize, metrics: &mut Metrics) -> Result<Vec<(Problem, Vec<u32>)>> {
         let (count, data) = (self.config.train.prompts_per_step as u64, &self.config.data);
         let mut found = Vec::with_capacity(count as usize);
+        let mut overlong = 0;
         for i in 0..count {
             let problem = self.problems.shuffled(self.config.seed, (step as u64 - 1) * count + i);
             let prompt = self.tokenizer.encode_prompt(&problem.prompt)?;
             if prompt.len() > data.max_prompt_length {
                 if data.filter_overlong_prompts {
+                    overlong += 1;
                     continue;
                 }
                 return Err(Error::Invalid(format!(
@@ -388,6 +394,13 @@ impl Run<'_> {
             }
             check_room(&prompt, &self.model_config, &problem)?;
             found.push((problem, prompt));
+        }
+        metrics.set("data/overlong_prompts", f64::from(overlong));
+        if found.is_empty() {
+            return Err(Error::Invalid(format!(
+                "all {count} prompts of step {step} are longer than data.max_prompt_length = {}: raise it",
+                data.max_prompt_length
+            )));
         }
         Ok(found)
     }
@@ -554,6 +567,36 @@ impl Run<'_> {
         let report = report::write(&self.dir)?;
         Ok(Finished { dir: self.dir.clone(), report, summary })
     }
+}
+
+/// Steps at the start that are looked at for a run that cannot learn.
+const DIAGNOSED_STEPS: usize = 5;
+
+/// Why a step taught nothing, when it did not: the usual silent failures, named.
+fn diagnose(scored: &[Scored], metrics: &Metrics, stage: &Stage) -> Option<String> {
+    if scored.iter().any(|s| s.advantage != 0.0) {
+        return None;
+    }
+    let percent = |name: &str| 100.0 * metrics.get(name).unwrap_or(0.0);
+    let count = |verdict: Verdict| scored.iter().filter(|s| s.verdict == verdict).count();
+    let advice = if percent("completions/clipped_ratio") > 90.0 {
+        format!("nearly all are cut: raise max_completion_length = {}", stage.max_completion_length)
+    } else if count(Verdict::UnparseableGold) == scored.len() {
+        "no row has a usable answer: see data.answer_field".to_string()
+    } else if count(Verdict::NoAnswer) * 2 > scored.len() && percent("rewards/accuracy_lenient/mean") > 5.0 {
+        "answers are right but not stated as \\boxed{} or after ####: fine-tune on the form first".to_string()
+    } else {
+        "all answers are wrong (or all right): the model needs easier (or harder) problems".to_string()
+    };
+    Some(format!(
+        "step taught nothing: every group has rewards without spread; right {:.1}% (lenient {:.1}%), {} of {} without an \
+         answer, {:.1}% cut at the length limit. {advice}",
+        percent("rewards/accuracy/mean"),
+        percent("rewards/accuracy_lenient/mean"),
+        count(Verdict::NoAnswer),
+        scored.len(),
+        percent("completions/clipped_ratio"),
+    ))
 }
 
 /// Writes down what the step's completions were like; returns what exit rules look at.

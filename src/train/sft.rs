@@ -19,7 +19,7 @@ use crate::model::{self, CausalLm, ModelConfig};
 use crate::noise::Stream;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
 use crate::problems::{DataConfig, TASKS};
-use crate::tasks::{Generator, Split};
+use crate::tasks::{Generator, Manner, Split};
 use crate::text::chat::{Message, Prompt};
 use crate::text::tokenizer::Tokenizer;
 
@@ -85,8 +85,11 @@ impl Default for SftModel {
 pub struct SftTrain {
     /// Optimiser steps.
     pub max_steps: usize,
-    /// Conversations per step.
-    pub batch_size: usize,
+    /// Tokens per step: conversations are taken until they have so many.
+    pub tokens_per_step: usize,
+    /// For so many steps the embedded tasks come in their lean manner only: the computation first, then the prose around
+    /// it. A small model learns both in a third of the tokens that way.
+    pub curriculum_steps: usize,
     /// Tokens of one forward and backward pass at most; does not change the result.
     pub tokens_per_microbatch: usize,
     /// Longest conversation in tokens; a longer one is an error.
@@ -103,7 +106,8 @@ impl Default for SftTrain {
     fn default() -> Self {
         Self {
             max_steps: 1000,
-            batch_size: 32,
+            tokens_per_step: 8192,
+            curriculum_steps: 0,
             tokens_per_microbatch: 8192,
             max_length: 1024,
             save_steps: 500,
@@ -134,7 +138,7 @@ impl Settings for SftConfig {
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),
-            ("batch_size", train.batch_size),
+            ("tokens_per_step", train.tokens_per_step),
             ("tokens_per_microbatch", train.tokens_per_microbatch),
             ("save_steps", train.save_steps),
         ] {
@@ -194,10 +198,11 @@ impl Conversations {
     }
 
     /// The conversation a run meets at `index`; rows come shuffled anew each epoch.
-    fn get(&self, seed: u64, index: u64) -> Conversation {
+    fn get(&self, seed: u64, index: u64, lean: bool) -> Conversation {
         match self {
             Self::Tasks(generator) => {
-                let mut messages = generator.row(Split::Train, index).messages;
+                let manner = |random: &mut Stream| if lean { Manner::Lean } else { Manner::draw(random) };
+                let mut messages = generator.row_in(Split::Train, index, manner).messages;
                 let completion = messages.pop().map(|message| message.content).unwrap_or_default();
                 let prompt = messages.into_iter().map(|m| Message::new(m.role, m.content)).collect();
                 Conversation { prompt: Prompt::Messages(prompt), completion }
@@ -228,6 +233,39 @@ fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize)
     Ok(Sequence { tokens, prompt })
 }
 
+/// The next conversations, until they have `tokens_per_step` tokens.
+fn take(
+    config: &SftConfig,
+    tokenizer: &Tokenizer,
+    conversations: &Conversations,
+    next_row: &mut u64,
+    lean: bool,
+) -> Result<Vec<Sequence>> {
+    const AT_ONCE: u64 = 32;
+    let (mut sequences, mut tokens) = (Vec::new(), 0);
+    loop {
+        let encoded: Vec<Sequence> = (*next_row..*next_row + AT_ONCE)
+            .into_par_iter()
+            .map(|index| encode(tokenizer, &conversations.get(config.seed, index, lean), config.train.max_length))
+            .collect::<Result<_>>()?;
+        for sequence in encoded {
+            tokens += sequence.tokens.len();
+            sequences.push(sequence);
+            *next_row += 1;
+            if tokens >= config.train.tokens_per_step {
+                return Ok(sequences);
+            }
+        }
+    }
+}
+
+/// What a resumed run must know beside weights and optimiser.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct State {
+    next_row: u64,
+    num_tokens: usize,
+}
+
 /// Trains, evaluates and writes `runs/<name>/`; returns the final model's directory.
 ///
 /// # Errors
@@ -236,12 +274,12 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     let tokenizer = Tokenizer::load(config.tokenizer_dir())?;
     let conversations = Conversations::open(&config.data)?;
     let run = open_run(&config.output_dir.join(&config.name), session.resume)?;
-    let loaded = if session.resume { checkpoint::load_newest::<()>(&run, &session.device)? } else { None };
-    let (first, model_config, mut model, mut optimizer) = match loaded {
-        Some(loaded) => (loaded.step, loaded.config, loaded.model, loaded.optimizer),
+    let loaded = if session.resume { checkpoint::load_newest::<State>(&run, &session.device)? } else { None };
+    let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
+        Some(loaded) => (loaded.step, loaded.config, loaded.model, loaded.optimizer, loaded.state),
         None => {
             let (model_config, model) = config.model(&tokenizer, &session.device.clone().autodiff())?;
-            (0, model_config, model, AdamW::default())
+            (0, model_config, model, AdamW::default(), State::default())
         }
     };
     tokenizer.check_vocab(model_config.vocab_size, config.tokenizer_dir())?;
@@ -249,26 +287,21 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     let mut log = MetricsLog::open(&run.join("metrics.jsonl"), Some(first))?;
     let train = &config.train;
     session.observer.begin("sft", train.max_steps);
-    let mut seen = 0usize;
     for step in first + 1..=train.max_steps {
         let start = Instant::now();
-        let base = (step - 1) as u64 * train.batch_size as u64;
-        let sequences = (0..train.batch_size as u64)
-            .into_par_iter()
-            .map(|i| encode(&tokenizer, &conversations.get(config.seed, base + i), train.max_length))
-            .collect::<Result<Vec<_>>>()?;
+        let sequences = take(config, &tokenizer, &conversations, &mut state.next_row, step <= train.curriculum_steps)?;
         let tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         let lr = learning_rate(&config.optim, step, train.max_steps);
         let outcome;
         (model, outcome) = update(config, model, &mut optimizer, &sequences, lr);
-        seen += tokens;
+        state.num_tokens += tokens;
 
         let mut metrics = Metrics::of_step(step);
         metrics.set("loss", outcome.loss);
         metrics.set("entropy", outcome.entropy);
         metrics.set("grad_norm", outcome.grad_norm);
         metrics.set("learning_rate", lr);
-        metrics.set("num_tokens", seen as f64);
+        metrics.set("num_tokens", state.num_tokens as f64);
         metrics.set("timing_s/step", start.elapsed().as_secs_f64());
         if train.eval_steps > 0 && step % train.eval_steps == 0 && step < train.max_steps {
             let problems = config.data.open(Split::HeldOut)?.take(config.eval.num_problems)?;
@@ -281,7 +314,7 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
         let stop = session.should_stop();
         if step % train.save_steps == 0 || step == train.max_steps || stop {
             let saved = (&model_config, &model);
-            let dir = checkpoint::save(&run, step, saved, &tokenizer, &optimizer, &(), train.save_total_limit)?;
+            let dir = checkpoint::save(&run, step, saved, &tokenizer, &optimizer, &state, train.save_total_limit)?;
             if stop && step < train.max_steps {
                 return Err(Error::Interrupted { checkpoint: dir });
             }

@@ -1,0 +1,172 @@
+//! Group-relative policy optimisation, the whole of it, in one file.
+//!
+//! ```text
+//! cargo run --release --example grpo_one_page [MODEL DIRECTORY] [STEPS]
+//! ```
+//!
+//! A step samples a group of completions for each of a few problems, grades them, and asks of each how much better it is
+//! than its group: that is its advantage. Then the probability of every token goes up or down with the advantage of its
+//! completion, and no further than the clip allows. There is no value model: the group is the baseline.
+//!
+//! `src/train/rl.rs` is this loop with stages, checkpoints, evaluation and a report.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use tempering::data::Problem;
+use tempering::generate::{Completion, Request, Sampling, generate};
+use tempering::metrics::mean;
+use tempering::model::{self, CausalLm, ModelConfig};
+use tempering::objective::advantage::{Aggregation, ScaleRewards};
+use tempering::objective::{Advantage, LossType, TokenTerms, advantages, clipped_loss};
+use tempering::optim::{AdamW, Gradients, OptimConfig};
+use tempering::problems::{DataConfig, Problems};
+use tempering::reward::{self, Accuracy, Reward};
+use tempering::tasks::Split;
+use tempering::text::tokenizer::Tokenizer;
+use tempering::train::batch::{Sequence, completion_scores, micro_batches};
+use tempering::{Result, device};
+
+const SEED: u64 = 0;
+/// Problems per step.
+const PROBLEMS: u64 = 8;
+/// Completions per problem.
+const GROUP: usize = 8;
+const TEMPERATURE: f32 = 1.0;
+/// A completion that is longer is cut here and scores 0, which is what makes the model shorten its answers.
+const MAX_COMPLETION_LENGTH: usize = 96;
+/// How far the ratio of new to old probability may go before its gradient is cut: below and above 1.
+const CLIP: (f32, f32) = (0.2, 0.28);
+/// Tokens of one forward and backward pass; changes memory, not the result.
+const TOKENS_PER_MICROBATCH: usize = 4096;
+
+/// A completion, what it answered, and how much better it was than its group.
+struct Scored {
+    sequence: Sequence,
+    completion: Completion,
+    reward: f32,
+    advantage: f32,
+}
+
+struct Learner {
+    config: ModelConfig,
+    model: CausalLm,
+    tokenizer: Tokenizer,
+    optimizer: AdamW,
+    optim: OptimConfig,
+}
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let dir = PathBuf::from(arguments.next().unwrap_or_else(|| "assets/base".to_string()));
+    let steps = arguments.next().and_then(|steps| steps.parse().ok()).unwrap_or(10);
+    let mut learner = Learner::load(&dir, &device::parse("cpu")?)?;
+    let problems = DataConfig::default().open(Split::Train)?;
+    println!("step  accuracy  length  clipped    loss  gradient");
+    for step in 0..steps {
+        let scored = learner.sample(&problems, step)?;
+        let (loss, norm) = learner.update(&scored);
+        let column = |of: fn(&Scored) -> f64| mean(&scored.iter().map(of).collect::<Vec<f64>>());
+        println!(
+            "{:>4}{:>9.1}%{:>8.1}{:>8.1}%{loss:>8.4}{norm:>10.3}",
+            step + 1,
+            100.0 * column(|s| f64::from(s.reward)),
+            column(|s| s.completion.tokens.len() as f64),
+            100.0 * column(|s| f64::from(u8::from(!s.completion.finished))),
+        );
+    }
+    Ok(())
+}
+
+impl Learner {
+    fn load(dir: &Path, device: &Device) -> Result<Self> {
+        // Weights on the autodiff form of the device record what is computed from them.
+        let (config, model) = model::load(dir, &device.clone().autodiff())?;
+        let tokenizer = Tokenizer::load(dir)?;
+        tokenizer.check_vocab(config.vocab_size, dir)?;
+        let optim = OptimConfig { learning_rate: 1e-3, ..OptimConfig::default() };
+        Ok(Self { config, model, tokenizer, optimizer: AdamW::default(), optim })
+    }
+
+    /// 1. Samples a group of completions for each problem of the step, 2. grades them, 3. compares each with its group.
+    fn sample(&self, problems: &Problems, step: u64) -> Result<Vec<Scored>> {
+        let problems: Vec<Problem> = (0..PROBLEMS).map(|i| problems.shuffled(SEED, step * PROBLEMS + i)).collect();
+        let mut requests = Vec::new();
+        for problem in &problems {
+            let prompt = self.tokenizer.encode_prompt(&problem.prompt)?;
+            let request =
+                |sample: usize| Request { prompt: prompt.clone(), key: [SEED, step, problem.id, sample as u64] };
+            requests.extend((0..GROUP).map(request));
+        }
+        let sampling = Sampling {
+            temperature: TEMPERATURE,
+            max_completion_length: MAX_COMPLETION_LENGTH,
+            stop: self.tokenizer.stop_ids().to_vec(),
+            rows: requests.len(),
+        };
+        let completions = generate(&self.model, &self.config, &requests, &sampling, |_, _| ControlFlow::Continue(()));
+
+        let mut scored = Vec::new();
+        for ((problem, group), requests) in problems.iter().zip(completions.chunks(GROUP)).zip(requests.chunks(GROUP)) {
+            let rewards: Vec<Option<f32>> = group.iter().map(|completion| self.grade(problem, completion)).collect();
+            // A = (r − mean of the group) / (deviation of the group + 1e-4)
+            let relative = Advantage::Group {
+                scale_rewards: ScaleRewards::Group,
+                multi_objective_aggregation: Aggregation::SumThenNormalize,
+            };
+            let advantages = advantages(relative, std::slice::from_ref(&rewards), &[1.0]);
+            for (((completion, request), reward), advantage) in group.iter().zip(requests).zip(rewards).zip(advantages)
+            {
+                let tokens = [request.prompt.as_slice(), &completion.tokens].concat();
+                scored.push(Scored {
+                    sequence: Sequence { tokens, prompt: request.prompt.len() },
+                    completion: completion.clone(),
+                    reward: reward.unwrap_or(0.0),
+                    advantage,
+                });
+            }
+        }
+        Ok(scored)
+    }
+
+    /// 1 for a right answer in a `\boxed{}` that was finished in time, else 0.
+    fn grade(&self, problem: &Problem, completion: &Completion) -> Option<f32> {
+        let text = self.tokenizer.decode(&completion.tokens, true);
+        let tokens = completion.tokens.len();
+        Accuracy.score(problem, &reward::Completion { text: &text, tokens, finished: completion.finished })
+    }
+
+    /// 4. One step of AdamW on the clipped surrogate; returns the loss and the norm of its gradient.
+    fn update(&mut self, scored: &[Scored]) -> (f64, f64) {
+        // The divisor is that of the whole step, so that micro-batches add up to it: here, the number of all tokens.
+        let lengths: Vec<usize> = scored.iter().map(|s| s.completion.tokens.len()).collect();
+        let weights = LossType::Dapo.weights(&lengths, MAX_COMPLETION_LENGTH);
+        let sequences: Vec<Sequence> = scored.iter().map(|s| s.sequence.clone()).collect();
+        let mut gradients = Gradients::default();
+        let mut loss = 0.0;
+        for range in micro_batches(&sequences, TOKENS_PER_MICROBATCH) {
+            let mut terms = TokenTerms::default();
+            for (scored, &weight) in scored[range.clone()].iter().zip(&weights[range.clone()]) {
+                let tokens = scored.completion.tokens.len();
+                terms.old_log_prob.extend(&scored.completion.log_probs);
+                terms.advantage.extend(std::iter::repeat_n(scored.advantage, tokens));
+                terms.weight.extend(std::iter::repeat_n(weight, tokens));
+            }
+            // −Σ w · min(ρ A, clip(ρ) A), ρ = π(token) / π when it was sampled. With one update per batch ρ is 1 but for
+            // rounding: the value of the loss says little, its gradient is the policy gradient.
+            let scores = completion_scores(&self.model, &sequences[range], TEMPERATURE);
+            let part = clipped_loss(scores.log_prob, &terms, CLIP.0, CLIP.1);
+            gradients.add(&self.model, &mut part.backward());
+            loss += f64::from(part.into_scalar::<f32>());
+        }
+        let norm = gradients.norm();
+        // No group with different rewards: nothing to learn from.
+        if norm > 0.0 {
+            let scale = (self.optim.max_grad_norm / norm).min(1.0);
+            let (model, lr) = (self.model.clone(), self.optim.learning_rate);
+            self.model = self.optimizer.step(&self.optim, model, gradients, scale, lr);
+        }
+        (loss, norm)
+    }
+}

@@ -1,0 +1,99 @@
+//! Directories written and read again, and broken ones refused.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tempering::model::{self, CausalLm};
+use tempering::train::checkpoint;
+
+use crate::support::{Workshop, device, logits, run_rl, run_sft, tiny, tiny_config, tokenizer};
+
+/// What loading the workshop's model says.
+fn failure(workshop: &Workshop) -> String {
+    model::load(&workshop.path("model"), &device()).unwrap_err().to_string()
+}
+
+/// Rewrites a safetensors file by name, shape and bytes.
+fn edit(path: &Path, change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>)) {
+    let bytes = std::fs::read(path).unwrap();
+    let read = SafeTensors::deserialize(&bytes).unwrap();
+    let entry = |(name, view): (String, TensorView)| (name, (view.shape().to_vec(), view.data().to_vec()));
+    let mut tensors: BTreeMap<_, _> = read.tensors().into_iter().map(entry).collect();
+    change(&mut tensors);
+    let views =
+        tensors.iter().map(|(name, (shape, data))| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn a_saved_model_computes_the_same_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, model) = tiny(1, &device());
+    let path = dir.path().join("model");
+    checkpoint::export(&path, &config, &model, &tokenizer()).unwrap();
+    let (loaded_config, loaded) = model::load(&path, &device()).unwrap();
+    assert_eq!(loaded_config, config);
+    let tokens: Vec<u32> = (0..40).map(|i| i * 11 % 512).collect();
+    assert_eq!(logits(&loaded, &[&tokens]), logits(&model, &[&tokens]));
+    let again = dir.path().join("again");
+    checkpoint::export(&again, &loaded_config, &loaded, &tokenizer()).unwrap();
+    for entry in std::fs::read_dir(&path).unwrap() {
+        let name = entry.unwrap().file_name();
+        assert_eq!(std::fs::read(path.join(&name)).unwrap(), std::fs::read(again.join(&name)).unwrap(), "{name:?}");
+    }
+}
+
+#[test]
+fn tensors_that_are_missing_left_over_or_of_another_shape_are_all_listed() {
+    let workshop = Workshop::new();
+    edit(&workshop.path("model/model.safetensors"), |tensors| {
+        tensors.remove("model.layers.1.mlp.up_proj.weight");
+        tensors.insert("model.rotary.inv_freq".to_string(), (vec![1], vec![0; 4]));
+        tensors.get_mut("model.layers.0.self_attn.k_proj.weight").unwrap().0.reverse();
+    });
+    let error = failure(&workshop);
+    for line in [
+        "missing model.layers.1.mlp.up_proj.weight [64, 32]",
+        "unexpected model.rotary.inv_freq",
+        "model.layers.0.self_attn.k_proj.weight has shape [32, 16], expected [16, 32]",
+    ] {
+        assert!(error.contains(line), "{line}: {error}");
+    }
+    assert!(error.contains("model.safetensors"), "{error}");
+}
+
+#[test]
+fn a_weights_file_cut_short_is_refused_by_name() {
+    let workshop = Workshop::new();
+    let path = workshop.path("model/model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    for length in [0, 5, 100, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        let error = failure(&workshop);
+        assert!(error.contains("model.safetensors: not a whole safetensors file"), "{length} bytes: {error}");
+    }
+}
+
+#[test]
+fn a_configuration_that_this_decoder_does_not_compute_is_refused_with_the_reason() {
+    let workshop = Workshop::new();
+    let path = workshop.path("model/config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"qwen2\"", "\"llama\"").replace("\"silu\"", "\"gelu\"")).unwrap();
+    let error = failure(&workshop);
+    assert!(error.contains("model_type = \"llama\"") && error.contains("hidden_act = \"gelu\""), "{error}");
+}
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused() {
+    let workshop = Workshop::new();
+    let mut config = tiny_config();
+    config.vocab_size -= 12;
+    let model = CausalLm::random(&config, 0, &device());
+    checkpoint::export(&workshop.path("model"), &config, &model, &tokenizer()).unwrap();
+    let errors = [run_rl(&workshop.rl("rl")).unwrap_err(), run_sft(&workshop.sft("sft")).unwrap_err()];
+    for error in errors.map(|error| error.to_string()) {
+        assert!(error.contains("ids up to 511, but vocab_size in config.json is 500"), "{error}");
+    }
+}

@@ -1,0 +1,281 @@
+//! A small model that has learned to add a little, and what tests do with it again and again.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value, json};
+use tempering::Result;
+use tempering::eval::EvalConfig;
+use tempering::generate::{Request, Sampling};
+use tempering::metrics::Metrics;
+use tempering::model::{CausalLm, ModelConfig};
+use tempering::objective::RewardKind;
+use tempering::optim::OptimConfig;
+use tempering::problems::DataConfig;
+use tempering::text::tokenizer::Tokenizer;
+use tempering::train::rl::{self, Finished, ModelSource, RlConfig, RlTrain};
+use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
+use tempering::train::stage::Stage;
+use tempering::train::{Observer, Session, checkpoint};
+
+/// Name of the device under test.
+pub(crate) fn device_name() -> String {
+    std::env::var("TEMPERING_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_string())
+}
+
+/// The device under test.
+pub(crate) fn device() -> Device {
+    tempering::device::parse(&device_name()).unwrap()
+}
+
+/// A file of the repository.
+pub(crate) fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The embedded model's tokenizer.
+pub(crate) fn tokenizer() -> Tokenizer {
+    Tokenizer::load(&repository("assets/base")).unwrap()
+}
+
+/// Two layers of width 32. The wide initialisation makes next-token distributions far from uniform.
+pub(crate) fn tiny_config() -> ModelConfig {
+    let mut config = ModelConfig::qwen2(tokenizer().vocab_size(), 32, 64, 2, 4, 2);
+    config.initializer_range = 0.3;
+    config
+}
+
+/// A random model; for gradients, give it `device().autodiff()`.
+pub(crate) fn tiny(seed: u64, device: &Device) -> (ModelConfig, CausalLm) {
+    let config = tiny_config();
+    let model = CausalLm::random(&config, seed, device);
+    (config, model)
+}
+
+/// Logits of a packed forward pass without a cache.
+pub(crate) fn logits(model: &CausalLm, sequences: &[&[u32]]) -> Vec<f32> {
+    let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
+    let model = model.valid();
+    values(model.logits(model.forward(&sequences.concat(), &lengths, None)))
+}
+
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().unwrap()
+}
+
+/// Largest difference of two lists of one length.
+pub(crate) fn distance(left: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(left.len(), right.len());
+    left.iter().zip(right).map(|(l, r)| (l - r).abs()).fold(0.0, f32::max)
+}
+
+/// Prompts of unequal length.
+pub(crate) fn ragged_prompts() -> Vec<Vec<u32>> {
+    [3u32, 9, 1, 6].iter().map(|&length| (0..length).map(|i| 5 + (i * 37 + length * 11) % 500).collect()).collect()
+}
+
+/// `group` requests for each prompt.
+pub(crate) fn requests(prompts: &[Vec<u32>], group: u64) -> Vec<Request> {
+    let request = |p: usize, sample: u64| Request { prompt: prompts[p].clone(), key: [7, 1, p as u64, sample] };
+    (0..prompts.len()).flat_map(|p| (0..group).map(move |sample| request(p, sample))).collect()
+}
+
+/// Up to 12 tokens at temperature 1, ended by any of 40 tokens, so that rows end at different times.
+pub(crate) fn sampling() -> Sampling {
+    Sampling { temperature: 1.0, max_completion_length: 12, stop: (100..140).collect(), rows: 64 }
+}
+
+/// A folder of its own with `model/`, a small model that answers sums of two digits now and then, and `sums.jsonl`.
+pub(crate) struct Workshop(tempfile::TempDir);
+
+impl Workshop {
+    pub(crate) fn new() -> Self {
+        let workshop = Self::with_sums();
+        std::fs::create_dir(workshop.path("model")).unwrap();
+        for (name, bytes) in student() {
+            std::fs::write(workshop.path("model").join(name), bytes).unwrap();
+        }
+        workshop
+    }
+
+    fn with_sums() -> Self {
+        let workshop = Self(tempfile::tempdir().unwrap());
+        let rows = (0..16).map(|i| {
+            let (a, b) = (i / 4 + 1, i % 4 + 1);
+            let (prompt, answer) = (format!("Compute {a}+{b}."), a + b);
+            json!({ "prompt": prompt, "answer": answer.to_string(),
+                    "completion": format!("<think>{a}+{b}={answer}</think>\\boxed{{{answer}}}") })
+        });
+        workshop.write_lines("sums.jsonl", rows);
+        workshop
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub(crate) fn run(&self, name: &str) -> PathBuf {
+        self.path("runs").join(name)
+    }
+
+    pub(crate) fn write_lines(&self, name: &str, rows: impl IntoIterator<Item = Value>) -> PathBuf {
+        let text: String = rows.into_iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    /// The sums, to train on and to be examined in.
+    fn data(&self) -> DataConfig {
+        DataConfig { train: self.path("sums.jsonl"), eval: self.path("sums.jsonl"), ..DataConfig::default() }
+    }
+
+    /// Six steps of GRPO on the sums.
+    pub(crate) fn rl(&self, name: &str) -> RlConfig {
+        RlConfig {
+            seed: 0,
+            output_dir: self.path("runs"),
+            name: name.to_string(),
+            model: ModelSource { path: self.path("model") },
+            data: self.data(),
+            train: RlTrain {
+                prompts_per_step: 4,
+                num_generations: 4,
+                tokens_per_microbatch: 128,
+                save_steps: 0,
+                eval_steps: 2,
+                log_completions_steps: 2,
+                ..RlTrain::default()
+            },
+            optim: OptimConfig { learning_rate: 1e-3, warmup_steps: 2, ..OptimConfig::default() },
+            eval: EvalConfig { num_problems: 4, max_completion_length: 8, ..EvalConfig::default() },
+            stages: vec![Stage {
+                max_steps: 6,
+                max_completion_length: 24,
+                rewards: vec![RewardKind::Accuracy, RewardKind::Format],
+                reward_weights: vec![1.0, 0.5],
+                ..Stage::default()
+            }],
+        }
+    }
+
+    /// Two steps of supervised learning from the model in `model/`.
+    pub(crate) fn sft(&self, name: &str) -> SftConfig {
+        SftConfig {
+            output_dir: self.path("runs"),
+            name: name.to_string(),
+            model: SftModel { path: self.path("model"), ..SftModel::default() },
+            data: self.data(),
+            train: SftTrain { max_steps: 2, tokens_per_step: 256, ..SftTrain::default() },
+            optim: OptimConfig { learning_rate: 1e-3, ..OptimConfig::default() },
+            eval: EvalConfig { num_problems: 2, max_completion_length: 8, ..EvalConfig::default() },
+            ..SftConfig::default()
+        }
+    }
+}
+
+/// Files of the small model, taught once for all tests.
+fn student() -> &'static [(String, Vec<u8>)] {
+    static FILES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let school = Workshop::with_sums();
+        let (config, model) = tiny(0, &device());
+        checkpoint::export(&school.path("model"), &config, &model, &tokenizer()).unwrap();
+        let mut lessons = school.sft("school");
+        lessons.train.max_steps = 60;
+        lessons.optim.learning_rate = 1e-2;
+        let taught = run_sft(&lessons).unwrap();
+        let files = std::fs::read_dir(taught).unwrap().map(|entry| entry.unwrap());
+        files.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
+    })
+}
+
+/// Asks a run to stop once the given step is over.
+struct StopAfter<'a>(usize, &'a AtomicBool);
+
+impl Observer for StopAfter<'_> {
+    fn begin(&mut self, _phase: &str, _total: usize) {}
+    fn advance(&mut self, done: usize, metrics: Option<&Metrics>) {
+        if metrics.is_some() && done == self.0 {
+            self.1.store(true, Ordering::SeqCst);
+        }
+    }
+    fn note(&mut self, _line: &str) {}
+}
+
+/// Runs SFT to its end.
+pub(crate) fn run_sft(config: &SftConfig) -> Result<PathBuf> {
+    session_sft(config, false, usize::MAX)
+}
+
+/// Runs SFT and interrupts it after a step.
+pub(crate) fn interrupt_sft(config: &SftConfig, after: usize) -> Result<PathBuf> {
+    session_sft(config, false, after)
+}
+
+/// Goes on with an interrupted SFT run, to its end.
+pub(crate) fn resume_sft(config: &SftConfig) -> Result<PathBuf> {
+    session_sft(config, true, usize::MAX)
+}
+
+fn session_sft(config: &SftConfig, resume: bool, stop_after: usize) -> Result<PathBuf> {
+    let stop = AtomicBool::new(false);
+    let mut observer = StopAfter(stop_after, &stop);
+    sft::run(config, &mut Session { device: device(), observer: &mut observer, stop: &stop, resume })
+}
+
+/// Runs RL to its end.
+pub(crate) fn run_rl(config: &RlConfig) -> Result<Finished> {
+    session(config, false, usize::MAX)
+}
+
+/// Runs RL and interrupts it after a step.
+pub(crate) fn interrupt_rl(config: &RlConfig, after: usize) -> Result<Finished> {
+    session(config, false, after)
+}
+
+/// Goes on with an interrupted run, to its end.
+pub(crate) fn resume_rl(config: &RlConfig) -> Result<Finished> {
+    session(config, true, usize::MAX)
+}
+
+fn session(config: &RlConfig, resume: bool, stop_after: usize) -> Result<Finished> {
+    let stop = AtomicBool::new(false);
+    let mut observer = StopAfter(stop_after, &stop);
+    rl::run(config, &mut Session { device: device(), observer: &mut observer, stop: &stop, resume })
+}
+
+/// The lines of a run's `metrics.jsonl`, without those figures that measure time.
+pub(crate) fn figures(run: &Path) -> Vec<Map<String, Value>> {
+    let timed = |name: &str| name.starts_with("timing_s/") || name.starts_with("perf/");
+    let mut rows = read_lines(&run.join("metrics.jsonl"));
+    rows.iter_mut().for_each(|row| row.retain(|name, _| !timed(name)));
+    rows
+}
+
+/// Objects of a JSONL file.
+pub(crate) fn read_lines(path: &Path) -> Vec<Map<String, Value>> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Bytes of the weights a run ended with.
+pub(crate) fn final_weights(run: &Path) -> Vec<u8> {
+    std::fs::read(run.join("final/model.safetensors")).unwrap()
+}
+
+/// The column of a metric, steps without it left out.
+pub(crate) fn column(figures: &[Map<String, Value>], name: &str) -> Vec<f64> {
+    figures.iter().filter_map(|row| row.get(name)?.as_f64()).collect()
+}
+
+/// Asserts that two columns agree to a relative 1e-5.
+#[track_caller]
+pub(crate) fn assert_close(left: &[f64], right: &[f64]) {
+    assert_eq!(left.len(), right.len());
+    assert!(
+        !left.is_empty() && left.iter().zip(right).all(|(l, r)| (l - r).abs() <= 1e-5 * l.abs()),
+        "{left:?} {right:?}"
+    );
+}

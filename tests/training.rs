@@ -1,0 +1,241 @@
+//! SFT and RL: what must not change the result, and what must.
+
+use std::path::Path;
+
+use safetensors::tensor::SafeTensors;
+use serde_json::{Value, json};
+use tempering::Error;
+use tempering::model::names;
+use tempering::optim::Gradients;
+use tempering::train::batch::{Sequence, completion_scores};
+use tempering::train::sft::SftModel;
+use tempering::train::stage::{Plateau, PlateauMetric, Stage};
+
+use crate::support::{
+    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, repository, resume_rl,
+    resume_sft, run_rl, run_sft, tiny,
+};
+
+#[test]
+fn every_parameter_receives_a_gradient() {
+    let (_, model) = tiny(1, &device().autodiff());
+    let sequence = Sequence { tokens: (0..20).map(|i| 7 + i * 23).collect(), prompt: 4 };
+    let scores = completion_scores(&model, &[sequence], 1.0);
+    let mut gradients = Gradients::default();
+    gradients.add(&model, &mut scores.log_prob.sum().neg().backward());
+    let expected = names(&model);
+    assert!(gradients.names().eq(expected.keys().map(String::as_str)), "{:?}", gradients.names().collect::<Vec<_>>());
+    assert!(gradients.norm() > 0.0);
+}
+
+#[test]
+fn every_parameter_moves_in_fine_tuning() {
+    let workshop = Workshop::new();
+    let last = run_sft(&workshop.sft("sft")).unwrap();
+    let read = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    let (before, after) = (read(&workshop.path("model")), read(&last));
+    let (before, after) = (SafeTensors::deserialize(&before).unwrap(), SafeTensors::deserialize(&after).unwrap());
+    for (name, tensor) in before.tensors() {
+        assert_ne!(tensor.data(), after.tensor(&name).unwrap().data(), "{name}");
+    }
+}
+
+#[test]
+fn fine_tuning_does_not_depend_on_the_size_of_micro_batches() {
+    let workshop = Workshop::new();
+    let run = |name: &str, tokens: usize| {
+        let mut config = workshop.sft(name);
+        config.train.tokens_per_microbatch = tokens;
+        run_sft(&config).unwrap();
+        figures(&workshop.run(name))
+    };
+    let (whole, pieces) = (run("whole", 100_000), run("pieces", 64));
+    for metric in ["loss", "entropy", "grad_norm"] {
+        assert_close(&column(&whole, metric), &column(&pieces, metric));
+    }
+}
+
+#[test]
+fn reinforcement_does_not_depend_on_the_size_of_micro_batches() {
+    let workshop = Workshop::new();
+    let run = |name: &str, tokens: usize| {
+        let mut config = workshop.rl(name);
+        config.train.tokens_per_microbatch = tokens;
+        config.stages[0].max_steps = 1;
+        run_rl(&config).unwrap();
+        column(&figures(&workshop.run(name)), "grad_norm")
+    };
+    let whole = run("whole", 100_000);
+    assert!(whole[0] > 0.0, "the test needs groups whose rewards differ");
+    assert_close(&whole, &run("pieces", 64));
+}
+
+#[test]
+fn a_new_model_knows_nothing_and_learns_sixteen_sums_by_heart() {
+    let workshop = Workshop::new();
+    let mut config = workshop.sft("sft");
+    config.model = SftModel {
+        tokenizer: repository("assets/base"),
+        hidden_size: 32,
+        intermediate_size: 64,
+        num_hidden_layers: 2,
+        ..SftModel::default()
+    };
+    (config.train.max_steps, config.optim.learning_rate) = (120, 1e-2);
+    run_sft(&config).unwrap();
+    let loss = column(&figures(&workshop.run("sft")), "loss");
+    // Before the first step every one of 512 tokens is as likely as any other.
+    assert!((loss[0] - 512f64.ln()).abs() < 0.1, "{}", loss[0]);
+    assert!(loss[119] < 0.3, "{}", loss[119]);
+}
+
+#[test]
+fn where_all_rewards_are_equal_nothing_is_learned() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("run");
+    // One token is no answer: every completion is cut and wrong.
+    (config.stages[0].max_steps, config.stages[0].max_completion_length) = (2, 1);
+    run_rl(&config).unwrap();
+    let rows = figures(&workshop.run("run"));
+    assert_eq!(column(&rows, "frac_reward_zero_std"), [1.0, 1.0]);
+    assert_eq!(column(&rows, "completions/clipped_ratio"), [1.0, 1.0]);
+    assert!(column(&rows, "grad_norm").iter().all(|norm| norm.to_bits() == 0), "{:?}", column(&rows, "grad_norm"));
+    let before = std::fs::read(workshop.path("model/model.safetensors")).unwrap();
+    assert!(final_weights(&workshop.run("run")) == before);
+}
+
+#[test]
+fn an_interrupted_and_resumed_run_ends_as_one_that_was_not() {
+    let workshop = Workshop::new();
+    run_rl(&workshop.rl("whole")).unwrap();
+    let halves = workshop.rl("halves");
+    match interrupt_rl(&halves, 3).unwrap_err() {
+        Error::Interrupted { checkpoint } => assert!(checkpoint.ends_with("checkpoint-3"), "{checkpoint:?}"),
+        other => panic!("{other}"),
+    }
+    resume_rl(&halves).unwrap();
+    let whole = figures(&workshop.run("whole"));
+    assert_eq!(figures(&workshop.run("halves")), whole);
+    let norms = column(&whole, "grad_norm");
+    assert!(norms.iter().filter(|&&norm| norm > 0.0).count() > 3, "the test needs learning: {norms:?}");
+    assert!(final_weights(&workshop.run("halves")) == final_weights(&workshop.run("whole")));
+}
+
+#[test]
+fn interrupted_and_resumed_fine_tuning_ends_as_if_it_had_not_been() {
+    let workshop = Workshop::new();
+    let config = |name: &str| {
+        let mut config = workshop.sft(name);
+        config.train.max_steps = 4;
+        config
+    };
+    run_sft(&config("whole")).unwrap();
+    interrupt_sft(&config("halves"), 2).unwrap_err();
+    resume_sft(&config("halves")).unwrap();
+    assert_eq!(figures(&workshop.run("halves")), figures(&workshop.run("whole")));
+    assert!(final_weights(&workshop.run("halves")) == final_weights(&workshop.run("whole")));
+}
+
+#[test]
+fn resuming_a_run_that_is_over_changes_nothing() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("run");
+    config.stages[0].max_steps = 2;
+    run_rl(&config).unwrap();
+    let before = (figures(&workshop.run("run")), final_weights(&workshop.run("run")));
+    resume_rl(&config).unwrap();
+    assert_eq!(figures(&workshop.run("run")), before.0);
+    assert!(final_weights(&workshop.run("run")) == before.1);
+}
+
+#[test]
+fn an_interruption_between_two_stages_changes_nothing_either() {
+    let workshop = Workshop::new();
+    let config = |name: &str| {
+        let mut config = workshop.rl(name);
+        let second = Stage { name: "second".into(), max_steps: 2, temperature: 1.2, ..config.stages[0].clone() };
+        config.stages[0].max_steps = 2;
+        config.stages.push(second);
+        config
+    };
+    let whole = run_rl(&config("whole")).unwrap().summary;
+    interrupt_rl(&config("halves"), 2).unwrap_err();
+    let halves = resume_rl(&config("halves")).unwrap().summary;
+    assert_eq!(figures(&workshop.run("halves")), figures(&workshop.run("whole")));
+    for key in ["stages", "base", "final", "steps"] {
+        assert_eq!(halves[key], whole[key], "{key}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_was_never_completed_is_ignored() {
+    let workshop = Workshop::new();
+    run_rl(&workshop.rl("whole")).unwrap();
+    let halves = workshop.rl("halves");
+    interrupt_rl(&halves, 2).unwrap_err();
+    let partial = workshop.run("halves").join("checkpoint-4.partial");
+    std::fs::create_dir(&partial).unwrap();
+    for file in ["config.json", "model.safetensors", "trainer_state.json"] {
+        std::fs::write(partial.join(file), "{\"cut").unwrap();
+    }
+    resume_rl(&halves).unwrap();
+    assert_eq!(figures(&workshop.run("halves")), figures(&workshop.run("whole")));
+}
+
+#[test]
+fn the_seed_decides_the_run() {
+    let workshop = Workshop::new();
+    let run = |name: &str, seed: u64| {
+        let mut config = workshop.rl(name);
+        (config.seed, config.stages[0].max_steps) = (seed, 2);
+        run_rl(&config).unwrap();
+        (figures(&workshop.run(name)), final_weights(&workshop.run(name)))
+    };
+    let (first, again, other) = (run("first", 5), run("again", 5), run("other", 6));
+    assert!(first == again);
+    assert!(first.0 != other.0 && first.1 != other.1);
+}
+
+#[test]
+fn stages_follow_each_other_and_the_summary_says_why_each_ended() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("stages");
+    let stage = |name: &str, max_steps, max_completion_length, plateau| Stage {
+        name: name.to_string(),
+        max_steps,
+        max_completion_length,
+        plateau,
+        ..config.stages[0].clone()
+    };
+    // A mean cannot fall by more than all of itself: this plateau is there as soon as it is looked for.
+    let at_once = Plateau { metric: PlateauMetric::Length, window: 1, tolerance: 1.0, min_steps: 2 };
+    config.stages = vec![stage("long", 1, 12, None), stage("short", 50, 4, Some(at_once)), stage("last", 2, 6, None)];
+    let summary = run_rl(&config).unwrap().summary;
+    let expected = json!([
+        { "name": "long", "first_step": 1, "last_step": 1, "exit": "steps" },
+        { "name": "short", "first_step": 2, "last_step": 3, "exit": "plateau" },
+        { "name": "last", "first_step": 4, "last_step": 5, "exit": "steps" },
+    ]);
+    assert_eq!(summary["stages"], expected);
+    let file = std::fs::read_to_string(workshop.run("stages").join("summary.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&file).unwrap(), summary);
+    let rows = figures(&workshop.run("stages"));
+    let names: Vec<&str> = rows.iter().filter_map(|row| row.get("stage")?.as_str()).collect();
+    assert_eq!(names, ["long", "short", "short", "last", "last"]);
+    let longest = column(&rows, "completions/max_length");
+    assert!(longest.iter().zip([12.0, 4.0, 4.0, 6.0, 6.0]).all(|(&length, limit)| length <= limit), "{longest:?}");
+}
+
+#[test]
+fn a_run_directory_in_use_is_kept_unless_asked_otherwise() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("run");
+    config.stages[0].max_steps = 1;
+    let error = resume_rl(&config).unwrap_err().to_string();
+    assert!(error.contains("nothing to resume"), "{error}");
+    run_rl(&config).unwrap();
+    let before = (figures(&workshop.run("run")), final_weights(&workshop.run("run")));
+    let error = run_rl(&config).unwrap_err().to_string();
+    assert!(error.contains("holds a run already") && error.contains("--resume"), "{error}");
+    assert!((figures(&workshop.run("run")), final_weights(&workshop.run("run"))) == before);
+}
