@@ -43,7 +43,7 @@ impl Default for DataConfig {
             train: TASKS.into(),
             eval: TASKS.into(),
             families: Vec::new(),
-            difficulties: [1, 4],
+            difficulties: [1, 3],
             tasks_seed: 0,
             prompt_field: None,
             answer_field: None,
@@ -116,7 +116,8 @@ impl Problems {
     /// The problem a training run meets at `index`: rows come shuffled anew each epoch, as a function of `seed`.
     pub fn shuffled(&self, seed: u64, index: u64) -> Problem {
         match self {
-            Self::Tasks(..) => self.get(seed.wrapping_mul(1 << 32).wrapping_add(index)),
+            // Far from the indices fine-tuning starts at: RL meets problems the base model has not seen.
+            Self::Tasks(..) => self.get((1 << 48) + seed.wrapping_mul(1 << 32).wrapping_add(index)),
             Self::Rows(rows) => {
                 let count = rows.len() as u64;
                 let mut order: Vec<usize> = (0..rows.len()).collect();

@@ -5,5 +5,6 @@ mod support;
 mod checkpoint; // Directories written and read again, and broken ones refused.
 mod cli; // The program as people run it: exit codes, files, interruptions.
 mod generation; // Sampling against the plain forward pass.
+mod reference; // The base model against Hugging Face transformers.
 mod shipped; // The configurations and data sets that come with the repository.
 mod training; // SFT and RL: what must not change the result, and what must.
