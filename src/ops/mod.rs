@@ -1,7 +1,7 @@
 //! The operations the decoder and the learner are made of.
 //!
 //! Each function here is the one definition of its operation. On the `cpu` device it runs as one fused pass with a
-//! hand-written backward ([`cpu`]); everywhere else as the composition of tensor operations in [`plain`]. Tests hold the
+//! hand-written backward (`ops/cpu`); everywhere else as the composition of tensor operations in `ops/plain.rs`. Tests hold the
 //! two equal.
 
 mod cpu;

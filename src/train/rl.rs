@@ -642,7 +642,7 @@ fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: &mut Metric
         let of = |s: &Scored| {
             if sampling { s.completion.sampling_entropies.clone() } else { s.completion.entropies.clone() }
         };
-        scored.iter().filter(|s| keep(s)).flat_map(|s| of(s)).map(f64::from).collect()
+        scored.iter().filter(|s| keep(s)).flat_map(of).map(f64::from).collect()
     };
     let at_one = mean(&entropy(&|_| true, false));
     metrics.set("entropy", at_one);
