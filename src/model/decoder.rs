@@ -103,7 +103,7 @@ impl Layer {
 }
 
 impl CausalLm {
-    /// A model with placeholder weights; [`super::load`] or [`super::params::initialise`] fills them.
+    /// The structure alone: [`super::load`] and [`CausalLm::random`] give it its weights.
     pub(super) fn new(config: &ModelConfig, device: &Device) -> Self {
         Self {
             model: Decoder {

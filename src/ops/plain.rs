@@ -50,12 +50,8 @@ pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<4>, values: Tensor<4>,
     let q = q.reshape([batch, kv_heads, heads / kv_heads, dim]);
     let (k, v) = (keys.narrow(2, 0, span.written), values.narrow(2, 0, span.written));
     let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar(scale(dim));
-    let scores = scores.mask_fill(hidden_slots(span, &scores_device(&v)), f32::NEG_INFINITY);
+    let scores = scores.mask_fill(hidden_slots(span, &v.device()), f32::NEG_INFINITY);
     softmax(scores, 3).matmul(v).reshape([batch, heads * dim])
-}
-
-fn scores_device(values: &Tensor<4>) -> Device {
-    values.device()
 }
 
 /// `[batch, 1, 1, written]`: true where a row must not look.

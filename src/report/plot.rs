@@ -32,8 +32,8 @@ impl Ink {
         }
     }
 
-    /// The placeholder that plotters writes and [`themed`] replaces.
-    fn placeholder(self) -> RGBColor {
+    /// The stand-in colour that plotters writes and [`themed`] replaces.
+    fn stand_in(self) -> RGBColor {
         RGBColor(0xFE, 0xDC, self as u8)
     }
 
@@ -108,9 +108,9 @@ impl Plot {
         let (x_places, y_places) = (places(&xs), places(&ys));
         let root = SVGBackend::with_string(svg, (480 * SCALE, height * SCALE)).into_drawing_area();
         // plotters divides font sizes by 1.24 when it writes SVG.
-        let font = ("sans-serif", 1.24 * f64::from(FONT_SIZE * SCALE)).into_font().color(&Ink::Text.placeholder());
+        let font = ("sans-serif", 1.24 * f64::from(FONT_SIZE * SCALE)).into_font().color(&Ink::Text.stand_in());
         let text = |h, v| font.pos(Pos::new(h, v));
-        let axis = Ink::Text.placeholder().mix(0.6).stroke_width(SCALE);
+        let axis = Ink::Text.stand_in().mix(0.6).stroke_width(SCALE);
         let mut chart = ChartBuilder::on(&root)
             .margin_top(if self.stages.is_empty() { 10 } else { 22 } * SCALE)
             .margin_right(14 * SCALE)
@@ -121,7 +121,7 @@ impl Plot {
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
-            .bold_line_style(Ink::Grid.placeholder().stroke_width(SCALE))
+            .bold_line_style(Ink::Grid.stand_in().stroke_width(SCALE))
             .axis_style(axis)
             .x_desc(self.x_label)
             .y_desc(self.y_label)
@@ -147,7 +147,7 @@ impl Plot {
             chart.draw_series([EmptyElement::at((x, top)) + label])?;
         }
         for series in &self.series {
-            let ink = series.ink.placeholder();
+            let ink = series.ink.stand_in();
             let points = series.points.iter().copied();
             let radius = 3 * SCALE;
             match series.mark {
@@ -208,7 +208,7 @@ fn themed(svg: &str, title: &str) -> String {
     // Line breaks inside a text element would shift it by a space.
     let svg = svg.replace("\n</text>", "</text>");
     let mut svg = Ink::ALL.iter().fold(svg, |svg, ink| {
-        let RGBColor(r, g, b) = ink.placeholder();
+        let RGBColor(r, g, b) = ink.stand_in();
         svg.replace(&format!("\"#{r:02X}{g:02X}{b:02X}\""), &format!("\"var({})\"", ink.variable()))
     });
     if let (Some(from), Some(to)) = (svg.find(" width="), svg.find(" viewBox=")) {

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod checkpoint;
+mod describe;
 pub mod rl;
 pub mod sft;
 pub mod stage;
