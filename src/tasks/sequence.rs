@@ -23,10 +23,11 @@ pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
         (2, _) | (3, 0 | 1) => {
             let n = random.range(6, if difficulty == 2 { 20 } else { 70 });
             let count = plan.push(Op::Sub, Given(n), Given(1), "the number of gaps");
-            let rise = plan.push(Op::Mul, count, Given(step), "the rise");
+            let gap = plan.push(Op::Sub, Given(first + step), Given(first), "the difference");
+            let rise = plan.push(Op::Mul, count, gap, "the rise");
             plan.push(Op::Add, rise, Given(first), "the term");
-            let goal = format!("term {n} of the sequence from {first} with step {step}");
-            (format!("What is term {n} of {first},{},...?", first + step), goal, "The difference stays the same.")
+            let start = format!("{first},{},...", first + step);
+            (format!("What is term {n} of {start}?"), format!("term {n} of {start}"), "The difference stays the same.")
         }
         (4, 0) => {
             let growth = random.range(2, 9);

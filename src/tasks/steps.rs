@@ -8,8 +8,7 @@
 //! 47*6=240+42=282                   product, place by place
 //! 15*3+2=30+15+2=45+2=47            Horner step
 //! 378/7=50+28/7=50+4=54             quotient by partial quotients (47/3=10+17/3=10+5r2=15r2)
-//! 378%7=28%7=0                      remainder by a one-digit number
-//! 378%15=378-300=78-75=3            remainder by a larger number
+//! 378%15=378-300=78-75=3            remainder, multiple by multiple
 //! ```
 
 use crate::noise::Stream;
@@ -233,13 +232,10 @@ impl Calculation {
                 for place in [1000, 100, 10, 1] {
                     let unit = self.right * place;
                     let multiple = left / unit * unit;
-                    if self.right >= 10 && multiple > 0 {
-                        text += &format!("={left}-{multiple}");
+                    if multiple > 0 {
                         // The chain of differences writes the left side once: ...=78-75=3.
+                        text += &format!("={left}-{multiple}");
                         left = facts.take(left - multiple, 0, unit);
-                    } else if multiple > 0 {
-                        left = facts.take(left - multiple, 0, unit);
-                        text += &if place > 1 { format!("={left}%{}", self.right) } else { String::new() };
                     }
                 }
                 text += &format!("={left}");
@@ -389,7 +385,7 @@ mod tests {
             (calculation(Op::MulAdd, 15, 3, 2), "15*3+2=30+15+2=45+2=47"),
             (calculation(Op::Div, 378, 7, 0), "378/7=50+28/7=50+4=54"),
             (calculation(Op::DivMod, 47, 3, 0), "47/3=10+17/3=10+5r2=15r2"),
-            (calculation(Op::Mod, 378, 7, 0), "378%7=28%7=0"),
+            (calculation(Op::Mod, 378, 7, 0), "378%7=378-350=28-28=0"),
             (calculation(Op::Mod, 378, 15, 0), "378%15=378-300=78-75=3"),
         ];
         for (calculation, text) in cases {
