@@ -9,11 +9,10 @@
 //! of one's own, either add a variant there, or write the loop, which is one page: see `grpo_one_page.rs` and put the
 //! reward where that file calls `Accuracy`.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use tempering::data::Problem;
-use tempering::generate::{Request, Sampling, generate};
+use tempering::generate::{Request, Sampling, Watch, generate};
 use tempering::problems::{DataConfig, Problems};
 use tempering::reward::{Accuracy, Completion, Reward};
 use tempering::tasks::Split;
@@ -55,15 +54,15 @@ fn main() -> Result<()> {
         requests.extend((0..GROUP as u64).map(|i| Request { prompt: prompt.clone(), key: [0, 0, problem.id, i] }));
     }
     let stop = tokenizer.stop_ids().to_vec();
-    let sampling = Sampling { temperature: 1.0, max_completion_length: 256, stop, rows: requests.len() };
-    let completions = generate(&model, &config, &requests, &sampling, |_, _| ControlFlow::Continue(()));
+    let sampling = Sampling { max_completion_length: 256, stop, rows: requests.len(), ..Sampling::default() };
+    let completions = generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue)?;
 
     let rewards: [&dyn Reward; 2] = [&Accuracy, &ShortAndRight { half: 64.0 }];
     for (problem, group) in problems.iter().zip(completions.chunks(GROUP)) {
         println!("\n{}  (answer: {})", problem.prompt.text(), problem.answer);
         for completion in group {
             let text = tokenizer.decode(&completion.tokens, true);
-            let seen = Completion { text: &text, tokens: completion.tokens.len(), finished: completion.finished };
+            let seen = Completion { text: &text, tokens: completion.tokens.len(), finished: completion.finished() };
             let score = |reward: &&dyn Reward| match reward.score(problem, &seen) {
                 Some(score) => format!("{} {score:.3}", reward.name()),
                 None => format!("{} -", reward.name()),

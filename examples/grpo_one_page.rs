@@ -10,12 +10,11 @@
 //!
 //! `src/train/rl.rs` is this loop with stages, checkpoints, evaluation and a report.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use tempering::data::Problem;
-use tempering::generate::{Completion, Request, Sampling, generate};
+use tempering::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
 use tempering::metrics::mean;
 use tempering::model::{self, CausalLm, ModelConfig};
 use tempering::objective::advantage::{Aggregation, ScaleRewards};
@@ -73,7 +72,7 @@ fn main() -> Result<()> {
             step + 1,
             100.0 * column(|s| f64::from(s.reward)),
             column(|s| s.completion.tokens.len() as f64),
-            100.0 * column(|s| f64::from(u8::from(!s.completion.finished))),
+            100.0 * column(|s| f64::from(u8::from(!s.completion.finished()))),
         );
     }
     Ok(())
@@ -100,12 +99,13 @@ impl Learner {
             requests.extend((0..GROUP).map(request));
         }
         let sampling = Sampling {
-            temperature: TEMPERATURE,
+            distribution: Distribution::at(TEMPERATURE),
             max_completion_length: MAX_COMPLETION_LENGTH,
             stop: self.tokenizer.stop_ids().to_vec(),
             rows: requests.len(),
+            ..Sampling::default()
         };
-        let completions = generate(&self.model, &self.config, &requests, &sampling, |_, _| ControlFlow::Continue(()));
+        let completions = generate(&self.model, &self.config, &requests, &sampling, |_, _| Watch::Continue)?;
 
         let mut scored = Vec::new();
         for ((problem, group), requests) in problems.iter().zip(completions.chunks(GROUP)).zip(requests.chunks(GROUP)) {
@@ -134,7 +134,7 @@ impl Learner {
     fn grade(&self, problem: &Problem, completion: &Completion) -> Option<f32> {
         let text = self.tokenizer.decode(&completion.tokens, true);
         let tokens = completion.tokens.len();
-        Accuracy.score(problem, &reward::Completion { text: &text, tokens, finished: completion.finished })
+        Accuracy.score(problem, &reward::Completion { text: &text, tokens, finished: completion.finished() })
     }
 
     /// 4. One step of AdamW on the clipped surrogate; returns the loss and the norm of its gradient.

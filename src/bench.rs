@@ -1,12 +1,11 @@
 //! Benchmarks of the real paths: the same generation, loss and optimiser that `train` uses, on a random model.
 
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::generate::{Request, Sampling, generate};
+use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
 use crate::model::{CausalLm, ModelConfig, names};
 use crate::objective::{LossType, TokenTerms, clipped_loss};
 use crate::optim::{AdamW, Gradients, OptimConfig};
@@ -62,12 +61,8 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
     let parameters = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
     let optim = OptimConfig { learning_rate: 1e-4, ..OptimConfig::default() };
     let mut optimizer = AdamW::default();
-    let sampling = Sampling {
-        temperature: 1.0,
-        max_completion_length: shape.tokens,
-        stop: Vec::new(),
-        rows: shape.group * shape.prompts,
-    };
+    let sampling =
+        Sampling { max_completion_length: shape.tokens, rows: shape.group * shape.prompts, ..Sampling::default() };
     let mut times: Vec<[f64; 2]> = Vec::new();
     let mut trained_tokens = 0;
     for round in 0..steps as u64 + 1 {
@@ -78,7 +73,8 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
             .flat_map(|p| (0..shape.group).map(move |g| (p, g)))
             .map(|(p, g)| Request { prompt: prompt(p), key: [0, round, p as u64, g as u64] })
             .collect();
-        let completions = generate(&model, &config, &requests, &sampling, |_, _| ControlFlow::Continue(()));
+        let completions = generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue)
+            .expect("a cache without a bound holds everything");
         let generation = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
@@ -106,22 +102,98 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
             times.push([generation, train]);
         }
     }
-    let median = |of: &dyn Fn(&[f64; 2]) -> f64| {
-        let mut values: Vec<f64> = times.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-    };
-    let (generation_s, train_s) = (median(&|t| t[0]), median(&|t| t[1]));
+    let (generation_s, train_s) = (median(times.iter().map(|t| t[0])), median(times.iter().map(|t| t[1])));
     StepTimes {
         parameters,
         generation_s,
         train_s,
-        step_s: median(&|t| t[0] + t[1]),
+        step_s: median(times.iter().map(|t| t[0] + t[1])),
         generation_tokens_per_s: (shape.group * shape.prompts * shape.tokens) as f64 / generation_s,
         train_tokens_per_s: trained_tokens as f64 / train_s,
         peak_rss_gb: peak_rss_gb(),
         steps,
     }
+}
+
+/// Amount of work of a benchmarked rollout.
+#[derive(Debug, Clone, Copy)]
+pub struct RolloutShape {
+    /// Prompts.
+    pub prompts: usize,
+    /// Completions per prompt.
+    pub group: usize,
+    /// Tokens per prompt.
+    pub prompt_length: usize,
+    /// Tokens per completion, all of them sampled.
+    pub tokens: usize,
+    /// Completions decoded together at most.
+    pub rows: usize,
+}
+
+/// Medians over the timed rollouts.
+#[derive(Debug, Clone, Serialize)]
+pub struct RolloutTimes {
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// Reading the prompts and drawing one token each, seconds.
+    pub prefill_s: f64,
+    /// The whole rollout, seconds.
+    pub rollout_s: f64,
+    /// Sampled tokens per second of the whole rollout.
+    pub tokens_per_s: f64,
+    /// One decode step of all rows, seconds: the rollout without the prefill over its steps.
+    pub decode_step_s: f64,
+    /// Keys and values set aside, bytes.
+    pub cache_bytes: usize,
+    /// Largest resident memory of the process so far, GB (2^30 bytes); none where the system does not tell.
+    pub peak_rss_gb: Option<f64>,
+    /// Rollouts timed, after one that is not.
+    pub steps: usize,
+}
+
+/// Times rollouts at temperature 1 with every completion at full length.
+///
+/// # Panics
+/// When a size is 0 or a sequence longer than the model's context.
+pub fn rollout(config: &ModelConfig, model: &CausalLm, shape: &RolloutShape, steps: usize) -> RolloutTimes {
+    assert!(shape.prompt_length + shape.tokens <= config.max_position_embeddings, "sequence beyond the context");
+    let token = |p: usize, i: usize| ((p * 7919 + i * 31 + 1) % config.vocab_size) as u32;
+    let requests: Vec<Request> = (0..shape.prompts)
+        .flat_map(|p| (0..shape.group).map(move |g| (p, g)))
+        .map(|(p, g)| Request {
+            prompt: (0..shape.prompt_length).map(|i| token(p, i)).collect(),
+            key: [0, 0, p as u64, g as u64],
+        })
+        .collect();
+    let time = |max_completion_length: usize| {
+        let sampling = Sampling { max_completion_length, rows: shape.rows, ..Sampling::default() };
+        let start = Instant::now();
+        generate(model, config, &requests, &sampling, |_, _| Watch::Continue)
+            .expect("a cache without a bound holds everything");
+        start.elapsed().as_secs_f64()
+    };
+    time(shape.tokens);
+    let whole = median((0..steps).map(|_| time(shape.tokens)));
+    let prefill = median((0..steps).map(|_| time(1)));
+    let sampling = Sampling { max_completion_length: shape.tokens, rows: shape.rows, ..Sampling::default() };
+    let cache = cache_shape(&requests, &sampling).expect("a cache without a bound holds everything");
+    let rounds = requests.len().div_ceil(shape.rows);
+    RolloutTimes {
+        parameters: names(model).values().map(|shape| shape.iter().product::<usize>()).sum(),
+        prefill_s: prefill,
+        rollout_s: whole,
+        tokens_per_s: (requests.len() * shape.tokens) as f64 / whole,
+        decode_step_s: (whole - prefill) / (rounds * (shape.tokens - 1).max(1)) as f64,
+        cache_bytes: cache.bytes(config),
+        peak_rss_gb: peak_rss_gb(),
+        steps,
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Largest resident memory of this process so far, in GB (2^30 bytes); Linux only.

@@ -1,7 +1,6 @@
 //! Evaluation: sample completions of held-out problems, grade them, say what came out per data source.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::generate::{Completion, Request, Sampling, generate};
+use crate::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
 use crate::metrics::{Metrics, mean};
 use crate::model::{CausalLm, ModelConfig};
 use crate::reward::{Verdict, grade};
@@ -113,7 +112,7 @@ impl Record {
             "correct": self.strict.is_right(),
             "correct_lenient": self.lenient.is_right(),
             "verdict": self.strict,
-            "finished": self.completion.finished,
+            "finished": self.completion.finished(),
             "length": self.length(),
             "tokens": tokens,
             "entropy": entropy,
@@ -141,10 +140,11 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation> {
     let sampling = Sampling {
-        temperature: config.temperature,
+        distribution: Distribution::at(config.temperature),
         max_completion_length: config.max_completion_length,
         stop: tokenizer.stop_ids().to_vec(),
         rows: config.rows,
+        ..Sampling::default()
     };
     let mut records = Vec::with_capacity(problems.len() * config.num_generations);
     // A few batches at a time, so that progress shows.
@@ -162,10 +162,10 @@ pub fn evaluate(
                 forced.push((problem, start.clone()));
             }
         }
-        let completions = generate(model, model_config, &requests, &sampling, |_, _| ControlFlow::Continue(()));
+        let completions = generate(model, model_config, &requests, &sampling, |_, _| Watch::Continue)?;
         let graded = completions.into_par_iter().zip(forced).map(|(completion, (problem, forced))| {
             let text = tokenizer.decode(&[forced.as_slice(), &completion.tokens].concat(), true);
-            let graded = grade(&problem.answer, &text, completion.finished);
+            let graded = grade(&problem.answer, &text, completion.finished());
             let floor = problem.floor.as_ref().and_then(|floor| tokenizer.encode(floor).ok());
             Record {
                 problem: problem.id,
@@ -255,7 +255,7 @@ impl Figures {
             mean_length: lengths(&|_| true).unwrap_or(0.0),
             mean_length_correct: lengths(&|record| record.strict.is_right()),
             mean_length_wrong: lengths(&|record| !record.strict.is_right()),
-            clipped_ratio: share(&|record| !record.completion.finished),
+            clipped_ratio: share(&|record| !record.completion.finished()),
             entropy: mean(&entropies),
             floor: (!floors.is_empty()).then(|| mean(&floors)),
         }

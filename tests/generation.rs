@@ -1,10 +1,9 @@
 //! Sampling against the plain forward pass.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 
-use tempering::generate::{Completion, Request, Sampling, generate};
-use tempering::model::{CausalLm, KvCache, ModelConfig};
+use tempering::generate::{Completion, Distribution, FinishReason, Request, Sampling, Watch, cache_shape, generate};
+use tempering::model::{CacheShape, CausalLm, KvCache, ModelConfig};
 use tempering::train::batch::{Sequence, completion_scores};
 
 use crate::support::{device, distance, logits, ragged_prompts, requests, sampling, tiny, values};
@@ -14,7 +13,7 @@ fn complete(
     requests: &[Request],
     sampling: &Sampling,
 ) -> HashMap<[u64; 4], Completion> {
-    let completions = generate(model, config, requests, sampling, |_, _| ControlFlow::Continue(()));
+    let completions = generate(model, config, requests, sampling, |_, _| Watch::Continue).unwrap();
     requests.iter().map(|request| request.key).zip(completions).collect()
 }
 
@@ -23,12 +22,24 @@ fn decoding_with_a_cache_gives_the_logits_of_one_full_pass() {
     let (config, model) = tiny(1, &device());
     let (prompts, steps) = (ragged_prompts(), 5);
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-    let mut cache = KvCache::new(&config, prompts.len(), lengths.iter().max().unwrap() + steps, &device());
+    let count = prompts.len();
+    let shape = CacheShape {
+        prompts: count + 1,
+        prompt_length: lengths.iter().max().unwrap() + 3,
+        completions: 2 * count,
+        completion_length: steps,
+    };
+    let mut cache = KvCache::new(&config, shape, &device());
+    // Slots in an order of their own: where a sequence lies must not matter.
+    let read: Vec<(usize, usize)> = (0..count).map(|row| ((row + 1) % (count + 1), lengths[row])).collect();
+    let slots: Vec<usize> = (0..count).map(|row| 2 * count - 1 - 2 * row).collect();
+    cache.read(&read);
     model.forward(&prompts.concat(), &lengths, Some(&mut cache));
-    cache.start_decoding(&lengths);
+    slots.iter().zip(&read).for_each(|(&slot, &(prompt, _))| cache.start(slot, prompt));
     let mut sequences = prompts;
     for step in 0..steps {
         let tokens: Vec<u32> = (0..sequences.len()).map(|row| (row * 91 + step * 17) as u32 % 512).collect();
+        cache.step(&slots);
         let cached = model.logits(model.forward(&tokens, &vec![1; tokens.len()], Some(&mut cache)));
         sequences.iter_mut().zip(&tokens).for_each(|(sequence, &token)| sequence.push(token));
         for (row, cached) in values(cached).chunks(config.vocab_size).enumerate() {
@@ -59,7 +70,7 @@ fn a_completion_does_not_depend_on_what_else_is_in_the_batch() {
     for (batch, rows) in [(&requests, 64), (&requests, 2), (&requests, 5), (&reversed, 64), (&every_other, 64)] {
         for (key, completion) in complete(&subject, batch, &Sampling { rows, ..sampling() }) {
             assert_eq!(completion.tokens, alone[&key].tokens, "{key:?}, {rows} rows");
-            assert_eq!(completion.finished, alone[&key].finished);
+            assert_eq!(completion.finish_reason, alone[&key].finish_reason);
             assert!(distance(&completion.log_probs, &alone[&key].log_probs) < 1e-5, "{key:?}, {rows} rows");
             assert!(distance(&completion.entropies, &alone[&key].entropies) < 1e-4, "{key:?}, {rows} rows");
         }
@@ -71,8 +82,8 @@ fn the_sampler_and_the_trainer_agree_on_log_probabilities_and_entropies() {
     let (config, model) = tiny(4, &device());
     let requests = requests(&ragged_prompts(), 2);
     for temperature in [1.0, 0.7] {
-        let sampling = Sampling { temperature, ..sampling() };
-        let completions = generate(&model, &config, &requests, &sampling, |_, _| ControlFlow::Continue(()));
+        let sampling = Sampling { distribution: Distribution::at(temperature), ..sampling() };
+        let completions = generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue).unwrap();
         let sequence = |(r, c): (&Request, &Completion)| Sequence {
             tokens: [r.prompt.as_slice(), &c.tokens].concat(),
             prompt: r.prompt.len(),
@@ -95,19 +106,19 @@ fn a_completion_ends_with_its_first_stop_token_or_at_the_length_limit() {
     for completion in completions.values() {
         let first = completion.tokens.iter().position(|token| stop.contains(token));
         assert_eq!(completion.tokens.len(), first.map_or(limit, |first| first + 1));
-        assert_eq!(completion.finished, first.is_some());
+        assert_eq!(completion.finished(), first.is_some());
         assert_eq!(completion.log_probs.len(), completion.tokens.len());
     }
-    let finished = completions.values().filter(|completion| completion.finished).count();
+    let finished = completions.values().filter(|completion| completion.finished()).count();
     assert!(finished > 0 && finished < completions.len(), "the test needs both ends: {finished} finished");
 }
 
 #[test]
 fn greedy_decoding_takes_the_most_probable_token_of_the_full_pass() {
     let (config, model) = tiny(6, &device());
-    let greedy = Sampling { temperature: 0.0, stop: Vec::new(), ..sampling() };
+    let greedy = Sampling { distribution: Distribution::at(0.0), stop: Vec::new(), ..sampling() };
     let requests = requests(&ragged_prompts(), 1);
-    let completions = generate(&model, &config, &requests, &greedy, |_, _| ControlFlow::Continue(()));
+    let completions = generate(&model, &config, &requests, &greedy, |_, _| Watch::Continue).unwrap();
     for (request, completion) in requests.iter().zip(completions) {
         let mut read = request.prompt.clone();
         for token in completion.tokens {
@@ -121,14 +132,60 @@ fn greedy_decoding_takes_the_most_probable_token_of_the_full_pass() {
 }
 
 #[test]
-fn whoever_watches_sees_every_token_and_may_end_it() {
+fn whoever_watches_sees_every_token_and_may_end_a_completion_or_all() {
     let (config, model) = tiny(7, &device());
     let requests = requests(&ragged_prompts(), 1);
+    let sampling = Sampling { stop: Vec::new(), rows: 2, ..sampling() };
     let mut seen = vec![Vec::new(); requests.len()];
-    let completions = generate(&model, &config, &requests, &sampling(), |request, token| {
+    let completions = generate(&model, &config, &requests, &sampling, |request, token| {
         seen[request].push(token);
-        if seen[1].len() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    assert_eq!(seen[1].len(), 3);
+        match (request, seen[request].len()) {
+            (0, 5) => Watch::EndCompletion,
+            (2, 3) => Watch::EndAll,
+            _ => Watch::Continue,
+        }
+    })
+    .unwrap();
     assert!(completions.iter().zip(&seen).all(|(completion, seen)| &completion.tokens == seen));
+    assert_eq!((completions[0].tokens.len(), completions[0].finish_reason), (5, FinishReason::Watcher));
+    assert_eq!((completions[2].tokens.len(), completions[2].finish_reason), (3, FinishReason::Length));
+}
+
+#[test]
+fn a_budget_of_cached_tokens_bounds_the_rows_and_changes_no_completion() {
+    let subject = tiny(8, &device());
+    let requests = requests(&ragged_prompts(), 3);
+    let free = complete(&subject, &requests, &sampling());
+    let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap();
+    for rows in [1, 2, 4] {
+        let tokens = rows * (longest + sampling().max_completion_length);
+        let bounded = Sampling { cache_tokens: tokens, ..sampling() };
+        let shape = cache_shape(&requests, &bounded).unwrap();
+        assert!(shape.completions == rows && shape.tokens() <= tokens, "{shape:?}");
+        for (key, completion) in complete(&subject, &requests, &bounded) {
+            assert_eq!(completion.tokens, free[&key].tokens, "{rows} rows");
+        }
+    }
+    let small = Sampling { cache_tokens: longest, ..sampling() };
+    let error = cache_shape(&requests, &small).unwrap_err().to_string();
+    assert!(error.contains(&format!("cache_tokens = {longest}")), "{error}");
+}
+
+#[test]
+fn truncated_sampling_stays_within_what_the_full_pass_allows() {
+    let (config, model) = tiny(9, &device());
+    let requests = requests(&ragged_prompts(), 2);
+    let distribution = Distribution { top_k: 3, ..Distribution::default() };
+    let sampling = Sampling { distribution, ..sampling() };
+    let completions = generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue).unwrap();
+    for (request, completion) in requests.iter().zip(&completions) {
+        let read = [request.prompt.as_slice(), &completion.tokens].concat();
+        let full = logits(&model, &[&read]);
+        for (at, &token) in completion.tokens.iter().enumerate() {
+            let row = &full[(request.prompt.len() - 1 + at) * config.vocab_size..][..config.vocab_size];
+            let above = row.iter().filter(|&&z| z > row[token as usize] + 1e-4).count();
+            assert!(above < 3, "a token with {above} more probable ones was drawn from the top 3");
+            assert!(completion.drawn_log_probs[at] > completion.log_probs[at]);
+        }
+    }
 }

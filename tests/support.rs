@@ -85,7 +85,7 @@ pub(crate) fn requests(prompts: &[Vec<u32>], group: u64) -> Vec<Request> {
 
 /// Up to 12 tokens at temperature 1, ended by any of 40 tokens, so that rows end at different times.
 pub(crate) fn sampling() -> Sampling {
-    Sampling { temperature: 1.0, max_completion_length: 12, stop: (100..140).collect(), rows: 64 }
+    Sampling { max_completion_length: 12, stop: (100..140).collect(), rows: 64, ..Sampling::default() }
 }
 
 /// A folder of its own with `model/`, a small model that answers sums of two digits now and then, and `sums.jsonl`.

@@ -1,10 +1,12 @@
 //! `bench`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::DeviceArgs;
-use crate::bench::{StepShape, step};
-use crate::{device, error::Error};
+use crate::bench::{RolloutShape, StepShape, rollout, step};
+use crate::{device, error::Error, model};
 
 /// Measure speed and memory; prints JSON.
 #[derive(Debug, Args)]
@@ -17,6 +19,8 @@ pub(super) struct BenchArgs {
 enum What {
     /// One GRPO step: sampling, forward, backward, update, every completion at full length.
     Step(StepArgs),
+    /// Sampling alone, with a given model, every completion at full length.
+    Rollout(RolloutArgs),
 }
 
 #[derive(Debug, Args)]
@@ -49,11 +53,61 @@ struct StepArgs {
     device: DeviceArgs,
 }
 
+#[derive(Debug, Args)]
+struct RolloutArgs {
+    /// Hugging Face directory.
+    model: PathBuf,
+    /// Prompts.
+    #[arg(long, default_value_t = 8)]
+    prompts: usize,
+    /// Completions per prompt.
+    #[arg(long, default_value_t = 8)]
+    group: usize,
+    /// Tokens per prompt.
+    #[arg(long, default_value_t = 32)]
+    prompt_length: usize,
+    /// Tokens per completion.
+    #[arg(long, default_value_t = 128)]
+    tokens: usize,
+    /// Completions decoded together at most.
+    #[arg(long, default_value_t = 64)]
+    rows: usize,
+    /// Timed rollouts, after one that is not.
+    #[arg(long, default_value_t = 3)]
+    steps: usize,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
 pub(super) fn bench(args: BenchArgs) -> anyhow::Result<()> {
-    let What::Step(args) = args.what;
+    match args.what {
+        What::Step(args) => bench_step(&args),
+        What::Rollout(args) => bench_rollout(&args),
+    }
+}
+
+fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
+    let RolloutArgs { prompts, group, prompt_length, tokens, rows, steps, .. } = *args;
+    if [prompts, group, prompt_length, tokens, rows, steps].contains(&0) {
+        return Err(Error::Invalid("sizes must be positive".to_string()).into());
+    }
+    let (config, model) = model::load(&args.model, &device::parse(&args.device.device)?)?;
+    let context = config.max_position_embeddings;
+    if prompt_length + tokens > context {
+        return Err(Error::Invalid(format!(
+            "--prompt-length {prompt_length} and --tokens {tokens} are more than the model's context of {context}"
+        ))
+        .into());
+    }
+    let shape = RolloutShape { prompts, group, prompt_length, tokens, rows };
+    println!("{}", serde_json::to_string(&rollout(&config, &model, &shape, steps))?);
+    Ok(())
+}
+
+fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
     let sizes = [args.hidden, args.layers, args.group, args.prompts, args.tokens, args.vocab, args.steps];
     let heads = (args.hidden / 64).max(4);
-    if sizes.contains(&0) || args.hidden % (2 * heads) != 0 || heads % 2 != 0 {
+    if sizes.contains(&0) || !args.hidden.is_multiple_of(2 * heads) || !heads.is_multiple_of(2) {
         return Err(Error::Invalid(
             "sizes must be positive, --hidden a multiple of 8 (of 128 from 256 on)".to_string(),
         )

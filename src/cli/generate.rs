@@ -1,17 +1,17 @@
 //! `generate` and `report`.
 
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::DeviceArgs;
-use crate::generate::{Request, Sampling, generate};
+use super::{DeviceArgs, DistributionArgs};
+use crate::generate::{FinishReason, Request, Sampling, Watch, generate};
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
+use crate::text::stop::StopStrings;
 use crate::text::tokenizer::{TextStream, Tokenizer};
-use crate::{device, error::Error, eval, model, report};
+use crate::{device, eval, model, report};
 
 /// Answer one prompt, as it comes.
 #[derive(Debug, Args)]
@@ -21,12 +21,14 @@ pub(super) struct GenerateArgs {
     /// The user's message.
     #[arg(long, short, default_value = "Compute 47*6-(18+5).")]
     prompt: String,
-    /// Sampling temperature; 0 is greedy.
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f32,
+    #[command(flatten)]
+    distribution: DistributionArgs,
     /// Longest completion, in tokens.
     #[arg(long, default_value_t = 512)]
     max_completion_length: usize,
+    /// Text that ends the answer, wherever it occurs; may be given several times.
+    #[arg(long = "stop", value_name = "TEXT")]
+    stop_strings: Vec<String>,
     /// Seed of the sampling noise.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -35,9 +37,7 @@ pub(super) struct GenerateArgs {
 }
 
 pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
-    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
-        return Err(Error::Invalid(format!("--temperature {} must be 0 (greedy) or positive", args.temperature)).into());
-    }
+    let distribution = args.distribution.distribution()?;
     let (config, model) = model::load(&args.model, &device::parse(&args.device.device)?)?;
     let tokenizer = Tokenizer::load(&args.model)?;
     tokenizer.check_vocab(config.vocab_size, &args.model)?;
@@ -46,29 +46,36 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     eval::check_room(&prompt, &config, &problem)?;
     let request = Request { prompt, key: [args.seed, 0, mix_text(&problem.prompt.text()), 0] };
     let sampling = Sampling {
-        temperature: args.temperature,
+        distribution,
         max_completion_length: args.max_completion_length,
         stop: tokenizer.stop_ids().to_vec(),
         rows: 1,
+        ..Sampling::default()
     };
+    let mut stop = StopStrings::new(&tokenizer, &args.stop_strings);
     let mut text = TextStream::new(&tokenizer, true);
     let mut out = std::io::stdout().lock();
     let mut failure = None;
     let completions = generate(&model, &config, &[request], &sampling, |_, token| {
         match write!(out, "{}", text.push(token)).and_then(|()| out.flush()) {
-            Ok(()) => ControlFlow::Continue(()),
+            Ok(()) if stop.push(0, token) => Watch::EndCompletion,
+            Ok(()) => Watch::Continue,
             Err(error) => {
                 failure = Some(error);
-                ControlFlow::Break(())
+                Watch::EndAll
             }
         }
-    });
+    })?;
     if let Some(error) = failure {
         return Err(error.into());
     }
     writeln!(out, "{}", text.finish())?;
     for completion in completions {
-        let end = if completion.finished { "finished" } else { "cut at --max-completion-length" };
+        let end = match completion.finish_reason {
+            FinishReason::Stop => "finished",
+            FinishReason::Watcher => "ended by --stop",
+            FinishReason::Length => "cut at --max-completion-length",
+        };
         eprintln!("{} tokens, {end}", completion.tokens.len());
     }
     Ok(())

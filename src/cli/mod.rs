@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::Error;
+use crate::generate::Distribution;
 
 /// Make a reasoning model concise without making it worse.
 #[derive(Debug, Parser)]
@@ -49,6 +50,37 @@ struct DeviceArgs {
     /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]
     #[arg(long, default_value = "cpu", env = "TEMPERING_DEVICE")]
     device: String,
+}
+
+/// What tokens are drawn from; names and defaults of Hugging Face.
+#[derive(Debug, Args)]
+struct DistributionArgs {
+    /// Sampling temperature; 0 is greedy.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// Only the so many most probable tokens; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Only the most probable tokens that together reach this probability.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Only tokens at least this many times as probable as the most probable one.
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f32,
+    /// Makes tokens that occurred before less likely; 1 for none.
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f32,
+}
+
+impl DistributionArgs {
+    fn distribution(&self) -> crate::error::Result<Distribution> {
+        let Self { temperature, top_k, top_p, min_p, repetition_penalty } = *self;
+        let distribution = Distribution { repetition_penalty, temperature, top_k, top_p, min_p };
+        match distribution.problems() {
+            problems if problems.is_empty() => Ok(distribution),
+            problems => Err(Error::Config { origin: "command line".to_string(), problems }),
+        }
+    }
 }
 
 /// Runs a parsed command line; what goes wrong is for [`exit_code`].

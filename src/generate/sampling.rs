@@ -1,38 +1,210 @@
-//! Drawing one token from a row of logits.
+//! Drawing the next token of every row from its logits.
 
-use crate::ops::host;
+use std::borrow::Cow;
 
-/// A drawn token and what is known of the distribution it came from.
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+use crate::ops::{self, host};
+
+/// The distribution tokens are drawn from: the softmax of the logits after these, in this order. Names and defaults are
+/// those of TRL and Hugging Face.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distribution {
+    /// Logits of tokens that occurred before are divided by this when positive, multiplied when negative
+    /// (arXiv 1909.05858); 1 for none.
+    pub repetition_penalty: f32,
+    /// Divides the logits; 0 takes the most probable token.
+    pub temperature: f32,
+    /// Only the so many most probable tokens, and those as probable as the last of them; 0 for all.
+    pub top_k: usize,
+    /// Only the most probable tokens that together reach this probability (arXiv 1904.09751); 1 for all.
+    pub top_p: f32,
+    /// Only tokens at least this many times as probable as the most probable one (arXiv 2407.01082); 0 for all.
+    pub min_p: f32,
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        Self { repetition_penalty: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+    }
+}
+
+impl Distribution {
+    /// The whole softmax at a temperature.
+    pub fn at(temperature: f32) -> Self {
+        Self { temperature, ..Self::default() }
+    }
+
+    /// What cannot work, each as `key = value` and the reason.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut require = |ok: bool, key: &str, value: f32, rule: &str| {
+            if !ok {
+                problems.push(format!("{key} = {value} must be {rule}"));
+            }
+        };
+        let Self { repetition_penalty, temperature, top_p, min_p, .. } = *self;
+        require(temperature >= 0.0 && temperature.is_finite(), "temperature", temperature, "0 (greedy) or positive");
+        require(top_p > 0.0 && top_p <= 1.0, "top_p", top_p, "above 0 and at most 1 (1 for all tokens)");
+        require((0.0..=1.0).contains(&min_p), "min_p", min_p, "within 0 and 1 (0 for all tokens)");
+        let positive = repetition_penalty > 0.0 && repetition_penalty.is_finite();
+        require(positive, "repetition_penalty", repetition_penalty, "positive (1 for none)");
+        problems
+    }
+
+    /// Whether tokens are taken out of the softmax.
+    fn truncates(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
+    /// The temperature statistics are taken at: greedy decoding reports those at 1.
+    fn softmax_temperature(&self) -> f32 {
+        if self.temperature == 0.0 { 1.0 } else { self.temperature }
+    }
+}
+
+/// A drawn token and what is known of the distribution it came from, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampled {
     /// The token.
     pub token: u32,
-    /// Its log-probability under the distribution it was drawn from.
+    /// Its log-probability at the sampling temperature among all tokens: what a trainer recomputes.
     pub log_prob: f32,
-    /// Entropy at temperature 1, in nats.
+    /// Its log-probability under the distribution it was drawn from, penalty and truncation included.
+    pub drawn_log_prob: f32,
+    /// Its log-probability at temperature 1 among all tokens.
+    pub unit_log_prob: f32,
+    /// Entropy at temperature 1.
     pub entropy: f32,
-    /// Entropy at the sampling temperature, in nats.
+    /// Entropy at the sampling temperature, among all tokens.
     pub sampling_entropy: f32,
 }
 
-/// Draws from `softmax(logits / temperature)` by inverting its distribution function at `uniform`; temperature 0 takes
-/// the most probable token (the first of equals) and reports it at temperature 1.
-pub fn sample(logits: &[f32], temperature: f32, uniform: f32) -> Sampled {
-    let (greedy, temperature) = (temperature == 0.0, if temperature == 0.0 { 1.0 } else { temperature });
-    let inverse = 1.0 / temperature;
-    let (max, normaliser) = host::normaliser(logits, inverse);
-    let token = if greedy {
-        logits.iter().position(|&z| z == max).unwrap_or(0)
-    } else {
-        invert(logits, max, inverse, uniform * normaliser)
+/// Draws one token per row of `[rows, vocab]` logits by inverting its distribution function at `uniforms[row]`.
+/// `contexts` gives the tokens before it, for the repetition penalty.
+///
+/// Logits that are in the host's memory are read there. On other devices the draw happens on the device and six numbers
+/// per row come back, unless a penalty or a truncation asks for the logits themselves.
+pub(super) fn draw(
+    logits: Tensor<2>,
+    distribution: &Distribution,
+    uniforms: &[f32],
+    contexts: &[[&[u32]; 2]],
+) -> Vec<Sampled> {
+    let [rows, vocab] = logits.dims();
+    assert!(rows == uniforms.len() && rows == contexts.len(), "one uniform and one context per row");
+    let whole = !distribution.truncates() && distribution.repetition_penalty == 1.0;
+    if whole && !ops::is_host(&logits.device()) {
+        return draw_on_device(logits, distribution, uniforms);
+    }
+    let logits = ops::to_host(logits);
+    // Few rows of a large vocabulary still use all cores; many small rows are handed out in bunches.
+    let bunch = (4096 / vocab).max(1);
+    let row = |((logits, &uniform), context): ((&[f32], &f32), &[&[u32]; 2])| {
+        sample(logits, distribution, uniform, context.iter().copied().flatten().copied())
     };
-    let entropy = host::entropy(logits, 1.0);
+    logits.par_chunks_exact(vocab).zip(uniforms).zip(contexts).with_min_len(bunch).map(row).collect()
+}
+
+/// The draw as tensor operations, without truncation.
+fn draw_on_device(logits: Tensor<2>, distribution: &Distribution, uniforms: &[f32]) -> Vec<Sampled> {
+    let [rows, vocab] = logits.dims();
+    let device = logits.device();
+    let temperature = distribution.softmax_temperature();
+    let unit = log_softmax(logits.clone(), 1);
+    let tempered = if temperature == 1.0 { unit.clone() } else { log_softmax(logits.div_scalar(temperature), 1) };
+    let tokens: Tensor<2, Int> = if distribution.temperature == 0.0 {
+        tempered.clone().argmax(1)
+    } else {
+        let sums = tempered.clone().exp().cumsum(1);
+        let uniforms: Tensor<2> = Tensor::from_data(TensorData::new(uniforms.to_vec(), [rows, 1]), &device);
+        // The sums end at 1 but for rounding; scaled by their end, the threshold stays below it.
+        let thresholds = uniforms * sums.clone().narrow(1, vocab - 1, 1);
+        sums.lower_equal(thresholds.expand([rows, vocab])).int().sum_dim(1).clamp_max(vocab as i64 - 1)
+    };
+    let entropy = |log_probs: &Tensor<2>| (log_probs.clone().exp() * log_probs.clone()).sum_dim(1).neg();
+    let columns = vec![
+        tokens.clone().float(),
+        tempered.clone().gather(1, tokens.clone()),
+        unit.clone().gather(1, tokens),
+        entropy(&unit),
+        entropy(&tempered),
+    ];
+    let numbers = ops::to_host(Tensor::cat(columns, 1));
+    let row = |row: &[f32; 5]| {
+        let [token, log_prob, unit_log_prob, entropy, sampling_entropy] = *row;
+        Sampled {
+            token: token as u32, // whole numbers below 2^24 pass through f32 unharmed
+            log_prob,
+            drawn_log_prob: log_prob,
+            unit_log_prob,
+            entropy,
+            sampling_entropy,
+        }
+    };
+    numbers.as_chunks::<5>().0.iter().map(row).collect()
+}
+
+/// Draws from one row of logits at `uniform`; `context` gives the tokens before it.
+pub fn sample(
+    logits: &[f32],
+    distribution: &Distribution,
+    uniform: f32,
+    context: impl Iterator<Item = u32>,
+) -> Sampled {
+    let inverse = 1.0 / distribution.softmax_temperature();
+    let unit = host::softmax(logits, 1.0);
+    let tempered = if inverse == 1.0 { unit } else { host::softmax(logits, inverse) };
+    let log_prob =
+        |z: f32, softmax: &host::Softmax, inverse: f32| (z - softmax.max) * inverse - softmax.normaliser.ln();
+    let penalised = penalise(logits, distribution.repetition_penalty, context);
+    let (token, drawn_log_prob) = if distribution.temperature == 0.0 {
+        let token = most_probable(&penalised);
+        (token, log_prob(logits[token], &unit, 1.0))
+    } else if distribution.truncates() {
+        draw_truncated(&penalised, distribution, uniform)
+    } else {
+        let softmax = match &penalised {
+            Cow::Borrowed(_) => tempered,
+            Cow::Owned(penalised) => host::softmax(penalised, inverse),
+        };
+        let token = invert(&penalised, softmax.max, inverse, uniform * softmax.normaliser);
+        (token, log_prob(penalised[token], &softmax, inverse))
+    };
     Sampled {
         token: token as u32,
-        log_prob: (logits[token] - max) * inverse - normaliser.ln(),
-        entropy,
-        sampling_entropy: if temperature == 1.0 { entropy } else { host::entropy(logits, inverse) },
+        log_prob: log_prob(logits[token], &tempered, inverse),
+        drawn_log_prob,
+        unit_log_prob: log_prob(logits[token], &unit, 1.0),
+        entropy: unit.entropy,
+        sampling_entropy: tempered.entropy,
     }
+}
+
+fn penalise(logits: &[f32], penalty: f32, context: impl Iterator<Item = u32>) -> Cow<'_, [f32]> {
+    if penalty == 1.0 {
+        return Cow::Borrowed(logits);
+    }
+    let mut penalised = logits.to_vec();
+    for token in context {
+        // From the unchanged logit, so that a token that occurred twice is penalised once.
+        let logit = logits[token as usize];
+        penalised[token as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
+    }
+    Cow::Owned(penalised)
+}
+
+/// The first of the largest.
+fn most_probable(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = index;
+        }
+    }
+    best
 }
 
 /// First index at which the running sum of `e^((z − max)/T)` exceeds `threshold`.
@@ -53,10 +225,65 @@ fn invert(logits: &[f32], max: f32, inverse: f32, threshold: f32) -> usize {
     likeliest
 }
 
+/// The token drawn among those that top-k, top-p and min-p leave, and its log-probability among them.
+fn draw_truncated(logits: &[f32], distribution: &Distribution, uniform: f32) -> (usize, f32) {
+    let kept = truncate(logits, distribution);
+    let total: f32 = kept.iter().map(|&(_, weight)| weight).sum();
+    let mut sum = 0.0;
+    let (mut token, mut drawn) = kept[0];
+    for &(index, weight) in &kept {
+        sum += weight;
+        if sum > uniform * total {
+            (token, drawn) = (index, weight);
+            break;
+        }
+    }
+    (token, (drawn / total).ln())
+}
+
+/// Tokens and weights (1 for the most probable) that stay, most probable first.
+fn truncate(logits: &[f32], distribution: &Distribution) -> Vec<(usize, f32)> {
+    let inverse = 1.0 / distribution.temperature;
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut kept: Vec<(usize, f32)> = logits.iter().map(|&z| host::exp((z - max) * inverse)).enumerate().collect();
+    let by_weight = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if (1..kept.len()).contains(&distribution.top_k) {
+        let (_, &mut (_, least), _) = kept.select_nth_unstable_by(distribution.top_k - 1, by_weight);
+        kept.retain(|&(_, weight)| weight >= least);
+    }
+    let total: f32 = kept.iter().map(|&(_, weight)| weight).sum();
+    if distribution.top_p < 1.0 {
+        // Tokens below this together weigh less than 1 − top_p: sorting the rest is enough.
+        let negligible = (1.0 - distribution.top_p) * total / kept.len() as f32;
+        kept.retain(|&(_, weight)| weight >= negligible);
+    }
+    kept.sort_unstable_by(by_weight);
+    let mut before = 0.0;
+    let mut stays = |weight: f32| {
+        let stay = before < distribution.top_p * total;
+        before += weight;
+        stay
+    };
+    let nucleus = kept.iter().take_while(|(_, weight)| stays(*weight)).count().max(1);
+    kept.truncate(nucleus);
+    kept.retain(|&(_, weight)| weight >= distribution.min_p);
+    kept
+}
+
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
     use crate::noise::uniform;
+
+    const NONE: std::iter::Empty<u32> = std::iter::empty();
+
+    fn softmax(logits: &[f32], temperature: f32) -> Vec<f64> {
+        let weights: Vec<f64> = logits.iter().map(|&z| f64::from(z / temperature).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.iter().map(|weight| weight / sum).collect()
+    }
 
     #[test]
     fn frequencies_follow_the_tempered_softmax() {
@@ -65,30 +292,93 @@ mod tests {
         for temperature in [0.5f32, 1.0, 2.0] {
             let mut counts = [0f64; 4];
             for i in 0..draws {
-                counts[sample(&logits, temperature, uniform(&[9, i])).token as usize] += 1.0 / draws as f64;
+                let drawn = sample(&logits, &Distribution::at(temperature), uniform(&[9, i]), NONE);
+                counts[drawn.token as usize] += 1.0 / draws as f64;
             }
-            let weights = logits.map(|z| f64::from(z / temperature).exp());
-            let sum: f64 = weights.iter().sum();
-            for (count, weight) in counts.iter().zip(weights) {
+            for (count, probability) in counts.iter().zip(softmax(&logits, temperature)) {
                 // Six standard deviations of a frequency over 40,000 draws.
-                assert!((count - weight / sum).abs() < 0.015, "T {temperature}: {counts:?}");
+                assert!((count - probability).abs() < 0.015, "T {temperature}: {counts:?}");
             }
         }
     }
 
     #[test]
-    fn reports_log_probability_and_entropy_of_the_distribution_drawn_from() {
+    fn log_probabilities_and_entropies_are_those_of_the_distributions_they_name() {
         let logits: Vec<f32> = (0..37).map(|i| ((i * 7) % 13) as f32 * 0.3).collect();
-        let drawn = sample(&logits, 0.7, 0.4);
-        let weights: Vec<f64> = logits.iter().map(|&z| f64::from(z / 0.7).exp()).collect();
-        let sum: f64 = weights.iter().sum();
-        let entropy: f64 = weights.iter().map(|w| -(w / sum) * (w / sum).ln()).sum();
-        assert!((f64::from(drawn.log_prob) - (weights[drawn.token as usize] / sum).ln()).abs() < 1e-5);
-        assert!((f64::from(drawn.sampling_entropy) - entropy).abs() < 1e-5);
+        let drawn = sample(&logits, &Distribution { top_k: 5, ..Distribution::at(0.7) }, 0.4, NONE);
+        let (token, tempered, unit) = (drawn.token as usize, softmax(&logits, 0.7), softmax(&logits, 1.0));
+        let entropy = |p: &[f64]| -p.iter().map(|p| p * p.ln()).sum::<f64>();
+        // 13 residues over 37 tokens: the two largest values occur two and three times, and make up the five.
+        let mut sorted = tempered.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let top: f64 = sorted.iter().take_while(|&&p| p >= sorted[4] - 1e-9).sum();
+        for (ours, expected) in [
+            (drawn.log_prob, tempered[token].ln()),
+            (drawn.drawn_log_prob, (tempered[token] / top).ln()),
+            (drawn.unit_log_prob, unit[token].ln()),
+            (drawn.entropy, entropy(&unit)),
+            (drawn.sampling_entropy, entropy(&tempered)),
+        ] {
+            assert!((f64::from(ours) - expected).abs() < 1e-5, "{ours} against {expected}");
+        }
+    }
+
+    #[test]
+    fn truncation_keeps_what_the_warpers_of_transformers_keep() {
+        // Probabilities 0.4, 0.3, 0.15, 0.1, 0.05 in another order.
+        let logits: Vec<f32> = [0.15f32, 0.4, 0.05, 0.3, 0.1].iter().map(|p| p.ln()).collect();
+        let kept = |distribution: Distribution| -> Vec<usize> {
+            truncate(&logits, &distribution).iter().map(|(token, _)| *token).collect()
+        };
+        let all = Distribution::default();
+        assert_eq!(kept(Distribution { top_k: 2, ..all }), [1, 3]);
+        assert_eq!(kept(Distribution { top_k: 9, ..all }), [1, 3, 0, 4, 2]);
+        // A token stays while those before it have not reached top_p: 0.75 needs three, 0.69 two.
+        assert_eq!(kept(Distribution { top_p: 0.75, ..all }), [1, 3, 0]);
+        assert_eq!(kept(Distribution { top_p: 0.69, ..all }), [1, 3]);
+        assert_eq!(kept(Distribution { top_p: 1e-6, ..all }), [1]);
+        // top_p is a share of what top_k left: 0.4 of 0.7 is 0.57.
+        assert_eq!(kept(Distribution { top_k: 2, top_p: 0.6, ..all }), [1, 3]);
+        assert_eq!(kept(Distribution { top_k: 2, top_p: 0.5, ..all }), [1]);
+        assert_eq!(kept(Distribution { min_p: 0.3, ..all }), [1, 3, 0]);
+        assert_eq!(kept(Distribution { min_p: 1.0, ..all }), [1]);
+    }
+
+    #[test]
+    fn the_repetition_penalty_counts_a_token_once_and_works_on_both_signs() {
+        let logits = [2.0f32, 1.9, -0.5, -0.6];
+        let greedy = Distribution { repetition_penalty: 1.3, ..Distribution::at(0.0) };
+        assert_eq!(sample(&logits, &greedy, 0.0, NONE).token, 0);
+        assert_eq!(sample(&logits, &greedy, 0.0, [0, 0].into_iter()).token, 1);
+        assert_eq!(*penalise(&logits, 2.0, [0, 2, 0, 2].into_iter()), [1.0, 1.9, -1.0, -0.6]);
     }
 
     #[test]
     fn temperature_zero_is_greedy() {
-        assert_eq!(sample(&[0.1, 3.0, 3.0, -2.0], 0.0, 0.999).token, 1);
+        assert_eq!(sample(&[0.1, 3.0, 3.0, -2.0], &Distribution::at(0.0), 0.999, NONE).token, 1);
+    }
+
+    #[test]
+    #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
+    fn the_draw_on_a_device_is_the_draw_on_the_host() {
+        let (rows, vocab) = (50, 301);
+        let mut random = crate::noise::Stream::new(&[4]);
+        let logits: Vec<f32> = (0..rows * vocab).map(|_| (random.unit() * 6.0) as f32).collect();
+        let uniforms: Vec<f32> = (0..rows as u64).map(|row| uniform(&[5, row])).collect();
+        let contexts = vec![[&[][..], &[]]; rows];
+        for temperature in [0.0, 0.6, 1.0, 1.4] {
+            let [host, device] = [Device::flex(), Device::ndarray()].map(|device| {
+                let logits = Tensor::from_data(TensorData::new(logits.clone(), [rows, vocab]), &device);
+                draw(logits, &Distribution::at(temperature), &uniforms, &contexts)
+            });
+            for (host, device) in host.iter().zip(&device) {
+                assert_eq!(host.token, device.token);
+                let numbers =
+                    |s: &Sampled| [s.log_prob, s.drawn_log_prob, s.unit_log_prob, s.entropy, s.sampling_entropy];
+                for (a, b) in numbers(host).iter().zip(numbers(device)) {
+                    assert!((a - b).abs() < 1e-4, "T = {temperature}: {host:?} against {device:?}");
+                }
+            }
+        }
     }
 }

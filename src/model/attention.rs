@@ -86,38 +86,14 @@ impl Attention {
         // 3. Attend: to the own sequence, or to the cache when decoding.
         let mixed = match cache {
             None => ops::attention(q, k, v, &rows.lengths),
-            Some((cache, layer)) if cache.is_reading() => {
-                cache.layers[layer].0.inplace(|keys| store(keys, k.clone(), &rows.lengths));
-                cache.layers[layer].1.inplace(|values| store(values, v.clone(), &rows.lengths));
-                ops::attention(q, k, v, &rows.lengths)
-            }
             Some((cache, layer)) => {
-                let (prompts, width) = cache.layout();
-                let span = ops::CacheSpan { prompts: prompts.to_vec(), width, written: cache.written() };
-                let (keys, values) = &mut cache.layers[layer];
-                keys.inplace(|keys| append(keys, k, span.written - 1));
-                values.inplace(|values| append(values, v, span.written - 1));
-                ops::attention_cached(q, keys, values, &span)
+                cache.write(layer, k.clone(), v.clone());
+                cache.attention(layer, q.clone()).unwrap_or_else(|| ops::attention(q, k, v, &rows.lengths))
             }
         };
         // 4. Mix the heads.
         self.o_proj.forward(mixed)
     }
-}
-
-/// Writes one new row per sequence at `slot`.
-fn append(cache: Tensor<4>, new: Tensor<3>, slot: usize) -> Tensor<4> {
-    let [batch, heads, _, dim] = cache.dims();
-    cache.slice_assign([0..batch, 0..heads, slot..slot + 1, 0..dim], new.reshape([batch, heads, 1, dim]))
-}
-
-/// Writes packed prompts into the first slots, each right-padded to the longest.
-fn store(cache: Tensor<4>, new: Tensor<3>, lengths: &[usize]) -> Tensor<4> {
-    let [batch, heads, _, dim] = cache.dims();
-    let width = lengths.iter().copied().max().unwrap_or(0);
-    let padded = ops::unpack(new.reshape([-1, (heads * dim) as i32]), lengths, width);
-    let padded = padded.reshape([batch, width, heads, dim]).swap_dims(1, 2);
-    cache.slice_assign([0..batch, 0..heads, 0..width, 0..dim], padded)
 }
 
 /// Token ids as a device tensor.

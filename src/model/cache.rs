@@ -1,113 +1,149 @@
-//! Keys and values of what has been read, one pre-allocated pair of tensors per layer.
+//! Keys and values of what has been read: one pre-allocated pair of tables per layer.
 //!
-//! Slots `0..width` hold the prompts, right-padded to the longest; decoded tokens of all rows share the slots after
-//! them. So every write is one contiguous slice for the whole batch, and what separates a short prompt from its first
-//! decoded token is a gap that attention never looks at.
+//! A table has a row per token. Its first part is cut into *prompt slots*, the rest into *completion slots*: a prompt is
+//! stored once and shared by the completions of its group, and every completion has a slot of its own that the next one
+//! takes over when it ends. So what a new token may see is two runs of rows, nothing is ever moved, and memory is known
+//! beforehand.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use super::ModelConfig;
+use crate::ops::{self, CacheCall};
+
+/// How many sequences a cache holds, and how long they may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Prompts held at a time.
+    pub prompts: usize,
+    /// Longest prompt, in tokens.
+    pub prompt_length: usize,
+    /// Completions decoded at a time.
+    pub completions: usize,
+    /// Longest completion, in tokens.
+    pub completion_length: usize,
+}
+
+impl CacheShape {
+    /// Rows of each table.
+    pub fn tokens(&self) -> usize {
+        self.prompts * self.prompt_length + self.completions * self.completion_length
+    }
+
+    /// Memory of the whole cache in f32: keys and values of every layer.
+    pub fn bytes(&self, config: &ModelConfig) -> usize {
+        2 * 4 * config.num_hidden_layers * self.tokens() * config.num_key_value_heads * config.head_dim()
+    }
+
+    fn prompt(&self, slot: usize) -> usize {
+        slot * self.prompt_length
+    }
+
+    fn completion(&self, slot: usize) -> usize {
+        self.prompts * self.prompt_length + slot * self.completion_length
+    }
+}
+
+/// A completion slot in use.
+#[derive(Debug, Clone, Copy, Default)]
+struct Completion {
+    prompt: usize,
+    decoded: usize,
+}
 
 /// The keys and values of a batch of sequences.
-#[derive(Debug, Clone)]
+///
+/// Announce what the next forward pass reads with [`KvCache::read`] or [`KvCache::step`].
+#[derive(Debug)]
 pub struct KvCache {
-    /// Per layer, keys and values of shape `[batch, kv_heads, capacity, head_dim]`.
-    pub(super) layers: Vec<(Tensor<4>, Tensor<4>)>,
-    /// Prompt length of each row; until [`Self::start_decoding`] all equal to what was written.
+    /// Per layer, keys and values of shape `[tokens, kv_heads · head_dim]`.
+    layers: Vec<(Tensor<2>, Tensor<2>)>,
+    shape: CacheShape,
+    /// Length of the prompt in each prompt slot.
     prompts: Vec<usize>,
-    /// Slots set aside for prompts.
-    width: usize,
-    /// Slots written so far, prompt padding included.
-    written: usize,
-    capacity: usize,
+    completions: Vec<Completion>,
+    /// Positions of the tokens of the announced pass, in their sequences.
+    positions: Vec<usize>,
+    call: CacheCall,
 }
 
 impl KvCache {
-    /// Room for `batch` sequences of `capacity` tokens each, on a device without autodiff.
-    pub fn new(config: &ModelConfig, batch: usize, capacity: usize, device: &Device) -> Self {
-        let shape = [batch, config.num_key_value_heads, capacity, config.head_dim()];
-        let layers = (0..config.num_hidden_layers)
-            .map(|_| (Tensor::zeros(shape, device), Tensor::zeros(shape, device)))
-            .collect();
-        Self { layers, prompts: vec![0; batch], width: 0, written: 0, capacity }
-    }
-
-    /// Bytes held for `batch` sequences of `capacity` tokens in f32.
-    pub fn bytes(config: &ModelConfig, batch: usize, capacity: usize) -> usize {
-        2 * 4 * config.num_hidden_layers * batch * config.num_key_value_heads * capacity * config.head_dim()
-    }
-
-    /// Ends the reading of prompts: row `r` holds `lengths[r]` tokens, the rest of what was written is padding.
-    pub fn start_decoding(&mut self, lengths: &[usize]) {
-        assert_eq!(lengths.len(), self.prompts.len(), "one length per row");
-        self.prompts = lengths.to_vec();
-        self.width = self.written;
-    }
-
-    /// Keeps the given rows, in the given order; a row may be taken several times (a group sharing its prompt).
-    pub fn select(&mut self, rows: &[usize], device: &Device) {
-        let indices: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::from(indices.as_slice()), device);
-        for (k, v) in &mut self.layers {
-            k.inplace(|k| k.select(0, indices.clone()));
-            v.inplace(|v| v.select(0, indices.clone()));
+    /// An empty cache on a device without autodiff.
+    pub fn new(config: &ModelConfig, shape: CacheShape, device: &Device) -> Self {
+        let size = [shape.tokens(), config.num_key_value_heads * config.head_dim()];
+        let layers =
+            (0..config.num_hidden_layers).map(|_| (Tensor::zeros(size, device), Tensor::zeros(size, device))).collect();
+        Self {
+            layers,
+            shape,
+            prompts: vec![0; shape.prompts],
+            completions: vec![Completion::default(); shape.completions],
+            positions: Vec::new(),
+            call: CacheCall::default(),
         }
-        self.prompts = rows.iter().map(|&row| self.prompts[row]).collect();
     }
 
-    /// Makes room for `extra` more tokens per row.
-    pub fn reserve(&mut self, extra: usize) {
-        let capacity = self.written + extra;
-        if capacity <= self.capacity {
-            return;
-        }
-        let written = self.written;
-        for side in self.layers.iter_mut().flat_map(|(k, v)| [k, v]) {
-            side.inplace(|old| {
-                let [batch, heads, _, dim] = old.dims();
-                let grown = Tensor::zeros([batch, heads, capacity, dim], &old.device());
-                grown.slice_assign(
-                    [0..batch, 0..heads, 0..written, 0..dim],
-                    old.slice([0..batch, 0..heads, 0..written, 0..dim]),
-                )
-            });
-        }
-        self.capacity = capacity;
-    }
-
-    /// Slots in use once `new` more tokens are written.
+    /// The next pass reads whole prompts: `(slot, length)` each.
     ///
     /// # Panics
-    /// When the cache is too small: the caller reserves enough.
-    pub(super) fn advance(&mut self, new: usize) -> std::ops::Range<usize> {
-        let range = self.written..self.written + new;
-        assert!(range.end <= self.capacity, "cache of {} slots asked for {}", self.capacity, range.end);
-        self.written = range.end;
-        range
+    /// When a prompt is longer than its slot.
+    pub fn read(&mut self, prompts: &[(usize, usize)]) {
+        let mut writes = Vec::new();
+        self.positions.clear();
+        for &(slot, length) in prompts {
+            assert!(length <= self.shape.prompt_length, "{length} tokens in a slot of {}", self.shape.prompt_length);
+            self.prompts[slot] = length;
+            self.positions.extend(0..length);
+            writes.extend(self.shape.prompt(slot)..self.shape.prompt(slot) + length);
+        }
+        self.call = CacheCall::new(writes, Vec::new());
     }
 
-    /// Position of the next token of every row.
-    pub(super) fn positions(&self) -> Vec<usize> {
-        self.prompts.iter().map(|&prompt| prompt + self.written - self.width).collect()
+    /// Gives a completion slot to a new completion of the prompt in `prompt`.
+    pub fn start(&mut self, slot: usize, prompt: usize) {
+        self.completions[slot] = Completion { prompt, decoded: 0 };
     }
 
-    /// Whether prompts are still being read.
-    pub(super) fn is_reading(&self) -> bool {
-        self.width == 0
+    /// The next pass reads one token for each of these completion slots.
+    ///
+    /// # Panics
+    /// When a completion has filled its slot.
+    pub fn step(&mut self, slots: &[usize]) {
+        let (mut writes, mut spans) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
+        self.positions.clear();
+        for &slot in slots {
+            let Completion { prompt, decoded } = &mut self.completions[slot];
+            assert!(*decoded < self.shape.completion_length, "a slot of {decoded} tokens is full");
+            let (first, length) = (self.shape.prompt(*prompt), self.prompts[*prompt]);
+            let own = self.shape.completion(slot);
+            self.positions.push(length + *decoded);
+            writes.push(own + *decoded);
+            *decoded += 1;
+            spans.push([first..first + length, own..own + *decoded]);
+        }
+        self.call = CacheCall::new(writes, spans);
     }
 
-    /// Slots written so far, prompt padding included.
-    pub(super) fn written(&self) -> usize {
-        self.written
+    /// Positions of the announced tokens.
+    pub(super) fn positions(&self) -> &[usize] {
+        &self.positions
     }
 
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.prompts.len()
+    /// Stores the keys and values of the announced tokens.
+    ///
+    /// # Shapes
+    /// - keys, values: `[tokens, kv_heads, head_dim]`
+    pub(super) fn write(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) {
+        let call = &self.call;
+        let [tokens, heads, dim] = keys.dims();
+        let flat = |x: Tensor<3>| x.reshape([tokens, heads * dim]);
+        let (stored_keys, stored_values) = &mut self.layers[layer];
+        stored_keys.inplace(|table| ops::write_rows(table, flat(keys), call));
+        stored_values.inplace(|table| ops::write_rows(table, flat(values), call));
     }
 
-    /// Prompt length of every row and the number of slots set aside for prompts.
-    pub(super) fn layout(&self) -> (&[usize], usize) {
-        (&self.prompts, self.width)
+    /// Attention of the announced tokens, or `None` while prompts are read: those see only themselves.
+    pub(super) fn attention(&self, layer: usize, q: Tensor<3>) -> Option<Tensor<2>> {
+        let (keys, values) = &self.layers[layer];
+        (!self.call.spans().is_empty()).then(|| ops::attention_cached(q, keys, values, &self.call))
     }
 }

@@ -119,28 +119,23 @@ impl CausalLm {
 
     /// Hidden states after the final norm, one row per token, for packed sequences.
     ///
-    /// Without a cache every sequence starts at position 0. With a fresh cache the sequences are prompts, stored in it;
-    /// after [`KvCache::start_decoding`] each call takes one token per row and goes on where that row stopped. Call the
-    /// cached forms on `model.valid()`.
+    /// Without a cache every sequence starts at position 0. With a cache the sequences are those announced to it by
+    /// [`KvCache::read`] or [`KvCache::step`]; call these forms on `model.valid()`.
     ///
     /// # Shapes
     /// - tokens: all sequences end to end, `lengths` their lengths
     /// - output: `[tokens, hidden]`
     ///
     /// # Panics
-    /// When `lengths` do not add up to the number of tokens, or the cache is full.
-    pub fn forward(&self, tokens: &[u32], lengths: &[usize], cache: Option<&mut KvCache>) -> Tensor<2> {
+    /// When `lengths` do not add up to the number of tokens, or the cache expects others.
+    pub fn forward(&self, tokens: &[u32], lengths: &[usize], mut cache: Option<&mut KvCache>) -> Tensor<2> {
         assert_eq!(lengths.iter().sum::<usize>(), tokens.len(), "sequence lengths and tokens");
         let device = self.device();
-        let mut cache = cache;
         let positions: Vec<usize> = match &cache {
-            Some(cache) if !cache.is_reading() => cache.positions(),
-            _ => lengths.iter().flat_map(|&length| 0..length).collect(),
+            Some(cache) => cache.positions().to_vec(),
+            None => lengths.iter().flat_map(|&length| 0..length).collect(),
         };
-        if let Some(cache) = cache.as_deref_mut() {
-            assert_eq!(cache.rows(), lengths.len(), "rows of cache and batch");
-            cache.advance(lengths.iter().copied().max().unwrap_or(0));
-        }
+        assert_eq!(positions.len(), tokens.len(), "tokens announced to the cache and tokens");
         let head_dim = self.model.layers[0].self_attn.head_dim();
         let rows = Rows::new(lengths.to_vec(), &positions, &RotaryConfig { theta: self.theta, head_dim }, &device);
         let mut x = self.model.embed_tokens.weight.val().select(0, ids(tokens, &device));

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use cache::KvCache;
+pub use cache::{CacheShape, KvCache};
 pub use decoder::CausalLm;
 pub(crate) use params::Path as ParamPath;
 pub use params::{collect, names};

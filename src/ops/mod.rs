@@ -10,17 +10,34 @@ mod plain;
 /// Row functions on host memory, for sampling.
 pub(crate) use cpu::host;
 
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-/// Where cached attention may look: row `r` sees slots `0..prompts[r]` and `width..written`.
-#[derive(Debug, Clone)]
-pub(crate) struct CacheSpan {
-    /// Prompt length of each row.
-    pub prompts: Vec<usize>,
-    /// First slot of decoded tokens.
-    pub width: usize,
-    /// End of the slots in use, the new token's included.
-    pub written: usize,
+/// The two runs of table rows that a new token may see: its prompt, and its completion so far, itself included.
+pub(crate) type Span = [Range<usize>; 2];
+
+/// What one forward pass does with the cache, the same for every layer.
+#[derive(Debug, Default)]
+pub(crate) struct CacheCall {
+    /// Table row of each new token.
+    writes: Vec<usize>,
+    /// What each new token sees; none while prompts are read.
+    spans: Arc<[Span]>,
+    /// The same as tensors, made when first asked for.
+    tensors: OnceLock<plain::CallTensors>,
+}
+
+impl CacheCall {
+    pub(crate) fn new(writes: Vec<usize>, spans: Vec<Span>) -> Self {
+        Self { writes, spans: spans.into(), tensors: OnceLock::new() }
+    }
+
+    /// What each new token sees; none while prompts are read.
+    pub(crate) fn spans(&self) -> &[Span] {
+        &self.spans
+    }
 }
 
 /// What the head says about one token per row, in nats; gradients flow through `log_prob` only.
@@ -70,15 +87,29 @@ pub(crate) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usi
     if cpu::serves(&q.device()) { cpu::attention(q, k, v, lengths) } else { plain::attention(q, k, v, lengths) }
 }
 
-/// Attention of one new token per row over the cache, which already holds that token.
+/// Puts new rows into a table, in place where nothing else holds it.
 ///
 /// # Shapes
-/// - q: `[rows, heads, head_dim]`; keys, values: `[rows, kv_heads, capacity, head_dim]`; output: `[rows, heads · head_dim]`
-pub(crate) fn attention_cached(q: Tensor<3>, keys: &Tensor<4>, values: &Tensor<4>, span: &CacheSpan) -> Tensor<2> {
-    if cpu::serves(&q.device()) {
-        cpu::attention_cached(q, keys.clone(), values.clone(), span)
+/// - table, output: `[tokens, width]`; rows: `[n, width]`
+pub(crate) fn write_rows(table: Tensor<2>, rows: Tensor<2>, call: &CacheCall) -> Tensor<2> {
+    assert_eq!(rows.dims()[0], call.writes.len(), "new rows and their places");
+    if cpu::serves(&table.device()) {
+        cpu::write_rows(table, rows, &call.writes)
     } else {
-        plain::attention_cached(q, keys.clone(), values.clone(), span)
+        plain::write_rows(table, rows, call)
+    }
+}
+
+/// Attention of one new token per sequence over the cache, which already holds that token.
+///
+/// # Shapes
+/// - q: `[n, heads, head_dim]`; keys, values: `[tokens, kv_heads · head_dim]`; output: `[n, heads · head_dim]`
+pub(crate) fn attention_cached(q: Tensor<3>, keys: &Tensor<2>, values: &Tensor<2>, call: &CacheCall) -> Tensor<2> {
+    assert_eq!(q.dims()[0], call.spans.len(), "queries and what they see");
+    if cpu::serves(&q.device()) {
+        cpu::attention_cached(q, keys.clone(), values.clone(), &call.spans)
+    } else {
+        plain::attention_cached(q, keys.clone(), values.clone(), call)
     }
 }
 
@@ -99,7 +130,7 @@ pub fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
 
 /// Packed rows as a padded batch: `[sum of lengths, width_of_row]` to `[sequences · longest, width_of_row]`.
 /// What stands in the padding is unspecified.
-pub(crate) fn unpack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
+fn unpack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
     if lengths.iter().all(|&length| length == longest) {
         return rows;
     }
@@ -123,6 +154,11 @@ fn pack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
         .collect();
     let device = rows.device();
     rows.select(0, index(&indices, &device))
+}
+
+/// Whether the device's memory is the host's and its operations are those of `ops/cpu`.
+pub(crate) fn is_host(device: &Device) -> bool {
+    cpu::serves(device)
 }
 
 /// The given rows of `x`.
@@ -254,14 +290,20 @@ mod tests {
     }
 
     #[test]
-    fn cached_attention_fused_equals_plain() {
-        let span = CacheSpan { prompts: vec![3, 5, 1], width: 5, written: 8 };
+    fn the_cache_fused_equals_plain() {
+        // Two completions of one prompt and one of another; what lies between them must not be looked at.
+        let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22]];
+        let call = CacheCall::new(spans.iter().map(|[_, own]| own.end - 1).collect(), spans);
         let [fused, plain] = devices().map(|device| {
             let device = device.inner();
+            // Each device has its own copy of the call: it keeps tensors.
+            let call = CacheCall::new(call.writes.clone(), call.spans.to_vec());
             let q = random([3, 4, 8], 1, &device);
-            let (keys, values) = (random([3, 2, 10, 8], 2, &device), random([3, 2, 10, 8], 3, &device));
-            to_host(attention_cached(q, &keys, &values, &span))
+            let table = |seed| write_rows(random([25, 16], seed, &device), random([3, 16], seed + 10, &device), &call);
+            let (keys, values) = (table(2), table(3));
+            [to_host(attention_cached(q, &keys, &values, &call)), to_host(keys)]
         });
-        close(&fused, &plain, "value");
+        close(&fused[0], &plain[0], "attention");
+        assert_eq!(fused[1], plain[1], "table");
     }
 }

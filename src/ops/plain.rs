@@ -1,9 +1,9 @@
 //! The operations as compositions of tensor operations: the reference, and the path of every device without its own.
 
 use burn::tensor::activation::{log_softmax, silu, softmax};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
-use super::{CacheSpan, Scores, pack, unpack};
+use super::{CacheCall, Scores, Span, pack, unpack};
 
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     let scale = x.clone().powi_scalar(2).mean_dim(1).add_scalar(epsilon).sqrt();
@@ -44,22 +44,57 @@ pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usi
     pack(mixed.reshape([batch * longest, heads * dim]), lengths, longest)
 }
 
-pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<4>, values: Tensor<4>, span: &CacheSpan) -> Tensor<2> {
-    let [batch, heads, dim] = q.dims();
-    let kv_heads = keys.dims()[1];
-    let q = q.reshape([batch, kv_heads, heads / kv_heads, dim]);
-    let (k, v) = (keys.narrow(2, 0, span.written), values.narrow(2, 0, span.written));
-    let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar(scale(dim));
-    let scores = scores.mask_fill(hidden_slots(span, &v.device()), f32::NEG_INFINITY);
-    softmax(scores, 3).matmul(v).reshape([batch, heads * dim])
+/// A [`CacheCall`] as tensors.
+#[derive(Debug)]
+pub(super) struct CallTensors {
+    /// Table row of each new token.
+    writes: Tensor<1, Int>,
+    /// Table rows each new token sees, padded to `longest` with ones it must not see.
+    reads: Tensor<1, Int>,
+    /// `[n, 1, 1, longest]`: true where a read is padding.
+    padding: Tensor<4, Bool>,
+    longest: usize,
 }
 
-/// `[batch, 1, 1, written]`: true where a row must not look.
-fn hidden_slots(span: &CacheSpan, device: &Device) -> Tensor<4, Bool> {
-    let hidden: Vec<bool> = (span.prompts.iter())
-        .flat_map(|&prompt| (0..span.written).map(move |slot| slot >= prompt && slot < span.width))
-        .collect();
-    Tensor::from_data(TensorData::new(hidden, [span.prompts.len(), 1, 1, span.written]), device)
+/// The number of reads is rounded up to a multiple of this, so that a device that compiles a kernel per shape sees few.
+const READ_BUCKET: usize = 64;
+
+fn call_tensors<'a>(call: &'a CacheCall, device: &Device) -> &'a CallTensors {
+    call.tensors.get_or_init(|| {
+        let seen = |[prompt, own]: &Span| prompt.len() + own.len();
+        let longest = call.spans.iter().map(seen).max().unwrap_or(0).next_multiple_of(READ_BUCKET);
+        let (mut reads, mut padding) = (Vec::new(), Vec::new());
+        for span in call.spans.iter() {
+            let rows = span.iter().cloned().flatten().chain(std::iter::repeat(0)).take(longest);
+            reads.extend(rows.map(|row| row as i64));
+            padding.extend((0..longest).map(|at| at >= seen(span)));
+        }
+        let writes: Vec<i64> = call.writes.iter().map(|&row| row as i64).collect();
+        CallTensors {
+            writes: super::index(&writes, device),
+            reads: super::index(&reads, device),
+            padding: Tensor::from_data(TensorData::new(padding, [call.spans.len(), 1, 1, longest]), device),
+            longest,
+        }
+    })
+}
+
+pub(super) fn write_rows(table: Tensor<2>, rows: Tensor<2>, call: &CacheCall) -> Tensor<2> {
+    let writes = call_tensors(call, &table.device()).writes.clone();
+    table.select_assign(0, writes, rows, IndexingUpdateOp::Assign)
+}
+
+pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<2>, values: Tensor<2>, call: &CacheCall) -> Tensor<2> {
+    let [rows, heads, dim] = q.dims();
+    let kv_heads = keys.dims()[1] / dim;
+    let tensors = call_tensors(call, &q.device());
+    let gather = |table: Tensor<2>| {
+        table.select(0, tensors.reads.clone()).reshape([rows, tensors.longest, kv_heads, dim]).swap_dims(1, 2)
+    };
+    let q = q.reshape([rows, kv_heads, heads / kv_heads, dim]);
+    let scores = q.matmul(gather(keys).swap_dims(2, 3)).mul_scalar(scale(dim));
+    let scores = scores.mask_fill(tensors.padding.clone(), f32::NEG_INFINITY);
+    softmax(scores, 3).matmul(gather(values)).reshape([rows, heads * dim])
 }
 
 fn scale(dim: usize) -> f64 {

@@ -69,10 +69,10 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
     metrics.set("completions/mean_length", length);
     metrics.set("completions/min_length", all.iter().copied().fold(f64::INFINITY, f64::min));
     metrics.set("completions/max_length", all.iter().copied().fold(0.0, f64::max));
-    metrics.set_mean("completions/mean_terminated_length", &lengths(&|s| s.completion.finished));
+    metrics.set_mean("completions/mean_terminated_length", &lengths(&|s| s.completion.finished()));
     metrics.set_mean("completions/mean_length_correct", &lengths(&|s| s.outcome.correct == Some(true)));
     metrics.set_mean("completions/mean_length_wrong", &lengths(&|s| s.outcome.correct == Some(false)));
-    metrics.set("completions/clipped_ratio", share(&|s| !s.completion.finished));
+    metrics.set("completions/clipped_ratio", share(&|s| !s.completion.finished()));
     // Entropy: exact, token mean, at both temperatures, and split by the sign of the advantage.
     let entropy = |keep: &dyn Fn(&Scored) -> bool, sampling: bool| -> Vec<f64> {
         let of = |s: &Scored| {

@@ -3,7 +3,6 @@
 //! A step: sample groups, grade, score, advantages, one clipped policy-gradient update. Left out, on purpose: a value
 //! model, a KL term to a reference model, and more than one update per batch.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -20,7 +19,7 @@ use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::eval::{self, EvalConfig, Evaluation, check_room};
 use crate::files;
-use crate::generate::{Completion, Request, Sampling, generate};
+use crate::generate::{Completion, Request, Sampling, Watch, generate};
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{self, CausalLm, ModelConfig};
 use crate::objective::length::Outcome;
@@ -85,6 +84,8 @@ pub struct RlTrain {
     pub num_generations: usize,
     /// Completions decoded together at most.
     pub generation_rows: usize,
+    /// Tokens the cache may hold while sampling; fewer completions are decoded together to keep to it. 0 for no bound.
+    pub generation_cache_tokens: usize,
     /// Tokens of one forward and backward pass at most; does not change the result.
     pub tokens_per_microbatch: usize,
     /// A checkpoint every this many steps; 0 for one at the end.
@@ -103,6 +104,7 @@ impl Default for RlTrain {
             prompts_per_step: 8,
             num_generations: 8,
             generation_rows: 256,
+            generation_cache_tokens: 0,
             tokens_per_microbatch: 8192,
             save_steps: 50,
             save_total_limit: 2,
@@ -342,10 +344,11 @@ impl Run<'_> {
         let start = Instant::now();
         let problems = self.step_problems(step, metrics)?;
         let sampling = Sampling {
-            temperature: stage.temperature,
+            distribution: stage.distribution(),
             max_completion_length: stage.max_completion_length,
             stop: self.tokenizer.stop_ids().to_vec(),
             rows: train.generation_rows,
+            cache_tokens: train.generation_cache_tokens,
         };
         let request = |(problem, prompt): &(Problem, Vec<u32>), sample: usize| Request {
             prompt: prompt.clone(),
@@ -354,7 +357,7 @@ impl Run<'_> {
         let requests: Vec<Request> = (problems.iter())
             .flat_map(|problem| (0..train.num_generations).map(move |sample| request(problem, sample)))
             .collect();
-        let completions = generate(model, &self.model_config, &requests, &sampling, |_, _| ControlFlow::Continue(()));
+        let completions = generate(model, &self.model_config, &requests, &sampling, |_, _| Watch::Continue)?;
         metrics.set("timing_s/gen", start.elapsed().as_secs_f64());
 
         let start = Instant::now();
@@ -412,9 +415,12 @@ impl Run<'_> {
             .iter()
             .map(|completion| {
                 let text = self.tokenizer.decode(&completion.tokens, true);
-                let graded = grade(&problem.answer, &text, completion.finished);
-                let seen =
-                    reward::Completion { text: &text, tokens: completion.tokens.len(), finished: completion.finished };
+                let graded = grade(&problem.answer, &text, completion.finished());
+                let seen = reward::Completion {
+                    text: &text,
+                    tokens: completion.tokens.len(),
+                    finished: completion.finished(),
+                };
                 let correct = (graded.strict != Verdict::UnparseableGold).then(|| graded.strict.is_right());
                 let formatted = Format.score(problem, &seen) == Some(1.0);
                 let outcome = Outcome { correct, formatted, length: completion.tokens.len() };

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::generate::Distribution;
 use crate::objective::advantage::{Aggregation, ScaleRewards};
 use crate::objective::{Advantage, LossType, RewardKind};
 
@@ -15,6 +16,14 @@ pub struct Stage {
     pub max_steps: usize,
     /// Sampling temperature; the loss uses the same distribution.
     pub temperature: f32,
+    /// Samples only the so many most probable tokens; 0 for all. The loss does not know of it, nor of the next three.
+    pub top_k: usize,
+    /// Samples only the most probable tokens that together reach this probability; 1 for all.
+    pub top_p: f32,
+    /// Samples only tokens at least this many times as probable as the most probable one; 0 for all.
+    pub min_p: f32,
+    /// Makes tokens that occurred before less likely; 1 for none.
+    pub repetition_penalty: f32,
     /// Length clip L in tokens: a completion that reaches it unfinished is cut there and scores as wrong.
     pub max_completion_length: usize,
     /// Multiplies the scheduled learning rate.
@@ -41,6 +50,10 @@ impl Default for Stage {
             name: "grpo".to_string(),
             max_steps: 100,
             temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
             max_completion_length: 512,
             learning_rate_scale: 1.0,
             rewards: vec![RewardKind::Accuracy],
@@ -88,6 +101,17 @@ impl Stage {
         if self.reward_weights.is_empty() { vec![1.0; self.rewards.len()] } else { self.reward_weights.clone() }
     }
 
+    /// What completions are sampled from.
+    pub fn distribution(&self) -> Distribution {
+        Distribution {
+            repetition_penalty: self.repetition_penalty,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+        }
+    }
+
     /// What cannot work in stage number `index`, one line each.
     pub fn problems(&self, index: usize) -> Vec<String> {
         let mut problems = Vec::new();
@@ -100,9 +124,10 @@ impl Stage {
         refuse(self.max_steps == 0, "max_steps = 0 must be positive".to_string());
         refuse(self.max_completion_length == 0, "max_completion_length = 0 must be positive".to_string());
         refuse(
-            !(self.temperature > 0.0 && self.temperature.is_finite()),
-            format!("temperature = {} must be positive: training samples, it is never greedy", self.temperature),
+            self.temperature == 0.0,
+            "temperature = 0 must be positive: training samples, it is never greedy".into(),
         );
+        self.distribution().problems().into_iter().for_each(|problem| refuse(true, problem));
         refuse(
             !(self.learning_rate_scale >= 0.0 && self.learning_rate_scale.is_finite()),
             format!("learning_rate_scale = {} must not be negative", self.learning_rate_scale),

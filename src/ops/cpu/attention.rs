@@ -3,10 +3,12 @@
 //! One task is one sequence. Within it, keys and values of a head are laid out once in the orientation each product
 //! wants, and the query heads that share them follow one another. The backward pass recomputes the scores.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::kernels::exp;
-use crate::ops::CacheSpan;
+use crate::ops::Span;
 
 /// Head counts and width.
 #[derive(Debug, Clone, Copy)]
@@ -266,44 +268,33 @@ fn gather(
     }
 }
 
-/// One query row per sequence over the cache: slots `0..prompt` and `width..written`.
-pub(super) fn cached(
-    q: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    capacity: usize,
-    span: &CacheSpan,
-    shape: Heads,
-) -> Vec<f32> {
-    let dim = shape.dim;
+/// One query row per sequence over the tables, `[tokens, kv_heads · dim]`: the two runs of rows that each may see.
+pub(super) fn cached(q: &[f32], keys: &[f32], values: &[f32], spans: &[Span], shape: Heads) -> Vec<f32> {
+    let (dim, stride) = (shape.dim, shape.kv_width());
     let mut out = vec![0.0; q.len()];
-    let row_size = shape.kv_heads * capacity * dim;
-    out.par_chunks_exact_mut(shape.q_width()).zip(q.par_chunks_exact(shape.q_width())).enumerate().for_each(
-        |(row, (out, q))| {
-            let prompt = span.prompts[row];
-            let decoded = span.written - span.width;
-            let mut scores = vec![0.0; prompt + decoded];
-            let mut part = vec![0.0; dim];
-            for kv in 0..shape.kv_heads {
-                let at = row * row_size + kv * capacity * dim;
-                let prompt_span = at..at + prompt * dim;
-                let decoded_span = at + span.width * dim..at + span.written * dim;
-                for h in kv * shape.group()..(kv + 1) * shape.group() {
-                    let q = &q[h * dim..][..dim];
-                    let slots =
-                        keys[prompt_span.clone()].chunks_exact(dim).chain(keys[decoded_span.clone()].chunks_exact(dim));
-                    for (score, key) in scores.iter_mut().zip(slots) {
-                        *score = dot(q, key);
-                    }
-                    softmax(&mut scores, shape.scale());
-                    let out = &mut out[h * dim..][..dim];
-                    combine(out, &scores[..prompt], &values[prompt_span.clone()], dim);
-                    combine(&mut part, &scores[prompt..], &values[decoded_span.clone()], dim);
-                    out.iter_mut().zip(&part).for_each(|(out, part)| *out += part);
+    let rows = out.par_chunks_exact_mut(shape.q_width()).zip(q.par_chunks_exact(shape.q_width())).zip(spans);
+    rows.for_each(|((out, q), [prompt, own])| {
+        let mut scores = vec![0.0; prompt.len() + own.len()];
+        let mut part = vec![0.0; dim];
+        for kv in 0..shape.kv_heads {
+            // One head of a run of table rows: what lies between its rows belongs to the other heads.
+            let head = |run: &Range<usize>| run.start * stride + kv * dim..(run.end - 1) * stride + (kv + 1) * dim;
+            let [prompt_keys, own_keys] = [prompt, own].map(|run| &keys[head(run)]);
+            let [prompt_values, own_values] = [prompt, own].map(|run| &values[head(run)]);
+            for h in kv * shape.group()..(kv + 1) * shape.group() {
+                let q = &q[h * dim..][..dim];
+                let seen = prompt_keys.chunks(stride).chain(own_keys.chunks(stride));
+                for (score, key) in scores.iter_mut().zip(seen) {
+                    *score = dot(q, &key[..dim]);
                 }
+                softmax(&mut scores, shape.scale());
+                let out = &mut out[h * dim..][..dim];
+                combine(out, &scores[..prompt.len()], prompt_values, stride);
+                combine(&mut part, &scores[prompt.len()..], own_values, stride);
+                out.iter_mut().zip(&part).for_each(|(out, part)| *out += part);
             }
-        },
-    );
+        }
+    });
     out
 }
 

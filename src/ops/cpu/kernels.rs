@@ -203,7 +203,7 @@ pub(super) fn log_prob(logits: &[f32], targets: &[u32], temperature: f32) -> Vec
 
 /// The largest logit and `Σ e^((z − max) / T)`.
 #[inline(always)]
-pub(crate) fn normaliser(row: &[f32], inverse_temperature: f32) -> (f32, f32) {
+fn normaliser(row: &[f32], inverse_temperature: f32) -> (f32, f32) {
     let max = max(row);
     (max, sum_by(row, |z| exp((z - max) * inverse_temperature)))
 }
@@ -228,8 +228,18 @@ pub(super) fn log_prob_backward(logits: &[f32], targets: &[u32], temperature: f3
     out
 }
 
-/// Entropy of `softmax(logits / T)`: `ln Z − Σ p·(z − max)/T`, with `Z` the normaliser.
-pub(crate) fn entropy(row: &[f32], inverse_temperature: f32) -> f32 {
+/// What one pass over a row of logits tells about `softmax(logits / T)`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Softmax {
+    /// The largest logit.
+    pub max: f32,
+    /// `Z = Σ e^((z − max) / T)`.
+    pub normaliser: f32,
+    /// `ln Z − Σ p·(z − max)/T`, in nats.
+    pub entropy: f32,
+}
+
+pub(crate) fn softmax(row: &[f32], inverse_temperature: f32) -> Softmax {
     let max = max(row);
     let (mut weights, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
     let (whole, tail) = row.as_chunks::<LANES>();
@@ -246,7 +256,7 @@ pub(crate) fn entropy(row: &[f32], inverse_temperature: f32) -> f32 {
         normaliser += exp(z);
         mean += exp(z) * z;
     }
-    normaliser.ln() - mean / normaliser
+    Softmax { max, normaliser, entropy: normaliser.ln() - mean / normaliser }
 }
 
 /// Entropies of each row's softmax: first all at temperature 1, then all at `temperature`.
@@ -254,7 +264,7 @@ pub(super) fn entropies(logits: &[f32], rows: usize, temperature: f32) -> Vec<f3
     let width = logits.len() / rows.max(1);
     let pass = |inverse: f32| -> Vec<f32> {
         let rows = logits.par_chunks_exact(width.max(1)).with_min_len(rows_per_task(width));
-        rows.map(|row| entropy(row, inverse)).collect()
+        rows.map(|row| softmax(row, inverse).entropy).collect()
     };
     let mut out = pass(1.0);
     let again = if temperature == 1.0 { out.clone() } else { pass(1.0 / temperature) };

@@ -10,8 +10,10 @@ mod attention;
 mod kernels;
 
 pub(crate) mod host {
-    pub(crate) use super::kernels::{entropy, exp, normaliser};
+    pub(crate) use super::kernels::{Softmax, exp, softmax};
 }
+
+use std::sync::Arc;
 
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -23,7 +25,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{AutodiffBackend, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{CacheSpan, Scores};
+use super::{Scores, Span};
 
 type Primitive = FloatTensor<Flex>;
 
@@ -48,8 +50,9 @@ pub(crate) trait CpuOps: Backend {
         q: FloatTensor<Self>,
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
-        span: CacheSpan,
+        spans: Arc<[Span]>,
     ) -> FloatTensor<Self>;
+    fn op_write_rows(table: FloatTensor<Self>, rows: FloatTensor<Self>, at: Vec<usize>) -> FloatTensor<Self>;
     fn op_log_prob(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self>;
     fn op_entropies(logits: FloatTensor<Self>, temperature: f32) -> FloatTensor<Self>;
 }
@@ -73,9 +76,14 @@ pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usi
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_attention(q, k, v, lengths.to_vec()))
 }
 
-pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<4>, values: Tensor<4>, span: &CacheSpan) -> Tensor<2> {
+pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<2>, values: Tensor<2>, spans: &Arc<[Span]>) -> Tensor<2> {
     let (q, keys, values) = (q.into_dispatch(), keys.into_dispatch(), values.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as CpuOps>::op_attention_cached(q, keys, values, span.clone()))
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_attention_cached(q, keys, values, Arc::clone(spans)))
+}
+
+pub(super) fn write_rows(table: Tensor<2>, rows: Tensor<2>, at: &[usize]) -> Tensor<2> {
+    let (table, rows) = (table.into_dispatch(), rows.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_write_rows(table, rows, at.to_vec()))
 }
 
 pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
@@ -142,14 +150,23 @@ impl CpuOps for Flex {
         q: FloatTensor<Self>,
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
-        span: CacheSpan,
+        spans: Arc<[Span]>,
     ) -> FloatTensor<Self> {
         let (q, keys, values) = (q.to_contiguous(), keys.to_contiguous(), values.to_contiguous());
         let [rows, heads, dim] = dims(&q);
-        let [_, kv_heads, capacity, _] = dims(&keys);
-        let shape = attention::Heads { heads, kv_heads, dim };
-        let out = attention::cached(values!(&q), values!(&keys), values!(&values), capacity, &span, shape);
-        tensor(out, [rows, heads * dim])
+        let shape = attention::Heads { heads, kv_heads: keys.shape()[1] / dim, dim };
+        tensor(attention::cached(values!(&q), values!(&keys), values!(&values), &spans, shape), [rows, heads * dim])
+    }
+
+    fn op_write_rows(mut table: FloatTensor<Self>, rows: FloatTensor<Self>, at: Vec<usize>) -> FloatTensor<Self> {
+        let rows = rows.to_contiguous();
+        let [_, width] = dims(&rows);
+        assert!(table.is_contiguous() && table.layout().start_offset() == 0, "a cache table is never a view");
+        let storage = table.storage_mut::<f32>();
+        for (row, at) in values!(&rows).chunks_exact(width).zip(at) {
+            storage[at * width..(at + 1) * width].copy_from_slice(row);
+        }
+        table
     }
 
     fn op_log_prob(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
@@ -312,8 +329,12 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         _q: FloatTensor<Self>,
         _keys: FloatTensor<Self>,
         _values: FloatTensor<Self>,
-        _span: CacheSpan,
+        _spans: Arc<[Span]>,
     ) -> FloatTensor<Self> {
+        panic!("a cache is for generation: call forward on model.valid()")
+    }
+
+    fn op_write_rows(_table: FloatTensor<Self>, _rows: FloatTensor<Self>, _at: Vec<usize>) -> FloatTensor<Self> {
         panic!("a cache is for generation: call forward on model.valid()")
     }
 

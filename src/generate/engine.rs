@@ -1,0 +1,249 @@
+//! The rollout engine: continuous batching over a cache in which the completions of a group share their prompt.
+//!
+//! Requests wait in order. As completions end, waiting requests take their slots: one whose prompt is in the cache at
+//! once, one with a new prompt when enough slots are free to read several prompts in one pass. A prompt is read once, and
+//! the first tokens of its whole group are drawn from that reading.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+
+use super::sampling::draw;
+use super::{Completion, FinishReason, Request, Sampled, Sampling, Watch};
+use crate::error::{Error, Result};
+use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig};
+use crate::noise;
+
+/// Prompt tokens read in one pass at most, but for a single longer prompt.
+const READ_TOKENS: usize = 8192;
+/// New prompts are read when one in so many slots is free, or nothing runs.
+const READ_SHARE: usize = 8;
+
+/// Samples one completion per request, in the order of the requests.
+///
+/// Consecutive requests with equal prompts form a group and share the reading of the prompt. `watch` sees
+/// `(request, token)` as they come.
+///
+/// # Errors
+/// When `sampling.cache_tokens` does not hold a single completion of the longest prompt.
+///
+/// # Panics
+/// When a prompt is empty.
+pub fn generate(
+    model: &CausalLm,
+    config: &ModelConfig,
+    requests: &[Request],
+    sampling: &Sampling,
+    watch: impl FnMut(usize, u32) -> Watch,
+) -> Result<Vec<Completion>> {
+    let model = crate::model::without_autodiff(model);
+    if requests.is_empty() || sampling.max_completion_length == 0 {
+        return Ok(vec![Completion::empty(); requests.len()]);
+    }
+    let shape = cache_shape(requests, sampling)?;
+    let cache = KvCache::new(config, shape, &model.device());
+    let engine = Engine {
+        model: &model,
+        requests,
+        sampling,
+        watch,
+        cache,
+        slots: shape.completions,
+        free_prompts: (0..shape.prompts).rev().collect(),
+        free_slots: (0..shape.completions).rev().collect(),
+        groups: Vec::new(),
+        read: 0,
+        first: VecDeque::new(),
+        waiting: 0,
+        running: Vec::new(),
+        completions: vec![Completion::empty(); requests.len()],
+    };
+    Ok(engine.run())
+}
+
+/// The cache for `requests`: as many completions at a time as `rows` and `cache_tokens` allow, and prompt slots for as
+/// many groups as can then be under way.
+///
+/// # Errors
+/// When `cache_tokens` does not hold a single completion.
+pub fn cache_shape(requests: &[Request], sampling: &Sampling) -> Result<CacheShape> {
+    let groups = requests.chunk_by(|a, b| a.prompt == b.prompt).count();
+    let prompt_length = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
+    let shape = |completions: usize| CacheShape {
+        prompts: groups.min(completions),
+        prompt_length,
+        completions,
+        completion_length: sampling.max_completion_length,
+    };
+    let fits =
+        |completions: &usize| sampling.cache_tokens == 0 || shape(*completions).tokens() <= sampling.cache_tokens;
+    let most = sampling.rows.clamp(1, requests.len().max(1));
+    (1..=most).rev().find(fits).map(shape).ok_or_else(|| {
+        Error::Invalid(format!(
+            "cache_tokens = {} does not hold one prompt of {prompt_length} tokens and its completion of up to {} \
+             (max_completion_length): raise the one or lower the other",
+            sampling.cache_tokens, sampling.max_completion_length
+        ))
+    })
+}
+
+/// A completion on its way.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    request: usize,
+    slot: usize,
+    token: u32,
+}
+
+/// Requests with the same prompt, once that is in the cache.
+#[derive(Debug)]
+struct Group {
+    requests: Range<usize>,
+    prompt: usize,
+    /// Completions that have not ended.
+    open: usize,
+}
+
+struct Engine<'a, W> {
+    model: &'a CausalLm,
+    requests: &'a [Request],
+    sampling: &'a Sampling,
+    watch: W,
+    cache: KvCache,
+    slots: usize,
+    free_prompts: Vec<usize>,
+    free_slots: Vec<usize>,
+    groups: Vec<Group>,
+    /// Prompts of the requests before this one are in the cache, or were.
+    read: usize,
+    /// First tokens of requests whose prompt has been read and who have not started.
+    first: VecDeque<Sampled>,
+    /// Requests from this one on have not started.
+    waiting: usize,
+    running: Vec<Running>,
+    completions: Vec<Completion>,
+}
+
+impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
+    fn run(mut self) -> Vec<Completion> {
+        while self.admit() != Watch::EndAll && !self.running.is_empty() {
+            if self.step() == Watch::EndAll {
+                break;
+            }
+        }
+        self.completions
+    }
+
+    /// Gives free slots to waiting requests.
+    fn admit(&mut self) -> Watch {
+        loop {
+            while let Some(&slot) = self.free_slots.last()
+                && let Some(first) = self.first.pop_front()
+            {
+                let request = self.waiting;
+                self.waiting += 1;
+                match self.take(request, &first) {
+                    Watch::Continue => {
+                        self.free_slots.pop();
+                        self.cache.start(slot, self.groups[self.group_of(request)].prompt);
+                        self.running.push(Running { request, slot, token: first.token });
+                    }
+                    Watch::EndCompletion => self.close(request),
+                    Watch::EndAll => return Watch::EndAll,
+                }
+            }
+            let enough = self.running.is_empty() || self.free_slots.len() * READ_SHARE >= self.slots;
+            let able = self.first.is_empty() && !self.free_slots.is_empty() && !self.free_prompts.is_empty();
+            if self.read == self.requests.len() || !enough || !able {
+                return Watch::Continue;
+            }
+            self.read_prompts();
+        }
+    }
+
+    /// Reads the prompts of the next groups in one pass and draws the first token of each of their completions.
+    fn read_prompts(&mut self) {
+        let (mut tokens, mut lengths, mut slots, mut ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let start = self.read;
+        for group in self.requests[start..].chunk_by(|a, b| a.prompt == b.prompt) {
+            let prompt = &group[0].prompt;
+            assert!(!prompt.is_empty(), "empty prompt");
+            let full = self.read - start >= self.free_slots.len() || tokens.len() + prompt.len() > READ_TOKENS;
+            let Some(slot) = self.free_prompts.pop_if(|_| lengths.is_empty() || !full) else { break };
+            tokens.extend_from_slice(prompt);
+            lengths.push(prompt.len());
+            slots.push((slot, prompt.len()));
+            ends.extend(std::iter::repeat_n(tokens.len() - 1, group.len()));
+            let requests = self.read..self.read + group.len();
+            self.read = requests.end;
+            self.groups.push(Group { open: requests.len(), requests, prompt: slot });
+        }
+        self.cache.read(&slots);
+        let hidden = self.model.forward(&tokens, &lengths, Some(&mut self.cache));
+        let drawn = self.draw(crate::ops::take_rows(hidden, &ends), start..self.read);
+        self.first = drawn.into();
+    }
+
+    /// One token for every running completion.
+    fn step(&mut self) -> Watch {
+        let (slots, tokens): (Vec<usize>, Vec<u32>) = self.running.iter().map(|row| (row.slot, row.token)).unzip();
+        self.cache.step(&slots);
+        let hidden = self.model.forward(&tokens, &vec![1; tokens.len()], Some(&mut self.cache));
+        let drawn = self.draw(hidden, self.running.iter().map(|row| row.request).collect::<Vec<_>>());
+        let mut running = Vec::with_capacity(self.running.len());
+        for (row, sampled) in std::mem::take(&mut self.running).into_iter().zip(drawn) {
+            match self.take(row.request, &sampled) {
+                Watch::Continue => running.push(Running { token: sampled.token, ..row }),
+                Watch::EndCompletion => {
+                    self.free_slots.push(row.slot);
+                    self.close(row.request);
+                }
+                Watch::EndAll => return Watch::EndAll,
+            }
+        }
+        self.running = running;
+        Watch::Continue
+    }
+
+    /// Draws the next token of each of `requests` from its hidden state.
+    fn draw(&self, hidden: Tensor<2>, requests: impl IntoIterator<Item = usize>) -> Vec<Sampled> {
+        let (uniforms, contexts): (Vec<f32>, Vec<[&[u32]; 2]>) = (requests.into_iter())
+            .map(|request| {
+                let Request { prompt, key: [seed, step, problem, sample] } = &self.requests[request];
+                let tokens = &self.completions[request].tokens;
+                let uniform = noise::uniform(&[*seed, *step, *problem, *sample, tokens.len() as u64]);
+                (uniform, [prompt.as_slice(), tokens.as_slice()])
+            })
+            .unzip();
+        draw(self.model.logits(hidden), &self.sampling.distribution, &uniforms, &contexts)
+    }
+
+    /// Appends a token to its completion and says whether that goes on.
+    fn take(&mut self, request: usize, sampled: &Sampled) -> Watch {
+        let completion = &mut self.completions[request];
+        completion.push(sampled);
+        let watch = (self.watch)(request, sampled.token);
+        if self.sampling.stop.contains(&sampled.token) {
+            completion.finish_reason = FinishReason::Stop;
+        } else if watch == Watch::EndCompletion {
+            completion.finish_reason = FinishReason::Watcher;
+        }
+        let ended = completion.finished() || completion.tokens.len() == self.sampling.max_completion_length;
+        if ended && watch == Watch::Continue { Watch::EndCompletion } else { watch }
+    }
+
+    fn group_of(&self, request: usize) -> usize {
+        let group = self.groups.iter().position(|group| group.requests.contains(&request));
+        group.expect("a request that has started belongs to a group that is open")
+    }
+
+    /// Notes that a completion has ended; the last of its group frees the prompt.
+    fn close(&mut self, request: usize) {
+        let index = self.group_of(request);
+        self.groups[index].open -= 1;
+        if self.groups[index].open == 0 {
+            self.free_prompts.push(self.groups.swap_remove(index).prompt);
+        }
+    }
+}
