@@ -11,7 +11,9 @@ use tempering::data::{Fields, load_conversations, load_problems};
 use tempering::train::rl::RlConfig;
 use tempering::train::sft::SftConfig;
 
-use crate::support::{Workshop, device_name, figures, final_weights, read_lines, repository, run_rl};
+use crate::support::{
+    Workshop, device_name, figures, final_weights, interrupt_rl, read_lines, repository, resume_rl, run_rl,
+};
 
 /// How a command ended and what it said.
 struct Ended {
@@ -204,4 +206,28 @@ fn control_c_saves_the_state_and_ends_with_130() {
     assert!(error.contains("continue with --resume"), "{error}");
     let steps = figures(&run).last().unwrap()["step"].as_u64().unwrap();
     assert!(run.join(format!("checkpoint-{steps}/trainer_state.json")).is_file());
+}
+
+/// A limit on file sizes stands in for a full disk: both make a write fail half-way.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_while_saving_costs_the_checkpoint_being_saved_and_no_more() {
+    let workshop = Workshop::new();
+    run_rl(&workshop.rl("whole")).unwrap();
+    let config = workshop.rl("full");
+    let (file, run) = (workshop.path("full.toml"), workshop.run("full"));
+    std::fs::write(&file, to_toml(&config)).unwrap();
+    interrupt_rl(&config, 2).unwrap_err();
+    let mut shell = Command::new("sh");
+    let limited = "trap '' XFSZ; ulimit -f 40; exec \"$@\"";
+    shell.args(["-c", limited, "sh", env!("CARGO_BIN_EXE_tempering"), "train", "--resume"]).arg(&file);
+    let output = shell.env("TEMPERING_DEVICE", device_name()).current_dir(repository("")).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("checkpoint-6.partial"), "{error}");
+    let entries = std::fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(entries.filter(|name| name.starts_with("checkpoint")).collect::<Vec<_>>(), ["checkpoint-2"]);
+    resume_rl(&config).unwrap();
+    assert_eq!(figures(&run), figures(&workshop.run("whole")));
+    assert!(final_weights(&run) == final_weights(&workshop.run("whole")));
 }
