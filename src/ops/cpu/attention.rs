@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernels::exp;
+use super::kernels::{exp, max};
 use crate::ops::Span;
 
 /// Head counts and width.
@@ -113,10 +113,7 @@ fn add_scaled(sums: &mut [f32], c: f32, row: &[f32]) {
 /// Turns scaled scores into softmax weights in place.
 #[inline(always)]
 fn softmax(scores: &mut [f32], scale: f32) {
-    let mut max = f32::NEG_INFINITY;
-    for &score in scores.iter() {
-        max = if score > max { score } else { max };
-    }
+    let max = max(scores);
     let mut lanes = [0.0f32; 8];
     let (whole, tail) = scores.as_chunks_mut::<8>();
     for chunk in whole {
@@ -218,7 +215,7 @@ fn backward_one([dq, dk, dv]: [&mut [f32]; 3], [q, k, v, upstream]: [&[f32]; 4],
                     softmax(&mut weights[..t + 1], scale);
                     combine(&mut slopes[..padded(t + 1)], &upstream[at.clone()], &values_t, stride);
                     let (weights, slopes) = (&weights[..t + 1], &mut slopes[..t + 1]);
-                    let mean = dot(weights, slopes);
+                    let [mean] = dot_rows(weights, [slopes]);
                     for (slope, &weight) in slopes.iter_mut().zip(weights) {
                         *slope = weight * (*slope - mean) * scale;
                     }
@@ -283,10 +280,9 @@ pub(super) fn cached(q: &[f32], keys: &[f32], values: &[f32], spans: &[Span], sh
             let [prompt_values, own_values] = [prompt, own].map(|run| &values[head(run)]);
             for h in kv * shape.group()..(kv + 1) * shape.group() {
                 let q = &q[h * dim..][..dim];
-                let seen = prompt_keys.chunks(stride).chain(own_keys.chunks(stride));
-                for (score, key) in scores.iter_mut().zip(seen) {
-                    *score = dot(q, &key[..dim]);
-                }
+                let (prompt_scores, own_scores) = scores.split_at_mut(prompt.len());
+                dots(prompt_scores, q, prompt_keys, stride);
+                dots(own_scores, q, own_keys, stride);
                 softmax(&mut scores, shape.scale());
                 let out = &mut out[h * dim..][..dim];
                 combine(out, &scores[..prompt.len()], prompt_values, stride);
@@ -298,15 +294,37 @@ pub(super) fn cached(q: &[f32], keys: &[f32], values: &[f32], spans: &[Span], sh
     out
 }
 
+/// `out[t] = q · keys[t · stride..]`, four rows at a time, so that their sums do not wait for each other.
+fn dots(out: &mut [f32], q: &[f32], keys: &[f32], stride: usize) {
+    let dim = q.len();
+    let row = |t: usize| &keys[t * stride..][..dim];
+    let (blocks, rest) = out.as_chunks_mut::<4>();
+    let done = 4 * blocks.len();
+    for (index, block) in blocks.iter_mut().enumerate() {
+        *block = dot_rows(q, [0, 1, 2, 3].map(|t| row(4 * index + t)));
+    }
+    for (t, out) in rest.iter_mut().enumerate() {
+        [*out] = dot_rows(q, [row(done + t)]);
+    }
+}
+
+/// The products of one row with `N` others.
 #[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    let (a_whole, a_tail) = a.as_chunks::<8>();
-    let (b_whole, b_tail) = b.as_chunks::<8>();
-    for (a, b) in a_whole.iter().zip(b_whole) {
-        for i in 0..8 {
-            lanes[i] = a[i].mul_add(b[i], lanes[i]);
+fn dot_rows<const N: usize>(q: &[f32], rows: [&[f32]; N]) -> [f32; N] {
+    let mut sums = [[0.0f32; 8]; N];
+    let (whole, tail) = q.as_chunks::<8>();
+    for (at, q) in whole.iter().enumerate() {
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            let row = &row[8 * at..][..8];
+            for i in 0..8 {
+                sums[i] = q[i].mul_add(row[i], sums[i]);
+            }
         }
     }
-    lanes.iter().sum::<f32>() + a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum::<f32>()
+    let first = 8 * whole.len();
+    std::array::from_fn(|n| {
+        let s = sums[n];
+        let sum = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+        tail.iter().zip(&rows[n][first..]).fold(sum, |sum, (q, k)| q.mul_add(*k, sum))
+    })
 }
