@@ -112,7 +112,8 @@ impl Stage {
             !self.reward_weights.is_empty() && self.reward_weights.len() != self.rewards.len(),
             format!("reward_weights has {} entries for {} rewards", self.reward_weights.len(), self.rewards.len()),
         );
-        for (k, problem) in self.rewards.iter().enumerate().filter_map(|(k, r)| Some((k, r.problem()?))) {
+        let length = self.max_completion_length;
+        for (k, problem) in self.rewards.iter().enumerate().filter_map(|(k, r)| Some((k, r.problem(length)?))) {
             refuse(true, format!("rewards.{k}.{problem}"));
         }
         refuse(!(0.0..1.0).contains(&self.epsilon), format!("epsilon = {} must be within [0, 1)", self.epsilon));
