@@ -18,18 +18,18 @@ use super::{Session, checkpoint, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::eval::{self, EvalConfig, Evaluation, check_room};
+use crate::eval::{EvalConfig, Evaluation, Subject, check_room, evaluate, record};
 use crate::files;
 use crate::generate::{Completion, Request, Sampling, generate};
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{self, CausalLm, ModelConfig};
 use crate::objective::length::Outcome;
-use crate::objective::{RatioStatistics, TokenTerms, advantages, clipped_loss};
+use crate::objective::{RatioStatistics, RewardKind, TokenTerms, advantages, clipped_loss};
 use crate::ops::to_host;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
 use crate::problems::{DataConfig, Problems};
 use crate::report;
-use crate::reward::{self, Format, Reward, Verdict, grade};
+use crate::reward::{self, Format, Repetition, Reward, RewardCommand, RewardProgram, Verdict, grade};
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
 
@@ -59,6 +59,9 @@ pub struct RlConfig {
     /// Evaluation before, during and after.
     #[serde(default)]
     pub eval: EvalConfig,
+    /// The user's own reward, for stages that have a reward of type `command`.
+    #[serde(default)]
+    pub reward: RewardCommand,
     /// The schedule.
     pub stages: Vec<Stage>,
 }
@@ -141,11 +144,18 @@ impl Settings for RlConfig {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());
         }
         problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.problems(index)));
+        let used = self.stages.iter().any(|stage| stage.rewards.contains(&RewardKind::Command));
+        problems.extend(self.reward.problems(used));
         problems
     }
 }
 
 impl RlConfig {
+    /// Starts the reward program, if there is one.
+    fn reward_program(&self) -> Result<Option<RewardProgram>> {
+        if self.reward.command.is_empty() { Ok(None) } else { RewardProgram::start(&self.reward).map(Some) }
+    }
+
     /// Steps when no stage ends early.
     pub fn max_steps(&self) -> usize {
         self.stages.iter().map(|stage| stage.max_steps).sum()
@@ -219,10 +229,14 @@ pub struct Finished {
 pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
     let start = Instant::now();
     let problems = config.data.open(Split::Train)?;
-    let held_out = config.data.open(Split::HeldOut)?.take(config.eval.num_problems)?;
+    let tokenizer = Tokenizer::load(&config.model.path)?;
+    let (held_out, report) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
+    if report.overlong > 0 {
+        session.observer.note(&format!("held-out problems: {report}"));
+    }
+    let mut program = config.reward_program()?;
     let dir = open_run(&config.output_dir.join(&config.name), session.resume)?;
     let loaded = if session.resume { checkpoint::load_newest::<State>(&dir, &session.device)? } else { None };
-    let tokenizer = Tokenizer::load(&config.model.path)?;
     let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
         Some(l) => (l.step, l.config, l.model, l.optimizer, l.state),
         None => {
@@ -262,7 +276,7 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
         metrics.set_text("stage", &stage.name);
 
         // 1. Sample groups, 2. grade and score them.
-        let scored = run.collect(&model, stage, step, &mut metrics)?;
+        let scored = run.collect(&model, stage, step, &mut program, &mut metrics)?;
         state.history.push(describe(&scored, stage, config.train.num_generations, &mut metrics));
         // 3. Update.
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
@@ -337,7 +351,15 @@ impl Run<'_> {
         Ok(format!("first prompt: {:?}", self.tokenizer.render_prompt(&problem.prompt)?))
     }
 
-    fn collect(&self, model: &CausalLm, stage: &Stage, step: usize, metrics: &mut Metrics) -> Result<Vec<Scored>> {
+    /// Samples groups and scores them, by the reward program too where the stage has one.
+    fn collect(
+        &self,
+        model: &CausalLm,
+        stage: &Stage,
+        step: usize,
+        program: &mut Option<RewardProgram>,
+        metrics: &mut Metrics,
+    ) -> Result<Vec<Scored>> {
         let train = &self.config.train;
         let start = Instant::now();
         let problems = self.step_problems(step, metrics)?;
@@ -362,10 +384,15 @@ impl Run<'_> {
             let mut completions = completions.into_iter();
             problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect()
         };
+        let used = stage.rewards.contains(&RewardKind::Command);
+        let scores = match program.as_mut().filter(|_| used) {
+            Some(program) => ask(program, &problems, &groups, &self.tokenizer, metrics)?,
+            None => groups.iter().map(|group| vec![None; group.len()]).collect(),
+        };
         let scored = problems
             .par_iter()
-            .zip(groups)
-            .flat_map_iter(|((problem, prompt), group)| self.score(problem, prompt, group, stage))
+            .zip(groups.into_par_iter().zip(scores))
+            .flat_map_iter(|((problem, prompt), (group, scores))| self.score(problem, prompt, group, &scores, stage))
             .collect();
         metrics.set("timing_s/reward", start.elapsed().as_secs_f64());
         Ok(scored)
@@ -379,19 +406,9 @@ impl Run<'_> {
         for i in 0..count {
             let problem = self.problems.shuffled(self.config.seed, (step as u64 - 1) * count + i);
             let prompt = self.tokenizer.encode_prompt(&problem.prompt)?;
-            if prompt.len() > data.max_prompt_length {
-                if data.filter_overlong_prompts {
-                    overlong += 1;
-                    continue;
-                }
-                return Err(Error::Invalid(format!(
-                    "a prompt of {} has {} tokens, more than data.max_prompt_length = {}; raise it, or set \
-                     data.filter_overlong_prompts=true to leave such rows out: {:.80}…",
-                    problem.data_source,
-                    prompt.len(),
-                    data.max_prompt_length,
-                    problem.prompt.text()
-                )));
+            if !data.reads(prompt.len(), &problem)? {
+                overlong += 1;
+                continue;
             }
             check_room(&prompt, &self.model_config, &problem)?;
             found.push((problem, prompt));
@@ -406,18 +423,29 @@ impl Run<'_> {
         Ok(found)
     }
 
-    /// Grades a group and turns its rewards into advantages.
-    fn score(&self, problem: &Problem, prompt: &[u32], group: Vec<Completion>, stage: &Stage) -> Vec<Scored> {
-        let graded: Vec<(Outcome, Verdict, bool)> = group
-            .iter()
-            .map(|completion| {
+    /// Grades a group and turns its rewards into advantages; `scores` are the reward program's.
+    fn score(
+        &self,
+        problem: &Problem,
+        prompt: &[u32],
+        group: Vec<Completion>,
+        scores: &[Option<f32>],
+        stage: &Stage,
+    ) -> Vec<Scored> {
+        let graded: Vec<(Outcome, Verdict, bool)> = (group.iter().zip(scores))
+            .map(|(completion, &command)| {
                 let text = self.tokenizer.decode(&completion.tokens, true);
                 let graded = grade(&problem.answer, &text, completion.finished);
-                let seen =
-                    reward::Completion { text: &text, tokens: completion.tokens.len(), finished: completion.finished };
-                let correct = (graded.strict != Verdict::UnparseableGold).then(|| graded.strict.is_right());
-                let formatted = Format.score(problem, &seen) == Some(1.0);
-                let outcome = Outcome { correct, formatted, length: completion.tokens.len() };
+                let seen = seen(completion, &text);
+                let usable = graded.strict != Verdict::UnparseableGold;
+                let outcome = Outcome {
+                    correct: usable.then(|| graded.strict.is_right()),
+                    correct_lenient: usable.then(|| graded.lenient.is_right()),
+                    formatted: Format.score(problem, &seen) == Some(1.0),
+                    repetition: Repetition::default().score(problem, &seen).unwrap_or(0.0),
+                    command,
+                    length: completion.tokens.len(),
+                };
                 (outcome, graded.strict, graded.lenient.is_right())
             })
             .collect();
@@ -491,13 +519,17 @@ impl Run<'_> {
 
     fn evaluate(&self, model: &CausalLm, which: &str, session: &mut Session) -> Result<Evaluation> {
         session.observer.begin("evaluate", self.held_out.len());
-        let observer = &mut session.observer;
-        let mut progress = |done: usize| observer.advance(done, None);
-        let (config, tokenizer) = (&self.config.eval, &self.tokenizer);
-        let evaluation = eval::evaluate(model, &self.model_config, tokenizer, &self.held_out, config, &mut progress)?;
+        let path = self.dir.join(format!("completions/eval_{which}.jsonl"));
+        let mut writer = if which == "during" { None } else { Some(record::Writer::create(&path)?) };
+        let mut done = 0;
+        let subject = Subject { model, model_config: &self.model_config, tokenizer: &self.tokenizer };
+        let records = evaluate(subject, &self.held_out, &self.config.eval, &mut |lines| {
+            done += lines.len() / self.config.eval.num_generations;
+            session.observer.advance(done, None);
+            writer.as_mut().map_or(Ok(()), |writer| writer.append(lines))
+        })?;
+        let evaluation = Evaluation::new(records)?;
         if which != "during" {
-            let rows = evaluation.records.iter().map(|record| record.json(tokenizer));
-            files::write_json_lines(&self.dir.join(format!("completions/eval_{which}.jsonl")), rows)?;
             session.observer.note(&format!("{which}: held-out {}", evaluation.line()));
         }
         Ok(evaluation)
@@ -568,4 +600,29 @@ impl Run<'_> {
         let report = report::write(&self.dir)?;
         Ok(Finished { dir: self.dir.clone(), report, summary })
     }
+}
+
+/// A completion as rewards see it.
+fn seen<'a>(completion: &Completion, text: &'a str) -> reward::Completion<'a> {
+    reward::Completion { text, tokens: completion.tokens.len(), finished: completion.finished }
+}
+
+/// The reward program's scores of a step, group by group.
+fn ask(
+    program: &mut RewardProgram,
+    problems: &[(Problem, Vec<u32>)],
+    groups: &[Vec<Completion>],
+    tokenizer: &Tokenizer,
+    metrics: &mut Metrics,
+) -> Result<Vec<Vec<Option<f32>>>> {
+    let before = program.restarts();
+    let mut score = |problem: &Problem, completion: &Completion| {
+        let text = tokenizer.decode(&completion.tokens, true);
+        program.score(problem, &seen(completion, &text))
+    };
+    let scores = (problems.iter().zip(groups))
+        .map(|((problem, _), group)| group.iter().map(|completion| score(problem, completion)).collect())
+        .collect::<Result<_>>()?;
+    metrics.set("rewards/command/restarts", (program.restarts() - before) as f64);
+    Ok(scores)
 }
