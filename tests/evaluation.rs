@@ -108,7 +108,7 @@ fn completions_that_are_not_equally_many_are_refused() {
 
 fn config() -> EvalConfig {
     // Three problems at a time: 16 problems are five whole chunks and one.
-    EvalConfig { num_generations: 2, rows: 6, max_completion_length: 8, ..EvalConfig::default() }
+    EvalConfig { num_generations: 2, rows: 6, max_completion_length: 24, ..EvalConfig::default() }
 }
 
 /// Evaluates the workshop's model on its sums, into a folder.

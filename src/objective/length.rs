@@ -13,8 +13,6 @@ pub struct Outcome {
     pub formatted: bool,
     /// Minus the share of repeated 4-grams of words ([`crate::reward::Repetition`]).
     pub repetition: f32,
-    /// What the user's reward program says; none when it cannot score the completion.
-    pub command: Option<f32>,
     /// Tokens, the stop token included.
     pub length: usize,
 }
@@ -33,6 +31,11 @@ pub enum RewardKind {
     Repetition,
     /// The score of the user's own program (`reward.command`).
     Command,
+    /// The score of the user's own Rust type ([`crate::train::rl::run_with`]).
+    Custom {
+        /// The name it reports.
+        name: String,
+    },
     /// `1[right] · r^(len / L)` with L the stage's `max_completion_length` (arXiv 2511.14258, compression stage:
     /// `e^(−λ len)`, `λ = −ln r / L`).
     ShapedAccuracy {
@@ -57,13 +60,14 @@ pub enum RewardKind {
 
 impl RewardKind {
     /// The name under which the reward is reported.
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Self::Accuracy => "accuracy",
             Self::AccuracyLenient => "accuracy_lenient",
             Self::Format => "format",
             Self::Repetition => "repetition",
             Self::Command => "command",
+            Self::Custom { name } => name,
             Self::ShapedAccuracy { .. } => "shaped_accuracy",
             Self::Length { .. } => "length",
             Self::KimiLength => "kimi_length",
@@ -84,15 +88,16 @@ impl RewardKind {
         }
     }
 
-    /// Rewards of the completions of one problem; `None` cannot be scored.
-    pub fn score(&self, group: &[Outcome], max_completion_length: usize) -> Vec<Option<f32>> {
+    /// Rewards of the completions of one problem; `None` cannot be scored. `own` is what the user's reward says of each,
+    /// where this is the user's.
+    pub fn score(&self, group: &[Outcome], own: &[Option<f32>], max_completion_length: usize) -> Vec<Option<f32>> {
         let shape = |r: f32, length: usize| r.powf(length as f32 / max_completion_length as f32);
         let lengths = || group.iter().map(|outcome| outcome.length);
         let (shortest, longest) = (lengths().min().unwrap_or(0), lengths().max().unwrap_or(0));
         let indicator = |yes: bool| f32::from(u8::from(yes));
         // But for the user's own, a reward leaves out rows that cannot be scored: they should not teach form alone.
-        let one = |outcome: &Outcome| match *self {
-            Self::Command => outcome.command,
+        let one = |(outcome, own): (&Outcome, &Option<f32>)| match *self {
+            Self::Command | Self::Custom { .. } => *own,
             Self::Accuracy => outcome.correct.map(indicator),
             Self::AccuracyLenient => outcome.correct_lenient.map(indicator),
             Self::Format => outcome.correct.map(|_| indicator(outcome.formatted)),
@@ -111,7 +116,7 @@ impl RewardKind {
                 if correct { lambda } else { lambda.min(0.0) }
             }),
         };
-        group.iter().map(one).collect()
+        group.iter().zip(own).map(one).collect()
     }
 }
 
@@ -120,14 +125,12 @@ mod tests {
     use super::*;
 
     fn outcome(correct: bool, length: usize) -> Outcome {
-        Outcome {
-            correct: Some(correct),
-            correct_lenient: Some(true),
-            formatted: true,
-            repetition: -0.5,
-            command: None,
-            length,
-        }
+        Outcome { correct: Some(correct), correct_lenient: Some(true), formatted: true, repetition: -0.5, length }
+    }
+
+    /// Rewards of a group where nothing is the user's own, for L = 100.
+    fn score(kind: &RewardKind, group: &[Outcome]) -> Vec<Option<f32>> {
+        kind.score(group, &vec![None; group.len()], 100)
     }
 
     /// L = 100 and c = 20: nothing up to 80 tokens, −1/20 for each token more, −1 at 100.
@@ -135,7 +138,7 @@ mod tests {
     fn soft_overlong_punishment_is_dapos_formula() {
         let kind = RewardKind::SoftOverlong { soft_punish_cache: 20 };
         let group = [10, 80, 81, 90, 99, 100].map(|length| outcome(length % 2 == 0, length));
-        assert_eq!(kind.score(&group, 100), [0.0, 0.0, -0.05, -0.5, -0.95, -1.0].map(Some));
+        assert_eq!(score(&kind, &group), [0.0, 0.0, -0.05, -0.5, -0.95, -1.0].map(Some));
         assert_eq!(kind.problem(19).unwrap(), "soft_punish_cache = 20 must be within 1 and max_completion_length = 19");
         assert!(kind.problem(20).is_none() && RewardKind::SoftOverlong { soft_punish_cache: 0 }.problem(20).is_some());
     }
@@ -144,8 +147,8 @@ mod tests {
     #[test]
     fn only_a_program_scores_rows_without_an_answer() {
         let known = outcome(false, 5);
-        let unknown = Outcome { correct: None, correct_lenient: None, command: Some(0.25), ..known };
-        let score = |kind: RewardKind| kind.score(&[known, unknown], 100);
+        let unknown = Outcome { correct: None, correct_lenient: None, ..known };
+        let score = |kind: RewardKind| kind.score(&[known, unknown], &[None, Some(0.25)], 100);
         assert_eq!(score(RewardKind::AccuracyLenient), [Some(1.0), None]);
         assert_eq!(score(RewardKind::Repetition), [Some(-0.5), None]);
         assert_eq!(score(RewardKind::Command), [None, Some(0.25)]);
@@ -154,7 +157,7 @@ mod tests {
     #[test]
     fn shaped_accuracy_is_one_at_length_zero_and_r_at_the_cap() {
         let group = [outcome(true, 0), outcome(true, 50), outcome(true, 100), outcome(false, 10)];
-        let scores = RewardKind::ShapedAccuracy { r: 0.25 }.score(&group, 100);
+        let scores = score(&RewardKind::ShapedAccuracy { r: 0.25 }, &group);
         let expected = [1.0, 0.5, 0.25, 0.0];
         assert!(scores.iter().zip(expected).all(|(s, e)| (s.unwrap() - e).abs() < 1e-6), "{scores:?}");
     }
@@ -162,7 +165,7 @@ mod tests {
     #[test]
     fn a_shorter_right_answer_is_never_worth_less() {
         for kind in [RewardKind::ShapedAccuracy { r: 0.3 }, RewardKind::Length { r: 0.3 }, RewardKind::KimiLength] {
-            let scores = kind.score(&[outcome(true, 20), outcome(true, 60), outcome(false, 90)], 100);
+            let scores = score(&kind, &[outcome(true, 20), outcome(true, 60), outcome(false, 90)]);
             assert!(scores[0] > scores[1], "{kind:?}: {scores:?}");
         }
     }
@@ -171,14 +174,14 @@ mod tests {
     #[test]
     fn kimi_rewards_short_right_answers_and_punishes_long_wrong_ones() {
         let group = [outcome(false, 10), outcome(true, 20), outcome(false, 30)];
-        assert_eq!(RewardKind::KimiLength.score(&group, 100), [Some(0.0), Some(0.0), Some(-0.5)]);
-        assert_eq!(RewardKind::KimiLength.score(&[outcome(true, 7); 2], 100), [Some(0.0); 2]);
+        assert_eq!(score(&RewardKind::KimiLength, &group), [Some(0.0), Some(0.0), Some(-0.5)]);
+        assert_eq!(score(&RewardKind::KimiLength, &[outcome(true, 7); 2]), [Some(0.0); 2]);
     }
 
     #[test]
     fn rows_without_a_usable_answer_are_not_scored() {
         let unknown = Outcome { correct: None, ..outcome(true, 5) };
-        assert_eq!(RewardKind::Accuracy.score(&[unknown], 100), [None]);
-        assert_eq!(RewardKind::Length { r: 0.5 }.score(&[outcome(false, 5)], 100), [None]);
+        assert_eq!(score(&RewardKind::Accuracy, &[unknown]), [None]);
+        assert_eq!(score(&RewardKind::Length { r: 0.5 }, &[outcome(false, 5)]), [None]);
     }
 }

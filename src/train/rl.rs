@@ -7,12 +7,12 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::batch::{Sequence, completion_scores, micro_batches};
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
+use super::score::{OwnRewards, Scored};
 use super::stage::{Stage, StepFigures};
 use super::{Session, checkpoint, open_run};
 use crate::config::{Settings, to_toml};
@@ -23,13 +23,12 @@ use crate::files;
 use crate::generate::{Completion, Request, Sampling, generate};
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{self, CausalLm, ModelConfig};
-use crate::objective::length::Outcome;
-use crate::objective::{RatioStatistics, RewardKind, TokenTerms, advantages, clipped_loss};
+use crate::objective::{RatioStatistics, RewardKind, TokenTerms, clipped_loss};
 use crate::ops::to_host;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
 use crate::problems::{DataConfig, Problems};
 use crate::report;
-use crate::reward::{self, Format, Repetition, Reward, RewardCommand, RewardProgram, Verdict, grade};
+use crate::reward::{Reward, RewardCommand};
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
 
@@ -151,11 +150,6 @@ impl Settings for RlConfig {
 }
 
 impl RlConfig {
-    /// Starts the reward program, if there is one.
-    fn reward_program(&self) -> Result<Option<RewardProgram>> {
-        if self.reward.command.is_empty() { Ok(None) } else { RewardProgram::start(&self.reward).map(Some) }
-    }
-
     /// Steps when no stage ends early.
     pub fn max_steps(&self) -> usize {
         self.stages.iter().map(|stage| stage.max_steps).sum()
@@ -189,17 +183,6 @@ struct StageRecord {
     exit: Option<String>,
 }
 
-/// A completion with all that is known of it.
-pub(super) struct Scored {
-    pub(super) sequence: Sequence,
-    pub(super) completion: Completion,
-    pub(super) outcome: Outcome,
-    pub(super) verdict: Verdict,
-    pub(super) lenient: bool,
-    pub(super) rewards: Vec<Option<f32>>,
-    pub(super) advantage: f32,
-}
-
 /// A run in progress.
 struct Run<'a> {
     config: &'a RlConfig,
@@ -227,6 +210,14 @@ pub struct Finished {
 /// User mistakes in files and settings, a full disk, three updates in a row that are not finite, or
 /// [`Error::Interrupted`].
 pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
+    run_with(config, session, &[])
+}
+
+/// As [`run`], with rewards of one's own, which stages name by `{ type = "custom", name = "…" }`.
+///
+/// # Errors
+/// As [`run`], and when a stage names a reward that is not among them.
+pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward]) -> Result<Finished> {
     let start = Instant::now();
     let problems = config.data.open(Split::Train)?;
     let tokenizer = Tokenizer::load(&config.model.path)?;
@@ -234,7 +225,7 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
     if report.overlong > 0 {
         session.observer.note(&format!("held-out problems: {report}"));
     }
-    let mut program = config.reward_program()?;
+    let mut own = OwnRewards::new(&config.reward, rewards, &config.stages)?;
     let dir = open_run(&config.output_dir.join(&config.name), session.resume)?;
     let loaded = if session.resume { checkpoint::load_newest::<State>(&dir, &session.device)? } else { None };
     let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
@@ -276,7 +267,7 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
         metrics.set_text("stage", &stage.name);
 
         // 1. Sample groups, 2. grade and score them.
-        let scored = run.collect(&model, stage, step, &mut program, &mut metrics)?;
+        let scored = run.collect(&model, stage, step, &mut own, &mut metrics)?;
         state.history.push(describe(&scored, stage, config.train.num_generations, &mut metrics));
         // 3. Update.
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
@@ -351,13 +342,13 @@ impl Run<'_> {
         Ok(format!("first prompt: {:?}", self.tokenizer.render_prompt(&problem.prompt)?))
     }
 
-    /// Samples groups and scores them, by the reward program too where the stage has one.
+    /// Samples groups and scores them.
     fn collect(
         &self,
         model: &CausalLm,
         stage: &Stage,
         step: usize,
-        program: &mut Option<RewardProgram>,
+        own: &mut OwnRewards,
         metrics: &mut Metrics,
     ) -> Result<Vec<Scored>> {
         let train = &self.config.train;
@@ -384,16 +375,7 @@ impl Run<'_> {
             let mut completions = completions.into_iter();
             problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect()
         };
-        let used = stage.rewards.contains(&RewardKind::Command);
-        let scores = match program.as_mut().filter(|_| used) {
-            Some(program) => ask(program, &problems, &groups, &self.tokenizer, metrics)?,
-            None => groups.iter().map(|group| vec![None; group.len()]).collect(),
-        };
-        let scored = problems
-            .par_iter()
-            .zip(groups.into_par_iter().zip(scores))
-            .flat_map_iter(|((problem, prompt), (group, scores))| self.score(problem, prompt, group, &scores, stage))
-            .collect();
+        let scored = own.score(&problems, groups, stage, &self.tokenizer, metrics)?;
         metrics.set("timing_s/reward", start.elapsed().as_secs_f64());
         Ok(scored)
     }
@@ -421,49 +403,6 @@ impl Run<'_> {
             )));
         }
         Ok(found)
-    }
-
-    /// Grades a group and turns its rewards into advantages; `scores` are the reward program's.
-    fn score(
-        &self,
-        problem: &Problem,
-        prompt: &[u32],
-        group: Vec<Completion>,
-        scores: &[Option<f32>],
-        stage: &Stage,
-    ) -> Vec<Scored> {
-        let graded: Vec<(Outcome, Verdict, bool)> = (group.iter().zip(scores))
-            .map(|(completion, &command)| {
-                let text = self.tokenizer.decode(&completion.tokens, true);
-                let graded = grade(&problem.answer, &text, completion.finished);
-                let seen = seen(completion, &text);
-                let usable = graded.strict != Verdict::UnparseableGold;
-                let outcome = Outcome {
-                    correct: usable.then(|| graded.strict.is_right()),
-                    correct_lenient: usable.then(|| graded.lenient.is_right()),
-                    formatted: Format.score(problem, &seen) == Some(1.0),
-                    repetition: Repetition::default().score(problem, &seen).unwrap_or(0.0),
-                    command,
-                    length: completion.tokens.len(),
-                };
-                (outcome, graded.strict, graded.lenient.is_right())
-            })
-            .collect();
-        let outcomes: Vec<Outcome> = graded.iter().map(|(outcome, ..)| *outcome).collect();
-        let rewards: Vec<Vec<Option<f32>>> =
-            stage.rewards.iter().map(|reward| reward.score(&outcomes, stage.max_completion_length)).collect();
-        let advantages = advantages(stage.advantage, &rewards, &stage.weights());
-        (group.into_iter().zip(graded).zip(advantages).enumerate())
-            .map(|(i, ((completion, (outcome, verdict, lenient)), advantage))| Scored {
-                sequence: Sequence { tokens: [prompt, &completion.tokens].concat(), prompt: prompt.len() },
-                completion,
-                outcome,
-                verdict,
-                lenient,
-                rewards: rewards.iter().map(|reward| reward[i]).collect(),
-                advantage,
-            })
-            .collect()
     }
 
     /// One optimiser step; says whether it was finite, and so taken.
@@ -600,29 +539,4 @@ impl Run<'_> {
         let report = report::write(&self.dir)?;
         Ok(Finished { dir: self.dir.clone(), report, summary })
     }
-}
-
-/// A completion as rewards see it.
-fn seen<'a>(completion: &Completion, text: &'a str) -> reward::Completion<'a> {
-    reward::Completion { text, tokens: completion.tokens.len(), finished: completion.finished }
-}
-
-/// The reward program's scores of a step, group by group.
-fn ask(
-    program: &mut RewardProgram,
-    problems: &[(Problem, Vec<u32>)],
-    groups: &[Vec<Completion>],
-    tokenizer: &Tokenizer,
-    metrics: &mut Metrics,
-) -> Result<Vec<Vec<Option<f32>>>> {
-    let before = program.restarts();
-    let mut score = |problem: &Problem, completion: &Completion| {
-        let text = tokenizer.decode(&completion.tokens, true);
-        program.score(problem, &seen(completion, &text))
-    };
-    let scores = (problems.iter().zip(groups))
-        .map(|((problem, _), group)| group.iter().map(|completion| score(problem, completion)).collect())
-        .collect::<Result<_>>()?;
-    metrics.set("rewards/command/restarts", (program.restarts() - before) as f64);
-    Ok(scores)
 }
