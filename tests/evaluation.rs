@@ -182,5 +182,5 @@ fn a_problem_that_occurs_twice_is_two_problems() {
     };
     let evaluation = Evaluation::new(evaluate(subject, &problems, &config(), observe).unwrap()).unwrap();
     assert_eq!((lines, evaluation.overall().problems, evaluation.overall().samples), (6, 3, 2));
-    assert_eq!(evaluation.groups.iter().map(|group| group.key.2).collect::<Vec<_>>(), [0, 0, 1]);
+    assert_eq!(evaluation.groups.iter().map(|group| group.key.repeat).collect::<Vec<_>>(), [0, 0, 1]);
 }

@@ -95,14 +95,13 @@ impl DataReport {
 impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} problems", self.problems)?;
-        for (count, what) in [
-            (self.empty_answers, "with an empty answer, which cannot be scored"),
-            (self.duplicates, "with a prompt that occurred before"),
-            (self.overlong, "left out before that for an overlong prompt"),
-        ] {
-            if count > 0 {
-                write!(f, ", {count} {what}")?;
-            }
+        let odd =
+            [(self.empty_answers, "an empty answer, which cannot be scored"), (self.duplicates, "a repeated prompt")];
+        for (count, what) in odd.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, ", {count} with {what}")?;
+        }
+        if self.overlong > 0 {
+            write!(f, "; {} more left out for an overlong prompt", self.overlong)?;
         }
         Ok(())
     }
@@ -179,8 +178,9 @@ mod tests {
         let report = DataReport::of(&problems);
         assert_eq!(report, DataReport { problems: 2, empty_answers: 1, duplicates: 1, overlong: 0 });
         assert_eq!(
-            report.to_string(),
-            "2 problems, 1 with an empty answer, which cannot be scored, 1 with a prompt that occurred before"
+            DataReport { overlong: 3, ..report }.to_string(),
+            "2 problems, 1 with an empty answer, which cannot be scored, 1 with a repeated prompt; 3 more left out for an \
+             overlong prompt"
         );
     }
 

@@ -14,7 +14,8 @@ const SEED: u64 = 0xb007;
 /// of `count` problems with replacement, and the interval runs from the 2.5% to the 97.5% quantile.
 ///
 /// Problems are drawn, not completions: completions of one problem are not independent. There is no interval for fewer
-/// than two problems, nor where a bound is not finite (a share of nothing).
+/// than two problems, nor where a bound is not finite (a share of nothing). Where all problems agree it has no width,
+/// which with few problems says little.
 pub fn interval(count: usize, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Option<[f64; 2]> {
     if count < 2 {
         return None;

@@ -8,6 +8,8 @@
 //!       1 · ΔLength − 5 · |ΔAcc|   when ΔAcc < 0
 //! ΔLength = (length_a − length_b) / length_a,  ΔAcc = (accuracy_b − accuracy_a) / accuracy_a
 //! ```
+//!
+//! Other papers weigh gains by 5 as well; scores of different papers do not compare.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,7 +17,8 @@ use serde::Serialize;
 
 use super::bootstrap::interval;
 use super::figures::Estimate;
-use super::{Evaluation, Group};
+use super::table::{aligned, estimate};
+use super::{Evaluation, Group, Key};
 use crate::error::{Error, Result};
 
 /// What became of one data source, or of all.
@@ -87,13 +90,13 @@ impl Comparison {
             let Some(other) = others.remove(&group.key) else { continue };
             let [was, is] = [group, other].map(|group| &group.records[0].sample.answer);
             if was != is {
-                let (source, problem, _) = &group.key;
+                let Key { data_source, problem, .. } = &group.key;
                 return Err(Error::Invalid(format!(
-                    "problem {problem} of {source} has the answer {was:?} in the first evaluation and {is:?} in the \
+                    "problem {problem} of {data_source} has the answer {was:?} in the first evaluation and {is:?} in the \
                      second: they are not of the same data"
                 )));
             }
-            families.entry(group.key.0.clone()).or_default().push(Pair::new(group, other));
+            families.entry(group.key.data_source.clone()).or_default().push(Pair::new(group, other));
         }
         let all: Vec<&Pair> = families.values().flatten().collect();
         if all.is_empty() {
@@ -120,28 +123,26 @@ impl Comparison {
 
     /// The comparison as a table.
     pub fn table(&self) -> String {
-        let width = self.rows().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(8) + 2;
-        let mut text = format!(
-            "{:<width$}{:>9}{:>16}{:>22}{:>22}{:>18}{:>20}{:>22}{:>8}{:>6}\n",
-            "", "problems", "accuracy %", "points", "lenient points", "tokens", "ratio", "AES", "gained", "lost"
-        );
-        for (name, row) in self.rows() {
+        let head =
+            ["", "problems", "accuracy %", "points", "lenient points", "tokens", "ratio", "AES", "gained", "lost"];
+        let mut rows = vec![head.map(str::to_string).to_vec()];
+        rows.extend(self.rows().map(|(name, row)| {
             let [was, is] = row.accuracy.map(|accuracy| 100.0 * accuracy);
             let [long, short] = row.mean_length;
-            text += &format!(
-                "{name:<width$}{:>9}{:>16}{:>22}{:>22}{:>18}{:>20}{:>22}{:>8}{:>6}\n",
-                row.problems,
+            vec![
+                name.to_string(),
+                row.problems.to_string(),
                 format!("{was:.1} -> {is:.1}"),
-                shown(Some(row.accuracy_difference), 100.0, 1, true),
-                shown(Some(row.accuracy_lenient_difference), 100.0, 1, true),
+                estimate(Some(row.accuracy_difference), 100.0, 1, true),
+                estimate(Some(row.accuracy_lenient_difference), 100.0, 1, true),
                 format!("{long:.1} -> {short:.1}"),
-                shown(Some(row.length_ratio), 1.0, 3, false),
-                shown(row.efficiency_score, 1.0, 2, true),
-                row.gained,
-                row.lost
-            );
-        }
-        text + &self.remark()
+                estimate(Some(row.length_ratio), 1.0, 3, false),
+                estimate(row.efficiency_score, 1.0, 2, true),
+                row.gained.to_string(),
+                row.lost.to_string(),
+            ]
+        }));
+        aligned(&rows) + &self.remark()
     }
 
     /// What to know when reading the figures.
@@ -159,28 +160,13 @@ impl Comparison {
     }
 }
 
-/// `value (low..high)`, scaled, with so many places.
-pub fn shown(estimate: Option<Estimate>, scale: f64, places: usize, signed: bool) -> String {
-    let number = |value: f64| match signed {
-        true => format!("{:+.places$}", scale * value),
-        false => format!("{:.places$}", scale * value),
-    };
-    match estimate {
-        Some(Estimate { value, interval: Some([low, high]) }) => {
-            format!("{} ({}..{})", number(value), number(low), number(high))
-        }
-        Some(Estimate { value, interval: None }) => number(value),
-        None => "-".to_string(),
-    }
-}
-
 fn difference(pairs: &[&Pair]) -> Difference {
     let everything: Vec<usize> = (0..pairs.len()).collect();
     let mean = |value: fn(&Pair) -> f64, drawn: &[usize]| {
         drawn.iter().map(|&i| value(pairs[i])).sum::<f64>() / drawn.len() as f64
     };
     let both = |a, b| [mean(a, &everything), mean(b, &everything)];
-    let estimate = |statistic: &(dyn Fn(&[usize]) -> f64 + Sync)| Estimate {
+    let of = |statistic: &(dyn Fn(&[usize]) -> f64 + Sync)| Estimate {
         value: statistic(&everything),
         interval: interval(pairs.len(), statistic),
     };
@@ -194,12 +180,12 @@ fn difference(pairs: &[&Pair]) -> Difference {
     Difference {
         problems: pairs.len(),
         accuracy,
-        accuracy_difference: estimate(&|drawn| mean(|p| p.strict[1] - p.strict[0], drawn)),
+        accuracy_difference: of(&|drawn| mean(|p| p.strict[1] - p.strict[0], drawn)),
         accuracy_lenient: both(|p| p.lenient[0], |p| p.lenient[1]),
-        accuracy_lenient_difference: estimate(&|drawn| mean(|p| p.lenient[1] - p.lenient[0], drawn)),
+        accuracy_lenient_difference: of(&|drawn| mean(|p| p.lenient[1] - p.lenient[0], drawn)),
         mean_length,
-        length_ratio: estimate(&|drawn| mean(|p| p.length[1], drawn) / mean(|p| p.length[0], drawn)),
-        efficiency_score: Some(estimate(&score)).filter(|score| score.value.is_finite()),
+        length_ratio: of(&|drawn| mean(|p| p.length[1], drawn) / mean(|p| p.length[0], drawn)),
+        efficiency_score: Some(of(&score)).filter(|score| score.value.is_finite()),
         gained: pairs.iter().filter(|pair| pair.strict[1] > pair.strict[0]).count(),
         lost: pairs.iter().filter(|pair| pair.strict[1] < pair.strict[0]).count(),
     }

@@ -9,7 +9,7 @@ pub mod compare;
 pub mod figures;
 pub mod record;
 pub mod saved;
-mod table;
+pub(crate) mod table;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -223,11 +223,22 @@ pub(crate) fn check_room(prompt: &[u32], config: &ModelConfig, problem: &Problem
     )))
 }
 
+/// Which problem.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Where it is from.
+    pub data_source: String,
+    /// Its identity.
+    pub problem: String,
+    /// How many of that identity came before: a data set may have a problem twice.
+    pub repeat: usize,
+}
+
 /// The completions of one problem.
 #[derive(Debug, Clone)]
 pub struct Group {
-    /// Data source, identity, and how many problems of that identity came before (a data set may repeat one).
-    pub key: (String, String, usize),
+    /// The problem.
+    pub key: Key,
     /// Its completions, equally many for every problem.
     pub records: Vec<Record>,
 }
@@ -246,14 +257,14 @@ impl Evaluation {
     /// When there are none, or more of one problem than of another.
     pub fn new(records: Vec<Record>) -> Result<Self> {
         let mut groups: Vec<Group> = Vec::new();
-        let mut places: HashMap<(String, String, usize), usize> = HashMap::new();
+        let mut places: HashMap<Key, usize> = HashMap::new();
         let mut seen: HashMap<(String, String, usize), usize> = HashMap::new();
         for record in records {
             let Sample { data_source, problem, sample, .. } = &record.sample;
             // The same sample of the same problem again: the data set has the problem twice.
-            let repeat = seen.entry((data_source.clone(), problem.clone(), *sample)).or_insert(0);
-            let key = (data_source.clone(), problem.clone(), *repeat);
-            *repeat += 1;
+            let repeats = seen.entry((data_source.clone(), problem.clone(), *sample)).or_insert(0);
+            let key = Key { data_source: data_source.clone(), problem: problem.clone(), repeat: *repeats };
+            *repeats += 1;
             let place = *places.entry(key.clone()).or_insert(groups.len());
             if place == groups.len() {
                 groups.push(Group { key, records: Vec::new() });
@@ -264,8 +275,8 @@ impl Evaluation {
         match groups.iter().find(|group| group.records.len() != samples) {
             _ if groups.is_empty() => Err(Error::Invalid("there are no completions".to_string())),
             None => Ok(Self { groups }),
-            Some(Group { key: (source, problem, _), records }) => Err(Error::Invalid(format!(
-                "problem {problem} of {source} has {} completions and the first problem {samples}; go on with an \
+            Some(Group { key: Key { data_source, problem, .. }, records }) => Err(Error::Invalid(format!(
+                "problem {problem} of {data_source} has {} completions and the first problem {samples}; go on with an \
                  unfinished evaluation by `tempering eval --output`",
                 records.len()
             ))),
@@ -285,7 +296,7 @@ impl Evaluation {
     fn by_source(&self, intervals: bool) -> BTreeMap<String, Figures> {
         let mut sources: BTreeMap<String, Vec<&Group>> = BTreeMap::new();
         for group in &self.groups {
-            sources.entry(group.key.0.clone()).or_default().push(group);
+            sources.entry(group.key.data_source.clone()).or_default().push(group);
         }
         sources.into_iter().map(|(source, groups)| (source, Figures::of(&groups, intervals))).collect()
     }

@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use super::{Tile, arrow, render};
 use crate::error::Result;
-use crate::eval::compare::{Comparison, shown};
+use crate::eval::compare::{Comparison, Difference};
 use crate::eval::figures::Estimate;
+use crate::eval::table::estimate;
 
 #[derive(Serialize)]
 struct View<'a> {
@@ -32,15 +33,16 @@ struct Row<'a> {
 pub fn comparison(comparison: &Comparison, names: &[String; 2], settings: &[(String, [String; 2])]) -> Result<String> {
     let all = &comparison.overall;
     let percents = |[was, is]: [f64; 2]| arrow(format!("{:.1}", 100.0 * was), format!("{:.1}", 100.0 * is));
-    let points = |estimate| shown(Some(estimate), 100.0, 1, true).replace('-', "\u{2212}");
+    let minus = |text: String| text.replace('-', "\u{2212}");
+    let points = |points| minus(estimate(Some(points), 100.0, 1, true));
     let lengths = |[was, is]: [f64; 2]| arrow(format!("{was:.1}"), format!("{is:.1}"));
-    let ratio = |estimate| shown(Some(estimate), 1.0, 3, false);
-    let score = |estimate: Option<Estimate>| match estimate {
-        Some(_) => shown(estimate, 1.0, 2, true).replace('-', "\u{2212}"),
+    let ratio = |ratio| estimate(Some(ratio), 1.0, 3, false);
+    let score = |score: Option<Estimate>| match score {
+        Some(_) => minus(estimate(score, 1.0, 2, true)),
         None => super::NONE.to_string(),
     };
     let tile = |name, value, note| Tile { name, value, note };
-    let row = |(name, row): (_, &crate::eval::compare::Difference)| Row {
+    let row = |(name, row): (_, &Difference)| Row {
         name,
         cells: [
             row.problems.to_string(),
