@@ -1,23 +1,19 @@
-//! A reward of one's own, and what it says of a few sampled completions.
+//! A reward of one's own as a Rust type, and a short training by it.
 //!
 //! ```text
-//! cargo run --release --example custom_reward [MODEL DIRECTORY]
+//! cargo run --release --example custom_reward
 //! ```
 //!
-//! [`Reward`] is open: anything that looks at a problem and a completion can be one. The stages of `tempering train` are
-//! not: a configuration file names rewards of the closed list `tempering::objective::RewardKind`. To train with a reward
-//! of one's own, either add a variant there, or write the loop, which is one page: see `grpo_one_page.rs` and put the
-//! reward where that file calls `Accuracy`.
+//! A stage names such a reward by `{ type = "custom", name = "…" }`; the types are given to [`rl::run_with`]. In any
+//! other language a reward is a program that `tempering train` starts: see [`tempering::reward::command`].
 
-use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
+use tempering::config::load;
 use tempering::data::Problem;
-use tempering::generate::{Request, Sampling, Watch, generate};
-use tempering::problems::{DataConfig, Problems};
 use tempering::reward::{Accuracy, Completion, Reward};
-use tempering::tasks::Split;
-use tempering::text::tokenizer::Tokenizer;
-use tempering::{Result, device, model};
+use tempering::train::{Observer, Session, rl};
+use tempering::{Result, device, metrics::Metrics};
 
 /// Right answers only, and the better the shorter: 1 for no tokens, half of it at `half` tokens.
 struct ShortAndRight {
@@ -36,39 +32,39 @@ impl Reward for ShortAndRight {
     }
 }
 
-const PROBLEMS: usize = 4;
-const GROUP: usize = 4;
+/// Prints a line per step.
+struct Lines;
 
-fn main() -> Result<()> {
-    let dir = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "assets/base".to_string()));
-    let (config, model) = model::load(&dir, &device::parse("cpu")?)?;
-    let tokenizer = Tokenizer::load(&dir)?;
-    tokenizer.check_vocab(config.vocab_size, &dir)?;
-    let problems: Problems = DataConfig::default().open(Split::HeldOut)?;
-    let problems: Vec<Problem> = problems.take(PROBLEMS)?;
-
-    // A group of completions for each problem; the key makes every one of them reproducible.
-    let mut requests = Vec::new();
-    for problem in &problems {
-        let prompt = tokenizer.encode_prompt(&problem.prompt)?;
-        requests.extend((0..GROUP as u64).map(|i| Request { prompt: prompt.clone(), key: [0, 0, problem.id, i] }));
+impl Observer for Lines {
+    fn begin(&mut self, phase: &str, total: usize) {
+        println!("{phase}: {total}");
     }
-    let stop = tokenizer.stop_ids().to_vec();
-    let sampling = Sampling { max_completion_length: 256, stop, rows: requests.len(), ..Sampling::default() };
-    let completions = generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue)?;
-
-    let rewards: [&dyn Reward; 2] = [&Accuracy, &ShortAndRight { half: 64.0 }];
-    for (problem, group) in problems.iter().zip(completions.chunks(GROUP)) {
-        println!("\n{}  (answer: {})", problem.prompt.text(), problem.answer);
-        for completion in group {
-            let text = tokenizer.decode(&completion.tokens, true);
-            let seen = Completion { text: &text, tokens: completion.tokens.len(), finished: completion.finished() };
-            let score = |reward: &&dyn Reward| match reward.score(problem, &seen) {
-                Some(score) => format!("{} {score:.3}", reward.name()),
-                None => format!("{} -", reward.name()),
-            };
-            println!("  {}  {} tokens", rewards.iter().map(score).collect::<Vec<_>>().join("  "), seen.tokens);
+    fn advance(&mut self, done: usize, metrics: Option<&Metrics>) {
+        let figure = |name: &str| metrics.and_then(|metrics| metrics.get(name));
+        if let (Some(reward), Some(length)) =
+            (figure("rewards/short_and_right/mean"), figure("completions/mean_length"))
+        {
+            println!("step {done}: reward {reward:.3}, mean length {length:.1}");
         }
     }
+    fn note(&mut self, line: &str) {
+        println!("{line}");
+    }
+}
+
+fn main() -> Result<()> {
+    let output = std::env::temp_dir().join(format!("tempering-{}", std::process::id()));
+    let settings = [
+        format!("output_dir={}", output.display()),
+        "eval.num_problems=40".to_string(),
+        "stages.0.rewards=[{ type = 'custom', name = 'short_and_right' }]".to_string(),
+        "stages.0.max_steps=5".to_string(),
+        "stages.1.max_steps=1".to_string(),
+    ];
+    let config: rl::RlConfig = load(None, &settings)?;
+    let stop = AtomicBool::new(false);
+    let mut session = Session { device: device::parse("cpu")?, observer: &mut Lines, stop: &stop, resume: false };
+    let finished = rl::run_with(&config, &mut session, &[&ShortAndRight { half: 64.0 }])?;
+    println!("{}", finished.report.display());
     Ok(())
 }

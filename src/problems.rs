@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{self, Fields, Problem};
+use crate::data::{self, DataReport, Fields, Problem};
 use crate::error::{Error, Result};
 use crate::noise::Stream;
 use crate::tasks::{Family, Generator, Split};
 use crate::text::chat::{Message, Prompt};
+use crate::text::tokenizer::Tokenizer;
 
 /// The name that stands for the embedded tasks where a file could stand.
 pub const TASKS: &str = "tasks";
@@ -17,9 +18,9 @@ pub const TASKS: &str = "tasks";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// `"tasks"` for the embedded tasks, or a JSONL file.
+    /// `"tasks"` for the embedded tasks, or a file (`.jsonl`, `.json`, `.parquet`).
     pub train: PathBuf,
-    /// `"tasks"` for their held-out split, or a JSONL file.
+    /// `"tasks"` for their held-out split, or such a file.
     pub eval: PathBuf,
     /// Families of the embedded tasks, all when empty.
     pub families: Vec<Family>,
@@ -84,6 +85,42 @@ impl DataConfig {
         }
         let fields = Fields { prompt_field: self.prompt_field.clone(), answer_field: self.answer_field.clone() };
         Ok(Problems::Rows(data::load_problems(path, &fields)?))
+    }
+
+    /// The first `limit` held-out problems (0: all of a file), less the overlong ones where those are left out.
+    ///
+    /// # Errors
+    /// When the file is missing or malformed, when a prompt is overlong and not to be left out, or when none is left.
+    pub fn held_out(&self, limit: usize, tokenizer: &Tokenizer) -> Result<(Vec<Problem>, DataReport)> {
+        let mut kept = Vec::new();
+        let mut overlong = 0;
+        for problem in self.open(Split::HeldOut)?.take(limit)? {
+            let tokens = tokenizer.encode_prompt(&problem.prompt)?.len();
+            if self.reads(tokens, &problem)? { kept.push(problem) } else { overlong += 1 }
+        }
+        if kept.is_empty() {
+            let message = format!("all prompts are longer than max_prompt_length = {}", self.max_prompt_length);
+            return Err(Error::file(&self.eval, message));
+        }
+        let report = DataReport { overlong, ..DataReport::of(&kept) };
+        Ok((kept, report))
+    }
+
+    /// Whether a prompt of so many tokens is to be read; when it is too long it is left out, or an error.
+    ///
+    /// # Errors
+    /// When it is too long and `filter_overlong_prompts` is not set.
+    pub fn reads(&self, tokens: usize, problem: &Problem) -> Result<bool> {
+        if tokens > self.max_prompt_length && !self.filter_overlong_prompts {
+            return Err(Error::Invalid(format!(
+                "a prompt of {} has {tokens} tokens, more than max_prompt_length = {}; raise it, or set \
+                 filter_overlong_prompts to leave such rows out: {:.80}…",
+                problem.data_source,
+                self.max_prompt_length,
+                problem.prompt.text()
+            )));
+        }
+        Ok(tokens <= self.max_prompt_length)
     }
 }
 

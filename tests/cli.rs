@@ -156,6 +156,62 @@ fn eval_grades_a_file_like_gsm8k() {
 }
 
 #[test]
+fn two_evaluations_of_several_data_sets_are_compared() {
+    let workshop = Workshop::new();
+    let model = workshop.path("model");
+    let sums = workshop.path("sums.jsonl");
+    let evaluate = |out: &Path, seed: &str, sums: &Path| {
+        let common: [&dyn AsRef<OsStr>; 10] =
+            [&"eval", &model, &sums, &"tasks", &"--num-problems", &"6", &"--difficulties", &"1", &"--output", &out];
+        succeed(&[&common[..], &[&"--max-completion-length", &"8", &"-n", &"2", &"--seed", &seed]].concat())
+    };
+    let [a, b, other] = ["a", "b", "other"].map(|name| workshop.path(name));
+    let table = evaluate(&a, "1", &sums);
+    evaluate(&b, "2", &sums);
+    let first: Vec<_> = read_lines(&a.join("completions.jsonl")).into_iter().take(2).collect();
+    assert_eq!((&first[0]["data_source"], &first[1]["sample"]), (&json!("sums"), &json!(1)));
+    assert_eq!(succeed(&[&"eval", &"--from", &a]), table, "graded again, the same comes out");
+
+    let (page, figures) = (workshop.path("page.html"), workshop.path("figures.json"));
+    let text = succeed(&[&"compare", &a, &b, &"--html", &page, &"--json", &figures]);
+    assert!(text.contains("sums") && text.contains("differ in seed: 1 and 2"), "{text}");
+    assert!(std::fs::read_to_string(page).unwrap().contains("differ in seed"));
+    let figures: Value = serde_json::from_slice(&std::fs::read(figures).unwrap()).unwrap();
+    assert_eq!((&figures["overall"]["problems"], &figures["unmatched"]), (&json!(12), &json!([0, 0])));
+
+    let row = workshop.write_lines("row.jsonl", [json!({"prompt": "Compute 0+0.", "answer": "0"})]);
+    succeed(&[&"eval", &model, &row, &"--max-completion-length", &"8", &"--output", &other]);
+    let error = user_error(&[&"compare", &a, &other]);
+    assert!(error.contains("no problem in common (12 and 1 problems)"), "{error}");
+}
+
+#[test]
+fn bad_input_to_eval_is_named() {
+    let workshop = Workshop::new();
+    let model = workshop.path("model");
+    let sums = workshop.path("sums.jsonl");
+    let eval = |data: &Path, more: &[&dyn AsRef<OsStr>]| {
+        let start: [&dyn AsRef<OsStr>; 3] = [&"eval", &model, &data];
+        user_error(&[&start, more].concat())
+    };
+    for (name, text, want) in [
+        ("a.csv", "", "a.csv: the ending \"csv\" is no known kind of data"),
+        ("a.jsonl", r#"{"prompt": "q", "answer": {}}"#, "a.jsonl:1: answer = {}: expected a text"),
+        ("a.parquet", "PAR1", "a.parquet: not a whole Parquet file"),
+    ] {
+        std::fs::write(workshop.path(name), text).unwrap();
+        let error = eval(&workshop.path(name), &[]);
+        assert!(error.contains(want), "{error}");
+    }
+    let error = eval(&workshop.path("none.jsonl"), &[]);
+    assert!(error.contains("none.jsonl: No such file"), "{error}");
+    let error = eval(&sums, &[&"--max-prompt-length", &"3"]);
+    assert!(error.contains("more than max_prompt_length = 3") && error.contains("Compute 1+1."), "{error}");
+    let error = eval(&sums, &[&"--max-prompt-length", &"3", &"--filter-overlong-prompts"]);
+    assert!(error.contains("sums.jsonl: all prompts are longer than max_prompt_length = 3"), "{error}");
+}
+
+#[test]
 fn generate_and_report_work_on_what_training_left() {
     let workshop = Workshop::new();
     let (config, file) = long_run(&workshop, "run", 1);

@@ -15,6 +15,7 @@ use tempering::model::{CausalLm, ModelConfig};
 use tempering::objective::RewardKind;
 use tempering::optim::OptimConfig;
 use tempering::problems::DataConfig;
+use tempering::reward::RewardCommand;
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::rl::{self, Finished, ModelSource, RlConfig, RlTrain};
 use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
@@ -151,6 +152,7 @@ impl Workshop {
             },
             optim: OptimConfig { learning_rate: 1e-3, warmup_steps: 2, ..OptimConfig::default() },
             eval: EvalConfig { num_problems: 4, max_completion_length: 8, ..EvalConfig::default() },
+            reward: RewardCommand::default(),
             stages: vec![Stage {
                 max_steps: 6,
                 max_completion_length: 24,

@@ -1,13 +1,20 @@
 //! SFT and RL: what must not change the result, and what must.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use safetensors::tensor::SafeTensors;
 use serde_json::{Value, json};
 use tempering::Error;
+use tempering::config::Settings;
+use tempering::data::Problem;
 use tempering::model::names;
+use tempering::objective::RewardKind;
 use tempering::optim::Gradients;
+use tempering::reward::{Completion, Reward};
+use tempering::train::Session;
 use tempering::train::batch::{Sequence, completion_scores};
+use tempering::train::rl::{self, RlConfig};
 use tempering::train::sft::SftModel;
 use tempering::train::stage::{Plateau, PlateauMetric, Stage};
 
@@ -102,6 +109,63 @@ fn where_all_rewards_are_equal_nothing_is_learned() {
     assert!(column(&rows, "grad_norm").iter().all(|norm| norm.to_bits() == 0), "{:?}", column(&rows, "grad_norm"));
     let before = std::fs::read(workshop.path("model/model.safetensors")).unwrap();
     assert!(final_weights(&workshop.run("run")) == before);
+}
+
+/// Twice as much as there are tokens.
+struct Tokens;
+
+impl Reward for Tokens {
+    fn name(&self) -> &str {
+        "tokens"
+    }
+
+    fn score(&self, _problem: &Problem, completion: &Completion) -> Option<f32> {
+        Some(2.0 * completion.tokens as f32)
+    }
+}
+
+#[test]
+fn a_stage_learns_from_the_users_rust_type() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("run");
+    let custom = |name: &str| vec![RewardKind::Custom { name: name.to_string() }];
+    (config.stages[0].rewards, config.stages[0].reward_weights) = (custom("tokns"), vec![]);
+    (config.stages[0].max_steps, config.stages[0].max_completion_length) = (1, 12);
+    let run = |config: &RlConfig| {
+        let stop = AtomicBool::new(false);
+        let mut session = Session { device: device(), observer: &mut (), stop: &stop, resume: false };
+        rl::run_with(config, &mut session, &[&Tokens])
+    };
+    let error = run(&config).unwrap_err().to_string();
+    assert!(error.contains(r#"name = "tokns", but the program that trains offers ["tokens"]"#), "{error}");
+    config.stages[0].rewards = custom("tokens");
+    run(&config).unwrap();
+    let rows = figures(&workshop.run("run"));
+    let lengths = column(&rows, "completions/mean_length");
+    assert!(!lengths.is_empty() && column(&rows, "rewards/tokens/mean") == [2.0 * lengths[0]], "{lengths:?}");
+}
+
+/// A shell script gives right-looking completions 1, and dies over every tenth.
+#[cfg(unix)]
+#[test]
+fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score() {
+    let workshop = Workshop::new();
+    let script = r#"n=0; while [ $n -lt 9 ] && read -r line; do
+        n=$((n+1)); id=${line#*:}; id=${id%%,*}; case $line in *boxed*) score=1;; *) score=0;; esac
+        echo "{\"id\":$id,\"score\":$score}"; done; read -r line; exit 1"#;
+    let mut config = workshop.rl("run");
+    (config.stages[0].rewards, config.stages[0].reward_weights) = (vec![RewardKind::Command], vec![]);
+    config.stages[0].max_steps = 2;
+    assert!(config.validate()[0].contains("reward.command is empty"), "{:?}", config.validate());
+    config.reward.command = ["sh", "-c", script].map(str::to_string).to_vec();
+    assert!(config.validate().is_empty(), "{:?}", config.validate());
+    run_rl(&config).unwrap();
+    let rows = figures(&workshop.run("run"));
+    // 16 completions a step; the 10th, 20th and 30th are lost, and the program is started again for the next.
+    assert_eq!(column(&rows, "rewards/unscored"), [1.0 / 16.0, 2.0 / 16.0]);
+    assert_eq!(column(&rows, "rewards/command/restarts"), [1.0, 2.0]);
+    let means = column(&rows, "rewards/command/mean");
+    assert!(means.len() == 2 && means.iter().all(|mean| (0.0..=1.0).contains(mean) && *mean > 0.0), "{means:?}");
 }
 
 #[test]

@@ -1,37 +1,50 @@
-//! `eval`.
+//! `eval` and `compare`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::progress::Progress;
-use super::{DeviceArgs, is_tasks};
-use crate::eval::{EvalConfig, evaluate};
+use super::{DeviceArgs, DistributionArgs, is_tasks};
+use crate::data::{DataReport, Problem};
+use crate::eval::compare::Comparison;
+use crate::eval::saved::{Manifest, evaluate_into};
+use crate::eval::{EvalConfig, Evaluation, Subject, evaluate, record};
+use crate::generate::Distribution;
 use crate::problems::DataConfig;
-use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::Observer;
-use crate::{device, error::Error, files, model};
+use crate::{device, error::Error, files, model, report};
 
 /// Sample completions of held-out problems and grade them.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
     /// Hugging Face directory.
-    model: PathBuf,
-    /// JSONL file, or "tasks" for the embedded ones.
-    data: PathBuf,
-    /// Problems: the first so many; 0 for all of a file.
-    #[arg(long, default_value_t = 600)]
-    num_problems: usize,
+    #[arg(required_unless_present = "from")]
+    model: Option<PathBuf>,
+    /// Files (.jsonl, .json, .parquet), or "tasks" for the embedded problems.
+    #[arg(required_unless_present = "from")]
+    data: Vec<PathBuf>,
+    /// Sample nothing; grade a completions file, or that of an --output folder, again.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "data", "output"])]
+    from: Option<PathBuf>,
+    /// Problems of each data set: the first so many [default: 600 of the tasks, all of a file].
+    #[arg(long)]
+    num_problems: Option<usize>,
     /// Completions per problem.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, short = 'n', default_value_t = 1)]
     num_generations: usize,
-    /// Sampling temperature; 0 is greedy.
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f32,
+    #[command(flatten)]
+    distribution: DistributionArgs,
     /// Longest completion, in tokens.
     #[arg(long, default_value_t = 512)]
     max_completion_length: usize,
+    /// Longest prompt, in tokens; a longer one is an error [default: what the model reads].
+    #[arg(long)]
+    max_prompt_length: Option<usize>,
+    /// Leave overlong prompts out (and say how many) instead.
+    #[arg(long)]
+    filter_overlong_prompts: bool,
     /// Rows decoded together at most.
     #[arg(long, default_value_t = 128)]
     rows: usize,
@@ -41,6 +54,9 @@ pub(super) struct EvalArgs {
     /// Seed of the embedded tasks.
     #[arg(long, default_value_t = 0)]
     tasks_seed: u64,
+    /// Difficulties of the embedded tasks, within 1 and 4.
+    #[arg(long, value_name = "FROM-TO", default_value = "1-3", value_parser = difficulties)]
+    difficulties: [u8; 2],
     /// Force the start of the embedded tasks' terse manner.
     #[arg(long)]
     terse: bool,
@@ -50,51 +66,142 @@ pub(super) struct EvalArgs {
     /// Field with the answer.
     #[arg(long)]
     answer_field: Option<String>,
-    /// Directory for summary.json and completions.jsonl.
+    /// Folder for eval.json, completions.jsonl and summary.json; an interrupted evaluation goes on there.
     #[arg(long, short)]
     output: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-pub(super) fn eval(args: EvalArgs) -> anyhow::Result<()> {
-    let config = EvalConfig {
-        num_problems: args.num_problems,
-        num_generations: args.num_generations,
-        temperature: args.temperature,
-        max_completion_length: args.max_completion_length,
-        rows: args.rows,
-        seed: args.seed,
-        terse: args.terse,
-    };
-    let problems = config.problems();
-    if !problems.is_empty() {
-        return Err(Error::Config { origin: "eval".to_string(), problems }.into());
+/// Reads `1-3` or `2`.
+fn difficulties(text: &str) -> Result<[u8; 2], String> {
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    match (from.parse(), to.parse()) {
+        (Ok(from), Ok(to)) if 1 <= from && from <= to && to <= 4 => Ok([from, to]),
+        _ => Err("expected one difficulty or a range, within 1 and 4, such as 1-3".to_string()),
     }
-    let data = DataConfig {
-        eval: args.data.clone(),
-        prompt_field: args.prompt_field,
-        answer_field: args.answer_field,
-        tasks_seed: args.tasks_seed,
-        ..DataConfig::default()
+}
+
+impl EvalArgs {
+    fn config(&self) -> Result<EvalConfig, Error> {
+        let Distribution { repetition_penalty, temperature, top_k, top_p, min_p } = self.distribution.distribution()?;
+        let config = EvalConfig {
+            num_problems: self.num_problems.unwrap_or(0),
+            num_generations: self.num_generations,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            max_completion_length: self.max_completion_length,
+            rows: self.rows,
+            seed: self.seed,
+            terse: self.terse,
+        };
+        let problems = config.problems();
+        if problems.is_empty() { Ok(config) } else { Err(Error::Config { origin: "eval".to_string(), problems }) }
+    }
+
+    /// The problems of one data set.
+    fn problems(
+        &self,
+        data: &Path,
+        context: usize,
+        tokenizer: &Tokenizer,
+    ) -> Result<(Vec<Problem>, DataReport), Error> {
+        let limit = self.num_problems.unwrap_or(if is_tasks(data) { EvalConfig::default().num_problems } else { 0 });
+        let config = DataConfig {
+            eval: data.to_path_buf(),
+            difficulties: self.difficulties,
+            tasks_seed: self.tasks_seed,
+            prompt_field: self.prompt_field.clone(),
+            answer_field: self.answer_field.clone(),
+            // One token at least is left for the completion.
+            max_prompt_length: self.max_prompt_length.unwrap_or(context - 1),
+            filter_overlong_prompts: self.filter_overlong_prompts,
+            ..DataConfig::default()
+        };
+        config.held_out(limit, tokenizer)
+    }
+}
+
+pub(super) fn eval(args: EvalArgs) -> anyhow::Result<()> {
+    let Some(model_dir) = &args.model else {
+        // Without a model there is a file: the command line was refused otherwise.
+        let path = record::locate(&args.from.unwrap_or_default())?;
+        println!("{}", Evaluation::new(record::read(&path)?)?.table());
+        return Ok(());
     };
-    let limit = if is_tasks(&args.data) { args.num_problems.max(1) } else { args.num_problems };
-    let problems = data.open(Split::HeldOut)?.take(limit)?;
+    let config = args.config()?;
     let device = device::parse(&args.device.device)?;
-    let (model_config, model) = model::load(&args.model, &device)?;
-    let tokenizer = Tokenizer::load(&args.model)?;
-    tokenizer.check_vocab(model_config.vocab_size, &args.model)?;
+    let (model_config, model) = model::load(model_dir, &device)?;
+    let tokenizer = Tokenizer::load(model_dir)?;
+    tokenizer.check_vocab(model_config.vocab_size, model_dir)?;
+    let mut problems = Vec::new();
+    let mut reports = Vec::new();
+    for data in &args.data {
+        let (found, report) = args.problems(data, model_config.max_position_embeddings, &tokenizer)?;
+        eprintln!("{}: {report}", data.display());
+        reports.push((data.clone(), report));
+        problems.extend(found);
+    }
+    let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
     let mut progress = Progress::new();
     progress.begin("evaluate", problems.len());
-    let mut report = |done: usize| progress.advance(done, None);
-    let evaluation = evaluate(&model, &model_config, &tokenizer, &problems, &config, &mut report)?;
+    let evaluation = match &args.output {
+        Some(dir) => {
+            let manifest = Manifest::new(model_dir, &args.device.device, reports, &problems, &config)?;
+            let mut report = |done| progress.advance(done, None);
+            evaluate_into(dir, &manifest, subject, &problems, &config, &mut report)?
+        }
+        None => {
+            let mut done = 0;
+            let records = evaluate(subject, &problems, &config, &mut |lines| {
+                done += lines.len() / config.num_generations;
+                progress.advance(done, None);
+                Ok(())
+            })?;
+            Evaluation::new(records)?
+        }
+    };
     drop(progress);
     println!("{}", evaluation.table());
-    if let Some(dir) = args.output {
-        files::create_dir(&dir)?;
-        files::write_json(&dir.join("summary.json"), &evaluation.summary())?;
-        let rows = evaluation.records.iter().map(|record| record.json(&tokenizer));
-        files::write_json_lines(&dir.join("completions.jsonl"), rows)?;
+    Ok(())
+}
+
+/// Compare two evaluations of the same problems.
+#[derive(Debug, Args)]
+pub(super) struct CompareArgs {
+    /// What to compare with: a folder of `eval --output`, a run (its final evaluation) or a completions file.
+    a: PathBuf,
+    /// What to compare.
+    b: PathBuf,
+    /// Write a page, too.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the figures as JSON, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(super) fn compare(args: &CompareArgs) -> anyhow::Result<()> {
+    let read = |path: &Path| Evaluation::new(record::read(&record::locate(path)?)?);
+    let comparison = Comparison::new(&read(&args.a)?, &read(&args.b)?)?;
+    let mut settings = Vec::new();
+    if let (Some(a), Some(b)) = (Manifest::read(&args.a)?, Manifest::read(&args.b)?) {
+        settings = a.differences(&b);
+        settings.retain(|(name, _)| name != "model_digest");
+    }
+    println!("{}", comparison.table());
+    for (name, [a, b]) in &settings {
+        println!("the evaluations differ in {name}: {a} and {b}");
+    }
+    if let Some(path) = &args.html {
+        let names = [&args.a, &args.b].map(|path| path.display().to_string());
+        files::write(path, report::comparison(&comparison, &names, &settings)?.as_bytes())?;
+    }
+    if let Some(path) = &args.json {
+        files::write_json(path, &comparison)?;
     }
     Ok(())
 }

@@ -30,8 +30,10 @@ enum Command {
     Train(train::TrainArgs),
     /// Fine-tune on conversations.
     Sft(train::TrainArgs),
-    /// Evaluate a model on a JSONL file or on the embedded tasks ("tasks").
+    /// Evaluate a model on files of problems or on the embedded tasks ("tasks").
     Eval(eval::EvalArgs),
+    /// Compare two evaluations of the same problems.
+    Compare(eval::CompareArgs),
     /// Answer one prompt, as it comes.
     Generate(generate::GenerateArgs),
     /// Write a run's report again.
@@ -92,6 +94,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Train(args) => train::train(args),
         Command::Sft(args) => train::sft(args),
         Command::Eval(args) => eval::eval(args),
+        Command::Compare(args) => eval::compare(&args),
         Command::Generate(args) => generate::run(args),
         Command::Report(args) => generate::write_report(&args),
         Command::Bench(args) => bench::bench(args),

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::error::Error;
 use crate::files;
+use crate::problems::DataConfig;
 use crate::tasks::{Family, Generator, Split, summary};
 use crate::text::bpe;
 use crate::text::tokenizer::Tokenizer;
@@ -27,10 +28,10 @@ pub(super) struct TasksArgs {
     #[arg(long = "family", value_name = "NAME")]
     families: Vec<String>,
     /// Lowest difficulty.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = DataConfig::default().difficulties[0])]
     from: u8,
     /// Highest difficulty.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = DataConfig::default().difficulties[1])]
     to: u8,
     /// File to write; standard output when not given.
     #[arg(long, short)]

@@ -1,5 +1,6 @@
-//! The report: one HTML page that shows what a run did.
+//! The reports: one HTML page that shows what a run did, and one that compares two evaluations.
 
+mod compare;
 mod completions;
 mod plot;
 
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+pub use compare::comparison;
 use completions::Example;
 use plot::{Ink, Mark, Plot, Series};
 
@@ -261,12 +263,18 @@ fn page(run: &Path) -> Result<String> {
         runtime: runtime(&summary, &metrics, steps),
         config,
     };
+    render("report.html", include_str!("report.html"), view)
+}
+
+/// Fills the page `name`, whose template is `source`.
+fn render(name: &str, source: &str, view: impl Serialize) -> Result<String> {
     let view = serde_json::to_value(view).map_err(|e| Error::Invalid(format!("report: {e}")))?;
     let mut templates = minijinja::Environment::new();
     // The name ends in .html: everything is escaped unless the template says `safe` (only our own SVG).
     templates
-        .add_template("report.html", include_str!("report.html"))
-        .and_then(|()| templates.get_template("report.html")?.render(template_value(view)))
+        .add_template("style.css", include_str!("style.css"))
+        .and_then(|()| templates.add_template(name, source))
+        .and_then(|()| templates.get_template(name)?.render(template_value(view)))
         .map_err(|e| Error::Invalid(format!("report template: {e:#}")))
 }
 

@@ -4,10 +4,12 @@
 //! never scored 0 in silence.
 
 pub mod answer;
+pub mod command;
 pub mod format;
 pub mod repetition;
 
 pub use answer::{Graded, Verdict, grade};
+pub use command::{RewardCommand, RewardProgram};
 pub use format::Format;
 pub use repetition::Repetition;
 

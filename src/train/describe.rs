@@ -1,6 +1,6 @@
 //! What a step's completions were like: its metrics, and why it taught nothing when it did not.
 
-use super::rl::Scored;
+use super::score::Scored;
 use super::stage::{Stage, StepFigures};
 use crate::metrics::{Metrics, deviation, mean};
 use crate::reward::Verdict;

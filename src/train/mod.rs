@@ -4,6 +4,7 @@ pub mod batch;
 pub mod checkpoint;
 mod describe;
 pub mod rl;
+mod score;
 pub mod sft;
 pub mod stage;
 

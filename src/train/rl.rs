@@ -6,29 +6,28 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::batch::{Sequence, completion_scores, micro_batches};
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
+use super::score::{OwnRewards, Scored};
 use super::stage::{Stage, StepFigures};
 use super::{Session, checkpoint, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::eval::{self, EvalConfig, Evaluation, check_room};
+use crate::eval::{EvalConfig, Evaluation, Subject, check_room, evaluate, record};
 use crate::files;
 use crate::generate::{Completion, Request, Sampling, Watch, generate};
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{self, CausalLm, ModelConfig};
-use crate::objective::length::Outcome;
-use crate::objective::{RatioStatistics, TokenTerms, advantages, clipped_loss};
+use crate::objective::{RatioStatistics, RewardKind, TokenTerms, clipped_loss};
 use crate::ops::to_host;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
 use crate::problems::{DataConfig, Problems};
 use crate::report;
-use crate::reward::{self, Format, Reward, Verdict, grade};
+use crate::reward::{Reward, RewardCommand};
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
 
@@ -58,6 +57,9 @@ pub struct RlConfig {
     /// Evaluation before, during and after.
     #[serde(default)]
     pub eval: EvalConfig,
+    /// The user's own reward, for stages that have a reward of type `command`.
+    #[serde(default)]
+    pub reward: RewardCommand,
     /// The schedule.
     pub stages: Vec<Stage>,
 }
@@ -143,6 +145,8 @@ impl Settings for RlConfig {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());
         }
         problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.problems(index)));
+        let used = self.stages.iter().any(|stage| stage.rewards.contains(&RewardKind::Command));
+        problems.extend(self.reward.problems(used));
         problems
     }
 }
@@ -181,17 +185,6 @@ struct StageRecord {
     exit: Option<String>,
 }
 
-/// A completion with all that is known of it.
-pub(super) struct Scored {
-    pub(super) sequence: Sequence,
-    pub(super) completion: Completion,
-    pub(super) outcome: Outcome,
-    pub(super) verdict: Verdict,
-    pub(super) lenient: bool,
-    pub(super) rewards: Vec<Option<f32>>,
-    pub(super) advantage: f32,
-}
-
 /// A run in progress.
 struct Run<'a> {
     config: &'a RlConfig,
@@ -219,12 +212,24 @@ pub struct Finished {
 /// User mistakes in files and settings, a full disk, three updates in a row that are not finite, or
 /// [`Error::Interrupted`].
 pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
+    run_with(config, session, &[])
+}
+
+/// As [`run`], with rewards of one's own, which stages name by `{ type = "custom", name = "…" }`.
+///
+/// # Errors
+/// As [`run`], and when a stage names a reward that is not among them.
+pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward]) -> Result<Finished> {
     let start = Instant::now();
     let problems = config.data.open(Split::Train)?;
-    let held_out = config.data.open(Split::HeldOut)?.take(config.eval.num_problems)?;
+    let tokenizer = Tokenizer::load(&config.model.path)?;
+    let (held_out, report) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
+    if report.overlong > 0 {
+        session.observer.note(&format!("held-out problems: {report}"));
+    }
+    let mut own = OwnRewards::new(&config.reward, rewards, &config.stages)?;
     let dir = open_run(&config.output_dir.join(&config.name), session.resume)?;
     let loaded = if session.resume { checkpoint::load_newest::<State>(&dir, &session.device)? } else { None };
-    let tokenizer = Tokenizer::load(&config.model.path)?;
     let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
         Some(l) => (l.step, l.config, l.model, l.optimizer, l.state),
         None => {
@@ -264,7 +269,7 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
         metrics.set_text("stage", &stage.name);
 
         // 1. Sample groups, 2. grade and score them.
-        let scored = run.collect(&model, stage, step, &mut metrics)?;
+        let scored = run.collect(&model, stage, step, &mut own, &mut metrics)?;
         state.history.push(describe(&scored, stage, config.train.num_generations, &mut metrics));
         // 3. Update.
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
@@ -339,7 +344,15 @@ impl Run<'_> {
         Ok(format!("first prompt: {:?}", self.tokenizer.render_prompt(&problem.prompt)?))
     }
 
-    fn collect(&self, model: &CausalLm, stage: &Stage, step: usize, metrics: &mut Metrics) -> Result<Vec<Scored>> {
+    /// Samples groups and scores them.
+    fn collect(
+        &self,
+        model: &CausalLm,
+        stage: &Stage,
+        step: usize,
+        own: &mut OwnRewards,
+        metrics: &mut Metrics,
+    ) -> Result<Vec<Scored>> {
         let train = &self.config.train;
         let start = Instant::now();
         let problems = self.step_problems(step, metrics)?;
@@ -365,11 +378,7 @@ impl Run<'_> {
             let mut completions = completions.into_iter();
             problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect()
         };
-        let scored = problems
-            .par_iter()
-            .zip(groups)
-            .flat_map_iter(|((problem, prompt), group)| self.score(problem, prompt, group, stage))
-            .collect();
+        let scored = own.score(&problems, groups, stage, &self.tokenizer, metrics)?;
         metrics.set("timing_s/reward", start.elapsed().as_secs_f64());
         Ok(scored)
     }
@@ -382,19 +391,9 @@ impl Run<'_> {
         for i in 0..count {
             let problem = self.problems.shuffled(self.config.seed, (step as u64 - 1) * count + i);
             let prompt = self.tokenizer.encode_prompt(&problem.prompt)?;
-            if prompt.len() > data.max_prompt_length {
-                if data.filter_overlong_prompts {
-                    overlong += 1;
-                    continue;
-                }
-                return Err(Error::Invalid(format!(
-                    "a prompt of {} has {} tokens, more than data.max_prompt_length = {}; raise it, or set \
-                     data.filter_overlong_prompts=true to leave such rows out: {:.80}…",
-                    problem.data_source,
-                    prompt.len(),
-                    data.max_prompt_length,
-                    problem.prompt.text()
-                )));
+            if !data.reads(prompt.len(), &problem)? {
+                overlong += 1;
+                continue;
             }
             check_room(&prompt, &self.model_config, &problem)?;
             found.push((problem, prompt));
@@ -407,41 +406,6 @@ impl Run<'_> {
             )));
         }
         Ok(found)
-    }
-
-    /// Grades a group and turns its rewards into advantages.
-    fn score(&self, problem: &Problem, prompt: &[u32], group: Vec<Completion>, stage: &Stage) -> Vec<Scored> {
-        let graded: Vec<(Outcome, Verdict, bool)> = group
-            .iter()
-            .map(|completion| {
-                let text = self.tokenizer.decode(&completion.tokens, true);
-                let graded = grade(&problem.answer, &text, completion.finished());
-                let seen = reward::Completion {
-                    text: &text,
-                    tokens: completion.tokens.len(),
-                    finished: completion.finished(),
-                };
-                let correct = (graded.strict != Verdict::UnparseableGold).then(|| graded.strict.is_right());
-                let formatted = Format.score(problem, &seen) == Some(1.0);
-                let outcome = Outcome { correct, formatted, length: completion.tokens.len() };
-                (outcome, graded.strict, graded.lenient.is_right())
-            })
-            .collect();
-        let outcomes: Vec<Outcome> = graded.iter().map(|(outcome, ..)| *outcome).collect();
-        let rewards: Vec<Vec<Option<f32>>> =
-            stage.rewards.iter().map(|reward| reward.score(&outcomes, stage.max_completion_length)).collect();
-        let advantages = advantages(stage.advantage, &rewards, &stage.weights());
-        (group.into_iter().zip(graded).zip(advantages).enumerate())
-            .map(|(i, ((completion, (outcome, verdict, lenient)), advantage))| Scored {
-                sequence: Sequence { tokens: [prompt, &completion.tokens].concat(), prompt: prompt.len() },
-                completion,
-                outcome,
-                verdict,
-                lenient,
-                rewards: rewards.iter().map(|reward| reward[i]).collect(),
-                advantage,
-            })
-            .collect()
     }
 
     /// One optimiser step; says whether it was finite, and so taken.
@@ -497,13 +461,17 @@ impl Run<'_> {
 
     fn evaluate(&self, model: &CausalLm, which: &str, session: &mut Session) -> Result<Evaluation> {
         session.observer.begin("evaluate", self.held_out.len());
-        let observer = &mut session.observer;
-        let mut progress = |done: usize| observer.advance(done, None);
-        let (config, tokenizer) = (&self.config.eval, &self.tokenizer);
-        let evaluation = eval::evaluate(model, &self.model_config, tokenizer, &self.held_out, config, &mut progress)?;
+        let path = self.dir.join(format!("completions/eval_{which}.jsonl"));
+        let mut writer = if which == "during" { None } else { Some(record::Writer::create(&path)?) };
+        let mut done = 0;
+        let subject = Subject { model, model_config: &self.model_config, tokenizer: &self.tokenizer };
+        let records = evaluate(subject, &self.held_out, &self.config.eval, &mut |lines| {
+            done += lines.len() / self.config.eval.num_generations;
+            session.observer.advance(done, None);
+            writer.as_mut().map_or(Ok(()), |writer| writer.append(lines))
+        })?;
+        let evaluation = Evaluation::new(records)?;
         if which != "during" {
-            let rows = evaluation.records.iter().map(|record| record.json(tokenizer));
-            files::write_json_lines(&self.dir.join(format!("completions/eval_{which}.jsonl")), rows)?;
             session.observer.note(&format!("{which}: held-out {}", evaluation.line()));
         }
         Ok(evaluation)

@@ -12,7 +12,7 @@ use super::{Session, checkpoint, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::{self, Conversation};
 use crate::error::{Error, Result};
-use crate::eval::{self, EvalConfig};
+use crate::eval::{EvalConfig, Evaluation, Subject, evaluate};
 use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{self, CausalLm, ModelConfig};
@@ -273,6 +273,7 @@ struct State {
 pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     let tokenizer = Tokenizer::load(config.tokenizer_dir())?;
     let conversations = Conversations::open(&config.data)?;
+    let (held_out, _) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
     let run = open_run(&config.output_dir.join(&config.name), session.resume)?;
     let loaded = if session.resume { checkpoint::load_newest::<State>(&run, &session.device)? } else { None };
     let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
@@ -304,8 +305,8 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
         metrics.set("num_tokens", state.num_tokens as f64);
         metrics.set("timing_s/step", start.elapsed().as_secs_f64());
         if train.eval_steps > 0 && step % train.eval_steps == 0 && step < train.max_steps {
-            let problems = config.data.open(Split::HeldOut)?.take(config.eval.num_problems)?;
-            let evaluation = eval::evaluate(&model, &model_config, &tokenizer, &problems, &config.eval, &mut |_| {})?;
+            let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
+            let evaluation = Evaluation::new(evaluate(subject, &held_out, &config.eval, &mut |_| Ok(()))?)?;
             metrics.extend("eval/", evaluation.metrics());
             session.observer.note(&format!("step {step}: {}", evaluation.line()));
         }
@@ -320,12 +321,15 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
             }
         }
     }
-    let problems = config.data.open(Split::HeldOut)?.take(config.eval.num_problems)?;
-    session.observer.begin("evaluate", problems.len());
-    let observer = &mut session.observer;
-    let evaluation = eval::evaluate(&model, &model_config, &tokenizer, &problems, &config.eval, &mut |done| {
-        observer.advance(done, None);
+    session.observer.begin("evaluate", held_out.len());
+    let mut done = 0;
+    let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
+    let records = evaluate(subject, &held_out, &config.eval, &mut |lines| {
+        done += lines.len() / config.eval.num_generations;
+        session.observer.advance(done, None);
+        Ok(())
     })?;
+    let evaluation = Evaluation::new(records)?;
     files::write_json(&run.join("summary.json"), &evaluation.summary())?;
     session.observer.note(&evaluation.table());
     let dir = run.join("final");

@@ -103,13 +103,8 @@ impl Stage {
 
     /// What completions are sampled from.
     pub fn distribution(&self) -> Distribution {
-        Distribution {
-            repetition_penalty: self.repetition_penalty,
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-        }
+        let Self { repetition_penalty, temperature, top_k, top_p, min_p, .. } = *self;
+        Distribution { repetition_penalty, temperature, top_k, top_p, min_p }
     }
 
     /// What cannot work in stage number `index`, one line each.
@@ -137,7 +132,8 @@ impl Stage {
             !self.reward_weights.is_empty() && self.reward_weights.len() != self.rewards.len(),
             format!("reward_weights has {} entries for {} rewards", self.reward_weights.len(), self.rewards.len()),
         );
-        for (k, problem) in self.rewards.iter().enumerate().filter_map(|(k, r)| Some((k, r.problem()?))) {
+        let length = self.max_completion_length;
+        for (k, problem) in self.rewards.iter().enumerate().filter_map(|(k, r)| Some((k, r.problem(length)?))) {
             refuse(true, format!("rewards.{k}.{problem}"));
         }
         refuse(!(0.0..1.0).contains(&self.epsilon), format!("epsilon = {} must be within [0, 1)", self.epsilon));

@@ -1,0 +1,93 @@
+//! The rows of a file, whatever its kind.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::shapes::{Fault, kind};
+use crate::error::{Error, Result};
+
+type Row = Map<String, Value>;
+
+/// Reads every row of a file with `read`; the kind of the file is told by its ending.
+pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Result<T, Fault>) -> Result<Vec<T>> {
+    let mut found = Vec::new();
+    let mut take = |place: String, row: Value| -> Result<()> {
+        let row = match row {
+            Value::Object(row) => row,
+            other => return Err(Error::file(place, format!("expected one JSON object per row, got {}", kind(&other)))),
+        };
+        found.push(read(row).map_err(|fault| Error::file(place, fault))?);
+        Ok(())
+    };
+    let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
+    match ending.as_str() {
+        "jsonl" | "json" => json(path, ending == "json", &mut take)?,
+        "parquet" => super::parquet::rows(path, &mut take)?,
+        _ => {
+            let message = format!("the ending {ending:?} is no known kind of data; known are .jsonl, .json, .parquet");
+            return Err(Error::file(path, message));
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::file(path, "the file has no rows; expected at least one JSON object"));
+    }
+    Ok(found)
+}
+
+/// One object per line or, where that `may_be_list`, one list of objects.
+fn json(path: &Path, may_be_list: bool, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = text.trim_start_matches('\u{feff}');
+    if may_be_list && text.trim_start().starts_with('[') {
+        let rows: Vec<Value> = serde_json::from_str(text).map_err(|e| Error::file(path, e))?;
+        return (1..).zip(rows).try_for_each(|(number, row)| take(format!("{} row {number}", path.display()), row));
+    }
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        let place = format!("{}:{number}", path.display());
+        let row = serde_json::from_str(line)
+            .map_err(|e| Error::file(&place, format!("expected one JSON object per line: {e}")))?;
+        take(place, row)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(name: &str, text: &str) -> Result<Vec<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        rows(&path, |row| row["a"].as_str().map(str::to_string).ok_or_else(|| "a = 1: expected a text".to_string()))
+    }
+
+    #[test]
+    fn lines_and_lists_give_the_same_rows() {
+        let lines = "\u{feff}{\"a\": \"x\"}\n\n{\"a\": \"y\"}\n";
+        for (name, text) in [("d.jsonl", lines), ("d.json", lines), ("d.JSON", "[{\"a\": \"x\"},\n {\"a\": \"y\"}]")] {
+            assert_eq!(load(name, text).unwrap(), ["x", "y"], "{name}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_by_file_and_place() {
+        let table = [
+            ("d.jsonl", "{\"a\": \"x\"}\n\n[1]", "d.jsonl:3: expected one JSON object per row, got a list"),
+            ("d.jsonl", "{\"a\": \"x\"}\n{", "d.jsonl:2: expected one JSON object per line: EOF"),
+            ("d.jsonl", "{\"a\": \"x\"}\n{\"a\": 1}", "d.jsonl:2: a = 1: expected a text"),
+            ("d.json", "[{\"a\": \"x\"}, {\"a\": 1}]", "d.json row 2: a = 1: expected a text"),
+            ("d.json", "[{\"a\": \"x\"}", "d.json: EOF while parsing a list"),
+            ("d.jsonl", "\n", "d.jsonl: the file has no rows"),
+            ("d.parquet", "PAR1 and no more", "d.parquet: not a whole Parquet file"),
+            ("d.csv", "a\nx", "d.csv: the ending \"csv\" is no known kind of data; known are .jsonl, .json, .parquet"),
+        ];
+        for (name, text, want) in table {
+            let error = load(name, text).unwrap_err().to_string();
+            assert!(error.contains(want), "{error}");
+        }
+        let missing = rows(Path::new("no/rows.jsonl"), |_| Ok(())).unwrap_err().to_string();
+        assert!(missing.starts_with("no/rows.jsonl: "), "{missing}");
+    }
+}

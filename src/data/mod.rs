@@ -1,0 +1,232 @@
+//! Rows people have: problems with a checkable answer, and conversations to imitate.
+//!
+//! Files are `.jsonl` (one object per line), `.json` (the same, or one list) and `.parquet`. The shapes that are
+//! recognised are listed in [`shapes`]; others are mapped with [`Fields`].
+
+mod files;
+mod parquet;
+pub mod shapes;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::Result;
+use crate::noise::mix_text;
+pub use crate::text::chat::{Message, Prompt};
+
+/// A question with an answer that a program can check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// What the model is asked.
+    pub prompt: Prompt,
+    /// The right answer.
+    pub answer: String,
+    /// Where the row is from; results are reported by it.
+    pub data_source: String,
+    /// A hash of the prompt's text, the problem's identity in every random choice.
+    pub id: u64,
+    /// The text of the shortest sufficient solution, when the row carries one as `floor`.
+    pub floor: Option<String>,
+    /// The row's other fields, and the whole solution when the answer was taken out of one.
+    pub extra: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem without a source or other fields.
+    pub fn new(prompt: Prompt, answer: impl Into<String>) -> Self {
+        let id = mix_text(&prompt.text());
+        Self { prompt, answer: answer.into(), data_source: String::new(), id, floor: None, extra: Map::new() }
+    }
+}
+
+/// Which fields to read when they are not named as usual.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fields {
+    /// The field with the prompt: a text or messages.
+    pub prompt_field: Option<String>,
+    /// The field with the answer or a solution that states it.
+    pub answer_field: Option<String>,
+}
+
+/// A conversation whose last turn is to be imitated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conversation {
+    /// Everything before the last turn.
+    pub prompt: Prompt,
+    /// The assistant's last turn.
+    pub completion: String,
+}
+
+/// What is odd about a data set without being wrong. Shown as text, it says so.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataReport {
+    /// Problems.
+    pub problems: usize,
+    /// Those with an empty answer, which no reward can score.
+    pub empty_answers: usize,
+    /// Those whose prompt occurred before.
+    pub duplicates: usize,
+    /// Those left out because their prompt is too long.
+    pub overlong: usize,
+}
+
+impl DataReport {
+    /// Looks at the problems of one data set.
+    pub fn of(problems: &[Problem]) -> Self {
+        let mut seen = HashSet::new();
+        Self {
+            problems: problems.len(),
+            empty_answers: problems.iter().filter(|problem| problem.answer.trim().is_empty()).count(),
+            duplicates: problems.iter().filter(|problem| !seen.insert(problem.id)).count(),
+            overlong: 0,
+        }
+    }
+
+    /// Whether there is nothing odd.
+    pub fn is_clean(&self) -> bool {
+        self.empty_answers + self.duplicates + self.overlong == 0
+    }
+}
+
+impl fmt::Display for DataReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} problems", self.problems)?;
+        let odd =
+            [(self.empty_answers, "an empty answer, which cannot be scored"), (self.duplicates, "a repeated prompt")];
+        for (count, what) in odd.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, ", {count} with {what}")?;
+        }
+        if self.overlong > 0 {
+            write!(f, "; {} more left out for an overlong prompt", self.overlong)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads problems from a file.
+///
+/// Empty answers and repeated prompts are kept; a warning counts them.
+///
+/// # Errors
+/// A file that is missing, of an unknown kind or corrupt, and the first row that is not a problem, by its line.
+pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
+    let source = source_name(path);
+    let problems = files::rows(path, |row| shapes::problem(row, fields, &source))?;
+    let report = DataReport::of(&problems);
+    if !report.is_clean() {
+        tracing::warn!("{}: {report}", path.display());
+    }
+    Ok(problems)
+}
+
+/// Reads conversations from a file: rows with `messages` that end with an assistant's turn, or with `prompt` and
+/// `completion` (each a text or messages).
+///
+/// # Errors
+/// As [`load_problems`].
+pub fn load_conversations(path: &Path) -> Result<Vec<Conversation>> {
+    files::rows(path, |row| shapes::conversation(&row))
+}
+
+/// The file's name without its ending; its folder's name when the file is only called after its split.
+fn source_name(path: &Path) -> String {
+    let name = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
+    let stem = name(path.file_stem()).unwrap_or_default();
+    match stem.as_str() {
+        "train" | "test" | "valid" | "validation" | "dev" => {
+            name(path.parent().and_then(Path::file_name)).unwrap_or(stem)
+        }
+        _ => stem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::reward::grade;
+
+    fn write(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn sources_floors_and_other_fields_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = |name, row| load_problems(&write(&dir, name, row), &Fields::default()).unwrap().remove(0);
+        let problem = load("math.jsonl", r#"{"prompt": "q", "answer": "5", "floor": "2+3=5", "level": 2}"#);
+        assert_eq!((problem.data_source.as_str(), problem.floor.as_deref()), ("math", Some("2+3=5")));
+        assert_eq!(Value::Object(problem.extra), serde_json::json!({"level": 2}));
+        let gsm8k = load("rows.jsonl", r#"{"question": "q", "answer": "so\n#### 5"}"#);
+        assert_eq!((gsm8k.data_source.as_str(), gsm8k.extra["answer"].as_str()), ("gsm8k", Some("so\n#### 5")));
+        assert_eq!(source_name(Path::new("data/gsm8k/train.jsonl")), "gsm8k");
+        assert_eq!(source_name(Path::new("train.jsonl")), "train");
+    }
+
+    #[test]
+    fn repeated_and_empty_rows_are_kept_and_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = concat!(r#"{"prompt": "q", "answer": ""}"#, "\n", r#"{"prompt": "q", "answer": "5"}"#);
+        let problems = load_problems(&write(&dir, "x.jsonl", rows), &Fields::default()).unwrap();
+        let report = DataReport::of(&problems);
+        assert_eq!(report, DataReport { problems: 2, empty_answers: 1, duplicates: 1, overlong: 0 });
+        assert_eq!(
+            DataReport { overlong: 3, ..report }.to_string(),
+            "2 problems, 1 with an empty answer, which cannot be scored, 1 with a repeated prompt; 3 more left out for an \
+             overlong prompt"
+        );
+    }
+
+    #[test]
+    fn named_fields_win() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(&dir, "x.jsonl", r#"{"prompt": "p", "answer": "1", "task": "t", "gold": "2"}"#);
+        let fields = Fields { prompt_field: Some("task".into()), answer_field: Some("gold".into()) };
+        let problem = &load_problems(&path, &fields).unwrap()[0];
+        assert_eq!((problem.prompt.text().as_str(), problem.answer.as_str()), ("t", "2"));
+        let fields = Fields { answer_field: Some("nope".into()), ..fields };
+        let error = load_problems(&path, &fields).unwrap_err().to_string();
+        assert!(error.contains("expected a field nope; the row has prompt, answer, task, gold"), "{error}");
+    }
+
+    /// Counts, and that every right answer equals itself once read, as `#### n`, in a box and in its own row.
+    #[test]
+    fn published_data_loads() {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+        if !root.is_dir() {
+            eprintln!("SKIPPED published_data_loads: no folder {}", root.display());
+            return;
+        }
+        let table = [
+            ("gsm8k/train.jsonl", "gsm8k", 7473),
+            ("gsm8k/test.jsonl", "gsm8k", 1319),
+            ("benchmarks/aime24.jsonl", "aime24", 30),
+            ("benchmarks/amc23.jsonl", "amc23", 40),
+            ("benchmarks/minerva_math.jsonl", "minerva_math", 272),
+            ("benchmarks/olympiadbench.jsonl", "olympiadbench", 675),
+        ];
+        for (file, source, rows) in table {
+            let problems = load_problems(&root.join(file), &Fields::default()).unwrap();
+            assert_eq!(DataReport::of(&problems), DataReport { problems: rows, ..DataReport::default() }, "{file}");
+            for problem in &problems {
+                let answer = &problem.answer;
+                assert_eq!(problem.data_source, source);
+                assert!(answer.len() < 400, "{file}: {answer:?}");
+                let graded = grade(answer, &format!("<think>x</think>\\boxed{{{answer}}}"), true);
+                assert!(graded.strict.is_right() && graded.lenient.is_right(), "{file}: {answer:?} {graded:?}");
+                if source == "gsm8k" {
+                    assert!(answer.parse::<i64>().is_ok(), "{answer:?}");
+                    let own = problem.extra["answer"].as_str().unwrap();
+                    assert!(grade(own, own, true).strict.is_right(), "{own}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Parquet files as JSON rows, nested columns included.
+
+use std::fs::File;
+use std::path::Path;
+
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Hands every row to `take`, with its place.
+pub(super) fn rows(path: &Path, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
+    let broken =
+        |e: ParquetError| Error::file(path, format!("not a whole Parquet file ({e}); copy or download it again"));
+    let file = File::open(path).map_err(Error::io(path))?;
+    let reader = SerializedFileReader::new(file).map_err(broken)?;
+    for (number, row) in (1..).zip(reader.get_row_iter(None).map_err(broken)?) {
+        take(format!("{} row {number}", path.display()), object(&row.map_err(broken)?))?;
+    }
+    Ok(())
+}
+
+fn object(row: &Row) -> Value {
+    row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
+}
+
+/// As the crate's own conversion, but bytes that are text become that text: older writers do not mark columns as UTF-8.
+fn value(field: &Field) -> Value {
+    match field {
+        Field::Group(row) => object(row),
+        Field::ListInternal(list) => list.elements().iter().map(value).collect(),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => field.to_json_value(),
+        },
+        other => other.to_json_value(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+    use crate::data::{Fields, Message, Prompt, load_problems};
+
+    /// Writes the next column, with its definition and repetition levels.
+    fn texts(
+        group: &mut SerializedRowGroupWriter<'_, File>,
+        values: &[&str],
+        defined: Option<&[i16]>,
+        repeated: Option<&[i16]>,
+    ) {
+        let values: Vec<ByteArray> = values.iter().map(|&text| text.into()).collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&values, defined, repeated).unwrap();
+        column.close().unwrap();
+    }
+
+    /// Two rows as verl writes them: a source, a list of messages, a struct with the answer, an index.
+    #[test]
+    fn rows_of_verl_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train.parquet");
+        let schema = "message schema {
+            OPTIONAL BYTE_ARRAY data_source (UTF8);
+            OPTIONAL group prompt (LIST) { REPEATED group list { OPTIONAL group element {
+                OPTIONAL BYTE_ARRAY content (UTF8); OPTIONAL BYTE_ARRAY role; } } }
+            OPTIONAL group reward_model { OPTIONAL BYTE_ARRAY ground_truth (UTF8); }
+            REQUIRED INT64 index;
+        }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = Arc::new(WriterProperties::builder().build());
+        let mut writer = SerializedFileWriter::new(File::create(&path).unwrap(), schema, properties).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        texts(&mut group, &["math", "math"], Some(&[1, 1]), None);
+        texts(&mut group, &["Be brief.", "2+3?", "4·5?"], Some(&[4, 4, 4]), Some(&[0, 1, 0]));
+        texts(&mut group, &["system", "user", "user"], Some(&[4, 4, 4]), Some(&[0, 1, 0]));
+        texts(&mut group, &["5", "20"], Some(&[2, 2]), None);
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[7, 8], None, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+
+        let problems = load_problems(&path, &Fields::default()).unwrap();
+        let messages = vec![Message::new("system", "Be brief."), Message::user("2+3?")];
+        assert_eq!(problems[0].prompt, Prompt::Messages(messages));
+        assert_eq!(problems[1].prompt, Prompt::Messages(vec![Message::user("4·5?")]));
+        let answers: Vec<_> = problems.iter().map(|p| (p.answer.as_str(), p.data_source.as_str())).collect();
+        assert_eq!(answers, [("5", "math"), ("20", "math")]);
+        assert_eq!(problems[1].extra["index"], 8);
+
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
+        let error = load_problems(&path, &Fields::default()).unwrap_err().to_string();
+        assert!(error.contains("train.parquet: not a whole Parquet file"), "{error}");
+    }
+
+    /// A row that is no problem is named by its number; an answer that went through a float column is a whole number.
+    #[test]
+    fn rows_are_named_by_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sums.parquet");
+        let schema = "message schema { REQUIRED BYTE_ARRAY question (UTF8); OPTIONAL DOUBLE answer; }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let write = |defined: &[i16]| {
+            let properties = Arc::new(WriterProperties::builder().build());
+            let file = File::create(&path).unwrap();
+            let mut writer = SerializedFileWriter::new(file, schema.clone(), properties).unwrap();
+            let mut group = writer.next_row_group().unwrap();
+            texts(&mut group, &["9·3?", "1/2?"], None, None);
+            let mut column = group.next_column().unwrap().unwrap();
+            let values = [27.0, 0.5];
+            let present = defined.iter().filter(|&&level| level > 0).count();
+            column.typed::<DoubleType>().write_batch(&values[..present], Some(defined), None).unwrap();
+            column.close().unwrap();
+            group.close().unwrap();
+            writer.close().unwrap();
+        };
+        write(&[1, 1]);
+        let problems = load_problems(&path, &Fields::default()).unwrap();
+        assert_eq!(problems.iter().map(|p| p.answer.as_str()).collect::<Vec<_>>(), ["27", "0.5"]);
+        write(&[1, 0]);
+        let error = load_problems(&path, &Fields::default()).unwrap_err().to_string();
+        assert!(error.contains("sums.parquet row 2: no answer"), "{error}");
+    }
+}

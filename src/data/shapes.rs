@@ -1,0 +1,302 @@
+//! From a row to a problem or a conversation. The field names, in any case:
+//!
+//! | rows of | prompt | answer |
+//! |---|---|---|
+//! | TRL | `prompt` (text or messages) | `answer`, `solution` or `ground_truth` |
+//! | chats | `messages` (a last assistant turn is dropped) | `answer`, … |
+//! | verl | `prompt` (messages) | `reward_model.ground_truth` |
+//! | GSM8K | `question` | `answer`, after the last `####` |
+//! | AIME, AMC23, MATH-500 | `problem` or `question` | `answer` |
+//! | MATH, Minerva | `problem` | `solution` with a `\boxed{}` |
+//! | OlympiadBench | `question` after any `context` | `final_answer` (a list) |
+
+use serde_json::{Map, Value};
+
+use super::{Conversation, Fields, Message, Problem, Prompt};
+use crate::reward::answer::gold_answer;
+
+const PROMPTS: [&str; 4] = ["prompt", "messages", "question", "problem"];
+const ANSWERS: [&str; 4] = ["answer", "final_answer", "ground_truth", "solution"];
+
+/// What is wrong with a row.
+pub(super) type Fault = String;
+
+/// Reads a problem; `source` names rows that do not say where they are from.
+pub(super) fn problem(
+    mut row: Map<String, Value>,
+    fields: &Fields,
+    source: &str,
+) -> std::result::Result<Problem, Fault> {
+    let prompt_field = pick(&row, fields.prompt_field.as_deref(), &PROMPTS, "prompt")?;
+    let prompt = match (prompt_of(&row[prompt_field], prompt_field)?, context(&row)) {
+        (Prompt::Messages(messages), _) => Prompt::Messages(without_last_assistant(messages, prompt_field)?),
+        (Prompt::Text(question), Some(context)) => Prompt::Text(format!("{context}\n{question}")),
+        (text, None) => text,
+    };
+    if prompt.text().trim().is_empty() {
+        return Err(format!("{prompt_field} is empty"));
+    }
+
+    let verl =
+        row.get("reward_model").and_then(|model| model.get("ground_truth")).filter(|_| fields.answer_field.is_none());
+    let (answer_field, whole) = match verl {
+        Some(truth) => ("reward_model", answer_text(truth, "reward_model.ground_truth")?),
+        None => {
+            let field = pick(&row, fields.answer_field.as_deref(), &ANSWERS, "answer")?;
+            (field, answer_text(&row[field], field)?)
+        }
+    };
+    let hashed = whole.contains("####");
+    let mut answer = gold_answer(&whole).to_string();
+    if hashed {
+        answer.retain(|c| c != ',');
+    }
+    let gsm8k = hashed && prompt_field.eq_ignore_ascii_case("question");
+    let extracted = answer != whole.trim();
+
+    let (prompt_field, answer_field) = (prompt_field.to_string(), answer_field.to_string());
+    row.remove(&prompt_field);
+    if !extracted {
+        row.remove(&answer_field);
+    }
+    let data_source = match row.remove("data_source") {
+        Some(Value::String(name)) => name,
+        Some(other) => return Err(format!("data_source = {}: expected a text", shown(&other))),
+        None if gsm8k => "gsm8k".to_string(),
+        None => source.to_string(),
+    };
+    let floor = match row.remove("floor") {
+        Some(Value::String(floor)) => Some(floor),
+        Some(Value::Null) | None => None,
+        Some(other) => return Err(format!("floor = {}: expected a text", shown(&other))),
+    };
+    let mut problem = Problem::new(prompt, answer);
+    (problem.data_source, problem.floor, problem.extra) = (data_source, floor, row);
+    Ok(problem)
+}
+
+/// Reads a conversation.
+pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<Conversation, Fault> {
+    if let Some(messages) = row.get("messages") {
+        let mut messages = messages_of(messages, "messages")?;
+        return match messages.pop() {
+            Some(last) if last.role == "assistant" && !messages.is_empty() => {
+                Ok(Conversation { prompt: Prompt::Messages(messages), completion: last.content })
+            }
+            _ => Err("messages: expected a prompt and then an assistant's turn at the end".into()),
+        };
+    }
+    let (Some(prompt), Some(completion)) = (row.get("prompt"), row.get("completion")) else {
+        return Err(format!("expected messages, or prompt and completion; the row has {}", names(row)));
+    };
+    let completion = match prompt_of(completion, "completion")? {
+        Prompt::Text(text) => text,
+        Prompt::Messages(messages) => match messages.as_slice() {
+            [only] if only.role == "assistant" => only.content.clone(),
+            _ => return Err("completion: expected a text or one assistant's turn".into()),
+        },
+    };
+    Ok(Conversation { prompt: prompt_of(prompt, "prompt")?, completion })
+}
+
+/// What an OlympiadBench question refers to.
+fn context(row: &Map<String, Value>) -> Option<String> {
+    let context = row.get("context").filter(|_| row.contains_key("final_answer"))?.as_str()?;
+    (!context.trim().is_empty()).then(|| context.to_string())
+}
+
+/// The field to read: the one asked for, or the first usual one that the row has.
+fn pick<'a>(
+    row: &'a Map<String, Value>,
+    asked: Option<&str>,
+    usual: &[&str],
+    what: &str,
+) -> std::result::Result<&'a str, Fault> {
+    let present = |name: &&str| row.iter().find(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_null());
+    let found = match asked {
+        Some(name) => row.get_key_value(name),
+        None => usual.iter().find_map(present),
+    };
+    found.map(|(key, _)| key.as_str()).ok_or_else(|| {
+        let expected = asked.map_or_else(|| usual.join(", "), str::to_string);
+        format!("no {what}: expected a field {expected}; the row has {}", names(row))
+    })
+}
+
+fn names(row: &Map<String, Value>) -> String {
+    if row.is_empty() { "no fields".into() } else { row.keys().cloned().collect::<Vec<_>>().join(", ") }
+}
+
+fn prompt_of(value: &Value, field: &str) -> std::result::Result<Prompt, Fault> {
+    match value {
+        Value::String(text) => Ok(Prompt::Text(text.clone())),
+        Value::Array(_) => messages_of(value, field).map(Prompt::Messages),
+        other => Err(format!("{field} = {}: expected a text or a list of messages", shown(other))),
+    }
+}
+
+fn messages_of(value: &Value, field: &str) -> std::result::Result<Vec<Message>, Fault> {
+    let list = value.as_array().ok_or_else(|| format!("{field} = {}: expected a list of messages", shown(value)))?;
+    list.iter()
+        .enumerate()
+        .map(|(i, message)| {
+            let text = |key: &str| match &message[key] {
+                Value::String(text) => Some(text.clone()),
+                // Content in parts, as multimodal chats have it; only text is understood.
+                Value::Array(parts) if key == "content" => {
+                    parts.iter().map(|part| part["text"].as_str()).collect::<Option<String>>()
+                }
+                _ => None,
+            };
+            match (text("role"), text("content")) {
+                (Some(role), Some(content)) => Ok(Message { role, content }),
+                _ => Err(format!(
+                    "{field}[{i}] = {}: expected an object with the texts role and content",
+                    shown(message)
+                )),
+            }
+        })
+        .collect()
+}
+
+fn without_last_assistant(mut messages: Vec<Message>, field: &str) -> std::result::Result<Vec<Message>, Fault> {
+    while messages.pop_if(|message| message.role == "assistant").is_some() {}
+    match messages.last() {
+        Some(_) => Ok(messages),
+        None => Err(format!("{field}: expected a turn for the model to answer")),
+    }
+}
+
+fn answer_text(value: &Value, field: &str) -> std::result::Result<String, Fault> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        // A whole number that passed through a float column.
+        Value::Number(number) => Ok(number.to_string().trim_end_matches(".0").to_string()),
+        Value::Array(list) => {
+            Ok(list.iter().map(|item| answer_text(item, field)).collect::<std::result::Result<Vec<_>, _>>()?.join(", "))
+        }
+        other => Err(format!("{field} = {}: expected a text, a number or a list of them", shown(other))),
+    }
+}
+
+/// A value as messages show it, cut to a readable length.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+/// What a value is, for messages.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::mix_text;
+
+    fn object(row: &str) -> Map<String, Value> {
+        serde_json::from_str(row).unwrap()
+    }
+
+    fn read(row: &str) -> std::result::Result<Problem, Fault> {
+        problem(object(row), &Fields::default(), "file")
+    }
+
+    #[test]
+    fn every_shape_gives_prompt_and_answer() {
+        let table = [
+            (r#"{"prompt": "q", "answer": "5"}"#, "5"),
+            (r#"{"prompt": [{"role": "user", "content": "q"}], "solution": "$5$"}"#, "$5$"),
+            (r#"{"prompt": "q", "ground_truth": 5}"#, "5"),
+            (
+                r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "answer": "5"}"#,
+                "5",
+            ),
+            (
+                r#"{"data_source": "s", "prompt": [{"role": "user", "content": [{"type": "text", "text": "q"}]}], "reward_model": {"style": "rule", "ground_truth": "5"}}"#,
+                "5",
+            ),
+            (r#"{"question": "q", "answer": "1,000+4 = <<1000+4=1004>>\n#### 1,004"}"#, "1004"),
+            (r#"{"problem": "q", "answer": 27.0}"#, "27"),
+            (r#"{"ID": "2024-I-1", "Problem": "q", "Solution": "s", "Answer": 204}"#, "204"),
+            (r#"{"problem": "q", "solution": "so $\\boxed{7}$", "answer": "7", "unique_id": "test/7.json"}"#, "7"),
+            (r#"{"problem": "q", "solution": "so \\boxed{\\frac{1}{2}} cm"}"#, r"\frac{1}{2}"),
+            (r#"{"question": "q", "context": null, "final_answer": ["$2$"]}"#, "$2$"),
+            (r#"{"question": "q", "final_answer": ["1", "2"]}"#, "1, 2"),
+            (r#"{"prompt": "q", "answer": 0.5}"#, "0.5"),
+            (r#"{"prompt": "q", "answer": -3}"#, "-3"),
+        ];
+        for (row, answer) in table {
+            let problem = read(row).unwrap();
+            assert_eq!(problem.prompt.text(), "q", "{row}");
+            assert_eq!(problem.answer, answer, "{row}");
+            // Equal words are the same problem, whatever the row's shape.
+            assert_eq!(problem.id, mix_text("q"));
+        }
+    }
+
+    /// OlympiadBench keeps what a question refers to in a field of its own; without it the question has no answer.
+    #[test]
+    fn a_context_is_part_of_the_question() {
+        let row = r#"{"context": "Let $x=2$.", "question": "What is $x^2$?", "final_answer": ["4"]}"#;
+        assert_eq!(read(row).unwrap().prompt.text(), "Let $x=2$.\nWhat is $x^2$?");
+    }
+
+    #[test]
+    fn malformed_rows_are_told_by_field_and_value() {
+        let table = [
+            (
+                r#"{"answer": "5"}"#,
+                "no prompt: expected a field prompt, messages, question, problem; the row has answer",
+            ),
+            (r#"{"prompt": "q"}"#, "no answer: expected a field answer, final_answer, ground_truth, solution"),
+            (r#"{"prompt": 3, "answer": "5"}"#, "prompt = 3: expected a text or a list of messages"),
+            (r#"{"prompt": "q", "answer": true}"#, "answer = true: expected a text, a number"),
+            (r#"{"prompt": "q", "reward_model": {"ground_truth": {}}}"#, "reward_model.ground_truth = {}: expected"),
+            (r#"{"prompt": " ", "answer": "5"}"#, "prompt is empty"),
+            (
+                r#"{"prompt": [{"role": "user"}], "answer": "5"}"#,
+                r#"prompt[0] = {"role":"user"}: expected an object with the texts role and content"#,
+            ),
+            (
+                r#"{"messages": [{"role": "assistant", "content": "x"}], "answer": "5"}"#,
+                "messages: expected a turn for the model to answer",
+            ),
+            (r#"{"prompt": "q", "answer": "5", "floor": 3}"#, "floor = 3: expected a text"),
+            (r#"{"prompt": "q", "answer": "5", "data_source": 3}"#, "data_source = 3: expected a text"),
+        ];
+        for (row, want) in table {
+            let fault = read(row).unwrap_err();
+            assert!(fault.contains(want), "{fault}");
+        }
+        let long = read(&format!(r#"{{"prompt": {{"text": "{}"}}}}"#, "é".repeat(500))).unwrap_err();
+        assert!(long.len() < 250, "{long}");
+    }
+
+    #[test]
+    fn conversations_end_with_the_assistant() {
+        let read = |row: &str| conversation(&object(row));
+        let turns =
+            read(r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#).unwrap();
+        assert_eq!(turns, Conversation { prompt: Prompt::Messages(vec![Message::user("q")]), completion: "a".into() });
+        let plain = read(r#"{"prompt": "q", "completion": "a"}"#).unwrap();
+        assert_eq!(plain, Conversation { prompt: Prompt::Text("q".into()), completion: "a".into() });
+        let lists = read(
+            r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
+        );
+        assert_eq!(lists.unwrap(), turns);
+        assert!(read(r#"{"messages": [{"role": "user", "content": "q"}]}"#).unwrap_err().contains("assistant's turn"));
+        assert!(read(r#"{"text": "q"}"#).unwrap_err().contains("the row has text"));
+    }
+}

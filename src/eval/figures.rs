@@ -1,0 +1,291 @@
+//! What a set of graded completions says: scores with intervals, and lengths.
+//!
+//! Every score is a mean over problems of something between 0 and 1 that the problem's `n` completions, `c` of them
+//! right, say; `mean@n`, `maj@n` and `best@n` are verl's names.
+//!
+//! | score | per problem |
+//! |---|---|
+//! | `mean@n` | `c / n`: accuracy |
+//! | `pass@k` | `1 − C(n − c, k) / C(n, k)`: the chance that one of `k` completions is right, without bias (Chen et al., arXiv 2107.03374); for powers of two up to n |
+//! | `maj@n` | 1 when the answer that most completions give is right; equal answers are counted together, those without an answer do not vote, a tie goes to the answer that came first |
+//! | `best@n` | 1 when any of the n is right; `pass@n` by another name |
+
+use rayon::prelude::*;
+use serde::{Serialize, Serializer};
+
+use super::Group;
+use super::bootstrap::{interval, quantile};
+use super::record::Record;
+use crate::metrics::mean;
+use crate::reward::{Verdict, grade};
+
+/// A figure and its 95% bootstrap interval, where there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The figure.
+    pub value: f64,
+    /// From and to.
+    pub interval: Option<[f64; 2]>,
+}
+
+/// Scores by name, in the order in which they are shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores(pub Vec<(String, Estimate)>);
+
+impl Scores {
+    /// A score.
+    pub fn get(&self, name: &str) -> Option<Estimate> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, estimate)| *estimate)
+    }
+}
+
+impl Serialize for Scores {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, estimate)| (name, estimate)))
+    }
+}
+
+/// Quantiles of completion lengths in tokens, linear between neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Percentiles {
+    pub p5: f64,
+    pub p25: f64,
+    pub p50: f64,
+    pub p75: f64,
+    pub p95: f64,
+    pub max: f64,
+}
+
+/// Figures of the completions of some problems.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figures {
+    /// Completions.
+    pub n: usize,
+    /// Problems.
+    pub problems: usize,
+    /// Completions per problem.
+    pub samples: usize,
+    /// Share of completions right, strictly read.
+    pub accuracy: f64,
+    /// Share right when any last number counts.
+    pub accuracy_lenient: f64,
+    /// Scores in the strict reading.
+    pub strict: Scores,
+    /// Scores in the lenient reading.
+    pub lenient: Scores,
+    /// Mean length in tokens.
+    pub mean_length: f64,
+    /// Its interval.
+    pub mean_length_interval: Option<[f64; 2]>,
+    /// Mean length of the right ones; none without any.
+    pub mean_length_correct: Option<f64>,
+    /// Mean length of the wrong ones; none without any.
+    pub mean_length_wrong: Option<f64>,
+    /// Quantiles of the lengths.
+    pub length_percentiles: Percentiles,
+    /// Share that hit the length limit.
+    pub clipped_ratio: f64,
+    /// Tokens of all completions for each right one; none without a right one.
+    pub tokens_per_correct: Option<f64>,
+    /// Its interval.
+    pub tokens_per_correct_interval: Option<[f64; 2]>,
+    /// Mean entropy per token at temperature 1, in nats, where known.
+    pub entropy: Option<f64>,
+    /// Mean tokens of the shortest sufficient solution, where known.
+    pub floor: Option<f64>,
+}
+
+impl Figures {
+    /// Figures of at least one problem; intervals take a thousand times as long and are made when asked for.
+    pub(super) fn of(groups: &[&Group], intervals: bool) -> Self {
+        let records: Vec<&Record> = groups.iter().flat_map(|group| &group.records).collect();
+        let interval = |statistic: &(dyn Fn(&[usize]) -> f64 + Sync)| {
+            if intervals { interval(groups.len(), statistic) } else { None }
+        };
+        let samples = groups[0].records.len();
+        let everything: Vec<usize> = (0..groups.len()).collect();
+        let scores = |reading: Reading| {
+            let rows: Vec<Vec<f64>> = groups.par_iter().map(|group| reading.tally(&group.records).scores()).collect();
+            let estimate = |(k, name)| {
+                let over = |drawn: &[usize]| drawn.iter().map(|&i| rows[i][k]).sum::<f64>() / drawn.len() as f64;
+                (name, Estimate { value: over(&everything), interval: interval(&over) })
+            };
+            Scores(score_names(samples).into_iter().enumerate().map(estimate).collect())
+        };
+        let (strict, lenient) = (scores(Reading::Strict), scores(Reading::Lenient));
+
+        let tokens: Vec<f64> = groups.iter().map(|group| sum(group, |r| r.sample.length as f64)).collect();
+        let right: Vec<f64> = groups.iter().map(|group| sum(group, |r| f64::from(u8::from(is_right(r))))).collect();
+        let ratio = |drawn: &[usize]| {
+            drawn.iter().map(|&i| tokens[i]).sum::<f64>() / drawn.iter().map(|&i| right[i]).sum::<f64>()
+        };
+        let per_completion =
+            |drawn: &[usize]| drawn.iter().map(|&i| tokens[i]).sum::<f64>() / (drawn.len() * samples) as f64;
+
+        let mean_length = |keep: &dyn Fn(&Record) -> bool| -> Option<f64> {
+            let lengths: Vec<f64> = records.iter().filter(|r| keep(r)).map(|r| r.sample.length as f64).collect();
+            (!lengths.is_empty()).then(|| mean(&lengths))
+        };
+        let share = |is: &dyn Fn(&Record) -> bool| {
+            records.iter().filter(|record| is(record)).count() as f64 / records.len() as f64
+        };
+        let floors: Vec<f64> = records.iter().filter_map(|r| r.sample.floor).map(|floor| floor as f64).collect();
+        Self {
+            n: records.len(),
+            problems: groups.len(),
+            samples,
+            accuracy: share(&is_right),
+            accuracy_lenient: share(&|record| record.graded.lenient.is_right()),
+            strict,
+            lenient,
+            mean_length: per_completion(&everything),
+            mean_length_interval: interval(&per_completion),
+            mean_length_correct: mean_length(&is_right),
+            mean_length_wrong: mean_length(&|record| !is_right(record)),
+            length_percentiles: percentiles(&records),
+            clipped_ratio: share(&|record| !record.sample.finished),
+            tokens_per_correct: Some(ratio(&everything)).filter(|tokens| tokens.is_finite()),
+            tokens_per_correct_interval: interval(&ratio),
+            entropy: entropy(&records),
+            floor: (!floors.is_empty()).then(|| mean(&floors)),
+        }
+    }
+}
+
+fn is_right(record: &Record) -> bool {
+    record.graded.strict.is_right()
+}
+
+fn sum(group: &Group, value: impl Fn(&Record) -> f64) -> f64 {
+    group.records.iter().map(value).sum()
+}
+
+fn percentiles(records: &[&Record]) -> Percentiles {
+    let mut lengths: Vec<f64> = records.iter().map(|record| record.sample.length as f64).collect();
+    lengths.sort_unstable_by(f64::total_cmp);
+    let at = |q: f64| quantile(&lengths, q);
+    Percentiles { p5: at(0.05), p25: at(0.25), p50: at(0.5), p75: at(0.75), p95: at(0.95), max: at(1.0) }
+}
+
+/// Mean over the tokens of those completions whose entropies are known.
+fn entropy(records: &[&Record]) -> Option<f64> {
+    let known = records.iter().filter_map(|r| Some((r.sample.entropy_sum?, r.sample.length as f64)));
+    let (nats, tokens) = known.fold((0.0, 0.0), |(nats, tokens), (n, t)| (nats + n, tokens + t));
+    (tokens > 0.0).then(|| nats / tokens)
+}
+
+/// Which of the two grades counts.
+#[derive(Clone, Copy)]
+enum Reading {
+    Strict,
+    Lenient,
+}
+
+/// What a problem's completions come to in one reading.
+struct Tally {
+    samples: usize,
+    right: usize,
+    majority: bool,
+}
+
+impl Reading {
+    fn verdict(self, record: &Record) -> Verdict {
+        match self {
+            Self::Strict => record.graded.strict,
+            Self::Lenient => record.graded.lenient,
+        }
+    }
+
+    fn tally(self, records: &[Record]) -> Tally {
+        let right = records.iter().filter(|record| self.verdict(record).is_right()).count();
+        Tally { samples: records.len(), right, majority: self.majority(records) }
+    }
+
+    /// Whether the most frequent answer is right.
+    fn majority(self, records: &[Record]) -> bool {
+        // Answer, votes, whether it is right; in order of appearance.
+        let mut answers: Vec<(&str, usize, bool)> = Vec::new();
+        for record in records {
+            let verdict = self.verdict(record);
+            let stated = !matches!(verdict, Verdict::NoAnswer | Verdict::UnparseableAnswer);
+            let Some(answer) = record.graded.extracted.as_deref().filter(|_| stated) else { continue };
+            match answers.iter_mut().find(|(other, ..)| same(other, answer)) {
+                Some((_, votes, _)) => *votes += 1,
+                None => answers.push((answer, 1, verdict.is_right())),
+            }
+        }
+        let most = answers.iter().map(|&(_, votes, _)| votes).max();
+        answers.iter().find(|&&(_, votes, _)| Some(votes) == most).is_some_and(|&(.., right)| right)
+    }
+}
+
+/// Whether the verifier takes two answers for one.
+fn same(left: &str, right: &str) -> bool {
+    left == right || grade(left, &format!("\\boxed{{{right}}}"), true).strict.is_right()
+}
+
+/// The `k` of `pass@k`.
+fn powers_of_two(n: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(1), |k| Some(2 * k)).take_while(move |&k| k <= n)
+}
+
+/// Names of the scores that `n` completions per problem allow, in the order of [`Tally::scores`].
+fn score_names(n: usize) -> Vec<String> {
+    let pass = powers_of_two(n).map(|k| format!("pass@{k}"));
+    std::iter::once(format!("mean@{n}")).chain(pass).chain([format!("maj@{n}"), format!("best@{n}")]).collect()
+}
+
+impl Tally {
+    fn scores(&self) -> Vec<f64> {
+        let (n, c) = (self.samples, self.right);
+        let pass = powers_of_two(n).map(|k| pass_at(k, n, c));
+        let last = [self.majority, c > 0].map(|yes| f64::from(u8::from(yes)));
+        std::iter::once(c as f64 / n as f64).chain(pass).chain(last).collect()
+    }
+}
+
+/// `1 − C(n − c, k) / C(n, k)` as a product, which does not overflow.
+fn pass_at(k: usize, n: usize, c: usize) -> f64 {
+    if n - c < k {
+        return 1.0;
+    }
+    1.0 - (n - c + 1..=n).map(|i| 1.0 - k as f64 / i as f64).product::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::record::tests::record;
+
+    /// Counted out: of all ways to choose k of n completions, the share that has a right one.
+    #[test]
+    fn pass_at_k_is_the_share_of_choices_with_a_right_one() {
+        for (n, c) in [(1, 0), (1, 1), (4, 1), (5, 2), (6, 6), (6, 0)] {
+            for k in 1..=n {
+                let choices = (0u32..1 << n).filter(|set| set.count_ones() as usize == k);
+                let (hits, all) = choices.fold((0, 0), |(hits, all), set| {
+                    // The first c completions are the right ones.
+                    (hits + u32::from(set & ((1 << c) - 1) != 0), all + 1)
+                });
+                let expected = f64::from(hits) / f64::from(all);
+                assert!((pass_at(k, n, c) - expected).abs() < 1e-12, "n {n} c {c} k {k}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_majority_counts_equal_answers_together_and_a_tie_goes_to_the_first() {
+        let majority = |completions: &[&str]| {
+            let records: Vec<_> = (0..).zip(completions).map(|(i, text)| record("s", "1", i, text)).collect();
+            (Reading::Strict.majority(&records), Reading::Lenient.majority(&records))
+        };
+        // 10/2 and 5.0 are 5; against one each of 4 and 3.
+        assert_eq!(majority(&["\\boxed{4}", "\\boxed{10/2}", "\\boxed{3}", "\\boxed{5.0}"]), (true, true));
+        assert_eq!(majority(&["\\boxed{4}", "\\boxed{5}"]), (false, false));
+        assert_eq!(majority(&["\\boxed{5}", "\\boxed{4}"]), (true, true));
+        // Two unstated 4s vote in the lenient reading only.
+        assert_eq!(majority(&["it is 4", "\\boxed{5}", "it is 4"]), (true, false));
+        assert_eq!(majority(&["no idea", ""]), (false, false));
+    }
+}

@@ -1,0 +1,382 @@
+//! Evaluation: sample completions of held-out problems, grade them, say what came out per data source.
+//!
+//! [`evaluate`] samples, [`figures`] says what the scores are, [`saved`] keeps an evaluation in a folder and goes on
+//! with an interrupted one, [`compare`] sets two side by side. Training evaluates by the same code, with a seed apart
+//! from that of its own sampling.
+
+pub mod bootstrap;
+pub mod compare;
+pub mod figures;
+pub mod record;
+pub mod saved;
+pub(crate) mod table;
+
+use std::collections::{BTreeMap, HashMap};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::data::Problem;
+use crate::error::{Error, Result};
+use crate::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
+use crate::metrics::Metrics;
+use crate::model::{CausalLm, ModelConfig};
+use crate::text::tokenizer::Tokenizer;
+pub use figures::Figures;
+pub use record::{Line, Record, Sample};
+
+/// How to evaluate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// Problems: the first so many; 0 for all of a file.
+    pub num_problems: usize,
+    /// Completions per problem.
+    pub num_generations: usize,
+    /// Sampling temperature; 0 is greedy.
+    pub temperature: f32,
+    /// Samples only the so many most probable tokens; 0 for all.
+    pub top_k: usize,
+    /// Samples only the most probable tokens that together reach this probability; 1 for all.
+    pub top_p: f32,
+    /// Samples only tokens at least this many times as probable as the most probable one; 0 for all.
+    pub min_p: f32,
+    /// Makes tokens that occurred before less likely; 1 for none.
+    pub repetition_penalty: f32,
+    /// Longest completion, in tokens.
+    pub max_completion_length: usize,
+    /// Rows decoded together at most.
+    pub rows: usize,
+    /// Seed of the sampling noise, apart from training's.
+    pub seed: u64,
+    /// Force the start of the embedded tasks' terse manner, to see what the model can do without thinking.
+    pub terse: bool,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self {
+            num_problems: 600,
+            num_generations: 1,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            max_completion_length: 512,
+            rows: 128,
+            seed: 1_000_003,
+            terse: false,
+        }
+    }
+}
+
+impl EvalConfig {
+    /// What cannot work, one line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (key, value) in [
+            ("num_generations", self.num_generations),
+            ("max_completion_length", self.max_completion_length),
+            ("rows", self.rows),
+        ] {
+            if value == 0 {
+                problems.push(format!("eval.{key} = 0 must be positive"));
+            }
+        }
+        problems.extend(self.distribution().problems().into_iter().map(|problem| format!("eval.{problem}")));
+        problems
+    }
+
+    /// What completions are sampled from.
+    fn distribution(&self) -> Distribution {
+        let Self { repetition_penalty, temperature, top_k, top_p, min_p, .. } = *self;
+        Distribution { repetition_penalty, temperature, top_k, top_p, min_p }
+    }
+
+    /// Problems that are sampled, graded and written together: their completions fill the rows a few times over, so that
+    /// few rows idle while the longest of them ends.
+    fn problems_at_once(&self) -> usize {
+        (4 * self.rows / self.num_generations).max(1)
+    }
+}
+
+/// What is evaluated.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Weights.
+    pub model: &'a CausalLm,
+    /// Shape.
+    pub model_config: &'a ModelConfig,
+    /// Text to tokens and back.
+    pub tokenizer: &'a Tokenizer,
+}
+
+/// Samples and grades `num_generations` completions per problem.
+///
+/// `observe` is given the lines of a completions file a few problems at a time, in order. While the device samples the
+/// next ones, all cores grade the last.
+///
+/// # Errors
+/// A prompt that cannot be rendered, one that leaves no room for a completion in the model's context, and what
+/// `observe` says.
+pub fn evaluate(
+    subject: Subject,
+    problems: &[Problem],
+    config: &EvalConfig,
+    observe: &mut dyn FnMut(&[Line]) -> Result<()>,
+) -> Result<Vec<Record>> {
+    let Subject { model, model_config, tokenizer } = subject;
+    let sampling = Sampling {
+        distribution: config.distribution(),
+        max_completion_length: config.max_completion_length,
+        stop: tokenizer.stop_ids().to_vec(),
+        rows: config.rows,
+        ..Sampling::default()
+    };
+    let mut records = Vec::with_capacity(problems.len() * config.num_generations);
+    let mut keep = |lines: Vec<Line>| -> Result<()> {
+        observe(&lines)?;
+        records.extend(lines.into_iter().map(|line| line.record));
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let mut grading = None;
+        for problems in problems.chunks(config.problems_at_once()) {
+            let asked = ask(problems, subject, config)?;
+            let requests: Vec<Request> = asked.iter().map(|asked| asked.request.clone()).collect();
+            let completions = generate(model, model_config, &requests, &sampling, |_, _| Watch::Continue)?;
+            let grade = move || -> Vec<Line> {
+                asked.into_par_iter().zip(completions).map(|(asked, c)| asked.line(&c, tokenizer)).collect()
+            };
+            if let Some(last) = grading.replace(scope.spawn(grade)) {
+                keep(joined(last))?;
+            }
+        }
+        grading.map_or(Ok(()), |last| keep(joined(last)))
+    })?;
+    Ok(records)
+}
+
+/// What a thread returns; its panic goes on here.
+fn joined<T>(thread: std::thread::ScopedJoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// A completion that was asked for.
+struct Asked<'a> {
+    problem: &'a Problem,
+    sample: usize,
+    /// Forced start of the completion.
+    forced: Vec<u32>,
+    request: Request,
+}
+
+/// The requests of some problems.
+fn ask<'a>(problems: &'a [Problem], subject: Subject, config: &EvalConfig) -> Result<Vec<Asked<'a>>> {
+    let mut asked = Vec::with_capacity(problems.len() * config.num_generations);
+    for problem in problems {
+        let forced = forced_start(problem, subject.tokenizer, config.terse)?;
+        let mut prompt = subject.tokenizer.encode_prompt(&problem.prompt)?;
+        check_room(&prompt, subject.model_config, problem)?;
+        prompt.extend(&forced);
+        asked.extend((0..config.num_generations).map(|sample| {
+            let request = Request { prompt: prompt.clone(), key: [config.seed, 0, problem.id, sample as u64] };
+            Asked { problem, sample, forced: forced.clone(), request }
+        }));
+    }
+    Ok(asked)
+}
+
+impl Asked<'_> {
+    /// Grades what came back.
+    fn line(&self, completion: &Completion, tokenizer: &Tokenizer) -> Line {
+        let ids = [self.forced.as_slice(), &completion.tokens].concat();
+        let rounded = completion.entropies.iter().map(|h| (h * 1e4).round() / 1e4);
+        let entropy: Vec<f32> = self.forced.iter().map(|_| 0.0).chain(rounded).collect();
+        let floor = self.problem.floor.as_ref().and_then(|floor| tokenizer.encode(floor).ok());
+        let sample = Sample {
+            problem: self.problem.id.to_string(),
+            sample: self.sample,
+            data_source: self.problem.data_source.clone(),
+            prompt: self.problem.prompt.text(),
+            answer: self.problem.answer.clone(),
+            completion: tokenizer.decode(&ids, true),
+            finished: completion.finished(),
+            length: ids.len(),
+            floor: floor.map(|tokens| tokens.len() + 1),
+            entropy_sum: Some(record::entropy_sum(&entropy)),
+        };
+        let tokens = ids.iter().map(|&id| tokenizer.token_text(id)).collect();
+        Line { record: Record::new(sample), tokens, entropy }
+    }
+}
+
+/// The tokens a terse evaluation forces.
+fn forced_start(problem: &Problem, tokenizer: &Tokenizer, terse: bool) -> Result<Vec<u32>> {
+    if !terse {
+        return Ok(Vec::new());
+    }
+    match problem.extra.get("terse_opening").and_then(Value::as_str) {
+        Some(opening) => tokenizer.encode(opening),
+        None => {
+            Err(Error::Invalid("--terse works on the embedded tasks only: other rows have no terse start".to_string()))
+        }
+    }
+}
+
+/// Refuses a prompt that leaves no room in the model's context.
+pub(crate) fn check_room(prompt: &[u32], config: &ModelConfig, problem: &Problem) -> Result<()> {
+    if prompt.len() < config.max_position_embeddings {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "a prompt of {} has {} tokens; the model reads max_position_embeddings = {}: {:.80}…",
+        problem.data_source,
+        prompt.len(),
+        config.max_position_embeddings,
+        problem.prompt.text()
+    )))
+}
+
+/// Which problem.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Where it is from.
+    pub data_source: String,
+    /// Its identity.
+    pub problem: String,
+    /// How many of that identity came before: a data set may have a problem twice.
+    pub repeat: usize,
+}
+
+/// The completions of one problem.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// The problem.
+    pub key: Key,
+    /// Its completions, equally many for every problem.
+    pub records: Vec<Record>,
+}
+
+/// Graded completions by problem.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// In the order of the problems; at least one.
+    pub groups: Vec<Group>,
+}
+
+impl Evaluation {
+    /// Sorts completions by problem.
+    ///
+    /// # Errors
+    /// When there are none, or more of one problem than of another.
+    pub fn new(records: Vec<Record>) -> Result<Self> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut places: HashMap<Key, usize> = HashMap::new();
+        let mut seen: HashMap<(String, String, usize), usize> = HashMap::new();
+        for record in records {
+            let Sample { data_source, problem, sample, .. } = &record.sample;
+            // The same sample of the same problem again: the data set has the problem twice.
+            let repeats = seen.entry((data_source.clone(), problem.clone(), *sample)).or_insert(0);
+            let key = Key { data_source: data_source.clone(), problem: problem.clone(), repeat: *repeats };
+            *repeats += 1;
+            let place = *places.entry(key.clone()).or_insert(groups.len());
+            if place == groups.len() {
+                groups.push(Group { key, records: Vec::new() });
+            }
+            groups[place].records.push(record);
+        }
+        let samples = groups.first().map_or(0, |group| group.records.len());
+        match groups.iter().find(|group| group.records.len() != samples) {
+            _ if groups.is_empty() => Err(Error::Invalid("there are no completions".to_string())),
+            None => Ok(Self { groups }),
+            Some(Group { key: Key { data_source, problem, .. }, records }) => Err(Error::Invalid(format!(
+                "problem {problem} of {data_source} has {} completions and the first problem {samples}; go on with an \
+                 unfinished evaluation by `tempering eval --output`",
+                records.len()
+            ))),
+        }
+    }
+
+    /// Figures over all problems, without intervals.
+    pub fn overall(&self) -> Figures {
+        Figures::of(&self.groups.iter().collect::<Vec<_>>(), false)
+    }
+
+    /// Figures by data source, without intervals.
+    pub fn families(&self) -> BTreeMap<String, Figures> {
+        self.by_source(false)
+    }
+
+    fn by_source(&self, intervals: bool) -> BTreeMap<String, Figures> {
+        let mut sources: BTreeMap<String, Vec<&Group>> = BTreeMap::new();
+        for group in &self.groups {
+            sources.entry(group.key.data_source.clone()).or_default().push(group);
+        }
+        sources.into_iter().map(|(source, groups)| (source, Figures::of(&groups, intervals))).collect()
+    }
+
+    /// Figures by data source and then over all problems, with intervals.
+    fn rows(&self) -> Vec<(String, Figures)> {
+        let all = Figures::of(&self.groups.iter().collect::<Vec<_>>(), true);
+        self.by_source(true).into_iter().chain([("all".to_string(), all)]).collect()
+    }
+
+    /// How often each verdict was reached.
+    pub fn verdicts(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for record in self.groups.iter().flat_map(|group| &group.records) {
+            *counts.entry(record.graded.strict.name().to_string()).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    /// The figures under metric names.
+    pub fn metrics(&self) -> Metrics {
+        let mut metrics = Metrics::default();
+        let overall = self.overall();
+        metrics.set("accuracy", overall.accuracy);
+        metrics.set("accuracy_lenient", overall.accuracy_lenient);
+        metrics.set("mean_length", overall.mean_length);
+        metrics.set("clipped_ratio", overall.clipped_ratio);
+        metrics.set_mean("entropy", &overall.entropy.into_iter().collect::<Vec<_>>());
+        for (name, estimate) in overall.strict.0.iter().filter(|_| overall.samples > 1) {
+            metrics.set(name, estimate.value);
+        }
+        for (name, figures) in self.families() {
+            metrics.set(format!("families/{name}/accuracy"), figures.accuracy);
+            metrics.set(format!("families/{name}/mean_length"), figures.mean_length);
+        }
+        metrics
+    }
+
+    /// Everything, as JSON.
+    pub fn summary(&self) -> Value {
+        let mut families = self.rows();
+        let overall = families.pop().map(|(_, figures)| figures);
+        let families: BTreeMap<String, Figures> = families.into_iter().collect();
+        json!({ "overall": overall, "families": families, "verdicts": self.verdicts() })
+    }
+
+    /// One line.
+    pub fn line(&self) -> String {
+        let overall = self.overall();
+        let entropy = overall.entropy.map_or(String::new(), |nats| format!(", entropy {nats:.3} nats"));
+        format!(
+            "accuracy {:.1}% (lenient {:.1}%), mean length {:.1} tokens{entropy}, {} problems x {}",
+            100.0 * overall.accuracy,
+            100.0 * overall.accuracy_lenient,
+            overall.mean_length,
+            overall.problems,
+            overall.samples
+        )
+    }
+
+    /// Tables of all data sources, and the verdicts.
+    pub fn table(&self) -> String {
+        let verdicts: Vec<String> = self.verdicts().iter().map(|(name, count)| format!("{name} {count}")).collect();
+        format!("{}\nverdicts: {}", table::tables(&self.rows()), verdicts.join(", "))
+    }
+}
