@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::noise::mix_text;
-use crate::reward::answer::gold_answer;
 pub use crate::text::chat::{Message, Prompt};
+use crate::verify::gold_answer;
 
 /// A question with an answer that a program can check.
 #[derive(Debug, Clone, PartialEq)]
@@ -283,7 +283,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::reward::answer::equal;
+    use crate::verify::compare;
 
     fn load(name: &str, text: &str) -> Result<Vec<Problem>> {
         let dir = tempfile::tempdir().unwrap();
@@ -432,7 +432,10 @@ mod tests {
                 let graded = crate::reward::grade(answer, &format!("<think>x</think>\\boxed{{{answer}}}"), true);
                 assert!(graded.strict.is_right() && graded.lenient.is_right(), "{file}: {answer:?} {graded:?}");
                 if source == "gsm8k" {
-                    assert!(answer.parse::<i64>().is_ok() && equal(answer, &format!("{answer}.00")), "{answer:?}");
+                    assert!(
+                        answer.parse::<i64>().is_ok() && compare(answer, &format!("{answer}.00")).is_right(),
+                        "{answer:?}"
+                    );
                     let own = problem.extra["answer"].as_str().unwrap();
                     assert!(crate::reward::grade(own, own, true).strict.is_right(), "{own}");
                 }

@@ -3,13 +3,13 @@
 //! A reward that cannot judge a completion says `None`; such completions are left out of the statistics and counted,
 //! never scored 0 in silence.
 
-pub mod answer;
 pub mod format;
 pub mod repetition;
 
-pub use answer::{Graded, Verdict, grade};
 pub use format::Format;
 pub use repetition::Repetition;
+
+pub use crate::verify::{Graded, Verdict, grade};
 
 use crate::data::Problem;
 
@@ -45,7 +45,7 @@ impl Reward for Accuracy {
     fn score(&self, problem: &Problem, completion: &Completion) -> Option<f32> {
         match grade(&problem.answer, completion.text, completion.finished).strict {
             Verdict::Right => Some(1.0),
-            Verdict::Wrong | Verdict::NoAnswer | Verdict::UnparseableAnswer => Some(0.0),
+            Verdict::Wrong | Verdict::NoAnswer | Verdict::UnparseableAnswer | Verdict::Undecided => Some(0.0),
             Verdict::UnparseableGold => None,
         }
     }
