@@ -9,7 +9,7 @@
 //!
 //! [`train::rl`] (the loop) → [`train::stage`] and [`objective`] (what is learned) → [`generate`] (sampling) →
 //! [`model`] (the decoder) → [`ops`] (its operations). The way of the data: [`problems`] are rendered by
-//! [`text`], completed by [`generate`], graded by [`reward`], turned into advantages by [`objective`], into gradients by
+//! [`text`], completed by [`generate`], graded by [`verify`], turned into advantages by [`objective`], into gradients by
 //! [`train::batch`], into a step by [`optim`]; [`metrics`] and [`report`] say what happened, [`eval`] what it is worth.
 //!
 //! # Example
@@ -51,5 +51,6 @@ pub mod reward;
 pub mod tasks;
 pub mod text;
 pub mod train;
+pub mod verify;
 
 pub use error::{Error, Result};

@@ -9,3 +9,4 @@ mod generation; // Sampling against the plain forward pass.
 mod reference; // The base model against Hugging Face transformers.
 mod shipped; // The configurations and data sets that come with the repository.
 mod training; // SFT and RL: what must not change the result, and what must.
+mod verify; // The verifier: graded pairs, published answers, the command.

@@ -6,6 +6,7 @@ mod generate;
 mod progress;
 mod tasks;
 mod train;
+mod verify;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ enum Command {
     Compare(eval::CompareArgs),
     /// Answer one prompt, as it comes.
     Generate(generate::GenerateArgs),
+    /// Compare answers with right ones and say why they are (not) equal.
+    Verify(verify::VerifyArgs),
     /// Write a run's report again.
     Report(generate::ReportArgs),
     /// Measure speed and memory; prints JSON.
@@ -96,6 +99,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Eval(args) => eval::eval(args),
         Command::Compare(args) => eval::compare(&args),
         Command::Generate(args) => generate::run(args),
+        Command::Verify(args) => verify::verify(args),
         Command::Report(args) => generate::write_report(&args),
         Command::Bench(args) => bench::bench(args),
         Command::Tasks(args) => tasks::tasks(args),

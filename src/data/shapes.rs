@@ -13,7 +13,7 @@
 use serde_json::{Map, Value};
 
 use super::{Conversation, Fields, Message, Problem, Prompt};
-use crate::reward::answer::gold_answer;
+use crate::verify::gold_answer;
 
 const PROMPTS: [&str; 4] = ["prompt", "messages", "question", "problem"];
 const ANSWERS: [&str; 4] = ["answer", "final_answer", "ground_truth", "solution"];

@@ -17,7 +17,7 @@ use super::Group;
 use super::bootstrap::{interval, quantile};
 use super::record::Record;
 use crate::metrics::mean;
-use crate::reward::{Verdict, grade};
+use crate::verify::{Verdict, compare};
 
 /// A figure and its 95% bootstrap interval, where there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -222,7 +222,7 @@ impl Reading {
 
 /// Whether the verifier takes two answers for one.
 fn same(left: &str, right: &str) -> bool {
-    left == right || grade(left, &format!("\\boxed{{{right}}}"), true).strict.is_right()
+    left == right || compare(left, right).is_right()
 }
 
 /// The `k` of `pass@k`.

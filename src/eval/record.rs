@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
-use crate::reward::{Graded, Verdict, grade};
+use crate::verify::{Graded, Verdict, grade};
 
 /// A completion as it was sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,8 +1,8 @@
 //! The format reward: thinking once, then an answer, and nothing left open.
 
 use crate::data::Problem;
-use crate::reward::answer::{after_thinking, stated};
 use crate::reward::{Completion, Reward};
+use crate::verify::{after_thinking, stated};
 
 /// 1 for a finished `<think>…</think>` followed by a stated answer, else 0.
 ///

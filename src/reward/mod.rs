@@ -3,17 +3,16 @@
 //! A reward that cannot judge a completion says `None`; such completions are left out of the statistics and counted,
 //! never scored 0 in silence.
 
-pub mod answer;
 pub mod command;
 pub mod format;
 pub mod repetition;
 
-pub use answer::{Graded, Verdict, grade};
 pub use command::{RewardCommand, RewardProgram};
 pub use format::Format;
 pub use repetition::Repetition;
 
 use crate::data::Problem;
+use crate::verify::{Verdict, grade};
 
 /// A completion as rewards see it.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +46,7 @@ impl Reward for Accuracy {
     fn score(&self, problem: &Problem, completion: &Completion) -> Option<f32> {
         match grade(&problem.answer, completion.text, completion.finished).strict {
             Verdict::Right => Some(1.0),
-            Verdict::Wrong | Verdict::NoAnswer | Verdict::UnparseableAnswer => Some(0.0),
+            Verdict::Wrong | Verdict::NoAnswer | Verdict::UnparseableAnswer | Verdict::Undecided => Some(0.0),
             Verdict::UnparseableGold => None,
         }
     }

@@ -3,7 +3,7 @@
 use super::score::Scored;
 use super::stage::{Stage, StepFigures};
 use crate::metrics::{Metrics, deviation, mean};
-use crate::reward::Verdict;
+use crate::verify::Verdict;
 
 /// Steps at the start that are looked at for a run that cannot learn.
 pub(super) const DIAGNOSED_STEPS: usize = 5;

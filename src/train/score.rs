@@ -10,8 +10,9 @@ use crate::generate::Completion;
 use crate::metrics::Metrics;
 use crate::objective::length::Outcome;
 use crate::objective::{RewardKind, advantages};
-use crate::reward::{self, Format, Graded, Repetition, Reward, RewardCommand, RewardProgram, Verdict, grade};
+use crate::reward::{self, Format, Repetition, Reward, RewardCommand, RewardProgram};
 use crate::text::tokenizer::Tokenizer;
+use crate::verify::{Graded, Verdict, grade};
 
 /// A completion with all that is known of it.
 pub(super) struct Scored {

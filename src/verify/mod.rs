@@ -1,0 +1,172 @@
+//! Whether a completion gives the right answer.
+//!
+//! [`grade`] finds the answer in a completion and compares it with the right one, the *gold*. Two readings are graded
+//! side by side. The strict one wants a finished completion that states its answer after its thinking; the lenient one
+//! takes whatever number comes last. Their difference is how much of a gain is mere format.
+//!
+//! # When two answers are the same
+//!
+//! Formulae are the same when their difference is zero. It is brought to a normal form with exact coefficients, in which
+//! equal terms cancel; roots are decided by a bound on algebraic numbers. Floating-point values only ever show that a
+//! difference is *not* zero. What cannot be decided within a budget of steps is [`Verdict::Undecided`].
+//!
+//! | of | the rule |
+//! |---|---|
+//! | decimals | a gold of two decimal places or more also takes what rounds to it: 0.33 takes 1/3 and 0.333, but 1/3 does not take 0.33 |
+//! | percentages, degrees | 5% equals 0.05, and 5 where the other has no sign; 45° equals π/4 and 45 |
+//! | units, currency | converted where both have one (50 cm is 0.5 m), else left out; letters outside `\text{}` are symbols |
+//! | several answers | order and repetition do not matter; in tuples and matrices they do |
+//! | `(a, b)` | a pair or an open interval, as the other side needs; `[a, b]` is closed |
+//! | `x = 5`, `f(x) = 2x` | equal their right-hand side; two equations compare as multiples of each other |
+//! | inequalities | compare as sets: `x > 2` equals `(2, ∞)` |
+//! | `log` | without a base it is either the natural or the decimal one |
+//! | quotients | compare as such: x²/x equals x |
+//! | `1,234` | a thousands separator, but two members inside brackets |
+//! | words | compare without case and punctuation |
+//!
+//! The module uses nothing else of the crate, so that it can be fuzzed by itself.
+
+mod algebraic;
+mod check;
+mod equal;
+mod extract;
+mod formula;
+mod function;
+mod name;
+mod normal;
+mod parse;
+mod poly;
+mod relation;
+mod sets;
+mod token;
+mod tree;
+mod unit;
+mod zero;
+
+use serde::Serialize;
+
+pub use check::{check, explain};
+pub use extract::{after_thinking, gold_answer, stated};
+
+use tree::{Fault, Node};
+
+/// The longest answer that is compared, in bytes.
+const MAX_ANSWER: usize = 4096;
+
+/// The outcome of comparing a completion with the right answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The answer equals the right one.
+    Right,
+    /// There is an answer and it is another one.
+    Wrong,
+    /// No answer was found.
+    NoAnswer,
+    /// What stands in the answer's place is empty, absurdly long, or not an answer.
+    UnparseableAnswer,
+    /// Whether the answer is right could not be decided in the steps allowed.
+    Undecided,
+    /// The right answer itself is empty, absurdly long or has no value: the row cannot be scored.
+    UnparseableGold,
+}
+
+impl Verdict {
+    /// The name it is counted under.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Right => "right",
+            Self::Wrong => "wrong",
+            Self::NoAnswer => "no_answer",
+            Self::UnparseableAnswer => "unparseable_answer",
+            Self::Undecided => "undecided",
+            Self::UnparseableGold => "unparseable_gold",
+        }
+    }
+
+    /// Whether the answer is right.
+    pub fn is_right(self) -> bool {
+        self == Self::Right
+    }
+}
+
+/// A completion's grades.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Graded {
+    /// A stated answer, after the thinking, of a finished completion.
+    pub strict: Verdict,
+    /// A stated answer or the last number, anywhere, finished or not.
+    pub lenient: Verdict,
+    /// The answer as found: the strict reading's, or else the lenient one's.
+    pub extracted: Option<String>,
+}
+
+/// Grades a completion against the right answer, which may still be inside a `#### n` or `\boxed{n}`.
+///
+/// `finished` says that the model ended its turn itself; one cut off at the length limit has no strict answer.
+pub fn grade(problem_answer: &str, completion: &str, finished: bool) -> Graded {
+    let gold = gold_answer(problem_answer);
+    let strict = if finished { after_thinking(completion).and_then(stated) } else { None };
+    let lenient = (strict)
+        .or_else(|| after_thinking(completion).and_then(stated))
+        .or_else(|| stated(completion))
+        .or_else(|| extract::last_number(completion));
+    let verdict = |answer: Option<&str>| match answer {
+        Some(answer) => compare(gold, answer),
+        None if usable(gold) => Verdict::NoAnswer,
+        None => Verdict::UnparseableGold,
+    };
+    let strict_verdict = verdict(strict);
+    let lenient_verdict = if strict.is_some() { strict_verdict } else { verdict(lenient) };
+    Graded { strict: strict_verdict, lenient: lenient_verdict, extracted: lenient.map(str::to_string) }
+}
+
+/// Compares an answer with the right one, both as extracted.
+pub fn compare(gold: &str, answer: &str) -> Verdict {
+    if !usable(gold) {
+        return Verdict::UnparseableGold;
+    }
+    if !usable(answer) {
+        return Verdict::UnparseableAnswer;
+    }
+    if alike(gold, answer) {
+        return Verdict::Right;
+    }
+    let gold = match parse::parse(gold) {
+        Ok(node) => node,
+        // A gold beyond this reader takes only what is written like it.
+        Err(_) => return Verdict::Undecided,
+    };
+    match parse::parse(answer) {
+        Ok(answer) => compare_read(&gold, &answer),
+        Err(Fault::Limit) => Verdict::Undecided,
+        Err(_) => Verdict::UnparseableAnswer,
+    }
+}
+
+fn compare_read(gold: &Node, answer: &Node) -> Verdict {
+    match equal::same(gold, answer) {
+        Ok(true) => Verdict::Right,
+        Ok(false) => Verdict::Wrong,
+        Err(Fault::Undefined) if equal::same(gold, gold) == Err(Fault::Undefined) => Verdict::UnparseableGold,
+        Err(Fault::Undefined) => Verdict::UnparseableAnswer,
+        Err(_) => Verdict::Undecided,
+    }
+}
+
+/// Whether there is something to compare.
+fn usable(answer: &str) -> bool {
+    answer.len() <= MAX_ANSWER
+        && (answer.contains(|c: char| c.is_alphanumeric() || "∞∅ℝ".contains(c)) || answer.contains("\\{"))
+}
+
+/// Whether two answers have the same tokens.
+fn alike(gold: &str, answer: &str) -> bool {
+    if gold == answer {
+        return true;
+    }
+    match (token::tokenize(gold), token::tokenize(answer)) {
+        (Ok(a), Ok(b)) => a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.0 == b.0),
+        _ => false,
+    }
+}

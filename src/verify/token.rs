@@ -1,0 +1,439 @@
+//! LaTeX, Unicode and plain text as one sequence of tokens, without what only changes the looks.
+
+use super::tree::{Fault, Result};
+
+/// The longest sequence that is read.
+const MAX_TOKENS: usize = 2000;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Token {
+    /// A decimal without separators, perhaps with an exponent of ten: `1234`, `.5`, `4.5e33`.
+    Digits(String),
+    /// A run of plain letters.
+    Letters(String),
+    /// A LaTeX command that means something, without the backslash.
+    Command(String),
+    /// The words of a `\text{}` and its like.
+    Text(String),
+    /// `{` and `}` of LaTeX, which group and do not show.
+    Open,
+    Close,
+    /// An operator, bracket or mark; `{` and `}` are those of a set.
+    Char(char),
+    /// `&` of a matrix and the end of its row.
+    Cell,
+    Row,
+}
+
+/// A token and whether a space stands before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Spaced(pub(super) Token, pub(super) bool);
+
+/// What commands are written for, where one character says it.
+const CHARS: &[(&str, char)] = &[
+    ("cdot", '*'),
+    ("times", '*'),
+    ("ast", '*'),
+    ("div", '/'),
+    ("pm", '±'),
+    ("mp", '∓'),
+    ("le", '≤'),
+    ("leq", '≤'),
+    ("leqslant", '≤'),
+    ("ge", '≥'),
+    ("geq", '≥'),
+    ("geqslant", '≥'),
+    ("lt", '<'),
+    ("gt", '>'),
+    ("ne", '≠'),
+    ("neq", '≠'),
+    ("approx", '≈'),
+    ("simeq", '≈'),
+    ("equiv", '≡'),
+    ("in", '∈'),
+    ("cup", '∪'),
+    ("cap", '∩'),
+    ("setminus", '∖'),
+    ("backslash", '∖'),
+    ("circ", '°'),
+    ("degree", '°'),
+    ("prime", '\''),
+    ("infty", '∞'),
+    ("lfloor", '⌊'),
+    ("rfloor", '⌋'),
+    ("lceil", '⌈'),
+    ("rceil", '⌉'),
+    ("mid", '|'),
+    ("vert", '|'),
+    ("lvert", '|'),
+    ("rvert", '|'),
+    ("emptyset", '∅'),
+    ("varnothing", '∅'),
+    ("colon", ':'),
+    ("lbrace", '{'),
+    ("rbrace", '}'),
+    ("lbrack", '['),
+    ("rbrack", ']'),
+    ("land", ','),
+    ("wedge", ','),
+    ("lor", ','),
+    ("vee", ','),
+    ("langle", '('),
+    ("rangle", ')'),
+];
+
+/// Other spellings of a character.
+const UNICODE: &[(char, &str)] = &[
+    ('−', "-"),
+    ('–', "-"),
+    ('×', "*"),
+    ('·', "*"),
+    ('⋅', "*"),
+    ('∙', "*"),
+    ('÷', "/"),
+    ('∕', "/"),
+    ('⁄', "/"),
+    ('º', "°"),
+    ('′', "'"),
+    ('’', "'"),
+    ('⩽', "≤"),
+    ('⩾', "≥"),
+    ('，', ","),
+    ('（', "("),
+    ('）', ")"),
+    ('：', ":"),
+    ('π', "\\pi "),
+    ('√', "\\sqrt "),
+    ('∛', "\\sqrt[3]"),
+    ('½', "\\frac12"),
+    ('⅓', "\\frac13"),
+    ('⅔', "\\frac23"),
+    ('¼', "\\frac14"),
+    ('¾', "\\frac34"),
+    ('⅕', "\\frac15"),
+    ('⅛', "\\frac18"),
+    ('α', "\\alpha "),
+    ('β', "\\beta "),
+    ('γ', "\\gamma "),
+    ('δ', "\\delta "),
+    ('ε', "\\epsilon "),
+    ('θ', "\\theta "),
+    ('λ', "\\lambda "),
+    ('μ', "\\mu "),
+    ('ρ', "\\rho "),
+    ('σ', "\\sigma "),
+    ('τ', "\\tau "),
+    ('φ', "\\phi "),
+    ('ω', "\\omega "),
+    ('Δ', "\\Delta "),
+    ('…', "..."),
+    ('\u{a0}', " "),
+    ('\u{2009}', " "),
+    ('“', "\""),
+    ('”', "\""),
+];
+
+/// Commands that only move or size things.
+const LOOKS: &[&str] = &[
+    "left",
+    "right",
+    "middle",
+    "big",
+    "Big",
+    "bigg",
+    "Bigg",
+    "bigl",
+    "bigr",
+    "Bigl",
+    "Bigr",
+    "biggl",
+    "biggr",
+    "Biggl",
+    "Biggr",
+    "displaystyle",
+    "textstyle",
+    "scriptstyle",
+    "limits",
+    "nolimits",
+    "quad",
+    "qquad",
+    "rm",
+    "bf",
+    "it",
+    "boxed",
+    "fbox",
+    "hspace",
+    "tiny",
+    "large",
+    "Large",
+    "qed",
+    "blacksquare",
+];
+
+/// Commands around words, and around a name or formula that reads the same without them.
+const WORDS: &[&str] = &[
+    "text",
+    "textbf",
+    "textit",
+    "textrm",
+    "textsf",
+    "texttt",
+    "textnormal",
+    "mbox",
+    "hbox",
+    "mathrm",
+    "operatorname",
+    "emph",
+];
+const FONTS: &[&str] = &["mathbf", "mathit", "mathsf", "mathcal", "boldsymbol", "bm", "vec", "hat", "bar", "widehat"];
+
+/// Whether a `\text{}` holds more than words and units such as `m/s^2`.
+fn is_formula(content: &str) -> bool {
+    let mut power = false;
+    content.chars().any(|c| {
+        power = c == '^' || (power && (c == '{' || c == '-' || c.is_ascii_digit() || c == '}'));
+        !power && (c.is_ascii_digit() || "\\${}=+<>,".contains(c))
+    })
+}
+
+/// Cuts a text into tokens.
+pub(super) fn tokenize(text: &str) -> Result<Vec<Spaced>> {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match UNICODE.iter().find(|(from, _)| *from == c).filter(|_| !c.is_ascii()) {
+            Some((_, to)) => plain.push_str(to),
+            None => plain.push(c),
+        }
+    }
+    let mut lexer = Lexer { rest: &plain, tokens: Vec::new(), spaced: false, brackets: 0, not_thousands: 0 };
+    while !lexer.rest.is_empty() {
+        lexer.next(0)?;
+        if lexer.tokens.len() > MAX_TOKENS {
+            return Err(Fault::Limit);
+        }
+    }
+    Ok(lexer.tokens)
+}
+
+struct Lexer<'a> {
+    rest: &'a str,
+    tokens: Vec<Spaced>,
+    spaced: bool,
+    /// Brackets that are open; in them commas part components.
+    brackets: usize,
+    /// Numbers to come that are known to stand in a list.
+    not_thousands: usize,
+}
+
+impl<'a> Lexer<'a> {
+    fn push(&mut self, token: Token) {
+        self.tokens.push(Spaced(token, std::mem::take(&mut self.spaced)));
+    }
+
+    fn take(&mut self, length: usize) -> &'a str {
+        let (taken, rest) = self.rest.split_at(length);
+        self.rest = rest;
+        taken
+    }
+
+    fn next(&mut self, depth: usize) -> Result<()> {
+        let Some(c) = self.rest.chars().next() else { return Ok(()) };
+        let after = &self.rest[c.len_utf8()..];
+        let digit = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
+        match c {
+            '\\' => return self.command(depth),
+            '0'..='9' => self.number(),
+            '.' if digit(after) => self.number(),
+            _ if c.is_ascii_alphabetic() => {
+                let length = self.rest.bytes().take_while(u8::is_ascii_alphabetic).count();
+                let letters = self.take(length).to_string();
+                self.push(Token::Letters(letters));
+            }
+            _ => {
+                self.rest = after;
+                match c {
+                    // A lone dollar sign is money; pairs of them are LaTeX's.
+                    '$' => {}
+                    _ if c.is_whitespace() => self.spaced = true,
+                    '~' | '\u{200b}' | '\u{feff}' => self.spaced = true,
+                    '{' => self.push(Token::Open),
+                    '}' => self.push(Token::Close),
+                    '&' => self.push(Token::Cell),
+                    '*' if after.starts_with('*') => {
+                        self.rest = &after[1..];
+                        self.push(Token::Char('^'));
+                    }
+                    '<' | '>' | '!' | ':' if after.starts_with('=') => {
+                        self.rest = &after[1..];
+                        self.push(Token::Char(match c {
+                            '<' => '≤',
+                            '>' => '≥',
+                            '!' => '≠',
+                            _ => '=',
+                        }));
+                    }
+                    _ => self.mark(c),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Raised and lowered digits as `^{}` and `_{}`; everything else as it is.
+    fn mark(&mut self, c: char) {
+        const RAISED: &str = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+        const LOWERED: &str = "₀₁₂₃₄₅₆₇₈₉";
+        let place = |row: &str, c: char| row.chars().position(|other| other == c);
+        for (row, sign) in [(RAISED, '^'), (LOWERED, '_')] {
+            if row.contains(c) || (sign == '^' && c == '⁻') {
+                self.push(Token::Char(sign));
+                self.push(Token::Open);
+                if c == '⁻' {
+                    self.push(Token::Char('-'));
+                }
+                let mut digits: String = place(row, c).map(|d| d.to_string()).unwrap_or_default();
+                while let Some((next, d)) = self.rest.chars().next().and_then(|next| Some((next, place(row, next)?))) {
+                    digits.push_str(&d.to_string());
+                    self.rest = &self.rest[next.len_utf8()..];
+                }
+                self.push(Token::Digits(digits));
+                self.push(Token::Close);
+                return;
+            }
+        }
+        match c {
+            '(' | '[' => self.brackets += 1,
+            ')' | ']' => self.brackets = self.brackets.saturating_sub(1),
+            _ => {}
+        }
+        self.push(Token::Char(c));
+    }
+
+    fn command(&mut self, depth: usize) -> Result<()> {
+        let letters = self.rest[1..].bytes().take_while(u8::is_ascii_alphabetic).count();
+        if letters == 0 {
+            let c = self.rest[1..].chars().next().unwrap_or(' ');
+            self.take((1 + c.len_utf8()).min(self.rest.len()));
+            match c {
+                '\\' => self.push(Token::Row),
+                '{' => {
+                    self.brackets += 1;
+                    self.push(Token::Char('{'));
+                }
+                '}' => {
+                    self.brackets = self.brackets.saturating_sub(1);
+                    self.push(Token::Char('}'));
+                }
+                '%' | '|' => self.push(Token::Char(c)),
+                '$' => self.push(Token::Char('＄')),
+                _ => self.spaced = true,
+            }
+            return Ok(());
+        }
+        let name = &self.take(1 + letters)[1..];
+        if LOOKS.contains(&name) {
+            // `\left.` has no bracket.
+            if matches!(name, "left" | "right") && self.rest.starts_with('.') {
+                self.rest = &self.rest[1..];
+            }
+            self.spaced |= name.contains("quad");
+        } else if WORDS.contains(&name) {
+            return self.words(depth);
+        } else if FONTS.contains(&name) {
+            // The braces that follow group, which changes nothing.
+        } else if let Some((_, c)) = CHARS.iter().find(|(command, _)| *command == name) {
+            self.mark(*c);
+        } else if name == "mathbb" {
+            let set = self.rest.trim_start_matches(['{', ' ']);
+            let c = set.chars().next().filter(char::is_ascii_alphabetic).ok_or(Fault::Malformed)?;
+            self.rest = set[1..].trim_start_matches(['}', ' ']);
+            self.push(if c == 'R' { Token::Char('ℝ') } else { Token::Command(format!("mathbb{c}")) });
+        } else {
+            let name = match name {
+                "dfrac" | "tfrac" | "cfrac" => "frac",
+                "dbinom" | "tbinom" => "binom",
+                "varphi" => "phi",
+                "varepsilon" => "epsilon",
+                other => other,
+            };
+            self.push(Token::Command(name.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The content of a `\text{}`: words, or a formula when it has digits or commands.
+    fn words(&mut self, depth: usize) -> Result<()> {
+        let Some(inside) = self.rest.trim_start().strip_prefix('{') else { return Ok(()) };
+        let mut open = 1;
+        let end = inside.find(|c| {
+            open += i32::from(c == '{') - i32::from(c == '}');
+            open == 0
+        });
+        let (content, rest) = inside.split_at(end.ok_or(Fault::Malformed)?);
+        let formula = is_formula(content);
+        if !formula {
+            let words = content.replace('~', " ");
+            self.spaced |= words.starts_with(' ');
+            self.push(Token::Text(words.trim().to_string()));
+        } else {
+            if depth >= 8 {
+                return Err(Fault::Limit);
+            }
+            self.rest = content;
+            while !self.rest.is_empty() && self.tokens.len() <= MAX_TOKENS {
+                self.next(depth + 1)?;
+            }
+        }
+        self.rest = &rest[1..];
+        self.spaced |= content.ends_with([' ', '~']);
+        Ok(())
+    }
+
+    /// A number, its thousands joined; commas between components of a tuple or members of a list stay.
+    fn number(&mut self) {
+        let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+        let first = digits(self.rest);
+        let mut number = self.take(first).to_string();
+        if (1..=3).contains(&first) && number != "0" {
+            for separator in ["{,}", "\\,", ",", " ", "\\ ", "\\!"] {
+                let mut groups = Vec::new();
+                let mut rest = self.rest;
+                while let Some(next) = rest.strip_prefix(separator).filter(|next| digits(next) > 0) {
+                    let (group, after) = next.split_at(digits(next));
+                    groups.push(group);
+                    rest = after;
+                }
+                if groups.is_empty() {
+                    continue;
+                }
+                let comma = separator == ",";
+                if comma && self.not_thousands == 0 && !groups.iter().all(|group| group.len() == 3) {
+                    self.not_thousands = groups.len() + 1;
+                }
+                // A blank may also part a mixed number: `1 100/3`.
+                let mixed = separator == " " && rest.starts_with('/');
+                let list = comma && (self.brackets > 0 || self.not_thousands > 0);
+                if groups.iter().all(|group| group.len() == 3) && !list && !mixed {
+                    number.extend(groups);
+                    self.rest = rest;
+                }
+                break;
+            }
+        }
+        self.not_thousands = self.not_thousands.saturating_sub(1);
+        if let Some(part) = self.rest.strip_prefix('.').filter(|part| !part.starts_with('.')) {
+            let length = digits(part);
+            if length > 0 || !number.is_empty() {
+                number.push_str(self.take(1 + length));
+            }
+        }
+        if let Some(exponent) = self.rest.strip_prefix(['e', 'E']) {
+            let unsigned = exponent.strip_prefix(['-', '+']).unwrap_or(exponent);
+            let length = digits(unsigned);
+            if length > 0 && !unsigned[length..].starts_with(|c: char| c.is_ascii_alphabetic() || c == '^') {
+                number.push_str(self.take(1 + exponent.len() - unsigned.len() + length));
+            }
+        }
+        self.push(Token::Digits(number));
+    }
+}

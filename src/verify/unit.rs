@@ -1,0 +1,153 @@
+//! Units of measurement: read, and brought to base units so that 50 cm equals 0.5 m.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use num_bigint::BigInt;
+use num_rational::BigRational;
+use num_traits::{One, Pow};
+
+/// A product of powers of base units, times a factor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unit {
+    written: String,
+    pub(super) factor: BigRational,
+    pub(super) powers: BTreeMap<String, i32>,
+}
+
+/// Names, what they are made of, and the factor as numerator and denominator.
+const UNITS: &[(&[&str], &[(&str, i32)], i64, i64)] = &[
+    (&["m", "meter", "metre"], &[("m", 1)], 1, 1),
+    (&["km", "kilometer", "kilometre"], &[("m", 1)], 1000, 1),
+    (&["dm", "decimeter"], &[("m", 1)], 1, 10),
+    (&["cm", "centimeter", "centimetre"], &[("m", 1)], 1, 100),
+    (&["mm", "millimeter", "millimetre"], &[("m", 1)], 1, 1000),
+    (&["μm", "micron", "micrometer"], &[("m", 1)], 1, 1_000_000),
+    (&["nm", "nanometer"], &[("m", 1)], 1, 1_000_000_000),
+    (&["in", "inch", "inche"], &[("m", 1)], 254, 10_000),
+    (&["ft", "foot", "feet"], &[("m", 1)], 3048, 10_000),
+    (&["yd", "yard"], &[("m", 1)], 9144, 10_000),
+    (&["mi", "mile"], &[("m", 1)], 1_609_344, 1000),
+    (&["s", "sec", "second"], &[("s", 1)], 1, 1),
+    (&["ms", "millisecond"], &[("s", 1)], 1, 1000),
+    (&["min", "minute"], &[("s", 1)], 60, 1),
+    (&["h", "hr", "hour"], &[("s", 1)], 3600, 1),
+    (&["day"], &[("s", 1)], 86_400, 1),
+    (&["week"], &[("s", 1)], 604_800, 1),
+    (&["kg", "kilogram"], &[("g", 1)], 1000, 1),
+    (&["g", "gram"], &[("g", 1)], 1, 1),
+    (&["mg", "milligram"], &[("g", 1)], 1, 1000),
+    (&["l", "liter", "litre"], &[("m", 3)], 1, 1000),
+    (&["ml", "milliliter"], &[("m", 3)], 1, 1_000_000),
+    (&["mph"], &[("m", 1), ("s", -1)], 1_609_344, 3_600_000),
+    (&["kmh", "kph"], &[("m", 1), ("s", -1)], 1000, 3600),
+    (&["n", "newton"], &[("g", 1), ("m", 1), ("s", -2)], 1000, 1),
+    (&["j", "joule"], &[("g", 1), ("m", 2), ("s", -2)], 1000, 1),
+    (&["erg"], &[("g", 1), ("m", 2), ("s", -2)], 1, 10_000),
+    (&["w", "watt"], &[("g", 1), ("m", 2), ("s", -3)], 1000, 1),
+    (&["hz", "hertz"], &[("s", -1)], 1, 1),
+    (&["pa", "pascal"], &[("g", 1), ("m", -1), ("s", -2)], 1000, 1),
+    (&["ev"], &[("eV", 1)], 1, 1),
+    (&["mol", "mole"], &[("mol", 1)], 1, 1),
+    (&["k", "kelvin"], &[("K", 1)], 1, 1),
+    (&["dollar", "usd"], &[("dollar", 1)], 1, 1),
+    (&["cent"], &[("dollar", 1)], 1, 100),
+    (&["euro", "eur"], &[("euro", 1)], 1, 1),
+    (&["pound", "lb"], &[("pound", 1)], 1, 1),
+    (&["ounce", "oz"], &[("pound", 1)], 1, 16),
+    (&["rad", "radian"], &[], 1, 1),
+    (&["unit", "sq", "cu"], &[], 1, 1),
+];
+
+fn known(name: &str) -> Option<&'static (&'static [&'static str], &'static [(&'static str, i32)], i64, i64)> {
+    UNITS.iter().find(|(names, ..)| names.contains(&name))
+}
+
+/// Lower case without a plural's s, unless it is a unit as it stands.
+fn singular(word: &str) -> String {
+    let word = word.to_lowercase();
+    match word.strip_suffix('s') {
+        Some(stem) if known(&word).is_none() && stem.len() > 1 => stem.to_string(),
+        _ => word,
+    }
+}
+
+/// Whether a run of two letters or more names a unit of the table.
+pub(super) fn is_unit(word: &str) -> bool {
+    word.len() > 1 && (known(&singular(word)).is_some() || word == "percent")
+}
+
+impl Unit {
+    /// The unit that a single letter stands for beside a quantity in units.
+    pub(super) fn letter(name: &str) -> Option<Self> {
+        if name.len() == 1 && known(&name.to_lowercase()).is_some() { Self::parse(name) } else { None }
+    }
+
+    /// Reads `km/h`, `cm^2`, `square meters`, `dollars per hour`, `ergs s^-1`; unknown words are units of their own.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut unit = Self { written: text.trim().to_string(), factor: BigRational::one(), powers: BTreeMap::new() };
+        let mut sign = 1;
+        let mut next_power = 1;
+        let spaced = text.replace('/', " / ").replace(['*', '·', '~', '(', ')', '.'], " ").replace(['{', '}'], "");
+        for word in spaced.split_whitespace() {
+            match word.to_lowercase().as_str() {
+                "/" | "per" => sign = -1,
+                "square" => next_power = 2,
+                "cubic" => next_power = 3,
+                "of" | "a" | "an" | "the" => {}
+                _ => {
+                    let (name, power) = match word.split_once('^') {
+                        Some((name, power)) => (name, power.parse().ok().filter(|p: &i32| p.abs() <= 9)?),
+                        None => (word, next_power),
+                    };
+                    if !name.chars().all(|c| c.is_alphabetic() || c == '-' || c == '\'') {
+                        return None;
+                    }
+                    unit.multiply(&singular(name), sign * power);
+                    (sign, next_power) = (1, 1);
+                }
+            }
+        }
+        Some(unit)
+    }
+
+    fn multiply(&mut self, name: &str, power: i32) {
+        let own = [(name, 1)];
+        let (parts, over, under) =
+            known(name).map_or((&own[..], 1, 1), |(_, parts, over, under)| (*parts, *over, *under));
+        self.factor *= BigRational::new(BigInt::from(over), BigInt::from(under)).pow(power);
+        for (base, exponent) in parts {
+            *self.powers.entry((*base).to_string()).or_default() += exponent * power;
+        }
+        self.powers.retain(|_, power| *power != 0);
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_of_one_dimension_differ_by_a_factor() {
+        let read = |text: &str| Unit::parse(text).unwrap();
+        for (left, right, over, under) in [
+            ("km/h", "m/s", 5, 18),
+            ("square cm", "m^2", 1, 10_000),
+            ("meters per second", "m s^-1", 1, 1),
+            ("mL", "cubic centimeters", 1, 1),
+            ("apples", "apple", 1, 1),
+        ] {
+            let (left, right) = (read(left), read(right));
+            assert_eq!(left.powers, right.powers);
+            assert_eq!(left.factor / right.factor, BigRational::new(over.into(), under.into()));
+        }
+        assert_ne!(read("apples").powers, read("oranges").powers);
+        assert_eq!(Unit::parse("m^999"), None);
+    }
+}
