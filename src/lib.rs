@@ -49,6 +49,7 @@ pub mod problems;
 pub mod report;
 pub mod reward;
 pub mod tasks;
+pub mod tensors;
 pub mod text;
 pub mod train;
 

@@ -64,7 +64,7 @@ pub fn generate(
     sampling: &Sampling,
     mut observe: impl FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Vec<Completion> {
-    let model = crate::model::without_autodiff(model);
+    let model = model.for_inference();
     let device = model.device();
     let empty = Completion {
         tokens: Vec::new(),
