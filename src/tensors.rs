@@ -203,7 +203,8 @@ mod tests {
             let file = TensorFile::open(&path).unwrap();
             let read = file.read("values").unwrap();
             // bf16 has eight bits of mantissa: 65504 becomes 65536.
-            let expected = if dtype == Dtype::Bf16 { [&values[..3], &[65536.0, f32::INFINITY]].concat() } else { values.clone() };
+            let expected =
+                if dtype == Dtype::Bf16 { [&values[..3], &[65536.0, f32::INFINITY]].concat() } else { values.clone() };
             assert_eq!((read, file.info("values").unwrap().1), (expected, Ok(dtype)));
         }
     }

@@ -4,6 +4,7 @@ mod support;
 
 mod checkpoint; // Directories written and read again, and broken ones refused.
 mod cli; // The program as people run it: exit codes, files, interruptions.
+mod families; // Each model family against transformers, PyTorch and PEFT.
 mod generation; // Sampling against the plain forward pass.
 mod reference; // The base model against Hugging Face transformers.
 mod shipped; // The configurations and data sets that come with the repository.

@@ -190,7 +190,8 @@ impl ModelConfig {
     /// Width of one head.
     pub fn head_dim(&self) -> usize {
         // transformers gives Qwen3 this default, the others the quotient.
-        let default = if self.family() == Some(Family::Qwen3) { 128 } else { self.hidden_size / self.num_attention_heads };
+        let default =
+            if self.family() == Some(Family::Qwen3) { 128 } else { self.hidden_size / self.num_attention_heads };
         self.head_dim.unwrap_or(default)
     }
 
@@ -264,7 +265,10 @@ impl ModelConfig {
             format!("rms_norm_eps = {} must lie between 0 and 1", self.rms_norm_eps),
         );
         let dtype = self.dtype.as_deref().or(self.torch_dtype.as_deref()).unwrap_or_default();
-        refuse(self.stored().is_none(), format!("dtype = \"{dtype}\" is not supported (float32, bfloat16, float16 are)"));
+        refuse(
+            self.stored().is_none(),
+            format!("dtype = \"{dtype}\" is not supported (float32, bfloat16, float16 are)"),
+        );
         if let Err(found) = Rope::read(self) {
             problems.extend(found);
         }
@@ -294,7 +298,8 @@ impl ModelConfig {
         }
         if self.slides() {
             let window = self.rest.get("sliding_window").unwrap_or(&Value::Null);
-            problems.push(format!("sliding-window attention (sliding_window = {window}) is in use; it is not supported"));
+            problems
+                .push(format!("sliding-window attention (sliding_window = {window}) is in use; it is not supported"));
         }
         problems
     }

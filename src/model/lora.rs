@@ -51,7 +51,8 @@ impl LoraConfig {
             problems.push(format!("lora.target_modules is empty; choose from {}", PROJECTIONS.join(", ")));
         }
         for name in self.target_modules.iter().filter(|name| !PROJECTIONS.contains(&name.as_str())) {
-            problems.push(format!("lora.target_modules: {name:?} has no adapter; choose from {}", PROJECTIONS.join(", ")));
+            problems
+                .push(format!("lora.target_modules: {name:?} has no adapter; choose from {}", PROJECTIONS.join(", ")));
         }
         problems
     }
@@ -87,7 +88,7 @@ struct AdapterFile {
 }
 
 /// Settings of PEFT that change what an adapter computes, with their neutral values.
-const NEUTRAL: [(&str, &str); 11] = [
+const NEUTRAL: [(&str, &str); 15] = [
     ("use_dora", "false"),
     ("use_rslora", "false"),
     ("use_qalora", "false"),
@@ -99,6 +100,10 @@ const NEUTRAL: [(&str, &str); 11] = [
     ("alpha_pattern", "{}"),
     ("layers_to_transform", "[]"),
     ("lora_bias", "false"),
+    ("layer_replication", "[]"),
+    ("alora_invocation_tokens", "[]"),
+    ("target_parameters", "[]"),
+    ("trainable_token_indices", "[]"),
 ];
 
 /// Whether a directory holds an adapter and no model of its own.
@@ -140,7 +145,8 @@ fn read(dir: &Path) -> Result<(LoraConfig, PathBuf)> {
     problems.extend(config.problems());
     let base = file.base_model_name_or_path.unwrap_or_default();
     if !base.is_dir() {
-        let problem = format!("base_model_name_or_path = {base:?} is not a directory here; write the base model's path");
+        let problem =
+            format!("base_model_name_or_path = {base:?} is not a directory here; write the base model's path");
         problems.push(problem);
     }
     if problems.is_empty() {

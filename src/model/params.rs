@@ -55,7 +55,11 @@ pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
             let (name, transposed) = stored(&self.0.name());
             let value = if transposed { param.val().swap_dims(D - 2, D - 1) } else { param.val() };
             let shape = value.dims().to_vec();
-            self.1.push(Entry { name, shape, values: Box::new(move || value.clone().cast(FloatDType::F32).into_data()) });
+            self.1.push(Entry {
+                name,
+                shape,
+                values: Box::new(move || value.clone().cast(FloatDType::F32).into_data()),
+            });
         }
     }
     let mut entries = Entries(Path::default(), Vec::new());

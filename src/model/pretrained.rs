@@ -166,13 +166,19 @@ impl Weights {
     }
 
     /// What does not fit, one line each; `spare` says which left-over names do no harm.
-    pub(super) fn mismatches(&self, wanted: &BTreeMap<String, Vec<usize>>, spare: impl Fn(&str) -> bool) -> Vec<String> {
+    pub(super) fn mismatches(
+        &self,
+        wanted: &BTreeMap<String, Vec<usize>>,
+        spare: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
         let mut problems = Vec::new();
         for (name, expected) in wanted {
             let found = self.place.get(name).and_then(|&file| self.files[file].info(name));
             problems.extend(match found {
                 None => Some(format!("missing {name} {expected:?}")),
-                Some((shape, _)) if shape != expected => Some(format!("{name} has shape {shape:?}, expected {expected:?}")),
+                Some((shape, _)) if shape != expected => {
+                    Some(format!("{name} has shape {shape:?}, expected {expected:?}"))
+                }
                 Some((_, Err(dtype))) => Some(format!("{name} has type {dtype}, expected F32, BF16 or F16")),
                 Some(_) => None,
             });

@@ -106,7 +106,8 @@ impl Settings<'_> {
             Some("llama3") => (self.llama3(plain, max_positions), 1.0),
             Some("yarn") => self.yarn(plain, theta, dim, max_positions),
             _ => {
-                let problem = format!("{}.rope_type = {kind} is not supported (default, linear, llama3, yarn are)", self.key);
+                let problem =
+                    format!("{}.rope_type = {kind} is not supported (default, linear, llama3, yarn are)", self.key);
                 self.problems.push(problem);
                 (plain, 1.0)
             }

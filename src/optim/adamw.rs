@@ -47,9 +47,7 @@ impl AdamW {
             Entry { name, shape: values.dims().to_vec(), values: Box::new(move || values.clone().into_data()) }
         };
         let mut entries: Vec<Entry> = (self.moments.iter())
-            .flat_map(|(name, [m, v])| {
-                [entry(format!("{name}.exp_avg"), m), entry(format!("{name}.exp_avg_sq"), v)]
-            })
+            .flat_map(|(name, [m, v])| [entry(format!("{name}.exp_avg"), m), entry(format!("{name}.exp_avg_sq"), v)])
             .collect();
         let steps = self.steps as f32;
         entries.push(Entry { name: STEPS.to_string(), shape: vec![1], values: Box::new(move || [steps].into()) });
