@@ -58,6 +58,18 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Fills a file under a temporary name and renames it: what fails half-way leaves nothing.
+pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let mut out = BufWriter::new(File::create(&partial).map_err(Error::io(path))?);
+    let filled = fill(&mut out).and_then(|()| out.flush().map_err(Error::io(path)));
+    if let Err(error) = filled {
+        let _ = std::fs::remove_file(&partial);
+        return Err(error);
+    }
+    std::fs::rename(&partial, path).map_err(Error::io(path))
+}
+
 /// Fills a folder under a temporary name and renames it into place, replacing an older one of that name.
 pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let partial = PathBuf::from(format!("{}.partial", path.display()));

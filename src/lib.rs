@@ -48,6 +48,7 @@ pub mod optim;
 pub mod problems;
 pub mod report;
 pub mod reward;
+pub mod score;
 pub mod tasks;
 pub mod tensors;
 pub mod text;

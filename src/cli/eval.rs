@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::progress::Progress;
-use super::{DeviceArgs, is_tasks};
+use super::{DeviceArgs, PrecisionArgs, is_tasks};
 use crate::eval::{EvalConfig, evaluate};
 use crate::problems::DataConfig;
 use crate::tasks::Split;
@@ -54,6 +54,8 @@ pub(super) struct EvalArgs {
     #[arg(long, short)]
     output: Option<PathBuf>,
     #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -81,7 +83,7 @@ pub(super) fn eval(args: EvalArgs) -> anyhow::Result<()> {
     let limit = if is_tasks(&args.data) { args.num_problems.max(1) } else { args.num_problems };
     let problems = data.open(Split::HeldOut)?.take(limit)?;
     let device = device::parse(&args.device.device)?;
-    let (model_config, model) = model::load(&args.model, &device)?;
+    let (model_config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
     let tokenizer = Tokenizer::load(&args.model)?;
     tokenizer.check_vocab(model_config.vocab_size, &args.model)?;
     let mut progress = Progress::new();

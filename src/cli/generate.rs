@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::DeviceArgs;
+use super::{DeviceArgs, PrecisionArgs};
 use crate::generate::{Request, Sampling, generate};
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
@@ -31,6 +31,8 @@ pub(super) struct GenerateArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -38,7 +40,8 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
         return Err(Error::Invalid(format!("--temperature {} must be 0 (greedy) or positive", args.temperature)).into());
     }
-    let (config, model) = model::load(&args.model, &device::parse(&args.device.device)?)?;
+    let device = device::parse(&args.device.device)?;
+    let (config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
     let tokenizer = Tokenizer::load(&args.model)?;
     tokenizer.check_vocab(config.vocab_size, &args.model)?;
     let problem = crate::data::Problem::new(Prompt::Text(args.prompt), "");

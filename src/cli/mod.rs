@@ -3,7 +3,9 @@
 mod bench;
 mod eval;
 mod generate;
+mod merge;
 mod progress;
+mod score;
 mod tasks;
 mod train;
 
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::Error;
+use crate::model::Precision;
 
 /// Make a reasoning model concise without making it worse.
 #[derive(Debug, Parser)]
@@ -33,6 +36,10 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Answer one prompt, as it comes.
     Generate(generate::GenerateArgs),
+    /// Write log-probability and entropy of every token of given texts, as JSONL.
+    Score(score::ScoreArgs),
+    /// Merge an adapter into its base model.
+    Merge(merge::MergeArgs),
     /// Write a run's report again.
     Report(generate::ReportArgs),
     /// Measure speed and memory; prints JSON.
@@ -51,6 +58,14 @@ struct DeviceArgs {
     device: String,
 }
 
+/// In what to compute.
+#[derive(Debug, Args)]
+struct PrecisionArgs {
+    /// Number format of weights and matrix products; all else is computed in f32
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Precision,
+}
+
 /// Runs a parsed command line; what goes wrong is for [`exit_code`].
 ///
 /// # Errors
@@ -61,6 +76,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Sft(args) => train::sft(args),
         Command::Eval(args) => eval::eval(args),
         Command::Generate(args) => generate::run(args),
+        Command::Score(args) => score::score(&args),
+        Command::Merge(args) => merge::merge(&args),
         Command::Report(args) => generate::write_report(&args),
         Command::Bench(args) => bench::bench(args),
         Command::Tasks(args) => tasks::tasks(args),

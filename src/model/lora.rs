@@ -148,6 +148,8 @@ fn read(dir: &Path) -> Result<(LoraConfig, PathBuf)> {
         let problem =
             format!("base_model_name_or_path = {base:?} is not a directory here; write the base model's path");
         problems.push(problem);
+    } else if is_adapter(&base) {
+        problems.push(format!("base_model_name_or_path = {base:?} is itself an adapter; `tempering merge` it first"));
     }
     if problems.is_empty() {
         Ok((config, base))

@@ -132,17 +132,26 @@ fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
 /// Loads the newest checkpoint of a run; nothing when there is none yet.
 ///
 /// # Errors
-/// A missing run directory or a damaged checkpoint.
+/// A missing run directory, a damaged checkpoint, or one of a run with other adapters.
 pub fn load_newest<S: DeserializeOwned>(
     run: &Path,
     device: &Device,
     precision: Precision,
+    lora: Option<&LoraConfig>,
 ) -> Result<Option<Loaded<S>>> {
     let Some((step, dir)) = list(run)?.pop() else { return Ok(None) };
     let training = device.clone().autodiff();
     let (config, model) = if lora::is_adapter(&dir) {
-        let (config, model, _) = lora::load(&dir, &training, precision)?;
+        let (config, model, saved) = lora::load(&dir, &training, precision)?;
+        if lora != Some(&saved) {
+            return Err(Error::file(
+                dir,
+                "was trained with other [lora] settings; resume with those of config.toml beside it",
+            ));
+        }
         (config, model)
+    } else if lora.is_some() {
+        return Err(Error::file(dir, "was trained without [lora]; resume without it"));
     } else {
         let (config, model) = model::load_as(&dir, &training, precision)?;
         (config, model::load_masters(&dir, model)?)

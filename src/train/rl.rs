@@ -15,7 +15,7 @@ use super::batch::{Sequence, completion_scores, micro_batches};
 use super::checkpoint::Trained;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::stage::{Stage, StepFigures};
-use super::{Session, checkpoint, open_run};
+use super::{Session, checkpoint, open_model, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::Problem;
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ use crate::eval::{self, EvalConfig, Evaluation, check_room};
 use crate::files;
 use crate::generate::{Completion, Request, Sampling, generate};
 use crate::metrics::{Metrics, MetricsLog};
-use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
+use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::objective::length::Outcome;
 use crate::objective::{RatioStatistics, TokenTerms, advantages, clipped_loss};
 use crate::ops::to_host;
@@ -235,7 +235,7 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
     let held_out = config.data.open(Split::HeldOut)?.take(config.eval.num_problems)?;
     let dir = open_run(&config.output_dir.join(&config.name), session.resume)?;
     let loaded = if session.resume {
-        checkpoint::load_newest::<State>(&dir, &session.device, config.model.dtype)?
+        checkpoint::load_newest::<State>(&dir, &session.device, config.model.dtype, config.lora.as_ref())?
     } else {
         None
     };
@@ -243,12 +243,9 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
     let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
         Some(l) => (l.step, l.config, l.model, l.optimizer, l.state),
         None => {
-            let (path, dtype) = (&config.model.path, config.model.dtype);
-            let (model_config, model) = model::load_as(path, &session.device.clone().autodiff(), dtype)?;
-            let model = match &config.lora {
-                Some(lora) => lora.attach(model, config.seed),
-                None => model,
-            };
+            let ModelSource { path, dtype } = &config.model;
+            let device = session.device.clone().autodiff();
+            let (model_config, model) = open_model(path, *dtype, config.lora.as_ref(), config.seed, &device)?;
             (0, model_config, model, AdamW::default(), State::default())
         }
     };

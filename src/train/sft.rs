@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::{Sequence, completion_scores, micro_batches};
 use super::checkpoint::Trained;
-use super::{Session, checkpoint, open_run};
+use super::{Session, checkpoint, open_model, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::{self, Conversation};
 use crate::error::{Error, Result};
 use crate::eval::{self, EvalConfig};
 use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
-use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
+use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::noise::Stream;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
 use crate::problems::{DataConfig, TASKS};
@@ -168,14 +168,8 @@ impl Settings for SftConfig {
 impl SftConfig {
     fn model(&self, tokenizer: &Tokenizer, device: &Device) -> Result<(ModelConfig, CausalLm)> {
         if !self.model.path.as_os_str().is_empty() {
-            let (config, model) = model::load_as(&self.model.path, device, self.model.dtype)?;
-            return Ok((
-                config,
-                match &self.lora {
-                    Some(lora) => lora.attach(model, self.seed),
-                    None => model,
-                },
-            ));
+            let SftModel { path, dtype, .. } = &self.model;
+            return open_model(path, *dtype, self.lora.as_ref(), self.seed, device);
         }
         let shape = &self.model;
         let mut config = ModelConfig::qwen2(
@@ -299,7 +293,7 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     let conversations = Conversations::open(&config.data)?;
     let run = open_run(&config.output_dir.join(&config.name), session.resume)?;
     let loaded = if session.resume {
-        checkpoint::load_newest::<State>(&run, &session.device, config.model.dtype)?
+        checkpoint::load_newest::<State>(&run, &session.device, config.model.dtype, config.lora.as_ref())?
     } else {
         None
     };
