@@ -1,12 +1,9 @@
 //! Files on disk: read with errors that name them, written whole or not at all.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::TensorData;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -61,6 +58,18 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Fills a file under a temporary name and renames it: what fails half-way leaves nothing.
+pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let mut out = BufWriter::new(File::create(&partial).map_err(Error::io(path))?);
+    let filled = fill(&mut out).and_then(|()| out.flush().map_err(Error::io(path)));
+    if let Err(error) = filled {
+        let _ = std::fs::remove_file(&partial);
+        return Err(error);
+    }
+    std::fs::rename(&partial, path).map_err(Error::io(path))
+}
+
 /// Fills a folder under a temporary name and renames it into place, replacing an older one of that name.
 pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let partial = PathBuf::from(format!("{}.partial", path.display()));
@@ -79,38 +88,5 @@ pub(crate) fn remove_dir(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
         _ => Ok(()),
-    }
-}
-
-/// Writes f32 tensors as safetensors.
-pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
-    let views: Vec<(&String, TensorView)> = tensors
-        .iter()
-        .map(|(name, data)| {
-            let shape: Vec<usize> = data.shape().iter().copied().collect();
-            let view = TensorView::new(Dtype::F32, shape, data.as_bytes());
-            (name, view.unwrap_or_else(|error| unreachable!("{name} is f32: {error}")))
-        })
-        .collect();
-    // transformers wants to know which framework's layout this is.
-    let metadata = Some([("format".to_string(), "pt".to_string())].into());
-    let bytes = safetensors::serialize(views, metadata).map_err(|error| Error::file(path, error))?;
-    write(path, &bytes)
-}
-
-/// Checks the header of a safetensors file: offsets and sizes must fit the file.
-pub(crate) fn parse_tensors<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(bytes).map_err(|error| {
-        Error::file(path, format!("not a whole safetensors file ({error}); copy or download it again"))
-    })
-}
-
-/// Values of a tensor in f32.
-pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match dtype {
-        Dtype::BF16 => halves().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect(),
-        Dtype::F16 => halves().map(|bits| burn::tensor::f16::from_bits(bits).to_f32()).collect(),
-        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
     }
 }

@@ -76,13 +76,69 @@ fn a_weights_file_cut_short_is_refused_by_name() {
 }
 
 #[test]
+fn shards_that_are_missing_elsewhere_cut_or_mixed_up_are_refused_by_name() {
+    let workshop = Workshop::new();
+    let (config, model) = model::load(&workshop.path("model"), &device()).unwrap();
+    std::fs::remove_file(workshop.path("model/model.safetensors")).unwrap();
+    let error = failure(&workshop);
+    assert!(error.contains("neither model.safetensors nor model.safetensors.index.json"), "{error}");
+    model::save_sharded(&workshop.path("model"), &config, &model, 50_000).unwrap();
+    let (_, whole) = model::load(&workshop.path("model"), &device()).unwrap();
+    assert_eq!(logits(&whole, &[&[5, 6, 7]]), logits(&model, &[&[5, 6, 7]]));
+
+    let index = workshop.path("model/model.safetensors.index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    std::fs::write(&index, text.replace("model-00002", "../model-00002")).unwrap();
+    assert!(failure(&workshop).contains("\"../model-00002-of-00003.safetensors\" is not a file name"));
+    std::fs::write(&index, text.replace("model.norm.weight", "model.norm2.weight")).unwrap();
+    let error = failure(&workshop);
+    assert!(error.contains("holds model.norm.weight, which the index does not place there"), "{error}");
+    assert!(error.contains("model.norm2.weight is not in model-0000"), "{error}");
+    std::fs::write(&index, &text).unwrap();
+
+    let shard = workshop.path("model/model-00002-of-00003.safetensors");
+    let bytes = std::fs::read(&shard).unwrap();
+    std::fs::write(&shard, &bytes[..bytes.len() - 4]).unwrap();
+    let error = failure(&workshop);
+    assert!(error.contains("model-00002-of-00003.safetensors: not a whole safetensors file"), "{error}");
+    std::fs::remove_file(&shard).unwrap();
+    let error = failure(&workshop);
+    assert!(error.contains("names shards that are not here: model-00002-of-00003.safetensors"), "{error}");
+}
+
+#[test]
+fn a_stored_head_that_is_not_the_embedding_contradicts_a_tied_one() {
+    let workshop = Workshop::new();
+    let path = workshop.path("model/model.safetensors");
+    edit(&path, |tensors| {
+        let embedding = tensors["model.embed_tokens.weight"].clone();
+        tensors.insert("lm_head.weight".to_string(), embedding);
+    });
+    model::load(&workshop.path("model"), &device()).unwrap();
+    edit(&path, |tensors| tensors.get_mut("lm_head.weight").unwrap().1[0] ^= 1);
+    assert!(failure(&workshop).contains("lm_head.weight differs from model.embed_tokens.weight"));
+}
+
+#[test]
+fn sizes_that_contradict_the_tensors_are_refused_before_memory_is_taken() {
+    let workshop = Workshop::new();
+    let path = workshop.path("model/config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 2000000000")).unwrap();
+    assert!(failure(&workshop).contains("cannot be num_hidden_layers = 2000000000 layers"));
+    std::fs::write(&path, text.replace("\"vocab_size\": 512", "\"vocab_size\": 2000000000")).unwrap();
+    let error = failure(&workshop);
+    assert!(error.contains("embed_tokens.weight has shape [512, 32], expected [2000000000, 32]"), "{error}");
+}
+
+#[test]
 fn a_configuration_that_this_decoder_does_not_compute_is_refused_with_the_reason() {
     let workshop = Workshop::new();
     let path = workshop.path("model/config.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("\"qwen2\"", "\"llama\"").replace("\"silu\"", "\"gelu\"")).unwrap();
+    std::fs::write(&path, text.replace("\"qwen2\"", "\"mistral\"").replace("\"silu\"", "\"gelu\"")).unwrap();
     let error = failure(&workshop);
-    assert!(error.contains("model_type = \"llama\"") && error.contains("hidden_act = \"gelu\""), "{error}");
+    assert!(error.contains("model_type = \"mistral\"") && error.contains("hidden_act = \"gelu\""), "{error}");
 }
 
 #[test]

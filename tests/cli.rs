@@ -35,13 +35,13 @@ fn tempering(args: &[&dyn AsRef<OsStr>]) -> Ended {
     Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-fn succeed(args: &[&dyn AsRef<OsStr>]) -> String {
+pub(crate) fn succeed(args: &[&dyn AsRef<OsStr>]) -> String {
     let ended = tempering(args);
     assert_eq!(ended.code, Some(0), "{}", ended.err);
     ended.out
 }
 
-fn user_error(args: &[&dyn AsRef<OsStr>]) -> String {
+pub(crate) fn user_error(args: &[&dyn AsRef<OsStr>]) -> String {
     let ended = tempering(args);
     assert_eq!(ended.code, Some(2), "{}", ended.err);
     ended.err

@@ -5,8 +5,11 @@ mod support;
 mod checkpoint; // Directories written and read again, and broken ones refused.
 mod cli; // The program as people run it: exit codes, files, interruptions.
 mod evaluation; // Figures against figures by hand, and interruptions that change nothing.
+mod families; // Each model family against transformers, PyTorch and PEFT.
 mod generation; // Sampling against the plain forward pass.
+mod lora; // Adapters, and models stored in half precision.
 mod reference; // The base model against Hugging Face transformers.
+mod score; // Log-probabilities of given tokens.
 mod shipped; // The configurations and data sets that come with the repository.
 mod training; // SFT and RL: what must not change the result, and what must.
 mod verify; // The verifier: graded pairs, published answers, the command.

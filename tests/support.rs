@@ -139,7 +139,8 @@ impl Workshop {
             seed: 0,
             output_dir: self.path("runs"),
             name: name.to_string(),
-            model: ModelSource { path: self.path("model") },
+            model: ModelSource { path: self.path("model"), ..ModelSource::default() },
+            lora: None,
             data: self.data(),
             train: RlTrain {
                 prompts_per_step: 4,

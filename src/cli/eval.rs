@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::progress::Progress;
-use super::{DeviceArgs, DistributionArgs, is_tasks};
+use super::{DeviceArgs, DistributionArgs, PrecisionArgs, is_tasks};
 use crate::data::{DataReport, Problem};
 use crate::eval::compare::Comparison;
 use crate::eval::saved::{Manifest, evaluate_into};
@@ -69,6 +69,8 @@ pub(super) struct EvalArgs {
     /// Folder for eval.json, completions.jsonl and summary.json; an interrupted evaluation goes on there.
     #[arg(long, short)]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -134,7 +136,7 @@ pub(super) fn eval(args: EvalArgs) -> anyhow::Result<()> {
     };
     let config = args.config()?;
     let device = device::parse(&args.device.device)?;
-    let (model_config, model) = model::load(model_dir, &device)?;
+    let (model_config, model) = model::load_as(model_dir, &device, args.precision.dtype)?;
     let tokenizer = Tokenizer::load(model_dir)?;
     tokenizer.check_vocab(model_config.vocab_size, model_dir)?;
     let mut problems = Vec::new();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DeviceArgs, DistributionArgs};
+use super::{DeviceArgs, DistributionArgs, PrecisionArgs};
 use crate::generate::{FinishReason, Request, Sampling, Watch, generate};
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
@@ -33,12 +33,15 @@ pub(super) struct GenerateArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let distribution = args.distribution.distribution()?;
-    let (config, model) = model::load(&args.model, &device::parse(&args.device.device)?)?;
+    let device = device::parse(&args.device.device)?;
+    let (config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
     let tokenizer = Tokenizer::load(&args.model)?;
     tokenizer.check_vocab(config.vocab_size, &args.model)?;
     let problem = crate::data::Problem::new(Prompt::Text(args.prompt), "");

@@ -3,7 +3,9 @@
 mod bench;
 mod eval;
 mod generate;
+mod merge;
 mod progress;
+mod score;
 mod tasks;
 mod train;
 mod verify;
@@ -16,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::generate::Distribution;
+use crate::model::Precision;
 
 /// Make a reasoning model concise without making it worse.
 #[derive(Debug, Parser)]
@@ -39,6 +42,10 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Compare answers with right ones and say why they are (not) equal.
     Verify(verify::VerifyArgs),
+    /// Write log-probability and entropy of every token of given texts, as JSONL.
+    Score(score::ScoreArgs),
+    /// Merge an adapter into its base model.
+    Merge(merge::MergeArgs),
     /// Write a run's report again.
     Report(generate::ReportArgs),
     /// Measure speed and memory; prints JSON.
@@ -88,6 +95,14 @@ impl DistributionArgs {
     }
 }
 
+/// In what to compute.
+#[derive(Debug, Args)]
+struct PrecisionArgs {
+    /// Number format of weights and matrix products; all else is computed in f32
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Precision,
+}
+
 /// Runs a parsed command line; what goes wrong is for [`exit_code`].
 ///
 /// # Errors
@@ -100,6 +115,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Compare(args) => eval::compare(&args),
         Command::Generate(args) => generate::run(args),
         Command::Verify(args) => verify::verify(args),
+        Command::Score(args) => score::score(&args),
+        Command::Merge(args) => merge::merge(&args),
         Command::Report(args) => generate::write_report(&args),
         Command::Bench(args) => bench::bench(args),
         Command::Tasks(args) => tasks::tasks(args),

@@ -22,6 +22,9 @@ pub(super) struct TrainArgs {
     /// Seed; short for --set seed=N.
     #[arg(long)]
     seed: Option<u64>,
+    /// Number format of matrix products (f32 or bf16); short for --set model.dtype=….
+    #[arg(long)]
+    dtype: Option<String>,
     /// Continue the run's newest checkpoint.
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
@@ -39,6 +42,7 @@ impl TrainArgs {
     fn settings<S: Settings>(&self) -> Result<S> {
         let mut sets = self.sets.clone();
         sets.extend(self.seed.map(|seed| format!("seed={seed}")));
+        sets.extend(self.dtype.as_ref().map(|dtype| format!("model.dtype={dtype}")));
         config::load(self.config.as_deref(), &sets)
     }
 

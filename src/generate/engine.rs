@@ -37,7 +37,7 @@ pub fn generate(
     sampling: &Sampling,
     watch: impl FnMut(usize, u32) -> Watch,
 ) -> Result<Vec<Completion>> {
-    let model = crate::model::without_autodiff(model);
+    let model = model.for_inference();
     if requests.is_empty() || sampling.max_completion_length == 0 {
         return Ok(vec![Completion::empty(); requests.len()]);
     }

@@ -4,66 +4,52 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::{KvCache, ModelConfig};
+use super::norm::RmsNorm;
+use super::{KvCache, ModelConfig, Precision};
 use crate::ops;
 
 /// `softmax(q kᵀ / √d) v` per head, over the sequence's own past.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Queries, `[hidden, heads · head_dim]`, with bias.
+    /// Queries, `[hidden, heads · head_dim]`.
     pub q_proj: Linear,
-    /// Keys, `[hidden, kv_heads · head_dim]`, with bias.
+    /// Keys, `[hidden, kv_heads · head_dim]`.
     pub k_proj: Linear,
-    /// Values, `[hidden, kv_heads · head_dim]`, with bias.
+    /// Values, `[hidden, kv_heads · head_dim]`.
     pub v_proj: Linear,
-    /// Output, `[heads · head_dim, hidden]`, without bias.
+    /// Output, `[heads · head_dim, hidden]`.
     pub o_proj: Linear,
+    /// Norm of each head's query (Qwen3).
+    pub q_norm: Option<RmsNorm>,
+    /// Norm of each head's key (Qwen3).
+    pub k_norm: Option<RmsNorm>,
     head_dim: usize,
 }
 
-/// What every layer of one forward pass shares: where each row sits in its sequence.
+/// What every layer of one forward pass shares.
 #[derive(Debug)]
 pub(super) struct Rows {
     /// Sequence lengths; their sum is the number of rows.
     pub lengths: Vec<usize>,
     /// Rotary cosines and sines, `[rows, head_dim / 2]`.
     pub rotary: (Tensor<2>, Tensor<2>),
-}
-
-impl Rows {
-    /// Rows at the given positions. Frequencies are `theta^(-2i/d)`, as in RoFormer (arXiv 2104.09864).
-    pub(super) fn new(lengths: Vec<usize>, positions: &[usize], config: &RotaryConfig, device: &Device) -> Self {
-        let half = config.head_dim / 2;
-        let frequency = |i: usize| 1.0 / (config.theta as f32).powf((2 * i) as f32 / config.head_dim as f32);
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-        let angles = || positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f));
-        let table = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [positions.len(), half]), device);
-        Self { lengths, rotary: (table(angles().map(f32::cos).collect()), table(angles().map(f32::sin).collect())) }
-    }
-}
-
-/// The two numbers rotary embeddings need.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RotaryConfig {
-    pub theta: f64,
-    pub head_dim: usize,
+    /// What matrix products are computed in.
+    pub precision: Precision,
 }
 
 impl Attention {
-    /// Width of one head.
-    pub(super) fn head_dim(&self) -> usize {
-        self.head_dim
-    }
-
     pub(super) fn new(config: &ModelConfig, device: &Device) -> Self {
         let (hidden, dim) = (config.hidden_size, config.head_dim());
-        let projection =
-            |input, heads_out: usize, bias| LinearConfig::new(input, heads_out).with_bias(bias).init(device);
+        let (bias, output_bias) = config.attention_biases();
+        let projection = |input, output: usize, bias| LinearConfig::new(input, output).with_bias(bias).init(device);
+        let head_norm = || config.has_qk_norm().then(|| RmsNorm::new(dim, config.rms_norm_eps, device));
         Self {
-            q_proj: projection(hidden, config.num_attention_heads * dim, true),
-            k_proj: projection(hidden, config.num_key_value_heads * dim, true),
-            v_proj: projection(hidden, config.num_key_value_heads * dim, true),
-            o_proj: projection(config.num_attention_heads * dim, hidden, false),
+            q_proj: projection(hidden, config.num_attention_heads * dim, bias),
+            k_proj: projection(hidden, config.num_key_value_heads * dim, bias),
+            v_proj: projection(hidden, config.num_key_value_heads * dim, bias),
+            o_proj: projection(config.num_attention_heads * dim, hidden, output_bias),
+            q_norm: head_norm(),
+            k_norm: head_norm(),
             head_dim: dim,
         }
     }
@@ -74,15 +60,20 @@ impl Attention {
     /// - x, output: `[rows, hidden]`
     pub(super) fn forward(&self, x: Tensor<2>, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Tensor<2> {
         let [n, _] = x.dims();
-        let heads = |x: Tensor<2>| {
-            let [_, width] = x.dims();
-            x.reshape([n, width / self.head_dim, self.head_dim])
+        let dim = self.head_dim;
+        let project = |layer: &Linear, norm: &Option<RmsNorm>, x: Tensor<2>| -> Tensor<3> {
+            let x = rows.precision.linear(layer, x);
+            let heads = x.dims()[1] / dim;
+            match norm {
+                Some(norm) => norm.forward(x.reshape([n * heads, dim])).reshape([n, heads, dim]),
+                None => x.reshape([n, heads, dim]),
+            }
         };
         let (cos, sin) = &rows.rotary;
-        // 1. Project, 2. rotate.
-        let q = ops::rotary(heads(self.q_proj.forward(x.clone())), cos, sin);
-        let k = ops::rotary(heads(self.k_proj.forward(x.clone())), cos, sin);
-        let v = heads(self.v_proj.forward(x));
+        // 1. Project (and normalise), 2. rotate.
+        let q = ops::rotary(project(&self.q_proj, &self.q_norm, x.clone()), cos, sin);
+        let k = ops::rotary(project(&self.k_proj, &self.k_norm, x.clone()), cos, sin);
+        let v = project(&self.v_proj, &None, x);
         // 3. Attend: to the own sequence, or to the cache when decoding.
         let mixed = match cache {
             None => ops::attention(q, k, v, &rows.lengths),
@@ -92,7 +83,7 @@ impl Attention {
             }
         };
         // 4. Mix the heads.
-        self.o_proj.forward(mixed)
+        rows.precision.linear(&self.o_proj, mixed)
     }
 }
 

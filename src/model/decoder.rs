@@ -3,21 +3,15 @@
 //! Sequences are *packed*: one forward pass takes the tokens of all sequences end to end, `[rows, hidden]`, and a list
 //! of lengths. No row is padding, and every product is one large matrix product.
 
-use burn::module::{Initializer, Module, Param};
+use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
-use super::attention::{Attention, RotaryConfig, Rows, ids};
-use super::{KvCache, ModelConfig};
+use super::attention::{Attention, Rows, ids};
+use super::norm::RmsNorm;
+use super::rope::Rope;
+use super::{KvCache, ModelConfig, Precision, params};
 use crate::ops;
-
-/// Root-mean-square normalisation with a learned scale (arXiv 1910.07467).
-#[derive(Module, Debug)]
-pub struct RmsNorm {
-    /// Scale, `[hidden]`.
-    pub weight: Param<Tensor<1>>,
-    epsilon: f64,
-}
 
 /// SwiGLU: `down(silu(gate(x)) · up(x))` (arXiv 2002.05202).
 #[derive(Module, Debug)]
@@ -61,28 +55,24 @@ pub struct CausalLm {
     pub model: Decoder,
     /// The head, `[hidden, vocab]`; `None` when it is the transposed embedding.
     pub lm_head: Option<Linear>,
-    theta: f64,
-}
-
-impl RmsNorm {
-    fn new(config: &ModelConfig, device: &Device) -> Self {
-        Self { weight: Initializer::Ones.init([config.hidden_size], device), epsilon: config.rms_norm_eps }
-    }
-
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::rms_norm(x, self.weight.val(), self.epsilon)
-    }
+    #[module(skip)]
+    rope: Rope,
+    #[module(skip)]
+    precision: Precision,
 }
 
 impl Mlp {
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        self.down_proj.forward(ops::swiglu(self.gate_proj.forward(x.clone()), self.up_proj.forward(x)))
+    fn forward(&self, x: Tensor<2>, precision: Precision) -> Tensor<2> {
+        let gate = precision.linear(&self.gate_proj, x.clone());
+        precision.linear(&self.down_proj, ops::swiglu(gate, precision.linear(&self.up_proj, x)))
     }
 }
 
 impl Layer {
     fn new(config: &ModelConfig, device: &Device) -> Self {
-        let linear = |input, output| LinearConfig::new(input, output).with_bias(false).init(device);
+        let bias = config.has_mlp_bias();
+        let linear = |input, output| LinearConfig::new(input, output).with_bias(bias).init(device);
+        let norm = || RmsNorm::new(config.hidden_size, config.rms_norm_eps, device);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         Self {
             self_attn: Attention::new(config, device),
@@ -91,36 +81,48 @@ impl Layer {
                 up_proj: linear(hidden, inner),
                 down_proj: linear(inner, hidden),
             },
-            input_layernorm: RmsNorm::new(config, device),
-            post_attention_layernorm: RmsNorm::new(config, device),
+            input_layernorm: norm(),
+            post_attention_layernorm: norm(),
         }
     }
 
     fn forward(&self, x: Tensor<2>, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Tensor<2> {
         let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rows, cache);
-        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
+        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x), rows.precision)
     }
 }
 
 impl CausalLm {
     /// The structure alone: [`super::load`] and [`CausalLm::random`] give it its weights.
-    pub(super) fn new(config: &ModelConfig, device: &Device) -> Self {
+    ///
+    /// # Panics
+    /// When the configuration has [problems](ModelConfig::problems).
+    pub(super) fn new(config: &ModelConfig, precision: Precision, device: &Device) -> Self {
+        let rope = Rope::read(config).unwrap_or_else(|problems| panic!("{}", problems.join("; ")));
         Self {
             model: Decoder {
                 embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device),
                 layers: (0..config.num_hidden_layers).map(|_| Layer::new(config, device)).collect(),
-                norm: RmsNorm::new(config, device),
+                norm: RmsNorm::new(config.hidden_size, config.rms_norm_eps, device),
             },
             lm_head: (!config.tie_word_embeddings)
                 .then(|| LinearConfig::new(config.hidden_size, config.vocab_size).with_bias(false).init(device)),
-            theta: config.rope_theta,
+            rope,
+            precision,
         }
+    }
+
+    /// The model as generation wants it: without autodiff (a recorded graph would never be freed), adapters merged,
+    /// matrices in the precision they are multiplied in.
+    pub fn for_inference(&self) -> Self {
+        let model = self.valid().materialize();
+        if self.precision == Precision::F32 { model } else { params::cast(model, self.precision.dtype()) }
     }
 
     /// Hidden states after the final norm, one row per token, for packed sequences.
     ///
     /// Without a cache every sequence starts at position 0. With a cache the sequences are those announced to it by
-    /// [`KvCache::read`] or [`KvCache::step`]; call these forms on `model.valid()`.
+    /// [`KvCache::read`] or [`KvCache::step`]; call these forms on [`CausalLm::for_inference`].
     ///
     /// # Shapes
     /// - tokens: all sequences end to end, `lengths` their lengths
@@ -136,9 +138,9 @@ impl CausalLm {
             None => lengths.iter().flat_map(|&length| 0..length).collect(),
         };
         assert_eq!(positions.len(), tokens.len(), "tokens announced to the cache and tokens");
-        let head_dim = self.model.layers[0].self_attn.head_dim();
-        let rows = Rows::new(lengths.to_vec(), &positions, &RotaryConfig { theta: self.theta, head_dim }, &device);
-        let mut x = self.model.embed_tokens.weight.val().select(0, ids(tokens, &device));
+        let rotary = self.rope.tables(&positions, &device);
+        let rows = Rows { lengths: lengths.to_vec(), rotary, precision: self.precision };
+        let mut x = self.model.embed_tokens.weight.val().select(0, ids(tokens, &device)).cast(FloatDType::F32);
         for (index, layer) in self.model.layers.iter().enumerate() {
             x = layer.forward(x, &rows, cache.as_deref_mut().map(|cache| (cache, index)));
         }
@@ -152,8 +154,8 @@ impl CausalLm {
     /// - output: `[rows, vocab]`
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.lm_head {
-            Some(head) => head.forward(hidden),
-            None => hidden.matmul(self.model.embed_tokens.weight.val().transpose()),
+            Some(head) => self.precision.linear(head, hidden),
+            None => self.precision.matmul(hidden, self.model.embed_tokens.weight.val().transpose()),
         }
     }
 

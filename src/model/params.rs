@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use super::CausalLm;
 use crate::noise::{Stream, mix_text};
+use crate::tensors::Entry;
 
 /// The dotted name of the module being visited.
 #[derive(Debug, Default)]
@@ -26,15 +27,24 @@ impl Path {
     }
 }
 
-/// Whether a parameter is a `Linear` weight, which Burn keeps as `[input, output]` and checkpoints as the transpose.
-pub(super) fn is_transposed(name: &str) -> bool {
-    name.ends_with("_proj.weight") || name == "lm_head.weight"
+/// Prefix of every tensor in a PEFT file.
+pub(super) const ADAPTER: &str = "base_model.model.";
+
+/// A parameter's name in a checkpoint, and whether the checkpoint has its transpose: a `Linear` weight is kept by Burn as
+/// `[input, output]`. The two factors of a LoRA adapter carry PEFT's names.
+fn stored(path: &str) -> (String, bool) {
+    for (factor, suffix) in [("A", ".weight.lora.a"), ("B", ".weight.lora.b")] {
+        if let Some(module) = path.strip_suffix(suffix) {
+            return (format!("{ADAPTER}{module}.lora_{factor}.weight"), true);
+        }
+    }
+    (path.to_string(), path.ends_with("_proj.weight") || path == "lm_head.weight")
 }
 
-/// Every parameter as f32 data under its checkpoint name, in the checkpoint's orientation.
-pub fn collect(model: &CausalLm) -> BTreeMap<String, TensorData> {
-    struct Collect(Path, BTreeMap<String, TensorData>);
-    impl ModuleVisitor for Collect {
+/// Every parameter under its checkpoint name, in the checkpoint's orientation; values are fetched one at a time.
+pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
+    struct Entries(Path, Vec<Entry>);
+    impl ModuleVisitor for Entries {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.0.enter(name);
         }
@@ -42,14 +52,19 @@ pub fn collect(model: &CausalLm) -> BTreeMap<String, TensorData> {
             self.0.exit();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let name = self.0.name();
-            let value = if is_transposed(&name) { param.val().swap_dims(D - 2, D - 1) } else { param.val() };
-            self.1.insert(name, value.into_data());
+            let (name, transposed) = stored(&self.0.name());
+            let value = if transposed { param.val().swap_dims(D - 2, D - 1) } else { param.val() };
+            let shape = value.dims().to_vec();
+            self.1.push(Entry {
+                name,
+                shape,
+                values: Box::new(move || value.clone().cast(FloatDType::F32).into_data()),
+            });
         }
     }
-    let mut collect = Collect(Path::default(), BTreeMap::new());
-    model.visit(&mut collect);
-    collect.1
+    let mut entries = Entries(Path::default(), Vec::new());
+    model.visit(&mut entries);
+    entries.1
 }
 
 /// Checkpoint names and shapes of all parameters, in the checkpoint's orientation.
@@ -64,8 +79,8 @@ pub fn names(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let mut shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-            let name = self.0.name();
-            if is_transposed(&name) {
+            let (name, transposed) = stored(&self.0.name());
+            if transposed {
                 shape.reverse();
             }
             self.1.insert(name, shape);
@@ -76,10 +91,15 @@ pub fn names(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
     names.1
 }
 
-/// Replaces every parameter by `value(name, shape)`, data in the checkpoint's orientation.
-pub(super) fn replace(model: CausalLm, value: impl FnMut(&str, &[usize]) -> TensorData) -> CausalLm {
-    struct Replace<F>(Path, F);
-    impl<F: FnMut(&str, &[usize]) -> TensorData> ModuleMapper for Replace<F> {
+/// Replaces parameters by `value(name, shape)`, data in the checkpoint's orientation; those without a value stay. Matrices
+/// are kept as `dtype`.
+pub(super) fn replace(
+    model: CausalLm,
+    dtype: FloatDType,
+    value: impl FnMut(&str, &[usize]) -> Option<TensorData>,
+) -> CausalLm {
+    struct Replace<F>(Path, FloatDType, F);
+    impl<F: FnMut(&str, &[usize]) -> Option<TensorData>> ModuleMapper for Replace<F> {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.0.enter(name);
         }
@@ -87,18 +107,30 @@ pub(super) fn replace(model: CausalLm, value: impl FnMut(&str, &[usize]) -> Tens
             self.0.exit();
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let (name, device) = (self.0.name(), param.lazy_device());
+            let (name, transposed) = stored(&self.0.name());
+            let device = param.lazy_device();
             let mut shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-            let transposed = is_transposed(&name);
             if transposed {
                 shape.reverse();
             }
-            let tensor = Tensor::<D>::from_data((self.1)(&name, &shape), &device);
+            let Some(data) = (self.2)(&name, &shape) else { return param };
+            let tensor = Tensor::<D>::from_data(data, &device);
             let tensor = if transposed { contiguous(tensor.swap_dims(D - 2, D - 1)) } else { tensor };
-            Param::from_tensor(tensor)
+            Param::from_tensor(if D < 2 { tensor } else { tensor.cast(self.1) })
         }
     }
-    model.map(&mut Replace(Path::default(), value))
+    model.map(&mut Replace(Path::default(), dtype, value))
+}
+
+/// Matrices in the given precision; vectors (norms and biases) stay in f32. For inference.
+pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
+    struct Cast(FloatDType);
+    impl ModuleMapper for Cast {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if D < 2 { param } else { param.map(|value| value.cast(self.0)) }
+        }
+    }
+    model.map(&mut Cast(dtype))
 }
 
 /// A copy whose memory order is its logical order.
@@ -110,7 +142,7 @@ fn contiguous<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 /// Fresh weights: normal with the given standard deviation, norms one, biases zero; projections back into the residual
 /// stream are scaled by `1 / √(2 · layers)` (GPT-2). A function of the seed and the parameter's name only.
 pub(super) fn initialise(model: CausalLm, deviation: f64, layers: usize, seed: u64) -> CausalLm {
-    replace(model, |name, shape| {
+    replace(model, FloatDType::F32, |name, shape| {
         let count = shape.iter().product();
         let values: Vec<f32> = if name.ends_with("norm.weight") {
             vec![1.0; count]
@@ -122,7 +154,7 @@ pub(super) fn initialise(model: CausalLm, deviation: f64, layers: usize, seed: u
             let mut random = Stream::new(&[seed, mix_text(name)]);
             (0..count).map(|_| (normal(&mut random) * scale) as f32).collect()
         };
-        TensorData::new(values, shape.to_vec())
+        Some(TensorData::new(values, shape.to_vec()))
     })
 }
 

@@ -1,77 +1,282 @@
-//! Hugging Face directories: `config.json` and `model.safetensors`, read and written.
+//! Hugging Face directories: `config.json` and safetensors, whole or in shards, read and written.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors};
+use burn::module::Module;
+use burn::tensor::{Device, FloatDType, TensorData};
+use serde::Deserialize;
 
-use super::params::{collect, initialise, names, replace};
-use super::{CausalLm, ModelConfig};
+use super::params::{cast, entries, initialise, names, replace};
+use super::{CausalLm, ModelConfig, Precision, lora};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::tensors::{self, Dtype, Entry, TensorFile};
 
 const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const MASTERS: &str = "master.safetensors";
+/// Weights of more bytes than this are written in shards.
+const SHARD_BYTES: usize = 5_000_000_000;
 
 impl CausalLm {
     /// A model with fresh random weights, a function of `config` and `seed` only.
     pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Self {
-        initialise(Self::new(config, device), config.initializer_range, config.num_hidden_layers, seed)
+        let model = Self::new(config, Precision::F32, device);
+        initialise(model, config.initializer_range, config.num_hidden_layers, seed)
     }
 }
 
-/// Loads a model from a Hugging Face directory.
+/// Loads a model from a Hugging Face directory or, merged into its base, a PEFT adapter's; in f32.
 ///
 /// # Errors
 /// A missing or corrupt file, an unsupported configuration, or tensors that are missing, left over, of another shape or
 /// of another type than f32, bf16, f16: all of them listed.
 pub fn load(dir: &Path, device: &Device) -> Result<(ModelConfig, CausalLm)> {
-    let config = ModelConfig::load(dir)?;
-    let path = dir.join(WEIGHTS);
-    let bytes = files::read(&path)?;
-    let tensors = files::parse_tensors(&path, &bytes)?;
-    let model = CausalLm::new(&config, device);
+    load_as(dir, device, Precision::F32)
+}
+
+/// [`load`], with matrix products in the given precision.
+///
+/// Matrices are held in that precision; on a device with autodiff they are f32 masters, converted for each product.
+///
+/// # Errors
+/// As [`load`], and a precision that the device does not compute in.
+pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
+    if !lora::is_adapter(dir) {
+        return load_full(dir, device, precision);
+    }
+    let (config, model, _) = lora::load(dir, device, precision)?;
+    let model = model.materialize();
+    Ok((config, if device.is_autodiff() { model } else { cast(model, precision.dtype()) }))
+}
+
+/// A directory with a model of its own.
+pub(super) fn load_full(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
+    precision.check(device)?;
+    let mut config = ModelConfig::load(dir)?;
+    let weights = Weights::open(dir)?;
+    // A layer has nine tensors at least: more layers than tensors need not even be listed.
+    if config.num_hidden_layers > weights.place.len() {
+        let (layers, tensors) = (config.num_hidden_layers, weights.place.len());
+        return Err(weights.unfit(&[format!("{tensors} tensors cannot be num_hidden_layers = {layers} layers")]));
+    }
+    let model = CausalLm::new(&config, precision, device);
     let wanted = names(&model);
-    let problems = mismatches(&wanted, &tensors);
-    if !problems.is_empty() {
-        return Err(Error::file(
-            &path,
-            format!("does not fit {}/config.json:\n  {}", dir.display(), problems.join("\n  ")),
-        ));
-    }
-    let model = replace(model, |name, shape| {
-        // Checked above: every wanted tensor is there, with this shape and a known type.
-        let view = tensors.tensor(name).unwrap_or_else(|_| unreachable!("{name} was checked"));
-        TensorData::new(files::to_f32(view.dtype(), view.data()), shape.to_vec())
+    let mut problems = weights.mismatches(&wanted, |name| {
+        // Old Llama files store the rotary frequencies, which follow from the configuration.
+        name.ends_with(".rotary_emb.inv_freq") || (config.tie_word_embeddings && name == HEAD)
     });
-    Ok((config, model))
-}
-
-fn mismatches(wanted: &BTreeMap<String, Vec<usize>>, tensors: &SafeTensors) -> Vec<String> {
-    let mut problems = Vec::new();
-    for (name, shape) in wanted {
-        match tensors.tensor(name) {
-            Err(_) => problems.push(format!("missing {name} {shape:?}")),
-            Ok(view) if view.shape() != shape => {
-                problems.push(format!("{name} has shape {:?}, expected {shape:?}", view.shape()));
-            }
-            Ok(view) if !matches!(view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) => {
-                problems.push(format!("{name} has type {:?}, expected F32, BF16 or F16", view.dtype()));
-            }
-            Ok(_) => {}
-        }
+    if problems.is_empty() && config.tie_word_embeddings && weights.has(HEAD) && !weights.head_is_tied()? {
+        problems.push(format!("{HEAD} differs from {EMBEDDING}, but tie_word_embeddings = true"));
     }
-    // A tied head is often stored beside the embedding it equals.
-    let extra = tensors.names().into_iter().filter(|name| !wanted.contains_key(*name) && *name != "lm_head.weight");
-    problems.extend(extra.map(|name| format!("unexpected {name}")));
-    problems
+    if !problems.is_empty() {
+        return Err(weights.unfit(&problems));
+    }
+    if let Some(dtype) = weights.dtype() {
+        config.set_stored(dtype);
+    }
+    let dtype = if device.is_autodiff() { FloatDType::F32 } else { precision.dtype() };
+    Ok((config, weights.fill(model, dtype)?))
 }
 
-/// Writes `config.json` and `model.safetensors` into an existing directory.
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// The tensors of a checkpoint: in which of its files each is.
+pub(super) struct Weights {
+    /// The file to name in messages.
+    path: PathBuf,
+    files: Vec<TensorFile>,
+    place: BTreeMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// One safetensors file.
+    pub(super) fn single(path: &Path) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let place = file.names().map(|name| (name.to_string(), 0)).collect();
+        Ok(Self { path: path.to_path_buf(), files: vec![file], place })
+    }
+
+    /// The weights of a model's directory.
+    fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(INDEX);
+        if dir.join(WEIGHTS).is_file() {
+            return Self::single(&dir.join(WEIGHTS));
+        }
+        if !path.is_file() {
+            let message = format!(
+                "neither {WEIGHTS} nor {INDEX} is here; other formats are not read (pickled ones run code): save the model \
+                 with safetensors"
+            );
+            return Err(Error::file(dir, message));
+        }
+        let index: Index = files::read_json(&path)?;
+        let shards: BTreeSet<&String> = index.weight_map.values().collect();
+        if let Some(shard) = shards.iter().find(|shard| Path::new(shard).file_name() != Some(shard.as_ref())) {
+            return Err(Error::file(&path, format!("{shard:?} is not a file name; shards lie beside the index")));
+        }
+        let missing: Vec<&str> =
+            shards.iter().filter(|shard| !dir.join(shard).is_file()).map(|shard| shard.as_str()).collect();
+        if !missing.is_empty() {
+            let message = format!("names shards that are not here: {}; download them", missing.join(", "));
+            return Err(Error::file(&path, message));
+        }
+        let files = shards.iter().map(|shard| TensorFile::open(&dir.join(shard))).collect::<Result<Vec<_>>>()?;
+        let mut place: BTreeMap<String, usize> = BTreeMap::new();
+        let mut problems = Vec::new();
+        for (number, (file, shard)) in files.iter().zip(&shards).enumerate() {
+            for name in file.names() {
+                if index.weight_map.get(name) == Some(shard) {
+                    place.insert(name.to_string(), number);
+                } else {
+                    problems.push(format!("{shard} holds {name}, which the index does not place there"));
+                }
+            }
+        }
+        let lost = index.weight_map.iter().filter(|(name, _)| !place.contains_key(*name));
+        problems.extend(lost.map(|(name, shard)| format!("{name} is not in {shard}")));
+        let weights = Self { path, files, place };
+        if problems.is_empty() { Ok(weights) } else { Err(weights.unfit(&problems)) }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.place.contains_key(name)
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>> {
+        self.files[self.place[name]].read(name)
+    }
+
+    /// The widest precision among the tensors.
+    fn dtype(&self) -> Option<Dtype> {
+        let of = |(name, &file): (&String, &usize)| self.files[file].info(name)?.1.ok();
+        self.place.iter().filter_map(of).max()
+    }
+
+    /// Whether a stored head is the embedding, as a tied head must be.
+    fn head_is_tied(&self) -> Result<bool> {
+        Ok(self.read(HEAD)? == self.read(EMBEDDING)?)
+    }
+
+    /// What does not fit, one line each; `spare` says which left-over names do no harm.
+    pub(super) fn mismatches(
+        &self,
+        wanted: &BTreeMap<String, Vec<usize>>,
+        spare: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (name, expected) in wanted {
+            let found = self.place.get(name).and_then(|&file| self.files[file].info(name));
+            problems.extend(match found {
+                None => Some(format!("missing {name} {expected:?}")),
+                Some((shape, _)) if shape != expected => {
+                    Some(format!("{name} has shape {shape:?}, expected {expected:?}"))
+                }
+                Some((_, Err(dtype))) => Some(format!("{name} has type {dtype}, expected F32, BF16 or F16")),
+                Some(_) => None,
+            });
+        }
+        let extra = self.place.keys().filter(|name| !wanted.contains_key(*name) && !spare(name));
+        problems.extend(extra.map(|name| format!("unexpected {name}")));
+        problems
+    }
+
+    /// An error that lists what does not fit.
+    pub(super) fn unfit(&self, problems: &[String]) -> Error {
+        Error::file(&self.path, format!("does not fit the configuration:\n  {}", problems.join("\n  ")))
+    }
+
+    /// Gives the model its weights, one tensor at a time; parameters that are not here stay.
+    pub(super) fn fill(&self, model: CausalLm, dtype: FloatDType) -> Result<CausalLm> {
+        let mut failure = None;
+        let model = replace(model, dtype, |name, shape| {
+            if failure.is_some() || !self.has(name) {
+                return None;
+            }
+            match self.read(name) {
+                Ok(values) => Some(TensorData::new(values, shape.to_vec())),
+                Err(error) => {
+                    failure = Some(error);
+                    None
+                }
+            }
+        });
+        failure.map_or(Ok(model), Err)
+    }
+}
+
+/// Writes `config.json` and the weights into an existing directory, adapters merged, in the precision the configuration
+/// names; above 5 GB in shards.
 ///
 /// # Errors
 /// When a file cannot be written (a full disk, for instance).
 pub fn save(dir: &Path, config: &ModelConfig, model: &CausalLm) -> Result<()> {
+    save_sharded(dir, config, model, SHARD_BYTES)
+}
+
+/// [`save`], with shards of at most `limit` bytes (one larger tensor makes a shard of its own).
+///
+/// # Errors
+/// As [`save`].
+pub fn save_sharded(dir: &Path, config: &ModelConfig, model: &CausalLm, limit: usize) -> Result<()> {
     files::write_json(&dir.join("config.json"), config)?;
-    files::write_tensors(&dir.join(WEIGHTS), &collect(model))
+    let dtype = config.stored().unwrap_or(Dtype::F32);
+    let entries = entries(&model.valid().materialize());
+    let total: usize = entries.iter().map(|entry| entry.bytes(dtype)).sum();
+    if total <= limit {
+        return tensors::write(&dir.join(WEIGHTS), dtype, &entries);
+    }
+    let mut shards: Vec<Vec<Entry>> = vec![Vec::new()];
+    let mut held = 0;
+    for entry in entries {
+        let bytes = entry.bytes(dtype);
+        if held > 0 && held + bytes > limit {
+            shards.push(Vec::new());
+            held = 0;
+        }
+        held += bytes;
+        if let Some(shard) = shards.last_mut() {
+            shard.push(entry);
+        }
+    }
+    let mut weight_map = BTreeMap::new();
+    for (number, shard) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{:05}.safetensors", number + 1, shards.len());
+        tensors::write(&dir.join(&name), dtype, shard)?;
+        weight_map.extend(shard.iter().map(|entry| (entry.name.clone(), name.clone())));
+    }
+    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    files::write_json(&dir.join(INDEX), &index)
+}
+
+/// Writes the f32 weights beside those of a checkpoint in half precision, from which training could not go on exactly.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_masters(dir: &Path, config: &ModelConfig, model: &CausalLm) -> Result<()> {
+    match config.stored() {
+        Some(Dtype::F32) | None => Ok(()),
+        Some(_) => tensors::write(&dir.join(MASTERS), Dtype::F32, &entries(model)),
+    }
+}
+
+/// Reads what [`save_masters`] wrote, where it wrote something.
+///
+/// # Errors
+/// A damaged file.
+pub fn load_masters(dir: &Path, model: CausalLm) -> Result<CausalLm> {
+    let path = dir.join(MASTERS);
+    if !path.is_file() {
+        return Ok(model);
+    }
+    let weights = Weights::single(&path)?;
+    let problems = weights.mismatches(&names(&model), |_| false);
+    if problems.is_empty() { weights.fill(model, FloatDType::F32) } else { Err(weights.unfit(&problems)) }
 }

@@ -7,9 +7,11 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{Gradients, OptimConfig};
-use crate::error::{Error, Result};
-use crate::files;
+use crate::error::Result;
 use crate::model::{CausalLm, ParamPath};
+use crate::tensors::{self, Dtype, Entry, TensorFile};
+
+const STEPS: &str = "steps";
 
 /// First and second moments by parameter name, and the number of steps taken.
 #[derive(Debug, Default)]
@@ -40,13 +42,16 @@ impl AdamW {
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = BTreeMap::from([("steps".to_string(), TensorData::from([self.steps as f32]))]);
-        for (name, moments) in &self.moments {
-            for (which, moment) in ["exp_avg", "exp_avg_sq"].iter().zip(moments) {
-                tensors.insert(format!("{name}.{which}"), moment.clone().into_data());
-            }
-        }
-        files::write_tensors(path, &tensors)
+        let entry = |name: String, values: &Tensor<1>| {
+            let values = values.clone();
+            Entry { name, shape: values.dims().to_vec(), values: Box::new(move || values.clone().into_data()) }
+        };
+        let mut entries: Vec<Entry> = (self.moments.iter())
+            .flat_map(|(name, [m, v])| [entry(format!("{name}.exp_avg"), m), entry(format!("{name}.exp_avg_sq"), v)])
+            .collect();
+        let steps = self.steps as f32;
+        entries.push(Entry { name: STEPS.to_string(), shape: vec![1], values: Box::new(move || [steps].into()) });
+        tensors::write(path, Dtype::F32, &entries)
     }
 
     /// Reads what [`Self::save`] wrote.
@@ -54,18 +59,11 @@ impl AdamW {
     /// # Errors
     /// A missing, cut or foreign file.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
-        let bytes = files::read(path)?;
-        let tensors = files::parse_tensors(path, &bytes)?;
-        let values = |name: &str| -> Result<Vec<f32>> {
-            let view =
-                tensors.tensor(name).map_err(|_| Error::file(path, format!("no {name}; not an optimiser state")))?;
-            Ok(files::to_f32(view.dtype(), view.data()))
-        };
-        let mut state =
-            Self { moments: BTreeMap::new(), steps: values("steps")?.first().map_or(0, |&steps| steps as i32) };
-        for name in tensors.names().iter().filter_map(|name| name.strip_suffix(".exp_avg")) {
+        let file = TensorFile::open(path)?;
+        let mut state = Self { moments: BTreeMap::new(), steps: file.read(STEPS)?.first().map_or(0, |&n| n as i32) };
+        for name in file.names().filter_map(|name| name.strip_suffix(".exp_avg")) {
             let moment = |which: &str| -> Result<Tensor<1>> {
-                let values = values(&format!("{name}.{which}"))?;
+                let values = file.read(&format!("{name}.{which}"))?;
                 Ok(Tensor::from_data(TensorData::from(values.as_slice()), device))
             };
             state.moments.insert(name.to_string(), [moment("exp_avg")?, moment("exp_avg_sq")?]);

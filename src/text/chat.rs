@@ -5,8 +5,9 @@
 //! and dict methods, and `{% generation %}` markers (which only mean something to a loss mask and are ignored here).
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use chrono::format::{Item, StrftimeItems};
+use chrono::{DateTime, Local};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
@@ -93,7 +94,7 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |format: &str| strftime(format, seconds_now()));
+        environment.add_function("strftime_now", |format: &str| strftime(format, &Local::now()));
         environment.add_filter("tojson", to_json);
         environment
             .add_template_owned(TEMPLATE, without_generation_markers(source))
@@ -179,77 +180,20 @@ fn to_json(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> std::result:
     Ok(Value::from(out + rest))
 }
 
-fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The date and time in UTC; a directive that is not known stays as it is written.
-fn strftime(format: &str, seconds: u64) -> String {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-    let days = seconds / 86_400;
-    let (year, month, day) = civil(days);
-    let month_name = MONTHS[month as usize - 1];
-    let day_name = DAYS[(days % 7) as usize];
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        match chars.next() {
-            Some('Y') => out += &year.to_string(),
-            Some('y') => out += &format!("{:02}", year % 100),
-            Some('m') => out += &format!("{month:02}"),
-            Some('d') => out += &format!("{day:02}"),
-            Some('B') => out += month_name,
-            Some('b') => out += &month_name[..3],
-            Some('A') => out += day_name,
-            Some('a') => out += &day_name[..3],
-            Some('H') => out += &format!("{:02}", seconds / 3600 % 24),
-            Some('M') => out += &format!("{:02}", seconds / 60 % 60),
-            Some('S') => out += &format!("{:02}", seconds % 60),
-            Some('%') => out.push('%'),
-            Some(other) => out.extend(['%', other]),
-            None => out.push('%'),
-        }
+/// Python's `datetime.strftime`; a directive that is not known is an error.
+fn strftime(format: &str, time: &DateTime<Local>) -> std::result::Result<String, minijinja::Error> {
+    let items: Vec<Item> = StrftimeItems::new(format).collect();
+    if items.contains(&Item::Error) {
+        let message = format!("strftime_now({format:?}): unknown directive");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
     }
-    out
-}
-
-/// Year, month and day of a number of days since 1970-01-01.
-fn civil(mut days: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 0;
-    while days >= lengths[month] {
-        days -= lengths[month];
-        month += 1;
-    }
-    (year, month as u64 + 1, days + 1)
+    Ok(time.format_with_items(items.into_iter()).to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeZone;
+
     use super::*;
 
     fn template(source: &str) -> ChatTemplate {
@@ -354,9 +298,12 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
-        // date -u -d @1709210096 '+%Y-%m-%d %H:%M:%S %A %b'
-        assert_eq!(strftime("%Y-%m-%d %H:%M:%S %A %b %%%q", 1_709_210_096), "2024-02-29 12:34:56 Thursday Feb %%q");
-        assert_eq!(strftime("%d %B %Y %a", 0), "01 January 1970 Thu");
+    fn dates_are_those_of_the_calendar_and_unknown_directives_errors() {
+        let time = DateTime::parse_from_rfc3339("2024-02-29T12:34:56Z").unwrap();
+        let time = Local.from_local_datetime(&time.naive_utc()).unwrap();
+        let text = strftime("%Y-%m-%d %H:%M:%S %A %b %%", &time).unwrap();
+        assert_eq!(text, "2024-02-29 12:34:56 Thursday Feb %");
+        let error = template("{{ strftime_now('%Q!') }}").render(&[], false).unwrap_err().to_string();
+        assert!(error.contains("%Q!"), "{error}");
     }
 }

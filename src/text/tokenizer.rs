@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::model::lora;
 use crate::text::chat::{ChatTemplate, Message, Prompt, SpecialTokens};
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -44,9 +45,16 @@ impl Tokenizer {
     /// Reads `tokenizer.json` and, where present, `tokenizer_config.json`, `chat_template.jinja`,
     /// `special_tokens_map.json` and `generation_config.json` from `dir`.
     ///
+    /// What the directory of an adapter lacks is read from its base model's.
+    ///
     /// The stop tokens are all of `generation_config.json`'s `eos_token_id` (`config.json`'s when it has none) and the
     /// tokenizer's own `eos_token`; a folder that names none of them is an error, since no completion would ever end.
     pub fn load(dir: &Path) -> Result<Self> {
+        let base = if lora::is_adapter(dir) { Some(lora::base(dir)?) } else { None };
+        let dir = match &base {
+            Some(base) if !dir.join(TOKENIZER).is_file() => base,
+            _ => dir,
+        };
         let mut files = Vec::new();
         for name in FILES {
             if let Some(bytes) = read_optional(&dir.join(name))? {
@@ -67,17 +75,20 @@ impl Tokenizer {
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
 
         let (config, special, generation) = (json(CONFIG)?, json(SPECIAL)?, json(GENERATION)?);
-        let model = match read_optional(&dir.join("config.json"))? {
-            Some(bytes) => parse(&dir.join("config.json"), &bytes)?,
+        let model_file = base.as_deref().unwrap_or(dir).join("config.json");
+        let model = match read_optional(&model_file)? {
+            Some(bytes) => parse(&model_file, &bytes)?,
             None => Value::Null,
         };
         let token = |key: &str| token_name(&config[key]).or_else(|| token_name(&special[key]));
         let tokens = SpecialTokens { bos: token("bos_token"), eos: token("eos_token"), pad: token("pad_token") };
 
-        let mut stop_ids = ids(&generation["eos_token_id"]);
-        if stop_ids.is_empty() {
-            stop_ids = ids(&model["eos_token_id"]);
-        }
+        let read_ids = |key: &str| -> Result<Vec<u32>> {
+            let own = ids(&generation[key]).map_err(|value| Error::file(dir.join(GENERATION), not_ids(key, value)))?;
+            let models = ids(&model[key]).map_err(|value| Error::file(&model_file, not_ids(key, value)))?;
+            Ok(if own.is_empty() { models } else { own })
+        };
+        let mut stop_ids = read_ids("eos_token_id")?;
         if let Some(&id) = stop_ids.iter().find(|id| inner.id_to_token(**id).is_none()) {
             return Err(Error::file(
                 dir,
@@ -92,9 +103,8 @@ impl Tokenizer {
             return Err(Error::file(dir, message));
         }
 
-        let wanted = (tokens.pad.as_deref().and_then(|pad| inner.token_to_id(pad)))
-            .or_else(|| ids(&generation["pad_token_id"]).first().copied())
-            .or_else(|| ids(&model["pad_token_id"]).first().copied());
+        let named = read_ids("pad_token_id")?.first().copied();
+        let wanted = tokens.pad.as_deref().and_then(|pad| inner.token_to_id(pad)).or(named);
         let bos = tokens.bos.as_deref().and_then(|bos| inner.token_to_id(bos));
         let pad_id = choose_pad(&inner, wanted, bos, &stop_ids);
 
@@ -277,13 +287,18 @@ fn token_name(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_string)
 }
 
-/// One id or a list of them.
-fn ids(value: &Value) -> Vec<u32> {
-    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+/// One id, a list of them or none; any other value comes back.
+fn ids(value: &Value) -> std::result::Result<Vec<u32>, &Value> {
+    let one = |value| Value::as_u64(value).and_then(|id| u32::try_from(id).ok()).ok_or(value);
     match value {
-        Value::Array(list) => list.iter().filter_map(one).collect(),
-        value => one(value).into_iter().collect(),
+        Value::Null => Ok(Vec::new()),
+        Value::Array(list) => list.iter().map(one).collect(),
+        value => one(value).map(|id| vec![id]),
     }
+}
+
+fn not_ids(key: &str, value: &Value) -> String {
+    format!("{key} = {value} is neither a token id nor a list of them")
 }
 
 /// A template as `tokenizer_config.json` writes it: one text, or a list of which `default` is meant.
@@ -389,6 +404,9 @@ mod tests {
         fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 300}"#).unwrap();
         let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains("eos_token_id 300"), "{error}");
+        fs::write(dir.path().join("config.json"), r#"{"eos_token_id": [258, "x"]}"#).unwrap();
+        let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("config.json: eos_token_id = \"x\" is neither"), "{error}");
         fs::write(dir.path().join("config.json"), "{}").unwrap();
         fs::write(dir.path().join(CONFIG), "{}").unwrap();
         let error = Tokenizer::load(dir.path()).unwrap_err().to_string();

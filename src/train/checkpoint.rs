@@ -1,4 +1,5 @@
-//! Checkpoints: complete Hugging Face directories with the trainer's state beside the weights, whole or absent.
+//! Checkpoints: complete Hugging Face directories (or PEFT's, when adapters are trained) with the trainer's state beside
+//! the weights, whole or absent.
 
 use std::path::{Path, PathBuf};
 
@@ -8,20 +9,48 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::{self, CausalLm, ModelConfig};
+use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision, lora};
 use crate::optim::AdamW;
 use crate::text::tokenizer::Tokenizer;
 
 const STATE: &str = "trainer_state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Writes a Hugging Face directory: configuration, weights, tokenizer files.
+/// A model in training.
+#[derive(Debug, Clone, Copy)]
+pub struct Trained<'a> {
+    /// Its configuration.
+    pub config: &'a ModelConfig,
+    /// Its weights.
+    pub model: &'a CausalLm,
+    /// Its adapters' settings and the directory of the model without them, when only adapters are trained.
+    pub adapter: Option<(&'a LoraConfig, &'a Path)>,
+}
+
+/// Writes a Hugging Face directory: configuration, weights (adapters merged), tokenizer files.
 ///
 /// # Errors
 /// When it cannot be written; nothing is left half-written.
 pub fn export(dir: &Path, config: &ModelConfig, model: &CausalLm, tokenizer: &Tokenizer) -> Result<()> {
     files::write_dir(dir, |dir| {
         model::save(dir, config, model)?;
+        tokenizer.save_to(dir)?;
+        write_generation_config(dir, tokenizer)
+    })
+}
+
+/// Writes a PEFT directory: adapters and tokenizer files.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_adapter(
+    dir: &Path,
+    model: &CausalLm,
+    (lora, base): (&LoraConfig, &Path),
+    tokenizer: &Tokenizer,
+) -> Result<()> {
+    files::write_dir(dir, |dir| {
+        lora::save(dir, model, lora, base)?;
         tokenizer.save_to(dir)?;
         write_generation_config(dir, tokenizer)
     })
@@ -59,7 +88,7 @@ pub struct Loaded<S> {
 pub fn save(
     run: &Path,
     step: usize,
-    (config, model): (&ModelConfig, &CausalLm),
+    trained: Trained,
     tokenizer: &Tokenizer,
     optimizer: &AdamW,
     state: &impl Serialize,
@@ -67,7 +96,13 @@ pub fn save(
 ) -> Result<PathBuf> {
     let dir = run.join(format!("checkpoint-{step}"));
     files::write_dir(&dir, |dir| {
-        model::save(dir, config, model)?;
+        match trained.adapter {
+            Some((lora, base)) => lora::save(dir, trained.model, lora, base)?,
+            None => {
+                model::save(dir, trained.config, trained.model)?;
+                model::save_masters(dir, trained.config, trained.model)?;
+            }
+        }
         tokenizer.save_to(dir)?;
         write_generation_config(dir, tokenizer)?;
         optimizer.save(&dir.join(OPTIMIZER))?;
@@ -97,10 +132,30 @@ fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
 /// Loads the newest checkpoint of a run; nothing when there is none yet.
 ///
 /// # Errors
-/// A missing run directory or a damaged checkpoint.
-pub fn load_newest<S: DeserializeOwned>(run: &Path, device: &Device) -> Result<Option<Loaded<S>>> {
+/// A missing run directory, a damaged checkpoint, or one of a run with other adapters.
+pub fn load_newest<S: DeserializeOwned>(
+    run: &Path,
+    device: &Device,
+    precision: Precision,
+    lora: Option<&LoraConfig>,
+) -> Result<Option<Loaded<S>>> {
     let Some((step, dir)) = list(run)?.pop() else { return Ok(None) };
-    let (config, model) = model::load(&dir, &device.clone().autodiff())?;
+    let training = device.clone().autodiff();
+    let (config, model) = if lora::is_adapter(&dir) {
+        let (config, model, saved) = lora::load(&dir, &training, precision)?;
+        if lora != Some(&saved) {
+            return Err(Error::file(
+                dir,
+                "was trained with other [lora] settings; resume with those of config.toml beside it",
+            ));
+        }
+        (config, model)
+    } else if lora.is_some() {
+        return Err(Error::file(dir, "was trained without [lora]; resume without it"));
+    } else {
+        let (config, model) = model::load_as(&dir, &training, precision)?;
+        (config, model::load_masters(&dir, model)?)
+    };
     let optimizer = AdamW::load(&dir.join(OPTIMIZER), device)?;
     Ok(Some(Loaded { step, config, model, optimizer, state: files::read_json(&dir.join(STATE))? }))
 }

@@ -15,6 +15,7 @@ use burn::tensor::Device;
 
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 
 /// What a run is given by whoever started it: where to compute, whom to tell, when to stop.
 pub struct Session<'a> {
@@ -49,6 +50,25 @@ impl Observer for () {
     fn begin(&mut self, _phase: &str, _total: usize) {}
     fn advance(&mut self, _done: usize, _metrics: Option<&Metrics>) {}
     fn note(&mut self, _line: &str) {}
+}
+
+/// The model a run starts from, on a device with autodiff: all of it trained, or adapters on it.
+fn open_model(
+    path: &Path,
+    precision: Precision,
+    lora: Option<&LoraConfig>,
+    seed: u64,
+    device: &Device,
+) -> Result<(ModelConfig, CausalLm)> {
+    if lora.is_some() && model::lora::is_adapter(path) {
+        let message = "is an adapter already, and [lora] asks for another: `tempering merge` it and train the result";
+        return Err(Error::file(path, message));
+    }
+    let (config, model) = model::load_as(path, device, precision)?;
+    Ok(match lora {
+        Some(lora) => (config, lora.attach(model, seed)),
+        None => (config, model),
+    })
 }
 
 /// Makes the run directory, refusing to overwrite another run's results.

@@ -3,17 +3,18 @@
 //! A step: sample groups, grade, score, advantages, one clipped policy-gradient update. Left out, on purpose: a value
 //! model, a KL term to a reference model, and more than one update per batch.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::batch::{Sequence, completion_scores, micro_batches};
+use super::checkpoint::Trained;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::score::{OwnRewards, Scored};
 use super::stage::{Stage, StepFigures};
-use super::{Session, checkpoint, open_run};
+use super::{Session, checkpoint, open_model, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::Problem;
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ use crate::eval::{EvalConfig, Evaluation, Subject, check_room, evaluate, record}
 use crate::files;
 use crate::generate::{Completion, Request, Sampling, Watch, generate};
 use crate::metrics::{Metrics, MetricsLog};
-use crate::model::{self, CausalLm, ModelConfig};
+use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::objective::{RatioStatistics, RewardKind, TokenTerms, clipped_loss};
 use crate::ops::to_host;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
@@ -45,6 +46,9 @@ pub struct RlConfig {
     pub name: String,
     /// What is trained.
     pub model: ModelSource,
+    /// Train adapters of this size instead of all weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// What it is trained and evaluated on.
     #[serde(default)]
     pub data: DataConfig,
@@ -69,11 +73,14 @@ fn output_dir() -> PathBuf {
 }
 
 /// The model to start from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSource {
-    /// Hugging Face directory.
+    /// Hugging Face directory, or a PEFT adapter's, which is merged into its base.
     pub path: PathBuf,
+    /// What matrix products are computed in: f32 or bf16; weights, and all between the products, are f32.
+    #[serde(default)]
+    pub dtype: Precision,
 }
 
 /// Batches and checkpoints.
@@ -126,7 +133,8 @@ impl Default for RlConfig {
 
 impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
-        let mut problems = [self.data.problems(), self.optim.problems(), self.eval.problems()].concat();
+        let lora = self.lora.as_ref().map(LoraConfig::problems).unwrap_or_default();
+        let mut problems = [self.data.problems(), self.optim.problems(), self.eval.problems(), lora].concat();
         let train = &self.train;
         if train.num_generations < 2 {
             let n = train.num_generations;
@@ -155,6 +163,11 @@ impl RlConfig {
     /// Steps when no stage ends early.
     pub fn max_steps(&self) -> usize {
         self.stages.iter().map(|stage| stage.max_steps).sum()
+    }
+
+    /// What a checkpoint of adapters must know.
+    fn adapter(&self) -> Option<(&LoraConfig, &Path)> {
+        self.lora.as_ref().map(|lora| (lora, self.model.path.as_path()))
     }
 }
 
@@ -229,11 +242,17 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
     }
     let mut own = OwnRewards::new(&config.reward, rewards, &config.stages)?;
     let dir = open_run(&config.output_dir.join(&config.name), session.resume)?;
-    let loaded = if session.resume { checkpoint::load_newest::<State>(&dir, &session.device)? } else { None };
+    let loaded = if session.resume {
+        checkpoint::load_newest::<State>(&dir, &session.device, config.model.dtype, config.lora.as_ref())?
+    } else {
+        None
+    };
     let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
         Some(l) => (l.step, l.config, l.model, l.optimizer, l.state),
         None => {
-            let (model_config, model) = model::load(&config.model.path, &session.device.clone().autodiff())?;
+            let ModelSource { path, dtype } = &config.model;
+            let device = session.device.clone().autodiff();
+            let (model_config, model) = open_model(path, *dtype, config.lora.as_ref(), config.seed, &device)?;
             (0, model_config, model, AdamW::default(), State::default())
         }
     };
@@ -319,7 +338,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         let stop = session.should_stop() || failures == 3;
         let due = config.train.save_steps > 0 && step % config.train.save_steps == 0;
         if due || over || stop {
-            let saved = (&run.model_config, &model);
+            let saved = Trained { config: &run.model_config, model: &model, adapter: config.adapter() };
             let keep = config.train.save_total_limit;
             let checkpoint = checkpoint::save(&run.dir, step, saved, &run.tokenizer, &optimizer, &state, keep)?;
             if failures == 3 {
@@ -508,6 +527,9 @@ impl Run<'_> {
         metrics.extend("eval/", evaluation.metrics());
         log.append(&metrics)?;
         checkpoint::export(&self.dir.join("final"), &self.model_config, model, &self.tokenizer)?;
+        if let Some(adapter) = self.config.adapter() {
+            checkpoint::export_adapter(&self.dir.join("adapter"), model, adapter, &self.tokenizer)?;
+        }
         let last = evaluation.summary();
         let (base, figures) = (&state.base, evaluation.overall());
         let number = |path: &str| base.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);

@@ -1,6 +1,6 @@
 //! Supervised fine-tuning: masked cross-entropy on completions.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -8,14 +8,15 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Sequence, completion_scores, micro_batches};
-use super::{Session, checkpoint, open_run};
+use super::checkpoint::Trained;
+use super::{Session, checkpoint, open_model, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::{self, Conversation};
 use crate::error::{Error, Result};
 use crate::eval::{EvalConfig, Evaluation, Subject, evaluate};
 use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
-use crate::model::{self, CausalLm, ModelConfig};
+use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::noise::Stream;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
 use crate::problems::{DataConfig, TASKS};
@@ -35,6 +36,9 @@ pub struct SftConfig {
     pub name: String,
     /// What is trained.
     pub model: SftModel,
+    /// Train adapters of this size instead of all weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// What it is trained and evaluated on.
     pub data: DataConfig,
     /// How long and in what portions.
@@ -53,6 +57,8 @@ pub struct SftModel {
     pub path: PathBuf,
     /// Directory of the tokenizer; that of `path` when empty.
     pub tokenizer: PathBuf,
+    /// What matrix products are computed in, with `path`: f32 or bf16; weights, and all between the products, are f32.
+    pub dtype: Precision,
     /// Width of a new model.
     pub hidden_size: usize,
     /// Feed-forward width of a new model.
@@ -70,6 +76,7 @@ impl Default for SftModel {
         Self {
             path: PathBuf::new(),
             tokenizer: PathBuf::new(),
+            dtype: Precision::F32,
             hidden_size: 128,
             intermediate_size: 384,
             num_hidden_layers: 4,
@@ -124,6 +131,7 @@ impl Default for SftConfig {
             output_dir: "runs".into(),
             name: "sft".to_string(),
             model: SftModel::default(),
+            lora: None,
             data: DataConfig::default(),
             train: SftTrain::default(),
             optim: OptimConfig::default(),
@@ -134,7 +142,8 @@ impl Default for SftConfig {
 
 impl Settings for SftConfig {
     fn validate(&self) -> Vec<String> {
-        let mut problems = [self.data.problems(), self.optim.problems(), self.eval.problems()].concat();
+        let lora = self.lora.as_ref().map(LoraConfig::problems).unwrap_or_default();
+        let mut problems = [self.data.problems(), self.optim.problems(), self.eval.problems(), lora].concat();
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),
@@ -149,6 +158,9 @@ impl Settings for SftConfig {
         if self.model.path.as_os_str().is_empty() && self.model.tokenizer.as_os_str().is_empty() {
             problems.push("model.tokenizer is empty: a new model needs a tokenizer directory".to_string());
         }
+        if self.model.path.as_os_str().is_empty() && (self.lora.is_some() || self.model.dtype != Precision::F32) {
+            problems.push("model.path is empty: [lora] and model.dtype are for a model that exists".to_string());
+        }
         problems
     }
 }
@@ -156,7 +168,8 @@ impl Settings for SftConfig {
 impl SftConfig {
     fn model(&self, tokenizer: &Tokenizer, device: &Device) -> Result<(ModelConfig, CausalLm)> {
         if !self.model.path.as_os_str().is_empty() {
-            return model::load(&self.model.path, device);
+            let SftModel { path, dtype, .. } = &self.model;
+            return open_model(path, *dtype, self.lora.as_ref(), self.seed, device);
         }
         let shape = &self.model;
         let mut config = ModelConfig::qwen2(
@@ -176,6 +189,11 @@ impl SftConfig {
         }
         let model = CausalLm::random(&config, self.seed, device);
         Ok((config, model))
+    }
+
+    /// What a checkpoint of adapters must know.
+    fn adapter(&self) -> Option<(&LoraConfig, &Path)> {
+        self.lora.as_ref().map(|lora| (lora, self.model.path.as_path()))
     }
 
     fn tokenizer_dir(&self) -> &PathBuf {
@@ -275,7 +293,11 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     let conversations = Conversations::open(&config.data)?;
     let (held_out, _) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
     let run = open_run(&config.output_dir.join(&config.name), session.resume)?;
-    let loaded = if session.resume { checkpoint::load_newest::<State>(&run, &session.device)? } else { None };
+    let loaded = if session.resume {
+        checkpoint::load_newest::<State>(&run, &session.device, config.model.dtype, config.lora.as_ref())?
+    } else {
+        None
+    };
     let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
         Some(loaded) => (loaded.step, loaded.config, loaded.model, loaded.optimizer, loaded.state),
         None => {
@@ -286,6 +308,8 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     tokenizer.check_vocab(model_config.vocab_size, config.tokenizer_dir())?;
     files::write(&run.join("config.toml"), to_toml(config).as_bytes())?;
     let mut log = MetricsLog::open(&run.join("metrics.jsonl"), Some(first))?;
+    let first_prompt = tokenizer.render_prompt(&conversations.get(config.seed, 0, false).prompt)?;
+    session.observer.note(&format!("first prompt: {first_prompt:?}"));
     let train = &config.train;
     session.observer.begin("sft", train.max_steps);
     for step in first + 1..=train.max_steps {
@@ -314,7 +338,7 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
         session.observer.advance(step, Some(&metrics));
         let stop = session.should_stop();
         if step % train.save_steps == 0 || step == train.max_steps || stop {
-            let saved = (&model_config, &model);
+            let saved = Trained { config: &model_config, model: &model, adapter: config.adapter() };
             let dir = checkpoint::save(&run, step, saved, &tokenizer, &optimizer, &state, train.save_total_limit)?;
             if stop && step < train.max_steps {
                 return Err(Error::Interrupted { checkpoint: dir });
@@ -334,6 +358,9 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     session.observer.note(&evaluation.table());
     let dir = run.join("final");
     checkpoint::export(&dir, &model_config, &model, &tokenizer)?;
+    if let Some(adapter) = config.adapter() {
+        checkpoint::export_adapter(&run.join("adapter"), &model, adapter, &tokenizer)?;
+    }
     Ok(dir)
 }
 

@@ -1,0 +1,139 @@
+//! `score`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{DeviceArgs, PrecisionArgs};
+use crate::error::{Error, Result};
+use crate::model::{self, CausalLm, ModelConfig};
+use crate::score;
+use crate::text::chat::Message;
+use crate::text::tokenizer::Tokenizer;
+use crate::{device, files};
+
+/// Write log-probability and entropy of every token, one JSON line per row.
+///
+/// Rows are {"text": …}, {"messages": […]} or {"input_ids": […]}; other keys are ignored. Text is encoded as it is, messages
+/// through the chat template, nothing is added. Output: {"input_ids": […], "logprobs": [null, …], "entropy": [null, …]};
+/// position i is about the token at i, in nats.
+#[derive(Debug, Args)]
+pub(super) struct ScoreArgs {
+    /// Hugging Face directory.
+    model: PathBuf,
+    /// JSONL file of rows.
+    #[arg(long, short)]
+    input: PathBuf,
+    /// File to write; standard output when not given.
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Divides the logits.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// Tokens of one forward pass at most (a longer row makes a pass of its own).
+    #[arg(long, default_value_t = 4096)]
+    tokens_per_batch: usize,
+    #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(super) fn score(args: &ScoreArgs) -> anyhow::Result<()> {
+    if !(args.temperature > 0.0 && args.temperature.is_finite()) {
+        return Err(Error::Invalid(format!("--temperature {} must be positive", args.temperature)).into());
+    }
+    let file = BufReader::new(File::open(&args.input).map_err(Error::io(&args.input))?);
+    let device = device::parse(&args.device.device)?;
+    let (config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
+    let scorer = Scorer { args, config, model, tokenizer: Tokenizer::load(&args.model)? };
+    scorer.tokenizer.check_vocab(scorer.config.vocab_size, &args.model)?;
+    match &args.output {
+        Some(path) => files::write_with(path, |out| scorer.run(file, out))?,
+        None => scorer.run(file, &mut BufWriter::new(std::io::stdout().lock()))?,
+    }
+    Ok(())
+}
+
+struct Scorer<'a> {
+    args: &'a ScoreArgs,
+    config: ModelConfig,
+    model: CausalLm,
+    tokenizer: Tokenizer,
+}
+
+impl Scorer<'_> {
+    fn run(&self, rows: impl BufRead, out: &mut dyn Write) -> Result<()> {
+        let (mut batch, mut held) = (Vec::new(), 0);
+        for (number, line) in (1..).zip(rows.lines()) {
+            let line = line.map_err(Error::io(&self.args.input))?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            let place = PathBuf::from(format!("{}:{number}", self.args.input.display()));
+            let tokens = self.tokens(&place, &line)?;
+            if held > 0 && held + tokens.len() > self.args.tokens_per_batch {
+                self.write(&mut batch, out)?;
+                held = 0;
+            }
+            held += tokens.len();
+            batch.push((place, tokens));
+        }
+        self.write(&mut batch, out)?;
+        out.flush().map_err(self.failed())
+    }
+
+    fn failed(&self) -> impl FnOnce(std::io::Error) -> Error {
+        Error::io(self.args.output.as_deref().unwrap_or(Path::new("standard output")))
+    }
+
+    /// The tokens of a row.
+    fn tokens(&self, place: &Path, line: &str) -> Result<Vec<u32>> {
+        let row: Value = serde_json::from_str(line).map_err(|error| Error::file(place, error))?;
+        let keys = ["text", "messages", "input_ids"];
+        let given: Vec<&str> = keys.into_iter().filter(|key| row.get(key).is_some()).collect();
+        let [key] = given[..] else {
+            let message = format!("a row must have one of text, messages, input_ids; this one has {}", given.len());
+            return Err(Error::file(place, message));
+        };
+        let wrong = |error: serde_json::Error| Error::file(place, format!("{key}: {error}"));
+        let value = row[key].clone();
+        let tokens: Vec<u32> = match key {
+            "text" => self.tokenizer.encode(&serde_json::from_value::<String>(value).map_err(wrong)?)?,
+            "messages" => {
+                let messages: Vec<Message> = serde_json::from_value(value).map_err(wrong)?;
+                let rendered = self.tokenizer.render(&messages, false);
+                self.tokenizer.encode(&rendered.map_err(|error| Error::file(place, error))?)?
+            }
+            _ => serde_json::from_value(value).map_err(wrong)?,
+        };
+        let (vocab, longest) = (self.config.vocab_size, self.config.max_position_embeddings);
+        if tokens.is_empty() {
+            return Err(Error::file(place, format!("{key} has no tokens")));
+        }
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(Error::file(place, format!("token {token} is outside the vocabulary (vocab_size = {vocab})")));
+        }
+        if tokens.len() > longest {
+            let message = format!("{} tokens are more than max_position_embeddings = {longest}", tokens.len());
+            return Err(Error::file(place, message));
+        }
+        Ok(tokens)
+    }
+
+    /// Scores the rows held and writes their lines.
+    fn write(&self, batch: &mut Vec<(PathBuf, Vec<u32>)>, out: &mut dyn Write) -> Result<()> {
+        let (places, sequences): (Vec<PathBuf>, Vec<Vec<u32>>) = std::mem::take(batch).into_iter().unzip();
+        for (place, scored) in places.iter().zip(score::score(&self.model, sequences, self.args.temperature)) {
+            if scored.logprobs.iter().chain(&scored.entropy).flatten().any(|figure| !figure.is_finite()) {
+                return Err(Error::file(place, "a log-probability is not finite; the model's weights are broken"));
+            }
+            let line = serde_json::to_string(&scored).unwrap_or_else(|error| unreachable!("{error}"));
+            writeln!(out, "{line}").map_err(self.failed())?;
+        }
+        Ok(())
+    }
+}

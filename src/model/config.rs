@@ -1,0 +1,388 @@
+//! The architecture, as Hugging Face `config.json` writes it, and the refusal of what this decoder does not compute.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::rope::Rope;
+use crate::error::{Error, Result};
+use crate::tensors::Dtype;
+
+/// The architecture, with the keys of Hugging Face `config.json`; keys that are not used here are kept as they are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Class names, such as `["Qwen2ForCausalLM"]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub architectures: Vec<String>,
+    /// Family: `qwen2`, `qwen3` or `llama`.
+    pub model_type: String,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the SwiGLU block.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides `num_attention_heads`, and equals it where the file does not say.
+    #[serde(default)]
+    pub num_key_value_heads: usize,
+    /// Width of one head where it is not `hidden_size / num_attention_heads`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Activation of the gate; only `silu`.
+    #[serde(default = "silu")]
+    pub hidden_act: String,
+    /// Longest sequence, in tokens.
+    pub max_position_embeddings: usize,
+    /// Base of the rotary frequencies, where `rope_parameters` does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// Rotary scaling, as files before transformers 5 write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<Value>,
+    /// Rotary base and scaling, as transformers 5 writes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_parameters: Option<Value>,
+    /// Added to the mean square in RMSNorm.
+    #[serde(default = "rms_norm_eps")]
+    pub rms_norm_eps: f64,
+    /// Whether the head shares the embedding.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+    /// Whether the projections of attention have a bias (`llama`, `qwen3`; in `qwen2` all but the last always have).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention_bias: Option<bool>,
+    /// Whether the projections of the feed-forward part have a bias (`llama`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlp_bias: Option<bool>,
+    /// Standard deviation of freshly initialised weights.
+    #[serde(default = "initializer_range")]
+    pub initializer_range: f64,
+    /// End-of-turn ids: one or a list, as Hugging Face allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eos_token_id: Option<Value>,
+    /// Padding id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad_token_id: Option<u32>,
+    /// Stored precision, as files before transformers 5 name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub torch_dtype: Option<String>,
+    /// Stored precision, as transformers 5 names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Sliding-window attention; refused when in use.
+    #[serde(default)]
+    pub use_sliding_window: bool,
+    /// Everything else in the file.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+fn silu() -> String {
+    "silu".to_string()
+}
+fn rms_norm_eps() -> f64 {
+    1e-6
+}
+fn initializer_range() -> f64 {
+    0.02
+}
+
+/// What sets the families apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Qwen2,
+    Qwen3,
+    Llama,
+}
+
+impl Family {
+    const ALL: [(&str, &str, Self); 3] = [
+        ("qwen2", "Qwen2ForCausalLM", Self::Qwen2),
+        ("qwen3", "Qwen3ForCausalLM", Self::Qwen3),
+        ("llama", "LlamaForCausalLM", Self::Llama),
+    ];
+
+    fn of(model_type: &str) -> Option<(&'static str, Self)> {
+        Self::ALL.iter().find(|(name, ..)| *name == model_type).map(|&(_, class, family)| (class, family))
+    }
+}
+
+/// Keys that say that a model is of a kind this decoder does not compute.
+const FOREIGN: [(&str, &str); 9] = [
+    ("num_experts", "mixtures of experts are not supported"),
+    ("num_local_experts", "mixtures of experts are not supported"),
+    ("n_routed_experts", "mixtures of experts are not supported"),
+    ("vision_config", "models that see are not supported"),
+    ("audio_config", "models that hear are not supported"),
+    ("text_config", "nested configurations are not supported; give the language model's own directory"),
+    ("quantization_config", "quantised weights are not supported; give the f32, bf16 or f16 original"),
+    ("auto_map", "code that comes with a model is not run"),
+    ("pruned_heads", "pruned heads are not supported"),
+];
+
+impl ModelConfig {
+    /// A Qwen2 configuration of the given shape with a tied head and the family's other defaults.
+    pub fn qwen2(
+        vocab: usize,
+        hidden: usize,
+        intermediate: usize,
+        layers: usize,
+        heads: usize,
+        kv_heads: usize,
+    ) -> Self {
+        Self {
+            architectures: vec!["Qwen2ForCausalLM".to_string()],
+            model_type: "qwen2".to_string(),
+            vocab_size: vocab,
+            hidden_size: hidden,
+            intermediate_size: intermediate,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim: None,
+            hidden_act: silu(),
+            max_position_embeddings: 1024,
+            rope_theta: Some(10_000.0),
+            rope_scaling: None,
+            rope_parameters: None,
+            rms_norm_eps: rms_norm_eps(),
+            tie_word_embeddings: true,
+            attention_bias: None,
+            mlp_bias: None,
+            initializer_range: initializer_range(),
+            eos_token_id: None,
+            pad_token_id: None,
+            torch_dtype: Some("float32".to_string()),
+            dtype: None,
+            use_sliding_window: false,
+            rest: Map::new(),
+        }
+    }
+
+    /// Reads `dir/config.json` and refuses what this decoder does not compute.
+    ///
+    /// # Errors
+    /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let mut config: Self = serde_json::from_str(&text).map_err(|error| Error::file(&path, error))?;
+        if config.num_key_value_heads == 0 {
+            config.num_key_value_heads = config.num_attention_heads;
+        }
+        let problems = config.problems();
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(Error::Config { origin: path.display().to_string(), problems })
+        }
+    }
+
+    fn family(&self) -> Option<Family> {
+        Family::of(&self.model_type).map(|(_, family)| family)
+    }
+
+    /// Width of one head.
+    pub fn head_dim(&self) -> usize {
+        // transformers gives Qwen3 this default, the others the quotient.
+        let default =
+            if self.family() == Some(Family::Qwen3) { 128 } else { self.hidden_size / self.num_attention_heads };
+        self.head_dim.unwrap_or(default)
+    }
+
+    /// Whether queries, keys and values have a bias, and whether the output projection of attention has one.
+    pub(super) fn attention_biases(&self) -> (bool, bool) {
+        let wanted = self.attention_bias.unwrap_or(false);
+        if self.family() == Some(Family::Qwen2) { (true, false) } else { (wanted, wanted) }
+    }
+
+    /// Whether the feed-forward projections have a bias.
+    pub(super) fn has_mlp_bias(&self) -> bool {
+        self.family() == Some(Family::Llama) && self.mlp_bias.unwrap_or(false)
+    }
+
+    /// Whether queries and keys are normalised per head.
+    pub(super) fn has_qk_norm(&self) -> bool {
+        self.family() == Some(Family::Qwen3)
+    }
+
+    /// The precision weights are stored in; f32 where the file names none.
+    pub fn stored(&self) -> Option<Dtype> {
+        let name = self.dtype.as_deref().or(self.torch_dtype.as_deref()).unwrap_or("float32");
+        Dtype::named(name.strip_prefix("torch.").unwrap_or(name))
+    }
+
+    /// Names another stored precision, under the key the file has it.
+    pub(super) fn set_stored(&mut self, dtype: Dtype) {
+        let key = if self.dtype.is_some() { &mut self.dtype } else { &mut self.torch_dtype };
+        *key = Some(dtype.name().to_string());
+    }
+
+    /// What this decoder cannot compute in this configuration; empty when all is well.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = self.foreign();
+        let mut refuse = |bad: bool, problem: String| {
+            if bad {
+                problems.push(problem);
+            }
+        };
+        let [heads, kv] = [self.num_attention_heads, self.num_key_value_heads];
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", heads),
+            ("num_key_value_heads", kv),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("head_dim", self.head_dim.unwrap_or(1)),
+        ];
+        for (key, size) in sizes {
+            // No product of two sizes may overflow.
+            refuse(size == 0 || size > 1 << 31, format!("{key} = {size} must be positive and at most 2^31"));
+        }
+        if self.head_dim.is_none() && heads > 0 {
+            let hidden = self.hidden_size;
+            let problem = format!("hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}");
+            refuse(!hidden.is_multiple_of(heads), problem);
+        }
+        if heads > 0 {
+            let dim = self.head_dim();
+            refuse(!dim.is_multiple_of(2), format!("head_dim = {dim} is odd; rotary positions need pairs"));
+        }
+        refuse(
+            kv > 0 && !heads.is_multiple_of(kv),
+            format!("num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv}"),
+        );
+        refuse(self.hidden_act != "silu", format!("hidden_act = \"{}\" is not supported (silu is)", self.hidden_act));
+        refuse(
+            !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0),
+            format!("rms_norm_eps = {} must lie between 0 and 1", self.rms_norm_eps),
+        );
+        let dtype = self.dtype.as_deref().or(self.torch_dtype.as_deref()).unwrap_or_default();
+        refuse(
+            self.stored().is_none(),
+            format!("dtype = \"{dtype}\" is not supported (float32, bfloat16, float16 are)"),
+        );
+        if let Err(found) = Rope::read(self) {
+            problems.extend(found);
+        }
+        problems
+    }
+
+    /// Families, classes and features of other models.
+    fn foreign(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        match Family::of(&self.model_type) {
+            None => {
+                let known = Family::ALL.map(|(name, ..)| name).join(", ");
+                problems.push(format!("model_type = \"{}\" is not supported ({known} are)", self.model_type));
+            }
+            Some((class, _)) => {
+                for other in self.architectures.iter().filter(|name| *name != class) {
+                    problems.push(format!("architectures = [\"{other}\"] is not supported ({class} is)"));
+                }
+            }
+        }
+        for (key, reason) in FOREIGN {
+            let value = self.rest.get(key).unwrap_or(&Value::Null);
+            let empty = value.is_null() || *value == json!({}) || *value == json!([]) || *value == json!(0);
+            if !empty {
+                problems.push(format!("{key} = {}: {reason}", shorten(value)));
+            }
+        }
+        if self.slides() {
+            let window = self.rest.get("sliding_window").unwrap_or(&Value::Null);
+            problems
+                .push(format!("sliding-window attention (sliding_window = {window}) is in use; it is not supported"));
+        }
+        problems
+    }
+
+    /// Whether any layer attends within a window: as `layer_types` says, or else as Qwen's older keys say.
+    fn slides(&self) -> bool {
+        if let Some(types) = self.rest.get("layer_types").and_then(Value::as_array) {
+            return types.iter().any(|kind| kind != "full_attention");
+        }
+        let full_layers = self.rest.get("max_window_layers").and_then(Value::as_u64).unwrap_or(0);
+        let window = self.rest.get("sliding_window").is_none_or(|window| !window.is_null());
+        self.use_sliding_window && window && full_layers < self.num_hidden_layers as u64
+    }
+}
+
+/// A value as a message shows it.
+fn shorten(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() > 60 { text.chars().take(60).chain(['…']).collect() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(edit: Value) -> Vec<String> {
+        let mut value = serde_json::to_value(ModelConfig::qwen2(512, 64, 128, 2, 4, 2)).unwrap();
+        value.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+        serde_json::from_value::<ModelConfig>(value).unwrap().problems()
+    }
+
+    #[test]
+    fn every_problem_is_named_with_key_and_value_at_once() {
+        let found = problems(json!({
+            "model_type": "qwen3_moe", "num_experts": 8, "hidden_act": "gelu", "num_key_value_heads": 3,
+            "quantization_config": {"bits": 4}, "dtype": "float8", "rope_scaling": {"rope_type": "longrope"},
+        }));
+        for text in [
+            "model_type = \"qwen3_moe\"",
+            "num_experts = 8: mixtures",
+            "hidden_act = \"gelu\"",
+            "num_key_value_heads = 3",
+            "quantization_config = {\"bits\":4}",
+            "dtype = \"float8\"",
+            "rope_type = \"longrope\"",
+        ] {
+            assert!(found.iter().any(|problem| problem.contains(text)), "{text}: {found:#?}");
+        }
+        assert_eq!(found.len(), 7, "{found:#?}");
+    }
+
+    #[test]
+    fn a_sliding_window_is_refused_only_where_a_layer_uses_it() {
+        let window = |edit: Value| problems(edit).iter().any(|problem| problem.contains("sliding-window"));
+        // The published Qwen2.5 files name a window and do not use it.
+        assert!(!window(json!({"use_sliding_window": false, "sliding_window": 131_072, "max_window_layers": 1})));
+        assert!(!window(json!({"use_sliding_window": true, "sliding_window": 4096, "max_window_layers": 2})));
+        assert!(window(json!({"use_sliding_window": true, "sliding_window": 4096, "max_window_layers": 1})));
+        assert!(window(json!({"layer_types": ["full_attention", "sliding_attention"]})));
+        assert!(!window(json!({"layer_types": ["full_attention", "full_attention"]})));
+    }
+
+    #[test]
+    fn a_classifier_of_the_family_is_not_a_language_model() {
+        let found = problems(json!({"architectures": ["Qwen2ForSequenceClassification"]}));
+        assert!(found[0].contains("Qwen2ForSequenceClassification"), "{found:?}");
+    }
+
+    #[test]
+    fn sizes_that_would_overflow_are_refused_before_anything_is_computed() {
+        let found = problems(json!({"vocab_size": u64::MAX, "num_attention_heads": 0}));
+        assert!(found.len() == 2 && found[0].contains("vocab_size"), "{found:?}");
+    }
+
+    #[test]
+    fn keys_we_do_not_use_are_written_again() {
+        let text = r#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 4,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8, "attention_dropout": 0.0,
+            "bos_token_id": 1, "transformers_version": "4.44.0"}"#;
+        let config: ModelConfig = serde_json::from_str(text).unwrap();
+        let written = serde_json::to_value(&config).unwrap();
+        for (key, value) in serde_json::from_str::<Map<String, Value>>(text).unwrap() {
+            assert_eq!(written[&key], value, "{key}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Low-rank adapters (LoRA, arXiv 2106.09685) by Burn's `apply_lora`, read and written in PEFT's format.
+
+use std::path::{Path, PathBuf};
+
+use burn::module::{Lora, Module, ParamGroup};
+use burn::tensor::{Device, FloatDType, TensorData};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::params::{ADAPTER, entries, names, replace};
+use super::pretrained::{Weights, load_full};
+use super::{CausalLm, ModelConfig, Precision};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::noise::{Stream, mix_text};
+use crate::tensors::{self, Dtype};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// Which projections get an adapter, and how large; keys are PEFT's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Rank.
+    pub r: usize,
+    /// The adapter's product is multiplied by `lora_alpha / r`.
+    pub lora_alpha: f64,
+    /// Names of the projections.
+    pub target_modules: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { r: 16, lora_alpha: 32.0, target_modules: PROJECTIONS.map(str::to_string).to_vec() }
+    }
+}
+
+impl LoraConfig {
+    /// What cannot work, one line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.r == 0 || self.r > 1 << 16 {
+            problems.push(format!("lora.r = {} must be positive and at most 65536", self.r));
+        }
+        if !(self.lora_alpha > 0.0 && self.lora_alpha.is_finite()) {
+            problems.push(format!("lora.lora_alpha = {} must be a positive number", self.lora_alpha));
+        }
+        if self.target_modules.is_empty() {
+            problems.push(format!("lora.target_modules is empty; choose from {}", PROJECTIONS.join(", ")));
+        }
+        for name in self.target_modules.iter().filter(|name| !PROJECTIONS.contains(&name.as_str())) {
+            problems
+                .push(format!("lora.target_modules: {name:?} has no adapter; choose from {}", PROJECTIONS.join(", ")));
+        }
+        problems
+    }
+
+    /// Freezes the model and gives its projections adapters that change nothing yet: the second factor is zero, the first
+    /// uniform within `±1/√input` as in PEFT, a function of seed and name.
+    pub fn attach(&self, model: CausalLm, seed: u64) -> CausalLm {
+        let targets = self.target_modules.iter().map(|name| format!(".{name}.weight")).collect();
+        let lora = Lora::new(self.r, self.lora_alpha).set_param_group(ParamGroup::from_any_predicates(targets));
+        replace(model.apply_lora(lora), FloatDType::F32, |name, shape| {
+            if !name.ends_with(".lora_A.weight") {
+                return None;
+            }
+            let mut random = Stream::new(&[seed, mix_text(name)]);
+            let bound = 1.0 / (shape[1] as f64).sqrt();
+            let values: Vec<f32> =
+                (0..shape.iter().product()).map(|_| ((2.0 * random.unit() - 1.0) * bound) as f32).collect();
+            Some(TensorData::new(values, shape.to_vec()))
+        })
+    }
+}
+
+/// What `adapter_config.json` says that is used here.
+#[derive(Debug, Deserialize)]
+struct AdapterFile {
+    peft_type: String,
+    base_model_name_or_path: Option<PathBuf>,
+    r: usize,
+    lora_alpha: f64,
+    target_modules: Value,
+    #[serde(flatten)]
+    rest: serde_json::Map<String, Value>,
+}
+
+/// Settings of PEFT that change what an adapter computes, with their neutral values.
+const NEUTRAL: [(&str, &str); 15] = [
+    ("use_dora", "false"),
+    ("use_rslora", "false"),
+    ("use_qalora", "false"),
+    ("fan_in_fan_out", "false"),
+    ("bias", "\"none\""),
+    ("modules_to_save", "[]"),
+    ("exclude_modules", "[]"),
+    ("rank_pattern", "{}"),
+    ("alpha_pattern", "{}"),
+    ("layers_to_transform", "[]"),
+    ("lora_bias", "false"),
+    ("layer_replication", "[]"),
+    ("alora_invocation_tokens", "[]"),
+    ("target_parameters", "[]"),
+    ("trainable_token_indices", "[]"),
+];
+
+/// Whether a directory holds an adapter and no model of its own.
+pub fn is_adapter(dir: &Path) -> bool {
+    dir.join(CONFIG).is_file() && !dir.join("config.json").is_file()
+}
+
+/// The directory of the model that the adapter in `dir` belongs to.
+///
+/// # Errors
+/// When the file is malformed, is of another kind than LoRA, or names no directory.
+pub fn base(dir: &Path) -> Result<PathBuf> {
+    Ok(read(dir)?.1)
+}
+
+fn read(dir: &Path) -> Result<(LoraConfig, PathBuf)> {
+    let path = dir.join(CONFIG);
+    let file: AdapterFile = files::read_json(&path)?;
+    let mut problems = Vec::new();
+    if file.peft_type != "LORA" {
+        problems.push(format!("peft_type = \"{}\" is not supported (LORA is)", file.peft_type));
+    }
+    for (key, neutral) in NEUTRAL {
+        let value = file.rest.get(key).unwrap_or(&Value::Null);
+        let written = value.to_string();
+        if !value.is_null() && written != neutral {
+            problems.push(format!("{key} = {written} is not supported"));
+        }
+    }
+    let target_modules: Option<Vec<String>> = serde_json::from_value(file.target_modules.clone()).ok();
+    if target_modules.is_none() {
+        problems.push(format!("target_modules = {} must be a list of names", file.target_modules));
+    }
+    let config = LoraConfig {
+        r: file.r,
+        lora_alpha: file.lora_alpha,
+        target_modules: target_modules.unwrap_or_else(|| PROJECTIONS.map(str::to_string).to_vec()),
+    };
+    problems.extend(config.problems());
+    let base = file.base_model_name_or_path.unwrap_or_default();
+    if !base.is_dir() {
+        let problem =
+            format!("base_model_name_or_path = {base:?} is not a directory here; write the base model's path");
+        problems.push(problem);
+    } else if is_adapter(&base) {
+        problems.push(format!("base_model_name_or_path = {base:?} is itself an adapter; `tempering merge` it first"));
+    }
+    if problems.is_empty() {
+        Ok((config, base))
+    } else {
+        Err(Error::Config { origin: path.display().to_string(), problems })
+    }
+}
+
+/// Loads an adapter's base and attaches the adapter, ready to be trained further or merged.
+///
+/// # Errors
+/// As [`super::load`], and whatever does not fit between adapter and base, all of it listed.
+pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm, LoraConfig)> {
+    let (lora, base) = read(dir)?;
+    let (config, model) = load_full(&base, device, precision)?;
+    let model = lora.attach(model, 0);
+    let weights = Weights::single(&dir.join(WEIGHTS))?;
+    let wanted = names(&model).into_iter().filter(|(name, _)| name.starts_with(ADAPTER)).collect();
+    let problems = weights.mismatches(&wanted, |_| false);
+    if !problems.is_empty() {
+        return Err(weights.unfit(&problems));
+    }
+    Ok((config, weights.fill(model, FloatDType::F32)?, lora))
+}
+
+/// Writes the adapters of `model` into an existing directory; `base` is the directory of the model without them.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn save(dir: &Path, model: &CausalLm, lora: &LoraConfig, base: &Path) -> Result<()> {
+    let base = std::path::absolute(base).map_err(Error::io(base))?;
+    let config = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "target_modules": lora.target_modules,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+    });
+    files::write_json(&dir.join(CONFIG), &config)?;
+    let mut entries = entries(model);
+    entries.retain(|entry| entry.name.starts_with(ADAPTER));
+    tensors::write(&dir.join(WEIGHTS), Dtype::F32, &entries)
+}

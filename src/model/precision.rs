@@ -1,0 +1,75 @@
+//! The number format of weights and matrix products. Norms, softmax, log-probabilities and losses stay in f32.
+
+use burn::nn::Linear;
+use burn::tensor::{Device, FloatDType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// What matrix products are computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    #[serde(alias = "float32")]
+    F32,
+    /// bfloat16: the range of f32 with 8 bits of mantissa.
+    #[serde(alias = "bfloat16")]
+    Bf16,
+    /// IEEE half precision; not for training, where its range is too small for gradients.
+    #[serde(alias = "float16")]
+    F16,
+}
+
+impl Precision {
+    /// The format on a device.
+    pub(super) fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+            Self::F16 => FloatDType::F16,
+        }
+    }
+
+    /// Refuses what a device does not compute, and half precision of too small a range for gradients.
+    ///
+    /// # Errors
+    /// With what to choose instead.
+    pub(super) fn check(self, device: &Device) -> Result<()> {
+        let name = format!("{self:?}").to_lowercase();
+        if self == Self::F16 && device.is_autodiff() {
+            let message = "model.dtype = \"f16\": small gradients vanish in f16; train in bf16 or f32";
+            return Err(Error::Invalid(message.to_string()));
+        }
+        if !device.supports_dtype(self.dtype()) {
+            return Err(Error::Invalid(format!("--dtype {name}: this device does not compute in {name}; use f32")));
+        }
+        Ok(())
+    }
+
+    /// `x W + b` in this precision; input and output are f32.
+    ///
+    /// Weights of another format are converted here: in training they are f32 masters.
+    ///
+    /// # Shapes
+    /// - x: `[rows, input]`; output: `[rows, output]`
+    pub(super) fn linear(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
+        if self == Self::F32 {
+            return layer.forward(x);
+        }
+        let product = self.matmul(x, layer.weight.val());
+        match &layer.bias {
+            Some(bias) => product + bias.val().unsqueeze(),
+            None => product,
+        }
+    }
+
+    /// `x W` in this precision; input and output are f32.
+    pub(super) fn matmul(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+        if self == Self::F32 {
+            return x.matmul(weight);
+        }
+        x.cast(self.dtype()).matmul(weight.cast(self.dtype())).cast(FloatDType::F32)
+    }
+}

@@ -1,0 +1,170 @@
+//! Rotary positions: the frequencies of each scaling type, and the tables of cosines and sines.
+//!
+//! The types are those of transformers: `default` (RoFormer, arXiv 2104.09864), `linear`, `yarn` (arXiv 2309.00071) and
+//! `llama3` (Llama 3.1). Computed in f32, as there.
+
+use std::f64::consts::{PI, TAU};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use serde_json::{Map, Value};
+
+use super::ModelConfig;
+
+/// Frequencies of the pairs of one head, and what cosines and sines are multiplied by.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Rope {
+    frequencies: Vec<f32>,
+    attention_factor: f32,
+}
+
+impl Rope {
+    /// What `rope_theta`, `rope_scaling` and `rope_parameters` say; problems name the key.
+    pub(super) fn read(config: &ModelConfig) -> Result<Self, Vec<String>> {
+        let (key, value) = match (&config.rope_parameters, &config.rope_scaling) {
+            (Some(_), Some(_)) => {
+                return Err(vec!["both rope_parameters and rope_scaling are given; leave one of them".to_string()]);
+            }
+            (Some(value), None) => ("rope_parameters", value),
+            (None, Some(value)) => ("rope_scaling", value),
+            (None, None) => ("rope_parameters", &Value::Null),
+        };
+        let empty = Map::new();
+        let table = match value {
+            Value::Null => &empty,
+            Value::Object(table) => table,
+            other => return Err(vec![format!("{key} = {other} must be an object")]),
+        };
+        let mut settings = Settings { key, table, problems: Vec::new() };
+        if let Some((name, _)) = table.iter().find(|(_, value)| value.is_object()) {
+            settings.refuse(name, "is an object: rotary settings per kind of layer are not supported");
+        }
+        let partial = settings.number("partial_rotary_factor", config.rest.get("partial_rotary_factor"), Some(1.0));
+        if partial != 1.0 {
+            settings.refuse("partial_rotary_factor", "is not 1: rotating a part of a head is not supported");
+        }
+        let theta = settings.number("rope_theta", None, Some(config.rope_theta.unwrap_or(10_000.0)));
+        if theta <= 1.0 {
+            settings.refuse("rope_theta", "must be above 1");
+        }
+        // Sizes are checked elsewhere; a broken one must not be computed with.
+        let dim = if config.num_attention_heads == 0 { 2 } else { config.head_dim() };
+        let plain: Vec<f32> =
+            (0..dim.min(1 << 16) / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / dim as f32)).collect();
+        let scaled = settings.scale(plain, theta, dim, config.max_position_embeddings);
+        if settings.problems.is_empty() { Ok(scaled) } else { Err(settings.problems) }
+    }
+
+    /// Cosines and sines of the given positions, `[rows, head_dim / 2]` each.
+    pub(super) fn tables(&self, positions: &[usize], device: &Device) -> (Tensor<2>, Tensor<2>) {
+        let shape = [positions.len(), self.frequencies.len()];
+        let angles = || positions.iter().flat_map(|&p| self.frequencies.iter().map(move |f| p as f32 * f));
+        let table = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, shape), device);
+        let factor = self.attention_factor;
+        (
+            table(angles().map(|angle| angle.cos() * factor).collect()),
+            table(angles().map(|angle| angle.sin() * factor).collect()),
+        )
+    }
+}
+
+/// The table being read, and what was wrong with it so far.
+struct Settings<'a> {
+    key: &'a str,
+    table: &'a Map<String, Value>,
+    problems: Vec<String>,
+}
+
+impl Settings<'_> {
+    fn refuse(&mut self, name: &str, reason: &str) {
+        let value = self.table.get(name).map_or("missing".to_string(), Value::to_string);
+        self.problems.push(format!("{}.{name} = {value} {reason}", self.key));
+    }
+
+    /// A positive number; `other` stands in where the table has none, then `default`.
+    fn number(&mut self, name: &str, other: Option<&Value>, default: Option<f64>) -> f64 {
+        let value = self.table.get(name).filter(|value| !value.is_null()).or(other);
+        let number = match value {
+            None => default,
+            Some(value) => value.as_f64().filter(|number| *number > 0.0 && number.is_finite()),
+        };
+        number.unwrap_or_else(|| {
+            self.refuse(name, "must be a positive number");
+            1.0
+        })
+    }
+
+    /// Applies the scaling that `rope_type` names.
+    fn scale(&mut self, plain: Vec<f32>, theta: f64, dim: usize, max_positions: usize) -> Rope {
+        let kind = self.table.get("rope_type").or_else(|| self.table.get("type")).unwrap_or(&Value::Null).clone();
+        let (frequencies, attention_factor) = match kind.as_str() {
+            Some("default") => (plain, 1.0),
+            None if kind.is_null() => (plain, 1.0),
+            Some("linear") => {
+                let factor = self.number("factor", None, None) as f32;
+                (plain.into_iter().map(|f| f / factor).collect(), 1.0)
+            }
+            Some("llama3") => (self.llama3(plain, max_positions), 1.0),
+            Some("yarn") => self.yarn(plain, theta, dim, max_positions),
+            _ => {
+                let problem =
+                    format!("{}.rope_type = {kind} is not supported (default, linear, llama3, yarn are)", self.key);
+                self.problems.push(problem);
+                (plain, 1.0)
+            }
+        };
+        Rope { frequencies, attention_factor }
+    }
+
+    /// Long waves are stretched, short ones stay, those between are blended.
+    fn llama3(&mut self, plain: Vec<f32>, max_positions: usize) -> Vec<f32> {
+        let factor = self.number("factor", None, None) as f32;
+        let low = self.number("low_freq_factor", None, None) as f32;
+        let high = self.number("high_freq_factor", None, None) as f32;
+        let original = self.number("original_max_position_embeddings", None, Some(max_positions as f64)) as f32;
+        if self.problems.is_empty() && low >= high {
+            self.refuse("low_freq_factor", "must be below high_freq_factor");
+        }
+        let scale = |f: f32| {
+            let wave = TAU as f32 / f;
+            if wave < original / high {
+                return f;
+            }
+            if wave > original / low {
+                return f / factor;
+            }
+            let smooth = (original / wave - low) / (high - low);
+            (1.0 - smooth) * f / factor + smooth * f
+        };
+        plain.into_iter().map(scale).collect()
+    }
+
+    /// Interpolated for slow pairs, as trained for fast ones, a ramp between; and a temperature on attention.
+    fn yarn(&mut self, plain: Vec<f32>, theta: f64, dim: usize, max_positions: usize) -> (Vec<f32>, f32) {
+        let original = self.number("original_max_position_embeddings", None, Some(max_positions as f64));
+        let factor = self.number("factor", None, Some(max_positions as f64 / original));
+        let fast = self.number("beta_fast", None, Some(32.0));
+        let slow = self.number("beta_slow", None, Some(1.0));
+        let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+        let inferred = match (self.table.get("mscale"), self.table.get("mscale_all_dim")) {
+            (Some(Value::Number(own)), Some(Value::Number(all))) => {
+                magnitude(own.as_f64().unwrap_or(1.0)) / magnitude(all.as_f64().unwrap_or(1.0))
+            }
+            _ => magnitude(1.0),
+        };
+        let attention_factor = self.number("attention_factor", None, Some(inferred));
+        // The pair that turns `rotations` times within the original context.
+        let pair = |rotations: f64| dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
+        let truncate = self.table.get("truncate").and_then(Value::as_bool).unwrap_or(true);
+        let (low, high) = (pair(fast), pair(slow));
+        let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, mut high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        let blend = |(i, f): (usize, f32)| {
+            let interpolated = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+            f / factor as f32 * interpolated + f * (1.0 - interpolated)
+        };
+        (plain.into_iter().enumerate().map(blend).collect(), attention_factor as f32)
+    }
+}

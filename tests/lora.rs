@@ -1,0 +1,156 @@
+//! Adapters: what is trained, what is saved, and that it goes on and merges exactly; half-precision models likewise.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors};
+use tempering::model::{self, LoraConfig, Precision, names};
+use tempering::optim::Gradients;
+use tempering::train::batch::{Sequence, completion_scores};
+
+use crate::cli::{succeed, user_error};
+use crate::support::{
+    Workshop, column, device, figures, final_weights, interrupt_rl, logits, resume_rl, run_rl, run_sft, tiny,
+};
+
+fn small() -> LoraConfig {
+    LoraConfig { r: 2, lora_alpha: 4.0, ..LoraConfig::default() }
+}
+
+/// Tensors of a safetensors file as bytes.
+fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let bytes = std::fs::read(path).unwrap();
+    let read = SafeTensors::deserialize(&bytes).unwrap();
+    read.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
+}
+
+#[test]
+fn every_adapter_and_nothing_else_receives_a_gradient() {
+    let (_, model) = tiny(1, &device().autodiff());
+    let model = small().attach(model, 0);
+    let sequence = Sequence { tokens: (0..20).map(|i| 7 + i * 23).collect(), prompt: 4 };
+    let scores = completion_scores(&model, &[sequence], 1.0);
+    let mut gradients = Gradients::default();
+    gradients.add(&model, &mut scores.log_prob.sum().neg().backward());
+    let adapters = names(&model).into_keys().filter(|name| name.contains("lora_")).count();
+    // Two layers of seven projections with two factors each.
+    assert_eq!((gradients.names().count(), adapters), (28, 28));
+    assert!(gradients.names().all(|name| name.contains(".lora.")) && gradients.norm() > 0.0);
+}
+
+#[test]
+fn every_adapter_moves_and_the_optimiser_knows_no_other_weight() {
+    let workshop = Workshop::new();
+    let mut config = workshop.sft("sft");
+    config.lora = Some(small());
+    run_sft(&config).unwrap();
+    let (_, base) = model::load(&workshop.path("model"), &device()).unwrap();
+    let untouched = workshop.path("untouched");
+    std::fs::create_dir(&untouched).unwrap();
+    model::lora::save(&untouched, &small().attach(base, 0), &small(), &workshop.path("model")).unwrap();
+    let file = "adapter_model.safetensors";
+    let (before, after) = (tensors(&untouched.join(file)), tensors(&workshop.run("sft/adapter").join(file)));
+    assert_eq!(before.len(), 28);
+    for (name, values) in &before {
+        assert_ne!(after[name], *values, "{name}");
+    }
+    let optimizer = tensors(&workshop.run("sft/checkpoint-2/optimizer.safetensors"));
+    assert_eq!(optimizer.len(), 2 * 28 + 1);
+}
+
+#[test]
+fn an_adapter_run_goes_on_exactly_and_its_merged_model_is_the_adapter_on_its_base() {
+    let workshop = Workshop::new();
+    let config = |name: &str| {
+        let mut config = workshop.rl(name);
+        config.lora = Some(small());
+        config.optim.learning_rate = 1e-2;
+        config
+    };
+    run_rl(&config("whole")).unwrap();
+    interrupt_rl(&config("parts"), 3).unwrap_err();
+    let mut other = config("parts");
+    other.lora = Some(LoraConfig { r: 3, ..small() });
+    let error = resume_rl(&other).unwrap_err().to_string();
+    assert!(error.contains("other [lora] settings"), "{error}");
+    resume_rl(&config("parts")).unwrap();
+    assert_eq!(figures(&workshop.run("whole")), figures(&workshop.run("parts")));
+    assert_eq!(final_weights(&workshop.run("whole")), final_weights(&workshop.run("parts")));
+    assert!(column(&figures(&workshop.run("whole")), "grad_norm").iter().any(|&norm| norm > 0.0));
+
+    let (adapter, merged) = (workshop.run("whole/adapter"), workshop.path("merged"));
+    succeed(&[&"merge", &adapter, &"-o", &merged]);
+    assert_eq!(
+        std::fs::read(merged.join("model.safetensors")).unwrap(),
+        final_weights(&workshop.run("whole")),
+        "merged by the command and by the run"
+    );
+    let again = user_error(&[&"merge", &adapter, &"-o", &merged]);
+    assert!(again.contains("exists already"), "{again}");
+    // The adapter's directory is a model too.
+    let tokens: Vec<u32> = (0..40).map(|i| i * 11 % 512).collect();
+    let [one, two] = [&adapter, &merged].map(|dir| logits(&model::load(dir, &device()).unwrap().1, &[&tokens]));
+    assert_eq!(one, two);
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
+    let workshop = Workshop::new();
+    let dir = workshop.path("adapter");
+    std::fs::create_dir(&dir).unwrap();
+    let (_, base) = model::load(&workshop.path("model"), &device()).unwrap();
+    model::lora::save(&dir, &small().attach(base, 0), &small(), &workshop.path("model")).unwrap();
+    let path = dir.join("adapter_config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let failure = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        model::load(&dir, &device()).unwrap_err().to_string()
+    };
+    let error = failure("\"bias\": \"none\"", "\"bias\": \"all\", \"use_dora\": true");
+    assert!(error.contains("bias = \"all\"") && error.contains("use_dora = true"), "{error}");
+    let error = failure("\"r\": 2", "\"r\": 3");
+    assert!(error.contains("lora_A.weight has shape [2, 32], expected [3, 32]"), "{error}");
+    let error = failure("\"q_proj\",", "");
+    assert!(error.contains("unexpected base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"), "{error}");
+    let error = failure("\"q_proj\"", "\"lm_head\"");
+    assert!(error.contains("\"lm_head\" has no adapter; choose from q_proj"), "{error}");
+    let error = failure("/model\"", "/elsewhere\"");
+    assert!(error.contains("base_model_name_or_path") && error.contains("is not a directory"), "{error}");
+}
+
+#[test]
+fn a_model_stored_in_half_precision_keeps_it_and_goes_on_exactly() {
+    let workshop = Workshop::new();
+    let dir = workshop.path("model");
+    let (mut config, model) = model::load(&dir, &device()).unwrap();
+    config.torch_dtype = Some("bfloat16".to_string());
+    model::save(&dir, &config, &model).unwrap();
+    run_rl(&workshop.rl("whole")).unwrap();
+    interrupt_rl(&workshop.rl("parts"), 3).unwrap_err();
+    resume_rl(&workshop.rl("parts")).unwrap();
+    assert_eq!(figures(&workshop.run("whole")), figures(&workshop.run("parts")));
+    let bytes = final_weights(&workshop.run("whole"));
+    assert_eq!(bytes, final_weights(&workshop.run("parts")));
+    assert!(SafeTensors::deserialize(&bytes).unwrap().tensors().iter().all(|(_, view)| view.dtype() == Dtype::BF16));
+}
+
+#[test]
+fn training_in_bf16_is_near_training_in_f32() {
+    if !device().supports_dtype(burn::tensor::FloatDType::BF16) {
+        eprintln!("SKIPPED training_in_bf16_is_near_training_in_f32: the device does not compute in bf16");
+        return;
+    }
+    let workshop = Workshop::new();
+    let losses = [Precision::F32, Precision::Bf16].map(|dtype| {
+        let mut config = workshop.sft(&format!("{dtype:?}"));
+        config.model.dtype = dtype;
+        config.train.max_steps = 6;
+        run_sft(&config).unwrap();
+        column(&figures(&workshop.run(&config.name)), "loss")
+    });
+    let [full, half] = &losses;
+    for (full, half) in full.iter().zip(half) {
+        assert!(full != half && (full - half).abs() < 0.05 * full, "{losses:?}");
+    }
+}
