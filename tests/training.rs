@@ -154,7 +154,8 @@ fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score()
         n=$((n+1)); id=${line#*:}; id=${id%%,*}; case $line in *boxed*) score=1;; *) score=0;; esac
         echo "{\"id\":$id,\"score\":$score}"; done; read -r line; exit 1"#;
     let mut config = workshop.rl("run");
-    (config.stages[0].rewards, config.stages[0].reward_weights) = (vec![RewardKind::Command], vec![]);
+    // With a second reward the completions that the program does not score still take part, by that one.
+    config.stages[0].rewards = vec![RewardKind::Command, RewardKind::Accuracy];
     config.stages[0].max_steps = 2;
     assert!(config.validate()[0].contains("reward.command is empty"), "{:?}", config.validate());
     config.reward.command = ["sh", "-c", script].map(str::to_string).to_vec();
@@ -162,7 +163,8 @@ fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score()
     run_rl(&config).unwrap();
     let rows = figures(&workshop.run("run"));
     // 16 completions a step; the 10th, 20th and 30th are lost, and the program is started again for the next.
-    assert_eq!(column(&rows, "rewards/unscored"), [1.0 / 16.0, 2.0 / 16.0]);
+    assert_eq!(column(&rows, "rewards/command/unscored"), [1.0 / 16.0, 2.0 / 16.0]);
+    assert_eq!(column(&rows, "rewards/unscored"), [0.0, 0.0]);
     assert_eq!(column(&rows, "rewards/command/restarts"), [1.0, 2.0]);
     let means = column(&rows, "rewards/command/mean");
     assert!(means.len() == 2 && means.iter().all(|mean| (0.0..=1.0).contains(mean) && *mean > 0.0), "{means:?}");

@@ -47,13 +47,18 @@ impl Serialize for Scores {
 
 /// Quantiles of completion lengths in tokens, linear between neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct Percentiles {
+    /// 5% are at most so long.
     pub p5: f64,
+    /// 25%.
     pub p25: f64,
+    /// Half of them.
     pub p50: f64,
+    /// 75%.
     pub p75: f64,
+    /// 95%.
     pub p95: f64,
+    /// The longest.
     pub max: f64,
 }
 

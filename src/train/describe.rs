@@ -62,6 +62,7 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
         let values: Vec<f64> = scored.iter().filter_map(|s| s.rewards[k].map(f64::from)).collect();
         metrics.set_mean(&format!("rewards/{}/mean", kind.name()), &values);
         metrics.set(format!("rewards/{}/std", kind.name()), deviation(&values));
+        metrics.set(format!("rewards/{}/unscored", kind.name()), share(&|s| s.rewards[k].is_none()));
     }
     // Lengths.
     let all = lengths(&|_| true);
