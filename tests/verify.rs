@@ -100,6 +100,49 @@ fn benchmark_golds_equal_themselves_and_no_other() {
 
 const COINCIDENCES: [(&str, &str); 0] = [];
 
+/// A formula in two spellings, made of the same random choices.
+fn spellings(dice: &mut impl FnMut(u64) -> u64, depth: u64) -> (String, String) {
+    if depth == 0 {
+        let leaf = match dice(6) {
+            0 => "x".to_string(),
+            1 => "y".to_string(),
+            2 => "\\pi".to_string(),
+            _ => (dice(20) + 1).to_string(),
+        };
+        return (leaf.clone(), format!("{{{leaf}}}"));
+    }
+    let (a, b) = spellings(dice, depth - 1);
+    let (c, d) = spellings(dice, depth - 1);
+    let n = dice(3) + 2;
+    match dice(7) {
+        0 => (format!("{a} + {c}"), format!("{d}+{b}")),
+        1 => (format!("({a}) - ({c})"), format!("-\\left({d}\\right)+\\left({b}\\right)")),
+        2 => (format!("({a})({c})"), format!("({d}) \\cdot ({b})")),
+        3 => (format!("\\frac{{{a}}}{{{n}}}"), format!("({b})/{n}")),
+        4 => (format!("({a})^2"), format!("({b}) \\times ({b})")),
+        5 => (format!("\\sin({a})"), format!("-\\sin(-({b}))")),
+        _ => (format!("\\sqrt{{{n}}}({a})"), format!("({b}) \\cdot {n}^{{\\frac12}}")),
+    }
+}
+
+#[test]
+fn spellings_of_one_formula_are_equal_and_others_are_not() {
+    let mut state = 1u64;
+    let mut dice = |sides: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % sides
+    };
+    for round in 0..400 {
+        let (left, right) = spellings(&mut dice, 1 + round % 3);
+        assert_eq!(compare(&left, &right), Verdict::Right, "{left} against {right}");
+        assert_eq!(compare(&right, &left), Verdict::Right, "{right} against {left}");
+        let wide = right.replace('+', " \\, + \\; ").replace('(', "( ");
+        assert_eq!(compare(&left, &wide), Verdict::Right, "{left} against {wide}");
+        let other = format!("{right}+1");
+        assert_eq!(compare(&left, &other), Verdict::Wrong, "{left} against {other}");
+    }
+}
+
 #[test]
 fn the_command_explains_one_pair_and_grades_a_file() {
     let workshop = Workshop::new();

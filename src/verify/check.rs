@@ -6,10 +6,10 @@ use super::{Graded, Verdict, compare, gold_answer, grade, stated};
 
 /// Grades an answer that may be bare or a whole, finished completion.
 pub fn check(gold: &str, answer: &str) -> Graded {
-    if !is_bare(answer) {
+    let verdict = compare(gold_answer(gold), answer);
+    if !verdict.is_right() && !is_bare(answer) {
         return grade(gold, answer, true);
     }
-    let verdict = compare(gold_answer(gold), answer);
     Graded { strict: verdict, lenient: verdict, extracted: Some(answer.trim().to_string()) }
 }
 

@@ -264,7 +264,7 @@ fn rounds(gold: &Node, within: impl Fn(&BigRational, &BigRational) -> bool) -> b
         },
         _ => return false,
     };
-    let half = (&ten).pow(place + power) / BigRational::from_integer(2.into());
+    let half = ten.clone().pow(place + power) / BigRational::from_integer(2.into());
     let value = value * ten.pow(power);
     within(&if negative { -value } else { value }, &half)
 }

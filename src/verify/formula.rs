@@ -70,7 +70,7 @@ impl Parser {
 
     fn product(&mut self) -> Result<Node> {
         if let Some(unit) = self.currency() {
-            return Ok(Node::Measured(Box::new(self.product()?), unit));
+            return Ok(Node::Measured(Box::new(self.deeper(Self::sum)?), unit));
         }
         let mut factors = vec![self.power()?];
         loop {
@@ -90,7 +90,8 @@ impl Parser {
                 _ if self.starts_factor() => {
                     // Two numbers in a row are a typing error, but for `1 1/2`.
                     let digits = matches!(self.peek(), Some(Token::Digits(_)));
-                    let after = matches!(self.tokens.get(self.at - 1), Some(Spaced(Token::Digits(_), _)));
+                    let before = self.at.checked_sub(1).and_then(|before| self.tokens.get(before));
+                    let after = matches!(before, Some(Spaced(Token::Digits(_), _)));
                     if digits && after {
                         return Err(Fault::Malformed);
                     }

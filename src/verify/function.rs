@@ -202,7 +202,7 @@ impl Algebra {
         }
         let value = self.real(x)?;
         let size: f64 = x.0.values().filter_map(|value| value.to_f64()).map(f64::abs).sum();
-        (value.abs() > 1e-9 * size).then(|| if value < 0.0 { Sign::Minus } else { Sign::Plus })
+        (value.abs() > 1e-9 * size).then_some(if value < 0.0 { Sign::Minus } else { Sign::Plus })
     }
 }
 

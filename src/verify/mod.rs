@@ -170,3 +170,112 @@ fn alike(gold: &str, answer: &str) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strict_and_lenient_readings_differ_where_format_does() {
+        use Verdict::{NoAnswer, Right, UnparseableAnswer, UnparseableGold, Wrong};
+        let table = [
+            ("5", "<think>2+3</think>\\boxed{5}", true, Right, Right),
+            ("5", "2+3</think>\\boxed{5}", true, Right, Right),
+            ("5", "<think>2+3</think>It is 5.", true, NoAnswer, Right),
+            ("5", "<think>2+3 = \\boxed{5}", true, NoAnswer, Right),
+            ("5", "<think>2+3 = \\boxed{5}</think> done", true, NoAnswer, Right),
+            ("5", "<think>2+3</think>\\boxed{5}", false, NoAnswer, Right),
+            // UniRL#360: an intermediate value of a cut trace must not count.
+            ("5", "<think>first 5", false, NoAnswer, Right),
+            ("5", "<think>\\boxed{5}</think>\\boxed{6}", true, Wrong, Wrong),
+            ("5", "<think>a</think><think>b \\boxed{5}", true, NoAnswer, Right),
+            ("5", "</think>\\boxed{}", true, UnparseableAnswer, UnparseableAnswer),
+            ("5", "\\boxed{1/0}", true, UnparseableAnswer, UnparseableAnswer),
+            ("5", "no idea", true, NoAnswer, NoAnswer),
+            ("", "\\boxed{5}", true, UnparseableGold, UnparseableGold),
+            ("$$", "no idea", true, UnparseableGold, UnparseableGold),
+            ("1/0", "\\boxed{5}", true, UnparseableGold, UnparseableGold),
+            ("so 2+3\n#### 5", "#### 5", true, Right, Right),
+            ("thus \\boxed{\\frac12}", "\\boxed{0.5}", true, Right, Right),
+        ];
+        for (gold, completion, finished, strict, lenient) in table {
+            let graded = grade(gold, completion, finished);
+            assert_eq!((graded.strict, graded.lenient), (strict, lenient), "{completion:?}: {graded:?}");
+        }
+        assert_eq!(grade("5", "x \\boxed{6}", true).extracted.as_deref(), Some("6"));
+        let long = format!("\\boxed{{{}}}", "1".repeat(MAX_ANSWER + 1));
+        assert_eq!(grade("5", &long, true).strict, UnparseableAnswer);
+    }
+
+    #[test]
+    fn what_is_too_large_or_too_deep_is_undecided() {
+        let nested = |open: &str, close: &str| format!("{}2{}", open.repeat(400), close.repeat(400));
+        // Each level holds the one before twice: written out, 2^40 roots.
+        let doubled = (0..40).fold("2".to_string(), |inner, _| format!("\\sqrt{{{inner}+\\pi}}"));
+        let texts = [
+            "2^{2^{100}}".to_string(),
+            "10^{10^{10}}".into(),
+            "1e999999999".into(),
+            "100000!".into(),
+            "((9!)!)!".into(),
+            "(a+b+c+d+e+f)^{60}".into(),
+            "\\binom{10^9}{10^8}".into(),
+            nested("(", ")"),
+            nested("\\sqrt{", "}"),
+            nested("\\frac{1}{", "}"),
+            nested("-(", ")"),
+            nested("x^{", "}"),
+            doubled,
+        ];
+        for text in &texts {
+            let verdict = compare("\\sqrt{3}", text);
+            assert!(matches!(verdict, Verdict::Undecided | Verdict::Wrong), "{text:.40}: {verdict:?}");
+            assert_eq!(compare(text, text), Verdict::Right, "{text:.40}");
+        }
+        assert_eq!(compare("7", "2^{2^{100}}"), Verdict::Undecided);
+        assert_eq!(compare("7", &texts[7]), Verdict::Undecided);
+    }
+
+    #[test]
+    fn hostile_texts_come_to_an_end() {
+        let texts = [
+            "\\boxed{".repeat(200_000),
+            "}".repeat(1_000_000),
+            "\\".repeat(1_000_001),
+            "1,".repeat(500_000),
+            "<answer>".repeat(200_000),
+            "final answer is".repeat(100_000),
+            "#### ".repeat(200_000),
+            "9".repeat(1_000_000),
+            "é−日\\é".repeat(100_000),
+            "\\text{".repeat(500),
+            "1/".repeat(2000),
+            "\\$".repeat(2000),
+            "-".repeat(4000),
+            "5!".repeat(2000),
+            "|".repeat(4000),
+            "\\begin{pmatrix}".repeat(200),
+            "1^".repeat(2000),
+            "\\sin ".repeat(800),
+            "\\frac".into(),
+            "_".into(),
+        ];
+        for text in &texts {
+            grade(text, text, true);
+            grade("5", text, false);
+            explain("x", text);
+        }
+    }
+
+    /// Found by fuzzing.
+    #[test]
+    fn signs_in_sets_and_choices_do_not_expand_for_ever() {
+        // `±` inside these was not replaced, and the pair was compared again and again.
+        for text in ["[\\pm 1, 2)", "B. \\pm 2", "\\{\\pm 1\\} \\cup (2, 3)", "\\pm 1 : 2"] {
+            assert_eq!(compare(text, &format!("{text} ")), Verdict::Right);
+            assert_ne!(compare(text, "17"), Verdict::Right);
+        }
+        // The first letter went back to the reader, which then looked at the token before it.
+        assert_eq!(compare("yn0", "y*n*0"), Verdict::Right);
+    }
+}

@@ -81,6 +81,10 @@ impl Parser {
         if let Some(node) = constant(&run) {
             return self.subscripted(node);
         }
+        // The library's name in `np.sqrt(2)`.
+        if matches!(run.as_str(), "np" | "numpy" | "math" | "sympy") && self.eat_char('.') {
+            return self.primary();
+        }
         // Letters side by side are a product; all but the first go back.
         let first = run[..1].to_string();
         if run.len() > 1 {
@@ -210,7 +214,7 @@ impl Parser {
                 name if name.ends_with("matrix") => self.matrix(),
                 _ => Err(Fault::Malformed),
             },
-            "dot" | "ddot" | "tilde" => {
+            "dot" | "ddot" | "tilde" | "hat" | "widehat" | "bar" => {
                 let Node::Symbol(inside) = self.argument()? else { return Err(Fault::Malformed) };
                 self.subscripted(Node::Symbol(format!("{name} {inside}")))
             }

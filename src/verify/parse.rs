@@ -30,16 +30,13 @@ pub(super) fn parse(answer: &str) -> Result<Node> {
     Parser::new(tokens).whole()
 }
 
-/// Takes away what announces an answer: `Option B`, `answer: 5`, and the name of the library in `np.sqrt`.
+/// Takes away what announces an answer: `Option B`, `answer: 5`.
 fn drop_prefix(tokens: &mut Vec<Spaced>) {
     let first = match tokens.first() {
         Some(Spaced(Token::Letters(word) | Token::Text(word), _)) => word.to_lowercase(),
         _ => return,
     };
-    let dot = matches!(tokens.get(1), Some(Spaced(Token::Char('.'), false)));
-    if dot && matches!(first.as_str(), "np" | "math" | "numpy" | "sympy") {
-        tokens.drain(..2);
-    } else if tokens.len() > 1 && matches!(first.as_str(), "option" | "choice" | "answer") {
+    if tokens.len() > 1 && matches!(first.as_str(), "option" | "choice" | "answer") {
         let colon = matches!(tokens.get(1), Some(Spaced(Token::Char(':' | '='), _)));
         tokens.drain(..1 + usize::from(colon));
     }

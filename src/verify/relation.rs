@@ -205,17 +205,9 @@ fn same_function(gold: &Node, answer: &Node) -> Option<(String, String)> {
 
 /// A formula with one symbol for another; the other's own occurrences get out of the way.
 fn renamed(node: &Node, from: &str, to: &str) -> Node {
-    let again = |node: &Node| renamed(node, from, to);
-    let all = |list: &[Node]| list.iter().map(again).collect::<Vec<_>>();
     match node {
         Node::Symbol(name) if name == from => Node::Symbol(to.to_string()),
         Node::Symbol(name) if name == to => Node::Symbol(format!("{name} (free)")),
-        Node::Sum(list) => Node::Sum(all(list)),
-        Node::Product(list) => Node::Product(all(list)),
-        Node::Apply(name, list) => Node::Apply(name.clone(), all(list)),
-        Node::Negative(node) => again(node).negative(),
-        Node::Inverse(node) => Node::Inverse(Box::new(again(node))),
-        Node::Power(base, exponent) => again(base).power(again(exponent)),
-        other => other.clone(),
+        other => other.map(&|node| renamed(node, from, to)),
     }
 }

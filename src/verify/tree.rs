@@ -176,25 +176,44 @@ impl Node {
         such(self) || self.children().into_iter().any(|child| child.any(such))
     }
 
-    /// The node with every `±` read as plus (and `∓` as minus) or the other way about.
-    pub(super) fn signed(&self, plus: bool) -> Node {
-        let all = |list: &[Node]| list.iter().map(|node| node.signed(plus)).collect::<Vec<_>>();
-        let one = |node: &Node| Box::new(node.signed(plus));
+    /// The same kind of node over changed children.
+    pub(super) fn map(&self, change: &dyn Fn(&Node) -> Node) -> Node {
+        let all = |list: &[Node]| list.iter().map(change).collect::<Vec<_>>();
+        let one = |node: &Node| Box::new(change(node));
         match self {
-            Self::PlusMinus(upper, node) if *upper == plus => node.signed(plus),
-            Self::PlusMinus(_, node) => node.signed(plus).negative(),
             Self::Sum(list) => Self::Sum(all(list)),
             Self::Product(list) => Self::Product(all(list)),
             Self::Apply(name, list) => Self::Apply(name.clone(), all(list)),
             Self::Tuple(list) => Self::Tuple(all(list)),
+            Self::List(list) => Self::List(all(list)),
+            Self::Set(list) => Self::Set(all(list)),
+            Self::Ratio(list) => Self::Ratio(all(list)),
             Self::Relation(list, relations) => Self::Relation(all(list), relations.clone()),
             Self::Negative(node) => Self::Negative(one(node)),
             Self::Inverse(node) => Self::Inverse(one(node)),
-            Self::Degrees(node) => Self::Degrees(one(node)),
+            Self::PlusMinus(upper, node) => Self::PlusMinus(*upper, one(node)),
             Self::Percent(node) => Self::Percent(one(node)),
+            Self::Degrees(node) => Self::Degrees(one(node)),
             Self::Measured(node, unit) => Self::Measured(one(node), unit.clone()),
-            Self::Power(base, exponent) => Self::Power(one(base), one(exponent)),
-            other => other.clone(),
+            Self::Choice(letter, node) => Self::Choice(letter.clone(), one(node)),
+            Self::Power(a, b) => Self::Power(one(a), one(b)),
+            Self::Union(a, b) => Self::Union(one(a), one(b)),
+            Self::Intersection(a, b) => Self::Intersection(one(a), one(b)),
+            Self::Without(a, b) => Self::Without(one(a), one(b)),
+            Self::Interval { ends, closed } => {
+                Self::Interval { ends: Box::new((change(&ends.0), change(&ends.1))), closed: *closed }
+            }
+            Self::Matrix(rows) => Self::Matrix(rows.iter().map(|row| all(row)).collect()),
+            leaf => leaf.clone(),
+        }
+    }
+
+    /// The node with every `±` read as plus (and `∓` as minus) or the other way about.
+    pub(super) fn signed(&self, plus: bool) -> Node {
+        match self {
+            Self::PlusMinus(upper, node) if *upper == plus => node.signed(plus),
+            Self::PlusMinus(_, node) => node.signed(plus).negative(),
+            other => other.map(&|node| node.signed(plus)),
         }
     }
 }

@@ -16,7 +16,9 @@ pub(super) struct Unit {
 }
 
 /// Names, what they are made of, and the factor as numerator and denominator.
-const UNITS: &[(&[&str], &[(&str, i32)], i64, i64)] = &[
+type Definition = (&'static [&'static str], &'static [(&'static str, i32)], i64, i64);
+
+const UNITS: &[Definition] = &[
     (&["m", "meter", "metre"], &[("m", 1)], 1, 1),
     (&["km", "kilometer", "kilometre"], &[("m", 1)], 1000, 1),
     (&["dm", "decimeter"], &[("m", 1)], 1, 10),
@@ -59,7 +61,7 @@ const UNITS: &[(&[&str], &[(&str, i32)], i64, i64)] = &[
     (&["unit", "sq", "cu"], &[], 1, 1),
 ];
 
-fn known(name: &str) -> Option<&'static (&'static [&'static str], &'static [(&'static str, i32)], i64, i64)> {
+fn known(name: &str) -> Option<&'static Definition> {
     UNITS.iter().find(|(names, ..)| names.contains(&name))
 }
 
