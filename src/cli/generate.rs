@@ -10,7 +10,8 @@ use super::{DeviceArgs, PrecisionArgs};
 use crate::generate::{Request, Sampling, generate};
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
-use crate::text::tokenizer::{TextStream, Tokenizer};
+use crate::text::stream::TextStream;
+use crate::text::tokenizer::Tokenizer;
 use crate::{device, error::Error, eval, model, report};
 
 /// Answer one prompt, as it comes.

@@ -2,4 +2,5 @@
 
 pub mod bpe;
 pub mod chat;
+pub mod stream;
 pub mod tokenizer;
