@@ -6,11 +6,12 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, SafeTensors};
 use tempering::model::{self, LoraConfig, Precision, names};
 use tempering::optim::Gradients;
+use tempering::text::tokenizer::Tokenizer;
 use tempering::train::batch::{Sequence, completion_scores};
 
 use crate::cli::{succeed, user_error};
 use crate::support::{
-    Workshop, column, device, figures, final_weights, interrupt_rl, logits, resume_rl, run_rl, run_sft, tiny,
+    Workshop, column, device, figures, final_weights, interrupt_rl, logits, resume_rl, run_rl, run_sft, tiny, tokenizer,
 };
 
 fn small() -> LoraConfig {
@@ -100,6 +101,8 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     std::fs::create_dir(&dir).unwrap();
     let (_, base) = model::load(&workshop.path("model"), &device()).unwrap();
     model::lora::save(&dir, &small().attach(base, 0), &small(), &workshop.path("model")).unwrap();
+    // PEFT saves no tokenizer: the base model's is used.
+    assert_eq!(Tokenizer::load(&dir).unwrap().stop_ids(), tokenizer().stop_ids());
     let path = dir.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).unwrap();
     let failure = |from: &str, to: &str| {

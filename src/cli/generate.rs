@@ -10,7 +10,8 @@ use crate::generate::{FinishReason, Request, Sampling, Watch, generate};
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
 use crate::text::stop::StopStrings;
-use crate::text::tokenizer::{TextStream, Tokenizer};
+use crate::text::stream::TextStream;
+use crate::text::tokenizer::Tokenizer;
 use crate::{device, eval, model, report};
 
 /// Answer one prompt, as it comes.

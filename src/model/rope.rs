@@ -145,10 +145,10 @@ impl Settings<'_> {
         let fast = self.number("beta_fast", None, Some(32.0));
         let slow = self.number("beta_slow", None, Some(1.0));
         let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
-        let inferred = match (self.table.get("mscale"), self.table.get("mscale_all_dim")) {
-            (Some(Value::Number(own)), Some(Value::Number(all))) => {
-                magnitude(own.as_f64().unwrap_or(1.0)) / magnitude(all.as_f64().unwrap_or(1.0))
-            }
+        // As in transformers, a magnitude of 0 counts as not given.
+        let given = |name: &str| self.table.get(name).and_then(Value::as_f64).filter(|&number| number != 0.0);
+        let inferred = match (given("mscale"), given("mscale_all_dim")) {
+            (Some(own), Some(all)) => magnitude(own) / magnitude(all),
             _ => magnitude(1.0),
         };
         let attention_factor = self.number("attention_factor", None, Some(inferred));
@@ -166,5 +166,52 @@ impl Settings<'_> {
             f / factor as f32 * interpolated + f * (1.0 - interpolated)
         };
         (plain.into_iter().enumerate().map(blend).collect(), attention_factor as f32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(rope_scaling: Value) -> Result<Rope, Vec<String>> {
+        let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
+        config.rope_scaling = Some(rope_scaling);
+        Rope::read(&config)
+    }
+
+    #[test]
+    fn yarn_takes_the_magnitude_that_is_given_and_infers_it_otherwise() {
+        // The published Qwen2.5 setting: 0.1 ln 4 + 1 (arXiv 2309.00071, section 3.4).
+        let setting = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256});
+        let with = |key: &str, value: Value| {
+            let mut setting = setting.clone();
+            setting[key] = value;
+            setting
+        };
+        let magnitude = |setting: Value| read(setting).unwrap().attention_factor;
+        assert!((magnitude(setting.clone()) - 1.138_629_4).abs() < 1e-6);
+        assert!((magnitude(with("attention_factor", json!(0.75))) - 0.75).abs() < 1e-6);
+        let mut equal = with("mscale", json!(1.0));
+        equal["mscale_all_dim"] = json!(1.0);
+        assert!((magnitude(equal) - 1.0).abs() < 1e-6);
+        assert!((magnitude(with("factor", json!(0.5))) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn every_missing_or_senseless_number_is_named() {
+        let found = read(json!({"rope_type": "llama3", "factor": -8, "low_freq_factor": "1"})).unwrap_err();
+        for text in ["factor = -8 must be", "low_freq_factor = \"1\" must", "high_freq_factor = missing must"] {
+            assert!(
+                found.iter().any(|problem| problem.starts_with("rope_scaling.") && problem.contains(text)),
+                "{found:?}"
+            );
+        }
+        let found = read(json!({"full_attention": {"rope_type": "default"}})).unwrap_err();
+        assert!(found[0].contains("per kind of layer"), "{found:?}");
+        let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
+        (config.rope_scaling, config.rope_parameters) = (Some(json!({})), Some(json!({})));
+        assert!(Rope::read(&config).unwrap_err()[0].contains("leave one"));
     }
 }

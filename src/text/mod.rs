@@ -3,4 +3,5 @@
 pub mod bpe;
 pub mod chat;
 pub mod stop;
+pub mod stream;
 pub mod tokenizer;

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::tokenizer::{TextStream, Tokenizer};
+use super::stream::TextStream;
+use super::tokenizer::Tokenizer;
 
 /// Watches completions for stop strings. The text that completes one stays part of its completion.
 pub struct StopStrings<'a> {
