@@ -301,7 +301,8 @@ fn dots(out: &mut [f32], q: &[f32], keys: &[f32], stride: usize) {
     let (blocks, rest) = out.as_chunks_mut::<4>();
     let done = 4 * blocks.len();
     for (index, block) in blocks.iter_mut().enumerate() {
-        *block = dot_rows(q, [0, 1, 2, 3].map(|t| row(4 * index + t)));
+        let t = 4 * index;
+        *block = dot_rows(q, [row(t), row(t + 1), row(t + 2), row(t + 3)]);
     }
     for (t, out) in rest.iter_mut().enumerate() {
         [*out] = dot_rows(q, [row(done + t)]);
@@ -314,10 +315,10 @@ fn dot_rows<const N: usize>(q: &[f32], rows: [&[f32]; N]) -> [f32; N] {
     let mut sums = [[0.0f32; 8]; N];
     let (whole, tail) = q.as_chunks::<8>();
     for (at, q) in whole.iter().enumerate() {
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            let row = &row[8 * at..][..8];
+        for n in 0..N {
+            let row = &rows[n][8 * at..][..8];
             for i in 0..8 {
-                sums[i] = q[i].mul_add(row[i], sums[i]);
+                sums[n][i] = q[i].mul_add(row[i], sums[n][i]);
             }
         }
     }
