@@ -164,9 +164,18 @@ fn read(dir: &Path) -> Result<(LoraConfig, PathBuf)> {
 /// As [`super::load`], and whatever does not fit between adapter and base, all of it listed.
 pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm, LoraConfig)> {
     let (lora, base) = read(dir)?;
+    let weights = Weights::single(&dir.join(WEIGHTS))?;
+    // Memory for adapters of this rank is taken only when the file holds adapters of this rank.
+    let factors = weights.shapes().filter(|(name, _)| name.ends_with(".lora_A.weight"));
+    let (right, wrong): (Vec<_>, Vec<_>) = factors.partition(|(_, shape)| shape.first() == Some(&lora.r));
+    if right.is_empty() || !wrong.is_empty() {
+        let describe = |(name, shape)| format!("{name} has shape {shape:?}, but r = {} in {CONFIG}", lora.r);
+        let none = format!("no factors of LoRA adapters with r = {}", lora.r);
+        let problems: Vec<String> = wrong.into_iter().map(describe).collect();
+        return Err(weights.unfit(if problems.is_empty() { std::slice::from_ref(&none) } else { &problems }));
+    }
     let (config, model) = load_full(&base, device, precision)?;
     let model = lora.attach(model, 0);
-    let weights = Weights::single(&dir.join(WEIGHTS))?;
     let wanted = names(&model).into_iter().filter(|(name, _)| name.starts_with(ADAPTER)).collect();
     let problems = weights.mismatches(&wanted, |_| false);
     if !problems.is_empty() {

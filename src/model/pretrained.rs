@@ -146,6 +146,11 @@ impl Weights {
         if problems.is_empty() { Ok(weights) } else { Err(weights.unfit(&problems)) }
     }
 
+    /// Names and shapes of all tensors.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.place.iter().filter_map(|(name, &file)| Some((name.as_str(), self.files[file].info(name)?.0)))
+    }
+
     fn has(&self, name: &str) -> bool {
         self.place.contains_key(name)
     }
@@ -217,6 +222,9 @@ impl Weights {
 ///
 /// # Errors
 /// When a file cannot be written (a full disk, for instance).
+///
+/// # Panics
+/// When the configuration has [problems](ModelConfig::problems).
 pub fn save(dir: &Path, config: &ModelConfig, model: &CausalLm) -> Result<()> {
     save_sharded(dir, config, model, SHARD_BYTES)
 }
@@ -225,9 +233,12 @@ pub fn save(dir: &Path, config: &ModelConfig, model: &CausalLm) -> Result<()> {
 ///
 /// # Errors
 /// As [`save`].
+///
+/// # Panics
+/// As [`save`].
 pub fn save_sharded(dir: &Path, config: &ModelConfig, model: &CausalLm, limit: usize) -> Result<()> {
     files::write_json(&dir.join("config.json"), config)?;
-    let dtype = config.stored().unwrap_or(Dtype::F32);
+    let dtype = config.stored().expect("a configuration without problems names a precision");
     let entries = entries(&model.valid().materialize());
     let total: usize = entries.iter().map(|entry| entry.bytes(dtype)).sum();
     if total <= limit {
