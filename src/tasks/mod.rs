@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use crate::noise::{Stream, mix_text};
+use crate::text::chat::Message;
 
 mod arithmetic;
 mod base;
@@ -205,15 +206,6 @@ pub struct Trace {
     pub correct: bool,
 }
 
-/// A chat message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `user` or `assistant`.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
-
 /// A row of a data set: fit for fine-tuning (`messages`) and for RL (`prompt`, `answer`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
@@ -280,7 +272,7 @@ impl Generator {
         let mut random = self.stream("trace", split, index);
         let manner = manner(&mut random);
         let trace = task.trace(manner, true, &mut random);
-        let message = |role: &str, content| Message { role: role.into(), content };
+        let message = |role: &str, content: String| Message::new(role, content);
         let question = message("user", task.question.clone());
         Row {
             floor: task.floor_text(),

@@ -5,6 +5,7 @@ pub mod checkpoint;
 mod describe;
 pub mod rl;
 mod score;
+pub mod settings;
 pub mod sft;
 pub mod stage;
 

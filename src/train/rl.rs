@@ -3,7 +3,7 @@
 //! A step: sample groups, grade, score, advantages, one clipped policy-gradient update. Left out, on purpose: a value
 //! model, a KL term to a reference model, and more than one update per batch.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -13,163 +13,25 @@ use super::batch::{Sequence, completion_scores, micro_batches};
 use super::checkpoint::Trained;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::score::{OwnRewards, Scored};
+pub use super::settings::{ModelSource, RlConfig, RlTrain};
 use super::stage::{Stage, StepFigures};
 use super::{Session, checkpoint, open_model, open_run};
-use crate::config::{Settings, to_toml};
+use crate::config::to_toml;
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::eval::{EvalConfig, Evaluation, Subject, check_room, evaluate, record};
+use crate::eval::{Evaluation, Subject, check_room, evaluate, record};
 use crate::files;
 use crate::generate::{Completion, Request, Sampling, Watch, generate};
 use crate::metrics::{Metrics, MetricsLog};
-use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
-use crate::objective::{RatioStatistics, RewardKind, TokenTerms, clipped_loss};
+use crate::model::{CausalLm, ModelConfig};
+use crate::objective::{RatioStatistics, TokenTerms, clipped_loss};
 use crate::ops::to_host;
-use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
-use crate::problems::{DataConfig, Problems};
+use crate::optim::{AdamW, Gradients, learning_rate};
+use crate::problems::Problems;
 use crate::report;
-use crate::reward::{Reward, RewardCommand};
+use crate::reward::Reward;
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
-
-/// Settings of `tempering train`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RlConfig {
-    /// Seed of sampling noise and data order.
-    #[serde(default)]
-    pub seed: u64,
-    /// Folder of all runs.
-    #[serde(default = "output_dir")]
-    pub output_dir: PathBuf,
-    /// Folder of this run within it.
-    pub name: String,
-    /// What is trained.
-    pub model: ModelSource,
-    /// Train adapters of this size instead of all weights.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lora: Option<LoraConfig>,
-    /// What it is trained and evaluated on.
-    #[serde(default)]
-    pub data: DataConfig,
-    /// Batches and checkpoints.
-    #[serde(default)]
-    pub train: RlTrain,
-    /// The optimiser.
-    #[serde(default)]
-    pub optim: OptimConfig,
-    /// Evaluation before, during and after.
-    #[serde(default)]
-    pub eval: EvalConfig,
-    /// The user's own reward, for stages that have a reward of type `command`.
-    #[serde(default)]
-    pub reward: RewardCommand,
-    /// The schedule.
-    pub stages: Vec<Stage>,
-}
-
-fn output_dir() -> PathBuf {
-    "runs".into()
-}
-
-/// The model to start from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelSource {
-    /// Hugging Face directory, or a PEFT adapter's, which is merged into its base.
-    pub path: PathBuf,
-    /// What matrix products are computed in: f32 or bf16; weights, and all between the products, are f32.
-    #[serde(default)]
-    pub dtype: Precision,
-}
-
-/// Batches and checkpoints.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RlTrain {
-    /// Problems per step.
-    pub prompts_per_step: usize,
-    /// Completions per problem: the group.
-    pub num_generations: usize,
-    /// Completions decoded together at most.
-    pub generation_rows: usize,
-    /// Tokens the cache may hold while sampling; fewer completions are decoded together to keep to it. 0 for no bound.
-    pub generation_cache_tokens: usize,
-    /// Tokens of one forward and backward pass at most; does not change the result.
-    pub tokens_per_microbatch: usize,
-    /// A checkpoint every this many steps; 0 for one at the end.
-    pub save_steps: usize,
-    /// Checkpoints kept.
-    pub save_total_limit: usize,
-    /// An evaluation every this many steps; 0 for before and after only.
-    pub eval_steps: usize,
-    /// A sample of completions is written every this many steps; 0 for never.
-    pub log_completions_steps: usize,
-}
-
-impl Default for RlTrain {
-    fn default() -> Self {
-        Self {
-            prompts_per_step: 8,
-            num_generations: 8,
-            generation_rows: 256,
-            generation_cache_tokens: 0,
-            tokens_per_microbatch: 8192,
-            save_steps: 50,
-            save_total_limit: 2,
-            eval_steps: 0,
-            log_completions_steps: 20,
-        }
-    }
-}
-
-impl Default for RlConfig {
-    /// `configs/quickstart.toml`.
-    fn default() -> Self {
-        let text = include_str!("../../configs/quickstart.toml");
-        toml::from_str(text).expect("the embedded quickstart.toml is tested to be valid")
-    }
-}
-
-impl Settings for RlConfig {
-    fn validate(&self) -> Vec<String> {
-        let lora = self.lora.as_ref().map(LoraConfig::problems).unwrap_or_default();
-        let mut problems = [self.data.problems(), self.optim.problems(), self.eval.problems(), lora].concat();
-        let train = &self.train;
-        if train.num_generations < 2 {
-            let n = train.num_generations;
-            problems.push(format!("train.num_generations = {n} must be at least 2: an advantage compares completions"));
-        }
-        for (key, value) in [
-            ("prompts_per_step", train.prompts_per_step),
-            ("generation_rows", train.generation_rows),
-            ("tokens_per_microbatch", train.tokens_per_microbatch),
-        ] {
-            if value == 0 {
-                problems.push(format!("train.{key} = 0 must be positive"));
-            }
-        }
-        if self.stages.is_empty() {
-            problems.push("stages is empty: add at least one [[stages]] table".to_string());
-        }
-        problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.problems(index)));
-        let used = self.stages.iter().any(|stage| stage.rewards.contains(&RewardKind::Command));
-        problems.extend(self.reward.problems(used));
-        problems
-    }
-}
-
-impl RlConfig {
-    /// Steps when no stage ends early.
-    pub fn max_steps(&self) -> usize {
-        self.stages.iter().map(|stage| stage.max_steps).sum()
-    }
-
-    /// What a checkpoint of adapters must know.
-    fn adapter(&self) -> Option<(&LoraConfig, &Path)> {
-        self.lora.as_ref().map(|lora| (lora, self.model.path.as_path()))
-    }
-}
 
 /// Where a run stands, beside weights and optimiser; all a resumed run needs, since noise and data are functions of seed
 /// and step.

@@ -21,7 +21,7 @@ use crate::noise::Stream;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
 use crate::problems::{DataConfig, TASKS};
 use crate::tasks::{Generator, Manner, Split};
-use crate::text::chat::{Message, Prompt};
+use crate::text::chat::Prompt;
 use crate::text::tokenizer::Tokenizer;
 
 /// Settings of `tempering sft`.
@@ -222,8 +222,7 @@ impl Conversations {
                 let manner = |random: &mut Stream| if lean { Manner::Lean } else { Manner::draw(random) };
                 let mut messages = generator.row_in(Split::Train, index, manner).messages;
                 let completion = messages.pop().map(|message| message.content).unwrap_or_default();
-                let prompt = messages.into_iter().map(|m| Message::new(m.role, m.content)).collect();
-                Conversation { prompt: Prompt::Messages(prompt), completion }
+                Conversation { prompt: Prompt::Messages(messages), completion }
             }
             Self::Rows(rows) => {
                 let count = rows.len() as u64;
