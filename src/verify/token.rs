@@ -310,7 +310,7 @@ impl<'a> Lexer<'a> {
         if let Some(part) = self.rest.strip_prefix('.').filter(|part| !part.starts_with('.')) {
             let length = digits(part);
             // The point at the end of a sentence is not the number's.
-            if length > 0 || (!number.is_empty() && !part.trim().is_empty()) {
+            if length > 0 || (!number.is_empty() && !part.trim_matches([' ', '\n', '$']).is_empty()) {
                 number.push_str(self.take(1 + length));
             }
         }
