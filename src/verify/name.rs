@@ -90,7 +90,6 @@ impl Parser {
         if run.len() > 1 {
             self.at -= 1;
             self.tokens[self.at] = Spaced(Token::Letters(run[1..].to_string()), false);
-            // A rest that is a word by itself must not be read as one.
             return Ok(symbol(&first));
         }
         self.named(first)

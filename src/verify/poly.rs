@@ -14,9 +14,9 @@ use super::tree::{Fault, Result};
 pub(super) type Exponent = Ratio<i64>;
 
 /// Work units for one comparison; a term of a product is one, and big coefficients count by their multiplication.
-const STEPS: u64 = 400_000;
+const STEPS: u64 = 50_000;
 /// The longest coefficient, in bits.
-const MAX_BITS: u64 = 30_000;
+const MAX_BITS: u64 = 12_000;
 const MAX_POWER: i64 = 100_000;
 
 /// What polynomials are over. Equal atoms have equal indices.
@@ -132,7 +132,7 @@ impl Algebra {
         if bits > MAX_BITS {
             return Err(Fault::Limit);
         }
-        self.spend(1 + (bits / 64) * (bits / 64))
+        self.spend(1 + (bits / 64) * (bits / 64) / 8)
     }
 
     pub(super) fn atom(&mut self, atom: Atom) -> Result<usize> {

@@ -309,7 +309,8 @@ impl<'a> Lexer<'a> {
         self.not_thousands = self.not_thousands.saturating_sub(1);
         if let Some(part) = self.rest.strip_prefix('.').filter(|part| !part.starts_with('.')) {
             let length = digits(part);
-            if length > 0 || !number.is_empty() {
+            // The point at the end of a sentence is not the number's.
+            if length > 0 || (!number.is_empty() && !part.trim_matches([' ', '\n', '$']).is_empty()) {
                 number.push_str(self.take(1 + length));
             }
         }

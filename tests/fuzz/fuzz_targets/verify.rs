@@ -7,7 +7,7 @@
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../../src/verify/mod.rs"]
-#[allow(dead_code, unreachable_pub, missing_docs)]
+#[allow(dead_code, unused_imports)]
 mod verify;
 
 fuzz_target!(|data: &[u8]| {
