@@ -127,9 +127,12 @@ fn ten_steps_of_adamw_end_where_pytorch_ends() {
         }
         let expected = expected(family);
         for (name, ours) in parameters(&model, None) {
-            // Ten steps of 5e-3 move a weight by 0.05 at most; this is 1/500 of it.
+            // Ten steps of 5e-3 move a weight by 0.05 at most; this is 1/500 of it. AdamW divides a gradient by its size,
+            // so the bias of a key, whose gradient is the rest of a cancellation, moves by rounding: 1.1e-4 apart with
+            // AVX-512 products, 0.75e-4 without.
+            let tolerance = if name.ends_with("k_proj.bias") { 5e-4 } else { 1e-4 };
             let difference = distance(&ours, &expected[&format!("trained.{name}")]);
-            assert!(difference <= 1e-4, "{family} {name}: {difference}");
+            assert!(difference <= tolerance, "{family} {name}: {difference}");
         }
     }
 }
