@@ -81,7 +81,7 @@ pub fn cache_shape(requests: &[Request], sampling: &Sampling) -> Result<CacheSha
     let most = sampling.rows.clamp(1, requests.len().max(1));
     (1..=most).rev().find(fits).map(shape).ok_or_else(|| {
         Error::Invalid(format!(
-            "cache_tokens = {} does not hold one prompt of {prompt_length} tokens and its completion of up to {} \
+            "generation_cache_tokens = {} does not hold one prompt of {prompt_length} tokens and its completion of up to {} \
              (max_completion_length): raise the one or lower the other",
             sampling.cache_tokens, sampling.max_completion_length
         ))
