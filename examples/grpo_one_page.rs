@@ -18,13 +18,16 @@ use tempering::generate::{Completion, Distribution, Request, Sampling, Watch, ge
 use tempering::metrics::mean;
 use tempering::model::{self, CausalLm, ModelConfig};
 use tempering::objective::advantage::{Aggregation, ScaleRewards};
-use tempering::objective::{Advantage, LossType, TokenTerms, advantages, clipped_loss};
+use tempering::objective::{
+    Advantage, KlEstimator, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream, advantages,
+};
 use tempering::optim::{AdamW, Gradients, OptimConfig};
 use tempering::problems::{DataConfig, Problems};
 use tempering::reward::{self, Accuracy, Reward};
 use tempering::tasks::Split;
 use tempering::text::tokenizer::Tokenizer;
-use tempering::train::batch::{Sequence, completion_scores, micro_batches};
+use tempering::train::batch::Sequence;
+use tempering::train::learner::Learner;
 use tempering::{Result, device};
 
 const SEED: u64 = 0;
@@ -36,7 +39,11 @@ const TEMPERATURE: f32 = 1.0;
 /// A completion that is longer is cut here and scores 0, which is what makes the model shorten its answers.
 const MAX_COMPLETION_LENGTH: usize = 96;
 /// How far the ratio of new to old probability may go before its gradient is cut: below and above 1.
-const CLIP: (f32, f32) = (0.2, 0.28);
+const OBJECTIVE: Objective = Objective {
+    ratio: Ratio::Token,
+    surrogate: Surrogate::Clip { low: 0.2, high: 0.28, delta: None },
+    kl_estimator: KlEstimator::K3, // not used: there is no reference model here
+};
 /// Tokens of one forward and backward pass; changes memory, not the result.
 const TOKENS_PER_MICROBATCH: usize = 4096;
 
@@ -48,7 +55,7 @@ struct Scored {
     advantage: f32,
 }
 
-struct Learner {
+struct Student {
     config: ModelConfig,
     model: CausalLm,
     tokenizer: Tokenizer,
@@ -60,7 +67,7 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let dir = PathBuf::from(arguments.next().unwrap_or_else(|| "assets/base".to_string()));
     let steps = arguments.next().and_then(|steps| steps.parse().ok()).unwrap_or(10);
-    let mut learner = Learner::load(&dir, &device::parse("cpu")?)?;
+    let mut learner = Student::load(&dir, &device::parse("cpu")?)?;
     let problems = DataConfig::default().open(Split::Train)?;
     println!("step  accuracy  length  clipped    loss  gradient");
     for step in 0..steps {
@@ -78,7 +85,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-impl Learner {
+impl Student {
     fn load(dir: &Path, device: &Device) -> Result<Self> {
         // Weights on the autodiff form of the device record what is computed from them.
         let (config, model) = model::load(dir, &device.clone().autodiff())?;
@@ -140,26 +147,27 @@ impl Learner {
     /// 4. One step of AdamW on the clipped surrogate; returns the loss and the norm of its gradient.
     fn update(&mut self, scored: &[Scored]) -> (f64, f64) {
         // The divisor is that of the whole step, so that micro-batches add up to it: here, the number of all tokens.
-        let lengths: Vec<usize> = scored.iter().map(|s| s.completion.tokens.len()).collect();
-        let weights = LossType::Dapo.weights(&lengths, MAX_COMPLETION_LENGTH);
-        let sequences: Vec<Sequence> = scored.iter().map(|s| s.sequence.clone()).collect();
-        let mut gradients = Gradients::default();
-        let mut loss = 0.0;
-        for range in micro_batches(&sequences, TOKENS_PER_MICROBATCH) {
-            let mut terms = TokenTerms::default();
-            for (scored, &weight) in scored[range.clone()].iter().zip(&weights[range.clone()]) {
-                let tokens = scored.completion.tokens.len();
-                terms.old_log_prob.extend(&scored.completion.log_probs);
-                terms.advantage.extend(std::iter::repeat_n(scored.advantage, tokens));
-                terms.weight.extend(std::iter::repeat_n(weight, tokens));
+        let tokens: usize = scored.iter().map(|s| s.completion.tokens.len()).sum();
+        let term = |advantage| {
+            move |&old_log_prob| TokenTerm {
+                old_log_prob,
+                advantage,
+                weight: 1.0 / tokens as f32,
+                ..TokenTerm::default()
             }
+        };
+        let sequences: Vec<Sequence> = scored.iter().map(|s| s.sequence.clone()).collect();
+        let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
+        let learner = Learner { temperature: TEMPERATURE, tokens_per_microbatch: TOKENS_PER_MICROBATCH };
+        learner.backward(&self.model, &sequences, &mut gradients, |range, scores| {
+            let terms: Vec<TokenTerm> =
+                scored[range].iter().flat_map(|s| s.completion.log_probs.iter().map(term(s.advantage))).collect();
             // −Σ w · min(ρ A, clip(ρ) A), ρ = π(token) / π when it was sampled. With one update per batch ρ is 1 but for
             // rounding: the value of the loss says little, its gradient is the policy gradient.
-            let scores = completion_scores(&self.model, &sequences[range], TEMPERATURE);
-            let part = clipped_loss(scores.log_prob, &terms, CLIP.0, CLIP.1);
-            gradients.add(&self.model, &mut part.backward());
-            loss += f64::from(part.into_scalar::<f32>());
-        }
+            let mut upstream = Upstream::default();
+            OBJECTIVE.evaluate(&terms, &scores.log_prob, &scores.sampling_entropy, &mut statistics, &mut upstream);
+            Some(upstream)
+        });
         let norm = gradients.norm();
         // No group with different rewards: nothing to learn from.
         if norm > 0.0 {
@@ -167,6 +175,6 @@ impl Learner {
             let (model, lr) = (self.model.clone(), self.optim.learning_rate);
             self.model = self.optimizer.step(&self.optim, model, gradients, scale, lr);
         }
-        (loss, norm)
+        (statistics.loss, norm)
     }
 }

@@ -7,9 +7,11 @@ use serde::Serialize;
 
 use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
 use crate::model::{CausalLm, ModelConfig, names};
-use crate::objective::{LossType, TokenTerms, clipped_loss};
+use crate::objective::{Statistics, TokenTerm, Upstream};
 use crate::optim::{AdamW, Gradients, OptimConfig};
-use crate::train::batch::{Sequence, completion_scores, micro_batches};
+use crate::train::batch::Sequence;
+use crate::train::learner::Learner;
+use crate::train::stage::Stage;
 
 /// Shape and amount of work of one benchmarked step.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +62,7 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
     let mut model = CausalLm::random(&config, 0, &device.clone().autodiff());
     let parameters = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
     let optim = OptimConfig { learning_rate: 1e-4, ..OptimConfig::default() };
+    let objective = Stage::default().objective();
     let mut optimizer = AdamW::default();
     let sampling =
         Sampling { max_completion_length: shape.tokens, rows: shape.group * shape.prompts, ..Sampling::default() };
@@ -82,19 +85,19 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
             .map(|(r, c)| Sequence { tokens: [r.prompt.as_slice(), &c.tokens].concat(), prompt: r.prompt.len() })
             .collect();
         trained_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-        let weight = LossType::Dapo.weights(&vec![shape.tokens; sequences.len()], shape.tokens)[0];
-        let mut gradients = Gradients::default();
-        for range in micro_batches(&sequences, shape.tokens_per_microbatch) {
-            let mut terms = TokenTerms::default();
-            for index in range.clone() {
-                terms.old_log_prob.extend(&completions[index].log_probs);
-                terms.advantage.extend(std::iter::repeat_n(if index % 2 == 0 { 1.0 } else { -1.0 }, shape.tokens));
-                terms.weight.extend(std::iter::repeat_n(weight, shape.tokens));
-            }
-            let scores = completion_scores(&model, &sequences[range], 1.0);
-            let loss = clipped_loss(scores.log_prob, &terms, 0.2, 0.2);
-            gradients.add(&model, &mut loss.backward());
-        }
+        let weight = 1.0 / (shape.tokens * sequences.len()) as f32;
+        let terms = |index: usize| -> Vec<TokenTerm> {
+            let advantage = if index.is_multiple_of(2) { 1.0 } else { -1.0 };
+            let term = |&old_log_prob| TokenTerm { old_log_prob, advantage, weight, ..TokenTerm::default() };
+            completions[index].log_probs.iter().map(term).collect()
+        };
+        let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
+        let learner = Learner { temperature: 1.0, tokens_per_microbatch: shape.tokens_per_microbatch };
+        learner.backward(&model, &sequences, &mut gradients, |range, scores| {
+            let (mut upstream, terms) = (Upstream::default(), range.flat_map(terms).collect::<Vec<_>>());
+            objective.evaluate(&terms, &scores.log_prob, &scores.sampling_entropy, &mut statistics, &mut upstream);
+            Some(upstream)
+        });
         let scale = (1.0 / gradients.norm()).min(1.0);
         model = optimizer.step(&optim, model, gradients, scale, optim.learning_rate);
         let train = start.elapsed().as_secs_f64();

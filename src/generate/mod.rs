@@ -69,6 +69,10 @@ pub struct Completion {
     pub entropies: Vec<f32>,
     /// Entropy of the distribution at the sampling temperature, among all tokens.
     pub sampling_entropies: Vec<f32>,
+    /// `Σ p²` of the same distribution.
+    pub collisions: Vec<f32>,
+    /// `Σ p² ln p` of the same distribution.
+    pub collision_logs: Vec<f32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -82,6 +86,8 @@ impl Completion {
             unit_log_probs: Vec::new(),
             entropies: Vec::new(),
             sampling_entropies: Vec::new(),
+            collisions: Vec::new(),
+            collision_logs: Vec::new(),
             finish_reason: FinishReason::Length,
         }
     }
@@ -93,6 +99,8 @@ impl Completion {
         self.unit_log_probs.push(sampled.unit_log_prob);
         self.entropies.push(sampled.entropy);
         self.sampling_entropies.push(sampled.sampling_entropy);
+        self.collisions.push(sampled.collision);
+        self.collision_logs.push(sampled.collision_log);
     }
 
     /// Ended of itself, not by the length limit.

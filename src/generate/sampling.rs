@@ -80,12 +80,16 @@ pub struct Sampled {
     pub entropy: f32,
     /// Entropy at the sampling temperature, among all tokens.
     pub sampling_entropy: f32,
+    /// `Σ p²` over all tokens at the sampling temperature.
+    pub collision: f32,
+    /// `Σ p² ln p` over all tokens at the sampling temperature.
+    pub collision_log: f32,
 }
 
 /// Draws one token per row of `[rows, vocab]` logits by inverting its distribution function at `uniforms[row]`.
 /// `contexts` gives the tokens before it, for the repetition penalty.
 ///
-/// Logits that are in the host's memory are read there. On other devices the draw happens on the device and six numbers
+/// Logits that are in the host's memory are read there. On other devices the draw happens on the device and seven numbers
 /// per row come back, unless a penalty or a truncation asks for the logits themselves.
 pub(super) fn draw(
     logits: Tensor<2>,
@@ -125,16 +129,19 @@ fn draw_on_device(logits: Tensor<2>, distribution: &Distribution, uniforms: &[f3
         sums.lower_equal(thresholds.expand([rows, vocab])).int().sum_dim(1).clamp_max(vocab as i64 - 1)
     };
     let entropy = |log_probs: &Tensor<2>| (log_probs.clone().exp() * log_probs.clone()).sum_dim(1).neg();
+    let squares = tempered.clone().mul_scalar(2.0).exp();
     let columns = vec![
         tokens.clone().float(),
         tempered.clone().gather(1, tokens.clone()),
         unit.clone().gather(1, tokens),
         entropy(&unit),
         entropy(&tempered),
+        squares.clone().sum_dim(1),
+        (squares * tempered).sum_dim(1),
     ];
     let numbers = ops::to_host(Tensor::cat(columns, 1));
-    let row = |row: &[f32; 5]| {
-        let [token, log_prob, unit_log_prob, entropy, sampling_entropy] = *row;
+    let row = |row: &[f32; 7]| {
+        let [token, log_prob, unit_log_prob, entropy, sampling_entropy, collision, collision_log] = *row;
         Sampled {
             token: token as u32, // whole numbers below 2^24 pass through f32 unharmed
             log_prob,
@@ -142,9 +149,11 @@ fn draw_on_device(logits: Tensor<2>, distribution: &Distribution, uniforms: &[f3
             unit_log_prob,
             entropy,
             sampling_entropy,
+            collision,
+            collision_log,
         }
     };
-    numbers.as_chunks::<5>().0.iter().map(row).collect()
+    numbers.as_chunks::<7>().0.iter().map(row).collect()
 }
 
 /// Draws from one row of logits at `uniform`; `context` gives the tokens before it.
@@ -180,6 +189,8 @@ pub fn sample(
         unit_log_prob: log_prob(logits[token], &unit, 1.0),
         entropy: unit.entropy,
         sampling_entropy: tempered.entropy,
+        collision: tempered.collision,
+        collision_log: tempered.collision_log,
     }
 }
 
@@ -318,6 +329,8 @@ mod tests {
             (drawn.unit_log_prob, unit[token].ln()),
             (drawn.entropy, entropy(&unit)),
             (drawn.sampling_entropy, entropy(&tempered)),
+            (drawn.collision, tempered.iter().map(|p| p * p).sum()),
+            (drawn.collision_log, tempered.iter().map(|p| p * p * p.ln()).sum()),
         ] {
             assert!((f64::from(ours) - expected).abs() < 1e-5, "{ours} against {expected}");
         }
@@ -373,8 +386,10 @@ mod tests {
             });
             for (host, device) in host.iter().zip(&device) {
                 assert_eq!(host.token, device.token);
-                let numbers =
-                    |s: &Sampled| [s.log_prob, s.drawn_log_prob, s.unit_log_prob, s.entropy, s.sampling_entropy];
+                let numbers = |s: &Sampled| {
+                    let entropies = [s.entropy, s.sampling_entropy, s.collision, s.collision_log];
+                    [[s.log_prob, s.drawn_log_prob, s.unit_log_prob, 0.0], entropies].concat()
+                };
                 for (a, b) in numbers(host).iter().zip(numbers(device)) {
                     assert!((a - b).abs() < 1e-4, "T = {temperature}: {host:?} against {device:?}");
                 }

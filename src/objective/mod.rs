@@ -1,103 +1,86 @@
-//! What is learned from a batch of scored completions: advantages, and the loss they enter.
+//! What is learned from a batch of scored completions: rewards, advantages, and the loss they enter.
 //!
 //! An objective is a composition of independent choices; a method of the literature is a set of them in a config file.
+//! The way of the data: [`length`] scores completions, [`advantage`] compares scores, [`terms`] says which tokens learn and
+//! with how much, [`loss`] is the loss of a token and its derivative.
 
 pub mod advantage;
+pub mod entropy;
 pub mod length;
+pub mod loss;
+mod parts;
+pub mod terms;
 
-use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 pub use advantage::{Advantage, advantages};
 pub use length::RewardKind;
+pub use loss::{KlEstimator, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
+pub use parts::Parts;
+pub use terms::{Drawn, TokenRules};
 
-/// How token losses are weighed against each other (TRL's `loss_type`).
+/// TRL's `loss_type`: a surrogate together with an [`Aggregate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossType {
-    /// Every token of the step weighs the same (DAPO, arXiv 2503.14476).
+    /// Clip, every token of the step weighs the same (DAPO, arXiv 2503.14476).
     Dapo,
-    /// Every completion weighs the same (GRPO, arXiv 2402.03300).
+    /// Clip, every completion weighs the same (GRPO, arXiv 2402.03300).
     Grpo,
-    /// Every token weighs one over completions times `max_completion_length` (Dr. GRPO, arXiv 2503.20783).
+    /// Clip, every token weighs one over completions times `max_completion_length` (Dr. GRPO, arXiv 2503.20783).
     DrGrpo,
+    /// Clip, every token of a group weighs the same, and every group. TRL takes the tokens of one micro-batch instead of a
+    /// group; ours does not change with the micro-batch.
+    Bnpo,
+    /// Clipped factors that keep every gradient, token mean (CISPO, arXiv 2506.13585).
+    Cispo,
+    /// Soft clip, completion mean (SAPO, arXiv 2511.20347).
+    Sapo,
+}
+
+/// How token losses are weighed against each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aggregate {
+    /// Every token of the step weighs the same.
+    TokenMean,
+    /// Every completion weighs the same, and every token of one.
+    SequenceMean,
+    /// Every token weighs one over completions times the length limit.
+    ConstantLength,
+    /// Every group weighs the same, and every token of one.
+    GroupTokenMean,
 }
 
 impl LossType {
-    /// Weight of each token, one list entry per completion; counted once for the whole optimiser step, so that no split
-    /// into micro-batches changes the loss.
-    pub fn weights(self, lengths: &[usize], max_completion_length: usize) -> Vec<f32> {
-        let tokens: usize = lengths.iter().sum();
-        let weight = |&length: &usize| match self {
-            Self::Dapo => 1.0 / tokens.max(1) as f32,
-            Self::Grpo => 1.0 / (lengths.len() * length.max(1)) as f32,
-            Self::DrGrpo => 1.0 / (lengths.len() * max_completion_length) as f32,
-        };
-        lengths.iter().map(weight).collect()
+    /// Its part beside the surrogate.
+    pub fn aggregate(self) -> Aggregate {
+        match self {
+            Self::Dapo | Self::Cispo => Aggregate::TokenMean,
+            Self::Grpo | Self::Sapo => Aggregate::SequenceMean,
+            Self::DrGrpo => Aggregate::ConstantLength,
+            Self::Bnpo => Aggregate::GroupTokenMean,
+        }
     }
 }
 
-/// One token's share in the loss, aligned with a list of log-probabilities.
-#[derive(Debug, Clone, Default)]
-pub struct TokenTerms {
-    /// Log-probability when the token was sampled.
-    pub old_log_prob: Vec<f32>,
-    /// Advantage of its completion.
-    pub advantage: Vec<f32>,
-    /// Weight from [`LossType::weights`].
-    pub weight: Vec<f32>,
-}
-
-/// Clipped surrogate: `−Σ w · min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A)`, with `ρ = exp(log π − log π_old)` (PPO, arXiv
-/// 1707.06347; asymmetric bounds from DAPO).
-///
-/// # Shapes
-/// - log_prob: `[tokens]`, as many as `terms` has; the result is a scalar
-pub fn clipped_loss(log_prob: Tensor<1>, terms: &TokenTerms, epsilon: f32, epsilon_high: f32) -> Tensor<1> {
-    let device = log_prob.device();
-    let old = vector(&terms.old_log_prob, &device);
-    let advantage = vector(&terms.advantage, &device);
-    let ratio = (log_prob - old).exp();
-    let clipped = ratio.clone().clamp(1.0 - epsilon, 1.0 + epsilon_high);
-    let surrogate = (ratio * advantage.clone()).min_pair(clipped * advantage);
-    (surrogate * vector(&terms.weight, &device)).sum().neg()
-}
-
-fn vector(values: &[f32], device: &Device) -> Tensor<1> {
-    Tensor::from_data(TensorData::from(values), device)
-}
-
-/// Shares of tokens whose ratio is clipped and counts (below `1 − ε` with a negative advantage, above `1 + ε_high` with
-/// a positive one), and the largest and mean difference between the two log-probabilities.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct RatioStatistics {
-    /// Tokens looked at.
-    pub tokens: usize,
-    /// Tokens clipped from below.
-    pub low: usize,
-    /// Tokens clipped from above.
-    pub high: usize,
-    /// Sum of `|log π − log π_old|`.
-    pub difference_sum: f64,
-    /// Largest `|log π − log π_old|`.
-    pub difference_max: f64,
-    /// Ratios that are not finite.
-    pub non_finite: usize,
-}
-
-impl RatioStatistics {
-    /// Counts one micro-batch.
-    pub fn count(&mut self, log_prob: &[f32], terms: &TokenTerms, epsilon: f32, epsilon_high: f32) {
-        for ((&new, &old), &advantage) in log_prob.iter().zip(&terms.old_log_prob).zip(&terms.advantage) {
-            let difference = f64::from((new - old).abs());
-            let ratio = (new - old).exp();
-            self.tokens += 1;
-            self.low += usize::from(advantage < 0.0 && ratio < 1.0 - epsilon);
-            self.high += usize::from(advantage > 0.0 && ratio > 1.0 + epsilon_high);
-            self.non_finite += usize::from(!ratio.is_finite());
-            self.difference_sum += difference;
-            self.difference_max = self.difference_max.max(difference);
-        }
+impl Aggregate {
+    /// Weight of each token, one list entry per completion; counted once for the whole optimiser step, so that no split
+    /// into micro-batches changes the loss.
+    ///
+    /// `lengths` has a group per problem and in it the tokens of each completion, 0 for one that is left out: it weighs
+    /// nothing and is not counted (TRL counts it in the mean over completions).
+    pub fn weights(self, lengths: &[Vec<usize>], max_completion_length: usize) -> Vec<Vec<f32>> {
+        let tokens: usize = lengths.iter().flatten().sum();
+        let completions = lengths.iter().flatten().filter(|&&length| length > 0).count();
+        let groups = lengths.iter().filter(|group| group.iter().any(|&length| length > 0)).count();
+        let weight = |group: &[usize], length: usize| match self {
+            _ if length == 0 => 0.0,
+            Self::TokenMean => 1.0 / tokens as f32,
+            Self::SequenceMean => 1.0 / (completions * length) as f32,
+            Self::ConstantLength => 1.0 / (completions * max_completion_length) as f32,
+            Self::GroupTokenMean => 1.0 / (groups * group.iter().sum::<usize>()) as f32,
+        };
+        lengths.iter().map(|group| group.iter().map(|&length| weight(group, length)).collect()).collect()
     }
 }
 
@@ -105,36 +88,17 @@ impl RatioStatistics {
 mod tests {
     use super::*;
 
-    fn loss(log_prob: &[f32], terms: &TokenTerms) -> f32 {
-        let device = Device::flex();
-        clipped_loss(vector(log_prob, &device), terms, 0.2, 0.28).into_scalar::<f32>()
-    }
-
-    /// Hand computation: two completions of 3 and 1 tokens, ratios 1.5 (clipped above), 0.5 (kept: A > 0), 1, and 0.5
-    /// with a negative advantage (clipped below to 0.8).
     #[test]
-    fn clips_and_weighs_as_by_hand() {
-        let log_prob = [1.5f32.ln(), 0.5f32.ln(), 0.0, 0.5f32.ln()];
-        let terms = |loss_type: LossType| {
-            let weights = loss_type.weights(&[3, 1], 8);
-            TokenTerms {
-                old_log_prob: vec![0.0; 4],
-                advantage: vec![1.0, 1.0, 1.0, -2.0],
-                weight: vec![weights[0], weights[0], weights[0], weights[1]],
-            }
-        };
-        let (first, second) = (1.28 + 0.5 + 1.0, -2.0 * 0.8);
-        let expected = [
-            (LossType::Dapo, -(first + second) / 4.0),
-            (LossType::Grpo, -(first / 3.0 + second) / 2.0),
-            (LossType::DrGrpo, -(first + second) / 16.0),
-        ];
-        for (loss_type, expected) in expected {
-            let got = loss(&log_prob, &terms(loss_type));
-            assert!((got - expected).abs() < 1e-6, "{loss_type:?}: {got} against {expected}");
+    fn weights_are_those_of_the_means_they_are_named_for() {
+        let lengths = [vec![3, 1], vec![4, 0]];
+        for (aggregate, expected) in [
+            (Aggregate::TokenMean, [1.0 / 8.0, 1.0 / 8.0, 1.0 / 8.0, 0.0]),
+            (Aggregate::SequenceMean, [1.0 / 9.0, 1.0 / 3.0, 1.0 / 12.0, 0.0]),
+            (Aggregate::ConstantLength, [1.0 / 30.0, 1.0 / 30.0, 1.0 / 30.0, 0.0]),
+            (Aggregate::GroupTokenMean, [1.0 / 8.0, 1.0 / 8.0, 1.0 / 8.0, 0.0]),
+        ] {
+            let weights = aggregate.weights(&lengths, 10).concat();
+            assert!(weights.iter().zip(expected).all(|(a, e)| (a - e).abs() < 1e-7), "{aggregate:?}: {weights:?}");
         }
-        let mut statistics = RatioStatistics::default();
-        statistics.count(&log_prob, &terms(LossType::Dapo), 0.2, 0.28);
-        assert_eq!((statistics.tokens, statistics.low, statistics.high), (4, 1, 1));
     }
 }

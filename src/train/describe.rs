@@ -10,7 +10,7 @@ pub(super) const DIAGNOSED_STEPS: usize = 5;
 
 /// Why a step taught nothing, when it did not: the usual silent failures, named.
 pub(super) fn diagnose(scored: &[Scored], metrics: &Metrics, stage: &Stage) -> Option<String> {
-    if scored.iter().any(|s| s.advantage != 0.0) {
+    if scored.iter().any(|s| s.advantage.total() != 0.0) {
         return None;
     }
     let percent = |name: &str| 100.0 * metrics.get(name).unwrap_or(0.0);
@@ -45,8 +45,12 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
     // Rewards: the weighted sum, and each on its own.
     let weights = stage.weights();
     let total = |s: &Scored| -> Option<f64> {
-        let parts: Vec<f64> =
-            s.rewards.iter().zip(&weights).filter_map(|(r, w)| Some(f64::from((*r)?) * f64::from(*w))).collect();
+        let parts: Vec<f64> = s
+            .rewards
+            .iter()
+            .zip(&weights)
+            .filter_map(|(r, w)| Some(f64::from((*r)?.total()) * f64::from(*w)))
+            .collect();
         (!parts.is_empty()).then(|| parts.iter().sum())
     };
     let totals: Vec<f64> = scored.iter().filter_map(&total).collect();
@@ -59,7 +63,8 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
     metrics.set("rewards/accuracy/mean", share(&|s| s.outcome.correct == Some(true)));
     metrics.set("rewards/accuracy_lenient/mean", share(&|s| s.lenient));
     for (k, kind) in stage.rewards.iter().enumerate() {
-        let values: Vec<f64> = scored.iter().filter_map(|s| s.rewards[k].map(f64::from)).collect();
+        let values: Vec<f64> =
+            scored.iter().filter_map(|s| s.rewards[k].map(|reward| f64::from(reward.total()))).collect();
         metrics.set_mean(&format!("rewards/{}/mean", kind.name()), &values);
         metrics.set(format!("rewards/{}/std", kind.name()), deviation(&values));
         metrics.set(format!("rewards/{}/unscored", kind.name()), share(&|s| s.rewards[k].is_none()));
@@ -84,11 +89,13 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
     let at_one = mean(&entropy(&|_| true, false));
     metrics.set("entropy", at_one);
     metrics.set("entropy/sampling", mean(&entropy(&|_| true, true)));
-    metrics.set_mean("entropy/positive_advantage", &entropy(&|s| s.advantage > 0.0, false));
-    metrics.set_mean("entropy/negative_advantage", &entropy(&|s| s.advantage < 0.0, false));
-    metrics.set("advantage/positive_share", share(&|s| s.advantage > 0.0));
-    metrics.set("advantage/negative_share", share(&|s| s.advantage < 0.0));
-    metrics
-        .set("advantage/correct_but_negative_share", share(&|s| s.advantage < 0.0 && s.outcome.correct == Some(true)));
+    metrics.set_mean("entropy/positive_advantage", &entropy(&|s| s.advantage.total() > 0.0, false));
+    metrics.set_mean("entropy/negative_advantage", &entropy(&|s| s.advantage.total() < 0.0, false));
+    metrics.set("advantage/positive_share", share(&|s| s.advantage.total() > 0.0));
+    metrics.set("advantage/negative_share", share(&|s| s.advantage.total() < 0.0));
+    metrics.set(
+        "advantage/correct_but_negative_share",
+        share(&|s| s.advantage.total() < 0.0 && s.outcome.correct == Some(true)),
+    );
     StepFigures { length, entropy: at_one }
 }

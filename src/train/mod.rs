@@ -3,11 +3,13 @@
 pub mod batch;
 pub mod checkpoint;
 mod describe;
+pub mod learner;
 pub mod rl;
 mod score;
 pub mod settings;
 pub mod sft;
 pub mod stage;
+mod update;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,20 +1,20 @@
 //! Reinforcement learning with verifiable rewards, in stages.
 //!
-//! A step: sample groups, grade, score, advantages, one clipped policy-gradient update. Left out, on purpose: a value
-//! model, a KL term to a reference model, and more than one update per batch.
+//! A step: sample groups, grade, score, advantages, update. Left out, on purpose: a value model.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::batch::{Sequence, completion_scores, micro_batches};
 use super::checkpoint::Trained;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::score::{OwnRewards, Scored};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
 use super::stage::{Stage, StepFigures};
+use super::update::Update;
 use super::{Session, checkpoint, open_model, open_run};
 use crate::config::to_toml;
 use crate::data::Problem;
@@ -23,10 +23,10 @@ use crate::eval::{Evaluation, Subject, check_room, evaluate, record};
 use crate::files;
 use crate::generate::{Completion, Request, Sampling, Watch, generate};
 use crate::metrics::{Metrics, MetricsLog};
-use crate::model::{CausalLm, ModelConfig};
-use crate::objective::{RatioStatistics, TokenTerms, clipped_loss};
-use crate::ops::to_host;
-use crate::optim::{AdamW, Gradients, learning_rate};
+use crate::model::{self, CausalLm, ModelConfig};
+use crate::objective::Parts;
+use crate::objective::entropy::EntropyControl;
+use crate::optim::{AdamW, learning_rate};
 use crate::problems::Problems;
 use crate::report;
 use crate::reward::Reward;
@@ -49,6 +49,8 @@ struct State {
     base: Value,
     /// Updates skipped because of a value that was not finite.
     skipped_updates: usize,
+    /// The current stage's entropy bonus.
+    entropy_control: Option<EntropyControl>,
 }
 
 /// A stage that has begun.
@@ -134,6 +136,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         state.base = evaluation.summary();
     }
 
+    let reference = run.reference(&session.device, state.stage)?;
     let total = config.max_steps();
     session.observer.begin("train", total);
     let before = state.seconds;
@@ -153,12 +156,13 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         let scored = run.collect(&model, stage, step, &mut own, &mut metrics)?;
         state.history.push(describe(&scored, stage, config.train.num_generations, &mut metrics));
         // 3. Update.
+        let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef));
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
         metrics.set("learning_rate", lr);
-        let update_start = Instant::now();
+        let update = Update { config, stage, step, lr, reference: reference.as_ref().filter(|_| stage.beta > 0.0) };
         let finite;
-        (model, finite) = run.update(model, &mut optimizer, &scored, stage, lr, &mut metrics);
-        metrics.set("timing_s/update_actor", update_start.elapsed().as_secs_f64());
+        (model, finite) = update.run(model, &mut optimizer, &scored, &mut control, &mut metrics);
+        state.entropy_control = Some(control);
         failures = if finite { 0 } else { failures + 1 };
         state.skipped_updates += usize::from(!finite);
         metrics.set("skipped_updates", state.skipped_updates as f64);
@@ -184,6 +188,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
             session.observer.note(&format!("stage {} ends after step {step}: {exit}", stage.name));
             state.stage += 1;
             state.history.clear();
+            state.entropy_control = None;
         }
         let over = state.stage == config.stages.len();
         let eval_every = config.train.eval_steps;
@@ -219,6 +224,15 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
 }
 
 impl Run<'_> {
+    /// The model at the start of the run, when a stage that is still to come holds the policy close to it.
+    fn reference(&self, device: &Device, stage: usize) -> Result<Option<CausalLm>> {
+        if self.config.stages[stage.min(self.config.stages.len())..].iter().all(|stage| stage.beta == 0.0) {
+            return Ok(None);
+        }
+        let ModelSource { path, dtype } = &self.config.model;
+        Ok(Some(model::load_as(path, device, *dtype)?.1))
+    }
+
     /// What the model is first shown, so that a missing or wrong chat template is seen.
     fn first_prompt(&self) -> Result<String> {
         let problem = self.problems.shuffled(self.config.seed, 0);
@@ -289,57 +303,6 @@ impl Run<'_> {
         Ok(found)
     }
 
-    /// One optimiser step; says whether it was finite, and so taken.
-    ///
-    /// Completions with an advantage of 0 have no gradient: they count in the denominator and are not computed.
-    fn update(
-        &self,
-        model: CausalLm,
-        optimizer: &mut AdamW,
-        scored: &[Scored],
-        stage: &Stage,
-        lr: f64,
-        metrics: &mut Metrics,
-    ) -> (CausalLm, bool) {
-        let lengths: Vec<usize> = scored.iter().map(|scored| scored.completion.tokens.len()).collect();
-        let weights = stage.loss_type.weights(&lengths, stage.max_completion_length);
-        let learned: Vec<(&Scored, f32)> = scored.iter().zip(weights).filter(|(s, _)| s.advantage != 0.0).collect();
-        let sequences: Vec<Sequence> = learned.iter().map(|(scored, _)| scored.sequence.clone()).collect();
-        let mut gradients = Gradients::default();
-        let (mut loss, mut ratios) = (0.0, RatioStatistics::default());
-        for range in micro_batches(&sequences, self.config.train.tokens_per_microbatch) {
-            let mut terms = TokenTerms::default();
-            for (scored, weight) in &learned[range.clone()] {
-                let tokens = scored.completion.tokens.len();
-                terms.old_log_prob.extend(&scored.completion.log_probs);
-                terms.advantage.extend(std::iter::repeat_n(scored.advantage, tokens));
-                terms.weight.extend(std::iter::repeat_n(weight, tokens));
-            }
-            let scores = completion_scores(&model, &sequences[range], stage.temperature);
-            ratios.count(&to_host(scores.log_prob.clone().inner()), &terms, stage.epsilon, stage.epsilon_high);
-            let part = clipped_loss(scores.log_prob, &terms, stage.epsilon, stage.epsilon_high);
-            gradients.add(&model, &mut part.backward());
-            loss += f64::from(part.into_scalar::<f32>());
-        }
-        let grad_norm = gradients.norm();
-        let tokens = ratios.tokens.max(1) as f64;
-        metrics.set("loss", loss);
-        metrics.set("grad_norm", grad_norm);
-        metrics.set("clip_ratio/low_mean", ratios.low as f64 / tokens);
-        metrics.set("clip_ratio/high_mean", ratios.high as f64 / tokens);
-        metrics.set("clip_ratio/region_mean", (ratios.low + ratios.high) as f64 / tokens);
-        metrics.set("sampling/sampling_logp_difference/mean", ratios.difference_sum / tokens);
-        metrics.set("sampling/sampling_logp_difference/max", ratios.difference_max);
-        if !(loss.is_finite() && grad_norm.is_finite() && ratios.non_finite == 0) {
-            return (model, false);
-        }
-        if learned.is_empty() {
-            return (model, true);
-        }
-        let scale = (self.config.optim.max_grad_norm / grad_norm).min(1.0);
-        (optimizer.step(&self.config.optim, model, gradients, scale, lr), true)
-    }
-
     fn evaluate(&self, model: &CausalLm, which: &str, session: &mut Session) -> Result<Evaluation> {
         session.observer.begin("evaluate", self.held_out.len());
         let path = self.dir.join(format!("completions/eval_{which}.jsonl"));
@@ -367,7 +330,7 @@ impl Run<'_> {
                 "completion": self.tokenizer.decode(&scored.completion.tokens, false),
                 "verdict": scored.verdict,
                 "length": scored.completion.tokens.len(),
-                "rewards": scored.rewards,
+                "rewards": scored.rewards.iter().map(|reward| reward.map(Parts::total)).collect::<Vec<_>>(),
                 "advantage": scored.advantage,
             })
         });

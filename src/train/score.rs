@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::generate::Completion;
 use crate::metrics::Metrics;
 use crate::objective::length::Outcome;
-use crate::objective::{RewardKind, advantages};
+use crate::objective::{Parts, RewardKind, advantages};
 use crate::reward::{self, Format, Repetition, Reward, RewardCommand, RewardProgram};
 use crate::text::tokenizer::Tokenizer;
 use crate::verify::{Graded, Verdict, grade};
@@ -21,8 +21,10 @@ pub(super) struct Scored {
     pub(super) outcome: Outcome,
     pub(super) verdict: Verdict,
     pub(super) lenient: bool,
-    pub(super) rewards: Vec<Option<f32>>,
-    pub(super) advantage: f32,
+    pub(super) rewards: Vec<Option<Parts>>,
+    pub(super) advantage: Parts,
+    /// Whether its problem is a hard one (CEEH).
+    pub(super) hard: bool,
 }
 
 /// The rewards that are the user's own.
@@ -142,8 +144,9 @@ fn score_group(
             outcome,
             verdict: graded.strict,
             lenient: graded.lenient.is_right(),
-            rewards: rewards.iter().map(|reward| reward[i]).collect(),
-            advantage,
+            rewards: rewards.iter().map(|reward| reward[i].map(Parts::task)).collect(),
+            advantage: Parts::task(advantage),
+            hard: false,
         })
         .collect()
 }

@@ -7,8 +7,9 @@ use burn::tensor::Device;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::batch::{Sequence, completion_scores, micro_batches};
+use super::batch::Sequence;
 use super::checkpoint::Trained;
+use super::learner::Learner;
 use super::{Session, checkpoint, open_model, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::{self, Conversation};
@@ -18,6 +19,7 @@ use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::noise::Stream;
+use crate::objective::Upstream;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
 use crate::problems::{DataConfig, TASKS};
 use crate::tasks::{Generator, Manner, Split};
@@ -380,13 +382,14 @@ fn update(
     let total: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
     let mut gradients = Gradients::default();
     let (mut loss, mut entropy) = (0.0, 0.0);
-    for range in micro_batches(sequences, config.train.tokens_per_microbatch) {
-        let scores = completion_scores(&model, &sequences[range], 1.0);
-        let part = scores.log_prob.sum().neg().div_scalar(total as f64);
-        gradients.add(&model, &mut part.backward());
-        loss += f64::from(part.into_scalar::<f32>());
-        entropy += f64::from(scores.entropy.sum().into_scalar::<f32>()) / total as f64;
-    }
+    let learner = Learner { temperature: 1.0, tokens_per_microbatch: config.train.tokens_per_microbatch };
+    learner.backward(&model, sequences, &mut gradients, |_, scores| {
+        let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
+        loss -= sum(&scores.log_prob) / total as f64;
+        entropy += sum(&scores.entropy) / total as f64;
+        let tokens = scores.log_prob.len();
+        Some(Upstream { log_prob: vec![-1.0 / total as f32; tokens], entropy: vec![0.0; tokens] })
+    });
     let grad_norm = gradients.norm();
     let scale = (config.optim.max_grad_norm / grad_norm).min(1.0);
     (optimizer.step(&config.optim, model, gradients, scale, lr), Outcome { loss, entropy, grad_norm })

@@ -237,26 +237,43 @@ pub(crate) struct Softmax {
     pub normaliser: f32,
     /// `ln Z − Σ p·(z − max)/T`, in nats.
     pub entropy: f32,
+    /// `Σ p²`: the probability that two draws agree.
+    pub collision: f32,
+    /// `Σ p² ln p`.
+    pub collision_log: f32,
 }
 
 pub(crate) fn softmax(row: &[f32], inverse_temperature: f32) -> Softmax {
     let max = max(row);
-    let (mut weights, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
+    // Σ e, Σ e·z, Σ e², Σ e²·z with e = e^z.
+    let mut lanes = [[0.0f32; LANES]; 4];
     let (whole, tail) = row.as_chunks::<LANES>();
     for chunk in whole {
         for i in 0..LANES {
             let z = (chunk[i] - max) * inverse_temperature;
             let e = exp(z);
-            weights[i] += e;
-            weighted[i] += e * z;
+            lanes[0][i] += e;
+            lanes[1][i] += e * z;
+            lanes[2][i] += e * e;
+            lanes[3][i] += e * e * z;
         }
     }
-    let (mut normaliser, mut mean) = (weights.iter().sum::<f32>(), weighted.iter().sum::<f32>());
+    let mut sums = lanes.map(|lanes| lanes.iter().sum::<f32>());
     for z in tail.iter().map(|z| (z - max) * inverse_temperature) {
-        normaliser += exp(z);
-        mean += exp(z) * z;
+        let e = exp(z);
+        for (sum, term) in sums.iter_mut().zip([e, e * z, e * e, e * e * z]) {
+            *sum += term;
+        }
     }
-    Softmax { max, normaliser, entropy: normaliser.ln() - mean / normaliser }
+    let [normaliser, weighted, squares, weighted_squares] = sums;
+    let collision = squares / (normaliser * normaliser);
+    Softmax {
+        max,
+        normaliser,
+        entropy: normaliser.ln() - weighted / normaliser,
+        collision,
+        collision_log: weighted_squares / (normaliser * normaliser) - normaliser.ln() * collision,
+    }
 }
 
 /// Entropies of each row's softmax: first all at temperature 1, then all at `temperature`.

@@ -1,0 +1,388 @@
+//! The loss of a completion and its derivatives, in closed form on the host: a function of each token's log-probability
+//! and entropy, and of what was known before the update ([`TokenTerm`]).
+//!
+//! The learner asks for both after its forward pass and sends the derivatives back through the model; nothing here knows
+//! of tensors or of micro-batches. What a token's loss is divided by is in its weight, counted once for the whole step.
+
+use serde::{Deserialize, Serialize};
+
+/// What the importance ratio `ρ = π / π_old` compares (TRL's `importance_sampling_level`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ratio {
+    /// The probability of each token.
+    Token,
+    /// That of the completion, to the power of one over its length, the same for all its tokens (GSPO, arXiv 2507.18071).
+    Sequence,
+}
+
+/// How a token's ratio and advantage become its loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Surrogate {
+    /// `−min(min(ρ, δ)·A, clip(ρ, 1 − ε, 1 + ε_high)·A)` (PPO, arXiv 1707.06347; two bounds: DAPO; δ: the dual clip of
+    /// arXiv 1912.09729 as TRL has it).
+    Clip {
+        /// ε.
+        low: f32,
+        /// ε_high.
+        high: f32,
+        /// δ, the bound on the ratio when the advantage is negative; none for no bound.
+        delta: Option<f32>,
+    },
+    /// `−min(ρ, max)·A·log π` with the factor held constant: no token loses its gradient (CISPO, arXiv 2506.13585).
+    Cispo {
+        /// The largest factor.
+        max: f32,
+    },
+    /// `−(4/τ)·σ(τ·(ρ − 1))·A`, a soft clip (SAPO, arXiv 2511.20347).
+    Sapo {
+        /// τ where the advantage is positive.
+        positive: f32,
+        /// τ where it is not.
+        negative: f32,
+    },
+}
+
+/// The estimate of the divergence from the reference model per token, with `d = log π_ref − log π`
+/// (<http://joschu.net/blog/kl-approx.html>).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KlEstimator {
+    /// `−d`.
+    K1,
+    /// `d² / 2`.
+    K2,
+    /// `e^d − d − 1`, TRL's.
+    K3,
+}
+
+/// What is known of a token before the update.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct TokenTerm {
+    /// Its log-probability when it was sampled, in nats.
+    pub old_log_prob: f32,
+    /// Its log-probability under the reference model; read where `kl` is not 0.
+    pub reference_log_prob: f32,
+    /// Its advantage.
+    pub advantage: f32,
+    /// Factor of the surrogate; 0 where the token does not learn.
+    pub weight: f32,
+    /// Factor of the divergence from the reference model: `beta` times the weight.
+    pub kl: f32,
+    /// Factor of `|log ρ|` (KL-Cov, arXiv 2505.22617); a token that has one has its ratio unclipped.
+    pub covariance_kl: f32,
+    /// Factor of the entropy, which the loss lowers by so much.
+    pub entropy: f32,
+}
+
+impl TokenTerm {
+    /// Whether the token has a gradient at all.
+    pub fn learns(&self) -> bool {
+        self.weight * self.advantage != 0.0 || self.kl != 0.0 || self.covariance_kl != 0.0 || self.entropy != 0.0
+    }
+}
+
+/// How token terms become a loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Objective {
+    /// What the ratio compares.
+    pub ratio: Ratio,
+    /// From ratio and advantage to loss.
+    pub surrogate: Surrogate,
+    /// The divergence from the reference model.
+    pub kl_estimator: KlEstimator,
+}
+
+/// The derivative of the loss with respect to what the model says of each token.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Upstream {
+    /// With respect to the log-probability.
+    pub log_prob: Vec<f32>,
+    /// With respect to the entropy at the sampling temperature.
+    pub entropy: Vec<f32>,
+}
+
+impl Objective {
+    /// Adds the loss of (part of) one completion to `statistics` and its derivatives to `upstream`.
+    ///
+    /// With the ratio of a sequence, the slices must be the whole completion; otherwise any run of tokens will do.
+    ///
+    /// # Panics
+    /// When the lists differ in length.
+    pub fn evaluate(
+        &self,
+        terms: &[TokenTerm],
+        log_prob: &[f32],
+        entropy: &[f32],
+        statistics: &mut Statistics,
+        upstream: &mut Upstream,
+    ) {
+        assert!(terms.len() == log_prob.len() && terms.len() == entropy.len(), "terms and tokens");
+        let log_ratios = terms.iter().zip(log_prob).map(|(term, log_prob)| f64::from(log_prob - term.old_log_prob));
+        let sequence = log_ratios.clone().sum::<f64>() / terms.len().max(1) as f64;
+        let first = upstream.log_prob.len();
+        let mut of_sequence = 0.0;
+        for (((term, &log_prob), &entropy), log_ratio) in terms.iter().zip(log_prob).zip(entropy).zip(log_ratios) {
+            let ratio = match self.ratio {
+                Ratio::Token => log_ratio,
+                Ratio::Sequence => sequence,
+            }
+            .exp();
+            let surrogate = self.surrogate.of(ratio, term, f64::from(log_prob));
+            let weight = f64::from(term.weight);
+            let mut derivative = weight * surrogate.by_log_prob;
+            match self.ratio {
+                Ratio::Token => derivative += weight * surrogate.by_log_ratio,
+                Ratio::Sequence => of_sequence += weight * surrogate.by_log_ratio / terms.len() as f64,
+            }
+            statistics.policy_loss += weight * surrogate.value;
+            statistics.loss += weight * surrogate.value;
+            if term.kl != 0.0 {
+                let (value, by_log_prob) = self.kl_estimator.of(f64::from(term.reference_log_prob - log_prob));
+                statistics.loss += f64::from(term.kl) * value;
+                statistics.kl_sum += value;
+                derivative += f64::from(term.kl) * by_log_prob;
+            }
+            if term.covariance_kl != 0.0 {
+                statistics.loss += f64::from(term.covariance_kl) * log_ratio.abs();
+                let sign = if log_ratio == 0.0 { 0.0 } else { log_ratio.signum() };
+                derivative += f64::from(term.covariance_kl) * sign;
+            }
+            statistics.loss -= f64::from(term.entropy) * f64::from(entropy);
+            statistics.count(self.surrogate, term, log_ratio, ratio);
+            upstream.log_prob.push(derivative as f32);
+            upstream.entropy.push(-term.entropy);
+        }
+        if of_sequence != 0.0 {
+            upstream.log_prob[first..].iter_mut().for_each(|derivative| *derivative += of_sequence as f32);
+        }
+    }
+}
+
+/// A surrogate's value and its derivatives.
+struct Value {
+    value: f64,
+    by_log_ratio: f64,
+    by_log_prob: f64,
+}
+
+impl Surrogate {
+    fn of(self, ratio: f64, term: &TokenTerm, log_prob: f64) -> Value {
+        let advantage = f64::from(term.advantage);
+        match self {
+            Self::Clip { low, high, delta } => {
+                let bound = delta.map_or(f64::INFINITY, f64::from);
+                let (floor, ceiling) = (1.0 - f64::from(low), 1.0 + f64::from(high));
+                let raw = ratio.min(bound) * advantage;
+                let clipped = ratio.clamp(floor, ceiling) * advantage;
+                let moves = if raw <= clipped || term.covariance_kl != 0.0 {
+                    ratio <= bound
+                } else {
+                    ratio >= floor && ratio <= ceiling
+                };
+                let value = if term.covariance_kl != 0.0 { raw } else { raw.min(clipped) };
+                Value { value: -value, by_log_ratio: if moves { -ratio * advantage } else { 0.0 }, by_log_prob: 0.0 }
+            }
+            Self::Cispo { max } => {
+                let factor = ratio.min(f64::from(max)) * advantage;
+                Value { value: -factor * log_prob, by_log_ratio: 0.0, by_log_prob: -factor }
+            }
+            Self::Sapo { positive, negative } => {
+                let tau = f64::from(if advantage > 0.0 { positive } else { negative });
+                let gate = 1.0 / (1.0 + (-tau * (ratio - 1.0)).exp());
+                let slope = 4.0 * gate * (1.0 - gate);
+                Value {
+                    value: -4.0 / tau * gate * advantage,
+                    by_log_ratio: -slope * ratio * advantage,
+                    by_log_prob: 0.0,
+                }
+            }
+        }
+    }
+}
+
+impl KlEstimator {
+    /// The estimate for `d = log π_ref − log π` and its derivative with respect to `log π`.
+    fn of(self, d: f64) -> (f64, f64) {
+        match self {
+            Self::K1 => (-d, 1.0),
+            Self::K2 => (d * d / 2.0, -d),
+            Self::K3 => (d.exp() - d - 1.0, 1.0 - d.exp()),
+        }
+    }
+}
+
+/// Sums over the tokens of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Statistics {
+    /// The loss: surrogate, divergence and entropy bonus.
+    pub loss: f64,
+    /// The surrogate's part of it.
+    pub policy_loss: f64,
+    /// Sum of the divergence estimates, before `beta`.
+    pub kl_sum: f64,
+    /// Tokens looked at.
+    pub tokens: usize,
+    /// Tokens clipped from below: a ratio under `1 − ε` with a negative advantage.
+    pub low: usize,
+    /// Tokens clipped from above: a ratio over `1 + ε_high` (CISPO: over its bound) with a positive advantage.
+    pub high: usize,
+    /// Sum of `|log π − log π_old|`.
+    pub difference_sum: f64,
+    /// Largest `|log π − log π_old|`.
+    pub difference_max: f64,
+    /// Smallest ratio.
+    pub ratio_min: f64,
+    /// Sum of ratios.
+    pub ratio_sum: f64,
+    /// Largest ratio.
+    pub ratio_max: f64,
+    /// Ratios that are not finite.
+    pub non_finite: usize,
+}
+
+impl Default for Statistics {
+    fn default() -> Self {
+        Self {
+            loss: 0.0,
+            policy_loss: 0.0,
+            kl_sum: 0.0,
+            tokens: 0,
+            low: 0,
+            high: 0,
+            difference_sum: 0.0,
+            difference_max: 0.0,
+            ratio_min: f64::INFINITY,
+            ratio_sum: 0.0,
+            ratio_max: f64::NEG_INFINITY,
+            non_finite: 0,
+        }
+    }
+}
+
+impl Statistics {
+    fn count(&mut self, surrogate: Surrogate, term: &TokenTerm, log_ratio: f64, ratio: f64) {
+        let (floor, ceiling) = match surrogate {
+            Surrogate::Clip { low, high, .. } => (1.0 - f64::from(low), 1.0 + f64::from(high)),
+            Surrogate::Cispo { max } => (0.0, f64::from(max)),
+            Surrogate::Sapo { .. } => (0.0, f64::INFINITY),
+        };
+        self.tokens += 1;
+        self.low += usize::from(term.advantage < 0.0 && ratio < floor);
+        self.high += usize::from(term.advantage > 0.0 && ratio > ceiling);
+        self.difference_sum += log_ratio.abs();
+        self.difference_max = self.difference_max.max(log_ratio.abs());
+        self.ratio_min = self.ratio_min.min(ratio);
+        self.ratio_sum += ratio;
+        self.ratio_max = self.ratio_max.max(ratio);
+        self.non_finite += usize::from(!ratio.is_finite());
+    }
+
+    /// Whether loss and ratios are numbers.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.non_finite == 0
+    }
+
+    /// Adds what another part of the step gave.
+    pub fn add(&mut self, other: &Self) {
+        self.loss += other.loss;
+        self.policy_loss += other.policy_loss;
+        self.kl_sum += other.kl_sum;
+        self.tokens += other.tokens;
+        self.low += other.low;
+        self.high += other.high;
+        self.difference_sum += other.difference_sum;
+        self.difference_max = self.difference_max.max(other.difference_max);
+        self.ratio_min = self.ratio_min.min(other.ratio_min);
+        self.ratio_sum += other.ratio_sum;
+        self.ratio_max = self.ratio_max.max(other.ratio_max);
+        self.non_finite += other.non_finite;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIP: Surrogate = Surrogate::Clip { low: 0.2, high: 0.28, delta: None };
+
+    fn objective(ratio: Ratio, surrogate: Surrogate) -> Objective {
+        Objective { ratio, surrogate, kl_estimator: KlEstimator::K3 }
+    }
+
+    fn evaluate(objective: &Objective, terms: &[TokenTerm], log_prob: &[f32]) -> (Statistics, Upstream) {
+        let (mut statistics, mut upstream) = (Statistics::default(), Upstream::default());
+        let entropy: Vec<f32> = (0..terms.len()).map(|i| 0.1 * i as f32).collect();
+        objective.evaluate(terms, log_prob, &entropy, &mut statistics, &mut upstream);
+        (statistics, upstream)
+    }
+
+    /// Ratios 1.5 (clipped above), 0.5 (kept, since A > 0), 1, and 0.5 with a negative advantage (clipped below).
+    #[test]
+    fn clips_as_by_hand_and_a_clipped_token_has_no_gradient() {
+        let term = |advantage| TokenTerm { advantage, weight: 0.25, ..TokenTerm::default() };
+        let terms = [term(1.0), term(1.0), term(1.0), term(-2.0)];
+        let log_prob = [1.5f32.ln(), 0.5f32.ln(), 0.0, 0.5f32.ln()];
+        let (statistics, upstream) = evaluate(&objective(Ratio::Token, CLIP), &terms, &log_prob);
+        assert!((statistics.loss - -(1.28 + 0.5 + 1.0 - 1.6) / 4.0).abs() < 1e-6, "{statistics:?}");
+        assert_eq!((statistics.tokens, statistics.low, statistics.high), (4, 1, 1));
+        let expected = [0.0, -0.125, -0.25, 0.0];
+        assert!(upstream.log_prob.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{upstream:?}");
+        assert_eq!((upstream.log_prob[0], upstream.log_prob[3]), (0.0, 0.0));
+    }
+
+    /// Central differences of the loss itself, for every surrogate, level of the ratio and estimator, with every term in
+    /// use, at points away from the corners of the clip.
+    #[test]
+    fn derivatives_are_those_of_the_loss() {
+        let terms: Vec<TokenTerm> = (0..5)
+            .map(|i| TokenTerm {
+                old_log_prob: -1.0 - 0.3 * i as f32,
+                reference_log_prob: -0.8 - 0.35 * i as f32,
+                advantage: [1.0, -0.7, 0.4, -1.3, 0.0][i],
+                weight: [0.2, 0.2, 0.0, 0.1, 0.3][i],
+                kl: 0.05,
+                covariance_kl: if i == 1 { 0.3 } else { 0.0 },
+                entropy: 0.02,
+            })
+            .collect();
+        let log_prob = [-0.55f32, -1.6, -1.58, -2.1, -2.3];
+        let surrogates = [
+            CLIP,
+            Surrogate::Clip { low: 0.2, high: 0.2, delta: Some(1.1) },
+            Surrogate::Sapo { positive: 1.0, negative: 1.05 },
+        ];
+        for surrogate in surrogates {
+            for ratio in [Ratio::Token, Ratio::Sequence] {
+                for kl_estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3] {
+                    let objective = Objective { ratio, surrogate, kl_estimator };
+                    let (_, upstream) = evaluate(&objective, &terms, &log_prob);
+                    for i in 0..terms.len() {
+                        let shifted = |by: f32| {
+                            let mut log_prob = log_prob;
+                            log_prob[i] += by;
+                            evaluate(&objective, &terms, &log_prob).0.loss
+                        };
+                        let numeric = (shifted(1e-3) - shifted(-1e-3)) / 2e-3;
+                        let exact = f64::from(upstream.log_prob[i]);
+                        assert!((numeric - exact).abs() < 2e-4, "{objective:?} token {i}: {numeric} against {exact}");
+                    }
+                    assert!(upstream.entropy.iter().all(|&derivative| derivative == -0.02));
+                }
+            }
+        }
+    }
+
+    /// CISPO's factor is held constant, so its derivative is not that of its value: `−min(ρ, max)·A·w`.
+    #[test]
+    fn cispo_keeps_the_gradient_of_every_token() {
+        let term = |advantage| TokenTerm { advantage, weight: 0.5, ..TokenTerm::default() };
+        let (statistics, upstream) = evaluate(
+            &objective(Ratio::Token, Surrogate::Cispo { max: 2.0 }),
+            &[term(1.0), term(-1.0)],
+            &[3.0f32.ln(), 0.5f32.ln()],
+        );
+        assert!((upstream.log_prob[0] + 1.0).abs() < 1e-6 && (upstream.log_prob[1] - 0.25).abs() < 1e-6);
+        assert_eq!(statistics.high, 1);
+    }
+}

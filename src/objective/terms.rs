@@ -1,0 +1,274 @@
+//! From a scored step to what each token's loss is made of: which tokens learn, and with how much.
+//!
+//! All of it is decided on the host from what the sampler recorded, over the whole optimiser step: before the first
+//! update that is the policy itself, and no split into micro-batches can change it. (TRL and verl look at the tokens of
+//! one micro-batch, and at the policy of the moment when a batch is used more than once.)
+
+use serde::{Deserialize, Serialize};
+
+use super::loss::TokenTerm;
+use crate::noise::Stream;
+
+/// A completion as the rules below see it.
+#[derive(Debug, Clone, Copy)]
+pub struct Drawn<'a> {
+    /// Log-probability of each token at the sampling temperature, in nats.
+    pub log_probs: &'a [f32],
+    /// Entropy at the sampling temperature before each token, in nats.
+    pub entropies: &'a [f32],
+    /// Its advantage.
+    pub advantage: f32,
+    /// Weight of each of its tokens, from [`super::Aggregate::weights`]; 0 when it is left out of the step.
+    pub weight: f32,
+    /// Whether its problem is a hard one, in the sense of CEEH.
+    pub hard: bool,
+}
+
+/// Takes the tokens with the largest covariance of log-probability and advantage out of the surrogate, or holds them
+/// close to the old policy (arXiv 2505.22617); `c = (A − mean A)(log π − mean log π)`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Covariance {
+    /// `clip_cov_ratio · N` tokens, drawn at random among those with `clip_cov_lb < c < clip_cov_ub`, do not learn.
+    ClipCov {
+        /// Share of all tokens.
+        clip_cov_ratio: f64,
+        /// Lower bound.
+        clip_cov_lb: f64,
+        /// Upper bound.
+        clip_cov_ub: f64,
+    },
+    /// The `kl_cov_ratio · N` tokens with the largest c pay `ppo_kl_coef · |log ρ|` and are not clipped. Without effect
+    /// where a batch is used once, since `ρ = 1` then.
+    KlCov {
+        /// Share of all tokens.
+        kl_cov_ratio: f64,
+        /// Factor of the penalty.
+        ppo_kl_coef: f32,
+    },
+}
+
+/// Adds `min(α·H, |A|/κ)` to the advantage of each token, H a constant (arXiv 2506.14758).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntropyAdvantage {
+    /// α, above 0.
+    pub alpha: f32,
+    /// κ, above 1, so that no sign changes.
+    pub kappa: f32,
+    /// Only on hard problems (CEEH, arXiv 2602.22642).
+    #[serde(default)]
+    pub hard_only: bool,
+}
+
+/// Which tokens learn, and what beside the surrogate.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenRules {
+    /// Factor of the divergence from the reference model.
+    pub beta: f32,
+    /// Share of tokens, those of the largest entropy, that the surrogate and the entropy bonus act on (arXiv 2506.01939).
+    pub top_entropy_quantile: f64,
+    /// Tokens taken out, or held, for their covariance.
+    pub covariance: Option<Covariance>,
+    /// What entropy adds to advantages.
+    pub entropy_advantage: Option<EntropyAdvantage>,
+    /// Factor of the mean entropy of the tokens that learn.
+    pub entropy_coef: f32,
+    /// The same factor on hard problems is so many times as large.
+    pub entropy_hard_factor: f32,
+}
+
+impl Default for TokenRules {
+    fn default() -> Self {
+        Self {
+            beta: 0.0,
+            top_entropy_quantile: 1.0,
+            covariance: None,
+            entropy_advantage: None,
+            entropy_coef: 0.0,
+            entropy_hard_factor: 1.0,
+        }
+    }
+}
+
+/// What the rules did to a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct TermCounts {
+    /// Tokens of completions that take part.
+    pub tokens: usize,
+    /// Those below the entropy quantile.
+    pub low_entropy: usize,
+    /// Those taken out, or held, for their covariance.
+    pub covariance: usize,
+    /// Mean entropy of the tokens that learn, at the sampling temperature; what adaptive control looks at.
+    pub entropy: f64,
+}
+
+impl TokenRules {
+    /// The terms of every token of a step, completion by completion. `old_log_prob` is the sampler's; `reference_log_prob`
+    /// is left 0, for the caller to fill in where `kl` is not.
+    pub fn terms(&self, step: &[Drawn], random: &mut Stream) -> (Vec<Vec<TokenTerm>>, TermCounts) {
+        let term = |drawn: &Drawn, (&old_log_prob, &entropy): (&f32, &f32)| TokenTerm {
+            old_log_prob,
+            advantage: drawn.advantage + self.bonus(drawn, entropy),
+            weight: drawn.weight,
+            kl: self.beta * drawn.weight,
+            ..TokenTerm::default()
+        };
+        let mut terms: Vec<Vec<TokenTerm>> =
+            step.iter().map(|d| d.log_probs.iter().zip(d.entropies).map(|token| term(d, token)).collect()).collect();
+        let tokens: Vec<(usize, usize)> = (step.iter().enumerate())
+            .filter(|(_, drawn)| drawn.weight != 0.0)
+            .flat_map(|(i, drawn)| (0..drawn.log_probs.len()).map(move |t| (i, t)))
+            .collect();
+        let mut counts = TermCounts { tokens: tokens.len(), ..TermCounts::default() };
+        let entropy = |&(i, t): &(usize, usize)| step[i].entropies[t];
+
+        // 1. Covariance, of all tokens.
+        if let Some(covariance) = self.covariance {
+            let chosen = covariance.choose(step, &tokens, random);
+            counts.covariance = chosen.len();
+            for (i, t) in chosen {
+                let term = &mut terms[i][t];
+                match covariance {
+                    Covariance::ClipCov { .. } => term.weight = 0.0,
+                    Covariance::KlCov { ppo_kl_coef, .. } => term.covariance_kl = ppo_kl_coef * term.weight,
+                }
+            }
+        }
+        // 2. The quantile of entropy.
+        let threshold = quantile(tokens.iter().map(entropy).collect(), 1.0 - self.top_entropy_quantile);
+        let all = self.top_entropy_quantile >= 1.0;
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            tokens.into_iter().partition(|token| all || f64::from(entropy(token)) >= threshold);
+        counts.low_entropy = dropped.len();
+        dropped.into_iter().for_each(|(i, t)| {
+            terms[i][t].weight = 0.0;
+            terms[i][t].covariance_kl = 0.0;
+        });
+        // 3. The entropy bonus: a mean over the tokens that learn.
+        counts.entropy = kept.iter().map(|token| f64::from(entropy(token))).sum::<f64>() / kept.len().max(1) as f64;
+        for &(i, t) in &kept {
+            let factor = if step[i].hard { self.entropy_hard_factor } else { 1.0 };
+            terms[i][t].entropy = self.entropy_coef * factor / kept.len() as f32;
+        }
+        (terms, counts)
+    }
+
+    fn bonus(&self, drawn: &Drawn, entropy: f32) -> f32 {
+        let Some(rule) = self.entropy_advantage.filter(|rule| drawn.hard || !rule.hard_only) else { return 0.0 };
+        (rule.alpha * entropy).min(drawn.advantage.abs() / rule.kappa)
+    }
+}
+
+impl Covariance {
+    fn choose(self, step: &[Drawn], tokens: &[(usize, usize)], random: &mut Stream) -> Vec<(usize, usize)> {
+        let count = tokens.len().max(1) as f64;
+        let advantage = |&(i, _): &(usize, usize)| f64::from(step[i].advantage);
+        let log_prob = |&(i, t): &(usize, usize)| f64::from(step[i].log_probs[t]);
+        let means =
+            [tokens.iter().map(advantage).sum::<f64>() / count, tokens.iter().map(log_prob).sum::<f64>() / count];
+        let of = |token: &(usize, usize)| (advantage(token) - means[0]) * (log_prob(token) - means[1]);
+        let at_most = |share: f64| ((share * tokens.len() as f64) as usize).max(1);
+        match self {
+            Self::ClipCov { clip_cov_ratio, clip_cov_lb, clip_cov_ub } => {
+                let within = |token: &&(usize, usize)| of(token) > clip_cov_lb && of(token) < clip_cov_ub;
+                let mut candidates: Vec<(usize, usize)> = tokens.iter().filter(within).copied().collect();
+                random.shuffle(&mut candidates);
+                candidates.truncate(at_most(clip_cov_ratio));
+                candidates
+            }
+            Self::KlCov { kl_cov_ratio, .. } => {
+                let mut ranked: Vec<(f64, (usize, usize))> = tokens.iter().map(|token| (of(token), *token)).collect();
+                ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+                ranked.into_iter().take(at_most(kl_cov_ratio)).map(|(_, token)| token).collect()
+            }
+        }
+    }
+
+    /// What cannot work, as `key = value` and the reason.
+    pub fn problem(&self) -> Option<String> {
+        let share = |key: &str, value: f64| {
+            (!(value > 0.0 && value <= 1.0)).then(|| format!("{key} = {value} must be above 0 and at most 1"))
+        };
+        match *self {
+            Self::ClipCov { clip_cov_ratio, clip_cov_lb, clip_cov_ub } => {
+                let empty = clip_cov_lb.is_nan() || clip_cov_ub.is_nan() || clip_cov_lb >= clip_cov_ub;
+                let bounds = format!("clip_cov_lb = {clip_cov_lb} must be below clip_cov_ub = {clip_cov_ub}");
+                share("clip_cov_ratio", clip_cov_ratio).or(empty.then_some(bounds))
+            }
+            Self::KlCov { kl_cov_ratio, ppo_kl_coef } => share("kl_cov_ratio", kl_cov_ratio).or_else(|| {
+                let bad = !(ppo_kl_coef >= 0.0 && ppo_kl_coef.is_finite());
+                bad.then(|| format!("ppo_kl_coef = {ppo_kl_coef} must not be negative"))
+            }),
+        }
+    }
+}
+
+/// The value below which a share `q` of the values lie, between neighbours by their distance (as NumPy and PyTorch do).
+fn quantile(mut values: Vec<f32>, q: f64) -> f64 {
+    let Some(last) = values.len().checked_sub(1) else { return 0.0 };
+    values.sort_by(f32::total_cmp);
+    let at = q.clamp(0.0, 1.0) * last as f64;
+    let (below, above) = (values[at.floor() as usize], values[at.ceil() as usize]);
+    f64::from(below) + (at - at.floor()) * f64::from(above - below)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn<'a>(log_probs: &'a [f32], entropies: &'a [f32], advantage: f32) -> Drawn<'a> {
+        Drawn { log_probs, entropies, advantage, weight: 0.25, hard: false }
+    }
+
+    fn terms(rules: TokenRules, step: &[Drawn]) -> (Vec<Vec<TokenTerm>>, TermCounts) {
+        rules.terms(step, &mut Stream::new(&[1]))
+    }
+
+    #[test]
+    fn a_completion_that_is_left_out_has_no_terms_and_does_not_count() {
+        let out = Drawn { weight: 0.0, ..drawn(&[-1.0, -2.0], &[9.0, 9.0], 1.0) };
+        let rules = TokenRules { beta: 0.1, entropy_coef: 0.3, top_entropy_quantile: 0.5, ..TokenRules::default() };
+        let (terms, counts) = terms(rules, &[out, drawn(&[-1.0, -2.0], &[0.1, 0.5], 1.0)]);
+        assert!(terms[0].iter().all(|term| !term.learns()), "{:?}", terms[0]);
+        assert_eq!((counts.tokens, counts.low_entropy), (2, 1));
+        assert!(terms[1][0].weight == 0.0 && terms[1][0].kl > 0.0 && terms[1][0].entropy == 0.0);
+        assert_eq!((terms[1][1].weight, terms[1][1].entropy), (0.25, 0.3));
+        assert!((counts.entropy - 0.5).abs() < 1e-6);
+    }
+
+    /// α·H = 0.2 and 4 against |A|/κ = 0.5: the smaller of the two, which changes no sign.
+    #[test]
+    fn entropy_advantage_is_bounded_by_the_advantage() {
+        let rule = EntropyAdvantage { alpha: 0.4, kappa: 2.0, hard_only: false };
+        let rules = TokenRules { entropy_advantage: Some(rule), ..TokenRules::default() };
+        let (found, _) = terms(rules, &[drawn(&[-1.0; 2], &[0.5, 10.0], -1.0)]);
+        assert!((found[0][0].advantage + 0.8).abs() < 1e-6 && (found[0][1].advantage + 0.5).abs() < 1e-6);
+        let hard = EntropyAdvantage { hard_only: true, ..rule };
+        let rules = TokenRules { entropy_advantage: Some(hard), ..TokenRules::default() };
+        assert_eq!(terms(rules, &[drawn(&[-1.0], &[0.5], -1.0)]).0[0][0].advantage, -1.0);
+    }
+
+    /// Four tokens with covariances by hand: mean A = 0, mean log p = −2; c = 1, −1, 1, −1 scaled by (log p + 2).
+    #[test]
+    fn covariance_picks_the_tokens_the_formula_says() {
+        let (a, b) = ([-1.0f32, -3.0], [-0.5f32, -3.5]);
+        let step = [drawn(&a, &[0.1; 2], 1.0), drawn(&b, &[0.1; 2], -1.0)];
+        // c: 1, −1, −1.5, 1.5.
+        let hold = Covariance::KlCov { kl_cov_ratio: 0.5, ppo_kl_coef: 2.0 };
+        let (found, counts) = terms(TokenRules { covariance: Some(hold), ..TokenRules::default() }, &step);
+        assert_eq!(counts.covariance, 2);
+        assert_eq!(found.concat().iter().map(|t| t.covariance_kl).collect::<Vec<_>>(), [0.5, 0.0, 0.0, 0.5]);
+        let clip = Covariance::ClipCov { clip_cov_ratio: 1.0, clip_cov_lb: 1.2, clip_cov_ub: 5.0 };
+        let (found, counts) = terms(TokenRules { covariance: Some(clip), ..TokenRules::default() }, &step);
+        assert_eq!(counts.covariance, 1);
+        assert_eq!(found.concat().iter().map(|t| t.weight).collect::<Vec<_>>(), [0.25, 0.25, 0.25, 0.0]);
+    }
+
+    #[test]
+    fn quantiles_are_those_of_numpy() {
+        assert!((quantile(vec![3.0, 1.0, 2.0, 10.0], 0.8) - 5.8).abs() < 1e-6);
+        assert_eq!(quantile(vec![3.0, 1.0], 0.0), 1.0);
+    }
+}
