@@ -13,7 +13,7 @@ use super::checkpoint::Trained;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::score::{OwnRewards, Scored, Scoring, compare, remember};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
-use super::stage::{Stage, StepFigures};
+use super::stage::StepFigures;
 use super::update::Update;
 use super::{Session, checkpoint, open_model, open_run};
 use crate::config::to_toml;
