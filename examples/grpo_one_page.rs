@@ -17,9 +17,9 @@ use tempering::data::Problem;
 use tempering::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
 use tempering::metrics::mean;
 use tempering::model::{self, CausalLm, ModelConfig};
-use tempering::objective::advantage::{Aggregation, ScaleRewards};
+use tempering::objective::advantage::{Aggregation, Group, ScaleRewards};
 use tempering::objective::{
-    Advantage, KlEstimator, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream, advantages,
+    Advantage, KlEstimator, Objective, Parts, Ratio, Statistics, Surrogate, TokenTerm, Upstream, advantages,
 };
 use tempering::optim::{AdamW, Gradients, OptimConfig};
 use tempering::problems::{DataConfig, Problems};
@@ -122,7 +122,12 @@ impl Student {
                 scale_rewards: ScaleRewards::Group,
                 multi_objective_aggregation: Aggregation::SumThenNormalize,
             };
-            let advantages = advantages(relative, std::slice::from_ref(&rewards), &[1.0]);
+            let compared = Group {
+                rewards: vec![rewards.iter().map(|reward| reward.map(Parts::task)).collect()],
+                lengths: group.iter().map(|completion| completion.tokens.len()).collect(),
+                ..Group::default()
+            };
+            let advantages = advantages(relative, None, &[compared], &[1.0]).concat();
             for (((completion, request), reward), advantage) in group.iter().zip(requests).zip(rewards).zip(advantages)
             {
                 let tokens = [request.prompt.as_slice(), &completion.tokens].concat();
@@ -130,7 +135,7 @@ impl Student {
                     sequence: Sequence { tokens, prompt: request.prompt.len() },
                     completion: completion.clone(),
                     reward: reward.unwrap_or(0.0),
-                    advantage,
+                    advantage: advantage.total(),
                 });
             }
         }

@@ -28,6 +28,8 @@ pub struct DataConfig {
     pub difficulties: [u8; 2],
     /// Seed of the embedded tasks; another gives other problems of the same kinds.
     pub tasks_seed: u64,
+    /// Embedded tasks to train on, the same ones each epoch; 0 for new ones in every step.
+    pub tasks_count: u64,
     /// Field with the prompt in files that name it unusually.
     pub prompt_field: Option<String>,
     /// Field with the answer in files that name it unusually.
@@ -46,6 +48,7 @@ impl Default for DataConfig {
             families: Vec::new(),
             difficulties: [1, 3],
             tasks_seed: 0,
+            tasks_count: 0,
             prompt_field: None,
             answer_field: None,
             max_prompt_length: 512,
@@ -81,7 +84,10 @@ impl DataConfig {
     pub fn open(&self, split: Split) -> Result<Problems> {
         let path = if split == Split::Train { &self.train } else { &self.eval };
         if path.as_os_str() == TASKS {
-            return Ok(Problems::Tasks(self.generator(), split));
+            let tasks = Problems::Tasks(self.generator(), split);
+            let repeated = split == Split::Train && self.tasks_count > 0;
+            let rows = || (0..self.tasks_count).map(|index| tasks.shuffled(0, index)).collect();
+            return Ok(if repeated { Problems::Rows(rows()) } else { tasks });
         }
         let fields = Fields { prompt_field: self.prompt_field.clone(), answer_field: self.answer_field.clone() };
         Ok(Problems::Rows(data::load_problems(path, &fields)?))

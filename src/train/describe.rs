@@ -3,6 +3,7 @@
 use super::score::Scored;
 use super::stage::{Stage, StepFigures};
 use crate::metrics::{Metrics, deviation, mean};
+use crate::objective::RewardKind;
 use crate::verify::Verdict;
 
 /// Steps at the start that are looked at for a run that cannot learn.
@@ -68,6 +69,9 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
         metrics.set_mean(&format!("rewards/{}/mean", kind.name()), &values);
         metrics.set(format!("rewards/{}/std", kind.name()), deviation(&values));
         metrics.set(format!("rewards/{}/unscored", kind.name()), share(&|s| s.rewards[k].is_none()));
+    }
+    if stage.rewards.iter().any(|kind| matches!(kind, RewardKind::CeehLength(_))) {
+        metrics.set("rewards/ceeh_length/hard_share", share(&|s| s.hard));
     }
     // Lengths.
     let all = lengths(&|_| true);

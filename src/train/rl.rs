@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::checkpoint::Trained;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
-use super::score::{OwnRewards, Scored};
+use super::score::{OwnRewards, Scored, Scoring, compare, remember};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
-use super::stage::{Stage, StepFigures};
+use super::stage::StepFigures;
 use super::update::Update;
 use super::{Session, checkpoint, open_model, open_run};
 use crate::config::to_toml;
@@ -26,6 +26,7 @@ use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{self, CausalLm, ModelConfig};
 use crate::objective::Parts;
 use crate::objective::entropy::EntropyControl;
+use crate::objective::rewards::RewardState;
 use crate::optim::{AdamW, learning_rate};
 use crate::problems::Problems;
 use crate::report;
@@ -51,6 +52,8 @@ struct State {
     skipped_updates: usize,
     /// The current stage's entropy bonus.
     entropy_control: Option<EntropyControl>,
+    /// What rewards remember of the steps so far.
+    rewards: RewardState,
 }
 
 /// A stage that has begun.
@@ -152,8 +155,14 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         let mut metrics = Metrics::of_step(step);
         metrics.set_text("stage", &stage.name);
 
+        let stage = &stage.at(state.history.len());
+        metrics.set("max_completion_length", stage.max_completion_length as f64);
+
         // 1. Sample groups, 2. grade and score them.
-        let scored = run.collect(&model, stage, step, &mut own, &mut metrics)?;
+        let scoring = Scoring { stage, step: state.history.len(), state: &state.rewards };
+        let scored = run.collect(&model, scoring, step, &mut own, &mut metrics)?;
+        remember(&mut state.rewards, &scored, stage, config.train.num_generations);
+        state.rewards.describe(&stage.rewards, &mut metrics);
         state.history.push(describe(&scored, stage, config.train.num_generations, &mut metrics));
         // 3. Update.
         let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef));
@@ -243,12 +252,12 @@ impl Run<'_> {
     fn collect(
         &self,
         model: &CausalLm,
-        stage: &Stage,
+        scoring: Scoring,
         step: usize,
         own: &mut OwnRewards,
         metrics: &mut Metrics,
     ) -> Result<Vec<Scored>> {
-        let train = &self.config.train;
+        let (train, stage) = (&self.config.train, scoring.stage);
         let start = Instant::now();
         let problems = self.step_problems(step, metrics)?;
         let sampling = Sampling {
@@ -273,7 +282,8 @@ impl Run<'_> {
             let mut completions = completions.into_iter();
             problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect()
         };
-        let scored = own.score(&problems, groups, stage, &self.tokenizer, metrics)?;
+        let mut scored = own.score(&problems, groups, scoring, &self.tokenizer, metrics)?;
+        compare(&mut scored, stage, train.num_generations);
         metrics.set("timing_s/reward", start.elapsed().as_secs_f64());
         Ok(scored)
     }

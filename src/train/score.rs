@@ -8,7 +8,8 @@ use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::generate::Completion;
 use crate::metrics::Metrics;
-use crate::objective::length::Outcome;
+use crate::objective::advantage::Group;
+use crate::objective::rewards::{Context, Outcome, RewardState, Trace, Visit};
 use crate::objective::{Parts, RewardKind, advantages};
 use crate::reward::{self, Format, Repetition, Reward, RewardCommand, RewardProgram};
 use crate::text::tokenizer::Tokenizer;
@@ -16,15 +17,50 @@ use crate::verify::{Graded, Verdict, grade};
 
 /// A completion with all that is known of it.
 pub(super) struct Scored {
+    /// Its problem.
+    pub(super) problem: u64,
     pub(super) sequence: Sequence,
     pub(super) completion: Completion,
     pub(super) outcome: Outcome,
     pub(super) verdict: Verdict,
     pub(super) lenient: bool,
+    /// One per reward of the stage.
     pub(super) rewards: Vec<Option<Parts>>,
-    pub(super) advantage: Parts,
-    /// Whether its problem is a hard one (CEEH).
+    /// Whether its group is hard as CEEH has it ([`RewardState::is_hard`]).
     pub(super) hard: bool,
+    /// 0 until [`compare`] has seen the whole step.
+    pub(super) advantage: Parts,
+}
+
+/// The stage completions are scored for, how many of its steps are over, and what its rewards remember.
+#[derive(Clone, Copy)]
+pub(super) struct Scoring<'a> {
+    pub(super) stage: &'a Stage,
+    pub(super) step: usize,
+    pub(super) state: &'a RewardState,
+}
+
+/// Advantages of the completions of a step, `group` of them per problem.
+pub(super) fn compare(scored: &mut [Scored], stage: &Stage, group: usize) {
+    let of_problem = |scored: &[Scored]| Group {
+        rewards: (0..stage.rewards.len()).map(|k| scored.iter().map(|s| s.rewards[k]).collect()).collect(),
+        lengths: scored.iter().map(|s| s.outcome.length).collect(),
+        correct: scored.iter().map(|s| s.outcome.correct).collect(),
+    };
+    let groups: Vec<Group> = scored.chunks(group).map(of_problem).collect();
+    let advantages = advantages(stage.advantage, stage.difficulty_weighting.as_ref(), &groups, &stage.weights());
+    for (scored, advantage) in scored.iter_mut().zip(advantages.into_iter().flatten()) {
+        scored.advantage = advantage;
+    }
+}
+
+/// What the rewards of a stage keep of a step, `group` completions per problem.
+pub(super) fn remember(state: &mut RewardState, scored: &[Scored], stage: &Stage, group: usize) {
+    let outcomes: Vec<(u64, Vec<Outcome>)> = (scored.chunks(group))
+        .map(|scored| (scored[0].problem, scored.iter().map(|s| s.outcome.clone()).collect()))
+        .collect();
+    let visits: Vec<Visit> = outcomes.iter().map(|(problem, group)| Visit { problem: *problem, group }).collect();
+    state.update(&stage.rewards, &visits);
 }
 
 /// The rewards that are the user's own.
@@ -56,14 +92,14 @@ impl<'a> OwnRewards<'a> {
         &mut self,
         problems: &[(Problem, Vec<u32>)],
         groups: Vec<Vec<Completion>>,
-        stage: &Stage,
+        scoring: Scoring,
         tokenizer: &Tokenizer,
         metrics: &mut Metrics,
     ) -> Result<Vec<Scored>> {
         let texts: Vec<Vec<String>> =
             groups.par_iter().map(|group| group.iter().map(|c| tokenizer.decode(&c.tokens, true)).collect()).collect();
         let seen: Vec<Vec<reward::Completion>> = groups.iter().zip(&texts).map(|(g, t)| seen(g, t)).collect();
-        let asked = self.ask(problems, &seen, stage, metrics)?;
+        let asked = self.ask(problems, &seen, scoring.stage, metrics)?;
         let custom = self.custom;
         let scored = problems.par_iter().zip(groups.into_par_iter().zip(seen).zip(asked));
         Ok(scored
@@ -77,7 +113,7 @@ impl<'a> OwnRewards<'a> {
                     }
                     _ => vec![None; seen.len()],
                 };
-                score_group(problem, prompt, group, &seen, &own, stage)
+                score_group(problem, prompt, group, &seen, &own, scoring, tokenizer)
             })
             .collect())
     }
@@ -112,41 +148,60 @@ fn seen<'a>(group: &[Completion], texts: &'a [String]) -> Vec<reward::Completion
     group.iter().zip(texts).map(one).collect()
 }
 
-/// Grades a group and turns its rewards into advantages.
+/// Grades a group and scores it by each reward of the stage.
 fn score_group(
     problem: &Problem,
     prompt: &[u32],
     group: Vec<Completion>,
     seen: &[reward::Completion],
     own: &dyn Fn(&RewardKind) -> Vec<Option<f32>>,
-    stage: &Stage,
+    scoring: Scoring,
+    tokenizer: &Tokenizer,
 ) -> Vec<Scored> {
+    let Scoring { stage, step, state } = scoring;
     let graded: Vec<Graded> = seen.iter().map(|c| grade(&problem.answer, c.text, c.finished)).collect();
-    let outcome = |(graded, seen): (&Graded, &reward::Completion)| {
+    let reads_trace = stage.rewards.iter().any(RewardKind::reads_trace);
+    let outcome = |((graded, seen), completion): ((&Graded, &reward::Completion), &Completion)| {
         let usable = graded.strict != Verdict::UnparseableGold;
+        let stated = seen.finished && graded.strict.is_right()
+            || !seen.finished && grade(&problem.answer, seen.text, true).strict.is_right();
         Outcome {
             correct: usable.then(|| graded.strict.is_right()),
             correct_lenient: usable.then(|| graded.lenient.is_right()),
+            correct_cut: usable.then_some(stated),
+            finished: seen.finished,
             formatted: Format.score(problem, seen) == Some(1.0),
             repetition: Repetition::default().score(problem, seen).unwrap_or(0.0),
             length: seen.tokens,
+            trace: if reads_trace { trace(completion, tokenizer) } else { Trace::default() },
         }
     };
-    let outcomes: Vec<Outcome> = graded.iter().zip(seen).map(outcome).collect();
-    let rewards: Vec<Vec<Option<f32>>> =
-        stage.rewards.iter().map(|kind| kind.score(&outcomes, &own(kind), stage.max_completion_length)).collect();
-    let advantages = advantages(stage.advantage, &rewards, &stage.weights());
-    let completions = group.into_iter().zip(graded).zip(outcomes).zip(advantages).enumerate();
+    let outcomes: Vec<Outcome> = graded.iter().zip(seen).zip(&group).map(outcome).collect();
+    let score = |kind: &RewardKind| {
+        let max_completion_length = stage.max_completion_length;
+        kind.score(&outcomes, &Context { max_completion_length, step, problem: problem.id, state, own: &own(kind) })
+    };
+    let rewards: Vec<Vec<Option<Parts>>> = stage.rewards.iter().map(score).collect();
+    let hard = state.is_hard(&outcomes);
+    let completions = group.into_iter().zip(graded).zip(outcomes).enumerate();
     completions
-        .map(|(i, (((completion, graded), outcome), advantage))| Scored {
+        .map(|(i, ((completion, graded), outcome))| Scored {
+            problem: problem.id,
             sequence: Sequence { tokens: [prompt, &completion.tokens].concat(), prompt: prompt.len() },
             completion,
             outcome,
             verdict: graded.strict,
             lenient: graded.lenient.is_right(),
-            rewards: rewards.iter().map(|reward| reward[i].map(Parts::task)).collect(),
-            advantage: Parts::task(advantage),
-            hard: false,
+            rewards: rewards.iter().map(|reward| reward[i]).collect(),
+            hard,
+            advantage: Parts::default(),
         })
         .collect()
+}
+
+fn trace(completion: &Completion, tokenizer: &Tokenizer) -> Trace {
+    Trace {
+        pieces: completion.tokens.iter().map(|&token| tokenizer.token_text(token)).collect(),
+        entropies: completion.sampling_entropies.clone(),
+    }
 }

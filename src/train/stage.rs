@@ -7,7 +7,8 @@ use crate::objective::advantage::{Aggregation, ScaleRewards};
 use crate::objective::entropy::EntropyTarget;
 use crate::objective::terms::{Covariance, EntropyAdvantage};
 use crate::objective::{
-    Advantage, Aggregate, KlEstimator, LossType, Objective, Ratio, RewardKind, Surrogate, TokenRules,
+    Advantage, Aggregate, DifficultyWeighting, KlEstimator, LossType, Objective, Ratio, RewardKind, Surrogate,
+    TokenRules,
 };
 
 /// One stage of a schedule.
@@ -30,6 +31,9 @@ pub struct Stage {
     pub repetition_penalty: f32,
     /// Length clip L in tokens: a completion that reaches it unfinished is cut there and scores as wrong.
     pub max_completion_length: usize,
+    /// Length clips that take its place from a step of the stage on, in the order of their steps (ThinkPrune, arXiv
+    /// 2504.01296).
+    pub max_completion_length_schedule: Vec<LengthClip>,
     /// Multiplies the scheduled learning rate.
     pub learning_rate_scale: f64,
     /// Rewards of a completion.
@@ -38,6 +42,9 @@ pub struct Stage {
     pub reward_weights: Vec<f32>,
     /// From rewards to advantages.
     pub advantage: Advantage,
+    /// Weighs advantages by the difficulty of their problem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub difficulty_weighting: Option<DifficultyWeighting>,
     /// Optimiser steps that use the same completions.
     pub num_iterations: usize,
     /// Surrogate, and how token losses are weighed.
@@ -102,6 +109,7 @@ impl Default for Stage {
             min_p: 0.0,
             repetition_penalty: 1.0,
             max_completion_length: 512,
+            max_completion_length_schedule: Vec::new(),
             learning_rate_scale: 1.0,
             rewards: vec![RewardKind::Accuracy],
             reward_weights: Vec::new(),
@@ -109,6 +117,7 @@ impl Default for Stage {
                 scale_rewards: ScaleRewards::Group,
                 multi_objective_aggregation: Aggregation::SumThenNormalize,
             },
+            difficulty_weighting: None,
             num_iterations: 1,
             loss_type: LossType::Dapo,
             importance_sampling_level: Ratio::Token,
@@ -134,6 +143,16 @@ impl Default for Stage {
             plateau: None,
         }
     }
+}
+
+/// A length clip from a step of a stage on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LengthClip {
+    /// Steps of the stage that are over when it begins, at least 1.
+    pub step: usize,
+    /// The `max_completion_length` from then on.
+    pub value: usize,
 }
 
 /// The stage is over when the mean of the last `window` steps is not below that of the `window` before by more than
@@ -165,6 +184,13 @@ impl Stage {
     /// Weights of the rewards, one each.
     pub fn weights(&self) -> Vec<f32> {
         if self.reward_weights.is_empty() { vec![1.0; self.rewards.len()] } else { self.reward_weights.clone() }
+    }
+
+    /// The stage as it is when `steps` of its steps are over: with the length clip of that time.
+    pub fn at(&self, steps: usize) -> Self {
+        let clip = self.max_completion_length_schedule.iter().rev().find(|clip| clip.step <= steps);
+        let max_completion_length = clip.map_or(self.max_completion_length, |clip| clip.value);
+        Self { max_completion_length, ..self.clone() }
     }
 
     /// What completions are sampled from.
@@ -239,7 +265,22 @@ impl Stage {
             !self.reward_weights.is_empty() && self.reward_weights.len() != self.rewards.len(),
             format!("reward_weights has {} entries for {} rewards", self.reward_weights.len(), self.rewards.len()),
         );
-        let length = self.max_completion_length;
+        let mut before = 0;
+        for (k, clip) in self.max_completion_length_schedule.iter().enumerate() {
+            let LengthClip { step, value } = *clip;
+            let key = format!("max_completion_length_schedule.{k}");
+            refuse(value == 0, format!("{key}.value = 0 must be positive"));
+            refuse(
+                step <= before || step >= self.max_steps,
+                format!("{key}.step = {step} must be above {before} and below max_steps = {}", self.max_steps),
+            );
+            before = step;
+        }
+        if let Some(problem) = self.advantage.problem() {
+            refuse(true, format!("advantage.{problem}"));
+        }
+        let clips = self.max_completion_length_schedule.iter().map(|clip| clip.value);
+        let length = clips.chain([self.max_completion_length]).min().unwrap_or(0);
         for (k, problem) in self.rewards.iter().enumerate().filter_map(|(k, r)| Some((k, r.problem(length)?))) {
             refuse(true, format!("rewards.{k}.{problem}"));
         }
@@ -362,6 +403,20 @@ mod tests {
         assert_eq!(stage.exit(&flat(8)), Some("plateau"));
         assert_eq!(stage.exit(&history((0..20).map(|i| 200.0 * 0.9f64.powi(i)))), None);
         assert_eq!(stage.exit(&history((0..50).map(|i| 200.0 * 0.9f64.powi(i)))), Some("steps"));
+    }
+
+    #[test]
+    fn the_length_clip_follows_its_schedule() {
+        let clips = [(10, 300), (20, 200)].map(|(step, value)| LengthClip { step, value });
+        let stage = Stage {
+            max_completion_length: 400,
+            max_completion_length_schedule: clips.to_vec(),
+            max_steps: 20,
+            ..Stage::default()
+        };
+        assert_eq!([0, 9, 10, 19, 20].map(|steps| stage.at(steps).max_completion_length), [400, 400, 300, 300, 200]);
+        let problem = "stages.0.max_completion_length_schedule.1.step = 20 must be above 10 and below max_steps = 20";
+        assert_eq!(stage.problems(0), [problem]);
     }
 
     #[test]
