@@ -42,12 +42,12 @@ impl Sums {
         self.entropy += share * token.entropy;
         self.log_prob += share * token.log_prob;
         self.opposed += if advantage[0] > 0.0 && advantage[1] < 0.0 { share } else { 0.0 };
-        for part in 0..2 {
-            self.advantage[part] += share * advantage[part];
-            self.push[part] += weight * advantage[part] * token.gradient;
-            self.effort[part] += weight * advantage[part].abs() * token.gradient;
-            self.square[part] += share * (token.weight * advantage[part] * token.gradient).powi(2);
-            self.drift[part] += weight * advantage[part] * token.drift;
+        for (part, advantage) in advantage.into_iter().enumerate() {
+            self.advantage[part] += share * advantage;
+            self.push[part] += weight * advantage * token.gradient;
+            self.effort[part] += weight * advantage.abs() * token.gradient;
+            self.square[part] += share * (token.weight * advantage * token.gradient).powi(2);
+            self.drift[part] += weight * advantage * token.drift;
         }
         self.joint_effort += weight * joint.abs() * token.gradient;
         self.joint_square += share * (token.weight * joint * token.gradient).powi(2);
