@@ -58,6 +58,11 @@ impl Metrics {
         self.0.get(name).and_then(Value::as_str)
     }
 
+    /// All values by name.
+    pub fn values(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
     /// Adds all of `other` under `prefix`.
     pub fn extend(&mut self, prefix: &str, other: Metrics) {
         self.0.extend(other.0.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)));

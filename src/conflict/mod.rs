@@ -44,10 +44,14 @@
 //! | `steps/restated_after_connector`, `…/restated_otherwise` | share of those with a number whose last one an earlier one ended with |
 //! | `types/jaccard`, `…/lexicon_share`, `…/base_share` | the token types of highest mean entropy so far and the lexicon ([`Ranking`]) |
 //!
+//! Every `train.conflict_cosine_steps` steps: `cosine`, of the gradients of the two parts with respect to all weights, and
+//! `cosine/<prefix>` with respect to those that `train.conflict_cosine_layers` names ([`cosine`]).
+//!
 //! The entropy change that came about is not a metric of its own: it is the difference of `entropy/sampling` to the next
 //! step's, which the report sets against the prediction.
 
 mod connectors;
+pub mod cosine;
 mod covariance;
 mod deciles;
 mod lexicon;
@@ -65,24 +69,9 @@ pub use token::{entropy_drift, logit_gradient};
 pub use types::{RankedType, Ranking, TokenTypes};
 
 use crate::metrics::Metrics;
+use crate::objective::Parts;
 use sums::quotient;
 use token::Token;
-
-/// The two parts of an advantage.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Parts {
-    /// What accuracy and form ask for.
-    pub task: f32,
-    /// What length asks for.
-    pub length: f32,
-}
-
-impl Parts {
-    /// The advantage.
-    pub fn total(self) -> f32 {
-        self.task + self.length
-    }
-}
 
 /// A completion, what its sampler recorded of each token, and what it is worth.
 #[derive(Debug, Clone, Copy)]

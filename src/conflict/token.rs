@@ -10,7 +10,8 @@
 //!    to do with `ln π(a)` moves entropy.
 //! 3. So for a batch the change is `−η Cov(ln π(a), π(a) (A − mean A))` (arXiv 2505.22617).
 
-use super::{Parts, Sample};
+use super::Sample;
+use crate::objective::Parts;
 
 /// Length of the gradient of `ln π(a)` with respect to π's logits.
 pub fn logit_gradient(log_prob: f64, collision: f64) -> f64 {

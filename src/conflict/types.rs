@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::Metrics;
+
 /// Types ranked at most; of fewer, the top quarter, since the top half of a small vocabulary distinguishes nothing.
 const TOP: usize = 50;
 /// A type counts when it occurred so often, and once in so many tokens.
@@ -61,9 +63,14 @@ impl TokenTypes {
         }
     }
 
+    /// Tokens counted.
+    pub fn tokens(&self) -> u64 {
+        self.0.values().map(|entry| entry.count).sum()
+    }
+
     /// The types with the highest mean entropy; none while no type occurred often enough.
     pub fn ranking(&self) -> Option<Ranking> {
-        let tokens: u64 = self.0.values().map(|entry| entry.count).sum();
+        let tokens = self.tokens();
         let enough = |entry: &TypeCount| entry.count >= LEAST && entry.count * RAREST >= tokens;
         let ranked_type = |(&token, entry): (&u32, &TypeCount)| RankedType {
             token,
@@ -88,6 +95,19 @@ impl TokenTypes {
             base_share: connectors as f64 / ranked as f64,
             top: types,
         })
+    }
+}
+
+impl Ranking {
+    /// The overlaps, without `conflict/types/` before their names.
+    pub fn metrics(&self) -> Metrics {
+        let mut metrics = Metrics::default();
+        if let Some(jaccard) = self.jaccard {
+            metrics.set("jaccard", jaccard);
+        }
+        metrics.set("lexicon_share", self.lexicon_share);
+        metrics.set("base_share", self.base_share);
+        metrics
     }
 }
 

@@ -8,7 +8,7 @@ use super::findings::{self, Row};
 use super::plot::{Ink, Mark, Plot, Series};
 use super::plots::{Figure, figure};
 use super::run::{Metrics, Stage, optional};
-use crate::conflict::DECILES;
+use crate::conflict::{Connectors, DECILES, RankedType, Ranking};
 use crate::error::Result;
 
 /// What the template shows; empty when no step was measured.
@@ -28,43 +28,59 @@ struct Finding {
 }
 
 /// `token_types.json`: the token types of highest mean entropy, held against the lexicon of connectors.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Types {
+pub struct Types {
     /// Tokens counted.
-    pub(crate) tokens: u64,
+    pub tokens: u64,
     /// Types that occurred often enough.
-    pub(crate) ranked: usize,
+    pub ranked: usize,
     /// As in [`crate::conflict::Ranking`].
-    pub(crate) jaccard: Option<f64>,
+    pub jaccard: Option<f64>,
     /// As in [`crate::conflict::Ranking`].
-    pub(crate) lexicon_share: f64,
+    pub lexicon_share: f64,
     /// As in [`crate::conflict::Ranking`].
-    pub(crate) base_share: f64,
+    pub base_share: f64,
     /// Highest first.
-    pub(crate) top: Vec<TypeRow>,
+    pub top: Vec<TypeRow>,
 }
 
 /// A token type.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct TypeRow {
+pub struct TypeRow {
     /// Its id.
-    pub(crate) token: u32,
+    pub token: u32,
     /// Its text.
-    pub(crate) text: String,
+    pub text: String,
     /// Occurrences.
-    pub(crate) count: u64,
+    pub count: u64,
     /// Mean entropy, in nats.
-    pub(crate) entropy: f64,
+    pub entropy: f64,
     /// Whether it begins connectors.
-    pub(crate) connector: bool,
+    pub connector: bool,
 }
 
 /// Rows that are looked at together, under the name of their stage.
 struct Group<'a> {
     name: &'a str,
     rows: Vec<(u64, &'a Row)>,
+}
+
+impl Types {
+    /// A ranking among `tokens` tokens, with texts.
+    pub(crate) fn new(ranking: &Ranking, tokens: u64, connectors: &Connectors) -> Self {
+        let Ranking { top, ranked, jaccard, lexicon_share, base_share } = ranking;
+        let row = |kind: &RankedType| TypeRow {
+            token: kind.token,
+            text: connectors.piece(kind.token).to_string(),
+            count: kind.count,
+            entropy: kind.entropy,
+            connector: kind.connector,
+        };
+        let (jaccard, lexicon_share, base_share) = (*jaccard, *lexicon_share, *base_share);
+        Self { tokens, ranked: *ranked, jaccard, lexicon_share, base_share, top: top.iter().map(row).collect() }
+    }
 }
 
 impl Group<'_> {
@@ -92,6 +108,14 @@ pub(super) fn section(run: &Path, metrics: &Metrics, stages: &[Stage]) -> Result
         section.types = optional(crate::files::read_json(&run.join("token_types.json")))?;
     }
     Ok(section)
+}
+
+/// The section for rows that are no steps of a run; `unit` names what they are.
+pub(super) fn of_blocks(rows: &[&Row], unit: &str, types: Option<Types>) -> Result<Section> {
+    // Numbered so that none follows another: a block has no next step.
+    let rows = (0..).step_by(2).zip(rows.iter().copied()).collect();
+    let section = by_group(&[Group { name: "", rows }], unit)?;
+    Ok(Section { types, ..section })
 }
 
 /// Findings and plots by decile.

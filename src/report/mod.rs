@@ -1,5 +1,6 @@
 //! The reports: one HTML page that shows what a run did, one that compares two evaluations, one of an analysis.
 
+mod analysis;
 mod compare;
 mod completions;
 mod conflict;
@@ -18,8 +19,10 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
+pub use analysis::{analysis, analysis_json, analysis_text};
 pub use compare::comparison;
 use completions::Example;
+pub use conflict::{TypeRow, Types};
 use outcome::{FamilyRow, Tile, family_row, runtime, sentence, stage_text, tiles};
 use plots::{Figure, figure, plots};
 use run::{Metrics, Summary, optional, read_lines};
@@ -104,12 +107,15 @@ fn render(name: &str, source: &str, view: impl Serialize) -> Result<String> {
     let view = serde_json::to_value(view).map_err(|e| Error::Invalid(format!("report: {e}")))?;
     let mut templates = minijinja::Environment::new();
     // The name ends in .html: everything is escaped unless the template says `safe` (only our own SVG).
-    templates
-        .add_template("style.css", include_str!("style.css"))
-        .and_then(|()| templates.add_template("head.html", include_str!("head.html")))
-        .and_then(|()| templates.add_template("figures.html", include_str!("figures.html")))
-        .and_then(|()| templates.add_template("types.html", include_str!("types.html")))
-        .and_then(|()| templates.add_template(name, source))
+    let parts = [
+        ("style.css", include_str!("style.css")),
+        ("head.html", include_str!("head.html")),
+        ("figures.html", include_str!("figures.html")),
+        ("conflict.html", include_str!("conflict.html")),
+        ("types.html", include_str!("types.html")),
+    ];
+    (parts.into_iter().chain([(name, source)]))
+        .try_for_each(|(name, source)| templates.add_template(name, source))
         .and_then(|()| templates.get_template(name)?.render(template_value(view)))
         .map_err(|e| Error::Invalid(format!("report template: {e:#}")))
 }

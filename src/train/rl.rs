@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::checkpoint::Trained;
+use super::conflict::ConflictMeter;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::score::{OwnRewards, Scored};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
@@ -17,6 +18,7 @@ use super::stage::{Stage, StepFigures};
 use super::update::Update;
 use super::{Session, checkpoint, open_model, open_run};
 use crate::config::to_toml;
+use crate::conflict::TokenTypes;
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Subject, check_room, evaluate, record};
@@ -51,6 +53,8 @@ struct State {
     skipped_updates: usize,
     /// The current stage's entropy bonus.
     entropy_control: Option<EntropyControl>,
+    /// Token types by entropy, of all steps so far.
+    token_types: TokenTypes,
 }
 
 /// A stage that has begun.
@@ -136,6 +140,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         state.base = evaluation.summary();
     }
 
+    let meter = ConflictMeter::new(&config.train, &run.tokenizer);
     let reference = run.reference(&session.device, state.stage)?;
     let total = config.max_steps();
     session.observer.begin("train", total);
@@ -155,6 +160,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         // 1. Sample groups, 2. grade and score them.
         let scored = run.collect(&model, stage, step, &mut own, &mut metrics)?;
         state.history.push(describe(&scored, stage, config.train.num_generations, &mut metrics));
+        meter.step(step, &model, &scored, stage, &mut state.token_types, &mut metrics)?;
         // 3. Update.
         let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef));
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
@@ -207,6 +213,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         if due || over || stop {
             let saved = Trained { config: &run.model_config, model: &model, adapter: config.adapter() };
             let keep = config.train.save_total_limit;
+            meter.write_types(&run.dir, &state.token_types)?;
             let checkpoint = checkpoint::save(&run.dir, step, saved, &run.tokenizer, &optimizer, &state, keep)?;
             if failures == 3 {
                 return Err(Error::Invalid(format!(
