@@ -33,6 +33,7 @@
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod conflict;
 pub mod data;
 pub mod device;
 pub mod error;

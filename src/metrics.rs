@@ -32,6 +32,12 @@ impl Metrics {
         }
     }
 
+    /// Sets a list of numbers; one that is missing or not finite is written as `null`.
+    pub fn set_list(&mut self, name: &str, values: &[Option<f64>]) {
+        let number = |value: &Option<f64>| value.map_or(Value::Null, Value::from);
+        self.0.insert(name.to_string(), values.iter().map(number).collect());
+    }
+
     /// Sets a text.
     pub fn set_text(&mut self, name: &str, value: &str) {
         self.0.insert(name.to_string(), value.into());
@@ -42,9 +48,19 @@ impl Metrics {
         self.0.get(name).and_then(Value::as_f64)
     }
 
+    /// A list set before.
+    pub fn list(&self, name: &str) -> Option<Vec<Option<f64>>> {
+        Some(self.0.get(name)?.as_array()?.iter().map(Value::as_f64).collect())
+    }
+
     /// A text set before.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).and_then(Value::as_str)
+    }
+
+    /// All values by name.
+    pub fn values(&self) -> &Map<String, Value> {
+        &self.0
     }
 
     /// Adds all of `other` under `prefix`.
@@ -131,7 +147,8 @@ mod tests {
     fn numbers_that_are_not_finite_are_null() {
         let mut metrics = Metrics::of_step(1);
         metrics.set("loss", f64::NAN);
-        assert_eq!(Value::Object(metrics.0).to_string(), "{\"step\":1,\"loss\":null}");
+        metrics.set_list("list", &[Some(0.5), None, Some(f64::INFINITY)]);
+        assert_eq!(Value::Object(metrics.0).to_string(), r#"{"step":1,"loss":null,"list":[0.5,null,null]}"#);
     }
 
     #[test]

@@ -8,8 +8,8 @@ mod evaluation; // Figures against figures by hand, and interruptions that chang
 mod families; // Each model family against transformers, PyTorch and PEFT.
 mod generation; // Sampling against the plain forward pass.
 mod lora; // Adapters, and models stored in half precision.
-mod objective; // The loss of a step against TRL.
 mod methods; // Advantages as others compute them, and every file in configs/methods.
+mod objective; // The loss of a step against TRL.
 mod reference; // The base model against Hugging Face transformers.
 mod score; // Log-probabilities of given tokens.
 mod shipped; // The configurations and data sets that come with the repository.

@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::problems::{ProblemArgs, is_tasks};
 use super::progress::Progress;
-use super::{DeviceArgs, DistributionArgs, PrecisionArgs, is_tasks};
-use crate::data::{DataReport, Problem};
+use super::{DeviceArgs, DistributionArgs, PrecisionArgs};
 use crate::eval::compare::Comparison;
 use crate::eval::saved::{Manifest, evaluate_into};
 use crate::eval::{EvalConfig, Evaluation, Subject, evaluate, record};
 use crate::generate::Distribution;
-use crate::problems::DataConfig;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::Observer;
 use crate::{device, error::Error, files, model, report};
@@ -39,49 +38,24 @@ pub(super) struct EvalArgs {
     /// Longest completion, in tokens.
     #[arg(long, default_value_t = 512)]
     max_completion_length: usize,
-    /// Longest prompt, in tokens; a longer one is an error [default: what the model reads].
-    #[arg(long)]
-    max_prompt_length: Option<usize>,
-    /// Leave overlong prompts out (and say how many) instead.
-    #[arg(long)]
-    filter_overlong_prompts: bool,
     /// Rows decoded together at most.
     #[arg(long, default_value_t = 128)]
     rows: usize,
     /// Seed of the sampling noise.
     #[arg(long, default_value_t = 1_000_003)]
     seed: u64,
-    /// Seed of the embedded tasks.
-    #[arg(long, default_value_t = 0)]
-    tasks_seed: u64,
-    /// Difficulties of the embedded tasks, within 1 and 4.
-    #[arg(long, value_name = "FROM-TO", default_value = "1-3", value_parser = difficulties)]
-    difficulties: [u8; 2],
     /// Force the start of the embedded tasks' terse manner.
     #[arg(long)]
     terse: bool,
-    /// Field with the prompt.
-    #[arg(long)]
-    prompt_field: Option<String>,
-    /// Field with the answer.
-    #[arg(long)]
-    answer_field: Option<String>,
     /// Folder for eval.json, completions.jsonl and summary.json; an interrupted evaluation goes on there.
     #[arg(long, short)]
     output: Option<PathBuf>,
     #[command(flatten)]
+    problems: ProblemArgs,
+    #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArgs,
-}
-
-/// Reads `1-3` or `2`.
-fn difficulties(text: &str) -> Result<[u8; 2], String> {
-    let (from, to) = text.split_once('-').unwrap_or((text, text));
-    match (from.parse(), to.parse()) {
-        (Ok(from), Ok(to)) if 1 <= from && from <= to && to <= 4 => Ok([from, to]),
-        _ => Err("expected one difficulty or a range, within 1 and 4, such as 1-3".to_string()),
-    }
 }
 
 impl EvalArgs {
@@ -103,28 +77,6 @@ impl EvalArgs {
         let problems = config.problems();
         if problems.is_empty() { Ok(config) } else { Err(Error::Config { origin: "eval".to_string(), problems }) }
     }
-
-    /// The problems of one data set.
-    fn problems(
-        &self,
-        data: &Path,
-        context: usize,
-        tokenizer: &Tokenizer,
-    ) -> Result<(Vec<Problem>, DataReport), Error> {
-        let limit = self.num_problems.unwrap_or(if is_tasks(data) { EvalConfig::default().num_problems } else { 0 });
-        let config = DataConfig {
-            eval: data.to_path_buf(),
-            difficulties: self.difficulties,
-            tasks_seed: self.tasks_seed,
-            prompt_field: self.prompt_field.clone(),
-            answer_field: self.answer_field.clone(),
-            // One token at least is left for the completion.
-            max_prompt_length: self.max_prompt_length.unwrap_or(context - 1),
-            filter_overlong_prompts: self.filter_overlong_prompts,
-            ..DataConfig::default()
-        };
-        config.held_out(limit, tokenizer)
-    }
 }
 
 pub(super) fn eval(args: EvalArgs) -> anyhow::Result<()> {
@@ -142,7 +94,9 @@ pub(super) fn eval(args: EvalArgs) -> anyhow::Result<()> {
     let mut problems = Vec::new();
     let mut reports = Vec::new();
     for data in &args.data {
-        let (found, report) = args.problems(data, model_config.max_position_embeddings, &tokenizer)?;
+        let context = model_config.max_position_embeddings;
+        let limit = args.num_problems.unwrap_or(if is_tasks(data) { EvalConfig::default().num_problems } else { 0 });
+        let (found, report) = args.problems.open(data, limit, context, &tokenizer)?;
         eprintln!("{}: {report}", data.display());
         reports.push((data.clone(), report));
         problems.extend(found);

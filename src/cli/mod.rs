@@ -1,16 +1,17 @@
 //! The command line. [`run`] is the program's table of contents.
 
+mod analyze;
 mod bench;
 mod eval;
 mod generate;
 mod merge;
+mod problems;
 mod progress;
 mod score;
 mod tasks;
 mod train;
 mod verify;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -38,6 +39,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Compare two evaluations of the same problems.
     Compare(eval::CompareArgs),
+    /// Measure the entropy conflict of a model without training it.
+    Analyze(analyze::AnalyzeArgs),
     /// Answer one prompt, as it comes.
     Generate(generate::GenerateArgs),
     /// Compare answers with right ones and say why they are (not) equal.
@@ -113,6 +116,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Sft(args) => train::sft(args),
         Command::Eval(args) => eval::eval(args),
         Command::Compare(args) => eval::compare(&args),
+        Command::Analyze(args) => analyze::run(&args),
         Command::Generate(args) => generate::run(args),
         Command::Verify(args) => verify::verify(args),
         Command::Score(args) => score::score(&args),
@@ -143,9 +147,4 @@ fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
         }
     })?;
     Ok(stop)
-}
-
-/// A data set as named on the command line: the embedded tasks or a file.
-fn is_tasks(path: &Path) -> bool {
-    path.as_os_str() == crate::problems::TASKS
 }

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Tile, arrow, render};
+use super::numbers::{NONE, arrow};
+use super::outcome::Tile;
+use super::render;
 use crate::error::Result;
 use crate::eval::compare::{Comparison, Difference};
 use crate::eval::figures::Estimate;
@@ -39,7 +41,7 @@ pub fn comparison(comparison: &Comparison, names: &[String; 2], settings: &[(Str
     let ratio = |ratio| estimate(Some(ratio), 1.0, 3, false);
     let score = |score: Option<Estimate>| match score {
         Some(_) => minus(estimate(score, 1.0, 2, true)),
-        None => super::NONE.to_string(),
+        None => NONE.to_string(),
     };
     let tile = |name, value, note| Tile { name, value, note };
     let row = |(name, row): (_, &Difference)| Row {

@@ -63,6 +63,16 @@ pub(super) fn shades() -> Vec<String> {
     labels
 }
 
+/// The shade of a token before which the entropy was `nats`.
+pub(super) fn shade(nats: f64) -> usize {
+    SHADES.iter().filter(|from| nats >= **from).count()
+}
+
+/// A token's text with its line ends visible.
+pub(super) fn shown_text(text: &str) -> String {
+    text.replace('\n', "\u{21b5}\n")
+}
+
 /// A string or a number, as text.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, Into::into)
@@ -114,11 +124,7 @@ fn example(before: &Completion, after: &Completion) -> Example {
 fn side(when: &'static str, row: &Completion) -> Side {
     let tokens = row.tokens.iter().take(MAX_TOKENS).enumerate().map(|(i, text)| {
         let nats = row.entropy.get(i).copied().flatten();
-        Token {
-            text: text.replace('\n', "\u{21b5}\n"),
-            shade: nats.map_or(0, |n| SHADES.iter().filter(|s| n >= **s).count()),
-            nats: nats.map(|n| format!("{n:.2}")),
-        }
+        Token { text: shown_text(text), shade: nats.map_or(0, shade), nats: nats.map(|n| format!("{n:.2}")) }
     });
     let verdict = match (row.correct, row.finished) {
         (true, true) => "correct",

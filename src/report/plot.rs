@@ -66,7 +66,7 @@ pub(super) struct Series {
 
 /// One plot.
 pub(super) struct Plot {
-    pub(super) title: &'static str,
+    pub(super) title: String,
     pub(super) note: String,
     pub(super) x_label: &'static str,
     pub(super) y_label: &'static str,
@@ -94,7 +94,7 @@ impl Plot {
         let ys = padded(ys, self.from_zero);
         let mut svg = String::new();
         self.draw(&mut svg, xs, ys, by_step).map_err(|e| Error::Invalid(format!("plot {:?}: {e}", self.title)))?;
-        Ok(Some(themed(&svg, self.title)))
+        Ok(Some(themed(&svg, &self.title)))
     }
 
     fn draw(
@@ -211,6 +211,7 @@ fn themed(svg: &str, title: &str) -> String {
         let RGBColor(r, g, b) = ink.stand_in();
         svg.replace(&format!("\"#{r:02X}{g:02X}{b:02X}\""), &format!("\"var({})\"", ink.variable()))
     });
+    let title = title.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;");
     if let (Some(from), Some(to)) = (svg.find(" width="), svg.find(" viewBox=")) {
         svg.replace_range(from..to, &format!(" role=\"img\" aria-label=\"{title}\""));
     }
@@ -225,7 +226,7 @@ mod tests {
         let series = [Mark::Line, Mark::ThinLine, Mark::Dots, Mark::FaintDots, Mark::Start, Mark::End]
             .map(|mark| Series { label: "a<b".into(), ink: Ink::Blue, mark, points: points.clone() });
         Plot {
-            title: "Entropy",
+            title: "Entropy in \"a<b\"".into(),
             note: String::new(),
             x_label: "step",
             y_label: "nats",
@@ -242,6 +243,7 @@ mod tests {
         assert!(!svg.contains("\"#"), "{svg}");
         assert!(!svg.contains("black") && svg.contains("var(--blue)") && svg.contains("var(--plot-text)"));
         assert!(svg.contains("compress") && svg.contains("enhance") && svg.contains("a&lt;b"));
+        assert!(svg.contains("aria-label=\"Entropy in &quot;a&lt;b&quot;\""), "{svg}");
     }
 
     #[test]

@@ -1,3 +1,8 @@
+use std::fs;
+use std::path::Path;
+
+use super::outcome::interval;
+use super::run::{Metrics, Stage};
 use super::*;
 
 const METRICS: &str = r#"{"step":0,"eval/accuracy":0.79,"eval/accuracy_lenient":0.81,"eval/mean_length":160.1,"eval/entropy":0.31,"eval/families/sort/accuracy":0.7,"eval/families/sort/mean_length":120.0}

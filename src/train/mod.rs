@@ -1,7 +1,9 @@
 //! Training: supervised fine-tuning and reinforcement learning, with checkpoints that continue exactly.
 
+pub mod analyze;
 pub mod batch;
 pub mod checkpoint;
+mod conflict;
 mod describe;
 pub mod learner;
 pub mod rl;

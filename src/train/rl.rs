@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::checkpoint::Trained;
+use super::conflict::ConflictMeter;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::score::{OwnRewards, Scored, Scoring, compare, remember};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
@@ -17,6 +18,7 @@ use super::stage::StepFigures;
 use super::update::Update;
 use super::{Session, checkpoint, open_model, open_run};
 use crate::config::to_toml;
+use crate::conflict::TokenTypes;
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Subject, check_room, evaluate, record};
@@ -54,6 +56,8 @@ struct State {
     entropy_control: Option<EntropyControl>,
     /// What rewards remember of the steps so far.
     rewards: RewardState,
+    /// Token types by entropy, of all steps so far.
+    token_types: TokenTypes,
 }
 
 /// A stage that has begun.
@@ -139,6 +143,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         state.base = evaluation.summary();
     }
 
+    let meter = ConflictMeter::new(&config.train, &run.tokenizer);
     let reference = run.reference(&session.device, state.stage)?;
     let total = config.max_steps();
     session.observer.begin("train", total);
@@ -164,6 +169,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         remember(&mut state.rewards, &scored, stage, config.train.num_generations);
         state.rewards.describe(&stage.rewards, &mut metrics);
         state.history.push(describe(&scored, stage, config.train.num_generations, &mut metrics));
+        meter.step(step, &model, &scored, stage, &mut state.token_types, &mut metrics)?;
         // 3. Update.
         let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef));
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
@@ -216,6 +222,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         if due || over || stop {
             let saved = Trained { config: &run.model_config, model: &model, adapter: config.adapter() };
             let keep = config.train.save_total_limit;
+            meter.write_types(&run.dir, &state.token_types)?;
             let checkpoint = checkpoint::save(&run.dir, step, saved, &run.tokenizer, &optimizer, &state, keep)?;
             if failures == 3 {
                 return Err(Error::Invalid(format!(

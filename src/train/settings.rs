@@ -86,6 +86,13 @@ pub struct RlTrain {
     pub eval_steps: usize,
     /// A sample of completions is written every this many steps; 0 for never.
     pub log_completions_steps: usize,
+    /// The entropy conflict is measured every this many steps; 0 for never.
+    pub conflict_steps: usize,
+    /// The cosine of the gradients of accuracy and length is taken every this many steps, which costs two more backward
+    /// passes; 0 for never.
+    pub conflict_cosine_steps: usize,
+    /// Parameters whose cosine is also taken on its own, by the beginnings of their names.
+    pub conflict_cosine_layers: Vec<String>,
 }
 
 impl Default for RlTrain {
@@ -100,6 +107,9 @@ impl Default for RlTrain {
             save_total_limit: 2,
             eval_steps: 0,
             log_completions_steps: 20,
+            conflict_steps: 1,
+            conflict_cosine_steps: 0,
+            conflict_cosine_layers: Vec::new(),
         }
     }
 }

@@ -27,6 +27,17 @@ pub(super) struct Update<'a> {
 /// A completion that has a gradient: its tokens and their terms.
 type Lesson = (Sequence, Vec<TokenTerm>);
 
+/// Weight of each token of each completion, in groups of `group`; 0 for completions that are left out.
+pub(super) fn weights(scored: &[Scored], stage: &Stage, group: usize) -> Vec<f32> {
+    let length = |s: &Scored| if takes_part(s, stage) { s.completion.tokens.len() } else { 0 };
+    let lengths: Vec<Vec<usize>> = scored.chunks(group).map(|group| group.iter().map(length).collect()).collect();
+    stage.loss_type.aggregate().weights(&lengths, stage.max_completion_length).concat()
+}
+
+fn takes_part(scored: &Scored, stage: &Stage) -> bool {
+    !stage.mask_truncated_completions || scored.completion.finished()
+}
+
 impl Update<'_> {
     /// `num_iterations` optimiser steps on the same completions; says whether all were finite. One that is not is left
     /// out, and so are those after it.
@@ -65,12 +76,7 @@ impl Update<'_> {
     /// The completions that have something to teach, with what each of their tokens has.
     fn lessons(&self, scored: &[Scored], control: &mut EntropyControl, metrics: &mut Metrics) -> Vec<Lesson> {
         let stage = self.stage;
-        let takes_part = |s: &Scored| !stage.mask_truncated_completions || s.completion.finished();
-        let length = |s: &Scored| if takes_part(s) { s.completion.tokens.len() } else { 0 };
-        let lengths: Vec<Vec<usize>> =
-            scored.chunks(self.config.train.num_generations).map(|group| group.iter().map(length).collect()).collect();
-        let weights = stage.loss_type.aggregate().weights(&lengths, stage.max_completion_length).concat();
-        let drawn: Vec<Drawn> = (scored.iter().zip(weights))
+        let drawn: Vec<Drawn> = (scored.iter().zip(weights(scored, stage, self.config.train.num_generations)))
             .map(|(s, weight)| Drawn {
                 log_probs: &s.completion.log_probs,
                 entropies: &s.completion.sampling_entropies,
@@ -93,7 +99,7 @@ impl Update<'_> {
             metrics.set("tokens/covariance_share", share(counts.covariance));
         }
         if stage.mask_truncated_completions {
-            let masked = scored.iter().filter(|s| !takes_part(s)).count();
+            let masked = scored.iter().filter(|s| !takes_part(s, stage)).count();
             metrics.set("tokens/masked_completions", masked as f64 / scored.len().max(1) as f64);
         }
         let taught = scored.iter().zip(terms).filter(|(_, terms)| terms.iter().any(TokenTerm::learns));

@@ -1,0 +1,159 @@
+//! `analyze`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::problems::ProblemArgs;
+use super::progress::Progress;
+use super::{DeviceArgs, PrecisionArgs};
+use crate::config::{self, Settings};
+use crate::error::{Error, Result};
+use crate::eval::Subject;
+use crate::objective::RewardKind;
+use crate::objective::rewards::KimiLength;
+use crate::reward::RewardCommand;
+use crate::text::tokenizer::Tokenizer;
+use crate::train::Observer;
+use crate::train::analyze::{AnalyzeConfig, analyze};
+use crate::train::settings::RlConfig;
+use crate::train::stage::Stage;
+use crate::{device, files, model, report};
+
+/// Measure the entropy conflict of a model without training it.
+///
+/// Groups of completions are sampled and given the advantages that a stage of training would give them; what the accuracy
+/// part and the length part of these advantages do to the same tokens is computed and said. Without --config the stage is
+/// GRPO with accuracy and Kimi's length reward (weight 0.4).
+#[derive(Debug, Args)]
+pub(super) struct AnalyzeArgs {
+    /// Hugging Face directory.
+    model: PathBuf,
+    /// Files (.jsonl, .json, .parquet), or "tasks" for the embedded problems.
+    #[arg(required = true)]
+    data: Vec<PathBuf>,
+    /// Problems of each data set: the first so many; 0 for all of a file.
+    #[arg(long, default_value_t = 128)]
+    num_problems: usize,
+    /// Completions per problem [default: the configuration's, or 8].
+    #[arg(long, short = 'n')]
+    num_generations: Option<usize>,
+    /// Take temperature, length, rewards and advantage from a stage of these settings of a run.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Which stage, by number from 0 or by name.
+    #[arg(long, requires = "config", default_value = "0")]
+    stage: String,
+    /// Change a setting: key=value of the stage, or with --config section.key=value of the file; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Write a page that shows the figures and some completions token by token.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Rows decoded together at most.
+    #[arg(long, default_value_t = 128)]
+    rows: usize,
+    /// Seed of the sampling noise.
+    #[arg(long, default_value_t = 1_000_003)]
+    seed: u64,
+    #[command(flatten)]
+    problems: ProblemArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// A stage on its own, with the rewards that an analysis has when nothing else is said.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+struct AnalysisStage(Stage);
+
+impl Default for AnalysisStage {
+    fn default() -> Self {
+        Self(Stage {
+            name: "GRPO with Kimi's length reward".to_string(),
+            rewards: vec![RewardKind::Accuracy, RewardKind::KimiLength(KimiLength::default())],
+            reward_weights: vec![1.0, 0.4],
+            ..Stage::default()
+        })
+    }
+}
+
+impl Settings for AnalysisStage {
+    fn validate(&self) -> Vec<String> {
+        self.0.problems(0).iter().map(|problem| problem.trim_start_matches("stages.0.").to_string()).collect()
+    }
+}
+
+impl AnalyzeArgs {
+    fn settings(&self) -> Result<AnalyzeConfig> {
+        let (stage, reward, group) = match &self.config {
+            None => (config::load::<AnalysisStage>(None, &self.sets)?.0, RewardCommand::default(), 8),
+            Some(file) => {
+                let config: RlConfig = config::load(Some(file), &self.sets)?;
+                let group = config.train.num_generations;
+                (named(&config.stages, &self.stage, file)?, config.reward, group)
+            }
+        };
+        let num_generations = self.num_generations.unwrap_or(group);
+        for (flag, value, least) in [("--num-generations", num_generations, 2), ("--rows", self.rows, 1)] {
+            if value < least {
+                return Err(Error::Invalid(format!("{flag} {value} must be at least {least}")));
+            }
+        }
+        Ok(AnalyzeConfig { num_generations, stage, reward, rows: self.rows, seed: self.seed })
+    }
+}
+
+fn named(stages: &[Stage], name: &str, file: &Path) -> Result<Stage> {
+    let by_number = name.parse::<usize>().ok().and_then(|number| stages.get(number));
+    let found = stages.iter().find(|stage| stage.name == name).or(by_number);
+    found.cloned().ok_or_else(|| {
+        let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
+        Error::file(file, format!("no stage {name}: give 0 to {} or one of {}", stages.len() - 1, names.join(", ")))
+    })
+}
+
+pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
+    let config = args.settings()?;
+    let device = device::parse(&args.device.device)?;
+    let (model_config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
+    let tokenizer = Tokenizer::load(&args.model)?;
+    tokenizer.check_vocab(model_config.vocab_size, &args.model)?;
+    let mut problems = Vec::new();
+    for data in &args.data {
+        let context = model_config.max_position_embeddings;
+        let (found, report) = args.problems.open(data, args.num_problems, context, &tokenizer)?;
+        eprintln!("{}: {report}", data.display());
+        problems.extend(found);
+    }
+    let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
+    let mut progress = Progress::new();
+    progress.begin("analyze", problems.len());
+    let analysis = analyze(subject, &problems, &config, &[], &mut |done| progress.advance(done, None))?;
+    drop(progress);
+    report::analysis_text(&analysis).iter().for_each(|sentence| println!("{sentence}"));
+    if let Some(path) = &args.html {
+        let data: Vec<String> = args.data.iter().map(|data| data.display().to_string()).collect();
+        let settings = format!(
+            "{} completions of each of {} problems of {}, under the stage {:?}: temperature {}, at most {} tokens.",
+            config.num_generations,
+            analysis.problems,
+            data.join(", "),
+            config.stage.name,
+            config.stage.temperature,
+            config.stage.max_completion_length,
+        );
+        let page = report::analysis(&analysis, &args.model.display().to_string(), &settings)?;
+        files::write(path, page.as_bytes())?;
+    }
+    if let Some(path) = &args.json {
+        files::write_json(path, &report::analysis_json(&analysis))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Which problems a command looks at: data sets as named on the command line, and how they are read.
+
+use std::path::Path;
+
+use clap::Args;
+
+use crate::data::{DataReport, Problem};
+use crate::error::Result;
+use crate::problems::{DataConfig, TASKS};
+use crate::text::tokenizer::Tokenizer;
+
+/// How data sets are read.
+#[derive(Debug, Args)]
+pub(super) struct ProblemArgs {
+    /// Longest prompt, in tokens; a longer one is an error [default: what the model reads].
+    #[arg(long)]
+    max_prompt_length: Option<usize>,
+    /// Leave overlong prompts out (and say how many) instead.
+    #[arg(long)]
+    filter_overlong_prompts: bool,
+    /// Seed of the embedded tasks.
+    #[arg(long, default_value_t = 0)]
+    tasks_seed: u64,
+    /// Difficulties of the embedded tasks, within 1 and 4.
+    #[arg(long, value_name = "FROM-TO", default_value = "1-3", value_parser = difficulties)]
+    difficulties: [u8; 2],
+    /// Field with the prompt.
+    #[arg(long)]
+    prompt_field: Option<String>,
+    /// Field with the answer.
+    #[arg(long)]
+    answer_field: Option<String>,
+}
+
+/// Reads `1-3` or `2`.
+fn difficulties(text: &str) -> std::result::Result<[u8; 2], String> {
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    match (from.parse(), to.parse()) {
+        (Ok(from), Ok(to)) if 1 <= from && from <= to && to <= 4 => Ok([from, to]),
+        _ => Err("expected one difficulty or a range, within 1 and 4, such as 1-3".to_string()),
+    }
+}
+
+impl ProblemArgs {
+    /// The first `limit` problems (0 for all) of one data set, for a model that reads `context` tokens.
+    pub(super) fn open(
+        &self,
+        data: &Path,
+        limit: usize,
+        context: usize,
+        tokenizer: &Tokenizer,
+    ) -> Result<(Vec<Problem>, DataReport)> {
+        let config = DataConfig {
+            eval: data.to_path_buf(),
+            difficulties: self.difficulties,
+            tasks_seed: self.tasks_seed,
+            prompt_field: self.prompt_field.clone(),
+            answer_field: self.answer_field.clone(),
+            // One token at least is left for the completion.
+            max_prompt_length: self.max_prompt_length.unwrap_or(context - 1),
+            filter_overlong_prompts: self.filter_overlong_prompts,
+            ..DataConfig::default()
+        };
+        config.held_out(limit, tokenizer)
+    }
+}
+
+/// A data set as named on the command line: the embedded tasks or a file.
+pub(super) fn is_tasks(path: &Path) -> bool {
+    path.as_os_str() == TASKS
+}

@@ -1,0 +1,307 @@
+//! Where connectors stand in a completion, and what follows them.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::{AddAssign, Range};
+
+use super::lexicon::{LEXICON, Place};
+use super::sums::quotient;
+use crate::text::tokenizer::Tokenizer;
+
+/// Finds connectors in completions of one tokenizer.
+#[derive(Debug, Clone)]
+pub struct Connectors {
+    /// Text of each token id.
+    pieces: Vec<String>,
+    /// Phrases by their first word, longest first: the words after the first, and where the phrase may stand.
+    phrases: HashMap<&'static str, Vec<(Vec<&'static str>, Place)>>,
+}
+
+/// A completion read as text.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reading {
+    /// For each token, whether a connector begins in it. Of a connector of several tokens or words this is the first: the one
+    /// with which the model decides for it.
+    pub connector: Vec<bool>,
+    /// Its steps.
+    pub steps: Steps,
+}
+
+/// Connectors and steps, counted. A step is a sentence or a line, or what stands between semicolons; its result is its last
+/// number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// Connectors.
+    pub connectors: usize,
+    /// Connectors that begin a step.
+    pub opening: usize,
+    /// Tokens from each connector to the end of its step, summed.
+    pub tokens_to_end: usize,
+    /// Steps that a connector begins, those of them with a result, and of these those whose result an earlier step had.
+    pub opened: [usize; 3],
+    /// The same of all other steps.
+    pub plain: [usize; 3],
+}
+
+impl AddAssign for Steps {
+    fn add_assign(&mut self, other: Self) {
+        self.connectors += other.connectors;
+        self.opening += other.opening;
+        self.tokens_to_end += other.tokens_to_end;
+        for k in 0..3 {
+            self.opened[k] += other.opened[k];
+            self.plain[k] += other.plain[k];
+        }
+    }
+}
+
+impl Steps {
+    /// `P(a new step starts | connector)`: share of the connectors that begin a step.
+    pub fn opens_step(&self) -> Option<f64> {
+        quotient(self.opening as f64, self.connectors as f64)
+    }
+
+    /// Mean number of tokens after a connector to the end of its step, separator included.
+    pub fn tokens_to_step_end(&self) -> Option<f64> {
+        quotient(self.tokens_to_end as f64, self.connectors as f64)
+    }
+
+    /// Share of the steps that begin with a connector.
+    pub fn opened_share(&self) -> Option<f64> {
+        quotient(self.opened[0] as f64, (self.opened[0] + self.plain[0]) as f64)
+    }
+
+    /// Share of the steps with a result that only restate one: of those that a connector begins, and of the others.
+    pub fn restated(&self) -> [Option<f64>; 2] {
+        [self.opened, self.plain].map(|[_, results, restated]| quotient(restated as f64, results as f64))
+    }
+}
+
+impl Connectors {
+    /// The lexicon for the tokens of `tokenizer`.
+    pub fn new(tokenizer: &Tokenizer) -> Self {
+        // Some decoders drop the blank before the first token of a text, so each is decoded after another one.
+        let before = tokenizer.encode("a").unwrap_or_default();
+        let start = tokenizer.decode(&before, false).len();
+        let piece = |id: usize| {
+            let ids: Vec<u32> = before.iter().copied().chain([id as u32]).collect();
+            tokenizer.decode(&ids, false).get(start..).map(str::to_string).unwrap_or_default()
+        };
+        Self::of((0..tokenizer.vocab_size()).map(piece).collect())
+    }
+
+    pub(super) fn of(pieces: Vec<String>) -> Self {
+        let mut phrases: HashMap<_, Vec<(Vec<_>, Place)>> = HashMap::new();
+        for (phrase, place) in LEXICON {
+            let mut words = phrase.split(' ');
+            let first = words.next().unwrap_or_default();
+            phrases.entry(first).or_default().push((words.collect(), place));
+        }
+        phrases.values_mut().for_each(|list| list.sort_by_key(|(rest, _)| std::cmp::Reverse(rest.len())));
+        Self { pieces, phrases }
+    }
+
+    /// The text of a token; empty for an id outside the vocabulary.
+    pub fn piece(&self, token: u32) -> &str {
+        self.pieces.get(token as usize).map_or("", String::as_str)
+    }
+
+    /// Reads a completion.
+    pub fn read(&self, tokens: &[u32]) -> Reading {
+        let mut text = String::new();
+        let mut starts = Vec::with_capacity(tokens.len());
+        for &token in tokens {
+            starts.push(text.len());
+            text.push_str(self.piece(token));
+        }
+        let at = |byte: usize| starts.partition_point(|&start| start <= byte) - 1;
+        let steps = steps(&text);
+        let mut reading = Reading { connector: vec![false; tokens.len()], steps: Steps::default() };
+        let mut openings = HashSet::new();
+        for byte in self.find(&text) {
+            let token = at(byte);
+            let step = &steps[steps.partition_point(|step| step.end <= byte)];
+            reading.connector[token] = true;
+            reading.steps.connectors += 1;
+            reading.steps.tokens_to_end += at(step.end - 1) - token;
+            if text[step.start..byte].trim().is_empty() {
+                reading.steps.opening += 1;
+                openings.insert(step.start);
+            }
+        }
+        let mut results = HashSet::new();
+        for step in steps {
+            let counts =
+                if openings.contains(&step.start) { &mut reading.steps.opened } else { &mut reading.steps.plain };
+            counts[0] += 1;
+            if let Some(result) = last_number(&text[step]) {
+                counts[1] += 1;
+                counts[2] += usize::from(!results.insert(result));
+            }
+        }
+        reading
+    }
+
+    /// Where the connectors of `text` begin.
+    fn find(&self, text: &str) -> Vec<usize> {
+        let words = words(text);
+        let mut found = Vec::new();
+        let mut i = 0;
+        while let Some(word) = words.get(i) {
+            let list = self.phrases.get(text[word.clone()].to_lowercase().as_str());
+            let fits = |(rest, place): &&(Vec<&str>, Place)| {
+                let follows = |(k, want): (usize, &&str)| {
+                    words.get(i + k + 1).is_some_and(|next| {
+                        let gap = &text[words[i + k].end..next.start];
+                        matches!(gap, " " | "-") && text[next.clone()].eq_ignore_ascii_case(want)
+                    })
+                };
+                let opening = || opens(&text[..word.start]);
+                rest.iter().enumerate().all(follows) && (*place == Place::Anywhere || opening())
+            };
+            match list.and_then(|list| list.iter().find(fits)) {
+                Some((rest, _)) => {
+                    found.push(word.start);
+                    i += 1 + rest.len();
+                }
+                None => i += 1,
+            }
+        }
+        found
+    }
+}
+
+/// Runs of letters. A character that is not whole yet counts as one: it is part of a word we cannot read.
+fn words(text: &str) -> Vec<Range<usize>> {
+    let mut words: Vec<Range<usize>> = Vec::new();
+    for (at, c) in text.char_indices().filter(|(_, c)| c.is_alphabetic() || *c == '\u{fffd}') {
+        let end = at + c.len_utf8();
+        match words.last_mut() {
+            Some(word) if word.end == at => word.end = end,
+            _ => words.push(at..end),
+        }
+    }
+    words
+}
+
+/// Whether a sentence or line could begin after `before`.
+fn opens(before: &str) -> bool {
+    let blanks = before.trim_end_matches(' ');
+    blanks.chars().next_back().is_none_or(|c| matches!(c, '.' | '!' | '?' | ';' | ':' | '>' | '*' | '#' | '"' | '\n'))
+}
+
+/// The steps of a text: they end with a line, a semicolon, or a full stop, exclamation or question mark that no letter or
+/// digit follows.
+fn steps(text: &str) -> Vec<Range<usize>> {
+    let mut steps = Vec::new();
+    let mut start = 0;
+    let mut chars = text.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        let inside = chars.peek().is_some_and(|(_, next)| next.is_alphanumeric());
+        let ends = matches!(c, '\n' | ';') || (matches!(c, '.' | '!' | '?') && !inside);
+        if ends {
+            let end = at + c.len_utf8();
+            // Signs on their own ("...", an empty line) belong to the step before.
+            match steps.last_mut() {
+                Some(Range { end: last, .. }) if !text[start..end].contains(char::is_alphanumeric) => *last = end,
+                _ => steps.push(start..end),
+            }
+            start = end;
+        }
+    }
+    if start < text.len() {
+        steps.push(start..text.len());
+    }
+    steps
+}
+
+/// The last number in `text`, as it is written.
+fn last_number(text: &str) -> Option<&str> {
+    let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
+    let inside = |c: char| c.is_ascii_digit() || c == '.' || c == ',' || c == '/';
+    let start = text[..end].rfind(|c: char| !inside(c)).map_or(0, |at| at + 1);
+    // A character before the number may have several bytes.
+    let start = (start..end).find(|&at| text.is_char_boundary(at))?;
+    Some(text[start..end].trim_start_matches(['.', ',', '/']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tasks::{Family, Generator, Split};
+
+    /// A tokenizer whose tokens are given; a text is a list of them.
+    fn connectors(pieces: &[&str]) -> (Connectors, Vec<u32>) {
+        (Connectors::of(pieces.iter().map(|s| (*s).to_string()).collect()), (0..pieces.len() as u32).collect())
+    }
+
+    fn flagged<'a>(pieces: &[&'a str]) -> Vec<&'a str> {
+        let (connectors, tokens) = connectors(pieces);
+        let reading = connectors.read(&tokens);
+        pieces.iter().zip(reading.connector).filter(|(_, flag)| *flag).map(|(piece, _)| *piece).collect()
+    }
+
+    #[test]
+    fn the_first_token_of_a_connector_is_flagged() {
+        assert_eq!(flagged(&["5", ".", " Wa", "it", ",", " no"]), [" Wa"]);
+        assert_eq!(flagged(&["I", " double", "-", "check", " it"]), [" double"]);
+        assert_eq!(flagged(&["As", " a", " re", "sult", ", 5"]), ["As"]);
+        assert_eq!(flagged(&["As", " a", " child"]), [""; 0]);
+        assert_eq!(flagged(&["awaiting", " WAIT", " butter", " But"]), [" WAIT", " But"]);
+    }
+
+    /// "The next term" and "not so large" connect nothing.
+    #[test]
+    fn sequence_words_count_only_where_a_sentence_may_begin() {
+        assert_eq!(flagged(&["the", " next", " term", ".", " Next", ", the", " first"]), [" Next"]);
+        assert_eq!(flagged(&["<think>", "So", " 5", " so", " 6", "\n", "So", " 7"]), ["So", "So"]);
+    }
+
+    /// Part of a character that spans tokens is no word boundary: "éso" has no "so" in it.
+    #[test]
+    fn a_broken_character_is_part_of_its_word() {
+        assert_eq!(flagged(&["\n", "\u{fffd}", "\u{fffd}", "so"]), [""; 0]);
+    }
+
+    #[test]
+    fn steps_and_what_follows_a_connector_are_counted() {
+        // Three steps: 12; then a connector 2 tokens from the end that repeats it; then one inside a step with a new number.
+        let (connectors, tokens) =
+            connectors(&["3*4", "=", "12", ".", " Wait", ", 12", ".", " That is 1.5", " but", " not", " 13", "."]);
+        let steps = connectors.read(&tokens).steps;
+        let expected = Steps { connectors: 2, opening: 1, tokens_to_end: 2 + 3, opened: [1, 1, 1], plain: [2, 2, 0] };
+        assert_eq!(steps, expected);
+        assert_eq!((steps.opens_step(), steps.tokens_to_step_end()), (Some(0.5), Some(2.5)));
+        assert_eq!((steps.opened_share(), steps.restated()), (Some(1.0 / 3.0), [Some(1.0), Some(0.0)]));
+        assert_eq!(Steps::default().opens_step(), None);
+    }
+
+    #[test]
+    fn numbers_are_read_as_written() {
+        assert_eq!(last_number("é1,200.5 is x"), Some("1,200.5"));
+        assert_eq!(last_number("…, 7"), Some("7"));
+        assert_eq!(last_number("none"), None);
+    }
+
+    /// The connectors that the embedded tasks' traces are written with are found, words of several tokens ("A", "l", "ter…") too.
+    #[test]
+    fn the_embedded_traces_have_connectors() {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/base");
+        let tokenizer = Tokenizer::load(&directory).unwrap();
+        let connectors = Connectors::new(&tokenizer);
+        let generator = Generator { families: Family::ALL.to_vec(), difficulties: 1..=3, seed: 0 };
+        let mut seen = HashMap::<String, usize>::new();
+        for index in 0..400 {
+            let trace = &generator.row(Split::Train, index).messages[1].content;
+            let tokens = tokenizer.encode(trace).unwrap();
+            assert_eq!(tokens.iter().map(|&token| connectors.piece(token)).collect::<String>(), *trace);
+            for (token, flag) in tokens.iter().zip(connectors.read(&tokens).connector) {
+                if flag {
+                    *seen.entry(connectors.piece(*token).trim().to_string()).or_default() += 1;
+                }
+            }
+        }
+        for word in ["Wait", "Therefore", "First", "Then", "Next", "Now", "After", "So", "Hmm", "A", "Let", "To"] {
+            assert!(seen.get(word).is_some_and(|&count| count > 3), "{word}: {seen:?}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The page of an analysis.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::completions::{shade, shades, shown_text};
+use super::conflict::{Section, of_blocks};
+use super::findings;
+use super::numbers::{number, percent, signed};
+use super::outcome::Tile;
+use super::render;
+use crate::error::Result;
+use crate::train::analyze::{Analysis, BLOCK, Shown, ShownCompletion, ShownToken};
+
+/// What the blocks are called.
+const UNIT: &str = "blocks of problems";
+
+#[derive(Serialize)]
+struct View<'a> {
+    title: &'a str,
+    settings: String,
+    tiles: Vec<Tile>,
+    conflict: Section,
+    shades: Vec<String>,
+    examples: Vec<Example<'a>>,
+}
+
+#[derive(Serialize)]
+struct Example<'a> {
+    family: &'a str,
+    prompt: &'a str,
+    answer: &'a str,
+    sides: Vec<Side>,
+}
+
+#[derive(Serialize)]
+struct Side {
+    what: &'static str,
+    length: usize,
+    advantages: String,
+    tokens: Vec<Token>,
+}
+
+#[derive(Serialize)]
+struct Token {
+    text: String,
+    class: String,
+    title: String,
+}
+
+/// A page with the figures of an analysis and some of its completions, token by token; it needs nothing but itself.
+///
+/// # Errors
+/// None that a user could cause.
+pub fn analysis(analysis: &Analysis, title: &str, settings: &str) -> Result<String> {
+    let figure = |name: &str| analysis.metrics.get(name);
+    let tile = |name, value: String, note: &str| Tile { name, value, note: note.into() };
+    let view = View {
+        title,
+        settings: settings.to_string(),
+        tiles: vec![
+            tile("Accuracy", percent(figure("rewards/accuracy/mean")), "of the sampled completions"),
+            tile("Mean length", number(figure("completions/mean_length"), 1), "tokens per completion"),
+            tile("Entropy", number(figure("entropy"), 3), "nats per token, T = 1"),
+            tile("Connectors", number(figure("conflict/connectors/per_1000"), 1), "per 1000 tokens"),
+        ],
+        conflict: of_blocks(&rows(analysis), UNIT, analysis.types.clone())?,
+        shades: shades(),
+        examples: analysis.shown.iter().map(example).collect(),
+    };
+    render("analysis.html", include_str!("analysis.html"), view)
+}
+
+/// What an analysis found, in sentences; the verdict first.
+pub fn analysis_text(analysis: &Analysis) -> Vec<String> {
+    findings::sentences(&rows(analysis), UNIT).unwrap_or_default()
+}
+
+/// The figures of an analysis as JSON.
+pub fn analysis_json(analysis: &Analysis) -> Value {
+    json!({
+        "problems": analysis.problems,
+        "problems_per_block": BLOCK,
+        "findings": analysis_text(analysis),
+        "metrics": analysis.metrics.values(),
+        "blocks": analysis.blocks.iter().map(|block| block.values()).collect::<Vec<_>>(),
+        "types": analysis.types,
+    })
+}
+
+/// The blocks are what errors are computed from; the figures of a single block stand alone.
+fn rows(analysis: &Analysis) -> Vec<&findings::Row> {
+    analysis.blocks.iter().map(|block| block.values()).collect()
+}
+
+fn example(shown: &Shown) -> Example<'_> {
+    let side = |completion: &ShownCompletion| {
+        let parts = [completion.advantage.task, completion.advantage.length].map(|a| signed(Some(a.into()), 2));
+        let advantages = format!("A accuracy {}, A length {}", parts[0], parts[1]);
+        let token = |token: &ShownToken| {
+            let nats = f64::from(token.entropy);
+            let connector = if token.connector { " connector" } else { "" };
+            Token {
+                text: shown_text(&token.text),
+                class: format!("s{}{connector}", shade(nats)),
+                title: format!("entropy {nats:.3} nats, p {:.3}, {advantages}", token.probability),
+            }
+        };
+        let tokens = completion.tokens.iter().map(token).collect();
+        Side { what: completion.what, length: completion.tokens.len(), advantages: advantages.clone(), tokens }
+    };
+    Example {
+        family: &shown.data_source,
+        prompt: &shown.prompt,
+        answer: &shown.answer,
+        sides: shown.completions.iter().map(side).collect(),
+    }
+}

@@ -1,0 +1,264 @@
+//! The section of a report on the entropy conflict: what was found in each stage, its plots, and the token types.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::findings::{self, Row};
+use super::plot::{Ink, Mark, Plot, Series};
+use super::plots::{Figure, figure};
+use super::run::{Metrics, Stage, optional};
+use crate::conflict::{Connectors, DECILES, RankedType, Ranking};
+use crate::error::Result;
+
+/// What the template shows; empty when no step was measured.
+#[derive(Serialize)]
+pub(super) struct Section {
+    findings: Vec<Finding>,
+    figures: Vec<Figure>,
+    types: Option<Types>,
+}
+
+/// What a stage shows, in words.
+#[derive(Serialize)]
+struct Finding {
+    name: String,
+    verdict: String,
+    text: String,
+}
+
+/// `token_types.json`: the token types of highest mean entropy, held against the lexicon of connectors.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Types {
+    /// Tokens counted.
+    pub tokens: u64,
+    /// Types that occurred often enough.
+    pub ranked: usize,
+    /// As in [`crate::conflict::Ranking`].
+    pub jaccard: Option<f64>,
+    /// As in [`crate::conflict::Ranking`].
+    pub lexicon_share: f64,
+    /// As in [`crate::conflict::Ranking`].
+    pub base_share: f64,
+    /// Highest first.
+    pub top: Vec<TypeRow>,
+}
+
+/// A token type.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TypeRow {
+    /// Its id.
+    pub token: u32,
+    /// Its text.
+    pub text: String,
+    /// Occurrences.
+    pub count: u64,
+    /// Mean entropy, in nats.
+    pub entropy: f64,
+    /// Whether it begins connectors.
+    pub connector: bool,
+}
+
+/// Rows that are looked at together, under the name of their stage.
+struct Group<'a> {
+    name: &'a str,
+    rows: Vec<(u64, &'a Row)>,
+}
+
+impl Types {
+    /// A ranking among `tokens` tokens, with texts.
+    pub(crate) fn new(ranking: &Ranking, tokens: u64, connectors: &Connectors) -> Self {
+        let Ranking { top, ranked, jaccard, lexicon_share, base_share } = ranking;
+        let row = |kind: &RankedType| TypeRow {
+            token: kind.token,
+            text: connectors.piece(kind.token).to_string(),
+            count: kind.count,
+            entropy: kind.entropy,
+            connector: kind.connector,
+        };
+        let (jaccard, lexicon_share, base_share) = (*jaccard, *lexicon_share, *base_share);
+        Self { tokens, ranked: *ranked, jaccard, lexicon_share, base_share, top: top.iter().map(row).collect() }
+    }
+}
+
+impl Group<'_> {
+    fn rows(&self) -> Vec<&Row> {
+        self.rows.iter().map(|(_, row)| *row).collect()
+    }
+}
+
+/// The section for a run.
+pub(super) fn section(run: &Path, metrics: &Metrics, stages: &[Stage]) -> Result<Section> {
+    let mut groups: Vec<Group> = Vec::new();
+    for stage in stages {
+        // A stage that comes again is the same stage.
+        let rows = metrics.0.range(stage.first..=stage.last).map(|(&step, row)| (step, row));
+        match groups.iter_mut().find(|group| group.name == stage.name) {
+            Some(group) => group.rows.extend(rows),
+            None => groups.push(Group { name: &stage.name, rows: rows.collect() }),
+        }
+    }
+    let mut section = by_group(&groups, "steps")?;
+    if !section.findings.is_empty() {
+        let over_steps = over_steps(metrics, &groups, stages);
+        let figures = over_steps.into_iter().map(figure).collect::<Result<Vec<_>>>()?;
+        section.figures.extend(figures);
+        section.types = optional(crate::files::read_json(&run.join("token_types.json")))?;
+    }
+    Ok(section)
+}
+
+/// The section for rows that are no steps of a run; `unit` names what they are.
+pub(super) fn of_blocks(rows: &[&Row], unit: &str, types: Option<Types>) -> Result<Section> {
+    // Numbered so that none follows another: a block has no next step.
+    let rows = (0..).step_by(2).zip(rows.iter().copied()).collect();
+    let section = by_group(&[Group { name: "", rows }], unit)?;
+    Ok(Section { types, ..section })
+}
+
+/// Findings and plots by decile.
+fn by_group(groups: &[Group], unit: &str) -> Result<Section> {
+    let several = groups.len() > 1;
+    let (mut findings, mut figures) = (Vec::new(), Vec::new());
+    for group in groups {
+        let rows = group.rows();
+        let Some(mut sentences) = findings::sentences(&rows, unit) else { continue };
+        sentences.extend(findings::prediction(&findings::changes(&group.rows)));
+        let verdict = sentences.remove(0);
+        findings.push(Finding { name: group.name.to_string(), verdict, text: sentences.join(" ") });
+        let name = if several { format!(", {}", group.name) } else { String::new() };
+        for plot in by_decile(&rows, &name) {
+            figures.push(figure(plot)?);
+        }
+    }
+    Ok(Section { findings, figures, types: None })
+}
+
+/// Plots whose x axis is the entropy of tokens, in tenths.
+fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
+    let curve = |label: &str, ink, key: &str| {
+        let at = |k: usize| Some((k as f64 + 0.5, findings::mean(rows, &format!("deciles/{key}[{k}]"))?.value));
+        Series { label: label.into(), ink, mark: Mark::Line, points: (0..DECILES).filter_map(at).collect() }
+    };
+    let connectors = |label: &str, ink, key: &str| {
+        let place = findings::mean(rows, "connectors/decile").zip(findings::mean(rows, &format!("connectors/{key}")));
+        let points = place.map(|(x, y)| (x.value, y.value)).into_iter().collect();
+        Series { label: label.into(), ink, mark: Mark::Dots, points }
+    };
+    let plot = |title: &str, y_label, from_zero, note: &str, series| Plot {
+        title: format!("{title}{name}"),
+        note: note.into(),
+        x_label: "tenths of the tokens, by entropy",
+        y_label,
+        from_zero,
+        small: false,
+        series,
+        stages: Vec::new(),
+    };
+    [
+        plot(
+            "Gradient by entropy",
+            "share of the squared gradient",
+            true,
+            "Each part\u{2019}s squared logit gradient; a tenth each if entropy did not matter.",
+            vec![
+                curve("accuracy", Ink::Blue, "grad_share_task"),
+                curve("length", Ink::Orange, "grad_share_length"),
+                Series { mark: Mark::ThinLine, ..curve("both", Ink::Text, "grad_share") },
+            ],
+        ),
+        plot(
+            "Advantage by entropy",
+            "mean advantage",
+            false,
+            "The dots are the connectors, at their mean tenth.",
+            vec![
+                curve("accuracy", Ink::Blue, "advantage_task"),
+                curve("length", Ink::Orange, "advantage_length"),
+                connectors("accuracy, on connectors", Ink::Blue, "advantage_task"),
+                connectors("length, on connectors", Ink::Orange, "advantage_length"),
+            ],
+        ),
+    ]
+}
+
+/// Plots over steps, and the one of predicted against realised change.
+fn over_steps(metrics: &Metrics, groups: &[Group], stages: &[Stage]) -> Vec<Plot> {
+    let series = |label: &str, ink, mark, key: &str| Series {
+        label: label.into(),
+        ink,
+        mark,
+        points: metrics.points(&format!("conflict/{key}")),
+    };
+    let plot = |title: &str, y_label, from_zero, note: &str, series| Plot {
+        title: title.into(),
+        note: note.into(),
+        x_label: "step",
+        y_label,
+        from_zero,
+        small: false,
+        series,
+        stages: stages.iter().map(|stage| (stage.first as f64, stage.name.clone())).collect(),
+    };
+    let scatter = |(index, group): (usize, &Group)| Series {
+        label: group.name.into(),
+        ink: Ink::of_stage(index),
+        mark: Mark::Dots,
+        points: findings::changes(&group.rows),
+    };
+    let mut plots = vec![
+        plot(
+            "Opposition",
+            "share of the efforts that cancels",
+            true,
+            "Token by token: 0 where the two parts agree, 1 where they cancel.",
+            vec![
+                series("other tokens", Ink::Blue, Mark::ThinLine, "others/cancellation"),
+                series("connectors", Ink::Orange, Mark::Line, "connectors/cancellation"),
+            ],
+        ),
+        plot(
+            "Connectors",
+            "per 1000 tokens",
+            true,
+            "",
+            vec![series("connectors of the lexicon", Ink::Green, Mark::Line, "connectors/per_1000")],
+        ),
+        plot(
+            "Predicted change of entropy",
+            "nats per token and unit step",
+            false,
+            "Above zero: a step along this part of the gradient raises the entropy of the sampled tokens.",
+            vec![
+                series("accuracy", Ink::Blue, Mark::Line, "entropy_change_task"),
+                series("length", Ink::Orange, Mark::Line, "entropy_change_length"),
+            ],
+        ),
+        plot(
+            "Covariance of advantage and log-probability",
+            "nats",
+            false,
+            "Above zero: what is likely already is rewarded, and entropy falls.",
+            vec![
+                series("accuracy", Ink::Blue, Mark::ThinLine, "covariance/task"),
+                series("length", Ink::Orange, Mark::ThinLine, "covariance/length"),
+                series("both", Ink::Text, Mark::Line, "covariance/mean"),
+            ],
+        ),
+        Plot {
+            x_label: "predicted, nats per token and unit step",
+            stages: Vec::new(),
+            ..plot(
+                "Change of entropy, predicted and realised",
+                "to the next step, nats",
+                false,
+                "The next step samples other problems, which moves its entropy too.",
+                groups.iter().enumerate().map(scatter).collect(),
+            )
+        },
+    ];
+    plots.retain(|plot| plot.series.iter().any(|series| !series.points.is_empty()));
+    plots
+}

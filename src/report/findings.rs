@@ -1,0 +1,377 @@
+//! What measured steps say of the entropy conflict, in words computed from their figures.
+//!
+//! A sentence states a direction only where the mean over the steps is more than two of its standard errors from zero; else it
+//! says that nothing was measurable. Steps of a run follow one another, so the errors are a guide, not a test.
+
+use serde_json::{Map, Value};
+
+use super::numbers::{percent, signed};
+
+/// The metrics of a step.
+pub(crate) type Row = Map<String, Value>;
+
+/// A mean over steps and its standard error.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Mean {
+    pub(super) value: f64,
+    /// None of a single step.
+    error: Option<f64>,
+}
+
+impl Mean {
+    /// None for no values.
+    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let values: Vec<f64> = values.collect();
+        if values.is_empty() {
+            return None;
+        }
+        let count = values.len() as f64;
+        let error = (values.len() > 1).then(|| crate::metrics::deviation(&values) / count.sqrt());
+        Some(Self { value: crate::metrics::mean(&values), error })
+    }
+
+    /// 1 or −1 where the mean is told from zero, else 0.
+    fn sign(self) -> i32 {
+        match self.error {
+            Some(error) if self.value > 2.0 * error => 1,
+            Some(error) if self.value < -2.0 * error => -1,
+            _ => 0,
+        }
+    }
+
+    /// The mean with its error, to the places that the error allows.
+    fn text(self) -> String {
+        let scale = self.error.filter(|error| *error > 0.0).unwrap_or(self.value.abs() / 10.0);
+        let places = if scale > 0.0 { (1.0 - scale.log10().floor()).clamp(0.0, 9.0) as usize } else { 1 };
+        let value = signed(Some(self.value), places);
+        self.error.map_or(value.clone(), |error| format!("{value} \u{b1} {error:.places$}"))
+    }
+}
+
+/// A number of a row under `conflict/`; `name` may end with `[k]`, the entry `k` of a list.
+fn figure(row: &Row, name: &str) -> Option<f64> {
+    let (name, index) = match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
+        Some((name, index)) => (name, index.parse::<usize>().ok()),
+        None => (name, None),
+    };
+    let value = row.get(&format!("conflict/{name}"))?;
+    index.map_or(Some(value), |index| value.get(index))?.as_f64()
+}
+
+/// The mean of a figure over the steps that have it.
+pub(super) fn mean(rows: &[&Row], name: &str) -> Option<Mean> {
+    Mean::of(rows.iter().filter_map(|row| figure(row, name)))
+}
+
+/// The mean difference of two figures over the steps that have both.
+fn difference(rows: &[&Row], a: &str, b: &str) -> Option<Mean> {
+    Mean::of(rows.iter().filter_map(|row| Some(figure(row, a)? - figure(row, b)?)))
+}
+
+/// What the steps show: sentences, the verdict first. None when none of them was measured.
+///
+/// `unit` names what the rows are ("steps").
+pub(crate) fn sentences(rows: &[&Row], unit: &str) -> Option<Vec<String>> {
+    let measured = rows.iter().filter(|row| row.contains_key("conflict/tokens")).count();
+    if measured == 0 {
+        return None;
+    }
+    let changes = [mean(rows, "entropy_change_task"), mean(rows, "entropy_change_length")];
+    let mut text = vec![verdict(changes)];
+    if changes.iter().any(Option::is_some) {
+        text.push(entropy(changes, measured, unit));
+    }
+    text.extend(opposition(rows));
+    text.extend(connectors(rows));
+    text.extend(gradient(rows));
+    text.extend(mislabelled(rows));
+    Some(text)
+}
+
+/// Whether the parts pull entropy apart, and which way.
+fn verdict(changes: [Option<Mean>; 2]) -> String {
+    let text = match changes {
+        [None, None] => "No advantage moved a token: there is nothing to measure",
+        [Some(_), None] => "No length part acted, so there is no conflict between two parts to measure",
+        [None, Some(_)] => "No accuracy part acted, so there is no conflict between two parts to measure",
+        [Some(task), Some(length)] => match (task.sign(), length.sign()) {
+            (1, -1) => "Conflict in entropy: accuracy raises it and length lowers it, as the paper says",
+            (-1, 1) => {
+                "Conflict in entropy, but the other way round than the paper says: accuracy lowers it and length raises it"
+            }
+            (1, 1) => "No conflict in entropy: both parts raise it",
+            (-1, -1) => "No conflict in entropy: both parts lower it",
+            _ => "No measurable conflict in entropy",
+        },
+    };
+    format!("{text}.")
+}
+
+fn entropy(changes: [Option<Mean>; 2], measured: usize, unit: &str) -> String {
+    let verb = |mean: Mean| match mean.sign() {
+        1 => "raises entropy",
+        -1 => "lowers entropy",
+        _ => "has no measurable effect on entropy",
+    };
+    let clause =
+        |(name, change): (&str, Option<Mean>)| change.map(|m| format!("the {name} part {} ({})", verb(m), m.text()));
+    let clauses: Vec<String> = ["accuracy", "length"].into_iter().zip(changes).filter_map(clause).collect();
+    format!(
+        "Over {measured} {unit}, predicted from the samples in nats per token for a unit step on the logits (mean \u{b1} \
+         standard error): {}.",
+        clauses.join(", ")
+    )
+}
+
+/// How much of the two parts' efforts cancels, and where.
+fn opposition(rows: &[&Row]) -> Option<String> {
+    let all = mean(rows, "cancellation")?.value;
+    let strength = match all {
+        a if a < 0.05 => "hardly oppose each other",
+        a if a < 0.25 => "oppose each other in part",
+        _ => "oppose each other strongly",
+    };
+    let mut text = format!("Token by token the parts {strength}: {} of their efforts cancels", percent(Some(all)));
+    let compare = |name: &str, here: &str, there: &str| {
+        let (difference, here, there) = (difference(rows, here, there)?, mean(rows, here)?, mean(rows, there)?);
+        let more = match difference.sign() {
+            1 => "more",
+            -1 => "less",
+            _ => "not measurably more or less",
+        };
+        Some(format!("{more} {name} ({} against {})", percent(Some(here.value)), percent(Some(there.value))))
+    };
+    let places = [
+        compare("on connectors than on other tokens", "connectors/cancellation", "others/cancellation"),
+        compare("in the tenth of highest entropy than over all", "deciles/cancellation[9]", "cancellation"),
+    ];
+    let places: Vec<String> = places.into_iter().flatten().collect();
+    if !places.is_empty() {
+        text += &format!("; {}", places.join(", "));
+    }
+    if let Some(share) = mean(rows, "opposed_share") {
+        text += &format!("; accuracy pushes {} of the tokens up that length pushes down", percent(Some(share.value)));
+        if let Some(share) = mean(rows, "connectors/opposed_share") {
+            text += &format!(" ({} of the connectors)", percent(Some(share.value)));
+        }
+    }
+    Some(text + ".")
+}
+
+/// Which way each part pushes connectors, all in all.
+fn connectors(rows: &[&Row]) -> Option<String> {
+    let per_1000 = mean(rows, "connectors/per_1000")?.value;
+    if per_1000 == 0.0 {
+        return Some("No connector of the lexicon occurred.".into());
+    }
+    let mut text = format!("Of a thousand tokens {per_1000:.1} begin a connector");
+    if let (Some(here), Some(there)) = (mean(rows, "connectors/entropy"), mean(rows, "others/entropy")) {
+        text += &format!(", with an entropy of {:.3} nats against {:.3} of the others", here.value, there.value);
+    }
+    let (task, length) = (mean(rows, "connectors/push_task"), mean(rows, "connectors/push_length"));
+    if let (Some(task), Some(length)) = (task, length) {
+        let pushes = format!("accuracy {}, length {}", task.text(), length.text());
+        text += &match (task.sign(), length.sign()) {
+            (1, -1) => format!("; all in all accuracy pushes them up and length down, as the paper says ({pushes})"),
+            (-1, 1) => {
+                format!("; all in all accuracy pushes them down and length up, the reverse of the paper ({pushes})")
+            }
+            (1, 1) => format!("; both parts push them up, all in all ({pushes})"),
+            (-1, -1) => format!("; both parts push them down, all in all ({pushes})"),
+            _ => format!("; that the parts push them different ways is not measurable ({pushes})"),
+        };
+    }
+    Some(text + ".")
+}
+
+/// Where the gradient is.
+fn gradient(rows: &[&Row]) -> Option<String> {
+    let share = |name: &str| mean(rows, &format!("deciles/{name}[9]")).map(|m| percent(Some(m.value)));
+    let parts = [("accuracy", share("grad_share_task")), ("length", share("grad_share_length"))];
+    let parts: Vec<String> =
+        parts.into_iter().filter_map(|(name, share)| Some(format!("{} of the {name} part\u{2019}s", share?))).collect();
+    (!parts.is_empty()).then(|| {
+        format!("The tenth of the tokens with the highest entropy carries {} squared gradient.", parts.join(" and "))
+    })
+}
+
+/// Right answers that are pushed down.
+fn mislabelled(rows: &[&Row]) -> Option<String> {
+    let share = mean(rows, "negative_given_correct")?.value;
+    Some(match share {
+        0.0 => "No right answer was pushed down.".into(),
+        _ => format!("Of the right answers {} were pushed down.", percent(Some(share))),
+    })
+}
+
+/// Predicted change of entropy and the change that came about by the next step, of consecutive steps with both.
+pub(super) fn changes(rows: &[(u64, &Row)]) -> Vec<(f64, f64)> {
+    let entropy = |row: &Row| row.get("entropy/sampling").and_then(Value::as_f64);
+    let pair = |pair: &[(u64, &Row)]| {
+        let [(step, row), (next, after)] = pair else { return None };
+        let predicted = figure(row, "entropy_change")?;
+        (step + 1 == *next).then_some((predicted, entropy(after)? - entropy(row)?))
+    };
+    rows.windows(2).filter_map(pair).collect()
+}
+
+/// How the prediction of [`changes`] did. None for fewer than three, or without spread.
+pub(super) fn prediction(changes: &[(f64, f64)]) -> Option<String> {
+    let count = changes.len() as f64;
+    let mean = |f: &dyn Fn(&(f64, f64)) -> f64| changes.iter().map(f).sum::<f64>() / count;
+    let (x, y) = (mean(&|c| c.0), mean(&|c| c.1));
+    let spread = (mean(&|c| (c.0 - x).powi(2)) * mean(&|c| (c.1 - y).powi(2))).sqrt();
+    if changes.len() < 3 || spread.is_nan() || spread <= 0.0 {
+        return None;
+    }
+    let correlation = mean(&|c| (c.0 - x) * (c.1 - y)) / spread;
+    let agree = changes.iter().filter(|c| (c.0 > 0.0) == (c.1 > 0.0)).count();
+    Some(format!(
+        "Predicted and realised change have the same sign at {agree} of {} steps; their correlation is {}.",
+        changes.len(),
+        signed(Some(correlation), 2)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps whose figures scatter by a hundredth of themselves around what is given.
+    fn rows(figures: &[(&str, f64)]) -> Vec<Row> {
+        let row = |step: i32| {
+            let near = |value: f64| Value::from(value * (1.0 + 0.01 * f64::from(step % 3 - 1)));
+            let mut row: Row = figures.iter().map(|(name, value)| (format!("conflict/{name}"), near(*value))).collect();
+            let top = |name: &str| row.get(&format!("conflict/{name}")).cloned().unwrap_or(Value::Null);
+            let lists = ["cancellation", "grad_share_task", "grad_share_length"]
+                .map(|name| (name, top(&format!("top/{name}"))));
+            for (name, top) in lists {
+                let list: Vec<Value> = (0..9).map(|_| Value::Null).chain([top]).collect();
+                row.insert(format!("conflict/deciles/{name}"), list.into());
+            }
+            row.insert("conflict/tokens".into(), 100.into());
+            row
+        };
+        (0..30).map(row).collect()
+    }
+
+    fn text(rows: &[Row]) -> String {
+        sentences(&rows.iter().collect::<Vec<_>>(), "steps").unwrap().join(" ")
+    }
+
+    fn assert_says(text: &str, parts: &[&str]) {
+        parts.iter().for_each(|part| assert!(text.contains(part), "{part:?} is not in: {text}"));
+    }
+
+    const AS_THE_PAPER_SAYS: [(&str, f64); 16] = [
+        ("entropy_change_task", 0.004),
+        ("entropy_change_length", -0.002),
+        ("cancellation", 0.3),
+        ("connectors/cancellation", 0.5),
+        ("others/cancellation", 0.29),
+        ("top/cancellation", 0.44),
+        ("opposed_share", 0.31),
+        ("connectors/opposed_share", 0.52),
+        ("connectors/per_1000", 40.0),
+        ("connectors/entropy", 0.9),
+        ("others/entropy", 0.05),
+        ("connectors/push_task", 0.02),
+        ("connectors/push_length", -0.01),
+        ("top/grad_share_task", 0.8),
+        ("top/grad_share_length", 0.7),
+        ("negative_given_correct", 0.125),
+    ];
+
+    #[test]
+    fn a_run_as_the_paper_says() {
+        let text = text(&rows(&AS_THE_PAPER_SAYS));
+        assert_says(
+            &text,
+            &[
+                "Conflict in entropy: accuracy raises it and length lowers it, as the paper says.",
+                "Over 30 steps, predicted",
+                "the accuracy part raises entropy (+0.0040000 ± 0.0000061), the length part lowers entropy (−0.0020000 ±",
+                "oppose each other strongly: 30.0% of their efforts cancels",
+                "more on connectors than on other tokens (50.0% against 29.0%)",
+                "more in the tenth of highest entropy than over all (44.0% against 30.0%)",
+                "pushes 31.0% of the tokens up that length pushes down (52.0% of the connectors)",
+                "40.0 begin a connector, with an entropy of 0.900 nats against 0.050",
+                "accuracy pushes them up and length down, as the paper says",
+                "carries 80.0% of the accuracy part’s and 70.0% of the length part’s squared gradient",
+                "Of the right answers 12.5% were pushed down.",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_run_with_the_opposite_outcome() {
+        let opposite: Vec<(&str, f64)> = (AS_THE_PAPER_SAYS.iter())
+            .map(|&(name, value)| match name {
+                "entropy_change_task" | "entropy_change_length" | "connectors/push_task" | "connectors/push_length" => {
+                    (name, -value)
+                }
+                "connectors/cancellation" | "top/cancellation" => (name, 0.1),
+                "negative_given_correct" => (name, 0.0),
+                _ => (name, value),
+            })
+            .collect();
+        let text = text(&rows(&opposite));
+        assert_says(
+            &text,
+            &[
+                "Conflict in entropy, but the other way round than the paper says: accuracy lowers it and length raises it.",
+                "less on connectors than on other tokens (10.0% against 29.0%)",
+                "less in the tenth of highest entropy",
+                "accuracy pushes them down and length up, the reverse of the paper",
+                "No right answer was pushed down.",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_scatters_around_nothing_is_not_told_from_nothing() {
+        let mut steps = rows(&AS_THE_PAPER_SAYS);
+        for (index, row) in steps.iter_mut().enumerate() {
+            let sign = if index % 2 == 0 { 1.0 } else { -1.0 };
+            for name in ["entropy_change_task", "connectors/push_length"] {
+                row.insert(format!("conflict/{name}"), (sign * 0.01).into());
+            }
+            row.insert("conflict/cancellation".into(), 0.01.into());
+            row.insert("conflict/connectors/cancellation".into(), (0.29 + sign * 0.2).into());
+        }
+        assert_says(
+            &text(&steps),
+            &[
+                "No measurable conflict in entropy.",
+                "the accuracy part has no measurable effect on entropy",
+                "hardly oppose each other",
+                "not measurably more or less on connectors",
+                "that the parts push them different ways is not measurable",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_part_that_did_not_act_is_said_to_be_missing() {
+        let alone = text(&rows(&[("entropy_change_task", -0.01), ("connectors/per_1000", 0.0)]));
+        assert_says(&alone, &["No length part acted", "the accuracy part lowers entropy (−0.010", "No connector"]);
+        assert!(!alone.contains("oppose"), "{alone}");
+        assert_says(&text(&rows(&[])), &["No advantage moved a token"]);
+        assert_eq!(sentences(&[&Row::new()], "steps"), None);
+    }
+
+    #[test]
+    fn predictions_are_held_against_the_next_step() {
+        let row = |change: f64, entropy: f64| -> Row {
+            [("conflict/entropy_change".into(), change.into()), ("entropy/sampling".into(), entropy.into())]
+                .into_iter()
+                .collect()
+        };
+        let steps = [row(0.1, 1.0), row(-0.2, 1.1), row(0.3, 0.9), row(0.0, 1.2), row(0.1, 1.2)];
+        let numbered: Vec<(u64, &Row)> = [1, 2, 3, 4, 9].into_iter().zip(&steps).collect();
+        let found = changes(&numbered);
+        assert_eq!(found.len(), 3, "a gap is no change of one step: {found:?}");
+        assert_says(&prediction(&found).unwrap(), &["same sign at 3 of 3 steps", "correlation is +1.00"]);
+        assert_eq!(prediction(&[(0.1, 0.2); 5]), None);
+    }
+}

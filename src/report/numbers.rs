@@ -1,0 +1,40 @@
+//! Numbers as text; what is not known is a dash.
+
+pub(super) const NONE: &str = "\u{2013}";
+
+pub(super) fn number(value: Option<f64>, places: usize) -> String {
+    value.map_or(NONE.into(), |v| format!("{v:.places$}").replace('-', "\u{2212}"))
+}
+
+pub(super) fn percent(value: Option<f64>) -> String {
+    value.map_or(NONE.into(), |v| format!("{:.1}%", 100.0 * v))
+}
+
+pub(super) fn signed(value: Option<f64>, places: usize) -> String {
+    value.map_or(NONE.into(), |v| format!("{v:+.places$}").replace('-', "\u{2212}"))
+}
+
+pub(super) fn times(value: Option<f64>) -> String {
+    value.map_or(NONE.into(), |v| format!("{v:.2}\u{d7}"))
+}
+
+pub(super) fn arrow(before: String, after: String) -> String {
+    format!("{before} \u{2192} {after}")
+}
+
+pub(super) fn difference(before: Option<f64>, after: Option<f64>) -> Option<f64> {
+    Some(after? - before?)
+}
+
+pub(super) fn ratio(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
+    Some(part? / whole.filter(|w| *w > 0.0)?)
+}
+
+pub(super) fn duration(seconds: f64) -> String {
+    let minutes = (seconds / 60.0).floor();
+    match seconds {
+        s if s < 60.0 => format!("{s:.1} s"),
+        s if s < 3600.0 => format!("{minutes} min {:.0} s", (s % 60.0).floor()),
+        _ => format!("{} h {} min", (minutes / 60.0).floor(), minutes % 60.0),
+    }
+}

@@ -1,0 +1,124 @@
+//! What a run came to: tiles, a sentence with an interval, rows of families.
+
+use serde::Serialize;
+
+use super::numbers::{NONE, arrow, difference, duration, number, percent, ratio, signed, times};
+use super::run::{Evaluation, Family, Metrics, Stage, StageEnd, Summary};
+
+#[derive(Serialize)]
+pub(super) struct Tile {
+    pub(super) name: &'static str,
+    pub(super) value: String,
+    pub(super) note: String,
+}
+
+#[derive(Serialize)]
+pub(super) struct FamilyRow {
+    pub(super) name: String,
+    /// Accuracy before, after, change; length before, after, change; floor; ratio to it before, after.
+    pub(super) cells: [String; 9],
+}
+
+pub(super) fn tiles(summary: &Summary) -> Vec<Tile> {
+    let (b, a) = (&summary.base, &summary.last);
+    let points = difference(b.accuracy, a.accuracy).map(|d| 100.0 * d);
+    let lenient = arrow(percent(b.accuracy_lenient), percent(a.accuracy_lenient));
+    let tile = |name, value, note: &str| Tile { name, value, note: note.into() };
+    vec![
+        tile(
+            "Held-out accuracy",
+            arrow(percent(b.accuracy), percent(a.accuracy)),
+            &format!("{} points; lenient {lenient}", signed(points, 1)),
+        ),
+        tile("Mean length", arrow(number(b.mean_length, 1), number(a.mean_length, 1)), "tokens per completion"),
+        tile("Length ratio", number(ratio(a.mean_length, b.mean_length), 2), "mean length after \u{f7} before"),
+        tile("Held-out entropy", arrow(number(b.entropy, 3), number(a.entropy, 3)), "nats per token, T = 1"),
+    ]
+}
+
+/// What the numbers say, and what they do not.
+pub(super) fn sentence(before: &Evaluation, after: &Evaluation) -> String {
+    let (Some(p), Some(q)) = (before.accuracy, after.accuracy) else {
+        return "There is no evaluation to compare with the base model's yet.".into();
+    };
+    let points = 100.0 * (q - p);
+    let mut text = if points.abs() < 0.05 {
+        "Held-out accuracy did not change to within 0.05 points".into()
+    } else {
+        format!("Held-out accuracy {} by {:.1} points", if points > 0.0 { "rose" } else { "fell" }, points.abs())
+    };
+    let n = before.n.map(|n| (n, after.n.unwrap_or(n))).filter(|(n, m)| *n > 0 && *m > 0);
+    match n {
+        Some((n, m)) => {
+            let (low, high) = interval(p, n, q, m);
+            let zero = if low > 0.0 || high < 0.0 { "excludes" } else { "includes" };
+            let bounds = [low, high].map(|v| signed(Some(100.0 * v), 1)).join(" to ");
+            let problems = if n == m { n.to_string() } else { format!("{n} and {m}") };
+            text += &format!(
+                " (95% interval {bounds}, which {zero} zero; {problems} problems, \
+                 the two evaluations taken as independent)"
+            );
+        }
+        None => text += " (the number of problems is not recorded, so no interval is given)",
+    }
+    if let (Some(b), Some(a)) = (before.mean_length, after.mean_length) {
+        let change = match ratio(Some(a), Some(b)) {
+            Some(r) if r < 0.9995 => format!("fell by {:.1}%", 100.0 * (1.0 - r)),
+            Some(r) if r > 1.0005 => format!("rose by {:.1}%", 100.0 * (r - 1.0)),
+            _ => "did not change".into(),
+        };
+        text += &format!("; mean length {change}, from {b:.1} to {a:.1} tokens");
+    }
+    text + "."
+}
+
+/// Newcombe's 95% interval for the change `q - p` of two proportions, from Wilson's for each.
+pub(super) fn interval(p: f64, n: u64, q: f64, m: u64) -> (f64, f64) {
+    let wilson = |p: f64, n: u64| {
+        let (n, z) = (n as f64, 1.959_964);
+        let middle = p + z * z / (2.0 * n);
+        let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).max(0.0).sqrt();
+        ((middle - half) / (1.0 + z * z / n), (middle + half) / (1.0 + z * z / n))
+    };
+    let ((p_low, p_high), (q_low, q_high)) = (wilson(p, n), wilson(q, m));
+    (q - p - (q - q_low).hypot(p_high - p), q - p + (q_high - q).hypot(p - p_low))
+}
+
+pub(super) fn family_row((name, family): (&String, &Family)) -> FamilyRow {
+    let (b, a) = (&family.base, &family.last);
+    let points = difference(b.accuracy, a.accuracy).map(|d| 100.0 * d);
+    let shorter = ratio(a.mean_length, b.mean_length).map(|r| 100.0 * (r - 1.0));
+    let cells = [
+        percent(b.accuracy),
+        percent(a.accuracy),
+        signed(points, 1),
+        number(b.mean_length, 1),
+        number(a.mean_length, 1),
+        shorter.map_or(NONE.into(), |_| signed(shorter, 0) + "%"),
+        number(family.floor, 1),
+        times(ratio(b.mean_length, family.floor)),
+        times(ratio(a.mean_length, family.floor)),
+    ];
+    FamilyRow { name: name.clone(), cells }
+}
+
+pub(super) fn stage_text(stage: &Stage, end: Option<&StageEnd>) -> String {
+    let exit = end.filter(|e| e.name == stage.name).and_then(|e| e.exit.as_deref());
+    let exit = exit.map_or(String::new(), |exit| format!(" (exit: {exit})"));
+    format!("{}: steps {}\u{2013}{}{exit}", stage.name, stage.first, stage.last)
+}
+
+pub(super) fn runtime(summary: &Summary, metrics: &Metrics, steps: u64) -> Vec<(&'static str, String)> {
+    let total = |key| metrics.points(key).iter().map(|p| p.1).sum::<f64>();
+    let share = ratio(Some(total("timing_s/gen")), Some(total("timing_s/step")));
+    let rows = [
+        ("Model", summary.model.clone()),
+        ("Device", summary.device.clone()),
+        ("Seed", summary.seed.map(|s| s.to_string())),
+        ("Steps", Some(summary.steps.unwrap_or(steps).to_string())),
+        ("Time", summary.seconds.map(duration)),
+        ("Share of step time spent generating", share.filter(|s| *s > 0.0).map(|s| percent(Some(s)))),
+        ("Peak memory", summary.peak_rss_gb.map(|gb| format!("{gb:.2} GB"))),
+    ];
+    rows.into_iter().map(|(name, value)| (name, value.unwrap_or_else(|| "not recorded".into()))).collect()
+}

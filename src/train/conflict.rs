@@ -1,0 +1,116 @@
+//! The measures of the entropy conflict at work: on a step's completions, as often as the settings say.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::learner::Learner;
+use super::score::Scored;
+use super::settings::RlTrain;
+use super::stage::Stage;
+use super::update::weights;
+use crate::conflict::cosine::gradient_cosines;
+use crate::conflict::{Connectors, Figures, Sample, TokenTypes, measure};
+use crate::error::Result;
+use crate::files;
+use crate::metrics::Metrics;
+use crate::model::CausalLm;
+use crate::report::Types;
+use crate::text::tokenizer::Tokenizer;
+
+/// Measures steps.
+pub(super) struct ConflictMeter<'a> {
+    settings: &'a RlTrain,
+    /// There when steps are measured at all.
+    connectors: Option<Connectors>,
+}
+
+impl<'a> ConflictMeter<'a> {
+    pub(super) fn new(settings: &'a RlTrain, tokenizer: &Tokenizer) -> Self {
+        Self { settings, connectors: (settings.conflict_steps > 0).then(|| Connectors::new(tokenizer)) }
+    }
+
+    /// Writes `conflict/…` of a step and what that took; counts its tokens in `types`.
+    pub(super) fn step(
+        &self,
+        step: usize,
+        model: &CausalLm,
+        scored: &[Scored],
+        stage: &Stage,
+        types: &mut TokenTypes,
+        metrics: &mut Metrics,
+    ) -> Result<()> {
+        let due = |every: usize| every > 0 && step.is_multiple_of(every);
+        let start = Instant::now();
+        if let Some(connectors) = self.connectors.as_ref().filter(|_| due(self.settings.conflict_steps)) {
+            let figures = measured(scored, stage, self.settings.num_generations, connectors, types);
+            metrics.extend("conflict/", figures.metrics());
+            if let Some(ranking) = types.ranking() {
+                metrics.extend("conflict/types/", ranking.metrics());
+            }
+            metrics.set("timing_s/conflict", start.elapsed().as_secs_f64());
+        }
+        if due(self.settings.conflict_cosine_steps) {
+            let start = Instant::now();
+            self.cosine(model, scored, stage, metrics)?;
+            metrics.set("timing_s/conflict_cosine", start.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    fn cosine(&self, model: &CausalLm, scored: &[Scored], stage: &Stage, metrics: &mut Metrics) -> Result<()> {
+        let weights = weights(scored, stage, self.settings.num_generations);
+        let pairs = scored.iter().zip(weights);
+        let (moved, weights): (Vec<&Scored>, Vec<f32>) = pairs
+            .filter(|(s, weight)| *weight != 0.0 && (s.advantage.task != 0.0 || s.advantage.length != 0.0))
+            .unzip();
+        let sequences: Vec<_> = moved.iter().map(|s| s.sequence.clone()).collect();
+        let advantages: Vec<_> = moved.iter().map(|s| s.advantage).collect();
+        let learner =
+            Learner { temperature: stage.temperature, tokens_per_microbatch: self.settings.tokens_per_microbatch };
+        let layers = &self.settings.conflict_cosine_layers;
+        for (layer, cosine) in gradient_cosines(model, &learner, &sequences, &advantages, &weights, layers)? {
+            let name = if layer.is_empty() { String::new() } else { format!("/{layer}") };
+            metrics.set(format!("conflict/cosine{name}"), cosine);
+        }
+        Ok(())
+    }
+
+    /// Writes `token_types.json`, for the report.
+    pub(super) fn write_types(&self, run: &Path, types: &TokenTypes) -> Result<()> {
+        match self.connectors.as_ref().zip(types.ranking()) {
+            Some((connectors, ranking)) => {
+                files::write_json(&run.join("token_types.json"), &Types::new(&ranking, types.tokens(), connectors))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Measures completions in groups of `group`. Weights are those of the stage's loss before any rule takes tokens out of it:
+/// what is measured is what the advantages ask for.
+pub(super) fn measured(
+    scored: &[Scored],
+    stage: &Stage,
+    group: usize,
+    connectors: &Connectors,
+    types: &mut TokenTypes,
+) -> Figures {
+    let weights = weights(scored, stage, group);
+    let samples: Vec<Sample> = scored.iter().zip(weights).map(|(scored, weight)| sample(scored, weight)).collect();
+    measure(&samples, stage.temperature, connectors, types)
+}
+
+fn sample(scored: &Scored, weight: f32) -> Sample<'_> {
+    let completion = &scored.completion;
+    Sample {
+        tokens: &completion.tokens,
+        log_probs: &completion.log_probs,
+        entropies: &completion.entropies,
+        sampling_entropies: &completion.sampling_entropies,
+        collisions: &completion.collisions,
+        collision_logs: &completion.collision_logs,
+        advantage: scored.advantage,
+        correct: scored.outcome.correct,
+        weight,
+    }
+}
