@@ -1,10 +1,12 @@
 //! The methods of the literature: advantages as others compute them, and every file in `configs/methods`.
 
 use serde::Deserialize;
+use tempering::config::{Settings, load};
 use tempering::objective::advantage::Group;
-use tempering::objective::{Advantage, DifficultyWeighting, Parts, advantages};
+use tempering::objective::{Advantage, DifficultyWeighting, Parts, RewardKind, advantages};
+use tempering::train::rl::RlConfig;
 
-use crate::support::repository;
+use crate::support::{Workshop, column, figures, final_weights, interrupt_rl, repository, resume_rl, run_rl};
 
 /// `assets/fixtures/advantage_reference.json`: rewards by completion, 4 to a problem.
 #[derive(Deserialize)]
@@ -47,4 +49,105 @@ fn advantages_are_those_of_trl_and_of_numpy() {
         assert!(close && got.len() == expected.len(), "{kind:?} {weights:?} {difficulty}: {got:?} {expected:?}");
     }
     assert_eq!(reference.cases.len(), 24);
+}
+
+/// Names of the files in `configs/methods`.
+fn names() -> Vec<String> {
+    let files = std::fs::read_dir(repository("configs/methods")).unwrap().map(|entry| entry.unwrap().path());
+    let toml = files.filter(|path| path.extension().is_some_and(|end| end == "toml"));
+    let mut names: Vec<String> = toml.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_table_of_methods_has_a_row_for_each_file() {
+    let table = std::fs::read_to_string(repository("configs/methods/README.md")).unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let mut rows: Vec<&str> = rows.map(|(name, _)| name).collect();
+    rows.sort_unstable();
+    assert_eq!(rows, names());
+    for name in names() {
+        let file = repository(&format!("configs/methods/{name}.toml"));
+        let text = std::fs::read_to_string(file).unwrap();
+        let paper = table.lines().find_map(|line| line.strip_prefix(&format!("| `{name}` | "))?.split_once(' '));
+        assert!(text.contains(&format!("arXiv {}", paper.unwrap().0)), "{name}: another paper in the table");
+        assert!(text.contains(&format!("configs/methods/{name}.toml\nname = \"{name}\"\n")), "{name}");
+    }
+}
+
+/// The main job is one of the methods.
+#[test]
+fn the_quickstart_is_the_entropy_guided_method() {
+    let method: RlConfig = load(Some(&repository("configs/methods/entropy_guided.toml")), &[]).unwrap();
+    assert_eq!(RlConfig::default().stages, method.stages);
+}
+
+/// Every method takes four steps with a small model that answers sums now and then: its reward tells completions apart and
+/// its loss moves the weights.
+#[test]
+fn every_method_trains() {
+    let workshop = Workshop::new();
+    for name in names() {
+        let mut config = workshop.rl(&name);
+        let method: RlConfig =
+            load(Some(&repository(&format!("configs/methods/{name}.toml"))), &[]).unwrap_or_else(|e| panic!("{e}"));
+        config.stages = method.stages;
+        config.eval.num_problems = 1;
+        config.train.eval_steps = 0;
+        for stage in &mut config.stages {
+            (stage.max_steps, stage.max_completion_length) = (4, 24);
+            for clip in &mut stage.max_completion_length_schedule {
+                (clip.step, clip.value) = (clip.step / 10 - 1, clip.value / 10);
+            }
+            for reward in &mut stage.rewards {
+                if let RewardKind::SoftOverlong(reward) = reward {
+                    reward.soft_punish_cache = 8;
+                }
+            }
+        }
+        assert_eq!(config.validate(), Vec::<String>::new(), "{name}");
+        run_rl(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let rows = figures(&workshop.run(&name));
+        let finite = |metric: &str| {
+            let values = column(&rows, metric);
+            assert_eq!(values.len(), 4 * config.stages.len(), "{name} {metric}: {values:?}");
+            assert!(values.iter().all(|value| value.is_finite()), "{name} {metric}: {values:?}");
+            values
+        };
+        finite("loss");
+        assert!(finite("grad_norm").iter().any(|&norm| norm > 0.0), "{name}");
+        assert_eq!(column(&rows, "skipped_updates").last(), Some(&0.0), "{name}");
+        for reward in config.stages.iter().flat_map(|stage| &stage.rewards) {
+            let means = column(&rows, &format!("rewards/{}/mean", reward.name()));
+            assert!(!means.is_empty() && means.iter().all(|mean| mean.is_finite()), "{name} {}", reward.name());
+        }
+        if name == "thinkprune" {
+            assert_eq!(column(&rows, "max_completion_length"), [24.0, 19.0, 19.0, 12.0]);
+        }
+    }
+}
+
+/// What rewards remember is in the checkpoint: a run with all three kinds of memory, interrupted, ends as one that was not.
+#[test]
+fn a_resumed_run_remembers_what_its_rewards_did() {
+    let workshop = Workshop::new();
+    let text = r#"[{ "type": "ceeh_length" }, { "type": "laser_d", "grid": [4, 24, 2], "every": 2 },
+                   { "type": "deep_compress", "moving_average": 0.5 }, { "type": "kimi_length", "warmup_steps": 4 }]"#;
+    let config = |name: &str| {
+        let mut config = workshop.rl(name);
+        config.stages[0].rewards = serde_json::from_str(text).unwrap();
+        config.stages[0].reward_weights = vec![];
+        config
+    };
+    run_rl(&config("whole")).unwrap();
+    let halves = config("halves");
+    interrupt_rl(&halves, 3).unwrap_err();
+    resume_rl(&halves).unwrap();
+    let whole = figures(&workshop.run("whole"));
+    assert_eq!(figures(&workshop.run("halves")), whole);
+    assert!(final_weights(&workshop.run("halves")) == final_weights(&workshop.run("whole")));
+    let rates = column(&whole, "rewards/deep_compress/pass_rate");
+    assert!(rates.len() == 6 && rates.windows(2).any(|pair| pair[0] != pair[1]), "{rates:?}");
+    assert!(!column(&whole, "rewards/laser_d/target_hard").is_empty());
 }
