@@ -11,8 +11,6 @@ use super::{DeviceArgs, PrecisionArgs};
 use crate::config::{self, Settings};
 use crate::error::{Error, Result};
 use crate::eval::Subject;
-use crate::objective::RewardKind;
-use crate::objective::rewards::KimiLength;
 use crate::reward::RewardCommand;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::Observer;
@@ -25,7 +23,7 @@ use crate::{device, files, model, report};
 ///
 /// Groups of completions are sampled and given the advantages that a stage of training would give them; what the accuracy
 /// part and the length part of these advantages do to the same tokens is computed and said. Without --config the stage is
-/// GRPO with accuracy and Kimi's length reward (weight 0.4).
+/// that of configs/grpo_length.toml: GRPO with accuracy and Kimi's length reward (weight 0.4).
 #[derive(Debug, Args)]
 pub(super) struct AnalyzeArgs {
     /// Hugging Face directory.
@@ -74,13 +72,11 @@ pub(super) struct AnalyzeArgs {
 struct AnalysisStage(Stage);
 
 impl Default for AnalysisStage {
+    /// The stage of `configs/grpo_length.toml`.
     fn default() -> Self {
-        Self(Stage {
-            name: "GRPO with Kimi's length reward".to_string(),
-            rewards: vec![RewardKind::Accuracy, RewardKind::KimiLength(KimiLength::default())],
-            reward_weights: vec![1.0, 0.4],
-            ..Stage::default()
-        })
+        let text = include_str!("../../configs/grpo_length.toml");
+        let config: RlConfig = toml::from_str(text).expect("the embedded grpo_length.toml is tested to be valid");
+        Self(config.stages[0].clone())
     }
 }
 

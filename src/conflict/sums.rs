@@ -19,7 +19,9 @@ pub struct Sums {
     entropy: f64,
     log_prob: f64,
     opposed: f64,
+    /// `Σ A` and `Σ |A|` of each part.
     advantage: [f64; 2],
+    magnitude: [f64; 2],
     /// `Σ w A g`, `Σ w |A| g` of each part, and `Σ w |A_task + A_length| g`.
     push: [f64; 2],
     effort: [f64; 2],
@@ -44,6 +46,7 @@ impl Sums {
         self.opposed += if advantage[0] > 0.0 && advantage[1] < 0.0 { share } else { 0.0 };
         for (part, advantage) in advantage.into_iter().enumerate() {
             self.advantage[part] += share * advantage;
+            self.magnitude[part] += share * advantage.abs();
             self.push[part] += weight * advantage * token.gradient;
             self.effort[part] += weight * advantage.abs() * token.gradient;
             self.square[part] += share * (token.weight * advantage * token.gradient).powi(2);
@@ -138,9 +141,9 @@ impl Sums {
         ]
     }
 
-    /// Something if a part has an advantage that moves a token of the set.
+    /// Something if a part has an advantage on a token of the set.
     fn has(&self, part: Part) -> Option<()> {
-        (self.effort[part as usize] > 0.0).then_some(())
+        (self.magnitude[part as usize] > 0.0).then_some(())
     }
 }
 

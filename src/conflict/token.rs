@@ -13,7 +13,8 @@
 use super::Sample;
 use crate::objective::Parts;
 
-/// Length of the gradient of `ln π(a)` with respect to π's logits.
+/// Length of the gradient of `ln π(a)` with respect to π's logits. From figures in f32 it is right to about 2.5e-4, which is
+/// below what a token with a probability of 0.9998 has.
 pub fn logit_gradient(log_prob: f64, collision: f64) -> f64 {
     // Rounding alone can bring a square below 0.
     (1.0 - 2.0 * log_prob.exp() + collision).max(0.0).sqrt()

@@ -24,7 +24,7 @@ pub(super) struct Section {
 struct Finding {
     name: String,
     verdict: String,
-    text: String,
+    sentences: Vec<String>,
 }
 
 /// `token_types.json`: the token types of highest mean entropy, held against the lexicon of connectors.
@@ -127,7 +127,7 @@ fn by_group(groups: &[Group], unit: &str) -> Result<Section> {
         let Some(mut sentences) = findings::sentences(&rows, unit) else { continue };
         sentences.extend(findings::prediction(&findings::changes(&group.rows)));
         let verdict = sentences.remove(0);
-        findings.push(Finding { name: group.name.to_string(), verdict, text: sentences.join(" ") });
+        findings.push(Finding { name: group.name.to_string(), verdict, sentences });
         let name = if several { format!(", {}", group.name) } else { String::new() };
         for plot in by_decile(&rows, &name) {
             figures.push(figure(plot)?);

@@ -59,6 +59,35 @@ fn a_finished_run_shows_its_figures() {
     assert!(!html.contains("unfinished"));
 }
 
+/// A run of two stages, measured: one has both parts, the other has no length part. The token types name what they are.
+#[test]
+fn a_measured_run_says_what_it_shows_stage_by_stage() {
+    let run = finished_run();
+    let step = |step: usize, stage: &str, length: &str| {
+        let lists = r#""conflict/deciles/grad_share_task":[0,0,0,0,0,0,0,0,0.1,0.9],"conflict/deciles/advantage_task":[null,0.1,0.2,0,0,0,0,0,0,0.5]"#;
+        let near = 0.001 * (step % 2) as f64;
+        format!(
+            r#"{{"step":{step},"stage":"{stage}","entropy/sampling":{},"conflict/tokens":9,"conflict/connectors/per_1000":40.0,"conflict/entropy_change":{near},"conflict/entropy_change_task":{}{length},{lists}}}"#,
+            0.2 + near,
+            0.5 + near
+        ) + "\n"
+    };
+    let both =
+        r#","conflict/entropy_change_length":-0.5,"conflict/connectors/cancellation":0.4,"conflict/cancellation":0.3"#;
+    let rows = (1..=4).map(|k| step(k, "compress", both)).chain((5..=8).map(|k| step(k, "enhance", "")));
+    fs::write(run.path().join("metrics.jsonl"), rows.collect::<String>()).unwrap();
+    let types = r#"{"tokens":900,"ranked":8,"jaccard":0.5,"lexicon_share":0.5,"base_share":0.25,
+        "top":[{"token":4,"text":" <wait","count":20,"entropy":2.0,"connector":true},{"token":5,"text":"7","count":30,"entropy":1.0}]}"#;
+    fs::write(run.path().join("token_types.json"), types).unwrap();
+    let html = report(run.path());
+    assert_has(&html, &["compress: Conflict in entropy: accuracy raises it", "enhance: No length part acted"]);
+    assert_has(
+        &html,
+        &["Gradient by entropy, compress", "Gradient by entropy, enhance", "Predicted and realised change"],
+    );
+    assert_has(&html, &["<code> &lt;wait</code>", "50.0% begin connectors", "against 25.0% of all 8", "--part: 50.0%"]);
+}
+
 #[test]
 fn every_plot_is_inline_and_follows_the_theme() {
     let run = finished_run();
