@@ -70,6 +70,14 @@ pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     if cpu::serves(&gate.device()) { cpu::swiglu(gate, up) } else { plain::swiglu(gate, up) }
 }
 
+/// `x Wᵀ`, for a head that is the embedding; the gradient of `W` comes in the orientation of `W`.
+///
+/// # Shapes
+/// - x: `[rows, hidden]`; weight: `[vocab, hidden]`; output: `[rows, vocab]`
+pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    if cpu::serves(&x.device()) { cpu::matmul_transposed(x, weight) } else { x.matmul(weight.transpose()) }
+}
+
 /// Rotates pairs `(i, i + head_dim / 2)` by the row's angles (the Hugging Face convention).
 ///
 /// # Shapes
@@ -158,6 +166,12 @@ fn pack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
         .collect();
     let device = rows.device();
     rows.select(0, index(&indices, &device))
+}
+
+/// Tokens of padding that [`attention`] computes beside sequences of these lengths.
+pub(crate) fn padding(lengths: &[usize], device: &Device) -> usize {
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    if cpu::serves(device) { 0 } else { longest * lengths.len() - lengths.iter().sum::<usize>() }
 }
 
 /// Whether the device's memory is the host's and its operations are those of `ops/cpu`.
@@ -256,6 +270,17 @@ mod tests {
             let (up, up_view) = leaf([37, 129], 2, device);
             (swiglu(gate_view.mul_scalar(10.0), up_view), vec![gate, up])
         });
+    }
+
+    #[test]
+    fn matmul_transposed_equals_the_product_with_the_transpose() {
+        for (rows, hidden, vocab) in [(1, 1, 1), (5, 17, 33)] {
+            compare(|device| {
+                let (x, x_view) = leaf([rows, hidden], 1, device);
+                let (weight, weight_view) = leaf([vocab, hidden], 2, device);
+                (matmul_transposed(x_view, weight_view), vec![x, weight])
+            });
+        }
     }
 
     #[test]

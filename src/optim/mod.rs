@@ -125,6 +125,8 @@ impl OptimConfig {
     }
 }
 
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
 /// Gradients by parameter name, flattened; sums over micro-batches.
 #[derive(Debug, Default)]
 pub struct Gradients(pub(crate) BTreeMap<String, Tensor<1>>);
@@ -141,7 +143,7 @@ impl Gradients {
                 self.0.exit();
             }
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                let Some(gradient) = param.val().grad_remove(self.2) else { return };
+                let Some(gradient) = param.base().grad_remove(self.2) else { return };
                 let count = gradient.shape().num_elements();
                 let gradient = gradient.reshape([count]);
                 let name = self.0.name();
@@ -155,9 +157,25 @@ impl Gradients {
         model.visit(&mut Add(ParamPath::default(), &mut self.0, gradients));
     }
 
+    /// Adds the gradient of the rows of the embedding that `tokens` are, unless the embedding is frozen.
+    ///
+    /// # Shapes
+    /// - rows: `[tokens, hidden]`
+    pub(crate) fn add_embedding(&mut self, model: &CausalLm, tokens: &[u32], rows: Tensor<2>) {
+        let weight = model.model.embed_tokens.weight.base();
+        if !weight.is_require_grad() {
+            return;
+        }
+        let shape = weight.dims();
+        // A head that is the embedding has put its part there already.
+        let sum = self.0.remove(EMBEDDING).unwrap_or_else(|| Tensor::zeros([shape[0] * shape[1]], &rows.device()));
+        let sum = update::add_rows(sum.reshape(shape), rows, tokens);
+        self.0.insert(EMBEDDING.to_string(), sum.reshape([shape[0] * shape[1]]));
+    }
+
     /// Global norm: the root of the sum of all squares.
     pub fn norm(&self) -> f64 {
-        self.0.values().map(update::sum_of_squares).sum::<f64>().sqrt()
+        self.0.values().map(update::sum_of_squares).fold(0.0, |sum, square| sum + square).sqrt()
     }
 
     /// Names of the parameters that received a gradient.

@@ -80,6 +80,7 @@ pub(crate) trait CpuOps: Backend {
         spans: Arc<[Span]>,
     ) -> FloatTensor<Self>;
     fn op_write_rows(table: FloatTensor<Self>, rows: FloatTensor<Self>, at: Vec<usize>) -> FloatTensor<Self>;
+    fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
     fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self>;
 }
 
@@ -110,6 +111,10 @@ pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<2>, values: Tensor<2>,
 pub(super) fn write_rows(table: Tensor<2>, rows: Tensor<2>, at: &[usize]) -> Tensor<2> {
     let (table, rows) = (table.into_dispatch(), rows.into_dispatch());
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_write_rows(table, rows, at.to_vec()))
+}
+
+pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_matmul_transposed(x.into_dispatch(), weight.into_dispatch()))
 }
 
 pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
@@ -183,6 +188,10 @@ impl CpuOps for Flex {
             storage[at * width..(at + 1) * width].copy_from_slice(row);
         }
         table
+    }
+
+    fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Flex::float_matmul(x, Flex::float_transpose(weight))
     }
 
     fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
@@ -263,6 +272,25 @@ impl Backward<Flex, 3> for AttentionStep {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, tensor(gradient, like.shape()));
             }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct MatmulTransposedStep;
+
+impl Backward<Flex, 2> for MatmulTransposedStep {
+    type State = (Primitive, Primitive);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Flex>(&ops.node);
+        let (x, weight) = ops.state;
+        let [x_node, weight_node] = ops.parents;
+        if let Some(node) = x_node {
+            grads.register::<Flex>(node.id, Flex::float_matmul(upstream.clone(), weight));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<Flex>(node.id, Flex::float_matmul(Flex::float_transpose(upstream), x));
         }
     }
 }
@@ -351,6 +379,16 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
 
     fn op_write_rows(_table: FloatTensor<Self>, _rows: FloatTensor<Self>, _at: Vec<usize>) -> FloatTensor<Self> {
         panic!("a cache is for generation: call forward on model.valid()")
+    }
+
+    fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
+        record!(
+            MatmulTransposedStep,
+            [x_guard, weight_guard],
+            (x, weight),
+            Flex::op_matmul_transposed(x.clone(), weight.clone())
+        )
     }
 
     fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
