@@ -163,7 +163,8 @@ impl Student {
         };
         let sequences: Vec<Sequence> = scored.iter().map(|s| s.sequence.clone()).collect();
         let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
-        let learner = Learner { temperature: TEMPERATURE, tokens_per_microbatch: TOKENS_PER_MICROBATCH };
+        let learner =
+            Learner { temperature: TEMPERATURE, tokens_per_microbatch: TOKENS_PER_MICROBATCH, ..Learner::default() };
         learner.backward(&self.model, &sequences, &mut gradients, |range, scores| {
             let terms: Vec<TokenTerm> =
                 scored[range].iter().flat_map(|s| s.completion.log_probs.iter().map(term(s.advantage))).collect();

@@ -92,7 +92,8 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
             completions[index].log_probs.iter().map(term).collect()
         };
         let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
-        let learner = Learner { temperature: 1.0, tokens_per_microbatch: shape.tokens_per_microbatch };
+        let learner =
+            Learner { temperature: 1.0, tokens_per_microbatch: shape.tokens_per_microbatch, ..Learner::default() };
         learner.backward(&model, &sequences, &mut gradients, |range, scores| {
             let (mut upstream, terms) = (Upstream::default(), range.flat_map(terms).collect::<Vec<_>>());
             objective.evaluate(&terms, &scores.log_prob, &scores.sampling_entropy, &mut statistics, &mut upstream);

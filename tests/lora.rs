@@ -155,6 +155,6 @@ fn training_in_bf16_is_near_training_in_f32() {
     });
     let [full, half] = &losses;
     for (full, half) in full.iter().zip(half) {
-        assert!(full != half && (full - half).abs() < 0.05 * full, "{losses:?}");
+        assert!(full != half && (full - half).abs() < 0.1 * full + 1e-3, "{losses:?}");
     }
 }

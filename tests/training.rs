@@ -14,13 +14,14 @@ use tempering::optim::Gradients;
 use tempering::reward::{Completion, Reward};
 use tempering::train::Session;
 use tempering::train::batch::{Sequence, completion_scores};
+use tempering::train::learner::ActivationCheckpointing;
 use tempering::train::rl::{self, RlConfig};
 use tempering::train::sft::SftModel;
 use tempering::train::stage::{Plateau, PlateauMetric, Stage};
 
 use crate::support::{
-    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, repository, resume_rl,
-    resume_sft, run_rl, run_sft, tiny,
+    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, read_lines,
+    repository, resume_rl, resume_sft, run_rl, run_sft, tiny,
 };
 
 #[test]
@@ -61,6 +62,35 @@ fn fine_tuning_does_not_depend_on_the_size_of_micro_batches() {
     for metric in ["loss", "entropy", "grad_norm"] {
         assert_close(&column(&whole, metric), &column(&pieces, metric));
     }
+}
+
+#[test]
+fn three_steps_in_a_row_that_are_not_finite_end_the_run_and_leave_the_batch_behind() {
+    let workshop = Workshop::new();
+    let mut config = workshop.sft("sft");
+    // The first step throws the weights to where nothing they compute is a number.
+    (config.train.max_steps, config.train.save_steps, config.optim.learning_rate) = (9, 1, 1e38);
+    let error = run_sft(&config).unwrap_err().to_string();
+    assert!(error.contains("step 4 is the third in a row") && error.contains("bad_batch.jsonl"), "{error}");
+    let run = workshop.run("sft");
+    let rows = read_lines(&run.join("bad_batch.jsonl"));
+    assert!(!rows.is_empty() && rows[0]["prompt"].as_str().unwrap().contains("Compute"), "{rows:?}");
+    assert!(run.join("checkpoint-3").is_dir() && !run.join("checkpoint-4").exists());
+    let skipped = column(&figures(&run), "skipped_sequences");
+    assert_eq!(skipped.len(), 4, "the bad steps are in the log, too");
+    assert!(skipped[0] == 0.0 && skipped[1..].iter().all(|&count| count > 0.0), "{skipped:?}");
+}
+
+#[test]
+fn recomputing_blocks_changes_no_bit_of_a_run() {
+    let workshop = Workshop::new();
+    let run = |name: &str, activation_checkpointing| {
+        let mut config = workshop.rl(name);
+        (config.train.activation_checkpointing, config.stages[0].max_steps) = (activation_checkpointing, 2);
+        run_rl(&config).unwrap();
+        (figures(&workshop.run(name)), final_weights(&workshop.run(name)))
+    };
+    assert!(run("kept", ActivationCheckpointing::None) == run("again", ActivationCheckpointing::Block));
 }
 
 #[test]

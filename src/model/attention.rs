@@ -28,7 +28,7 @@ pub struct Attention {
 
 /// What every layer of one forward pass shares.
 #[derive(Debug)]
-pub(super) struct Rows {
+pub(crate) struct Rows {
     /// Sequence lengths; their sum is the number of rows.
     pub lengths: Vec<usize>,
     /// Rotary cosines and sines, `[rows, head_dim / 2]`.

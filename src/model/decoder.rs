@@ -3,6 +3,8 @@
 //! Sequences are *packed*: one forward pass takes the tokens of all sequences end to end, `[rows, hidden]`, and a list
 //! of lengths. No row is padding, and every product is one large matrix product.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, FloatDType, Tensor};
@@ -132,19 +134,50 @@ impl CausalLm {
     /// When `lengths` do not add up to the number of tokens, or the cache expects others.
     pub fn forward(&self, tokens: &[u32], lengths: &[usize], mut cache: Option<&mut KvCache>) -> Tensor<2> {
         assert_eq!(lengths.iter().sum::<usize>(), tokens.len(), "sequence lengths and tokens");
-        let device = self.device();
-        let positions: Vec<usize> = match &cache {
-            Some(cache) => cache.positions().to_vec(),
-            None => lengths.iter().flat_map(|&length| 0..length).collect(),
+        let rows = match &cache {
+            Some(cache) => self.rows(cache.positions(), lengths),
+            None => self.packed(lengths),
         };
-        assert_eq!(positions.len(), tokens.len(), "tokens announced to the cache and tokens");
-        let rotary = self.rope.tables(&positions, &device);
-        let rows = Rows { lengths: lengths.to_vec(), rotary, precision: self.precision };
-        let mut x = self.model.embed_tokens.weight.val().select(0, ids(tokens, &device)).cast(FloatDType::F32);
+        let mut x = self.embed(tokens);
+        assert_eq!(rows.rotary.0.dims()[0], tokens.len(), "tokens announced to the cache and tokens");
         for (index, layer) in self.model.layers.iter().enumerate() {
             x = layer.forward(x, &rows, cache.as_deref_mut().map(|cache| (cache, index)));
         }
         self.model.norm.forward(x)
+    }
+
+    fn rows(&self, positions: &[usize], lengths: &[usize]) -> Rows {
+        let rotary = self.rope.tables(positions, &self.device().inner());
+        Rows { lengths: lengths.to_vec(), rotary, precision: self.precision }
+    }
+
+    /// What the blocks share in a pass over packed sequences that all start at position 0.
+    pub(crate) fn packed(&self, lengths: &[usize]) -> Rows {
+        let positions: Vec<usize> = lengths.iter().flat_map(|&length| 0..length).collect();
+        self.rows(&positions, lengths)
+    }
+
+    /// The rows of the embedding, `[tokens, hidden]`.
+    pub(crate) fn embed(&self, tokens: &[u32]) -> Tensor<2> {
+        let weight = self.model.embed_tokens.weight.val();
+        let ids = ids(tokens, &weight.device());
+        weight.select(0, ids).cast(FloatDType::F32)
+    }
+
+    /// Some of the blocks, one after another.
+    ///
+    /// # Shapes
+    /// - x, output: `[tokens, hidden]`
+    pub(crate) fn blocks(&self, which: Range<usize>, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
+        self.model.layers[which].iter().fold(x, |x, layer| layer.forward(x, rows, None))
+    }
+
+    /// Final norm and logits of what the last block gave.
+    ///
+    /// # Shapes
+    /// - x: `[rows, hidden]`; output: `[rows, vocab]`
+    pub(crate) fn head(&self, x: Tensor<2>) -> Tensor<2> {
+        self.logits(self.model.norm.forward(x))
     }
 
     /// Logits of hidden states.
@@ -155,8 +188,18 @@ impl CausalLm {
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.lm_head {
             Some(head) => self.precision.linear(head, hidden),
-            None => self.precision.matmul(hidden, self.model.embed_tokens.weight.val().transpose()),
+            None => self.precision.matmul_transposed(hidden, self.model.embed_tokens.weight.val()),
         }
+    }
+
+    /// Number of blocks.
+    pub(crate) fn num_blocks(&self) -> usize {
+        self.model.layers.len()
+    }
+
+    /// Number of tokens.
+    pub(crate) fn vocab_size(&self) -> usize {
+        self.model.embed_tokens.weight.lazy_shape()[0]
     }
 
     /// The device the weights are on.

@@ -12,6 +12,7 @@ mod precision;
 mod pretrained;
 mod rope;
 
+pub(crate) use attention::Rows;
 pub use cache::{CacheShape, KvCache};
 pub use config::ModelConfig;
 pub use decoder::CausalLm;

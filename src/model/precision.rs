@@ -5,6 +5,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::ops;
 
 /// What matrix products are computed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -71,5 +72,10 @@ impl Precision {
             return x.matmul(weight);
         }
         x.cast(self.dtype()).matmul(weight.cast(self.dtype())).cast(FloatDType::F32)
+    }
+
+    /// `x Wᵀ` in this precision; input and output are f32.
+    pub(super) fn matmul_transposed(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+        if self == Self::F32 { ops::matmul_transposed(x, weight) } else { self.matmul(x, weight.transpose()) }
     }
 }

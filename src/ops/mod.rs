@@ -6,6 +6,7 @@
 
 mod cpu;
 mod plain;
+pub(crate) mod update;
 
 /// Row functions on host memory, for sampling.
 pub(crate) use cpu::host;
@@ -40,7 +41,7 @@ impl CacheCall {
     }
 }
 
-/// What the head says about one token per row, in nats; gradients flow through `log_prob` only.
+/// What the head says about one token per row, in nats; gradients flow through `log_prob` and `entropy_sampling`.
 #[derive(Debug, Clone)]
 pub struct Scores {
     /// `log π(token)` at temperature 1 over `temperature`, `[rows]`.
@@ -49,6 +50,8 @@ pub struct Scores {
     pub entropy: Tensor<1>,
     /// Entropy of the distribution at the sampling temperature, `[rows]`.
     pub entropy_sampling: Tensor<1>,
+    /// `Σ p²` at the sampling temperature: the probability that two draws agree, `[rows]`.
+    pub collision: Tensor<1>,
 }
 
 /// `x / sqrt(mean(x²) + ε) · weight`, over the last dimension.
@@ -65,6 +68,14 @@ pub(crate) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
 /// - all: `[rows, intermediate]`
 pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     if cpu::serves(&gate.device()) { cpu::swiglu(gate, up) } else { plain::swiglu(gate, up) }
+}
+
+/// `x Wᵀ`, for a head that is the embedding; the gradient of `W` comes in the orientation of `W`.
+///
+/// # Shapes
+/// - x: `[rows, hidden]`; weight: `[vocab, hidden]`; output: `[rows, vocab]`
+pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    if cpu::serves(&x.device()) { cpu::matmul_transposed(x, weight) } else { x.matmul(weight.transpose()) }
 }
 
 /// Rotates pairs `(i, i + head_dim / 2)` by the row's angles (the Hugging Face convention).
@@ -113,9 +124,10 @@ pub(crate) fn attention_cached(q: Tensor<3>, keys: &Tensor<2>, values: &Tensor<2
     }
 }
 
-/// Log-probability of one token per row, and the entropy of the distribution it came from.
+/// Log-probability of one token per row, and what the distribution it came from is like.
 ///
-/// `log_prob` is that of the distribution at `temperature`, the one tokens are sampled from.
+/// `log_prob` is that of the distribution at `temperature`, the one tokens are sampled from. On the `cpu` device the
+/// backward pass writes the gradient into the logits' own memory.
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; targets: one per row; outputs: `[rows]`
@@ -156,6 +168,12 @@ fn pack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
     rows.select(0, index(&indices, &device))
 }
 
+/// Tokens of padding that [`attention`] computes beside sequences of these lengths.
+pub(crate) fn padding(lengths: &[usize], device: &Device) -> usize {
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    if cpu::serves(device) { 0 } else { longest * lengths.len() - lengths.iter().sum::<usize>() }
+}
+
 /// Whether the device's memory is the host's and its operations are those of `ops/cpu`.
 pub(crate) fn is_host(device: &Device) -> bool {
     cpu::serves(device)
@@ -174,6 +192,12 @@ pub(crate) fn take_rows(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
 /// When the tensor is not f32.
 pub(crate) fn to_host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().try_into_vec().unwrap_or_else(|error| panic!("tensor is not f32: {error:?}"))
+}
+
+/// Where a tensor of the `cpu` device lies in memory.
+#[cfg(test)]
+pub(crate) fn address<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    to_host(cpu::address(x.inner()))
 }
 
 fn index(indices: &[i64], device: &Device) -> Tensor<1, Int> {
@@ -249,6 +273,17 @@ mod tests {
     }
 
     #[test]
+    fn matmul_transposed_equals_the_product_with_the_transpose() {
+        for (rows, hidden, vocab) in [(1, 1, 1), (5, 17, 33)] {
+            compare(|device| {
+                let (x, x_view) = leaf([rows, hidden], 1, device);
+                let (weight, weight_view) = leaf([vocab, hidden], 2, device);
+                (matmul_transposed(x_view, weight_view), vec![x, weight])
+            });
+        }
+    }
+
+    #[test]
     fn rotary_fused_equals_plain() {
         compare(|device| {
             let (x, x_view) = leaf([11, 3, 10], 1, device);
@@ -274,18 +309,21 @@ mod tests {
 
     #[test]
     fn scores_fused_equal_plain() {
-        for (rows, vocab, temperature) in [(1, 3, 1.0), (19, 101, 1.0), (8, 640, 0.6), (5, 33, 1.7)] {
+        for (rows, vocab, temperature) in [(1, 3, 1.0), (1, 1, 1.0), (19, 101, 1.0), (8, 640, 0.6), (5, 33, 1.7)] {
             let targets: Vec<u32> = (0..rows).map(|row| (row * 7 % vocab) as u32).collect();
-            compare(|device| {
+            let of = |device: &Device, pick: fn(Scores) -> Tensor<1>| {
                 let (logits, view) = leaf([rows, vocab], 5, device);
-                (scores(view.mul_scalar(3.0), &targets, temperature).log_prob, vec![logits])
-            });
+                (pick(scores(view.mul_scalar(3.0), &targets, temperature)), vec![logits])
+            };
+            compare(|device| of(device, |scores| scores.log_prob));
+            compare(|device| of(device, |scores| scores.entropy_sampling));
+            compare(|device| of(device, |scores| scores.log_prob.mul_scalar(0.3) + scores.entropy_sampling));
             let [fused, plain] = devices().map(|device| {
                 let scores = scores(random([rows, vocab], 5, &device), &targets, temperature);
-                [to_host(scores.entropy.inner()), to_host(scores.entropy_sampling.inner())]
+                [to_host(scores.entropy.inner()), to_host(scores.collision.inner())]
             });
             close(&fused[0], &plain[0], "entropy");
-            close(&fused[1], &plain[1], "entropy at the sampling temperature");
+            close(&fused[1], &plain[1], "collision probability");
         }
     }
 

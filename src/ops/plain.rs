@@ -106,11 +106,13 @@ pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Sc
     let device = logits.device();
     let targets: Vec<i64> = targets.iter().map(|&token| i64::from(token)).collect();
     let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [rows, 1]), &device);
-    let sampling = log_softmax(logits.clone().div_scalar(temperature), 1);
+    let unit = log_softmax(logits.clone().detach(), 1);
+    let sampling = log_softmax(logits.div_scalar(temperature), 1);
     let entropy = |log_probs: Tensor<2>| (log_probs.clone().exp() * log_probs).sum_dim(1).neg().reshape([rows]);
     Scores {
         log_prob: sampling.clone().gather(1, targets).reshape([rows]),
-        entropy: entropy(log_softmax(logits.detach(), 1)),
-        entropy_sampling: entropy(sampling.detach()),
+        entropy: entropy(unit),
+        entropy_sampling: entropy(sampling.clone()),
+        collision: sampling.detach().mul_scalar(2.0).exp().sum_dim(1).reshape([rows]),
     }
 }

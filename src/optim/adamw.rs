@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use super::{Gradients, OptimConfig};
 use crate::error::Result;
 use crate::model::{CausalLm, ParamPath};
+use crate::ops::update::{self, AdamWStep};
 use crate::tensors::{self, Dtype, Entry, TensorFile};
 
 const STEPS: &str = "steps";
@@ -23,7 +24,8 @@ pub struct AdamW {
 impl AdamW {
     /// One step with gradients scaled by `scale` (the clip factor); parameters without a gradient stay as they are.
     ///
-    /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `θ ← θ − lr·(m̂ / (√v̂ + ε) + λθ)`, decay on matrices only.
+    /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `θ ← θ − lr·(m̂ / (√v̂ + ε) + λθ)`, decay on matrices only. Weights and
+    /// moments are updated where they are, unless something else holds the weights, too.
     pub fn step(
         &mut self,
         config: &OptimConfig,
@@ -33,8 +35,19 @@ impl AdamW {
         lr: f64,
     ) -> CausalLm {
         self.steps += 1;
-        let correction = [config.adam_beta1, config.adam_beta2].map(|beta| 1.0 - beta.powi(self.steps));
-        model.map(&mut Update { path: ParamPath::default(), state: self, gradients, config, scale, lr, correction })
+        let correction = |beta: f64| 1.0 / (1.0 - beta.powi(self.steps));
+        let step = AdamWStep {
+            scale: scale as f32,
+            beta1: config.adam_beta1 as f32,
+            beta2: config.adam_beta2 as f32,
+            epsilon: config.adam_epsilon as f32,
+            rate: (lr * correction(config.adam_beta1)) as f32,
+            correction: correction(config.adam_beta2) as f32,
+            keep: 1.0,
+        };
+        let keep = (1.0 - lr * config.weight_decay) as f32;
+        let format = config.adam_moments.dtype();
+        model.map(&mut Update { path: ParamPath::default(), state: self, gradients, step, keep, format })
     }
 
     /// Writes the moments and the step count.
@@ -44,7 +57,8 @@ impl AdamW {
     pub fn save(&self, path: &Path) -> Result<()> {
         let entry = |name: String, values: &Tensor<1>| {
             let values = values.clone();
-            Entry { name, shape: values.dims().to_vec(), values: Box::new(move || values.clone().into_data()) }
+            let shape = values.dims().to_vec();
+            Entry { name, shape, values: Box::new(move || values.clone().cast(FloatDType::F32).into_data()) }
         };
         let mut entries: Vec<Entry> = (self.moments.iter())
             .flat_map(|(name, [m, v])| [entry(format!("{name}.exp_avg"), m), entry(format!("{name}.exp_avg_sq"), v)])
@@ -76,10 +90,11 @@ struct Update<'a> {
     path: ParamPath,
     state: &'a mut AdamW,
     gradients: Gradients,
-    config: &'a OptimConfig,
-    scale: f64,
-    lr: f64,
-    correction: [f64; 2],
+    /// The step of vectors, which do not decay.
+    step: AdamWStep,
+    /// What matrices are multiplied by.
+    keep: f32,
+    format: FloatDType,
 }
 
 impl ModuleMapper for Update<'_> {
@@ -94,20 +109,67 @@ impl ModuleMapper for Update<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = self.path.name();
         let Some(gradient) = self.gradients.0.remove(&name) else { return param };
-        let gradient = gradient.mul_scalar(self.scale);
-        let (beta1, beta2) = (self.config.adam_beta1, self.config.adam_beta2);
-        let [m, v] = self.state.moments.remove(&name).unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
-        let m = m.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
-        let v = v.mul_scalar(beta2) + gradient.powi_scalar(2).mul_scalar(1.0 - beta2);
-        let denominator = v.clone().div_scalar(self.correction[1]).sqrt().add_scalar(self.config.adam_epsilon);
-        let step = m.clone().mul_scalar(self.lr / self.correction[0]) / denominator;
-        self.state.moments.insert(name, [m, v]);
-        let decay = if D > 1 { self.lr * self.config.weight_decay } else { 0.0 };
+        let (count, device) = (gradient.dims()[0], gradient.device());
+        let zeros = || Tensor::<1>::zeros([count], &device).cast(self.format);
+        let moments = self.state.moments.remove(&name).unwrap_or_else(|| [zeros(), zeros()]);
+        // A checkpoint's moments come in f32.
+        let moments = moments.map(|moment| moment.cast(self.format));
+        let keep = if D > 1 { self.keep } else { 1.0 };
         param.map(|value| {
             let shape = value.shape();
-            let inner = value.inner();
-            let inner = if decay > 0.0 { inner.mul_scalar(1.0 - decay) } else { inner };
-            Tensor::from_inner(inner - step.reshape(shape)).require_grad()
+            let value = value.inner().reshape([count]);
+            let (value, moments) = update::adamw(value, moments, gradient, &AdamWStep { keep, ..self.step });
+            self.state.moments.insert(name, moments);
+            Tensor::from_inner(value.reshape(shape)).require_grad()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelConfig;
+
+    /// Where each weight lies in memory.
+    fn addresses(model: &CausalLm) -> Vec<Vec<f32>> {
+        struct Addresses(Vec<Vec<f32>>);
+        impl burn::module::ModuleVisitor for Addresses {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.0.push(crate::ops::address(param.val()));
+            }
+        }
+        let mut found = Addresses(Vec::new());
+        model.visit(&mut found);
+        found.0
+    }
+
+    /// The optimiser of a model of 0.5 B parameters has no room for a second copy of anything.
+    #[test]
+    fn weights_and_moments_stay_where_they_are() {
+        let device = Device::flex();
+        let config = ModelConfig::qwen2(64, 16, 32, 2, 4, 2);
+        let mut model = CausalLm::random(&config, 0, &device.clone().autodiff());
+        let mut optimizer = AdamW::default();
+        let gradients = || {
+            let tokens = [1, 2, 3, 4];
+            let loss = model_loss(&model, &tokens);
+            let mut gradients = Gradients::default();
+            gradients.add(&model, &mut loss.backward());
+            gradients
+        };
+        let gradients = [gradients(), gradients()];
+        let before = addresses(&model);
+        let mut moments: Vec<Vec<Vec<f32>>> = Vec::new();
+        for gradients in gradients {
+            model = optimizer.step(&OptimConfig::default(), model, gradients, 1.0, 1e-3);
+            let at = optimizer.moments.values().flatten().map(|moment| crate::ops::address(moment.clone())).collect();
+            moments.push(at);
+        }
+        assert_eq!(addresses(&model), before);
+        assert_eq!(moments[0], moments[1]);
+    }
+
+    fn model_loss(model: &CausalLm, tokens: &[u32]) -> Tensor<1> {
+        model.logits(model.forward(tokens, &[tokens.len()], None)).sum()
     }
 }

@@ -9,10 +9,42 @@ pub use schedule::{LrScheduler, learning_rate};
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Gradients as BurnGradients, Tensor};
+use burn::tensor::{Device, FloatDType, Gradients as BurnGradients, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::model::{CausalLm, ParamPath};
+use crate::ops::update;
+
+/// The format of the optimiser's moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// Single precision, 8 bytes a parameter.
+    F32,
+    /// bfloat16, 4 bytes a parameter.
+    Bf16,
+}
+
+impl Moments {
+    fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+        }
+    }
+
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// The largest `adam_beta2` for moments in bf16: such a number moves by 1/256 or not at all.
+const BF16_BETA2: f64 = 0.99;
 
 /// How the optimiser moves; keys and defaults are those of Hugging Face `TrainingArguments` unless said otherwise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +64,8 @@ pub struct OptimConfig {
     pub adam_beta2: f64,
     /// Added to the root of the second moment.
     pub adam_epsilon: f64,
+    /// The format both moments are kept in.
+    pub adam_moments: Moments,
     /// Largest global gradient norm; larger gradients are scaled down to it.
     pub max_grad_norm: f64,
 }
@@ -46,6 +80,7 @@ impl Default for OptimConfig {
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
+            adam_moments: Moments::F32,
             max_grad_norm: 1.0,
         }
     }
@@ -68,9 +103,29 @@ impl OptimConfig {
                 problems.push(format!("optim.{key} = {value} must be at least 0 and below 1"));
             }
         }
+        if self.adam_moments == Moments::Bf16 && self.adam_beta2 > BF16_BETA2 {
+            problems.push(format!(
+                "optim.adam_beta2 = {} with adam_moments = \"bf16\": eight bits do not hold such small changes, the second \
+                 moment would never fall; choose at most {BF16_BETA2}, or f32",
+                self.adam_beta2
+            ));
+        }
         problems
     }
+
+    /// Refuses a format of the moments that the device does not have.
+    ///
+    /// # Errors
+    /// With what to choose instead.
+    pub fn check(&self, device: &Device) -> Result<()> {
+        if device.supports_dtype(self.adam_moments.dtype()) {
+            return Ok(());
+        }
+        Err(Error::Invalid("optim.adam_moments = \"bf16\": this device does not store bf16; use \"f32\"".to_string()))
+    }
 }
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Gradients by parameter name, flattened; sums over micro-batches.
 #[derive(Debug, Default)]
@@ -88,12 +143,12 @@ impl Gradients {
                 self.0.exit();
             }
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                let Some(gradient) = param.val().grad_remove(self.2) else { return };
+                let Some(gradient) = param.base().grad_remove(self.2) else { return };
                 let count = gradient.shape().num_elements();
                 let gradient = gradient.reshape([count]);
                 let name = self.0.name();
                 let sum = match self.1.remove(&name) {
-                    Some(sum) => sum + gradient,
+                    Some(sum) => update::accumulate(sum, gradient),
                     None => gradient,
                 };
                 self.1.insert(name, sum);
@@ -102,14 +157,45 @@ impl Gradients {
         model.visit(&mut Add(ParamPath::default(), &mut self.0, gradients));
     }
 
+    /// Adds the gradient of the rows of the embedding that `tokens` are, unless the embedding is frozen.
+    ///
+    /// # Shapes
+    /// - rows: `[tokens, hidden]`
+    pub(crate) fn add_embedding(&mut self, model: &CausalLm, tokens: &[u32], rows: Tensor<2>) {
+        let weight = model.model.embed_tokens.weight.base();
+        if !weight.is_require_grad() {
+            return;
+        }
+        let shape = weight.dims();
+        // A head that is the embedding has put its part there already.
+        let sum = self.0.remove(EMBEDDING).unwrap_or_else(|| Tensor::zeros([shape[0] * shape[1]], &rows.device()));
+        let sum = update::add_rows(sum.reshape(shape), rows, tokens);
+        self.0.insert(EMBEDDING.to_string(), sum.reshape([shape[0] * shape[1]]));
+    }
+
     /// Global norm: the root of the sum of all squares.
     pub fn norm(&self) -> f64 {
-        let squares = self.0.values().map(|g| f64::from(g.clone().powi_scalar(2).sum().into_scalar::<f32>()));
-        squares.fold(0.0, |sum, square| sum + square).sqrt()
+        self.0.values().map(update::sum_of_squares).fold(0.0, |sum, square| sum + square).sqrt()
     }
 
     /// Names of the parameters that received a gradient.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_in_bf16_ask_for_a_faster_second_moment_and_a_device_that_has_them() {
+        let config = OptimConfig { adam_moments: Moments::Bf16, ..OptimConfig::default() };
+        assert!(config.problems()[0].contains("adam_beta2 = 0.999"), "{:?}", config.problems());
+        assert!(OptimConfig { adam_beta2: 0.95, ..config.clone() }.problems().is_empty());
+        assert!(config.check(&Device::flex()).is_ok());
+        #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
+        let refused = config.check(&Device::ndarray()).unwrap_err().to_string();
+        assert!(refused.contains("use \"f32\""), "{refused}");
     }
 }

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Int, Tensor, TensorData};
-
 use crate::model::CausalLm;
 use crate::ops::{self, Scores};
 
@@ -41,22 +39,46 @@ pub fn micro_batches(sequences: &[Sequence], tokens: usize) -> Vec<Range<usize>>
     runs
 }
 
-/// Log-probability and entropy of every completion token, sequences end to end.
-///
-/// The head runs on the rows that predict a completion token and on no others.
-pub fn completion_scores(model: &CausalLm, sequences: &[Sequence], temperature: f32) -> Scores {
-    let (mut tokens, mut lengths, mut rows, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for sequence in sequences {
-        let first = tokens.len();
-        let inputs = sequence.tokens.len() - 1;
-        tokens.extend_from_slice(&sequence.tokens[..inputs]);
-        lengths.push(inputs);
-        rows.extend((first + sequence.prompt - 1..first + inputs).map(|row| row as i64));
-        targets.extend_from_slice(sequence.completion());
+/// The tokens of some sequences end to end, the last of each left out: nothing is predicted from it.
+#[derive(Debug, Clone)]
+pub(super) struct Packed {
+    /// What goes in.
+    pub tokens: Vec<u32>,
+    /// How many of each sequence.
+    pub lengths: Vec<usize>,
+    /// Rows that predict a completion token.
+    pub rows: Vec<usize>,
+    /// The completion tokens.
+    pub targets: Vec<u32>,
+    /// Where the completion of each sequence is among `targets`.
+    pub completions: Vec<Range<usize>>,
+}
+
+impl Packed {
+    pub(super) fn of(sequences: &[Sequence]) -> Self {
+        let (mut tokens, mut lengths, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut targets, mut completions) = (Vec::new(), Vec::new());
+        for sequence in sequences {
+            let first = tokens.len();
+            let inputs = sequence.tokens.len() - 1;
+            tokens.extend_from_slice(&sequence.tokens[..inputs]);
+            lengths.push(inputs);
+            rows.extend(first + sequence.prompt - 1..first + inputs);
+            completions.push(targets.len()..targets.len() + sequence.completion().len());
+            targets.extend_from_slice(sequence.completion());
+        }
+        Self { tokens, lengths, rows, targets, completions }
     }
-    let hidden = model.forward(&tokens, &lengths, None);
-    let rows = Tensor::<1, Int>::from_data(TensorData::from(rows.as_slice()), &hidden.device());
-    ops::scores(model.logits(hidden.select(0, rows)), &targets, temperature)
+}
+
+/// What the model says of every completion token, sequences end to end: all in one pass that is recorded whole.
+///
+/// The head runs on the rows that predict a completion token and on no others. Training goes through
+/// [`super::learner`], which is this in pieces.
+pub fn completion_scores(model: &CausalLm, sequences: &[Sequence], temperature: f32) -> Scores {
+    let packed = Packed::of(sequences);
+    let hidden = model.forward(&packed.tokens, &packed.lengths, None);
+    ops::scores(model.logits(ops::take_rows(hidden, &packed.rows)), &packed.targets, temperature)
 }
 
 #[cfg(test)]

@@ -65,8 +65,12 @@ impl<'a> ConflictMeter<'a> {
             .unzip();
         let sequences: Vec<_> = moved.iter().map(|s| s.sequence.clone()).collect();
         let advantages: Vec<_> = moved.iter().map(|s| s.advantage).collect();
-        let learner =
-            Learner { temperature: stage.temperature, tokens_per_microbatch: self.settings.tokens_per_microbatch };
+        let learner = Learner {
+            temperature: stage.temperature,
+            tokens_per_microbatch: self.settings.tokens_per_microbatch,
+            activation_checkpointing: self.settings.activation_checkpointing,
+            ..Learner::default()
+        };
         let layers = &self.settings.conflict_cosine_layers;
         for (layer, cosine) in gradient_cosines(model, &learner, &sequences, &advantages, &weights, layers)? {
             let name = if layer.is_empty() { String::new() } else { format!("/{layer}") };

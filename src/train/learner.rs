@@ -1,14 +1,35 @@
 //! From sequences and the derivatives of a loss to gradients: what every kind of training here does on the device.
+//!
+//! A micro-batch goes through the blocks in one packed pass. The head never has the logits of the whole micro-batch: it
+//! takes the completion rows in runs of whole sequences of at most [`Learner::logits`] numbers, and each run goes forward, to the
+//! host, and backward before the next. Then the blocks go backward, from the gradient of their last output.
 
 use std::ops::Range;
 
+use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
-use super::batch::{Sequence, completion_scores, micro_batches};
-use crate::model::CausalLm;
+use super::batch::{Packed, Sequence, micro_batches};
+use crate::metrics::Metrics;
+use crate::model::{CausalLm, Rows};
 use crate::objective::Upstream;
-use crate::ops::to_host;
+use crate::ops::{self, Scores, to_host};
 use crate::optim::Gradients;
+
+/// 128 MiB.
+pub(crate) const LOGITS: usize = 32 << 20;
+
+/// What of a micro-batch is kept for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActivationCheckpointing {
+    /// Everything that it needs.
+    #[default]
+    None,
+    /// The input of each block; the block is run again when its turn comes, which takes a third more time.
+    Block,
+}
 
 /// How a step is computed; nothing here changes its result beyond rounding.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,6 +38,22 @@ pub struct Learner {
     pub temperature: f32,
     /// Tokens of one forward and backward pass at most.
     pub tokens_per_microbatch: usize,
+    /// What is kept for the backward pass.
+    pub activation_checkpointing: ActivationCheckpointing,
+    /// Logits that exist at a time, in numbers; a row of a larger vocabulary is taken alone.
+    pub logits: usize,
+}
+
+impl Default for Learner {
+    /// Temperature 1, 8192 tokens, nothing recomputed, 128 MiB of logits.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            tokens_per_microbatch: 8192,
+            activation_checkpointing: ActivationCheckpointing::None,
+            logits: LOGITS,
+        }
+    }
 }
 
 /// What the model says of the completion tokens of some sequences, end to end, in nats.
@@ -30,48 +67,466 @@ pub struct TokenScores {
     pub sampling_entropy: Vec<f32>,
 }
 
+/// What was computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Tokens of the sequences, the last of each left out: nothing is predicted from it.
+    pub tokens: usize,
+    /// Tokens of padding that attention computed beside them.
+    pub padding: usize,
+    /// Sequences left out, since what the model or the loss said of them was not finite.
+    pub skipped: usize,
+}
+
+impl Work {
+    /// Adds what another pass computed.
+    pub fn add(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.padding += other.padding;
+        self.skipped += other.skipped;
+    }
+
+    /// Notes the share of padding among the tokens computed, and what was left out.
+    pub(super) fn describe(&self, metrics: &mut Metrics) {
+        metrics.set("perf/padding_share", self.padding as f64 / (self.tokens + self.padding).max(1) as f64);
+        metrics.set("skipped_sequences", self.skipped as f64);
+    }
+}
+
 impl Learner {
     /// Adds the gradient of a loss over `sequences` to `gradients`.
     ///
-    /// `loss` is told which sequences a micro-batch holds and what the model says of their completion tokens, and answers
-    /// with the derivatives of the loss, or with nothing when the micro-batch must be left out.
+    /// `loss` is told of runs of whole sequences and what the model says of their completion tokens, and answers with the
+    /// derivatives of the loss, or with nothing when the run must be left out. A run is left out, too, when any of these
+    /// numbers is not finite, and so is a micro-batch whose hidden states are not.
     pub fn backward(
         &self,
         model: &CausalLm,
         sequences: &[Sequence],
         gradients: &mut Gradients,
         mut loss: impl FnMut(Range<usize>, &TokenScores) -> Option<Upstream>,
-    ) {
+    ) -> Work {
+        let mut work = Work::default();
+        let plain = model.valid();
         for range in micro_batches(sequences, self.tokens_per_microbatch) {
-            let scores = completion_scores(model, &sequences[range.clone()], self.temperature);
-            let seen = TokenScores {
-                log_prob: to_host(scores.log_prob.clone().inner()),
-                entropy: to_host(scores.entropy.inner()),
-                sampling_entropy: to_host(scores.entropy_sampling.clone().inner()),
-            };
-            let Some(upstream) = loss(range, &seen) else { continue };
-            let device = scores.log_prob.device();
-            let pull = |x: Tensor<1>, by: &[f32]| (x * Tensor::from_data(TensorData::from(by), &device)).sum();
-            let mut product = pull(scores.log_prob, &upstream.log_prob);
-            if upstream.entropy.iter().any(|&derivative| derivative != 0.0) {
-                product = product + pull(scores.entropy_sampling, &upstream.entropy);
+            let packed = Packed::of(&sequences[range.clone()]);
+            work.tokens += packed.tokens.len();
+            work.padding += ops::padding(&packed.lengths, &model.device());
+            let blocks = Blocks::forward(self, model, &plain, &packed);
+            let hidden = blocks.output();
+            if !is_finite(&hidden) {
+                blocks.discard();
+                work.skipped += range.len();
+                continue;
             }
-            gradients.add(model, &mut product.backward());
+            let head = Head { learner: self, model, plain: &plain, packed: &packed, hidden };
+            let mut upstream = Vec::new();
+            let mut learns = false;
+            for run in head.runs() {
+                let sequences = range.start + run.start..range.start + run.end;
+                let count = sequences.len();
+                let (part, taken) = head.backward(run, gradients, |scores| loss(sequences, scores));
+                upstream.push(part);
+                work.skipped += if taken { 0 } else { count };
+                learns |= taken;
+            }
+            if !learns {
+                blocks.discard();
+                continue;
+            }
+            blocks.backward(model, &packed, Tensor::cat(upstream, 0), gradients);
         }
+        work
     }
 
     /// Log-probabilities of the completion tokens of each sequence, without gradients.
     pub fn log_probs(&self, model: &CausalLm, sequences: &[Sequence]) -> Vec<Vec<f32>> {
         let mut lists = Vec::with_capacity(sequences.len());
+        let plain = model.valid();
         for range in micro_batches(sequences, self.tokens_per_microbatch) {
-            let sequences = &sequences[range];
-            let mut values = &to_host(completion_scores(model, sequences, self.temperature).log_prob)[..];
-            for sequence in sequences {
-                let (own, rest) = values.split_at(sequence.completion().len());
-                lists.push(own.to_vec());
-                values = rest;
-            }
+            let packed = Packed::of(&sequences[range]);
+            let rows = plain.packed(&packed.lengths);
+            let hidden = plain.blocks(0..plain.num_blocks(), plain.embed(&packed.tokens), &rows);
+            let hidden = ops::take_rows(hidden, &packed.rows);
+            let head = Head { learner: self, model, plain: &plain, packed: &packed, hidden };
+            let values = head.values(&head.pieces(0..packed.targets.len())).log_prob;
+            lists.extend(packed.completions.iter().map(|completion| values[completion.clone()].to_vec()));
         }
         lists
+    }
+
+    /// Runs of blocks of which only the input is kept.
+    fn segments(&self, blocks: usize) -> Vec<Range<usize>> {
+        match self.activation_checkpointing {
+            ActivationCheckpointing::None => std::iter::once(0..blocks).collect(),
+            ActivationCheckpointing::Block => (0..blocks).map(|block| block..block + 1).collect(),
+        }
+    }
+}
+
+/// A part of the computation that can be gone through backward: a leaf and what was computed from it.
+struct Tracked {
+    leaf: Tensor<2>,
+    output: Tensor<2>,
+}
+
+impl Tracked {
+    fn new(input: Tensor<2>, compute: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
+        let leaf = Tensor::from_inner(input).require_grad();
+        Self { output: compute(leaf.clone()), leaf }
+    }
+
+    /// Adds the gradients of the parameters and gives that of the input.
+    fn backward(self, model: &CausalLm, upstream: Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
+        let product = (self.output * Tensor::from_inner(upstream)).sum();
+        let mut found = product.backward();
+        gradients.add(model, &mut found);
+        self.leaf.grad_remove(&mut found).expect("the output depends on its input")
+    }
+}
+
+/// The blocks' part of a micro-batch.
+struct Blocks {
+    rows: Rows,
+    /// Segments that will be run again, with their inputs.
+    inputs: Vec<(Range<usize>, Tensor<2>)>,
+    /// The last segment.
+    last: Tracked,
+    completion_rows: Vec<usize>,
+}
+
+impl Blocks {
+    fn forward(learner: &Learner, model: &CausalLm, plain: &CausalLm, packed: &Packed) -> Self {
+        let rows = plain.packed(&packed.lengths);
+        let mut segments = learner.segments(model.num_blocks());
+        let last = segments.pop().unwrap_or(0..0);
+        let mut x = plain.embed(&packed.tokens);
+        let mut inputs = Vec::with_capacity(segments.len());
+        for segment in segments {
+            inputs.push((segment.clone(), x.clone()));
+            x = plain.blocks(segment, x, &rows);
+        }
+        let last = Tracked::new(x, |x| model.blocks(last, x, &rows));
+        Self { rows, inputs, last, completion_rows: packed.rows.clone() }
+    }
+
+    /// What the last block gave for the rows that predict a completion token.
+    fn output(&self) -> Tensor<2> {
+        ops::take_rows(self.last.output.clone().inner(), &self.completion_rows)
+    }
+
+    /// Frees what a recorded pass holds: Burn does that in a backward pass only.
+    fn discard(self) {
+        self.last.output.sum().backward();
+    }
+
+    fn backward(self, model: &CausalLm, packed: &Packed, upstream: Tensor<2>, gradients: &mut Gradients) {
+        let [_, width] = upstream.dims();
+        let zeros = Tensor::zeros([packed.tokens.len(), width], &upstream.device());
+        let at: Vec<u32> = self.completion_rows.iter().map(|&row| row as u32).collect();
+        let mut upstream = self.last.backward(model, ops::update::add_rows(zeros, upstream, &at), gradients);
+        for (segment, input) in self.inputs.into_iter().rev() {
+            let again = Tracked::new(input, |x| model.blocks(segment, x, &self.rows));
+            upstream = again.backward(model, upstream, gradients);
+        }
+        gradients.add_embedding(model, &packed.tokens, upstream);
+    }
+}
+
+/// The head's part of a micro-batch, for the rows that predict a completion token.
+struct Head<'a> {
+    learner: &'a Learner,
+    model: &'a CausalLm,
+    /// The model without autodiff.
+    plain: &'a CausalLm,
+    packed: &'a Packed,
+    hidden: Tensor<2>,
+}
+
+impl Head<'_> {
+    /// Rows whose logits exist at a time.
+    fn most(&self) -> usize {
+        (self.learner.logits / self.model.vocab_size()).max(1)
+    }
+
+    /// Runs of whole sequences of at most [`Self::most`] rows; one longer sequence makes a run of its own.
+    fn runs(&self) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let mut held = 0;
+        for (index, rows) in self.packed.completions.iter().enumerate() {
+            match runs.last_mut() {
+                Some(run) if held + rows.len() <= self.most() => run.end = index + 1,
+                _ => {
+                    runs.push(index..index + 1);
+                    held = 0;
+                }
+            }
+            held += rows.len();
+        }
+        runs
+    }
+
+    /// Equal pieces of a run of rows, of at most [`Self::most`] rows.
+    fn pieces(&self, rows: Range<usize>) -> Vec<Range<usize>> {
+        let count = rows.len().div_ceil(self.most()).max(1);
+        let size = rows.len().div_ceil(count).max(1);
+        rows.clone().step_by(size).map(|first| first..(first + size).min(rows.end)).collect()
+    }
+
+    /// The gradient of the hidden rows of a run, and whether it was taken: zero where it was not.
+    fn backward(
+        &self,
+        run: Range<usize>,
+        gradients: &mut Gradients,
+        loss: impl FnOnce(&TokenScores) -> Option<Upstream>,
+    ) -> (Tensor<2>, bool) {
+        let rows = self.packed.completions[run.start].start..self.packed.completions[run.end - 1].end;
+        let pieces = self.pieces(rows.clone());
+        // A loss may need all of a sequence. So where that is more than one piece, it is read first and computed again.
+        let mut kept = (pieces.len() == 1).then(|| self.piece(rows.clone()));
+        let seen = match &kept {
+            Some(piece) => piece.seen(),
+            None => self.values(&pieces),
+        };
+        let upstream = if seen.is_finite() { loss(&seen) } else { None }.filter(|upstream| {
+            assert!(upstream.log_prob.len() == rows.len(), "one derivative per completion token");
+            upstream.log_prob.iter().chain(&upstream.entropy).all(|x| x.is_finite())
+        });
+        let Some(upstream) = upstream else {
+            if let Some(piece) = kept {
+                piece.scores.log_prob.sum().backward(); // frees it
+            }
+            let [_, width] = self.hidden.dims();
+            return (Tensor::zeros([rows.len(), width], &self.hidden.device()), false);
+        };
+        let parts = pieces.into_iter().map(|piece| {
+            let own = piece.start - rows.start..piece.end - rows.start;
+            let recorded = kept.take().unwrap_or_else(|| self.piece(piece));
+            recorded.backward(self.model, &upstream.log_prob[own.clone()], &upstream.entropy[own], gradients)
+        });
+        (Tensor::cat(parts.collect(), 0), true)
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Tensor<2> {
+        let [_, width] = self.hidden.dims();
+        self.hidden.clone().slice([rows, 0..width])
+    }
+
+    fn piece(&self, rows: Range<usize>) -> Piece {
+        let leaf = Tensor::from_inner(self.rows(rows.clone())).require_grad();
+        let logits = self.model.head(leaf.clone());
+        Piece { leaf, scores: ops::scores(logits, &self.packed.targets[rows], self.learner.temperature) }
+    }
+
+    /// What the model says, without anything kept.
+    fn values(&self, pieces: &[Range<usize>]) -> TokenScores {
+        let mut seen = TokenScores::default();
+        for piece in pieces {
+            let logits = self.plain.head(self.rows(piece.clone()));
+            seen.extend(ops::scores(logits, &self.packed.targets[piece.clone()], self.learner.temperature));
+        }
+        seen
+    }
+}
+
+/// Recorded logits of some rows, and their scores.
+struct Piece {
+    leaf: Tensor<2>,
+    scores: Scores,
+}
+
+impl Piece {
+    fn seen(&self) -> TokenScores {
+        let mut seen = TokenScores::default();
+        seen.extend(self.scores.clone());
+        seen
+    }
+
+    fn backward(self, model: &CausalLm, log_prob: &[f32], entropy: &[f32], gradients: &mut Gradients) -> Tensor<2> {
+        let device = self.leaf.device();
+        let pull = |x: Tensor<1>, by: &[f32]| (x * Tensor::from_data(TensorData::from(by), &device)).sum();
+        let mut product = pull(self.scores.log_prob, log_prob);
+        if entropy.iter().any(|&derivative| derivative != 0.0) {
+            product = product + pull(self.scores.entropy_sampling, entropy);
+        }
+        let mut found = product.backward();
+        gradients.add(model, &mut found);
+        self.leaf.grad_remove(&mut found).expect("log-probabilities depend on hidden states")
+    }
+}
+
+impl TokenScores {
+    fn extend(&mut self, scores: Scores) {
+        self.log_prob.extend(to_host(scores.log_prob.inner()));
+        self.entropy.extend(to_host(scores.entropy.inner()));
+        self.sampling_entropy.extend(to_host(scores.entropy_sampling.inner()));
+    }
+
+    fn is_finite(&self) -> bool {
+        self.log_prob.iter().chain(&self.sampling_entropy).all(|x| x.is_finite())
+    }
+}
+
+/// Whether the sum of all elements is a finite number; one that is not makes the sum so.
+fn is_finite(x: &Tensor<2>) -> bool {
+    x.clone().mul_scalar(0.0).sum().into_scalar::<f32>() == 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use burn::tensor::Device;
+
+    use super::super::batch::completion_scores;
+    use super::*;
+    use crate::model::{LoraConfig, ModelConfig};
+
+    const VOCAB: usize = 37;
+
+    #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
+    fn devices() -> [Device; 2] {
+        [Device::flex().autodiff(), Device::ndarray().autodiff()]
+    }
+
+    fn model(tied: bool, device: &Device) -> CausalLm {
+        let mut config = ModelConfig::qwen2(VOCAB, 16, 24, 3, 4, 2);
+        (config.tie_word_embeddings, config.initializer_range) = (tied, 0.3);
+        CausalLm::random(&config, 3, device)
+    }
+
+    fn sequences() -> Vec<Sequence> {
+        let sequence = |(length, prompt): (u32, usize)| Sequence {
+            tokens: (0..length).map(|i| (i * 11 + length * 5) % VOCAB as u32).collect(),
+            prompt,
+        };
+        [(9, 3), (4, 1), (17, 2), (2, 1), (6, 5)].map(sequence).to_vec()
+    }
+
+    /// Derivatives that differ from token to token, some of them 0.
+    fn derivatives(scores: &TokenScores, first: usize) -> Upstream {
+        let of = |scale: f32| {
+            let at = |i: usize| ((first + i) % 4) as f32 * scale - 0.1;
+            (0..scores.log_prob.len()).map(at).collect()
+        };
+        Upstream { log_prob: of(0.2), entropy: of(-0.07) }
+    }
+
+    fn first_token(sequence: usize) -> usize {
+        sequences()[..sequence].iter().map(|sequence| sequence.completion().len()).sum()
+    }
+
+    fn values(gradients: Gradients) -> BTreeMap<String, Vec<f32>> {
+        gradients.0.into_iter().map(|(name, gradient)| (name, to_host(gradient))).collect()
+    }
+
+    fn learned(learner: &Learner, model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
+        let mut gradients = Gradients::default();
+        let work = learner.backward(model, &sequences(), &mut gradients, |range, scores| {
+            Some(derivatives(scores, first_token(range.start)))
+        });
+        assert_eq!((work.tokens, work.skipped), (33, 0));
+        values(gradients)
+    }
+
+    /// All logits at once, in one recorded pass.
+    fn plain(model: &CausalLm, temperature: f32) -> BTreeMap<String, Vec<f32>> {
+        let scores = completion_scores(model, &sequences(), temperature);
+        let mut seen = TokenScores::default();
+        seen.extend(scores.clone());
+        let upstream = derivatives(&seen, 0);
+        let device = scores.log_prob.device();
+        let pull = |x: Tensor<1>, by: &[f32]| (x * Tensor::from_data(TensorData::from(by), &device)).sum();
+        let loss = pull(scores.log_prob, &upstream.log_prob) + pull(scores.entropy_sampling, &upstream.entropy);
+        let mut gradients = Gradients::default();
+        gradients.add(model, &mut loss.backward());
+        values(gradients)
+    }
+
+    #[track_caller]
+    fn assert_equal(left: &BTreeMap<String, Vec<f32>>, right: &BTreeMap<String, Vec<f32>>, tolerance: f32) {
+        assert!(left.keys().eq(right.keys()), "{:?} {:?}", left.keys(), right.keys());
+        for (name, right) in right {
+            let largest = right.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            for (a, b) in left[name].iter().zip(right) {
+                assert!((a - b).abs() <= tolerance * (1.0 + largest), "{name}: {a} against {b}");
+            }
+        }
+    }
+
+    /// Chunks of one row, of a few, of all; blocks kept and run again; micro-batches of one sequence and of all; head and
+    /// embedding apart and in one. Sequences of more rows than a chunk has go twice through the head.
+    #[test]
+    fn no_way_of_cutting_the_work_changes_the_gradient() {
+        for device in devices() {
+            for tied in [true, false] {
+                let model = model(tied, &device);
+                let expected = plain(&model, 0.8);
+                for activation_checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
+                    for (logits, tokens_per_microbatch) in [(1, 1), (5 * VOCAB, 100), (10 * VOCAB, 20), (LOGITS, 100)] {
+                        let learner =
+                            Learner { temperature: 0.8, tokens_per_microbatch, activation_checkpointing, logits };
+                        assert_equal(&learned(&learner, &model), &expected, 1e-5);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn adapters_have_the_same_gradient_and_the_model_below_them_none() {
+        let device = Device::flex().autodiff();
+        let lora = LoraConfig { r: 2, ..LoraConfig::default() };
+        let model = lora.attach(model(true, &device), 0);
+        let expected = plain(&model, 1.0);
+        assert!(expected.keys().all(|name| name.contains("lora")), "{:?}", expected.keys());
+        for activation_checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
+            let learner = Learner { activation_checkpointing, logits: 5 * VOCAB, ..Learner::default() };
+            assert_equal(&learned(&learner, &model), &expected, 1e-5);
+        }
+    }
+
+    /// Recomputing a block is the same sequence of operations on the same numbers.
+    #[test]
+    fn recomputed_blocks_give_the_same_bits() {
+        let model = model(true, &Device::flex().autodiff());
+        let [kept, again] =
+            [ActivationCheckpointing::None, ActivationCheckpointing::Block].map(|activation_checkpointing| {
+                learned(&Learner { activation_checkpointing, ..Learner::default() }, &model)
+            });
+        assert!(kept == again);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_left_out_and_counted_and_the_rest_learns() {
+        let model = model(true, &Device::flex().autodiff());
+        let learner = Learner { tokens_per_microbatch: 1, ..Learner::default() };
+        let gradient = |bad: usize, sequences: &[Sequence]| {
+            let mut gradients = Gradients::default();
+            let work = learner.backward(&model, sequences, &mut gradients, |range, scores| {
+                let mut upstream = derivatives(scores, 0);
+                if range.start == bad {
+                    upstream.log_prob[0] = f32::NAN;
+                }
+                Some(upstream)
+            });
+            (work.skipped, values(gradients))
+        };
+        let all = sequences();
+        let (skipped, with_a_bad_one) = gradient(2, &all);
+        let rest: Vec<Sequence> = [&all[..2], &all[3..]].concat();
+        assert_eq!(skipped, 1);
+        assert_equal(&with_a_bad_one, &gradient(usize::MAX, &rest).1, 1e-6);
+    }
+
+    #[test]
+    fn log_probabilities_without_gradients_are_those_with_them() {
+        let model = model(false, &Device::flex().autodiff());
+        let learner = Learner { temperature: 0.8, logits: 4 * VOCAB, ..Learner::default() };
+        let lists = learner.log_probs(&model, &sequences());
+        let lengths: Vec<usize> = sequences().iter().map(|sequence| sequence.completion().len()).collect();
+        assert!(lists.iter().map(Vec::len).eq(lengths));
+        let all = to_host(completion_scores(&model.valid(), &sequences(), 0.8).log_prob);
+        assert!(lists.concat().iter().zip(all).all(|(a, b)| (a - b).abs() < 1e-6));
     }
 }

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod checkpoint;
 mod conflict;
 mod describe;
+mod guard;
 pub mod learner;
 pub mod rl;
 mod score;

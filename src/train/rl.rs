@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::checkpoint::Trained;
 use super::conflict::ConflictMeter;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
+use super::guard::Guard;
 use super::score::{OwnRewards, Scored, Scoring, compare, remember};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
 use super::stage::StepFigures;
@@ -105,6 +106,7 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
 /// As [`run`], and when a stage names a reward that is not among them.
 pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward]) -> Result<Finished> {
     let start = Instant::now();
+    config.optim.check(&session.device)?;
     let problems = config.data.open(Split::Train)?;
     let tokenizer = Tokenizer::load(&config.model.path)?;
     let (held_out, report) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
@@ -148,7 +150,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
     let total = config.max_steps();
     session.observer.begin("train", total);
     let before = state.seconds;
-    let mut failures = 0;
+    let mut guard = Guard::default();
     let mut step = first;
     while let Some(stage) = config.stages.get(state.stage) {
         step += 1;
@@ -178,7 +180,6 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         let finite;
         (model, finite) = update.run(model, &mut optimizer, &scored, &mut control, &mut metrics);
         state.entropy_control = Some(control);
-        failures = if finite { 0 } else { failures + 1 };
         state.skipped_updates += usize::from(!finite);
         metrics.set("skipped_updates", state.skipped_updates as f64);
 
@@ -215,22 +216,16 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         }
         log.append(&metrics)?;
         session.observer.advance(step, Some(&metrics));
+        guard.check(finite, &run.dir, step, &run.tokenizer, scored.iter().map(|scored| &scored.sequence))?;
 
         state.seconds = before + start.elapsed().as_secs_f64();
-        let stop = session.should_stop() || failures == 3;
+        let stop = session.should_stop();
         let due = config.train.save_steps > 0 && step % config.train.save_steps == 0;
         if due || over || stop {
             let saved = Trained { config: &run.model_config, model: &model, adapter: config.adapter() };
             let keep = config.train.save_total_limit;
             meter.write_types(&run.dir, &state.token_types)?;
             let checkpoint = checkpoint::save(&run.dir, step, saved, &run.tokenizer, &optimizer, &state, keep)?;
-            if failures == 3 {
-                return Err(Error::Invalid(format!(
-                    "three updates in a row had a loss or gradient that is not finite; the model before them is in {}: \
-                     lower optim.learning_rate",
-                    checkpoint.display()
-                )));
-            }
             if stop && !over {
                 return Err(Error::Interrupted { checkpoint });
             }

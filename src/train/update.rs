@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::batch::Sequence;
-use super::learner::Learner;
+use super::learner::{Learner, Work};
 use super::score::Scored;
 use super::settings::RlConfig;
 use super::stage::Stage;
@@ -39,8 +39,8 @@ fn takes_part(scored: &Scored, stage: &Stage) -> bool {
 }
 
 impl Update<'_> {
-    /// `num_iterations` optimiser steps on the same completions; says whether all were finite. One that is not is left
-    /// out, and so are those after it.
+    /// `num_iterations` optimiser steps on the same completions; says whether all of them was finite. Sequences that are
+    /// not are left out of a step, and a step whose gradient is not is left out, and so are those after it.
     ///
     /// Completions without a gradient count in the weights and are not computed.
     pub(super) fn run(
@@ -54,21 +54,23 @@ impl Update<'_> {
         let start = Instant::now();
         let lessons = self.lessons(scored, control, metrics);
         let mut statistics = Statistics::default();
-        let mut norms = Vec::new();
+        let (mut norms, mut work) = (Vec::new(), Work::default());
         let mut finite = true;
         for _ in 0..self.stage.num_iterations {
-            let (gradients, seen) = self.gradients(&model, &lessons);
+            let (gradients, seen, done) = self.gradients(&model, &lessons);
             let norm = gradients.norm();
             statistics.add(&seen);
             norms.push(norm);
-            finite = norm.is_finite() && seen.is_finite();
-            if !finite || lessons.is_empty() {
+            work.add(done);
+            finite &= norm.is_finite() && done.skipped == 0;
+            if !norm.is_finite() || lessons.is_empty() {
                 break;
             }
             let scale = (self.config.optim.max_grad_norm / norm).min(1.0);
             model = optimizer.step(&self.config.optim, model, gradients, scale, self.lr);
         }
         self.describe(&statistics, &norms, metrics);
+        work.describe(metrics);
         metrics.set("timing_s/update_actor", start.elapsed().as_secs_f64());
         (model, finite)
     }
@@ -116,26 +118,35 @@ impl Update<'_> {
     }
 
     fn learner(&self) -> Learner {
-        Learner { temperature: self.stage.temperature, tokens_per_microbatch: self.config.train.tokens_per_microbatch }
+        Learner {
+            temperature: self.stage.temperature,
+            tokens_per_microbatch: self.config.train.tokens_per_microbatch,
+            activation_checkpointing: self.config.train.activation_checkpointing,
+            ..Learner::default()
+        }
     }
 
     /// The gradient of the whole step, and what was counted on the way.
-    fn gradients(&self, model: &CausalLm, lessons: &[Lesson]) -> (Gradients, Statistics) {
+    fn gradients(&self, model: &CausalLm, lessons: &[Lesson]) -> (Gradients, Statistics, Work) {
         let objective = self.stage.objective();
         let sequences: Vec<Sequence> = lessons.iter().map(|(sequence, _)| sequence.clone()).collect();
         let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
-        self.learner().backward(model, &sequences, &mut gradients, |range, scores| {
-            let mut upstream = Upstream::default();
+        let work = self.learner().backward(model, &sequences, &mut gradients, |range, scores| {
+            let (mut upstream, mut seen) = (Upstream::default(), Statistics::default());
             let mut first = 0;
             for (_, terms) in &lessons[range] {
                 let tokens = first..first + terms.len();
                 first = tokens.end;
                 let (log_prob, entropy) = (&scores.log_prob[tokens.clone()], &scores.sampling_entropy[tokens]);
-                objective.evaluate(terms, log_prob, entropy, &mut statistics, &mut upstream);
+                objective.evaluate(terms, log_prob, entropy, &mut seen, &mut upstream);
             }
-            Some(upstream)
+            let finite = seen.is_finite();
+            if finite {
+                statistics.add(&seen);
+            }
+            finite.then_some(upstream)
         });
-        (gradients, statistics)
+        (gradients, statistics, work)
     }
 
     fn describe(&self, statistics: &Statistics, norms: &[f64], metrics: &mut Metrics) {

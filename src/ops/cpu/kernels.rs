@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 /// Elements a task should at least have, so that handing it out costs little.
-const GRAIN: usize = 16 * 1024;
+pub(super) const GRAIN: usize = 16 * 1024;
 
 /// Rows per task for rows of `width` elements.
-fn rows_per_task(width: usize) -> usize {
+pub(super) fn rows_per_task(width: usize) -> usize {
     (GRAIN / width.max(1)).max(1)
 }
 
@@ -34,11 +34,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     value * power
 }
 
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Sum of `f(x)` in a fixed order that vectorises: sixteen running sums, then the tail.
 #[inline(always)]
-fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let chunks = x.chunks_exact(LANES);
     let tail: f32 = chunks.remainder().iter().map(|&x| f(x)).sum();
@@ -190,44 +190,6 @@ pub(super) fn rotary(x: &[f32], [cos, sin]: [&[f32]; 2], heads: usize, half: usi
     out
 }
 
-/// Log-probability of each row's target under `softmax(logits / temperature)`.
-pub(super) fn log_prob(logits: &[f32], targets: &[u32], temperature: f32) -> Vec<f32> {
-    let width = logits.len() / targets.len().max(1);
-    let inverse = 1.0 / temperature;
-    let row = |(row, &target): (&[f32], &u32)| {
-        let (max, normaliser) = normaliser(row, inverse);
-        (row[target as usize] - max) * inverse - normaliser.ln()
-    };
-    logits.par_chunks_exact(width.max(1)).zip(targets).with_min_len(rows_per_task(width)).map(row).collect()
-}
-
-/// The largest logit and `Σ e^((z − max) / T)`.
-#[inline(always)]
-fn normaliser(row: &[f32], inverse_temperature: f32) -> (f32, f32) {
-    let max = max(row);
-    (max, sum_by(row, |z| exp((z - max) * inverse_temperature)))
-}
-
-/// Gradient of [`log_prob`] with respect to the logits: `g / T · (onehot − softmax)`.
-pub(super) fn log_prob_backward(logits: &[f32], targets: &[u32], temperature: f32, upstream: &[f32]) -> Vec<f32> {
-    let width = logits.len() / targets.len().max(1);
-    let inverse = 1.0 / temperature;
-    let mut out = buffer(logits.len());
-    let rows = out.par_chunks_exact_mut(width.max(1)).zip(logits.par_chunks_exact(width.max(1)));
-    rows.zip(targets).zip(upstream).with_min_len(rows_per_task(width)).for_each(|(((out, row), &target), &g)| {
-        if g == 0.0 {
-            return; // masked: the buffer is zero already
-        }
-        let (max, normaliser) = normaliser(row, inverse);
-        let scale = -g * inverse / normaliser;
-        for (out, &z) in out.iter_mut().zip(row) {
-            *out = scale * exp((z - max) * inverse);
-        }
-        out[target as usize] += g * inverse;
-    });
-    out
-}
-
 /// What one pass over a row of logits tells about `softmax(logits / T)`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Softmax {
@@ -274,17 +236,4 @@ pub(crate) fn softmax(row: &[f32], inverse_temperature: f32) -> Softmax {
         collision,
         collision_log: weighted_squares / (normaliser * normaliser) - normaliser.ln() * collision,
     }
-}
-
-/// Entropies of each row's softmax: first all at temperature 1, then all at `temperature`.
-pub(super) fn entropies(logits: &[f32], rows: usize, temperature: f32) -> Vec<f32> {
-    let width = logits.len() / rows.max(1);
-    let pass = |inverse: f32| -> Vec<f32> {
-        let rows = logits.par_chunks_exact(width.max(1)).with_min_len(rows_per_task(width));
-        rows.map(|row| softmax(row, inverse).entropy).collect()
-    };
-    let mut out = pass(1.0);
-    let again = if temperature == 1.0 { out.clone() } else { pass(1.0 / temperature) };
-    out.extend(again);
-    out
 }

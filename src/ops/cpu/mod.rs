@@ -8,6 +8,30 @@
 
 mod attention;
 mod kernels;
+mod scores;
+mod update;
+
+/// A tensor's values in logical order.
+macro_rules! values {
+    ($tensor:expr) => {{
+        let tensor = $tensor;
+        let (start, end) =
+            (tensor.layout().start_offset(), tensor.layout().start_offset() + tensor.shape().num_elements());
+        &tensor.storage::<f32>()[start..end]
+    }};
+}
+
+/// The same to be written to; copies a tensor that something else holds, too.
+macro_rules! values_mut {
+    ($tensor:expr, $element:ty) => {{
+        let tensor = $tensor;
+        let (start, end) =
+            (tensor.layout().start_offset(), tensor.layout().start_offset() + tensor.shape().num_elements());
+        &mut tensor.storage_mut::<$element>()[start..end]
+    }};
+}
+
+use {values, values_mut};
 
 pub(crate) mod host {
     pub(crate) use super::kernels::{Softmax, exp, softmax};
@@ -22,10 +46,13 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{AutodiffBackend, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{Scores, Span};
+#[cfg(test)]
+pub(super) use update::address;
+pub(super) use update::{accumulate, adamw, add_rows, sum_of_squares};
 
 type Primitive = FloatTensor<Flex>;
 
@@ -53,8 +80,8 @@ pub(crate) trait CpuOps: Backend {
         spans: Arc<[Span]>,
     ) -> FloatTensor<Self>;
     fn op_write_rows(table: FloatTensor<Self>, rows: FloatTensor<Self>, at: Vec<usize>) -> FloatTensor<Self>;
-    fn op_log_prob(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self>;
-    fn op_entropies(logits: FloatTensor<Self>, temperature: f32) -> FloatTensor<Self>;
+    fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self>;
 }
 
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
@@ -86,26 +113,20 @@ pub(super) fn write_rows(table: Tensor<2>, rows: Tensor<2>, at: &[usize]) -> Ten
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_write_rows(table, rows, at.to_vec()))
 }
 
-pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
-    let entropies = <Dispatch as CpuOps>::op_entropies(logits.clone().detach().into_dispatch(), temperature);
-    let entropies = Tensor::<2>::from_dispatch(entropies).detach();
-    let rows = targets.len();
-    let log_prob = <Dispatch as CpuOps>::op_log_prob(logits.into_dispatch(), targets.to_vec(), temperature);
-    Scores {
-        log_prob: Tensor::from_dispatch(log_prob),
-        entropy: entropies.clone().slice([0..1, 0..rows]).reshape([rows]),
-        entropy_sampling: entropies.slice([1..2, 0..rows]).reshape([rows]),
-    }
+pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_matmul_transposed(x.into_dispatch(), weight.into_dispatch()))
 }
 
-/// A tensor's values in logical order.
-macro_rules! values {
-    ($tensor:expr) => {{
-        let tensor = $tensor;
-        let (start, end) =
-            (tensor.layout().start_offset(), tensor.layout().start_offset() + tensor.shape().num_elements());
-        &tensor.storage::<f32>()[start..end]
-    }};
+pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
+    let stacked = <Dispatch as CpuOps>::op_scores(logits.into_dispatch(), targets.to_vec(), temperature);
+    let stacked = Tensor::<2>::from_dispatch(stacked);
+    let figure = |k: usize| stacked.clone().slice([k..k + 1, 0..targets.len()]).reshape([targets.len()]);
+    Scores {
+        log_prob: figure(0),
+        entropy: figure(1).detach(),
+        entropy_sampling: figure(2),
+        collision: figure(3).detach(),
+    }
 }
 
 fn dims<const D: usize>(tensor: &Primitive) -> [usize; D] {
@@ -169,15 +190,14 @@ impl CpuOps for Flex {
         table
     }
 
-    fn op_log_prob(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
-        let logits = logits.to_contiguous();
-        tensor(kernels::log_prob(values!(&logits), &targets, temperature), [targets.len()])
+    fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Flex::float_matmul(x, Flex::float_transpose(weight))
     }
 
-    fn op_entropies(logits: FloatTensor<Self>, temperature: f32) -> FloatTensor<Self> {
+    fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
         let logits = logits.to_contiguous();
-        let [rows, _] = dims(&logits);
-        tensor(kernels::entropies(values!(&logits), rows, temperature), [2, rows])
+        let (figures, _) = scores::forward(values!(&logits), &targets, temperature);
+        tensor(figures, [scores::FIGURES, targets.len()])
     }
 }
 
@@ -257,17 +277,40 @@ impl Backward<Flex, 3> for AttentionStep {
 }
 
 #[derive(Debug)]
-struct LogProbStep;
+struct MatmulTransposedStep;
 
-impl Backward<Flex, 1> for LogProbStep {
-    type State = (Primitive, Vec<u32>, f32);
+impl Backward<Flex, 2> for MatmulTransposedStep {
+    type State = (Primitive, Primitive);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Flex>(&ops.node);
+        let (x, weight) = ops.state;
+        let [x_node, weight_node] = ops.parents;
+        if let Some(node) = x_node {
+            grads.register::<Flex>(node.id, Flex::float_matmul(upstream.clone(), weight));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<Flex>(node.id, Flex::float_matmul(Flex::float_transpose(upstream), x));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ScoresStep;
+
+impl Backward<Flex, 1> for ScoresStep {
+    type State = (Primitive, Vec<u32>, f32, Vec<scores::Normaliser>);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let (logits, targets, temperature) = ops.state;
+        let (mut logits, targets, temperature, normalisers) = ops.state;
         if let [Some(node)] = ops.parents {
-            let gradient = kernels::log_prob_backward(values!(&logits), &targets, temperature, values!(&upstream));
-            grads.register::<Flex>(node.id, tensor(gradient, logits.shape()));
+            let rows = targets.len();
+            let upstream = values!(&upstream);
+            let figures = [&upstream[..rows], &upstream[2 * rows..3 * rows]];
+            // The logits become their own gradient: nothing else holds them, or this copies them.
+            scores::backward(values_mut!(&mut logits, f32), &targets, temperature, &normalisers, figures);
+            grads.register::<Flex>(node.id, logits);
         }
     }
 }
@@ -338,19 +381,24 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         panic!("a cache is for generation: call forward on model.valid()")
     }
 
-    fn op_log_prob(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
-        let (logits, guard) = logits.into_parts();
-        let logits = logits.to_contiguous();
+    fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
         record!(
-            LogProbStep,
-            [guard],
-            (logits, targets, temperature),
-            Flex::op_log_prob(logits.clone(), targets.clone(), temperature)
+            MatmulTransposedStep,
+            [x_guard, weight_guard],
+            (x, weight),
+            Flex::op_matmul_transposed(x.clone(), weight.clone())
         )
     }
 
-    fn op_entropies(logits: FloatTensor<Self>, temperature: f32) -> FloatTensor<Self> {
-        let value = Flex::op_entropies(logits.into_primitive(), temperature);
-        <Self as AutodiffBackend>::from_inner(value)
+    fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
+        let (logits, guard) = logits.into_parts();
+        let logits = logits.to_contiguous();
+        let (figures, normalisers) = scores::forward(values!(&logits), &targets, temperature);
+        let figures = tensor(figures, [scores::FIGURES, targets.len()]);
+        match ScoresStep.prepare::<C>([guard]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((logits, targets, temperature, normalisers), figures),
+            OpsKind::UnTracked(prep) => prep.finish(figures),
+        }
     }
 }

@@ -1,0 +1,168 @@
+//! What happens to gradients and weights after the backward pass: sums, norms, the update of AdamW.
+//!
+//! On the `cpu` device each is one pass on all cores that writes into memory that is there already; elsewhere the
+//! composition of tensor operations. No gradients flow through these.
+
+use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
+
+use super::{cpu, index};
+
+/// The numbers of one step of AdamW.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdamWStep {
+    /// The gradient is multiplied by this: the clip factor.
+    pub scale: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the corrected second moment.
+    pub epsilon: f32,
+    /// `lr / (1 − β₁ᵗ)`.
+    pub rate: f32,
+    /// `1 / (1 − β₂ᵗ)`.
+    pub correction: f32,
+    /// What the weight is multiplied by: `1 − lr·λ`.
+    pub keep: f32,
+}
+
+/// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `θ ← keep·θ − rate·m / (√(v·correction) + ε)`; returns θ and [m, v].
+///
+/// Computed in f32; moments of another format are rounded to it.
+///
+/// # Shapes
+/// - all: `[parameters]`
+pub(crate) fn adamw(
+    value: Tensor<1>,
+    moments: [Tensor<1>; 2],
+    gradient: Tensor<1>,
+    step: &AdamWStep,
+) -> (Tensor<1>, [Tensor<1>; 2]) {
+    if cpu::serves(&value.device()) {
+        cpu::adamw(value, moments, gradient, *step)
+    } else {
+        adamw_plain(value, moments, gradient, step)
+    }
+}
+
+fn adamw_plain(
+    value: Tensor<1>,
+    [m, v]: [Tensor<1>; 2],
+    gradient: Tensor<1>,
+    step: &AdamWStep,
+) -> (Tensor<1>, [Tensor<1>; 2]) {
+    let stored: FloatDType = m.dtype().into();
+    let (m, v) = (m.cast(FloatDType::F32), v.cast(FloatDType::F32));
+    let gradient = gradient.mul_scalar(step.scale);
+    let m = m.mul_scalar(step.beta1) + gradient.clone().mul_scalar(1.0 - step.beta1);
+    let v = v.mul_scalar(step.beta2) + gradient.powi_scalar(2).mul_scalar(1.0 - step.beta2);
+    let root = v.clone().mul_scalar(step.correction).sqrt().add_scalar(step.epsilon);
+    let value = value.mul_scalar(step.keep) - m.clone().mul_scalar(step.rate) / root;
+    (value, [m.cast(stored), v.cast(stored)])
+}
+
+/// `sum + part`, into the memory of `sum`.
+///
+/// # Shapes
+/// - all: `[parameters]`
+pub(crate) fn accumulate(sum: Tensor<1>, part: Tensor<1>) -> Tensor<1> {
+    if cpu::serves(&sum.device()) { cpu::accumulate(sum, part) } else { sum + part }
+}
+
+/// Adds `rows[i]` to row `at[i]` of `table`, into the memory of `table`; rows may meet.
+///
+/// # Shapes
+/// - table, output: `[n, width]`; rows: `[at.len(), width]`
+pub(crate) fn add_rows(table: Tensor<2>, rows: Tensor<2>, at: &[u32]) -> Tensor<2> {
+    assert_eq!(rows.dims()[0], at.len(), "rows and their places");
+    if cpu::serves(&table.device()) {
+        return cpu::add_rows(table, rows, at);
+    }
+    let at: Vec<i64> = at.iter().map(|&row| i64::from(row)).collect();
+    let at = index(&at, &table.device());
+    table.select_assign(0, at, rows, IndexingUpdateOp::Add)
+}
+
+/// `Σ x²`.
+pub(crate) fn sum_of_squares(x: &Tensor<1>) -> f64 {
+    if cpu::serves(&x.device()) {
+        return cpu::sum_of_squares(x.clone());
+    }
+    f64::from(x.clone().powi_scalar(2).sum().into_scalar::<f32>())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+    use crate::noise::Stream;
+    use crate::ops::to_host;
+
+    #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
+    fn devices() -> [Device; 2] {
+        [Device::flex(), Device::ndarray()]
+    }
+
+    fn random(len: usize, seed: u64, device: &Device) -> Tensor<1> {
+        let mut random = Stream::new(&[seed]);
+        let values: Vec<f32> = (0..len).map(|_| (random.unit() * 2.0 - 1.0) as f32).collect();
+        Tensor::from_data(TensorData::from(values.as_slice()), device)
+    }
+
+    #[track_caller]
+    fn close(fused: &[f32], plain: &[f32], tolerance: f32) {
+        assert_eq!(fused.len(), plain.len());
+        for (i, (a, b)) in fused.iter().zip(plain).enumerate() {
+            assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "at {i}: {a} against {b}");
+        }
+    }
+
+    /// Several steps, so that moments which are not zero are read, too. In bf16 the two may round differently by one
+    /// unit in the last of its eight bits.
+    #[test]
+    fn adamw_fused_equals_plain() {
+        let device = Device::flex();
+        let fused = |value, moments, gradient, step: &AdamWStep| cpu::adamw(value, moments, gradient, *step);
+        let paths: [&dyn Fn(_, _, _, &AdamWStep) -> _; 2] = [&fused, &adamw_plain];
+        for (dtype, tolerance) in [(FloatDType::F32, 1e-6), (FloatDType::BF16, 1.0 / 128.0)] {
+            for len in [1, 7, 70_001] {
+                let [fused, plain] = paths.map(|adamw| {
+                    let mut value = random(len, 1, &device);
+                    let mut moments = [(); 2].map(|()| Tensor::<1>::zeros([len], &device).cast(dtype));
+                    for t in 1..=3 {
+                        let step = AdamWStep {
+                            scale: 0.7,
+                            beta1: 0.9,
+                            beta2: 0.95,
+                            epsilon: 1e-8,
+                            rate: 1e-2 / (1.0 - 0.9f32.powi(t)),
+                            correction: 1.0 / (1.0 - 0.95f32.powi(t)),
+                            keep: 0.999,
+                        };
+                        (value, moments) = adamw(value, moments, random(len, 1 + t as u64, &device), &step);
+                    }
+                    [value].into_iter().chain(moments).map(|x| to_host(x.cast(FloatDType::F32))).collect::<Vec<_>>()
+                });
+                for (fused, plain) in fused.iter().zip(&plain) {
+                    close(fused, plain, tolerance);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_fused_equal_plain() {
+        let [fused, plain] = devices().map(|device| {
+            let sum = accumulate(random(40_003, 1, &device), random(40_003, 2, &device));
+            let square = sum_of_squares(&sum) as f32;
+            // Row 3 is met twice.
+            let table = random(35, 3, &device).reshape([5, 7]);
+            let table = add_rows(table, random(21, 4, &device).reshape([3, 7]), &[3, 0, 3]);
+            [vec![square], to_host(sum), to_host(table)]
+        });
+        for (fused, plain) in fused.iter().zip(&plain) {
+            close(fused, plain, 2e-6);
+        }
+    }
+}
