@@ -19,7 +19,7 @@ fn sequences() -> Vec<Sequence> {
 #[test]
 fn parts_that_ask_for_the_same_are_parallel_and_for_the_opposite_antiparallel() {
     let (_, model) = tiny(3, &device().autodiff());
-    let learner = Learner { temperature: 1.0, tokens_per_microbatch: 20 };
+    let learner = Learner { tokens_per_microbatch: 20, ..Learner::default() };
     let cosines = |length: fn(f32) -> f32, layers: &[&str]| {
         let advantages = [0.5, -1.0, 2.0].map(|task| Parts { task, length: length(task) });
         let layers: Vec<String> = layers.iter().map(|layer| layer.to_string()).collect();

@@ -270,10 +270,7 @@ impl Stage {
             let LengthClip { step, value } = *clip;
             let key = format!("max_completion_length_schedule.{k}");
             refuse(value == 0, format!("{key}.value = 0 must be positive"));
-            refuse(
-                step <= before || step >= self.max_steps,
-                format!("{key}.step = {step} must be above {before} and below max_steps = {}", self.max_steps),
-            );
+            refuse(step <= before, format!("{key}.step = {step} must be above {before}"));
             before = step;
         }
         if let Some(problem) = self.advantage.problem() {
@@ -408,15 +405,13 @@ mod tests {
     #[test]
     fn the_length_clip_follows_its_schedule() {
         let clips = [(10, 300), (20, 200)].map(|(step, value)| LengthClip { step, value });
-        let stage = Stage {
-            max_completion_length: 400,
-            max_completion_length_schedule: clips.to_vec(),
-            max_steps: 20,
-            ..Stage::default()
-        };
+        let stage =
+            Stage { max_completion_length: 400, max_completion_length_schedule: clips.to_vec(), ..Stage::default() };
         assert_eq!([0, 9, 10, 19, 20].map(|steps| stage.at(steps).max_completion_length), [400, 400, 300, 300, 200]);
-        let problem = "stages.0.max_completion_length_schedule.1.step = 20 must be above 10 and below max_steps = 20";
-        assert_eq!(stage.problems(0), [problem]);
+        assert!(stage.problems(0).is_empty());
+        let back = Stage { max_completion_length_schedule: vec![clips[1], clips[0]], ..stage };
+        let problem = "stages.0.max_completion_length_schedule.1.step = 10 must be above 20";
+        assert_eq!(back.problems(0), [problem]);
     }
 
     #[test]
