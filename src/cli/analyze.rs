@@ -23,7 +23,7 @@ use crate::{device, files, model, report};
 ///
 /// Groups of completions are sampled and given the advantages that a stage of training would give them; what the accuracy
 /// part and the length part of these advantages do to the same tokens is computed and said. Without --config the stage is
-/// that of configs/grpo_length.toml: GRPO with accuracy and Kimi's length reward (weight 0.4).
+/// that of configs/methods/kimi_k15.toml: GRPO with accuracy and Kimi's length reward (weight 0.4).
 #[derive(Debug, Args)]
 pub(super) struct AnalyzeArgs {
     /// Hugging Face directory.
@@ -72,10 +72,10 @@ pub(super) struct AnalyzeArgs {
 struct AnalysisStage(Stage);
 
 impl Default for AnalysisStage {
-    /// The stage of `configs/grpo_length.toml`.
+    /// The stage of `configs/methods/kimi_k15.toml`.
     fn default() -> Self {
-        let text = include_str!("../../configs/grpo_length.toml");
-        let config: RlConfig = toml::from_str(text).expect("the embedded grpo_length.toml is tested to be valid");
+        let text = include_str!("../../configs/methods/kimi_k15.toml");
+        let config: RlConfig = toml::from_str(text).expect("the embedded kimi_k15.toml is tested to be valid");
         Self(config.stages[0].clone())
     }
 }
