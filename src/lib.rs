@@ -10,7 +10,8 @@
 //! [`train::rl`] (the loop) → [`train::stage`] and [`objective`] (what is learned) → [`generate`] (sampling) →
 //! [`model`] (the decoder) → [`ops`] (its operations). The way of the data: [`problems`] are rendered by
 //! [`text`], completed by [`generate`], graded by [`verify`], turned into advantages by [`objective`], into gradients by
-//! [`train::batch`], into a step by [`optim`]; [`metrics`] and [`report`] say what happened, [`eval`] what it is worth.
+//! [`train::batch`], into a step by [`optim`]; [`conflict`] measures what
+//! accuracy and length do to the same tokens, [`metrics`] and [`report`] say what happened, [`eval`] what it is worth.
 //!
 //! # Example
 //!

@@ -9,7 +9,7 @@ use tempering::train::batch::Sequence;
 use tempering::train::learner::Learner;
 
 use crate::cli::{succeed, user_error};
-use crate::support::{Workshop, device, figures, final_weights, run_rl, tiny};
+use crate::support::{Workshop, device, final_weights, read_lines, run_rl, tiny};
 
 fn sequences() -> Vec<Sequence> {
     let sequence = |start: u32| Sequence { tokens: (0..14).map(|i| 5 + (start + i * 31) % 400).collect(), prompt: 4 };
@@ -19,7 +19,7 @@ fn sequences() -> Vec<Sequence> {
 #[test]
 fn parts_that_ask_for_the_same_are_parallel_and_for_the_opposite_antiparallel() {
     let (_, model) = tiny(3, &device().autodiff());
-    let learner = Learner { tokens_per_microbatch: 20, ..Learner::default() };
+    let learner = Learner { temperature: 1.0, tokens_per_microbatch: 20, ..Learner::default() };
     let cosines = |length: fn(f32) -> f32, layers: &[&str]| {
         let advantages = [0.5, -1.0, 2.0].map(|task| Parts { task, length: length(task) });
         let layers: Vec<String> = layers.iter().map(|layer| layer.to_string()).collect();
@@ -45,16 +45,16 @@ fn measuring_changes_nothing_and_is_done_as_often_as_asked() {
         config.stages[0].max_steps = 4;
         config.train.conflict_steps = every;
         config.train.conflict_cosine_steps = every;
-        config.stages[0].rewards[1] = serde_json::from_value(serde_json::json!({ "type": "kimi_length" })).unwrap();
         run_rl(&config).unwrap();
         final_weights(&workshop.run(name))
     };
     assert!(run("never", 0) == run("second", 2), "a measurement moved the weights");
     let measured = |name: &str, key: &str| -> Vec<u64> {
-        let rows = figures(&workshop.run(name)).into_iter().filter(|row| row.contains_key(key));
+        let rows =
+            read_lines(&workshop.run(name).join("metrics.jsonl")).into_iter().filter(|row| row.contains_key(key));
         rows.map(|row| row["step"].as_u64().unwrap()).collect()
     };
-    for key in ["conflict/tokens", "conflict/cosine", "conflict/opposition", "conflict/deciles/grad_share_length"] {
+    for key in ["conflict/tokens", "conflict/deciles/grad_share_task", "timing_s/conflict_cosine"] {
         assert_eq!(measured("second", key), [2, 4], "{key}");
         assert_eq!(measured("never", key), [0; 0], "{key}");
     }

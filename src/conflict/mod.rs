@@ -185,8 +185,8 @@ impl Figures {
         set("entropy_p80".to_string(), self.entropy_p80);
         if let Some(Covariance { parts: [task, length, mean], top_two_mille, top_percent }) = self.covariance {
             set("covariance/mean".to_string(), Some(mean));
-            set("covariance/task".to_string(), Some(task));
-            set("covariance/length".to_string(), Some(length));
+            set("covariance/task".to_string(), self.all.advantage(Part::Task).map(|_| task));
+            set("covariance/length".to_string(), self.all.advantage(Part::Length).map(|_| length));
             set("covariance/top_0.2_percent".to_string(), Some(top_two_mille));
             set("covariance/top_1_percent".to_string(), Some(top_percent));
         }

@@ -123,7 +123,17 @@ fn what_does_not_exist_is_left_out() {
 
     let task_only = metrics(&[drawn.sample(1.0, 0.0, true)], 1.0);
     close(&task_only, "push_task", 0.5f64.sqrt());
-    absent(&task_only, &["push_length", "opposition", "opposed_share", "deciles/opposition", "entropy_change_length"]);
+    absent(
+        &task_only,
+        &[
+            "push_length",
+            "opposition",
+            "opposed_share",
+            "deciles/opposition",
+            "entropy_change_length",
+            "covariance/length",
+        ],
+    );
 
     let none = metrics(&[], 1.0);
     absent(&none, &["connectors/per_1000", "entropy_p80", "push_task", "deciles/entropy"]);
