@@ -2,6 +2,7 @@
 
 mod analyze;
 mod bench;
+mod doctor;
 mod eval;
 mod generate;
 mod merge;
@@ -53,6 +54,8 @@ enum Command {
     Report(generate::ReportArgs),
     /// Measure speed and memory; prints JSON.
     Bench(bench::BenchArgs),
+    /// Show what this machine can compute on, and compare a device with the CPU.
+    Doctor(doctor::DoctorArgs),
     /// Write the embedded tasks as JSONL.
     Tasks(tasks::TasksArgs),
     /// Train the small tokenizer on the embedded tasks.
@@ -123,6 +126,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Merge(args) => merge::merge(&args),
         Command::Report(args) => generate::write_report(&args),
         Command::Bench(args) => bench::bench(args),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Tasks(args) => tasks::tasks(args),
         Command::Tokenizer(args) => tasks::tokenizer(args),
     }

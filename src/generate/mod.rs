@@ -4,6 +4,7 @@ mod engine;
 mod sampling;
 
 pub use engine::{cache_shape, generate};
+pub(crate) use sampling::draw;
 pub use sampling::{Distribution, Sampled, sample};
 
 /// How completions are sampled.

@@ -91,7 +91,7 @@ pub struct Sampled {
 ///
 /// Logits that are in the host's memory are read there. On other devices the draw happens on the device and seven numbers
 /// per row come back, unless a penalty or a truncation asks for the logits themselves.
-pub(super) fn draw(
+pub(crate) fn draw(
     logits: Tensor<2>,
     distribution: &Distribution,
     uniforms: &[f32],
