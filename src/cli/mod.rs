@@ -16,11 +16,14 @@ mod verify;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
+use crate::device;
 use crate::error::Error;
 use crate::generate::Distribution;
 use crate::model::Precision;
+use crate::train::Observer;
 
 /// Make a reasoning model concise without making it worse.
 #[derive(Debug, Parser)]
@@ -68,6 +71,15 @@ struct DeviceArgs {
     /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]
     #[arg(long, default_value = "cpu", env = "TEMPERING_DEVICE")]
     device: String,
+}
+
+impl DeviceArgs {
+    /// The device, once its numbers have been compared with the CPU's.
+    fn open_checked(&self, precision: Precision, observer: &mut dyn Observer) -> crate::error::Result<Device> {
+        let device = device::parse(&self.device)?;
+        observer.note(&crate::doctor::require(&self.device, &device, precision)?);
+        Ok(device)
+    }
 }
 
 /// What tokens are drawn from; names and defaults of Hugging Face.

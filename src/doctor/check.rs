@@ -65,11 +65,7 @@ pub fn self_check(device: &Device, precision: Precision) -> Vec<Outcome> {
 }
 
 /// As [`self_check`], with the device's results passed through `tamper` first, which is how a test breaks an operation.
-pub fn self_check_with(
-    device: &Device,
-    precision: Precision,
-    tamper: impl Fn(&str, &mut [Vec<f32>]),
-) -> Vec<Outcome> {
+pub fn self_check_with(device: &Device, precision: Precision, tamper: impl Fn(&str, &mut [Vec<f32>])) -> Vec<Outcome> {
     let reference = reference(device);
     let run = |check: Check| {
         let Check { operation, tolerance, compute } = check;
@@ -123,61 +119,99 @@ fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check
     };
     check("noise to the device and back, to the bit", 0.0, Box::new(noise_bits));
     for [m, k, n] in [[1, 256, 384], [33, 65, 17], [128, 128, 512]] {
-        check(&format!("matrix product {m} x {k} x {n}"), product, Box::new(move |device| {
-            vec![to_host(random([m, k], 1, device).matmul(random([k, n], 2, device)))]
-        }));
+        check(
+            &format!("matrix product {m} x {k} x {n}"),
+            product,
+            Box::new(move |device| vec![to_host(random([m, k], 1, device).matmul(random([k, n], 2, device)))]),
+        );
     }
-    check("matrix product, transposed", product, Box::new(|device| {
-        vec![to_host(random([70, 48], 1, device).matmul(random([90, 48], 2, device).transpose()))]
-    }));
-    check("matrix product, batched", product, Box::new(|device| {
-        let (a, b): (Tensor<4>, Tensor<4>) = (random([3, 2, 9, 16], 1, device), random([3, 2, 16, 33], 2, device));
-        vec![to_host(a.matmul(b))]
-    }));
+    check(
+        "matrix product, transposed",
+        product,
+        Box::new(|device| vec![to_host(random([70, 48], 1, device).matmul(random([90, 48], 2, device).transpose()))]),
+    );
+    check(
+        "matrix product, batched",
+        product,
+        Box::new(|device| {
+            let (a, b): (Tensor<4>, Tensor<4>) = (random([3, 2, 9, 16], 1, device), random([3, 2, 16, 33], 2, device));
+            vec![to_host(a.matmul(b))]
+        }),
+    );
     if precision != Precision::F32 {
         let name = format!("matrix product in {}", format!("{precision:?}").to_lowercase());
-        check(&name, 2e-2, Box::new(move |device| {
-            // Compared with the product in f32, not with another rounding.
-            let precision = if *device == reference { Precision::F32 } else { precision };
-            vec![to_host(precision.matmul(random([64, 128], 1, device), random([128, 96], 2, device)))]
-        }));
+        check(
+            &name,
+            2e-2,
+            Box::new(move |device| {
+                // Compared with the product in f32, not with another rounding.
+                let precision = if *device == reference { Precision::F32 } else { precision };
+                vec![to_host(precision.matmul(random([64, 128], 1, device), random([128, 96], 2, device)))]
+            }),
+        );
     }
-    check("sums and means", plain, Box::new(|device| {
-        let x: Tensor<2> = random([57, 130], 3, device);
-        vec![to_host(x.clone().sum_dim(1)), to_host(x.clone().mean_dim(0)), to_host(x.sum().reshape([1]))]
-    }));
+    check(
+        "sums and means",
+        plain,
+        Box::new(|device| {
+            let x: Tensor<2> = random([57, 130], 3, device);
+            vec![to_host(x.clone().sum_dim(1)), to_host(x.clone().mean_dim(0)), to_host(x.sum().reshape([1]))]
+        }),
+    );
     check("running sums", plain, Box::new(|device| vec![to_host(random::<2>([5, 300], 4, device).abs().cumsum(1))]));
-    check("softmax, with masked entries", plain, Box::new(|device| {
-        let x: Tensor<2> = random([19, 70], 5, device).mul_scalar(8.0);
-        let mask = Tensor::<2, Bool>::tril_mask([19, 70], 0, device);
-        let masked = softmax(x.clone().mask_fill(mask, f32::NEG_INFINITY), 1);
-        vec![to_host(masked), to_host(log_softmax(x, 1))]
-    }));
+    check(
+        "softmax, with masked entries",
+        plain,
+        Box::new(|device| {
+            let x: Tensor<2> = random([19, 70], 5, device).mul_scalar(8.0);
+            let mask = Tensor::<2, Bool>::tril_mask([19, 70], 0, device);
+            let masked = softmax(x.clone().mask_fill(mask, f32::NEG_INFINITY), 1);
+            vec![to_host(masked), to_host(log_softmax(x, 1))]
+        }),
+    );
     check("rows gathered and scattered", 0.0, Box::new(rows));
-    check("root mean square norm", plain, Box::new(|device| {
-        vec![to_host(ops::rms_norm(random([40, 96], 6, device), random([96], 7, device), 1e-6))]
-    }));
-    check("gated linear unit", plain, Box::new(|device| {
-        vec![to_host(ops::swiglu(random([31, 160], 8, device).mul_scalar(4.0), random([31, 160], 9, device)))]
-    }));
-    check("rotary positions", plain, Box::new(|device| {
-        // Angles are taken on the host, as the model does.
-        let angles = |f: fn(f32) -> f32| {
-            let values: Vec<f32> = (0..88).map(|i| f(i as f32 * 1.7)).collect();
-            Tensor::from_data(TensorData::new(values, [11, 8]), device)
-        };
-        vec![to_host(ops::rotary(random([11, 3, 16], 11, device), &angles(f32::cos), &angles(f32::sin)))]
-    }));
-    check("attention", product.max(plain), Box::new(|device| {
-        let [q, k, v] = [(4, 12), (2, 13), (2, 14)].map(|(heads, key)| random([53, heads, 16], key, device));
-        vec![to_host(ops::attention(q, k, v, &[20, 1, 32]))]
-    }));
+    check(
+        "root mean square norm",
+        plain,
+        Box::new(|device| vec![to_host(ops::rms_norm(random([40, 96], 6, device), random([96], 7, device), 1e-6))]),
+    );
+    check(
+        "gated linear unit",
+        plain,
+        Box::new(|device| {
+            vec![to_host(ops::swiglu(random([31, 160], 8, device).mul_scalar(4.0), random([31, 160], 9, device)))]
+        }),
+    );
+    check(
+        "rotary positions",
+        plain,
+        Box::new(|device| {
+            // Angles are taken on the host, as the model does.
+            let angles = |f: fn(f32) -> f32| {
+                let values: Vec<f32> = (0..88).map(|i| f(i as f32 * 1.7)).collect();
+                Tensor::from_data(TensorData::new(values, [11, 8]), device)
+            };
+            vec![to_host(ops::rotary(random([11, 3, 16], 11, device), &angles(f32::cos), &angles(f32::sin)))]
+        }),
+    );
+    check(
+        "attention",
+        product.max(plain),
+        Box::new(|device| {
+            let [q, k, v] = [(4, 12), (2, 13), (2, 14)].map(|(heads, key)| random([53, heads, 16], key, device));
+            vec![to_host(ops::attention(q, k, v, &[20, 1, 32]))]
+        }),
+    );
     check("attention with a cache", product.max(plain), Box::new(cached_attention));
-    check("log-probabilities and entropies", plain, Box::new(|device| {
-        let targets: Vec<u32> = (0..23).map(|row| row * 37 % 301).collect();
-        let scores = ops::scores(random([23, 301], 15, device).mul_scalar(3.0), &targets, 0.8);
-        [scores.log_prob, scores.entropy, scores.entropy_sampling].map(to_host).to_vec()
-    }));
+    check(
+        "log-probabilities and entropies",
+        plain,
+        Box::new(|device| {
+            let targets: Vec<u32> = (0..23).map(|row| row * 37 % 301).collect();
+            let scores = ops::scores(random([23, 301], 15, device).mul_scalar(3.0), &targets, 0.8);
+            [scores.log_prob, scores.entropy, scores.entropy_sampling].map(to_host).to_vec()
+        }),
+    );
     check("drawing tokens", plain, Box::new(tokens));
     check("a small model's log-probabilities", 5.0 * product, Box::new(|device| vec![small::log_probs(device)]));
     check("a small model's gradient", 20.0 * product, Box::new(small::gradient));
@@ -197,7 +231,10 @@ fn noise_bits(device: &Device) -> Vec<Vec<f32>> {
     let uniforms: Vec<f32> = (0..1000).map(|i| noise::uniform(&[0xD0C, i])).collect();
     let tensor: Tensor<1> = Tensor::from_data(TensorData::from(uniforms.as_slice()), device);
     let bits: Vec<u32> = to_host(tensor).into_iter().map(f32::to_bits).collect();
-    vec![bits.iter().map(|bits| (bits >> 16) as f32).collect(), bits.iter().map(|bits| (bits & 0xFFFF) as f32).collect()]
+    vec![
+        bits.iter().map(|bits| (bits >> 16) as f32).collect(),
+        bits.iter().map(|bits| (bits & 0xFFFF) as f32).collect(),
+    ]
 }
 
 fn indices(values: &[i64], device: &Device) -> Tensor<1, Int> {
@@ -212,12 +249,8 @@ fn rows(device: &Device) -> Vec<Vec<f32>> {
     let entries: Vec<i64> = (0..50).map(|row| row * 5 % 24).collect();
     let picked = table.clone().select(0, indices(&picks, device));
     let gathered = table.clone().gather(1, indices(&entries, device).reshape([50, 1]));
-    let written = table.clone().select_assign(
-        0,
-        indices(&[3, 49, 10], device),
-        whole([3, 24], 21),
-        IndexingUpdateOp::Assign,
-    );
+    let written =
+        table.clone().select_assign(0, indices(&[3, 49, 10], device), whole([3, 24], 21), IndexingUpdateOp::Assign);
     let added = table.select_assign(0, indices(&picks, device), whole([5, 24], 22), IndexingUpdateOp::Add);
     [picked, gathered, written, added].map(to_host).to_vec()
 }

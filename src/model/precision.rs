@@ -45,7 +45,7 @@ impl Precision {
         }
         if !device.supports_dtype(self.dtype()) {
             let formats = crate::device::float_formats(device).join(", ");
-            return Err(Error::Invalid(format!("dtype {name}: this device computes in {formats}; choose one of them")));
+            return Err(Error::Invalid(format!("--dtype {name} (model.dtype): this device computes in {formats}")));
         }
         Ok(())
     }
