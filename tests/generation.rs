@@ -39,7 +39,7 @@ fn decoding_with_a_cache_gives_the_logits_of_one_full_pass() {
     let mut sequences = prompts;
     for step in 0..steps {
         let tokens: Vec<u32> = (0..sequences.len()).map(|row| (row * 91 + step * 17) as u32 % 512).collect();
-        cache.step(&slots);
+        cache.step(&slots, slots.len());
         let cached = model.logits(model.forward(&tokens, &vec![1; tokens.len()], Some(&mut cache)));
         sequences.iter_mut().zip(&tokens).for_each(|(sequence, &token)| sequence.push(token));
         for (row, cached) in values(cached).chunks(config.vocab_size).enumerate() {
@@ -186,6 +186,26 @@ fn truncated_sampling_stays_within_what_the_full_pass_allows() {
             let above = row.iter().filter(|&&z| z > row[token as usize] + within(1e-4)).count();
             assert!(above < 3, "a token with {above} more probable ones was drawn from the top 3");
             assert!(completion.drawn_log_probs[at] > completion.log_probs[at]);
+        }
+    }
+}
+
+/// On a device of its own, tokens are read back in bunches; what was decoded past an end is dropped.
+#[test]
+fn how_often_tokens_are_read_changes_no_completion() {
+    let subject = tiny(5, &device());
+    let batch = requests(&ragged_prompts(), 3);
+    for rows in [5, 12] {
+        let complete = |tokens_per_read: usize| {
+            let sampling = Sampling { rows, tokens_per_read, ..sampling() };
+            generate(&subject.1, &subject.0, &batch, &sampling, |_, _| Watch::Continue).unwrap()
+        };
+        let seen_at_once = complete(1);
+        for tokens_per_read in [3, 8, 50] {
+            for (one, other) in seen_at_once.iter().zip(complete(tokens_per_read)) {
+                assert_eq!((&one.tokens, one.finish_reason), (&other.tokens, other.finish_reason));
+                assert!(distance(&one.log_probs, &other.log_probs) < within(1e-5));
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
 
-use super::{cpu, index};
+use super::{cpu, index, plain};
 
 /// The numbers of one step of AdamW.
 #[derive(Debug, Clone, Copy)]

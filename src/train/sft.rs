@@ -164,7 +164,8 @@ impl Settings for SftConfig {
         }
         if self.data.tasks_count > 0 {
             let count = self.data.tasks_count;
-            problems.push(format!("data.tasks_count = {count} is for `train`; fine-tuning writes new traces without end"));
+            problems
+                .push(format!("data.tasks_count = {count} is for `train`; fine-tuning writes new traces without end"));
         }
         if self.model.path.as_os_str().is_empty() && self.model.tokenizer.as_os_str().is_empty() {
             problems.push("model.tokenizer is empty: a new model needs a tokenizer directory".to_string());
