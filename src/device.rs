@@ -1,6 +1,7 @@
-//! From `--device NAME` to a Burn device. The only file that knows which backends are compiled in.
+//! From `--device NAME` to a Burn device, and what is known of it. The only file that knows which backends are compiled in.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 
@@ -15,13 +16,17 @@ const KNOWN: [(&str, &str); 7] = [
     ("wgpu", "wgpu"),
 ];
 
+/// Kinds of graphics adapter that can be chosen in the place of an index.
+const ADAPTER_KINDS: [&str; 3] = ["integrated", "virtual", "cpu"];
+
 /// Parses `cpu`, `ndarray`, `cuda[:n]`, `rocm[:n]`, `vulkan[:n]`, `metal`, `wgpu[:n]`.
 ///
-/// `wgpu:cpu` picks the software adapter (Mesa's llvmpipe), for testing without a GPU.
+/// For `vulkan` and `wgpu` the index counts discrete GPUs; `wgpu:integrated`, `wgpu:virtual` and `wgpu:cpu` (Mesa's
+/// llvmpipe, for testing without a GPU) take the first adapter of that kind, and no index the one the driver prefers.
 ///
 /// # Errors
-/// An unknown name, an index that is no number, or a device whose feature is not compiled in; the message says what to
-/// build with.
+/// An unknown name, an index that is no number, a device whose feature is not compiled in, or one that this machine does
+/// not have; the message says what to do.
 pub fn parse(name: &str) -> Result<Device> {
     let fail = |message: String| Error::Device { name: name.to_string(), message };
     let (kind, index) = name.split_once(':').map_or((name, None), |(kind, index)| (kind, Some(index)));
@@ -32,12 +37,87 @@ pub fn parse(name: &str) -> Result<Device> {
     if index.is_some() && matches!(kind, "cpu" | "ndarray" | "metal") {
         return Err(fail(format!("{kind} takes no index")));
     }
-    if index.is_some_and(|index| index.parse::<usize>().is_err() && !(kind == "wgpu" && index == "cpu")) {
-        return Err(fail("the index after ':' must be a number, as in cuda:0".to_string()));
+    let graphics = matches!(kind, "vulkan" | "wgpu");
+    if let Some(index) = index
+        && index.parse::<u16>().is_err()
+        && !(graphics && ADAPTER_KINDS.contains(&index))
+    {
+        let kinds = if graphics { format!(" or one of {}", ADAPTER_KINDS.join(", ")) } else { String::new() };
+        return Err(fail(format!("what follows ':' must be a number, as in {kind}:0{kinds}")));
     }
-    open(kind, index).ok_or_else(|| {
+    let device = open(kind, index).ok_or_else(|| {
         fail(format!("not compiled into this binary; build with `cargo build --release --features {feature}`"))
-    })
+    })?;
+    if let Some(present) = devices_like(kind) {
+        let names: Vec<&str> = present.iter().map(|(name, _)| name.as_str()).collect();
+        if names.is_empty() {
+            return Err(fail("no such device on this machine: is its driver installed?".to_string()));
+        }
+        if index.is_some() && !names.contains(&name) {
+            return Err(fail(format!("this machine has {}", names.join(", "))));
+        }
+    }
+    Ok(device)
+}
+
+/// Names of the compiled backends, as `--device` takes them.
+pub fn compiled() -> Vec<&'static str> {
+    let built = |feature: &str| match feature {
+        "cuda" => cfg!(feature = "cuda"),
+        "rocm" => cfg!(feature = "rocm"),
+        "vulkan" => cfg!(feature = "vulkan"),
+        "metal" => cfg!(feature = "metal"),
+        "wgpu" => cfg!(feature = "wgpu"),
+        _ => true,
+    };
+    KNOWN.iter().filter(|(_, feature)| built(feature)).map(|(name, _)| *name).collect()
+}
+
+/// The number formats a device computes in, of those that models come in.
+pub fn float_formats(device: &Device) -> Vec<&'static str> {
+    let formats = [("f32", FloatDType::F32), ("f16", FloatDType::F16), ("bf16", FloatDType::BF16)];
+    formats.into_iter().filter(|(_, dtype)| device.supports_dtype(*dtype)).map(|(name, _)| name).collect()
+}
+
+/// Whether the device rounds the factors of an f32 product to TF32 (10 bits of mantissa), as tensor cores do.
+pub fn computes_in_tf32(device: &Device) -> bool {
+    identity(device).is_some_and(|identity| identity.target.starts_with("ptx"))
+}
+
+/// A device found on this machine.
+#[derive(Debug, Clone, Serialize)]
+pub struct Adapter {
+    /// What `--device` calls it.
+    pub device: String,
+    /// Name by which the part calls itself.
+    pub name: String,
+    /// Driver and its version, where the graphics API tells.
+    pub driver: Option<String>,
+    /// Number formats it computes in.
+    pub floats: Vec<&'static str>,
+}
+
+/// Opens and describes every device of the compiled GPU backends.
+///
+/// Asks the graphics API beside Burn; call it while nothing else opens devices.
+pub fn adapters() -> Vec<Adapter> {
+    let found = compiled().into_iter().filter_map(devices_like).flatten();
+    let describe = |(device, handle): (String, Device)| {
+        let name = identity(&handle).map(|identity| identity.name).unwrap_or_default();
+        Adapter { driver: driver(&name), floats: float_formats(&handle), device, name }
+    };
+    found.map(describe).collect()
+}
+
+/// What a part says of itself.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its name, as `NVIDIA H100 PCIe`.
+    pub name: String,
+    /// What its kernels are compiled for, as `ptx_sm90`.
+    pub target: String,
+    /// Where it is on the bus, as `/sys/bus/pci/devices` has it.
+    pub pci_address: Option<String>,
 }
 
 #[allow(unused_variables, unreachable_patterns, reason = "depends on the features compiled in")]
@@ -73,9 +153,78 @@ fn graphics(index: Option<&str>) -> burn::tensor::DeviceKind {
     use burn::tensor::DeviceKind;
     match index {
         None => DeviceKind::DefaultDevice,
+        Some("integrated") => DeviceKind::IntegratedGpu(0),
+        Some("virtual") => DeviceKind::VirtualGpu(0),
         Some("cpu") => DeviceKind::Cpu,
         Some(index) => DeviceKind::DiscreteGpu(index.parse().unwrap_or(0)),
     }
+}
+
+/// The devices that a GPU backend finds on this machine, with their names; `None` for the two CPU backends.
+#[cfg(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal", feature = "wgpu"))]
+fn devices_like(kind: &str) -> Option<Vec<(String, Device)>> {
+    use burn::tensor::DeviceType;
+    let backend = match kind {
+        #[cfg(feature = "cuda")]
+        "cuda" => DeviceType::Cuda,
+        #[cfg(feature = "rocm")]
+        "rocm" => DeviceType::Rocm,
+        #[cfg(feature = "vulkan")]
+        "vulkan" => DeviceType::Vulkan,
+        #[cfg(feature = "metal")]
+        "metal" => DeviceType::Metal,
+        #[cfg(feature = "wgpu")]
+        "wgpu" => DeviceType::Wgpu,
+        _ => return None,
+    };
+    let found = Device::enumerate(backend).into_vec();
+    // A device does not say how it is called; the name is the one that opens it.
+    let mut indices: Vec<String> = (0..found.len()).map(|index| index.to_string()).collect();
+    if matches!(kind, "vulkan" | "wgpu") {
+        indices.extend(ADAPTER_KINDS.map(str::to_string));
+    }
+    let name = |device: &Device| {
+        let index = indices.iter().find(|index| open(kind, Some(index)).as_ref() == Some(device));
+        index.map_or(kind.to_string(), |index| format!("{kind}:{index}"))
+    };
+    Some(found.into_iter().map(|device| (name(&device), device)).collect())
+}
+
+#[cfg(not(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal", feature = "wgpu")))]
+fn devices_like(_kind: &str) -> Option<Vec<(String, Device)>> {
+    None
+}
+
+/// Opens a device and asks who it is; `None` for the two CPU backends.
+#[cfg(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal", feature = "wgpu"))]
+pub fn identity(device: &Device) -> Option<Identity> {
+    let identity = device.identity()?;
+    let pci_address = identity.physical.and_then(|card| card.pci_address).map(|address| address.to_string());
+    Some(Identity { name: identity.name, target: identity.fingerprint, pci_address })
+}
+
+/// Opens a device and asks who it is; `None` for the two CPU backends.
+#[cfg(not(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal", feature = "wgpu")))]
+pub fn identity(_device: &Device) -> Option<Identity> {
+    None
+}
+
+/// What the graphics API says of the driver of a part; `None` elsewhere.
+#[cfg(any(feature = "vulkan", feature = "metal", feature = "wgpu"))]
+fn driver(part: &str) -> Option<String> {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let mut adapters = pin!(instance.enumerate_adapters(wgpu::Backends::all()));
+    // Outside a browser the list is there at once.
+    let Poll::Ready(adapters) = adapters.as_mut().poll(&mut Context::from_waker(Waker::noop())) else { return None };
+    let info = adapters.iter().map(wgpu::Adapter::get_info).find(|info| info.name == part)?;
+    Some(format!("{} {}, {}", info.driver, info.driver_info, info.backend).trim_start().to_string())
+}
+
+#[cfg(not(any(feature = "vulkan", feature = "metal", feature = "wgpu")))]
+fn driver(_part: &str) -> Option<String> {
+    None
 }
 
 #[cfg(test)]
@@ -93,6 +242,16 @@ mod tests {
         assert!(parse("cpu").is_ok() && parse("ndarray").is_ok());
         assert!(parse("gpu").unwrap_err().to_string().contains("known are cpu"));
         assert!(parse("cuda:x").unwrap_err().to_string().contains("number"));
+        assert!(parse("wgpu:x").unwrap_err().to_string().contains("integrated"));
+        assert!(parse("cuda:cpu").unwrap_err().to_string().contains("number"));
         assert!(parse("cpu:1").unwrap_err().to_string().contains("no index"));
+    }
+
+    /// Found through `Device::enumerate`; before, the first tensor operation panicked deep in the driver's start.
+    #[test]
+    #[cfg(feature = "wgpu")]
+    fn an_adapter_that_is_not_there_is_an_error_that_lists_those_that_are() {
+        let message = parse("wgpu:997").unwrap_err().to_string();
+        assert!(message.contains("this machine has wgpu") || message.contains("driver"), "{message}");
     }
 }

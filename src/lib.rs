@@ -37,6 +37,7 @@ pub mod config;
 pub mod conflict;
 pub mod data;
 pub mod device;
+pub mod doctor;
 pub mod error;
 pub mod eval;
 mod files;

@@ -13,7 +13,7 @@ use tempering::optim::{AdamW, Gradients, OptimConfig};
 use tempering::text::chat::{ChatTemplate, Message, SpecialTokens};
 use tempering::train::batch::{Sequence, completion_scores};
 
-use crate::support::{device, distance, logits, repository, values};
+use crate::support::{device, distance, logits, repository, values, within};
 
 const FAMILIES: [&str; 4] = ["qwen2", "qwen3", "llama", "llama_old"];
 
@@ -37,12 +37,12 @@ fn expected(name: &str) -> BTreeMap<String, Vec<f32>> {
     tensors.into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
 }
 
-/// Agreement to 1e-4 of the largest value.
+/// Agreement to 1e-4 of the largest value (on the CPU).
 #[track_caller]
 fn assert_agree(ours: &[f32], theirs: &[f32], what: &str) {
     let largest = theirs.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     let difference = distance(ours, theirs);
-    assert!(difference <= 1e-4 * largest, "{what}: {difference} of {largest}");
+    assert!(difference <= within(1e-4) * largest, "{what}: {difference} of {largest}");
 }
 
 /// Values (or gradients) of all parameters under checkpoint names, in the checkpoint's orientation.
@@ -103,7 +103,7 @@ fn loss_and_every_gradient_are_those_of_pytorch() {
         for (name, gradient) in &ours {
             // A key's bias hardly moves attention: its gradient is the rest of a cancellation. So relative to all.
             let difference = distance(gradient, &expected[&format!("grad.{name}")]);
-            assert!(difference <= 1e-4 * largest, "{family} {name}: {difference} of {largest}");
+            assert!(difference <= within(1e-4) * largest, "{family} {name}: {difference} of {largest}");
         }
     }
 }
@@ -132,7 +132,7 @@ fn ten_steps_of_adamw_end_where_pytorch_ends() {
             // AVX-512 products, 0.75e-4 without.
             let tolerance = if name.ends_with("k_proj.bias") { 5e-4 } else { 1e-4 };
             let difference = distance(&ours, &expected[&format!("trained.{name}")]);
-            assert!(difference <= tolerance, "{family} {name}: {difference}");
+            assert!(difference <= within(tolerance), "{family} {name}: {difference}");
         }
     }
 }

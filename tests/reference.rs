@@ -5,7 +5,7 @@ use serde_json::Value;
 use tempering::model;
 use tempering::text::chat::Message;
 
-use crate::support::{device, repository, tokenizer};
+use crate::support::{device, repository, tokenizer, within};
 
 fn reference() -> Value {
     serde_json::from_slice(&std::fs::read(repository("assets/fixtures/base_reference.json")).unwrap()).unwrap()
@@ -37,7 +37,7 @@ fn tokens_and_logits_of_the_base_model_are_those_of_transformers() {
             let row = &logits[position.parse::<usize>().unwrap() * vocab..][..vocab];
             let expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
             for (ours, theirs) in row.iter().zip(expected) {
-                assert!((ours - theirs).abs() < 1e-4, "position {position}: {ours} against {theirs}");
+                assert!((ours - theirs).abs() < within(1e-4), "position {position}: {ours} against {theirs}");
             }
         }
     }

@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 use tempering::{model, score};
 
 use crate::cli::{succeed, user_error};
-use crate::support::{Workshop, assert_close, device, logits, ragged_prompts, read_lines, repository, tokenizer};
+use crate::support::{
+    Workshop, assert_close, device, logits, ragged_prompts, read_lines, repository, tokenizer, within,
+};
 
 /// Log-probability of each token after the first, and the entropy before it, in f64 from the logits.
 fn plainly(logits: &[f32], tokens: &[u32], temperature: f64) -> Vec<(f64, f64)> {
@@ -29,7 +31,7 @@ fn scores_are_those_of_the_plain_softmax_whatever_the_batch() {
             assert_eq!(scored.logprobs.len(), plain.len() + 1);
             for (i, (log_prob, entropy)) in plain.into_iter().enumerate() {
                 let ours = [scored.logprobs[i + 1], scored.entropy[i + 1]].map(|x| f64::from(x.unwrap()));
-                let near = |a: f64, b: f64| (a - b).abs() < 1e-4 * (1.0 + b.abs());
+                let near = |a: f64, b: f64| (a - b).abs() < f64::from(within(1e-4)) * (1.0 + b.abs());
                 assert!(near(ours[0], log_prob) && near(ours[1], entropy), "{ours:?} {log_prob} {entropy}");
             }
         }

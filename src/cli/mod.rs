@@ -2,6 +2,7 @@
 
 mod analyze;
 mod bench;
+mod doctor;
 mod eval;
 mod generate;
 mod merge;
@@ -15,11 +16,14 @@ mod verify;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
+use crate::device;
 use crate::error::Error;
 use crate::generate::Distribution;
 use crate::model::Precision;
+use crate::train::Observer;
 
 /// Make a reasoning model concise without making it worse.
 #[derive(Debug, Parser)]
@@ -53,6 +57,8 @@ enum Command {
     Report(generate::ReportArgs),
     /// Measure speed and memory; prints JSON.
     Bench(bench::BenchArgs),
+    /// Show what this machine can compute on, and compare a device with the CPU.
+    Doctor(doctor::DoctorArgs),
     /// Write the embedded tasks as JSONL.
     Tasks(tasks::TasksArgs),
     /// Train the small tokenizer on the embedded tasks.
@@ -65,6 +71,15 @@ struct DeviceArgs {
     /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]
     #[arg(long, default_value = "cpu", env = "TEMPERING_DEVICE")]
     device: String,
+}
+
+impl DeviceArgs {
+    /// The device, once its numbers have been compared with the CPU's.
+    fn open_checked(&self, precision: Precision, observer: &mut dyn Observer) -> crate::error::Result<Device> {
+        let device = device::parse(&self.device)?;
+        observer.note(&crate::doctor::require(&self.device, &device, precision)?);
+        Ok(device)
+    }
 }
 
 /// What tokens are drawn from; names and defaults of Hugging Face.
@@ -123,6 +138,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Merge(args) => merge::merge(&args),
         Command::Report(args) => generate::write_report(&args),
         Command::Bench(args) => bench::bench(args),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Tasks(args) => tasks::tasks(args),
         Command::Tokenizer(args) => tasks::tokenizer(args),
     }

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::progress::Progress;
 use super::{DeviceArgs, stop_on_interrupt};
 use crate::config::{self, Settings};
+use crate::error::Result;
 use crate::train::{self, Session};
-use crate::{device, error::Result};
 
 /// What to train and where.
 #[derive(Debug, Args)]
@@ -61,7 +61,7 @@ pub(super) fn sft(args: TrainArgs) -> anyhow::Result<()> {
     args.clear(&config.output_dir.join(&config.name))?;
     let stop = stop_on_interrupt()?;
     let mut observer = Progress::new();
-    let device = device::parse(&args.device.device)?;
+    let device = args.device.open_checked(config.model.dtype, &mut observer)?;
     let mut session = Session { device, observer: &mut observer, stop: &stop, resume: args.resume };
     let dir = train::sft::run(&config, &mut session)?;
     drop(observer);
@@ -78,7 +78,7 @@ pub(super) fn train(args: TrainArgs) -> anyhow::Result<()> {
     args.clear(&config.output_dir.join(&config.name))?;
     let stop = stop_on_interrupt()?;
     let mut observer = Progress::new();
-    let device = device::parse(&args.device.device)?;
+    let device = args.device.open_checked(config.model.dtype, &mut observer)?;
     let mut session = Session { device, observer: &mut observer, stop: &stop, resume: args.resume };
     let finished = train::rl::run(&config, &mut session)?;
     drop(observer);

@@ -7,13 +7,14 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
-use super::sampling::draw;
+use super::sampling::{Drawn, draw, draws_on_device, read};
 use super::{Completion, FinishReason, Request, Sampled, Sampling, Watch};
 use crate::error::{Error, Result};
-use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig};
+use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig, ids};
 use crate::noise;
+use crate::ops::is_host;
 
 /// Prompt tokens read in one pass at most, but for a single longer prompt.
 const READ_TOKENS: usize = 8192;
@@ -41,14 +42,19 @@ pub fn generate(
     if requests.is_empty() || sampling.max_completion_length == 0 {
         return Ok(vec![Completion::empty(); requests.len()]);
     }
-    let shape = cache_shape(requests, sampling)?;
-    let cache = KvCache::new(config, shape, &model.device());
+    let mut shape = cache_shape(requests, sampling)?;
+    let device = model.device();
+    let ahead = if draws_on_device(&device, &sampling.distribution) { sampling.tokens_per_read.max(1) } else { 1 };
+    // Room for what is decoded past the length limit before it is seen.
+    shape.completion_length += ahead - 1;
+    let cache = KvCache::new(config, shape, &device);
     let engine = Engine {
         model: &model,
         requests,
         sampling,
         watch,
         cache,
+        ahead,
         slots: shape.completions,
         free_prompts: (0..shape.prompts).rev().collect(),
         free_slots: (0..shape.completions).rev().collect(),
@@ -111,6 +117,8 @@ struct Engine<'a, W> {
     sampling: &'a Sampling,
     watch: W,
     cache: KvCache,
+    /// Tokens decoded between two looks at what has ended.
+    ahead: usize,
     slots: usize,
     free_prompts: Vec<usize>,
     free_slots: Vec<usize>,
@@ -185,35 +193,102 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         self.first = drawn.into();
     }
 
-    /// One token for every running completion.
+    /// The next tokens of every running completion, as many as are decoded between two looks.
     fn step(&mut self) -> Watch {
-        let (slots, tokens): (Vec<usize>, Vec<u32>) = self.running.iter().map(|row| (row.slot, row.token)).unzip();
-        self.cache.step(&slots);
-        let hidden = self.model.forward(&tokens, &vec![1; tokens.len()], Some(&mut self.cache));
-        let drawn = self.draw(hidden, self.running.iter().map(|row| row.request).collect::<Vec<_>>());
-        let mut running = Vec::with_capacity(self.running.len());
-        for (row, sampled) in std::mem::take(&mut self.running).into_iter().zip(drawn) {
-            match self.take(row.request, &sampled) {
-                Watch::Continue => running.push(Running { token: sampled.token, ..row }),
-                Watch::EndCompletion => {
-                    self.free_slots.push(row.slot);
-                    self.close(row.request);
+        let drawn = if self.ahead > 1 { self.decode_ahead() } else { self.decode() };
+        let mut ended = vec![false; self.running.len()];
+        for drawn in drawn.chunks(self.rows()) {
+            for (index, sampled) in drawn.iter().take(self.running.len()).enumerate() {
+                if ended[index] {
+                    continue;
                 }
-                Watch::EndAll => return Watch::EndAll,
+                let Running { request, slot, token } = &mut self.running[index];
+                *token = sampled.token;
+                let (request, slot) = (*request, *slot);
+                match self.take(request, sampled) {
+                    Watch::Continue => {}
+                    Watch::EndCompletion => {
+                        ended[index] = true;
+                        self.free_slots.push(slot);
+                        self.close(request);
+                    }
+                    Watch::EndAll => return Watch::EndAll,
+                }
             }
         }
-        self.running = running;
+        let mut ended = ended.into_iter();
+        self.running.retain(|_| !ended.next().unwrap_or(false));
         Watch::Continue
+    }
+
+    /// One token each, seen at once.
+    fn decode(&mut self) -> Vec<Sampled> {
+        let tokens = self.running_tokens();
+        self.announce();
+        let hidden = self.model.forward(&tokens, &vec![1; tokens.len()], Some(&mut self.cache));
+        self.draw(hidden, self.running_requests())
+    }
+
+    /// Several tokens each: those of a step are the input of the next one without leaving the device.
+    fn decode_ahead(&mut self) -> Vec<Sampled> {
+        let device = self.model.device();
+        let (rows, ahead) = (self.rows(), self.ahead);
+        let uniforms: Vec<f32> = (self.running_requests().into_iter())
+            .flat_map(|request| (0..ahead).map(move |later| (request, later)))
+            .map(|(request, later)| self.uniform(request, later))
+            .collect();
+        let uniforms: Tensor<2> = Tensor::from_data(TensorData::new(uniforms, [rows, ahead]), &device);
+        let mut tokens = ids(&self.running_tokens(), &device);
+        let mut numbers = Vec::with_capacity(ahead);
+        for later in 0..ahead {
+            self.announce();
+            let hidden = self.model.forward_ids(tokens, &vec![1; rows], Some(&mut self.cache));
+            let uniforms = uniforms.clone().narrow(1, later, 1);
+            let drawn = Drawn::on_device(self.model.logits(hidden), &self.sampling.distribution, uniforms);
+            tokens = drawn.tokens;
+            numbers.push(drawn.numbers);
+        }
+        read(Tensor::cat(numbers, 0))
+    }
+
+    /// Rows of a decoding pass. A device that compiles and tunes kernels for shapes sees few: powers of two.
+    fn rows(&self) -> usize {
+        let running = self.running.len();
+        if is_host(&self.model.device()) { running } else { running.next_power_of_two().min(self.slots) }
+    }
+
+    /// Tells the cache of the next token of every running completion.
+    fn announce(&mut self) {
+        let slots: Vec<usize> = self.running.iter().map(|row| row.slot).collect();
+        self.cache.step(&slots, self.rows());
+    }
+
+    /// The newest token of each row, padding included.
+    fn running_tokens(&self) -> Vec<u32> {
+        let mut tokens: Vec<u32> = self.running.iter().map(|row| row.token).collect();
+        tokens.resize(self.rows(), 0);
+        tokens
+    }
+
+    /// The request of each row; padding draws as the last one does.
+    fn running_requests(&self) -> Vec<usize> {
+        let mut requests: Vec<usize> = self.running.iter().map(|row| row.request).collect();
+        requests.resize(self.rows(), requests.last().copied().unwrap_or(0));
+        requests
+    }
+
+    /// The noise that the token `later` places after the next one is drawn with.
+    fn uniform(&self, request: usize, later: usize) -> f32 {
+        let [seed, step, problem, sample] = self.requests[request].key;
+        noise::uniform(&[seed, step, problem, sample, (self.completions[request].tokens.len() + later) as u64])
     }
 
     /// Draws the next token of each of `requests` from its hidden state.
     fn draw(&self, hidden: Tensor<2>, requests: impl IntoIterator<Item = usize>) -> Vec<Sampled> {
         let (uniforms, contexts): (Vec<f32>, Vec<[&[u32]; 2]>) = (requests.into_iter())
             .map(|request| {
-                let Request { prompt, key: [seed, step, problem, sample] } = &self.requests[request];
-                let tokens = &self.completions[request].tokens;
-                let uniform = noise::uniform(&[*seed, *step, *problem, *sample, tokens.len() as u64]);
-                (uniform, [prompt.as_slice(), tokens.as_slice()])
+                let context = [self.requests[request].prompt.as_slice(), &self.completions[request].tokens];
+                (self.uniform(request, 0), context)
             })
             .unzip();
         draw(self.model.logits(hidden), &self.sampling.distribution, &uniforms, &contexts)

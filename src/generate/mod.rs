@@ -4,6 +4,7 @@ mod engine;
 mod sampling;
 
 pub use engine::{cache_shape, generate};
+pub(crate) use sampling::draw;
 pub use sampling::{Distribution, Sampled, sample};
 
 /// How completions are sampled.
@@ -20,6 +21,10 @@ pub struct Sampling {
     /// Tokens the cache may hold at most, prompts and completions at their longest; fewer completions are decoded
     /// together to keep to it. 0 for as many as `rows` need.
     pub cache_tokens: usize,
+    /// Tokens that each completion is decoded by between two looks at what has ended, on devices with memory of their own:
+    /// looking waits for the device. What was decoded past an end is dropped, so no completion changes. Penalties and
+    /// truncations look at every token.
+    pub tokens_per_read: usize,
 }
 
 impl Default for Sampling {
@@ -30,6 +35,7 @@ impl Default for Sampling {
             stop: Vec::new(),
             rows: 128,
             cache_tokens: 0,
+            tokens_per_read: 8,
         }
     }
 }

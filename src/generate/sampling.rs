@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::ops::{self, host};
@@ -91,7 +91,7 @@ pub struct Sampled {
 ///
 /// Logits that are in the host's memory are read there. On other devices the draw happens on the device and seven numbers
 /// per row come back, unless a penalty or a truncation asks for the logits themselves.
-pub(super) fn draw(
+pub(crate) fn draw(
     logits: Tensor<2>,
     distribution: &Distribution,
     uniforms: &[f32],
@@ -99,9 +99,10 @@ pub(super) fn draw(
 ) -> Vec<Sampled> {
     let [rows, vocab] = logits.dims();
     assert!(rows == uniforms.len() && rows == contexts.len(), "one uniform and one context per row");
-    let whole = !distribution.truncates() && distribution.repetition_penalty == 1.0;
-    if whole && !ops::is_host(&logits.device()) {
-        return draw_on_device(logits, distribution, uniforms);
+    let device = logits.device();
+    if draws_on_device(&device, distribution) {
+        let uniforms = Tensor::from_data(TensorData::new(uniforms.to_vec(), [rows, 1]), &device);
+        return read(Drawn::on_device(logits, distribution, uniforms).numbers);
     }
     let logits = ops::to_host(logits);
     // Few rows of a large vocabulary still use all cores; many small rows are handed out in bunches.
@@ -112,34 +113,55 @@ pub(super) fn draw(
     logits.par_chunks_exact(vocab).zip(uniforms).zip(contexts).with_min_len(bunch).map(row).collect()
 }
 
-/// The draw as tensor operations, without truncation.
-fn draw_on_device(logits: Tensor<2>, distribution: &Distribution, uniforms: &[f32]) -> Vec<Sampled> {
-    let [rows, vocab] = logits.dims();
-    let device = logits.device();
-    let temperature = distribution.softmax_temperature();
-    let unit = log_softmax(logits.clone(), 1);
-    let tempered = if temperature == 1.0 { unit.clone() } else { log_softmax(logits.div_scalar(temperature), 1) };
-    let tokens: Tensor<2, Int> = if distribution.temperature == 0.0 {
-        tempered.clone().argmax(1)
-    } else {
-        let sums = tempered.clone().exp().cumsum(1);
-        let uniforms: Tensor<2> = Tensor::from_data(TensorData::new(uniforms.to_vec(), [rows, 1]), &device);
-        // The sums end at 1 but for rounding; scaled by their end, the threshold stays below it.
-        let thresholds = uniforms * sums.clone().narrow(1, vocab - 1, 1);
-        sums.lower_equal(thresholds.expand([rows, vocab])).int().sum_dim(1).clamp_max(vocab as i64 - 1)
-    };
-    let entropy = |log_probs: &Tensor<2>| (log_probs.clone().exp() * log_probs.clone()).sum_dim(1).neg();
-    let squares = tempered.clone().mul_scalar(2.0).exp();
-    let columns = vec![
-        tokens.clone().float(),
-        tempered.clone().gather(1, tokens.clone()),
-        unit.clone().gather(1, tokens),
-        entropy(&unit),
-        entropy(&tempered),
-        squares.clone().sum_dim(1),
-        (squares * tempered).sum_dim(1),
-    ];
-    let numbers = ops::to_host(Tensor::cat(columns, 1));
+/// Whether tokens are drawn where the logits are: not when those are in the host's memory, or must be penalised or
+/// truncated.
+pub(super) fn draws_on_device(device: &Device, distribution: &Distribution) -> bool {
+    !ops::is_host(device) && !distribution.truncates() && distribution.repetition_penalty == 1.0
+}
+
+/// Tokens drawn on a device and still there.
+pub(super) struct Drawn {
+    /// `[rows]`.
+    pub tokens: Tensor<1, Int>,
+    /// The fields of [`Sampled`] that the device computes, `[rows, 7]`.
+    pub numbers: Tensor<2>,
+}
+
+impl Drawn {
+    /// The draw as tensor operations, without truncation.
+    ///
+    /// # Shapes
+    /// - logits: `[rows, vocab]`; uniforms: `[rows, 1]`
+    pub(super) fn on_device(logits: Tensor<2>, distribution: &Distribution, uniforms: Tensor<2>) -> Self {
+        let [rows, vocab] = logits.dims();
+        let temperature = distribution.softmax_temperature();
+        let unit = log_softmax(logits.clone(), 1);
+        let tempered = if temperature == 1.0 { unit.clone() } else { log_softmax(logits.div_scalar(temperature), 1) };
+        let tokens: Tensor<2, Int> = if distribution.temperature == 0.0 {
+            tempered.clone().argmax(1)
+        } else {
+            let sums = tempered.clone().exp().cumsum(1);
+            // The sums end at 1 but for rounding; scaled by their end, the threshold stays below it.
+            let thresholds = uniforms * sums.clone().narrow(1, vocab - 1, 1);
+            sums.lower_equal(thresholds.expand([rows, vocab])).int().sum_dim(1).clamp_max(vocab as i64 - 1)
+        };
+        let entropy = |log_probs: &Tensor<2>| (log_probs.clone().exp() * log_probs.clone()).sum_dim(1).neg();
+        let squares = tempered.clone().mul_scalar(2.0).exp();
+        let columns = vec![
+            tokens.clone().float(),
+            tempered.clone().gather(1, tokens.clone()),
+            unit.clone().gather(1, tokens.clone()),
+            entropy(&unit),
+            entropy(&tempered),
+            squares.clone().sum_dim(1),
+            (squares * tempered).sum_dim(1),
+        ];
+        Self { tokens: tokens.reshape([rows]), numbers: Tensor::cat(columns, 1) }
+    }
+}
+
+/// Reads drawn tokens back, row by row.
+pub(super) fn read(numbers: Tensor<2>) -> Vec<Sampled> {
     let row = |row: &[f32; 7]| {
         let [token, log_prob, unit_log_prob, entropy, sampling_entropy, collision, collision_log] = *row;
         Sampled {
@@ -153,7 +175,7 @@ fn draw_on_device(logits: Tensor<2>, distribution: &Distribution, uniforms: &[f3
             collision_log,
         }
     };
-    numbers.as_chunks::<7>().0.iter().map(row).collect()
+    ops::to_host(numbers).as_chunks::<7>().0.iter().map(row).collect()
 }
 
 /// Draws from one row of logits at `uniform`; `context` gives the tokens before it.
@@ -283,8 +305,6 @@ fn truncate(logits: &[f32], distribution: &Distribution) -> Vec<(usize, f32)> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
     use crate::noise::uniform;
 

@@ -69,7 +69,8 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache on a device without autodiff.
     pub fn new(config: &ModelConfig, shape: CacheShape, device: &Device) -> Self {
-        let size = [shape.tokens(), config.num_key_value_heads * config.head_dim()];
+        // The last row is for what pads a pass.
+        let size = [shape.tokens() + 1, config.num_key_value_heads * config.head_dim()];
         let layers =
             (0..config.num_hidden_layers).map(|_| (Tensor::zeros(size, device), Tensor::zeros(size, device))).collect();
         Self {
@@ -103,11 +104,13 @@ impl KvCache {
         self.completions[slot] = Completion { prompt, decoded: 0 };
     }
 
-    /// The next pass reads one token for each of these completion slots.
+    /// The next pass reads one token for each of these completion slots, padded to `rows` tokens whose results mean
+    /// nothing.
     ///
     /// # Panics
-    /// When a completion has filled its slot.
-    pub fn step(&mut self, slots: &[usize]) {
+    /// When a completion has filled its slot, or there are more slots than rows.
+    pub fn step(&mut self, slots: &[usize], rows: usize) {
+        assert!(slots.len() <= rows, "{} slots in {rows} rows", slots.len());
         let (mut writes, mut spans) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
         self.positions.clear();
         for &slot in slots {
@@ -120,6 +123,10 @@ impl KvCache {
             *decoded += 1;
             spans.push([first..first + length, own..own + *decoded]);
         }
+        let spare = self.shape.tokens();
+        self.positions.resize(rows, 0);
+        writes.resize(rows, spare);
+        spans.resize(rows, [spare..spare + 1, spare..spare]);
         self.call = CacheCall::new(writes, spans);
     }
 

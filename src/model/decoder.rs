@@ -7,12 +7,12 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Int, Tensor};
 
 use super::attention::{Attention, Rows, ids};
 use super::norm::RmsNorm;
 use super::rope::Rope;
-use super::{KvCache, ModelConfig, Precision, params};
+use super::{KvCache, ModelConfig, Precision, params, shapes};
 use crate::ops;
 
 /// SwiGLU: `down(silu(gate(x)) · up(x))` (arXiv 2002.05202).
@@ -132,14 +132,25 @@ impl CausalLm {
     ///
     /// # Panics
     /// When `lengths` do not add up to the number of tokens, or the cache expects others.
-    pub fn forward(&self, tokens: &[u32], lengths: &[usize], mut cache: Option<&mut KvCache>) -> Tensor<2> {
-        assert_eq!(lengths.iter().sum::<usize>(), tokens.len(), "sequence lengths and tokens");
+    pub fn forward(&self, tokens: &[u32], lengths: &[usize], cache: Option<&mut KvCache>) -> Tensor<2> {
+        self.forward_ids(ids(tokens, &self.device()), lengths, cache)
+    }
+
+    /// [`Self::forward`] of tokens that are on the device already.
+    pub(crate) fn forward_ids(
+        &self,
+        tokens: Tensor<1, Int>,
+        lengths: &[usize],
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<2> {
+        let [count] = tokens.dims();
+        assert_eq!(lengths.iter().sum::<usize>(), count, "sequence lengths and tokens");
         let rows = match &cache {
             Some(cache) => self.rows(cache.positions(), lengths),
             None => self.packed(lengths),
         };
-        let mut x = self.embed(tokens);
-        assert_eq!(rows.rotary.0.dims()[0], tokens.len(), "tokens announced to the cache and tokens");
+        assert_eq!(rows.rotary.0.dims()[0], count, "tokens announced to the cache and tokens");
+        let mut x = self.embed_ids(tokens);
         for (index, layer) in self.model.layers.iter().enumerate() {
             x = layer.forward(x, &rows, cache.as_deref_mut().map(|cache| (cache, index)));
         }
@@ -147,7 +158,11 @@ impl CausalLm {
     }
 
     fn rows(&self, positions: &[usize], lengths: &[usize]) -> Rows {
-        let rotary = self.rope.tables(positions, &self.device().inner());
+        let device = self.device().inner();
+        if !ops::is_host(&device) {
+            shapes::note(lengths);
+        }
+        let rotary = self.rope.tables(positions, &device);
         Rows { lengths: lengths.to_vec(), rotary, precision: self.precision }
     }
 
@@ -159,9 +174,11 @@ impl CausalLm {
 
     /// The rows of the embedding, `[tokens, hidden]`.
     pub(crate) fn embed(&self, tokens: &[u32]) -> Tensor<2> {
-        let weight = self.model.embed_tokens.weight.val();
-        let ids = ids(tokens, &weight.device());
-        weight.select(0, ids).cast(FloatDType::F32)
+        self.embed_ids(ids(tokens, &self.device()))
+    }
+
+    fn embed_ids(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
+        self.model.embed_tokens.weight.val().select(0, tokens).cast(FloatDType::F32)
     }
 
     /// Some of the blocks, one after another.

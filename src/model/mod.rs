@@ -11,8 +11,9 @@ mod params;
 mod precision;
 mod pretrained;
 mod rope;
+mod shapes;
 
-pub(crate) use attention::Rows;
+pub(crate) use attention::{Rows, ids};
 pub use cache::{CacheShape, KvCache};
 pub use config::ModelConfig;
 pub use decoder::CausalLm;
@@ -21,3 +22,4 @@ pub(crate) use params::Path as ParamPath;
 pub use params::names;
 pub use precision::Precision;
 pub use pretrained::{load, load_as, load_masters, save, save_masters, save_sharded};
+pub use shapes::distinct_shapes;

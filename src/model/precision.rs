@@ -37,14 +37,15 @@ impl Precision {
     ///
     /// # Errors
     /// With what to choose instead.
-    pub(super) fn check(self, device: &Device) -> Result<()> {
+    pub(crate) fn check(self, device: &Device) -> Result<()> {
         let name = format!("{self:?}").to_lowercase();
         if self == Self::F16 && device.is_autodiff() {
             let message = "model.dtype = \"f16\": small gradients vanish in f16; train in bf16 or f32";
             return Err(Error::Invalid(message.to_string()));
         }
         if !device.supports_dtype(self.dtype()) {
-            return Err(Error::Invalid(format!("--dtype {name}: this device does not compute in {name}; use f32")));
+            let formats = crate::device::float_formats(device).join(", ");
+            return Err(Error::Invalid(format!("--dtype {name} (model.dtype): this device computes in {formats}")));
         }
         Ok(())
     }
@@ -67,7 +68,7 @@ impl Precision {
     }
 
     /// `x W` in this precision; input and output are f32.
-    pub(super) fn matmul(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn matmul(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
         if self == Self::F32 {
             return x.matmul(weight);
         }

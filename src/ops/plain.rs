@@ -101,6 +101,22 @@ fn scale(dim: usize) -> f64 {
     1.0 / (dim as f64).sqrt()
 }
 
+/// In two stages of ordered sums. A GPU's sum of a whole tensor adds in the order in which threads arrive, which made the
+/// gradient norm, and with it a resumed run, differ in the last bits.
+pub(super) fn sum(x: Tensor<1>) -> Tensor<1> {
+    const WIDTH: usize = 1024;
+    let [length] = x.dims();
+    let rows = length / WIDTH;
+    let mut parts = Vec::new();
+    if rows > 0 {
+        parts.push(x.clone().narrow(0, 0, rows * WIDTH).reshape([rows, WIDTH]).sum_dim(1).reshape([rows]));
+    }
+    if length > rows * WIDTH {
+        parts.push(x.narrow(0, rows * WIDTH, length - rows * WIDTH));
+    }
+    Tensor::cat(parts, 0).sum_dim(0)
+}
+
 pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
     let rows = targets.len();
     let device = logits.device();

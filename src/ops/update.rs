@@ -5,7 +5,7 @@
 
 use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
 
-use super::{cpu, index};
+use super::{cpu, index, plain};
 
 /// The numbers of one step of AdamW.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +88,7 @@ pub(crate) fn sum_of_squares(x: &Tensor<1>) -> f64 {
     if cpu::serves(&x.device()) {
         return cpu::sum_of_squares(x.clone());
     }
-    f64::from(x.clone().powi_scalar(2).sum().into_scalar::<f32>())
+    f64::from(plain::sum(x.clone().powi_scalar(2)).into_scalar::<f32>())
 }
 
 #[cfg(test)]

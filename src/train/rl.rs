@@ -26,7 +26,7 @@ use crate::eval::{Evaluation, Subject, check_room, evaluate, record};
 use crate::files;
 use crate::generate::{Completion, Request, Sampling, Watch, generate};
 use crate::metrics::{Metrics, MetricsLog};
-use crate::model::{self, CausalLm, ModelConfig};
+use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
 use crate::objective::Parts;
 use crate::objective::entropy::EntropyControl;
 use crate::objective::rewards::RewardState;
@@ -187,6 +187,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         metrics.set("timing_s/step", seconds);
         let tokens: usize = scored.iter().map(|scored| scored.sequence.tokens.len()).sum();
         metrics.set("perf/throughput", tokens as f64 / seconds);
+        metrics.set("perf/distinct_shapes", distinct_shapes() as f64);
         let log_every = config.train.log_completions_steps;
         if log_every > 0 && (step == 1 || step % log_every == 0) {
             run.write_completions(step, &scored)?;
@@ -268,6 +269,7 @@ impl Run<'_> {
             stop: self.tokenizer.stop_ids().to_vec(),
             rows: train.generation_rows,
             cache_tokens: train.generation_cache_tokens,
+            tokens_per_read: train.generation_tokens_per_read,
         };
         let request = |(problem, prompt): &(Problem, Vec<u32>), sample: usize| Request {
             prompt: prompt.clone(),

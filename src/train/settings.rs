@@ -77,6 +77,8 @@ pub struct RlTrain {
     pub generation_rows: usize,
     /// Tokens the cache may hold while sampling; fewer completions are decoded together to keep to it. 0 for no bound.
     pub generation_cache_tokens: usize,
+    /// Tokens decoded between two looks at what has ended, on devices with memory of their own; changes no completion.
+    pub generation_tokens_per_read: usize,
     /// Tokens of one forward and backward pass at most; does not change the result.
     pub tokens_per_microbatch: usize,
     /// What the backward pass finds kept: everything (`none`), or each block's input (`block`), which takes a third more
@@ -106,6 +108,7 @@ impl Default for RlTrain {
             num_generations: 8,
             generation_rows: 256,
             generation_cache_tokens: 0,
+            generation_tokens_per_read: 8,
             tokens_per_microbatch: 8192,
             activation_checkpointing: ActivationCheckpointing::None,
             save_steps: 50,
@@ -139,6 +142,7 @@ impl Settings for RlConfig {
         for (key, value) in [
             ("prompts_per_step", train.prompts_per_step),
             ("generation_rows", train.generation_rows),
+            ("generation_tokens_per_read", train.generation_tokens_per_read),
             ("tokens_per_microbatch", train.tokens_per_microbatch),
         ] {
             if value == 0 {

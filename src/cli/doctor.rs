@@ -1,0 +1,75 @@
+//! `doctor`.
+
+use clap::Args;
+
+use super::{DeviceArgs, PrecisionArgs};
+use crate::doctor::{Examination, Memory, examine};
+
+/// Show what this machine can compute on, and compare a device with the CPU.
+///
+/// Ends with an error when an operation is wrong.
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
+    let examination = examine(&args.device.device, args.precision.dtype)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&examination)?);
+    } else {
+        print!("{}", text(&examination));
+    }
+    let wrong: Vec<String> = examination.wrong().iter().map(ToString::to_string).collect();
+    anyhow::ensure!(wrong.is_empty(), "{} computes wrong numbers: {}", examination.device, wrong.join("; "));
+    Ok(())
+}
+
+fn text(examination: &Examination) -> String {
+    let Examination { device, name, floats, memory, host, compiled, adapters, checks, check_s, speed } = examination;
+    let mut lines = vec![
+        format!("compiled backends: {}", compiled.join(", ")),
+        format!("processor: {} threads, {}, {}", host.threads, or_none(&host.simd), bytes(host.memory)),
+    ];
+    if adapters.is_empty() {
+        lines.push("devices of GPU backends: none".to_string());
+    }
+    for adapter in adapters {
+        let driver = adapter.driver.as_ref().map_or(String::new(), |driver| format!(", driver {driver}"));
+        lines.push(format!("--device {}: {}{driver}; {}", adapter.device, adapter.name, adapter.floats.join(", ")));
+    }
+    lines.push(String::new());
+    let part = name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+    lines.push(format!("{device}{part}: computes in {}; memory {}", floats.join(", "), bytes(*memory)));
+    lines.push(format!("{:<48}{:>10}{:>11}", "compared with the CPU", "error", "tolerance"));
+    for outcome in checks {
+        let verdict = if outcome.ok() { "" } else { "  WRONG" };
+        lines.push(format!("{:<48}{:>10.1e}{:>11.0e}{verdict}", outcome.operation, outcome.error, outcome.tolerance));
+    }
+    let wrong = examination.wrong().len();
+    lines.push(format!("{} of {} right, in {check_s:.1} s", checks.len() - wrong, checks.len()));
+    if let Some(speed) = speed {
+        lines.push(format!(
+            "speed: matrix products {:.0} GFLOP/s, memory {:.1} GB/s, 0.85 M model {:.0} tokens/s",
+            speed.matrix_gflops, speed.memory_gb_per_s, speed.sampled_tokens_per_s
+        ));
+    }
+    lines.into_iter().map(|line| line + "\n").collect()
+}
+
+fn or_none(names: &[&str]) -> String {
+    if names.is_empty() { "no known vector instructions".to_string() } else { names.join(" ") }
+}
+
+fn bytes(memory: Option<Memory>) -> String {
+    let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    memory.map_or("memory not known".to_string(), |memory| {
+        format!("{:.1} of {:.1} GiB free", gigabytes(memory.free), gigabytes(memory.total))
+    })
+}

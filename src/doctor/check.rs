@@ -1,0 +1,314 @@
+//! The numeric self-check: every kind of operation that training is made of, on the device and on the CPU.
+//!
+//! Inputs come from [`noise`](crate::noise), so both sides see the same numbers, and go through the functions of
+//! [`ops`](crate::ops) that training calls. A kernel that writes zeros, drops a bias or reads past its end shows here and
+//! not in the curves of a run.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use serde::Serialize;
+
+use super::small;
+use crate::device;
+use crate::generate::{Distribution, draw};
+use crate::model::Precision;
+use crate::noise::{self, Stream};
+use crate::ops::{self, CacheCall, to_host};
+
+/// One operation's agreement with the CPU.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    /// What was computed.
+    pub operation: String,
+    /// Largest difference, as a share of the largest value of the CPU's result; infinite for values that are not finite
+    /// or not there.
+    pub error: f32,
+    /// The largest error that rounding explains.
+    pub tolerance: f32,
+    /// What the backend said when it gave up.
+    pub panic: Option<String>,
+}
+
+impl Outcome {
+    /// Whether the operation computes what it should.
+    pub fn ok(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { operation, error, tolerance, panic } = self;
+        match panic {
+            None => write!(f, "{operation} (error {error:.1e}, tolerance {tolerance:.0e})"),
+            Some(panic) => write!(f, "{operation} (the backend gave up: {panic})"),
+        }
+    }
+}
+
+/// Computes on a device; several results are compared each on its own scale.
+type Compute = Box<dyn Fn(&Device) -> Vec<Vec<f32>>>;
+
+struct Check {
+    operation: String,
+    tolerance: f32,
+    compute: Compute,
+}
+
+/// Compares every operation on `device` with the CPU, and with `precision` the product in that format.
+///
+/// The `cpu` device itself, whose operations are fused ones, is compared with the plain ones on `ndarray`.
+pub fn self_check(device: &Device, precision: Precision) -> Vec<Outcome> {
+    self_check_with(device, precision, |_, _| {})
+}
+
+/// As [`self_check`], with the device's results passed through `tamper` first, which is how a test breaks an operation.
+pub fn self_check_with(device: &Device, precision: Precision, tamper: impl Fn(&str, &mut [Vec<f32>])) -> Vec<Outcome> {
+    let reference = reference(device);
+    let run = |check: Check| {
+        let Check { operation, tolerance, compute } = check;
+        let expected = compute(&reference);
+        match catch_unwind(AssertUnwindSafe(|| compute(device))) {
+            Ok(mut results) => {
+                tamper(&operation, &mut results);
+                Outcome { error: error(&results, &expected), operation, tolerance, panic: None }
+            }
+            Err(panic) => {
+                let text = (panic.downcast_ref::<String>().cloned())
+                    .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+                Outcome { error: f32::INFINITY, operation, tolerance, panic: Some(text.unwrap_or_default()) }
+            }
+        }
+    };
+    checks(device, reference.clone(), precision).into_iter().map(run).collect()
+}
+
+#[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
+fn reference(device: &Device) -> Device {
+    if ops::is_host(device) { Device::ndarray() } else { Device::flex() }
+}
+
+/// Largest difference between two results, relative to the largest expected value. A small part of a result has a small
+/// scale of its own, but not below a thousandth of the whole: what cancels to nearly nothing is rounding.
+fn error(results: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
+    let largest = |values: &[f32]| values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let whole = expected.iter().map(|part| largest(part)).fold(f32::MIN_POSITIVE, f32::max);
+    let part = |(ours, theirs): (&Vec<f32>, &Vec<f32>)| {
+        let scale = largest(theirs).max(1e-3 * whole);
+        if ours.len() != theirs.len() {
+            return f32::INFINITY;
+        }
+        let difference = |(a, b): (&f32, &f32)| if a.is_finite() { (a - b).abs() / scale } else { f32::INFINITY };
+        ours.iter().zip(theirs).map(difference).fold(0.0, f32::max)
+    };
+    if results.len() != expected.len() {
+        return f32::INFINITY;
+    }
+    results.iter().zip(expected).map(part).fold(0.0, f32::max)
+}
+
+/// The operations, in the order a training step has them.
+fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check> {
+    // 24 bits of mantissa, sums of up to a few hundred terms; and products of factors with 10 bits.
+    let (plain, product) = (2e-5, if device::computes_in_tf32(device) { 4e-3 } else { 2e-5 });
+    let mut checks: Vec<Check> = Vec::new();
+    let mut check = |operation: &str, tolerance: f32, compute: Compute| {
+        checks.push(Check { operation: operation.to_string(), tolerance, compute });
+    };
+    check("noise to the device and back, to the bit", 0.0, Box::new(noise_bits));
+    for [m, k, n] in [[1, 256, 384], [33, 65, 17], [128, 128, 512]] {
+        check(
+            &format!("matrix product {m} x {k} x {n}"),
+            product,
+            Box::new(move |device| vec![to_host(random([m, k], 1, device).matmul(random([k, n], 2, device)))]),
+        );
+    }
+    check(
+        "matrix product, transposed",
+        product,
+        Box::new(|device| vec![to_host(random([70, 48], 1, device).matmul(random([90, 48], 2, device).transpose()))]),
+    );
+    check(
+        "matrix product, batched",
+        product,
+        Box::new(|device| {
+            let (a, b): (Tensor<4>, Tensor<4>) = (random([3, 2, 9, 16], 1, device), random([3, 2, 16, 33], 2, device));
+            vec![to_host(a.matmul(b))]
+        }),
+    );
+    if precision != Precision::F32 {
+        let name = format!("matrix product in {}", format!("{precision:?}").to_lowercase());
+        check(
+            &name,
+            2e-2,
+            Box::new(move |device| {
+                // Compared with the product in f32, not with another rounding.
+                let precision = if *device == reference { Precision::F32 } else { precision };
+                vec![to_host(precision.matmul(random([64, 128], 1, device), random([128, 96], 2, device)))]
+            }),
+        );
+    }
+    check(
+        "sums and means",
+        plain,
+        Box::new(|device| {
+            let x: Tensor<2> = random([57, 130], 3, device);
+            vec![to_host(x.clone().sum_dim(1)), to_host(x.clone().mean_dim(0)), to_host(x.sum().reshape([1]))]
+        }),
+    );
+    check("running sums", plain, Box::new(|device| vec![to_host(random::<2>([5, 300], 4, device).abs().cumsum(1))]));
+    check(
+        "softmax, with masked entries",
+        plain,
+        Box::new(|device| {
+            let x: Tensor<2> = random([19, 70], 5, device).mul_scalar(8.0);
+            let mask = Tensor::<2, Bool>::tril_mask([19, 70], 0, device);
+            let masked = softmax(x.clone().mask_fill(mask, f32::NEG_INFINITY), 1);
+            vec![to_host(masked), to_host(log_softmax(x, 1))]
+        }),
+    );
+    check("rows gathered and scattered", 0.0, Box::new(rows));
+    check(
+        "root mean square norm",
+        plain,
+        Box::new(|device| vec![to_host(ops::rms_norm(random([40, 96], 6, device), random([96], 7, device), 1e-6))]),
+    );
+    check(
+        "gated linear unit",
+        plain,
+        Box::new(|device| {
+            vec![to_host(ops::swiglu(random([31, 160], 8, device).mul_scalar(4.0), random([31, 160], 9, device)))]
+        }),
+    );
+    check(
+        "rotary positions",
+        plain,
+        Box::new(|device| {
+            // Angles are taken on the host, as the model does.
+            let angles = |f: fn(f32) -> f32| {
+                let values: Vec<f32> = (0..88).map(|i| f(i as f32 * 1.7)).collect();
+                Tensor::from_data(TensorData::new(values, [11, 8]), device)
+            };
+            vec![to_host(ops::rotary(random([11, 3, 16], 11, device), &angles(f32::cos), &angles(f32::sin)))]
+        }),
+    );
+    check(
+        "attention",
+        product.max(plain),
+        Box::new(|device| {
+            let [q, k, v] = [(4, 12), (2, 13), (2, 14)].map(|(heads, key)| random([53, heads, 16], key, device));
+            vec![to_host(ops::attention(q, k, v, &[20, 1, 32]))]
+        }),
+    );
+    check("attention with a cache", product.max(plain), Box::new(cached_attention));
+    check(
+        "log-probabilities and entropies",
+        plain,
+        Box::new(|device| {
+            let targets: Vec<u32> = (0..23).map(|row| row * 37 % 301).collect();
+            let scores = ops::scores(random([23, 301], 15, device).mul_scalar(3.0), &targets, 0.8);
+            [scores.log_prob, scores.entropy, scores.entropy_sampling].map(to_host).to_vec()
+        }),
+    );
+    check("drawing tokens", plain, Box::new(tokens));
+    check("a small model's log-probabilities", 5.0 * product, Box::new(|device| vec![small::log_probs(device)]));
+    check("a small model's gradient", 20.0 * product, Box::new(small::gradient));
+    check("a step of AdamW", plain, Box::new(small::step));
+    checks
+}
+
+/// Values within ±2, the same on every device.
+fn random<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> Tensor<D> {
+    let mut stream = Stream::new(&[0xD0C, key]);
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| (stream.unit() * 4.0 - 2.0) as f32).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// Sampling noise as halves of 12 bits, which f32 holds whatever becomes of the last bits of a mantissa.
+fn noise_bits(device: &Device) -> Vec<Vec<f32>> {
+    let uniforms: Vec<f32> = (0..1000).map(|i| noise::uniform(&[0xD0C, i])).collect();
+    let tensor: Tensor<1> = Tensor::from_data(TensorData::from(uniforms.as_slice()), device);
+    let bits: Vec<u32> = to_host(tensor).into_iter().map(f32::to_bits).collect();
+    vec![
+        bits.iter().map(|bits| (bits >> 16) as f32).collect(),
+        bits.iter().map(|bits| (bits & 0xFFFF) as f32).collect(),
+    ]
+}
+
+fn indices(values: &[i64], device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(TensorData::from(values), device)
+}
+
+/// Rows and entries picked, written and added up, some of them twice.
+fn rows(device: &Device) -> Vec<Vec<f32>> {
+    let whole = |shape: [usize; 2], key: u64| random::<2>(shape, key, device).mul_scalar(64.0).round();
+    let table = whole([50, 24], 20);
+    let picks = [49, 0, 7, 7, 31];
+    let entries: Vec<i64> = (0..50).map(|row| row * 5 % 24).collect();
+    let picked = table.clone().select(0, indices(&picks, device));
+    let gathered = table.clone().gather(1, indices(&entries, device).reshape([50, 1]));
+    let written =
+        table.clone().select_assign(0, indices(&[3, 49, 10], device), whole([3, 24], 21), IndexingUpdateOp::Assign);
+    let added = table.select_assign(0, indices(&picks, device), whole([5, 24], 22), IndexingUpdateOp::Add);
+    [picked, gathered, written, added].map(to_host).to_vec()
+}
+
+/// Two completions of one prompt and one of another, decoding one token each.
+fn cached_attention(device: &Device) -> Vec<Vec<f32>> {
+    let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22]];
+    let call = CacheCall::new(spans.iter().map(|[_, own]| own.end - 1).collect(), spans);
+    let table = |key| ops::write_rows(random([25, 32], key, device), random([3, 32], key + 1, device), &call);
+    let (keys, values) = (table(30), table(32));
+    vec![to_host(ops::attention_cached(random([3, 4, 16], 34, device), &keys, &values, &call)), to_host(keys)]
+}
+
+/// Draws at the middle of known tokens' share of the distribution, where rounding cannot choose another.
+fn tokens(device: &Device) -> Vec<Vec<f32>> {
+    let (rows, vocab, temperature) = (40, 64, 0.9f32);
+    let logits: Tensor<2> = random([rows, vocab], 40, device);
+    let middle = |(row, logits): (usize, &[f32])| {
+        let weights: Vec<f64> = logits.iter().map(|z| f64::from(z / temperature).exp()).collect();
+        let token = row * 29 % vocab;
+        let before: f64 = weights[..token].iter().sum();
+        ((before + weights[token] / 2.0) / weights.iter().sum::<f64>()) as f32
+    };
+    let uniforms: Vec<f32> = to_host(logits.clone()).chunks(vocab).enumerate().map(middle).collect();
+    let drawn = draw(logits, &Distribution::at(temperature), &uniforms, &vec![[&[][..], &[]]; rows]);
+    vec![
+        drawn.iter().map(|drawn| drawn.token as f32).collect(),
+        drawn.iter().map(|drawn| drawn.log_prob).collect(),
+        drawn.iter().map(|drawn| drawn.sampling_entropy).collect(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_passes() {
+        for outcome in self_check(&Device::flex(), Precision::F32) {
+            assert!(outcome.ok(), "{outcome:?}");
+        }
+    }
+
+    /// Each operation in turn computes zeros, a hundredth too much, or no number: it is caught and named, and no other.
+    #[test]
+    fn a_broken_operation_is_caught_and_named() {
+        let breaks: [fn(f32) -> f32; 3] = [|_| 0.0, |x| 1.01 * x, |_| f32::NAN];
+        let names: Vec<String> =
+            self_check(&Device::flex(), Precision::F32).into_iter().map(|outcome| outcome.operation).collect();
+        for (index, broken) in names.iter().enumerate() {
+            let tamper = |operation: &str, results: &mut [Vec<f32>]| {
+                if operation == broken {
+                    results.iter_mut().flatten().for_each(|x| *x = breaks[index % 3](*x));
+                }
+            };
+            let outcomes = self_check_with(&Device::flex(), Precision::F32, tamper);
+            let failed: Vec<&String> = outcomes.iter().filter(|o| !o.ok()).map(|o| &o.operation).collect();
+            assert_eq!(failed, [broken]);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The smallest model that has all parts of a real one, for the self-check.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::model::{CausalLm, ModelConfig, ParamPath};
+use crate::noise::{Stream, mix_text};
+use crate::ops::{self, to_host};
+use crate::optim::{AdamW, Gradients, OptimConfig};
+
+const VOCAB: usize = 48;
+
+fn model(device: &Device) -> CausalLm {
+    let mut config = ModelConfig::qwen2(VOCAB, 32, 64, 2, 4, 2);
+    config.initializer_range = 0.2;
+    CausalLm::random(&config, 3, device)
+}
+
+/// Log-probability of each next token of two packed sequences.
+fn scores(model: &CausalLm) -> Tensor<1> {
+    let tokens: Vec<u32> = (0..30).map(|i| i * 31 % VOCAB as u32).collect();
+    let targets: Vec<u32> = (0..30).map(|i| (i * 17 + 5) % VOCAB as u32).collect();
+    let hidden = model.forward(&tokens, &[19, 11], None);
+    ops::scores(model.logits(hidden), &targets, 1.0).log_prob
+}
+
+pub(super) fn log_probs(device: &Device) -> Vec<f32> {
+    to_host(scores(&model(device)))
+}
+
+/// The gradient of a weighted sum of log-probabilities, one result per parameter.
+pub(super) fn gradient(device: &Device) -> Vec<Vec<f32>> {
+    let model = model(&device.clone().autodiff());
+    let weights: Vec<f32> = (0..30).map(|i| if i % 3 == 0 { -0.7 } else { 1.0 }).collect();
+    let weights: Tensor<1> = Tensor::from_data(TensorData::from(weights.as_slice()), device);
+    let loss = (scores(&model) * Tensor::from_inner(weights)).sum();
+    let mut gradients = Gradients::default();
+    gradients.add(&model, &mut loss.backward());
+    gradients.0.into_values().map(to_host).collect()
+}
+
+/// The weights after two steps with given gradients, one result per parameter. (With computed ones, the sign of what
+/// cancels to zero would decide.)
+pub(super) fn step(device: &Device) -> Vec<Vec<f32>> {
+    let mut model = model(&device.clone().autodiff());
+    let mut optimizer = AdamW::default();
+    let config = OptimConfig { weight_decay: 0.1, ..OptimConfig::default() };
+    for round in 0..2 {
+        let gradient = |(name, value): (String, Vec<f32>)| {
+            let mut stream = Stream::new(&[mix_text(&name), round]);
+            let values: Vec<f32> = value.iter().map(|_| (stream.unit() - 0.3) as f32).collect();
+            (name, Tensor::from_data(TensorData::from(values.as_slice()), device))
+        };
+        let gradients = Gradients(parameters(&model).into_iter().map(gradient).collect());
+        model = optimizer.step(&config, model, gradients, 0.5, 0.05);
+    }
+    parameters(&model).into_values().collect()
+}
+
+fn parameters(model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
+    struct Values(ParamPath, BTreeMap<String, Vec<f32>>);
+    impl ModuleVisitor for Values {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.0.enter(name);
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.0.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.1.insert(self.0.name(), to_host(param.val().inner()));
+        }
+    }
+    let mut values = Values(ParamPath::default(), BTreeMap::new());
+    model.visit(&mut values);
+    values.1
+}
