@@ -174,6 +174,8 @@ impl Workshop {
             optim: OptimConfig { learning_rate: 1e-3, warmup_steps: 2, ..OptimConfig::default() },
             eval: EvalConfig { num_problems: 4, max_completion_length: 8, ..EvalConfig::default() },
             reward: RewardCommand::default(),
+            cycles: 1,
+            controller: None,
             stages: vec![Stage {
                 max_steps: 6,
                 max_completion_length: 24,

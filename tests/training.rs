@@ -17,7 +17,8 @@ use tempering::train::batch::{Sequence, completion_scores};
 use tempering::train::learner::ActivationCheckpointing;
 use tempering::train::rl::{self, RlConfig};
 use tempering::train::sft::SftModel;
-use tempering::train::stage::{Plateau, PlateauMetric, Stage};
+use tempering::train::schedule::{Controller, Plateau, PlateauMetric};
+use tempering::train::stage::Stage;
 
 use crate::support::{
     Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, read_lines,
@@ -335,4 +336,76 @@ fn a_run_directory_in_use_is_kept_unless_asked_otherwise() {
     let error = run_rl(&config).unwrap_err().to_string();
     assert!(error.contains("holds a run already") && error.contains("--resume"), "{error}");
     assert!((figures(&workshop.run("run")), final_weights(&workshop.run("run"))) == before);
+}
+
+/// `[stage, first step, last step]` of each stage that a run went through.
+fn stays(summary: &Value) -> Vec<Value> {
+    let of = |stage: &Value| json!([stage["name"], stage["first_step"], stage["last_step"]]);
+    summary["stages"].as_array().unwrap().iter().map(of).collect()
+}
+
+/// Entropy is always below 100 nats: compressing ends after its minimum and never comes back.
+#[test]
+fn the_controller_decides_by_what_it_measures_and_a_resumed_run_decides_alike() {
+    let workshop = Workshop::new();
+    let config = |name: &str| {
+        let mut config = workshop.rl(name);
+        let [mut compress, mut enhance] = [config.stages[0].clone(), config.stages[0].clone()];
+        (compress.name, enhance.name) = ("compress".to_string(), "enhance".to_string());
+        enhance.temperature = 1.2;
+        config.stages = vec![compress, enhance];
+        config.controller = Some(Controller {
+            compress: "compress".to_string(),
+            enhance: "enhance".to_string(),
+            max_steps: 6,
+            min_steps: 3,
+            window: 2,
+            accuracy_drop: 1.0,
+            entropy_low: 100.0,
+            cancelled_high: 1.0,
+        });
+        config
+    };
+    let finished = run_rl(&config("whole")).unwrap();
+    assert_eq!(stays(&finished.summary), [json!(["compress", 1, 3]), json!(["enhance", 4, 6])]);
+    assert!(finished.summary["stages"][0]["exit"].as_str().unwrap().contains("entropy"), "{}", finished.summary);
+    for step in [2, 3] {
+        let config = config(&format!("cut{step}"));
+        interrupt_rl(&config, step).unwrap_err();
+        resume_rl(&config).unwrap();
+        assert_eq!(figures(&workshop.run(&config.name)), figures(&workshop.run("whole")));
+        assert!(final_weights(&workshop.run(&config.name)) == final_weights(&workshop.run("whole")));
+    }
+}
+
+#[test]
+fn stages_can_be_gone_through_again() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("cycles");
+    config.cycles = 2;
+    config.stages[0].max_steps = 2;
+    let finished = run_rl(&config).unwrap();
+    assert_eq!(stays(&finished.summary), [json!(["grpo", 1, 2]), json!(["grpo", 3, 4])]);
+}
+
+#[test]
+fn problems_without_spread_are_replaced_up_to_the_cap_which_is_reported() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("replaced");
+    config.stages[0].rewards = vec![RewardKind::Accuracy];
+    config.stages[0].reward_weights = vec![];
+    config.stages[0].max_num_gen_batches = 3;
+    config.stages[0].max_steps = 4;
+    run_rl(&config).unwrap();
+    let wanted = config.train.prompts_per_step as f64;
+    let mut replaced = 0.0;
+    for row in figures(&workshop.run("replaced")).iter().filter(|row| row.contains_key("loss")) {
+        let value = |key: &str| row[key].as_f64().unwrap();
+        let missing = value("sampling/missing_problems");
+        replaced += value("sampling/replaced_problems");
+        assert!(missing == 0.0 || value("sampling/num_gen_batches") == 3.0, "{row:?}");
+        // A step has problems without spread only when there was no other.
+        assert!(value("frac_reward_zero_std") == 0.0 || missing == wanted, "{row:?}");
+    }
+    assert!(replaced > 0.0, "this model answers some sums always alike");
 }

@@ -1,7 +1,8 @@
 //! What a step's completions were like: its metrics, and why it taught nothing when it did not.
 
+use super::schedule::StepFigures;
 use super::score::Scored;
-use super::stage::{Stage, StepFigures};
+use super::stage::Stage;
 use crate::metrics::{Metrics, deviation, mean};
 use crate::objective::RewardKind;
 use crate::verify::Verdict;
@@ -101,5 +102,5 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
         "advantage/correct_but_negative_share",
         share(&|s| s.advantage.total() < 0.0 && s.outcome.correct == Some(true)),
     );
-    StepFigures { length, entropy: at_one }
+    StepFigures { length, entropy: at_one, accuracy: share(&|s| s.outcome.correct == Some(true)), cancelled: None }
 }

@@ -8,6 +8,7 @@ mod describe;
 mod guard;
 pub mod learner;
 pub mod rl;
+pub mod schedule;
 mod score;
 pub mod settings;
 pub mod sft;

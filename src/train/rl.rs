@@ -13,9 +13,10 @@ use super::checkpoint::Trained;
 use super::conflict::ConflictMeter;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::guard::Guard;
-use super::score::{OwnRewards, Scored, Scoring, compare, remember};
+use super::schedule::StepFigures;
+use super::score::{OwnRewards, Scored, Scoring, compare, differ, remember};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
-use super::stage::StepFigures;
+use super::stage::Stage;
 use super::update::Update;
 use super::{Session, checkpoint, open_model, open_run};
 use crate::config::to_toml;
@@ -41,10 +42,16 @@ use crate::text::tokenizer::Tokenizer;
 /// and step.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct State {
-    /// Current stage; one past the last when the run is over.
+    /// Stages that are over, each time it was gone through.
     stage: usize,
-    /// Steps of the current stage.
+    /// Whether the controller, where there is one, enhances.
+    enhancing: bool,
+    /// The best windowed accuracy the controller has seen.
+    best_accuracy: f64,
+    /// Steps of the current stage since it began.
     history: Vec<StepFigures>,
+    /// Problems taken so far.
+    next_problem: u64,
     /// Stages so far.
     stages: Vec<StageRecord>,
     /// Seconds spent before this start.
@@ -152,7 +159,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
     let before = state.seconds;
     let mut guard = Guard::default();
     let mut step = first;
-    while let Some(stage) = config.stages.get(state.stage) {
+    while let Some(stage) = run.stage(&state, step) {
         step += 1;
         let step_start = Instant::now();
         if state.history.is_empty() {
@@ -167,11 +174,12 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
 
         // 1. Sample groups, 2. grade and score them.
         let scoring = Scoring { stage, step: state.history.len(), state: &state.rewards };
-        let scored = run.collect(&model, scoring, step, &mut own, &mut metrics)?;
+        let scored = run.collect(&model, scoring, step, &mut state.next_problem, &mut own, &mut metrics)?;
         remember(&mut state.rewards, &scored, stage, config.train.num_generations);
         state.rewards.describe(&stage.rewards, &mut metrics);
-        state.history.push(describe(&scored, stage, config.train.num_generations, &mut metrics));
+        let figures = describe(&scored, stage, config.train.num_generations, &mut metrics);
         meter.step(step, &model, &scored, stage, &mut state.token_types, &mut metrics)?;
+        state.history.push(StepFigures { cancelled: metrics.get("conflict/cancellation"), ..figures });
         // 3. Update.
         let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef));
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
@@ -198,16 +206,17 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         }
 
         // 4. Is the stage over?
-        if let Some(exit) = stage.exit(&state.history) {
+        if let Some(exit) = run.exit(stage, &mut state, step) {
             if let Some(record) = state.stages.last_mut() {
-                (record.last_step, record.exit) = (Some(step), Some(exit.to_string()));
+                (record.last_step, record.exit) = (Some(step), Some(exit.clone()));
             }
             session.observer.note(&format!("stage {} ends after step {step}: {exit}", stage.name));
             state.stage += 1;
+            state.enhancing = !state.enhancing;
             state.history.clear();
             state.entropy_control = None;
         }
-        let over = state.stage == config.stages.len();
+        let over = run.stage(&state, step).is_none();
         let eval_every = config.train.eval_steps;
         if !over && eval_every > 0 && step % eval_every == 0 {
             let evaluation = run.evaluate(&model, "during", session)?;
@@ -238,11 +247,37 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
 impl Run<'_> {
     /// The model at the start of the run, when a stage that is still to come holds the policy close to it.
     fn reference(&self, device: &Device, stage: usize) -> Result<Option<CausalLm>> {
-        if self.config.stages[stage.min(self.config.stages.len())..].iter().all(|stage| stage.beta == 0.0) {
+        let RlConfig { stages, cycles, controller, .. } = self.config;
+        let mut to_come = (0..stages.len() * cycles).skip(if controller.is_some() { 0 } else { stage });
+        if to_come.all(|stage| stages[stage % stages.len()].beta == 0.0) {
             return Ok(None);
         }
         let ModelSource { path, dtype } = &self.config.model;
         Ok(Some(model::load_as(path, device, *dtype)?.1))
+    }
+
+    /// The stage of the step after `step`; none when the run is over.
+    fn stage(&self, state: &State, step: usize) -> Option<&Stage> {
+        let stages = &self.config.stages;
+        match &self.config.controller {
+            Some(controller) if step >= controller.max_steps => None,
+            Some(controller) => Some(&stages[controller.stage(stages, !state.enhancing)]),
+            None => (state.stage < stages.len() * self.config.cycles).then(|| &stages[state.stage % stages.len()]),
+        }
+    }
+
+    /// Why the stage is over after `step`, if it is.
+    fn exit(&self, stage: &Stage, state: &mut State, step: usize) -> Option<String> {
+        let Some(controller) = &self.config.controller else {
+            return stage.exit(&state.history).map(str::to_string);
+        };
+        if step == controller.max_steps {
+            return Some("steps".to_string());
+        }
+        let reason = controller.switch(!state.enhancing, &state.history, state.best_accuracy);
+        let accuracy = controller.accuracy(&state.history).unwrap_or(0.0);
+        state.best_accuracy = state.best_accuracy.max(accuracy);
+        reason
     }
 
     /// What the model is first shown, so that a missing or wrong chat template is seen.
@@ -251,18 +286,68 @@ impl Run<'_> {
         Ok(format!("first prompt: {:?}", self.tokenizer.render_prompt(&problem.prompt)?))
     }
 
-    /// Samples groups and scores them.
+    /// Samples groups and scores them; where the stage says so, goes on until enough have rewards that differ.
     fn collect(
         &self,
         model: &CausalLm,
         scoring: Scoring,
         step: usize,
+        next_problem: &mut u64,
         own: &mut OwnRewards,
         metrics: &mut Metrics,
     ) -> Result<Vec<Scored>> {
         let (train, stage) = (&self.config.train, scoring.stage);
-        let start = Instant::now();
-        let problems = self.step_problems(step, metrics)?;
+        let group = train.num_generations;
+        let most = stage.max_num_gen_batches.max(1);
+        let (mut kept, mut flat): (Vec<Scored>, Vec<Scored>) = (Vec::new(), Vec::new());
+        let (mut sampling_s, mut reward_s, mut batches, mut overlong) = (0.0, 0.0, 0, 0);
+        while batches < most && kept.len() < train.prompts_per_step * group {
+            batches += 1;
+            let start = Instant::now();
+            let wanted = train.prompts_per_step - kept.len() / group;
+            let (problems, left_out) = self.step_problems(next_problem, wanted)?;
+            overlong += left_out;
+            let groups = self.sample(model, stage, step, &problems)?;
+            sampling_s += start.elapsed().as_secs_f64();
+            let start = Instant::now();
+            let scored = own.score(&problems, groups, scoring, &self.tokenizer, metrics)?;
+            reward_s += start.elapsed().as_secs_f64();
+            if most == 1 {
+                kept = scored;
+                break;
+            }
+            let mut scored = scored.into_iter();
+            for _ in &problems {
+                let of_problem: Vec<Scored> = scored.by_ref().take(group).collect();
+                if differ(&of_problem, stage) { &mut kept } else { &mut flat }.extend(of_problem);
+            }
+        }
+        if most > 1 {
+            metrics.set("sampling/num_gen_batches", batches as f64);
+            metrics.set("sampling/replaced_problems", (flat.len() / group) as f64);
+            metrics.set("sampling/missing_problems", (train.prompts_per_step - kept.len() / group) as f64);
+        }
+        if kept.is_empty() {
+            // Nothing to learn from: the step still says what was seen.
+            kept = flat;
+            kept.truncate(train.prompts_per_step * group);
+        }
+        metrics.set("data/overlong_prompts", overlong as f64);
+        metrics.set("timing_s/gen", sampling_s);
+        metrics.set("timing_s/reward", reward_s);
+        compare(&mut kept, stage, group);
+        Ok(kept)
+    }
+
+    /// One group of completions for each problem.
+    fn sample(
+        &self,
+        model: &CausalLm,
+        stage: &Stage,
+        step: usize,
+        problems: &[(Problem, Vec<u32>)],
+    ) -> Result<Vec<Vec<Completion>>> {
+        let train = &self.config.train;
         let sampling = Sampling {
             distribution: stage.distribution(),
             max_completion_length: stage.max_completion_length,
@@ -278,43 +363,33 @@ impl Run<'_> {
         let requests: Vec<Request> = (problems.iter())
             .flat_map(|problem| (0..train.num_generations).map(move |sample| request(problem, sample)))
             .collect();
-        let completions = generate(model, &self.model_config, &requests, &sampling, |_, _| Watch::Continue)?;
-        metrics.set("timing_s/gen", start.elapsed().as_secs_f64());
-
-        let start = Instant::now();
-        let groups: Vec<Vec<Completion>> = {
-            let mut completions = completions.into_iter();
-            problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect()
-        };
-        let mut scored = own.score(&problems, groups, scoring, &self.tokenizer, metrics)?;
-        compare(&mut scored, stage, train.num_generations);
-        metrics.set("timing_s/reward", start.elapsed().as_secs_f64());
-        Ok(scored)
+        let mut completions =
+            generate(model, &self.model_config, &requests, &sampling, |_, _| Watch::Continue)?.into_iter();
+        Ok(problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect())
     }
 
-    /// The problems of a step with their prompts.
-    fn step_problems(&self, step: usize, metrics: &mut Metrics) -> Result<Vec<(Problem, Vec<u32>)>> {
-        let (count, data) = (self.config.train.prompts_per_step as u64, &self.config.data);
-        let mut found = Vec::with_capacity(count as usize);
-        let mut overlong = 0;
-        for i in 0..count {
-            let problem = self.problems.shuffled(self.config.seed, (step as u64 - 1) * count + i);
+    /// The next `count` problems with their prompts, and how many were left out for being too long.
+    fn step_problems(&self, next: &mut u64, count: usize) -> Result<(Vec<(Problem, Vec<u32>)>, usize)> {
+        let data = &self.config.data;
+        let mut found = Vec::with_capacity(count);
+        for _ in 0..count {
+            let problem = self.problems.shuffled(self.config.seed, *next);
+            *next += 1;
             let prompt = self.tokenizer.encode_prompt(&problem.prompt)?;
             if !data.reads(prompt.len(), &problem)? {
-                overlong += 1;
                 continue;
             }
             check_room(&prompt, &self.model_config, &problem)?;
             found.push((problem, prompt));
         }
-        metrics.set("data/overlong_prompts", f64::from(overlong));
         if found.is_empty() {
             return Err(Error::Invalid(format!(
-                "all {count} prompts of step {step} are longer than data.max_prompt_length = {}: raise it",
+                "all of {count} prompts in a row are longer than data.max_prompt_length = {}: raise it",
                 data.max_prompt_length
             )));
         }
-        Ok(found)
+        let overlong = count - found.len();
+        Ok((found, overlong))
     }
 
     fn evaluate(&self, model: &CausalLm, which: &str, session: &mut Session) -> Result<Evaluation> {

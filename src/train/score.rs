@@ -40,6 +40,15 @@ pub(super) struct Scoring<'a> {
     pub(super) state: &'a RewardState,
 }
 
+/// Whether the completions of a problem have different rewards.
+pub(super) fn differ(group: &[Scored], stage: &Stage) -> bool {
+    let weights = stage.weights();
+    let total = |s: &Scored| -> f32 {
+        s.rewards.iter().zip(&weights).filter_map(|(reward, weight)| Some(reward.as_ref()?.total() * weight)).sum()
+    };
+    group.windows(2).any(|pair| total(&pair[0]) != total(&pair[1]))
+}
+
 /// Advantages of the completions of a step, `group` of them per problem.
 pub(super) fn compare(scored: &mut [Scored], stage: &Stage, group: usize) {
     let of_problem = |scored: &[Scored]| Group {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::learner::ActivationCheckpointing;
+use super::schedule::Controller;
 use super::stage::Stage;
 use crate::config::Settings;
 use crate::eval::EvalConfig;
@@ -46,8 +47,18 @@ pub struct RlConfig {
     /// The user's own reward, for stages that have a reward of type `command`.
     #[serde(default)]
     pub reward: RewardCommand,
-    /// The schedule.
+    /// The stages, in order.
     pub stages: Vec<Stage>,
+    /// Times the stages are gone through.
+    #[serde(default = "once")]
+    pub cycles: usize,
+    /// Chooses between two of the stages by what it measures, instead of their order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<Controller>,
+}
+
+fn once() -> usize {
+    1
 }
 
 fn output_dir() -> PathBuf {
@@ -153,6 +164,19 @@ impl Settings for RlConfig {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());
         }
         problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.problems(index)));
+        if self.cycles == 0 {
+            problems.push("cycles = 0 must be positive".to_string());
+        }
+        if let Some(controller) = &self.controller {
+            problems.extend(controller.problems(&self.stages, self.cycles));
+            if controller.cancelled_high < 1.0 && train.conflict_steps == 0 {
+                let high = controller.cancelled_high;
+                problems.push(format!(
+                    "controller.cancelled_high = {high} needs the conflict measured: set train.conflict_steps = 1, or this \
+                     to 1"
+                ));
+            }
+        }
         let used = self.stages.iter().any(|stage| stage.rewards.contains(&RewardKind::Command));
         problems.extend(self.reward.problems(used));
         problems
@@ -160,9 +184,12 @@ impl Settings for RlConfig {
 }
 
 impl RlConfig {
-    /// Steps when no stage ends early.
+    /// Steps of the run when no stage ends early.
     pub fn max_steps(&self) -> usize {
-        self.stages.iter().map(|stage| stage.max_steps).sum()
+        match &self.controller {
+            Some(controller) => controller.max_steps,
+            None => self.cycles * self.stages.iter().map(|stage| stage.max_steps).sum::<usize>(),
+        }
     }
 
     /// What a checkpoint of adapters must know.

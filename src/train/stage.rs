@@ -1,7 +1,8 @@
-//! Stages: what is optimised when, and when a stage is over.
+//! Stages: what is sampled, rewarded and optimised while one lasts; `schedule` says how long.
 
 use serde::{Deserialize, Serialize};
 
+use super::schedule::{LengthTarget, Plateau};
 use crate::generate::Distribution;
 use crate::objective::advantage::{Aggregation, ScaleRewards};
 use crate::objective::entropy::EntropyTarget;
@@ -95,7 +96,11 @@ pub struct Stage {
     /// step that still has too few problems goes on with those it has. 0 and 1 for no replacement.
     pub max_num_gen_batches: usize,
     /// Ends the stage before `max_steps` when a quantity has stopped falling.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub plateau: Option<Plateau>,
+    /// Ends the stage before `max_steps` when completions are short enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length_target: Option<LengthTarget>,
 }
 
 impl Default for Stage {
@@ -141,6 +146,7 @@ impl Default for Stage {
             entropy_target: 0.2,
             max_num_gen_batches: 0,
             plateau: None,
+            length_target: None,
         }
     }
 }
@@ -153,31 +159,6 @@ pub struct LengthClip {
     pub step: usize,
     /// The `max_completion_length` from then on.
     pub value: usize,
-}
-
-/// The stage is over when the mean of the last `window` steps is not below that of the `window` before by more than
-/// `tolerance` of it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Plateau {
-    /// What is watched.
-    pub metric: PlateauMetric,
-    /// Steps per mean.
-    pub window: usize,
-    /// Least relative fall.
-    pub tolerance: f64,
-    /// Steps before which the stage does not end.
-    pub min_steps: usize,
-}
-
-/// What a plateau is looked for in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PlateauMetric {
-    /// Mean completion length.
-    Length,
-    /// Mean entropy at temperature 1.
-    Entropy,
 }
 
 impl Stage {
@@ -282,9 +263,7 @@ impl Stage {
             refuse(true, format!("rewards.{k}.{problem}"));
         }
         self.loss_problems().into_iter().for_each(|problem| refuse(true, problem));
-        if let Some(plateau) = self.plateau {
-            refuse(plateau.window == 0, "plateau.window = 0 must be positive".to_string());
-        }
+        self.exit_problems().into_iter().for_each(|problem| refuse(true, problem));
         problems
     }
 
@@ -351,56 +330,11 @@ impl Stage {
         }
         problems
     }
-
-    /// Why the stage is over after a step, given the history of its steps; `None` while it goes on.
-    pub fn exit(&self, history: &[StepFigures]) -> Option<&'static str> {
-        if history.len() >= self.max_steps {
-            return Some("steps");
-        }
-        let plateau = self.plateau?;
-        let needed = plateau.min_steps.max(2 * plateau.window);
-        if history.len() < needed {
-            return None;
-        }
-        let mean = |steps: &[StepFigures]| {
-            let value = |step: &StepFigures| match plateau.metric {
-                PlateauMetric::Length => step.length,
-                PlateauMetric::Entropy => step.entropy,
-            };
-            steps.iter().map(value).sum::<f64>() / steps.len() as f64
-        };
-        let (before, last) = history[history.len() - 2 * plateau.window..].split_at(plateau.window);
-        (mean(last) > mean(before) * (1.0 - plateau.tolerance)).then_some("plateau")
-    }
-}
-
-/// What exit rules look at.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct StepFigures {
-    /// Mean completion length.
-    pub length: f64,
-    /// Mean entropy at temperature 1.
-    pub entropy: f64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn history(lengths: impl IntoIterator<Item = f64>) -> Vec<StepFigures> {
-        lengths.into_iter().map(|length| StepFigures { length, entropy: 0.3 }).collect()
-    }
-
-    #[test]
-    fn a_stage_ends_when_length_stops_falling_but_not_before_its_minimum() {
-        let plateau = Plateau { metric: PlateauMetric::Length, window: 3, tolerance: 0.05, min_steps: 8 };
-        let stage = Stage { plateau: Some(plateau), max_steps: 50, ..Stage::default() };
-        let flat = |n: usize| history(std::iter::repeat_n(100.0, n));
-        assert_eq!(stage.exit(&flat(7)), None);
-        assert_eq!(stage.exit(&flat(8)), Some("plateau"));
-        assert_eq!(stage.exit(&history((0..20).map(|i| 200.0 * 0.9f64.powi(i)))), None);
-        assert_eq!(stage.exit(&history((0..50).map(|i| 200.0 * 0.9f64.powi(i)))), Some("steps"));
-    }
 
     #[test]
     fn the_length_clip_follows_its_schedule() {

@@ -1,0 +1,295 @@
+//! When a stage is over, and which comes next: exit rules, and the closed loop that chooses by what it measures.
+
+use serde::{Deserialize, Serialize};
+
+use super::stage::Stage;
+
+/// What rules look at after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepFigures {
+    /// Mean completion length.
+    pub length: f64,
+    /// Mean entropy at temperature 1, in nats per token.
+    pub entropy: f64,
+    /// Share of right completions.
+    pub accuracy: f64,
+    /// Share of the effort on tokens that the task part and the length part of advantages spend against each other
+    /// (`conflict/cancellation`); none where it was not measured, or not both act.
+    pub cancelled: Option<f64>,
+}
+
+/// The stage is over when the mean of the last `window` steps is not below that of the `window` before by more than
+/// `tolerance` of it, `patience` steps in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plateau {
+    /// What is watched.
+    pub metric: PlateauMetric,
+    /// Steps per mean.
+    pub window: usize,
+    /// Least relative fall.
+    pub tolerance: f64,
+    /// Steps before which the stage does not end.
+    pub min_steps: usize,
+    /// Steps in a row that must say so.
+    #[serde(default = "once")]
+    pub patience: usize,
+}
+
+fn once() -> usize {
+    1
+}
+
+/// What a plateau is looked for in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlateauMetric {
+    /// Mean completion length.
+    Length,
+    /// Mean entropy at temperature 1.
+    Entropy,
+}
+
+/// The stage is over when the mean length of the last `window` steps is at most `tokens`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LengthTarget {
+    /// Tokens.
+    pub tokens: f64,
+    /// Steps of the mean.
+    pub window: usize,
+}
+
+fn mean(steps: &[StepFigures], value: impl Fn(&StepFigures) -> f64) -> f64 {
+    steps.iter().map(value).sum::<f64>() / steps.len().max(1) as f64
+}
+
+impl Plateau {
+    fn reached(&self, history: &[StepFigures]) -> bool {
+        let flat = |history: &[StepFigures]| {
+            if history.len() < 2 * self.window {
+                return false;
+            }
+            let value = |step: &StepFigures| match self.metric {
+                PlateauMetric::Length => step.length,
+                PlateauMetric::Entropy => step.entropy,
+            };
+            let (before, last) = history[history.len() - 2 * self.window..].split_at(self.window);
+            mean(last, value) > mean(before, value) * (1.0 - self.tolerance)
+        };
+        let count = history.len();
+        count >= self.min_steps && count >= self.patience && (0..self.patience).all(|i| flat(&history[..count - i]))
+    }
+}
+
+impl Stage {
+    /// Why the stage is over after a step, given the history of its steps; `None` while it goes on.
+    pub fn exit(&self, history: &[StepFigures]) -> Option<&'static str> {
+        if history.len() >= self.max_steps {
+            return Some("steps");
+        }
+        if let Some(LengthTarget { tokens, window }) = self.length_target
+            && history.len() >= window
+            && mean(&history[history.len() - window..], |step| step.length) <= tokens
+        {
+            return Some("length target");
+        }
+        self.plateau.filter(|plateau| plateau.reached(history)).map(|_| "plateau")
+    }
+
+    /// What cannot work in its exit rules, one line each.
+    pub(super) fn exit_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(plateau) = self.plateau {
+            if plateau.window == 0 {
+                problems.push("plateau.window = 0 must be positive".to_string());
+            }
+            if plateau.patience == 0 {
+                problems.push("plateau.patience = 0 must be positive".to_string());
+            }
+            if !plateau.tolerance.is_finite() {
+                problems.push(format!("plateau.tolerance = {} must be a number", plateau.tolerance));
+            }
+        }
+        if let Some(target) = self.length_target {
+            if target.window == 0 {
+                problems.push("length_target.window = 0 must be positive".to_string());
+            }
+            if target.tokens.is_nan() || target.tokens <= 0.0 {
+                problems.push(format!("length_target.tokens = {} must be positive", target.tokens));
+            }
+        }
+        problems
+    }
+}
+
+/// Chooses after every step whether to compress or to enhance, by what it measures, instead of by a fixed schedule.
+///
+/// It leaves *compress* when that has stopped paying: accuracy has fallen below its best by `accuracy_drop`, entropy is
+/// under `entropy_low` (nothing left to explore with), or the two parts of advantages spend more than `cancelled_high` of
+/// their effort against each other. It goes back when accuracy has come back to within half of `accuracy_drop` of its
+/// best and entropy is at least `entropy_low`: the half is the hysteresis. Ours, not the paper's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Controller {
+    /// Name of the stage that compresses.
+    pub compress: String,
+    /// Name of the stage that enhances.
+    pub enhance: String,
+    /// Steps of the whole run.
+    pub max_steps: usize,
+    /// Steps of a stay at least.
+    pub min_steps: usize,
+    /// Steps of the means that are compared.
+    pub window: usize,
+    /// Fall of accuracy, as a share of all completions, that ends a stay in *compress*.
+    pub accuracy_drop: f64,
+    /// Entropy at temperature 1, in nats per token, below which exploration comes first.
+    pub entropy_low: f64,
+    /// Cancelled share of effort above which the parts are in conflict; 1 for never.
+    pub cancelled_high: f64,
+}
+
+impl Controller {
+    /// Whether, and why, the stage changes after a step: `compressing` is the stage's kind, `history` its steps of this
+    /// stay, `best` the best windowed accuracy so far.
+    pub fn switch(&self, compressing: bool, history: &[StepFigures], best: f64) -> Option<String> {
+        let last = self.recent(history).filter(|_| history.len() >= self.min_steps)?;
+        let accuracy = mean(last, |step| step.accuracy);
+        let entropy = mean(last, |step| step.entropy);
+        let measured: Vec<f64> = last.iter().filter_map(|step| step.cancelled).collect();
+        let cancelled = measured.iter().sum::<f64>() / measured.len().max(1) as f64;
+        if !compressing {
+            let back = accuracy >= best - self.accuracy_drop / 2.0 && entropy >= self.entropy_low;
+            return back.then(|| format!("accuracy {accuracy:.3} is near its best, {best:.3}"));
+        }
+        if accuracy < best - self.accuracy_drop {
+            return Some(format!("accuracy {accuracy:.3} has fallen from {best:.3}"));
+        }
+        if entropy < self.entropy_low {
+            return Some(format!("entropy {entropy:.4} is below {}", self.entropy_low));
+        }
+        (cancelled > self.cancelled_high).then(|| format!("{:.0}% of the effort cancels", 100.0 * cancelled))
+    }
+
+    /// The windowed accuracy after a step, when there are steps enough.
+    pub fn accuracy(&self, history: &[StepFigures]) -> Option<f64> {
+        self.recent(history).map(|last| mean(last, |step| step.accuracy))
+    }
+
+    fn recent<'a>(&self, history: &'a [StepFigures]) -> Option<&'a [StepFigures]> {
+        history.len().checked_sub(self.window).map(|first| &history[first..])
+    }
+
+    /// Index of the stage to be in.
+    pub(super) fn stage(&self, stages: &[Stage], compressing: bool) -> usize {
+        let name = if compressing { &self.compress } else { &self.enhance };
+        stages.iter().position(|stage| stage.name == *name).expect("names are checked when settings are read")
+    }
+
+    /// What cannot work, one line each.
+    pub(super) fn problems(&self, stages: &[Stage], cycles: usize) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut require = |ok: bool, what: String| {
+            if !ok {
+                problems.push(format!("controller.{what}"));
+            }
+        };
+        for (key, name) in [("compress", &self.compress), ("enhance", &self.enhance)] {
+            let known: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
+            let message = format!("{key} = {name:?} is no stage; there are {}", known.join(", "));
+            require(known.contains(&name.as_str()), message);
+        }
+        require(self.compress != self.enhance, "compress and enhance name the same stage".to_string());
+        for (key, value) in [("max_steps", self.max_steps), ("window", self.window), ("min_steps", self.min_steps)] {
+            require(value > 0, format!("{key} = 0 must be positive"));
+        }
+        let (drop, low, high) = (self.accuracy_drop, self.entropy_low, self.cancelled_high);
+        require((0.0..=1.0).contains(&drop), format!("accuracy_drop = {drop} must be within 0 and 1"));
+        require(low >= 0.0 && low.is_finite(), format!("entropy_low = {low} must not be negative"));
+        require((0.0..=1.0).contains(&high), format!("cancelled_high = {high} must be within 0 and 1"));
+        require(cycles == 1, "max_steps ends the run; remove cycles".to_string());
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(lengths: impl IntoIterator<Item = f64>) -> Vec<StepFigures> {
+        let step = |length| StepFigures { length, entropy: 0.3, accuracy: 0.8, cancelled: None };
+        lengths.into_iter().map(step).collect()
+    }
+
+    fn flat(n: usize) -> Vec<StepFigures> {
+        history(std::iter::repeat_n(100.0, n))
+    }
+
+    const PLATEAU: Plateau =
+        Plateau { metric: PlateauMetric::Length, window: 3, tolerance: 0.05, min_steps: 8, patience: 1 };
+
+    #[test]
+    fn a_stage_ends_when_length_stops_falling_but_not_before_its_minimum() {
+        let stage = Stage { plateau: Some(PLATEAU), max_steps: 50, ..Stage::default() };
+        assert_eq!(stage.exit(&flat(7)), None);
+        assert_eq!(stage.exit(&flat(8)), Some("plateau"));
+        assert_eq!(stage.exit(&history((0..20).map(|i| 200.0 * 0.9f64.powi(i)))), None);
+        assert_eq!(stage.exit(&history((0..50).map(|i| 200.0 * 0.9f64.powi(i)))), Some("steps"));
+    }
+
+    /// One window that looks flat amid a fall must not end a patient stage.
+    #[test]
+    fn a_patient_plateau_must_be_seen_several_times_in_a_row() {
+        let falling = (0..12).map(|i| 200.0 * 0.9f64.powi(i));
+        let bump = history(falling.chain([70.0, 75.0, 80.0]));
+        let stage = |patience| Stage { plateau: Some(Plateau { patience, ..PLATEAU }), ..Stage::default() };
+        assert_eq!(stage(1).exit(&bump), Some("plateau"));
+        assert_eq!(stage(4).exit(&bump), None);
+        assert_eq!(stage(4).exit(&flat(8)), None, "six steps are the first that can be flat");
+        assert_eq!(stage(4).exit(&flat(9)), Some("plateau"));
+    }
+
+    #[test]
+    fn a_length_target_is_for_the_mean_of_its_window() {
+        let stage = Stage { length_target: Some(LengthTarget { tokens: 50.0, window: 2 }), ..Stage::default() };
+        assert_eq!(stage.exit(&history([100.0, 60.0, 44.0])), None);
+        assert_eq!(stage.exit(&history([100.0, 56.0, 44.0])), Some("length target"));
+        assert_eq!(stage.exit(&history([44.0])), None);
+    }
+
+    fn controller() -> Controller {
+        Controller {
+            compress: "c".to_string(),
+            enhance: "e".to_string(),
+            max_steps: 100,
+            min_steps: 4,
+            window: 2,
+            accuracy_drop: 0.1,
+            entropy_low: 0.05,
+            cancelled_high: 0.4,
+        }
+    }
+
+    #[test]
+    fn the_controller_stays_put_before_its_minimum_and_switches_for_each_reason() {
+        let step = StepFigures { length: 50.0, entropy: 0.2, accuracy: 0.8, cancelled: Some(0.1) };
+        let stay = |step: StepFigures, steps: usize| vec![step; steps];
+        let switch = |compressing, step, steps| controller().switch(compressing, &stay(step, steps), 0.85);
+        assert_eq!(switch(true, step, 10), None);
+        let worse = StepFigures { accuracy: 0.7, ..step };
+        assert_eq!(switch(true, worse, 3), None, "before its minimum");
+        assert!(switch(true, worse, 4).unwrap().contains("accuracy"));
+        assert!(switch(true, StepFigures { entropy: 0.01, ..step }, 4).unwrap().contains("entropy"));
+        assert!(switch(true, StepFigures { cancelled: Some(0.5), ..step }, 4).unwrap().contains("cancels"));
+        assert_eq!(
+            switch(true, StepFigures { cancelled: None, ..step }, 4),
+            None,
+            "what was not measured is no reason"
+        );
+        // Back: 0.8 is within half the drop of 0.85, 0.79 is not.
+        assert!(switch(false, step, 4).is_some());
+        assert_eq!(switch(false, StepFigures { accuracy: 0.79, ..step }, 9), None);
+        assert_eq!(switch(false, StepFigures { entropy: 0.01, ..step }, 9), None);
+    }
+}
