@@ -37,6 +37,7 @@ pub mod conflict;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod estimate;
 pub mod eval;
 mod files;
 pub mod generate;

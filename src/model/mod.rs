@@ -20,4 +20,4 @@ pub use lora::LoraConfig;
 pub(crate) use params::Path as ParamPath;
 pub use params::names;
 pub use precision::Precision;
-pub use pretrained::{load, load_as, load_masters, save, save_masters, save_sharded};
+pub use pretrained::{config_of, load, load_as, load_masters, save, save_masters, save_sharded};
