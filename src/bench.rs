@@ -1,16 +1,19 @@
 //! Benchmarks of the real paths: the same generation, loss and optimiser that `train` uses, on a random model.
 
+pub mod ops;
+
 use std::time::Instant;
 
 use burn::tensor::Device;
 use serde::Serialize;
 
+use crate::estimate::{self, Workload};
 use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
-use crate::model::{CausalLm, ModelConfig, names};
+use crate::model::{CausalLm, ModelConfig, Precision, names};
 use crate::objective::{Statistics, TokenTerm, Upstream};
-use crate::optim::{AdamW, Gradients, OptimConfig};
-use crate::train::batch::Sequence;
-use crate::train::learner::Learner;
+use crate::optim::{AdamW, Gradients, Moments, OptimConfig};
+use crate::train::batch::{Sequence, micro_batches};
+use crate::train::learner::{ActivationCheckpointing, Learner};
 use crate::train::stage::Stage;
 
 /// Shape and amount of work of one benchmarked step.
@@ -30,6 +33,8 @@ pub struct StepShape {
     pub vocab: usize,
     /// Tokens of one forward and backward pass at most.
     pub tokens_per_microbatch: usize,
+    /// What is kept for the backward pass.
+    pub activation_checkpointing: ActivationCheckpointing,
 }
 
 /// Medians over the timed steps.
@@ -47,8 +52,13 @@ pub struct StepTimes {
     pub generation_tokens_per_s: f64,
     /// Prompt and completion tokens per second of training.
     pub train_tokens_per_s: f64,
+    /// Arithmetic of training per second, in 10^9: six operations per weight and token for the products, and attention's
+    /// own, nothing that is recomputed.
+    pub train_gflops: f64,
     /// Largest resident memory of the process so far, GB (2^30 bytes); none where the system does not tell.
     pub peak_rss_gb: Option<f64>,
+    /// The same as [`crate::estimate`] computes it.
+    pub estimated_gb: f64,
     /// Steps timed, after one that is not.
     pub steps: usize,
 }
@@ -63,11 +73,17 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
     let parameters = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
     let optim = OptimConfig { learning_rate: 1e-4, ..OptimConfig::default() };
     let objective = Stage::default().objective();
+    let learner = Learner {
+        tokens_per_microbatch: shape.tokens_per_microbatch,
+        activation_checkpointing: shape.activation_checkpointing,
+        ..Learner::default()
+    };
     let mut optimizer = AdamW::default();
     let sampling =
         Sampling { max_completion_length: shape.tokens, rows: shape.group * shape.prompts, ..Sampling::default() };
     let mut times: Vec<[f64; 2]> = Vec::new();
-    let mut trained_tokens = 0;
+    let (mut trained_tokens, mut work) = (0, 0.0);
+    let mut estimated = 0;
     for round in 0..steps as u64 + 1 {
         let start = Instant::now();
         // Prompts of 8 to 11 tokens, like the peer's short sums.
@@ -85,6 +101,8 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
             .map(|(r, c)| Sequence { tokens: [r.prompt.as_slice(), &c.tokens].concat(), prompt: r.prompt.len() })
             .collect();
         trained_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        work = sequences.iter().map(|sequence| operations(&config, sequence)).sum();
+        estimated = estimate::memory(&config, &workload(&learner, &sequences, &requests, &sampling)).peak();
         let weight = 1.0 / (shape.tokens * sequences.len()) as f32;
         let terms = |index: usize| -> Vec<TokenTerm> {
             let advantage = if index.is_multiple_of(2) { 1.0 } else { -1.0 };
@@ -92,8 +110,6 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
             completions[index].log_probs.iter().map(term).collect()
         };
         let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
-        let learner =
-            Learner { temperature: 1.0, tokens_per_microbatch: shape.tokens_per_microbatch, ..Learner::default() };
         learner.backward(&model, &sequences, &mut gradients, |range, scores| {
             let (mut upstream, terms) = (Upstream::default(), range.flat_map(terms).collect::<Vec<_>>());
             objective.evaluate(&terms, &scores.log_prob, &scores.sampling_entropy, &mut statistics, &mut upstream);
@@ -114,8 +130,40 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
         step_s: median(times.iter().map(|t| t[0] + t[1])),
         generation_tokens_per_s: (shape.group * shape.prompts * shape.tokens) as f64 / generation_s,
         train_tokens_per_s: trained_tokens as f64 / train_s,
+        train_gflops: work / train_s / 1e9,
         peak_rss_gb: peak_rss_gb(),
+        estimated_gb: (estimated as f64 / f64::from(1 << 30) * 1000.0).round() / 1000.0,
         steps,
+    }
+}
+
+/// Floating-point operations of training on one sequence. The head runs on the rows before completion tokens only.
+fn operations(config: &ModelConfig, sequence: &Sequence) -> f64 {
+    let tokens = (sequence.tokens.len() - 1) as f64;
+    let head = (config.vocab_size * config.hidden_size) as f64;
+    let tables = if config.tie_word_embeddings { 1.0 } else { 2.0 };
+    let blocks = estimate::parameters(config) as f64 - tables * head;
+    let width = (config.num_attention_heads * config.head_dim() * config.num_hidden_layers) as f64;
+    // Scores and mixture, forward and twice that backward, over half of the square.
+    let attention = 6.0 * tokens * tokens * width;
+    6.0 * (blocks * tokens + head * sequence.completion().len() as f64) + attention
+}
+
+fn workload(learner: &Learner, sequences: &[Sequence], requests: &[Request], sampling: &Sampling) -> Workload {
+    let batches = micro_batches(sequences, learner.tokens_per_microbatch);
+    let largest = |of: fn(&Sequence) -> usize| {
+        let sizes = batches.iter().map(|batch| sequences[batch.clone()].iter().map(of).sum());
+        sizes.max().unwrap_or(0)
+    };
+    Workload {
+        tokens: largest(|sequence| sequence.tokens.len() - 1),
+        completion_tokens: largest(|sequence| sequence.completion().len()),
+        learner: *learner,
+        precision: Precision::F32,
+        moments: Moments::F32,
+        lora: None,
+        cache: Some(cache_shape(requests, sampling).expect("a cache without a bound holds everything")),
+        reference: false,
     }
 }
 

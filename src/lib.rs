@@ -39,6 +39,7 @@ pub mod data;
 pub mod device;
 pub mod doctor;
 pub mod error;
+pub mod estimate;
 pub mod eval;
 mod files;
 pub mod generate;

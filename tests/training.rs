@@ -16,8 +16,8 @@ use tempering::train::Session;
 use tempering::train::batch::{Sequence, completion_scores};
 use tempering::train::learner::ActivationCheckpointing;
 use tempering::train::rl::{self, RlConfig};
-use tempering::train::sft::SftModel;
 use tempering::train::schedule::{Controller, Plateau, PlateauMetric};
+use tempering::train::sft::SftModel;
 use tempering::train::stage::Stage;
 
 use crate::support::{
@@ -306,7 +306,7 @@ fn stages_follow_each_other_and_the_summary_says_why_each_ended() {
         ..config.stages[0].clone()
     };
     // A mean cannot fall by more than all of itself: this plateau is there as soon as it is looked for.
-    let at_once = Plateau { metric: PlateauMetric::Length, window: 1, tolerance: 1.0, min_steps: 2 };
+    let at_once = Plateau { metric: PlateauMetric::Length, window: 1, tolerance: 1.0, min_steps: 2, patience: 1 };
     config.stages = vec![stage("long", 1, 12, None), stage("short", 50, 4, Some(at_once)), stage("last", 2, 6, None)];
     let summary = run_rl(&config).unwrap().summary;
     let expected = json!([

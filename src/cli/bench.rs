@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::DeviceArgs;
+use crate::bench::ops::{OpsShape, operations};
 use crate::bench::{RolloutShape, StepShape, rollout, step};
+use crate::train::learner::ActivationCheckpointing;
 use crate::{device, error::Error, model};
 
 /// Measure speed and memory; prints JSON.
@@ -19,6 +21,8 @@ pub(super) struct BenchArgs {
 enum What {
     /// One GRPO step: sampling, forward, backward, update, every completion at full length.
     Step(StepArgs),
+    /// Each fused operation of the cpu device beside the same as a composition of tensor operations.
+    Ops(OpsArgs),
     /// Sampling alone, with a given model, every completion at full length.
     Rollout(RolloutArgs),
 }
@@ -46,11 +50,27 @@ struct StepArgs {
     /// Tokens of one forward and backward pass at most.
     #[arg(long, default_value_t = 2048)]
     tokens_per_microbatch: usize,
+    /// Keep the inputs of blocks only, and run them again in the backward pass.
+    #[arg(long)]
+    recompute: bool,
     /// Timed steps, after one that is not.
     #[arg(long, default_value_t = 5)]
     steps: usize,
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+struct OpsArgs {
+    /// Rows.
+    #[arg(long, default_value_t = 2048)]
+    tokens: usize,
+    /// Width of the head.
+    #[arg(long, default_value_t = 4096)]
+    vocab: usize,
+    /// Timed repetitions, after one that is not.
+    #[arg(long, default_value_t = 9)]
+    repeats: usize,
 }
 
 #[derive(Debug, Args)]
@@ -82,8 +102,20 @@ struct RolloutArgs {
 pub(super) fn bench(args: BenchArgs) -> anyhow::Result<()> {
     match args.what {
         What::Step(args) => bench_step(&args),
+        What::Ops(args) => bench_ops(&args),
         What::Rollout(args) => bench_rollout(&args),
     }
+}
+
+fn bench_ops(args: &OpsArgs) -> anyhow::Result<()> {
+    if args.repeats == 0 || args.tokens == 0 || args.vocab == 0 {
+        return Err(Error::Invalid("sizes must be positive".to_string()).into());
+    }
+    let shape = OpsShape { rows: args.tokens, vocab: args.vocab };
+    for times in operations(&shape, args.repeats) {
+        println!("{}", serde_json::to_string(&times)?);
+    }
+    Ok(())
 }
 
 fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
@@ -121,6 +153,11 @@ fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
         tokens: args.tokens,
         vocab: args.vocab,
         tokens_per_microbatch: args.tokens_per_microbatch,
+        activation_checkpointing: if args.recompute {
+            ActivationCheckpointing::Block
+        } else {
+            ActivationCheckpointing::None
+        },
     };
     let times = step(&shape, args.steps, &device::parse(&args.device.device)?);
     println!("{}", serde_json::to_string(&times)?);

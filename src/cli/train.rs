@@ -9,6 +9,8 @@ use super::progress::Progress;
 use super::{DeviceArgs, stop_on_interrupt};
 use crate::config::{self, Settings};
 use crate::error::Result;
+use crate::estimate::{self, Workload};
+use crate::model::ModelConfig;
 use crate::train::{self, Session};
 
 /// What to train and where.
@@ -52,10 +54,19 @@ impl TrainArgs {
     }
 }
 
+/// The memory estimate as comments, so that what a dry run prints is a file of settings still.
+fn memory_lines(found: Result<(ModelConfig, Workload)>) -> String {
+    let text = match found {
+        Ok((model, workload)) => format!("memory on the cpu device:\n{}", estimate::memory(&model, &workload)),
+        Err(error) => format!("memory: not estimated, the model cannot be read: {error}"),
+    };
+    text.lines().fold("\n".to_string(), |lines, line| lines + "# " + line + "\n")
+}
+
 pub(super) fn sft(args: TrainArgs) -> anyhow::Result<()> {
     let config: train::sft::SftConfig = args.settings()?;
     if args.dry_run {
-        print!("{}", config::to_toml(&config));
+        print!("{}{}", config::to_toml(&config), memory_lines(config.workload()));
         return Ok(());
     }
     args.clear(&config.output_dir.join(&config.name))?;
@@ -72,7 +83,7 @@ pub(super) fn sft(args: TrainArgs) -> anyhow::Result<()> {
 pub(super) fn train(args: TrainArgs) -> anyhow::Result<()> {
     let config: train::rl::RlConfig = args.settings()?;
     if args.dry_run {
-        print!("{}", config::to_toml(&config));
+        print!("{}{}", config::to_toml(&config), memory_lines(config.workload()));
         return Ok(());
     }
     args.clear(&config.output_dir.join(&config.name))?;

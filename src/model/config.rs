@@ -196,18 +196,18 @@ impl ModelConfig {
     }
 
     /// Whether queries, keys and values have a bias, and whether the output projection of attention has one.
-    pub(super) fn attention_biases(&self) -> (bool, bool) {
+    pub(crate) fn attention_biases(&self) -> (bool, bool) {
         let wanted = self.attention_bias.unwrap_or(false);
         if self.family() == Some(Family::Qwen2) { (true, false) } else { (wanted, wanted) }
     }
 
     /// Whether the feed-forward projections have a bias.
-    pub(super) fn has_mlp_bias(&self) -> bool {
+    pub(crate) fn has_mlp_bias(&self) -> bool {
         self.family() == Some(Family::Llama) && self.mlp_bias.unwrap_or(false)
     }
 
     /// Whether queries and keys are normalised per head.
-    pub(super) fn has_qk_norm(&self) -> bool {
+    pub(crate) fn has_qk_norm(&self) -> bool {
         self.family() == Some(Family::Qwen3)
     }
 

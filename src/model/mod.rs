@@ -21,5 +21,5 @@ pub use lora::LoraConfig;
 pub(crate) use params::Path as ParamPath;
 pub use params::names;
 pub use precision::Precision;
-pub use pretrained::{load, load_as, load_masters, save, save_masters, save_sharded};
+pub use pretrained::{config_of, load, load_as, load_masters, save, save_masters, save_sharded};
 pub use shapes::distinct_shapes;

@@ -51,6 +51,14 @@ pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(Mod
     Ok((config, if device.is_autodiff() { model } else { cast(model, precision.dtype()) }))
 }
 
+/// The configuration of the model in `dir`, or of the one that the adapter in it belongs to.
+///
+/// # Errors
+/// When it is missing, malformed, or of a kind that is not supported.
+pub fn config_of(dir: &Path) -> Result<ModelConfig> {
+    if lora::is_adapter(dir) { ModelConfig::load(&lora::base(dir)?) } else { ModelConfig::load(dir) }
+}
+
 /// A directory with a model of its own.
 pub(super) fn load_full(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
     precision.check(device)?;

@@ -5,6 +5,7 @@
 //! two equal.
 
 mod cpu;
+pub(crate) mod path;
 mod plain;
 pub(crate) mod update;
 
@@ -122,6 +123,17 @@ pub(crate) fn attention_cached(q: Tensor<3>, keys: &Tensor<2>, values: &Tensor<2
     } else {
         plain::attention_cached(q, keys.clone(), values.clone(), call)
     }
+}
+
+/// A scalar whose gradient with respect to `x` is `upstream`: where a backward pass goes on from a gradient that is known.
+///
+/// Its value is not to be read.
+///
+/// # Shapes
+/// - x, upstream: `[rows, width]`; upstream without autodiff
+pub(crate) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
+    assert_eq!(x.dims(), upstream.dims(), "a value and its gradient");
+    if cpu::serves(&x.device()) { cpu::seed(x, upstream) } else { (x * Tensor::from_inner(upstream)).sum() }
 }
 
 /// Log-probability of one token per row, and what the distribution it came from is like.
@@ -280,6 +292,17 @@ mod tests {
                 let (weight, weight_view) = leaf([vocab, hidden], 2, device);
                 (matmul_transposed(x_view, weight_view), vec![x, weight])
             });
+        }
+    }
+
+    #[test]
+    fn a_seeded_backward_pass_goes_on_from_the_given_gradient() {
+        for device in devices() {
+            let x: Tensor<2> = random([3, 5], 1, &device);
+            let upstream: Tensor<2> = random([3, 5], 2, &device.clone().inner());
+            let gradients = seed(x.clone().mul_scalar(2.0), upstream.clone()).backward();
+            let expected = to_host(upstream.mul_scalar(2.0));
+            close(&to_host(x.grad(&gradients).unwrap()), &expected, "gradient");
         }
     }
 

@@ -45,7 +45,7 @@ pub(crate) fn adamw(
     }
 }
 
-fn adamw_plain(
+pub(super) fn adamw_plain(
     value: Tensor<1>,
     [m, v]: [Tensor<1>; 2],
     gradient: Tensor<1>,

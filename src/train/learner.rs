@@ -113,7 +113,7 @@ impl Learner {
             work.tokens += packed.tokens.len();
             work.padding += ops::padding(&packed.lengths, &model.device());
             let blocks = Blocks::forward(self, model, &plain, &packed);
-            let hidden = blocks.output();
+            let hidden = ops::take_rows(blocks.output.clone(), &packed.rows);
             if !is_finite(&hidden) {
                 blocks.discard();
                 work.skipped += range.len();
@@ -154,14 +154,6 @@ impl Learner {
         }
         lists
     }
-
-    /// Runs of blocks of which only the input is kept.
-    fn segments(&self, blocks: usize) -> Vec<Range<usize>> {
-        match self.activation_checkpointing {
-            ActivationCheckpointing::None => std::iter::once(0..blocks).collect(),
-            ActivationCheckpointing::Block => (0..blocks).map(|block| block..block + 1).collect(),
-        }
-    }
 }
 
 /// A part of the computation that can be gone through backward: a leaf and what was computed from it.
@@ -178,56 +170,68 @@ impl Tracked {
 
     /// Adds the gradients of the parameters and gives that of the input.
     fn backward(self, model: &CausalLm, upstream: Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
-        let product = (self.output * Tensor::from_inner(upstream)).sum();
-        let mut found = product.backward();
+        let mut found = ops::seed(self.output, upstream).backward();
         gradients.add(model, &mut found);
         self.leaf.grad_remove(&mut found).expect("the output depends on its input")
     }
 }
 
-/// The blocks' part of a micro-batch.
+/// A block on its way: recorded, or with its input alone, to be run again.
+#[allow(clippy::large_enum_variant, reason = "one per block")]
+enum Kept {
+    Record(Tracked),
+    Input(Tensor<2>),
+}
+
+/// The blocks' part of a micro-batch. Each block is recorded on its own, so that its gradients are added to the sums, and
+/// what it kept is freed, before the next goes backward.
 struct Blocks {
     rows: Rows,
-    /// Segments that will be run again, with their inputs.
-    inputs: Vec<(Range<usize>, Tensor<2>)>,
-    /// The last segment.
-    last: Tracked,
-    completion_rows: Vec<usize>,
+    kept: Vec<Kept>,
+    output: Tensor<2>,
 }
 
 impl Blocks {
     fn forward(learner: &Learner, model: &CausalLm, plain: &CausalLm, packed: &Packed) -> Self {
         let rows = plain.packed(&packed.lengths);
-        let mut segments = learner.segments(model.num_blocks());
-        let last = segments.pop().unwrap_or(0..0);
+        let count = model.num_blocks();
         let mut x = plain.embed(&packed.tokens);
-        let mut inputs = Vec::with_capacity(segments.len());
-        for segment in segments {
-            inputs.push((segment.clone(), x.clone()));
-            x = plain.blocks(segment, x, &rows);
+        let mut kept = Vec::with_capacity(count);
+        for block in 0..count {
+            // The last block goes backward first: nothing is gained by running it again.
+            if learner.activation_checkpointing == ActivationCheckpointing::Block && block + 1 < count {
+                let output = plain.blocks(block..block + 1, x.clone(), &rows);
+                kept.push(Kept::Input(std::mem::replace(&mut x, output)));
+            } else {
+                let tracked = Tracked::new(x, |x| model.blocks(block..block + 1, x, &rows));
+                x = tracked.output.clone().inner();
+                kept.push(Kept::Record(tracked));
+            }
         }
-        let last = Tracked::new(x, |x| model.blocks(last, x, &rows));
-        Self { rows, inputs, last, completion_rows: packed.rows.clone() }
-    }
-
-    /// What the last block gave for the rows that predict a completion token.
-    fn output(&self) -> Tensor<2> {
-        ops::take_rows(self.last.output.clone().inner(), &self.completion_rows)
+        Self { rows, kept, output: x }
     }
 
     /// Frees what a recorded pass holds: Burn does that in a backward pass only.
     fn discard(self) {
-        self.last.output.sum().backward();
+        for kept in self.kept {
+            if let Kept::Record(tracked) = kept {
+                tracked.output.sum().backward();
+            }
+        }
     }
 
+    /// `upstream` is that of the rows which predict a completion token.
     fn backward(self, model: &CausalLm, packed: &Packed, upstream: Tensor<2>, gradients: &mut Gradients) {
-        let [_, width] = upstream.dims();
-        let zeros = Tensor::zeros([packed.tokens.len(), width], &upstream.device());
-        let at: Vec<u32> = self.completion_rows.iter().map(|&row| row as u32).collect();
-        let mut upstream = self.last.backward(model, ops::update::add_rows(zeros, upstream, &at), gradients);
-        for (segment, input) in self.inputs.into_iter().rev() {
-            let again = Tracked::new(input, |x| model.blocks(segment, x, &self.rows));
-            upstream = again.backward(model, upstream, gradients);
+        let zeros = Tensor::zeros(self.output.dims(), &upstream.device());
+        drop(self.output);
+        let at: Vec<u32> = packed.rows.iter().map(|&row| row as u32).collect();
+        let mut upstream = ops::update::add_rows(zeros, upstream, &at);
+        for (block, kept) in self.kept.into_iter().enumerate().rev() {
+            let tracked = match kept {
+                Kept::Record(tracked) => tracked,
+                Kept::Input(input) => Tracked::new(input, |x| model.blocks(block..block + 1, x, &self.rows)),
+            };
+            upstream = tracked.backward(model, upstream, gradients);
         }
         gradients.add_embedding(model, &packed.tokens, upstream);
     }

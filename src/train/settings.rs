@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::learner::ActivationCheckpointing;
+use super::learner::{ActivationCheckpointing, Learner};
 use super::schedule::Controller;
 use super::stage::Stage;
 use crate::config::Settings;
+use crate::error::Result;
+use crate::estimate::Workload;
 use crate::eval::EvalConfig;
-use crate::model::{LoraConfig, Precision};
+use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::objective::RewardKind;
 use crate::optim::OptimConfig;
 use crate::problems::DataConfig;
@@ -190,6 +192,40 @@ impl RlConfig {
             Some(controller) => controller.max_steps,
             None => self.cycles * self.stages.iter().map(|stage| stage.max_steps).sum::<usize>(),
         }
+    }
+
+    /// What a step needs memory for: the largest micro-batch and the largest cache of any stage.
+    ///
+    /// # Errors
+    /// When the model's configuration cannot be read.
+    pub fn workload(&self) -> Result<(ModelConfig, Workload)> {
+        let model = model::config_of(&self.model.path)?;
+        let (train, prompt_length) = (&self.train, self.data.max_prompt_length);
+        let completion_length = self.stages.iter().map(|stage| stage.max_completion_length).max().unwrap_or(0);
+        let sequences = train.prompts_per_step * train.num_generations;
+        let taken = (train.tokens_per_microbatch / (prompt_length + completion_length)).clamp(1, sequences);
+        let completions = train.generation_rows.min(sequences);
+        let cache = CacheShape {
+            prompts: train.prompts_per_step.min(completions),
+            prompt_length,
+            completions,
+            completion_length,
+        };
+        let workload = Workload {
+            tokens: taken * (prompt_length + completion_length),
+            completion_tokens: taken * completion_length,
+            learner: Learner {
+                tokens_per_microbatch: train.tokens_per_microbatch,
+                activation_checkpointing: train.activation_checkpointing,
+                ..Learner::default()
+            },
+            precision: self.model.dtype,
+            moments: self.optim.adam_moments,
+            lora: self.lora.clone(),
+            cache: Some(cache),
+            reference: self.stages.iter().any(|stage| stage.beta > 0.0),
+        };
+        Ok((model, workload))
     }
 
     /// What a checkpoint of adapters must know.

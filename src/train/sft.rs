@@ -15,10 +15,11 @@ use super::{Session, checkpoint, open_model, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::{self, Conversation};
 use crate::error::{Error, Result};
+use crate::estimate::Workload;
 use crate::eval::{EvalConfig, Evaluation, Subject, evaluate};
 use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
-use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
+use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::noise::Stream;
 use crate::objective::Upstream;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
@@ -183,15 +184,7 @@ impl SftConfig {
             let SftModel { path, dtype, .. } = &self.model;
             return open_model(path, *dtype, self.lora.as_ref(), self.seed, device);
         }
-        let shape = &self.model;
-        let mut config = ModelConfig::qwen2(
-            tokenizer.vocab_size(),
-            shape.hidden_size,
-            shape.intermediate_size,
-            shape.num_hidden_layers,
-            shape.num_attention_heads,
-            shape.num_key_value_heads,
-        );
+        let mut config = self.model_config()?;
         config.max_position_embeddings = self.train.max_length;
         config.eos_token_id = tokenizer.stop_ids().first().map(|&id| id.into());
         config.pad_token_id = Some(tokenizer.pad_id());
@@ -206,6 +199,50 @@ impl SftConfig {
     /// What a checkpoint of adapters must know.
     fn adapter(&self) -> Option<(&LoraConfig, &Path)> {
         self.lora.as_ref().map(|lora| (lora, self.model.path.as_path()))
+    }
+
+    /// The configuration of the model that is trained.
+    fn model_config(&self) -> Result<ModelConfig> {
+        if !self.model.path.as_os_str().is_empty() {
+            return model::config_of(&self.model.path);
+        }
+        let shape = &self.model;
+        let tokenizer = Tokenizer::load(self.tokenizer_dir())?;
+        Ok(ModelConfig::qwen2(
+            tokenizer.vocab_size(),
+            shape.hidden_size,
+            shape.intermediate_size,
+            shape.num_hidden_layers,
+            shape.num_attention_heads,
+            shape.num_key_value_heads,
+        ))
+    }
+
+    /// What a step needs memory for.
+    ///
+    /// # Errors
+    /// When the model's configuration cannot be read.
+    pub fn workload(&self) -> Result<(ModelConfig, Workload)> {
+        let tokens = self.train.tokens_per_microbatch.min(self.train.tokens_per_step);
+        let workload = Workload {
+            tokens,
+            completion_tokens: tokens,
+            learner: self.learner(),
+            precision: self.model.dtype,
+            moments: self.optim.adam_moments,
+            lora: self.lora.clone(),
+            cache: None,
+            reference: false,
+        };
+        Ok((self.model_config()?, workload))
+    }
+
+    fn learner(&self) -> Learner {
+        Learner {
+            tokens_per_microbatch: self.train.tokens_per_microbatch,
+            activation_checkpointing: self.train.activation_checkpointing,
+            ..Learner::default()
+        }
     }
 
     fn tokenizer_dir(&self) -> &PathBuf {
@@ -405,12 +442,7 @@ fn update(
     let total: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
     let mut gradients = Gradients::default();
     let (mut loss, mut entropy) = (0.0, 0.0);
-    let learner = Learner {
-        tokens_per_microbatch: config.train.tokens_per_microbatch,
-        activation_checkpointing: config.train.activation_checkpointing,
-        ..Learner::default()
-    };
-    let work = learner.backward(&model, sequences, &mut gradients, |_, scores| {
+    let work = config.learner().backward(&model, sequences, &mut gradients, |_, scores| {
         let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
         loss -= sum(&scores.log_prob) / total as f64;
         entropy += sum(&scores.entropy) / total as f64;

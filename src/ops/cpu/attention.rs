@@ -1,7 +1,7 @@
-//! Causal attention on slices, a row of scores at a time: nothing of size `T x T` is ever kept.
+//! Causal attention on slices, a few rows of scores at a time: nothing of size `T x T` is ever kept.
 //!
-//! One task is one sequence. Within it, keys and values of a head are laid out once in the orientation each product
-//! wants, and the query heads that share them follow one another. The backward pass recomputes the scores.
+//! One task is one query head of one sequence: keys and values are laid out once in the orientation each product wants.
+//! The backward pass recomputes the scores.
 
 use std::ops::Range;
 
@@ -38,15 +38,6 @@ impl Heads {
     fn scale(self) -> f32 {
         1.0 / (self.dim as f32).sqrt()
     }
-}
-
-/// Splits `x` into one slice per sequence.
-fn per_sequence<'a>(mut x: &'a [f32], lengths: &[usize], width: usize) -> Vec<&'a [f32]> {
-    lengths.iter().map(|length| x.split_off(..length * width).unwrap_or_default()).collect()
-}
-
-fn per_sequence_mut<'a>(mut x: &'a mut [f32], lengths: &[usize], width: usize) -> Vec<&'a mut [f32]> {
-    lengths.iter().map(|length| x.split_off_mut(..length * width).unwrap_or_default()).collect()
 }
 
 /// One head of one sequence: `[T, dim]` out of `[T, width]`.
@@ -131,36 +122,145 @@ fn softmax(scores: &mut [f32], scale: f32) {
     scores.iter_mut().for_each(|score| *score *= inverse);
 }
 
-/// `[rows, heads · dim]` of packed sequences.
-pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], shape: Heads) -> Vec<f32> {
-    let mut out = vec![0.0; q.len()];
-    let tasks: Vec<_> = per_sequence_mut(&mut out, lengths, shape.q_width())
-        .into_iter()
-        .zip(per_sequence(q, lengths, shape.q_width()))
-        .zip(per_sequence(k, lengths, shape.kv_width()).into_iter().zip(per_sequence(v, lengths, shape.kv_width())))
-        .collect();
-    tasks.into_par_iter().for_each(|((out, q), (k, v))| forward_one(out, q, k, v, shape));
-    out
-}
+/// Query rows handled together, so that each key and value is loaded once for all of them.
+const ROWS: usize = 6;
 
-fn forward_one(out: &mut [f32], q: &[f32], k: &[f32], v: &[f32], shape: Heads) {
-    let (dim, width) = (shape.dim, shape.q_width());
-    let length = q.len() / width;
-    let stride = padded(length);
-    let mut scores = vec![0.0; stride];
-    for kv in 0..shape.kv_heads {
-        let keys = transposed(&head(k, shape.kv_width(), kv, dim), dim);
-        let values = head(v, shape.kv_width(), kv, dim);
-        for h in kv * shape.group()..(kv + 1) * shape.group() {
-            for t in 0..length {
-                let at = t * width + h * dim;
-                combine(&mut scores[..padded(t + 1)], &q[at..at + dim], &keys, stride);
-                let row = &mut scores[..t + 1];
-                softmax(row, shape.scale());
-                combine(&mut out[at..at + dim], row, &values, dim);
+/// Columns whose sums stay in registers.
+const COLUMNS: usize = 16;
+
+/// `out[r] = Σ_i coefficients[r][i] · matrix[i]`, or added to `out[r]`, for `R` rows: `[R, n] · [n, width]`.
+///
+/// `out` and `matrix` have rows at a distance of `out_stride` and `stride`.
+#[inline(always)]
+fn product<const R: usize>(
+    (out, out_stride): (&mut [f32], usize),
+    coefficients: [&[f32]; R],
+    (matrix, stride): (&[f32], usize),
+    width: usize,
+    add: bool,
+) {
+    let n = coefficients[0].len();
+    let coefficients = coefficients.map(|row| &row[..n]);
+    let whole = width / COLUMNS * COLUMNS;
+    for at in (0..whole).step_by(COLUMNS) {
+        let mut sums = [[0.0f32; COLUMNS]; R];
+        for i in 0..n {
+            let row: &[f32; COLUMNS] = matrix[i * stride + at..].first_chunk().expect("a whole block");
+            for r in 0..R {
+                let c = coefficients[r][i];
+                for j in 0..COLUMNS {
+                    sums[r][j] = c.mul_add(row[j], sums[r][j]);
+                }
+            }
+        }
+        for r in 0..R {
+            let out = &mut out[r * out_stride + at..][..COLUMNS];
+            for j in 0..COLUMNS {
+                out[j] = if add { out[j] + sums[r][j] } else { sums[r][j] };
             }
         }
     }
+    for j in whole..width {
+        for r in 0..R {
+            let sum = (0..n).fold(0.0, |sum, i| coefficients[r][i].mul_add(matrix[i * stride + j], sum));
+            let out = &mut out[r * out_stride + j];
+            *out = if add { *out + sum } else { sum };
+        }
+    }
+}
+
+/// One query head of one packed sequence.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    first: usize,
+    length: usize,
+    head: usize,
+}
+
+/// All heads of all sequences, sequences outermost: what runs at the same time.
+fn parts(lengths: &[usize], heads: usize) -> Vec<Part> {
+    let mut first = 0;
+    let mut parts = Vec::with_capacity(lengths.len() * heads);
+    for &length in lengths {
+        parts.extend((0..heads).map(|head| Part { first, length, head }));
+        first += length;
+    }
+    parts
+}
+
+impl Part {
+    /// `[length, dim]` of column block `index` out of packed rows.
+    fn take(self, x: &[f32], width: usize, index: usize, dim: usize) -> Vec<f32> {
+        head(&x[self.first * width..][..self.length * width], width, index, dim)
+    }
+}
+
+/// Puts the heads of each sequence side by side: `[rows, blocks · dim]`, each block the sum of `group` heads.
+fn assemble(heads: &[Vec<f32>], lengths: &[usize], shape: Heads, group: usize) -> Vec<f32> {
+    let (dim, width) = (shape.dim, shape.heads / group * shape.dim);
+    let mut out = vec![0.0; lengths.iter().sum::<usize>() * width];
+    let mut rest = &mut out[..];
+    let mut tasks = Vec::with_capacity(lengths.len());
+    for (&length, heads) in lengths.iter().zip(heads.chunks_exact(shape.heads)) {
+        tasks.push((rest.split_off_mut(..length * width).unwrap_or_default(), heads));
+    }
+    tasks.into_par_iter().for_each(|(out, heads)| {
+        for (index, group) in heads.chunks_exact(group).enumerate() {
+            for (t, row) in out.chunks_exact_mut(width).enumerate() {
+                let block = &mut row[index * dim..][..dim];
+                block.copy_from_slice(&group[0][t * dim..][..dim]);
+                for other in &group[1..] {
+                    block.iter_mut().zip(&other[t * dim..][..dim]).for_each(|(sum, x)| *sum += x);
+                }
+            }
+        }
+    });
+    out
+}
+
+/// `[rows, heads · dim]` of packed sequences.
+pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], shape: Heads) -> Vec<f32> {
+    let heads = parts(lengths, shape.heads).into_par_iter().map(|part| forward_one(part, q, k, v, shape));
+    assemble(&heads.collect::<Vec<_>>(), lengths, shape, 1)
+}
+
+fn forward_one(part: Part, q: &[f32], k: &[f32], v: &[f32], shape: Heads) -> Vec<f32> {
+    let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
+    let q = part.take(q, shape.q_width(), part.head, dim);
+    let keys = transposed(&part.take(k, shape.kv_width(), kv, dim), dim);
+    let values = part.take(v, shape.kv_width(), kv, dim);
+    let stride = padded(length);
+    let mut scores = vec![0.0; ROWS * stride];
+    let mut out = vec![0.0; length * dim];
+    let whole = length / ROWS * ROWS;
+    for first in (0..whole).step_by(ROWS) {
+        weigh::<ROWS>(&mut scores, &q, &keys, stride, first, shape);
+        mix::<ROWS>(&mut out, &scores, &values, stride, first, dim);
+    }
+    for first in whole..length {
+        weigh::<1>(&mut scores, &q, &keys, stride, first, shape);
+        mix::<1>(&mut out, &scores, &values, stride, first, dim);
+    }
+    out
+}
+
+/// Softmax weights of `R` query rows from `first` on, each over its own past; zero after it.
+#[inline(always)]
+fn weigh<const R: usize>(scores: &mut [f32], q: &[f32], keys: &[f32], stride: usize, first: usize, shape: Heads) {
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &q[(first + r) * shape.dim..][..shape.dim]);
+    product((scores, stride), rows, (keys, stride), padded(first + R), false);
+    for r in 0..R {
+        let row = &mut scores[r * stride..][..first + R];
+        softmax(&mut row[..first + r + 1], shape.scale());
+        row[first + r + 1..].fill(0.0);
+    }
+}
+
+/// `out[first..first + R] = weights · matrix`.
+#[inline(always)]
+fn mix<const R: usize>(out: &mut [f32], weights: &[f32], matrix: &[f32], stride: usize, first: usize, dim: usize) {
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &weights[r * stride..][..first + R]);
+    product((&mut out[first * dim..], dim), rows, (matrix, dim), dim, false);
 }
 
 /// Gradients with respect to q, k and v.
@@ -172,95 +272,95 @@ pub(super) fn backward(
     lengths: &[usize],
     shape: Heads,
 ) -> [Vec<f32>; 3] {
-    let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-    let (qw, kw) = (shape.q_width(), shape.kv_width());
-    let gradients = per_sequence_mut(&mut dq, lengths, qw)
-        .into_iter()
-        .zip(per_sequence_mut(&mut dk, lengths, kw))
-        .zip(per_sequence_mut(&mut dv, lengths, kw));
-    let inputs = per_sequence(q, lengths, qw)
-        .into_iter()
-        .zip(per_sequence(upstream, lengths, qw))
-        .zip(per_sequence(k, lengths, kw).into_iter().zip(per_sequence(v, lengths, kw)));
-    let tasks: Vec<_> = gradients.zip(inputs).collect();
-    tasks.into_par_iter().for_each(|(((dq, dk), dv), ((q, upstream), (k, v)))| {
-        backward_one([dq, dk, dv], [q, k, v, upstream], shape);
-    });
-    [dq, dk, dv]
+    let heads: Vec<[Vec<f32>; 3]> = (parts(lengths, shape.heads).into_par_iter())
+        .map(|part| backward_one(part, [q, k, v, upstream], shape))
+        .collect();
+    let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
+    for [q, k, v] in heads {
+        dq.push(q);
+        dk.push(k);
+        dv.push(v);
+    }
+    let groups = [(dq, 1), (dk, shape.group()), (dv, shape.group())];
+    groups.map(|(heads, group)| assemble(&heads, lengths, shape, group))
 }
 
-/// Query rows handled together in the backward pass, so that each gradient row of k and v is loaded once for all.
-const BLOCK: usize = 32;
+/// Query rows whose share in the gradients of keys and values is added in one go; a multiple of [`ROWS`].
+const BLOCK: usize = 48;
 
-fn backward_one([dq, dk, dv]: [&mut [f32]; 3], [q, k, v, upstream]: [&[f32]; 4], shape: Heads) {
-    let (dim, width, scale) = (shape.dim, shape.q_width(), shape.scale());
-    let length = q.len() / width;
+/// Weights and slopes of a block of query rows, one line per key: `[length, BLOCK]` each.
+struct Block {
+    weights: Vec<f32>,
+    slopes: Vec<f32>,
+}
+
+fn backward_one(part: Part, [q, k, v, upstream]: [&[f32]; 4], shape: Heads) -> [Vec<f32>; 3] {
+    let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
+    let [q, upstream] = [q, upstream].map(|x| part.take(x, shape.q_width(), part.head, dim));
+    let [keys, values] = [k, v].map(|x| part.take(x, shape.kv_width(), kv, dim));
+    let [keys_t, values_t] = [&keys, &values].map(|x| transposed(x, dim));
     let stride = padded(length);
-    let (mut weights, mut slopes) = (vec![0.0; stride], vec![0.0; stride]);
-    // The same of a block of query rows, one line per key: `[length, BLOCK]`.
-    let (mut block_weights, mut block_slopes) = (vec![0.0; length * BLOCK], vec![0.0; length * BLOCK]);
-    for kv in 0..shape.kv_heads {
-        let keys = head(k, shape.kv_width(), kv, dim);
-        let values = head(v, shape.kv_width(), kv, dim);
-        let (keys_t, values_t) = (transposed(&keys, dim), transposed(&values, dim));
-        let (mut dkeys, mut dvalues) = (vec![0.0; keys.len()], vec![0.0; values.len()]);
-        for h in kv * shape.group()..(kv + 1) * shape.group() {
-            let at = |t: usize| t * width + h * dim;
-            for first in (0..length).step_by(BLOCK) {
-                let rows = first..(first + BLOCK).min(length);
-                for (i, t) in rows.clone().enumerate() {
-                    let at = at(t)..at(t) + dim;
-                    // P = softmax(q k), dP = upstream v, dS = P (dP - sum P dP)
-                    combine(&mut weights[..padded(t + 1)], &q[at.clone()], &keys_t, stride);
-                    softmax(&mut weights[..t + 1], scale);
-                    combine(&mut slopes[..padded(t + 1)], &upstream[at.clone()], &values_t, stride);
-                    let (weights, slopes) = (&weights[..t + 1], &mut slopes[..t + 1]);
-                    let [mean] = dot_rows(weights, [slopes]);
-                    for (slope, &weight) in slopes.iter_mut().zip(weights) {
-                        *slope = weight * (*slope - mean) * scale;
-                    }
-                    combine(&mut dq[at], slopes, &keys, dim);
-                    for (j, (&weight, &slope)) in weights.iter().zip(slopes.iter()).enumerate() {
-                        block_weights[j * BLOCK + i] = weight;
-                        block_slopes[j * BLOCK + i] = slope;
-                    }
-                }
-                gather(&mut dkeys, &block_slopes, q, rows.clone(), at, dim);
-                gather(&mut dvalues, &block_weights, upstream, rows, at, dim);
-            }
+    let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; length * dim]);
+    let [mut weights, mut slopes] = [(); 2].map(|()| vec![0.0; ROWS * stride]);
+    let [block_weights, block_slopes] = [(); 2].map(|()| vec![0.0; length * BLOCK]);
+    let mut block = Block { weights: block_weights, slopes: block_slopes };
+    let inputs = [&q[..], &upstream, &keys, &keys_t, &values_t];
+    for start in (0..length).step_by(BLOCK) {
+        let end = (start + BLOCK).min(length);
+        let whole = start + (end - start) / ROWS * ROWS;
+        for first in (start..whole).step_by(ROWS) {
+            slope::<ROWS>(&mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
         }
-        for (gradient, part) in [(&mut *dk, dkeys), (&mut *dv, dvalues)] {
-            for (row, part) in gradient.chunks_exact_mut(shape.kv_width()).zip(part.chunks_exact(dim)) {
-                row[kv * dim..][..dim].copy_from_slice(part);
+        for first in whole..end {
+            slope::<1>(&mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
+        }
+        // dK += dSᵀ q, dV += Pᵀ upstream, over the keys that the block sees.
+        for (sum, coefficients, x) in [(&mut dk, &block.slopes, &q), (&mut dv, &block.weights, &upstream)] {
+            let x = &x[start * dim..end * dim];
+            let whole = end / ROWS * ROWS;
+            let line = |key: usize| &coefficients[key * BLOCK..][..end - start];
+            for key in (0..whole).step_by(ROWS) {
+                let lines: [&[f32]; ROWS] = std::array::from_fn(|r| line(key + r));
+                product((&mut sum[key * dim..], dim), lines, (x, dim), dim, true);
+            }
+            for key in whole..end {
+                product((&mut sum[key * dim..], dim), [line(key)], (x, dim), dim, true);
             }
         }
     }
+    [dq, dk, dv]
 }
 
-/// `out[j] += Σ_t coefficients[j][t] · x[t]` over a block of query rows `t`, each of which sees the keys `j <= t`.
+/// `P = softmax(q kᵀ)`, `dP = upstream vᵀ`, `dS = P (dP − Σ P dP)`, `dq = dS k` of `R` query rows from `first` on; P and dS
+/// also go into the block's lines.
 #[inline(always)]
-fn gather(
-    out: &mut [f32],
-    coefficients: &[f32],
-    x: &[f32],
-    rows: std::ops::Range<usize>,
-    at: impl Fn(usize) -> usize,
-    dim: usize,
+fn slope<const R: usize>(
+    dq: &mut [f32],
+    [weights, slopes]: [&mut [f32]; 2],
+    block: &mut Block,
+    [q, upstream, keys, keys_t, values_t]: [&[f32]; 5],
+    first: usize,
+    shape: Heads,
 ) {
-    for (j, out) in out.chunks_exact_mut(dim).enumerate().take(rows.end) {
-        let first = j.max(rows.start);
-        let coefficients = &coefficients[j * BLOCK + first - rows.start..][..rows.end - first];
-        let (blocks, tail) = out.as_chunks_mut::<32>();
-        for (index, block) in blocks.iter_mut().enumerate() {
-            let mut sums = *block;
-            for (t, &c) in (first..rows.end).zip(coefficients) {
-                add_scaled(&mut sums, c, &x[at(t) + index * 32..][..32]);
-            }
-            *block = sums;
+    let dim = shape.dim;
+    let stride = weights.len() / ROWS;
+    weigh::<R>(weights, q, keys_t, stride, first, shape);
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &upstream[(first + r) * dim..][..dim]);
+    product((slopes, stride), rows, (values_t, stride), padded(first + R), false);
+    let scale = shape.scale();
+    for r in 0..R {
+        let (weights, slopes) = (&weights[r * stride..][..first + R], &mut slopes[r * stride..][..first + R]);
+        let [mean] = dot_rows(weights, [slopes]);
+        for (slope, &weight) in slopes.iter_mut().zip(weights) {
+            *slope = weight * (*slope - mean) * scale;
         }
-        let done = dim - tail.len();
-        for (t, &c) in (first..rows.end).zip(coefficients) {
-            add_scaled(tail, c, &x[at(t) + done..][..dim - done]);
+    }
+    mix::<R>(dq, slopes, keys, stride, first, dim);
+    for (rows, lines) in [(&*weights, &mut block.weights), (&*slopes, &mut block.slopes)] {
+        for (key, line) in lines.chunks_exact_mut(BLOCK).enumerate().take(first + R) {
+            for r in 0..R {
+                line[first % BLOCK + r] = rows[r * stride + key];
+            }
         }
     }
 }

@@ -81,6 +81,7 @@ pub(crate) trait CpuOps: Backend {
     ) -> FloatTensor<Self>;
     fn op_write_rows(table: FloatTensor<Self>, rows: FloatTensor<Self>, at: Vec<usize>) -> FloatTensor<Self>;
     fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn op_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self>;
     fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self>;
 }
 
@@ -115,6 +116,10 @@ pub(super) fn write_rows(table: Tensor<2>, rows: Tensor<2>, at: &[usize]) -> Ten
 
 pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_matmul_transposed(x.into_dispatch(), weight.into_dispatch()))
+}
+
+pub(super) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_seed(x.into_dispatch(), upstream.into_dispatch()))
 }
 
 pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
@@ -192,6 +197,10 @@ impl CpuOps for Flex {
 
     fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         Flex::float_matmul(x, Flex::float_transpose(weight))
+    }
+
+    fn op_seed(_x: FloatTensor<Self>, _upstream: FloatTensor<Self>) -> FloatTensor<Self> {
+        tensor(vec![0.0], [1])
     }
 
     fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
@@ -296,6 +305,20 @@ impl Backward<Flex, 2> for MatmulTransposedStep {
 }
 
 #[derive(Debug)]
+struct SeedStep;
+
+impl Backward<Flex, 1> for SeedStep {
+    type State = Primitive;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        grads.consume::<Flex>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<Flex>(node.id, ops.state);
+        }
+    }
+}
+
+#[derive(Debug)]
 struct ScoresStep;
 
 impl Backward<Flex, 1> for ScoresStep {
@@ -389,6 +412,12 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
             (x, weight),
             Flex::op_matmul_transposed(x.clone(), weight.clone())
         )
+    }
+
+    fn op_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, guard) = x.into_parts();
+        let upstream = upstream.into_primitive();
+        record!(SeedStep, [guard], upstream, Flex::op_seed(x, upstream.clone()))
     }
 
     fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {

@@ -1,0 +1,226 @@
+//! How much memory training will take, computed from the configuration before any of it is taken.
+//!
+//! Counts what a step on the `cpu` device holds when it holds most: weights and optimiser always; then either the cache
+//! of sampling, or gradients, what the blocks keep for the backward pass, and the head's chunk of logits.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::model::{CacheShape, LoraConfig, ModelConfig, Precision};
+use crate::optim::Moments;
+use crate::train::learner::{ActivationCheckpointing, Learner};
+
+/// What is trained, and in what portions.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    /// Tokens of one micro-batch.
+    pub tokens: usize,
+    /// Completion tokens among them.
+    pub completion_tokens: usize,
+    /// How the micro-batch is computed.
+    pub learner: Learner,
+    /// What products are computed in.
+    pub precision: Precision,
+    /// The format of the optimiser's moments.
+    pub moments: Moments,
+    /// Adapters, when only they are trained.
+    pub lora: Option<LoraConfig>,
+    /// The cache of sampling; none in fine-tuning.
+    pub cache: Option<CacheShape>,
+    /// Whether a reference model is held beside the one that is trained.
+    pub reference: bool,
+}
+
+/// Bytes, by what they are for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Estimate {
+    /// Weights in f32, adapters and a reference model included.
+    pub weights: usize,
+    /// One gradient per trained weight.
+    pub gradients: usize,
+    /// Two moments per trained weight.
+    pub optimizer: usize,
+    /// What blocks keep for the backward pass, and what one block's backward pass needs beside it.
+    pub activations: usize,
+    /// A chunk of logits, and the head's gradient of a chunk where there are several.
+    pub head: usize,
+    /// Keys and values, and the weights converted for sampling.
+    pub cache: usize,
+    /// The program itself: code, tokenizer, threads.
+    pub program: usize,
+}
+
+const F32: usize = 4;
+
+/// Resident memory of a process that has loaded a model of no size, measured.
+const PROGRAM: usize = 24 << 20;
+
+/// Weights of one block's matrices and of the rest of it.
+fn block(config: &ModelConfig) -> (usize, usize) {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = widths(config);
+    let matrices = hidden * (q + 2 * kv) + q * hidden + 3 * hidden * inner;
+    let (bias, output_bias) = config.attention_biases();
+    let mut vectors = 2 * hidden;
+    vectors += if bias { q + 2 * kv } else { 0 } + if output_bias { hidden } else { 0 };
+    vectors += if config.has_mlp_bias() { 2 * inner + hidden } else { 0 };
+    vectors += if config.has_qk_norm() { 2 * config.head_dim() } else { 0 };
+    (matrices, vectors)
+}
+
+/// Widths of all query heads and of all key heads.
+fn widths(config: &ModelConfig) -> (usize, usize) {
+    (config.num_attention_heads * config.head_dim(), config.num_key_value_heads * config.head_dim())
+}
+
+/// Number of weights.
+pub fn parameters(config: &ModelConfig) -> usize {
+    let (matrices, vectors) = block(config);
+    let tables = if config.tie_word_embeddings { 1 } else { 2 };
+    tables * config.vocab_size * config.hidden_size
+        + config.num_hidden_layers * (matrices + vectors)
+        + config.hidden_size
+}
+
+/// Number of weights of adapters, and of the matrices that have one.
+fn adapters(config: &ModelConfig, lora: &LoraConfig) -> (usize, usize) {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = widths(config);
+    let shape = |name: &str| match name {
+        "q_proj" => (hidden, q),
+        "k_proj" | "v_proj" => (hidden, kv),
+        "o_proj" => (q, hidden),
+        "down_proj" => (inner, hidden),
+        _ => (hidden, inner),
+    };
+    let shapes = || lora.target_modules.iter().map(|name| shape(name));
+    let factors: usize = shapes().map(|(input, output)| lora.r * (input + output)).sum();
+    let matrices: usize = shapes().map(|(input, output)| input * output).sum();
+    (config.num_hidden_layers * factors, config.num_hidden_layers * matrices)
+}
+
+/// The memory of training.
+pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
+    let (layers, hidden, inner) = (config.num_hidden_layers, config.hidden_size, config.intermediate_size);
+    let (q, kv) = widths(config);
+    let whole = parameters(config);
+    let (factors, adapted) = work.lora.as_ref().map_or((0, 0), |lora| adapters(config, lora));
+    let trained = if work.lora.is_some() { factors } else { whole };
+
+    // Per token and block: input, two norms' outputs, the sum between them; queries, keys, values, their mixture; gate, up
+    // and their product.
+    let normed = if config.has_qk_norm() { q + kv } else { 0 };
+    let kept = 4 * hidden + 2 * q + 2 * kv + normed + 3 * inner;
+    // While one block goes backward: gradients of the last three and of queries, keys and values per head.
+    let passing = 3 * inner + 4 * q + 2 * hidden;
+    let all = work.learner.activation_checkpointing == ActivationCheckpointing::None;
+    let of_blocks = if all { layers * kept } else { layers * hidden + kept };
+    // Burn composes an adapted matrix densely for each use, and so its gradient.
+    let composed = if all { adapted } else { adapted / layers } + adapted / layers;
+
+    let most = (work.learner.logits / config.vocab_size).max(1);
+    let rows = work.completion_tokens.min(most);
+    let head_gradient =
+        if work.completion_tokens > most && work.lora.is_none() { config.vocab_size * hidden } else { 0 };
+    let converted =
+        if work.precision == Precision::F32 { 0 } else { 2 * (layers * block(config).0 + config.vocab_size * hidden) };
+    Estimate {
+        weights: F32 * (whole + factors + if work.reference { whole } else { 0 }),
+        gradients: F32 * trained,
+        optimizer: 2 * work.moments.bytes() * trained,
+        activations: F32 * (work.tokens * (of_blocks + passing) + composed),
+        head: F32 * (rows * config.vocab_size + head_gradient + 3 * work.completion_tokens * hidden),
+        cache: work.cache.map_or(0, |cache| cache.bytes(config)) + converted,
+        program: PROGRAM,
+    }
+}
+
+impl Estimate {
+    /// The most that is held at a time: the cache is freed before gradients and activations come.
+    pub fn peak(&self) -> usize {
+        let learning = self.gradients + self.activations + self.head;
+        self.program + self.weights + self.optimizer + learning.max(self.cache)
+    }
+}
+
+/// A table in GiB, one line each.
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("activations", self.activations),
+            ("head", self.head),
+            ("KV cache", self.cache),
+            ("program", self.program),
+            ("peak", self.peak()),
+        ];
+        for (name, bytes) in lines {
+            writeln!(f, "{name:<12}{:>9.3} GiB", bytes as f64 / f64::from(1 << 30))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::model::{CausalLm, names};
+
+    fn config() -> ModelConfig {
+        ModelConfig::qwen2(64, 16, 32, 3, 4, 2)
+    }
+
+    fn work() -> Workload {
+        Workload {
+            tokens: 100,
+            completion_tokens: 80,
+            learner: Learner::default(),
+            precision: Precision::F32,
+            moments: Moments::F32,
+            lora: None,
+            cache: None,
+            reference: false,
+        }
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_model() {
+        let mut untied = config();
+        untied.tie_word_embeddings = false;
+        for config in [config(), untied] {
+            let model = CausalLm::random(&config, 0, &Device::flex());
+            let counted: usize = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
+            assert_eq!(parameters(&config), counted);
+        }
+    }
+
+    #[test]
+    fn adapters_are_those_of_the_model() {
+        let lora = LoraConfig { r: 3, ..LoraConfig::default() };
+        let model = lora.attach(CausalLm::random(&config(), 0, &Device::flex()), 0);
+        let factors = names(&model).into_iter().filter(|(name, _)| name.contains("lora_"));
+        let counted: usize = factors.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        assert_eq!(adapters(&config(), &lora).0, counted);
+    }
+
+    #[test]
+    fn what_saves_memory_is_seen_to() {
+        let base = memory(&config(), &work());
+        let learner =
+            |activation_checkpointing, logits| Learner { activation_checkpointing, logits, ..Learner::default() };
+        let block = Workload { learner: learner(ActivationCheckpointing::Block, 10 * 64), ..work() };
+        let block = memory(&config(), &block);
+        assert!(block.activations < base.activations);
+        // Ten rows of logits and a second gradient of the head, against eighty rows.
+        assert_eq!(base.head - block.head, 4 * (80 - 10) * 64 - 4 * 64 * 16);
+        let halves = memory(&config(), &Workload { moments: Moments::Bf16, ..work() });
+        assert_eq!(2 * halves.optimizer, base.optimizer);
+        let lora = memory(&config(), &Workload { lora: Some(LoraConfig { r: 1, ..LoraConfig::default() }), ..work() });
+        assert!(lora.gradients + lora.optimizer < base.optimizer / 3, "{lora:?}");
+    }
+}

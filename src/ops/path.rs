@@ -1,0 +1,39 @@
+//! The two ways of each operation, side by side, for benchmarks.
+
+use burn::tensor::Tensor;
+
+use super::update::{AdamWStep, adamw_plain};
+use super::{Scores, cpu, plain};
+
+type Step = fn(Tensor<1>, [Tensor<1>; 2], Tensor<1>, &AdamWStep) -> (Tensor<1>, [Tensor<1>; 2]);
+
+/// One way.
+#[derive(Clone, Copy)]
+pub(crate) struct Path {
+    pub rms_norm: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>,
+    pub swiglu: fn(Tensor<2>, Tensor<2>) -> Tensor<2>,
+    pub rotary: fn(Tensor<3>, Tensor<2>, Tensor<2>) -> Tensor<3>,
+    pub attention: fn(Tensor<3>, Tensor<3>, Tensor<3>, &[usize]) -> Tensor<2>,
+    pub scores: fn(Tensor<2>, &[u32], f32) -> Scores,
+    pub adamw: Step,
+}
+
+/// One pass each, on the `cpu` device.
+pub(crate) const FUSED: Path = Path {
+    rms_norm: cpu::rms_norm,
+    swiglu: cpu::swiglu,
+    rotary: cpu::rotary,
+    attention: cpu::attention,
+    scores: cpu::scores,
+    adamw: |value, moments, gradient, step| cpu::adamw(value, moments, gradient, *step),
+};
+
+/// Compositions of tensor operations, on any device.
+pub(crate) const PLAIN: Path = Path {
+    rms_norm: plain::rms_norm,
+    swiglu: plain::swiglu,
+    rotary: plain::rotary,
+    attention: plain::attention,
+    scores: plain::scores,
+    adamw: adamw_plain,
+};
