@@ -62,14 +62,14 @@ pub fn parse(name: &str) -> Result<Device> {
 
 /// Names of the compiled backends, as `--device` takes them.
 pub fn compiled() -> Vec<&'static str> {
-    let built = |feature: &str| match feature {
-        "cuda" => cfg!(feature = "cuda"),
-        "rocm" => cfg!(feature = "rocm"),
-        "vulkan" => cfg!(feature = "vulkan"),
-        "metal" => cfg!(feature = "metal"),
-        "wgpu" => cfg!(feature = "wgpu"),
-        _ => true,
-    };
+    let opt_in = [
+        ("cuda", cfg!(feature = "cuda")),
+        ("rocm", cfg!(feature = "rocm")),
+        ("vulkan", cfg!(feature = "vulkan")),
+        ("metal", cfg!(feature = "metal")),
+        ("wgpu", cfg!(feature = "wgpu")),
+    ];
+    let built = |feature: &str| opt_in.iter().all(|&(name, built)| name != feature || built);
     KNOWN.iter().filter(|(_, feature)| built(feature)).map(|(name, _)| *name).collect()
 }
 

@@ -77,6 +77,9 @@ struct StageRecord {
     exit: Option<String>,
 }
 
+/// A problem with the tokens of its prompt.
+type Asked = (Problem, Vec<u32>);
+
 /// A run in progress.
 struct Run<'a> {
     config: &'a RlConfig,
@@ -340,13 +343,7 @@ impl Run<'_> {
     }
 
     /// One group of completions for each problem.
-    fn sample(
-        &self,
-        model: &CausalLm,
-        stage: &Stage,
-        step: usize,
-        problems: &[(Problem, Vec<u32>)],
-    ) -> Result<Vec<Vec<Completion>>> {
+    fn sample(&self, model: &CausalLm, stage: &Stage, step: usize, problems: &[Asked]) -> Result<Vec<Vec<Completion>>> {
         let train = &self.config.train;
         let sampling = Sampling {
             distribution: stage.distribution(),
@@ -356,7 +353,7 @@ impl Run<'_> {
             cache_tokens: train.generation_cache_tokens,
             tokens_per_read: train.generation_tokens_per_read,
         };
-        let request = |(problem, prompt): &(Problem, Vec<u32>), sample: usize| Request {
+        let request = |(problem, prompt): &Asked, sample: usize| Request {
             prompt: prompt.clone(),
             key: [self.config.seed, step as u64, problem.id, sample as u64],
         };
@@ -369,7 +366,7 @@ impl Run<'_> {
     }
 
     /// The next `count` problems with their prompts, and how many were left out for being too long.
-    fn step_problems(&self, next: &mut u64, count: usize) -> Result<(Vec<(Problem, Vec<u32>)>, usize)> {
+    fn step_problems(&self, next: &mut u64, count: usize) -> Result<(Vec<Asked>, usize)> {
         let data = &self.config.data;
         let mut found = Vec::with_capacity(count);
         for _ in 0..count {
