@@ -4,6 +4,7 @@ use serde::Deserialize;
 use tempering::config::{Settings, load};
 use tempering::objective::advantage::Group;
 use tempering::objective::{Advantage, DifficultyWeighting, Parts, RewardKind, advantages};
+use tempering::train::schedule::Controller;
 use tempering::train::rl::RlConfig;
 
 use crate::support::{Workshop, column, figures, final_weights, interrupt_rl, repository, resume_rl, run_rl};
@@ -93,6 +94,8 @@ fn every_method_trains() {
         let method: RlConfig =
             load(Some(&repository(&format!("configs/methods/{name}.toml"))), &[]).unwrap_or_else(|e| panic!("{e}"));
         config.stages = method.stages;
+        let quick = |controller| Controller { max_steps: 8, min_steps: 2, window: 2, ..controller };
+        config.controller = method.controller.map(quick);
         config.eval.num_problems = 1;
         config.train.eval_steps = 0;
         for stage in &mut config.stages {
