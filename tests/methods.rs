@@ -4,8 +4,8 @@ use serde::Deserialize;
 use tempering::config::{Settings, load};
 use tempering::objective::advantage::Group;
 use tempering::objective::{Advantage, DifficultyWeighting, Parts, RewardKind, advantages};
-use tempering::train::schedule::Controller;
 use tempering::train::rl::RlConfig;
+use tempering::train::schedule::Controller;
 
 use crate::support::{Workshop, column, figures, final_weights, interrupt_rl, repository, resume_rl, run_rl};
 
