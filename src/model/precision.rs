@@ -58,7 +58,7 @@ impl Precision {
     /// - x: `[rows, input]`; output: `[rows, output]`
     pub(super) fn linear(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
         if self == Self::F32 {
-            return layer.forward(x);
+            return ops::linear(x, layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()));
         }
         let product = self.matmul(x, layer.weight.val());
         match &layer.bias {

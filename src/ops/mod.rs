@@ -71,6 +71,29 @@ pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     if cpu::serves(&gate.device()) { cpu::swiglu(gate, up) } else { plain::swiglu(gate, up) }
 }
 
+/// `x W + b`.
+///
+/// # Shapes
+/// - x: `[rows, input]`; weight: `[input, output]`; bias: `[output]`; output: `[rows, output]`
+pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    if cpu::serves(&x.device()) {
+        let none = || Tensor::from_data(TensorData::new(Vec::<f32>::new(), [0]), &x.device().inner());
+        let bias = bias.unwrap_or_else(none);
+        cpu::linear(x, weight, bias)
+    } else {
+        burn::tensor::module::linear(x, weight, bias)
+    }
+}
+
+/// Zeros in memory taken once.
+pub(crate) fn zeros(count: usize, device: &Device) -> Tensor<1> {
+    if cpu::serves(device) {
+        Tensor::from_data(TensorData::new(vec![0.0f32; count], [count]), device)
+    } else {
+        Tensor::zeros([count], device)
+    }
+}
+
 /// `x Wᵀ`, for a head that is the embedding; the gradient of `W` comes in the orientation of `W`.
 ///
 /// # Shapes
@@ -282,6 +305,23 @@ mod tests {
             let (up, up_view) = leaf([37, 129], 2, device);
             (swiglu(gate_view.mul_scalar(10.0), up_view), vec![gate, up])
         });
+    }
+
+    #[test]
+    fn linear_fused_equals_plain_with_and_without_bias() {
+        for (rows, input, output) in [(1, 1, 1), (5, 17, 33), (300, 64, 48)] {
+            compare(|device| {
+                let (x, x_view) = leaf([rows, input], 1, device);
+                let (weight, weight_view) = leaf([input, output], 2, device);
+                let (bias, bias_view) = leaf([output], 3, device);
+                (linear(x_view, weight_view, Some(bias_view)), vec![x, weight, bias])
+            });
+            compare(|device| {
+                let (x, x_view) = leaf([rows, input], 1, device);
+                let (weight, weight_view) = leaf([input, output], 2, device);
+                (linear(x_view, weight_view, None), vec![x, weight])
+            });
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use super::{Gradients, OptimConfig};
 use crate::error::Result;
 use crate::model::{CausalLm, ParamPath};
+use crate::ops;
 use crate::ops::update::{self, AdamWStep};
 use crate::tensors::{self, Dtype, Entry, TensorFile};
 
@@ -110,7 +111,7 @@ impl ModuleMapper for Update<'_> {
         let name = self.path.name();
         let Some(gradient) = self.gradients.0.remove(&name) else { return param };
         let (count, device) = (gradient.dims()[0], gradient.device());
-        let zeros = || Tensor::<1>::zeros([count], &device).cast(self.format);
+        let zeros = || ops::zeros(count, &device).cast(self.format);
         let moments = self.state.moments.remove(&name).unwrap_or_else(|| [zeros(), zeros()]);
         // A checkpoint's moments come in f32.
         let moments = moments.map(|moment| moment.cast(self.format));

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::model::{CausalLm, ParamPath};
-use crate::ops::update;
+use crate::ops::{self, update};
 
 /// The format of the optimiser's moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,7 +168,7 @@ impl Gradients {
         }
         let shape = weight.dims();
         // A head that is the embedding has put its part there already.
-        let sum = self.0.remove(EMBEDDING).unwrap_or_else(|| Tensor::zeros([shape[0] * shape[1]], &rows.device()));
+        let sum = self.0.remove(EMBEDDING).unwrap_or_else(|| ops::zeros(shape[0] * shape[1], &rows.device()));
         let sum = update::add_rows(sum.reshape(shape), rows, tokens);
         self.0.insert(EMBEDDING.to_string(), sum.reshape([shape[0] * shape[1]]));
     }

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Packed, Sequence, micro_batches};
@@ -90,6 +90,13 @@ impl Work {
     pub(super) fn describe(&self, metrics: &mut Metrics) {
         metrics.set("perf/padding_share", self.padding as f64 / (self.tokens + self.padding).max(1) as f64);
         metrics.set("skipped_sequences", self.skipped as f64);
+    }
+}
+
+/// Puts sequences of like length together where the device pads a micro-batch to its longest.
+pub(super) fn arrange<T>(items: &mut [T], device: &Device, sequence: impl Fn(&T) -> &Sequence) {
+    if !ops::is_host(device) {
+        items.sort_by_key(|item| sequence(item).tokens.len());
     }
 }
 
@@ -379,8 +386,6 @@ fn is_finite(x: &Tensor<2>) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-
-    use burn::tensor::Device;
 
     use super::super::batch::completion_scores;
     use super::*;

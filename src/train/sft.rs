@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::batch::Sequence;
 use super::checkpoint::Trained;
 use super::guard::Guard;
-use super::learner::{ActivationCheckpointing, Learner, Work};
+use super::learner::{ActivationCheckpointing, Learner, Work, arrange};
 use super::{Session, checkpoint, open_model, open_run};
 use crate::config::{Settings, to_toml};
 use crate::data::{self, Conversation};
@@ -365,7 +365,9 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     let mut guard = Guard::default();
     for step in first + 1..=train.max_steps {
         let start = Instant::now();
-        let sequences = take(config, &tokenizer, &conversations, &mut state.next_row, step <= train.curriculum_steps)?;
+        let mut sequences =
+            take(config, &tokenizer, &conversations, &mut state.next_row, step <= train.curriculum_steps)?;
+        arrange(&mut sequences, &session.device, |sequence| sequence);
         let tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         let lr = learning_rate(&config.optim, step, train.max_steps);
         let outcome;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::batch::Sequence;
-use super::learner::{Learner, Work};
+use super::learner::{Learner, Work, arrange};
 use super::score::Scored;
 use super::settings::RlConfig;
 use super::stage::Stage;
@@ -52,7 +52,8 @@ impl Update<'_> {
         metrics: &mut Metrics,
     ) -> (CausalLm, bool) {
         let start = Instant::now();
-        let lessons = self.lessons(scored, control, metrics);
+        let mut lessons = self.lessons(scored, control, metrics);
+        arrange(&mut lessons, &model.device(), |(sequence, _)| sequence);
         let mut statistics = Statistics::default();
         let (mut norms, mut work) = (Vec::new(), Work::default());
         let mut finite = true;

@@ -84,6 +84,32 @@ fn buffer(len: usize) -> Vec<f32> {
     vec![0.0; len]
 }
 
+/// `row`, `rows` times; zeros of the given width when it is empty.
+pub(super) fn repeat(row: &[f32], rows: usize, width: usize) -> Vec<f32> {
+    let mut out = buffer(rows * width);
+    if !row.is_empty() {
+        out.par_chunks_mut(rows_per_task(width) * width)
+            .for_each(|out| out.chunks_exact_mut(width).for_each(|out| out.copy_from_slice(row)));
+    }
+    out
+}
+
+/// The sum of all rows.
+pub(super) fn sum_rows(x: &[f32], width: usize) -> Vec<f32> {
+    let partial: Vec<Vec<f32>> = (x.par_chunks(rows_per_task(width) * width))
+        .map(|x| {
+            let mut sum = vec![0.0; width];
+            x.chunks_exact(width).for_each(|row| sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x));
+            sum
+        })
+        .collect();
+    let mut sum = vec![0.0; width];
+    for part in partial {
+        sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+    sum
+}
+
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let width = weight.len();
     let mut out = buffer(x.len());

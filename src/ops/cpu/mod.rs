@@ -8,6 +8,7 @@
 
 mod attention;
 mod kernels;
+mod product;
 mod scores;
 mod update;
 
@@ -49,6 +50,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{Device, Tensor, TensorData};
 
+use self::product::product;
 use super::{Scores, Span};
 #[cfg(test)]
 pub(super) use update::address;
@@ -81,6 +83,7 @@ pub(crate) trait CpuOps: Backend {
     ) -> FloatTensor<Self>;
     fn op_write_rows(table: FloatTensor<Self>, rows: FloatTensor<Self>, at: Vec<usize>) -> FloatTensor<Self>;
     fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn op_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     fn op_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self>;
     fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self>;
 }
@@ -118,6 +121,12 @@ pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_matmul_transposed(x.into_dispatch(), weight.into_dispatch()))
 }
 
+/// An empty `bias` is none.
+pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_linear(x, weight, bias.into_dispatch()))
+}
+
 pub(super) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_seed(x.into_dispatch(), upstream.into_dispatch()))
 }
@@ -132,6 +141,15 @@ pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Sc
         entropy_sampling: figure(2),
         collision: figure(3).detach(),
     }
+}
+
+/// A contiguous tensor of two dimensions as a matrix.
+macro_rules! matrix {
+    ($tensor:expr) => {{
+        let tensor = $tensor;
+        let [rows, columns] = dims(tensor);
+        product::Matrix::new(values!(tensor), rows, columns)
+    }};
 }
 
 fn dims<const D: usize>(tensor: &Primitive) -> [usize; D] {
@@ -196,7 +214,17 @@ impl CpuOps for Flex {
     }
 
     fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        Flex::float_matmul(x, Flex::float_transpose(weight))
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let ([rows, _], [vocab, _]) = (dims(&x), dims(&weight));
+        tensor(product(matrix!(&x), matrix!(&weight).transposed()), [rows, vocab])
+    }
+
+    fn op_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let ([rows, _], [_, width]) = (dims(&x), dims(&weight));
+        let mut out = kernels::repeat(values!(&bias), rows, width);
+        product::multiply(matrix!(&x), matrix!(&weight), &mut out, bias.shape()[0] > 0);
+        tensor(out, [rows, width])
     }
 
     fn op_seed(_x: FloatTensor<Self>, _upstream: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -292,14 +320,40 @@ impl Backward<Flex, 2> for MatmulTransposedStep {
     type State = (Primitive, Primitive);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let upstream = grads.consume::<Flex>(&ops.node);
+        let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
         let (x, weight) = ops.state;
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = x_node {
-            grads.register::<Flex>(node.id, Flex::float_matmul(upstream.clone(), weight));
+            grads.register::<Flex>(node.id, tensor(product(matrix!(&upstream), matrix!(&weight)), x.shape()));
         }
         if let Some(node) = weight_node {
-            grads.register::<Flex>(node.id, Flex::float_matmul(Flex::float_transpose(upstream), x));
+            let gradient = product(matrix!(&upstream).transposed(), matrix!(&x));
+            grads.register::<Flex>(node.id, tensor(gradient, weight.shape()));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LinearStep;
+
+impl Backward<Flex, 3> for LinearStep {
+    type State = (Primitive, Primitive);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let (x, weight) = ops.state;
+        let [x_node, weight_node, bias_node] = ops.parents;
+        if let Some(node) = x_node {
+            let gradient = product(matrix!(&upstream), matrix!(&weight).transposed());
+            grads.register::<Flex>(node.id, tensor(gradient, x.shape()));
+        }
+        if let Some(node) = weight_node {
+            let gradient = product(matrix!(&x).transposed(), matrix!(&upstream));
+            grads.register::<Flex>(node.id, tensor(gradient, weight.shape()));
+        }
+        if let Some(node) = bias_node {
+            let [_, width] = dims(&upstream);
+            grads.register::<Flex>(node.id, tensor(kernels::sum_rows(values!(&upstream), width), [width]));
         }
     }
 }
@@ -406,11 +460,24 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
 
     fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
         record!(
             MatmulTransposedStep,
             [x_guard, weight_guard],
             (x, weight),
             Flex::op_matmul_transposed(x.clone(), weight.clone())
+        )
+    }
+
+    fn op_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((x, x_guard), (weight, weight_guard), (bias, bias_guard)) =
+            (x.into_parts(), weight.into_parts(), bias.into_parts());
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        record!(
+            LinearStep,
+            [x_guard, weight_guard, bias_guard],
+            (x, weight),
+            Flex::op_linear(x.clone(), weight.clone(), bias)
         )
     }
 
