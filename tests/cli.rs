@@ -289,3 +289,16 @@ fn a_disk_that_fills_while_saving_costs_the_checkpoint_being_saved_and_no_more()
     assert_eq!(figures(&run), figures(&workshop.run("whole")));
     assert!(final_weights(&run) == final_weights(&workshop.run("whole")));
 }
+
+#[test]
+fn doctor_compares_the_device_and_says_whether_a_run_fits() {
+    let config = repository("configs/quickstart.toml");
+    let printed = succeed(&[&"doctor", &"--device", &"cpu", &"--config", &config, &"--json"]);
+    let examination: Value = serde_json::from_str(&printed).unwrap();
+    let checks = examination["checks"].as_array().unwrap();
+    let wrong =
+        |check: &&Value| check["error"].as_f64().is_none_or(|error| error > check["tolerance"].as_f64().unwrap());
+    assert!(!checks.is_empty() && checks.iter().filter(wrong).count() == 0, "{printed}");
+    assert!(examination["fit"].as_str().unwrap().starts_with("it fits"), "{printed}");
+    assert!(examination["speed"]["sampled_tokens_per_s"].as_f64().unwrap() > 0.0);
+}

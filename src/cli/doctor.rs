@@ -1,15 +1,22 @@
 //! `doctor`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::{DeviceArgs, PrecisionArgs};
+use crate::config;
 use crate::doctor::{Examination, Memory, examine};
+use crate::train::rl::RlConfig;
 
 /// Show what this machine can compute on, and compare a device with the CPU.
 ///
 /// Ends with an error when an operation is wrong.
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
+    /// Settings of `train` (TOML): say whether that run fits into the device's memory.
+    #[arg(long)]
+    config: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -20,7 +27,11 @@ pub(super) struct DoctorArgs {
 }
 
 pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
-    let examination = examine(&args.device.device, args.precision.dtype)?;
+    let work = match &args.config {
+        Some(path) => Some(config::load::<RlConfig>(Some(path), &[])?.workload()?),
+        None => None,
+    };
+    let examination = examine(&args.device.device, args.precision.dtype, work.as_ref())?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&examination)?);
     } else {
@@ -32,7 +43,8 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
 }
 
 fn text(examination: &Examination) -> String {
-    let Examination { device, name, floats, memory, host, compiled, adapters, checks, check_s, speed } = examination;
+    let Examination { device, name, floats, memory, host, compiled, adapters, checks, check_s, fit, speed } =
+        examination;
     let mut lines = vec![
         format!("compiled backends: {}", compiled.join(", ")),
         format!("processor: {} threads, {}, {}", host.threads, or_none(&host.simd), bytes(host.memory)),
@@ -54,6 +66,7 @@ fn text(examination: &Examination) -> String {
     }
     let wrong = examination.wrong().len();
     lines.push(format!("{} of {} right, in {check_s:.1} s", checks.len() - wrong, checks.len()));
+    lines.extend(fit.clone());
     if let Some(speed) = speed {
         lines.push(format!(
             "speed: matrix products {:.0} GFLOP/s, memory {:.1} GB/s, 0.85 M model {:.0} tokens/s",

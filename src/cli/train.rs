@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use clap::Args;
 use serde_json::Value;
 
 use super::progress::Progress;
 use super::{DeviceArgs, stop_on_interrupt};
 use crate::config::{self, Settings};
+use crate::device;
+use crate::doctor::{fit, memory};
 use crate::error::Result;
 use crate::estimate::{self, Workload};
 use crate::model::ModelConfig;
@@ -55,9 +58,12 @@ impl TrainArgs {
 }
 
 /// The memory estimate as comments, so that what a dry run prints is a file of settings still.
-fn memory_lines(found: Result<(ModelConfig, Workload)>) -> String {
+fn memory_lines(found: Result<(ModelConfig, Workload)>, device: &Device) -> String {
     let text = match found {
-        Ok((model, workload)) => format!("memory on the cpu device:\n{}", estimate::memory(&model, &workload)),
+        Ok((model, workload)) => {
+            let estimate = estimate::memory(&model, &workload);
+            format!("memory on the cpu device:\n{estimate}{}", fit(&estimate, memory(device)))
+        }
         Err(error) => format!("memory: not estimated, the model cannot be read: {error}"),
     };
     text.lines().fold("\n".to_string(), |lines, line| lines + "# " + line + "\n")
@@ -66,7 +72,7 @@ fn memory_lines(found: Result<(ModelConfig, Workload)>) -> String {
 pub(super) fn sft(args: TrainArgs) -> anyhow::Result<()> {
     let config: train::sft::SftConfig = args.settings()?;
     if args.dry_run {
-        print!("{}{}", config::to_toml(&config), memory_lines(config.workload()));
+        print!("{}{}", config::to_toml(&config), memory_lines(config.workload(), &device::parse(&args.device.device)?));
         return Ok(());
     }
     args.clear(&config.output_dir.join(&config.name))?;
@@ -83,7 +89,7 @@ pub(super) fn sft(args: TrainArgs) -> anyhow::Result<()> {
 pub(super) fn train(args: TrainArgs) -> anyhow::Result<()> {
     let config: train::rl::RlConfig = args.settings()?;
     if args.dry_run {
-        print!("{}{}", config::to_toml(&config), memory_lines(config.workload()));
+        print!("{}{}", config::to_toml(&config), memory_lines(config.workload(), &device::parse(&args.device.device)?));
         return Ok(());
     }
     args.clear(&config.output_dir.join(&config.name))?;

@@ -4,11 +4,13 @@
 //! [`require`] compares the device with the CPU before the first step, and [`examine`] tells all that is known of it.
 
 mod check;
+mod fit;
 mod memory;
 mod small;
 mod speed;
 
 pub use check::{Outcome, self_check, self_check_with};
+pub use fit::fit;
 pub use memory::{Memory, memory};
 pub use speed::{Speed, speed};
 
@@ -19,7 +21,8 @@ use serde::Serialize;
 
 use crate::device::{self, Adapter};
 use crate::error::{Error, Result};
-use crate::model::Precision;
+use crate::estimate::{self, Workload};
+use crate::model::{ModelConfig, Precision};
 
 /// The processor and what is built for it.
 #[derive(Debug, Clone, Serialize)]
@@ -53,6 +56,8 @@ pub struct Examination {
     pub checks: Vec<Outcome>,
     /// Seconds the comparison took, most of it compilation of kernels where there are kernels.
     pub check_s: f64,
+    /// Whether a run fits into it, when one was asked about.
+    pub fit: Option<String>,
     /// Its speed; none when its numbers are wrong.
     pub speed: Option<Speed>,
 }
@@ -64,11 +69,11 @@ impl Examination {
     }
 }
 
-/// Examines the device of that name.
+/// Examines the device of that name, and whether `work` on a model of that configuration fits into it.
 ///
 /// # Errors
 /// When there is no such device, or it does not compute in `precision`.
-pub fn examine(name: &str, precision: Precision) -> Result<Examination> {
+pub fn examine(name: &str, precision: Precision, work: Option<&(ModelConfig, Workload)>) -> Result<Examination> {
     let adapters = device::adapters();
     let device = device::parse(name)?;
     precision.check(&device)?;
@@ -86,6 +91,7 @@ pub fn examine(name: &str, precision: Precision) -> Result<Examination> {
         adapters,
         checks,
         check_s,
+        fit: work.map(|(model, work)| fit(&estimate::memory(model, work), memory(&device))),
         speed: right.then(|| speed(&device)),
     })
 }

@@ -1,0 +1,54 @@
+//! Whether a run fits into a device's memory, and what to change when it does not.
+
+use super::Memory;
+use crate::estimate::Estimate;
+
+/// One line: yes or no, and in the second case which setting to lower, for the largest part that a setting decides.
+///
+/// The estimate is that of the `cpu` device; elsewhere operations are not fused and need somewhat more.
+pub fn fit(estimate: &Estimate, memory: Option<Memory>) -> String {
+    let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let peak = estimate.peak() as u64;
+    let Some(Memory { total, .. }) = memory else {
+        return format!("whether {:.1} GiB fit is not known: the device does not tell its memory", gigabytes(peak));
+    };
+    let sizes = format!("{:.1} GiB of the device's {:.1}", gigabytes(peak), gigabytes(total));
+    if peak <= total {
+        return format!("it fits: {sizes}");
+    }
+    format!("it does not fit: {sizes}; {}", advice(estimate))
+}
+
+fn advice(estimate: &Estimate) -> &'static str {
+    let Estimate { gradients, optimizer, activations, head, cache, .. } = *estimate;
+    if cache > gradients + activations + head {
+        return "lower train.generation_cache_tokens (0 is no bound) or train.generation_rows";
+    }
+    if activations.max(head) >= gradients + optimizer {
+        return "lower train.tokens_per_microbatch, or set train.activation_checkpointing = \"block\"";
+    }
+    "train adapters ([lora] r = 16), set optim.adam_moments = \"bf16\", or take a smaller model"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_is_for_the_largest_part() {
+        let memory = Some(Memory { total: 8 << 30, free: 8 << 30 });
+        let gibibyte = 1 << 30;
+        let base =
+            Estimate { weights: 2 * gibibyte, gradients: gibibyte, optimizer: 2 * gibibyte, ..Estimate::default() };
+        assert!(fit(&base, memory).starts_with("it fits: 5.0 GiB of the device's 8.0"));
+        assert!(fit(&base, None).contains("not known"));
+        for (estimate, setting) in [
+            (Estimate { activations: 6 * gibibyte, ..base }, "train.tokens_per_microbatch"),
+            (Estimate { cache: 9 * gibibyte, ..base }, "train.generation_cache_tokens"),
+            (Estimate { optimizer: 20 * gibibyte, ..base }, "[lora]"),
+        ] {
+            let line = fit(&estimate, memory);
+            assert!(line.starts_with("it does not fit") && line.contains(setting), "{line}");
+        }
+    }
+}
