@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::kernels::{exp, max};
@@ -47,7 +48,7 @@ fn head(x: &[f32], width: usize, index: usize, dim: usize) -> Vec<f32> {
 
 /// Columns of a transposed head: its length rounded up, so that products work in whole blocks.
 fn padded(length: usize) -> usize {
-    length.next_multiple_of(16)
+    length.next_multiple_of(32)
 }
 
 /// `[T, dim]` to `[dim, padded(T)]`, zeros in the padding.
@@ -125,46 +126,65 @@ fn softmax(scores: &mut [f32], scale: f32) {
 /// Query rows handled together, so that each key and value is loaded once for all of them.
 const ROWS: usize = 6;
 
-/// Columns whose sums stay in registers.
-const COLUMNS: usize = 16;
-
 /// `out[r] = Σ_i coefficients[r][i] · matrix[i]`, or added to `out[r]`, for `R` rows: `[R, n] · [n, width]`.
 ///
-/// `out` and `matrix` have rows at a distance of `out_stride` and `stride`.
+/// `out` and `matrix` have rows at a distance of `out_stride` and `stride`. Every sum goes over `i` in order, whatever
+/// the width of the machine's vectors.
 #[inline(always)]
-fn product<const R: usize>(
+fn product<S: Simd, const R: usize>(
+    simd: S,
     (out, out_stride): (&mut [f32], usize),
     coefficients: [&[f32]; R],
     (matrix, stride): (&[f32], usize),
     width: usize,
     add: bool,
 ) {
-    let n = coefficients[0].len();
-    let coefficients = coefficients.map(|row| &row[..n]);
-    let whole = width / COLUMNS * COLUMNS;
-    for at in (0..whole).step_by(COLUMNS) {
-        let mut sums = [[0.0f32; COLUMNS]; R];
-        for i in 0..n {
-            let row: &[f32; COLUMNS] = matrix[i * stride + at..].first_chunk().expect("a whole block");
-            for r in 0..R {
-                let c = coefficients[r][i];
-                for j in 0..COLUMNS {
-                    sums[r][j] = c.mul_add(row[j], sums[r][j]);
-                }
-            }
-        }
+    let (coefficients, matrix) = ((coefficients, coefficients[0].len()), (matrix, stride));
+    let mut at = 0;
+    while at + 2 * S::F32_LANES <= width {
+        columns::<S, R, 2>(simd, (&mut out[at..], out_stride), coefficients, matrix, at, add);
+        at += 2 * S::F32_LANES;
+    }
+    while at + S::F32_LANES <= width {
+        columns::<S, R, 1>(simd, (&mut out[at..], out_stride), coefficients, matrix, at, add);
+        at += S::F32_LANES;
+    }
+    let (coefficients, n) = coefficients;
+    for j in at..width {
         for r in 0..R {
-            let out = &mut out[r * out_stride + at..][..COLUMNS];
-            for j in 0..COLUMNS {
-                out[j] = if add { out[j] + sums[r][j] } else { sums[r][j] };
+            let sum = (0..n).fold(0.0, |sum, i| coefficients[r][i].mul_add(matrix.0[i * stride + j], sum));
+            let out = &mut out[r * out_stride + j];
+            *out = if add { *out + sum } else { sum };
+        }
+    }
+}
+
+/// `V` vectors of columns from `at` on; their sums stay in registers.
+#[inline(always)]
+fn columns<S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    (out, out_stride): (&mut [f32], usize),
+    (coefficients, n): ([&[f32]; R], usize),
+    (matrix, stride): (&[f32], usize),
+    at: usize,
+    add: bool,
+) {
+    let coefficients = coefficients.map(|row| &row[..n]);
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    for i in 0..n {
+        let (row, _) = S::as_simd_f32s(&matrix[i * stride + at..][..V * S::F32_LANES]);
+        let row: &[S::f32s; V] = row.first_chunk().expect("whole vectors");
+        for r in 0..R {
+            let c = simd.splat_f32s(coefficients[r][i]);
+            for v in 0..V {
+                sums[r][v] = simd.mul_add_f32s(c, row[v], sums[r][v]);
             }
         }
     }
-    for j in whole..width {
-        for r in 0..R {
-            let sum = (0..n).fold(0.0, |sum, i| coefficients[r][i].mul_add(matrix[i * stride + j], sum));
-            let out = &mut out[r * out_stride + j];
-            *out = if add { *out + sum } else { sum };
+    for (r, sums) in sums.into_iter().enumerate() {
+        let (out, _) = S::as_mut_simd_f32s(&mut out[r * out_stride..][..V * S::F32_LANES]);
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if add { simd.add_f32s(*out, sum) } else { sum };
         }
     }
 }
@@ -220,11 +240,32 @@ fn assemble(heads: &[Vec<f32>], lengths: &[usize], shape: Heads, group: usize) -
 
 /// `[rows, heads · dim]` of packed sequences.
 pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], shape: Heads) -> Vec<f32> {
-    let heads = parts(lengths, shape.heads).into_par_iter().map(|part| forward_one(part, q, k, v, shape));
+    let heads =
+        parts(lengths, shape.heads).into_par_iter().map(|part| Arch::new().dispatch(Forward { part, q, k, v, shape }));
     assemble(&heads.collect::<Vec<_>>(), lengths, shape, 1)
 }
 
-fn forward_one(part: Part, q: &[f32], k: &[f32], v: &[f32], shape: Heads) -> Vec<f32> {
+/// The forward pass of a part.
+struct Forward<'a> {
+    part: Part,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    shape: Heads,
+}
+
+impl WithSimd for Forward<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let Self { part, q, k, v, shape } = self;
+        forward_one(simd, part, q, k, v, shape)
+    }
+}
+
+#[inline(always)]
+fn forward_one<S: Simd>(simd: S, part: Part, q: &[f32], k: &[f32], v: &[f32], shape: Heads) -> Vec<f32> {
     let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
     let q = part.take(q, shape.q_width(), part.head, dim);
     let keys = transposed(&part.take(k, shape.kv_width(), kv, dim), dim);
@@ -234,21 +275,29 @@ fn forward_one(part: Part, q: &[f32], k: &[f32], v: &[f32], shape: Heads) -> Vec
     let mut out = vec![0.0; length * dim];
     let whole = length / ROWS * ROWS;
     for first in (0..whole).step_by(ROWS) {
-        weigh::<ROWS>(&mut scores, &q, &keys, stride, first, shape);
-        mix::<ROWS>(&mut out, &scores, &values, stride, first, dim);
+        weigh::<S, ROWS>(simd, &mut scores, &q, &keys, stride, first, shape);
+        mix::<S, ROWS>(simd, &mut out, &scores, &values, stride, first, dim);
     }
     for first in whole..length {
-        weigh::<1>(&mut scores, &q, &keys, stride, first, shape);
-        mix::<1>(&mut out, &scores, &values, stride, first, dim);
+        weigh::<S, 1>(simd, &mut scores, &q, &keys, stride, first, shape);
+        mix::<S, 1>(simd, &mut out, &scores, &values, stride, first, dim);
     }
     out
 }
 
 /// Softmax weights of `R` query rows from `first` on, each over its own past; zero after it.
 #[inline(always)]
-fn weigh<const R: usize>(scores: &mut [f32], q: &[f32], keys: &[f32], stride: usize, first: usize, shape: Heads) {
+fn weigh<S: Simd, const R: usize>(
+    simd: S,
+    scores: &mut [f32],
+    q: &[f32],
+    keys: &[f32],
+    stride: usize,
+    first: usize,
+    shape: Heads,
+) {
     let rows: [&[f32]; R] = std::array::from_fn(|r| &q[(first + r) * shape.dim..][..shape.dim]);
-    product((scores, stride), rows, (keys, stride), padded(first + R), false);
+    product(simd, (scores, stride), rows, (keys, stride), padded(first + R), false);
     for r in 0..R {
         let row = &mut scores[r * stride..][..first + R];
         softmax(&mut row[..first + r + 1], shape.scale());
@@ -258,9 +307,17 @@ fn weigh<const R: usize>(scores: &mut [f32], q: &[f32], keys: &[f32], stride: us
 
 /// `out[first..first + R] = weights · matrix`.
 #[inline(always)]
-fn mix<const R: usize>(out: &mut [f32], weights: &[f32], matrix: &[f32], stride: usize, first: usize, dim: usize) {
+fn mix<S: Simd, const R: usize>(
+    simd: S,
+    out: &mut [f32],
+    weights: &[f32],
+    matrix: &[f32],
+    stride: usize,
+    first: usize,
+    dim: usize,
+) {
     let rows: [&[f32]; R] = std::array::from_fn(|r| &weights[r * stride..][..first + R]);
-    product((&mut out[first * dim..], dim), rows, (matrix, dim), dim, false);
+    product(simd, (&mut out[first * dim..], dim), rows, (matrix, dim), dim, false);
 }
 
 /// Gradients with respect to q, k and v.
@@ -273,7 +330,7 @@ pub(super) fn backward(
     shape: Heads,
 ) -> [Vec<f32>; 3] {
     let heads: Vec<[Vec<f32>; 3]> = (parts(lengths, shape.heads).into_par_iter())
-        .map(|part| backward_one(part, [q, k, v, upstream], shape))
+        .map(|part| Arch::new().dispatch(BackwardPass { part, inputs: [q, k, v, upstream], shape }))
         .collect();
     let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
     for [q, k, v] in heads {
@@ -294,7 +351,24 @@ struct Block {
     slopes: Vec<f32>,
 }
 
-fn backward_one(part: Part, [q, k, v, upstream]: [&[f32]; 4], shape: Heads) -> [Vec<f32>; 3] {
+/// The backward pass of a part: of q, k, v and the gradient of the output.
+struct BackwardPass<'a> {
+    part: Part,
+    inputs: [&'a [f32]; 4],
+    shape: Heads,
+}
+
+impl WithSimd for BackwardPass<'_> {
+    type Output = [Vec<f32>; 3];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> [Vec<f32>; 3] {
+        backward_one(simd, self.part, self.inputs, self.shape)
+    }
+}
+
+#[inline(always)]
+fn backward_one<S: Simd>(simd: S, part: Part, [q, k, v, upstream]: [&[f32]; 4], shape: Heads) -> [Vec<f32>; 3] {
     let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
     let [q, upstream] = [q, upstream].map(|x| part.take(x, shape.q_width(), part.head, dim));
     let [keys, values] = [k, v].map(|x| part.take(x, shape.kv_width(), kv, dim));
@@ -309,10 +383,10 @@ fn backward_one(part: Part, [q, k, v, upstream]: [&[f32]; 4], shape: Heads) -> [
         let end = (start + BLOCK).min(length);
         let whole = start + (end - start) / ROWS * ROWS;
         for first in (start..whole).step_by(ROWS) {
-            slope::<ROWS>(&mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
+            slope::<S, ROWS>(simd, &mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
         }
         for first in whole..end {
-            slope::<1>(&mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
+            slope::<S, 1>(simd, &mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
         }
         // dK += dSᵀ q, dV += Pᵀ upstream, over the keys that the block sees.
         for (sum, coefficients, x) in [(&mut dk, &block.slopes, &q), (&mut dv, &block.weights, &upstream)] {
@@ -321,10 +395,10 @@ fn backward_one(part: Part, [q, k, v, upstream]: [&[f32]; 4], shape: Heads) -> [
             let line = |key: usize| &coefficients[key * BLOCK..][..end - start];
             for key in (0..whole).step_by(ROWS) {
                 let lines: [&[f32]; ROWS] = std::array::from_fn(|r| line(key + r));
-                product((&mut sum[key * dim..], dim), lines, (x, dim), dim, true);
+                product(simd, (&mut sum[key * dim..], dim), lines, (x, dim), dim, true);
             }
             for key in whole..end {
-                product((&mut sum[key * dim..], dim), [line(key)], (x, dim), dim, true);
+                product(simd, (&mut sum[key * dim..], dim), [line(key)], (x, dim), dim, true);
             }
         }
     }
@@ -334,7 +408,9 @@ fn backward_one(part: Part, [q, k, v, upstream]: [&[f32]; 4], shape: Heads) -> [
 /// `P = softmax(q kᵀ)`, `dP = upstream vᵀ`, `dS = P (dP − Σ P dP)`, `dq = dS k` of `R` query rows from `first` on; P and dS
 /// also go into the block's lines.
 #[inline(always)]
-fn slope<const R: usize>(
+fn slope<S: Simd, const R: usize>(
+    simd: S,
+
     dq: &mut [f32],
     [weights, slopes]: [&mut [f32]; 2],
     block: &mut Block,
@@ -344,9 +420,9 @@ fn slope<const R: usize>(
 ) {
     let dim = shape.dim;
     let stride = weights.len() / ROWS;
-    weigh::<R>(weights, q, keys_t, stride, first, shape);
+    weigh::<S, R>(simd, weights, q, keys_t, stride, first, shape);
     let rows: [&[f32]; R] = std::array::from_fn(|r| &upstream[(first + r) * dim..][..dim]);
-    product((slopes, stride), rows, (values_t, stride), padded(first + R), false);
+    product(simd, (slopes, stride), rows, (values_t, stride), padded(first + R), false);
     let scale = shape.scale();
     for r in 0..R {
         let (weights, slopes) = (&weights[r * stride..][..first + R], &mut slopes[r * stride..][..first + R]);
@@ -355,7 +431,7 @@ fn slope<const R: usize>(
             *slope = weight * (*slope - mean) * scale;
         }
     }
-    mix::<R>(dq, slopes, keys, stride, first, dim);
+    mix::<S, R>(simd, dq, slopes, keys, stride, first, dim);
     for (rows, lines) in [(&*weights, &mut block.weights), (&*slopes, &mut block.slopes)] {
         for (key, line) in lines.chunks_exact_mut(BLOCK).enumerate().take(first + R) {
             for r in 0..R {
