@@ -178,6 +178,24 @@ impl Gradients {
         self.0.values().map(update::sum_of_squares).fold(0.0, |sum, square| sum + square).sqrt()
     }
 
+    /// Gives back what the rest of this sum takes from `part`, one of its summands: where the rest points against `part`, its
+    /// component along it is taken out. Says how large that was, in lengths of `part`: 0 where nothing was opposed.
+    pub fn restore(&mut self, part: &Self) -> f64 {
+        let pairs = self.0.iter().filter_map(|(name, sum)| Some((sum, part.0.get(name)?)));
+        let product: f64 = pairs.map(|(sum, part)| update::sum_of_products(sum, part)).sum();
+        let square: f64 = part.0.values().map(update::sum_of_squares).sum();
+        // (sum − part) · part / |part|²
+        let along = if square > 0.0 { product / square - 1.0 } else { 0.0 };
+        if along < 0.0 {
+            for (name, part) in &part.0 {
+                if let Some(sum) = self.0.remove(name) {
+                    self.0.insert(name.clone(), sum - part.clone().mul_scalar(along));
+                }
+            }
+        }
+        (-along).max(0.0)
+    }
+
     /// Names of the parameters that received a gradient.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
