@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors};
-use tempering::model::{self, LoraConfig, Precision, names};
+use tempering::model::{self, CausalLm, LoraConfig, Precision, names};
 use tempering::optim::Gradients;
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::batch::{Sequence, completion_scores};
@@ -37,6 +37,18 @@ fn every_adapter_and_nothing_else_receives_a_gradient() {
     // Two layers of seven projections with two factors each.
     assert_eq!((gradients.names().count(), adapters), (28, 28));
     assert!(gradients.names().all(|name| name.contains(".lora.")) && gradients.norm() > 0.0);
+}
+
+/// A reference model costs a run with adapters no memory: it is what lies below them.
+#[test]
+fn the_model_below_adapters_is_the_one_they_were_attached_to() {
+    let (_, base) = tiny(1, &device());
+    let mut moved = small().attach(base.clone(), 0);
+    let data = |model: &CausalLm| logits(model, &[&[1, 5, 9, 2]]);
+    let untouched = data(&base);
+    moved = model::lora::detach(&moved);
+    assert_eq!(names(&moved).len(), names(&base).len());
+    assert_eq!(data(&moved), untouched);
 }
 
 #[test]

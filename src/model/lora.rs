@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::module::{Lora, Module, ParamGroup};
-use burn::tensor::{Device, FloatDType, TensorData};
+use burn::module::{Lora, Module, ModuleMapper, Param, ParamGroup};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -73,6 +73,17 @@ impl LoraConfig {
             Some(TensorData::new(values, shape.to_vec()))
         })
     }
+}
+
+/// The model below its adapters, without autodiff. It shares the weights' memory.
+pub fn detach(model: &CausalLm) -> CausalLm {
+    struct Base;
+    impl ModuleMapper for Base {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            Param::initialized(param.id, param.base())
+        }
+    }
+    model.valid().map(&mut Base)
 }
 
 /// What `adapter_config.json` says that is used here.

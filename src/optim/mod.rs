@@ -204,7 +204,27 @@ impl Gradients {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
+
     use super::*;
+    use crate::ops::to_host;
+
+    /// task = (1, 0), the rest (−0.5, 2) and (0.5, 2): the first takes half of the task back, the second nothing.
+    #[test]
+    fn what_the_rest_takes_from_a_part_is_given_back() {
+        let gradients = |a: f32, b: f32| {
+            let tensor = |x: f32| Tensor::from_data(TensorData::from([x]), &Device::flex());
+            Gradients([("a", a), ("b", b)].map(|(name, x)| (name.to_string(), tensor(x))).into())
+        };
+        let values = |gradients: Gradients| gradients.0.into_values().flat_map(to_host).collect::<Vec<f32>>();
+        let task = gradients(1.0, 0.0);
+        let mut opposed = gradients(0.5, 2.0);
+        assert_eq!(opposed.restore(&task), 0.5);
+        assert_eq!(values(opposed), [1.0, 2.0]);
+        let mut agreed = gradients(1.5, 2.0);
+        assert_eq!(agreed.restore(&task), 0.0);
+        assert_eq!(values(agreed), [1.5, 2.0]);
+    }
 
     #[test]
     fn moments_in_bf16_ask_for_a_faster_second_moment_and_a_device_that_has_them() {

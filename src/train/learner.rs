@@ -387,9 +387,13 @@ fn is_finite(x: &Tensor<2>) -> bool {
 mod tests {
     use std::collections::BTreeMap;
 
+    use burn::module::{ModuleMapper, Param};
+
     use super::super::batch::completion_scores;
+    use super::super::stage::Stage;
     use super::*;
-    use crate::model::{LoraConfig, ModelConfig};
+    use crate::model::{LoraConfig, ModelConfig, ParamPath};
+    use crate::objective::{Statistics, TokenTerm};
 
     const VOCAB: usize = 37;
 
@@ -480,6 +484,85 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What the split into micro-batches leaves of the gradient: 1e-6 of it.
+    #[test]
+    fn micro_batches_add_up_to_the_whole() {
+        let model = model(true, &Device::flex().autodiff());
+        let [whole, split] = [100, 1].map(|tokens_per_microbatch| {
+            learned(&Learner { temperature: 0.8, tokens_per_microbatch, ..Learner::default() }, &model)
+        });
+        let [mut error, mut square] = [0.0; 2];
+        for (a, b) in whole.values().flatten().zip(split.values().flatten()) {
+            error += f64::from(a - b).powi(2);
+            square += f64::from(*a).powi(2);
+        }
+        assert!(error.sqrt() <= 1e-6 * square.sqrt(), "{} of {}", error.sqrt(), square.sqrt());
+    }
+
+    /// The loss of two updates on the same tokens (ratios away from 1, some of them clipped, a reference, an entropy bonus)
+    /// along a direction: central differences against the gradient.
+    #[test]
+    fn the_gradient_is_that_of_finite_differences() {
+        let model = model(true, &Device::flex().autodiff());
+        let stage = Stage { beta: 0.1, ..Stage::default() };
+        let loss = |model: &CausalLm, gradients: &mut Gradients| {
+            let mut statistics = Statistics::default();
+            Learner::default().backward(model, &sequences(), gradients, |range, scores| {
+                let mut upstream = Upstream::default();
+                let term = |i: usize| TokenTerm {
+                    old_log_prob: -3.6 + (i % 5) as f32 * 0.08,
+                    reference_log_prob: -3.5,
+                    advantage: if i.is_multiple_of(3) { -1.0 } else { 0.7 },
+                    weight: 0.03,
+                    kl: 0.003,
+                    entropy: 0.001,
+                    ..TokenTerm::default()
+                };
+                let first = first_token(range.start);
+                let terms: Vec<TokenTerm> = (first..first + scores.log_prob.len()).map(term).collect();
+                let (log_prob, entropy) = (&scores.log_prob, &scores.sampling_entropy);
+                stage.objective().evaluate(&terms, log_prob, entropy, &mut statistics, &mut upstream);
+                Some(upstream)
+            });
+            statistics
+        };
+        let mut gradients = Gradients::default();
+        let statistics = loss(&model, &mut gradients);
+        assert!(statistics.low + statistics.high > 0 && statistics.low + statistics.high < statistics.tokens);
+        let norm = gradients.norm();
+        let direction = values(gradients);
+        for (name, values) in &direction {
+            assert!(values.iter().any(|x| *x != 0.0), "{name}");
+        }
+        let at = |distance: f64| {
+            let moved = moved(&model, &direction, (distance / norm) as f32);
+            loss(&moved, &mut Gradients::default()).loss
+        };
+        let slope = (at(2e-3) - at(-2e-3)) / 4e-3;
+        assert!((slope - norm).abs() < 2e-3 * norm, "{slope} along a gradient of length {norm}");
+    }
+
+    /// The model with every parameter moved by `scale` times its entry in `direction`.
+    fn moved(model: &CausalLm, direction: &BTreeMap<String, Vec<f32>>, scale: f32) -> CausalLm {
+        struct Move<'a>(ParamPath, &'a BTreeMap<String, Vec<f32>>, f32);
+        impl ModuleMapper for Move<'_> {
+            fn enter_module(&mut self, name: &str, _container: &str) {
+                self.0.enter(name);
+            }
+            fn exit_module(&mut self, _name: &str, _container: &str) {
+                self.0.exit();
+            }
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let by = TensorData::from(self.1[&self.0.name()].as_slice());
+                param.map(|x| {
+                    let by = Tensor::<1>::from_data(by, &x.device().inner()).reshape(x.dims()).mul_scalar(self.2);
+                    Tensor::from_inner(x.inner() + by).require_grad()
+                })
+            }
+        }
+        model.clone().map(&mut Move(ParamPath::default(), direction, scale))
     }
 
     #[test]

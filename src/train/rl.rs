@@ -156,7 +156,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
     }
 
     let meter = ConflictMeter::new(&config.train, &run.tokenizer);
-    let reference = run.reference(&session.device, state.stage)?;
+    let reference = run.reference(&model, &session.device, state.stage)?;
     let total = config.max_steps();
     session.observer.begin("train", total);
     let before = state.seconds;
@@ -248,12 +248,16 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
 }
 
 impl Run<'_> {
-    /// The model at the start of the run, when a stage that is still to come holds the policy close to it.
-    fn reference(&self, device: &Device, stage: usize) -> Result<Option<CausalLm>> {
+    /// The model at the start of the run, when a stage that is still to come holds the policy close to it: below adapters
+    /// it is there already.
+    fn reference(&self, model: &CausalLm, device: &Device, stage: usize) -> Result<Option<CausalLm>> {
         let RlConfig { stages, cycles, controller, .. } = self.config;
         let mut to_come = (0..stages.len() * cycles).skip(if controller.is_some() { 0 } else { stage });
         if to_come.all(|stage| stages[stage % stages.len()].beta == 0.0) {
             return Ok(None);
+        }
+        if self.config.lora.is_some() {
+            return Ok(Some(model::lora::detach(model)));
         }
         let ModelSource { path, dtype } = &self.config.model;
         Ok(Some(model::load_as(path, device, *dtype)?.1))
