@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::module::{Lora, Module, ModuleMapper, Param, ParamGroup};
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::module::{Lora, Module, Param, ParamGroup};
+use burn::tensor::{Device, FloatDType, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::decoder::Layer;
 use super::params::{ADAPTER, entries, names, replace};
 use super::pretrained::{Weights, load_full};
 use super::{CausalLm, ModelConfig, Precision};
@@ -77,13 +78,14 @@ impl LoraConfig {
 
 /// The model below its adapters, without autodiff. It shares the weights' memory.
 pub fn detach(model: &CausalLm) -> CausalLm {
-    struct Base;
-    impl ModuleMapper for Base {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            Param::initialized(param.id, param.base())
+    let mut model = model.valid();
+    for Layer { self_attn, mlp, .. } in &mut model.model.layers {
+        let of_attention = [&mut self_attn.q_proj, &mut self_attn.k_proj, &mut self_attn.v_proj, &mut self_attn.o_proj];
+        for layer in of_attention.into_iter().chain([&mut mlp.gate_proj, &mut mlp.up_proj, &mut mlp.down_proj]) {
+            layer.weight = Param::initialized(layer.weight.id, layer.weight.base());
         }
     }
-    model.valid().map(&mut Base)
+    model
 }
 
 /// What `adapter_config.json` says that is used here.
