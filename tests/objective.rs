@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 use tempering::noise::Stream;
-use tempering::objective::{Drawn, Parts, Statistics, Upstream};
+use tempering::objective::{Drawn, Statistics, Upstream};
 use tempering::train::stage::Stage;
 
 use crate::support::repository;
@@ -35,7 +35,7 @@ impl Reference {
             .map(|i| Drawn {
                 log_probs: &old[i],
                 entropies: &entropy[i],
-                advantage: Parts::task(advantages[i]),
+                advantage: advantages[i],
                 weight: weights[i],
                 hard: false,
             })

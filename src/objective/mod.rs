@@ -17,7 +17,7 @@ pub use advantage::{Advantage, DifficultyWeighting, advantages};
 pub use loss::{KlEstimator, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
 pub use parts::Parts;
 pub use rewards::RewardKind;
-pub use terms::{ConflictAware, Drawn, TokenRules};
+pub use terms::{Drawn, TokenRules};
 
 /// TRL's `loss_type`: a surrogate together with an [`Aggregate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

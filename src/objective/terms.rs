@@ -6,7 +6,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Parts;
 use super::loss::TokenTerm;
 use crate::noise::Stream;
 
@@ -18,7 +17,7 @@ pub struct Drawn<'a> {
     /// Entropy at the sampling temperature before each token, in nats.
     pub entropies: &'a [f32],
     /// Its advantage.
-    pub advantage: Parts,
+    pub advantage: f32,
     /// Weight of each of its tokens, from [`super::Aggregate::weights`]; 0 when it is left out of the step.
     pub weight: f32,
     /// Whether its problem is a hard one, in the sense of CEEH.
@@ -62,23 +61,6 @@ pub struct EntropyAdvantage {
     pub hard_only: bool,
 }
 
-/// What an update does where the two parts of advantages oppose each other. Ours; LOG.md has the comparison.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum ConflictAware {
-    /// Length pressure moves from uncertain tokens to what follows from them: where the parts of a completion's advantage
-    /// have different signs, its tokens among the `quantile` of the step's tokens with the largest entropy learn from the
-    /// task part alone, and the length part of its other tokens grows so that its sum over the completion stays.
-    Relocate {
-        /// Share of all tokens, above 0 and below 1.
-        quantile: f64,
-    },
-    /// The length part may not undo the task part: where the gradients of the two point apart, that of the length part loses
-    /// its component along that of the task part (PCGrad, arXiv 2001.06782, in one direction). Takes a second backward
-    /// pass.
-    Project,
-}
-
 /// Which tokens learn, and what beside the surrogate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenRules {
@@ -90,8 +72,6 @@ pub struct TokenRules {
     pub covariance: Option<Covariance>,
     /// What entropy adds to advantages.
     pub entropy_advantage: Option<EntropyAdvantage>,
-    /// What is done about opposed parts of advantages.
-    pub conflict_aware: Option<ConflictAware>,
     /// Factor of the mean entropy of the tokens that learn.
     pub entropy_coef: f32,
     /// The same factor on hard problems is so many times as large.
@@ -105,7 +85,6 @@ impl Default for TokenRules {
             top_entropy_quantile: 1.0,
             covariance: None,
             entropy_advantage: None,
-            conflict_aware: None,
             entropy_coef: 0.0,
             entropy_hard_factor: 1.0,
         }
@@ -121,8 +100,6 @@ pub struct TermCounts {
     pub low_entropy: usize,
     /// Those taken out, or held, for their covariance.
     pub covariance: usize,
-    /// Those whose length part went elsewhere.
-    pub relocated: usize,
     /// Mean entropy of the tokens that learn, at the sampling temperature; what adaptive control looks at.
     pub entropy: f64,
 }
@@ -133,7 +110,7 @@ impl TokenRules {
     pub fn terms(&self, step: &[Drawn], random: &mut Stream) -> (Vec<Vec<TokenTerm>>, TermCounts) {
         let term = |drawn: &Drawn, (&old_log_prob, &entropy): (&f32, &f32)| TokenTerm {
             old_log_prob,
-            advantage: drawn.advantage.total() + self.bonus(drawn, entropy),
+            advantage: drawn.advantage + self.bonus(drawn, entropy),
             weight: drawn.weight,
             kl: self.beta * drawn.weight,
             ..TokenTerm::default()
@@ -147,12 +124,6 @@ impl TokenRules {
         let mut counts = TermCounts { tokens: tokens.len(), ..TermCounts::default() };
         let entropy = |&(i, t): &(usize, usize)| step[i].entropies[t];
 
-        if let Some(ConflictAware::Relocate { quantile: share }) = self.conflict_aware {
-            let threshold = quantile(tokens.iter().map(entropy).collect(), 1.0 - share);
-            for (drawn, terms) in step.iter().zip(&mut terms).filter(|(drawn, _)| drawn.weight != 0.0) {
-                counts.relocated += relocate(drawn, threshold, terms);
-            }
-        }
         // 1. Covariance, of all tokens.
         if let Some(covariance) = self.covariance {
             let chosen = covariance.choose(step, &tokens, random);
@@ -186,30 +157,14 @@ impl TokenRules {
 
     fn bonus(&self, drawn: &Drawn, entropy: f32) -> f32 {
         let Some(rule) = self.entropy_advantage.filter(|rule| drawn.hard || !rule.hard_only) else { return 0.0 };
-        (rule.alpha * entropy).min(drawn.advantage.total().abs() / rule.kappa)
+        (rule.alpha * entropy).min(drawn.advantage.abs() / rule.kappa)
     }
-}
-
-/// Moves the length part of the advantage of the tokens with an entropy of at least `threshold` to the others; says how
-/// many it was taken from.
-fn relocate(drawn: &Drawn, threshold: f64, terms: &mut [TokenTerm]) -> usize {
-    let Parts { task, length } = drawn.advantage;
-    let uncertain = |entropy: &f32| f64::from(*entropy) >= threshold;
-    let count = drawn.entropies.iter().filter(|entropy| uncertain(entropy)).count();
-    if task * length >= 0.0 || count == terms.len() {
-        return 0;
-    }
-    let elsewhere = length * count as f32 / (terms.len() - count) as f32;
-    for (term, entropy) in terms.iter_mut().zip(drawn.entropies) {
-        term.advantage += if uncertain(entropy) { -length } else { elsewhere };
-    }
-    count
 }
 
 impl Covariance {
     fn choose(self, step: &[Drawn], tokens: &[(usize, usize)], random: &mut Stream) -> Vec<(usize, usize)> {
         let count = tokens.len().max(1) as f64;
-        let advantage = |&(i, _): &(usize, usize)| f64::from(step[i].advantage.total());
+        let advantage = |&(i, _): &(usize, usize)| f64::from(step[i].advantage);
         let log_prob = |&(i, t): &(usize, usize)| f64::from(step[i].log_probs[t]);
         let means =
             [tokens.iter().map(advantage).sum::<f64>() / count, tokens.iter().map(log_prob).sum::<f64>() / count];
@@ -264,7 +219,7 @@ mod tests {
     use super::*;
 
     fn drawn<'a>(log_probs: &'a [f32], entropies: &'a [f32], advantage: f32) -> Drawn<'a> {
-        Drawn { log_probs, entropies, advantage: Parts::task(advantage), weight: 0.25, hard: false }
+        Drawn { log_probs, entropies, advantage, weight: 0.25, hard: false }
     }
 
     fn terms(rules: TokenRules, step: &[Drawn]) -> (Vec<Vec<TokenTerm>>, TermCounts) {
@@ -309,23 +264,6 @@ mod tests {
         let (found, counts) = terms(TokenRules { covariance: Some(clip), ..TokenRules::default() }, &step);
         assert_eq!(counts.covariance, 1);
         assert_eq!(found.concat().iter().map(|t| t.weight).collect::<Vec<_>>(), [0.25, 0.25, 0.25, 0.0]);
-    }
-
-    /// Of four tokens the most uncertain one learns from the task part alone, the other three share its length part.
-    #[test]
-    fn relocated_length_keeps_its_sum_and_spares_uncertain_tokens() {
-        let rules =
-            TokenRules { conflict_aware: Some(ConflictAware::Relocate { quantile: 0.1 }), ..TokenRules::default() };
-        let opposed =
-            Drawn { advantage: Parts { task: 1.0, length: -0.6 }, ..drawn(&[-1.0; 4], &[0.1, 2.0, 0.0, 0.3], 0.0) };
-        let agreed = Drawn { advantage: Parts { task: 1.0, length: 0.6 }, ..opposed };
-        let (found, counts) = terms(rules, &[opposed, agreed]);
-        let found: Vec<Vec<f32>> =
-            found.iter().map(|terms| terms.iter().map(|term| term.advantage).collect()).collect();
-        let close = |a: &[f32], b: [f32; 4]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
-        assert!(close(&found[0], [0.2, 1.0, 0.2, 0.2]), "{found:?}");
-        assert!(close(&found[1], [1.6; 4]), "{found:?}");
-        assert_eq!(counts.relocated, 1);
     }
 
     #[test]

@@ -91,11 +91,6 @@ pub(crate) fn sum_of_squares(x: &Tensor<1>) -> f64 {
     f64::from(plain::sum(x.clone().powi_scalar(2)).into_scalar::<f32>())
 }
 
-/// `Σ x y`.
-pub(crate) fn sum_of_products(x: &Tensor<1>, y: &Tensor<1>) -> f64 {
-    f64::from(plain::sum(x.clone() * y.clone()).into_scalar::<f32>())
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, TensorData};

@@ -178,24 +178,6 @@ impl Gradients {
         self.0.values().map(update::sum_of_squares).fold(0.0, |sum, square| sum + square).sqrt()
     }
 
-    /// Gives back what the rest of this sum takes from `part`, one of its summands: where the rest points against `part`, its
-    /// component along it is taken out. Says how large that was, in lengths of `part`: 0 where nothing was opposed.
-    pub fn restore(&mut self, part: &Self) -> f64 {
-        let pairs = self.0.iter().filter_map(|(name, sum)| Some((sum, part.0.get(name)?)));
-        let product: f64 = pairs.map(|(sum, part)| update::sum_of_products(sum, part)).sum();
-        let square: f64 = part.0.values().map(update::sum_of_squares).sum();
-        // (sum − part) · part / |part|²
-        let along = if square > 0.0 { product / square - 1.0 } else { 0.0 };
-        if along < 0.0 {
-            for (name, part) in &part.0 {
-                if let Some(sum) = self.0.remove(name) {
-                    self.0.insert(name.clone(), sum - part.clone().mul_scalar(along));
-                }
-            }
-        }
-        (-along).max(0.0)
-    }
-
     /// Names of the parameters that received a gradient.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
@@ -204,27 +186,7 @@ impl Gradients {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
-
     use super::*;
-    use crate::ops::to_host;
-
-    /// task = (1, 0), the rest (−0.5, 2) and (0.5, 2): the first takes half of the task back, the second nothing.
-    #[test]
-    fn what_the_rest_takes_from_a_part_is_given_back() {
-        let gradients = |a: f32, b: f32| {
-            let tensor = |x: f32| Tensor::from_data(TensorData::from([x]), &Device::flex());
-            Gradients([("a", a), ("b", b)].map(|(name, x)| (name.to_string(), tensor(x))).into())
-        };
-        let values = |gradients: Gradients| gradients.0.into_values().flat_map(to_host).collect::<Vec<f32>>();
-        let task = gradients(1.0, 0.0);
-        let mut opposed = gradients(0.5, 2.0);
-        assert_eq!(opposed.restore(&task), 0.5);
-        assert_eq!(values(opposed), [1.0, 2.0]);
-        let mut agreed = gradients(1.5, 2.0);
-        assert_eq!(agreed.restore(&task), 0.0);
-        assert_eq!(values(agreed), [1.5, 2.0]);
-    }
 
     #[test]
     fn moments_in_bf16_ask_for_a_faster_second_moment_and_a_device_that_has_them() {

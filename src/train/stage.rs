@@ -8,8 +8,8 @@ use crate::objective::advantage::{Aggregation, ScaleRewards};
 use crate::objective::entropy::EntropyTarget;
 use crate::objective::terms::{Covariance, EntropyAdvantage};
 use crate::objective::{
-    Advantage, Aggregate, ConflictAware, DifficultyWeighting, KlEstimator, LossType, Objective, Ratio, RewardKind,
-    Surrogate, TokenRules,
+    Advantage, Aggregate, DifficultyWeighting, KlEstimator, LossType, Objective, Ratio, RewardKind, Surrogate,
+    TokenRules,
 };
 
 /// One stage of a schedule.
@@ -77,9 +77,6 @@ pub struct Stage {
     /// What entropy adds to each token's advantage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy_advantage: Option<EntropyAdvantage>,
-    /// What is done where the two parts of advantages oppose each other.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub conflict_aware: Option<ConflictAware>,
     /// Factor of the entropy bonus; with `use_adaptive_entropy`, where it starts.
     pub entropy_coef: f32,
     /// The bonus is so many times as large on hard problems (CEEH).
@@ -140,7 +137,6 @@ impl Default for Stage {
             top_entropy_quantile: 1.0,
             covariance: None,
             entropy_advantage: None,
-            conflict_aware: None,
             entropy_coef: 0.0,
             entropy_hard_factor: 1.0,
             use_adaptive_entropy: false,
@@ -220,7 +216,6 @@ impl Stage {
             top_entropy_quantile: self.top_entropy_quantile,
             covariance: self.covariance,
             entropy_advantage: self.entropy_advantage,
-            conflict_aware: self.conflict_aware,
             entropy_coef,
             entropy_hard_factor: self.entropy_hard_factor,
         }
@@ -318,10 +313,6 @@ impl Stage {
             require(alpha > 0.0 && alpha.is_finite(), format!("entropy_advantage.alpha = {alpha} must be positive"));
             let kept = "an advantage would change its sign";
             require(kappa > 1.0, format!("entropy_advantage.kappa = {kappa} must be above 1: {kept}"));
-        }
-        if let Some(ConflictAware::Relocate { quantile }) = self.conflict_aware {
-            let within = "must be above 0 and below 1: length pressure needs tokens to go to";
-            require(quantile > 0.0 && quantile < 1.0, format!("conflict_aware.quantile = {quantile} {within}"));
         }
         require(self.entropy_coef.is_finite(), format!("entropy_coef = {} must be a number", self.entropy_coef));
         require(

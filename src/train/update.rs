@@ -11,7 +11,7 @@ use crate::metrics::Metrics;
 use crate::model::CausalLm;
 use crate::noise::Stream;
 use crate::objective::entropy::EntropyControl;
-use crate::objective::{ConflictAware, Drawn, Statistics, TokenTerm, Upstream};
+use crate::objective::{Drawn, Statistics, TokenTerm, Upstream};
 use crate::optim::{AdamW, Gradients};
 
 /// What an update needs beside the completions.
@@ -24,21 +24,8 @@ pub(super) struct Update<'a> {
     pub(super) reference: Option<&'a CausalLm>,
 }
 
-/// A completion that has a gradient.
-struct Lesson {
-    sequence: Sequence,
-    terms: Vec<TokenTerm>,
-    /// The task part of its advantage.
-    task: f32,
-}
-
-impl Lesson {
-    /// The same with the task part of the advantage alone.
-    fn of_task(&self) -> Self {
-        let of_task = |term: &TokenTerm| TokenTerm { advantage: self.task, kl: 0.0, entropy: 0.0, ..*term };
-        Self { sequence: self.sequence.clone(), terms: self.terms.iter().map(of_task).collect(), task: self.task }
-    }
-}
+/// A completion that has a gradient: its tokens and their terms.
+type Lesson = (Sequence, Vec<TokenTerm>);
 
 /// Weight of each token of each completion, in groups of `group`; 0 for completions that are left out.
 pub(super) fn weights(scored: &[Scored], stage: &Stage, group: usize) -> Vec<f32> {
@@ -66,17 +53,12 @@ impl Update<'_> {
     ) -> (CausalLm, bool) {
         let start = Instant::now();
         let mut lessons = self.lessons(scored, control, metrics);
-        arrange(&mut lessons, &model.device(), |lesson| &lesson.sequence);
+        arrange(&mut lessons, &model.device(), |(sequence, _)| sequence);
         let mut statistics = Statistics::default();
-        let (mut norms, mut projected, mut work) = (Vec::new(), Vec::new(), Work::default());
+        let (mut norms, mut work) = (Vec::new(), Work::default());
         let mut finite = true;
         for _ in 0..self.stage.num_iterations {
-            let (mut gradients, seen, done) = self.gradients(&model, &lessons);
-            if self.stage.conflict_aware == Some(ConflictAware::Project) {
-                let of_task: Vec<Lesson> = lessons.iter().map(Lesson::of_task).collect();
-                let (task, _, _) = self.gradients(&model, &of_task);
-                projected.push(gradients.restore(&task));
-            }
+            let (gradients, seen, done) = self.gradients(&model, &lessons);
             let norm = gradients.norm();
             statistics.add(&seen);
             norms.push(norm);
@@ -89,9 +71,6 @@ impl Update<'_> {
             model = optimizer.step(&self.config.optim, model, gradients, scale, self.lr);
         }
         self.describe(&statistics, &norms, metrics);
-        if !projected.is_empty() {
-            metrics.set("conflict/projected", projected.iter().sum::<f64>() / projected.len() as f64);
-        }
         work.describe(metrics);
         metrics.set("timing_s/update_actor", start.elapsed().as_secs_f64());
         (model, finite)
@@ -104,7 +83,7 @@ impl Update<'_> {
             .map(|(s, weight)| Drawn {
                 log_probs: &s.completion.log_probs,
                 entropies: &s.completion.sampling_entropies,
-                advantage: s.advantage,
+                advantage: s.advantage.total(),
                 weight,
                 hard: s.hard,
             })
@@ -122,21 +101,17 @@ impl Update<'_> {
         if stage.covariance.is_some() {
             metrics.set("tokens/covariance_share", share(counts.covariance));
         }
-        if let Some(ConflictAware::Relocate { .. }) = stage.conflict_aware {
-            metrics.set("tokens/relocated_share", share(counts.relocated));
-        }
         if stage.mask_truncated_completions {
             let masked = scored.iter().filter(|s| !takes_part(s, stage)).count();
             metrics.set("tokens/masked_completions", masked as f64 / scored.len().max(1) as f64);
         }
         let taught = scored.iter().zip(terms).filter(|(_, terms)| terms.iter().any(TokenTerm::learns));
-        let mut lessons: Vec<Lesson> =
-            taught.map(|(s, terms)| Lesson { sequence: s.sequence.clone(), terms, task: s.advantage.task }).collect();
+        let mut lessons: Vec<Lesson> = taught.map(|(s, terms)| (s.sequence.clone(), terms)).collect();
         if let Some(reference) = self.reference {
             let start = Instant::now();
-            let sequences: Vec<Sequence> = lessons.iter().map(|lesson| lesson.sequence.clone()).collect();
-            for (lesson, log_probs) in lessons.iter_mut().zip(self.learner().log_probs(reference, &sequences)) {
-                lesson.terms.iter_mut().zip(log_probs).for_each(|(term, log_prob)| term.reference_log_prob = log_prob);
+            let sequences: Vec<Sequence> = lessons.iter().map(|(sequence, _)| sequence.clone()).collect();
+            for ((_, terms), log_probs) in lessons.iter_mut().zip(self.learner().log_probs(reference, &sequences)) {
+                terms.iter_mut().zip(log_probs).for_each(|(term, log_prob)| term.reference_log_prob = log_prob);
             }
             metrics.set("timing_s/ref", start.elapsed().as_secs_f64());
         }
@@ -155,12 +130,12 @@ impl Update<'_> {
     /// The gradient of the whole step, and what was counted on the way.
     fn gradients(&self, model: &CausalLm, lessons: &[Lesson]) -> (Gradients, Statistics, Work) {
         let objective = self.stage.objective();
-        let sequences: Vec<Sequence> = lessons.iter().map(|lesson| lesson.sequence.clone()).collect();
+        let sequences: Vec<Sequence> = lessons.iter().map(|(sequence, _)| sequence.clone()).collect();
         let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
         let work = self.learner().backward(model, &sequences, &mut gradients, |range, scores| {
             let (mut upstream, mut seen) = (Upstream::default(), Statistics::default());
             let mut first = 0;
-            for Lesson { terms, .. } in &lessons[range] {
+            for (_, terms) in &lessons[range] {
                 let tokens = first..first + terms.len();
                 first = tokens.end;
                 let (log_prob, entropy) = (&scores.log_prob[tokens.clone()], &scores.sampling_entropy[tokens]);

@@ -9,6 +9,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::kernels::{exp, max};
+use super::rows::{ROWS, product};
 use crate::ops::Span;
 
 /// Head counts and width.
@@ -46,7 +47,7 @@ fn head(x: &[f32], width: usize, index: usize, dim: usize) -> Vec<f32> {
     x.chunks_exact(width).flat_map(|row| &row[index * dim..][..dim]).copied().collect()
 }
 
-/// Columns of a transposed head: its length rounded up, so that products work in whole blocks.
+/// Columns of a transposed head: its length rounded up, so that products work in whole vectors of any width.
 fn padded(length: usize) -> usize {
     length.next_multiple_of(32)
 }
@@ -123,72 +124,6 @@ fn softmax(scores: &mut [f32], scale: f32) {
     scores.iter_mut().for_each(|score| *score *= inverse);
 }
 
-/// Query rows handled together, so that each key and value is loaded once for all of them.
-const ROWS: usize = 6;
-
-/// `out[r] = Σ_i coefficients[r][i] · matrix[i]`, or added to `out[r]`, for `R` rows: `[R, n] · [n, width]`.
-///
-/// `out` and `matrix` have rows at a distance of `out_stride` and `stride`. Every sum goes over `i` in order, whatever
-/// the width of the machine's vectors.
-#[inline(always)]
-fn product<S: Simd, const R: usize>(
-    simd: S,
-    (out, out_stride): (&mut [f32], usize),
-    coefficients: [&[f32]; R],
-    (matrix, stride): (&[f32], usize),
-    width: usize,
-    add: bool,
-) {
-    let (coefficients, matrix) = ((coefficients, coefficients[0].len()), (matrix, stride));
-    let mut at = 0;
-    while at + 2 * S::F32_LANES <= width {
-        columns::<S, R, 2>(simd, (&mut out[at..], out_stride), coefficients, matrix, at, add);
-        at += 2 * S::F32_LANES;
-    }
-    while at + S::F32_LANES <= width {
-        columns::<S, R, 1>(simd, (&mut out[at..], out_stride), coefficients, matrix, at, add);
-        at += S::F32_LANES;
-    }
-    let (coefficients, n) = coefficients;
-    for j in at..width {
-        for r in 0..R {
-            let sum = (0..n).fold(0.0, |sum, i| coefficients[r][i].mul_add(matrix.0[i * stride + j], sum));
-            let out = &mut out[r * out_stride + j];
-            *out = if add { *out + sum } else { sum };
-        }
-    }
-}
-
-/// `V` vectors of columns from `at` on; their sums stay in registers.
-#[inline(always)]
-fn columns<S: Simd, const R: usize, const V: usize>(
-    simd: S,
-    (out, out_stride): (&mut [f32], usize),
-    (coefficients, n): ([&[f32]; R], usize),
-    (matrix, stride): (&[f32], usize),
-    at: usize,
-    add: bool,
-) {
-    let coefficients = coefficients.map(|row| &row[..n]);
-    let mut sums = [[simd.splat_f32s(0.0); V]; R];
-    for i in 0..n {
-        let (row, _) = S::as_simd_f32s(&matrix[i * stride + at..][..V * S::F32_LANES]);
-        let row: &[S::f32s; V] = row.first_chunk().expect("whole vectors");
-        for r in 0..R {
-            let c = simd.splat_f32s(coefficients[r][i]);
-            for v in 0..V {
-                sums[r][v] = simd.mul_add_f32s(c, row[v], sums[r][v]);
-            }
-        }
-    }
-    for (r, sums) in sums.into_iter().enumerate() {
-        let (out, _) = S::as_mut_simd_f32s(&mut out[r * out_stride..][..V * S::F32_LANES]);
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if add { simd.add_f32s(*out, sum) } else { sum };
-        }
-    }
-}
-
 /// One query head of one packed sequence.
 #[derive(Debug, Clone, Copy)]
 struct Part {
@@ -245,7 +180,7 @@ pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], shape:
     assemble(&heads.collect::<Vec<_>>(), lengths, shape, 1)
 }
 
-/// The forward pass of a part.
+/// The output of a part.
 struct Forward<'a> {
     part: Part,
     q: &'a [f32],
@@ -260,29 +195,24 @@ impl WithSimd for Forward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
         let Self { part, q, k, v, shape } = self;
-        forward_one(simd, part, q, k, v, shape)
+        let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
+        let q = part.take(q, shape.q_width(), part.head, dim);
+        let keys = transposed(&part.take(k, shape.kv_width(), kv, dim), dim);
+        let values = part.take(v, shape.kv_width(), kv, dim);
+        let stride = padded(length);
+        let mut scores = vec![0.0; ROWS * stride];
+        let mut out = vec![0.0; length * dim];
+        let whole = length / ROWS * ROWS;
+        for first in (0..whole).step_by(ROWS) {
+            weigh::<S, ROWS>(simd, &mut scores, &q, &keys, stride, first, shape);
+            mix::<S, ROWS>(simd, &mut out, &scores, &values, stride, first, dim);
+        }
+        for first in whole..length {
+            weigh::<S, 1>(simd, &mut scores, &q, &keys, stride, first, shape);
+            mix::<S, 1>(simd, &mut out, &scores, &values, stride, first, dim);
+        }
+        out
     }
-}
-
-#[inline(always)]
-fn forward_one<S: Simd>(simd: S, part: Part, q: &[f32], k: &[f32], v: &[f32], shape: Heads) -> Vec<f32> {
-    let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
-    let q = part.take(q, shape.q_width(), part.head, dim);
-    let keys = transposed(&part.take(k, shape.kv_width(), kv, dim), dim);
-    let values = part.take(v, shape.kv_width(), kv, dim);
-    let stride = padded(length);
-    let mut scores = vec![0.0; ROWS * stride];
-    let mut out = vec![0.0; length * dim];
-    let whole = length / ROWS * ROWS;
-    for first in (0..whole).step_by(ROWS) {
-        weigh::<S, ROWS>(simd, &mut scores, &q, &keys, stride, first, shape);
-        mix::<S, ROWS>(simd, &mut out, &scores, &values, stride, first, dim);
-    }
-    for first in whole..length {
-        weigh::<S, 1>(simd, &mut scores, &q, &keys, stride, first, shape);
-        mix::<S, 1>(simd, &mut out, &scores, &values, stride, first, dim);
-    }
-    out
 }
 
 /// Softmax weights of `R` query rows from `first` on, each over its own past; zero after it.
@@ -330,7 +260,7 @@ pub(super) fn backward(
     shape: Heads,
 ) -> [Vec<f32>; 3] {
     let heads: Vec<[Vec<f32>; 3]> = (parts(lengths, shape.heads).into_par_iter())
-        .map(|part| Arch::new().dispatch(BackwardPass { part, inputs: [q, k, v, upstream], shape }))
+        .map(|part| Arch::new().dispatch(Slopes { part, inputs: [q, k, v, upstream], shape }))
         .collect();
     let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
     for [q, k, v] in heads {
@@ -351,58 +281,54 @@ struct Block {
     slopes: Vec<f32>,
 }
 
-/// The backward pass of a part: of q, k, v and the gradient of the output.
-struct BackwardPass<'a> {
+/// The gradients of a part, from q, k, v and the gradient of its output.
+struct Slopes<'a> {
     part: Part,
     inputs: [&'a [f32]; 4],
     shape: Heads,
 }
 
-impl WithSimd for BackwardPass<'_> {
+impl WithSimd for Slopes<'_> {
     type Output = [Vec<f32>; 3];
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> [Vec<f32>; 3] {
-        backward_one(simd, self.part, self.inputs, self.shape)
-    }
-}
-
-#[inline(always)]
-fn backward_one<S: Simd>(simd: S, part: Part, [q, k, v, upstream]: [&[f32]; 4], shape: Heads) -> [Vec<f32>; 3] {
-    let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
-    let [q, upstream] = [q, upstream].map(|x| part.take(x, shape.q_width(), part.head, dim));
-    let [keys, values] = [k, v].map(|x| part.take(x, shape.kv_width(), kv, dim));
-    let [keys_t, values_t] = [&keys, &values].map(|x| transposed(x, dim));
-    let stride = padded(length);
-    let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; length * dim]);
-    let [mut weights, mut slopes] = [(); 2].map(|()| vec![0.0; ROWS * stride]);
-    let [block_weights, block_slopes] = [(); 2].map(|()| vec![0.0; length * BLOCK]);
-    let mut block = Block { weights: block_weights, slopes: block_slopes };
-    let inputs = [&q[..], &upstream, &keys, &keys_t, &values_t];
-    for start in (0..length).step_by(BLOCK) {
-        let end = (start + BLOCK).min(length);
-        let whole = start + (end - start) / ROWS * ROWS;
-        for first in (start..whole).step_by(ROWS) {
-            slope::<S, ROWS>(simd, &mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
-        }
-        for first in whole..end {
-            slope::<S, 1>(simd, &mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
-        }
-        // dK += dSᵀ q, dV += Pᵀ upstream, over the keys that the block sees.
-        for (sum, coefficients, x) in [(&mut dk, &block.slopes, &q), (&mut dv, &block.weights, &upstream)] {
-            let x = &x[start * dim..end * dim];
-            let whole = end / ROWS * ROWS;
-            let line = |key: usize| &coefficients[key * BLOCK..][..end - start];
-            for key in (0..whole).step_by(ROWS) {
-                let lines: [&[f32]; ROWS] = std::array::from_fn(|r| line(key + r));
-                product(simd, (&mut sum[key * dim..], dim), lines, (x, dim), dim, true);
+        let Self { part, inputs: [q, k, v, upstream], shape } = self;
+        let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
+        let [q, upstream] = [q, upstream].map(|x| part.take(x, shape.q_width(), part.head, dim));
+        let [keys, values] = [k, v].map(|x| part.take(x, shape.kv_width(), kv, dim));
+        let [keys_t, values_t] = [&keys, &values].map(|x| transposed(x, dim));
+        let stride = padded(length);
+        let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; length * dim]);
+        let [mut weights, mut slopes] = [(); 2].map(|()| vec![0.0; ROWS * stride]);
+        let [block_weights, block_slopes] = [(); 2].map(|()| vec![0.0; length * BLOCK]);
+        let mut block = Block { weights: block_weights, slopes: block_slopes };
+        let inputs = [&q[..], &upstream, &keys, &keys_t, &values_t];
+        for start in (0..length).step_by(BLOCK) {
+            let end = (start + BLOCK).min(length);
+            let whole = start + (end - start) / ROWS * ROWS;
+            for first in (start..whole).step_by(ROWS) {
+                slope::<S, ROWS>(simd, &mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
             }
-            for key in whole..end {
-                product(simd, (&mut sum[key * dim..], dim), [line(key)], (x, dim), dim, true);
+            for first in whole..end {
+                slope::<S, 1>(simd, &mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
+            }
+            // dK += dSᵀ q, dV += Pᵀ upstream, over the keys that the block sees.
+            for (sum, coefficients, x) in [(&mut dk, &block.slopes, &q), (&mut dv, &block.weights, &upstream)] {
+                let x = &x[start * dim..end * dim];
+                let whole = end / ROWS * ROWS;
+                let line = |key: usize| &coefficients[key * BLOCK..][..end - start];
+                for key in (0..whole).step_by(ROWS) {
+                    let lines: [&[f32]; ROWS] = std::array::from_fn(|r| line(key + r));
+                    product(simd, (&mut sum[key * dim..], dim), lines, (x, dim), dim, true);
+                }
+                for key in whole..end {
+                    product(simd, (&mut sum[key * dim..], dim), [line(key)], (x, dim), dim, true);
+                }
             }
         }
+        [dq, dk, dv]
     }
-    [dq, dk, dv]
 }
 
 /// `P = softmax(q kᵀ)`, `dP = upstream vᵀ`, `dS = P (dP − Σ P dP)`, `dq = dS k` of `R` query rows from `first` on; P and dS

@@ -9,6 +9,7 @@
 mod attention;
 mod kernels;
 mod product;
+mod rows;
 mod scores;
 mod update;
 

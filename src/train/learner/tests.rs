@@ -1,0 +1,233 @@
+use std::collections::BTreeMap;
+
+use burn::module::{ModuleMapper, Param};
+
+use super::*;
+use crate::model::{LoraConfig, ModelConfig, ParamPath};
+use crate::objective::{Statistics, TokenTerm};
+use crate::train::batch::completion_scores;
+use crate::train::stage::Stage;
+
+const VOCAB: usize = 37;
+
+#[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
+fn devices() -> [Device; 2] {
+    [Device::flex().autodiff(), Device::ndarray().autodiff()]
+}
+
+fn model(tied: bool, device: &Device) -> CausalLm {
+    let mut config = ModelConfig::qwen2(VOCAB, 16, 24, 3, 4, 2);
+    (config.tie_word_embeddings, config.initializer_range) = (tied, 0.3);
+    CausalLm::random(&config, 3, device)
+}
+
+fn sequences() -> Vec<Sequence> {
+    let sequence = |(length, prompt): (u32, usize)| Sequence {
+        tokens: (0..length).map(|i| (i * 11 + length * 5) % VOCAB as u32).collect(),
+        prompt,
+    };
+    [(9, 3), (4, 1), (17, 2), (2, 1), (6, 5)].map(sequence).to_vec()
+}
+
+/// Derivatives that differ from token to token, some of them 0.
+fn derivatives(scores: &TokenScores, first: usize) -> Upstream {
+    let of = |scale: f32| {
+        let at = |i: usize| ((first + i) % 4) as f32 * scale - 0.1;
+        (0..scores.log_prob.len()).map(at).collect()
+    };
+    Upstream { log_prob: of(0.2), entropy: of(-0.07) }
+}
+
+fn first_token(sequence: usize) -> usize {
+    sequences()[..sequence].iter().map(|sequence| sequence.completion().len()).sum()
+}
+
+fn values(gradients: Gradients) -> BTreeMap<String, Vec<f32>> {
+    gradients.0.into_iter().map(|(name, gradient)| (name, to_host(gradient))).collect()
+}
+
+fn learned(learner: &Learner, model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
+    let mut gradients = Gradients::default();
+    let work = learner.backward(model, &sequences(), &mut gradients, |range, scores| {
+        Some(derivatives(scores, first_token(range.start)))
+    });
+    assert_eq!((work.tokens, work.skipped), (33, 0));
+    values(gradients)
+}
+
+/// All logits at once, in one recorded pass.
+fn plain(model: &CausalLm, temperature: f32) -> BTreeMap<String, Vec<f32>> {
+    let scores = completion_scores(model, &sequences(), temperature);
+    let mut seen = TokenScores::default();
+    seen.extend(scores.clone());
+    let upstream = derivatives(&seen, 0);
+    let device = scores.log_prob.device();
+    let pull = |x: Tensor<1>, by: &[f32]| (x * Tensor::from_data(TensorData::from(by), &device)).sum();
+    let loss = pull(scores.log_prob, &upstream.log_prob) + pull(scores.entropy_sampling, &upstream.entropy);
+    let mut gradients = Gradients::default();
+    gradients.add(model, &mut loss.backward());
+    values(gradients)
+}
+
+#[track_caller]
+fn assert_equal(left: &BTreeMap<String, Vec<f32>>, right: &BTreeMap<String, Vec<f32>>, tolerance: f32) {
+    assert!(left.keys().eq(right.keys()), "{:?} {:?}", left.keys(), right.keys());
+    for (name, right) in right {
+        let largest = right.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        for (a, b) in left[name].iter().zip(right) {
+            assert!((a - b).abs() <= tolerance * (1.0 + largest), "{name}: {a} against {b}");
+        }
+    }
+}
+
+/// Chunks of one row, of a few, of all; blocks kept and run again; micro-batches of one sequence and of all; head and
+/// embedding apart and in one. Sequences of more rows than a chunk has go twice through the head.
+#[test]
+fn no_way_of_cutting_the_work_changes_the_gradient() {
+    for device in devices() {
+        for tied in [true, false] {
+            let model = model(tied, &device);
+            let expected = plain(&model, 0.8);
+            for activation_checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
+                for (logits, tokens_per_microbatch) in [(1, 1), (5 * VOCAB, 100), (10 * VOCAB, 20), (LOGITS, 100)] {
+                    let learner = Learner { temperature: 0.8, tokens_per_microbatch, activation_checkpointing, logits };
+                    assert_equal(&learned(&learner, &model), &expected, 1e-5);
+                }
+            }
+        }
+    }
+}
+
+/// What the split into micro-batches leaves of the gradient: 1e-6 of it.
+#[test]
+fn micro_batches_add_up_to_the_whole() {
+    let model = model(true, &Device::flex().autodiff());
+    let [whole, split] = [100, 1].map(|tokens_per_microbatch| {
+        learned(&Learner { temperature: 0.8, tokens_per_microbatch, ..Learner::default() }, &model)
+    });
+    let [mut error, mut square] = [0.0; 2];
+    for (a, b) in whole.values().flatten().zip(split.values().flatten()) {
+        error += f64::from(a - b).powi(2);
+        square += f64::from(*a).powi(2);
+    }
+    assert!(error.sqrt() <= 1e-6 * square.sqrt(), "{} of {}", error.sqrt(), square.sqrt());
+}
+
+/// The loss of two updates on the same tokens (ratios away from 1, some of them clipped, a reference, an entropy bonus)
+/// along a direction: central differences against the gradient.
+#[test]
+fn the_gradient_is_that_of_finite_differences() {
+    let model = model(true, &Device::flex().autodiff());
+    let stage = Stage { beta: 0.1, ..Stage::default() };
+    let loss = |model: &CausalLm, gradients: &mut Gradients| {
+        let mut statistics = Statistics::default();
+        Learner::default().backward(model, &sequences(), gradients, |range, scores| {
+            let mut upstream = Upstream::default();
+            let term = |i: usize| TokenTerm {
+                old_log_prob: -3.6 + (i % 5) as f32 * 0.08,
+                reference_log_prob: -3.5,
+                advantage: if i.is_multiple_of(3) { -1.0 } else { 0.7 },
+                weight: 0.03,
+                kl: 0.003,
+                entropy: 0.001,
+                ..TokenTerm::default()
+            };
+            let first = first_token(range.start);
+            let terms: Vec<TokenTerm> = (first..first + scores.log_prob.len()).map(term).collect();
+            let (log_prob, entropy) = (&scores.log_prob, &scores.sampling_entropy);
+            stage.objective().evaluate(&terms, log_prob, entropy, &mut statistics, &mut upstream);
+            Some(upstream)
+        });
+        statistics
+    };
+    let mut gradients = Gradients::default();
+    let statistics = loss(&model, &mut gradients);
+    assert!(statistics.low + statistics.high > 0 && statistics.low + statistics.high < statistics.tokens);
+    let norm = gradients.norm();
+    let direction = values(gradients);
+    for (name, values) in &direction {
+        assert!(values.iter().any(|x| *x != 0.0), "{name}");
+    }
+    let at = |distance: f64| {
+        let moved = moved(&model, &direction, (distance / norm) as f32);
+        loss(&moved, &mut Gradients::default()).loss
+    };
+    let slope = (at(2e-3) - at(-2e-3)) / 4e-3;
+    assert!((slope - norm).abs() < 2e-3 * norm, "{slope} along a gradient of length {norm}");
+}
+
+/// The model with every parameter moved by `scale` times its entry in `direction`.
+fn moved(model: &CausalLm, direction: &BTreeMap<String, Vec<f32>>, scale: f32) -> CausalLm {
+    struct Move<'a>(ParamPath, &'a BTreeMap<String, Vec<f32>>, f32);
+    impl ModuleMapper for Move<'_> {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.0.enter(name);
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.0.exit();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let by = TensorData::from(self.1[&self.0.name()].as_slice());
+            param.map(|x| {
+                let by = Tensor::<1>::from_data(by, &x.device().inner()).reshape(x.dims()).mul_scalar(self.2);
+                Tensor::from_inner(x.inner() + by).require_grad()
+            })
+        }
+    }
+    model.clone().map(&mut Move(ParamPath::default(), direction, scale))
+}
+
+#[test]
+fn adapters_have_the_same_gradient_and_the_model_below_them_none() {
+    let device = Device::flex().autodiff();
+    let lora = LoraConfig { r: 2, ..LoraConfig::default() };
+    let model = lora.attach(model(true, &device), 0);
+    let expected = plain(&model, 1.0);
+    assert!(expected.keys().all(|name| name.contains("lora")), "{:?}", expected.keys());
+    for activation_checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
+        let learner = Learner { activation_checkpointing, logits: 5 * VOCAB, ..Learner::default() };
+        assert_equal(&learned(&learner, &model), &expected, 1e-5);
+    }
+}
+
+/// Recomputing a block is the same sequence of operations on the same numbers.
+#[test]
+fn recomputed_blocks_give_the_same_bits() {
+    let model = model(true, &Device::flex().autodiff());
+    let [kept, again] = [ActivationCheckpointing::None, ActivationCheckpointing::Block]
+        .map(|activation_checkpointing| learned(&Learner { activation_checkpointing, ..Learner::default() }, &model));
+    assert!(kept == again);
+}
+
+#[test]
+fn what_is_not_finite_is_left_out_and_counted_and_the_rest_learns() {
+    let model = model(true, &Device::flex().autodiff());
+    let learner = Learner { tokens_per_microbatch: 1, ..Learner::default() };
+    let gradient = |bad: usize, sequences: &[Sequence]| {
+        let mut gradients = Gradients::default();
+        let work = learner.backward(&model, sequences, &mut gradients, |range, scores| {
+            let mut upstream = derivatives(scores, 0);
+            if range.start == bad {
+                upstream.log_prob[0] = f32::NAN;
+            }
+            Some(upstream)
+        });
+        (work.skipped, values(gradients))
+    };
+    let all = sequences();
+    let (skipped, with_a_bad_one) = gradient(2, &all);
+    let rest: Vec<Sequence> = [&all[..2], &all[3..]].concat();
+    assert_eq!(skipped, 1);
+    assert_equal(&with_a_bad_one, &gradient(usize::MAX, &rest).1, 1e-6);
+}
+
+#[test]
+fn log_probabilities_without_gradients_are_those_with_them() {
+    let model = model(false, &Device::flex().autodiff());
+    let learner = Learner { temperature: 0.8, logits: 4 * VOCAB, ..Learner::default() };
+    let lists = learner.log_probs(&model, &sequences());
+    let lengths: Vec<usize> = sequences().iter().map(|sequence| sequence.completion().len()).collect();
+    assert!(lists.iter().map(Vec::len).eq(lengths));
+    let all = to_host(completion_scores(&model.valid(), &sequences(), 0.8).log_prob);
+    assert!(lists.concat().iter().zip(all).all(|(a, b)| (a - b).abs() < 1e-6));
+}
