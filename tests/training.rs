@@ -361,6 +361,7 @@ fn the_controller_decides_by_what_it_measures_and_a_resumed_run_decides_alike() 
             min_steps: 3,
             window: 2,
             accuracy_drop: 1.0,
+            length_tolerance: None,
             entropy_low: 100.0,
             cancelled_high: 1.0,
         });

@@ -40,7 +40,7 @@ mod tests {
         let gibibyte = 1 << 30;
         let base =
             Estimate { weights: 2 * gibibyte, gradients: gibibyte, optimizer: 2 * gibibyte, ..Estimate::default() };
-        assert!(fit(&base, memory).starts_with("it fits: 5.0 GiB of the device's 8.0"));
+        assert!(fit(&base, memory).starts_with("it fits: 5.1 GiB of the device's 8.0"));
         assert!(fit(&base, None).contains("not known"));
         for (estimate, setting) in [
             (Estimate { activations: 6 * gibibyte, ..base }, "train.tokens_per_microbatch"),

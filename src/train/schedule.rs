@@ -125,9 +125,10 @@ impl Stage {
 
 /// Chooses after every step whether to compress or to enhance, by what it measures, instead of by a fixed schedule.
 ///
-/// It leaves *compress* when that has stopped paying: accuracy has fallen below its best by `accuracy_drop`, entropy is
-/// under `entropy_low` (nothing left to explore with), or the two parts of advantages spend more than `cancelled_high` of
-/// their effort against each other. It goes back when accuracy has come back to within half of `accuracy_drop` of its
+/// It leaves *compress* when that has stopped paying: accuracy has fallen below its best by `accuracy_drop`, the length of
+/// the last window is not below that of the one before by `length_tolerance` of it, entropy is under `entropy_low` (nothing
+/// left to explore with), or the two parts of advantages spend more than `cancelled_high` of their effort against each
+/// other. It goes back when accuracy has come back to within half of `accuracy_drop` of its
 /// best and entropy is at least `entropy_low`: the half is the hysteresis. Ours, not the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,6 +145,9 @@ pub struct Controller {
     pub window: usize,
     /// Fall of accuracy, as a share of all completions, that ends a stay in *compress*.
     pub accuracy_drop: f64,
+    /// Least relative fall of the length from one window to the next that is worth a stay in *compress*; none for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length_tolerance: Option<f64>,
     /// Entropy at temperature 1, in nats per token, below which exploration comes first.
     pub entropy_low: f64,
     /// Cancelled share of effort above which the parts are in conflict; 1 for never.
@@ -165,6 +169,15 @@ impl Controller {
         }
         if accuracy < best - self.accuracy_drop {
             return Some(format!("accuracy {accuracy:.3} has fallen from {best:.3}"));
+        }
+        if let Some(tolerance) = self.length_tolerance
+            && history.len() >= 2 * self.window
+        {
+            let length = |steps: &[StepFigures]| mean(steps, |step| step.length);
+            let before = length(&history[history.len() - 2 * self.window..][..self.window]);
+            if length(last) > before * (1.0 - tolerance) {
+                return Some(format!("length {:.0} is no longer falling", length(last)));
+            }
         }
         if entropy < self.entropy_low {
             return Some(format!("entropy {entropy:.4} is below {}", self.entropy_low));
@@ -206,6 +219,9 @@ impl Controller {
         }
         let (drop, low, high) = (self.accuracy_drop, self.entropy_low, self.cancelled_high);
         require((0.0..=1.0).contains(&drop), format!("accuracy_drop = {drop} must be within 0 and 1"));
+        if let Some(tolerance) = self.length_tolerance {
+            require((0.0..1.0).contains(&tolerance), format!("length_tolerance = {tolerance} must be within [0, 1)"));
+        }
         require(low >= 0.0 && low.is_finite(), format!("entropy_low = {low} must not be negative"));
         require((0.0..=1.0).contains(&high), format!("cancelled_high = {high} must be within 0 and 1"));
         require(cycles == 1, "max_steps ends the run; remove cycles".to_string());
@@ -266,6 +282,7 @@ mod tests {
             min_steps: 4,
             window: 2,
             accuracy_drop: 0.1,
+            length_tolerance: None,
             entropy_low: 0.05,
             cancelled_high: 0.4,
         }
@@ -291,5 +308,14 @@ mod tests {
         assert!(switch(false, step, 4).is_some());
         assert_eq!(switch(false, StepFigures { accuracy: 0.79, ..step }, 9), None);
         assert_eq!(switch(false, StepFigures { entropy: 0.01, ..step }, 9), None);
+    }
+
+    /// Two windows of two steps: 100 and 96 tokens are no fall of 5%, 100 and 94 are.
+    #[test]
+    fn the_controller_leaves_compress_when_lengths_stop_falling() {
+        let controller = Controller { length_tolerance: Some(0.05), ..controller() };
+        let switch = |compressing, last| controller.switch(compressing, &history([100.0, 100.0, last, last]), 0.8);
+        assert_eq!(switch(true, 94.0), None);
+        assert_eq!(switch(true, 96.0).unwrap(), "length 96 is no longer falling");
     }
 }
