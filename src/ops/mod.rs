@@ -4,6 +4,7 @@
 //! hand-written backward (`ops/cpu`); everywhere else as the composition of tensor operations in `ops/plain.rs`. Tests hold the
 //! two equal.
 
+mod blockwise;
 mod cpu;
 pub(crate) mod path;
 mod plain;
@@ -357,9 +358,14 @@ mod tests {
 
     #[test]
     fn attention_fused_equals_plain_for_ragged_sequences_and_shared_heads() {
-        for (heads, kv_heads, dim, lengths) in
-            [(4, 2, 8, vec![5, 1, 33, 7]), (3, 1, 6, vec![2, 9]), (2, 2, 32, vec![70]), (4, 2, 40, vec![1])]
-        {
+        let above = blockwise::BLOCK + 9;
+        for (heads, kv_heads, dim, lengths) in [
+            (4, 2, 8, vec![5, 1, 33, 7]),
+            (3, 1, 6, vec![2, 9]),
+            (2, 2, 32, vec![70]),
+            (4, 2, 40, vec![1]),
+            (2, 1, 4, vec![3, above, 1, blockwise::BLOCK]),
+        ] {
             compare(|device| {
                 let rows = lengths.iter().sum();
                 let (q, q_view) = leaf([rows, heads, dim], 1, device);

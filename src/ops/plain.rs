@@ -3,7 +3,7 @@
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
-use super::{CacheCall, Scores, Span, pack, unpack};
+use super::{CacheCall, Scores, Span, blockwise, pack, unpack};
 
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     let scale = x.clone().powi_scalar(2).mean_dim(1).add_scalar(epsilon).sqrt();
@@ -24,23 +24,15 @@ pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> 
 
 pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usize]) -> Tensor<2> {
     let [_, heads, dim] = q.dims();
-    let [_, kv_heads, _] = k.dims();
     let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
     // [rows, heads, dim] -> [batch, heads, longest, dim]
-    let spread = |x: Tensor<3>, heads: usize| {
+    let spread = |x: Tensor<3>| {
+        let [_, heads, dim] = x.dims();
         unpack(x.reshape([-1, (heads * dim) as i32]), lengths, longest)
             .reshape([batch, longest, heads, dim])
             .swap_dims(1, 2)
     };
-    // The heads that share a key head become more query rows of it.
-    let group = heads / kv_heads;
-    let q = spread(q, heads).reshape([batch, kv_heads, group * longest, dim]);
-    let (k, v) = (spread(k, kv_heads), spread(v, kv_heads));
-    let past = Tensor::<2, Bool>::tril_mask([longest, longest], 0, &q.device());
-    let future: Tensor<4, Bool> = past.repeat_dim(0, group).unsqueeze();
-    let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar(scale(dim));
-    let weights = softmax(scores.mask_fill(future, f32::NEG_INFINITY), 3);
-    let mixed = weights.matmul(v).reshape([batch, heads, longest, dim]).swap_dims(1, 2);
+    let mixed = blockwise::attention(spread(q), spread(k), spread(v), blockwise::BLOCK).swap_dims(1, 2);
     pack(mixed.reshape([batch * longest, heads * dim]), lengths, longest)
 }
 
