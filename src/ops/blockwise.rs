@@ -1,4 +1,4 @@
-//! Causal attention over one block of query rows at a time, on every backend: nothing of size `T x T` is ever kept.
+//! Causal attention over one block of query rows at a time, on any backend: nothing of size `T x T` is ever kept.
 //!
 //! Only the keys up to a block's end are looked at. The backward pass computes the weights of each block again from
 //! queries and keys, as FlashAttention does (arXiv 2205.14135). [`forward`] and [`backward`] are functions on tensors without
@@ -22,6 +22,8 @@ use burn::backend::{Backend, Dispatch, DispatchKindConversion, DispatchTensor, F
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
 
+use super::plain::scale;
+
 /// Query rows of a block.
 pub(super) const BLOCK: usize = 256;
 
@@ -32,7 +34,7 @@ pub(super) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, block: usize) 
 }
 
 /// The query rows of each block.
-fn blocks(time: usize, block: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
+fn blocks(time: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
     (0..time.div_ceil(block)).map(move |index| index * block..time.min((index + 1) * block))
 }
 
@@ -45,10 +47,6 @@ fn at(x: &Tensor<4>, times: Range<usize>) -> Tensor<4> {
 fn grouped(x: Tensor<4>, kv_heads: usize) -> Tensor<4> {
     let [batch, heads, rows, dim] = x.dims();
     x.reshape([batch, kv_heads, heads / kv_heads * rows, dim])
-}
-
-fn scale(dim: usize) -> f64 {
-    1.0 / (dim as f64).sqrt()
 }
 
 /// Attention weights of a block, `[batch, kv_heads, group · rows, rows.end]`.

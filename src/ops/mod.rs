@@ -1,8 +1,8 @@
 //! The operations the decoder and the learner are made of.
 //!
 //! Each function here is the one definition of its operation. On the `cpu` device it runs as one fused pass with a
-//! hand-written backward (`ops/cpu`); everywhere else as the composition of tensor operations in `ops/plain.rs`. Tests hold the
-//! two equal.
+//! hand-written backward (`ops/cpu`); everywhere else as the composition of tensor operations in `ops/plain.rs`, attention in
+//! blocks of query rows (`ops/blockwise.rs`). Tests hold the two equal.
 
 mod blockwise;
 mod cpu;

@@ -1,4 +1,5 @@
 //! The operations as compositions of tensor operations: the reference, and the path of every device without its own.
+//! Attention alone has a backward of its own here too, in `ops/blockwise.rs`.
 
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
@@ -89,7 +90,8 @@ pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<2>, values: Tensor<2>,
     softmax(scores, 3).matmul(gather(values)).reshape([rows, heads * dim])
 }
 
-fn scale(dim: usize) -> f64 {
+/// What attention scores are multiplied by.
+pub(super) fn scale(dim: usize) -> f64 {
     1.0 / (dim as f64).sqrt()
 }
 
