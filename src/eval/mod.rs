@@ -141,27 +141,24 @@ pub fn evaluate(
         records.extend(lines.into_iter().map(|line| line.record));
         Ok(())
     };
-    std::thread::scope(|scope| {
-        let mut grading = None;
-        for problems in problems.chunks(config.problems_at_once()) {
-            let asked = ask(problems, subject, config)?;
-            let requests: Vec<Request> = asked.iter().map(|asked| asked.request.clone()).collect();
-            let completions = generate(model, model_config, &requests, &sampling, |_, _| Watch::Continue)?;
-            let grade = move || -> Vec<Line> {
-                asked.into_par_iter().zip(completions).map(|(asked, c)| asked.line(&c, tokenizer)).collect()
-            };
-            if let Some(last) = grading.replace(scope.spawn(grade)) {
-                keep(joined(last))?;
-            }
-        }
-        grading.map_or(Ok(()), |last| keep(joined(last)))
-    })?;
+    let mut sampled: Vec<(Asked, Completion)> = Vec::new();
+    for problems in problems.chunks(config.problems_at_once()) {
+        let asked = ask(problems, subject, config)?;
+        let requests: Vec<Request> = asked.iter().map(|asked| asked.request.clone()).collect();
+        let (completions, lines) = rayon::join(
+            || generate(model, model_config, &requests, &sampling, |_, _| Watch::Continue),
+            || grade(&sampled, tokenizer),
+        );
+        keep(lines)?;
+        sampled = asked.into_iter().zip(completions?).collect();
+    }
+    keep(grade(&sampled, tokenizer))?;
     Ok(records)
 }
 
-/// What a thread returns; its panic goes on here.
-fn joined<T>(thread: std::thread::ScopedJoinHandle<T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+/// The lines of completions, in order.
+fn grade(sampled: &[(Asked, Completion)], tokenizer: &Tokenizer) -> Vec<Line> {
+    sampled.par_iter().map(|(asked, completion)| asked.line(completion, tokenizer)).collect()
 }
 
 /// A completion that was asked for.

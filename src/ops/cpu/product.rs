@@ -34,10 +34,7 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Multiplications from which on all cores take part.
-const PARALLEL: usize = 192 * 192 * 192;
-
-/// `out ← left · right`, or `out ← out + left · right`.
+/// `out ← left · right`, or `out ← out + left · right`, on all cores where it is large enough.
 ///
 /// # Shapes
 /// - out: `left.rows · right.columns` numbers, by rows
@@ -49,7 +46,6 @@ pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) 
     if m == 0 || n == 0 {
         return;
     }
-    let parallelism = if m * n * k >= PARALLEL { Parallelism::Rayon(0) } else { Parallelism::None };
     // SAFETY: a matrix's values are as many as its sizes say, and its strides are those of rows or of columns without
     // gaps, which `Matrix::new` and `transposed` alone make: no element is out of bounds. `out` is as large as the product,
     // by rows, and borrowed for writing, so nothing else is read or written through it.
@@ -73,7 +69,7 @@ pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) 
             false,
             false,
             false,
-            parallelism,
+            Parallelism::Rayon(0),
         );
     }
 }
