@@ -111,9 +111,10 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     let trained = if work.lora.is_some() { factors } else { whole };
 
     // Per token and block: input, two norms' outputs, the sum between them; queries, keys, values, their mixture; gate, up
-    // and their product.
+    // and, but in f32, what they make.
     let normed = if config.has_qk_norm() { q + kv } else { 0 };
-    let kept = 4 * hidden + 2 * q + 2 * kv + normed + 3 * inner;
+    let gated = if work.precision == Precision::F32 { 2 } else { 3 };
+    let kept = 4 * hidden + 2 * q + 2 * kv + normed + gated * inner;
     // While one block goes backward: gradients of the last three and of queries, keys and values per head.
     let passing = 3 * inner + 4 * q + 2 * hidden;
     let all = work.learner.activation_checkpointing == ActivationCheckpointing::None;

@@ -62,14 +62,16 @@ pub fn operations(shape: &OpsShape, repeats: usize) -> Vec<OpTimes> {
     let heads = |x: Tensor<2>, heads: usize| x.reshape([rows, heads, HIDDEN / HEADS]);
     let (x, gate, up, logits) = (leaf(HIDDEN, 1), leaf(INNER, 2), leaf(INNER, 3), leaf(vocab, 4));
     let (k, v) = (leaf(HIDDEN / HEADS * KV_HEADS, 5), leaf(HIDDEN / HEADS * KV_HEADS, 6));
+    let down = random([INNER, HIDDEN], 9, &device).require_grad();
     let weight = random([HIDDEN], 7, &device).require_grad();
     let angles = random([rows, HIDDEN / HEADS / 2], 8, &device.clone().inner());
     let (cos, sin) = (angles.clone().cos(), angles.sin());
 
     type Run<'a> = Box<dyn Fn(&path::Path) -> Tensor<1> + 'a>;
-    let cases: [(&'static str, Run); 5] = [
+    let cases: [(&'static str, Run); 6] = [
         ("rms_norm", Box::new(|path| (path.rms_norm)(x.clone(), weight.clone(), 1e-6).sum())),
         ("swiglu", Box::new(|path| (path.swiglu)(gate.clone(), up.clone()).sum())),
+        ("swiglu_linear", Box::new(|path| (path.swiglu_linear)(gate.clone(), up.clone(), down.clone()).sum())),
         ("rotary", Box::new(|path| (path.rotary)(heads(x.clone(), HEADS), cos.clone(), sin.clone()).sum())),
         (
             "attention",

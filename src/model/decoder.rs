@@ -66,7 +66,7 @@ pub struct CausalLm {
 impl Mlp {
     fn forward(&self, x: Tensor<2>, precision: Precision) -> Tensor<2> {
         let gate = precision.linear(&self.gate_proj, x.clone());
-        precision.linear(&self.down_proj, ops::swiglu(gate, precision.linear(&self.up_proj, x)))
+        precision.swiglu_linear(&self.down_proj, gate, precision.linear(&self.up_proj, x))
     }
 }
 

@@ -67,6 +67,17 @@ impl Precision {
         }
     }
 
+    /// `(silu(gate) · up) W + b` in this precision; inputs and output are f32.
+    ///
+    /// # Shapes
+    /// - gate, up: `[rows, input]`; output: `[rows, output]`
+    pub(super) fn swiglu_linear(self, layer: &Linear, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+        if self == Self::F32 {
+            return ops::swiglu_linear(gate, up, layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()));
+        }
+        self.linear(layer, ops::swiglu(gate, up))
+    }
+
     /// `x W` in this precision; input and output are f32.
     pub(crate) fn matmul(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
         if self == Self::F32 {

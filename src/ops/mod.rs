@@ -78,12 +78,29 @@ pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 /// - x: `[rows, input]`; weight: `[input, output]`; bias: `[output]`; output: `[rows, output]`
 pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     if cpu::serves(&x.device()) {
-        let none = || Tensor::from_data(TensorData::new(Vec::<f32>::new(), [0]), &x.device().inner());
-        let bias = bias.unwrap_or_else(none);
+        let bias = bias.unwrap_or_else(|| no_bias(&x.device()));
         cpu::linear(x, weight, bias)
     } else {
         burn::tensor::module::linear(x, weight, bias)
     }
+}
+
+/// `(silu(gate) · up) W + b`: the second half of a gated feed-forward layer.
+///
+/// # Shapes
+/// - gate, up: `[rows, intermediate]`; weight: `[intermediate, output]`; bias: `[output]`; output: `[rows, output]`
+pub(crate) fn swiglu_linear(gate: Tensor<2>, up: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    if cpu::serves(&gate.device()) {
+        let bias = bias.unwrap_or_else(|| no_bias(&gate.device()));
+        cpu::swiglu_linear(gate, up, weight, bias)
+    } else {
+        linear(plain::swiglu(gate, up), weight, bias)
+    }
+}
+
+/// What stands for no bias where an operation must have one.
+fn no_bias(device: &Device) -> Tensor<1> {
+    Tensor::from_data(TensorData::new(Vec::<f32>::new(), [0]), &device.clone().inner())
 }
 
 /// Zeros in memory taken once.
@@ -322,6 +339,24 @@ mod tests {
                 let (weight, weight_view) = leaf([input, output], 2, device);
                 (linear(x_view, weight_view, None), vec![x, weight])
             });
+        }
+    }
+
+    #[test]
+    fn swiglu_linear_fused_equals_plain_with_and_without_bias() {
+        for (rows, inner, output) in [(1, 1, 1), (5, 17, 33), (300, 96, 48)] {
+            for with_bias in [false, true] {
+                compare(|device| {
+                    let (gate, gate_view) = leaf([rows, inner], 1, device);
+                    let (up, up_view) = leaf([rows, inner], 2, device);
+                    let (weight, weight_view) = leaf([inner, output], 3, device);
+                    let (bias, bias_view) = leaf([output], 4, device);
+                    let out = swiglu_linear(gate_view, up_view, weight_view, with_bias.then_some(bias_view));
+                    let mut inputs = vec![gate, up, weight];
+                    inputs.extend(with_bias.then_some(bias));
+                    (out, inputs)
+                });
+            }
         }
     }
 

@@ -12,6 +12,7 @@ type Step = fn(Tensor<1>, [Tensor<1>; 2], Tensor<1>, &AdamWStep) -> (Tensor<1>, 
 pub(crate) struct Path {
     pub rms_norm: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>,
     pub swiglu: fn(Tensor<2>, Tensor<2>) -> Tensor<2>,
+    pub swiglu_linear: fn(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>,
     pub rotary: fn(Tensor<3>, Tensor<2>, Tensor<2>) -> Tensor<3>,
     pub attention: fn(Tensor<3>, Tensor<3>, Tensor<3>, &[usize]) -> Tensor<2>,
     pub scores: fn(Tensor<2>, &[u32], f32) -> Scores,
@@ -22,6 +23,10 @@ pub(crate) struct Path {
 pub(crate) const FUSED: Path = Path {
     rms_norm: cpu::rms_norm,
     swiglu: cpu::swiglu,
+    swiglu_linear: |gate, up, weight| {
+        let bias = super::no_bias(&gate.device());
+        cpu::swiglu_linear(gate, up, weight, bias)
+    },
     rotary: cpu::rotary,
     attention: cpu::attention,
     scores: cpu::scores,
@@ -32,6 +37,7 @@ pub(crate) const FUSED: Path = Path {
 pub(crate) const PLAIN: Path = Path {
     rms_norm: plain::rms_norm,
     swiglu: plain::swiglu,
+    swiglu_linear: |gate, up, weight| burn::tensor::module::linear(plain::swiglu(gate, up), weight, None),
     rotary: plain::rotary,
     attention: plain::attention,
     scores: plain::scores,
