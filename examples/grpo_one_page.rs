@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use tempering::data::Problem;
+use tempering::data::problems::{DataConfig, Problems};
 use tempering::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
 use tempering::metrics::mean;
 use tempering::model::{self, CausalLm, ModelConfig};
@@ -22,7 +23,6 @@ use tempering::objective::{
     Advantage, KlEstimator, Objective, Parts, Ratio, Statistics, Surrogate, TokenTerm, Upstream, advantages,
 };
 use tempering::optim::{AdamW, Gradients, OptimConfig};
-use tempering::problems::{DataConfig, Problems};
 use tempering::reward::{self, Accuracy, Reward};
 use tempering::tasks::Split;
 use tempering::text::tokenizer::Tokenizer;

@@ -8,7 +8,7 @@
 //! # Reading order
 //!
 //! [`train::rl`] (the loop) → [`train::stage`] and [`objective`] (what is learned) → [`generate`] (sampling) →
-//! [`model`] (the decoder) → [`ops`] (its operations). The way of the data: [`problems`] are rendered by
+//! [`model`] (the decoder) → [`ops`] (its operations). The way of the data: [`data`] are rendered by
 //! [`text`], completed by [`generate`], graded by [`verify`], turned into advantages by [`objective`], into gradients by
 //! [`train::batch`], into a step by [`optim`]; [`conflict`] measures what
 //! accuracy and length do to the same tokens, [`metrics`] and [`report`] say what happened, [`eval`] what it is worth.
@@ -26,7 +26,7 @@
 //! let device = tempering::device::parse("cpu")?;
 //! let mut session = Session { device, observer: &mut (), stop: &stop, resume: false };
 //! let finished = rl::run(&config, &mut session)?;
-//! println!("{}", finished.report.display());
+//! println!("{}", finished.dir.display());
 //! # Ok(())
 //! # }
 //! ```
@@ -39,7 +39,6 @@ pub mod data;
 pub mod device;
 pub mod doctor;
 pub mod error;
-pub mod estimate;
 pub mod eval;
 mod files;
 pub mod generate;
@@ -49,12 +48,10 @@ pub mod noise;
 pub mod objective;
 pub mod ops;
 pub mod optim;
-pub mod problems;
 pub mod report;
 pub mod reward;
 pub mod score;
 pub mod tasks;
-pub mod tensors;
 pub mod text;
 pub mod train;
 pub mod verify;

@@ -127,6 +127,14 @@ impl MetricsLog {
     }
 }
 
+/// Largest resident memory of this process so far, in GB (2^30 bytes); Linux only.
+pub fn peak_rss_gb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some((kilobytes / 1024.0 / 1024.0 * 1000.0).round() / 1000.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

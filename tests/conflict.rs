@@ -3,9 +3,10 @@
 use std::fs;
 
 use serde_json::Value;
-use tempering::conflict::cosine::gradient_cosines;
 use tempering::objective::Parts;
+use tempering::report;
 use tempering::train::batch::Sequence;
+use tempering::train::cosine::gradient_cosines;
 use tempering::train::learner::Learner;
 
 use crate::cli::{succeed, user_error};
@@ -59,9 +60,9 @@ fn measuring_changes_nothing_and_is_done_as_often_as_asked() {
         assert_eq!(measured("second", key), [2, 4], "{key}");
         assert_eq!(measured("never", key), [0; 0], "{key}");
     }
-    let report = fs::read_to_string(workshop.run("second").join("report.html")).unwrap();
-    assert!(report.contains("The entropy conflict") && report.contains("Over 2 steps"));
-    assert!(!fs::read_to_string(workshop.run("never").join("report.html")).unwrap().contains("The entropy conflict"));
+    let report = |name: &str| fs::read_to_string(report::write(&workshop.run(name)).unwrap()).unwrap();
+    assert!(report("second").contains("The entropy conflict") && report("second").contains("Over 2 steps"));
+    assert!(!report("never").contains("The entropy conflict"));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod devices; // The main job on the device under test and on the CPU.
 mod evaluation; // Figures against figures by hand, and interruptions that change nothing.
 mod families; // Each model family against transformers, PyTorch and PEFT.
 mod generation; // Sampling against the plain forward pass.
+mod golden; // Curves of four methods, as recorded.
 mod lora; // Adapters, and models stored in half precision.
 mod methods; // Advantages as others compute them, and every file in configs/methods.
 mod objective; // The loss of a step against TRL.

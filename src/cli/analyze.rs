@@ -82,7 +82,7 @@ impl Default for AnalysisStage {
 
 impl Settings for AnalysisStage {
     fn validate(&self) -> Vec<String> {
-        self.0.problems(0).iter().map(|problem| problem.trim_start_matches("stages.0.").to_string()).collect()
+        self.0.mistakes(0).iter().map(|problem| problem.trim_start_matches("stages.0.").to_string()).collect()
     }
 }
 

@@ -74,7 +74,7 @@ impl EvalArgs {
             seed: self.seed,
             terse: self.terse,
         };
-        let problems = config.problems();
+        let problems = config.mistakes();
         if problems.is_empty() { Ok(config) } else { Err(Error::Config { origin: "eval".to_string(), problems }) }
     }
 }

@@ -106,7 +106,7 @@ impl DistributionArgs {
     fn distribution(&self) -> crate::error::Result<Distribution> {
         let Self { temperature, top_k, top_p, min_p, repetition_penalty } = *self;
         let distribution = Distribution { repetition_penalty, temperature, top_k, top_p, min_p };
-        match distribution.problems() {
+        match distribution.mistakes() {
             problems if problems.is_empty() => Ok(distribution),
             problems => Err(Error::Config { origin: "command line".to_string(), problems }),
         }
@@ -117,8 +117,13 @@ impl DistributionArgs {
 #[derive(Debug, Args)]
 struct PrecisionArgs {
     /// Number format of weights and matrix products; all else is computed in f32
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_parser = precision, default_value = "f32", value_name = "f32|bf16|f16")]
     dtype: Precision,
+}
+
+/// The number format of that name.
+fn precision(name: &str) -> std::result::Result<Precision, String> {
+    serde_json::from_value(name.into()).map_err(|_| "known are f32, bf16 and f16".to_string())
 }
 
 /// Runs a parsed command line; what goes wrong is for [`exit_code`].

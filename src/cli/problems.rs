@@ -4,9 +4,9 @@ use std::path::Path;
 
 use clap::Args;
 
+use crate::data::problems::{DataConfig, TASKS};
 use crate::data::{DataReport, Problem};
 use crate::error::Result;
-use crate::problems::{DataConfig, TASKS};
 use crate::text::tokenizer::Tokenizer;
 
 /// How data sets are read.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::data::problems::DataConfig;
 use crate::error::Error;
 use crate::files;
-use crate::problems::DataConfig;
 use crate::tasks::{Family, Generator, Split, summary};
 use crate::text::bpe;
 use crate::text::tokenizer::Tokenizer;

@@ -10,11 +10,12 @@ use super::progress::Progress;
 use super::{DeviceArgs, stop_on_interrupt};
 use crate::config::{self, Settings};
 use crate::device;
+use crate::doctor::estimate;
 use crate::doctor::{fit, memory};
 use crate::error::Result;
-use crate::estimate::{self, Workload};
 use crate::model::ModelConfig;
-use crate::train::{self, Session};
+use crate::report;
+use crate::train::{self, Session, Workload};
 
 /// What to train and where.
 #[derive(Debug, Args)]
@@ -100,7 +101,8 @@ pub(super) fn train(args: TrainArgs) -> anyhow::Result<()> {
     let finished = train::rl::run(&config, &mut session)?;
     drop(observer);
     println!("{}", conclusion(&finished.summary));
-    println!("model:  {}\nreport: {}", finished.dir.join("final").display(), finished.report.display());
+    let report = report::write(&finished.dir)?;
+    println!("model:  {}\nreport: {}", finished.dir.join("final").display(), report.display());
     Ok(())
 }
 

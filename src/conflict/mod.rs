@@ -45,17 +45,17 @@
 //! | `types/jaccard`, `…/lexicon_share`, `…/base_share` | the token types of highest mean entropy so far and the lexicon ([`Ranking`]) |
 //!
 //! Every `train.conflict_cosine_steps` steps: `cosine`, of the gradients of the two parts with respect to all weights, and
-//! `cosine/<prefix>` with respect to those that `train.conflict_cosine_layers` names ([`cosine`]).
+//! `cosine/<prefix>` with respect to those that `train.conflict_cosine_layers` names ([`crate::train::cosine`]).
 //!
 //! The entropy change that came about is not a metric of its own: it is the difference of `entropy/sampling` to the next
 //! step's, which the report sets against the prediction.
 
 mod connectors;
-pub mod cosine;
-mod covariance;
+pub mod covariance;
 mod deciles;
 mod lexicon;
 mod sums;
+mod table;
 mod token;
 mod types;
 
@@ -65,6 +65,7 @@ pub use connectors::{Connectors, Reading, Steps};
 pub use covariance::Covariance;
 pub use deciles::DECILES;
 pub use sums::{Part, Sums};
+pub use table::{TypeRow, Types};
 pub use token::{entropy_drift, logit_gradient};
 pub use types::{RankedType, Ranking, TokenTypes};
 

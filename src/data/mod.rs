@@ -5,6 +5,7 @@
 
 mod files;
 mod parquet;
+pub mod problems;
 pub mod shapes;
 
 use std::collections::HashSet;

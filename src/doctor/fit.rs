@@ -1,7 +1,7 @@
 //! Whether a run fits into a device's memory, and what to change when it does not.
 
 use super::Memory;
-use crate::estimate::Estimate;
+use super::estimate::Estimate;
 
 /// One line: yes or no, and in the second case which setting to lower, for the largest part that a setting decides.
 ///

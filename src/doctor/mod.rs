@@ -4,6 +4,7 @@
 //! [`require`] compares the device with the CPU before the first step, and [`examine`] tells all that is known of it.
 
 mod check;
+pub mod estimate;
 mod fit;
 mod memory;
 mod small;
@@ -21,8 +22,8 @@ use serde::Serialize;
 
 use crate::device::{self, Adapter};
 use crate::error::{Error, Result};
-use crate::estimate::{self, Workload};
 use crate::model::{ModelConfig, Precision};
+use crate::train::Workload;
 
 /// The processor and what is built for it.
 #[derive(Debug, Clone, Serialize)]

@@ -74,7 +74,7 @@ impl Default for EvalConfig {
 
 impl EvalConfig {
     /// What cannot work, one line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for (key, value) in [
             ("num_generations", self.num_generations),
@@ -85,7 +85,7 @@ impl EvalConfig {
                 problems.push(format!("eval.{key} = 0 must be positive"));
             }
         }
-        problems.extend(self.distribution().problems().into_iter().map(|problem| format!("eval.{problem}")));
+        problems.extend(self.distribution().mistakes().into_iter().map(|problem| format!("eval.{problem}")));
         problems
     }
 

@@ -38,7 +38,7 @@ impl Distribution {
     }
 
     /// What cannot work, each as `key = value` and the reason.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut require = |ok: bool, key: &str, value: f32, rule: &str| {
             if !ok {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::rope::Rope;
 use crate::error::{Error, Result};
-use crate::tensors::Dtype;
+use crate::model::tensors::Dtype;
 
 /// The architecture, with the keys of Hugging Face `config.json`; keys that are not used here are kept as they are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -175,7 +175,7 @@ impl ModelConfig {
         if config.num_key_value_heads == 0 {
             config.num_key_value_heads = config.num_attention_heads;
         }
-        let problems = config.problems();
+        let problems = config.mistakes();
         if problems.is_empty() {
             Ok(config)
         } else {
@@ -224,7 +224,7 @@ impl ModelConfig {
     }
 
     /// What this decoder cannot compute in this configuration; empty when all is well.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn mistakes(&self) -> Vec<String> {
         let mut problems = self.foreign();
         let mut refuse = |bad: bool, problem: String| {
             if bad {
@@ -325,10 +325,10 @@ fn shorten(value: &Value) -> String {
 mod tests {
     use super::*;
 
-    fn problems(edit: Value) -> Vec<String> {
+    fn mistakes(edit: Value) -> Vec<String> {
         let mut value = serde_json::to_value(ModelConfig::qwen2(512, 64, 128, 2, 4, 2)).unwrap();
         value.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
-        serde_json::from_value::<ModelConfig>(value).unwrap().problems()
+        serde_json::from_value::<ModelConfig>(value).unwrap().mistakes()
     }
 
     #[test]

@@ -13,8 +13,8 @@ use super::pretrained::{Weights, load_full};
 use super::{CausalLm, ModelConfig, Precision};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::model::tensors::{self, Dtype};
 use crate::noise::{Stream, mix_text};
-use crate::tensors::{self, Dtype};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -40,7 +40,7 @@ impl Default for LoraConfig {
 
 impl LoraConfig {
     /// What cannot work, one line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.r == 0 || self.r > 1 << 16 {
             problems.push(format!("lora.r = {} must be positive and at most 65536", self.r));
@@ -155,7 +155,7 @@ fn read(dir: &Path) -> Result<(LoraConfig, PathBuf)> {
         lora_alpha: file.lora_alpha,
         target_modules: target_modules.unwrap_or_else(|| PROJECTIONS.map(str::to_string).to_vec()),
     };
-    problems.extend(config.problems());
+    problems.extend(config.mistakes());
     let base = file.base_model_name_or_path.unwrap_or_default();
     if !base.is_dir() {
         let problem =

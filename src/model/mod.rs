@@ -12,6 +12,7 @@ mod precision;
 mod pretrained;
 mod rope;
 mod shapes;
+pub mod tensors;
 
 pub(crate) use attention::{Rows, ids};
 pub use cache::{CacheShape, KvCache};

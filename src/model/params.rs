@@ -6,8 +6,8 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use super::CausalLm;
+use crate::model::tensors::Entry;
 use crate::noise::{Stream, mix_text};
-use crate::tensors::Entry;
 
 /// The dotted name of the module being visited.
 #[derive(Debug, Default)]

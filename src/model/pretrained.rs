@@ -11,7 +11,7 @@ use super::params::{cast, entries, initialise, names, replace};
 use super::{CausalLm, ModelConfig, Precision, lora};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::tensors::{self, Dtype, Entry, TensorFile};
+use crate::model::tensors::{self, Dtype, Entry, TensorFile};
 
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

@@ -59,7 +59,7 @@ pub enum Aggregation {
 
 impl Advantage {
     /// What cannot work, as `key = value` and the reason.
-    pub fn problem(&self) -> Option<String> {
+    pub fn mistake(&self) -> Option<String> {
         match self {
             Self::Absolute { beta } if !(*beta > 0.0 && beta.is_finite()) => {
                 Some(format!("beta = {beta} must be positive"))
@@ -454,8 +454,8 @@ mod tests {
             scale_rewards: ScaleRewards::None,
             multi_objective_aggregation: Aggregation::NormalizeThenSum,
         };
-        assert!(kind.problem().unwrap().starts_with("scale_rewards must be"));
-        assert_eq!(Advantage::Absolute { beta: 0.0 }.problem().unwrap(), "beta = 0 must be positive");
-        assert_eq!(GDPO.problem(), None);
+        assert!(kind.mistake().unwrap().starts_with("scale_rewards must be"));
+        assert_eq!(Advantage::Absolute { beta: 0.0 }.mistake().unwrap(), "beta = 0 must be positive");
+        assert_eq!(GDPO.mistake(), None);
     }
 }

@@ -187,7 +187,7 @@ impl Covariance {
     }
 
     /// What cannot work, as `key = value` and the reason.
-    pub fn problem(&self) -> Option<String> {
+    pub fn mistake(&self) -> Option<String> {
         let share = |key: &str, value: f64| {
             (!(value > 0.0 && value <= 1.0)).then(|| format!("{key} = {value} must be above 0 and at most 1"))
         };

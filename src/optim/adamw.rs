@@ -8,10 +8,10 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use super::{Gradients, OptimConfig};
 use crate::error::Result;
+use crate::model::tensors::{self, Dtype, Entry, TensorFile};
 use crate::model::{CausalLm, ParamPath};
 use crate::ops;
 use crate::ops::update::{self, AdamWStep};
-use crate::tensors::{self, Dtype, Entry, TensorFile};
 
 const STEPS: &str = "steps";
 

@@ -88,7 +88,7 @@ impl Default for OptimConfig {
 
 impl OptimConfig {
     /// What cannot work, one line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut positive = |key: &str, value: f64| {
             if !(value > 0.0 && value.is_finite()) {
@@ -191,8 +191,8 @@ mod tests {
     #[test]
     fn moments_in_bf16_ask_for_a_faster_second_moment_and_a_device_that_has_them() {
         let config = OptimConfig { adam_moments: Moments::Bf16, ..OptimConfig::default() };
-        assert!(config.problems()[0].contains("adam_beta2 = 0.999"), "{:?}", config.problems());
-        assert!(OptimConfig { adam_beta2: 0.95, ..config.clone() }.problems().is_empty());
+        assert!(config.mistakes()[0].contains("adam_beta2 = 0.999"), "{:?}", config.mistakes());
+        assert!(OptimConfig { adam_beta2: 0.95, ..config.clone() }.mistakes().is_empty());
         assert!(config.check(&Device::flex()).is_ok());
         #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
         let refused = config.check(&Device::ndarray()).unwrap_err().to_string();

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::findings::{self, Row};
 use super::plot::{Ink, Mark, Plot, Series};
 use super::plots::{Figure, figure};
 use super::run::{Metrics, Stage, optional};
-use crate::conflict::{Connectors, DECILES, RankedType, Ranking};
+use crate::conflict::{DECILES, Types};
 use crate::error::Result;
 
 /// What the template shows; empty when no step was measured.
@@ -27,60 +27,10 @@ struct Finding {
     sentences: Vec<String>,
 }
 
-/// `token_types.json`: the token types of highest mean entropy, held against the lexicon of connectors.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Types {
-    /// Tokens counted.
-    pub tokens: u64,
-    /// Types that occurred often enough.
-    pub ranked: usize,
-    /// As in [`crate::conflict::Ranking`].
-    pub jaccard: Option<f64>,
-    /// As in [`crate::conflict::Ranking`].
-    pub lexicon_share: f64,
-    /// As in [`crate::conflict::Ranking`].
-    pub base_share: f64,
-    /// Highest first.
-    pub top: Vec<TypeRow>,
-}
-
-/// A token type.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct TypeRow {
-    /// Its id.
-    pub token: u32,
-    /// Its text.
-    pub text: String,
-    /// Occurrences.
-    pub count: u64,
-    /// Mean entropy, in nats.
-    pub entropy: f64,
-    /// Whether it begins connectors.
-    pub connector: bool,
-}
-
 /// Rows that are looked at together, under the name of their stage.
 struct Group<'a> {
     name: &'a str,
     rows: Vec<(u64, &'a Row)>,
-}
-
-impl Types {
-    /// A ranking among `tokens` tokens, with texts.
-    pub(crate) fn new(ranking: &Ranking, tokens: u64, connectors: &Connectors) -> Self {
-        let Ranking { top, ranked, jaccard, lexicon_share, base_share } = ranking;
-        let row = |kind: &RankedType| TypeRow {
-            token: kind.token,
-            text: connectors.piece(kind.token).to_string(),
-            count: kind.count,
-            entropy: kind.entropy,
-            connector: kind.connector,
-        };
-        let (jaccard, lexicon_share, base_share) = (*jaccard, *lexicon_share, *base_share);
-        Self { tokens, ranked: *ranked, jaccard, lexicon_share, base_share, top: top.iter().map(row).collect() }
-    }
 }
 
 impl Group<'_> {

@@ -22,7 +22,6 @@ use crate::error::{Error, Result};
 pub use analysis::{analysis, analysis_json, analysis_text};
 pub use compare::comparison;
 use completions::Example;
-pub use conflict::{TypeRow, Types};
 use outcome::{FamilyRow, Tile, family_row, runtime, sentence, stage_text, tiles};
 use plots::{Figure, figure, plots};
 use run::{Metrics, Summary, optional, read_lines};

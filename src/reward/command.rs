@@ -52,7 +52,7 @@ impl Default for RewardCommand {
 
 impl RewardCommand {
     /// What cannot work, one line each; `used` says whether a stage has a reward of type `command`.
-    pub fn problems(&self, used: bool) -> Vec<String> {
+    pub fn mistakes(&self, used: bool) -> Vec<String> {
         let mut problems = Vec::new();
         if used && self.command.is_empty() {
             problems.push(
@@ -353,9 +353,9 @@ mod tests {
         let config = RewardCommand { command: vec!["no-such-program".to_string()], timeout_s: f64::NAN };
         let error = RewardProgram::start(&RewardCommand { timeout_s: 1.0, ..config.clone() }).unwrap_err().to_string();
         assert!(error.contains(r#"reward.command = ["no-such-program"] cannot be started"#), "{error}");
-        let problems = config.problems(false).join("\n");
+        let problems = config.mistakes(false).join("\n");
         assert!(problems.contains("is used by no stage") && problems.contains("timeout_s = NaN"), "{problems}");
-        assert!(RewardCommand::default().problems(true)[0].contains("reward.command is empty"));
-        assert!(RewardCommand::default().problems(false).is_empty());
+        assert!(RewardCommand::default().mistakes(true)[0].contains("reward.command is empty"));
+        assert!(RewardCommand::default().mistakes(false).is_empty());
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::conflict::measured;
 use super::score::{OwnRewards, Scored, Scoring, compare};
 use super::stage::Stage;
-use crate::conflict::{Connectors, TokenTypes};
+use crate::conflict::{Connectors, TokenTypes, Types};
 use crate::data::Problem;
 use crate::error::Result;
 use crate::eval::{Subject, check_room};
@@ -13,7 +13,6 @@ use crate::generate::{Request, Sampling, Watch, generate};
 use crate::metrics::{Metrics, mean};
 use crate::objective::Parts;
 use crate::objective::rewards::RewardState;
-use crate::report::Types;
 use crate::reward::{Reward, RewardCommand};
 
 /// Problems that are measured together, as a step of training would: their spread gives the errors of the means.

@@ -3,18 +3,17 @@
 use std::path::Path;
 use std::time::Instant;
 
+use super::cosine::gradient_cosines;
 use super::learner::Learner;
 use super::score::Scored;
 use super::settings::RlTrain;
 use super::stage::Stage;
 use super::update::weights;
-use crate::conflict::cosine::gradient_cosines;
-use crate::conflict::{Connectors, Figures, Sample, TokenTypes, measure};
+use crate::conflict::{Connectors, Figures, Sample, TokenTypes, Types, measure};
 use crate::error::Result;
 use crate::files;
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
-use crate::report::Types;
 use crate::text::tokenizer::Tokenizer;
 
 /// Measures steps.

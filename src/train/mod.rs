@@ -4,6 +4,7 @@ pub mod analyze;
 pub mod batch;
 pub mod checkpoint;
 mod conflict;
+pub mod cosine;
 mod describe;
 mod guard;
 pub mod learner;
@@ -14,6 +15,9 @@ pub mod settings;
 pub mod sft;
 pub mod stage;
 mod update;
+mod workload;
+
+pub use workload::Workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};

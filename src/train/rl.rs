@@ -22,18 +22,17 @@ use super::{Session, checkpoint, open_model, open_run};
 use crate::config::to_toml;
 use crate::conflict::TokenTypes;
 use crate::data::Problem;
+use crate::data::problems::Problems;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Subject, check_room, evaluate, record};
 use crate::files;
 use crate::generate::{Completion, Request, Sampling, Watch, generate};
-use crate::metrics::{Metrics, MetricsLog};
+use crate::metrics::{Metrics, MetricsLog, peak_rss_gb};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
 use crate::objective::Parts;
 use crate::objective::entropy::EntropyControl;
 use crate::objective::rewards::RewardState;
 use crate::optim::{AdamW, learning_rate};
-use crate::problems::Problems;
-use crate::report;
 use crate::reward::Reward;
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
@@ -95,13 +94,11 @@ struct Run<'a> {
 pub struct Finished {
     /// The run directory.
     pub dir: PathBuf,
-    /// The report.
-    pub report: PathBuf,
     /// `summary.json`.
     pub summary: Value,
 }
 
-/// Trains and writes `runs/<name>/`: configuration, metrics, completions, checkpoints, the final model, summary, report.
+/// Trains and writes `runs/<name>/`: configuration, metrics, completions, checkpoints, the final model, summary.
 ///
 /// # Errors
 /// User mistakes in files and settings, a full disk, three updates in a row that are not finite, or
@@ -463,7 +460,7 @@ impl Run<'_> {
             "device": format!("{:?}", session.device),
             "steps": step,
             "seconds": (seconds + start.elapsed().as_secs_f64()).round(),
-            "peak_rss_gb": crate::bench::peak_rss_gb(),
+            "peak_rss_gb": peak_rss_gb(),
             "base": base["overall"],
             "final": last["overall"],
             "verdicts": { "base": base["verdicts"], "final": last["verdicts"] },
@@ -476,7 +473,6 @@ impl Run<'_> {
                                the paper's formulae for it are not known to us",
         });
         files::write_json(&self.dir.join("summary.json"), &summary)?;
-        let report = report::write(&self.dir)?;
-        Ok(Finished { dir: self.dir.clone(), report, summary })
+        Ok(Finished { dir: self.dir.clone(), summary })
     }
 }

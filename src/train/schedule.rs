@@ -98,7 +98,7 @@ impl Stage {
     }
 
     /// What cannot work in its exit rules, one line each.
-    pub(super) fn exit_problems(&self) -> Vec<String> {
+    pub(super) fn exit_mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(plateau) = self.plateau {
             if plateau.window == 0 {
@@ -201,7 +201,7 @@ impl Controller {
     }
 
     /// What cannot work, one line each.
-    pub(super) fn problems(&self, stages: &[Stage], cycles: usize) -> Vec<String> {
+    pub(super) fn mistakes(&self, stages: &[Stage], cycles: usize) -> Vec<String> {
         let mut problems = Vec::new();
         let mut require = |ok: bool, what: String| {
             if !ok {

@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Workload;
 use super::learner::{ActivationCheckpointing, Learner};
 use super::schedule::Controller;
 use super::stage::Stage;
 use crate::config::Settings;
+use crate::data::problems::DataConfig;
 use crate::error::Result;
-use crate::estimate::Workload;
 use crate::eval::EvalConfig;
 use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::objective::RewardKind;
 use crate::optim::OptimConfig;
-use crate::problems::DataConfig;
 use crate::reward::RewardCommand;
 
 /// Settings of `tempering train`.
@@ -145,8 +145,8 @@ impl Default for RlConfig {
 
 impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
-        let lora = self.lora.as_ref().map(LoraConfig::problems).unwrap_or_default();
-        let mut problems = [self.data.problems(), self.optim.problems(), self.eval.problems(), lora].concat();
+        let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
+        let mut problems = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
         let train = &self.train;
         if train.num_generations < 2 {
             let n = train.num_generations;
@@ -165,12 +165,12 @@ impl Settings for RlConfig {
         if self.stages.is_empty() {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());
         }
-        problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.problems(index)));
+        problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.mistakes(index)));
         if self.cycles == 0 {
             problems.push("cycles = 0 must be positive".to_string());
         }
         if let Some(controller) = &self.controller {
-            problems.extend(controller.problems(&self.stages, self.cycles));
+            problems.extend(controller.mistakes(&self.stages, self.cycles));
             if controller.cancelled_high < 1.0 && train.conflict_steps == 0 {
                 let high = controller.cancelled_high;
                 problems.push(format!(
@@ -180,7 +180,7 @@ impl Settings for RlConfig {
             }
         }
         let used = self.stages.iter().any(|stage| stage.rewards.contains(&RewardKind::Command));
-        problems.extend(self.reward.problems(used));
+        problems.extend(self.reward.mistakes(used));
         problems
     }
 }

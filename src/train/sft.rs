@@ -7,15 +7,16 @@ use burn::tensor::Device;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::Workload;
 use super::batch::Sequence;
 use super::checkpoint::Trained;
 use super::guard::Guard;
 use super::learner::{ActivationCheckpointing, Learner, Work, arrange};
 use super::{Session, checkpoint, open_model, open_run};
 use crate::config::{Settings, to_toml};
+use crate::data::problems::{DataConfig, TASKS};
 use crate::data::{self, Conversation};
 use crate::error::{Error, Result};
-use crate::estimate::Workload;
 use crate::eval::{EvalConfig, Evaluation, Subject, evaluate};
 use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
@@ -23,7 +24,6 @@ use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::noise::Stream;
 use crate::objective::Upstream;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
-use crate::problems::{DataConfig, TASKS};
 use crate::tasks::{Generator, Manner, Split};
 use crate::text::chat::Prompt;
 use crate::text::tokenizer::Tokenizer;
@@ -150,8 +150,8 @@ impl Default for SftConfig {
 
 impl Settings for SftConfig {
     fn validate(&self) -> Vec<String> {
-        let lora = self.lora.as_ref().map(LoraConfig::problems).unwrap_or_default();
-        let mut problems = [self.data.problems(), self.optim.problems(), self.eval.problems(), lora].concat();
+        let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
+        let mut problems = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),
@@ -188,7 +188,7 @@ impl SftConfig {
         config.max_position_embeddings = self.train.max_length;
         config.eos_token_id = tokenizer.stop_ids().first().map(|&id| id.into());
         config.pad_token_id = Some(tokenizer.pad_id());
-        let problems = config.problems();
+        let problems = config.mistakes();
         if !problems.is_empty() {
             return Err(Error::Config { origin: "model".to_string(), problems });
         }

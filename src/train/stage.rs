@@ -222,7 +222,7 @@ impl Stage {
     }
 
     /// What cannot work in stage number `index`, one line each.
-    pub fn problems(&self, index: usize) -> Vec<String> {
+    pub fn mistakes(&self, index: usize) -> Vec<String> {
         let mut problems = Vec::new();
         let mut refuse = |bad: bool, what: String| {
             if bad {
@@ -236,7 +236,7 @@ impl Stage {
             self.temperature == 0.0,
             "temperature = 0 must be positive: training samples, it is never greedy".into(),
         );
-        self.distribution().problems().into_iter().for_each(|problem| refuse(true, problem));
+        self.distribution().mistakes().into_iter().for_each(|problem| refuse(true, problem));
         refuse(
             !(self.learning_rate_scale >= 0.0 && self.learning_rate_scale.is_finite()),
             format!("learning_rate_scale = {} must not be negative", self.learning_rate_scale),
@@ -254,20 +254,20 @@ impl Stage {
             refuse(step <= before, format!("{key}.step = {step} must be above {before}"));
             before = step;
         }
-        if let Some(problem) = self.advantage.problem() {
+        if let Some(problem) = self.advantage.mistake() {
             refuse(true, format!("advantage.{problem}"));
         }
         let clips = self.max_completion_length_schedule.iter().map(|clip| clip.value);
         let length = clips.chain([self.max_completion_length]).min().unwrap_or(0);
-        for (k, problem) in self.rewards.iter().enumerate().filter_map(|(k, r)| Some((k, r.problem(length)?))) {
+        for (k, problem) in self.rewards.iter().enumerate().filter_map(|(k, r)| Some((k, r.mistake(length)?))) {
             refuse(true, format!("rewards.{k}.{problem}"));
         }
-        self.loss_problems().into_iter().for_each(|problem| refuse(true, problem));
-        self.exit_problems().into_iter().for_each(|problem| refuse(true, problem));
+        self.loss_mistakes().into_iter().for_each(|problem| refuse(true, problem));
+        self.exit_mistakes().into_iter().for_each(|problem| refuse(true, problem));
         problems
     }
 
-    fn loss_problems(&self) -> Vec<String> {
+    fn loss_mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut require = |ok: bool, what: String| {
             if !ok {
@@ -306,7 +306,7 @@ impl Stage {
             q > 0.0 && q <= 1.0,
             format!("top_entropy_quantile = {q} must be above 0 and at most 1 (1 for all tokens)"),
         );
-        if let Some(problem) = self.covariance.and_then(|covariance| covariance.problem()) {
+        if let Some(problem) = self.covariance.and_then(|covariance| covariance.mistake()) {
             require(false, format!("covariance.{problem}"));
         }
         if let Some(EntropyAdvantage { alpha, kappa, .. }) = self.entropy_advantage {
@@ -342,16 +342,16 @@ mod tests {
         let stage =
             Stage { max_completion_length: 400, max_completion_length_schedule: clips.to_vec(), ..Stage::default() };
         assert_eq!([0, 9, 10, 19, 20].map(|steps| stage.at(steps).max_completion_length), [400, 400, 300, 300, 200]);
-        assert!(stage.problems(0).is_empty());
+        assert!(stage.mistakes(0).is_empty());
         let back = Stage { max_completion_length_schedule: vec![clips[1], clips[0]], ..stage };
         let problem = "stages.0.max_completion_length_schedule.1.step = 10 must be above 20";
-        assert_eq!(back.problems(0), [problem]);
+        assert_eq!(back.mistakes(0), [problem]);
     }
 
     #[test]
     fn every_problem_of_a_stage_is_named() {
         let stage = Stage { max_steps: 0, temperature: 0.0, reward_weights: vec![1.0, 2.0], ..Stage::default() };
-        let problems = stage.problems(1);
+        let problems = stage.mistakes(1);
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(problems.iter().all(|problem| problem.starts_with("stages.1.")), "{problems:?}");
     }

@@ -43,7 +43,7 @@ pub(super) struct Record {
 }
 
 impl CeehLength {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         positive("scale", self.scale)
             .or_else(|| require(self.lowest < 0.0, "lowest", self.lowest, "negative"))
             .or_else(|| require(self.up > 0.0 && self.up <= 1.0, "up", self.up, "above 0 and at most 1"))

@@ -25,7 +25,7 @@ impl Default for DeepCompress {
 }
 
 impl DeepCompress {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         let kept = self.moving_average;
         positive("alpha", self.alpha)
             .or_else(|| require((0.0..1.0).contains(&kept), "moving_average", kept, "at least 0 and below 1"))

@@ -27,7 +27,7 @@ impl Default for Pear {
 }
 
 impl Pear {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         require(self.alpha >= 0.0, "alpha", self.alpha, "at least 0").or_else(|| positive("base", self.base))
     }
 
@@ -72,7 +72,7 @@ impl Default for Etr {
 }
 
 impl Etr {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         if self.separator.is_empty() {
             return Some("separator is empty: name the text that stands between steps".to_string());
         }

@@ -28,7 +28,7 @@ fn minus_half() -> f32 {
 }
 
 impl Laser {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         let target = || require(self.target_length > 0, "target_length", self.target_length, "positive");
         positive("bonus", self.bonus).or_else(target)
     }
@@ -101,7 +101,7 @@ fn level(group: &[Outcome]) -> usize {
 }
 
 impl LaserD {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         let [from, to, step] = self.grid;
         if from == 0 || from > to || step == 0 {
             return Some(format!(
@@ -192,6 +192,6 @@ mod tests {
         wrong[1].repetition = -0.3;
         assert_eq!(totals(&wrong, true), [0.0, -0.5, -0.5, 0.0]);
         assert_eq!(totals(&wrong, false), [-0.5; 4]);
-        assert!(LaserD { grid: [9, 3, 1], ..reward }.problem().unwrap().starts_with("grid = [9, 3, 1] must be"));
+        assert!(LaserD { grid: [9, 3, 1], ..reward }.mistake().unwrap().starts_with("grid = [9, 3, 1] must be"));
     }
 }

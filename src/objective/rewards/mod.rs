@@ -137,7 +137,7 @@ impl RewardKind {
     }
 
     /// What cannot work in a stage of that length; nothing when all is well.
-    pub fn problem(&self, max_completion_length: usize) -> Option<String> {
+    pub fn mistake(&self, max_completion_length: usize) -> Option<String> {
         match self {
             Self::Accuracy
             | Self::AccuracyLenient
@@ -145,22 +145,22 @@ impl RewardKind {
             | Self::Repetition
             | Self::Command
             | Self::Custom { .. } => None,
-            Self::ShapedAccuracy(reward) | Self::Length(reward) => reward.problem(),
-            Self::Cosine(reward) => reward.problem(),
-            Self::SoftOverlong(reward) => reward.problem(max_completion_length),
-            Self::StopProperly(reward) => reward.problem(),
+            Self::ShapedAccuracy(reward) | Self::Length(reward) => reward.mistake(),
+            Self::Cosine(reward) => reward.mistake(),
+            Self::SoftOverlong(reward) => reward.mistake(max_completion_length),
+            Self::StopProperly(reward) => reward.mistake(),
             Self::KimiLength(_) => None,
-            Self::AroraZanette(reward) => reward.problem(),
-            Self::GrpoLead(reward) => reward.problem(),
-            Self::L1Exact(reward) => reward.problem(),
-            Self::L1Max(reward) => reward.problem(),
-            Self::ShorterBetter(reward) => reward.problem(),
-            Self::Laser(reward) => reward.problem(),
-            Self::LaserD(reward) | Self::LaserDe(reward) => reward.problem(),
-            Self::DeepCompress(reward) => reward.problem(),
-            Self::Pear(reward) => reward.problem(),
-            Self::Etr(reward) => reward.problem(),
-            Self::CeehLength(reward) => reward.problem(),
+            Self::AroraZanette(reward) => reward.mistake(),
+            Self::GrpoLead(reward) => reward.mistake(),
+            Self::L1Exact(reward) => reward.mistake(),
+            Self::L1Max(reward) => reward.mistake(),
+            Self::ShorterBetter(reward) => reward.mistake(),
+            Self::Laser(reward) => reward.mistake(),
+            Self::LaserD(reward) | Self::LaserDe(reward) => reward.mistake(),
+            Self::DeepCompress(reward) => reward.mistake(),
+            Self::Pear(reward) => reward.mistake(),
+            Self::Etr(reward) => reward.mistake(),
+            Self::CeehLength(reward) => reward.mistake(),
         }
     }
 

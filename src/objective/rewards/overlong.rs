@@ -16,7 +16,7 @@ pub struct SoftOverlong {
 }
 
 impl SoftOverlong {
-    pub(super) fn problem(&self, max_completion_length: usize) -> Option<String> {
+    pub(super) fn mistake(&self, max_completion_length: usize) -> Option<String> {
         let c = self.soft_punish_cache;
         let rule = format!("within 1 and max_completion_length = {max_completion_length}");
         require(c > 0 && c <= max_completion_length, "soft_punish_cache", c, &rule)
@@ -46,7 +46,7 @@ impl Default for StopProperly {
 }
 
 impl StopProperly {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         require((0.0..=1.0).contains(&self.penalty_coef), "penalty_coef", self.penalty_coef, "within 0 and 1")
     }
 
@@ -74,8 +74,8 @@ mod tests {
         let kind = RewardKind::SoftOverlong(reward);
         assert_eq!(scores(&kind, &group), [0.0, 0.0, -0.05, -0.5, -0.95, -1.0].map(Some));
         let problem = "soft_punish_cache = 20 must be within 1 and max_completion_length = 19";
-        assert_eq!(reward.problem(19).unwrap(), problem);
-        assert!(reward.problem(20).is_none() && SoftOverlong { soft_punish_cache: 0 }.problem(20).is_some());
+        assert_eq!(reward.mistake(19).unwrap(), problem);
+        assert!(reward.mistake(20).is_none() && SoftOverlong { soft_punish_cache: 0 }.mistake(20).is_some());
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Default for AroraZanette {
 }
 
 impl AroraZanette {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         let alpha = self.alpha;
         super::require((0.0..1.0).contains(&alpha), "alpha", alpha, "at least 0 and below 1")
     }
@@ -88,7 +88,7 @@ impl Default for GrpoLead {
 }
 
 impl GrpoLead {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         positive("alpha", self.alpha)
     }
 

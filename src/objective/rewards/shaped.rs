@@ -17,7 +17,7 @@ pub struct ShapedAccuracy {
 }
 
 impl ShapedAccuracy {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         require(self.r > 0.0 && self.r <= 1.0, "r", self.r, "above 0 and at most 1")
     }
 
@@ -60,7 +60,7 @@ impl Default for CosineScaled {
 }
 
 impl CosineScaled {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         let Self { min_value_correct, max_value_correct, .. } = *self;
         let rule = format!("at most max_value_correct = {max_value_correct}");
         require(min_value_correct <= max_value_correct, "min_value_correct", min_value_correct, &rule)
@@ -102,7 +102,7 @@ mod tests {
         let reward = ShapedAccuracy { r: 0.25 };
         assert_near(&scores(&RewardKind::ShapedAccuracy(reward), &group), &[1.0, 0.5, 0.25, 0.0]);
         assert_eq!(scores(&RewardKind::Length(reward), &group)[3], None);
-        assert_eq!(ShapedAccuracy { r: 1.5 }.problem().unwrap(), "r = 1.5 must be above 0 and at most 1");
+        assert_eq!(ShapedAccuracy { r: 1.5 }.mistake().unwrap(), "r = 1.5 must be above 0 and at most 1");
     }
 
     /// TRL's own values for `max_len = 100`, from its documentation and by its function: 0.75 and −0.75 at half-way.

@@ -23,7 +23,7 @@ fn published_alpha() -> f32 {
 }
 
 impl L1Exact {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         positive("alpha", self.alpha).or_else(|| target(self.target_length))
     }
 
@@ -54,7 +54,7 @@ fn half() -> f32 {
 }
 
 impl L1Max {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         let delta = || require((0.0..=1.0).contains(&self.delta), "delta", self.delta, "within 0 and 1");
         positive("alpha", self.alpha).or_else(|| target(self.target_length)).or_else(delta)
     }
@@ -86,7 +86,7 @@ impl Default for ShorterBetter {
 }
 
 impl ShorterBetter {
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn mistake(&self) -> Option<String> {
         positive("alpha", self.alpha).or_else(|| positive("beta", self.beta))
     }
 
@@ -117,7 +117,7 @@ mod tests {
         assert_near(&scores(&exact, &group), &[0.9, 0.9, 0.0, -2.5]);
         let max = RewardKind::L1Max(L1Max { target_length: 50, alpha: 0.01, delta: 0.5 });
         assert_near(&scores(&max, &group), &[0.6, 0.4, 0.0, 0.0]);
-        assert_eq!(L1Exact { target_length: 0, alpha: 1.0 }.problem().unwrap(), "target_length = 0 must be positive");
+        assert_eq!(L1Exact { target_length: 0, alpha: 1.0 }.mistake().unwrap(), "target_length = 0 must be positive");
     }
 
     /// The shortest right completion is the target; a shorter wrong one pays for being too short.

@@ -10,28 +10,8 @@ use serde::Serialize;
 
 use crate::model::{CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::optim::Moments;
+use crate::train::Workload;
 use crate::train::learner::{ActivationCheckpointing, Learner};
-
-/// What is trained, and in what portions.
-#[derive(Debug, Clone)]
-pub struct Workload {
-    /// Tokens of one micro-batch.
-    pub tokens: usize,
-    /// Completion tokens among them.
-    pub completion_tokens: usize,
-    /// How the micro-batch is computed.
-    pub learner: Learner,
-    /// What products are computed in.
-    pub precision: Precision,
-    /// The format of the optimiser's moments.
-    pub moments: Moments,
-    /// Adapters, when only they are trained.
-    pub lora: Option<LoraConfig>,
-    /// The cache of sampling; none in fine-tuning.
-    pub cache: Option<CacheShape>,
-    /// Whether a reference model is held beside the one that is trained.
-    pub reference: bool,
-}
 
 /// Bytes, by what they are for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

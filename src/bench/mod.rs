@@ -7,11 +7,13 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::estimate::{self, Workload};
+use crate::doctor::estimate;
 use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
+use crate::metrics::peak_rss_gb;
 use crate::model::{CausalLm, ModelConfig, Precision, names};
 use crate::objective::{Statistics, TokenTerm, Upstream};
 use crate::optim::{AdamW, Gradients, Moments, OptimConfig};
+use crate::train::Workload;
 use crate::train::batch::{Sequence, micro_batches};
 use crate::train::learner::{ActivationCheckpointing, Learner};
 use crate::train::stage::Stage;
@@ -57,7 +59,7 @@ pub struct StepTimes {
     pub train_gflops: f64,
     /// Largest resident memory of the process so far, GB (2^30 bytes); none where the system does not tell.
     pub peak_rss_gb: Option<f64>,
-    /// The same as [`crate::estimate`] computes it.
+    /// The same as [`crate::doctor::estimate`] computes it.
     pub estimated_gb: f64,
     /// Steps timed, after one that is not.
     pub steps: usize,
@@ -246,12 +248,4 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Largest resident memory of this process so far, in GB (2^30 bytes); Linux only.
-pub fn peak_rss_gb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some((kilobytes / 1024.0 / 1024.0 * 1000.0).round() / 1000.0)
 }

@@ -59,7 +59,7 @@ impl Default for DataConfig {
 
 impl DataConfig {
     /// What cannot work, one line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn mistakes(&self) -> Vec<String> {
         let [low, high] = self.difficulties;
         let mut problems = Vec::new();
         if low < 1 || low > high || high > 4 {
