@@ -8,10 +8,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::model::{CacheShape, LoraConfig, ModelConfig, Precision};
-use crate::optim::Moments;
+use crate::model::{LoraConfig, ModelConfig, Precision};
 use crate::train::Workload;
-use crate::train::learner::{ActivationCheckpointing, Learner};
+use crate::train::learner::ActivationCheckpointing;
 
 /// Bytes, by what they are for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
