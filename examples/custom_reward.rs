@@ -65,6 +65,6 @@ fn main() -> Result<()> {
     let stop = AtomicBool::new(false);
     let mut session = Session { device: device::parse("cpu")?, observer: &mut Lines, stop: &stop, resume: false };
     let finished = rl::run_with(&config, &mut session, &[&ShortAndRight { half: 64.0 }])?;
-    println!("{}", finished.report.display());
+    println!("{}", finished.dir.display());
     Ok(())
 }

@@ -151,6 +151,9 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::model::{CacheShape, Precision};
+    use crate::optim::Moments;
+    use crate::train::learner::Learner;
     use crate::model::{CausalLm, names};
 
     fn config() -> ModelConfig {
