@@ -142,8 +142,8 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
             analysis.problems,
             data.join(", "),
             config.stage.name,
-            config.stage.temperature,
-            config.stage.max_completion_length,
+            config.stage.sampling.temperature,
+            config.stage.sampling.max_completion_length,
         );
         let page = report::analysis(&analysis, &args.model.display().to_string(), &settings)?;
         files::write(path, page.as_bytes())?;
