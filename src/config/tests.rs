@@ -213,3 +213,111 @@ fn the_dump_reads_back() {
     let large = read("", &["seed=18446744073709551615"]).unwrap();
     assert_eq!(read(&to_toml(&large), &[]).unwrap(), large);
 }
+
+/// `--set name=2024` was an integer where a text was expected, and so was `nan` a number.
+#[test]
+fn a_setting_that_is_a_text_takes_any_value_of_set() {
+    for value in ["2024", "nan", "true", "2024-07-26", "[1]", "1.5", "cuda"] {
+        assert_eq!(read("", &[&format!("device={value}"), "seed=4"]).unwrap().device, value);
+    }
+    let error = read("device = 2024", &[]).unwrap_err();
+    assert_eq!(error, "x.toml:1: device = 2024: expected a string, got integer `2024`");
+}
+
+#[test]
+fn a_mistake_in_a_value_is_where_the_value_was_set() {
+    let error = read("seed = 1\n", &["optim.learning_rate=0", "seed=13"]).unwrap_err();
+    let want = "--set optim.learning_rate=0: optim.learning_rate = 0: must be positive\n  \
+                --set seed=13: seed = 13: choose another";
+    assert_eq!(error, want);
+}
+
+/// The settings of the last of some files in one folder.
+fn read_files(files: &[(&str, &str)], sets: &[&str]) -> std::result::Result<Sample, String> {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+    let file = dir.path().join(files.last().unwrap().0);
+    load(Some(&file), &sets).map_err(|e| e.to_string().replace(&format!("{}/", dir.path().display()), ""))
+}
+
+#[test]
+fn a_file_lies_over_its_base() {
+    let files = [
+        ("a.toml", "seed = 1\ndevice = \"cpu\"\noptim.learning_rate = 1e-3\n[[stages]]\n[[stages]]\nclip = 0.1\n"),
+        ("in/b.toml", "base = \"../a.toml\"\nseed = 2\n[optim]\nwarmup_steps = 7\n"),
+        ("in/c.toml", "base = \"b.toml\"\n[[stages]]\ntemperature = 0.5\n"),
+    ];
+    let found = read_files(&files, &["stages.0.clip=0.3"]).unwrap();
+    assert_eq!((found.seed, found.device.as_str()), (2, "cpu"));
+    assert_eq!((found.optim.learning_rate, found.optim.warmup_steps), (1e-3, 7));
+    assert_eq!(found.stages, [Stage { temperature: 0.5, clip: Some(0.3) }]);
+    assert!(!to_toml(&found).contains("base"));
+}
+
+#[test]
+fn a_mistake_below_is_in_the_file_it_is_in() {
+    let table = [
+        ("seed = 1\nsed = 2\n", "", "a.toml:2: unknown key sed; did you mean seed?"),
+        ("seed = 1\n", "\nsed = 2\n", "b.toml:3: unknown key sed; did you mean seed?"),
+        ("seed = 1\n[optim]\nwarmup = 2\n", "[optim]\nlearning_rate = 1\n", "a.toml:3: unknown key optim.warmup"),
+        ("\nseed = 13\n", "", "a.toml:2: seed = 13: choose another"),
+        ("seed = 1\n", "seed = 13\n", "b.toml:2: seed = 13: choose another"),
+        ("seed = x\n", "", "a.toml:1: "),
+    ];
+    for (below, above, want) in table {
+        let error = read_files(&[("a.toml", below), ("b.toml", &format!("base = \"a.toml\"\n{above}"))], &[]).unwrap_err();
+        assert!(error.starts_with(want), "{error}");
+    }
+}
+
+#[test]
+fn a_base_that_leads_back_or_nowhere_is_refused() {
+    let circle = [("a.toml", "base = \"b.toml\"\n"), ("b.toml", "seed = 1\nbase = \"a.toml\"\n")];
+    let error = read_files(&circle, &[]).unwrap_err();
+    assert!(error.starts_with("a.toml:1: base = \"b.toml\" leads back"), "{error}");
+    let error = read_files(&[("b.toml", "\nbase = \"none.toml\"\n")], &[]).unwrap_err();
+    assert_eq!(error, "b.toml:2: base = \"none.toml\": there is no none.toml");
+    let error = read_files(&[("b.toml", "base = 3\n")], &[]).unwrap_err();
+    assert!(error.starts_with("b.toml:1: base: expected the name"), "{error}");
+}
+
+/// Settings with a table that has a `type`, which the deserialiser buffers and so loses positions in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Tagged {
+    kinds: Vec<Kind>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum Kind {
+    Scaled { factor: f32, offset: f32 },
+}
+
+impl Settings for Tagged {
+    fn validate(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn mistakes_in_a_tagged_table_name_their_key_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.toml");
+    let table = [
+        ("[[kinds]]\ntype = \"scaled\"\nfactor = 1\nofset = 2\n", "x.toml:4: unknown key kinds.0.ofset; did you mean offset?"),
+        (
+            "[[kinds]]\ntype = \"scaled\"\nfactor = 1\noffset = \"far\"\n",
+            "x.toml:4: kinds.0.offset = \"far\": expected a number, got string \"far\"",
+        ),
+    ];
+    for (text, want) in table {
+        std::fs::write(&file, text).unwrap();
+        let error = load::<Tagged>(Some(&file), &[]).unwrap_err().to_string();
+        assert_eq!(error.replace(&format!("{}/", dir.path().display()), ""), want);
+    }
+}
