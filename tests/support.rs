@@ -18,8 +18,8 @@ use tempering::optim::OptimConfig;
 use tempering::reward::RewardCommand;
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::rl::{self, Finished, ModelSource, RlConfig, RlTrain};
-use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
 use tempering::train::schedule::StageExit;
+use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
 use tempering::train::stage::{Stage, StageSampling};
 use tempering::train::{Observer, Session, checkpoint};
 

@@ -16,7 +16,7 @@ use tempering::train::Session;
 use tempering::train::batch::{Sequence, completion_scores};
 use tempering::train::learner::ActivationCheckpointing;
 use tempering::train::rl::{self, RlConfig};
-use tempering::train::schedule::{Controller, Plateau, PlateauMetric};
+use tempering::train::schedule::{Controller, Plateau, PlateauMetric, StageExit};
 use tempering::train::sft::SftModel;
 use tempering::train::stage::{Stage, StageSampling};
 

@@ -76,7 +76,8 @@ impl Default for AnalysisStage {
     fn default() -> Self {
         let text = include_str!("../../configs/methods/kimi_k15.toml");
         let mut file: toml::Table = toml::from_str(text).expect("the embedded kimi_k15.toml is tested to be valid");
-        let stages: Vec<Stage> = (file.remove("stages").and_then(|stages| stages.try_into().ok())).expect("it has a stage");
+        let stages: Vec<Stage> =
+            (file.remove("stages").and_then(|stages| stages.try_into().ok())).expect("it has a stage");
         Self(stages[0].clone())
     }
 }

@@ -175,4 +175,3 @@ fn plain(expected: &str) -> &str {
         other => other.strip_prefix("struct ").map_or(other, |_| "a table"),
     }
 }
-

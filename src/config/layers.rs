@@ -114,7 +114,9 @@ impl<'a> Layers<'a> {
             let value = if let Some((key, value)) = table.and_then(|table| table.get_key_value(part)) {
                 at = Some(key.span().start);
                 value
-            } else if let Some(entry) = array.and_then(|array: &[Spanned<DeValue>]| array.get(part.parse::<usize>().ok()?)) {
+            } else if let Some(entry) =
+                array.and_then(|array: &[Spanned<DeValue>]| array.get(part.parse::<usize>().ok()?))
+            {
                 at = Some(entry.span().start);
                 entry
             } else {
@@ -160,7 +162,8 @@ fn below(files: &[Source]) -> Result<Option<PathBuf>> {
     let Some(source @ Source { file: Some(file), .. }) = files.last() else { return Ok(None) };
     let document = source.parse()?;
     let Some(base) = document.get_ref().get("base") else { return Ok(None) };
-    let refuse = |message: String| Err(config_error(vec![Mistake { origin: source.origin(base.span().start), message }]));
+    let refuse =
+        |message: String| Err(config_error(vec![Mistake { origin: source.origin(base.span().start), message }]));
     let Some(name) = base.get_ref().as_str().filter(|name| !name.is_empty()) else {
         return refuse("base: expected the name of a settings file".to_string());
     };
@@ -168,7 +171,8 @@ fn below(files: &[Source]) -> Result<Option<PathBuf>> {
     let Ok(found) = path.canonicalize() else {
         return refuse(format!("base = {name:?}: there is no {}", path.display()));
     };
-    let is_same = |source: &Source| source.file.as_ref().and_then(|file| file.canonicalize().ok()) == Some(found.clone());
+    let is_same =
+        |source: &Source| source.file.as_ref().and_then(|file| file.canonicalize().ok()) == Some(found.clone());
     match files.iter().any(is_same) {
         true => refuse(format!("base = {name:?} leads back to {}, which lies over this file", path.display())),
         false => Ok(Some(path)),
@@ -285,4 +289,3 @@ fn put<'i>(
         _ => Err(format!("{name} is a single value and has no keys")),
     }
 }
-

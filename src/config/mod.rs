@@ -101,7 +101,11 @@ fn resolve<S: Settings>(layers: &Layers) -> Result<Resolved<S>> {
                 let found = settings.validate().into_iter();
                 let origin = |message: &str| layers.origin_of(document.get_ref(), message);
                 mistakes.extend(found.map(|message| Mistake { origin: origin(&message), message }));
-                return if mistakes.is_empty() { Ok(Resolved::Settings(settings)) } else { Err(config_error(mistakes)) };
+                return if mistakes.is_empty() {
+                    Ok(Resolved::Settings(settings))
+                } else {
+                    Err(config_error(mistakes))
+                };
             }
             Ok(_) => return Err(config_error(mistakes)),
             Err(error) => error,

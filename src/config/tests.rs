@@ -174,8 +174,7 @@ fn wrong_types_name_key_value_and_what_was_expected() {
 
 #[test]
 fn all_mistakes_are_told_at_once() {
-    let error =
-        read("sed = 1\nseed = 2\n[optim]\nlearning_rate = \"x\"\nwarmup = 3", &["devise=cuda"]).unwrap_err();
+    let error = read("sed = 1\nseed = 2\n[optim]\nlearning_rate = \"x\"\nwarmup = 3", &["devise=cuda"]).unwrap_err();
     for want in [
         "unknown key sed",
         "x.toml:4: optim.learning_rate",
@@ -269,7 +268,8 @@ fn a_mistake_below_is_in_the_file_it_is_in() {
         ("seed = x\n", "", "a.toml:1: "),
     ];
     for (below, above, want) in table {
-        let error = read_files(&[("a.toml", below), ("b.toml", &format!("base = \"a.toml\"\n{above}"))], &[]).unwrap_err();
+        let error =
+            read_files(&[("a.toml", below), ("b.toml", &format!("base = \"a.toml\"\n{above}"))], &[]).unwrap_err();
         assert!(error.starts_with(want), "{error}");
     }
 }
@@ -309,7 +309,10 @@ fn mistakes_in_a_tagged_table_name_their_key_and_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("x.toml");
     let table = [
-        ("[[kinds]]\ntype = \"scaled\"\nfactor = 1\nofset = 2\n", "x.toml:4: unknown key kinds.0.ofset; did you mean offset?"),
+        (
+            "[[kinds]]\ntype = \"scaled\"\nfactor = 1\nofset = 2\n",
+            "x.toml:4: unknown key kinds.0.ofset; did you mean offset?",
+        ),
         (
             "[[kinds]]\ntype = \"scaled\"\nfactor = 1\noffset = \"far\"\n",
             "x.toml:4: kinds.0.offset = \"far\": expected a number, got string \"far\"",

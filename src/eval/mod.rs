@@ -17,8 +17,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::data::Problem;
 use crate::config::{self, COUNTS, LENGTHS, ROWS};
+use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
 use crate::metrics::Metrics;

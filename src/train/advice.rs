@@ -95,7 +95,10 @@ mod tests {
         let config = RlConfig::default();
         assert_eq!(config.length_clip_remark(&[100, 256, 300]), None);
         let remark = config.length_clip_remark(&[100, 257, 900]).unwrap();
-        assert!(remark.contains("max_completion_length = 256") && remark.contains("67%") && remark.contains("257"), "{remark}");
+        assert!(
+            remark.contains("max_completion_length = 256") && remark.contains("67%") && remark.contains("257"),
+            "{remark}"
+        );
         assert_eq!(config.length_clip_remark(&[]), None);
     }
 }

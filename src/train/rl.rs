@@ -184,7 +184,8 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef()));
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
         metrics.set("learning_rate", lr);
-        let update = Update { config, stage, step, lr, reference: reference.as_ref().filter(|_| stage.loss.kl.is_some()) };
+        let update =
+            Update { config, stage, step, lr, reference: reference.as_ref().filter(|_| stage.loss.kl.is_some()) };
         let finite;
         (model, finite) = update.run(model, &mut optimizer, &scored, &mut control, &mut metrics);
         state.entropy_control = Some(control);

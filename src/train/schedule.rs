@@ -318,7 +318,8 @@ mod tests {
     fn a_patient_plateau_must_be_seen_several_times_in_a_row() {
         let falling = (0..12).map(|i| 200.0 * 0.9f64.powi(i));
         let bump = history(falling.chain([70.0, 75.0, 80.0]));
-        let stage = |patience| ending(StageExit { plateau: Some(Plateau { patience, ..PLATEAU }), ..StageExit::default() });
+        let stage =
+            |patience| ending(StageExit { plateau: Some(Plateau { patience, ..PLATEAU }), ..StageExit::default() });
         assert_eq!(stage(1).exit(&bump), Some("plateau"));
         assert_eq!(stage(4).exit(&bump), None);
         assert_eq!(stage(4).exit(&flat(8)), None, "six steps are the first that can be flat");
@@ -327,7 +328,8 @@ mod tests {
 
     #[test]
     fn a_length_target_is_for_the_mean_of_its_window() {
-        let stage = ending(StageExit { length_target: Some(LengthTarget { tokens: 50.0, window: 2 }), ..StageExit::default() });
+        let stage =
+            ending(StageExit { length_target: Some(LengthTarget { tokens: 50.0, window: 2 }), ..StageExit::default() });
         assert_eq!(stage.exit(&history([100.0, 60.0, 44.0])), None);
         assert_eq!(stage.exit(&history([100.0, 56.0, 44.0])), Some("length target"));
         assert_eq!(stage.exit(&history([44.0])), None);

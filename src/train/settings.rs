@@ -161,7 +161,8 @@ impl Settings for RlConfig {
             problems.extend(config::count(&format!("train.{key}"), value, 1, most));
         }
         if train.num_generations == 1 {
-            problems.push("train.num_generations = 1 must be at least 2: an advantage compares completions".to_string());
+            problems
+                .push("train.num_generations = 1 must be at least 2: an advantage compares completions".to_string());
         }
         if self.stages.is_empty() {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());

@@ -92,7 +92,8 @@ impl StageLoss {
                 }
             }
             Surrogate::Cispo { max } => {
-                let why = "must be at least 1 with type = \"cispo\", where it is the largest factor itself (5.0 is usual)";
+                let why =
+                    "must be at least 1 with type = \"cispo\", where it is the largest factor itself (5.0 is usual)";
                 require(max >= 1.0, format!("epsilon_high = {max} {why}"));
             }
             Surrogate::Sapo { positive: up, negative: down } => {
@@ -151,7 +152,9 @@ impl From<StageLoss> for Keys {
             kl,
         };
         match surrogate {
-            Surrogate::Clip { low, high, delta } => Self { epsilon: Some(low), epsilon_high: Some(high), delta, ..none },
+            Surrogate::Clip { low, high, delta } => {
+                Self { epsilon: Some(low), epsilon_high: Some(high), delta, ..none }
+            }
             Surrogate::Cispo { max } => Self { epsilon_high: Some(max), ..none },
             Surrogate::Sapo { positive, negative } => {
                 Self { sapo_temperature_pos: Some(positive), sapo_temperature_neg: Some(negative), ..none }

@@ -15,7 +15,10 @@ fn the_length_clip_follows_its_schedule() {
     let mut stage = Stage::default();
     stage.sampling.max_completion_length = 400;
     stage.sampling.max_completion_length_schedule = clips.to_vec();
-    assert_eq!([0, 9, 10, 19, 20].map(|steps| stage.at(steps).sampling.max_completion_length), [400, 400, 300, 300, 200]);
+    assert_eq!(
+        [0, 9, 10, 19, 20].map(|steps| stage.at(steps).sampling.max_completion_length),
+        [400, 400, 300, 300, 200]
+    );
     assert!(stage.mistakes(0).is_empty());
     stage.sampling.max_completion_length_schedule = vec![clips[1], clips[0]];
     let mistake = "stages.0.sampling.max_completion_length_schedule.1.step = 10 must be above 20";
@@ -37,7 +40,10 @@ fn every_mistake_of_a_stage_is_named_with_its_section() {
 fn numbers_without_sense_are_refused_by_key() {
     let found = mistakes("sampling.max_completion_length = 1000000000000\nexit.max_steps = 9223372036854775807");
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found[0].starts_with("stages.0.sampling.max_completion_length = 1000000000000 must be at most"), "{found:?}");
+    assert!(
+        found[0].starts_with("stages.0.sampling.max_completion_length = 1000000000000 must be at most"),
+        "{found:?}"
+    );
     assert!(found[1].starts_with("stages.0.exit.max_steps = 9223372036854775807 must be at most"), "{found:?}");
 }
 
@@ -69,7 +75,9 @@ fn a_loss_has_only_its_own_keys() {
 /// Only `ceeh_length` keeps the record that tells hard problems.
 #[test]
 fn what_acts_on_hard_problems_needs_the_reward_that_tells_them() {
-    for tokens in ["entropy_advantage.hard_only = true", "entropy_bonus = { type = \"fixed\", entropy_hard_factor = 5 }"] {
+    for tokens in
+        ["entropy_advantage.hard_only = true", "entropy_bonus = { type = \"fixed\", entropy_hard_factor = 5 }"]
+    {
         let with = |reward: &str| mistakes(&format!("rewards = [{{ type = \"{reward}\" }}]\ntokens.{tokens}"));
         assert!(with("ceeh_length").is_empty(), "{:?}", with("ceeh_length"));
         assert!(with("accuracy").len() == 1 && with("accuracy")[0].contains("does nothing"), "{:?}", with("accuracy"));
