@@ -28,7 +28,10 @@ fn every_configuration_is_valid() {
         if name.starts_with("base") || name.starts_with("sft") {
             load::<SftConfig>(Some(&file), &[]).unwrap_or_else(|error| panic!("{error}"));
         } else {
-            load::<RlConfig>(Some(&file), &[]).unwrap_or_else(|error| panic!("{error}"));
+            let recipe = file.parent().unwrap() == repository("configs/recipes");
+            let model = ["model.path=MODEL".to_string()];
+            let sets: &[String] = if recipe { &model } else { &[] };
+            load::<RlConfig>(Some(&file), sets).unwrap_or_else(|error| panic!("{error}"));
         }
     }
 }

@@ -10,10 +10,11 @@ use toml::de::{DeTable, DeValue};
 use super::{Mistake, config_error};
 use crate::error::{Error, Result};
 
-/// The files, topmost first, then every `--set`, then the defaults.
+/// The files, topmost first, then every `--set`, then the defaults: those that lie below files, and all of them.
 pub(super) struct Layers<'a> {
     files: Vec<Source>,
     sets: Vec<Set<'a>>,
+    below: Source,
     defaults: Source,
 }
 
@@ -58,7 +59,7 @@ impl<'a> Layers<'a> {
     ///
     /// # Errors
     /// A file that cannot be read or is not TOML, a `base` that is no text or leads back.
-    pub(super) fn read(file: Option<&Path>, defaults: &str, sets: &'a [String]) -> Result<Self> {
+    pub(super) fn read(file: Option<&Path>, below: &str, defaults: &str, sets: &'a [String]) -> Result<Self> {
         let mut files = Vec::<Source>::new();
         let mut next = file.map(Path::to_path_buf);
         let mut end = 0;
@@ -67,7 +68,7 @@ impl<'a> Layers<'a> {
             let source = Source::new(Some(file), end, &text);
             end = source.text.len() + 1;
             files.push(source);
-            next = below(&files)?;
+            next = base(&files)?;
         }
         let sets = sets.iter().map(|argument| {
             let set = Set::new(argument, end);
@@ -75,13 +76,15 @@ impl<'a> Layers<'a> {
             set
         });
         let sets = sets.collect();
-        Ok(Self { files, sets, defaults: Source::new(None, end, defaults) })
+        let below = Source::new(None, end, below);
+        let defaults = Source::new(None, below.text.len() + 1, defaults);
+        Ok(Self { files, sets, below, defaults })
     }
 
     /// All of them as one table.
     pub(super) fn document(&self) -> Result<Spanned<DeTable<'_>>> {
         let defaults = self.defaults.parse()?;
-        let mut document = if self.files.is_empty() { defaults.clone() } else { Spanned::new(0..0, DeTable::new()) };
+        let mut document = if self.files.is_empty() { defaults.clone() } else { self.below.parse()? };
         for file in self.files.iter().rev() {
             let mut table = file.parse()?.into_inner();
             table.remove("base");
@@ -97,7 +100,7 @@ impl<'a> Layers<'a> {
 
     /// The file and line, or the `--set`, of a position.
     pub(super) fn origin(&self, at: usize) -> String {
-        if at >= self.defaults.start {
+        if at >= self.below.start {
             return "defaults".to_string();
         }
         match self.sets.iter().rev().find(|set| set.start <= at) {
@@ -158,7 +161,7 @@ impl<'a> Layers<'a> {
 }
 
 /// The file below the last one, if it names any.
-fn below(files: &[Source]) -> Result<Option<PathBuf>> {
+fn base(files: &[Source]) -> Result<Option<PathBuf>> {
     let Some(source @ Source { file: Some(file), .. }) = files.last() else { return Ok(None) };
     let document = source.parse()?;
     let Some(base) = document.get_ref().get("base") else { return Ok(None) };

@@ -22,6 +22,11 @@ use crate::error::{Error, Result};
 pub trait Settings: Serialize + DeserializeOwned + Default {
     /// Every problem with the values, each beginning with its key and saying what to do; empty when there is none.
     fn validate(&self) -> Vec<String>;
+
+    /// Defaults that the command has and the parts of its settings have not, as TOML: they lie below every file.
+    fn below() -> &'static str {
+        ""
+    }
 }
 
 /// Reads settings from `file`, changes them by `sets` (`section.key=value`, later ones win) and validates them.
@@ -35,7 +40,7 @@ pub trait Settings: Serialize + DeserializeOwned + Default {
 /// Files that cannot be read, and every mistake in keys and values, each with the file and line or the `--set` it is from.
 pub fn load<S: Settings>(file: Option<&Path>, sets: &[String]) -> Result<S> {
     let defaults = to_toml(&S::default());
-    let mut layers = Layers::read(file, &defaults, sets)?;
+    let mut layers = Layers::read(file, S::below(), &defaults, sets)?;
     loop {
         match resolve(&layers)? {
             Resolved::Settings(settings) => return Ok(settings),

@@ -33,6 +33,7 @@ pub struct RlConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// What is trained.
+    #[serde(default)]
     pub model: ModelSource,
     /// Train adapters of this size instead of all weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,12 +73,11 @@ fn output_dir() -> PathBuf {
 
 /// The model to start from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct ModelSource {
     /// Hugging Face directory, or a PEFT adapter's, which is merged into its base.
     pub path: PathBuf,
-    /// What matrix products are computed in: f32 or bf16; weights, and all between the products, are f32.
-    #[serde(default)]
+    /// Number format of matrix products: f32 or bf16; weights, and all between the products, are f32.
     pub dtype: Precision,
 }
 
@@ -150,6 +150,9 @@ impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
         let mut problems = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
+        if self.model.path.as_os_str().is_empty() {
+            problems.push("model.path is empty: name the folder of the model, --set model.path=FOLDER".to_string());
+        }
         let train = &self.train;
         for (key, value, most) in [
             ("prompts_per_step", train.prompts_per_step, ROWS),
@@ -204,13 +207,14 @@ impl RlConfig {
         let completion_length = self.stages.iter().flat_map(|stage| stage.sampling.clips()).max().unwrap_or(0);
         let sequences = train.prompts_per_step * train.num_generations;
         let taken = (train.tokens_per_microbatch / (prompt_length + completion_length)).clamp(1, sequences);
-        let completions = train.generation_rows.min(sequences);
-        let cache = CacheShape {
-            prompts: train.prompts_per_step.min(completions),
-            prompt_length,
-            completions,
-            completion_length,
+        let shape = |completions: usize| {
+            let prompts = train.prompts_per_step.min(completions);
+            CacheShape { prompts, prompt_length, completions, completion_length }
         };
+        let most = train.generation_rows.min(sequences);
+        let bound = train.generation_cache_tokens;
+        let fits = |completions: &usize| bound == 0 || shape(*completions).tokens() <= bound;
+        let cache = shape((1..=most).rev().find(fits).unwrap_or(1));
         let workload = Workload {
             tokens: taken * (prompt_length + completion_length),
             completion_tokens: taken * completion_length,

@@ -67,7 +67,7 @@ impl Update<'_> {
             if !norm.is_finite() || lessons.is_empty() {
                 break;
             }
-            let scale = (self.config.optim.max_grad_norm / norm).min(1.0);
+            let scale = self.config.optim.clip(norm);
             model = optimizer.step(&self.config.optim, model, gradients, scale, self.lr);
         }
         self.describe(&statistics, &norms, metrics);
