@@ -58,8 +58,8 @@ fn main() -> Result<()> {
         format!("output_dir={}", output.display()),
         "eval.num_problems=40".to_string(),
         "stages.0.rewards=[{ type = 'custom', name = 'short_and_right' }]".to_string(),
-        "stages.0.max_steps=5".to_string(),
-        "stages.1.max_steps=1".to_string(),
+        "stages.0.exit.max_steps=5".to_string(),
+        "stages.1.exit.max_steps=1".to_string(),
     ];
     let config: rl::RlConfig = load(None, &settings)?;
     let stop = AtomicBool::new(false);

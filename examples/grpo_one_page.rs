@@ -177,7 +177,7 @@ impl Student {
         let norm = gradients.norm();
         // No group with different rewards: nothing to learn from.
         if norm > 0.0 {
-            let scale = (self.optim.max_grad_norm / norm).min(1.0);
+            let scale = self.optim.clip(norm);
             let (model, lr) = (self.model.clone(), self.optim.learning_rate);
             self.model = self.optimizer.step(&self.optim, model, gradients, scale, lr);
         }

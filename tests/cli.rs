@@ -76,7 +76,7 @@ impl Drop for Background {
 fn long_run(workshop: &Workshop, name: &str, steps: usize) -> (RlConfig, std::path::PathBuf) {
     let mut config = workshop.rl(name);
     config.train.save_steps = 5;
-    config.stages[0].max_steps = steps;
+    config.stages[0].exit.max_steps = steps;
     let file = workshop.path(&format!("{name}.toml"));
     std::fs::write(&file, to_toml(&config)).unwrap();
     (config, file)

@@ -52,11 +52,12 @@ fn advantages_are_those_of_trl_and_of_numpy() {
     assert_eq!(reference.cases.len(), 24);
 }
 
-/// Names of the files in `configs/methods`.
+/// Names of the methods: the files in `configs/methods` but for the one that they lie over.
 fn names() -> Vec<String> {
     let files = std::fs::read_dir(repository("configs/methods")).unwrap().map(|entry| entry.unwrap().path());
     let toml = files.filter(|path| path.extension().is_some_and(|end| end == "toml"));
-    let mut names: Vec<String> = toml.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    let stems = toml.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned());
+    let mut names: Vec<String> = stems.filter(|name| name != "base").collect();
     names.sort();
     names
 }
@@ -73,7 +74,28 @@ fn the_table_of_methods_has_a_row_for_each_file() {
         let text = std::fs::read_to_string(file).unwrap();
         let paper = table.lines().find_map(|line| line.strip_prefix(&format!("| `{name}` | "))?.split_once(' '));
         assert!(text.contains(&format!("arXiv {}", paper.unwrap().0)), "{name}: another paper in the table");
-        assert!(text.contains(&format!("configs/methods/{name}.toml\nname = \"{name}\"\n")), "{name}");
+        assert!(text.contains(&format!("configs/methods/{name}.toml\n")), "{name}");
+        let config: RlConfig = load(Some(&repository(&format!("configs/methods/{name}.toml"))), &[]).unwrap();
+        assert_eq!(config.name, name);
+    }
+}
+
+/// The count of `configs/methods/README.md`.
+#[test]
+fn a_method_file_has_twelve_lines_at_most_in_the_mean() {
+    let text = |name: &String| std::fs::read_to_string(repository(&format!("configs/methods/{name}.toml"))).unwrap();
+    let lines = |text: String| text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
+    let counts: Vec<usize> = names().iter().map(|name| lines(text(name))).collect();
+    assert!(counts.iter().sum::<usize>() <= 12 * counts.len(), "{counts:?}");
+}
+
+/// Only the stages that follow arXiv 2511.14258 say that they are a reconstruction of it.
+#[test]
+fn a_note_stands_in_the_configuration_that_it_is_true_of() {
+    for name in names() {
+        let config: RlConfig = load(Some(&repository(&format!("configs/methods/{name}.toml"))), &[]).unwrap();
+        let ours = ["entropy_guided", "closed_loop"].contains(&name.as_str());
+        assert_eq!(config.note.is_some_and(|note| note.contains("2511.14258")), ours, "{name}");
     }
 }
 
@@ -99,8 +121,8 @@ fn every_method_trains() {
         config.eval.num_problems = 1;
         config.train.eval_steps = 0;
         for stage in &mut config.stages {
-            (stage.max_steps, stage.max_completion_length) = (4, 24);
-            for clip in &mut stage.max_completion_length_schedule {
+            (stage.exit.max_steps, stage.sampling.max_completion_length) = (4, 24);
+            for clip in &mut stage.sampling.max_completion_length_schedule {
                 (clip.step, clip.value) = (clip.step / 10 - 1, clip.value / 10);
             }
             for reward in &mut stage.rewards {

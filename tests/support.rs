@@ -18,8 +18,9 @@ use tempering::optim::OptimConfig;
 use tempering::reward::RewardCommand;
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::rl::{self, Finished, ModelSource, RlConfig, RlTrain};
+use tempering::train::schedule::StageExit;
 use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
-use tempering::train::stage::Stage;
+use tempering::train::stage::{Stage, StageSampling};
 use tempering::train::{Observer, Session, checkpoint};
 
 /// Name of the device under test.
@@ -159,6 +160,7 @@ impl Workshop {
             seed: 0,
             output_dir: self.path("runs"),
             name: name.to_string(),
+            note: None,
             model: ModelSource { path: self.path("model"), ..ModelSource::default() },
             lora: None,
             data: self.data(),
@@ -177,8 +179,8 @@ impl Workshop {
             cycles: 1,
             controller: None,
             stages: vec![Stage {
-                max_steps: 6,
-                max_completion_length: 24,
+                exit: StageExit { max_steps: 6, ..StageExit::default() },
+                sampling: StageSampling { max_completion_length: 24, ..StageSampling::default() },
                 rewards: vec![RewardKind::Accuracy, RewardKind::Format],
                 reward_weights: vec![1.0, 0.5],
                 ..Stage::default()

@@ -75,8 +75,10 @@ impl Default for AnalysisStage {
     /// The stage of `configs/methods/kimi_k15.toml`.
     fn default() -> Self {
         let text = include_str!("../../configs/methods/kimi_k15.toml");
-        let config: RlConfig = toml::from_str(text).expect("the embedded kimi_k15.toml is tested to be valid");
-        Self(config.stages[0].clone())
+        let mut file: toml::Table = toml::from_str(text).expect("the embedded kimi_k15.toml is tested to be valid");
+        let stages: Vec<Stage> =
+            (file.remove("stages").and_then(|stages| stages.try_into().ok())).expect("it has a stage");
+        Self(stages[0].clone())
     }
 }
 
@@ -142,8 +144,8 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
             analysis.problems,
             data.join(", "),
             config.stage.name,
-            config.stage.temperature,
-            config.stage.max_completion_length,
+            config.stage.sampling.temperature,
+            config.stage.sampling.max_completion_length,
         );
         let page = report::analysis(&analysis, &args.model.display().to_string(), &settings)?;
         files::write(path, page.as_bytes())?;

@@ -151,10 +151,10 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::model::Precision;
+    use crate::model::{CacheShape, Precision};
+    use crate::model::{CausalLm, names};
     use crate::optim::Moments;
     use crate::train::learner::Learner;
-    use crate::model::{CausalLm, names};
 
     fn config() -> ModelConfig {
         ModelConfig::qwen2(64, 16, 32, 3, 4, 2)

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::config::{self, COUNTS, LENGTHS, ROWS};
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
@@ -76,14 +77,13 @@ impl EvalConfig {
     /// What cannot work, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for (key, value) in [
-            ("num_generations", self.num_generations),
-            ("max_completion_length", self.max_completion_length),
-            ("rows", self.rows),
+        for (key, value, least, most) in [
+            ("num_problems", self.num_problems, 0, COUNTS),
+            ("num_generations", self.num_generations, 1, ROWS),
+            ("max_completion_length", self.max_completion_length, 1, LENGTHS),
+            ("rows", self.rows, 1, ROWS),
         ] {
-            if value == 0 {
-                problems.push(format!("eval.{key} = 0 must be positive"));
-            }
+            problems.extend(config::count(&format!("eval.{key}"), value, least, most));
         }
         problems.extend(self.distribution().mistakes().into_iter().map(|problem| format!("eval.{problem}")));
         problems

@@ -27,6 +27,8 @@ pub enum LossType {
     Dapo,
     /// Clip, every completion weighs the same (GRPO, arXiv 2402.03300).
     Grpo,
+    /// As `grpo`, with the ratio of the whole completion (GSPO, arXiv 2507.18071).
+    Gspo,
     /// Clip, every token weighs one over completions times `max_completion_length` (Dr. GRPO, arXiv 2503.20783).
     DrGrpo,
     /// Clip, every token of a group weighs the same, and every group. TRL takes the tokens of one micro-batch instead of a
@@ -56,10 +58,15 @@ impl LossType {
     pub fn aggregate(self) -> Aggregate {
         match self {
             Self::Dapo | Self::Cispo => Aggregate::TokenMean,
-            Self::Grpo | Self::Sapo => Aggregate::SequenceMean,
+            Self::Grpo | Self::Gspo | Self::Sapo => Aggregate::SequenceMean,
             Self::DrGrpo => Aggregate::ConstantLength,
             Self::Bnpo => Aggregate::GroupTokenMean,
         }
+    }
+
+    /// Whether its ratios are those of tokens or of completions.
+    pub fn ratio(self) -> Ratio {
+        if self == Self::Gspo { Ratio::Sequence } else { Ratio::Token }
     }
 }
 

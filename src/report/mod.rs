@@ -43,7 +43,7 @@ struct View {
     unfinished: Option<String>,
     tiles: Vec<Tile>,
     sentence: String,
-    reconstruction: Option<String>,
+    note: Option<String>,
     after: String,
     families: Vec<FamilyRow>,
     stages: Vec<String>,
@@ -84,7 +84,7 @@ fn page(run: &Path) -> Result<String> {
         unfinished,
         tiles: tiles(&summary),
         sentence: sentence(&summary.base, &summary.last),
-        reconstruction: summary.reconstruction.clone(),
+        note: summary.note.clone(),
         after: match evaluated {
             Some(step) if !finished => format!("step {step}"),
             _ => "after".into(),

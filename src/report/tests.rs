@@ -17,7 +17,7 @@ const SUMMARY: &str = r#"{"name":"tiny","seed":7,"model":"tiny-1m","device":"fle
 "length_ratio":0.22,"accuracy_delta":0.03,
 "families":{"sort":{"floor":20.0,"base":{"accuracy":0.7,"mean_length":120.0},"final":{"accuracy":0.75,"mean_length":30.0}}},
 "stages":[{"name":"compress","first_step":1,"last_step":2,"exit":"steps"},{"name":"enhance","first_step":3,"last_step":3,"exit":"entropy"}],
-"peak_rss_gb":1.25,"reconstruction":"Stage 2 is a reconstruction."}"#;
+"peak_rss_gb":1.25,"note":"Stage 2 is a reconstruction."}"#;
 
 const BASE: &str = r#"{"problem":"9","prompt":"47 + 14 < ?","answer":"61","data_source":"sort","correct":true,"finished":true,"length":120,"tokens":["<think>","\n","<script>alert(1)</script>","  61"],"entropy":[0.01,0.3,2.0,0.1]}"#;
 const FINAL: &str = r#"{"problem":9,"prompt":"47 + 14 < ?","answer":"61","data_source":"sort","correct":true,"finished":true,"length":30,"tokens":["61"],"entropy":[0.02]}"#;

@@ -156,7 +156,7 @@ fn sample(
     }
     let sampling = Sampling {
         distribution: config.stage.distribution(),
-        max_completion_length: config.stage.max_completion_length,
+        max_completion_length: config.stage.sampling.max_completion_length,
         stop: tokenizer.stop_ids().to_vec(),
         rows: config.rows,
         ..Sampling::default()

@@ -1,5 +1,6 @@
 //! Training: supervised fine-tuning and reinforcement learning, with checkpoints that continue exactly.
 
+mod advice;
 pub mod analyze;
 pub mod batch;
 pub mod checkpoint;

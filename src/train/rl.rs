@@ -170,7 +170,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         metrics.set_text("stage", &stage.name);
 
         let stage = &stage.at(state.history.len());
-        metrics.set("max_completion_length", stage.max_completion_length as f64);
+        metrics.set("max_completion_length", stage.sampling.max_completion_length as f64);
 
         // 1. Sample groups, 2. grade and score them.
         let scoring = Scoring { stage, step: state.history.len(), state: &state.rewards };
@@ -181,10 +181,11 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         meter.step(step, &model, &scored, stage, &mut state.token_types, &mut metrics)?;
         state.history.push(StepFigures { cancelled: metrics.get("conflict/cancellation"), ..figures });
         // 3. Update.
-        let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef));
+        let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef()));
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
         metrics.set("learning_rate", lr);
-        let update = Update { config, stage, step, lr, reference: reference.as_ref().filter(|_| stage.beta > 0.0) };
+        let update =
+            Update { config, stage, step, lr, reference: reference.as_ref().filter(|_| stage.loss.kl.is_some()) };
         let finite;
         (model, finite) = update.run(model, &mut optimizer, &scored, &mut control, &mut metrics);
         state.entropy_control = Some(control);
@@ -250,7 +251,7 @@ impl Run<'_> {
     fn reference(&self, model: &CausalLm, device: &Device, stage: usize) -> Result<Option<CausalLm>> {
         let RlConfig { stages, cycles, controller, .. } = self.config;
         let mut to_come = (0..stages.len() * cycles).skip(if controller.is_some() { 0 } else { stage });
-        if to_come.all(|stage| stages[stage % stages.len()].beta == 0.0) {
+        if to_come.all(|stage| stages[stage % stages.len()].loss.kl.is_none()) {
             return Ok(None);
         }
         if self.config.lora.is_some() {
@@ -302,7 +303,7 @@ impl Run<'_> {
     ) -> Result<Vec<Scored>> {
         let (train, stage) = (&self.config.train, scoring.stage);
         let group = train.num_generations;
-        let most = stage.max_num_gen_batches.max(1);
+        let most = stage.sampling.max_num_gen_batches.max(1);
         let (mut kept, mut flat): (Vec<Scored>, Vec<Scored>) = (Vec::new(), Vec::new());
         let (mut sampling_s, mut reward_s, mut batches, mut overlong) = (0.0, 0.0, 0, 0);
         while batches < most && kept.len() < train.prompts_per_step * group {
@@ -348,7 +349,7 @@ impl Run<'_> {
         let train = &self.config.train;
         let sampling = Sampling {
             distribution: stage.distribution(),
-            max_completion_length: stage.max_completion_length,
+            max_completion_length: stage.sampling.max_completion_length,
             stop: self.tokenizer.stop_ids().to_vec(),
             rows: train.generation_rows,
             cache_tokens: train.generation_cache_tokens,
@@ -469,8 +470,7 @@ impl Run<'_> {
             "families": families,
             "stages": state.stages,
             "skipped_updates": state.skipped_updates,
-            "reconstruction": "compress: arXiv 2511.14258 as a third-party summary gives it; enhance: a reconstruction, \
-                               the paper's formulae for it are not known to us",
+            "note": self.config.note,
         });
         files::write_json(&self.dir.join("summary.json"), &summary)?;
         Ok(Finished { dir: self.dir.clone(), summary })

@@ -187,7 +187,7 @@ fn score_group(
     };
     let outcomes: Vec<Outcome> = graded.iter().zip(seen).zip(&group).map(outcome).collect();
     let score = |kind: &RewardKind| {
-        let max_completion_length = stage.max_completion_length;
+        let max_completion_length = stage.sampling.max_completion_length;
         kind.score(&outcomes, &Context { max_completion_length, step, problem: problem.id, state, own: &own(kind) })
     };
     let rewards: Vec<Vec<Option<Parts>>> = stage.rewards.iter().map(score).collect();

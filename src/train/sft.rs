@@ -142,13 +142,18 @@ impl Default for SftConfig {
             lora: None,
             data: DataConfig::default(),
             train: SftTrain::default(),
-            optim: OptimConfig::default(),
+            optim: OptimConfig { learning_rate: 2e-5, ..OptimConfig::default() },
             eval: EvalConfig::default(),
         }
     }
 }
 
 impl Settings for SftConfig {
+    /// TRL's learning rate for supervised fine-tuning of all weights; that of [`OptimConfig`] is for reinforcement learning.
+    fn below() -> &'static str {
+        "optim.learning_rate = 2e-5"
+    }
+
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
         let mut problems = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
@@ -455,6 +460,6 @@ fn update(
     if !outcome.grad_norm.is_finite() {
         return (model, outcome);
     }
-    let scale = (config.optim.max_grad_norm / outcome.grad_norm).min(1.0);
+    let scale = config.optim.clip(outcome.grad_norm);
     (optimizer.step(&config.optim, model, gradients, scale, lr), outcome)
 }
