@@ -70,6 +70,9 @@ pub(super) fn problem(
         Some(Value::Null) | None => None,
         Some(other) => return Err(format!("floor = {}: expected a text", shown(&other))),
     };
+    // A row with a shortest solution is of the embedded tasks or of their like, whose models know the form of an answer.
+    let formula = !answer.trim().is_empty() && !answer.trim().contains('\n') && floor.is_none();
+    let prompt = if formula { Prompt::Formula(Box::new(prompt)) } else { prompt };
     let mut problem = Problem::new(prompt, answer);
     (problem.data_source, problem.floor, problem.extra) = (data_source, floor, row);
     Ok(problem)

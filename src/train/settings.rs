@@ -16,6 +16,7 @@ use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::objective::RewardKind;
 use crate::optim::OptimConfig;
 use crate::reward::RewardCommand;
+use crate::text::prompt::PromptConfig;
 
 /// Settings of `tempering train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub struct RlConfig {
     /// What it is trained and evaluated on.
     #[serde(default)]
     pub data: DataConfig,
+    /// How the model is asked.
+    #[serde(default)]
+    pub prompt: PromptConfig,
     /// Batches and checkpoints.
     #[serde(default)]
     pub train: RlTrain,
@@ -146,7 +150,7 @@ impl Default for RlConfig {
 impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
-        let mut problems = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
+        let mut problems = [self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
         let train = &self.train;
         if train.num_generations < 2 {
             let n = train.num_generations;
