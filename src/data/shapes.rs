@@ -288,6 +288,17 @@ mod tests {
     }
 
     #[test]
+    fn only_rows_with_a_formula_ask_for_its_form() {
+        let formula = |row: &str| matches!(read(row).unwrap().prompt, Prompt::Formula(_));
+        assert!(formula(r#"{"prompt": "q", "answer": "\\frac12"}"#));
+        assert!(formula(r#"{"question": "q", "answer": "so\n#### 5"}"#));
+        assert!(!formula(r#"{"prompt": "q", "answer": ""}"#));
+        assert!(!formula(r#"{"prompt": "q", "answer": "First,\nthen."}"#));
+        // The embedded tasks as a file, whose model knows the form.
+        assert!(!formula(r#"{"prompt": "q", "answer": "5", "floor": "2+3=5"}"#));
+    }
+
+    #[test]
     fn conversations_end_with_the_assistant() {
         let read = |row: &str| conversation(&object(row));
         let turns =

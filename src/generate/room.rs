@@ -33,8 +33,11 @@ impl Room<'_> {
             return Ok(());
         }
         let advice = match positions.saturating_sub(prompt) {
-            0 => "the prompt alone leaves no room: leave such rows out (max_prompt_length, filter_overlong_prompts)".to_string(),
-            left => format!("set it to {left} at most, or leave such rows out (max_prompt_length, filter_overlong_prompts)"),
+            0 => "the prompt alone leaves no room: leave such rows out (max_prompt_length, filter_overlong_prompts)"
+                .to_string(),
+            left => {
+                format!("set it to {left} at most, or leave such rows out (max_prompt_length, filter_overlong_prompts)")
+            }
         };
         Err(Error::Invalid(format!(
             "a prompt has {prompt} tokens and {setting} = {longest}: together more than the model's \
@@ -49,10 +52,12 @@ mod tests {
 
     #[test]
     fn prompt_and_completion_must_fit_together() {
-        let room = Room { max_position_embeddings: 1024, max_completion_length: 1000, setting: "eval.max_completion_length" };
+        let room =
+            Room { max_position_embeddings: 1024, max_completion_length: 1000, setting: "eval.max_completion_length" };
         assert!(room.check(24, "q").is_ok());
         let error = room.check(25, "the question").unwrap_err().to_string();
-        for part in ["25 tokens", "eval.max_completion_length = 1000", "max_position_embeddings = 1024", "999 at most"] {
+        for part in ["25 tokens", "eval.max_completion_length = 1000", "max_position_embeddings = 1024", "999 at most"]
+        {
             assert!(error.contains(part), "{part}: {error}");
         }
         assert!(error.ends_with("the question…"), "{error}");

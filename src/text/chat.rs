@@ -383,7 +383,8 @@ mod tests {
     /// Templates found to hang or to fill the memory.
     #[test]
     fn work_and_memory_of_a_template_are_bounded() {
-        let doubling = "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+        let doubling =
+            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
         let sources = [
             "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
             "{% for i in range(99999) %}{% for j in range(99999) %}some text{% endfor %}{% endfor %}",

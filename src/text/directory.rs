@@ -71,7 +71,9 @@ mod tests {
     fn the_name_of_a_model_on_a_hub_is_told_to_be_downloaded() {
         let error = |dir: &str| check(Path::new(dir)).unwrap_err().to_string();
         let hub = error("SomeLab/Small-135M");
-        assert!(hub.starts_with("SomeLab/Small-135M: no such folder") && hub.contains("hf download SomeLab/Small-135M"));
+        assert!(
+            hub.starts_with("SomeLab/Small-135M: no such folder") && hub.contains("hf download SomeLab/Small-135M")
+        );
         for local in ["./models/x", "/models/x", "a/b/c", "model"] {
             assert!(!error(local).contains("hf download"), "{local}");
         }

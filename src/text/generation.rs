@@ -75,12 +75,8 @@ mod tests {
         let path = std::path::Path::new("m/generation_config.json");
         let config = serde_json::json!({"temperature": 0.6, "top_p": 0.95, "do_sample": true, "max_length": 32768});
         let read = Recommended::read(path, &config).unwrap();
-        let want = Recommended {
-            do_sample: Some(true),
-            temperature: Some(0.6),
-            top_p: Some(0.95),
-            ..Recommended::default()
-        };
+        let want =
+            Recommended { do_sample: Some(true), temperature: Some(0.6), top_p: Some(0.95), ..Recommended::default() };
         assert_eq!(read, want);
         let error = Recommended::read(path, &serde_json::json!({"top_k": "50"})).unwrap_err().to_string();
         assert!(error.starts_with("m/generation_config.json: "), "{error}");

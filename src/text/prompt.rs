@@ -146,7 +146,8 @@ mod tests {
     fn settings_are_strict() {
         let config = |text: &str| toml::from_str::<PromptConfig>(text);
         assert!(config("sufix = ''").is_err());
-        let config = config("date = '26.11.2026'\nchat_template_kwargs = { messages = [], enable_thinking = false }").unwrap();
+        let config =
+            config("date = '26.11.2026'\nchat_template_kwargs = { messages = [], enable_thinking = false }").unwrap();
         let mistakes = config.mistakes();
         assert!(mistakes[0].starts_with("prompt.date = \"26.11.2026\""), "{mistakes:?}");
         assert_eq!((mistakes.len(), mistakes[1].contains("kwargs.messages")), (2, true), "{mistakes:?}");

@@ -23,11 +23,7 @@ pub(super) fn tail(template: &ChatTemplate) -> Option<String> {
 ///
 /// What comes after, a line break in most templates, is not part of the turn: a model ends with the stop token, and the
 /// template writes the rest when a further turn follows.
-pub(super) fn end(
-    tail: &str,
-    encode: impl Fn(&str) -> Result<Vec<u32>>,
-    stops: &[u32],
-) -> Result<Option<Vec<u32>>> {
+pub(super) fn end(tail: &str, encode: impl Fn(&str) -> Result<Vec<u32>>, stops: &[u32]) -> Result<Option<Vec<u32>>> {
     let mut tokens = encode(tail)?;
     let stop = tokens.iter().position(|token| stops.contains(token));
     Ok(stop.map(|stop| {

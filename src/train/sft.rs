@@ -156,7 +156,8 @@ impl Default for SftConfig {
 impl Settings for SftConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
-        let mut problems = [self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
+        let mut problems =
+            [self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),
