@@ -41,6 +41,13 @@ pub(crate) fn succeed(args: &[&dyn AsRef<OsStr>]) -> String {
     ended.out
 }
 
+/// What a command that succeeds writes on standard output and on standard error.
+pub(crate) fn both(args: &[&dyn AsRef<OsStr>]) -> (String, String) {
+    let ended = tempering(args);
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    (ended.out, ended.err)
+}
+
 pub(crate) fn user_error(args: &[&dyn AsRef<OsStr>]) -> String {
     let ended = tempering(args);
     assert_eq!(ended.code, Some(2), "{}", ended.err);

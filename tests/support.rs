@@ -16,6 +16,7 @@ use tempering::model::{CausalLm, ModelConfig};
 use tempering::objective::RewardKind;
 use tempering::optim::OptimConfig;
 use tempering::reward::RewardCommand;
+use tempering::text::prompt::PromptConfig;
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::rl::{self, Finished, ModelSource, RlConfig, RlTrain};
 use tempering::train::schedule::StageExit;
@@ -60,7 +61,7 @@ pub(crate) fn repository(path: &str) -> PathBuf {
 
 /// The embedded model's tokenizer.
 pub(crate) fn tokenizer() -> Tokenizer {
-    Tokenizer::load(&repository("assets/base")).unwrap()
+    Tokenizer::load(&repository("assets/base")).unwrap().with_prompt(&as_taught()).unwrap()
 }
 
 /// Two layers of width 32. The wide initialisation makes next-token distributions far from uniform.
@@ -164,6 +165,7 @@ impl Workshop {
             model: ModelSource { path: self.path("model"), ..ModelSource::default() },
             lora: None,
             data: self.data(),
+            prompt: as_taught(),
             train: RlTrain {
                 prompts_per_step: 4,
                 num_generations: 4,
@@ -195,12 +197,18 @@ impl Workshop {
             name: name.to_string(),
             model: SftModel { path: self.path("model"), ..SftModel::default() },
             data: self.data(),
+            prompt: as_taught(),
             train: SftTrain { max_steps: 2, tokens_per_step: 256, ..SftTrain::default() },
             optim: OptimConfig { learning_rate: 1e-3, ..OptimConfig::default() },
             eval: EvalConfig { num_problems: 2, max_completion_length: 8, ..EvalConfig::default() },
             ..SftConfig::default()
         }
     }
+}
+
+/// The sums as the small model was taught them: nothing is asked for beside them.
+fn as_taught() -> PromptConfig {
+    PromptConfig { suffix: String::new(), ..PromptConfig::default() }
 }
 
 /// Files of the small model, taught once for all tests.

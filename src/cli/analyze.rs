@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::problems::ProblemArgs;
 use super::progress::Progress;
-use super::{DeviceArgs, PrecisionArgs};
+use super::{DeviceArgs, PrecisionArgs, PromptArgs};
 use crate::config::{self, Settings};
 use crate::error::{Error, Result};
 use crate::eval::Subject;
 use crate::reward::RewardCommand;
-use crate::text::tokenizer::Tokenizer;
+use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
 use crate::train::analyze::{AnalyzeConfig, analyze};
 use crate::train::settings::RlConfig;
@@ -59,6 +59,8 @@ pub(super) struct AnalyzeArgs {
     #[arg(long, default_value_t = 1_000_003)]
     seed: u64,
     #[command(flatten)]
+    asked: PromptArgs,
+    #[command(flatten)]
     problems: ProblemArgs,
     #[command(flatten)]
     precision: PrecisionArgs,
@@ -89,13 +91,18 @@ impl Settings for AnalysisStage {
 }
 
 impl AnalyzeArgs {
-    fn settings(&self) -> Result<AnalyzeConfig> {
-        let (stage, reward, group) = match &self.config {
-            None => (config::load::<AnalysisStage>(None, &self.sets)?.0, RewardCommand::default(), 8),
+    fn settings(&self) -> Result<(AnalyzeConfig, PromptConfig)> {
+        let (stage, reward, group, prompt) = match &self.config {
+            None => (
+                config::load::<AnalysisStage>(None, &self.sets)?.0,
+                RewardCommand::default(),
+                8,
+                PromptConfig::default(),
+            ),
             Some(file) => {
                 let config: RlConfig = config::load(Some(file), &self.sets)?;
                 let group = config.train.num_generations;
-                (named(&config.stages, &self.stage, file)?, config.reward, group)
+                (named(&config.stages, &self.stage, file)?, config.reward, group, config.prompt)
             }
         };
         let num_generations = self.num_generations.unwrap_or(group);
@@ -104,7 +111,7 @@ impl AnalyzeArgs {
                 return Err(Error::Invalid(format!("{flag} {value} must be at least {least}")));
             }
         }
-        Ok(AnalyzeConfig { num_generations, stage, reward, rows: self.rows, seed: self.seed })
+        Ok((AnalyzeConfig { num_generations, stage, reward, rows: self.rows, seed: self.seed }, prompt))
     }
 }
 
@@ -118,10 +125,10 @@ fn named(stages: &[Stage], name: &str, file: &Path) -> Result<Stage> {
 }
 
 pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
-    let config = args.settings()?;
+    let (config, asked) = args.settings()?;
     let device = device::parse(&args.device.device)?;
     let (model_config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
-    let tokenizer = Tokenizer::load(&args.model)?;
+    let tokenizer = args.asked.tokenizer(&args.model, asked)?;
     tokenizer.check_vocab(model_config.vocab_size, &args.model)?;
     let mut problems = Vec::new();
     for data in &args.data {

@@ -6,12 +6,12 @@ use clap::Args;
 
 use super::problems::{ProblemArgs, is_tasks};
 use super::progress::Progress;
-use super::{DeviceArgs, DistributionArgs, PrecisionArgs};
+use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs};
 use crate::eval::compare::Comparison;
 use crate::eval::saved::{Manifest, evaluate_into};
 use crate::eval::{EvalConfig, Evaluation, Subject, evaluate, record};
 use crate::generate::Distribution;
-use crate::text::tokenizer::Tokenizer;
+use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
 use crate::{device, error::Error, files, model, report};
 
@@ -33,6 +33,8 @@ pub(super) struct EvalArgs {
     /// Completions per problem.
     #[arg(long, short = 'n', default_value_t = 1)]
     num_generations: usize,
+    #[command(flatten)]
+    asked: PromptArgs,
     #[command(flatten)]
     distribution: DistributionArgs,
     /// Longest completion, in tokens.
@@ -60,7 +62,8 @@ pub(super) struct EvalArgs {
 
 impl EvalArgs {
     fn config(&self) -> Result<EvalConfig, Error> {
-        let Distribution { repetition_penalty, temperature, top_k, top_p, min_p } = self.distribution.distribution()?;
+        let Distribution { repetition_penalty, temperature, top_k, top_p, min_p } =
+            self.distribution.distribution(Distribution::default())?;
         let config = EvalConfig {
             num_problems: self.num_problems.unwrap_or(0),
             num_generations: self.num_generations,
@@ -89,7 +92,7 @@ pub(super) fn eval(args: EvalArgs) -> anyhow::Result<()> {
     let config = args.config()?;
     let device = device::parse(&args.device.device)?;
     let (model_config, model) = model::load_as(model_dir, &device, args.precision.dtype)?;
-    let tokenizer = Tokenizer::load(model_dir)?;
+    let tokenizer = args.asked.tokenizer(model_dir, PromptConfig::default())?;
     tokenizer.check_vocab(model_config.vocab_size, model_dir)?;
     let mut problems = Vec::new();
     let mut reports = Vec::new();
@@ -106,7 +109,8 @@ pub(super) fn eval(args: EvalArgs) -> anyhow::Result<()> {
     progress.begin("evaluate", problems.len());
     let evaluation = match &args.output {
         Some(dir) => {
-            let manifest = Manifest::new(model_dir, &args.device.device, reports, &problems, &config)?;
+            let mut manifest = Manifest::new(model_dir, &args.device.device, reports, &problems, &config)?;
+            manifest.settings.insert("prompt".to_string(), serde_json::json!(tokenizer.prompt()));
             let mut report = |done| progress.advance(done, None);
             evaluate_into(dir, &manifest, subject, &problems, &config, &mut report)?
         }

@@ -151,7 +151,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::model::{CacheShape, Precision};
+    use crate::model::Precision;
     use crate::model::{CausalLm, names};
     use crate::optim::Moments;
     use crate::train::learner::Learner;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::config::{self, COUNTS, LENGTHS, ROWS};
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
+use crate::generate::{Completion, Distribution, Request, Room, Sampling, Watch, generate};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelConfig};
 use crate::text::tokenizer::Tokenizer;
@@ -119,8 +119,8 @@ pub struct Subject<'a> {
 /// next ones, all cores grade the last.
 ///
 /// # Errors
-/// A prompt that cannot be rendered, one that leaves no room for a completion in the model's context, and what
-/// `observe` says.
+/// A prompt that cannot be rendered, one that leaves no room for the longest completion in the model's context, and
+/// what `observe` says.
 pub fn evaluate(
     subject: Subject,
     problems: &[Problem],
@@ -172,12 +172,17 @@ struct Asked<'a> {
 
 /// The requests of some problems.
 fn ask<'a>(problems: &'a [Problem], subject: Subject, config: &EvalConfig) -> Result<Vec<Asked<'a>>> {
+    let room = Room {
+        max_position_embeddings: subject.model_config.max_position_embeddings,
+        max_completion_length: config.max_completion_length,
+        setting: "eval.max_completion_length",
+    };
     let mut asked = Vec::with_capacity(problems.len() * config.num_generations);
     for problem in problems {
         let forced = forced_start(problem, subject.tokenizer, config.terse)?;
         let mut prompt = subject.tokenizer.encode_prompt(&problem.prompt)?;
-        check_room(&prompt, subject.model_config, problem)?;
         prompt.extend(&forced);
+        room.check(prompt.len(), &problem.prompt.text())?;
         asked.extend((0..config.num_generations).map(|sample| {
             let request = Request { prompt: prompt.clone(), key: [config.seed, 0, problem.id, sample as u64] };
             Asked { problem, sample, forced: forced.clone(), request }
@@ -199,7 +204,7 @@ impl Asked<'_> {
             data_source: self.problem.data_source.clone(),
             prompt: self.problem.prompt.text(),
             answer: self.problem.answer.clone(),
-            completion: tokenizer.decode(&ids, true),
+            completion: tokenizer.completion_text(&ids),
             finished: completion.finished(),
             length: ids.len(),
             floor: floor.map(|tokens| tokens.len() + 1),
@@ -221,20 +226,6 @@ fn forced_start(problem: &Problem, tokenizer: &Tokenizer, terse: bool) -> Result
             Err(Error::Invalid("--terse works on the embedded tasks only: other rows have no terse start".to_string()))
         }
     }
-}
-
-/// Refuses a prompt that leaves no room in the model's context.
-pub(crate) fn check_room(prompt: &[u32], config: &ModelConfig, problem: &Problem) -> Result<()> {
-    if prompt.len() < config.max_position_embeddings {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "a prompt of {} has {} tokens; the model reads max_position_embeddings = {}: {:.80}…",
-        problem.data_source,
-        prompt.len(),
-        config.max_position_embeddings,
-        problem.prompt.text()
-    )))
 }
 
 /// Which problem.

@@ -169,6 +169,7 @@ impl ModelConfig {
     /// # Errors
     /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.
     pub fn load(dir: &Path) -> Result<Self> {
+        crate::text::directory::check(dir)?;
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let mut config: Self = serde_json::from_str(&text).map_err(|error| Error::file(&path, error))?;

@@ -17,7 +17,7 @@ use crate::verify::{Verdict, grade};
 /// A completion as rewards see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Completion<'a> {
-    /// The text, without special tokens.
+    /// The text, without special tokens, after the thinking mark when the prompt has written that.
     pub text: &'a str,
     /// Its length in tokens.
     pub tokens: usize,

@@ -24,9 +24,9 @@ use crate::conflict::TokenTypes;
 use crate::data::Problem;
 use crate::data::problems::Problems;
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Subject, check_room, evaluate, record};
+use crate::eval::{Evaluation, Subject, evaluate, record};
 use crate::files;
-use crate::generate::{Completion, Request, Sampling, Watch, generate};
+use crate::generate::{Completion, Request, Room, Sampling, Watch, generate};
 use crate::metrics::{Metrics, MetricsLog, peak_rss_gb};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
 use crate::objective::Parts;
@@ -115,7 +115,9 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
     let start = Instant::now();
     config.optim.check(&session.device)?;
     let problems = config.data.open(Split::Train)?;
-    let tokenizer = Tokenizer::load(&config.model.path)?;
+    let tokenizer = Tokenizer::load(&config.model.path)?.with_prompt(&config.prompt)?;
+    tokenizer.notes().iter().for_each(|note| session.observer.note(note));
+    let config = &RlConfig { prompt: tokenizer.prompt().clone(), ..config.clone() };
     let (held_out, report) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
     if report.overlong > 0 {
         session.observer.note(&format!("held-out problems: {report}"));
@@ -370,6 +372,11 @@ impl Run<'_> {
     /// The next `count` problems with their prompts, and how many were left out for being too long.
     fn step_problems(&self, next: &mut u64, count: usize) -> Result<(Vec<Asked>, usize)> {
         let data = &self.config.data;
+        let room = Room {
+            max_position_embeddings: self.model_config.max_position_embeddings,
+            max_completion_length: self.config.stages.iter().map(|s| s.max_completion_length).max().unwrap_or(0),
+            setting: "the stages' largest max_completion_length",
+        };
         let mut found = Vec::with_capacity(count);
         for _ in 0..count {
             let problem = self.problems.shuffled(self.config.seed, *next);
@@ -378,7 +385,7 @@ impl Run<'_> {
             if !data.reads(prompt.len(), &problem)? {
                 continue;
             }
-            check_room(&prompt, &self.model_config, &problem)?;
+            room.check(prompt.len(), &problem.prompt.text())?;
             found.push((problem, prompt));
         }
         if found.is_empty() {

@@ -105,8 +105,10 @@ impl<'a> OwnRewards<'a> {
         tokenizer: &Tokenizer,
         metrics: &mut Metrics,
     ) -> Result<Vec<Scored>> {
-        let texts: Vec<Vec<String>> =
-            groups.par_iter().map(|group| group.iter().map(|c| tokenizer.decode(&c.tokens, true)).collect()).collect();
+        let texts: Vec<Vec<String>> = groups
+            .par_iter()
+            .map(|group| group.iter().map(|c| tokenizer.completion_text(&c.tokens)).collect())
+            .collect();
         let seen: Vec<Vec<reward::Completion>> = groups.iter().zip(&texts).map(|(g, t)| seen(g, t)).collect();
         let asked = self.ask(problems, &seen, scoring.stage, metrics)?;
         let custom = self.custom;

@@ -16,6 +16,7 @@ use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::objective::RewardKind;
 use crate::optim::OptimConfig;
 use crate::reward::RewardCommand;
+use crate::text::prompt::PromptConfig;
 
 /// Settings of `tempering train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +42,9 @@ pub struct RlConfig {
     /// What it is trained and evaluated on.
     #[serde(default)]
     pub data: DataConfig,
+    /// How the model is asked.
+    #[serde(default)]
+    pub prompt: PromptConfig,
     /// Batches and checkpoints.
     #[serde(default)]
     pub train: RlTrain,
@@ -149,7 +153,8 @@ impl Default for RlConfig {
 impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
-        let mut problems = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
+        let mut problems =
+            [self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
         if self.model.path.as_os_str().is_empty() {
             problems.push("model.path is empty: name the folder of the model, --set model.path=FOLDER".to_string());
         }
