@@ -1,4 +1,4 @@
-//! `generate` and `report`.
+//! `generate`.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::text::chat::Prompt;
 use crate::text::stop::StopStrings;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::Tokenizer;
-use crate::{device, eval, model, report};
+use crate::{device, eval, model};
 
 /// Answer one prompt, as it comes.
 #[derive(Debug, Args)]
@@ -82,17 +82,5 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
         };
         eprintln!("{} tokens, {end}", completion.tokens.len());
     }
-    Ok(())
-}
-
-/// Write a run's report again.
-#[derive(Debug, Args)]
-pub(super) struct ReportArgs {
-    /// Run directory.
-    run: PathBuf,
-}
-
-pub(super) fn write_report(args: &ReportArgs) -> anyhow::Result<()> {
-    println!("{}", report::write(&args.run)?.display());
     Ok(())
 }
