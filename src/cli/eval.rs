@@ -8,7 +8,7 @@ use super::problems::{ProblemArgs, is_tasks};
 use super::progress::Progress;
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, print};
 use crate::eval::saved::{Manifest, evaluate_into};
-use crate::eval::{EvalConfig, Evaluation, Subject, evaluate, record};
+use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::generate::Distribution;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::Observer;
@@ -102,21 +102,27 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
     let mut progress = Progress::new();
     progress.begin("evaluate", problems.len());
+    let mut done = 0;
+    let mut follow = |event: Event| {
+        match event {
+            Event::Resumed(problems) => {
+                done = problems;
+                progress.resume(done);
+            }
+            Event::Sampled(count) => progress.sampled(count),
+            Event::Graded(lines) => {
+                done += lines.len() / config.num_generations;
+                progress.advance(done, None);
+            }
+        }
+        Ok(())
+    };
     let evaluation = match &args.output {
         Some(dir) => {
             let manifest = Manifest::new(model_dir, &args.device.device, reports, &problems, &config)?;
-            let mut report = |done| progress.advance(done, None);
-            evaluate_into(dir, &manifest, subject, &problems, &config, &mut report)?
+            evaluate_into(dir, &manifest, subject, &problems, &config, &mut follow)?
         }
-        None => {
-            let mut done = 0;
-            let records = evaluate(subject, &problems, &config, &mut |lines| {
-                done += lines.len() / config.num_generations;
-                progress.advance(done, None);
-                Ok(())
-            })?;
-            Evaluation::new(records)?
-        }
+        None => Evaluation::new(evaluate(subject, &problems, &config, &mut follow)?)?,
     };
     drop(progress);
     print(evaluation.table())

@@ -24,6 +24,7 @@ pub use analysis::{analysis, analysis_json, analysis_text};
 pub use compare::comparison;
 use completions::Example;
 use method::StageRow;
+pub(crate) use numbers::duration;
 use outcome::{FamilyRow, Tile, family_row, runtime, sentence, tiles};
 use plots::{Figure, figure, plots};
 use run::{Metrics, Summary, optional, read_lines};

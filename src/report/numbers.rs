@@ -38,10 +38,11 @@ pub(super) fn ratio(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
     Some(part? / whole.filter(|w| *w > 0.0)?)
 }
 
-pub(super) fn duration(seconds: f64) -> String {
+/// Seconds as people read them.
+pub(crate) fn duration(seconds: f64) -> String {
     let minutes = (seconds / 60.0).floor();
     match seconds {
-        s if s < 60.0 => format!("{s:.1} s"),
+        s if s < 60.0 => format!("{s:.0} s"),
         s if s < 3600.0 => format!("{minutes} min {:.0} s", (s % 60.0).floor()),
         _ => format!("{} h {} min", (minutes / 60.0).floor(), minutes % 60.0),
     }
