@@ -1,5 +1,6 @@
 //! The pages in a real browser: Debian's chromium, headless, light and dark, wide and narrow.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -100,7 +101,9 @@ fn pages_fit_the_window_and_show_the_figures() {
     let mut papers = Vec::new();
     for scheme in ["light", "dark"] {
         let Some(shown) = shown(&workshop.path(""), &pages, scheme) else {
-            eprintln!("SKIPPED: the pages were not looked at, there is no `chromium` (apt-get install chromium)");
+            let missing = "SKIPPED: the pages were not looked at, there is no `chromium` (apt-get install chromium)";
+            // Not captured by the test runner, as `eprintln!` would be.
+            writeln!(std::io::stderr(), "{missing}").unwrap();
             return;
         };
         assert_eq!(shown.len(), WIDTHS.len() * pages.len());

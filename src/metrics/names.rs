@@ -44,13 +44,25 @@ pub const ALL: &[[&str; 3]] = &[
     ["completions/clipped_ratio", "share of completions", "completions ended by the length limit"],
     ["entropy", "nats per token", "entropy at temperature 1 (sft: of the distribution that is taught)"],
     ["entropy/sampling", "nats per token", "entropy at the sampling temperature"],
-    ["entropy/positive_advantage", "nats per token", "entropy at temperature 1 in completions with a positive advantage"],
-    ["entropy/negative_advantage", "nats per token", "entropy at temperature 1 in completions with a negative advantage"],
+    [
+        "entropy/positive_advantage",
+        "nats per token",
+        "entropy at temperature 1 in completions with a positive advantage",
+    ],
+    [
+        "entropy/negative_advantage",
+        "nats per token",
+        "entropy at temperature 1 in completions with a negative advantage",
+    ],
     // Sampling and the loss of tokens.
     ["sampling/num_gen_batches", "batches", "batches sampled for the step"],
     ["sampling/replaced_problems", "problems", "problems replaced because their completions have one reward"],
     ["sampling/missing_problems", "problems", "problems that the step has too few"],
-    ["sampling/sampling_logp_difference/<statistic>", "nats", "|log-probability of the trainer less that of the sampler|"],
+    [
+        "sampling/sampling_logp_difference/<statistic>",
+        "nats",
+        "|log-probability of the trainer less that of the sampler|",
+    ],
     ["sampling/importance_sampling_ratio/<statistic>", "", "probability of the trainer by that of the sampler"],
     ["clip_ratio/low_mean", "share of tokens", "tokens clipped below"],
     ["clip_ratio/high_mean", "share of tokens", "tokens clipped above"],
@@ -112,7 +124,11 @@ pub const ALL: &[[&str; 3]] = &[
     ["conflict/connectors/opens_step", "share of connectors", "connectors that begin a sentence or line"],
     ["conflict/connectors/tokens_to_step_end", "tokens", "mean distance to the end of the sentence or line"],
     ["conflict/steps/opened_share", "share", "sentences and lines that begin with a connector"],
-    ["conflict/steps/restated_after_connector", "share", "those that repeat an earlier result, of those after a connector"],
+    [
+        "conflict/steps/restated_after_connector",
+        "share",
+        "those that repeat an earlier result, of those after a connector",
+    ],
     ["conflict/steps/restated_otherwise", "share", "those that repeat an earlier result, of the others"],
     ["conflict/types/jaccard", "", "Jaccard index of the token types of highest mean entropy and the lexicon"],
     ["conflict/types/lexicon_share", "share of types", "types of the lexicon among those of highest mean entropy"],
@@ -128,7 +144,8 @@ pub fn pattern(name: &str) -> Option<&'static str> {
 
 /// `[…]` in a pattern may be left out.
 fn fits(pattern: &str, name: &str) -> bool {
-    let short = pattern.split_once('[').zip(pattern.split_once(']')).map(|((start, _), (_, end))| format!("{start}{end}"));
+    let short =
+        pattern.split_once('[').zip(pattern.split_once(']')).map(|((start, _), (_, end))| format!("{start}{end}"));
     short.is_some_and(|short| short == name) || stands_for(&pattern.replace(['[', ']'], ""), name)
 }
 
@@ -145,7 +162,9 @@ mod tests {
 
     #[test]
     fn names_fit_patterns() {
-        for name in ["eval/families/openai/gsm8k/accuracy", "rewards/laser_d/target_hard", "conflict/tokens", "eval/pass@8"] {
+        for name in
+            ["eval/families/openai/gsm8k/accuracy", "rewards/laser_d/target_hard", "conflict/tokens", "eval/pass@8"]
+        {
             assert!(pattern(name).is_some(), "{name}");
         }
         for name in ["loss2", "rewards//mean", "conflict/entropy", "conflict/deciles/", "eval/", "timing_s/"] {

@@ -110,7 +110,8 @@ fn plot(comparison: &Comparison) -> Plot {
     });
     Plot {
         title: "Accuracy against length".to_string(),
-        note: "By data source; from the hollow circle (the first evaluation) to the filled one (the second).".to_string(),
+        note: "By data source; from the hollow circle (the first evaluation) to the filled one (the second)."
+            .to_string(),
         x_label: "mean length (tokens)",
         y_label: "accuracy (%)",
         from_zero: false,

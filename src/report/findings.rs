@@ -372,7 +372,10 @@ mod tests {
         for row in &mut steps {
             row.insert("conflict/connectors/push_length".into(), (-0.01).into());
         }
-        assert_says(&text(&steps), &["but the parts push connectors different ways.", "pushes them up and length down"]);
+        assert_says(
+            &text(&steps),
+            &["but the parts push connectors different ways.", "pushes them up and length down"],
+        );
     }
 
     #[test]

@@ -66,7 +66,8 @@ fn page(run: &Path) -> Result<String> {
         .transpose()?;
     let path = run.join("config.toml");
     let config = optional(fs::read_to_string(&path).map_err(Error::io(&path)))?;
-    let settings: toml::Table = toml::from_str(config.as_deref().unwrap_or_default()).map_err(|e| Error::file(&path, e))?;
+    let settings: toml::Table =
+        toml::from_str(config.as_deref().unwrap_or_default()).map_err(|e| Error::file(&path, e))?;
     let before = optional(read_lines(&run.join("completions/eval_base.jsonl")))?.unwrap_or_default();
     let after = optional(read_lines(&run.join("completions/eval_final.jsonl")))?.unwrap_or_default();
 

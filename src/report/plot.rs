@@ -336,7 +336,10 @@ mod tests {
     #[test]
     fn small_numbers_are_multiples_of_a_power_of_ten() {
         let axis = Axis::of(&(-2e-5..4e-5));
-        assert_eq!((axis.label(-0.2e-7), axis.label(3e-5), axis.title("nats")), ("0".into(), "3".into(), "10\u{207b}\u{2075} nats".into()));
+        assert_eq!(
+            (axis.label(-0.2e-7), axis.label(3e-5), axis.title("nats")),
+            ("0".into(), "3".into(), "10\u{207b}\u{2075} nats".into())
+        );
         assert_eq!(Axis::of(&(0.0..1.0)).title("nats"), "nats");
     }
 

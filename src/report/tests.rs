@@ -81,10 +81,7 @@ fn a_measured_run_says_what_it_shows_stage_by_stage() {
     fs::write(run.path().join("token_types.json"), types).unwrap();
     let html = report(run.path());
     assert_has(&html, &["compress: Conflict in entropy: accuracy raises it", "enhance: No length part acted"]);
-    assert_has(
-        &html,
-        &["Gradient by entropy, compress", "Gradient by entropy, enhance", "predicted and realised"],
-    );
+    assert_has(&html, &["Gradient by entropy, compress", "Gradient by entropy, enhance", "predicted and realised"]);
     assert_has(&html, &["<code> &lt;wait</code>", "50.0% begin connectors", "against 25.0% of all 8", "--part: 50.0%"]);
 }
 
