@@ -1,13 +1,18 @@
 //! The methods of the literature: advantages as others compute them, and every file in `configs/methods`.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use tempering::config::{Settings, load};
+use tempering::metrics::names::{ALL, pattern};
 use tempering::objective::advantage::Group;
 use tempering::objective::{Advantage, DifficultyWeighting, Parts, RewardKind, advantages};
 use tempering::train::rl::RlConfig;
 use tempering::train::schedule::Controller;
 
-use crate::support::{Workshop, column, figures, final_weights, interrupt_rl, repository, resume_rl, run_rl};
+use crate::support::{
+    Workshop, column, figures, final_weights, interrupt_rl, read_lines, repository, resume_rl, run_rl,
+};
 
 /// `assets/fixtures/advantage_reference.json`: rewards by completion, 4 to a problem.
 #[derive(Deserialize)]
@@ -111,6 +116,7 @@ fn the_quickstart_is_the_entropy_guided_method() {
 #[test]
 fn every_method_trains() {
     let workshop = Workshop::new();
+    let mut metrics = BTreeSet::new();
     for name in names() {
         let mut config = workshop.rl(&name);
         let method: RlConfig =
@@ -118,8 +124,10 @@ fn every_method_trains() {
         config.stages = method.stages;
         let quick = |controller| Controller { max_steps: 8, min_steps: 2, window: 2, ..controller };
         config.controller = method.controller.map(quick);
-        config.eval.num_problems = 1;
+        (config.eval.num_problems, config.eval.num_generations) = (1, 3);
         config.train.eval_steps = 0;
+        config.train.conflict_cosine_steps = 3;
+        config.train.conflict_cosine_layers = vec!["model.layers.0.".to_string()];
         for stage in &mut config.stages {
             (stage.exit.max_steps, stage.sampling.max_completion_length) = (4, 24);
             for clip in &mut stage.sampling.max_completion_length_schedule {
@@ -133,7 +141,11 @@ fn every_method_trains() {
         }
         assert_eq!(config.validate(), Vec::<String>::new(), "{name}");
         run_rl(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let rows = figures(&workshop.run(&name));
+        let rows = read_lines(&workshop.run(&name).join("metrics.jsonl"));
+        for metric in rows.iter().flat_map(|row| row.keys()) {
+            let pattern = pattern(metric).unwrap_or_else(|| panic!("{name}: {metric} is not in src/metrics/names.rs"));
+            metrics.insert(pattern);
+        }
         let finite = |metric: &str| {
             let values = column(&rows, metric);
             assert_eq!(values.len(), 4 * config.stages.len(), "{name} {metric}: {values:?}");
@@ -151,6 +163,8 @@ fn every_method_trains() {
             assert_eq!(column(&rows, "max_completion_length"), [24.0, 19.0, 19.0, 12.0]);
         }
     }
+    let unused: Vec<&str> = ALL.iter().map(|[pattern, ..]| *pattern).filter(|name| !metrics.contains(name)).collect();
+    assert_eq!(unused, ["num_tokens", "rewards/command/restarts"], "listed in src/metrics/names.rs, set by no method");
 }
 
 /// What rewards remember is in the checkpoint: a run with all three kinds of memory, interrupted, ends as one that was not.

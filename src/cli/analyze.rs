@@ -142,7 +142,7 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     progress.begin("analyze", problems.len());
     let analysis = analyze(subject, &problems, &config, &[], &mut |done| progress.advance(done, None))?;
     drop(progress);
-    report::analysis_text(&analysis).iter().for_each(|sentence| println!("{sentence}"));
+    report::analysis_text(&analysis).iter().try_for_each(super::print)?;
     if let Some(path) = &args.html {
         let data: Vec<String> = args.data.iter().map(|data| data.display().to_string()).collect();
         let settings = format!(

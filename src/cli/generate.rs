@@ -1,4 +1,4 @@
-//! `generate` and `report`.
+//! `generate`.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::text::prompt::PromptConfig;
 use crate::text::stop::StopStrings;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::Tokenizer;
-use crate::{device, model, report};
+use crate::{device, eval, model};
 
 /// Answer one prompt, as it comes.
 #[derive(Debug, Args)]
@@ -130,16 +130,4 @@ fn published(tokenizer: &Tokenizer) -> Result<Distribution> {
         eprintln!("from generation_config.json, where no option says otherwise: {}", taken.join(", "));
     }
     Ok(distribution)
-}
-
-/// Write a run's report again.
-#[derive(Debug, Args)]
-pub(super) struct ReportArgs {
-    /// Run directory.
-    run: PathBuf,
-}
-
-pub(super) fn write_report(args: &ReportArgs) -> anyhow::Result<()> {
-    println!("{}", report::write(&args.run)?.display());
-    Ok(())
 }

@@ -2,17 +2,22 @@
 
 mod analyze;
 mod bench;
+mod compare;
 mod doctor;
 mod eval;
 mod generate;
 mod merge;
+mod metrics;
 mod problems;
 mod progress;
+mod report;
 mod score;
 mod tasks;
+mod tokenizer;
 mod train;
 mod verify;
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +50,7 @@ enum Command {
     /// Evaluate a model on files of problems or on the embedded tasks ("tasks").
     Eval(eval::EvalArgs),
     /// Compare two evaluations of the same problems.
-    Compare(eval::CompareArgs),
+    Compare(compare::CompareArgs),
     /// Measure the entropy conflict of a model without training it.
     Analyze(analyze::AnalyzeArgs),
     /// Answer one prompt, as it comes.
@@ -57,7 +62,9 @@ enum Command {
     /// Merge an adapter into its base model.
     Merge(merge::MergeArgs),
     /// Write a run's report again.
-    Report(generate::ReportArgs),
+    Report(report::ReportArgs),
+    /// List all metrics with their units.
+    Metrics,
     /// Measure speed and memory; prints JSON.
     Bench(bench::BenchArgs),
     /// Show what this machine can compute on, and compare a device with the CPU.
@@ -65,7 +72,7 @@ enum Command {
     /// Write the embedded tasks as JSONL.
     Tasks(tasks::TasksArgs),
     /// Train the small tokenizer on the embedded tasks.
-    Tokenizer(tasks::TokenizerArgs),
+    Tokenizer(tokenizer::TokenizerArgs),
 }
 
 /// Where to compute.
@@ -180,26 +187,42 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
     serde_json::from_value(name.into()).map_err(|_| "known are f32, bf16 and f16".to_string())
 }
 
-/// Runs a parsed command line; what goes wrong is for [`exit_code`].
+/// Runs a parsed command line; [`exit_code`] takes its error. A reader of the output that goes away (`| head`) ends the
+/// command quietly.
 ///
 /// # Errors
-/// Whatever the command says.
+/// The error of the command.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
+    let outcome = dispatch(cli.command);
+    // An error of standard output itself: those of files and programs are wrapped in an `Error`.
+    let closed = |error: &anyhow::Error| {
+        error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    if outcome.as_ref().is_err_and(closed) { Ok(()) } else { outcome }
+}
+
+/// Writes a line to standard output.
+fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{line}")?)
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Train(args) => train::train(args),
         Command::Sft(args) => train::sft(args),
-        Command::Eval(args) => eval::eval(args),
-        Command::Compare(args) => eval::compare(&args),
+        Command::Eval(args) => eval::run(args),
+        Command::Compare(args) => compare::run(&args),
         Command::Analyze(args) => analyze::run(&args),
         Command::Generate(args) => generate::run(args),
         Command::Verify(args) => verify::verify(args),
         Command::Score(args) => score::score(&args),
         Command::Merge(args) => merge::merge(&args),
-        Command::Report(args) => generate::write_report(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Metrics => metrics::run(),
         Command::Bench(args) => bench::bench(args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Tasks(args) => tasks::tasks(args),
-        Command::Tokenizer(args) => tasks::tokenizer(args),
+        Command::Tokenizer(args) => tokenizer::run(args),
     }
 }
 

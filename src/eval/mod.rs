@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::config::{self, COUNTS, LENGTHS, ROWS};
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::generate::{Completion, Distribution, Request, Room, Sampling, Watch, generate};
+use crate::generate::{Completion, Count, Distribution, Request, Room, Sampling, Watch, generate};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelConfig};
 use crate::text::tokenizer::Tokenizer;
@@ -113,19 +113,29 @@ pub struct Subject<'a> {
     pub tokenizer: &'a Tokenizer,
 }
 
+/// What an observer of [`evaluate`] is told.
+#[derive(Debug, Clone, Copy)]
+pub enum Event<'a> {
+    /// Only of [`saved::evaluate_into`]: the number of problems that an interrupted evaluation has done.
+    Resumed(usize),
+    /// Another token was sampled.
+    Sampled(&'a Count),
+    /// Completions were graded: lines of a completions file, a few problems at a time, in order.
+    Graded(&'a [Line]),
+}
+
 /// Samples and grades `num_generations` completions per problem.
 ///
-/// `observe` is given the lines of a completions file a few problems at a time, in order. While the device samples the
-/// next ones, all cores grade the last.
+/// `observe` ends the evaluation by an error. While the device samples completions, all cores grade the ones before.
 ///
 /// # Errors
-/// A prompt that cannot be rendered, one that leaves no room for the longest completion in the model's context, and
-/// what `observe` says.
+/// A prompt that cannot be rendered, one that leaves no room for the longest completion in the context of the model, and an
+/// error of `observe`.
 pub fn evaluate(
     subject: Subject,
     problems: &[Problem],
     config: &EvalConfig,
-    observe: &mut dyn FnMut(&[Line]) -> Result<()>,
+    observe: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Vec<Record>> {
     let Subject { model, model_config, tokenizer } = subject;
     let sampling = Sampling {
@@ -136,23 +146,29 @@ pub fn evaluate(
         ..Sampling::default()
     };
     let mut records = Vec::with_capacity(problems.len() * config.num_generations);
-    let mut keep = |lines: Vec<Line>| -> Result<()> {
-        observe(&lines)?;
-        records.extend(lines.into_iter().map(|line| line.record));
-        Ok(())
-    };
+    let mut count = Count::new(problems.len() * config.num_generations);
     let mut sampled: Vec<(Asked, Completion)> = Vec::new();
     for problems in problems.chunks(config.problems_at_once()) {
         let asked = ask(problems, subject, config)?;
         let requests: Vec<Request> = asked.iter().map(|asked| asked.request.clone()).collect();
-        let (completions, lines) = rayon::join(
-            || generate(model, model_config, &requests, &sampling, |_, _| Watch::Continue),
-            || grade(&sampled, tokenizer),
-        );
-        keep(lines)?;
+        count.next_call();
+        let (mut lines, mut seen) = (Vec::new(), Ok(()));
+        let completions = rayon::in_place_scope(|scope| {
+            scope.spawn(|_| lines = grade(&sampled, tokenizer));
+            generate(model, model_config, &requests, &sampling, |request, token| {
+                count.take(request, token, &sampling);
+                seen = observe(Event::Sampled(&count));
+                if seen.is_ok() { Watch::Continue } else { Watch::EndAll }
+            })
+        });
+        seen?;
+        observe(Event::Graded(&lines))?;
+        records.extend(lines.into_iter().map(|line| line.record));
         sampled = asked.into_iter().zip(completions?).collect();
     }
-    keep(grade(&sampled, tokenizer))?;
+    let lines = grade(&sampled, tokenizer);
+    observe(Event::Graded(&lines))?;
+    records.extend(lines.into_iter().map(|line| line.record));
     Ok(records)
 }
 

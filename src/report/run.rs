@@ -1,4 +1,4 @@
-//! Reading a run directory: what training wrote, so far.
+//! Reading a run directory, finished or not.
 
 use std::collections::BTreeMap;
 use std::fs;

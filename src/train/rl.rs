@@ -18,15 +18,15 @@ use super::score::{OwnRewards, Scored, Scoring, compare, differ, remember};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
 use super::stage::Stage;
 use super::update::Update;
-use super::{Session, checkpoint, open_model, open_run};
+use super::{Observer, Session, checkpoint, open_model, open_run};
 use crate::config::to_toml;
 use crate::conflict::TokenTypes;
 use crate::data::Problem;
 use crate::data::problems::Problems;
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Subject, evaluate, record};
+use crate::eval::{Evaluation, Event, Subject, evaluate, record};
 use crate::files;
-use crate::generate::{Completion, Request, Room, Sampling, Watch, generate};
+use crate::generate::{Completion, Count, Request, Room, Sampling, Watch, generate};
 use crate::metrics::{Metrics, MetricsLog, peak_rss_gb};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
 use crate::objective::Parts;
@@ -158,6 +158,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
     let reference = run.reference(&model, &session.device, state.stage)?;
     let total = config.max_steps();
     session.observer.begin("train", total);
+    session.observer.resume(first);
     let before = state.seconds;
     let mut guard = Guard::default();
     let mut step = first;
@@ -176,7 +177,8 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
 
         // 1. Sample groups, 2. grade and score them.
         let scoring = Scoring { stage, step: state.history.len(), state: &state.rewards };
-        let scored = run.collect(&model, scoring, step, &mut state.next_problem, &mut own, &mut metrics)?;
+        let scored =
+            run.collect(&model, scoring, step, &mut state.next_problem, &mut own, &mut metrics, session.observer)?;
         remember(&mut state.rewards, &scored, stage, config.train.num_generations);
         state.rewards.describe(&stage.rewards, &mut metrics);
         let figures = describe(&scored, stage, config.train.num_generations, &mut metrics);
@@ -198,6 +200,9 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         metrics.set("timing_s/step", seconds);
         let tokens: usize = scored.iter().map(|scored| scored.sequence.tokens.len()).sum();
         metrics.set("perf/throughput", tokens as f64 / seconds);
+        let sampled: usize = scored.iter().map(|scored| scored.completion.tokens.len()).sum();
+        let sampling_s = metrics.get("timing_s/gen").unwrap_or(0.0);
+        metrics.set("perf/sampling_throughput", sampled as f64 / sampling_s);
         metrics.set("perf/distinct_shapes", distinct_shapes() as f64);
         let log_every = config.train.log_completions_steps;
         if log_every > 0 && (step == 1 || step % log_every == 0) {
@@ -302,6 +307,7 @@ impl Run<'_> {
         next_problem: &mut u64,
         own: &mut OwnRewards,
         metrics: &mut Metrics,
+        observer: &mut dyn Observer,
     ) -> Result<Vec<Scored>> {
         let (train, stage) = (&self.config.train, scoring.stage);
         let group = train.num_generations;
@@ -314,7 +320,7 @@ impl Run<'_> {
             let wanted = train.prompts_per_step - kept.len() / group;
             let (problems, left_out) = self.step_problems(next_problem, wanted)?;
             overlong += left_out;
-            let groups = self.sample(model, stage, step, &problems)?;
+            let groups = self.sample(model, stage, step, &problems, observer)?;
             sampling_s += start.elapsed().as_secs_f64();
             let start = Instant::now();
             let scored = own.score(&problems, groups, scoring, &self.tokenizer, metrics)?;
@@ -347,7 +353,14 @@ impl Run<'_> {
     }
 
     /// One group of completions for each problem.
-    fn sample(&self, model: &CausalLm, stage: &Stage, step: usize, problems: &[Asked]) -> Result<Vec<Vec<Completion>>> {
+    fn sample(
+        &self,
+        model: &CausalLm,
+        stage: &Stage,
+        step: usize,
+        problems: &[Asked],
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Vec<Completion>>> {
         let train = &self.config.train;
         let sampling = Sampling {
             distribution: stage.distribution(),
@@ -364,8 +377,13 @@ impl Run<'_> {
         let requests: Vec<Request> = (problems.iter())
             .flat_map(|problem| (0..train.num_generations).map(move |sample| request(problem, sample)))
             .collect();
-        let mut completions =
-            generate(model, &self.model_config, &requests, &sampling, |_, _| Watch::Continue)?.into_iter();
+        let mut count = Count::new(requests.len());
+        let watch = |request, token| {
+            count.take(request, token, &sampling);
+            observer.sampled(&count);
+            Watch::Continue
+        };
+        let mut completions = generate(model, &self.model_config, &requests, &sampling, watch)?.into_iter();
         Ok(problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect())
     }
 
@@ -404,10 +422,17 @@ impl Run<'_> {
         let mut writer = if which == "during" { None } else { Some(record::Writer::create(&path)?) };
         let mut done = 0;
         let subject = Subject { model, model_config: &self.model_config, tokenizer: &self.tokenizer };
-        let records = evaluate(subject, &self.held_out, &self.config.eval, &mut |lines| {
-            done += lines.len() / self.config.eval.num_generations;
-            session.observer.advance(done, None);
-            writer.as_mut().map_or(Ok(()), |writer| writer.append(lines))
+        let records = evaluate(subject, &self.held_out, &self.config.eval, &mut |event| {
+            match event {
+                Event::Sampled(count) => session.observer.sampled(count),
+                Event::Graded(lines) => {
+                    done += lines.len() / self.config.eval.num_generations;
+                    session.observer.advance(done, None);
+                    writer.as_mut().map_or(Ok(()), |writer| writer.append(lines))?;
+                }
+                Event::Resumed(_) => {}
+            }
+            Ok(())
         })?;
         let evaluation = Evaluation::new(records)?;
         if which != "during" {

@@ -17,7 +17,7 @@ use crate::config::{Settings, to_toml};
 use crate::data::problems::{DataConfig, TASKS};
 use crate::data::{self, Conversation};
 use crate::error::{Error, Result};
-use crate::eval::{EvalConfig, Evaluation, Subject, evaluate};
+use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate};
 use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
@@ -374,6 +374,7 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     session.observer.note(&format!("first prompt: {first_prompt:?}"));
     let train = &config.train;
     session.observer.begin("sft", train.max_steps);
+    session.observer.resume(first);
     let mut guard = Guard::default();
     for step in first + 1..=train.max_steps {
         let start = Instant::now();
@@ -415,9 +416,15 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     session.observer.begin("evaluate", held_out.len());
     let mut done = 0;
     let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
-    let records = evaluate(subject, &held_out, &config.eval, &mut |lines| {
-        done += lines.len() / config.eval.num_generations;
-        session.observer.advance(done, None);
+    let records = evaluate(subject, &held_out, &config.eval, &mut |event| {
+        match event {
+            Event::Sampled(count) => session.observer.sampled(count),
+            Event::Graded(lines) => {
+                done += lines.len() / config.eval.num_generations;
+                session.observer.advance(done, None);
+            }
+            Event::Resumed(_) => {}
+        }
         Ok(())
     })?;
     let evaluation = Evaluation::new(records)?;
