@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tempering::cli::{Cli, exit_code, run};
+use tempering::cli::{Cli, exit_code, output_closed, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -11,6 +11,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     keep_freed_pages();
     join_the_pool();
+    end_quietly_when_output_closes();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_target(false)
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         .init();
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(exit_code(&error))
@@ -41,4 +43,17 @@ fn keep_freed_pages() {
 /// So no thread outside the pool may be waited for that needs the pool: with one core there would be no other thread in it.
 fn join_the_pool() {
     rayon::ThreadPoolBuilder::new().use_current_thread().build_global().expect("nothing has used the pool yet");
+}
+
+/// Ends the program with success where `println!` would panic since its reader has gone, as `head` does. The signal that
+/// other languages' programs end by is off in Rust, and stays off: it would come for the pipe to a reward program, too.
+fn end_quietly_when_output_closes() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }

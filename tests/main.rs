@@ -14,6 +14,7 @@ mod lora; // Adapters, and models stored in half precision.
 mod methods; // Advantages as others compute them, and every file in configs/methods.
 mod objective; // The loss of a step against TRL.
 mod reference; // The base model against Hugging Face transformers.
+mod run; // A run's folder: who may replace it, go on with it, and with which settings.
 mod score; // Log-probabilities of given tokens.
 mod shipped; // The configurations and data sets that come with the repository.
 mod training; // SFT and RL: what must not change the result, and what must.

@@ -11,6 +11,7 @@ use crate::eval::compare::Comparison;
 use crate::eval::saved::{Manifest, evaluate_into};
 use crate::eval::{EvalConfig, Evaluation, Subject, evaluate, record};
 use crate::generate::Distribution;
+use crate::stop::Stop;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::Observer;
 use crate::{device, error::Error, files, model, report};
@@ -112,7 +113,7 @@ pub(super) fn eval(args: EvalArgs) -> anyhow::Result<()> {
         }
         None => {
             let mut done = 0;
-            let records = evaluate(subject, &problems, &config, &mut |lines| {
+            let records = evaluate(subject, &problems, &config, Stop::NEVER, &mut |lines| {
                 done += lines.len() / config.num_generations;
                 progress.advance(done, None);
                 Ok(())

@@ -13,17 +13,15 @@ mod tasks;
 mod train;
 mod verify;
 
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
-use crate::device;
 use crate::error::Error;
 use crate::generate::Distribution;
 use crate::model::Precision;
-use crate::train::Observer;
 
 /// Make a reasoning model concise without making it worse.
 #[derive(Debug, Parser)]
@@ -71,15 +69,6 @@ struct DeviceArgs {
     /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]
     #[arg(long, default_value = "cpu", env = "TEMPERING_DEVICE")]
     device: String,
-}
-
-impl DeviceArgs {
-    /// The device, once its numbers have been compared with the CPU's.
-    fn open_checked(&self, precision: Precision, observer: &mut dyn Observer) -> crate::error::Result<Device> {
-        let device = device::parse(&self.device)?;
-        observer.note(&crate::doctor::require(&self.device, &device, precision)?);
-        Ok(device)
-    }
 }
 
 /// What tokens are drawn from; names and defaults of Hugging Face.
@@ -132,8 +121,8 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
 /// Whatever the command says.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Train(args) => train::train(args),
-        Command::Sft(args) => train::sft(args),
+        Command::Train(args) => train::train(&args),
+        Command::Sft(args) => train::sft(&args),
         Command::Eval(args) => eval::eval(args),
         Command::Compare(args) => eval::compare(&args),
         Command::Analyze(args) => analyze::run(&args),
@@ -152,20 +141,28 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
 /// 130 after Ctrl-C, 2 for a user's mistake, 1 for anything else.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(Error::Interrupted { .. }) => 130,
+        Some(Error::Interrupted { .. } | Error::Stopped) => 130,
         Some(_) => 2,
         None => 1,
     }
 }
 
-/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
-fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+/// Whether a command failed only since nobody reads its output any more, as after `| head`: that is no failure.
+pub fn output_closed(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A flag that Ctrl-C, SIGTERM and SIGHUP set; the second signal ends the process at once.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
+            // Files are written under other names and renamed: what is saved stays whole.
             std::process::exit(130);
         }
+        // The terminal may be gone.
+        let _ = writeln!(io::stderr(), "stopping: the state of the last step is being saved; again to end at once");
     })?;
     Ok(stop)
 }

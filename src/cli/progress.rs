@@ -1,6 +1,6 @@
 //! Progress: a bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -68,16 +68,21 @@ impl Observer for Progress {
             self.last_line = Some(Instant::now());
             let elapsed = self.started.elapsed().as_secs_f64();
             let left = elapsed / done.max(1) as f64 * self.total.saturating_sub(done) as f64;
-            eprintln!("{} {done}/{}  {figures}  {elapsed:.0} s, {left:.0} s left", self.phase, self.total);
+            say(&format!("{} {done}/{}  {figures}  {elapsed:.0} s, {left:.0} s left", self.phase, self.total));
         }
     }
 
     fn note(&mut self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| say(line)),
+            None => say(line),
         }
     }
+}
+
+/// A line on standard error. That nobody reads it any more (a closed terminal, a pipe) is no reason to end a run.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 impl Drop for Progress {

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelConfig};
+use crate::stop::Stop;
 use crate::text::tokenizer::Tokenizer;
 pub use figures::Figures;
 pub use record::{Line, Record, Sample};
@@ -119,12 +120,13 @@ pub struct Subject<'a> {
 /// next ones, all cores grade the last.
 ///
 /// # Errors
-/// A prompt that cannot be rendered, one that leaves no room for a completion in the model's context, and what
-/// `observe` says.
+/// A prompt that cannot be rendered, one that leaves no room for a completion in the model's context, what `observe`
+/// says, and [`Error::Stopped`] soon after an early end is asked for.
 pub fn evaluate(
     subject: Subject,
     problems: &[Problem],
     config: &EvalConfig,
+    stop: Stop,
     observe: &mut dyn FnMut(&[Line]) -> Result<()>,
 ) -> Result<Vec<Record>> {
     let Subject { model, model_config, tokenizer } = subject;
@@ -146,9 +148,10 @@ pub fn evaluate(
         let asked = ask(problems, subject, config)?;
         let requests: Vec<Request> = asked.iter().map(|asked| asked.request.clone()).collect();
         let (completions, lines) = rayon::join(
-            || generate(model, model_config, &requests, &sampling, |_, _| Watch::Continue),
+            || generate(model, model_config, &requests, &sampling, |_, _| Watch::until(stop)),
             || grade(&sampled, tokenizer),
         );
+        stop.check()?;
         keep(lines)?;
         sampled = asked.into_iter().zip(completions?).collect();
     }

@@ -11,6 +11,7 @@ use super::record::{Writer, parse};
 use super::{EvalConfig, Evaluation, Record, Subject, evaluate};
 use crate::data::{DataReport, Problem};
 use crate::error::{Error, Result};
+use crate::stop::Stop;
 use crate::{files, noise};
 
 /// `eval.json`: what the completions in a folder are completions of.
@@ -147,7 +148,7 @@ pub fn evaluate_into(
         progress(written / n);
         writer.append(lines)
     };
-    records.extend(evaluate(subject, &problems[done..], config, &mut observe)?);
+    records.extend(evaluate(subject, &problems[done..], config, Stop::NEVER, &mut observe)?);
     let evaluation = Evaluation::new(records)?;
     files::write_json(&dir.join("summary.json"), &evaluation.summary())?;
     Ok(evaluation)

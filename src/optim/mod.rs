@@ -66,7 +66,7 @@ pub struct OptimConfig {
     pub adam_epsilon: f64,
     /// The format both moments are kept in.
     pub adam_moments: Moments,
-    /// Largest global gradient norm; larger gradients are scaled down to it.
+    /// Largest global gradient norm; larger gradients are scaled down to it. 0 for no such bound.
     pub max_grad_norm: f64,
 }
 
@@ -96,8 +96,12 @@ impl OptimConfig {
             }
         };
         positive("learning_rate", self.learning_rate);
-        positive("max_grad_norm", self.max_grad_norm);
         positive("adam_epsilon", self.adam_epsilon);
+        for (key, value) in [("weight_decay", self.weight_decay), ("max_grad_norm", self.max_grad_norm)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                problems.push(format!("optim.{key} = {value} must be 0 or a positive number"));
+            }
+        }
         for (key, value) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
             if !(0.0..1.0).contains(&value) {
                 problems.push(format!("optim.{key} = {value} must be at least 0 and below 1"));
@@ -111,6 +115,13 @@ impl OptimConfig {
             ));
         }
         problems
+    }
+
+    /// The factor that brings a gradient of this norm within `max_grad_norm`; none for a norm that is not finite.
+    pub fn clip(&self, norm: f64) -> Option<f64> {
+        let bound = if self.max_grad_norm > 0.0 { self.max_grad_norm } else { f64::INFINITY };
+        // A norm of 0 gives a quotient that is infinite, or no number: the factor is 1.
+        norm.is_finite().then(|| (bound / norm).min(1.0))
     }
 
     /// Refuses a format of the moments that the device does not have.
@@ -187,6 +198,18 @@ impl Gradients {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_in_trl_no_bound_on_the_norm_is_0_and_decay_is_not_negative() {
+        let config = |max_grad_norm, weight_decay| OptimConfig { max_grad_norm, weight_decay, ..OptimConfig::default() };
+        assert_eq!([0.5, 4.0, 0.0].map(|norm| config(1.0, 0.0).clip(norm)), [Some(1.0), Some(0.25), Some(1.0)]);
+        assert_eq!([1e9, 0.0].map(|norm| config(0.0, 0.0).clip(norm)), [Some(1.0); 2]);
+        assert_eq!(config(0.0, 0.0).clip(f64::NAN), None);
+        assert!(config(0.0, 0.1).mistakes().is_empty());
+        for (norm, decay, key) in [(-1.0, 0.0, "max_grad_norm"), (1.0, -0.1, "weight_decay"), (1.0, f64::NAN, "weight_decay")] {
+            assert!(config(norm, decay).mistakes()[0].contains(key));
+        }
+    }
 
     #[test]
     fn moments_in_bf16_ask_for_a_faster_second_moment_and_a_device_that_has_them() {

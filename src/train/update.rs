@@ -64,10 +64,7 @@ impl Update<'_> {
             norms.push(norm);
             work.add(done);
             finite &= norm.is_finite() && done.skipped == 0;
-            if !norm.is_finite() || lessons.is_empty() {
-                break;
-            }
-            let scale = (self.config.optim.max_grad_norm / norm).min(1.0);
+            let Some(scale) = self.config.optim.clip(norm).filter(|_| !lessons.is_empty()) else { break };
             model = optimizer.step(&self.config.optim, model, gradients, scale, self.lr);
         }
         self.describe(&statistics, &norms, metrics);
@@ -118,7 +115,7 @@ impl Update<'_> {
         lessons
     }
 
-    fn learner(&self) -> Learner {
+    fn learner(&self) -> Learner<'static> {
         Learner {
             temperature: self.stage.temperature,
             tokens_per_microbatch: self.config.train.tokens_per_microbatch,
