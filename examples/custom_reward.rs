@@ -12,8 +12,8 @@ use std::sync::atomic::AtomicBool;
 use tempering::config::load;
 use tempering::data::Problem;
 use tempering::reward::{Accuracy, Completion, Reward};
-use tempering::train::{Observer, Session, rl};
-use tempering::{Result, device, metrics::Metrics};
+use tempering::train::{Observer, Session, Start, rl};
+use tempering::{Result, metrics::Metrics};
 
 /// Right answers only, and the better the shorter: 1 for no tokens, half of it at `half` tokens.
 struct ShortAndRight {
@@ -63,7 +63,7 @@ fn main() -> Result<()> {
     ];
     let config: rl::RlConfig = load(None, &settings)?;
     let stop = AtomicBool::new(false);
-    let mut session = Session { device: device::parse("cpu")?, observer: &mut Lines, stop: &stop, resume: false };
+    let mut session = Session { observer: &mut Lines, stop: &stop, start: Start::New };
     let finished = rl::run_with(&config, &mut session, &[&ShortAndRight { half: 64.0 }])?;
     println!("{}", finished.dir.display());
     Ok(())

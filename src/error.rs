@@ -41,11 +41,19 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// The run was asked to stop (Ctrl-C); its state is saved.
-    #[error("interrupted; the state is saved in {checkpoint}: continue with --resume")]
+    #[error("interrupted; the state is saved in {checkpoint}: continue with --resume {}", folder(checkpoint))]
     Interrupted {
-        /// The checkpoint just written.
+        /// The newest checkpoint.
         checkpoint: PathBuf,
     },
+    /// Asked to stop (Ctrl-C) before there was anything to save.
+    #[error("interrupted before the first step was done; the same command starts again")]
+    Stopped,
+}
+
+/// The run folder of a checkpoint.
+fn folder(checkpoint: &Path) -> std::path::Display<'_> {
+    checkpoint.parent().unwrap_or(checkpoint).display()
 }
 
 /// The library's result.

@@ -1,13 +1,19 @@
-//! Files on disk: read with errors that name them, written whole or not at all.
+//! Files on disk: read with errors that name them; written whole or not at all, and on disk when the call returns.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+
+/// Ending of a file or folder that is being written.
+const PARTIAL: &str = ".partial";
+/// Ending of a folder that has been replaced, or is being removed.
+pub(crate) const REMOVED: &str = ".removed";
 
 /// Reads a whole file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
@@ -34,59 +40,237 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 /// Writes rows as JSON lines.
 pub(crate) fn write_json_lines<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<()> {
-    let file = File::create(path).map_err(Error::io(path))?;
-    let mut writer = BufWriter::new(file);
-    for row in rows {
-        let line = serde_json::to_string(&row).unwrap_or_else(|error| unreachable!("{error}"));
-        writeln!(writer, "{line}").map_err(Error::io(path))?;
-    }
-    writer.flush().map_err(Error::io(path))
+    write_with(path, |out| {
+        for row in rows {
+            let line = serde_json::to_string(&row).unwrap_or_else(|error| unreachable!("{error}"));
+            writeln!(out, "{line}").map_err(Error::io(path))?;
+        }
+        Ok(())
+    })
 }
 
 /// Writes a file under a temporary name and renames it: a reader sees the old content or the new, never a part.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = path.with_extension("partial");
-    let attempt = || -> std::io::Result<()> {
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)
-    };
-    attempt().map_err(|error| {
-        let _ = std::fs::remove_file(&partial);
-        Error::Io { path: path.to_path_buf(), source: error }
-    })
+    write_with(path, |out| out.write_all(bytes).map_err(Error::io(path)))
 }
 
 /// Fills a file under a temporary name and renames it: what fails half-way leaves nothing.
 pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let partial = path.with_extension("partial");
-    let mut out = BufWriter::new(File::create(&partial).map_err(Error::io(path))?);
-    let filled = fill(&mut out).and_then(|()| out.flush().map_err(Error::io(path)));
-    if let Err(error) = filled {
-        let _ = std::fs::remove_file(&partial);
-        return Err(error);
+    // A pipe or a device such as /dev/stdout cannot be renamed over.
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        let mut out = BufWriter::new(File::create(path).map_err(Error::io(path))?);
+        return fill(&mut out).and_then(|()| out.flush().map_err(Error::io(path)));
     }
-    std::fs::rename(&partial, path).map_err(Error::io(path))
+    let partial = with_ending(path, PARTIAL);
+    let write = || {
+        let mut out = BufWriter::new(File::create(&partial).map_err(Error::io(path))?);
+        fill(&mut out)?;
+        let file = out.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
+        file.sync_all().map_err(Error::io(path))?;
+        rename(&partial, path)
+    };
+    write().inspect_err(|_| drop(std::fs::remove_file(&partial)))
 }
 
 /// Fills a folder under a temporary name and renames it into place, replacing an older one of that name.
+///
+/// At every moment the old folder or the new one is there, under its name or as `<name>.removed`: [`recover`] puts an
+/// old one back whose successor never came.
 pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let partial = PathBuf::from(format!("{}.partial", path.display()));
-    remove_dir(&partial)?;
+    let (partial, removed) = (with_ending(path, PARTIAL), with_ending(path, REMOVED));
+    remove_tree(&partial)?;
     create_dir(&partial)?;
-    if let Err(error) = fill(&partial) {
+    if let Err(error) = fill(&partial).and_then(|()| sync_dir_content(&partial)) {
         let _ = std::fs::remove_dir_all(&partial);
         return Err(error);
     }
-    remove_dir(path)?;
-    std::fs::rename(&partial, path).map_err(Error::io(path))
+    if path.exists() {
+        remove_tree(&removed)?;
+        rename(path, &removed)?;
+    }
+    rename(&partial, path)?;
+    remove_tree(&removed)
 }
 
-/// Removes a folder when it is there.
+/// Removes a folder when it is there: in one step for whoever looks at its name.
 pub(crate) fn remove_dir(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let removed = with_ending(path, REMOVED);
+    remove_tree(&removed)?;
+    rename(path, &removed)?;
+    remove_tree(&removed)
+}
+
+/// Clears up after a process that was killed in [`write_dir`] or [`remove_dir`] within the folder `dir`; gives the names of
+/// what it removed.
+pub(crate) fn recover(dir: &Path) -> Result<Vec<String>> {
+    let mut cleared = Vec::new();
+    for (name, path) in entries(dir)? {
+        let base = if let Some(base) = name.strip_suffix(PARTIAL) {
+            Some((base, false))
+        } else {
+            name.strip_suffix(REMOVED).map(|base| (base, true))
+        };
+        match base {
+            // A checkpoint on its way out is no longer wanted; an export is, until the next one is there.
+            Some((base, true)) if !dir.join(base).exists() && !base.starts_with("checkpoint-") => {
+                rename(&path, &dir.join(base))?;
+            }
+            Some(_) if path.is_dir() => {
+                remove_tree(&path)?;
+                cleared.push(name);
+            }
+            Some(_) => {
+                std::fs::remove_file(&path).map_err(Error::io(&path))?;
+                cleared.push(name);
+            }
+            None => {}
+        }
+    }
+    Ok(cleared)
+}
+
+/// Names and paths of what is in a folder, in the order of their names.
+pub(crate) fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let entry = entry.map_err(Error::io(dir))?;
+        found.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Renames, and has the new name on disk when it returns.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(Error::io(to))?;
+    sync_dir(to.parent().unwrap_or(Path::new("")))
+}
+
+/// Has the names in a folder on disk; only Unix can be asked to.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    if cfg!(unix) {
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))?;
+    }
+    Ok(())
+}
+
+/// Has the files of a folder, and their names, on disk.
+fn sync_dir_content(dir: &Path) -> Result<()> {
+    for (_, path) in entries(dir)? {
+        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+    }
+    sync_dir(dir)
+}
+
+/// Removes a folder, or a link to one, when it is there.
+fn remove_tree(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
         _ => Ok(()),
+    }
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(ending);
+    name.into()
+}
+
+/// SHA-256 of a file, in hexadecimal, as `sha256sum` prints it.
+pub(crate) fn sha256(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut file, &mut hash).map_err(Error::io(path))?;
+    Ok(hex(hash))
+}
+
+/// A hash of a file's size and content that takes a fraction of a second for files of any size: of all of a file up to
+/// 16 MiB; of a larger one its size, its first and last MiB and 64 KiB at each of 64 places between them.
+///
+/// For weights: two models that differ, differ in their headers or in nearly every tensor, so that a sample tells them
+/// apart, and reading all of a large model a second time would double the time a run takes to start.
+pub(crate) fn sampled_sha256(path: &Path) -> Result<String> {
+    const WHOLE: u64 = 16 << 20;
+    const END: u64 = 1 << 20;
+    const PLACES: u64 = 64;
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let size = file.metadata().map_err(Error::io(path))?.len();
+    if size <= WHOLE {
+        return sha256(path);
+    }
+    let mut hash = Sha256::new();
+    hash.update(size.to_le_bytes());
+    let between = (1..=PLACES).map(|place| (place * (size / (PLACES + 1)), 64 << 10));
+    let mut take = |start: u64, length: u64| -> std::io::Result<()> {
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(start))?;
+        std::io::copy(&mut (&mut file).take(length), &mut hash).map(drop)
+    };
+    for (start, length) in [(0, END), (size - END, END)].into_iter().chain(between) {
+        take(start, length).map_err(Error::io(path))?;
+    }
+    Ok(hex(hash))
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A window with neither the old folder nor the new was there before, and a kill in it lost both.
+    #[test]
+    fn a_folder_replaced_half_way_is_put_back_and_leftovers_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let fill = |text: &'static str| {
+            move |dir: &Path| std::fs::write(dir.join("x"), text).map_err(Error::io(dir))
+        };
+        write_dir(&at("final"), fill("old")).unwrap();
+        write_dir(&at("final"), |_| Err(Error::Invalid("full".into()))).unwrap_err();
+        assert_eq!(std::fs::read(at("final/x")).unwrap(), b"old");
+        // Killed between the two renames, while removing a checkpoint, and while writing two things.
+        std::fs::rename(at("final"), at("final.removed")).unwrap();
+        for name in ["checkpoint-3.removed", "checkpoint-4.partial"] {
+            std::fs::create_dir(at(name)).unwrap();
+        }
+        std::fs::write(at("summary.json.partial"), "{").unwrap();
+        let cleared = recover(dir.path()).unwrap();
+        assert_eq!(cleared, ["checkpoint-3.removed", "checkpoint-4.partial", "summary.json.partial"]);
+        assert_eq!(entries(dir.path()).unwrap().len(), 1);
+        assert_eq!(std::fs::read(at("final/x")).unwrap(), b"old");
+        write_dir(&at("final"), fill("new")).unwrap();
+        assert_eq!(std::fs::read(at("final/x")).unwrap(), b"new");
+        assert_eq!(entries(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_sampled_hash_sees_ends_size_and_the_places_between() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let mut bytes = vec![7u8; 20 << 20];
+        let mut hash = |change: &dyn Fn(&mut Vec<u8>)| {
+            change(&mut bytes);
+            std::fs::write(&path, &bytes).unwrap();
+            sampled_sha256(&path).unwrap()
+        };
+        let first = hash(&|_| ());
+        let changed = [
+            hash(&|bytes| bytes[3] ^= 1),
+            hash(&|bytes| *bytes.last_mut().unwrap() ^= 1),
+            hash(&|bytes| {
+                let middle = bytes.len() / 65;
+                bytes[20 * middle + 9] ^= 1;
+            }),
+            hash(&|bytes| bytes.push(7)),
+        ];
+        assert!(changed.iter().all(|other| *other != first));
+        std::fs::write(&path, b"abc").unwrap();
+        assert_eq!(&sampled_sha256(&path).unwrap()[..16], "ba7816bf8f01cfea");
     }
 }

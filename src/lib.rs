@@ -18,13 +18,12 @@
 //! ```no_run
 //! use std::sync::atomic::AtomicBool;
 //! use tempering::config::load;
-//! use tempering::train::{Session, rl};
+//! use tempering::train::{Session, Start, rl};
 //!
 //! # fn main() -> tempering::Result<()> {
 //! let config: rl::RlConfig = load(None, &["name=mine".to_string()])?;
 //! let stop = AtomicBool::new(false);
-//! let device = tempering::device::parse("cpu")?;
-//! let mut session = Session { device, observer: &mut (), stop: &stop, resume: false };
+//! let mut session = Session { observer: &mut (), stop: &stop, start: Start::New };
 //! let finished = rl::run(&config, &mut session)?;
 //! println!("{}", finished.dir.display());
 //! # Ok(())
@@ -51,6 +50,7 @@ pub mod optim;
 pub mod report;
 pub mod reward;
 pub mod score;
+pub mod stop;
 pub mod tasks;
 pub mod text;
 pub mod train;

@@ -5,9 +5,12 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tempering::model::{self, CausalLm};
-use tempering::train::checkpoint;
+use tempering::train::{Start, checkpoint};
 
-use crate::support::{Workshop, device, logits, run_rl, run_sft, tiny, tiny_config, tokenizer};
+use crate::support::{
+    StopAt, Workshop, device, figures, final_weights, interrupt_rl, logits, resume_rl, run_rl, run_sft, session_rl, tiny,
+    tiny_config, tokenizer,
+};
 
 /// What loading the workshop's model says.
 fn failure(workshop: &Workshop) -> String {
@@ -152,4 +155,40 @@ fn a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused() {
     for error in errors.map(|error| error.to_string()) {
         assert!(error.contains("ids up to 511, but vocab_size in config.json is 500"), "{error}");
     }
+}
+
+/// Bytes that had changed on disk were trained on; a file cut short was named, but not the older checkpoint.
+#[test]
+fn a_damaged_checkpoint_is_named_with_the_older_one_that_is_whole() {
+    let workshop = Workshop::new();
+    run_rl(&workshop.rl("whole")).unwrap();
+    let mut config = workshop.rl("run");
+    config.train.save_steps = 1;
+    config.train.save_total_limit = 3;
+    interrupt_rl(&config, 4).unwrap_err();
+    let newest = workshop.run("run/checkpoint-4");
+    for file in ["model.safetensors", "optimizer.safetensors", "trainer_state.json", "tokenizer.json"] {
+        let path = newest.join(file);
+        let bytes = std::fs::read(&path).unwrap();
+        let mut flipped = bytes.clone();
+        flipped[bytes.len() / 2] ^= 1;
+        for damaged in [&flipped[..], &bytes[..bytes.len() / 2], &[]] {
+            std::fs::write(&path, damaged).unwrap();
+            let error = resume_rl(&config).unwrap_err().to_string();
+            assert!(error.contains(&format!("checkpoint-4/{file}: damaged")), "{error}");
+            assert!(error.contains("checkpoint-3 is whole") && error.contains("--from-checkpoint 3"), "{error}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(resume_rl(&config).unwrap_err().to_string().contains("checkpoint-3 is whole"));
+        std::fs::write(&path, bytes).unwrap();
+    }
+    std::fs::write(newest.join("checkpoint.json"), "{").unwrap();
+    assert!(resume_rl(&config).unwrap_err().to_string().contains("checkpoint.json"));
+    let error = session_rl(&config, Start::ResumeFrom(9), StopAt::Never).0.unwrap_err().to_string();
+    assert!(error.contains("no checkpoint-9; there are those of steps 2, 3, 4"), "{error}");
+    let (ended, notes) = session_rl(&config, Start::ResumeFrom(3), StopAt::Never);
+    ended.unwrap();
+    assert!(notes.contains("checkpoint-4 removed"), "{notes}");
+    assert_eq!(figures(&workshop.run("run")), figures(&workshop.run("whole")));
+    assert!(final_weights(&workshop.run("run")) == final_weights(&workshop.run("whole")));
 }

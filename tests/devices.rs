@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use tempering::train::Session;
+use tempering::train::{Session, Start};
 use tempering::train::rl::{self, RlConfig};
 
 use crate::support::{column, device_name, figures, within};
@@ -16,9 +16,9 @@ fn quickstart(device: &str) -> Vec<serde_json::Map<String, serde_json::Value>> {
     for (stage, steps) in config.stages.iter_mut().zip([3, 2]) {
         (stage.exit.max_steps, stage.sampling.max_completion_length) = (steps, 80);
     }
-    let device = tempering::device::parse(device).unwrap();
+    config.device = device.to_string();
     let stop = AtomicBool::new(false);
-    rl::run(&config, &mut Session { device, observer: &mut (), stop: &stop, resume: false }).unwrap();
+    rl::run(&config, &mut Session { observer: &mut (), stop: &stop, start: Start::New }).unwrap();
     figures(&dir.path().join("quickstart"))
 }
 

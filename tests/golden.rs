@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value, json};
 use tempering::config;
-use tempering::train::Session;
+use tempering::train::{Session, Start};
 use tempering::train::rl::{self, RlConfig};
 
 use crate::support::{column, device_name, figures, repository};
@@ -56,8 +56,7 @@ fn curves(method: &str, steps: &[usize], folder: &Path) -> Map<String, Value> {
     let file = repository(&format!("configs/methods/{method}.toml"));
     let config: RlConfig = config::load(Some(&file), &sets).unwrap();
     let stop = AtomicBool::new(false);
-    let device = tempering::device::parse("cpu").unwrap();
-    rl::run(&config, &mut Session { device, observer: &mut (), stop: &stop, resume: false }).unwrap();
+    rl::run(&config, &mut Session { observer: &mut (), stop: &stop, start: Start::New }).unwrap();
     let rows = figures(&folder.join(method));
     COLUMNS.iter().map(|name| (name.to_string(), json!(column(&rows, name)))).collect()
 }

@@ -85,7 +85,7 @@ fn an_adapter_run_goes_on_exactly_and_its_merged_model_is_the_adapter_on_its_bas
     let mut other = config("parts");
     other.lora = Some(LoraConfig { r: 3, ..small() });
     let error = resume_rl(&other).unwrap_err().to_string();
-    assert!(error.contains("other [lora] settings"), "{error}");
+    assert!(error.contains("lora.r = 3 (was 2)"), "{error}");
     resume_rl(&config("parts")).unwrap();
     assert_eq!(figures(&workshop.run("whole")), figures(&workshop.run("parts")));
     assert_eq!(final_weights(&workshop.run("whole")), final_weights(&workshop.run("parts")));

@@ -15,6 +15,7 @@ mod methods; // Advantages as others compute them, and every file in configs/met
 mod objective; // The loss of a step against TRL.
 mod pages; // The pages in a real browser.
 mod reference; // The base model against Hugging Face transformers.
+mod run; // A run's folder: who may replace it, go on with it, and with which settings.
 mod score; // Log-probabilities of given tokens.
 mod shipped; // The configurations and data sets that come with the repository.
 mod text; // What a model is asked, and the settings it was published with.

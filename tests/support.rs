@@ -22,7 +22,7 @@ use tempering::train::rl::{self, Finished, ModelSource, RlConfig, RlTrain};
 use tempering::train::schedule::StageExit;
 use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
 use tempering::train::stage::{Stage, StageSampling};
-use tempering::train::{Observer, Session, checkpoint};
+use tempering::train::{Observer, Session, Start, checkpoint};
 
 /// Name of the device under test.
 pub(crate) fn device_name() -> String {
@@ -162,6 +162,7 @@ impl Workshop {
             output_dir: self.path("runs"),
             name: name.to_string(),
             note: None,
+            device: device_name(),
             model: ModelSource { path: self.path("model"), ..ModelSource::default() },
             lora: None,
             data: self.data(),
@@ -195,6 +196,7 @@ impl Workshop {
         SftConfig {
             output_dir: self.path("runs"),
             name: name.to_string(),
+            device: device_name(),
             model: SftModel { path: self.path("model"), ..SftModel::default() },
             data: self.data(),
             prompt: as_taught(),
@@ -227,59 +229,98 @@ fn student() -> &'static [(String, Vec<u8>)] {
     })
 }
 
-/// Asks a run to stop once the given step is over.
-struct StopAfter<'a>(usize, &'a AtomicBool);
+/// When a run is asked to stop.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum StopAt {
+    Never,
+    /// Once this step is over.
+    Step(usize),
+    /// In this evaluation, counted from 1 in this session.
+    Evaluation(usize),
+    /// In the first step of the session.
+    FirstStep,
+}
 
-impl Observer for StopAfter<'_> {
-    fn begin(&mut self, _phase: &str, _total: usize) {}
-    fn advance(&mut self, done: usize, metrics: Option<&Metrics>) {
-        if metrics.is_some() && done == self.0 {
-            self.1.store(true, Ordering::SeqCst);
+/// Asks a run to stop, and keeps what it is told.
+struct Watcher<'a> {
+    at: StopAt,
+    stop: &'a AtomicBool,
+    evaluations: usize,
+    notes: Vec<String>,
+}
+
+impl Watcher<'_> {
+    fn reach(&self, at: StopAt) {
+        if self.at == at {
+            self.stop.store(true, Ordering::SeqCst);
         }
     }
-    fn note(&mut self, _line: &str) {}
+}
+
+impl Observer for Watcher<'_> {
+    fn begin(&mut self, phase: &str, _total: usize) {
+        if phase == "evaluate" {
+            self.evaluations += 1;
+            self.reach(StopAt::Evaluation(self.evaluations));
+        } else {
+            self.reach(StopAt::FirstStep);
+        }
+    }
+    fn advance(&mut self, done: usize, metrics: Option<&Metrics>) {
+        if metrics.is_some() {
+            self.reach(StopAt::Step(done));
+        }
+    }
+    fn note(&mut self, line: &str) {
+        self.notes.push(line.to_string());
+    }
+}
+
+fn in_session<T>(start: Start, at: StopAt, run: impl FnOnce(&mut Session) -> T) -> (T, String) {
+    let stop = AtomicBool::new(false);
+    let mut watcher = Watcher { at, stop: &stop, evaluations: 0, notes: Vec::new() };
+    let ended = run(&mut Session { observer: &mut watcher, stop: &stop, start });
+    (ended, watcher.notes.join("\n"))
+}
+
+/// Runs SFT from `start` until it ends or is stopped; gives what it was told, too.
+pub(crate) fn session_sft(config: &SftConfig, start: Start, at: StopAt) -> (Result<PathBuf>, String) {
+    in_session(start, at, |session| sft::run(config, session))
+}
+
+/// Runs RL from `start` until it ends or is stopped; gives what it was told, too.
+pub(crate) fn session_rl(config: &RlConfig, start: Start, at: StopAt) -> (Result<Finished>, String) {
+    in_session(start, at, |session| rl::run(config, session))
 }
 
 /// Runs SFT to its end.
 pub(crate) fn run_sft(config: &SftConfig) -> Result<PathBuf> {
-    session_sft(config, false, usize::MAX)
+    session_sft(config, Start::New, StopAt::Never).0
 }
 
 /// Runs SFT and interrupts it after a step.
 pub(crate) fn interrupt_sft(config: &SftConfig, after: usize) -> Result<PathBuf> {
-    session_sft(config, false, after)
+    session_sft(config, Start::New, StopAt::Step(after)).0
 }
 
 /// Goes on with an interrupted SFT run, to its end.
 pub(crate) fn resume_sft(config: &SftConfig) -> Result<PathBuf> {
-    session_sft(config, true, usize::MAX)
-}
-
-fn session_sft(config: &SftConfig, resume: bool, stop_after: usize) -> Result<PathBuf> {
-    let stop = AtomicBool::new(false);
-    let mut observer = StopAfter(stop_after, &stop);
-    sft::run(config, &mut Session { device: device(), observer: &mut observer, stop: &stop, resume })
+    session_sft(config, Start::Resume, StopAt::Never).0
 }
 
 /// Runs RL to its end.
 pub(crate) fn run_rl(config: &RlConfig) -> Result<Finished> {
-    session(config, false, usize::MAX)
+    session_rl(config, Start::New, StopAt::Never).0
 }
 
 /// Runs RL and interrupts it after a step.
 pub(crate) fn interrupt_rl(config: &RlConfig, after: usize) -> Result<Finished> {
-    session(config, false, after)
+    session_rl(config, Start::New, StopAt::Step(after)).0
 }
 
 /// Goes on with an interrupted run, to its end.
 pub(crate) fn resume_rl(config: &RlConfig) -> Result<Finished> {
-    session(config, true, usize::MAX)
-}
-
-fn session(config: &RlConfig, resume: bool, stop_after: usize) -> Result<Finished> {
-    let stop = AtomicBool::new(false);
-    let mut observer = StopAfter(stop_after, &stop);
-    rl::run(config, &mut Session { device: device(), observer: &mut observer, stop: &stop, resume })
+    session_rl(config, Start::Resume, StopAt::Never).0
 }
 
 /// The lines of a run's `metrics.jsonl`, without those figures that measure time.

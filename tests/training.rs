@@ -12,7 +12,7 @@ use tempering::model::names;
 use tempering::objective::RewardKind;
 use tempering::optim::Gradients;
 use tempering::reward::{Completion, Reward};
-use tempering::train::Session;
+use tempering::train::{Session, Start};
 use tempering::train::batch::{Sequence, completion_scores};
 use tempering::train::learner::ActivationCheckpointing;
 use tempering::train::rl::{self, RlConfig};
@@ -80,6 +80,17 @@ fn three_steps_in_a_row_that_are_not_finite_end_the_run_and_leave_the_batch_behi
     let skipped = column(&figures(&run), "skipped_sequences");
     assert_eq!(skipped.len(), 4, "the bad steps are in the log, too");
     assert!(skipped[0] == 0.0 && skipped[1..].iter().all(|&count| count > 0.0), "{skipped:?}");
+}
+
+/// Such a run ended with success and a model of which no number was one.
+#[test]
+fn a_run_that_ends_without_finite_numbers_exports_nothing() {
+    let workshop = Workshop::new();
+    let mut config = workshop.sft("sft");
+    config.optim.learning_rate = 1e30;
+    let error = run_sft(&config).unwrap_err().to_string();
+    assert!(error.contains("not finite") && error.contains("optim.learning_rate"), "{error}");
+    assert!(!workshop.run("sft/final").exists());
 }
 
 #[test]
@@ -165,7 +176,7 @@ fn a_stage_learns_from_the_users_rust_type() {
     (config.stages[0].exit.max_steps, config.stages[0].sampling.max_completion_length) = (1, 12);
     let run = |config: &RlConfig| {
         let stop = AtomicBool::new(false);
-        let mut session = Session { device: device(), observer: &mut (), stop: &stop, resume: false };
+        let mut session = Session { observer: &mut (), stop: &stop, start: Start::New };
         rl::run_with(config, &mut session, &[&Tokens])
     };
     let error = run(&config).unwrap_err().to_string();
@@ -235,18 +246,6 @@ fn interrupted_and_resumed_fine_tuning_ends_as_if_it_had_not_been() {
 }
 
 #[test]
-fn resuming_a_run_that_is_over_changes_nothing() {
-    let workshop = Workshop::new();
-    let mut config = workshop.rl("run");
-    config.stages[0].exit.max_steps = 2;
-    run_rl(&config).unwrap();
-    let before = (figures(&workshop.run("run")), final_weights(&workshop.run("run")));
-    resume_rl(&config).unwrap();
-    assert_eq!(figures(&workshop.run("run")), before.0);
-    assert!(final_weights(&workshop.run("run")) == before.1);
-}
-
-#[test]
 fn an_interruption_between_two_stages_changes_nothing_either() {
     let workshop = Workshop::new();
     let config = |name: &str| {
@@ -264,21 +263,6 @@ fn an_interruption_between_two_stages_changes_nothing_either() {
     for key in ["stages", "base", "final", "steps"] {
         assert_eq!(halves[key], whole[key], "{key}");
     }
-}
-
-#[test]
-fn a_checkpoint_that_was_never_completed_is_ignored() {
-    let workshop = Workshop::new();
-    run_rl(&workshop.rl("whole")).unwrap();
-    let halves = workshop.rl("halves");
-    interrupt_rl(&halves, 2).unwrap_err();
-    let partial = workshop.run("halves").join("checkpoint-4.partial");
-    std::fs::create_dir(&partial).unwrap();
-    for file in ["config.json", "model.safetensors", "trainer_state.json"] {
-        std::fs::write(partial.join(file), "{\"cut").unwrap();
-    }
-    resume_rl(&halves).unwrap();
-    assert_eq!(figures(&workshop.run("halves")), figures(&workshop.run("whole")));
 }
 
 #[test]
@@ -322,20 +306,6 @@ fn stages_follow_each_other_and_the_summary_says_why_each_ended() {
     assert_eq!(names, ["long", "short", "short", "last", "last"]);
     let longest = column(&rows, "completions/max_length");
     assert!(longest.iter().zip([12.0, 4.0, 4.0, 6.0, 6.0]).all(|(&length, limit)| length <= limit), "{longest:?}");
-}
-
-#[test]
-fn a_run_directory_in_use_is_kept_unless_asked_otherwise() {
-    let workshop = Workshop::new();
-    let mut config = workshop.rl("run");
-    config.stages[0].exit.max_steps = 1;
-    let error = resume_rl(&config).unwrap_err().to_string();
-    assert!(error.contains("nothing to resume"), "{error}");
-    run_rl(&config).unwrap();
-    let before = (figures(&workshop.run("run")), final_weights(&workshop.run("run")));
-    let error = run_rl(&config).unwrap_err().to_string();
-    assert!(error.contains("holds a run already") && error.contains("--resume"), "{error}");
-    assert!((figures(&workshop.run("run")), final_weights(&workshop.run("run"))) == before);
 }
 
 /// `[stage, first step, last step]` of each stage that a run went through.

@@ -17,21 +17,18 @@ mod tokenizer;
 mod train;
 mod verify;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
-use crate::device;
 use crate::error::Error;
 use crate::generate::Distribution;
 use crate::model::Precision;
 use crate::text::prompt::PromptConfig;
 use crate::text::tokenizer::Tokenizer;
-use crate::train::Observer;
 
 /// Make a reasoning model concise without making it worse.
 #[derive(Debug, Parser)]
@@ -81,15 +78,6 @@ struct DeviceArgs {
     /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]
     #[arg(long, default_value = "cpu", env = "TEMPERING_DEVICE")]
     device: String,
-}
-
-impl DeviceArgs {
-    /// The device, once its numbers have been compared with the CPU's.
-    fn open_checked(&self, precision: Precision, observer: &mut dyn Observer) -> crate::error::Result<Device> {
-        let device = device::parse(&self.device)?;
-        observer.note(&crate::doctor::require(&self.device, &device, precision)?);
-        Ok(device)
-    }
 }
 
 /// What tokens are drawn from; names of Hugging Face.
@@ -196,20 +184,20 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     let outcome = dispatch(cli.command);
     // An error of standard output itself: those of files and programs are wrapped in an `Error`.
     let closed = |error: &anyhow::Error| {
-        error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
     if outcome.as_ref().is_err_and(closed) { Ok(()) } else { outcome }
 }
 
 /// Writes a line to standard output.
 fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
-    Ok(writeln!(std::io::stdout().lock(), "{line}")?)
+    Ok(writeln!(io::stdout().lock(), "{line}")?)
 }
 
 fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Train(args) => train::train(args),
-        Command::Sft(args) => train::sft(args),
+        Command::Train(args) => train::train(&args),
+        Command::Sft(args) => train::sft(&args),
         Command::Eval(args) => eval::run(args),
         Command::Compare(args) => compare::run(&args),
         Command::Analyze(args) => analyze::run(&args),
@@ -235,20 +223,23 @@ pub fn message(error: &anyhow::Error) -> String {
 /// 130 after Ctrl-C, 2 for a user's mistake, 1 for anything else.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(Error::Interrupted { .. }) => 130,
+        Some(Error::Interrupted { .. } | Error::Stopped) => 130,
         Some(_) => 2,
         None => 1,
     }
 }
 
-/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
-fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+/// A flag that Ctrl-C, SIGTERM and SIGHUP set; the second signal ends the process at once.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
+            // Files are written under other names and renamed: what is saved stays whole.
             std::process::exit(130);
         }
+        // The terminal may be gone.
+        let _ = writeln!(io::stderr(), "stopping: the state of the last step is being saved; again to end at once");
     })?;
     Ok(stop)
 }

@@ -1,6 +1,6 @@
 //! Progress: lines that stay, and on a terminal a bar below them.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -124,8 +124,8 @@ impl Progress {
     /// Prints a line above the bar.
     fn line(&mut self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| say(line)),
+            None => say(line),
         }
     }
 
@@ -209,6 +209,11 @@ impl Observer for Progress {
     fn note(&mut self, line: &str) {
         self.line(line);
     }
+}
+
+/// A line on standard error. That nobody reads it any more (a closed terminal, a pipe) is no reason to end a run.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 impl Drop for Progress {

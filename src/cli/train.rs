@@ -7,15 +7,18 @@ use clap::Args;
 use serde_json::Value;
 
 use super::progress::Progress;
-use super::{DeviceArgs, stop_on_interrupt};
-use crate::config::{self, Settings};
+use super::{print, stop_on_signal};
+use crate::config;
 use crate::device;
 use crate::doctor::estimate;
-use crate::doctor::{fit, memory};
-use crate::error::Result;
+use crate::doctor::{self, fit, memory};
+use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::report;
-use crate::train::{self, Session, Workload};
+use crate::train::rl::RlConfig;
+use crate::train::run::RunSettings;
+use crate::train::sft::SftConfig;
+use crate::train::{self, Observer, Session, Start, Workload};
 
 /// What to train and where.
 #[derive(Debug, Args)]
@@ -31,31 +34,81 @@ pub(super) struct TrainArgs {
     /// Number format of matrix products (f32 or bf16); short for --set model.dtype=….
     #[arg(long)]
     dtype: Option<String>,
-    /// Continue the run's newest checkpoint.
-    #[arg(long, conflicts_with = "overwrite")]
-    resume: bool,
-    /// Delete an earlier run of the same name first.
+    /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]; short for --set device=….
+    #[arg(long, env = "TEMPERING_DEVICE")]
+    device: Option<String>,
+    /// Continue the newest checkpoint of a run: of the one in this folder or of this name, by its own settings, or of the
+    /// one that the settings given name. Settings that are given must be the run's, but for its length, its cadence and
+    /// its use of memory.
+    #[arg(long, value_name = "RUN", num_args = 0..=1, conflicts_with = "overwrite")]
+    #[allow(clippy::option_option, reason = "absent, without a value, with one")]
+    resume: Option<Option<PathBuf>>,
+    /// Continue from this checkpoint instead of the newest, and remove the later ones.
+    #[arg(long, value_name = "STEP", requires = "resume")]
+    from_checkpoint: Option<usize>,
+    /// Replace an earlier run of the same name, once the first step of this one is done.
     #[arg(long)]
     overwrite: bool,
     /// Print the resolved settings and stop.
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    device: DeviceArgs,
 }
 
 impl TrainArgs {
-    fn settings<S: Settings>(&self) -> Result<S> {
+    fn start(&self) -> Start {
+        match (&self.resume, self.from_checkpoint) {
+            (Some(_), Some(step)) => Start::ResumeFrom(step),
+            (Some(_), None) => Start::Resume,
+            (None, _) if self.overwrite => Start::Overwrite,
+            (None, _) => Start::New,
+        }
+    }
+
+    fn settings<S: RunSettings>(&self) -> Result<S> {
         let mut sets = self.sets.clone();
         sets.extend(self.seed.map(|seed| format!("seed={seed}")));
         sets.extend(self.dtype.as_ref().map(|dtype| format!("model.dtype={dtype}")));
-        config::load(self.config.as_deref(), &sets)
+        sets.extend(self.device.as_ref().map(|device| format!("device={device}")));
+        let Some(named) = &self.resume else { return config::load(self.config.as_deref(), &sets) };
+        // `--resume FILE`: the file is that of the settings, and they name the run.
+        let (named, file) = match named {
+            Some(path) if path.is_file() && self.config.is_none() => (None, Some(path)),
+            Some(path) => (Some(path), self.config.as_ref()),
+            None => (None, self.config.as_ref()),
+        };
+        match (named, file) {
+            (None, Some(file)) => config::load(Some(file), &sets),
+            (None, None) => {
+                let named: S = config::load(None, &sets)?;
+                resumed(&named.common().dir(), None, &sets)
+            }
+            (Some(path), file) => resumed(&run_dir(path)?, file.map(PathBuf::as_path), &sets),
+        }
     }
+}
 
-    /// Removes an earlier run when asked to.
-    fn clear(&self, run: &Path) -> Result<()> {
-        if self.overwrite { crate::files::remove_dir(run) } else { Ok(()) }
+/// The folder of the run that `--resume` names.
+fn run_dir(path: &Path) -> Result<PathBuf> {
+    let below = Path::new("runs").join(path);
+    let found = [path, &below].into_iter().find(|dir| dir.is_dir());
+    let message = "there is no such run; give its folder, as in --resume runs/quickstart";
+    found.map(Path::to_path_buf).ok_or_else(|| Error::file(path, message))
+}
+
+/// The settings of the run in `dir`, or of `file`, with `sets`; they name the folder that was given.
+fn resumed<S: RunSettings>(dir: &Path, file: Option<&Path>, sets: &[String]) -> Result<S> {
+    let own = dir.join("config.toml");
+    if file.is_none() && !own.is_file() {
+        return Err(Error::file(dir, "nothing to resume: there is no run; start without --resume"));
     }
+    let mut config: S = config::load(Some(file.unwrap_or(&own)), sets)?;
+    // `runs/x/` and `.` have no last part of their own.
+    let whole = dir.canonicalize().map_err(Error::io(dir))?;
+    let name = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let parent = if dir.file_name().is_some() { dir.parent() } else { whole.parent() };
+    let (output_dir, own_name) = config.place();
+    (*output_dir, *own_name) = (parent.unwrap_or(Path::new("")).to_path_buf(), name);
+    Ok(config)
 }
 
 /// The memory estimate as comments, so that what a dry run prints is a file of settings still.
@@ -70,42 +123,44 @@ fn memory_lines(found: Result<(ModelConfig, Workload)>, device: &Device) -> Stri
     text.lines().fold("\n".to_string(), |lines, line| lines + "# " + line + "\n")
 }
 
-pub(super) fn sft(args: TrainArgs) -> anyhow::Result<()> {
-    let config: train::sft::SftConfig = args.settings()?;
-    if args.dry_run {
-        print!("{}{}", config::to_toml(&config), memory_lines(config.workload(), &device::parse(&args.device.device)?));
-        return Ok(());
+/// Resolves the settings and trains by them, or prints them for a dry run, which gives nothing. `check_defaults` looks at
+/// settings that no file gave.
+fn start<S: RunSettings, T>(
+    args: &TrainArgs,
+    check_defaults: fn(&S) -> Result<()>,
+    workload: fn(&S) -> Result<(ModelConfig, Workload)>,
+    run: impl FnOnce(&S, &mut Session) -> Result<T>,
+) -> anyhow::Result<Option<T>> {
+    let config: S = args.settings()?;
+    if args.config.is_none() && args.resume.is_none() {
+        check_defaults(&config)?;
     }
-    args.clear(&config.output_dir.join(&config.name))?;
-    let stop = stop_on_interrupt()?;
+    let common = config.common();
+    let device = device::parse(common.device)?;
+    if args.dry_run {
+        print(format!("{}{}", config::to_toml(&config), memory_lines(workload(&config), &device)))?;
+        return Ok(None);
+    }
+    let stop = stop_on_signal()?;
     let mut observer = Progress::new();
-    let device = args.device.open_checked(config.model.dtype, &mut observer)?;
-    let mut session = Session { device, observer: &mut observer, stop: &stop, resume: args.resume };
-    let dir = train::sft::run(&config, &mut session)?;
-    drop(observer);
-    println!("model: {}", dir.display());
+    observer.note(&doctor::require(common.device, &device, common.precision)?);
+    let mut session = Session { observer: &mut observer, stop: &stop, start: args.start() };
+    Ok(Some(run(&config, &mut session)?))
+}
+
+pub(super) fn sft(args: &TrainArgs) -> anyhow::Result<()> {
+    if let Some(dir) = start(args, |_| Ok(()), SftConfig::workload, train::sft::run)? {
+        print(format!("model: {}", dir.display()))?;
+    }
     Ok(())
 }
 
-pub(super) fn train(args: TrainArgs) -> anyhow::Result<()> {
-    let config: train::rl::RlConfig = args.settings()?;
-    if args.config.is_none() {
-        config.check_embedded_model()?;
+pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
+    if let Some(finished) = start(args, RlConfig::check_embedded_model, RlConfig::workload, train::rl::run)? {
+        print(conclusion(&finished.summary))?;
+        let report = report::write(&finished.dir)?;
+        print(format!("model:  {}\nreport: {}", finished.dir.join("final").display(), report.display()))?;
     }
-    if args.dry_run {
-        print!("{}{}", config::to_toml(&config), memory_lines(config.workload(), &device::parse(&args.device.device)?));
-        return Ok(());
-    }
-    args.clear(&config.output_dir.join(&config.name))?;
-    let stop = stop_on_interrupt()?;
-    let mut observer = Progress::new();
-    let device = args.device.open_checked(config.model.dtype, &mut observer)?;
-    let mut session = Session { device, observer: &mut observer, stop: &stop, resume: args.resume };
-    let finished = train::rl::run(&config, &mut session)?;
-    drop(observer);
-    println!("{}", conclusion(&finished.summary));
-    let report = report::write(&finished.dir)?;
-    println!("model:  {}\nreport: {}", finished.dir.join("final").display(), report.display());
     Ok(())
 }
 

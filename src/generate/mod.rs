@@ -129,3 +129,10 @@ pub enum Watch {
     /// End the whole call; what is there is returned.
     EndAll,
 }
+
+impl Watch {
+    /// Continue, until an early end is asked for.
+    pub fn until(stop: crate::stop::Stop) -> Self {
+        if stop.requested() { Self::EndAll } else { Self::Continue }
+    }
+}

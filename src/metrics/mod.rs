@@ -6,12 +6,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
 /// Named values of one step, in the order they were set.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics(Map<String, Value>);
 
 impl Metrics {
@@ -125,7 +126,11 @@ impl MetricsLog {
     /// When it cannot be written.
     pub fn append(&mut self, metrics: &Metrics) -> Result<()> {
         let line = Value::Object(metrics.0.clone()).to_string();
-        writeln!(self.file, "{line}").map_err(Error::io(&self.path))
+        let append = || {
+            writeln!(&self.file, "{line}")?;
+            self.file.sync_data()
+        };
+        append().map_err(Error::io(&self.path))
     }
 }
 

@@ -1,11 +1,16 @@
 //! Checkpoints: complete Hugging Face directories (or PEFT's, when adapters are trained) with the trainer's state beside
 //! the weights, whole or absent.
+//!
+//! `checkpoint.json` in each says which run it belongs to and has a checksum of every other file, so that a checkpoint of
+//! another run is never taken for one of this, and a byte that has changed on disk is seen before it is trained on.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
-use serde::Serialize;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -13,6 +18,7 @@ use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision, lora};
 use crate::optim::AdamW;
 use crate::text::tokenizer::Tokenizer;
 
+const SEAL: &str = "checkpoint.json";
 const STATE: &str = "trainer_state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
@@ -25,6 +31,8 @@ pub struct Trained<'a> {
     pub model: &'a CausalLm,
     /// Its adapters' settings and the directory of the model without them, when only adapters are trained.
     pub adapter: Option<(&'a LoraConfig, &'a Path)>,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
 }
 
 /// Writes a Hugging Face directory: configuration, weights (adapters merged), tokenizer files.
@@ -61,96 +69,189 @@ fn write_generation_config(dir: &Path, tokenizer: &Tokenizer) -> Result<()> {
     files::write(&dir.join("generation_config.json"), &tokenizer.generation_config()?)
 }
 
-/// What a checkpoint of step `step` holds beside the model.
-#[derive(Debug)]
-pub struct Loaded<S> {
+/// `checkpoint.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Seal {
+    /// Identity of the run.
+    run: String,
     /// Step it was written after.
-    pub step: usize,
-    /// The model's configuration.
-    pub config: ModelConfig,
-    /// The weights.
-    pub model: CausalLm,
-    /// The optimiser's moments.
-    pub optimizer: AdamW,
-    /// The rest of the trainer's state.
-    pub state: S,
+    step: usize,
+    /// SHA-256 of every other file, by name.
+    files: BTreeMap<String, String>,
 }
 
-/// Writes `run/checkpoint-<step>` and removes all but the `keep` newest.
+impl Seal {
+    /// Seals what is in a folder.
+    fn new(dir: &Path, run: &str, step: usize) -> Result<Self> {
+        let sums = files::entries(dir)?.into_iter().map(|(name, path)| Ok((name, files::sha256(&path)?)));
+        Ok(Self { run: run.to_string(), step, files: sums.collect::<Result<_>>()? })
+    }
+}
+
+/// What a checkpoint holds.
+#[derive(Debug)]
+pub(super) struct Loaded<S> {
+    /// The model's configuration.
+    pub(super) config: ModelConfig,
+    /// The weights.
+    pub(super) model: CausalLm,
+    /// The optimiser's moments.
+    pub(super) optimizer: AdamW,
+    /// The rest of the trainer's state.
+    pub(super) state: S,
+}
+
+/// Writes `dir/checkpoint-<step>` for the run with the identity `run`.
 ///
 /// # Errors
-/// When it cannot be written (a full disk, for instance); the older checkpoints stay as they are.
-pub fn save(
-    run: &Path,
+/// When it cannot be written (a full disk, for instance), and when a weight is not finite; the older checkpoints stay as
+/// they are.
+pub(super) fn save(
+    dir: &Path,
+    run: &str,
     step: usize,
     trained: Trained,
-    tokenizer: &Tokenizer,
     optimizer: &AdamW,
     state: &impl Serialize,
-    keep: usize,
 ) -> Result<PathBuf> {
-    let dir = run.join(format!("checkpoint-{step}"));
-    files::write_dir(&dir, |dir| {
-        match trained.adapter {
-            Some((lora, base)) => lora::save(dir, trained.model, lora, base)?,
+    let Trained { config, model, adapter, tokenizer } = trained;
+    let path = dir.join(format!("checkpoint-{step}"));
+    if !is_finite(model) {
+        return Err(Error::Invalid(format!(
+            "after step {step} there are weights that are not finite: no checkpoint is written and nothing exported; lower \
+             optim.learning_rate in a new run, or go on from an older checkpoint"
+        )));
+    }
+    files::write_dir(&path, |dir| {
+        match adapter {
+            Some((lora, base)) => lora::save(dir, model, lora, base)?,
             None => {
-                model::save(dir, trained.config, trained.model)?;
-                model::save_masters(dir, trained.config, trained.model)?;
+                model::save(dir, config, model)?;
+                model::save_masters(dir, config, model)?;
             }
         }
         tokenizer.save_to(dir)?;
         write_generation_config(dir, tokenizer)?;
         optimizer.save(&dir.join(OPTIMIZER))?;
-        files::write_json(&dir.join(STATE), state)
+        files::write_json(&dir.join(STATE), state)?;
+        files::write_json(&dir.join(SEAL), &Seal::new(dir, run, step)?)
     })?;
-    let all = list(run)?;
-    for (_, old) in &all[..all.len().saturating_sub(keep.max(1))] {
-        files::remove_dir(old)?;
-    }
-    Ok(dir)
+    Ok(path)
 }
 
-/// Whole checkpoints of a run, oldest first.
-fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(run).map_err(Error::io(run))? {
-        let path = entry.map_err(Error::io(run))?.path();
-        let step = path.file_name().and_then(|name| name.to_str()?.strip_prefix("checkpoint-")?.parse().ok());
-        if let Some(step) = step.filter(|_| path.join(STATE).is_file()) {
-            found.push((step, path));
+/// Whether every weight is a finite number.
+fn is_finite(model: &CausalLm) -> bool {
+    struct Finite(bool);
+    impl ModuleVisitor for Finite {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            // A number that is not finite makes the sum of its products with 0 so.
+            self.0 &= param.val().mul_scalar(0.0).sum().into_scalar::<f32>() == 0.0;
         }
     }
+    let mut finite = Finite(true);
+    model.valid().visit(&mut finite);
+    finite.0
+}
+
+/// Removes all but the `keep` newest checkpoints of a run; 0 keeps all.
+pub(super) fn prune(dir: &Path, run: &str, keep: usize) -> Result<()> {
+    let all = list(dir, run)?;
+    let spare = if keep == 0 { 0 } else { all.len().saturating_sub(keep) };
+    all[..spare].iter().try_for_each(|(_, old)| files::remove_dir(old))
+}
+
+/// Removes the checkpoints of a run after `step`, and gives their steps.
+pub(super) fn remove_after(dir: &Path, run: &str, step: usize) -> Result<Vec<usize>> {
+    let mut later = list(dir, run)?;
+    later.retain(|(other, _)| *other > step);
+    later.iter().try_for_each(|(_, path)| files::remove_dir(path))?;
+    Ok(later.into_iter().map(|(step, _)| step).collect())
+}
+
+/// Whether a folder has a checkpoint of any run.
+pub(super) fn exists(dir: &Path) -> Result<bool> {
+    Ok(!numbered(dir)?.is_empty())
+}
+
+/// Folders called `checkpoint-<step>`, oldest first.
+fn numbered(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let step = |name: &str| name.strip_prefix("checkpoint-")?.parse().ok();
+    let mut found: Vec<(usize, PathBuf)> =
+        files::entries(dir)?.into_iter().filter_map(|(name, path)| Some((step(&name)?, path))).collect();
     found.sort();
     Ok(found)
 }
 
-/// Loads the newest checkpoint of a run; nothing when there is none yet.
+/// Checkpoints of a run, oldest first; one whose `checkpoint.json` cannot be read counts as the run's.
 ///
 /// # Errors
-/// A missing run directory, a damaged checkpoint, or one of a run with other adapters.
-pub fn load_newest<S: DeserializeOwned>(
-    run: &Path,
-    device: &Device,
-    precision: Precision,
-    lora: Option<&LoraConfig>,
-) -> Result<Option<Loaded<S>>> {
-    let Some((step, dir)) = list(run)?.pop() else { return Ok(None) };
-    let training = device.clone().autodiff();
-    let (config, model) = if lora::is_adapter(&dir) {
-        let (config, model, saved) = lora::load(&dir, &training, precision)?;
-        if lora != Some(&saved) {
-            return Err(Error::file(
-                dir,
-                "was trained with other [lora] settings; resume with those of config.toml beside it",
-            ));
+/// Naming those of another run.
+pub(super) fn list(dir: &Path, run: &str) -> Result<Vec<(usize, PathBuf)>> {
+    let all = numbered(dir)?;
+    let of_another = |path: &Path| files::read_json::<Seal>(&path.join(SEAL)).is_ok_and(|seal| seal.run != run);
+    let others: Vec<String> =
+        all.iter().filter(|(_, path)| of_another(path)).map(|(_, path)| path.display().to_string()).collect();
+    if others.is_empty() {
+        return Ok(all);
+    }
+    let message = format!("has checkpoints of another run; move them away: {}", others.join(", "));
+    Err(Error::file(dir, message))
+}
+
+/// Compares every file of a checkpoint with its checksum.
+///
+/// # Errors
+/// Naming the first file that is missing or has changed.
+fn check(path: &Path) -> Result<()> {
+    let seal: Seal = files::read_json(&path.join(SEAL))?;
+    for (name, sum) in &seal.files {
+        let file = path.join(name);
+        if files::sha256(&file)? != *sum {
+            return Err(Error::file(file, "damaged: its content is not what was written (another SHA-256)"));
         }
-        (config, model)
-    } else if lora.is_some() {
-        return Err(Error::file(dir, "was trained without [lora]; resume without it"));
-    } else {
-        let (config, model) = model::load_as(&dir, &training, precision)?;
-        (config, model::load_masters(&dir, model)?)
+    }
+    Ok(())
+}
+
+/// Which checkpoint of a run to go on from: that of `wanted`, or the newest; nothing when there is none yet.
+///
+/// # Errors
+/// When that one is damaged or not there; says which is whole and how to go on from it.
+pub(super) fn choose(dir: &Path, run: &str, wanted: Option<usize>) -> Result<Option<(usize, PathBuf)>> {
+    let all = list(dir, run)?;
+    let found = match wanted {
+        None => all.last(),
+        Some(step) => Some(all.iter().find(|(other, _)| *other == step).ok_or_else(|| {
+            let steps: Vec<String> = all.iter().map(|(step, _)| step.to_string()).collect();
+            Error::file(dir, format!("has no checkpoint-{step}; there are those of steps {}", steps.join(", ")))
+        })?),
     };
-    let optimizer = AdamW::load(&dir.join(OPTIMIZER), device)?;
-    Ok(Some(Loaded { step, config, model, optimizer, state: files::read_json(&dir.join(STATE))? }))
+    let Some((step, path)) = found else { return Ok(None) };
+    let Err(error) = check(path) else { return Ok(Some((*step, path.clone()))) };
+    let whole = all.iter().rev().find(|(other, path)| other < step && check(path).is_ok());
+    let way_on = match whole {
+        Some((older, _)) => format!(
+            "checkpoint-{older} is whole: `--resume {} --from-checkpoint {older}` goes on from it and removes the later ones",
+            dir.display()
+        ),
+        None => "no older checkpoint is whole: start the run again".to_string(),
+    };
+    Err(Error::Invalid(format!("{error}\n  {way_on}")))
+}
+
+/// Loads a checkpoint.
+///
+/// # Errors
+/// When something in it is malformed, or the base of an adapter is missing.
+pub(super) fn load<S: DeserializeOwned>(path: &Path, device: &Device, precision: Precision) -> Result<Loaded<S>> {
+    let training = device.clone().autodiff();
+    let (config, model) = if lora::is_adapter(path) {
+        let (config, model, _) = lora::load(path, &training, precision)?;
+        (config, model)
+    } else {
+        let (config, model) = model::load_as(path, &training, precision)?;
+        (config, model::load_masters(path, model)?)
+    };
+    let optimizer = AdamW::load(&path.join(OPTIMIZER), device)?;
+    Ok(Loaded { config, model, optimizer, state: files::read_json(&path.join(STATE))? })
 }

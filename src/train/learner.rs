@@ -16,6 +16,7 @@ use crate::model::{CausalLm, Rows};
 use crate::objective::Upstream;
 use crate::ops::{self, Scores, to_host};
 use crate::optim::Gradients;
+use crate::stop::Stop;
 
 /// 128 MiB.
 pub(crate) const LOGITS: usize = 32 << 20;
@@ -32,8 +33,8 @@ pub enum ActivationCheckpointing {
 }
 
 /// How a step is computed; nothing here changes its result beyond rounding.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Learner {
+#[derive(Debug, Clone, Copy)]
+pub struct Learner<'a> {
     /// Temperature of the distribution whose log-probabilities are learned.
     pub temperature: f32,
     /// Tokens of one forward and backward pass at most.
@@ -42,9 +43,11 @@ pub struct Learner {
     pub activation_checkpointing: ActivationCheckpointing,
     /// Logits that exist at a time, in numbers; a row of a larger vocabulary is taken alone.
     pub logits: usize,
+    /// A request to end early: the micro-batches that are left are not computed, and the gradient is of no use.
+    pub stop: Stop<'a>,
 }
 
-impl Default for Learner {
+impl Default for Learner<'_> {
     /// Temperature 1, 8192 tokens, nothing recomputed, 128 MiB of logits.
     fn default() -> Self {
         Self {
@@ -52,6 +55,7 @@ impl Default for Learner {
             tokens_per_microbatch: 8192,
             activation_checkpointing: ActivationCheckpointing::None,
             logits: LOGITS,
+            stop: Stop::NEVER,
         }
     }
 }
@@ -100,7 +104,7 @@ pub(super) fn arrange<T>(items: &mut [T], device: &Device, sequence: impl Fn(&T)
     }
 }
 
-impl Learner {
+impl Learner<'_> {
     /// Adds the gradient of a loss over `sequences` to `gradients`.
     ///
     /// `loss` is told of runs of whole sequences and what the model says of their completion tokens, and answers with the
@@ -116,6 +120,9 @@ impl Learner {
         let mut work = Work::default();
         let plain = model.valid();
         for range in micro_batches(sequences, self.tokens_per_microbatch) {
+            if self.stop.requested() {
+                break;
+            }
             let packed = Packed::of(&sequences[range.clone()]);
             work.tokens += packed.tokens.len();
             work.padding += ops::padding(&packed.lengths, &model.device());

@@ -7,9 +7,12 @@ pub mod checkpoint;
 mod conflict;
 pub mod cosine;
 mod describe;
+mod folder;
 mod guard;
 pub mod learner;
+mod origin;
 pub mod rl;
+pub mod run;
 pub mod schedule;
 mod score;
 pub mod settings;
@@ -20,8 +23,8 @@ mod workload;
 
 pub use workload::Workload;
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 
@@ -29,26 +32,51 @@ use crate::error::{Error, Result};
 use crate::generate::Count;
 use crate::metrics::Metrics;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
+use crate::stop::Stop;
 
-/// What a run is given by whoever started it: where to compute, whom to tell, when to stop.
+/// The environment of a run: whom to tell, when to stop, and whether it is new.
 pub struct Session<'a> {
-    /// Where tensors live.
-    pub device: Device,
     /// Told of every step.
     pub observer: &'a mut dyn Observer,
     /// Set (by Ctrl-C) when the run should save its state and end.
     pub stop: &'a AtomicBool,
-    /// Continue the newest checkpoint of the run directory instead of starting anew.
-    pub resume: bool,
+    /// Whether the run is new.
+    pub start: Start,
 }
 
-impl Session<'_> {
-    fn should_stop(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
+impl<'a> Session<'a> {
+    /// The request to end early.
+    pub fn stop(&self) -> Stop<'a> {
+        Stop::new(self.stop)
     }
 }
 
-/// Someone who follows a run.
+/// How a run starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// As a new run, in a folder without another.
+    #[default]
+    New,
+    /// As a new run that replaces one of the same name once its first step is done.
+    Overwrite,
+    /// From the newest checkpoint of the run.
+    Resume,
+    /// From the checkpoint of this step; later ones are removed.
+    ResumeFrom(usize),
+}
+
+impl Start {
+    /// Whether an earlier run goes on.
+    pub fn resumes(self) -> bool {
+        matches!(self, Self::Resume | Self::ResumeFrom(_))
+    }
+
+    fn from(self) -> Option<usize> {
+        if let Self::ResumeFrom(step) = self { Some(step) } else { None }
+    }
+}
+
+/// Follows a run.
 pub trait Observer {
     /// A phase began that takes `total` units (steps or problems).
     fn begin(&mut self, phase: &str, total: usize);
@@ -62,7 +90,7 @@ pub trait Observer {
     fn note(&mut self, line: &str);
 }
 
-/// Nobody.
+/// An observer that ignores everything.
 impl Observer for () {
     fn begin(&mut self, _phase: &str, _total: usize) {}
     fn advance(&mut self, _done: usize, _metrics: Option<&Metrics>) {}
@@ -86,20 +114,4 @@ fn open_model(
         Some(lora) => (config, lora.attach(model, seed)),
         None => (config, model),
     })
-}
-
-/// Makes the run directory, refusing to overwrite another run's results.
-fn open_run(dir: &Path, resume: bool) -> Result<PathBuf> {
-    let used = dir.join("metrics.jsonl").is_file();
-    if resume && !used {
-        return Err(Error::Invalid(format!("{}: nothing to resume; start without --resume", dir.display())));
-    }
-    if !resume && used {
-        return Err(Error::Invalid(format!(
-            "{}: holds a run already; --resume continues it, --set name=… starts another, --overwrite replaces it",
-            dir.display()
-        )));
-    }
-    crate::files::create_dir(dir)?;
-    Ok(dir.to_path_buf())
 }

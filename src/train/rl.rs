@@ -2,7 +2,7 @@
 //!
 //! A step: sample groups, grade, score, advantages, update. Left out, on purpose: a value model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -13,22 +13,23 @@ use super::checkpoint::Trained;
 use super::conflict::ConflictMeter;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::guard::Guard;
+use super::origin::dated;
+use super::run::{Point, Run, RunSettings};
 use super::schedule::StepFigures;
 use super::score::{OwnRewards, Scored, Scoring, compare, differ, remember};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
 use super::stage::Stage;
 use super::update::Update;
-use super::{Observer, Session, checkpoint, open_model, open_run};
-use crate::config::to_toml;
+use super::{Observer, Session, open_model};
 use crate::conflict::TokenTypes;
 use crate::data::Problem;
 use crate::data::problems::Problems;
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Event, Subject, evaluate, record};
 use crate::files;
 use crate::generate::{Completion, Count, Request, Room, Sampling, Watch, generate};
-use crate::metrics::{Metrics, MetricsLog, peak_rss_gb};
+use crate::metrics::{Metrics, peak_rss_gb};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
+use crate::{device, stop::Stop};
 use crate::objective::Parts;
 use crate::objective::entropy::EntropyControl;
 use crate::objective::rewards::RewardState;
@@ -47,7 +48,7 @@ struct State {
     enhancing: bool,
     /// The best windowed accuracy the controller has seen.
     best_accuracy: f64,
-    /// Steps of the current stage since it began.
+    /// Steps of the current stage since it began; of the last one when the run is over.
     history: Vec<StepFigures>,
     /// Problems taken so far.
     next_problem: u64,
@@ -79,14 +80,14 @@ struct StageRecord {
 /// A problem with the tokens of its prompt.
 type Asked = (Problem, Vec<u32>);
 
-/// A run in progress.
-struct Run<'a> {
+/// All that the steps of a run need and do not change.
+struct Job<'a> {
     config: &'a RlConfig,
     tokenizer: Tokenizer,
     model_config: ModelConfig,
     problems: Problems,
-    held_out: Vec<Problem>,
-    dir: PathBuf,
+    device: Device,
+    stop: Stop<'a>,
 }
 
 /// What came out of a run.
@@ -113,7 +114,10 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
 /// As [`run`], and when a stage names a reward that is not among them.
 pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward]) -> Result<Finished> {
     let start = Instant::now();
-    config.optim.check(&session.device)?;
+    let resumed = session.start.resumes().then(|| config.common().dir());
+    let config = &dated(config, resumed.as_deref())?;
+    let device = device::parse(&config.device)?;
+    config.optim.check(&device)?;
     let problems = config.data.open(Split::Train)?;
     let tokenizer = Tokenizer::load(&config.model.path)?.with_prompt(&config.prompt)?;
     tokenizer.notes().iter().for_each(|note| session.observer.note(note));
@@ -123,46 +127,47 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         session.observer.note(&format!("held-out problems: {report}"));
     }
     let mut own = OwnRewards::new(&config.reward, rewards, &config.stages)?;
-    let dir = open_run(&config.output_dir.join(&config.name), session.resume)?;
-    let loaded = if session.resume {
-        checkpoint::load_newest::<State>(&dir, &session.device, config.model.dtype, config.lora.as_ref())?
-    } else {
-        None
-    };
-    let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
-        Some(l) => (l.step, l.config, l.model, l.optimizer, l.state),
-        None => {
-            let ModelSource { path, dtype } = &config.model;
-            let device = session.device.clone().autodiff();
-            let (model_config, model) = open_model(path, *dtype, config.lora.as_ref(), config.seed, &device)?;
-            (0, model_config, model, AdamW::default(), State::default())
-        }
-    };
-    tokenizer.check_vocab(model_config.vocab_size, &config.model.path)?;
-    files::write(&dir.join("config.toml"), to_toml(config).as_bytes())?;
-    files::create_dir(&dir.join("completions"))?;
-    let resumed = session.resume.then_some(first).filter(|_| !state.base.is_null());
-    let mut log = MetricsLog::open(&dir.join("metrics.jsonl"), resumed)?;
-    let run = Run { config, tokenizer, model_config, problems, held_out, dir };
+    let (mut run, point) = Run::open(config, session, &device, held_out, || {
+        let ModelSource { path, dtype } = &config.model;
+        let opened = open_model(path, *dtype, config.lora.as_ref(), config.seed, &device.clone().autodiff())?;
+        tokenizer.check_vocab(opened.0.vocab_size, path)?;
+        Ok(opened)
+    })?;
+    let Point { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
+    let job = Job { config, tokenizer, model_config, problems, device, stop: session.stop() };
 
     if state.base.is_null() {
-        session.observer.note(&run.first_prompt()?);
-        let evaluation = run.evaluate(&model, "base", session)?;
+        session.observer.note(&job.first_prompt()?);
+        let evaluation = run.evaluate(job.trained(&model), "base", session)?;
         let mut metrics = Metrics::of_step(0);
         metrics.extend("eval/", evaluation.metrics());
-        log.append(&metrics)?;
+        run.log(&metrics)?;
         state.base = evaluation.summary();
     }
+    if let Err(error) = run.catch_up(job.trained(&model), session) {
+        return Err(run.ended(error, first, job.trained(&model), &optimizer, &state));
+    }
+    job.reopen(&mut state, first, session);
+    if job.stage(&state, first).is_none()
+        && let Some(summary) = run.finished(first)?
+    {
+        session.observer.note(&format!(
+            "{}: finished after step {first}, nothing to do; raise max_steps of the last stage, or cycles, to go on",
+            run.dir().display()
+        ));
+        return Ok(Finished { dir: run.dir().to_path_buf(), summary });
+    }
 
-    let meter = ConflictMeter::new(&config.train, &run.tokenizer);
-    let reference = run.reference(&model, &session.device, state.stage)?;
+    let meter = ConflictMeter::new(&config.train, &job.tokenizer);
+    let reference = job.reference(&model, state.stage)?;
     let total = config.max_steps();
     session.observer.begin("train", total);
     session.observer.resume(first);
     let before = state.seconds;
     let mut guard = Guard::default();
     let mut step = first;
-    while let Some(stage) = run.stage(&state, step) {
+    while let Some(stage) = job.stage(&state, step) {
+        let begun = state.clone();
         step += 1;
         let step_start = Instant::now();
         if state.history.is_empty() {
@@ -177,8 +182,12 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
 
         // 1. Sample groups, 2. grade and score them.
         let scoring = Scoring { stage, step: state.history.len(), state: &state.rewards };
-        let scored =
-            run.collect(&model, scoring, step, &mut state.next_problem, &mut own, &mut metrics, session.observer)?;
+        let collected =
+            job.collect(&model, scoring, step, &mut state.next_problem, &mut own, &mut metrics, session.observer);
+        let scored = match collected {
+            Ok(scored) => scored,
+            Err(error) => return Err(run.ended(error, step - 1, job.trained(&model), &optimizer, &begun)),
+        };
         remember(&mut state.rewards, &scored, stage, config.train.num_generations);
         state.rewards.describe(&stage.rewards, &mut metrics);
         let figures = describe(&scored, stage, config.train.num_generations, &mut metrics);
@@ -206,7 +215,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         metrics.set("perf/distinct_shapes", distinct_shapes() as f64);
         let log_every = config.train.log_completions_steps;
         if log_every > 0 && (step == 1 || step % log_every == 0) {
-            run.write_completions(step, &scored)?;
+            job.write_completions(run.dir(), step, &scored)?;
         }
 
         if step <= DIAGNOSED_STEPS {
@@ -214,48 +223,43 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         }
 
         // 4. Is the stage over?
-        if let Some(exit) = run.exit(stage, &mut state, step) {
-            if let Some(record) = state.stages.last_mut() {
-                (record.last_step, record.exit) = (Some(step), Some(exit.clone()));
-            }
+        if let Some(exit) = job.end_stage(&mut state, step) {
             session.observer.note(&format!("stage {} ends after step {step}: {exit}", stage.name));
-            state.stage += 1;
-            state.enhancing = !state.enhancing;
-            state.history.clear();
-            state.entropy_control = None;
         }
-        let over = run.stage(&state, step).is_none();
+        let over = job.stage(&state, step).is_none();
+        state.seconds = before + start.elapsed().as_secs_f64();
         let eval_every = config.train.eval_steps;
         if !over && eval_every > 0 && step % eval_every == 0 {
-            let evaluation = run.evaluate(&model, "during", session)?;
-            metrics.extend("eval/", evaluation.metrics());
-            session.observer.note(&format!("step {step}: held-out {}", evaluation.line()));
+            if let Err(error) = run.log_evaluated(job.trained(&model), &mut metrics, session) {
+                return Err(run.ended(error, step, job.trained(&model), &optimizer, &state));
+            }
             session.observer.begin("train", total);
+        } else {
+            run.log(&metrics)?;
         }
-        log.append(&metrics)?;
         session.observer.advance(step, Some(&metrics));
-        guard.check(finite, &run.dir, step, &run.tokenizer, scored.iter().map(|scored| &scored.sequence))?;
+        guard.check(finite, run.dir(), step, &job.tokenizer, scored.iter().map(|scored| &scored.sequence))?;
 
         state.seconds = before + start.elapsed().as_secs_f64();
-        let stop = session.should_stop();
+        let stop = session.stop().requested();
         let due = config.train.save_steps > 0 && step % config.train.save_steps == 0;
         if due || over || stop {
-            let saved = Trained { config: &run.model_config, model: &model, adapter: config.adapter() };
-            let keep = config.train.save_total_limit;
-            meter.write_types(&run.dir, &state.token_types)?;
-            let checkpoint = checkpoint::save(&run.dir, step, saved, &run.tokenizer, &optimizer, &state, keep)?;
+            meter.write_types(run.dir(), &state.token_types)?;
+            let checkpoint = run.save(step, job.trained(&model), &optimizer, &state)?;
             if stop && !over {
                 return Err(Error::Interrupted { checkpoint });
             }
         }
     }
-    run.finish(&model, step, &state, before + start.elapsed().as_secs_f64(), &mut log, session)
+    let seconds = before + start.elapsed().as_secs_f64();
+    let finished = job.finish(&mut run, &model, step, &state, seconds, session);
+    finished.map_err(|error| run.ended(error, step, job.trained(&model), &optimizer, &state))
 }
 
-impl Run<'_> {
+impl Job<'_> {
     /// The model at the start of the run, when a stage that is still to come holds the policy close to it: below adapters
     /// it is there already.
-    fn reference(&self, model: &CausalLm, device: &Device, stage: usize) -> Result<Option<CausalLm>> {
+    fn reference(&self, model: &CausalLm, stage: usize) -> Result<Option<CausalLm>> {
         let RlConfig { stages, cycles, controller, .. } = self.config;
         let mut to_come = (0..stages.len() * cycles).skip(if controller.is_some() { 0 } else { stage });
         if to_come.all(|stage| stages[stage % stages.len()].loss.kl.is_none()) {
@@ -265,7 +269,7 @@ impl Run<'_> {
             return Ok(Some(model::lora::detach(model)));
         }
         let ModelSource { path, dtype } = &self.config.model;
-        Ok(Some(model::load_as(path, device, *dtype)?.1))
+        Ok(Some(model::load_as(path, &self.device, *dtype)?.1))
     }
 
     /// The stage of the step after `step`; none when the run is over.
@@ -279,17 +283,47 @@ impl Run<'_> {
     }
 
     /// Why the stage is over after `step`, if it is.
-    fn exit(&self, stage: &Stage, state: &mut State, step: usize) -> Option<String> {
+    fn exit(&self, state: &mut State, step: usize) -> Option<String> {
         let Some(controller) = &self.config.controller else {
-            return stage.exit(&state.history).map(str::to_string);
+            let stages = &self.config.stages;
+            return stages[state.stage % stages.len()].exit(&state.history).map(str::to_string);
         };
-        if step == controller.max_steps {
+        if step >= controller.max_steps {
             return Some("steps".to_string());
         }
         let reason = controller.switch(!state.enhancing, &state.history, state.best_accuracy);
         let accuracy = controller.accuracy(&state.history).unwrap_or(0.0);
         state.best_accuracy = state.best_accuracy.max(accuracy);
         reason
+    }
+
+    /// Ends the stage if it is over after `step`, and says why it is. The last stage's steps stay in the state, so that
+    /// the run can be extended.
+    fn end_stage(&self, state: &mut State, step: usize) -> Option<String> {
+        let exit = self.exit(state, step)?;
+        if let Some(record) = state.stages.last_mut() {
+            (record.last_step, record.exit) = (Some(step), Some(exit.clone()));
+        }
+        state.stage += 1;
+        if self.stage(state, step).is_some() {
+            state.enhancing = !state.enhancing;
+            state.history.clear();
+            state.entropy_control = None;
+        }
+        Some(exit)
+    }
+
+    /// Looks again, by the settings of now, whether the stage that a resumed run was in after `step` is over.
+    fn reopen(&self, state: &mut State, step: usize, session: &mut Session) {
+        let Some(record) = state.stages.last_mut().filter(|_| !state.history.is_empty()) else { return };
+        let was_over = record.last_step.take().is_some();
+        record.exit = None;
+        state.stage -= usize::from(was_over);
+        self.end_stage(state, step);
+        if was_over && self.stage(state, step).is_some() {
+            let total = self.config.max_steps();
+            session.observer.note(&format!("the run was over after step {step}; it is extended to {total} steps at most"));
+        }
     }
 
     /// What the model is first shown, so that a missing or wrong chat template is seen.
@@ -378,12 +412,14 @@ impl Run<'_> {
             .flat_map(|problem| (0..train.num_generations).map(move |sample| request(problem, sample)))
             .collect();
         let mut count = Count::new(requests.len());
+        let stop = self.stop;
         let watch = |request, token| {
             count.take(request, token, &sampling);
             observer.sampled(&count);
-            Watch::Continue
+            Watch::until(stop)
         };
         let mut completions = generate(model, &self.model_config, &requests, &sampling, watch)?.into_iter();
+        self.stop.check()?;
         Ok(problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect())
     }
 
@@ -416,33 +452,13 @@ impl Run<'_> {
         Ok((found, overlong))
     }
 
-    fn evaluate(&self, model: &CausalLm, which: &str, session: &mut Session) -> Result<Evaluation> {
-        session.observer.begin("evaluate", self.held_out.len());
-        let path = self.dir.join(format!("completions/eval_{which}.jsonl"));
-        let mut writer = if which == "during" { None } else { Some(record::Writer::create(&path)?) };
-        let mut done = 0;
-        let subject = Subject { model, model_config: &self.model_config, tokenizer: &self.tokenizer };
-        let records = evaluate(subject, &self.held_out, &self.config.eval, &mut |event| {
-            match event {
-                Event::Sampled(count) => session.observer.sampled(count),
-                Event::Graded(lines) => {
-                    done += lines.len() / self.config.eval.num_generations;
-                    session.observer.advance(done, None);
-                    writer.as_mut().map_or(Ok(()), |writer| writer.append(lines))?;
-                }
-                Event::Resumed(_) => {}
-            }
-            Ok(())
-        })?;
-        let evaluation = Evaluation::new(records)?;
-        if which != "during" {
-            session.observer.note(&format!("{which}: held-out {}", evaluation.line()));
-        }
-        Ok(evaluation)
+    fn trained<'a>(&'a self, model: &'a CausalLm) -> Trained<'a> {
+        let adapter = self.config.common().adapter();
+        Trained { config: &self.model_config, model, adapter, tokenizer: &self.tokenizer }
     }
 
     /// The first completions of a step, with rewards and advantages.
-    fn write_completions(&self, step: usize, scored: &[Scored]) -> Result<()> {
+    fn write_completions(&self, dir: &Path, step: usize, scored: &[Scored]) -> Result<()> {
         let rows = scored.iter().take(2 * self.config.train.num_generations).map(|scored| {
             json!({
                 "step": step,
@@ -454,27 +470,23 @@ impl Run<'_> {
                 "advantage": scored.advantage,
             })
         });
-        files::write_json_lines(&self.dir.join(format!("completions/step_{step:05}.jsonl")), rows)
+        files::write_json_lines(&dir.join(format!("completions/step_{step:05}.jsonl")), rows)
     }
 
     fn finish(
         &self,
+        run: &mut Run,
         model: &CausalLm,
         step: usize,
         state: &State,
         seconds: f64,
-        log: &mut MetricsLog,
         session: &mut Session,
     ) -> Result<Finished> {
         let start = Instant::now();
-        let evaluation = self.evaluate(model, "final", session)?;
+        let evaluation = run.evaluate(self.trained(model), "final", session)?;
         let mut metrics = Metrics::of_step(step);
         metrics.extend("eval/", evaluation.metrics());
-        log.append(&metrics)?;
-        checkpoint::export(&self.dir.join("final"), &self.model_config, model, &self.tokenizer)?;
-        if let Some(adapter) = self.config.adapter() {
-            checkpoint::export_adapter(&self.dir.join("adapter"), model, adapter, &self.tokenizer)?;
-        }
+        run.log(&metrics)?;
         let last = evaluation.summary();
         let (base, figures) = (&state.base, evaluation.overall());
         let number = |path: &str| base.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
@@ -490,7 +502,7 @@ impl Run<'_> {
             "name": self.config.name,
             "seed": self.config.seed,
             "model": self.config.model.path,
-            "device": format!("{:?}", session.device),
+            "device": self.config.device,
             "steps": step,
             "seconds": (seconds + start.elapsed().as_secs_f64()).round(),
             "peak_rss_gb": peak_rss_gb(),
@@ -504,7 +516,7 @@ impl Run<'_> {
             "skipped_updates": state.skipped_updates,
             "note": self.config.note,
         });
-        files::write_json(&self.dir.join("summary.json"), &summary)?;
-        Ok(Finished { dir: self.dir.clone(), summary })
+        run.finish(step, self.trained(model), &summary)?;
+        Ok(Finished { dir: run.dir().to_path_buf(), summary })
     }
 }

@@ -1,11 +1,12 @@
 //! Settings of a reinforcement-learning run: a tree of strict tables, each owned by the part that it is for.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::Workload;
 use super::learner::{ActivationCheckpointing, Learner};
+use super::run::{Common, RunSettings};
 use super::schedule::Controller;
 use super::stage::Stage;
 use crate::config::{self, LENGTHS, ROWS, Settings};
@@ -33,6 +34,9 @@ pub struct RlConfig {
     /// A remark that the summary and the report of the run carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Where to compute: cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal or wgpu[:n].
+    #[serde(default = "cpu")]
+    pub device: String,
     /// What is trained.
     #[serde(default)]
     pub model: ModelSource,
@@ -75,6 +79,10 @@ fn output_dir() -> PathBuf {
     "runs".into()
 }
 
+fn cpu() -> String {
+    "cpu".to_string()
+}
+
 /// The model to start from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -106,7 +114,7 @@ pub struct RlTrain {
     pub activation_checkpointing: ActivationCheckpointing,
     /// A checkpoint every this many steps; 0 for one at the end.
     pub save_steps: usize,
-    /// Checkpoints kept.
+    /// Checkpoints kept, the newest ones; 0 for all.
     pub save_total_limit: usize,
     /// An evaluation every this many steps; 0 for before and after only.
     pub eval_steps: usize,
@@ -153,8 +161,16 @@ impl Default for RlConfig {
 impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
-        let mut problems =
-            [self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
+        let name = self.common().mistakes();
+        let mut problems = [
+            name,
+            self.data.mistakes(),
+            self.prompt.mistakes(),
+            self.optim.mistakes(),
+            self.eval.mistakes(),
+            lora,
+        ]
+        .concat();
         if self.model.path.as_os_str().is_empty() {
             problems.push("model.path is empty: name the folder of the model, --set model.path=FOLDER".to_string());
         }
@@ -236,9 +252,31 @@ impl RlConfig {
         };
         Ok((model, workload))
     }
+}
 
-    /// What a checkpoint of adapters must know.
-    pub(super) fn adapter(&self) -> Option<(&LoraConfig, &Path)> {
-        self.lora.as_ref().map(|lora| (lora, self.model.path.as_path()))
+impl RunSettings for RlConfig {
+    const COMMAND: &'static str = "train";
+
+    fn common(&self) -> Common<'_> {
+        Common {
+            output_dir: &self.output_dir,
+            name: &self.name,
+            device: &self.device,
+            precision: self.model.dtype,
+            lora: self.lora.as_ref(),
+            model: &self.model.path,
+            tokenizer: &self.model.path,
+            data: &self.data,
+            eval: &self.eval,
+            save_total_limit: self.train.save_total_limit,
+        }
+    }
+
+    fn place(&mut self) -> (&mut PathBuf, &mut String) {
+        (&mut self.output_dir, &mut self.name)
+    }
+
+    fn date(&mut self) -> Option<&mut String> {
+        Some(&mut self.prompt.date)
     }
 }

@@ -1,6 +1,6 @@
 //! Supervised fine-tuning: masked cross-entropy on completions.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -12,18 +12,21 @@ use super::batch::Sequence;
 use super::checkpoint::Trained;
 use super::guard::Guard;
 use super::learner::{ActivationCheckpointing, Learner, Work, arrange};
-use super::{Session, checkpoint, open_model, open_run};
-use crate::config::{Settings, to_toml};
+use super::origin::dated;
+use super::run::{Common, Point, Run, RunSettings};
+use super::{Session, open_model};
+use crate::config::Settings;
 use crate::data::problems::{DataConfig, TASKS};
 use crate::data::{self, Conversation};
+use crate::device;
 use crate::error::{Error, Result};
-use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate};
-use crate::files;
-use crate::metrics::{Metrics, MetricsLog};
+use crate::eval::EvalConfig;
+use crate::metrics::Metrics;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::noise::Stream;
 use crate::objective::Upstream;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
+use crate::stop::Stop;
 use crate::tasks::{Generator, Manner, Split};
 use crate::text::chat::Prompt;
 use crate::text::prompt::PromptConfig;
@@ -39,6 +42,8 @@ pub struct SftConfig {
     pub output_dir: PathBuf,
     /// Folder of this run within it.
     pub name: String,
+    /// Where to compute: cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal or wgpu[:n].
+    pub device: String,
     /// What is trained.
     pub model: SftModel,
     /// Train adapters of this size instead of all weights.
@@ -114,7 +119,7 @@ pub struct SftTrain {
     pub max_length: usize,
     /// A checkpoint every this many steps.
     pub save_steps: usize,
-    /// Checkpoints kept.
+    /// Checkpoints kept, the newest ones; 0 for all.
     pub save_total_limit: usize,
     /// An evaluation every this many steps; 0 for one at the end.
     pub eval_steps: usize,
@@ -142,6 +147,7 @@ impl Default for SftConfig {
             seed: 0,
             output_dir: "runs".into(),
             name: "sft".to_string(),
+            device: "cpu".to_string(),
             model: SftModel::default(),
             lora: None,
             data: DataConfig::default(),
@@ -161,8 +167,16 @@ impl Settings for SftConfig {
 
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
-        let mut problems =
-            [self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
+        let name = self.common().mistakes();
+        let mut problems = [
+            name,
+            self.data.mistakes(),
+            self.prompt.mistakes(),
+            self.optim.mistakes(),
+            self.eval.mistakes(),
+            lora,
+        ]
+        .concat();
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),
@@ -207,11 +221,6 @@ impl SftConfig {
         Ok((config, model))
     }
 
-    /// What a checkpoint of adapters must know.
-    fn adapter(&self) -> Option<(&LoraConfig, &Path)> {
-        self.lora.as_ref().map(|lora| (lora, self.model.path.as_path()))
-    }
-
     /// The configuration of the model that is trained.
     fn model_config(&self) -> Result<ModelConfig> {
         if !self.model.path.as_os_str().is_empty() {
@@ -248,7 +257,7 @@ impl SftConfig {
         Ok((self.model_config()?, workload))
     }
 
-    fn learner(&self) -> Learner {
+    fn learner(&self) -> Learner<'static> {
         Learner {
             tokens_per_microbatch: self.train.tokens_per_microbatch,
             activation_checkpointing: self.train.activation_checkpointing,
@@ -258,6 +267,33 @@ impl SftConfig {
 
     fn tokenizer_dir(&self) -> &PathBuf {
         if self.model.tokenizer.as_os_str().is_empty() { &self.model.path } else { &self.model.tokenizer }
+    }
+}
+
+impl RunSettings for SftConfig {
+    const COMMAND: &'static str = "sft";
+
+    fn common(&self) -> Common<'_> {
+        Common {
+            output_dir: &self.output_dir,
+            name: &self.name,
+            device: &self.device,
+            precision: self.model.dtype,
+            lora: self.lora.as_ref(),
+            model: &self.model.path,
+            tokenizer: self.tokenizer_dir(),
+            data: &self.data,
+            eval: &self.eval,
+            save_total_limit: self.train.save_total_limit,
+        }
+    }
+
+    fn place(&mut self) -> (&mut PathBuf, &mut String) {
+        (&mut self.output_dir, &mut self.name)
+    }
+
+    fn date(&mut self) -> Option<&mut String> {
+        Some(&mut self.prompt.date)
     }
 }
 
@@ -309,37 +345,20 @@ fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize)
     Ok(Sequence { tokens, prompt })
 }
 
-/// The next conversations, until they have `tokens_per_step` tokens.
-fn take(
-    config: &SftConfig,
-    tokenizer: &Tokenizer,
-    conversations: &Conversations,
-    next_row: &mut u64,
-    lean: bool,
-) -> Result<Vec<Sequence>> {
-    const AT_ONCE: u64 = 32;
-    let (mut sequences, mut tokens) = (Vec::new(), 0);
-    loop {
-        let encoded: Vec<Sequence> = (*next_row..*next_row + AT_ONCE)
-            .into_par_iter()
-            .map(|index| encode(tokenizer, &conversations.get(config.seed, index, lean), config.train.max_length))
-            .collect::<Result<_>>()?;
-        for sequence in encoded {
-            tokens += sequence.tokens.len();
-            sequences.push(sequence);
-            *next_row += 1;
-            if tokens >= config.train.tokens_per_step {
-                return Ok(sequences);
-            }
-        }
-    }
-}
-
 /// What a resumed run must know beside weights and optimiser.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct State {
     next_row: u64,
     num_tokens: usize,
+}
+
+/// All that the steps of a run need and do not change.
+struct Job<'a> {
+    config: &'a SftConfig,
+    tokenizer: Tokenizer,
+    model_config: ModelConfig,
+    conversations: Conversations,
+    stop: Stop<'a>,
 }
 
 /// Trains, evaluates and writes `runs/<name>/`; returns the final model's directory.
@@ -348,132 +367,160 @@ struct State {
 /// User mistakes in files and settings, a full disk, three steps in a row that are not finite, or
 /// [`Error::Interrupted`].
 pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
-    config.optim.check(&session.device)?;
+    let resumed = session.start.resumes().then(|| config.common().dir());
+    let config = &dated(config, resumed.as_deref())?;
+    let device = device::parse(&config.device)?;
+    config.optim.check(&device)?;
     let tokenizer = Tokenizer::load(config.tokenizer_dir())?.with_prompt(&config.prompt)?;
     tokenizer.notes().iter().for_each(|note| session.observer.note(note));
     let config = &SftConfig { prompt: tokenizer.prompt().clone(), ..config.clone() };
     let conversations = Conversations::open(&config.data)?;
     let (held_out, _) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
-    let run = open_run(&config.output_dir.join(&config.name), session.resume)?;
-    let loaded = if session.resume {
-        checkpoint::load_newest::<State>(&run, &session.device, config.model.dtype, config.lora.as_ref())?
-    } else {
-        None
-    };
-    let (first, model_config, mut model, mut optimizer, mut state) = match loaded {
-        Some(loaded) => (loaded.step, loaded.config, loaded.model, loaded.optimizer, loaded.state),
-        None => {
-            let (model_config, model) = config.model(&tokenizer, &session.device.clone().autodiff())?;
-            (0, model_config, model, AdamW::default(), State::default())
-        }
-    };
-    tokenizer.check_vocab(model_config.vocab_size, config.tokenizer_dir())?;
-    files::write(&run.join("config.toml"), to_toml(config).as_bytes())?;
-    let mut log = MetricsLog::open(&run.join("metrics.jsonl"), Some(first))?;
-    let first_prompt = tokenizer.render_prompt(&conversations.get(config.seed, 0, false).prompt)?;
-    session.observer.note(&format!("first prompt: {first_prompt:?}"));
+    let (mut run, point) = Run::open(config, session, &device, held_out, || {
+        let opened = config.model(&tokenizer, &device.clone().autodiff())?;
+        tokenizer.check_vocab(opened.0.vocab_size, config.tokenizer_dir())?;
+        Ok(opened)
+    })?;
+    let Point { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
+    let job = Job { config, tokenizer, model_config, conversations, stop: session.stop() };
     let train = &config.train;
+    if first == 0 {
+        session.observer.note(&job.first_prompt()?);
+    }
+    if let Err(error) = run.catch_up(job.trained(&model), session) {
+        return Err(run.ended(error, first, job.trained(&model), &optimizer, &state));
+    }
+    if first >= train.max_steps && run.finished(first)?.is_some() {
+        let message = "nothing to do; raise train.max_steps to go on";
+        session.observer.note(&format!("{}: finished after step {first}, {message}", run.dir().display()));
+        return Ok(run.dir().join("final"));
+    }
     session.observer.begin("sft", train.max_steps);
     session.observer.resume(first);
     let mut guard = Guard::default();
     for step in first + 1..=train.max_steps {
-        let start = Instant::now();
-        let mut sequences =
-            take(config, &tokenizer, &conversations, &mut state.next_row, step <= train.curriculum_steps)?;
-        arrange(&mut sequences, &session.device, |sequence| sequence);
-        let tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-        let lr = learning_rate(&config.optim, step, train.max_steps);
-        let outcome;
-        (model, outcome) = update(config, model, &mut optimizer, &sequences, lr);
-        state.num_tokens += tokens;
-
         let mut metrics = Metrics::of_step(step);
-        metrics.set("loss", outcome.loss);
-        metrics.set("entropy", outcome.entropy);
-        metrics.set("grad_norm", outcome.grad_norm);
-        outcome.work.describe(&mut metrics);
+        let begun = state;
+        let sequences = job.take(&mut state.next_row, step <= train.curriculum_steps)?;
+        let stepped = job.step(model, &mut optimizer, sequences, &mut state, &mut metrics);
+        model = stepped.model;
+        if stepped.stopped {
+            return Err(run.ended(Error::Stopped, step - 1, job.trained(&model), &optimizer, &begun));
+        }
+        if train.eval_steps > 0 && step % train.eval_steps == 0 && step < train.max_steps {
+            if let Err(error) = run.log_evaluated(job.trained(&model), &mut metrics, session) {
+                return Err(run.ended(error, step, job.trained(&model), &optimizer, &state));
+            }
+            session.observer.begin("sft", train.max_steps);
+        } else {
+            run.log(&metrics)?;
+        }
+        session.observer.advance(step, Some(&metrics));
+        guard.check(stepped.finite, run.dir(), step, &job.tokenizer, stepped.sequences.iter())?;
+        let stop = job.stop.requested();
+        if step % train.save_steps == 0 || step == train.max_steps || stop {
+            let checkpoint = run.save(step, job.trained(&model), &optimizer, &state)?;
+            if stop && step < train.max_steps {
+                return Err(Error::Interrupted { checkpoint });
+            }
+        }
+    }
+    let last = first.max(train.max_steps);
+    let finished = job.finish(&mut run, &model, last, session);
+    finished.map_err(|error| run.ended(error, last, job.trained(&model), &optimizer, &state))
+}
+
+/// What came of a step.
+struct Stepped {
+    model: CausalLm,
+    sequences: Vec<Sequence>,
+    /// Whether all of the step was computed, and applied.
+    finite: bool,
+    /// Whether an early end was asked for before the step changed anything.
+    stopped: bool,
+}
+
+impl Job<'_> {
+    /// What the model is first shown, so that a missing or wrong chat template is seen.
+    fn first_prompt(&self) -> Result<String> {
+        let first = self.conversations.get(self.config.seed, 0, false);
+        Ok(format!("first prompt: {:?}", self.tokenizer.render_prompt(&first.prompt)?))
+    }
+
+    /// The next conversations, until they have `tokens_per_step` tokens.
+    fn take(&self, next_row: &mut u64, lean: bool) -> Result<Vec<Sequence>> {
+        const AT_ONCE: u64 = 32;
+        let Self { config, tokenizer, conversations, .. } = self;
+        let (mut sequences, mut tokens) = (Vec::new(), 0);
+        loop {
+            let encoded: Vec<Sequence> = (*next_row..*next_row + AT_ONCE)
+                .into_par_iter()
+                .map(|index| encode(tokenizer, &conversations.get(config.seed, index, lean), config.train.max_length))
+                .collect::<Result<_>>()?;
+            for sequence in encoded {
+                tokens += sequence.tokens.len();
+                sequences.push(sequence);
+                *next_row += 1;
+                if tokens >= config.train.tokens_per_step {
+                    return Ok(sequences);
+                }
+            }
+        }
+    }
+
+    /// One optimiser step: every completion token of the step weighs the same, whatever the micro-batches.
+    fn step(
+        &self,
+        model: CausalLm,
+        optimizer: &mut AdamW,
+        mut sequences: Vec<Sequence>,
+        state: &mut State,
+        metrics: &mut Metrics,
+    ) -> Stepped {
+        let start = Instant::now();
+        let optim = &self.config.optim;
+        arrange(&mut sequences, &model.device(), |sequence| sequence);
+        let total: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
+        let mut gradients = Gradients::default();
+        let (mut loss, mut entropy) = (0.0, 0.0);
+        let learner = Learner { stop: self.stop, ..self.config.learner() };
+        let work = learner.backward(&model, &sequences, &mut gradients, |_, scores| {
+            let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
+            loss -= sum(&scores.log_prob) / total as f64;
+            entropy += sum(&scores.entropy) / total as f64;
+            let tokens = scores.log_prob.len();
+            Some(Upstream { log_prob: vec![-1.0 / total as f32; tokens], entropy: vec![0.0; tokens] })
+        });
+        if self.stop.requested() {
+            return Stepped { model, sequences, finite: true, stopped: true };
+        }
+        let norm = gradients.norm();
+        let step = metrics.get("step").unwrap_or_default() as usize;
+        let lr = learning_rate(optim, step, self.config.train.max_steps);
+        let model = if norm.is_finite() {
+            optimizer.step(optim, model, gradients, optim.clip(norm), lr)
+        } else {
+            model
+        };
+        state.num_tokens += sequences.iter().map(|sequence| sequence.tokens.len()).sum::<usize>();
+        metrics.set("loss", loss);
+        metrics.set("entropy", entropy);
+        metrics.set("grad_norm", norm);
+        work.describe(metrics);
         metrics.set("learning_rate", lr);
         metrics.set("num_tokens", state.num_tokens as f64);
         metrics.set("timing_s/step", start.elapsed().as_secs_f64());
-        if train.eval_steps > 0 && step % train.eval_steps == 0 && step < train.max_steps {
-            let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
-            let evaluation = Evaluation::new(evaluate(subject, &held_out, &config.eval, &mut |_| Ok(()))?)?;
-            metrics.extend("eval/", evaluation.metrics());
-            session.observer.note(&format!("step {step}: {}", evaluation.line()));
-        }
-        log.append(&metrics)?;
-        session.observer.advance(step, Some(&metrics));
-        guard.check(outcome.is_finite(), &run, step, &tokenizer, sequences.iter())?;
-        let stop = session.should_stop();
-        if step % train.save_steps == 0 || step == train.max_steps || stop {
-            let saved = Trained { config: &model_config, model: &model, adapter: config.adapter() };
-            let dir = checkpoint::save(&run, step, saved, &tokenizer, &optimizer, &state, train.save_total_limit)?;
-            if stop && step < train.max_steps {
-                return Err(Error::Interrupted { checkpoint: dir });
-            }
-        }
+        Stepped { model, sequences, finite: work.skipped == 0 && norm.is_finite(), stopped: false }
     }
-    session.observer.begin("evaluate", held_out.len());
-    let mut done = 0;
-    let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
-    let records = evaluate(subject, &held_out, &config.eval, &mut |event| {
-        match event {
-            Event::Sampled(count) => session.observer.sampled(count),
-            Event::Graded(lines) => {
-                done += lines.len() / config.eval.num_generations;
-                session.observer.advance(done, None);
-            }
-            Event::Resumed(_) => {}
-        }
-        Ok(())
-    })?;
-    let evaluation = Evaluation::new(records)?;
-    files::write_json(&run.join("summary.json"), &evaluation.summary())?;
-    session.observer.note(&evaluation.table());
-    let dir = run.join("final");
-    checkpoint::export(&dir, &model_config, &model, &tokenizer)?;
-    if let Some(adapter) = config.adapter() {
-        checkpoint::export_adapter(&run.join("adapter"), &model, adapter, &tokenizer)?;
-    }
-    Ok(dir)
-}
 
-struct Outcome {
-    loss: f64,
-    entropy: f64,
-    grad_norm: f64,
-    work: Work,
-}
-
-impl Outcome {
-    /// Whether all of the step was computed, and applied.
-    fn is_finite(&self) -> bool {
-        self.work.skipped == 0 && self.grad_norm.is_finite()
+    fn trained<'a>(&'a self, model: &'a CausalLm) -> Trained<'a> {
+        let adapter = self.config.common().adapter();
+        Trained { config: &self.model_config, model, adapter, tokenizer: &self.tokenizer }
     }
-}
 
-/// One optimiser step: every completion token of the step weighs the same, whatever the micro-batches.
-fn update(
-    config: &SftConfig,
-    model: CausalLm,
-    optimizer: &mut AdamW,
-    sequences: &[Sequence],
-    lr: f64,
-) -> (CausalLm, Outcome) {
-    let total: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
-    let mut gradients = Gradients::default();
-    let (mut loss, mut entropy) = (0.0, 0.0);
-    let work = config.learner().backward(&model, sequences, &mut gradients, |_, scores| {
-        let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
-        loss -= sum(&scores.log_prob) / total as f64;
-        entropy += sum(&scores.entropy) / total as f64;
-        let tokens = scores.log_prob.len();
-        Some(Upstream { log_prob: vec![-1.0 / total as f32; tokens], entropy: vec![0.0; tokens] })
-    });
-    let outcome = Outcome { loss, entropy, grad_norm: gradients.norm(), work };
-    if !outcome.grad_norm.is_finite() {
-        return (model, outcome);
+    fn finish(&self, run: &mut Run, model: &CausalLm, step: usize, session: &mut Session) -> Result<PathBuf> {
+        let evaluation = run.evaluate(self.trained(model), "final", session)?;
+        session.observer.note(&evaluation.table());
+        run.finish(step, self.trained(model), &evaluation.summary())
     }
-    let scale = config.optim.clip(outcome.grad_norm);
-    (optimizer.step(&config.optim, model, gradients, scale, lr), outcome)
 }

@@ -118,7 +118,7 @@ impl Update<'_> {
         lessons
     }
 
-    fn learner(&self) -> Learner {
+    fn learner(&self) -> Learner<'static> {
         Learner {
             temperature: self.stage.sampling.temperature,
             tokens_per_microbatch: self.config.train.tokens_per_microbatch,

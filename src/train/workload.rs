@@ -12,7 +12,7 @@ pub struct Workload {
     /// Completion tokens among them.
     pub completion_tokens: usize,
     /// How the micro-batch is computed.
-    pub learner: Learner,
+    pub learner: Learner<'static>,
     /// What products are computed in.
     pub precision: Precision,
     /// The format of the optimiser's moments.

@@ -1,0 +1,287 @@
+//! The folder of a run: its name, its lock, and what becomes of an earlier run of that name.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::checkpoint;
+use super::origin::Origin;
+use crate::error::{Error, Result};
+use crate::files;
+
+const LOCK: &str = "run.lock";
+/// The log that shows whether a run has done a step.
+pub(super) const METRICS: &str = "metrics.jsonl";
+
+/// Why `name` cannot name a run, if it cannot: it is one ordinary part of a path, so that a run lies within `output_dir`.
+pub(super) fn name_mistake(name: &str) -> Option<String> {
+    let mut parts = Path::new(name).components();
+    let ordinary = matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name);
+    if ordinary && !name.contains(['/', '\\', '\0']) {
+        return None;
+    }
+    Some(format!("name = {name:?} must be the name of a folder within output_dir: not empty, no \"/\", not \".\" or \"..\""))
+}
+
+/// A folder that this process alone writes to. A run that it replaces is beside it until [`Folder::keep`], and comes back
+/// when this is dropped before.
+#[derive(Debug)]
+pub(super) struct Folder {
+    dir: PathBuf,
+    _lock: File,
+    aside: Option<Aside>,
+}
+
+/// A run that has been moved aside.
+#[derive(Debug)]
+struct Aside {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What a folder holds.
+enum Content {
+    /// Nothing, or no folder at all.
+    Nothing,
+    /// A run that has done no step: it ended before, or in, its first evaluation.
+    Unstarted,
+    /// A run that has done a step.
+    Run,
+    /// Something else.
+    Other,
+}
+
+impl Folder {
+    /// Takes the folder `dir` for a new run. `reads` are the files and folders that the run reads, by their settings;
+    /// `note` is told what becomes of an earlier run.
+    ///
+    /// # Errors
+    /// When the folder holds a run with a step and `overwrite` is not set, holds something that is no run, contains what
+    /// the run reads, or is in use by another process.
+    pub(super) fn claim(
+        dir: &Path,
+        overwrite: bool,
+        reads: &[(&'static str, PathBuf)],
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Self> {
+        put_back(dir, note)?;
+        match content(dir)? {
+            Content::Other => Err(Error::file(
+                dir,
+                "holds files, but is no run (it has no run.json), and only runs are replaced: choose another name, or move \
+                 it away",
+            )),
+            Content::Run if !overwrite => Err(Error::file(
+                dir,
+                format!(
+                    "holds a run already; --resume {} continues it, --set name=… starts another, --overwrite replaces it",
+                    dir.display()
+                ),
+            )),
+            Content::Run => Self::replace(dir, reads),
+            Content::Unstarted => {
+                let folder = Self { dir: dir.to_path_buf(), _lock: lock(dir)?, aside: None };
+                note(&format!("{}: the earlier run ended before its first step; started again", dir.display()));
+                Ok(folder)
+            }
+            Content::Nothing => {
+                files::create_dir(dir)?;
+                Ok(Self { dir: dir.to_path_buf(), _lock: lock(dir)?, aside: None })
+            }
+        }
+    }
+
+    /// Moves the run in `dir` aside.
+    fn replace(dir: &Path, reads: &[(&'static str, PathBuf)]) -> Result<Self> {
+        let whole = dir.canonicalize().map_err(Error::io(dir))?;
+        for (key, path) in reads {
+            if path.canonicalize().is_ok_and(|path| path.starts_with(&whole)) {
+                let message = format!("{key} = {path:?} is in it: --overwrite would remove what the run reads");
+                return Err(Error::file(dir, message));
+            }
+        }
+        let old = lock(dir)?;
+        let id = Origin::read(dir)?.id;
+        let path = aside_path(dir, &id);
+        files::rename(dir, &path)?;
+        let aside = Some(Aside { path, _lock: old });
+        // Were the new folder not to come about, dropping this would bring the old one back.
+        let claim = || {
+            files::create_dir(dir)?;
+            lock(dir)
+        };
+        match claim() {
+            Ok(lock) => Ok(Self { dir: dir.to_path_buf(), _lock: lock, aside }),
+            Err(error) => {
+                let _ = std::fs::remove_dir_all(dir);
+                aside.iter().try_for_each(|aside| files::rename(&aside.path, dir))?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the folder of a run that goes on.
+    ///
+    /// # Errors
+    /// When it holds no run, or is in use by another process.
+    pub(super) fn reopen(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<Self> {
+        if !Origin::marks(dir) {
+            put_back(dir, note)?;
+        }
+        if !Origin::marks(dir) {
+            let message = if dir.join(METRICS).is_file() {
+                "has no run.json: a version that wrote none started this run, and it cannot be resumed; start a new one"
+            } else {
+                "nothing to resume: there is no run; start without --resume"
+            };
+            return Err(Error::file(dir, message));
+        }
+        let lock_of_new = lock(dir)?;
+        let aside = match Origin::read(dir)?.replaces {
+            Some(name) if beside(dir, &name).is_dir() => {
+                let path = beside(dir, &name);
+                Some(Aside { _lock: lock(&path)?, path })
+            }
+            _ => None,
+        };
+        let mut folder = Self { dir: dir.to_path_buf(), _lock: lock_of_new, aside };
+        if has_step(dir)? {
+            folder.keep()?;
+        }
+        Ok(folder)
+    }
+
+    /// The folder.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Name of the folder of the run that this one replaces.
+    pub(super) fn replaces(&self) -> Option<PathBuf> {
+        self.aside.as_ref().and_then(|aside| aside.path.file_name()).map(PathBuf::from)
+    }
+
+    /// Removes the run that this one replaces: it has proved that it works. Says whether there was one.
+    pub(super) fn keep(&mut self) -> Result<bool> {
+        match self.aside.take() {
+            Some(aside) => files::remove_dir(&aside.path).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let Some(aside) = &self.aside else { return };
+        let back = files::remove_dir(&self.dir).and_then(|()| files::rename(&aside.path, &self.dir));
+        match back {
+            Ok(()) => tracing::warn!("{}: the earlier run is back, the new one did no step", self.dir.display()),
+            Err(error) => tracing::warn!("the earlier run is in {}: {error}", aside.path.display()),
+        }
+    }
+}
+
+/// Where a run is moved to while another takes its name.
+fn aside_path(dir: &Path, id: &str) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    beside(dir, Path::new(&format!("{name}.old-{:.8}", id)))
+}
+
+fn beside(dir: &Path, name: &Path) -> PathBuf {
+    // Of the name in the file only its last part is used: it cannot lead out of the folder of runs.
+    dir.parent().unwrap_or(Path::new("")).join(name.file_name().unwrap_or_default())
+}
+
+/// Puts back, or removes for good, a run whose successor was killed before it could.
+fn put_back(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
+    let parent = dir.parent().filter(|parent| parent.is_dir());
+    let prefix = format!("{}.old-", dir.file_name().unwrap_or_default().to_string_lossy());
+    let found = parent.map(files::entries).transpose()?.unwrap_or_default();
+    for (name, path) in found.into_iter().filter(|(name, _)| name.starts_with(&prefix)) {
+        if name.ends_with(files::REMOVED) {
+            std::fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+            continue;
+        }
+        if !Origin::marks(&path) || aside_path(dir, &Origin::read(&path)?.id) != path {
+            continue;
+        }
+        // Whoever is replacing it just now holds both locks.
+        let _locks = (lock(&path)?, Origin::marks(dir).then(|| lock(dir)).transpose()?);
+        if has_step(dir)? {
+            files::remove_dir(&path)?;
+        } else if Origin::marks(dir) || matches!(content(dir)?, Content::Nothing) {
+            files::remove_dir(dir)?;
+            files::rename(&path, dir)?;
+            let message = "the run that replaced it was killed before its first step; the earlier run is back";
+            note(&format!("{}: {message}", dir.display()));
+        }
+    }
+    Ok(())
+}
+
+fn content(dir: &Path) -> Result<Content> {
+    if !dir.exists() {
+        return Ok(Content::Nothing);
+    }
+    Ok(if !Origin::marks(dir) {
+        let only_lock = files::entries(dir)?.iter().all(|(name, _)| name == LOCK);
+        if only_lock { Content::Nothing } else { Content::Other }
+    } else if has_step(dir)? {
+        Content::Run
+    } else {
+        Content::Unstarted
+    })
+}
+
+/// Whether a step of a run is done: its line is in the log, or a checkpoint is there.
+fn has_step(dir: &Path) -> Result<bool> {
+    if !Origin::marks(dir) {
+        return Ok(false);
+    }
+    let log = std::fs::read_to_string(dir.join(METRICS)).unwrap_or_default();
+    let step = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
+    Ok(log.lines().any(|line| step(line).is_some_and(|step| step > 0)) || checkpoint::exists(dir)?)
+}
+
+/// The lock of a folder. It is the system's, on a file: it ends with the process, however that ends.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(LOCK);
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            let _ = file.read_to_string(&mut owner);
+            let message = format!("is in use by process {}: wait for it, or stop it", owner.trim());
+            return Err(Error::file(dir, message));
+        }
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!("{}: cannot be locked ({error}); see to it that no other process uses the folder", path.display());
+        }
+    }
+    let mark = || {
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())
+    };
+    { mark }().map_err(Error::io(&path))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each of these once wrote, or deleted, somewhere else than in a folder of its own within `runs`.
+    #[test]
+    fn a_name_is_one_ordinary_part_of_a_path() {
+        for bad in ["", ".", "..", "/", "a/b", "a/", "./a", "../x", "/tmp/x", "a\\b", "a\0b"] {
+            assert!(name_mistake(bad).is_some(), "{bad:?}");
+        }
+        for good in ["a", "a.b", "...", "mit Leerzeichen", "ü", ".hidden", "2024"] {
+            assert_eq!(name_mistake(good), None, "{good:?}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! What a run was started from: `run.json` and `config.toml`, and how a resumed run may differ from them.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::run::{Common, RunSettings};
+use crate::config::{self, to_toml};
+use crate::data::problems::TASKS;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::lora;
+
+const FILE: &str = "run.json";
+const SETTINGS: &str = "config.toml";
+
+/// Settings that a resumed run may change: how long it is, how often it reports and saves, and what memory it takes. None
+/// of them changes a step that both lengths of the run have. `*` stands for the number of a table.
+const FREE: [&str; 18] = [
+    "output_dir",
+    "name",
+    "device",
+    "cycles",
+    "controller.max_steps",
+    "stages.*.max_steps",
+    "stages.*.exit.max_steps",
+    "train.max_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.eval_steps",
+    "train.log_completions_steps",
+    "train.tokens_per_microbatch",
+    "train.activation_checkpointing",
+    "train.generation_rows",
+    "train.generation_cache_tokens",
+    "train.generation_tokens_per_read",
+    "eval.rows",
+];
+
+/// `run.json`: the mark of a folder that is a run, and its identity.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    /// Version of the program that started it.
+    pub(super) tempering: String,
+    /// `train` or `sft`.
+    pub(super) command: String,
+    /// Random; the same in each of the run's checkpoints.
+    pub(super) id: String,
+    /// Seconds since 1970 at the start.
+    pub(super) started: u64,
+    /// SHA-256 of each file that decides what is learned, by the setting that names it; that of weights is of a sample.
+    pub(super) reads: BTreeMap<String, String>,
+    /// Folder beside this one of the run that it replaces, until its first step is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) replaces: Option<PathBuf>,
+    /// Last step, once the final model and the summary are written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) finished: Option<usize>,
+}
+
+impl Origin {
+    /// The origin of a run that starts now.
+    pub(super) fn new<C: RunSettings>(config: &C) -> Result<Self> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(Self {
+            tempering: env!("CARGO_PKG_VERSION").to_string(),
+            command: C::COMMAND.to_string(),
+            id: random_id(now.as_nanos()),
+            started: now.as_secs(),
+            reads: digests(&config.common())?,
+            replaces: None,
+            finished: None,
+        })
+    }
+
+    /// Whether a folder is marked as a run.
+    pub(super) fn marks(dir: &Path) -> bool {
+        dir.join(FILE).is_file()
+    }
+
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        files::read_json(&dir.join(FILE))
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+        files::write_json(&dir.join(FILE), self)
+    }
+
+    /// Compares the settings and files that a run is to go on with to those it has had so far; gives the differences that
+    /// are allowed, as `key = new (was old)`.
+    ///
+    /// # Errors
+    /// Naming every other difference.
+    pub(super) fn compare<C: RunSettings>(&self, dir: &Path, config: &C) -> Result<Vec<String>> {
+        if self.command != C::COMMAND {
+            let message = format!("was started by `tempering {}`, not by `{}`", self.command, C::COMMAND);
+            return Err(Error::file(dir, message));
+        }
+        let stored: C = settings(dir)?;
+        let (mut allowed, mut refused) = (Vec::new(), Vec::new());
+        for (key, was, is) in differences(&stored, config) {
+            let list = if is_free(&key) { &mut allowed } else { &mut refused };
+            list.push(format!("{key} = {is} (was {was})"));
+        }
+        let now = digests(&config.common())?;
+        for name in self.reads.keys().chain(now.keys().filter(|name| !self.reads.contains_key(*name))) {
+            // A file that another setting names is told by that setting.
+            let same_setting = refused.iter().all(|line| !line.starts_with(name.split(": ").next().unwrap_or(name)));
+            match (self.reads.get(name), now.get(name)) {
+                (Some(was), Some(is)) if was == is => {}
+                _ if !same_setting => {}
+                (Some(_), Some(_)) => refused.push(format!("{name} has another content than when the run started")),
+                (Some(_), None) => refused.push(format!("{name} is missing")),
+                (None, _) => refused.push(format!("{name} was not there when the run started")),
+            }
+        }
+        if refused.is_empty() {
+            return Ok(allowed);
+        }
+        refused.push(format!(
+            "a resumed run keeps its settings but for its length, its cadence and its use of memory: leave these out \
+             (`--resume {}` alone takes the run's own), or start another run with --set name=…",
+            dir.display()
+        ));
+        Err(Error::Config { origin: format!("{} was started with other settings", dir.display()), problems: refused })
+    }
+}
+
+/// The settings a run was started with.
+pub(super) fn settings<C: RunSettings>(dir: &Path) -> Result<C> {
+    config::load(Some(&dir.join(SETTINGS)), &[])
+}
+
+/// Writes the settings that a run has.
+pub(super) fn write_settings<C: RunSettings>(dir: &Path, config: &C) -> Result<()> {
+    files::write(&dir.join(SETTINGS), to_toml(config).as_bytes())
+}
+
+/// 128 bits that no other run has: the keys that the system gave this process, its number, and the time.
+fn random_id(now: u128) -> String {
+    let word = || {
+        let mut hasher = RandomState::new().build_hasher();
+        hasher.write_u32(std::process::id());
+        hasher.write_u128(now);
+        hasher.finish()
+    };
+    format!("{:016x}{:016x}", word(), word())
+}
+
+/// SHA-256 of the files that decide what is learned, by `setting: file`.
+fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
+    const NAMES: [&str; 10] = [
+        "config.json",
+        "adapter_config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+    ];
+    let mut found = BTreeMap::new();
+    for (key, path) in [("data.train", &common.data.train), ("data.eval", &common.data.eval)] {
+        if path.as_os_str() != TASKS {
+            found.insert(format!("{key}: {}", path.display()), files::sha256(path)?);
+        }
+    }
+    for (key, dir) in model_dirs(common)? {
+        for (name, path) in files::entries(&dir)? {
+            if name.ends_with(".safetensors") {
+                found.insert(format!("{key}: {name}"), files::sampled_sha256(&path)?);
+            } else if NAMES.contains(&name.as_str()) || name.ends_with(".safetensors.index.json") {
+                found.insert(format!("{key}: {name}"), files::sha256(&path)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Folders of model, tokenizer and, below an adapter, its base, by the setting that names them.
+fn model_dirs(common: &Common) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut dirs = Vec::new();
+    for (key, dir) in [("model.path", common.model), ("model.tokenizer", common.tokenizer)] {
+        if dir.as_os_str().is_empty() || dirs.iter().any(|(_, other): &(_, PathBuf)| other == dir) {
+            continue;
+        }
+        dirs.push((key, dir.to_path_buf()));
+        if lora::is_adapter(dir) {
+            dirs.push(("base model of model.path", lora::base(dir)?));
+        }
+    }
+    Ok(dirs)
+}
+
+/// Everything a run reads, by the setting that names it: what `--overwrite` must not replace.
+pub(super) fn reads(common: &Common) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut paths = model_dirs(common)?;
+    let data = [("data.train", &common.data.train), ("data.eval", &common.data.eval)];
+    paths.extend(data.into_iter().map(|(key, path)| (key, path.clone())).filter(|(_, path)| path.as_os_str() != TASKS));
+    Ok(paths)
+}
+
+fn is_free(key: &str) -> bool {
+    let numbered: Vec<&str> =
+        key.split('.').map(|part| if part.bytes().all(|byte| byte.is_ascii_digit()) { "*" } else { part }).collect();
+    FREE.contains(&numbered.join(".").as_str())
+}
+
+/// Settings that differ: key, old value, new value.
+fn differences<C: Serialize>(was: &C, is: &C) -> Vec<(String, String, String)> {
+    let leaves = |config: &C| {
+        let mut found = Vec::new();
+        flatten(&serde_json::to_value(config).unwrap_or_else(|error| unreachable!("{error}")), String::new(), &mut found);
+        found
+    };
+    let (was, is) = (leaves(was), leaves(is));
+    let value = |list: &[(String, String)], key: &str| {
+        list.iter().find(|(other, _)| other == key).map_or("not set".to_string(), |(_, value)| value.clone())
+    };
+    let added = is.iter().filter(|(key, _)| was.iter().all(|(other, _)| other != key));
+    let keys = was.iter().chain(added).map(|(key, _)| key);
+    let rows = keys.map(|key| (key.clone(), value(&was, key), value(&is, key)));
+    rows.filter(|(_, was, is)| was != is).collect()
+}
+
+/// The values of a tree by their dotted keys; a list of single values is one value.
+fn flatten(value: &Value, key: String, found: &mut Vec<(String, String)>) {
+    let inner = |name: &str| if key.is_empty() { name.to_string() } else { format!("{key}.{name}") };
+    match value {
+        Value::Object(table) => table.iter().for_each(|(name, value)| flatten(value, inner(name), found)),
+        Value::Array(list) if list.iter().any(Value::is_object) => {
+            list.iter().enumerate().for_each(|(index, value)| flatten(value, inner(&index.to_string()), found));
+        }
+        Value::Number(number) => found.push((key, short(number))),
+        other => found.push((key, other.to_string())),
+    }
+}
+
+/// A number as it was written: a single-precision setting would show the digits that double precision adds.
+fn short(number: &serde_json::Number) -> String {
+    match number.as_f64() {
+        Some(double) if number.is_f64() && f64::from(double as f32) == double => (double as f32).to_string(),
+        _ => number.to_string(),
+    }
+}
+
+/// `config` with the date that chat templates see settled, so that `config.toml` reproduces the run: where it is empty,
+/// that of the run that goes on, or else the day the run starts.
+///
+/// # Errors
+/// When the settings of the run that goes on cannot be read.
+pub(super) fn dated<C: RunSettings>(config: &C, resumed: Option<&Path>) -> Result<C> {
+    let mut config = config.clone();
+    let Some(date) = config.date().filter(|date| date.is_empty()) else { return Ok(config) };
+    let stored = match resumed {
+        Some(dir) => settings::<C>(dir)?.date().cloned(),
+        None => None,
+    };
+    *date = stored.unwrap_or_else(|| chrono::Local::now().format("%Y-%m-%d").to_string());
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn differences_are_told_by_key_as_written() {
+        let was = json!({ "seed": 1, "a": { "rate": f64::from(0.3f32) }, "stages": [{ "max_steps": 3, "r": [1, 2] }] });
+        let is = json!({ "seed": 1, "a": { "rate": f64::from(0.4f32) }, "stages": [{ "max_steps": 4, "r": [1, 3] }], "x": null });
+        let rows: Vec<String> =
+            differences(&was, &is).into_iter().map(|(key, was, is)| format!("{key} {was} {is}")).collect();
+        assert_eq!(rows, ["a.rate 0.3 0.4", "stages.0.max_steps 3 4", "stages.0.r [1,2] [1,3]", "x not set null"]);
+        assert!(is_free("stages.0.max_steps") && is_free("train.save_steps") && !is_free("stages.0.r"));
+    }
+}
