@@ -46,7 +46,10 @@ pub struct Stage {
     /// Weighs advantages by the difficulty of their problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub difficulty_weighting: Option<DifficultyWeighting>,
-    /// Optimiser steps that use the same completions.
+    /// Mini-batches that the completions of a step are cut into, at random, with one optimiser step each (TRL's name;
+    /// verl: prompts of a step over `ppo_mini_batch_size`).
+    pub steps_per_generation: usize,
+    /// Times the mini-batches of a step are gone through (verl's `ppo_epochs`).
     pub num_iterations: usize,
     /// Surrogate, and how token losses are weighed.
     pub loss_type: LossType,
@@ -123,6 +126,7 @@ impl Default for Stage {
                 multi_objective_aggregation: Aggregation::SumThenNormalize,
             },
             difficulty_weighting: None,
+            steps_per_generation: 1,
             num_iterations: 1,
             loss_type: LossType::Dapo,
             importance_sampling_level: Ratio::Token,
@@ -182,7 +186,9 @@ impl Stage {
 
     /// The loss of its tokens.
     pub fn objective(&self) -> Objective {
+        let held = matches!(self.covariance, Some(Covariance::KlCov { .. }));
         let surrogate = match self.loss_type {
+            _ if held => Surrogate::Unclipped,
             LossType::Cispo => Surrogate::Cispo { max: self.epsilon_high },
             LossType::Sapo => {
                 Surrogate::Sapo { positive: self.sapo_temperature_pos, negative: self.sapo_temperature_neg }
@@ -275,6 +281,7 @@ impl Stage {
             }
         };
         let not_negative = |value: f32| value >= 0.0 && value.is_finite();
+        require(self.steps_per_generation > 0, "steps_per_generation = 0 must be positive".to_string());
         require(self.num_iterations > 0, "num_iterations = 0 must be positive".to_string());
         require((0.0..1.0).contains(&self.epsilon), format!("epsilon = {} must be within [0, 1)", self.epsilon));
         let high = self.epsilon_high;
@@ -305,6 +312,11 @@ impl Stage {
         require(
             q > 0.0 && q <= 1.0,
             format!("top_entropy_quantile = {q} must be above 0 and at most 1 (1 for all tokens)"),
+        );
+        let own = matches!(self.loss_type, LossType::Cispo | LossType::Sapo);
+        require(
+            !own || self.objective().surrogate != Surrogate::Unclipped,
+            "covariance.type = \"kl_cov\" has a loss of its own, without a clip: set loss_type = \"dapo\"".to_string(),
         );
         if let Some(problem) = self.covariance.and_then(|covariance| covariance.mistake()) {
             require(false, format!("covariance.{problem}"));
