@@ -166,6 +166,13 @@ impl Settings for RlConfig {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());
         }
         problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.mistakes(index)));
+        let completions = train.prompts_per_step * train.num_generations;
+        for (index, stage) in self.stages.iter().enumerate().filter(|(_, s)| s.steps_per_generation > completions) {
+            problems.push(format!(
+                "stages.{index}.steps_per_generation = {} must not be above the {completions} completions of a step",
+                stage.steps_per_generation
+            ));
+        }
         if self.cycles == 0 {
             problems.push("cycles = 0 must be positive".to_string());
         }

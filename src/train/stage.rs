@@ -318,6 +318,10 @@ impl Stage {
             !own || self.objective().surrogate != Surrogate::Unclipped,
             "covariance.type = \"kl_cov\" has a loss of its own, without a clip: set loss_type = \"dapo\"".to_string(),
         );
+        require(
+            self.objective().surrogate != Surrogate::Unclipped || self.steps_per_generation * self.num_iterations > 1,
+            "covariance.type = \"kl_cov\" does nothing in the only update of a step: set steps_per_generation = 8".to_string(),
+        );
         if let Some(problem) = self.covariance.and_then(|covariance| covariance.mistake()) {
             require(false, format!("covariance.{problem}"));
         }
