@@ -134,7 +134,7 @@ impl Drawn {
     /// # Shapes
     /// - logits: `[rows, vocab]`; uniforms: `[rows, 1]`
     pub(super) fn on_device(logits: Tensor<2>, distribution: &Distribution, uniforms: Tensor<2>) -> Self {
-        let [rows, vocab] = logits.dims();
+        let [rows, _] = logits.dims();
         let temperature = distribution.softmax_temperature();
         let unit = log_softmax(logits.clone(), 1);
         let tempered = if temperature == 1.0 { unit.clone() } else { log_softmax(logits.div_scalar(temperature), 1) };
@@ -382,7 +382,7 @@ mod tests {
     #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
     fn a_long_tail_keeps_its_share() {
         let vocab = 150_001usize;
-        let (peak, tail) = (0.996f64, 0.004 / 150_000.0);
+        let (peak, tail) = (0.996f64, 0.004f64 / 150_000.0);
         let mut logits = vec![tail.ln() as f32; vocab];
         logits[0] = peak.ln() as f32;
         let weights: Vec<f64> = logits.iter().map(|&z| f64::from(z).exp()).collect();
