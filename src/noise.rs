@@ -5,6 +5,23 @@
 //! completion comes out whatever else is in the batch; data order and generated tasks are functions of their seed and
 //! index. The mixer is the SplitMix64 finaliser (Steele, Lea, Flood 2014), applied once per word.
 
+/// What random numbers are for: the first word of a key, so that two uses never share their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Purpose {
+    /// The cut of a step into mini-batches.
+    MiniBatches = 1,
+    /// The tokens that Clip-Cov takes out.
+    Covariance,
+}
+
+impl Purpose {
+    /// The first word of its keys.
+    pub fn word(self) -> u64 {
+        self as u64
+    }
+}
+
 /// Hashes a list of words into 64 well-mixed bits. The order of the words matters.
 pub fn mix(words: &[u64]) -> u64 {
     words.iter().fold(0x243f_6a88_85a3_08d3, |state, &word| {

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Gradients as BurnGradients, Tensor};
+use burn::tensor::Tensor;
 use safetensors::tensor::SafeTensors;
 use serde_json::Value;
 use tempering::generate::{Request, Sampling, Watch, generate};
-use tempering::model::{self, CausalLm, Precision};
-use tempering::optim::{AdamW, Gradients, OptimConfig};
+use tempering::model::{self, CausalLm, Precision, names};
+use tempering::optim::{AdamW, OptimConfig};
 use tempering::text::chat::{ChatTemplate, Message, SpecialTokens};
-use tempering::train::batch::{Sequence, completion_scores};
+use tempering::train::batch::Sequence;
+use tempering::train::learner::Learner;
 
-use crate::support::{device, distance, logits, repository, values, within};
+use crate::support::{device, distance, likelihood, logits, repository, values, within};
 
 const FAMILIES: [&str; 4] = ["qwen2", "qwen3", "llama", "llama_old"];
 
@@ -45,10 +46,10 @@ fn assert_agree(ours: &[f32], theirs: &[f32], what: &str) {
     assert!(difference <= within(1e-4) * largest, "{what}: {difference} of {largest}");
 }
 
-/// Values (or gradients) of all parameters under checkpoint names, in the checkpoint's orientation.
-fn parameters(model: &CausalLm, gradients: Option<&BurnGradients>) -> BTreeMap<String, Vec<f32>> {
-    struct Visit<'a>(Vec<String>, Option<&'a BurnGradients>, BTreeMap<String, Vec<f32>>);
-    impl ModuleVisitor for Visit<'_> {
+/// Values of all parameters under checkpoint names, in the checkpoint's orientation.
+fn parameters(model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
+    struct Visit(Vec<String>, BTreeMap<String, Vec<f32>>);
+    impl ModuleVisitor for Visit {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.0.push(name.to_string());
         }
@@ -56,25 +57,29 @@ fn parameters(model: &CausalLm, gradients: Option<&BurnGradients>) -> BTreeMap<S
             self.0.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let name = self.0.join(".");
-            let tensor = match self.1 {
-                Some(gradients) => param.val().grad(gradients).unwrap_or_else(|| panic!("{name} has no gradient")),
-                None => param.val(),
-            };
-            let linear = name.ends_with("_proj.weight") || name.starts_with("lm_head");
-            let tensor = if linear { tensor.swap_dims(0, 1) } else { tensor };
-            self.2.insert(name, values(tensor));
+            self.1.insert(self.0.join("."), values(param.val()));
         }
     }
-    let mut visit = Visit(Vec::new(), gradients, BTreeMap::new());
+    let mut visit = Visit(Vec::new(), BTreeMap::new());
     model.visit(&mut visit);
-    visit.2
+    stored(model, visit.1)
 }
 
-/// Mean negative log-likelihood of the sequences' tokens.
-fn loss(model: &CausalLm) -> Tensor<1> {
-    let sequences: Vec<Sequence> = sequences().into_iter().map(|tokens| Sequence { tokens, prompt: 1 }).collect();
-    completion_scores(model, &sequences, 1.0).log_prob.mean().neg()
+/// Matrices of a model in the checkpoint's orientation.
+fn stored(model: &CausalLm, mut tensors: BTreeMap<String, Vec<f32>>) -> BTreeMap<String, Vec<f32>> {
+    let shapes = names(model);
+    for (name, values) in &mut tensors {
+        if name.ends_with("_proj.weight") || name.starts_with("lm_head") {
+            let (outputs, inputs) = (shapes[name][0], shapes[name][1]);
+            let places = (0..outputs).flat_map(|o| (0..inputs).map(move |i| i * outputs + o));
+            *values = places.map(|place| values[place]).collect();
+        }
+    }
+    tensors
+}
+
+fn whole_sequences() -> Vec<Sequence> {
+    sequences().into_iter().map(|tokens| Sequence { tokens, prompt: 1 }).collect()
 }
 
 #[test]
@@ -93,10 +98,9 @@ fn loss_and_every_gradient_are_those_of_pytorch() {
     for family in FAMILIES {
         let (_, model) = model::load(&fixture(family), &device().autodiff()).unwrap();
         let expected = expected(family);
-        let loss = loss(&model);
-        let gradients = loss.backward();
-        assert_agree(&values(loss.inner()), &expected["loss"], family);
-        let ours = parameters(&model, Some(&gradients));
+        let (loss, gradients) = likelihood(&model, &whole_sequences());
+        assert_agree(&[loss], &expected["loss"], family);
+        let ours = stored(&model, gradients.to_host());
         assert_eq!(ours.len(), expected.keys().filter(|name| name.starts_with("grad.")).count());
         let largest = expected.iter().filter(|(name, _)| name.starts_with("grad.")).flat_map(|(_, g)| g);
         let largest = largest.fold(0f32, |largest, x| largest.max(x.abs()));
@@ -121,12 +125,11 @@ fn ten_steps_of_adamw_end_where_pytorch_ends() {
         let (_, mut model) = model::load(&fixture(family), &device().autodiff()).unwrap();
         let mut optimizer = AdamW::default();
         for _ in 0..10 {
-            let mut gradients = Gradients::default();
-            gradients.add(&model, &mut loss(&model).backward());
+            let (_, gradients) = likelihood(&model, &whole_sequences());
             model = optimizer.step(&config, model, gradients, 1.0, config.learning_rate);
         }
         let expected = expected(family);
-        for (name, ours) in parameters(&model, None) {
+        for (name, ours) in parameters(&model) {
             // Ten steps of 5e-3 move a weight by 0.05 at most; this is 1/500 of it. AdamW divides a gradient by its size,
             // so the bias of a key, whose gradient is the rest of a cancellation, moves by rounding: 1.1e-4 apart with
             // AVX-512 products, 0.75e-4 without.
@@ -149,8 +152,8 @@ fn cached_and_batched_is_uncached_and_single() {
         for (request, completion) in requests.iter().zip(completions) {
             let tokens = [request.prompt.as_slice(), &completion.tokens].concat();
             let sequence = Sequence { tokens, prompt: request.prompt.len() };
-            let alone = values(completion_scores(&model, &[sequence], 1.0).log_prob);
-            assert_agree(&completion.log_probs, &alone, family);
+            let alone = Learner::default().read(&model, &[sequence]).remove(0);
+            assert_agree(&completion.log_probs, &alone.log_prob, family);
         }
     }
 }
@@ -196,7 +199,7 @@ fn what_is_saved_is_what_was_loaded_in_its_precision_and_in_shards() {
         model::save_sharded(dir.path(), &config, &model, 10_000).unwrap();
         assert!(dir.path().join("model.safetensors.index.json").is_file());
         let (again, loaded) = model::load(dir.path(), &device()).unwrap();
-        assert_eq!((again, parameters(&loaded, None)), (config.clone(), parameters(&model, None)));
+        assert_eq!((again, parameters(&loaded)), (config.clone(), parameters(&model)));
         let whole = tempfile::tempdir().unwrap();
         model::save(whole.path(), &config, &model).unwrap();
         let written: Value = read_json(&whole.path().join("config.json"));

@@ -5,13 +5,12 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors};
 use tempering::model::{self, CausalLm, LoraConfig, Precision, names};
-use tempering::optim::Gradients;
 use tempering::text::tokenizer::Tokenizer;
-use tempering::train::batch::{Sequence, completion_scores};
+use tempering::train::batch::Sequence;
 
 use crate::cli::{succeed, user_error};
 use crate::support::{
-    Workshop, column, device, figures, final_weights, interrupt_rl, logits, resume_rl, run_rl, run_sft, tiny, tokenizer,
+    Workshop, column, device, figures, final_weights, interrupt_rl, likelihood, logits, resume_rl, run_rl, run_sft, tiny, tokenizer,
 };
 
 fn small() -> LoraConfig {
@@ -30,9 +29,7 @@ fn every_adapter_and_nothing_else_receives_a_gradient() {
     let (_, model) = tiny(1, &device().autodiff());
     let model = small().attach(model, 0);
     let sequence = Sequence { tokens: (0..20).map(|i| 7 + i * 23).collect(), prompt: 4 };
-    let scores = completion_scores(&model, &[sequence], 1.0);
-    let mut gradients = Gradients::default();
-    gradients.add(&model, &mut scores.log_prob.sum().neg().backward());
+    let (_, gradients) = likelihood(&model, &[sequence]);
     let adapters = names(&model).into_keys().filter(|name| name.contains("lora_")).count();
     // Two layers of seven projections with two factors each.
     assert_eq!((gradients.names().count(), adapters), (28, 28));

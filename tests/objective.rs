@@ -1,38 +1,51 @@
-//! The loss of a step and its gradients against TRL's own (`assets/fixtures/loss_reference.py` says how the numbers were
-//! made).
+//! The loss of a mini-batch and its derivatives against TRL's own code (`assets/fixtures/loss_reference.py`) and against
+//! formulae of TRL, verl and papers (`update_reference.py`, beside it).
 
 use serde_json::{Map, Value, json};
 use tempering::noise::Stream;
-use tempering::objective::{Drawn, Objective, Ratio, Statistics, Upstream};
+use tempering::objective::entropy::{EntropyControl, EntropyTarget};
+use tempering::objective::{Aggregate, Drawn, Objective, Ratio, Statistics, Upstream};
 use tempering::train::stage::Stage;
 
 use crate::support::repository;
 
-/// A ragged batch of one group, and what another implementation computed for it.
-struct Reference(Value);
+/// A ragged mini-batch, and what another implementation computed for it.
+struct Reference {
+    value: Value,
+    /// Lengths of the completions of each group.
+    groups: Vec<Vec<usize>>,
+}
 
 impl Reference {
-    fn read() -> Self {
-        let bytes = std::fs::read(repository("assets/fixtures/loss_reference.json")).unwrap();
-        Self(serde_json::from_slice(&bytes).unwrap())
+    fn read(name: &str) -> Self {
+        let bytes = std::fs::read(repository("assets/fixtures").join(name)).unwrap();
+        let value: Value = serde_json::from_slice(&bytes).unwrap();
+        let groups = match value.get("groups") {
+            Some(groups) => serde_json::from_value(groups.clone()).unwrap(),
+            None => vec![serde_json::from_value(value["lengths"].clone()).unwrap()],
+        };
+        Self { value, groups }
     }
 
     fn rows(&self, key: &str) -> Vec<Vec<f32>> {
-        let mut rest = numbers(&self.0[key]);
-        let lengths: Vec<usize> = serde_json::from_value(self.0["lengths"].clone()).unwrap();
-        lengths.iter().map(|&length| rest.drain(..length).collect()).collect()
+        let mut rest = numbers(&self.value[key]);
+        self.groups.iter().flatten().map(|&length| rest.drain(..length).collect()).collect()
     }
 
-    /// The loss of the batch under the stage of a case, its derivatives, and how many tokens were chosen for their covariance.
-    fn evaluate(&self, case: &Value) -> (Statistics, Upstream, usize) {
+    /// The loss of the batch under the stage of a case without the completions `masked`, its derivatives, and how many tokens
+    /// were chosen for their covariance.
+    fn evaluate(&self, case: &Value, masked: &[usize]) -> (Statistics, Upstream, usize) {
         let stage = stage(case);
         let objective = objective(&stage, case);
         let [old, log_prob, reference, entropy] =
             ["old_log_prob", "log_prob", "reference_log_prob", "entropy"].map(|key| self.rows(key));
-        let lengths: Vec<usize> = old.iter().map(Vec::len).collect();
-        let limit = self.0["max_completion_length"].as_u64().unwrap() as usize;
-        let weights = stage.loss.loss_type.aggregate().weights(&[lengths], limit).concat();
-        let advantages = numbers(&self.0["advantages"]);
+        let limit = self.value["max_completion_length"].as_u64().unwrap() as usize;
+        let mut places = 0..old.len();
+        let mut length = |length: usize| if masked.contains(&places.next().unwrap()) { 0 } else { length };
+        let lengths: Vec<Vec<usize>> =
+            self.groups.iter().map(|group| group.iter().map(|&tokens| length(tokens)).collect()).collect();
+        let weights = stage.loss.loss_type.aggregate().weights(&lengths, limit).concat();
+        let advantages = numbers(&self.value["advantages"]);
         let drawn: Vec<Drawn> = (0..old.len())
             .map(|i| Drawn {
                 log_probs: &old[i],
@@ -45,7 +58,9 @@ impl Reference {
         let (mut terms, counts) = stage.token_rules(stage.entropy_coef()).terms(&drawn, &mut Stream::new(&[0]));
         let (mut statistics, mut upstream) = (Statistics::default(), Upstream::default());
         for (i, terms) in terms.iter_mut().enumerate() {
-            terms.iter_mut().zip(&reference[i]).for_each(|(term, &log_prob)| term.reference_log_prob = log_prob);
+            for (t, term) in terms.iter_mut().enumerate() {
+                (term.old_log_prob, term.reference_log_prob) = (old[i][t], reference[i][t]);
+            }
             objective.evaluate(terms, &log_prob[i], &entropy[i], &mut statistics, &mut upstream);
         }
         (statistics, upstream, counts.covariance)
@@ -85,16 +100,18 @@ fn objective(stage: &Stage, case: &Value) -> Objective {
     Objective { ratio: if sequence { Ratio::Sequence } else { Ratio::Token }, ..stage.objective() }
 }
 
-fn close(ours: &[f32], theirs: &Value, what: &str) {
-    for (i, (a, b)) in ours.iter().zip(numbers(theirs)).enumerate() {
+#[track_caller]
+fn close(ours: &[f32], theirs: &[f32], what: &str) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
         assert!((a - b).abs() < 1e-5, "{what}, token {i}: {a} against {b}");
     }
 }
 
 #[test]
 fn losses_and_gradients_are_trls() {
-    let reference = Reference::read();
-    let cases = reference.0["cases"].as_array().unwrap();
+    let reference = Reference::read("loss_reference.json");
+    let cases = reference.value["cases"].as_array().unwrap();
     let keys = [
         "loss_type",
         "importance_sampling_level",
@@ -107,19 +124,20 @@ fn losses_and_gradients_are_trls() {
     ];
     for case in cases {
         let what = json!(keys.map(|key| &case[key])).to_string();
-        let (statistics, upstream, _) = reference.evaluate(case);
+        let (statistics, upstream, _) = reference.evaluate(case, &[]);
         let loss = case["loss"].as_f64().unwrap();
         assert!((statistics.loss - loss).abs() < 1e-5, "{what}: loss {} against {loss}", statistics.loss);
-        close(&upstream.log_prob, &case["d_log_prob"], &what);
-        close(&upstream.entropy, &case["d_entropy"], &what);
+        close(&upstream.log_prob, &numbers(&case["d_log_prob"]), &what);
+        close(&upstream.entropy, &numbers(&case["d_entropy"]), &what);
         if let Some(kl) = case["kl"].as_f64() {
             assert!((statistics.kl_sum / statistics.tokens as f64 - kl).abs() < 1e-5, "{what}: divergence");
         }
-        // TRL counts completions, we count tokens, where the ratio is that of a completion.
-        if case["importance_sampling_level"] == "token"
-            && let (Some(low), Some(high)) = (case["clip_low"].as_f64(), case["clip_high"].as_f64())
-        {
-            let share = |count: usize| count as f64 / statistics.tokens as f64;
+        if let (Some(low), Some(high)) = (case["clip_low"].as_f64(), case["clip_high"].as_f64()) {
+            let ratios = match objective(&stage(case), case).ratio {
+                Ratio::Token => statistics.tokens,
+                Ratio::Sequence => reference.groups.concat().len(),
+            };
+            let share = |count: usize| count as f64 / ratios as f64;
             assert!(
                 (share(statistics.low) - low).abs() < 1e-6 && (share(statistics.high) - high).abs() < 1e-6,
                 "{what}"
@@ -129,14 +147,65 @@ fn losses_and_gradients_are_trls() {
     assert_eq!(cases.len(), 112);
 }
 
+/// Two groups of different sizes, with all completions and with some left out of the loss. TRL counts those that are left
+/// out among the completions, verl and we do not.
 #[test]
-fn clip_cov_and_kl_cov_are_the_papers_formulae() {
-    let reference = Reference::read();
-    for case in reference.0["covariance_cases"].as_array().unwrap() {
-        let (statistics, upstream, chosen) = reference.evaluate(case);
+fn groups_and_masked_completions_weigh_as_the_formulae_say() {
+    let reference = Reference::read("update_reference.json");
+    let count = reference.groups.concat().len();
+    let mut losses: Vec<(usize, f64)> = Vec::new();
+    for case in reference.value["cases"].as_array().unwrap() {
+        let loss_type = stage(case).loss.loss_type;
+        let masked: Vec<usize> = serde_json::from_value(case["masked"].clone()).unwrap();
+        let what = json!([case["loss_type"], case["epsilon_high"], case["beta"], masked]).to_string();
+        let (statistics, upstream, _) = reference.evaluate(case, &masked);
+        let factor = match loss_type.aggregate() {
+            Aggregate::SequenceMean | Aggregate::ConstantLength => count as f32 / (count - masked.len()) as f32,
+            Aggregate::TokenMean | Aggregate::GroupTokenMean => 1.0,
+        };
+        let loss = f64::from(factor) * case["loss"].as_f64().unwrap();
+        assert!((statistics.loss - loss).abs() < 1e-5, "{what}: loss {} against {loss}", statistics.loss);
+        let theirs: Vec<f32> = numbers(&case["d_log_prob"]).iter().map(|derivative| factor * derivative).collect();
+        close(&upstream.log_prob, &theirs, &what);
+        if masked.is_empty() {
+            losses.push((loss_type as usize, loss));
+        }
+    }
+    // The four ways of weighing differ on this batch, so that none can stand in for another.
+    let apart = |a: &(usize, f64), b: &(usize, f64)| a.0 == b.0 || (a.1 - b.1).abs() > 1e-3;
+    assert!(losses.len() == 16 && losses.iter().all(|a| losses.iter().all(|b| apart(a, b))), "{losses:?}");
+}
+
+#[test]
+fn clip_cov_and_kl_cov_are_those_of_verl() {
+    let reference = Reference::read("update_reference.json");
+    for case in reference.value["covariance_cases"].as_array().unwrap() {
+        let (statistics, upstream, chosen) = reference.evaluate(case, &[]);
         let what = case["covariance"].to_string();
         assert_eq!(chosen as u64, case["chosen"].as_u64().unwrap(), "{what}");
         assert!((statistics.loss - case["loss"].as_f64().unwrap()).abs() < 1e-5, "{what}: {}", statistics.loss);
-        close(&upstream.log_prob, &case["d_log_prob"], &what);
+        close(&upstream.log_prob, &numbers(&case["d_log_prob"]), &what);
     }
+}
+
+#[test]
+fn adaptive_entropy_is_trls_controller() {
+    let reference = Reference::read("update_reference.json");
+    let case = &reference.value["adaptive_entropy"];
+    let number = |key: &str| case[key].as_f64().unwrap();
+    let rule = Some(EntropyTarget {
+        target: number("entropy_target"),
+        delta: number("entropy_coef_delta") as f32,
+        min: number("entropy_coef_min") as f32,
+        max: number("entropy_coef_max") as f32,
+    });
+    let mut control = EntropyControl::new(number("entropy_coef") as f32);
+    let (mut applied, mut logged) = (Vec::new(), Vec::new());
+    for entropy in case["entropies"].as_array().unwrap() {
+        applied.push(control.coefficient(rule));
+        logged.push(control.observe(entropy.as_f64().unwrap(), rule));
+    }
+    close(&applied, &numbers(&case["applied"]), "applied");
+    close(&logged, &numbers(&case["logged"]), "logged");
+    assert!(applied.contains(&0.0) && applied.iter().any(|&factor| factor > 0.02), "{applied:?}");
 }

@@ -13,11 +13,13 @@ use tempering::eval::EvalConfig;
 use tempering::generate::{Request, Sampling};
 use tempering::metrics::Metrics;
 use tempering::model::{CausalLm, ModelConfig};
-use tempering::objective::RewardKind;
-use tempering::optim::OptimConfig;
+use tempering::objective::{RewardKind, Upstream};
+use tempering::optim::{Gradients, OptimConfig};
 use tempering::reward::RewardCommand;
 use tempering::text::prompt::PromptConfig;
 use tempering::text::tokenizer::Tokenizer;
+use tempering::train::batch::Sequence;
+use tempering::train::learner::Learner;
 use tempering::train::rl::{self, Finished, ModelSource, RlConfig, RlTrain};
 use tempering::train::schedule::StageExit;
 use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
@@ -93,6 +95,20 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 pub(crate) fn distance(left: &[f32], right: &[f32]) -> f32 {
     assert_eq!(left.len(), right.len());
     left.iter().zip(right).map(|(l, r)| (l - r).abs()).fold(0.0, f32::max)
+}
+
+/// Mean negative log-likelihood of the completion tokens of some sequences at temperature 1, and its gradient, by the
+/// learner that trains.
+pub(crate) fn likelihood(model: &CausalLm, sequences: &[Sequence]) -> (f32, Gradients) {
+    let count: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
+    let (mut sum, mut gradients) = (0.0, Gradients::default());
+    let work = Learner::default().backward(model, sequences, &mut gradients, |_, scores| {
+        sum -= scores.log_prob.iter().sum::<f32>();
+        let tokens = scores.log_prob.len();
+        Some(Upstream { log_prob: vec![-1.0 / count as f32; tokens], entropy: vec![0.0; tokens] })
+    });
+    assert_eq!(work.skipped, 0);
+    (sum / count as f32, gradients)
 }
 
 /// Prompts of unequal length.

@@ -10,10 +10,9 @@ use tempering::config::Settings;
 use tempering::data::Problem;
 use tempering::model::names;
 use tempering::objective::RewardKind;
-use tempering::optim::Gradients;
 use tempering::reward::{Completion, Reward};
+use tempering::train::batch::Sequence;
 use tempering::train::{Session, Start};
-use tempering::train::batch::{Sequence, completion_scores};
 use tempering::train::learner::ActivationCheckpointing;
 use tempering::train::rl::{self, RlConfig};
 use tempering::train::schedule::{Controller, Plateau, PlateauMetric, StageExit};
@@ -21,7 +20,7 @@ use tempering::train::sft::SftModel;
 use tempering::train::stage::{Stage, StageSampling};
 
 use crate::support::{
-    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, read_lines,
+    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, likelihood, read_lines,
     repository, resume_rl, resume_sft, run_rl, run_sft, tiny,
 };
 
@@ -29,9 +28,7 @@ use crate::support::{
 fn every_parameter_receives_a_gradient() {
     let (_, model) = tiny(1, &device().autodiff());
     let sequence = Sequence { tokens: (0..20).map(|i| 7 + i * 23).collect(), prompt: 4 };
-    let scores = completion_scores(&model, &[sequence], 1.0);
-    let mut gradients = Gradients::default();
-    gradients.add(&model, &mut scores.log_prob.sum().neg().backward());
+    let (_, gradients) = likelihood(&model, &[sequence]);
     let expected = names(&model);
     assert!(gradients.names().eq(expected.keys().map(String::as_str)), "{:?}", gradients.names().collect::<Vec<_>>());
     assert!(gradients.norm() > 0.0);

@@ -27,7 +27,8 @@ const READ_SHARE: usize = 8;
 /// `(request, token)` as they come.
 ///
 /// # Errors
-/// When `sampling.cache_tokens` does not hold a single completion of the longest prompt.
+/// When `sampling.cache_tokens` does not hold a single completion of the longest prompt, or when the model gives logits that
+/// are not numbers.
 ///
 /// # Panics
 /// When a prompt is empty.
@@ -64,8 +65,9 @@ pub fn generate(
         waiting: 0,
         running: Vec::new(),
         completions: vec![Completion::empty(); requests.len()],
+        broken: None,
     };
-    Ok(engine.run())
+    engine.run()
 }
 
 /// The cache for `requests`: as many completions at a time as `rows` and `cache_tokens` allow, and prompt slots for as
@@ -131,16 +133,25 @@ struct Engine<'a, W> {
     waiting: usize,
     running: Vec<Running>,
     completions: Vec<Completion>,
+    /// The first request whose logits were not numbers, which ends the call.
+    broken: Option<usize>,
 }
 
 impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
-    fn run(mut self) -> Vec<Completion> {
+    fn run(mut self) -> Result<Vec<Completion>> {
         while self.admit() != Watch::EndAll && !self.running.is_empty() {
             if self.step() == Watch::EndAll {
                 break;
             }
         }
-        self.completions
+        match self.broken {
+            None => Ok(self.completions),
+            Some(request) => Err(Error::Invalid(format!(
+                "the model's logits are not finite numbers after {} tokens of a completion: its weights are damaged, or \
+                 its activations are too large for their precision (see --dtype)",
+                self.completions[request].tokens.len()
+            ))),
+        }
     }
 
     /// Gives free slots to waiting requests.
@@ -296,6 +307,10 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
 
     /// Appends a token to its completion and says whether that goes on.
     fn take(&mut self, request: usize, sampled: &Sampled) -> Watch {
+        if sampled.log_prob.is_nan() {
+            self.broken = Some(request);
+            return Watch::EndAll;
+        }
         let completion = &mut self.completions[request];
         completion.push(sampled);
         let watch = (self.watch)(request, sampled.token);

@@ -70,7 +70,8 @@ impl Distribution {
 pub struct Sampled {
     /// The token.
     pub token: u32,
-    /// Its log-probability at the sampling temperature among all tokens: what a trainer recomputes.
+    /// Its log-probability at the sampling temperature among all tokens: what a trainer recomputes. NaN when the logits are
+    /// not finite numbers.
     pub log_prob: f32,
     /// Its log-probability under the distribution it was drawn from, penalty and truncation included.
     pub drawn_log_prob: f32,
@@ -133,17 +134,14 @@ impl Drawn {
     /// # Shapes
     /// - logits: `[rows, vocab]`; uniforms: `[rows, 1]`
     pub(super) fn on_device(logits: Tensor<2>, distribution: &Distribution, uniforms: Tensor<2>) -> Self {
-        let [rows, vocab] = logits.dims();
+        let [rows, _] = logits.dims();
         let temperature = distribution.softmax_temperature();
         let unit = log_softmax(logits.clone(), 1);
         let tempered = if temperature == 1.0 { unit.clone() } else { log_softmax(logits.div_scalar(temperature), 1) };
         let tokens: Tensor<2, Int> = if distribution.temperature == 0.0 {
             tempered.clone().argmax(1)
         } else {
-            let sums = tempered.clone().exp().cumsum(1);
-            // The sums end at 1 but for rounding; scaled by their end, the threshold stays below it.
-            let thresholds = uniforms * sums.clone().narrow(1, vocab - 1, 1);
-            sums.lower_equal(thresholds.expand([rows, vocab])).int().sum_dim(1).clamp_max(vocab as i64 - 1)
+            invert_on_device(tempered.clone().exp(), uniforms)
         };
         let entropy = |log_probs: &Tensor<2>| (log_probs.clone().exp() * log_probs.clone()).sum_dim(1).neg();
         let squares = tempered.clone().mul_scalar(2.0).exp();
@@ -158,6 +156,34 @@ impl Drawn {
         ];
         Self { tokens: tokens.reshape([rows]), numbers: Tensor::cat(columns, 1) }
     }
+}
+
+/// [`invert`] as tensor operations: the block first, then the token in it.
+///
+/// # Shapes
+/// - weights: `[rows, vocab]`; uniforms: `[rows, 1]`; result: `[rows, 1]`
+fn invert_on_device(weights: Tensor<2>, uniforms: Tensor<2>) -> Tensor<2, Int> {
+    let [rows, vocab] = weights.dims();
+    let blocks = vocab.div_ceil(BLOCK);
+    let padding = Tensor::zeros([rows, blocks * BLOCK - vocab], &weights.device());
+    let padded = if blocks * BLOCK == vocab { weights } else { Tensor::cat(vec![weights, padding], 1) };
+    let weights: Tensor<3> = padded.reshape([rows, blocks, BLOCK]);
+    // How many of the sums that end a run do not exceed the threshold, which stays below the last of them.
+    let place = |sums: Tensor<2>, threshold: Tensor<2>| {
+        let [rows, count] = sums.dims();
+        let below = sums.clone().narrow(1, count - 1, 1).mul_scalar(1.0 - 1e-7);
+        let threshold = threshold.min_pair(below).expand([rows, count]);
+        sums.lower_equal(threshold).int().sum_dim(1).clamp_max(count as i64 - 1)
+    };
+    let sums = weights.clone().sum_dim(2).reshape([rows, blocks]);
+    let ends = sums.clone().cumsum(1);
+    let threshold = uniforms * ends.clone().narrow(1, blocks - 1, 1);
+    let block: Tensor<2, Int> = place(ends.clone(), threshold.clone());
+    let before = (ends - sums).gather(1, block.clone());
+    let index = block.clone().reshape([rows, 1, 1]).expand([rows, 1, BLOCK]);
+    let ends = weights.gather(1, index).reshape([rows, BLOCK]).cumsum(1);
+    let token = place(ends, threshold - before);
+    (block.mul_scalar(BLOCK as i64) + token).clamp_max(vocab as i64 - 1)
 }
 
 /// Reads drawn tokens back, row by row.
@@ -201,7 +227,7 @@ pub fn sample(
             Cow::Borrowed(_) => tempered,
             Cow::Owned(penalised) => host::softmax(penalised, inverse),
         };
-        let token = invert(&penalised, softmax.max, inverse, uniform * softmax.normaliser);
+        let token = invert(&penalised, softmax.max, inverse, uniform);
         (token, log_prob(penalised[token], &softmax, inverse))
     };
     Sampled {
@@ -240,38 +266,54 @@ fn most_probable(logits: &[f32]) -> usize {
     best
 }
 
-/// First index at which the running sum of `e^((z − max)/T)` exceeds `threshold`.
-fn invert(logits: &[f32], max: f32, inverse: f32, threshold: f32) -> usize {
-    let mut sum = 0.0f32;
-    let mut likeliest = 0;
-    for (index, &z) in logits.iter().enumerate() {
-        let weight = host::exp((z - max) * inverse);
-        sum += weight;
-        if sum > threshold && weight > 0.0 {
-            return index;
+/// Tokens whose weights are summed on their own before the sum of all: weights far below the largest keep their share.
+const BLOCK: usize = 256;
+
+/// The token at which the running sum of `e^((z − max)/T)` exceeds a share `uniform` of the whole.
+///
+/// A running sum in f32 that has reached 1 takes no notice of a weight below 6e-8, of which a large vocabulary has many.
+fn invert(logits: &[f32], max: f32, inverse: f32, uniform: f32) -> usize {
+    let weight = |z: f32| host::exp((z - max) * inverse);
+    let sum = |block: &[f32]| -> f64 {
+        let (whole, rest) = block.as_chunks::<16>();
+        let mut lanes = [0.0f32; 16];
+        for chunk in whole {
+            lanes.iter_mut().zip(chunk).for_each(|(lane, &z)| *lane += weight(z));
         }
-        if z == max {
-            likeliest = index;
-        }
-    }
+        lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>() + rest.iter().map(|&z| f64::from(weight(z))).sum::<f64>()
+    };
+    let sums: Vec<f64> = logits.chunks(BLOCK).map(sum).collect();
+    let threshold = f64::from(uniform) * sums.iter().sum::<f64>();
+    let mut before = 0.0;
+    let block = sums.iter().position(|sum| {
+        let here = before + sum > threshold;
+        before += if here { 0.0 } else { *sum };
+        here
+    });
+    // None when the logits are not numbers, which the caller sees in the log-probability.
+    let first = block.unwrap_or(0) * BLOCK;
+    let tokens = &logits[first..logits.len().min(first + BLOCK)];
+    let drawn = tokens.iter().position(|&z| {
+        let weight = f64::from(weight(z));
+        before += weight;
+        before > threshold && weight > 0.0
+    });
     // Rounding can leave the sum a hair below the threshold.
-    likeliest
+    first + drawn.unwrap_or_else(|| most_probable(tokens))
 }
 
 /// The token drawn among those that top-k, top-p and min-p leave, and its log-probability among them.
 fn draw_truncated(logits: &[f32], distribution: &Distribution, uniform: f32) -> (usize, f32) {
     let kept = truncate(logits, distribution);
-    let total: f32 = kept.iter().map(|&(_, weight)| weight).sum();
+    let total: f64 = kept.iter().map(|&(_, weight)| f64::from(weight)).sum();
     let mut sum = 0.0;
-    let (mut token, mut drawn) = kept[0];
-    for &(index, weight) in &kept {
-        sum += weight;
-        if sum > uniform * total {
-            (token, drawn) = (index, weight);
-            break;
-        }
-    }
-    (token, (drawn / total).ln())
+    let drawn = kept.iter().find(|&&(_, weight)| {
+        sum += f64::from(weight);
+        sum > f64::from(uniform) * total
+    });
+    // Nothing is kept of logits that are not numbers.
+    let &(token, weight) = drawn.or(kept.first()).unwrap_or(&(0, f32::NAN));
+    (token, (f64::from(weight) / total).ln() as f32)
 }
 
 /// Tokens and weights (1 for the most probable) that stay, most probable first.
@@ -284,17 +326,18 @@ fn truncate(logits: &[f32], distribution: &Distribution) -> Vec<(usize, f32)> {
         let (_, &mut (_, least), _) = kept.select_nth_unstable_by(distribution.top_k - 1, by_weight);
         kept.retain(|&(_, weight)| weight >= least);
     }
-    let total: f32 = kept.iter().map(|&(_, weight)| weight).sum();
-    if distribution.top_p < 1.0 {
+    let total: f64 = kept.iter().map(|&(_, weight)| f64::from(weight)).sum();
+    let top_p = f64::from(distribution.top_p);
+    if top_p < 1.0 {
         // Tokens below this together weigh less than 1 − top_p: sorting the rest is enough.
-        let negligible = (1.0 - distribution.top_p) * total / kept.len() as f32;
-        kept.retain(|&(_, weight)| weight >= negligible);
+        let negligible = (1.0 - top_p) * total / kept.len() as f64;
+        kept.retain(|&(_, weight)| f64::from(weight) >= negligible);
     }
     kept.sort_unstable_by(by_weight);
     let mut before = 0.0;
     let mut stays = |weight: f32| {
-        let stay = before < distribution.top_p * total;
-        before += weight;
+        let stay = before < top_p * total;
+        before += f64::from(weight);
         stay
     };
     let nucleus = kept.iter().take_while(|(_, weight)| stays(*weight)).count().max(1);
@@ -329,6 +372,51 @@ mod tests {
             for (count, probability) in counts.iter().zip(softmax(&logits, temperature)) {
                 // Six standard deviations of a frequency over 40,000 draws.
                 assert!((count - probability).abs() < 0.015, "T {temperature}: {counts:?}");
+            }
+        }
+    }
+
+    /// A token of probability 0.996 before 150,000 of 2.7e-8 each, which a sum that has reached 1 does not notice in f32:
+    /// the token drawn is where the distribution function says, on the host, truncated, and on a device.
+    #[test]
+    #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
+    fn a_long_tail_keeps_its_share() {
+        let vocab = 150_001usize;
+        let (peak, tail) = (0.996f64, 0.004f64 / 150_000.0);
+        let mut logits = vec![tail.ln() as f32; vocab];
+        logits[0] = peak.ln() as f32;
+        let weights: Vec<f64> = logits.iter().map(|&z| f64::from(z).exp()).collect();
+        let (peak, tail) = (weights[0], weights[1]);
+        let total = peak + 150_000.0 * tail;
+        for uniform in [0.5f32, 0.9961, 0.997, 0.998, 0.9999] {
+            let expected = ((f64::from(uniform) * total - peak) / tail).max(0.0).ceil();
+            let all = Distribution::default();
+            let device = Tensor::from_data(TensorData::new(logits.clone(), [1, vocab]), &Device::ndarray());
+            for drawn in [
+                sample(&logits, &all, uniform, NONE),
+                sample(&logits, &Distribution { min_p: 1e-9, ..all }, uniform, NONE),
+                draw(device, &all, &[uniform], &[[&[], &[]]])[0],
+            ] {
+                let error = (f64::from(drawn.token) - expected).abs() * tail / total;
+                assert!(error < 5e-6, "{uniform}: token {} for {expected}", drawn.token);
+            }
+        }
+    }
+
+    #[test]
+    fn logits_that_are_not_numbers_give_a_log_probability_that_is_none() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let logits = [0.0, bad, 1.0];
+            let all = Distribution::default();
+            for distribution in [
+                all,
+                Distribution { top_k: 2, ..all },
+                Distribution { top_p: 0.5, ..all },
+                Distribution { min_p: 0.1, ..all },
+                Distribution::at(0.0),
+            ] {
+                let drawn = sample(&logits, &distribution, 0.5, NONE);
+                assert!(drawn.log_prob.is_nan() && drawn.token < 3, "{bad} {distribution:?}: {drawn:?}");
             }
         }
     }

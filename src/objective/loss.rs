@@ -29,6 +29,8 @@ pub enum Surrogate {
         /// δ, the bound on the ratio when the advantage is negative; none for no bound.
         delta: Option<f32>,
     },
+    /// `−ρ·A`: KL-Cov's, whose penalty takes the place of the clip (arXiv 2505.22617; verl's `compute_policy_loss_kl_cov`).
+    Unclipped,
     /// `−min(ρ, max)·A·log π` with the factor held constant: no token loses its gradient (CISPO, arXiv 2506.13585).
     Cispo {
         /// The largest factor.
@@ -60,7 +62,7 @@ pub enum KlEstimator {
 /// What is known of a token before the update.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TokenTerm {
-    /// Its log-probability when it was sampled, in nats.
+    /// Its log-probability before the first update that uses it, as the trainer computes it, in nats.
     pub old_log_prob: f32,
     /// Its log-probability under the reference model; read where `kl` is not 0.
     pub reference_log_prob: f32,
@@ -70,7 +72,7 @@ pub struct TokenTerm {
     pub weight: f32,
     /// Factor of the divergence from the reference model: `beta` times the weight.
     pub kl: f32,
-    /// Factor of `|log ρ|` (KL-Cov, arXiv 2505.22617); a token that has one has its ratio unclipped.
+    /// Factor of `|log ρ|` (KL-Cov, arXiv 2505.22617).
     pub covariance_kl: f32,
     /// Factor of the entropy, which the loss lowers by so much.
     pub entropy: f32,
@@ -150,7 +152,10 @@ impl Objective {
                 derivative += f64::from(term.covariance_kl) * sign;
             }
             statistics.loss -= f64::from(term.entropy) * f64::from(entropy);
-            statistics.count(self.surrogate, term, log_ratio, ratio);
+            statistics.tokens += 1;
+            if self.ratio == Ratio::Token || upstream.log_prob.len() == first {
+                statistics.count(self.surrogate, term, ratio);
+            }
             upstream.log_prob.push(derivative as f32);
             upstream.entropy.push(-term.entropy);
         }
@@ -176,14 +181,12 @@ impl Surrogate {
                 let (floor, ceiling) = (1.0 - f64::from(low), 1.0 + f64::from(high));
                 let raw = ratio.min(bound) * advantage;
                 let clipped = ratio.clamp(floor, ceiling) * advantage;
-                let moves = if raw <= clipped || term.covariance_kl != 0.0 {
-                    ratio <= bound
-                } else {
-                    ratio >= floor && ratio <= ceiling
-                };
-                let value = if term.covariance_kl != 0.0 { raw } else { raw.min(clipped) };
-                Value { value: -value, by_log_ratio: if moves { -ratio * advantage } else { 0.0 }, by_log_prob: 0.0 }
+                let moves =
+                    if raw <= clipped { ratio <= bound } else { ratio >= floor && ratio <= ceiling };
+                let by_log_ratio = if moves { -ratio * advantage } else { 0.0 };
+                Value { value: -raw.min(clipped), by_log_ratio, by_log_prob: 0.0 }
             }
+            Self::Unclipped => Value { value: -ratio * advantage, by_log_ratio: -ratio * advantage, by_log_prob: 0.0 },
             Self::Cispo { max } => {
                 let factor = ratio.min(f64::from(max)) * advantage;
                 Value { value: -factor * log_prob, by_log_ratio: 0.0, by_log_prob: -factor }
@@ -213,8 +216,8 @@ impl KlEstimator {
     }
 }
 
-/// Sums over the tokens of a step.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Sums over the tokens of an update.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Statistics {
     /// The loss: surrogate, divergence and entropy bonus.
     pub loss: f64,
@@ -224,58 +227,23 @@ pub struct Statistics {
     pub kl_sum: f64,
     /// Tokens looked at.
     pub tokens: usize,
-    /// Tokens clipped from below: a ratio under `1 − ε` with a negative advantage.
+    /// Ratios clipped from below: under `1 − ε` with a negative advantage. A ratio is that of a token or of a completion.
     pub low: usize,
-    /// Tokens clipped from above: a ratio over `1 + ε_high` (CISPO: over its bound) with a positive advantage.
+    /// Ratios clipped from above: over `1 + ε_high` (CISPO: over its bound) with a positive advantage.
     pub high: usize,
-    /// Sum of `|log π − log π_old|`.
-    pub difference_sum: f64,
-    /// Largest `|log π − log π_old|`.
-    pub difference_max: f64,
-    /// Smallest ratio.
-    pub ratio_min: f64,
-    /// Sum of ratios.
-    pub ratio_sum: f64,
-    /// Largest ratio.
-    pub ratio_max: f64,
     /// Ratios that are not finite.
     pub non_finite: usize,
 }
 
-impl Default for Statistics {
-    fn default() -> Self {
-        Self {
-            loss: 0.0,
-            policy_loss: 0.0,
-            kl_sum: 0.0,
-            tokens: 0,
-            low: 0,
-            high: 0,
-            difference_sum: 0.0,
-            difference_max: 0.0,
-            ratio_min: f64::INFINITY,
-            ratio_sum: 0.0,
-            ratio_max: f64::NEG_INFINITY,
-            non_finite: 0,
-        }
-    }
-}
-
 impl Statistics {
-    fn count(&mut self, surrogate: Surrogate, term: &TokenTerm, log_ratio: f64, ratio: f64) {
+    fn count(&mut self, surrogate: Surrogate, term: &TokenTerm, ratio: f64) {
         let (floor, ceiling) = match surrogate {
             Surrogate::Clip { low, high, .. } => (1.0 - f64::from(low), 1.0 + f64::from(high)),
             Surrogate::Cispo { max } => (0.0, f64::from(max)),
-            Surrogate::Sapo { .. } => (0.0, f64::INFINITY),
+            Surrogate::Sapo { .. } | Surrogate::Unclipped => (0.0, f64::INFINITY),
         };
-        self.tokens += 1;
         self.low += usize::from(term.advantage < 0.0 && ratio < floor);
         self.high += usize::from(term.advantage > 0.0 && ratio > ceiling);
-        self.difference_sum += log_ratio.abs();
-        self.difference_max = self.difference_max.max(log_ratio.abs());
-        self.ratio_min = self.ratio_min.min(ratio);
-        self.ratio_sum += ratio;
-        self.ratio_max = self.ratio_max.max(ratio);
         self.non_finite += usize::from(!ratio.is_finite());
     }
 
@@ -284,7 +252,7 @@ impl Statistics {
         self.loss.is_finite() && self.non_finite == 0
     }
 
-    /// Adds what another part of the step gave.
+    /// Adds what another part of the update gave.
     pub fn add(&mut self, other: &Self) {
         self.loss += other.loss;
         self.policy_loss += other.policy_loss;
@@ -292,11 +260,6 @@ impl Statistics {
         self.tokens += other.tokens;
         self.low += other.low;
         self.high += other.high;
-        self.difference_sum += other.difference_sum;
-        self.difference_max = self.difference_max.max(other.difference_max);
-        self.ratio_min = self.ratio_min.min(other.ratio_min);
-        self.ratio_sum += other.ratio_sum;
-        self.ratio_max = self.ratio_max.max(other.ratio_max);
         self.non_finite += other.non_finite;
     }
 }

@@ -71,11 +71,11 @@ impl LossType {
 }
 
 impl Aggregate {
-    /// Weight of each token, one list entry per completion; counted once for the whole optimiser step, so that no split
-    /// into micro-batches changes the loss.
+    /// Weight of each token, one list entry per completion; counted once for the mini-batch of an optimiser step, so that
+    /// no split into micro-batches changes the loss.
     ///
     /// `lengths` has a group per problem and in it the tokens of each completion, 0 for one that is left out: it weighs
-    /// nothing and is not counted (TRL counts it in the mean over completions).
+    /// nothing and is not counted, as in verl (TRL counts it among the completions).
     pub fn weights(self, lengths: &[Vec<usize>], max_completion_length: usize) -> Vec<Vec<f32>> {
         let tokens: usize = lengths.iter().flatten().sum();
         let completions = lengths.iter().flatten().filter(|&&length| length > 0).count();

@@ -1,8 +1,9 @@
 //! From a scored step to what each token's loss is made of: which tokens learn, and with how much.
 //!
-//! All of it is decided on the host from what the sampler recorded, over the whole optimiser step: before the first
-//! update that is the policy itself, and no split into micro-batches can change it. (TRL and verl look at the tokens of
-//! one micro-batch, and at the policy of the moment when a batch is used more than once.)
+//! All of it is decided on the host from what the sampler recorded, over the whole mini-batch of an optimiser step:
+//! before the first update that is the policy itself, and no split into micro-batches can change it. (TRL and verl look at
+//! the tokens of one micro-batch, and at the policy of the moment in later updates of a step. verl's Clip-Cov, besides,
+//! takes no token that PPO's clip has taken already.)
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +13,7 @@ use crate::noise::Stream;
 /// A completion as the rules below see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Drawn<'a> {
-    /// Log-probability of each token at the sampling temperature, in nats.
+    /// The sampler's log-probability of each token at the sampling temperature, in nats.
     pub log_probs: &'a [f32],
     /// Entropy at the sampling temperature before each token, in nats.
     pub entropies: &'a [f32],
@@ -41,8 +42,8 @@ pub enum Covariance {
         #[serde(default = "published::clip_cov_ub")]
         clip_cov_ub: f64,
     },
-    /// The `kl_cov_ratio · N` tokens with the largest c pay `ppo_kl_coef · |log ρ|` and are not clipped. Without effect
-    /// where a batch is used once, since `ρ = 1` then.
+    /// The `kl_cov_ratio · N` tokens with the largest c pay `ppo_kl_coef · |log ρ|`, and no token is clipped (the paper and
+    /// verl's `compute_policy_loss_kl_cov`). Nothing is paid in the first update of a step, where `ρ = 1`.
     KlCov {
         /// Share of all tokens.
         #[serde(default = "published::kl_cov_ratio")]
@@ -125,7 +126,7 @@ impl Default for TokenRules {
     }
 }
 
-/// What the rules did to a step.
+/// What the rules did to a mini-batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TermCounts {
     /// Tokens of completions that take part.
@@ -139,18 +140,17 @@ pub struct TermCounts {
 }
 
 impl TokenRules {
-    /// The terms of every token of a step, completion by completion. `old_log_prob` is the sampler's; `reference_log_prob`
-    /// is left 0, for the caller to fill in where `kl` is not.
+    /// The terms of every token of a mini-batch, completion by completion. `old_log_prob` and `reference_log_prob` are left
+    /// 0, for the caller to fill in.
     pub fn terms(&self, step: &[Drawn], random: &mut Stream) -> (Vec<Vec<TokenTerm>>, TermCounts) {
-        let term = |drawn: &Drawn, (&old_log_prob, &entropy): (&f32, &f32)| TokenTerm {
-            old_log_prob,
+        let term = |drawn: &Drawn, entropy: f32| TokenTerm {
             advantage: drawn.advantage + self.bonus(drawn, entropy),
             weight: drawn.weight,
             kl: self.beta * drawn.weight,
             ..TokenTerm::default()
         };
         let mut terms: Vec<Vec<TokenTerm>> =
-            step.iter().map(|d| d.log_probs.iter().zip(d.entropies).map(|token| term(d, token)).collect()).collect();
+            step.iter().map(|drawn| drawn.entropies.iter().map(|&entropy| term(drawn, entropy)).collect()).collect();
         let tokens: Vec<(usize, usize)> = (step.iter().enumerate())
             .filter(|(_, drawn)| drawn.weight != 0.0)
             .flat_map(|(i, drawn)| (0..drawn.log_probs.len()).map(move |t| (i, t)))

@@ -191,6 +191,11 @@ impl Gradients {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
+
+    /// The gradient of each parameter by name, flattened, in the model's orientation: `[inputs, outputs]` for a matrix.
+    pub fn to_host(&self) -> BTreeMap<String, Vec<f32>> {
+        self.0.iter().map(|(name, gradient)| (name.clone(), ops::to_host(gradient.clone()))).collect()
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
-//! From sequences to the scores of their completion tokens, in micro-batches that do not change the result.
+//! Sequences to learn from, and how they are packed into micro-batches.
 
 use std::ops::Range;
-
-use crate::model::CausalLm;
-use crate::ops::{self, Scores};
 
 /// A prompt and what followed it, as tokens; only the completion is learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,16 +66,6 @@ impl Packed {
         }
         Self { tokens, lengths, rows, targets, completions }
     }
-}
-
-/// What the model says of every completion token, sequences end to end: all in one pass that is recorded whole.
-///
-/// The head runs on the rows that predict a completion token and on no others. Training goes through
-/// [`super::learner`], which is this in pieces.
-pub fn completion_scores(model: &CausalLm, sequences: &[Sequence], temperature: f32) -> Scores {
-    let packed = Packed::of(sequences);
-    let hidden = model.forward(&packed.tokens, &packed.lengths, None);
-    ops::scores(model.logits(ops::take_rows(hidden, &packed.rows)), &packed.targets, temperature)
 }
 
 #[cfg(test)]

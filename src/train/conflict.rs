@@ -8,7 +8,7 @@ use super::learner::Learner;
 use super::score::Scored;
 use super::settings::RlTrain;
 use super::stage::Stage;
-use super::update::weights;
+use super::update::{examples, weights};
 use crate::conflict::{Connectors, Figures, Sample, TokenTypes, Types, measure};
 use crate::error::Result;
 use crate::files;
@@ -57,7 +57,7 @@ impl<'a> ConflictMeter<'a> {
     }
 
     fn cosine(&self, model: &CausalLm, scored: &[Scored], stage: &Stage, metrics: &mut Metrics) -> Result<()> {
-        let weights = weights(scored, stage, self.settings.num_generations);
+        let weights = weights(examples(scored, stage, self.settings.num_generations).iter(), stage);
         let pairs = scored.iter().zip(weights);
         let (moved, weights): (Vec<&Scored>, Vec<f32>) = pairs
             .filter(|(s, weight)| *weight != 0.0 && (s.advantage.task != 0.0 || s.advantage.length != 0.0))
@@ -98,7 +98,7 @@ pub(super) fn measured(
     connectors: &Connectors,
     types: &mut TokenTypes,
 ) -> Figures {
-    let weights = weights(scored, stage, group);
+    let weights = weights(examples(scored, stage, group).iter(), stage);
     let samples: Vec<Sample> = scored.iter().zip(weights).map(|(scored, weight)| sample(scored, weight)).collect();
     measure(&samples, stage.sampling.temperature, connectors, types)
 }

@@ -153,8 +153,8 @@ impl Learner<'_> {
         work
     }
 
-    /// Log-probabilities of the completion tokens of each sequence, without gradients.
-    pub fn log_probs(&self, model: &CausalLm, sequences: &[Sequence]) -> Vec<Vec<f32>> {
+    /// What the model says of the completion tokens of each sequence, without gradients.
+    pub fn read(&self, model: &CausalLm, sequences: &[Sequence]) -> Vec<TokenScores> {
         let mut lists = Vec::with_capacity(sequences.len());
         let plain = model.valid();
         for range in micro_batches(sequences, self.tokens_per_microbatch) {
@@ -163,8 +163,8 @@ impl Learner<'_> {
             let hidden = plain.blocks(0..plain.num_blocks(), plain.embed(&packed.tokens), &rows);
             let hidden = ops::take_rows(hidden, &packed.rows);
             let head = Head { learner: self, model, plain: &plain, packed: &packed, hidden };
-            let values = head.values(&head.pieces(0..packed.targets.len())).log_prob;
-            lists.extend(packed.completions.iter().map(|completion| values[completion.clone()].to_vec()));
+            let scores = head.values(&head.pieces(0..packed.targets.len()));
+            lists.extend(packed.completions.iter().map(|completion| scores.slice(completion.clone())));
         }
         lists
     }
@@ -378,6 +378,15 @@ impl TokenScores {
         self.log_prob.extend(to_host(scores.log_prob.inner()));
         self.entropy.extend(to_host(scores.entropy.inner()));
         self.sampling_entropy.extend(to_host(scores.entropy_sampling.inner()));
+    }
+
+    fn slice(&self, tokens: Range<usize>) -> Self {
+        let of = |values: &[f32]| values[tokens.clone()].to_vec();
+        Self {
+            log_prob: of(&self.log_prob),
+            entropy: of(&self.entropy),
+            sampling_entropy: of(&self.sampling_entropy),
+        }
     }
 
     fn is_finite(&self) -> bool {

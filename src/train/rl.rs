@@ -19,7 +19,7 @@ use super::schedule::StepFigures;
 use super::score::{OwnRewards, Scored, Scoring, compare, differ, remember};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
 use super::stage::Stage;
-use super::update::Update;
+use super::update::{Update, examples};
 use super::{Observer, Session, open_model};
 use crate::conflict::TokenTypes;
 use crate::data::Problem;
@@ -199,10 +199,11 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         metrics.set("learning_rate", lr);
         let update =
             Update { config, stage, step, lr, reference: reference.as_ref().filter(|_| stage.loss.kl.is_some()) };
-        let finite;
-        (model, finite) = update.run(model, &mut optimizer, &scored, &mut control, &mut metrics);
+        let examples = examples(&scored, stage, config.train.num_generations);
+        let skipped;
+        (model, skipped) = update.run(model, &mut optimizer, &examples, &mut control, &mut metrics)?;
         state.entropy_control = Some(control);
-        state.skipped_updates += usize::from(!finite);
+        state.skipped_updates += skipped;
         metrics.set("skipped_updates", state.skipped_updates as f64);
 
         let seconds = step_start.elapsed().as_secs_f64();
@@ -238,7 +239,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
             run.log(&metrics)?;
         }
         session.observer.advance(step, Some(&metrics));
-        guard.check(finite, run.dir(), step, &job.tokenizer, scored.iter().map(|scored| &scored.sequence))?;
+        guard.check(skipped == 0, run.dir(), step, &job.tokenizer, scored.iter().map(|scored| &scored.sequence))?;
 
         state.seconds = before + start.elapsed().as_secs_f64();
         let stop = session.stop().requested();

@@ -192,6 +192,13 @@ impl Settings for RlConfig {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());
         }
         problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.mistakes(index)));
+        let completions = train.prompts_per_step.saturating_mul(train.num_generations);
+        for (index, stage) in self.stages.iter().enumerate().filter(|(_, s)| s.loss.steps_per_generation > completions) {
+            problems.push(format!(
+                "stages.{index}.loss.steps_per_generation = {} must not be above the {completions} completions of a step",
+                stage.loss.steps_per_generation
+            ));
+        }
         problems.extend(config::count("cycles", self.cycles, 1, 1_000_000));
         if let Some(controller) = &self.controller {
             problems.extend(controller.mistakes(&self.stages, self.cycles));

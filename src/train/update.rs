@@ -1,121 +1,223 @@
-//! From a step's scored completions to one or more optimiser steps.
+//! From a step's completions to optimiser steps.
+//!
+//! The order is TRL's (`GRPOTrainer._prepare_inputs`): the completions of a step are shuffled and cut into
+//! `steps_per_generation` mini-batches, and that list is gone through `num_iterations` times, with one optimiser step for
+//! each mini-batch. Advantages come from whole groups, before the cut. verl says the same with `ppo_mini_batch_size`
+//! (prompts of a mini-batch) and `ppo_epochs`.
+//!
+//! The ratio compares with the policy before the first of these updates, as the trainer itself computes it: the sampler's
+//! log-probabilities, which differ by rounding or more, serve for choosing tokens and for the mismatch metrics only. With
+//! one mini-batch the old log-probabilities are those of its first pass, at no cost; with more, one forward pass without
+//! gradients over all completions comes first (about a third of the time of going through them once for the updates).
+//!
+//! Weights are counted per mini-batch. TRL does so too, but for `dapo` and `cispo`, whose tokens it counts over all
+//! mini-batches: there its gradients are smaller by a factor of `steps_per_generation`. The learning rate is that of the
+//! step for all its updates.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::batch::Sequence;
 use super::learner::{Learner, Work, arrange};
 use super::score::Scored;
 use super::settings::RlConfig;
 use super::stage::Stage;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
-use crate::noise::Stream;
+use crate::noise::{Purpose, Stream};
 use crate::objective::entropy::EntropyControl;
-use crate::objective::{Drawn, Statistics, TokenTerm, Upstream};
+use crate::objective::{Drawn, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
 use crate::optim::{AdamW, Gradients};
 
-/// What an update needs beside the completions.
+/// A completion as an update sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Example<'a> {
+    /// Place of its group in the step.
+    pub(super) group: usize,
+    /// Prompt and completion.
+    pub(super) sequence: &'a Sequence,
+    /// The sampler's log-probability of each token, in nats.
+    pub(super) sampled: &'a [f32],
+    /// Entropy before each token at the sampling temperature, in nats.
+    pub(super) entropies: &'a [f32],
+    /// Its advantage.
+    pub(super) advantage: f32,
+    /// Whether its problem is a hard one, in the sense of CEEH.
+    pub(super) hard: bool,
+    /// Whether it counts in the loss.
+    pub(super) takes_part: bool,
+}
+
+/// The completions of a step, `group` of them per problem.
+pub(super) fn examples<'a>(scored: &'a [Scored], stage: &Stage, group: usize) -> Vec<Example<'a>> {
+    let example = |(place, scored): (usize, &'a Scored)| Example {
+        group: place / group,
+        sequence: &scored.sequence,
+        sampled: &scored.completion.log_probs,
+        entropies: &scored.completion.sampling_entropies,
+        advantage: scored.advantage.total(),
+        hard: scored.hard,
+        takes_part: !stage.tokens.mask_truncated_completions || scored.completion.finished(),
+    };
+    scored.iter().enumerate().map(example).collect()
+}
+
+/// Weight of each token of each completion in a loss over all of them; 0 for those that take no part.
+pub(super) fn weights<'a>(examples: impl Iterator<Item = &'a Example<'a>> + Clone, stage: &Stage) -> Vec<f32> {
+    let length = |example: &Example| if example.takes_part { example.sampled.len() } else { 0 };
+    let groups = examples.clone().map(|example| example.group + 1).max().unwrap_or(0);
+    let mut lengths = vec![Vec::new(); groups];
+    examples.clone().for_each(|example| lengths[example.group].push(length(example)));
+    let weights = stage.loss.loss_type.aggregate().weights(&lengths, stage.sampling.max_completion_length);
+    let mut rest: Vec<_> = weights.into_iter().map(Vec::into_iter).collect();
+    examples.map(|example| rest[example.group].next().expect("one weight per completion")).collect()
+}
+
+/// A completion that has a gradient.
+#[derive(Debug, Clone)]
+pub(crate) struct Lesson {
+    /// Its place in the step.
+    pub(crate) place: usize,
+    /// Prompt and completion.
+    pub(crate) sequence: Sequence,
+    /// One per token.
+    pub(crate) terms: Vec<TokenTerm>,
+    /// Whether the pass to come is the first over it: then the old log-probabilities are taken from it.
+    pub(crate) first: bool,
+}
+
+/// The gradient of a loss over `lessons`, and what was counted on the way.
+pub(crate) fn gradients(
+    learner: &Learner,
+    objective: &Objective,
+    model: &CausalLm,
+    lessons: &mut [Lesson],
+) -> (Gradients, Statistics, Work) {
+    let sequences: Vec<Sequence> = lessons.iter().map(|lesson| lesson.sequence.clone()).collect();
+    let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
+    let work = learner.backward(model, &sequences, &mut gradients, |range, scores| {
+        let (mut upstream, mut seen) = (Upstream::default(), Statistics::default());
+        let mut first = 0;
+        for lesson in &mut lessons[range] {
+            let tokens = first..first + lesson.terms.len();
+            first = tokens.end;
+            let (log_prob, entropy) = (&scores.log_prob[tokens.clone()], &scores.sampling_entropy[tokens]);
+            if std::mem::take(&mut lesson.first) {
+                lesson.terms.iter_mut().zip(log_prob).for_each(|(term, &now)| term.old_log_prob = now);
+            }
+            objective.evaluate(&lesson.terms, log_prob, entropy, &mut seen, &mut upstream);
+        }
+        let finite = seen.is_finite();
+        if finite {
+            statistics.add(&seen);
+        }
+        finite.then_some(upstream)
+    });
+    (gradients, statistics, work)
+}
+
+/// The updates of a step.
 pub(super) struct Update<'a> {
     pub(super) config: &'a RlConfig,
     pub(super) stage: &'a Stage,
     pub(super) step: usize,
+    /// Learning rate of each of them.
     pub(super) lr: f64,
     /// The model at the start of the run; there when the stage has `loss.kl`.
     pub(super) reference: Option<&'a CausalLm>,
 }
 
-/// A completion that has a gradient: its tokens and their terms.
-type Lesson = (Sequence, Vec<TokenTerm>);
-
-/// Weight of each token of each completion, in groups of `group`; 0 for completions that are left out.
-pub(super) fn weights(scored: &[Scored], stage: &Stage, group: usize) -> Vec<f32> {
-    let length = |s: &Scored| if takes_part(s, stage) { s.completion.tokens.len() } else { 0 };
-    let lengths: Vec<Vec<usize>> = scored.chunks(group).map(|group| group.iter().map(length).collect()).collect();
-    stage.loss.loss_type.aggregate().weights(&lengths, stage.sampling.max_completion_length).concat()
-}
-
-fn takes_part(scored: &Scored, stage: &Stage) -> bool {
-    !stage.tokens.mask_truncated_completions || scored.completion.finished()
-}
-
 impl Update<'_> {
-    /// `num_iterations` optimiser steps on the same completions; says whether all of them was finite. Sequences that are
-    /// not are left out of a step, and a step whose gradient is not is left out, and so are those after it.
+    /// The model after the updates of a step, and how many of them were left out because of a loss or gradient that is not
+    /// finite. A completion that is not finite is left out of its update and counted in `skipped_sequences`.
     ///
-    /// Completions without a gradient count in the weights and are not computed.
+    /// A mini-batch in which nothing has a gradient makes no update. Completions without a gradient count in the weights.
+    ///
+    /// # Errors
+    /// When an advantage is not finite: then a reward is to blame, and nothing is updated.
     pub(super) fn run(
         &self,
         mut model: CausalLm,
         optimizer: &mut AdamW,
-        scored: &[Scored],
+        examples: &[Example],
         control: &mut EntropyControl,
         metrics: &mut Metrics,
-    ) -> (CausalLm, bool) {
+    ) -> Result<(CausalLm, usize)> {
+        check(examples)?;
         let start = Instant::now();
-        let mut lessons = self.lessons(scored, control, metrics);
-        arrange(&mut lessons, &model.device(), |(sequence, _)| sequence);
-        let mut statistics = Statistics::default();
-        let (mut norms, mut work) = (Vec::new(), Work::default());
-        let mut finite = true;
-        for _ in 0..self.stage.loss.num_iterations {
-            let (gradients, seen, done) = self.gradients(&model, &lessons);
+        let batches = self.mini_batches(examples.len());
+        let mut known = Known { old: vec![Vec::new(); examples.len()], reference: self.references(examples, metrics) };
+        let mut reading = Duration::ZERO;
+        if batches.len() > 1 {
+            reading += self.read(&model, examples, &mut known.old);
+        }
+        let (learner, objective, mut log) = (self.learner(), self.stage.objective(), Log::default());
+        let updates = (0..self.stage.loss.num_iterations).flat_map(|_| &batches).enumerate();
+        for (number, batch) in updates {
+            let batch = MiniBatch { number, examples: batch.iter().map(|&place| (place, &examples[place])).collect() };
+            let mut lessons = self.lessons(&batch, &known, control, &mut log);
+            arrange(&mut lessons, &model.device(), |lesson| &lesson.sequence);
+            let (gradients, seen, work) = gradients(&learner, &objective, &model, &mut lessons);
+            for lesson in lessons.iter().filter(|lesson| !lesson.first) {
+                known.old[lesson.place] = lesson.terms.iter().map(|term| term.old_log_prob).collect();
+            }
+            if number == 0 {
+                reading += self.read(&model, examples, &mut known.old);
+            }
             let norm = gradients.norm();
-            statistics.add(&seen);
-            norms.push(norm);
-            work.add(done);
-            finite &= norm.is_finite() && done.skipped == 0;
-            if !norm.is_finite() || lessons.is_empty() {
-                break;
+            log.note(&seen, batch.ratios(objective.ratio), norm, work);
+            if lessons.is_empty() {
+                continue;
+            }
+            if !norm.is_finite() || work.skipped == lessons.len() {
+                log.skipped += 1;
+                continue;
             }
             let scale = self.config.optim.clip(norm);
             model = optimizer.step(&self.config.optim, model, gradients, scale, self.lr);
         }
-        self.describe(&statistics, &norms, metrics);
-        work.describe(metrics);
+        self.describe(&log, metrics);
+        if self.stage.tokens.mask_truncated_completions {
+            let masked = examples.iter().filter(|example| !example.takes_part).count();
+            metrics.set("tokens/masked_completions", masked as f64 / examples.len().max(1) as f64);
+        }
+        mismatch(examples, &known.old, metrics);
+        metrics.set("timing_s/old_log_prob", reading.as_secs_f64());
         metrics.set("timing_s/update_actor", start.elapsed().as_secs_f64());
-        (model, finite)
+        Ok((model, log.skipped))
     }
 
-    /// The completions that have something to teach, with what each of their tokens has.
-    fn lessons(&self, scored: &[Scored], control: &mut EntropyControl, metrics: &mut Metrics) -> Vec<Lesson> {
+    /// Places of the completions of each mini-batch; sizes differ by one at most, and none is empty.
+    fn mini_batches(&self, count: usize) -> Vec<Vec<usize>> {
+        let parts = self.stage.loss.steps_per_generation;
+        let mut places: Vec<usize> = (0..count).collect();
+        if parts > 1 {
+            let key = [Purpose::MiniBatches.word(), self.config.seed, self.step as u64];
+            Stream::new(&key).shuffle(&mut places);
+        }
+        let batch = |part: usize| places[part * count / parts..(part + 1) * count / parts].to_vec();
+        (0..parts).map(batch).filter(|batch| !batch.is_empty()).collect()
+    }
+
+    /// The completions of a mini-batch that have something to teach, with what each of their tokens has.
+    fn lessons(&self, batch: &MiniBatch, known: &Known, control: &mut EntropyControl, log: &mut Log) -> Vec<Lesson> {
         let stage = self.stage;
-        let drawn: Vec<Drawn> = (scored.iter().zip(weights(scored, stage, self.config.train.num_generations)))
-            .map(|(s, weight)| Drawn {
-                log_probs: &s.completion.log_probs,
-                entropies: &s.completion.sampling_entropies,
-                advantage: s.advantage.total(),
-                weight,
-                hard: s.hard,
-            })
-            .collect();
-        let coefficient = control.coefficient(stage.entropy_target());
-        let mut random = Stream::new(&[self.config.seed, self.step as u64]);
-        let (terms, counts) = stage.token_rules(coefficient).terms(&drawn, &mut random);
+        let key = [Purpose::Covariance.word(), self.config.seed, self.step as u64, batch.number as u64];
+        let rules = stage.token_rules(control.coefficient(stage.entropy_target()));
+        let (terms, counts) = rules.terms(&batch.drawn(stage), &mut Stream::new(&key));
         let share = |count: usize| count as f64 / counts.tokens.max(1) as f64;
-        if stage.has_entropy_bonus() {
-            metrics.set("entropy_coef", f64::from(control.observe(counts.entropy, stage.entropy_target())));
-        }
-        if stage.tokens.top_entropy_quantile < 1.0 {
-            metrics.set("tokens/low_entropy_share", share(counts.low_entropy));
-        }
-        if stage.tokens.covariance.is_some() {
-            metrics.set("tokens/covariance_share", share(counts.covariance));
-        }
-        if stage.tokens.mask_truncated_completions {
-            let masked = scored.iter().filter(|s| !takes_part(s, stage)).count();
-            metrics.set("tokens/masked_completions", masked as f64 / scored.len().max(1) as f64);
-        }
-        let taught = scored.iter().zip(terms).filter(|(_, terms)| terms.iter().any(TokenTerm::learns));
-        let mut lessons: Vec<Lesson> = taught.map(|(s, terms)| (s.sequence.clone(), terms)).collect();
-        if let Some(reference) = self.reference {
-            let start = Instant::now();
-            let sequences: Vec<Sequence> = lessons.iter().map(|(sequence, _)| sequence.clone()).collect();
-            for ((_, terms), log_probs) in lessons.iter_mut().zip(self.learner().log_probs(reference, &sequences)) {
-                terms.iter_mut().zip(log_probs).for_each(|(term, log_prob)| term.reference_log_prob = log_prob);
-            }
-            metrics.set("timing_s/ref", start.elapsed().as_secs_f64());
-        }
-        lessons
+        log.low_entropy.push(share(counts.low_entropy));
+        log.covariance.push(share(counts.covariance));
+        log.coefficients.push(f64::from(control.observe(counts.entropy, stage.entropy_target())));
+        let taught = batch.examples.iter().zip(terms).filter(|(_, terms)| terms.iter().any(TokenTerm::learns));
+        let lesson = |(&(place, example), mut terms): (&(usize, &Example), Vec<TokenTerm>)| {
+            let old = &known.old[place];
+            terms.iter_mut().zip(old).for_each(|(term, &log_prob)| term.old_log_prob = log_prob);
+            let reference = &known.reference[place];
+            terms.iter_mut().zip(reference).for_each(|(term, &log_prob)| term.reference_log_prob = log_prob);
+            Lesson { place, sequence: example.sequence.clone(), terms, first: old.is_empty() }
+        };
+        taught.map(lesson).collect()
     }
 
     fn learner(&self) -> Learner<'static> {
@@ -127,49 +229,156 @@ impl Update<'_> {
         }
     }
 
-    /// The gradient of the whole step, and what was counted on the way.
-    fn gradients(&self, model: &CausalLm, lessons: &[Lesson]) -> (Gradients, Statistics, Work) {
-        let objective = self.stage.objective();
-        let sequences: Vec<Sequence> = lessons.iter().map(|(sequence, _)| sequence.clone()).collect();
-        let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
-        let work = self.learner().backward(model, &sequences, &mut gradients, |range, scores| {
-            let (mut upstream, mut seen) = (Upstream::default(), Statistics::default());
-            let mut first = 0;
-            for (_, terms) in &lessons[range] {
-                let tokens = first..first + terms.len();
-                first = tokens.end;
-                let (log_prob, entropy) = (&scores.log_prob[tokens.clone()], &scores.sampling_entropy[tokens]);
-                objective.evaluate(terms, log_prob, entropy, &mut seen, &mut upstream);
-            }
-            let finite = seen.is_finite();
-            if finite {
-                statistics.add(&seen);
-            }
-            finite.then_some(upstream)
-        });
-        (gradients, statistics, work)
+    /// Log-probabilities under the reference model, where there is one.
+    fn references(&self, examples: &[Example], metrics: &mut Metrics) -> Vec<Vec<f32>> {
+        let mut lists = vec![Vec::new(); examples.len()];
+        if let Some(reference) = self.reference {
+            metrics.set("timing_s/ref", self.read(reference, examples, &mut lists).as_secs_f64());
+        }
+        lists
     }
 
-    fn describe(&self, statistics: &Statistics, norms: &[f64], metrics: &mut Metrics) {
-        let updates = norms.len().max(1) as f64;
-        let tokens = statistics.tokens.max(1) as f64;
-        metrics.set("loss", statistics.loss / updates);
-        metrics.set("grad_norm", norms.iter().sum::<f64>() / updates);
-        if self.stage.loss.kl.is_some() {
-            metrics.set("kl", statistics.kl_sum / tokens);
+    /// Log-probabilities under `model` of those completions that take part and have none yet; the time it took.
+    fn read(&self, model: &CausalLm, examples: &[Example], lists: &mut [Vec<f32>]) -> Duration {
+        let start = Instant::now();
+        let mut missing: Vec<(usize, Sequence)> = (examples.iter().enumerate())
+            .filter(|(place, example)| example.takes_part && lists[*place].is_empty())
+            .map(|(place, example)| (place, example.sequence.clone()))
+            .collect();
+        arrange(&mut missing, &model.device(), |(_, sequence)| sequence);
+        let (places, sequences): (Vec<usize>, Vec<Sequence>) = missing.into_iter().unzip();
+        for (place, scores) in places.into_iter().zip(self.learner().read(model, &sequences)) {
+            lists[place] = scores.log_prob;
         }
-        if self.stage.has_entropy_bonus() || self.stage.loss.kl.is_some() {
-            metrics.set("policy_loss", statistics.policy_loss / updates);
+        start.elapsed()
+    }
+
+    fn describe(&self, log: &Log, metrics: &mut Metrics) {
+        let stage = self.stage;
+        metrics.set_mean("loss", &log.losses);
+        metrics.set_mean("grad_norm", &log.norms);
+        if stage.loss.kl.is_some() {
+            metrics.set_mean("kl", &log.kls);
         }
-        metrics.set("clip_ratio/low_mean", statistics.low as f64 / tokens);
-        metrics.set("clip_ratio/high_mean", statistics.high as f64 / tokens);
-        metrics.set("clip_ratio/region_mean", (statistics.low + statistics.high) as f64 / tokens);
-        metrics.set("sampling/sampling_logp_difference/mean", statistics.difference_sum / tokens);
-        metrics.set("sampling/sampling_logp_difference/max", statistics.difference_max);
-        if statistics.tokens > 0 {
-            metrics.set("sampling/importance_sampling_ratio/min", statistics.ratio_min);
-            metrics.set("sampling/importance_sampling_ratio/mean", statistics.ratio_sum / tokens);
-            metrics.set("sampling/importance_sampling_ratio/max", statistics.ratio_max);
+        if stage.has_entropy_bonus() || stage.loss.kl.is_some() {
+            metrics.set_mean("policy_loss", &log.policy_losses);
+        }
+        if stage.has_entropy_bonus() {
+            metrics.set_mean("entropy_coef", &log.coefficients);
+        }
+        if stage.tokens.top_entropy_quantile < 1.0 {
+            metrics.set_mean("tokens/low_entropy_share", &log.low_entropy);
+        }
+        if stage.tokens.covariance.is_some() {
+            metrics.set_mean("tokens/covariance_share", &log.covariance);
+        }
+        match stage.objective().surrogate {
+            Surrogate::Clip { .. } => {
+                let either: Vec<f64> = log.low.iter().zip(&log.high).map(|(low, high)| low + high).collect();
+                metrics.set_mean("clip_ratio/low_mean", &log.low);
+                metrics.set_mean("clip_ratio/high_mean", &log.high);
+                metrics.set_mean("clip_ratio/region_mean", &either);
+            }
+            Surrogate::Cispo { .. } => metrics.set_mean("cispo_clip_ratio", &log.high),
+            Surrogate::Sapo { .. } | Surrogate::Unclipped => {}
+        }
+        log.work.describe(metrics);
+    }
+}
+
+/// Log-probabilities of the tokens of each completion of a step; empty where they are not known.
+struct Known {
+    /// Before the first update.
+    old: Vec<Vec<f32>>,
+    /// Under the reference model.
+    reference: Vec<Vec<f32>>,
+}
+
+/// The completions of one update, with their places in the step.
+struct MiniBatch<'a> {
+    /// Updates of the step before this one.
+    number: usize,
+    examples: Vec<(usize, &'a Example<'a>)>,
+}
+
+impl<'a> MiniBatch<'a> {
+    fn drawn(&self, stage: &Stage) -> Vec<Drawn<'a>> {
+        let weights = weights(self.examples.iter().map(|(_, example)| *example), stage);
+        let drawn = |(&(_, example), weight): (&(usize, &'a Example<'a>), f32)| Drawn {
+            log_probs: example.sampled,
+            entropies: example.entropies,
+            advantage: example.advantage,
+            weight,
+            hard: example.hard,
+        };
+        self.examples.iter().zip(weights).map(drawn).collect()
+    }
+
+    /// Ratios that the loss compares: all tokens, or all completions, that take part.
+    fn ratios(&self, ratio: Ratio) -> usize {
+        let part = self.examples.iter().filter(|(_, example)| example.takes_part);
+        match ratio {
+            Ratio::Token => part.map(|(_, example)| example.sampled.len()).sum(),
+            Ratio::Sequence => part.count(),
         }
     }
+}
+
+/// Figures of each update of a step; the metric is their mean, as TRL logs it.
+#[derive(Debug, Default)]
+struct Log {
+    losses: Vec<f64>,
+    policy_losses: Vec<f64>,
+    kls: Vec<f64>,
+    norms: Vec<f64>,
+    low: Vec<f64>,
+    high: Vec<f64>,
+    low_entropy: Vec<f64>,
+    covariance: Vec<f64>,
+    coefficients: Vec<f64>,
+    work: Work,
+    /// Updates left out.
+    skipped: usize,
+}
+
+impl Log {
+    fn note(&mut self, seen: &Statistics, ratios: usize, norm: f64, work: Work) {
+        let share = |count: usize| count as f64 / ratios.max(1) as f64;
+        self.losses.push(seen.loss);
+        self.policy_losses.push(seen.policy_loss);
+        self.kls.push(seen.kl_sum / seen.tokens.max(1) as f64);
+        self.norms.push(norm);
+        self.low.push(share(seen.low));
+        self.high.push(share(seen.high));
+        self.work.add(work);
+    }
+}
+
+fn check(examples: &[Example]) -> Result<()> {
+    let bad = examples.iter().filter(|example| !example.advantage.is_finite()).count();
+    if bad == 0 {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{bad} of {} completions have an advantage that is not a finite number: a reward of this stage, or one of its \
+         reward_weights, is not finite or too large",
+        examples.len()
+    )))
+}
+
+/// How far the sampler's log-probabilities are from the trainer's, over all tokens that take part (TRL's
+/// `sampling/…`, which it writes with vLLM): `|log π_old − log π_sampler|`, and the ratio `π_old / π_sampler`.
+fn mismatch(examples: &[Example], old: &[Vec<f32>], metrics: &mut Metrics) {
+    let pairs = examples.iter().zip(old).flat_map(|(example, old)| old.iter().zip(example.sampled));
+    let logs: Vec<f64> = pairs.map(|(old, sampled)| f64::from(old - sampled)).filter(|log| log.is_finite()).collect();
+    if logs.is_empty() {
+        return;
+    }
+    let count = logs.len() as f64;
+    let largest = |of: fn(f64) -> f64| logs.iter().map(|&log| of(log)).fold(f64::NEG_INFINITY, f64::max);
+    metrics.set("sampling/sampling_logp_difference/mean", logs.iter().map(|log| log.abs()).sum::<f64>() / count);
+    metrics.set("sampling/sampling_logp_difference/max", largest(f64::abs));
+    metrics.set("sampling/importance_sampling_ratio/min", (-largest(|log| -log)).exp());
+    metrics.set("sampling/importance_sampling_ratio/mean", logs.iter().map(|log| log.exp()).sum::<f64>() / count);
+    metrics.set("sampling/importance_sampling_ratio/max", largest(|log| log).exp());
 }

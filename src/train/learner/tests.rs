@@ -5,7 +5,6 @@ use burn::module::{ModuleMapper, Param};
 use super::*;
 use crate::model::{LoraConfig, ModelConfig, ParamPath};
 use crate::objective::{Statistics, TokenTerm};
-use crate::train::batch::completion_scores;
 use crate::train::stage::Stage;
 
 const VOCAB: usize = 37;
@@ -43,7 +42,7 @@ fn first_token(sequence: usize) -> usize {
 }
 
 fn values(gradients: Gradients) -> BTreeMap<String, Vec<f32>> {
-    gradients.0.into_iter().map(|(name, gradient)| (name, to_host(gradient))).collect()
+    gradients.to_host()
 }
 
 fn learned(learner: &Learner, model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
@@ -55,7 +54,14 @@ fn learned(learner: &Learner, model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
     values(gradients)
 }
 
-/// All logits at once, in one recorded pass.
+/// What the model says of every completion token, all logits at once, in one pass that is recorded whole.
+fn completion_scores(model: &CausalLm, sequences: &[Sequence], temperature: f32) -> Scores {
+    let packed = Packed::of(sequences);
+    let hidden = model.forward(&packed.tokens, &packed.lengths, None);
+    ops::scores(model.logits(ops::take_rows(hidden, &packed.rows)), &packed.targets, temperature)
+}
+
+/// The gradient through [`completion_scores`].
 fn plain(model: &CausalLm, temperature: f32) -> BTreeMap<String, Vec<f32>> {
     let scores = completion_scores(model, &sequences(), temperature);
     let mut seen = TokenScores::default();
@@ -222,12 +228,24 @@ fn what_is_not_finite_is_left_out_and_counted_and_the_rest_learns() {
 }
 
 #[test]
-fn log_probabilities_without_gradients_are_those_with_them() {
+fn scores_without_gradients_are_those_with_them() {
     let model = model(false, &Device::flex().autodiff());
     let learner = Learner { temperature: 0.8, logits: 4 * VOCAB, ..Learner::default() };
-    let lists = learner.log_probs(&model, &sequences());
+    let lists = learner.read(&model, &sequences());
     let lengths: Vec<usize> = sequences().iter().map(|sequence| sequence.completion().len()).collect();
-    assert!(lists.iter().map(Vec::len).eq(lengths));
-    let all = to_host(completion_scores(&model.valid(), &sequences(), 0.8).log_prob);
-    assert!(lists.concat().iter().zip(all).all(|(a, b)| (a - b).abs() < 1e-6));
+    assert!(lists.iter().map(|scores| scores.log_prob.len()).eq(lengths));
+    let (mut read, mut recorded) = (TokenScores::default(), TokenScores::default());
+    for scores in &lists {
+        read.log_prob.extend(&scores.log_prob);
+        read.entropy.extend(&scores.entropy);
+        read.sampling_entropy.extend(&scores.sampling_entropy);
+    }
+    recorded.extend(completion_scores(&model, &sequences(), 0.8));
+    for (read, recorded) in [
+        (read.log_prob, recorded.log_prob),
+        (read.entropy, recorded.entropy),
+        (read.sampling_entropy, recorded.sampling_entropy),
+    ] {
+        assert!(read.iter().zip(&recorded).all(|(a, b)| (a - b).abs() < 1e-6), "{read:?} {recorded:?}");
+    }
 }

@@ -13,7 +13,8 @@ pub use tokens::{EntropyBonus, StageTokens};
 use super::schedule::StageExit;
 use crate::generate::Distribution;
 use crate::objective::entropy::EntropyTarget;
-use crate::objective::{Advantage, DifficultyWeighting, Objective, RewardKind, TokenRules};
+use crate::objective::terms::Covariance;
+use crate::objective::{Advantage, DifficultyWeighting, LossType, Objective, RewardKind, Surrogate, TokenRules};
 
 /// One stage of a schedule. Each section has only keys that act, and checks itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,9 +79,11 @@ impl Stage {
         self.sampling.distribution()
     }
 
-    /// The loss of its tokens.
+    /// The loss of its tokens; with KL-Cov, none of them is clipped.
     pub fn objective(&self) -> Objective {
-        self.loss.objective()
+        let held = matches!(self.tokens.covariance, Some(Covariance::KlCov { .. }));
+        let objective = self.loss.objective();
+        if held { Objective { surrogate: Surrogate::Unclipped, ..objective } } else { objective }
     }
 
     /// The rule of adaptive entropy control, where it is on.
@@ -132,6 +135,17 @@ impl Stage {
         mistakes.extend(section("loss", self.loss.mistakes()));
         mistakes.extend(section("tokens", self.tokens.mistakes(has_record)));
         mistakes.extend(section("exit", self.exit.mistakes()));
+        if self.objective().surrogate == Surrogate::Unclipped {
+            let what = "tokens.covariance.type = \"kl_cov\"";
+            if self.loss.loss_type != LossType::Dapo {
+                mistakes.push(format!("{what} has a loss of its own, without a clip: set loss.type = \"dapo\""));
+            }
+            if self.loss.steps_per_generation * self.loss.num_iterations == 1 {
+                mistakes.push(format!(
+                    "{what} does nothing in the only update of a step: set loss.steps_per_generation = 8"
+                ));
+            }
+        }
         mistakes.into_iter().map(|mistake| format!("stages.{index}.{mistake}")).collect()
     }
 }
