@@ -179,7 +179,7 @@ impl Workshop {
             stages: vec![Stage {
                 max_steps: 6,
                 max_completion_length: 24,
-                rewards: vec![RewardKind::Accuracy, RewardKind::Format],
+                rewards: vec![Accuracy {}.into(), Format {}.into()],
                 reward_weights: vec![1.0, 0.5],
                 ..Stage::default()
             }],

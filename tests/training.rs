@@ -160,7 +160,7 @@ impl Reward for Tokens {
 fn a_stage_learns_from_the_users_rust_type() {
     let workshop = Workshop::new();
     let mut config = workshop.rl("run");
-    let custom = |name: &str| vec![RewardKind::Custom { name: name.to_string() }];
+    let custom = |name: &str| vec![Custom { name: name.to_string() }.into()];
     (config.stages[0].rewards, config.stages[0].reward_weights) = (custom("tokns"), vec![]);
     (config.stages[0].max_steps, config.stages[0].max_completion_length) = (1, 12);
     let run = |config: &RlConfig| {
@@ -187,7 +187,7 @@ fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score()
         echo "{\"id\":$id,\"score\":$score}"; done; read -r line; exit 1"#;
     let mut config = workshop.rl("run");
     // With a second reward the completions that the program does not score still take part, by that one.
-    config.stages[0].rewards = vec![RewardKind::Command, RewardKind::Accuracy];
+    config.stages[0].rewards = vec![Command {}.into(), Accuracy {}.into()];
     config.stages[0].max_steps = 2;
     assert!(config.validate()[0].contains("reward.command is empty"), "{:?}", config.validate());
     config.reward.command = ["sh", "-c", script].map(str::to_string).to_vec();
@@ -393,7 +393,7 @@ fn stages_can_be_gone_through_again() {
 fn problems_without_spread_are_replaced_up_to_the_cap_which_is_reported() {
     let workshop = Workshop::new();
     let mut config = workshop.rl("replaced");
-    config.stages[0].rewards = vec![RewardKind::Accuracy];
+    config.stages[0].rewards = vec![Accuracy {}.into()];
     config.stages[0].reward_weights = vec![];
     config.stages[0].max_num_gen_batches = 3;
     config.stages[0].max_steps = 4;

@@ -71,7 +71,7 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
         metrics.set(format!("rewards/{}/std", kind.name()), deviation(&values));
         metrics.set(format!("rewards/{}/unscored", kind.name()), share(&|s| s.rewards[k].is_none()));
     }
-    if stage.rewards.iter().any(|kind| matches!(kind, RewardKind::CeehLength(_))) {
+    if stage.rewards.iter().any(RewardKind::keeps_hardness) {
         metrics.set("rewards/ceeh_length/hard_share", share(&|s| s.hard));
     }
     // Lengths.

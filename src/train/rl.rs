@@ -3,6 +3,7 @@
 //! A step: sample groups, grade, score, advantages, update. Left out, on purpose: a value model.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -14,7 +15,7 @@ use super::conflict::ConflictMeter;
 use super::describe::{DIAGNOSED_STEPS, describe, diagnose};
 use super::guard::Guard;
 use super::schedule::StepFigures;
-use super::score::{OwnRewards, Scored, Scoring, compare, differ, remember};
+use super::score::{Scored, Scoring, compare, differ, remember, score};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
 use super::stage::Stage;
 use super::update::Update;
@@ -31,9 +32,8 @@ use crate::metrics::{Metrics, MetricsLog, peak_rss_gb};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
 use crate::objective::Parts;
 use crate::objective::entropy::EntropyControl;
-use crate::objective::rewards::RewardState;
 use crate::optim::{AdamW, learning_rate};
-use crate::reward::Reward;
+use crate::reward::{Memory, Reward, Rewards};
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
 
@@ -62,7 +62,7 @@ struct State {
     /// The current stage's entropy bonus.
     entropy_control: Option<EntropyControl>,
     /// What rewards remember of the steps so far.
-    rewards: RewardState,
+    rewards: Memory,
     /// Token types by entropy, of all steps so far.
     token_types: TokenTypes,
 }
@@ -111,7 +111,7 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
 ///
 /// # Errors
 /// As [`run`], and when a stage names a reward that is not among them.
-pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward]) -> Result<Finished> {
+pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[Arc<dyn Reward>]) -> Result<Finished> {
     let start = Instant::now();
     config.optim.check(&session.device)?;
     let problems = config.data.open(Split::Train)?;
@@ -120,7 +120,8 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
     if report.overlong > 0 {
         session.observer.note(&format!("held-out problems: {report}"));
     }
-    let mut own = OwnRewards::new(&config.reward, rewards, &config.stages)?;
+    let kinds = config.stages.iter().map(|stage| stage.rewards.as_slice());
+    let rewards = Rewards::open(kinds, &config.reward, rewards, &problems.shuffled(config.seed, 0))?;
     let dir = open_run(&config.output_dir.join(&config.name), session.resume)?;
     let loaded = if session.resume {
         checkpoint::load_newest::<State>(&dir, &session.device, config.model.dtype, config.lora.as_ref())?
@@ -173,10 +174,10 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         metrics.set("max_completion_length", stage.max_completion_length as f64);
 
         // 1. Sample groups, 2. grade and score them.
-        let scoring = Scoring { stage, step: state.history.len(), state: &state.rewards };
-        let scored = run.collect(&model, scoring, step, &mut state.next_problem, &mut own, &mut metrics)?;
-        remember(&mut state.rewards, &scored, stage, config.train.num_generations);
-        state.rewards.describe(&stage.rewards, &mut metrics);
+        let scoring = Scoring { stage, step: state.history.len(), memory: &state.rewards, rewards: &rewards };
+        let scored = run.collect(&model, scoring, step, &mut state.next_problem, &mut metrics)?;
+        remember(&rewards, &mut state.rewards, &scored, stage, config.train.num_generations);
+        rewards.describe(&stage.rewards, &state.rewards, &mut metrics);
         let figures = describe(&scored, stage, config.train.num_generations, &mut metrics);
         meter.step(step, &model, &scored, stage, &mut state.token_types, &mut metrics)?;
         state.history.push(StepFigures { cancelled: metrics.get("conflict/cancellation"), ..figures });
@@ -297,7 +298,6 @@ impl Run<'_> {
         scoring: Scoring,
         step: usize,
         next_problem: &mut u64,
-        own: &mut OwnRewards,
         metrics: &mut Metrics,
     ) -> Result<Vec<Scored>> {
         let (train, stage) = (&self.config.train, scoring.stage);
@@ -314,7 +314,7 @@ impl Run<'_> {
             let groups = self.sample(model, stage, step, &problems)?;
             sampling_s += start.elapsed().as_secs_f64();
             let start = Instant::now();
-            let scored = own.score(&problems, groups, scoring, &self.tokenizer, metrics)?;
+            let scored = score(&problems, groups, scoring, &self.tokenizer)?;
             reward_s += start.elapsed().as_secs_f64();
             if most == 1 {
                 kept = scored;

@@ -179,7 +179,8 @@ impl Settings for RlConfig {
                 ));
             }
         }
-        let used = self.stages.iter().any(|stage| stage.rewards.contains(&RewardKind::Command));
+        let used =
+            self.stages.iter().any(|stage| stage.rewards.iter().any(|kind| matches!(kind, RewardKind::Command(_))));
         problems.extend(self.reward.mistakes(used));
         problems
     }

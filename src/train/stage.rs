@@ -11,6 +11,7 @@ use crate::objective::{
     Advantage, Aggregate, DifficultyWeighting, KlEstimator, LossType, Objective, Ratio, RewardKind, Surrogate,
     TokenRules,
 };
+use crate::reward::Accuracy;
 
 /// One stage of a schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -116,7 +117,7 @@ impl Default for Stage {
             max_completion_length: 512,
             max_completion_length_schedule: Vec::new(),
             learning_rate_scale: 1.0,
-            rewards: vec![RewardKind::Accuracy],
+            rewards: vec![Accuracy {}.into()],
             reward_weights: Vec::new(),
             advantage: Advantage::Group {
                 scale_rewards: ScaleRewards::Group,
@@ -259,8 +260,11 @@ impl Stage {
         }
         let clips = self.max_completion_length_schedule.iter().map(|clip| clip.value);
         let length = clips.chain([self.max_completion_length]).min().unwrap_or(0);
-        for (k, problem) in self.rewards.iter().enumerate().filter_map(|(k, r)| Some((k, r.mistake(length)?))) {
-            refuse(true, format!("rewards.{k}.{problem}"));
+        for (k, reward) in self.rewards.iter().enumerate() {
+            reward.mistakes(length).into_iter().for_each(|mistake| refuse(true, format!("rewards.{k}.{mistake}")));
+        }
+        for (k, weight) in self.reward_weights.iter().enumerate() {
+            refuse(!weight.is_finite(), format!("reward_weights.{k} = {weight} must be a finite number"));
         }
         self.loss_mistakes().into_iter().for_each(|problem| refuse(true, problem));
         self.exit_mistakes().into_iter().for_each(|problem| refuse(true, problem));
