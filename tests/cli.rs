@@ -41,6 +41,13 @@ pub(crate) fn succeed(args: &[&dyn AsRef<OsStr>]) -> String {
     ended.out
 }
 
+/// What a command that succeeds writes on standard output and on standard error.
+pub(crate) fn both(args: &[&dyn AsRef<OsStr>]) -> (String, String) {
+    let ended = tempering(args);
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    (ended.out, ended.err)
+}
+
 pub(crate) fn user_error(args: &[&dyn AsRef<OsStr>]) -> String {
     let ended = tempering(args);
     assert_eq!(ended.code, Some(2), "{}", ended.err);
@@ -76,7 +83,7 @@ impl Drop for Background {
 fn long_run(workshop: &Workshop, name: &str, steps: usize) -> (RlConfig, std::path::PathBuf) {
     let mut config = workshop.rl(name);
     config.train.save_steps = 5;
-    config.stages[0].max_steps = steps;
+    config.stages[0].exit.max_steps = steps;
     let file = workshop.path(&format!("{name}.toml"));
     std::fs::write(&file, to_toml(&config)).unwrap();
     (config, file)

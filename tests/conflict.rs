@@ -44,7 +44,7 @@ fn measuring_changes_nothing_and_is_done_as_often_as_asked() {
     let run = |name: &str, every: usize| {
         let mut config = workshop.rl(name);
         // At temperature 1 most groups answer in one length, and there is no length part to measure.
-        (config.stages[0].max_steps, config.stages[0].temperature) = (4, 1.5);
+        (config.stages[0].exit.max_steps, config.stages[0].sampling.temperature) = (4, 1.5);
         config.train.conflict_steps = every;
         config.train.conflict_cosine_steps = every;
         run_rl(&config).unwrap();
@@ -70,7 +70,7 @@ fn a_model_is_analysed_without_training() {
     let workshop = Workshop::new();
     let (model, data) = (workshop.path("model"), workshop.path("sums.jsonl"));
     let (page, json) = (workshop.path("a.html"), workshop.path("a.json"));
-    let words = ["--set", "max_completion_length=16", "-n", "4", "--html"];
+    let words = ["--set", "sampling.max_completion_length=16", "-n", "4", "--html"];
     let [set, short, n, four, html] = words;
     let said = succeed(&[&"analyze", &model, &data, &set, &short, &n, &four, &html, &page, &"--json", &json]);
     assert!(said.contains("Over 2 blocks of problems"), "{said}");

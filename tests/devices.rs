@@ -14,7 +14,7 @@ fn quickstart(device: &str) -> Vec<serde_json::Map<String, serde_json::Value>> {
     (config.train.prompts_per_step, config.train.num_generations, config.train.eval_steps) = (2, 4, 0);
     (config.eval.num_problems, config.eval.max_completion_length) = (2, 8);
     for (stage, steps) in config.stages.iter_mut().zip([3, 2]) {
-        (stage.max_steps, stage.max_completion_length) = (steps, 80);
+        (stage.exit.max_steps, stage.sampling.max_completion_length) = (steps, 80);
     }
     let device = tempering::device::parse(device).unwrap();
     let stop = AtomicBool::new(false);

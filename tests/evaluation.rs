@@ -5,7 +5,8 @@ use std::path::Path;
 use tempering::data::{DataReport, Fields, load_problems};
 use tempering::eval::figures::{Percentiles, Scores};
 use tempering::eval::saved::{Manifest, evaluate_into};
-use tempering::eval::{EvalConfig, Evaluation, Subject, evaluate, record};
+use tempering::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
+use tempering::generate::Count;
 use tempering::{Result, model};
 
 use crate::support::{Workshop, device, device_name, repository, tokenizer};
@@ -119,7 +120,7 @@ fn run(workshop: &Workshop, dir: &Path, config: &EvalConfig) -> Result<Evaluatio
     let data = vec![("sums.jsonl".into(), DataReport::of(&problems))];
     let manifest = Manifest::new(&path, &device_name(), data, &problems, config)?;
     let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer() };
-    evaluate_into(dir, &manifest, subject, &problems, config, &mut |_| {})
+    evaluate_into(dir, &manifest, subject, &problems, config, &mut |_| Ok(()))
 }
 
 fn files(dir: &Path) -> [Vec<u8>; 2] {
@@ -176,11 +177,18 @@ fn a_problem_that_occurs_twice_is_two_problems() {
     problems.push(problems[0].clone());
     let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer() };
     let mut lines = 0;
-    let observe = &mut |new: &[tempering::eval::Line]| {
-        lines += new.len();
+    let mut sampled = Count::default();
+    let observe = &mut |event: Event| {
+        match event {
+            Event::Graded(new) => lines += new.len(),
+            Event::Sampled(count) => sampled = count.clone(),
+            Event::Resumed(problems) => unreachable!("{problems} problems resumed"),
+        }
         Ok(())
     };
     let evaluation = Evaluation::new(evaluate(subject, &problems, &config(), observe).unwrap()).unwrap();
     assert_eq!((lines, evaluation.overall().problems, evaluation.overall().samples), (6, 3, 2));
+    let tokens = (6.0 * evaluation.overall().mean_length) as usize;
+    assert_eq!((sampled.total, sampled.ended, sampled.tokens, sampled.ended_tokens), (6, 6, tokens, tokens));
     assert_eq!(evaluation.groups.iter().map(|group| group.key.repeat).collect::<Vec<_>>(), [0, 0, 1]);
 }

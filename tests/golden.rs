@@ -52,7 +52,7 @@ fn curves(method: &str, steps: &[usize], folder: &Path) -> Map<String, Value> {
     .to_vec();
     sets.push(format!("output_dir={}", folder.display()));
     sets.push(format!("model.path={}", repository("assets/base").display()));
-    sets.extend(steps.iter().enumerate().map(|(stage, steps)| format!("stages.{stage}.max_steps={steps}")));
+    sets.extend(steps.iter().enumerate().map(|(stage, steps)| format!("stages.{stage}.exit.max_steps={steps}")));
     let file = repository(&format!("configs/methods/{method}.toml"));
     let config: RlConfig = config::load(Some(&file), &sets).unwrap();
     let stop = AtomicBool::new(false);

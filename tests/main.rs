@@ -13,8 +13,10 @@ mod golden; // Curves of four methods, as recorded.
 mod lora; // Adapters, and models stored in half precision.
 mod methods; // Advantages as others compute them, and every file in configs/methods.
 mod objective; // The loss of a step against TRL.
+mod pages; // The pages in a real browser.
 mod reference; // The base model against Hugging Face transformers.
 mod score; // Log-probabilities of given tokens.
 mod shipped; // The configurations and data sets that come with the repository.
+mod text; // What a model is asked, and the settings it was published with.
 mod training; // SFT and RL: what must not change the result, and what must.
 mod verify; // The verifier: graded pairs, published answers, the command.

@@ -1,13 +1,19 @@
 //! The methods of the literature: advantages as others compute them, and every file in `configs/methods`.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use tempering::config::{Settings, load};
+use tempering::metrics::names::{ALL, pattern};
 use tempering::objective::advantage::Group;
-use tempering::objective::{Advantage, DifficultyWeighting, Parts, RewardKind, advantages};
+use tempering::objective::{Advantage, DifficultyWeighting, Parts, advantages};
+use tempering::reward::RewardKind;
 use tempering::train::rl::RlConfig;
 use tempering::train::schedule::Controller;
 
-use crate::support::{Workshop, column, figures, final_weights, interrupt_rl, repository, resume_rl, run_rl};
+use crate::support::{
+    Workshop, column, figures, final_weights, interrupt_rl, read_lines, repository, resume_rl, run_rl,
+};
 
 /// `assets/fixtures/advantage_reference.json`: rewards by completion, 4 to a problem.
 #[derive(Deserialize)]
@@ -52,11 +58,12 @@ fn advantages_are_those_of_trl_and_of_numpy() {
     assert_eq!(reference.cases.len(), 24);
 }
 
-/// Names of the files in `configs/methods`.
+/// Names of the methods: the files in `configs/methods` but for the one that they lie over.
 fn names() -> Vec<String> {
     let files = std::fs::read_dir(repository("configs/methods")).unwrap().map(|entry| entry.unwrap().path());
     let toml = files.filter(|path| path.extension().is_some_and(|end| end == "toml"));
-    let mut names: Vec<String> = toml.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    let stems = toml.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned());
+    let mut names: Vec<String> = stems.filter(|name| name != "base").collect();
     names.sort();
     names
 }
@@ -73,7 +80,28 @@ fn the_table_of_methods_has_a_row_for_each_file() {
         let text = std::fs::read_to_string(file).unwrap();
         let paper = table.lines().find_map(|line| line.strip_prefix(&format!("| `{name}` | "))?.split_once(' '));
         assert!(text.contains(&format!("arXiv {}", paper.unwrap().0)), "{name}: another paper in the table");
-        assert!(text.contains(&format!("configs/methods/{name}.toml\nname = \"{name}\"\n")), "{name}");
+        assert!(text.contains(&format!("configs/methods/{name}.toml\n")), "{name}");
+        let config: RlConfig = load(Some(&repository(&format!("configs/methods/{name}.toml"))), &[]).unwrap();
+        assert_eq!(config.name, name);
+    }
+}
+
+/// The count of `configs/methods/README.md`.
+#[test]
+fn a_method_file_has_twelve_lines_at_most_in_the_mean() {
+    let text = |name: &String| std::fs::read_to_string(repository(&format!("configs/methods/{name}.toml"))).unwrap();
+    let lines = |text: String| text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
+    let counts: Vec<usize> = names().iter().map(|name| lines(text(name))).collect();
+    assert!(counts.iter().sum::<usize>() <= 12 * counts.len(), "{counts:?}");
+}
+
+/// Only the stages that follow arXiv 2511.14258 say that they are a reconstruction of it.
+#[test]
+fn a_note_stands_in_the_configuration_that_it_is_true_of() {
+    for name in names() {
+        let config: RlConfig = load(Some(&repository(&format!("configs/methods/{name}.toml"))), &[]).unwrap();
+        let ours = ["entropy_guided", "closed_loop"].contains(&name.as_str());
+        assert_eq!(config.note.is_some_and(|note| note.contains("2511.14258")), ours, "{name}");
     }
 }
 
@@ -89,6 +117,7 @@ fn the_quickstart_is_the_entropy_guided_method() {
 #[test]
 fn every_method_trains() {
     let workshop = Workshop::new();
+    let mut metrics = BTreeSet::new();
     for name in names() {
         let mut config = workshop.rl(&name);
         let method: RlConfig =
@@ -96,11 +125,13 @@ fn every_method_trains() {
         config.stages = method.stages;
         let quick = |controller| Controller { max_steps: 8, min_steps: 2, window: 2, ..controller };
         config.controller = method.controller.map(quick);
-        config.eval.num_problems = 1;
+        (config.eval.num_problems, config.eval.num_generations) = (1, 3);
         config.train.eval_steps = 0;
+        config.train.conflict_cosine_steps = 3;
+        config.train.conflict_cosine_layers = vec!["model.layers.0.".to_string()];
         for stage in &mut config.stages {
-            (stage.max_steps, stage.max_completion_length) = (4, 24);
-            for clip in &mut stage.max_completion_length_schedule {
+            (stage.exit.max_steps, stage.sampling.max_completion_length) = (4, 24);
+            for clip in &mut stage.sampling.max_completion_length_schedule {
                 (clip.step, clip.value) = (clip.step / 10 - 1, clip.value / 10);
             }
             for reward in &mut stage.rewards {
@@ -111,7 +142,11 @@ fn every_method_trains() {
         }
         assert_eq!(config.validate(), Vec::<String>::new(), "{name}");
         run_rl(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let rows = figures(&workshop.run(&name));
+        let rows = read_lines(&workshop.run(&name).join("metrics.jsonl"));
+        for metric in rows.iter().flat_map(|row| row.keys()) {
+            let pattern = pattern(metric).unwrap_or_else(|| panic!("{name}: {metric} is not in src/metrics/names.rs"));
+            metrics.insert(pattern);
+        }
         let finite = |metric: &str| {
             let values = column(&rows, metric);
             assert_eq!(values.len(), 4 * config.stages.len(), "{name} {metric}: {values:?}");
@@ -129,6 +164,8 @@ fn every_method_trains() {
             assert_eq!(column(&rows, "max_completion_length"), [24.0, 19.0, 19.0, 12.0]);
         }
     }
+    let unused: Vec<&str> = ALL.iter().map(|[pattern, ..]| *pattern).filter(|name| !metrics.contains(name)).collect();
+    assert_eq!(unused, ["num_tokens", "rewards/command/restarts"], "listed in src/metrics/names.rs, set by no method");
 }
 
 /// What rewards remember is in the checkpoint: a run with all three kinds of memory, interrupted, ends as one that was not.

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 use tempering::noise::Stream;
-use tempering::objective::{Drawn, Statistics, Upstream};
+use tempering::objective::{Drawn, Objective, Ratio, Statistics, Upstream};
 use tempering::train::stage::Stage;
 
 use crate::support::repository;
@@ -23,13 +23,15 @@ impl Reference {
         lengths.iter().map(|&length| rest.drain(..length).collect()).collect()
     }
 
-    /// The loss of the batch under a stage, its derivatives, and how many tokens were chosen for their covariance.
-    fn evaluate(&self, stage: &Stage) -> (Statistics, Upstream, usize) {
+    /// The loss of the batch under the stage of a case, its derivatives, and how many tokens were chosen for their covariance.
+    fn evaluate(&self, case: &Value) -> (Statistics, Upstream, usize) {
+        let stage = stage(case);
+        let objective = objective(&stage, case);
         let [old, log_prob, reference, entropy] =
             ["old_log_prob", "log_prob", "reference_log_prob", "entropy"].map(|key| self.rows(key));
         let lengths: Vec<usize> = old.iter().map(Vec::len).collect();
         let limit = self.0["max_completion_length"].as_u64().unwrap() as usize;
-        let weights = stage.loss_type.aggregate().weights(&[lengths], limit).concat();
+        let weights = stage.loss.loss_type.aggregate().weights(&[lengths], limit).concat();
         let advantages = numbers(&self.0["advantages"]);
         let drawn: Vec<Drawn> = (0..old.len())
             .map(|i| Drawn {
@@ -40,11 +42,11 @@ impl Reference {
                 hard: false,
             })
             .collect();
-        let (mut terms, counts) = stage.token_rules(stage.entropy_coef).terms(&drawn, &mut Stream::new(&[0]));
+        let (mut terms, counts) = stage.token_rules(stage.entropy_coef()).terms(&drawn, &mut Stream::new(&[0]));
         let (mut statistics, mut upstream) = (Statistics::default(), Upstream::default());
         for (i, terms) in terms.iter_mut().enumerate() {
             terms.iter_mut().zip(&reference[i]).for_each(|(term, &log_prob)| term.reference_log_prob = log_prob);
-            stage.objective().evaluate(terms, &log_prob[i], &entropy[i], &mut statistics, &mut upstream);
+            objective.evaluate(terms, &log_prob[i], &entropy[i], &mut statistics, &mut upstream);
         }
         (statistics, upstream, counts.covariance)
     }
@@ -54,10 +56,33 @@ fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
 }
 
-/// A stage with some keys of a case.
-fn stage(case: &Value, keys: &[&str]) -> Stage {
-    let set = keys.iter().filter(|key| !case[**key].is_null()).map(|key| ((*key).to_string(), case[*key].clone()));
-    serde_json::from_value(Value::Object(set.collect::<Map<_, _>>())).unwrap()
+/// The stage of a case. A type has only its own keys, so that `epsilon` is left out where the loss does not read it.
+fn stage(case: &Value) -> Stage {
+    let loss_type = case["loss_type"].as_str().unwrap_or("dapo");
+    let keys: &[&str] = match loss_type {
+        "sapo" => &[],
+        "cispo" => &["epsilon_high"],
+        _ => &["epsilon", "epsilon_high", "delta"],
+    };
+    let section = |keys: &[&str]| -> Map<String, Value> {
+        let written = keys.iter().filter(|key| !case[**key].is_null());
+        written.map(|key| ((*key).to_string(), case[*key].clone())).collect()
+    };
+    let (mut loss, mut tokens) = (section(keys), section(&["top_entropy_quantile", "covariance"]));
+    loss.insert("type".to_string(), json!(loss_type));
+    if case["beta"].as_f64().is_some_and(|beta| beta > 0.0) {
+        loss.insert("kl".to_string(), json!({ "beta": case["beta"] }));
+    }
+    if case["entropy_coef"].as_f64().is_some_and(|coef| coef != 0.0) {
+        tokens.insert("entropy_bonus".to_string(), json!({ "type": "fixed", "entropy_coef": case["entropy_coef"] }));
+    }
+    serde_json::from_value(json!({ "loss": loss, "tokens": tokens })).unwrap()
+}
+
+/// The objective of a case: TRL takes the ratio of whole completions with any type, settings only with GSPO's.
+fn objective(stage: &Stage, case: &Value) -> Objective {
+    let sequence = case["importance_sampling_level"] == "sequence";
+    Objective { ratio: if sequence { Ratio::Sequence } else { Ratio::Token }, ..stage.objective() }
 }
 
 fn close(ours: &[f32], theirs: &Value, what: &str) {
@@ -82,7 +107,7 @@ fn losses_and_gradients_are_trls() {
     ];
     for case in cases {
         let what = json!(keys.map(|key| &case[key])).to_string();
-        let (statistics, upstream, _) = reference.evaluate(&stage(case, &keys));
+        let (statistics, upstream, _) = reference.evaluate(case);
         let loss = case["loss"].as_f64().unwrap();
         assert!((statistics.loss - loss).abs() < 1e-5, "{what}: loss {} against {loss}", statistics.loss);
         close(&upstream.log_prob, &case["d_log_prob"], &what);
@@ -108,8 +133,7 @@ fn losses_and_gradients_are_trls() {
 fn clip_cov_and_kl_cov_are_the_papers_formulae() {
     let reference = Reference::read();
     for case in reference.0["covariance_cases"].as_array().unwrap() {
-        let (statistics, upstream, chosen) =
-            reference.evaluate(&stage(case, &["epsilon", "epsilon_high", "covariance"]));
+        let (statistics, upstream, chosen) = reference.evaluate(case);
         let what = case["covariance"].to_string();
         assert_eq!(chosen as u64, case["chosen"].as_u64().unwrap(), "{what}");
         assert!((statistics.loss - case["loss"].as_f64().unwrap()).abs() < 1e-5, "{what}: {}", statistics.loss);

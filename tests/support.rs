@@ -13,13 +13,14 @@ use tempering::eval::EvalConfig;
 use tempering::generate::{Request, Sampling};
 use tempering::metrics::Metrics;
 use tempering::model::{CausalLm, ModelConfig};
-use tempering::objective::RewardKind;
 use tempering::optim::OptimConfig;
-use tempering::reward::RewardCommand;
+use tempering::reward::{Accuracy, Format, RewardCommand};
+use tempering::text::prompt::PromptConfig;
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::rl::{self, Finished, ModelSource, RlConfig, RlTrain};
+use tempering::train::schedule::StageExit;
 use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
-use tempering::train::stage::Stage;
+use tempering::train::stage::{Stage, StageSampling};
 use tempering::train::{Observer, Session, checkpoint};
 
 /// Name of the device under test.
@@ -59,7 +60,7 @@ pub(crate) fn repository(path: &str) -> PathBuf {
 
 /// The embedded model's tokenizer.
 pub(crate) fn tokenizer() -> Tokenizer {
-    Tokenizer::load(&repository("assets/base")).unwrap()
+    Tokenizer::load(&repository("assets/base")).unwrap().with_prompt(&as_taught()).unwrap()
 }
 
 /// Two layers of width 32. The wide initialisation makes next-token distributions far from uniform.
@@ -159,9 +160,11 @@ impl Workshop {
             seed: 0,
             output_dir: self.path("runs"),
             name: name.to_string(),
+            note: None,
             model: ModelSource { path: self.path("model"), ..ModelSource::default() },
             lora: None,
             data: self.data(),
+            prompt: as_taught(),
             train: RlTrain {
                 prompts_per_step: 4,
                 num_generations: 4,
@@ -177,8 +180,8 @@ impl Workshop {
             cycles: 1,
             controller: None,
             stages: vec![Stage {
-                max_steps: 6,
-                max_completion_length: 24,
+                exit: StageExit { max_steps: 6, ..StageExit::default() },
+                sampling: StageSampling { max_completion_length: 24, ..StageSampling::default() },
                 rewards: vec![Accuracy {}.into(), Format {}.into()],
                 reward_weights: vec![1.0, 0.5],
                 ..Stage::default()
@@ -193,12 +196,18 @@ impl Workshop {
             name: name.to_string(),
             model: SftModel { path: self.path("model"), ..SftModel::default() },
             data: self.data(),
+            prompt: as_taught(),
             train: SftTrain { max_steps: 2, tokens_per_step: 256, ..SftTrain::default() },
             optim: OptimConfig { learning_rate: 1e-3, ..OptimConfig::default() },
             eval: EvalConfig { num_problems: 2, max_completion_length: 8, ..EvalConfig::default() },
             ..SftConfig::default()
         }
     }
+}
+
+/// The sums as the small model was taught them: nothing is asked for beside them.
+fn as_taught() -> PromptConfig {
+    PromptConfig { suffix: String::new(), ..PromptConfig::default() }
 }
 
 /// Files of the small model, taught once for all tests.

@@ -1,24 +1,23 @@
 //! SFT and RL: what must not change the result, and what must.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use safetensors::tensor::SafeTensors;
 use serde_json::{Value, json};
 use tempering::Error;
 use tempering::config::Settings;
-use tempering::data::Problem;
 use tempering::model::names;
-use tempering::objective::RewardKind;
 use tempering::optim::Gradients;
-use tempering::reward::{Completion, Reward};
+use tempering::reward::{Accuracy, Command, Custom, Group, Memory, Parts, Reward};
 use tempering::train::Session;
 use tempering::train::batch::{Sequence, completion_scores};
 use tempering::train::learner::ActivationCheckpointing;
 use tempering::train::rl::{self, RlConfig};
-use tempering::train::schedule::{Controller, Plateau, PlateauMetric};
+use tempering::train::schedule::{Controller, Plateau, PlateauMetric, StageExit};
 use tempering::train::sft::SftModel;
-use tempering::train::stage::Stage;
+use tempering::train::stage::{Stage, StageSampling};
 
 use crate::support::{
     Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, read_lines,
@@ -87,7 +86,7 @@ fn recomputing_blocks_changes_no_bit_of_a_run() {
     let workshop = Workshop::new();
     let run = |name: &str, activation_checkpointing| {
         let mut config = workshop.rl(name);
-        (config.train.activation_checkpointing, config.stages[0].max_steps) = (activation_checkpointing, 2);
+        (config.train.activation_checkpointing, config.stages[0].exit.max_steps) = (activation_checkpointing, 2);
         run_rl(&config).unwrap();
         (figures(&workshop.run(name)), final_weights(&workshop.run(name)))
     };
@@ -100,7 +99,7 @@ fn reinforcement_does_not_depend_on_the_size_of_micro_batches() {
     let run = |name: &str, tokens: usize| {
         let mut config = workshop.rl(name);
         config.train.tokens_per_microbatch = tokens;
-        config.stages[0].max_steps = 1;
+        config.stages[0].exit.max_steps = 1;
         run_rl(&config).unwrap();
         column(&figures(&workshop.run(name)), "grad_norm")
     };
@@ -133,7 +132,7 @@ fn where_all_rewards_are_equal_nothing_is_learned() {
     let workshop = Workshop::new();
     let mut config = workshop.rl("run");
     // One token is no answer: every completion is cut and wrong.
-    (config.stages[0].max_steps, config.stages[0].max_completion_length) = (2, 1);
+    (config.stages[0].exit.max_steps, config.stages[0].sampling.max_completion_length) = (2, 1);
     run_rl(&config).unwrap();
     let rows = figures(&workshop.run("run"));
     assert_eq!(column(&rows, "frac_reward_zero_std"), [1.0, 1.0]);
@@ -143,7 +142,8 @@ fn where_all_rewards_are_equal_nothing_is_learned() {
     assert!(final_weights(&workshop.run("run")) == before);
 }
 
-/// Twice as much as there are tokens.
+/// Twice as much as there are tokens, all of it for length.
+#[derive(Debug)]
 struct Tokens;
 
 impl Reward for Tokens {
@@ -151,8 +151,8 @@ impl Reward for Tokens {
         "tokens"
     }
 
-    fn score(&self, _problem: &Problem, completion: &Completion) -> Option<f32> {
-        Some(2.0 * completion.tokens as f32)
+    fn score(&self, group: &Group, _memory: &Memory) -> tempering::Result<Vec<Option<Parts>>> {
+        Ok(group.answers.iter().map(|answer| Some(Parts::length(2.0 * answer.length() as f32))).collect())
     }
 }
 
@@ -162,11 +162,11 @@ fn a_stage_learns_from_the_users_rust_type() {
     let mut config = workshop.rl("run");
     let custom = |name: &str| vec![Custom { name: name.to_string() }.into()];
     (config.stages[0].rewards, config.stages[0].reward_weights) = (custom("tokns"), vec![]);
-    (config.stages[0].max_steps, config.stages[0].max_completion_length) = (1, 12);
+    (config.stages[0].exit.max_steps, config.stages[0].sampling.max_completion_length) = (1, 12);
     let run = |config: &RlConfig| {
         let stop = AtomicBool::new(false);
         let mut session = Session { device: device(), observer: &mut (), stop: &stop, resume: false };
-        rl::run_with(config, &mut session, &[&Tokens])
+        rl::run_with(config, &mut session, &[Arc::new(Tokens)])
     };
     let error = run(&config).unwrap_err().to_string();
     assert!(error.contains(r#"name = "tokns", but the program that trains offers ["tokens"]"#), "{error}");
@@ -175,6 +175,9 @@ fn a_stage_learns_from_the_users_rust_type() {
     let rows = figures(&workshop.run("run"));
     let lengths = column(&rows, "completions/mean_length");
     assert!(!lengths.is_empty() && column(&rows, "rewards/tokens/mean") == [2.0 * lengths[0]], "{lengths:?}");
+    // The conflict analysis sees it as a reward for length.
+    let pushes = ["conflict/push_task", "conflict/push_length"].map(|name| column(&rows, name).len());
+    assert_eq!(pushes, [0, 1]);
 }
 
 /// A shell script gives right-looking completions 1, and dies over every tenth.
@@ -188,7 +191,7 @@ fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score()
     let mut config = workshop.rl("run");
     // With a second reward the completions that the program does not score still take part, by that one.
     config.stages[0].rewards = vec![Command {}.into(), Accuracy {}.into()];
-    config.stages[0].max_steps = 2;
+    config.stages[0].exit.max_steps = 2;
     assert!(config.validate()[0].contains("reward.command is empty"), "{:?}", config.validate());
     config.reward.command = ["sh", "-c", script].map(str::to_string).to_vec();
     assert!(config.validate().is_empty(), "{:?}", config.validate());
@@ -238,7 +241,7 @@ fn interrupted_and_resumed_fine_tuning_ends_as_if_it_had_not_been() {
 fn resuming_a_run_that_is_over_changes_nothing() {
     let workshop = Workshop::new();
     let mut config = workshop.rl("run");
-    config.stages[0].max_steps = 2;
+    config.stages[0].exit.max_steps = 2;
     run_rl(&config).unwrap();
     let before = (figures(&workshop.run("run")), final_weights(&workshop.run("run")));
     resume_rl(&config).unwrap();
@@ -251,8 +254,9 @@ fn an_interruption_between_two_stages_changes_nothing_either() {
     let workshop = Workshop::new();
     let config = |name: &str| {
         let mut config = workshop.rl(name);
-        let second = Stage { name: "second".into(), max_steps: 2, temperature: 1.2, ..config.stages[0].clone() };
-        config.stages[0].max_steps = 2;
+        config.stages[0].exit.max_steps = 2;
+        let mut second = Stage { name: "second".into(), ..config.stages[0].clone() };
+        second.sampling.temperature = 1.2;
         config.stages.push(second);
         config
     };
@@ -285,7 +289,7 @@ fn the_seed_decides_the_run() {
     let workshop = Workshop::new();
     let run = |name: &str, seed: u64| {
         let mut config = workshop.rl(name);
-        (config.seed, config.stages[0].max_steps) = (seed, 2);
+        (config.seed, config.stages[0].exit.max_steps) = (seed, 2);
         run_rl(&config).unwrap();
         (figures(&workshop.run(name)), final_weights(&workshop.run(name)))
     };
@@ -300,9 +304,8 @@ fn stages_follow_each_other_and_the_summary_says_why_each_ended() {
     let mut config = workshop.rl("stages");
     let stage = |name: &str, max_steps, max_completion_length, plateau| Stage {
         name: name.to_string(),
-        max_steps,
-        max_completion_length,
-        plateau,
+        sampling: StageSampling { max_completion_length, ..StageSampling::default() },
+        exit: StageExit { max_steps, plateau, ..StageExit::default() },
         ..config.stages[0].clone()
     };
     // A mean cannot fall by more than all of itself: this plateau is there as soon as it is looked for.
@@ -328,7 +331,7 @@ fn stages_follow_each_other_and_the_summary_says_why_each_ended() {
 fn a_run_directory_in_use_is_kept_unless_asked_otherwise() {
     let workshop = Workshop::new();
     let mut config = workshop.rl("run");
-    config.stages[0].max_steps = 1;
+    config.stages[0].exit.max_steps = 1;
     let error = resume_rl(&config).unwrap_err().to_string();
     assert!(error.contains("nothing to resume"), "{error}");
     run_rl(&config).unwrap();
@@ -352,7 +355,7 @@ fn the_controller_decides_by_what_it_measures_and_a_resumed_run_decides_alike() 
         let mut config = workshop.rl(name);
         let [mut compress, mut enhance] = [config.stages[0].clone(), config.stages[0].clone()];
         (compress.name, enhance.name) = ("compress".to_string(), "enhance".to_string());
-        enhance.temperature = 1.2;
+        enhance.sampling.temperature = 1.2;
         config.stages = vec![compress, enhance];
         config.controller = Some(Controller {
             compress: "compress".to_string(),
@@ -384,7 +387,7 @@ fn stages_can_be_gone_through_again() {
     let workshop = Workshop::new();
     let mut config = workshop.rl("cycles");
     config.cycles = 2;
-    config.stages[0].max_steps = 2;
+    config.stages[0].exit.max_steps = 2;
     let finished = run_rl(&config).unwrap();
     assert_eq!(stays(&finished.summary), [json!(["grpo", 1, 2]), json!(["grpo", 3, 4])]);
 }
@@ -395,8 +398,8 @@ fn problems_without_spread_are_replaced_up_to_the_cap_which_is_reported() {
     let mut config = workshop.rl("replaced");
     config.stages[0].rewards = vec![Accuracy {}.into()];
     config.stages[0].reward_weights = vec![];
-    config.stages[0].max_num_gen_batches = 3;
-    config.stages[0].max_steps = 4;
+    config.stages[0].sampling.max_num_gen_batches = 3;
+    config.stages[0].exit.max_steps = 4;
     run_rl(&config).unwrap();
     let wanted = config.train.prompts_per_step as f64;
     let mut replaced = 0.0;

@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::problems::ProblemArgs;
 use super::progress::Progress;
-use super::{DeviceArgs, PrecisionArgs};
+use super::{DeviceArgs, PrecisionArgs, PromptArgs};
 use crate::config::{self, Settings};
 use crate::error::{Error, Result};
 use crate::eval::Subject;
 use crate::reward::RewardCommand;
-use crate::text::tokenizer::Tokenizer;
+use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
 use crate::train::analyze::{AnalyzeConfig, analyze};
 use crate::train::settings::RlConfig;
@@ -59,6 +59,8 @@ pub(super) struct AnalyzeArgs {
     #[arg(long, default_value_t = 1_000_003)]
     seed: u64,
     #[command(flatten)]
+    asked: PromptArgs,
+    #[command(flatten)]
     problems: ProblemArgs,
     #[command(flatten)]
     precision: PrecisionArgs,
@@ -75,8 +77,10 @@ impl Default for AnalysisStage {
     /// The stage of `configs/methods/kimi_k15.toml`.
     fn default() -> Self {
         let text = include_str!("../../configs/methods/kimi_k15.toml");
-        let config: RlConfig = toml::from_str(text).expect("the embedded kimi_k15.toml is tested to be valid");
-        Self(config.stages[0].clone())
+        let mut file: toml::Table = toml::from_str(text).expect("the embedded kimi_k15.toml is tested to be valid");
+        let stages: Vec<Stage> =
+            (file.remove("stages").and_then(|stages| stages.try_into().ok())).expect("it has a stage");
+        Self(stages[0].clone())
     }
 }
 
@@ -87,13 +91,18 @@ impl Settings for AnalysisStage {
 }
 
 impl AnalyzeArgs {
-    fn settings(&self) -> Result<AnalyzeConfig> {
-        let (stage, reward, group) = match &self.config {
-            None => (config::load::<AnalysisStage>(None, &self.sets)?.0, RewardCommand::default(), 8),
+    fn settings(&self) -> Result<(AnalyzeConfig, PromptConfig)> {
+        let (stage, reward, group, prompt) = match &self.config {
+            None => (
+                config::load::<AnalysisStage>(None, &self.sets)?.0,
+                RewardCommand::default(),
+                8,
+                PromptConfig::default(),
+            ),
             Some(file) => {
                 let config: RlConfig = config::load(Some(file), &self.sets)?;
                 let group = config.train.num_generations;
-                (named(&config.stages, &self.stage, file)?, config.reward, group)
+                (named(&config.stages, &self.stage, file)?, config.reward, group, config.prompt)
             }
         };
         let num_generations = self.num_generations.unwrap_or(group);
@@ -102,7 +111,7 @@ impl AnalyzeArgs {
                 return Err(Error::Invalid(format!("{flag} {value} must be at least {least}")));
             }
         }
-        Ok(AnalyzeConfig { num_generations, stage, reward, rows: self.rows, seed: self.seed })
+        Ok((AnalyzeConfig { num_generations, stage, reward, rows: self.rows, seed: self.seed }, prompt))
     }
 }
 
@@ -116,10 +125,10 @@ fn named(stages: &[Stage], name: &str, file: &Path) -> Result<Stage> {
 }
 
 pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
-    let config = args.settings()?;
+    let (config, asked) = args.settings()?;
     let device = device::parse(&args.device.device)?;
     let (model_config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
-    let tokenizer = Tokenizer::load(&args.model)?;
+    let tokenizer = args.asked.tokenizer(&args.model, asked)?;
     tokenizer.check_vocab(model_config.vocab_size, &args.model)?;
     let mut problems = Vec::new();
     for data in &args.data {
@@ -133,7 +142,7 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     progress.begin("analyze", problems.len());
     let analysis = analyze(subject, &problems, &config, &[], &mut |done| progress.advance(done, None))?;
     drop(progress);
-    report::analysis_text(&analysis).iter().for_each(|sentence| println!("{sentence}"));
+    report::analysis_text(&analysis).iter().try_for_each(super::print)?;
     if let Some(path) = &args.html {
         let data: Vec<String> = args.data.iter().map(|data| data.display().to_string()).collect();
         let settings = format!(
@@ -142,8 +151,8 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
             analysis.problems,
             data.join(", "),
             config.stage.name,
-            config.stage.temperature,
-            config.stage.max_completion_length,
+            config.stage.sampling.temperature,
+            config.stage.sampling.max_completion_length,
         );
         let page = report::analysis(&analysis, &args.model.display().to_string(), &settings)?;
         files::write(path, page.as_bytes())?;

@@ -33,7 +33,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
     };
     let examination = examine(&args.device.device, args.precision.dtype, work.as_ref())?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&examination)?);
+        super::print(serde_json::to_string_pretty(&examination)?)?;
     } else {
         print!("{}", text(&examination));
     }

@@ -1,18 +1,20 @@
-//! `generate` and `report`.
+//! `generate`.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DeviceArgs, DistributionArgs, PrecisionArgs};
-use crate::generate::{FinishReason, Request, Sampling, Watch, generate};
+use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs};
+use crate::error::Result;
+use crate::generate::{Distribution, FinishReason, Request, Room, Sampling, Watch, generate};
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
+use crate::text::prompt::PromptConfig;
 use crate::text::stop::StopStrings;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::Tokenizer;
-use crate::{device, eval, model, report};
+use crate::{device, eval, model};
 
 /// Answer one prompt, as it comes.
 #[derive(Debug, Args)]
@@ -22,6 +24,8 @@ pub(super) struct GenerateArgs {
     /// The user's message.
     #[arg(long, short, default_value = "Compute 47*6-(18+5).")]
     prompt: String,
+    #[command(flatten)]
+    asked: PromptArgs,
     #[command(flatten)]
     distribution: DistributionArgs,
     /// Longest completion, in tokens.
@@ -40,18 +44,25 @@ pub(super) struct GenerateArgs {
 }
 
 pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
-    let distribution = args.distribution.distribution()?;
     let device = device::parse(&args.device.device)?;
     let (config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
-    let tokenizer = Tokenizer::load(&args.model)?;
+    let tokenizer = args.asked.tokenizer(&args.model, PromptConfig::default())?;
     tokenizer.check_vocab(config.vocab_size, &args.model)?;
-    let problem = crate::data::Problem::new(Prompt::Text(args.prompt), "");
-    let prompt = tokenizer.encode_prompt(&problem.prompt)?;
-    eval::check_room(&prompt, &config, &problem)?;
-    let request = Request { prompt, key: [args.seed, 0, mix_text(&problem.prompt.text()), 0] };
+    let distribution = args.distribution.distribution(published(&tokenizer)?)?;
+    let prompt = tokenizer.encode_prompt(&Prompt::Text(args.prompt.clone()))?;
+    let room = Room {
+        max_position_embeddings: config.max_position_embeddings,
+        max_completion_length: args.max_completion_length,
+        setting: "--max-completion-length",
+    };
+    let max_completion_length = room.left(prompt.len());
+    if max_completion_length == 0 {
+        room.check(prompt.len(), &args.prompt)?;
+    }
+    let request = Request { prompt, key: [args.seed, 0, mix_text(&args.prompt), 0] };
     let sampling = Sampling {
         distribution,
-        max_completion_length: args.max_completion_length,
+        max_completion_length,
         stop: tokenizer.stop_ids().to_vec(),
         rows: 1,
         ..Sampling::default()
@@ -78,6 +89,9 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
         let end = match completion.finish_reason {
             FinishReason::Stop => "finished",
             FinishReason::Watcher => "ended by --stop",
+            FinishReason::Length if max_completion_length < args.max_completion_length => {
+                "cut where the model's max_position_embeddings end"
+            }
             FinishReason::Length => "cut at --max-completion-length",
         };
         eprintln!("{} tokens, {end}", completion.tokens.len());
@@ -85,14 +99,35 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Write a run's report again.
-#[derive(Debug, Args)]
-pub(super) struct ReportArgs {
-    /// Run directory.
-    run: PathBuf,
-}
-
-pub(super) fn write_report(args: &ReportArgs) -> anyhow::Result<()> {
-    println!("{}", report::write(&args.run)?.display());
-    Ok(())
+/// The sampling settings that the model was published with, said where there are any.
+fn published(tokenizer: &Tokenizer) -> Result<Distribution> {
+    let settings = tokenizer.recommended()?;
+    let mut distribution = Distribution::default();
+    let mut taken = Vec::new();
+    if let Some(temperature) = settings.temperature {
+        distribution.temperature = temperature;
+        taken.push(format!("temperature {temperature}"));
+    }
+    if settings.do_sample == Some(false) {
+        distribution.temperature = 0.0;
+        taken = vec!["do_sample false: the most probable token".to_string()];
+    }
+    if let Some(top_k) = settings.top_k {
+        distribution.top_k = top_k;
+        taken.push(format!("top_k {top_k}"));
+    }
+    for (name, value, setting) in [
+        ("top_p", settings.top_p, &mut distribution.top_p),
+        ("min_p", settings.min_p, &mut distribution.min_p),
+        ("repetition_penalty", settings.repetition_penalty, &mut distribution.repetition_penalty),
+    ] {
+        if let Some(value) = value {
+            *setting = value;
+            taken.push(format!("{name} {value}"));
+        }
+    }
+    if !taken.is_empty() {
+        eprintln!("from generation_config.json, where no option says otherwise: {}", taken.join(", "));
+    }
+    Ok(distribution)
 }

@@ -34,6 +34,5 @@ pub(super) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let (config, model) = model::load(&args.adapter, &device::parse(&args.device.device)?)?;
     let tokenizer = Tokenizer::load(&args.adapter)?;
     checkpoint::export(&args.output, &config, &model, &tokenizer)?;
-    println!("{}", args.output.display());
-    Ok(())
+    super::print(args.output.display())
 }

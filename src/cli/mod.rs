@@ -2,17 +2,23 @@
 
 mod analyze;
 mod bench;
+mod compare;
 mod doctor;
 mod eval;
 mod generate;
 mod merge;
+mod metrics;
 mod problems;
 mod progress;
+mod report;
 mod score;
 mod tasks;
+mod tokenizer;
 mod train;
 mod verify;
 
+use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,6 +29,8 @@ use crate::device;
 use crate::error::Error;
 use crate::generate::Distribution;
 use crate::model::Precision;
+use crate::text::prompt::PromptConfig;
+use crate::text::tokenizer::Tokenizer;
 use crate::train::Observer;
 
 /// Make a reasoning model concise without making it worse.
@@ -42,7 +50,7 @@ enum Command {
     /// Evaluate a model on files of problems or on the embedded tasks ("tasks").
     Eval(eval::EvalArgs),
     /// Compare two evaluations of the same problems.
-    Compare(eval::CompareArgs),
+    Compare(compare::CompareArgs),
     /// Measure the entropy conflict of a model without training it.
     Analyze(analyze::AnalyzeArgs),
     /// Answer one prompt, as it comes.
@@ -54,7 +62,9 @@ enum Command {
     /// Merge an adapter into its base model.
     Merge(merge::MergeArgs),
     /// Write a run's report again.
-    Report(generate::ReportArgs),
+    Report(report::ReportArgs),
+    /// List all metrics with their units.
+    Metrics,
     /// Measure speed and memory; prints JSON.
     Bench(bench::BenchArgs),
     /// Show what this machine can compute on, and compare a device with the CPU.
@@ -62,7 +72,7 @@ enum Command {
     /// Write the embedded tasks as JSONL.
     Tasks(tasks::TasksArgs),
     /// Train the small tokenizer on the embedded tasks.
-    Tokenizer(tasks::TokenizerArgs),
+    Tokenizer(tokenizer::TokenizerArgs),
 }
 
 /// Where to compute.
@@ -82,34 +92,85 @@ impl DeviceArgs {
     }
 }
 
-/// What tokens are drawn from; names and defaults of Hugging Face.
+/// What tokens are drawn from; names of Hugging Face.
 #[derive(Debug, Args)]
 struct DistributionArgs {
-    /// Sampling temperature; 0 is greedy.
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f32,
-    /// Only the so many most probable tokens; 0 for all.
-    #[arg(long, default_value_t = 0)]
-    top_k: usize,
-    /// Only the most probable tokens that together reach this probability.
-    #[arg(long, default_value_t = 1.0)]
-    top_p: f32,
-    /// Only tokens at least this many times as probable as the most probable one.
-    #[arg(long, default_value_t = 0.0)]
-    min_p: f32,
-    /// Makes tokens that occurred before less likely; 1 for none.
-    #[arg(long, default_value_t = 1.0)]
-    repetition_penalty: f32,
+    /// Sampling temperature; 0 is greedy [default: 1]
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Only this many most probable tokens; 0 for all [default: 0]
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Only the most probable tokens that together reach this probability [default: 1]
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Only tokens at least this many times as probable as the most probable one [default: 0]
+    #[arg(long)]
+    min_p: Option<f32>,
+    /// Makes tokens that occurred before less likely; 1 for none [default: 1]
+    #[arg(long)]
+    repetition_penalty: Option<f32>,
 }
 
 impl DistributionArgs {
-    fn distribution(&self) -> crate::error::Result<Distribution> {
-        let Self { temperature, top_k, top_p, min_p, repetition_penalty } = *self;
-        let distribution = Distribution { repetition_penalty, temperature, top_k, top_p, min_p };
+    /// The distribution, with `defaults` for what is not given.
+    fn distribution(&self, defaults: Distribution) -> crate::error::Result<Distribution> {
+        let distribution = Distribution {
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+        };
         match distribution.mistakes() {
             problems if problems.is_empty() => Ok(distribution),
             problems => Err(Error::Config { origin: "command line".to_string(), problems }),
         }
+    }
+}
+
+/// How the model is asked; the `[prompt]` section of a run's settings.
+#[derive(Debug, Args)]
+struct PromptArgs {
+    /// Text of a system turn before the conversation
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Text after the question; "auto" asks for \boxed{} where a file's answer is a formula [default: auto]
+    #[arg(long, value_name = "TEXT")]
+    suffix: Option<String>,
+    /// Date that the chat template sees, such as 2026-11-26 [default: today]
+    #[arg(long)]
+    date: Option<String>,
+    /// Variable of the chat template, such as enable_thinking=false; may be repeated
+    #[arg(long = "template-kwarg", value_name = "KEY=VALUE")]
+    template_kwargs: Vec<String>,
+}
+
+impl PromptArgs {
+    /// The tokenizer in `dir`, told how to ask by `settings` and what is given beside them. What a user should know of
+    /// it goes to standard error.
+    fn tokenizer(&self, dir: &Path, mut settings: PromptConfig) -> crate::error::Result<Tokenizer> {
+        let given = [
+            (&self.system, &mut settings.system),
+            (&self.suffix, &mut settings.suffix),
+            (&self.date, &mut settings.date),
+        ];
+        for (given, setting) in given {
+            if let Some(given) = given {
+                setting.clone_from(given);
+            }
+        }
+        for pair in &self.template_kwargs {
+            let Some((key, value)) = pair.split_once('=') else {
+                return Err(Error::Invalid(format!("--template-kwarg {pair}: expected KEY=VALUE")));
+            };
+            let text = || toml::Value::String(value.to_string());
+            let value = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
+            settings.chat_template_kwargs.insert(key.trim().to_string(), value.unwrap_or_else(text));
+        }
+        let tokenizer = Tokenizer::load(dir)?.with_prompt(&settings)?;
+        tokenizer.notes().iter().for_each(|note| eprintln!("{note}"));
+        Ok(tokenizer)
     }
 }
 
@@ -126,27 +187,49 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
     serde_json::from_value(name.into()).map_err(|_| "known are f32, bf16 and f16".to_string())
 }
 
-/// Runs a parsed command line; what goes wrong is for [`exit_code`].
+/// Runs a parsed command line; [`exit_code`] takes its error. A reader of the output that goes away (`| head`) ends the
+/// command quietly.
 ///
 /// # Errors
-/// Whatever the command says.
+/// The error of the command.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
+    let outcome = dispatch(cli.command);
+    // An error of standard output itself: those of files and programs are wrapped in an `Error`.
+    let closed = |error: &anyhow::Error| {
+        error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    if outcome.as_ref().is_err_and(closed) { Ok(()) } else { outcome }
+}
+
+/// Writes a line to standard output.
+fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{line}")?)
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Train(args) => train::train(args),
         Command::Sft(args) => train::sft(args),
-        Command::Eval(args) => eval::eval(args),
-        Command::Compare(args) => eval::compare(&args),
+        Command::Eval(args) => eval::run(args),
+        Command::Compare(args) => compare::run(&args),
         Command::Analyze(args) => analyze::run(&args),
         Command::Generate(args) => generate::run(args),
         Command::Verify(args) => verify::verify(args),
         Command::Score(args) => score::score(&args),
         Command::Merge(args) => merge::merge(&args),
-        Command::Report(args) => generate::write_report(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Metrics => metrics::run(),
         Command::Bench(args) => bench::bench(args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Tasks(args) => tasks::tasks(args),
-        Command::Tokenizer(args) => tasks::tokenizer(args),
+        Command::Tokenizer(args) => tokenizer::run(args),
     }
+}
+
+/// The message of an error, each part of it once.
+pub fn message(error: &anyhow::Error) -> String {
+    // Ours say their causes themselves.
+    error.downcast_ref::<Error>().map_or_else(|| format!("{error:#}"), ToString::to_string)
 }
 
 /// 130 after Ctrl-C, 2 for a user's mistake, 1 for anything else.

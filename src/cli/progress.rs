@@ -1,28 +1,106 @@
-//! Progress: a bar on a terminal, plain lines elsewhere.
+//! Progress: lines that stay, and on a terminal a bar below them.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::generate::Count;
 use crate::metrics::Metrics;
+use crate::report::duration;
 use crate::train::Observer;
+
+/// Least time between two lines, but for the last of a phase; and the longest silence while completions are sampled.
+const LINE: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(10);
+/// Time left is not guessed before this share of the completions has ended: the first to end are the shortest.
+const TELLING: f64 = 0.05;
 
 /// Shows a run on standard error.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
-    phase: String,
-    total: usize,
-    started: Instant,
+    phase: Phase,
+    /// The phase that the present one interrupts.
+    interrupted: Option<Phase>,
     last_line: Option<Instant>,
+}
+
+/// Steps or problems that are gone through.
+struct Phase {
+    name: String,
+    total: usize,
+    done: usize,
+    /// Units that were over before this start.
+    first: usize,
+    /// Time spent on it before an interruption, and since when it goes on.
+    spent: Duration,
+    since: Instant,
+    sampling: Option<Sampling>,
+}
+
+/// The completions that are being sampled.
+struct Sampling {
+    count: Count,
+    since: Instant,
+}
+
+impl Phase {
+    fn new(name: &str, total: usize, now: Instant) -> Self {
+        Self { name: name.to_string(), total, done: 0, first: 0, spent: Duration::ZERO, since: now, sampling: None }
+    }
+
+    fn elapsed(&self, now: Instant) -> Duration {
+        self.spent + now.saturating_duration_since(self.since)
+    }
+
+    /// Whether a unit is a step, which samples completions of its own.
+    fn in_steps(&self) -> bool {
+        !matches!(self.name.as_str(), "evaluate" | "analyze")
+    }
+
+    /// Seconds left at the pace of this phase so far; none before there is a pace.
+    fn left(&self, now: Instant) -> Option<f64> {
+        let elapsed = self.elapsed(now).as_secs_f64();
+        if let Some(Sampling { count, .. }) = self.sampling.as_ref().filter(|_| !self.in_steps()) {
+            let told = count.ended > 0 && count.ended as f64 >= TELLING * count.total as f64;
+            let mean = count.ended_tokens as f64 / count.ended.max(1) as f64;
+            let tokens_left = (mean * count.total as f64 - count.tokens as f64).max(0.0);
+            return told.then(|| elapsed * tokens_left / count.tokens as f64);
+        }
+        let done = self.done.saturating_sub(self.first);
+        (done > 0).then(|| elapsed / done as f64 * self.total.saturating_sub(self.done) as f64)
+    }
+
+    /// `310 of 512 completions, 2140 tok/s`.
+    fn sampling(&self, now: Instant) -> Option<String> {
+        let Sampling { count, since } = self.sampling.as_ref()?;
+        let seconds = now.saturating_duration_since(*since).as_secs_f64().max(1e-3);
+        let speed = count.tokens as f64 / seconds;
+        Some(format!("{} of {} completions ended, {speed:.0} tok/s", count.ended, count.total))
+    }
+
+    /// How far sampling is and how long the phase will take.
+    fn outlook(&self, now: Instant) -> String {
+        let step = |text: String| if self.in_steps() { format!("step {}: {text}", self.done + 1) } else { text };
+        let left = self.left(now).map(|seconds| format!("{} left", duration(seconds.round())));
+        self.sampling(now).map(step).into_iter().chain(left).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Position and length of the bar.
+    fn position(&self) -> (usize, usize) {
+        match &self.sampling {
+            Some(Sampling { count, .. }) if !self.in_steps() => (count.ended, count.total),
+            _ => (self.done, self.total),
+        }
+    }
 }
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self { bar: None, phase: String::new(), total: 0, started: Instant::now(), last_line: None }
+        Self { bar: None, phase: Phase::new("", 0, Instant::now()), interrupted: None, last_line: None }
     }
 
-    /// `reward 0.42  accuracy 0.78  …` from what the step measured.
+    /// `reward 0.42  accuracy 0.78  …` from the metrics of a step.
     fn figures(metrics: &Metrics) -> String {
         let shown = [
             ("loss", "loss", 3),
@@ -30,53 +108,106 @@ impl Progress {
             ("rewards/accuracy/mean", "accuracy", 3),
             ("completions/mean_length", "length", 1),
             ("entropy", "entropy", 3),
-            ("perf/throughput", "tok/s", 0),
         ];
         let stage = metrics.text("stage").map(|stage| format!("[{stage}]"));
         let figure = |(key, label, digits): (&str, &str, usize)| {
             metrics.get(key).map(|value| format!("{label} {value:.digits$}"))
         };
-        stage.into_iter().chain(shown.into_iter().filter_map(figure)).collect::<Vec<_>>().join("  ")
+        let speed = || {
+            let share = metrics.get("timing_s/gen")? / metrics.get("timing_s/step")?;
+            let speed = metrics.get("perf/sampling_throughput")?;
+            Some(format!("sampling {speed:.0} tok/s, {:.0}% of the step", 100.0 * share))
+        };
+        stage.into_iter().chain(shown.into_iter().filter_map(figure)).chain(speed()).collect::<Vec<_>>().join("  ")
+    }
+
+    /// Prints a line above the bar.
+    fn line(&mut self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    fn redraw(&self, now: Instant) {
+        if let Some(bar) = &self.bar {
+            let (position, length) = self.phase.position();
+            bar.set_length(length as u64);
+            bar.set_position(position as u64);
+            bar.set_message(self.phase.outlook(now));
+        }
     }
 }
 
 impl Observer for Progress {
     fn begin(&mut self, phase: &str, total: usize) {
-        if let Some(bar) = self.bar.take() {
+        let now = Instant::now();
+        let (bar, interrupted) = (self.bar.take(), self.interrupted.take());
+        if let Some(bar) = bar {
             bar.finish_and_clear();
         }
-        (self.phase, self.total, self.started, self.last_line) = (phase.to_string(), total, Instant::now(), None);
+        // A phase that an evaluation interrupted goes on with its own clock.
+        let next = match interrupted {
+            Some(earlier) if earlier.name == phase && earlier.total == total => Phase { since: now, ..earlier },
+            _ => Phase::new(phase, total, now),
+        };
+        let mut last = std::mem::replace(&mut self.phase, next);
+        if last.done < last.total && last.in_steps() && !self.phase.in_steps() {
+            (last.spent, last.sampling) = (last.elapsed(now), None);
+            self.interrupted = Some(last);
+        }
+        self.last_line = None;
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} eta {eta}");
+            // A bar of fixed width: of what does not fit on the line the message is cut, not the bar.
+            let style = ProgressStyle::with_template("{prefix} {bar:20} {pos}/{len}  {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_prefix(phase.to_string());
             self.bar = Some(bar);
+            self.redraw(now);
         }
     }
 
+    fn resume(&mut self, done: usize) {
+        (self.phase.first, self.phase.done) = (done, done);
+    }
+
     fn advance(&mut self, done: usize, metrics: Option<&Metrics>) {
-        let figures = metrics.map(Self::figures).unwrap_or_default();
-        if let Some(bar) = &self.bar {
-            bar.set_position(done as u64);
-            bar.set_message(figures);
-            return;
+        let now = Instant::now();
+        let phase = &mut self.phase;
+        phase.done = done;
+        if phase.in_steps() {
+            phase.sampling = None;
         }
-        // Plain lines: not more than one every two seconds, and the last.
-        let due = self.last_line.is_none_or(|last| last.elapsed() > Duration::from_secs(2));
-        if due || done == self.total {
-            self.last_line = Some(Instant::now());
-            let elapsed = self.started.elapsed().as_secs_f64();
-            let left = elapsed / done.max(1) as f64 * self.total.saturating_sub(done) as f64;
-            eprintln!("{} {done}/{}  {figures}  {elapsed:.0} s, {left:.0} s left", self.phase, self.total);
+        let due = self.last_line.is_none_or(|last| now.saturating_duration_since(last) > LINE);
+        if due || done == phase.total {
+            self.last_line = Some(now);
+            let elapsed = duration(phase.elapsed(now).as_secs_f64().round());
+            let figures = metrics.map(Self::figures);
+            let outlook = Some(phase.outlook(now)).filter(|outlook| !outlook.is_empty() && done < phase.total);
+            let parts = [Some(format!("{} {done}/{}", phase.name, phase.total)), figures, Some(elapsed), outlook];
+            self.line(&parts.into_iter().flatten().collect::<Vec<_>>().join("  "));
+        }
+        self.redraw(now);
+    }
+
+    fn sampled(&mut self, count: &Count) {
+        let now = Instant::now();
+        match &mut self.phase.sampling {
+            Some(sampling) if sampling.count.tokens < count.tokens => sampling.count = count.clone(),
+            sampling => *sampling = Some(Sampling { count: count.clone(), since: now }),
+        }
+        self.redraw(now);
+        let silent = *self.last_line.get_or_insert(now);
+        if self.bar.is_none() && now.saturating_duration_since(silent) > SILENCE {
+            self.last_line = Some(now);
+            let phase = &self.phase;
+            self.line(&format!("{} {}/{}  {}", phase.name, phase.done, phase.total, phase.outlook(now)));
         }
     }
 
     fn note(&mut self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
-        }
+        self.line(line);
     }
 }
 
@@ -85,5 +216,42 @@ impl Drop for Progress {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Once an evaluation restarted the clock and not the count: "0 s left" with 5 steps to go.
+    #[test]
+    fn time_left_is_that_of_the_steps_of_this_start() {
+        let start = Instant::now();
+        let mut phase = Phase::new("train", 10, start);
+        assert_eq!(phase.left(start + SECOND), None);
+        (phase.first, phase.done) = (4, 6);
+        assert_eq!(phase.left(start + 6 * SECOND), Some(12.0), "two steps took 6 s; four are left");
+        // An evaluation of 100 s between.
+        phase.spent = phase.elapsed(start + 6 * SECOND);
+        phase.since = start + 106 * SECOND;
+        phase.done = 7;
+        assert_eq!(phase.left(start + 109 * SECOND), Some(9.0), "three steps took 9 s; three are left");
+    }
+
+    /// Once "4009 s left" stood a second before the end: all completions were under way and few had ended.
+    #[test]
+    fn time_left_of_sampling_counts_tokens() {
+        let start = Instant::now();
+        let mut phase = Phase::new("evaluate", 100, start);
+        let mut at = |ended, tokens, ended_tokens| {
+            let count = Count { total: 100, ended, tokens, ended_tokens, ..Count::default() };
+            phase.sampling = Some(Sampling { count, since: start });
+            phase.left(start + 4 * SECOND)
+        };
+        assert_eq!(at(4, 900, 40), None);
+        assert_eq!(at(10, 800, 100), Some(1.0), "200 of 1000 tokens are left");
+        assert_eq!(at(100, 900, 900), Some(0.0));
     }
 }

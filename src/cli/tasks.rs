@@ -1,15 +1,15 @@
-//! `tasks` and `tokenizer`: the embedded problems as files, and the tokenizer trained on them.
+//! `tasks`: the embedded problems as files.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::print;
 use crate::data::problems::DataConfig;
 use crate::error::Error;
 use crate::files;
 use crate::tasks::{Family, Generator, Split, summary};
-use crate::text::bpe;
 use crate::text::tokenizer::Tokenizer;
 
 /// Write generated problems with their reference traces as JSONL.
@@ -66,8 +66,7 @@ pub(super) fn tasks(args: TasksArgs) -> anyhow::Result<()> {
     if let Some(model) = args.summary {
         let tokenizer = Tokenizer::load(&model)?;
         let tokens = |text: &str| tokenizer.encode(text).map_or(0, |tokens| tokens.len());
-        println!("{}", summary(&generator, args.count, tokens));
-        return Ok(());
+        return print(summary(&generator, args.count, tokens));
     }
     let split = match args.split {
         SplitArg::Train => Split::Train,
@@ -83,33 +82,5 @@ pub(super) fn tasks(args: TasksArgs) -> anyhow::Result<()> {
             }
         }
     }
-    Ok(())
-}
-
-/// Train a byte-level BPE on the embedded tasks and write it as Hugging Face files.
-#[derive(Debug, Args)]
-pub(super) struct TokenizerArgs {
-    /// Directory to write to.
-    output: PathBuf,
-    /// Entries, the 256 bytes and special tokens included.
-    #[arg(long, default_value_t = 512)]
-    vocab_size: usize,
-    /// Traces to train on.
-    #[arg(long, default_value_t = 20_000)]
-    count: u64,
-    /// Seed of the problems.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-}
-
-pub(super) fn tokenizer(args: TokenizerArgs) -> anyhow::Result<()> {
-    let generator = Generator::new(args.seed);
-    let texts = (0..args.count).flat_map(move |index| {
-        generator.row(Split::Train, index).messages.into_iter().flat_map(|message| [message.role, message.content])
-    });
-    let tokenizer = bpe::train(texts, args.vocab_size)?;
-    files::create_dir(&args.output)?;
-    bpe::write(&tokenizer, &args.output)?;
-    println!("{} entries: {}", tokenizer.get_vocab_size(true), args.output.display());
     Ok(())
 }

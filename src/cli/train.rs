@@ -89,6 +89,9 @@ pub(super) fn sft(args: TrainArgs) -> anyhow::Result<()> {
 
 pub(super) fn train(args: TrainArgs) -> anyhow::Result<()> {
     let config: train::rl::RlConfig = args.settings()?;
+    if args.config.is_none() {
+        config.check_embedded_model()?;
+    }
     if args.dry_run {
         print!("{}{}", config::to_toml(&config), memory_lines(config.workload(), &device::parse(&args.device.device)?));
         return Ok(());

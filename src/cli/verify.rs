@@ -28,7 +28,7 @@ pub(super) struct VerifyArgs {
 
 pub(super) fn verify(args: VerifyArgs) -> anyhow::Result<()> {
     if let (Some(gold), Some(answer)) = (&args.gold, &args.answer) {
-        println!("{}", verifier::explain(gold, answer));
+        super::print(verifier::explain(gold, answer))?;
     }
     let Some(path) = &args.file else { return Ok(()) };
     let rows = graded_rows(path)?;

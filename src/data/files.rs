@@ -25,7 +25,15 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Res
         "jsonl" | "json" => json(path, ending == "json", &mut take)?,
         "parquet" => super::parquet::rows(path, &mut take)?,
         _ => {
-            let message = format!("the ending {ending:?} is no known kind of data; known are .jsonl, .json, .parquet");
+            let hub = match (ending.as_str(), path.exists(), path.iter().count()) {
+                ("", false, 2) => {
+                    "; nothing is downloaded: if this names a data set of the Hugging Face hub, get its file first \
+                     (`hf download --repo-type dataset …`)"
+                }
+                _ => "",
+            };
+            let message =
+                format!("the ending {ending:?} is no known kind of data; known are .jsonl, .json, .parquet{hub}");
             return Err(Error::file(path, message));
         }
     }

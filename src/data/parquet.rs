@@ -92,8 +92,8 @@ mod tests {
 
         let problems = load_problems(&path, &Fields::default()).unwrap();
         let messages = vec![Message::new("system", "Be brief."), Message::user("2+3?")];
-        assert_eq!(problems[0].prompt, Prompt::Messages(messages));
-        assert_eq!(problems[1].prompt, Prompt::Messages(vec![Message::user("4·5?")]));
+        let turns: Vec<_> = problems.iter().map(|problem| problem.prompt.to_messages()).collect();
+        assert_eq!(turns, [messages, vec![Message::user("4·5?")]]);
         let answers: Vec<_> = problems.iter().map(|p| (p.answer.as_str(), p.data_source.as_str())).collect();
         assert_eq!(answers, [("5", "math"), ("20", "math")]);
         assert_eq!(problems[1].extra["index"], 8);

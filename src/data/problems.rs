@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{self, COUNTS, LENGTHS};
 use crate::data::{self, DataReport, Fields, Problem};
 use crate::error::{Error, Result};
 use crate::noise::Stream;
@@ -65,9 +66,8 @@ impl DataConfig {
         if low < 1 || low > high || high > 4 {
             problems.push(format!("data.difficulties = [{low}, {high}] must be [from, to] within 1 and 4"));
         }
-        if self.max_prompt_length == 0 {
-            problems.push("data.max_prompt_length = 0 must be positive".to_string());
-        }
+        problems.extend(config::count("data.max_prompt_length", self.max_prompt_length, 1, LENGTHS));
+        problems.extend(config::count("data.tasks_count", self.tasks_count as usize, 0, COUNTS));
         problems
     }
 

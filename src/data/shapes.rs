@@ -70,6 +70,9 @@ pub(super) fn problem(
         Some(Value::Null) | None => None,
         Some(other) => return Err(format!("floor = {}: expected a text", shown(&other))),
     };
+    // A row with a shortest solution is of the embedded tasks or of their like, whose models know the form of an answer.
+    let formula = !answer.trim().is_empty() && !answer.trim().contains('\n') && floor.is_none();
+    let prompt = if formula { Prompt::Formula(Box::new(prompt)) } else { prompt };
     let mut problem = Problem::new(prompt, answer);
     (problem.data_source, problem.floor, problem.extra) = (data_source, floor, row);
     Ok(problem)
@@ -282,6 +285,17 @@ mod tests {
         }
         let long = read(&format!(r#"{{"prompt": {{"text": "{}"}}}}"#, "é".repeat(500))).unwrap_err();
         assert!(long.len() < 250, "{long}");
+    }
+
+    #[test]
+    fn only_rows_with_a_formula_ask_for_its_form() {
+        let formula = |row: &str| matches!(read(row).unwrap().prompt, Prompt::Formula(_));
+        assert!(formula(r#"{"prompt": "q", "answer": "\\frac12"}"#));
+        assert!(formula(r#"{"question": "q", "answer": "so\n#### 5"}"#));
+        assert!(!formula(r#"{"prompt": "q", "answer": ""}"#));
+        assert!(!formula(r#"{"prompt": "q", "answer": "First,\nthen."}"#));
+        // The embedded tasks as a file, whose model knows the form.
+        assert!(!formula(r#"{"prompt": "q", "answer": "5", "floor": "2+3=5"}"#));
     }
 
     #[test]

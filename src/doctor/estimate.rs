@@ -8,10 +8,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::model::{CacheShape, LoraConfig, ModelConfig, Precision};
-use crate::optim::Moments;
+use crate::model::{LoraConfig, ModelConfig, Precision};
 use crate::train::Workload;
-use crate::train::learner::{ActivationCheckpointing, Learner};
+use crate::train::learner::ActivationCheckpointing;
 
 /// Bytes, by what they are for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -152,7 +151,10 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::model::Precision;
     use crate::model::{CausalLm, names};
+    use crate::optim::Moments;
+    use crate::train::learner::Learner;
 
     fn config() -> ModelConfig {
         ModelConfig::qwen2(64, 16, 32, 3, 4, 2)

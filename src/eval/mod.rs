@@ -17,9 +17,10 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::config::{self, COUNTS, LENGTHS, ROWS};
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
+use crate::generate::{Completion, Count, Distribution, Request, Room, Sampling, Watch, generate};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelConfig};
 use crate::text::tokenizer::Tokenizer;
@@ -76,14 +77,13 @@ impl EvalConfig {
     /// What cannot work, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for (key, value) in [
-            ("num_generations", self.num_generations),
-            ("max_completion_length", self.max_completion_length),
-            ("rows", self.rows),
+        for (key, value, least, most) in [
+            ("num_problems", self.num_problems, 0, COUNTS),
+            ("num_generations", self.num_generations, 1, ROWS),
+            ("max_completion_length", self.max_completion_length, 1, LENGTHS),
+            ("rows", self.rows, 1, ROWS),
         ] {
-            if value == 0 {
-                problems.push(format!("eval.{key} = 0 must be positive"));
-            }
+            problems.extend(config::count(&format!("eval.{key}"), value, least, most));
         }
         problems.extend(self.distribution().mistakes().into_iter().map(|problem| format!("eval.{problem}")));
         problems
@@ -113,19 +113,29 @@ pub struct Subject<'a> {
     pub tokenizer: &'a Tokenizer,
 }
 
+/// What an observer of [`evaluate`] is told.
+#[derive(Debug, Clone, Copy)]
+pub enum Event<'a> {
+    /// Only of [`saved::evaluate_into`]: the number of problems that an interrupted evaluation has done.
+    Resumed(usize),
+    /// Another token was sampled.
+    Sampled(&'a Count),
+    /// Completions were graded: lines of a completions file, a few problems at a time, in order.
+    Graded(&'a [Line]),
+}
+
 /// Samples and grades `num_generations` completions per problem.
 ///
-/// `observe` is given the lines of a completions file a few problems at a time, in order. While the device samples the
-/// next ones, all cores grade the last.
+/// `observe` ends the evaluation by an error. While the device samples completions, all cores grade the ones before.
 ///
 /// # Errors
-/// A prompt that cannot be rendered, one that leaves no room for a completion in the model's context, and what
-/// `observe` says.
+/// A prompt that cannot be rendered, one that leaves no room for the longest completion in the context of the model, and an
+/// error of `observe`.
 pub fn evaluate(
     subject: Subject,
     problems: &[Problem],
     config: &EvalConfig,
-    observe: &mut dyn FnMut(&[Line]) -> Result<()>,
+    observe: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Vec<Record>> {
     let Subject { model, model_config, tokenizer } = subject;
     let sampling = Sampling {
@@ -136,23 +146,29 @@ pub fn evaluate(
         ..Sampling::default()
     };
     let mut records = Vec::with_capacity(problems.len() * config.num_generations);
-    let mut keep = |lines: Vec<Line>| -> Result<()> {
-        observe(&lines)?;
-        records.extend(lines.into_iter().map(|line| line.record));
-        Ok(())
-    };
+    let mut count = Count::new(problems.len() * config.num_generations);
     let mut sampled: Vec<(Asked, Completion)> = Vec::new();
     for problems in problems.chunks(config.problems_at_once()) {
         let asked = ask(problems, subject, config)?;
         let requests: Vec<Request> = asked.iter().map(|asked| asked.request.clone()).collect();
-        let (completions, lines) = rayon::join(
-            || generate(model, model_config, &requests, &sampling, |_, _| Watch::Continue),
-            || grade(&sampled, tokenizer),
-        );
-        keep(lines)?;
+        count.next_call();
+        let (mut lines, mut seen) = (Vec::new(), Ok(()));
+        let completions = rayon::in_place_scope(|scope| {
+            scope.spawn(|_| lines = grade(&sampled, tokenizer));
+            generate(model, model_config, &requests, &sampling, |request, token| {
+                count.take(request, token, &sampling);
+                seen = observe(Event::Sampled(&count));
+                if seen.is_ok() { Watch::Continue } else { Watch::EndAll }
+            })
+        });
+        seen?;
+        observe(Event::Graded(&lines))?;
+        records.extend(lines.into_iter().map(|line| line.record));
         sampled = asked.into_iter().zip(completions?).collect();
     }
-    keep(grade(&sampled, tokenizer))?;
+    let lines = grade(&sampled, tokenizer);
+    observe(Event::Graded(&lines))?;
+    records.extend(lines.into_iter().map(|line| line.record));
     Ok(records)
 }
 
@@ -172,12 +188,17 @@ struct Asked<'a> {
 
 /// The requests of some problems.
 fn ask<'a>(problems: &'a [Problem], subject: Subject, config: &EvalConfig) -> Result<Vec<Asked<'a>>> {
+    let room = Room {
+        max_position_embeddings: subject.model_config.max_position_embeddings,
+        max_completion_length: config.max_completion_length,
+        setting: "eval.max_completion_length",
+    };
     let mut asked = Vec::with_capacity(problems.len() * config.num_generations);
     for problem in problems {
         let forced = forced_start(problem, subject.tokenizer, config.terse)?;
         let mut prompt = subject.tokenizer.encode_prompt(&problem.prompt)?;
-        check_room(&prompt, subject.model_config, problem)?;
         prompt.extend(&forced);
+        room.check(prompt.len(), &problem.prompt.text())?;
         asked.extend((0..config.num_generations).map(|sample| {
             let request = Request { prompt: prompt.clone(), key: [config.seed, 0, problem.id, sample as u64] };
             Asked { problem, sample, forced: forced.clone(), request }
@@ -199,7 +220,7 @@ impl Asked<'_> {
             data_source: self.problem.data_source.clone(),
             prompt: self.problem.prompt.text(),
             answer: self.problem.answer.clone(),
-            completion: tokenizer.decode(&ids, true),
+            completion: tokenizer.completion_text(&ids),
             finished: completion.finished(),
             length: ids.len(),
             floor: floor.map(|tokens| tokens.len() + 1),
@@ -221,20 +242,6 @@ fn forced_start(problem: &Problem, tokenizer: &Tokenizer, terse: bool) -> Result
             Err(Error::Invalid("--terse works on the embedded tasks only: other rows have no terse start".to_string()))
         }
     }
-}
-
-/// Refuses a prompt that leaves no room in the model's context.
-pub(crate) fn check_room(prompt: &[u32], config: &ModelConfig, problem: &Problem) -> Result<()> {
-    if prompt.len() < config.max_position_embeddings {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "a prompt of {} has {} tokens; the model reads max_position_embeddings = {}: {:.80}…",
-        problem.data_source,
-        prompt.len(),
-        config.max_position_embeddings,
-        problem.prompt.text()
-    )))
 }
 
 /// Which problem.

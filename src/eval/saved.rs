@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::record::{Writer, parse};
-use super::{EvalConfig, Evaluation, Record, Subject, evaluate};
+use super::{EvalConfig, Evaluation, Event, Record, Subject, evaluate};
 use crate::data::{DataReport, Problem};
 use crate::error::{Error, Result};
 use crate::{files, noise};
@@ -107,7 +107,7 @@ fn digest(model: &Path) -> Result<u64> {
 }
 
 /// Evaluates into the folder `dir`, going on where an earlier call with the same manifest stopped, and writes
-/// `eval.json`, `completions.jsonl` and `summary.json`. `progress` is told how many problems are done.
+/// `eval.json`, `completions.jsonl` and `summary.json`.
 ///
 /// # Errors
 /// When the folder holds completions of another model, other problems or other settings, and what [`evaluate`] says.
@@ -117,7 +117,7 @@ pub fn evaluate_into(
     subject: Subject,
     problems: &[Problem],
     config: &EvalConfig,
-    progress: &mut dyn FnMut(usize),
+    observe: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Evaluation> {
     files::create_dir(dir)?;
     let completions = dir.join("completions.jsonl");
@@ -139,15 +139,15 @@ pub fn evaluate_into(
     let (at_once, n) = (config.problems_at_once(), config.num_generations);
     let (mut records, bytes) = whole_chunks(&completions, at_once * n, problems.len() * n)?;
     let done = records.len() / n;
-    progress(done);
+    observe(Event::Resumed(done))?;
     let mut writer = Writer::go_on(&completions, bytes)?;
-    let mut written = records.len();
-    let mut observe = |lines: &[super::Line]| {
-        written += lines.len();
-        progress(written / n);
-        writer.append(lines)
+    let mut write = |event: Event| {
+        if let Event::Graded(lines) = event {
+            writer.append(lines)?;
+        }
+        observe(event)
     };
-    records.extend(evaluate(subject, &problems[done..], config, &mut observe)?);
+    records.extend(evaluate(subject, &problems[done..], config, &mut write)?);
     let evaluation = Evaluation::new(records)?;
     files::write_json(&dir.join("summary.json"), &evaluation.summary())?;
     Ok(evaluation)

@@ -1,6 +1,9 @@
-//! Figures as text.
+//! Figures as text, in lines of at most [`WIDTH`] columns.
 
 use super::figures::{Estimate, Figures};
+
+/// Columns of a line, where names are not longer than that.
+const WIDTH: usize = 100;
 
 /// Two tables, one line per data source each: scores with their 95% intervals, and lengths in tokens.
 pub(super) fn tables(rows: &[(String, Figures)]) -> String {
@@ -8,7 +11,8 @@ pub(super) fn tables(rows: &[(String, Figures)]) -> String {
     let names = shown(samples);
     let mean = format!("mean@{samples}");
     let mut scores = vec![["scores in %".to_string(), "problems".to_string()].to_vec()];
-    scores[0].extend(names.iter().cloned().chain([format!("lenient {mean}")]));
+    let head = names.iter().map(|name| format!("strict {name}"));
+    scores[0].extend(head.chain([format!("lenient {mean}")]));
     let head = ["tokens", "mean", "correct", "wrong", "p50", "p95", "max", "cut", "per correct", "floor"];
     let mut lengths = vec![head.map(str::to_string).to_vec()];
     for (name, f) in rows {
@@ -34,7 +38,13 @@ pub(super) fn tables(rows: &[(String, Figures)]) -> String {
             number(f.floor),
         ]);
     }
-    format!("{}\n{}In brackets 95% bootstrap intervals over problems.\n", aligned(&scores), aligned(&lengths))
+    let legend = wrapped(
+        "In brackets 95% bootstrap intervals over problems; none where drawing other problems changes nothing. strict: a \
+         stated answer of a finished completion; lenient: any last number. cut: share of completions ended by the length \
+         limit; per correct: tokens of all completions for each right one; floor: mean length of the shortest reference \
+         solutions, where known.",
+    );
+    format!("{}\n{}\n{legend}", aligned(&scores), aligned(&lengths))
 }
 
 /// The scores in the table: with one completion per problem they are all the same.
@@ -48,31 +58,64 @@ fn shown(samples: usize) -> Vec<String> {
     names
 }
 
-/// `value (low..high)`, scaled, with so many places; `-` for none.
-pub(crate) fn estimate(estimate: Option<Estimate>, scale: f64, places: usize, signed: bool) -> String {
+/// `value (low..high)`, scaled, with `places` decimals; an interval without width is left out; `-` for none.
+pub(super) fn estimate(estimate: Option<Estimate>, scale: f64, places: usize, signed: bool) -> String {
     let number = |value: f64| match signed {
         true => format!("{:+.places$}", scale * value),
         false => format!("{:.places$}", scale * value),
     };
     match estimate {
-        Some(Estimate { value, interval: Some([low, high]) }) => {
+        Some(Estimate { value, interval: Some([low, high]) }) if low < high => {
             format!("{} ({}..{})", number(value), number(low), number(high))
         }
-        Some(Estimate { value, interval: None }) => number(value),
+        Some(Estimate { value, .. }) => number(value),
         None => "-".to_string(),
     }
 }
 
-/// Rows of equally many cells as lines: the first column to the left, the others to the right.
+/// Rows of equally many cells as lines: the first column to the left, the others to the right. Columns for which a line has
+/// no room follow below, beside the first column again.
 pub(super) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |k: usize| rows.iter().map(|row| row[k].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row[1..].iter().zip(&widths[1..]).map(|(cell, width)| format!("  {cell:>width$}"));
-        format!("{:<first$}{}\n", row[0], cells.collect::<String>(), first = widths[0])
-    };
-    rows.iter().map(line).collect()
+    let mut text = String::new();
+    let mut next = 1;
+    while next < columns {
+        let start = next;
+        let mut used = widths[0];
+        while next < columns && (next == start || used + 2 + widths[next] <= WIDTH) {
+            used += 2 + widths[next];
+            next += 1;
+        }
+        for row in rows {
+            text += &format!("{:<first$}", row[0], first = widths[0]);
+            for k in start..next {
+                text += &format!("  {:>width$}", row[k], width = widths[k]);
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// A paragraph in lines of at most [`WIDTH`] columns.
+pub(super) fn wrapped(text: &str) -> String {
+    let mut lines = String::new();
+    let mut used = 0;
+    for word in text.split_whitespace() {
+        let long = word.chars().count();
+        if used > 0 && used + 1 + long > WIDTH {
+            lines.push('\n');
+            used = 0;
+        } else if used > 0 {
+            lines.push(' ');
+            used += 1;
+        }
+        lines += word;
+        used += long;
+    }
+    lines + "\n"
 }
 
 #[cfg(test)]
@@ -89,5 +132,20 @@ mod tests {
              olympiade     1  50.0 (25.0..75.0)\n\
              é          1000                  -\n"
         );
+    }
+
+    /// A comparison once was 212 columns wide.
+    #[test]
+    fn no_line_is_wider_than_a_terminal() {
+        let row: Vec<String> = (0..9).map(|k| format!("{k} (10.0..100.0)")).collect();
+        let text = aligned(&[row.clone(), row.clone()]) + &wrapped(&row.join(" "));
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(row.iter().all(|cell| text.matches(cell.as_str()).count() >= 3), "{text}");
+    }
+
+    #[test]
+    fn an_interval_without_width_is_left_out() {
+        let of = |interval| estimate(Some(Estimate { value: 0.5, interval: Some(interval) }), 100.0, 1, false);
+        assert_eq!((of([0.5, 0.5]), of([0.25, 0.75])), ("50.0".to_string(), "50.0 (25.0..75.0)".to_string()));
     }
 }

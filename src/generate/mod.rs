@@ -1,9 +1,13 @@
 //! Sampling completions. Knows nothing of text: tokens in, tokens out, stop tokens are passed in.
 
+mod count;
 mod engine;
+mod room;
 mod sampling;
 
+pub use count::Count;
 pub use engine::{cache_shape, generate};
+pub use room::Room;
 pub(crate) use sampling::draw;
 pub use sampling::{Distribution, Sampled, sample};
 

@@ -169,6 +169,7 @@ impl ModelConfig {
     /// # Errors
     /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.
     pub fn load(dir: &Path) -> Result<Self> {
+        crate::text::directory::check(dir)?;
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let mut config: Self = serde_json::from_str(&text).map_err(|error| Error::file(&path, error))?;
@@ -333,7 +334,7 @@ mod tests {
 
     #[test]
     fn every_problem_is_named_with_key_and_value_at_once() {
-        let found = problems(json!({
+        let found = mistakes(json!({
             "model_type": "qwen3_moe", "num_experts": 8, "hidden_act": "gelu", "num_key_value_heads": 3,
             "quantization_config": {"bits": 4}, "dtype": "float8", "rope_scaling": {"rope_type": "longrope"},
         }));
@@ -353,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_sliding_window_is_refused_only_where_a_layer_uses_it() {
-        let window = |edit: Value| problems(edit).iter().any(|problem| problem.contains("sliding-window"));
+        let window = |edit: Value| mistakes(edit).iter().any(|problem| problem.contains("sliding-window"));
         // The published Qwen2.5 files name a window and do not use it.
         assert!(!window(json!({"use_sliding_window": false, "sliding_window": 131_072, "max_window_layers": 1})));
         assert!(!window(json!({"use_sliding_window": true, "sliding_window": 4096, "max_window_layers": 2})));
@@ -364,13 +365,13 @@ mod tests {
 
     #[test]
     fn a_classifier_of_the_family_is_not_a_language_model() {
-        let found = problems(json!({"architectures": ["Qwen2ForSequenceClassification"]}));
+        let found = mistakes(json!({"architectures": ["Qwen2ForSequenceClassification"]}));
         assert!(found[0].contains("Qwen2ForSequenceClassification"), "{found:?}");
     }
 
     #[test]
     fn sizes_that_would_overflow_are_refused_before_anything_is_computed() {
-        let found = problems(json!({"vocab_size": u64::MAX, "num_attention_heads": 0}));
+        let found = mistakes(json!({"vocab_size": u64::MAX, "num_attention_heads": 0}));
         assert!(found.len() == 2 && found[0].contains("vocab_size"), "{found:?}");
     }
 

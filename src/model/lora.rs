@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::tensors::{self, Dtype};
 use crate::noise::{Stream, mix_text};
+use crate::text::directory::{ADAPTER_CONFIG as CONFIG, base_fault};
+pub use crate::text::directory::{base, is_adapter};
 
-const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -119,19 +120,6 @@ const NEUTRAL: [(&str, &str); 15] = [
     ("trainable_token_indices", "[]"),
 ];
 
-/// Whether a directory holds an adapter and no model of its own.
-pub fn is_adapter(dir: &Path) -> bool {
-    dir.join(CONFIG).is_file() && !dir.join("config.json").is_file()
-}
-
-/// The directory of the model that the adapter in `dir` belongs to.
-///
-/// # Errors
-/// When the file is malformed, is of another kind than LoRA, or names no directory.
-pub fn base(dir: &Path) -> Result<PathBuf> {
-    Ok(read(dir)?.1)
-}
-
 fn read(dir: &Path) -> Result<(LoraConfig, PathBuf)> {
     let path = dir.join(CONFIG);
     let file: AdapterFile = files::read_json(&path)?;
@@ -157,13 +145,7 @@ fn read(dir: &Path) -> Result<(LoraConfig, PathBuf)> {
     };
     problems.extend(config.mistakes());
     let base = file.base_model_name_or_path.unwrap_or_default();
-    if !base.is_dir() {
-        let problem =
-            format!("base_model_name_or_path = {base:?} is not a directory here; write the base model's path");
-        problems.push(problem);
-    } else if is_adapter(&base) {
-        problems.push(format!("base_model_name_or_path = {base:?} is itself an adapter; `tempering merge` it first"));
-    }
+    problems.extend(base_fault(&base));
     if problems.is_empty() {
         Ok((config, base))
     } else {

@@ -15,13 +15,16 @@ pub enum Advantage {
     /// (arXiv 2511.14258, compression stage, as a third-party summary gives it).
     Absolute {
         /// Scale.
+        #[serde(default = "one")]
         beta: f32,
     },
     /// Relative to the mean of the group (GRPO, arXiv 2402.03300).
     Group {
         /// What the difference from the mean is divided by.
+        #[serde(default)]
         scale_rewards: ScaleRewards,
         /// How several rewards are combined.
+        #[serde(default)]
         multi_objective_aggregation: Aggregation,
     },
     /// Relative to the mean of the *other* completions of the group (RLOO, arXiv 2402.14740).
@@ -35,11 +38,23 @@ pub enum Advantage {
     },
 }
 
+fn one() -> f32 {
+    1.0
+}
+
+impl Default for Advantage {
+    /// GRPO's, on the sum of the rewards.
+    fn default() -> Self {
+        Self::Group { scale_rewards: ScaleRewards::default(), multi_objective_aggregation: Aggregation::default() }
+    }
+}
+
 /// TRL's `scale_rewards`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleRewards {
     /// The group's standard deviation.
+    #[default]
     Group,
     /// The standard deviation of all rewards of the step.
     Batch,
@@ -48,10 +63,11 @@ pub enum ScaleRewards {
 }
 
 /// TRL's `multi_objective_aggregation`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Aggregation {
     /// Add the weighted rewards, then normalise.
+    #[default]
     SumThenNormalize,
     /// Normalise each reward in its group, add with weights, then normalise over the step (GDPO, arXiv 2601.05242).
     NormalizeThenSum,

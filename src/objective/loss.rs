@@ -45,7 +45,7 @@ pub enum Surrogate {
 
 /// The estimate of the divergence from the reference model per token, with `d = log π_ref − log π`
 /// (<http://joschu.net/blog/kl-approx.html>).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KlEstimator {
     /// `−d`.
@@ -53,6 +53,7 @@ pub enum KlEstimator {
     /// `d² / 2`.
     K2,
     /// `e^d − d − 1`, TRL's.
+    #[default]
     K3,
 }
 

@@ -15,7 +15,7 @@ pub use advantage::{Advantage, DifficultyWeighting, advantages};
 pub use loss::{KlEstimator, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
 pub use terms::{Drawn, TokenRules};
 
-pub use crate::reward::{Parts, RewardKind};
+pub use crate::reward::Parts;
 
 /// TRL's `loss_type`: a surrogate together with an [`Aggregate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub enum LossType {
     Dapo,
     /// Clip, every completion weighs the same (GRPO, arXiv 2402.03300).
     Grpo,
+    /// As `grpo`, with the ratio of the whole completion (GSPO, arXiv 2507.18071).
+    Gspo,
     /// Clip, every token weighs one over completions times `max_completion_length` (Dr. GRPO, arXiv 2503.20783).
     DrGrpo,
     /// Clip, every token of a group weighs the same, and every group. TRL takes the tokens of one micro-batch instead of a
@@ -54,10 +56,15 @@ impl LossType {
     pub fn aggregate(self) -> Aggregate {
         match self {
             Self::Dapo | Self::Cispo => Aggregate::TokenMean,
-            Self::Grpo | Self::Sapo => Aggregate::SequenceMean,
+            Self::Grpo | Self::Gspo | Self::Sapo => Aggregate::SequenceMean,
             Self::DrGrpo => Aggregate::ConstantLength,
             Self::Bnpo => Aggregate::GroupTokenMean,
         }
+    }
+
+    /// Whether its ratios are those of tokens or of completions.
+    pub fn ratio(self) -> Ratio {
+        if self == Self::Gspo { Ratio::Sequence } else { Ratio::Token }
     }
 }
 

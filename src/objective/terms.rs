@@ -32,33 +32,67 @@ pub enum Covariance {
     /// `clip_cov_ratio · N` tokens, drawn at random among those with `clip_cov_lb < c < clip_cov_ub`, do not learn.
     ClipCov {
         /// Share of all tokens.
+        #[serde(default = "published::clip_cov_ratio")]
         clip_cov_ratio: f64,
         /// Lower bound.
+        #[serde(default = "published::clip_cov_lb")]
         clip_cov_lb: f64,
         /// Upper bound.
+        #[serde(default = "published::clip_cov_ub")]
         clip_cov_ub: f64,
     },
     /// The `kl_cov_ratio · N` tokens with the largest c pay `ppo_kl_coef · |log ρ|` and are not clipped. Without effect
     /// where a batch is used once, since `ρ = 1` then.
     KlCov {
         /// Share of all tokens.
+        #[serde(default = "published::kl_cov_ratio")]
         kl_cov_ratio: f64,
         /// Factor of the penalty.
+        #[serde(default = "published::ppo_kl_coef")]
         ppo_kl_coef: f32,
     },
 }
 
+/// Defaults: the values of arXiv 2505.22617 (its 7B runs).
+mod published {
+    pub(super) fn clip_cov_ratio() -> f64 {
+        2e-4
+    }
+
+    pub(super) fn clip_cov_lb() -> f64 {
+        1.0
+    }
+
+    pub(super) fn clip_cov_ub() -> f64 {
+        5.0
+    }
+
+    pub(super) fn kl_cov_ratio() -> f64 {
+        2e-3
+    }
+
+    pub(super) fn ppo_kl_coef() -> f32 {
+        1.0
+    }
+}
+
 /// Adds `min(α·H, |A|/κ)` to the advantage of each token, H a constant (arXiv 2506.14758).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct EntropyAdvantage {
     /// α, above 0.
     pub alpha: f32,
     /// κ, above 1, so that no sign changes.
     pub kappa: f32,
-    /// Only on hard problems (CEEH, arXiv 2602.22642).
-    #[serde(default)]
+    /// Only on hard problems (CEEH, arXiv 2602.22642); needs the reward `ceeh_length`.
     pub hard_only: bool,
+}
+
+impl Default for EntropyAdvantage {
+    /// The published values.
+    fn default() -> Self {
+        Self { alpha: 0.4, kappa: 2.0, hard_only: false }
+    }
 }
 
 /// Which tokens learn, and what beside the surrogate.

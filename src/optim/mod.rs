@@ -66,7 +66,7 @@ pub struct OptimConfig {
     pub adam_epsilon: f64,
     /// The format both moments are kept in.
     pub adam_moments: Moments,
-    /// Largest global gradient norm; larger gradients are scaled down to it.
+    /// Largest global gradient norm; larger gradients are scaled down to it; 0 for no bound.
     pub max_grad_norm: f64,
 }
 
@@ -96,8 +96,12 @@ impl OptimConfig {
             }
         };
         positive("learning_rate", self.learning_rate);
-        positive("max_grad_norm", self.max_grad_norm);
         positive("adam_epsilon", self.adam_epsilon);
+        for (key, value) in [("max_grad_norm", self.max_grad_norm), ("weight_decay", self.weight_decay)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                problems.push(format!("optim.{key} = {value} must not be negative"));
+            }
+        }
         for (key, value) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
             if !(0.0..1.0).contains(&value) {
                 problems.push(format!("optim.{key} = {value} must be at least 0 and below 1"));
@@ -111,6 +115,11 @@ impl OptimConfig {
             ));
         }
         problems
+    }
+
+    /// The factor of a gradient of this global norm: at most 1.
+    pub fn clip(&self, norm: f64) -> f64 {
+        if self.max_grad_norm == 0.0 { 1.0 } else { (self.max_grad_norm / norm).min(1.0) }
     }
 
     /// Refuses a format of the moments that the device does not have.

@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 
-use super::numbers::{NONE, arrow};
+use super::numbers::{NONE, arrow, fixed, signed};
 use super::outcome::Tile;
+use super::plot::{Ink, Mark, Plot, Series};
+use super::plots::{Figure, figure};
 use super::render;
 use crate::error::Result;
 use crate::eval::compare::{Comparison, Difference};
 use crate::eval::figures::Estimate;
-use crate::eval::table::estimate;
 
 #[derive(Serialize)]
 struct View<'a> {
@@ -18,14 +19,18 @@ struct View<'a> {
     tiles: Vec<Tile>,
     settings: Vec<[&'a str; 3]>,
     rows: Vec<Row<'a>>,
+    figures: Vec<Figure>,
     remark: String,
 }
 
 #[derive(Serialize)]
 struct Row<'a> {
     name: &'a str,
-    /// In the order of the table's head.
-    cells: [String; 10],
+    problems: usize,
+    /// In the order of the table's head; each a figure and its interval.
+    cells: [[String; 2]; 7],
+    gained: usize,
+    lost: usize,
 }
 
 /// A page that shows a comparison of the two named evaluations, and in which settings they differ.
@@ -34,50 +39,86 @@ struct Row<'a> {
 /// None that a user could cause.
 pub fn comparison(comparison: &Comparison, names: &[String; 2], settings: &[(String, [String; 2])]) -> Result<String> {
     let all = &comparison.overall;
-    let percents = |[was, is]: [f64; 2]| arrow(format!("{:.1}", 100.0 * was), format!("{:.1}", 100.0 * is));
-    let minus = |text: String| text.replace('-', "\u{2212}");
-    let points = |points| minus(estimate(Some(points), 100.0, 1, true));
-    let lengths = |[was, is]: [f64; 2]| arrow(format!("{was:.1}"), format!("{is:.1}"));
-    let ratio = |ratio| estimate(Some(ratio), 1.0, 3, false);
-    let score = |score: Option<Estimate>| match score {
-        Some(_) => minus(estimate(score, 1.0, 2, true)),
-        None => NONE.to_string(),
-    };
-    let tile = |name, value, note| Tile { name, value, note };
+    let percents = |both: [f64; 2]| pair(both.map(|share| 100.0 * share));
+    let points = |change| bounded(change, &|v| signed(Some(100.0 * v), 1));
+    let ratio = |ratio| bounded(ratio, &|v| fixed(v, 3));
+    let none = || [NONE.to_string(), String::new()];
     let row = |(name, row): (_, &Difference)| Row {
         name,
+        problems: row.problems,
         cells: [
-            row.problems.to_string(),
-            percents(row.accuracy),
+            [percents(row.accuracy), String::new()],
             points(row.accuracy_difference),
-            percents(row.accuracy_lenient),
+            [percents(row.accuracy_lenient), String::new()],
             points(row.accuracy_lenient_difference),
-            lengths(row.mean_length),
+            [pair(row.mean_length), String::new()],
             ratio(row.length_ratio),
-            score(row.efficiency_score),
-            row.gained.to_string(),
-            row.lost.to_string(),
+            row.efficiency_score.map_or_else(none, |score| bounded(score, &|v| signed(Some(v), 2))),
         ],
+        gained: row.gained,
+        lost: row.lost,
     };
+    let tile = |name, value, [figure, interval]: [String; 2], unit: &str| {
+        let interval = if interval.is_empty() { interval } else { format!(", 95% interval {interval}") };
+        Tile { name, value, note: format!("{figure}{unit}{interval}") }
+    };
+    let counted = |count: usize| count.to_string();
     let view = View {
         a: &names[0],
         b: &names[1],
         sentence: sentence(comparison),
         tiles: vec![
-            tile("Accuracy (%)", percents(all.accuracy), format!("{} points", points(all.accuracy_difference))),
-            tile("Mean length", lengths(all.mean_length), "tokens per completion".to_string()),
-            tile("Length ratio", format!("{:.3}", all.length_ratio.value), ratio(all.length_ratio)),
-            tile(
-                "Gained and lost",
-                format!("{} and {}", all.gained, all.lost),
-                format!("of {} problems", all.problems),
-            ),
+            tile("Accuracy (%)", percents(all.accuracy), points(all.accuracy_difference), " points"),
+            tile("Mean length (tokens)", pair(all.mean_length), ratio(all.length_ratio), " times as long"),
+            tile("Problems gained", counted(all.gained), [counted(all.problems), String::new()], " problems in all"),
+            tile("Problems lost", counted(all.lost), [counted(all.problems), String::new()], " problems in all"),
         ],
         settings: settings.iter().map(|(name, [a, b])| [name.as_str(), a.as_str(), b.as_str()]).collect(),
         rows: comparison.rows().map(row).collect(),
+        figures: vec![figure(plot(comparison))?],
         remark: comparison.remark(),
     };
     render("compare.html", include_str!("compare.html"), view)
+}
+
+fn pair([was, is]: [f64; 2]) -> String {
+    arrow(fixed(was, 1), fixed(is, 1))
+}
+
+/// A figure and its interval as texts; an interval without width is none.
+fn bounded(Estimate { value, interval }: Estimate, text: &dyn Fn(f64) -> String) -> [String; 2] {
+    let bounds = interval.filter(|[low, high]| low < high).map(|bounds| bounds.map(text).join(" to "));
+    [text(value), bounds.unwrap_or_default()]
+}
+
+/// Where each data source was and is.
+fn plot(comparison: &Comparison) -> Plot {
+    let path = |row: &Difference| [0, 1].map(|k| (row.mean_length[k], 100.0 * row.accuracy[k]));
+    let series = |label: &str, ink, mark, points: &[(f64, f64)]| Series {
+        label: label.to_string(),
+        ink,
+        mark,
+        points: points.to_vec(),
+    };
+    let sources = comparison.rows().enumerate().flat_map(|(index, (name, row))| {
+        let (ink, points) = (if name == "all" { Ink::Text } else { Ink::of_stage(index) }, path(row));
+        [
+            series(name, ink, Mark::Line, &points),
+            series("", ink, Mark::Start, &points[..1]),
+            series("", ink, Mark::End, &points[1..]),
+        ]
+    });
+    Plot {
+        title: "Accuracy against length".to_string(),
+        note: "By data source; from the hollow circle (the first evaluation) to the filled one (the second)."
+            .to_string(),
+        x_label: "mean length (tokens)",
+        y_label: "accuracy (%)",
+        from_zero: false,
+        small: false,
+        series: sources.collect(),
+        stages: Vec::new(),
+    }
 }
 
 /// Whether the difference of accuracies is told from none.
@@ -122,8 +163,10 @@ mod tests {
         let html = comparison(&Comparison::new(&a, &b).unwrap(), &names, &settings).unwrap();
         for part in [
             "runs&#x2f;&lt;a&gt; → runs&#x2f;b",
-            "<td>&lt;sums&gt;</td><td>2</td><td>50.0 → 100.0</td><td>+50.0 (+0.0..+100.0)</td>",
-            "<td>12.0 → 9.0</td><td>0.750 (0.750..0.750)</td>",
+            "<td>&lt;sums&gt;</td><td>2</td><td>50.0 → 100.0</td><td>+50.0<small>+0.0 to +100.0</small></td>",
+            "<td>12.0 → 9.0</td><td>0.750</td>",
+            "0.750 times as long</dd>",
+            "<svg",
             "The evaluations differ in rows: 1 and 2.",
             "includes zero",
             "prefers-color-scheme: dark",

@@ -1,4 +1,4 @@
-//! What measured steps say of the entropy conflict, in words computed from their figures.
+//! The entropy conflict in words, computed from the figures of measured steps.
 //!
 //! A sentence states a direction only where the mean over the steps is more than two of its standard errors from zero; else it
 //! says that nothing was measurable. Steps of a run follow one another, so the errors are a guide, not a test.
@@ -85,19 +85,20 @@ pub(crate) fn sentences(rows: &[&Row], unit: &str) -> Option<Vec<String>> {
         return None;
     }
     let changes = [mean(rows, "entropy_change_task"), mean(rows, "entropy_change_length")];
-    let mut text = vec![verdict(changes)];
+    let pushes = [mean(rows, "connectors/push_task"), mean(rows, "connectors/push_length")];
+    let mut text = vec![verdict(changes, pushes)];
     if changes.iter().any(Option::is_some) {
         text.push(entropy(changes, measured, unit));
     }
     text.extend(opposition(rows));
-    text.extend(connectors(rows));
+    text.extend(connectors(rows, pushes));
     text.extend(gradient(rows));
     text.extend(mislabelled(rows));
     Some(text)
 }
 
-/// Whether the parts pull entropy apart, and which way.
-fn verdict(changes: [Option<Mean>; 2]) -> String {
+/// Whether the parts pull entropy apart, and which way; and whether they do so with connectors, where entropy does not show it.
+fn verdict(changes: [Option<Mean>; 2], pushes: [Option<Mean>; 2]) -> String {
     let text = match changes {
         [None, None] => "No advantage moved a token: there is nothing to measure",
         [Some(_), None] => "No length part acted, so there is no conflict between two parts to measure",
@@ -109,6 +110,9 @@ fn verdict(changes: [Option<Mean>; 2]) -> String {
             }
             (1, 1) => "No conflict in entropy: both parts raise it",
             (-1, -1) => "No conflict in entropy: both parts lower it",
+            _ if matches!(pushes, [Some(task), Some(length)] if task.sign() * length.sign() == -1) => {
+                "No measurable conflict in the entropy of all tokens, but the parts push connectors different ways"
+            }
             _ => "No measurable conflict in entropy",
         },
     };
@@ -171,7 +175,7 @@ fn opposition(rows: &[&Row]) -> Option<String> {
 }
 
 /// Which way each part pushes connectors, all in all.
-fn connectors(rows: &[&Row]) -> Option<String> {
+fn connectors(rows: &[&Row], pushes: [Option<Mean>; 2]) -> Option<String> {
     let per_1000 = mean(rows, "connectors/per_1000")?.value;
     if per_1000 == 0.0 {
         return Some("No connector of the lexicon occurred.".into());
@@ -180,8 +184,7 @@ fn connectors(rows: &[&Row]) -> Option<String> {
     if let (Some(here), Some(there)) = (mean(rows, "connectors/entropy"), mean(rows, "others/entropy")) {
         text += &format!(", with an entropy of {:.3} nats against {:.3} of the others", here.value, there.value);
     }
-    let (task, length) = (mean(rows, "connectors/push_task"), mean(rows, "connectors/push_length"));
-    if let (Some(task), Some(length)) = (task, length) {
+    if let [Some(task), Some(length)] = pushes {
         let pushes = format!("accuracy {}, length {}", task.text(), length.text());
         text += &match (task.sign(), length.sign()) {
             (1, -1) => format!("; all in all accuracy pushes them up and length down, as the paper says ({pushes})"),
@@ -227,13 +230,16 @@ pub(super) fn changes(rows: &[(u64, &Row)]) -> Vec<(f64, f64)> {
     rows.windows(2).filter_map(pair).collect()
 }
 
-/// How the prediction of [`changes`] did. None for fewer than three, or without spread.
+/// Steps below which a correlation says nothing.
+const CORRELATED: usize = 10;
+
+/// How the prediction of [`changes`] did. None for fewer than [`CORRELATED`] steps, or without spread.
 pub(super) fn prediction(changes: &[(f64, f64)]) -> Option<String> {
     let count = changes.len() as f64;
     let mean = |f: &dyn Fn(&(f64, f64)) -> f64| changes.iter().map(f).sum::<f64>() / count;
     let (x, y) = (mean(&|c| c.0), mean(&|c| c.1));
     let spread = (mean(&|c| (c.0 - x).powi(2)) * mean(&|c| (c.1 - y).powi(2))).sqrt();
-    if changes.len() < 3 || spread.is_nan() || spread <= 0.0 {
+    if changes.len() < CORRELATED || spread.is_nan() || spread <= 0.0 {
         return None;
     }
     let correlation = mean(&|c| (c.0 - x) * (c.1 - y)) / spread;
@@ -362,6 +368,14 @@ mod tests {
                 "that the parts push them different ways is not measurable",
             ],
         );
+        // A headline without a conflict once stood above "accuracy pushes them up and length down".
+        for row in &mut steps {
+            row.insert("conflict/connectors/push_length".into(), (-0.01).into());
+        }
+        assert_says(
+            &text(&steps),
+            &["but the parts push connectors different ways.", "pushes them up and length down"],
+        );
     }
 
     #[test]
@@ -384,7 +398,8 @@ mod tests {
         let numbered: Vec<(u64, &Row)> = [1, 2, 3, 4, 9].into_iter().zip(&steps).collect();
         let found = changes(&numbered);
         assert_eq!(found.len(), 3, "a gap is no change of one step: {found:?}");
-        assert_says(&prediction(&found).unwrap(), &["same sign at 3 of 3 steps", "correlation is +1.00"]);
-        assert_eq!(prediction(&[(0.1, 0.2); 5]), None);
+        assert_eq!(prediction(&found), None, "three steps have no correlation");
+        assert_says(&prediction(&found.repeat(4)).unwrap(), &["same sign at 12 of 12 steps", "correlation is +1.00"]);
+        assert_eq!(prediction(&[(0.1, 0.2); 15]), None);
     }
 }

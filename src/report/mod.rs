@@ -1,10 +1,11 @@
-//! The reports: one HTML page that shows what a run did, one that compares two evaluations, one of an analysis.
+//! HTML pages of a run, of a comparison of two evaluations, and of an analysis.
 
 mod analysis;
 mod compare;
 mod completions;
 mod conflict;
 mod findings;
+mod method;
 mod numbers;
 mod outcome;
 mod plot;
@@ -22,7 +23,9 @@ use crate::error::{Error, Result};
 pub use analysis::{analysis, analysis_json, analysis_text};
 pub use compare::comparison;
 use completions::Example;
-use outcome::{FamilyRow, Tile, family_row, runtime, sentence, stage_text, tiles};
+use method::StageRow;
+pub(crate) use numbers::duration;
+use outcome::{FamilyRow, Tile, family_row, runtime, sentence, tiles};
 use plots::{Figure, figure, plots};
 use run::{Metrics, Summary, optional, read_lines};
 
@@ -43,10 +46,10 @@ struct View {
     unfinished: Option<String>,
     tiles: Vec<Tile>,
     sentence: String,
-    reconstruction: Option<String>,
+    note: Option<String>,
     after: String,
     families: Vec<FamilyRow>,
-    stages: Vec<String>,
+    stages: Vec<StageRow>,
     figures: Vec<Figure>,
     conflict: conflict::Section,
     examples: Vec<Example>,
@@ -63,6 +66,8 @@ fn page(run: &Path) -> Result<String> {
         .transpose()?;
     let path = run.join("config.toml");
     let config = optional(fs::read_to_string(&path).map_err(Error::io(&path)))?;
+    let settings: toml::Table =
+        toml::from_str(config.as_deref().unwrap_or_default()).map_err(|e| Error::file(&path, e))?;
     let before = optional(read_lines(&run.join("completions/eval_base.jsonl")))?.unwrap_or_default();
     let after = optional(read_lines(&run.join("completions/eval_final.jsonl")))?.unwrap_or_default();
 
@@ -83,14 +88,14 @@ fn page(run: &Path) -> Result<String> {
         title: summary.name.clone().or(folder).unwrap_or_else(|| "run".into()),
         unfinished,
         tiles: tiles(&summary),
-        sentence: sentence(&summary.base, &summary.last),
-        reconstruction: summary.reconstruction.clone(),
+        sentence: sentence(&summary.base, &summary.last, completions::change(&before, &after).as_ref()),
+        note: summary.note.clone(),
         after: match evaluated {
             Some(step) if !finished => format!("step {step}"),
             _ => "after".into(),
         },
         families: summary.families.iter().map(family_row).collect(),
-        stages: stages.iter().enumerate().map(|(i, s)| stage_text(s, summary.stages.get(i))).collect(),
+        stages: method::stages(&settings, &stages, &summary.stages),
         figures: plots(&metrics, &stages).into_iter().map(figure).collect::<Result<_>>()?,
         conflict: conflict::section(run, &metrics, &stages)?,
         examples: completions::choose(before, after),

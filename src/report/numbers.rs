@@ -1,9 +1,16 @@
-//! Numbers as text; what is not known is a dash.
+//! Numbers as text; an unknown one is a dash.
 
 pub(super) const NONE: &str = "\u{2013}";
 
+/// A number with `places` decimals; one that rounds to zero has no sign.
+pub(super) fn fixed(value: f64, places: usize) -> String {
+    let text = format!("{value:.places$}");
+    let zero = text.chars().all(|c| matches!(c, '-' | '0' | '.'));
+    if zero { text.trim_start_matches('-').to_string() } else { text.replace('-', "\u{2212}") }
+}
+
 pub(super) fn number(value: Option<f64>, places: usize) -> String {
-    value.map_or(NONE.into(), |v| format!("{v:.places$}").replace('-', "\u{2212}"))
+    value.map_or(NONE.into(), |v| fixed(v, places))
 }
 
 pub(super) fn percent(value: Option<f64>) -> String {
@@ -11,7 +18,8 @@ pub(super) fn percent(value: Option<f64>) -> String {
 }
 
 pub(super) fn signed(value: Option<f64>, places: usize) -> String {
-    value.map_or(NONE.into(), |v| format!("{v:+.places$}").replace('-', "\u{2212}"))
+    let sign = |text: String| if text.starts_with('\u{2212}') { text } else { format!("+{text}") };
+    value.map_or(NONE.into(), |v| sign(fixed(v, places)))
 }
 
 pub(super) fn times(value: Option<f64>) -> String {
@@ -30,10 +38,11 @@ pub(super) fn ratio(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
     Some(part? / whole.filter(|w| *w > 0.0)?)
 }
 
-pub(super) fn duration(seconds: f64) -> String {
+/// Seconds as people read them.
+pub(crate) fn duration(seconds: f64) -> String {
     let minutes = (seconds / 60.0).floor();
     match seconds {
-        s if s < 60.0 => format!("{s:.1} s"),
+        s if s < 60.0 => format!("{s:.0} s"),
         s if s < 3600.0 => format!("{minutes} min {:.0} s", (s % 60.0).floor()),
         _ => format!("{} h {} min", (minutes / 60.0).floor(), minutes % 60.0),
     }

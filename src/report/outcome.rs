@@ -1,9 +1,10 @@
-//! What a run came to: tiles, a sentence with an interval, rows of families.
+//! The outcome of a run: tiles, a sentence with an interval, rows of families.
 
 use serde::Serialize;
 
+use super::completions::Change;
 use super::numbers::{NONE, arrow, difference, duration, number, percent, ratio, signed, times};
-use super::run::{Evaluation, Family, Metrics, Stage, StageEnd, Summary};
+use super::run::{Evaluation, Family, Metrics, Summary};
 
 #[derive(Serialize)]
 pub(super) struct Tile {
@@ -36,8 +37,8 @@ pub(super) fn tiles(summary: &Summary) -> Vec<Tile> {
     ]
 }
 
-/// What the numbers say, and what they do not.
-pub(super) fn sentence(before: &Evaluation, after: &Evaluation) -> String {
+/// The change of accuracy and length in words; `change` pairs the problems of both evaluations.
+pub(super) fn sentence(before: &Evaluation, after: &Evaluation, change: Option<&Change>) -> String {
     let (Some(p), Some(q)) = (before.accuracy, after.accuracy) else {
         return "There is no evaluation to compare with the base model's yet.".into();
     };
@@ -47,20 +48,15 @@ pub(super) fn sentence(before: &Evaluation, after: &Evaluation) -> String {
     } else {
         format!("Held-out accuracy {} by {:.1} points", if points > 0.0 { "rose" } else { "fell" }, points.abs())
     };
-    let n = before.n.map(|n| (n, after.n.unwrap_or(n))).filter(|(n, m)| *n > 0 && *m > 0);
-    match n {
-        Some((n, m)) => {
-            let (low, high) = interval(p, n, q, m);
-            let zero = if low > 0.0 || high < 0.0 { "excludes" } else { "includes" };
+    text += &match change {
+        Some(Change { problems, interval: Some([low, high]) }) => {
+            let zero = if *low > 0.0 || *high < 0.0 { "excludes" } else { "includes" };
             let bounds = [low, high].map(|v| signed(Some(100.0 * v), 1)).join(" to ");
-            let problems = if n == m { n.to_string() } else { format!("{n} and {m}") };
-            text += &format!(
-                " (95% interval {bounds}, which {zero} zero; {problems} problems, \
-                 the two evaluations taken as independent)"
-            );
+            format!(" (95% interval {bounds}, which {zero} zero; {problems} problems, each paired with itself)")
         }
-        None => text += " (the number of problems is not recorded, so no interval is given)",
-    }
+        Some(Change { problems, interval: None }) => format!(" (alike on each of {problems} problems: no interval)"),
+        None => " (no completions of both evaluations, so no interval)".to_string(),
+    };
     if let (Some(b), Some(a)) = (before.mean_length, after.mean_length) {
         let change = match ratio(Some(a), Some(b)) {
             Some(r) if r < 0.9995 => format!("fell by {:.1}%", 100.0 * (1.0 - r)),
@@ -70,18 +66,6 @@ pub(super) fn sentence(before: &Evaluation, after: &Evaluation) -> String {
         text += &format!("; mean length {change}, from {b:.1} to {a:.1} tokens");
     }
     text + "."
-}
-
-/// Newcombe's 95% interval for the change `q - p` of two proportions, from Wilson's for each.
-pub(super) fn interval(p: f64, n: u64, q: f64, m: u64) -> (f64, f64) {
-    let wilson = |p: f64, n: u64| {
-        let (n, z) = (n as f64, 1.959_964);
-        let middle = p + z * z / (2.0 * n);
-        let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).max(0.0).sqrt();
-        ((middle - half) / (1.0 + z * z / n), (middle + half) / (1.0 + z * z / n))
-    };
-    let ((p_low, p_high), (q_low, q_high)) = (wilson(p, n), wilson(q, m));
-    (q - p - (q - q_low).hypot(p_high - p), q - p + (q_high - q).hypot(p - p_low))
 }
 
 pub(super) fn family_row((name, family): (&String, &Family)) -> FamilyRow {
@@ -100,12 +84,6 @@ pub(super) fn family_row((name, family): (&String, &Family)) -> FamilyRow {
         times(ratio(a.mean_length, family.floor)),
     ];
     FamilyRow { name: name.clone(), cells }
-}
-
-pub(super) fn stage_text(stage: &Stage, end: Option<&StageEnd>) -> String {
-    let exit = end.filter(|e| e.name == stage.name).and_then(|e| e.exit.as_deref());
-    let exit = exit.map_or(String::new(), |exit| format!(" (exit: {exit})"));
-    format!("{}: steps {}\u{2013}{}{exit}", stage.name, stage.first, stage.last)
 }
 
 pub(super) fn runtime(summary: &Summary, metrics: &Metrics, steps: u64) -> Vec<(&'static str, String)> {

@@ -4,6 +4,7 @@ use plotters::drawing::DrawingAreaErrorKind;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::numbers::fixed;
 use crate::error::{Error, Result};
 
 /// A colour by its role; the page gives it a value for light and for dark.
@@ -81,6 +82,15 @@ pub(super) struct Plot {
 /// Everything is drawn at twice its size: plotters rounds coordinates to whole units.
 const SCALE: u32 = 2;
 const FONT_SIZE: u32 = 13;
+/// Width of a plot and its right margin, before scaling.
+const WIDTH: u32 = 480;
+const RIGHT: u32 = 14;
+const LEFT: u32 = 4;
+
+/// Width of a text in the plot's font, before scaling: an estimate on the safe side.
+fn text_width(text: &str) -> u32 {
+    (text.chars().count() as u32 * FONT_SIZE * 6).div_ceil(10)
+}
 
 impl Plot {
     /// The SVG, or nothing if there is no point to draw.
@@ -105,45 +115,49 @@ impl Plot {
         by_step: bool,
     ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
         let (top, height) = (ys.end, if self.small { 200 } else { 280 });
-        let (x_places, y_places) = (places(&xs), places(&ys));
-        let root = SVGBackend::with_string(svg, (480 * SCALE, height * SCALE)).into_drawing_area();
+        let (x_axis, y_axis) = (Axis::of(&xs), Axis::of(&ys));
+        let tick_width = [ys.start, ys.end].map(|y| text_width(&y_axis.label(y))).into_iter().max().unwrap_or(0);
+        let y_area = (tick_width + 30).max(58);
+        let root = SVGBackend::with_string(svg, (WIDTH * SCALE, height * SCALE)).into_drawing_area();
         // plotters divides font sizes by 1.24 when it writes SVG.
         let font = ("sans-serif", 1.24 * f64::from(FONT_SIZE * SCALE)).into_font().color(&Ink::Text.stand_in());
         let text = |h, v| font.pos(Pos::new(h, v));
         let axis = Ink::Text.stand_in().mix(0.6).stroke_width(SCALE);
         let mut chart = ChartBuilder::on(&root)
             .margin_top(if self.stages.is_empty() { 10 } else { 22 } * SCALE)
-            .margin_right(14 * SCALE)
-            .margin_left(4 * SCALE)
+            .margin_right(RIGHT * SCALE)
+            .margin_left(LEFT * SCALE)
             .x_label_area_size(42 * SCALE)
-            .y_label_area_size(58 * SCALE)
+            .y_label_area_size(y_area * SCALE)
             .build_cartesian_2d(xs.clone(), ys)?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
             .bold_line_style(Ink::Grid.stand_in().stroke_width(SCALE))
             .axis_style(axis)
-            .x_desc(self.x_label)
-            .y_desc(self.y_label)
+            .x_desc(x_axis.title(self.x_label))
+            .y_desc(y_axis.title(self.y_label))
             .x_labels(6)
             .y_labels(if self.small { 4 } else { 6 })
             .x_label_formatter(&|x| match by_step {
                 true if x.fract().abs() > 1e-6 => String::new(),
                 true => format!("{x:.0}"),
-                false => format!("{x:.x_places$}"),
+                false => x_axis.label(*x),
             })
-            .y_label_formatter(&|y| format!("{y:.y_places$}"))
+            .y_label_formatter(&|y| y_axis.label(*y))
             .label_style(font.clone())
             .axis_desc_style(font.clone())
             .draw()?;
-        for (i, (step, name)) in self.stages.iter().enumerate() {
+        for (step, _) in self.stages.iter().skip(1) {
             let x = step.clamp(xs.start, xs.end);
-            if i > 0 {
-                let line = vec![(x, top), (x, chart.y_range().start)];
-                chart.draw_series([PathElement::new(line, axis)])?;
-            }
-            let style = text(HPos::Left, VPos::Bottom);
-            let label = Text::new(name.clone(), (2 * SCALE as i32, -3 * SCALE as i32), style);
+            chart.draw_series([PathElement::new(vec![(x, top), (x, chart.y_range().start)], axis)])?;
+        }
+        let width = WIDTH - LEFT - RIGHT - y_area;
+        for (x, name) in stage_labels(&self.stages, &xs, width) {
+            // Right-aligned at the edge where there is no room to the right of the line.
+            let right = x == xs.end;
+            let (side, dx) = if right { (HPos::Right, 0) } else { (HPos::Left, 2 * SCALE as i32) };
+            let label = Text::new(name.to_string(), (dx, -3 * SCALE as i32), text(side, VPos::Bottom));
             chart.draw_series([EmptyElement::at((x, top)) + label])?;
         }
         for series in &self.series {
@@ -177,6 +191,63 @@ impl Plot {
             }
         }
         root.present()
+    }
+}
+
+/// Where the names of stages stand above the plot, `width` units wide: at the line that begins the stage, or at the right
+/// edge. A name that would cover the one before is left out.
+fn stage_labels<'a>(
+    stages: &'a [(f64, String)],
+    xs: &std::ops::Range<f64>,
+    width: u32,
+) -> impl Iterator<Item = (f64, &'a str)> {
+    let (xs, width, mut free) = (xs.clone(), f64::from(width), 0.0);
+    stages.iter().filter_map(move |(step, name)| {
+        let x = step.clamp(xs.start, xs.end);
+        let at = (x - xs.start) / (xs.end - xs.start) * width;
+        let long = f64::from(text_width(name)) + 8.0;
+        let (from, x) = if at + long <= width { (at, x) } else { (width - long, xs.end) };
+        if from < free {
+            return None;
+        }
+        free = from + long;
+        Some((x, name.as_str()))
+    })
+}
+
+/// How the numbers of an axis are written.
+struct Axis {
+    /// Numbers are written as multiples of this power of ten.
+    power: i32,
+    places: usize,
+}
+
+impl Axis {
+    /// Small numbers are written as multiples of a power of ten, which the title of the axis names.
+    fn of(range: &std::ops::Range<f64>) -> Self {
+        let largest = range.start.abs().max(range.end.abs());
+        let power = if largest > 0.0 && largest < 1e-2 { largest.log10().floor() as i32 } else { 0 };
+        let scale = 10f64.powi(-power);
+        Self { power, places: places(&(scale * range.start..scale * range.end)) }
+    }
+
+    fn label(&self, value: f64) -> String {
+        fixed(value * 10f64.powi(-self.power), self.places)
+    }
+
+    fn title(&self, unit: &str) -> String {
+        if self.power == 0 {
+            return unit.to_string();
+        }
+        let raised = |c: char| match c {
+            '-' => '\u{207b}',
+            '1' => '\u{b9}',
+            '2' => '\u{b2}',
+            '3' => '\u{b3}',
+            digit => char::from_u32(0x2070 + digit as u32 - '0' as u32).unwrap_or(digit),
+        };
+        let power: String = self.power.to_string().chars().map(raised).collect();
+        format!("10{power} {unit}")
     }
 }
 
@@ -252,6 +323,24 @@ mod tests {
         for y in [0.0, 1.0, -3.0, 1e9] {
             assert!(plot(vec![(0.0, y)]).svg().unwrap().is_some());
         }
+    }
+
+    /// Once the name was cut to "er" at the edge.
+    #[test]
+    fn a_stage_at_the_right_edge_is_named_in_full() {
+        let stages = [(1.0, "compress".to_string()), (99.0, "enhance".to_string()), (99.5, "later".to_string())];
+        let placed: Vec<_> = stage_labels(&stages, &(0.0..100.0), 400).collect();
+        assert_eq!(placed, [(1.0, "compress"), (100.0, "enhance")]);
+    }
+
+    #[test]
+    fn small_numbers_are_multiples_of_a_power_of_ten() {
+        let axis = Axis::of(&(-2e-5..4e-5));
+        assert_eq!(
+            (axis.label(-0.2e-7), axis.label(3e-5), axis.title("nats")),
+            ("0".into(), "3".into(), "10\u{207b}\u{2075} nats".into())
+        );
+        assert_eq!(Axis::of(&(0.0..1.0)).title("nats"), "nats");
     }
 
     #[test]

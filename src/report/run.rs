@@ -1,4 +1,4 @@
-//! Reading a run directory: what training wrote, so far.
+//! Reading a run directory, finished or not.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,7 +27,7 @@ pub(super) struct Summary {
     pub(super) families: BTreeMap<String, Family>,
     pub(super) stages: Vec<StageEnd>,
     pub(super) peak_rss_gb: Option<f64>,
-    pub(super) reconstruction: Option<String>,
+    pub(super) note: Option<String>,
 }
 
 /// One evaluation on held-out problems.

@@ -1,7 +1,6 @@
 use std::fs;
 use std::path::Path;
 
-use super::outcome::interval;
 use super::run::{Metrics, Stage};
 use super::*;
 
@@ -17,7 +16,7 @@ const SUMMARY: &str = r#"{"name":"tiny","seed":7,"model":"tiny-1m","device":"fle
 "length_ratio":0.22,"accuracy_delta":0.03,
 "families":{"sort":{"floor":20.0,"base":{"accuracy":0.7,"mean_length":120.0},"final":{"accuracy":0.75,"mean_length":30.0}}},
 "stages":[{"name":"compress","first_step":1,"last_step":2,"exit":"steps"},{"name":"enhance","first_step":3,"last_step":3,"exit":"entropy"}],
-"peak_rss_gb":1.25,"reconstruction":"Stage 2 is a reconstruction."}"#;
+"peak_rss_gb":1.25,"note":"Stage 2 is a reconstruction."}"#;
 
 const BASE: &str = r#"{"problem":"9","prompt":"47 + 14 < ?","answer":"61","data_source":"sort","correct":true,"finished":true,"length":120,"tokens":["<think>","\n","<script>alert(1)</script>","  61"],"entropy":[0.01,0.3,2.0,0.1]}"#;
 const FINAL: &str = r#"{"problem":9,"prompt":"47 + 14 < ?","answer":"61","data_source":"sort","correct":true,"finished":true,"length":30,"tokens":["61"],"entropy":[0.02]}"#;
@@ -25,7 +24,8 @@ const FINAL: &str = r#"{"problem":9,"prompt":"47 + 14 < ?","answer":"61","data_s
 fn unfinished_run() -> tempfile::TempDir {
     let run = tempfile::tempdir().unwrap();
     fs::write(run.path().join("metrics.jsonl"), METRICS).unwrap();
-    fs::write(run.path().join("config.toml"), "name = \"<b>\"\n").unwrap();
+    let config = "name = \"<b>\"\n[[stages]]\nname = \"compress\"\nrewards = [{ type = \"format\" }]\n";
+    fs::write(run.path().join("config.toml"), config).unwrap();
     run
 }
 
@@ -53,9 +53,9 @@ fn a_finished_run_shows_its_figures() {
     let run = finished_run();
     let html = report(run.path());
     assert_has(&html, &["79.0% → 82.0%", "160.1 → 35.2", ">0.22<", "rose by 3.0 points", "fell by 78.0%"]);
-    assert_has(&html, &["includes zero; 400 problems", "Stage 2 is a reconstruction."]);
+    assert_has(&html, &["alike on each of 1 problems", "Stage 2 is a reconstruction."]);
     assert_has(&html, &["<td>6.00×</td><td>1.50×</td>", "<td>+5.0</td>", "<td>−75%</td>"]);
-    assert_has(&html, &["1 h 2 min", "1.25 GB", "66.7%", "enhance: steps 3–3 (exit: entropy)"]);
+    assert_has(&html, &["1 h 2 min", "1.25 GB", "66.7%", "<td>compress</td><td>1–2</td><td>steps</td><td>format</td>"]);
     assert!(!html.contains("unfinished"));
 }
 
@@ -81,10 +81,7 @@ fn a_measured_run_says_what_it_shows_stage_by_stage() {
     fs::write(run.path().join("token_types.json"), types).unwrap();
     let html = report(run.path());
     assert_has(&html, &["compress: Conflict in entropy: accuracy raises it", "enhance: No length part acted"]);
-    assert_has(
-        &html,
-        &["Gradient by entropy, compress", "Gradient by entropy, enhance", "Predicted and realised change"],
-    );
+    assert_has(&html, &["Gradient by entropy, compress", "Gradient by entropy, enhance", "predicted and realised"]);
     assert_has(&html, &["<code> &lt;wait</code>", "50.0% begin connectors", "against 25.0% of all 8", "--part: 50.0%"]);
 }
 
@@ -114,7 +111,7 @@ fn what_a_model_writes_is_escaped() {
 #[test]
 fn an_unfinished_run_says_so() {
     let run = unfinished_run();
-    assert_has(&report(run.path()), &["3 steps so far", "at step 3", "79.0% → 82.0%", "no interval is given", "sort"]);
+    assert_has(&report(run.path()), &["3 steps so far", "at step 3", "79.0% → 82.0%", "so no interval", "sort"]);
 
     fs::write(run.path().join("metrics.jsonl"), METRICS.lines().next().unwrap()).unwrap();
     assert_has(&report(run.path()), &["0 steps so far", "79.0% → –", "No data yet."]);
@@ -142,13 +139,6 @@ fn malformed_lines_are_named() {
     fs::write(run.path().join("summary.json"), "{").unwrap();
     assert!(write(run.path()).unwrap_err().to_string().contains("summary.json: "));
     assert!(write(&run.path().join("absent")).unwrap_err().to_string().contains("metrics.jsonl"));
-}
-
-/// Newcombe (1998), table II, row (a), method 10: 56/70 against 48/80.
-#[test]
-fn the_interval_is_newcombes() {
-    let (low, high) = interval(48.0 / 80.0, 80, 56.0 / 70.0, 70);
-    assert!((low - 0.0524).abs() < 1e-4 && (high - 0.3339).abs() < 1e-4, "{low} {high}");
 }
 
 #[test]

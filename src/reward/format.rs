@@ -8,7 +8,8 @@ use crate::verify::{after_thinking, stated};
 
 /// 1 for a finished `<think>…</think>` followed by a stated answer, else 0.
 ///
-/// Some chat templates write `<think>` into the prompt, so a completion may begin inside it.
+/// A text may begin inside the thinking; [`Tokenizer::completion_text`](crate::text::tokenizer::Tokenizer::completion_text)
+/// puts before it the mark that a chat template has written into the prompt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Format {}
@@ -53,6 +54,9 @@ mod tests {
             ("so <think>a</think>\\boxed{5}", false),
             ("<think>a \\boxed{5}", false),
             ("\\boxed{5}", false),
+            // The prompt opened the thinking, and the completion opened it again; a template told not to think.
+            ("<think>\n<think>a</think>\\boxed{5}", false),
+            ("<think>\n\n</think>\n\n\\boxed{5}", true),
         ];
         for (text, want) in table {
             assert_eq!(well_formed(text), want, "{text:?}");

@@ -10,7 +10,7 @@ use crate::verify::{Graded, Verdict, grade};
 /// A graded completion.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// The text, without special tokens.
+    /// The text, without special tokens, after the thinking mark when the prompt has written that.
     pub text: String,
     /// Its tokens, the stop token included.
     pub tokens: Vec<u32>,
@@ -41,7 +41,7 @@ impl Answer {
 
 /// Decodes and grades a completion; `with_pieces` says whether to fill [`Answer::pieces`].
 pub fn answer(problem: &Problem, tokenizer: &Tokenizer, completion: &Completion, with_pieces: bool) -> Answer {
-    let text = tokenizer.decode(&completion.tokens, true);
+    let text = tokenizer.completion_text(&completion.tokens);
     let finished = completion.finished();
     let verdicts = grade(&problem.answer, &text, finished);
     let usable = verdicts.strict != Verdict::UnparseableGold;

@@ -3,14 +3,18 @@
 //! Templates are Jinja, written for the environment of Hugging Face `transformers`. This one offers the same: blocks
 //! trimmed, `raise_exception`, `strftime_now`, a `tojson` that keeps Unicode and does not escape HTML, Python's string
 //! and dict methods, and `{% generation %}` markers (which only mean something to a loss mask and are ignored here).
+//!
+//! A template comes with a downloaded model: it reads no file, and its work and memory are bounded ([`FUEL`]).
 
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use chrono::format::{Item, StrftimeItems};
-use chrono::{DateTime, Local};
+use chrono::{Local, NaiveDate, NaiveDateTime};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
-use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -37,13 +41,14 @@ impl Message {
 }
 
 /// What a model is asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
     /// A plain text; stands for a single user turn wherever the tokenizer has a chat template.
     Text(String),
     /// A conversation that ends with the turn to answer.
     Messages(Vec<Message>),
+    /// A problem from a file whose answer is a formula: `[prompt] suffix = "auto"` says in which form to give it.
+    Formula(Box<Prompt>),
 }
 
 impl Prompt {
@@ -52,6 +57,7 @@ impl Prompt {
         match self {
             Self::Text(text) => text.clone(),
             Self::Messages(messages) => messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n"),
+            Self::Formula(prompt) => prompt.text(),
         }
     }
 
@@ -60,6 +66,7 @@ impl Prompt {
         match self {
             Self::Text(text) => vec![Message::user(text)],
             Self::Messages(messages) => messages.clone(),
+            Self::Formula(prompt) => prompt.to_messages(),
         }
     }
 }
@@ -81,51 +88,88 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     file: PathBuf,
     tokens: SpecialTokens,
+    kwargs: BTreeMap<String, Value>,
 }
 
 const TEMPLATE: &str = "chat_template";
 
+/// The work of one rendering at most: this many steps, or 64 bytes of text made or read for each. It bounds the memory
+/// to 128 MB and the time to a fraction of a second; a conversation of a million tokens needs a tenth.
+const FUEL: u64 = 2_000_000;
+
+/// The function that gives templates the date.
+const DATE: &str = "strftime_now";
+
 impl ChatTemplate {
-    /// Compiles `source`, which was read from `file`.
+    /// Compiles `source`, which was read from `file`. The date it sees is today's.
     pub fn new(source: &str, file: &Path, tokens: SpecialTokens) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| Error::file(file, describe(&e)))?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |format: &str| strftime(format, &Local::now()));
         environment.add_filter("tojson", to_json);
+        // As jinja2 reads line ends.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
         environment
-            .add_template_owned(TEMPLATE, without_generation_markers(source))
+            .add_template_owned(TEMPLATE, without_generation_markers(&source))
             .map_err(|e| Error::file(file, format!("chat template: {}", describe(&e))))?;
-        Ok(Self { environment, file: file.to_path_buf(), tokens })
+        let template = Self { environment, file: file.to_path_buf(), tokens, kwargs: BTreeMap::new() };
+        Ok(template.with(BTreeMap::new(), Local::now().date_naive()))
+    }
+
+    /// The template with variables beside those of the conversation, at midnight of a date: the time of day would make
+    /// every prompt another.
+    pub fn with(mut self, kwargs: BTreeMap<String, Value>, date: NaiveDate) -> Self {
+        self.kwargs = kwargs;
+        self.environment.add_function(DATE, move |format: &str| strftime(format, &date.into()));
+        self
+    }
+
+    /// The names that the template reads and does not set itself.
+    pub fn variables(&self) -> HashSet<String> {
+        self.environment.get_template(TEMPLATE).map(|template| template.undeclared_variables(false)).unwrap_or_default()
+    }
+
+    /// Whether the template reads the date.
+    pub fn reads_date(&self) -> bool {
+        self.variables().contains(DATE)
     }
 
     /// Renders a conversation; `add_generation_prompt` opens the assistant's turn.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation, is faulty, or takes more work than a chat template needs.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let fail = |e: minijinja::Error| Error::file(&self.file, format!("chat template: {}", describe(&e)));
-        let none = Value::from(());
         let turn = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
-        self.environment
-            .get_template(TEMPLATE)
-            .map_err(fail)?
-            .render(context! {
-                messages => messages.iter().map(turn).collect::<Value>(),
-                add_generation_prompt,
-                bos_token => token(&self.tokens.bos),
-                eos_token => token(&self.tokens.eos),
-                pad_token => token(&self.tokens.pad),
-                tools => none.clone(),
-                documents => none,
-            })
-            .map_err(fail)
+        let variables = [
+            ("messages", messages.iter().map(turn).collect::<Value>()),
+            ("add_generation_prompt", add_generation_prompt.into()),
+            ("bos_token", token(&self.tokens.bos)),
+            ("eos_token", token(&self.tokens.eos)),
+            ("pad_token", token(&self.tokens.pad)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+        ];
+        let own = self.kwargs.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        let variables: BTreeMap<&str, Value> = variables.into_iter().chain(own).collect();
+        self.environment.get_template(TEMPLATE).map_err(fail)?.render(Value::from(variables)).map_err(fail)
     }
 }
 
 fn describe(error: &minijinja::Error) -> String {
     let line = error.line().map(|line| format!(" (template line {line})")).unwrap_or_default();
+    if error.kind() == ErrorKind::OutOfFuel {
+        return format!(
+            "takes more than {FUEL} steps, or writes and reads more than {} MB of text{line}: a chat template needs far less; \
+             look at its loops, and at the length of the conversation",
+            FUEL * 64 / 1_000_000
+        );
+    }
     let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
     format!("{}{detail}{line}", error.kind())
 }
@@ -181,19 +225,23 @@ fn to_json(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> std::result:
 }
 
 /// Python's `datetime.strftime`; a directive that is not known is an error.
-fn strftime(format: &str, time: &DateTime<Local>) -> std::result::Result<String, minijinja::Error> {
+fn strftime(format: &str, time: &NaiveDateTime) -> std::result::Result<String, minijinja::Error> {
+    let unknown = || {
+        let message = format!("strftime_now({format:?}): unknown directive");
+        minijinja::Error::new(ErrorKind::InvalidOperation, message)
+    };
     let items: Vec<Item> = StrftimeItems::new(format).collect();
     if items.contains(&Item::Error) {
-        let message = format!("strftime_now({format:?}): unknown directive");
-        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+        return Err(unknown());
     }
-    Ok(time.format_with_items(items.into_iter()).to_string())
+    let mut text = String::new();
+    // A directive that a date without a zone cannot fill is an error as well.
+    write!(text, "{}", time.format_with_items(items.into_iter())).map_err(|_| unknown())?;
+    Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeZone;
-
     use super::*;
 
     fn template(source: &str) -> ChatTemplate {
@@ -299,11 +347,62 @@ mod tests {
 
     #[test]
     fn dates_are_those_of_the_calendar_and_unknown_directives_errors() {
-        let time = DateTime::parse_from_rfc3339("2024-02-29T12:34:56Z").unwrap();
-        let time = Local.from_local_datetime(&time.naive_utc()).unwrap();
-        let text = strftime("%Y-%m-%d %H:%M:%S %A %b %%", &time).unwrap();
-        assert_eq!(text, "2024-02-29 12:34:56 Thursday Feb %");
-        let error = template("{{ strftime_now('%Q!') }}").render(&[], false).unwrap_err().to_string();
-        assert!(error.contains("%Q!"), "{error}");
+        let leap = NaiveDate::from_ymd_opt(2024, 2, 29).unwrap();
+        let dated = |format: &str| {
+            let source = format!("{{{{ strftime_now('{format}') }}}}");
+            template(&source).with(BTreeMap::new(), leap).render(&[], false)
+        };
+        assert_eq!(dated("%Y-%m-%d %H:%M:%S %A %b %%").unwrap(), "2024-02-29 00:00:00 Thursday Feb %");
+        for unknown in ["%Q!", "%Z!"] {
+            let error = dated(unknown).unwrap_err().to_string();
+            assert!(error.contains(unknown), "{error}");
+        }
+        assert!(template("{% if strftime_now is defined %}x{% endif %}").reads_date() && !template("x").reads_date());
+    }
+
+    #[test]
+    fn variables_of_the_settings_reach_the_template() {
+        let kwargs = BTreeMap::from([("enable_thinking".to_string(), Value::from(false))]);
+        let day = NaiveDate::default();
+        let quiet = template(QWEN3).with(kwargs, day).render(&[Message::user("hi")], true).unwrap();
+        assert!(quiet.ends_with("<|im_start|>assistant\n<think>\n\n</think>\n\n"), "{quiet}");
+        assert!(template(QWEN3).variables().contains("enable_thinking"));
+        assert!(!template(QWEN3).variables().contains("content"));
+    }
+
+    #[test]
+    fn line_ends_are_those_of_jinja() {
+        let source = "{%- for m in messages %}\n<u>{{ m.content }}</u>\n{%- endfor %}\n{% if true %}\n!\n{% endif %}\n";
+        let turns = [Message::user("a\r\nb"), Message::user("c")];
+        let unix = template(source).render(&turns, true).unwrap();
+        assert_eq!(template(&source.replace('\n', "\r\n")).render(&turns, true).unwrap(), unix);
+        assert_eq!(template(&source.replace('\n', "\r")).render(&turns, true).unwrap(), unix);
+        assert!(unix.contains("a\r\nb"), "{unix:?}");
+    }
+
+    /// Templates found to hang or to fill the memory.
+    #[test]
+    fn work_and_memory_of_a_template_are_bounded() {
+        let doubling =
+            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+        let sources = [
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "{% for i in range(99999) %}{% for j in range(99999) %}some text{% endfor %}{% endfor %}",
+            doubling,
+            "{% macro d(s, n) %}{% if n %}{{ d(s ~ s, n - 1) }}{% endif %}{% endmacro %}{{ d('x', 60) }}",
+            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s | replace('x', 'xx') %}{% endfor %}",
+            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('x', 'xx') %}{% endfor %}",
+            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] | join %}{% endfor %}",
+            "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+        ];
+        for source in sources {
+            let start = std::time::Instant::now();
+            let error = template(source).render(&[], true).unwrap_err().to_string();
+            assert!(error.contains("takes more than 2000000 steps"), "{source}: {error}");
+            // A second where nothing else runs.
+            assert!(start.elapsed().as_secs_f64() < 5.0, "{source}: {:?}", start.elapsed());
+        }
+        let long = [Message::user("word ".repeat(1_000_000))];
+        assert!(template(QWEN3).render(&long, true).unwrap().len() > 5_000_000);
     }
 }

@@ -1,7 +1,13 @@
-//! Text and tokens: tokenizers as Hugging Face stores them, chat templates, and the training of a small tokenizer.
+//! Text and tokens: tokenizers as Hugging Face stores them, chat templates, how a model is asked, and the training of a
+//! small tokenizer.
 
 pub mod bpe;
 pub mod chat;
+pub mod directory;
+mod folder;
+pub mod generation;
+pub mod prompt;
 pub mod stop;
 pub mod stream;
 pub mod tokenizer;
+mod turn;

@@ -10,8 +10,8 @@ use super::stage::Stage;
 use crate::conflict::{Connectors, TokenTypes, Types};
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::eval::{Subject, check_room};
-use crate::generate::{Request, Sampling, Watch, generate};
+use crate::eval::Subject;
+use crate::generate::{Request, Room, Sampling, Watch, generate};
 use crate::metrics::{Metrics, mean};
 use crate::objective::Parts;
 use crate::reward::{Memory, Reward, RewardCommand, Rewards};
@@ -142,11 +142,16 @@ pub fn analyze(
 /// Groups of completions, scored.
 fn sample(subject: Subject, problems: &[Problem], config: &AnalyzeConfig, rewards: &Rewards) -> Result<Vec<Scored>> {
     let Subject { model, model_config, tokenizer } = subject;
+    let room = Room {
+        max_position_embeddings: model_config.max_position_embeddings,
+        max_completion_length: config.stage.max_completion_length,
+        setting: "the stage's max_completion_length",
+    };
     let mut asked = Vec::with_capacity(problems.len());
     let mut requests = Vec::with_capacity(problems.len() * config.num_generations);
     for problem in problems {
         let prompt = tokenizer.encode_prompt(&problem.prompt)?;
-        check_room(&prompt, model_config, problem)?;
+        room.check(prompt.len(), &problem.prompt.text())?;
         requests.extend(
             (0..config.num_generations)
                 .map(|sample| Request { prompt: prompt.clone(), key: [config.seed, 0, problem.id, sample as u64] }),
@@ -155,7 +160,7 @@ fn sample(subject: Subject, problems: &[Problem], config: &AnalyzeConfig, reward
     }
     let sampling = Sampling {
         distribution: config.stage.distribution(),
-        max_completion_length: config.stage.max_completion_length,
+        max_completion_length: config.stage.sampling.max_completion_length,
         stop: tokenizer.stop_ids().to_vec(),
         rows: config.rows,
         ..Sampling::default()

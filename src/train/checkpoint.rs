@@ -56,14 +56,9 @@ pub fn export_adapter(
     })
 }
 
+/// Writes the settings the model was published with, and the ends of a text where they lack these.
 fn write_generation_config(dir: &Path, tokenizer: &Tokenizer) -> Result<()> {
-    let value = serde_json::json!({
-        "do_sample": true,
-        "temperature": 1.0,
-        "eos_token_id": tokenizer.stop_ids(),
-        "pad_token_id": tokenizer.pad_id(),
-    });
-    files::write_json(&dir.join("generation_config.json"), &value)
+    files::write(&dir.join("generation_config.json"), &tokenizer.generation_config()?)
 }
 
 /// What a checkpoint of step `step` holds beside the model.

@@ -65,7 +65,7 @@ impl<'a> ConflictMeter<'a> {
         let sequences: Vec<_> = moved.iter().map(|s| s.sequence.clone()).collect();
         let advantages: Vec<_> = moved.iter().map(|s| s.advantage).collect();
         let learner = Learner {
-            temperature: stage.temperature,
+            temperature: stage.sampling.temperature,
             tokens_per_microbatch: self.settings.tokens_per_microbatch,
             activation_checkpointing: self.settings.activation_checkpointing,
             ..Learner::default()
@@ -100,7 +100,7 @@ pub(super) fn measured(
 ) -> Figures {
     let weights = weights(scored, stage, group);
     let samples: Vec<Sample> = scored.iter().zip(weights).map(|(scored, weight)| sample(scored, weight)).collect();
-    measure(&samples, stage.temperature, connectors, types)
+    measure(&samples, stage.sampling.temperature, connectors, types)
 }
 
 fn sample(scored: &Scored, weight: f32) -> Sample<'_> {

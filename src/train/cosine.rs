@@ -61,5 +61,6 @@ fn cosine(a: &Gradients, b: &Gradients, names: &[&str]) -> Option<f64> {
             b_square += b * b;
         }
     }
-    super::sums::quotient(product, (a_square * b_square).sqrt())
+    let lengths = (a_square * b_square).sqrt();
+    (lengths > 0.0).then(|| product / lengths)
 }

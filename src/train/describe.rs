@@ -4,7 +4,7 @@ use super::schedule::StepFigures;
 use super::score::Scored;
 use super::stage::Stage;
 use crate::metrics::{Metrics, deviation, mean};
-use crate::objective::RewardKind;
+use crate::reward::RewardKind;
 use crate::verify::Verdict;
 
 /// Steps at the start that are looked at for a run that cannot learn.
@@ -18,7 +18,7 @@ pub(super) fn diagnose(scored: &[Scored], metrics: &Metrics, stage: &Stage) -> O
     let percent = |name: &str| 100.0 * metrics.get(name).unwrap_or(0.0);
     let count = |verdict: Verdict| scored.iter().filter(|s| s.verdict == verdict).count();
     let advice = if percent("completions/clipped_ratio") > 90.0 {
-        format!("nearly all are cut: raise max_completion_length = {}", stage.max_completion_length)
+        format!("nearly all are cut: raise max_completion_length = {}", stage.sampling.max_completion_length)
     } else if count(Verdict::UnparseableGold) == scored.len() {
         "no row has a usable answer: see data.answer_field".to_string()
     } else if count(Verdict::NoAnswer) * 2 > scored.len() && percent("rewards/accuracy_lenient/mean") > 5.0 {

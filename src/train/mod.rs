@@ -1,5 +1,6 @@
 //! Training: supervised fine-tuning and reinforcement learning, with checkpoints that continue exactly.
 
+mod advice;
 pub mod analyze;
 pub mod batch;
 pub mod checkpoint;
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Device;
 
 use crate::error::{Error, Result};
+use crate::generate::Count;
 use crate::metrics::Metrics;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 
@@ -50,8 +52,12 @@ impl Session<'_> {
 pub trait Observer {
     /// A phase began that takes `total` units (steps or problems).
     fn begin(&mut self, phase: &str, total: usize);
+    /// Of the phase that just began, `done` units were over before this start.
+    fn resume(&mut self, _done: usize) {}
     /// `done` units of the phase are over; `metrics` are those of the last step, when it was a step.
     fn advance(&mut self, done: usize, metrics: Option<&Metrics>);
+    /// Completions of the phase, or of its present step, are being sampled; called at every token.
+    fn sampled(&mut self, _count: &Count) {}
     /// Something worth a line.
     fn note(&mut self, line: &str);
 }

@@ -19,15 +19,15 @@ use super::score::{Scored, Scoring, compare, differ, remember, score};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
 use super::stage::Stage;
 use super::update::Update;
-use super::{Session, checkpoint, open_model, open_run};
+use super::{Observer, Session, checkpoint, open_model, open_run};
 use crate::config::to_toml;
 use crate::conflict::TokenTypes;
 use crate::data::Problem;
 use crate::data::problems::Problems;
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Subject, check_room, evaluate, record};
+use crate::eval::{Evaluation, Event, Subject, evaluate, record};
 use crate::files;
-use crate::generate::{Completion, Request, Sampling, Watch, generate};
+use crate::generate::{Completion, Count, Request, Room, Sampling, Watch, generate};
 use crate::metrics::{Metrics, MetricsLog, peak_rss_gb};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
 use crate::objective::Parts;
@@ -115,7 +115,9 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[Arc<dyn Rew
     let start = Instant::now();
     config.optim.check(&session.device)?;
     let problems = config.data.open(Split::Train)?;
-    let tokenizer = Tokenizer::load(&config.model.path)?;
+    let tokenizer = Tokenizer::load(&config.model.path)?.with_prompt(&config.prompt)?;
+    tokenizer.notes().iter().for_each(|note| session.observer.note(note));
+    let config = &RlConfig { prompt: tokenizer.prompt().clone(), ..config.clone() };
     let (held_out, report) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
     if report.overlong > 0 {
         session.observer.note(&format!("held-out problems: {report}"));
@@ -157,6 +159,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[Arc<dyn Rew
     let reference = run.reference(&model, &session.device, state.stage)?;
     let total = config.max_steps();
     session.observer.begin("train", total);
+    session.observer.resume(first);
     let before = state.seconds;
     let mut guard = Guard::default();
     let mut step = first;
@@ -171,21 +174,22 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[Arc<dyn Rew
         metrics.set_text("stage", &stage.name);
 
         let stage = &stage.at(state.history.len());
-        metrics.set("max_completion_length", stage.max_completion_length as f64);
+        metrics.set("max_completion_length", stage.sampling.max_completion_length as f64);
 
         // 1. Sample groups, 2. grade and score them.
         let scoring = Scoring { stage, step: state.history.len(), memory: &state.rewards, rewards: &rewards };
-        let scored = run.collect(&model, scoring, step, &mut state.next_problem, &mut metrics)?;
+        let scored = run.collect(&model, scoring, step, &mut state.next_problem, &mut metrics, session.observer)?;
         remember(&rewards, &mut state.rewards, &scored, stage, config.train.num_generations);
         rewards.describe(&stage.rewards, &state.rewards, &mut metrics);
         let figures = describe(&scored, stage, config.train.num_generations, &mut metrics);
         meter.step(step, &model, &scored, stage, &mut state.token_types, &mut metrics)?;
         state.history.push(StepFigures { cancelled: metrics.get("conflict/cancellation"), ..figures });
         // 3. Update.
-        let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef));
+        let mut control = state.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef()));
         let lr = learning_rate(&config.optim, step, total) * stage.learning_rate_scale;
         metrics.set("learning_rate", lr);
-        let update = Update { config, stage, step, lr, reference: reference.as_ref().filter(|_| stage.beta > 0.0) };
+        let update =
+            Update { config, stage, step, lr, reference: reference.as_ref().filter(|_| stage.loss.kl.is_some()) };
         let finite;
         (model, finite) = update.run(model, &mut optimizer, &scored, &mut control, &mut metrics);
         state.entropy_control = Some(control);
@@ -196,6 +200,9 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[Arc<dyn Rew
         metrics.set("timing_s/step", seconds);
         let tokens: usize = scored.iter().map(|scored| scored.sequence.tokens.len()).sum();
         metrics.set("perf/throughput", tokens as f64 / seconds);
+        let sampled: usize = scored.iter().map(|scored| scored.completion.tokens.len()).sum();
+        let sampling_s = metrics.get("timing_s/gen").unwrap_or(0.0);
+        metrics.set("perf/sampling_throughput", sampled as f64 / sampling_s);
         metrics.set("perf/distinct_shapes", distinct_shapes() as f64);
         let log_every = config.train.log_completions_steps;
         if log_every > 0 && (step == 1 || step % log_every == 0) {
@@ -251,7 +258,7 @@ impl Run<'_> {
     fn reference(&self, model: &CausalLm, device: &Device, stage: usize) -> Result<Option<CausalLm>> {
         let RlConfig { stages, cycles, controller, .. } = self.config;
         let mut to_come = (0..stages.len() * cycles).skip(if controller.is_some() { 0 } else { stage });
-        if to_come.all(|stage| stages[stage % stages.len()].beta == 0.0) {
+        if to_come.all(|stage| stages[stage % stages.len()].loss.kl.is_none()) {
             return Ok(None);
         }
         if self.config.lora.is_some() {
@@ -299,10 +306,11 @@ impl Run<'_> {
         step: usize,
         next_problem: &mut u64,
         metrics: &mut Metrics,
+        observer: &mut dyn Observer,
     ) -> Result<Vec<Scored>> {
         let (train, stage) = (&self.config.train, scoring.stage);
         let group = train.num_generations;
-        let most = stage.max_num_gen_batches.max(1);
+        let most = stage.sampling.max_num_gen_batches.max(1);
         let (mut kept, mut flat): (Vec<Scored>, Vec<Scored>) = (Vec::new(), Vec::new());
         let (mut sampling_s, mut reward_s, mut batches, mut overlong) = (0.0, 0.0, 0, 0);
         while batches < most && kept.len() < train.prompts_per_step * group {
@@ -311,7 +319,7 @@ impl Run<'_> {
             let wanted = train.prompts_per_step - kept.len() / group;
             let (problems, left_out) = self.step_problems(next_problem, wanted)?;
             overlong += left_out;
-            let groups = self.sample(model, stage, step, &problems)?;
+            let groups = self.sample(model, stage, step, &problems, observer)?;
             sampling_s += start.elapsed().as_secs_f64();
             let start = Instant::now();
             let scored = score(&problems, groups, scoring, &self.tokenizer)?;
@@ -344,11 +352,18 @@ impl Run<'_> {
     }
 
     /// One group of completions for each problem.
-    fn sample(&self, model: &CausalLm, stage: &Stage, step: usize, problems: &[Asked]) -> Result<Vec<Vec<Completion>>> {
+    fn sample(
+        &self,
+        model: &CausalLm,
+        stage: &Stage,
+        step: usize,
+        problems: &[Asked],
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Vec<Completion>>> {
         let train = &self.config.train;
         let sampling = Sampling {
             distribution: stage.distribution(),
-            max_completion_length: stage.max_completion_length,
+            max_completion_length: stage.sampling.max_completion_length,
             stop: self.tokenizer.stop_ids().to_vec(),
             rows: train.generation_rows,
             cache_tokens: train.generation_cache_tokens,
@@ -361,14 +376,24 @@ impl Run<'_> {
         let requests: Vec<Request> = (problems.iter())
             .flat_map(|problem| (0..train.num_generations).map(move |sample| request(problem, sample)))
             .collect();
-        let mut completions =
-            generate(model, &self.model_config, &requests, &sampling, |_, _| Watch::Continue)?.into_iter();
+        let mut count = Count::new(requests.len());
+        let watch = |request, token| {
+            count.take(request, token, &sampling);
+            observer.sampled(&count);
+            Watch::Continue
+        };
+        let mut completions = generate(model, &self.model_config, &requests, &sampling, watch)?.into_iter();
         Ok(problems.iter().map(|_| completions.by_ref().take(train.num_generations).collect()).collect())
     }
 
     /// The next `count` problems with their prompts, and how many were left out for being too long.
     fn step_problems(&self, next: &mut u64, count: usize) -> Result<(Vec<Asked>, usize)> {
         let data = &self.config.data;
+        let room = Room {
+            max_position_embeddings: self.model_config.max_position_embeddings,
+            max_completion_length: self.config.stages.iter().map(|s| s.max_completion_length).max().unwrap_or(0),
+            setting: "the stages' largest max_completion_length",
+        };
         let mut found = Vec::with_capacity(count);
         for _ in 0..count {
             let problem = self.problems.shuffled(self.config.seed, *next);
@@ -377,7 +402,7 @@ impl Run<'_> {
             if !data.reads(prompt.len(), &problem)? {
                 continue;
             }
-            check_room(&prompt, &self.model_config, &problem)?;
+            room.check(prompt.len(), &problem.prompt.text())?;
             found.push((problem, prompt));
         }
         if found.is_empty() {
@@ -396,10 +421,17 @@ impl Run<'_> {
         let mut writer = if which == "during" { None } else { Some(record::Writer::create(&path)?) };
         let mut done = 0;
         let subject = Subject { model, model_config: &self.model_config, tokenizer: &self.tokenizer };
-        let records = evaluate(subject, &self.held_out, &self.config.eval, &mut |lines| {
-            done += lines.len() / self.config.eval.num_generations;
-            session.observer.advance(done, None);
-            writer.as_mut().map_or(Ok(()), |writer| writer.append(lines))
+        let records = evaluate(subject, &self.held_out, &self.config.eval, &mut |event| {
+            match event {
+                Event::Sampled(count) => session.observer.sampled(count),
+                Event::Graded(lines) => {
+                    done += lines.len() / self.config.eval.num_generations;
+                    session.observer.advance(done, None);
+                    writer.as_mut().map_or(Ok(()), |writer| writer.append(lines))?;
+                }
+                Event::Resumed(_) => {}
+            }
+            Ok(())
         })?;
         let evaluation = Evaluation::new(records)?;
         if which != "during" {
@@ -469,8 +501,7 @@ impl Run<'_> {
             "families": families,
             "stages": state.stages,
             "skipped_updates": state.skipped_updates,
-            "reconstruction": "compress: arXiv 2511.14258 as a third-party summary gives it; enhance: a reconstruction, \
-                               the paper's formulae for it are not known to us",
+            "note": self.config.note,
         });
         files::write_json(&self.dir.join("summary.json"), &summary)?;
         Ok(Finished { dir: self.dir.clone(), summary })

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::stage::Stage;
+use crate::config::{self, STEPS};
 
 /// What rules look at after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -18,10 +19,30 @@ pub struct StepFigures {
     pub cancelled: Option<f64>,
 }
 
+/// When a stage is over: the first rule that says so ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StageExit {
+    /// Steps at most.
+    pub max_steps: usize,
+    /// Ends the stage earlier when a quantity has stopped falling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plateau: Option<Plateau>,
+    /// Ends the stage earlier when completions are short enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length_target: Option<LengthTarget>,
+}
+
+impl Default for StageExit {
+    fn default() -> Self {
+        Self { max_steps: 100, plateau: None, length_target: None }
+    }
+}
+
 /// The stage is over when the mean of the last `window` steps is not below that of the `window` before by more than
 /// `tolerance` of it, `patience` steps in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Plateau {
     /// What is watched.
     pub metric: PlateauMetric,
@@ -32,12 +53,13 @@ pub struct Plateau {
     /// Steps before which the stage does not end.
     pub min_steps: usize,
     /// Steps in a row that must say so.
-    #[serde(default = "once")]
     pub patience: usize,
 }
 
-fn once() -> usize {
-    1
+impl Default for Plateau {
+    fn default() -> Self {
+        Self { metric: PlateauMetric::Length, window: 10, tolerance: 0.05, min_steps: 20, patience: 1 }
+    }
 }
 
 /// What a plateau is looked for in.
@@ -57,7 +79,12 @@ pub struct LengthTarget {
     /// Tokens.
     pub tokens: f64,
     /// Steps of the mean.
+    #[serde(default = "ten")]
     pub window: usize,
+}
+
+fn ten() -> usize {
+    10
 }
 
 fn mean(steps: &[StepFigures], value: impl Fn(&StepFigures) -> f64) -> f64 {
@@ -85,41 +112,38 @@ impl Plateau {
 impl Stage {
     /// Why the stage is over after a step, given the history of its steps; `None` while it goes on.
     pub fn exit(&self, history: &[StepFigures]) -> Option<&'static str> {
-        if history.len() >= self.max_steps {
+        let StageExit { max_steps, plateau, length_target } = self.exit;
+        if history.len() >= max_steps {
             return Some("steps");
         }
-        if let Some(LengthTarget { tokens, window }) = self.length_target
+        if let Some(LengthTarget { tokens, window }) = length_target
             && history.len() >= window
             && mean(&history[history.len() - window..], |step| step.length) <= tokens
         {
             return Some("length target");
         }
-        self.plateau.filter(|plateau| plateau.reached(history)).map(|_| "plateau")
+        plateau.filter(|plateau| plateau.reached(history)).map(|_| "plateau")
     }
+}
 
-    /// What cannot work in its exit rules, one line each.
-    pub(super) fn exit_mistakes(&self) -> Vec<String> {
-        let mut problems = Vec::new();
+impl StageExit {
+    /// Settings that cannot work, one line each.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes: Vec<String> = config::count("max_steps", self.max_steps, 1, STEPS).into_iter().collect();
         if let Some(plateau) = self.plateau {
-            if plateau.window == 0 {
-                problems.push("plateau.window = 0 must be positive".to_string());
-            }
-            if plateau.patience == 0 {
-                problems.push("plateau.patience = 0 must be positive".to_string());
-            }
+            mistakes.extend(config::count("plateau.window", plateau.window, 1, STEPS));
+            mistakes.extend(config::count("plateau.patience", plateau.patience, 1, STEPS));
             if !plateau.tolerance.is_finite() {
-                problems.push(format!("plateau.tolerance = {} must be a number", plateau.tolerance));
+                mistakes.push(format!("plateau.tolerance = {} must be a number", plateau.tolerance));
             }
         }
         if let Some(target) = self.length_target {
-            if target.window == 0 {
-                problems.push("length_target.window = 0 must be positive".to_string());
-            }
+            mistakes.extend(config::count("length_target.window", target.window, 1, STEPS));
             if target.tokens.is_nan() || target.tokens <= 0.0 {
-                problems.push(format!("length_target.tokens = {} must be positive", target.tokens));
+                mistakes.push(format!("length_target.tokens = {} must be positive", target.tokens));
             }
         }
-        problems
+        mistakes
     }
 }
 
@@ -134,24 +158,51 @@ impl Stage {
 #[serde(deny_unknown_fields)]
 pub struct Controller {
     /// Name of the stage that compresses.
+    #[serde(default = "compress")]
     pub compress: String,
     /// Name of the stage that enhances.
+    #[serde(default = "enhance")]
     pub enhance: String,
-    /// Steps of the whole run.
+    /// Steps of the whole run; the `exit` of the stages is not looked at.
     pub max_steps: usize,
-    /// Steps of a stay at least.
+    /// Least number of steps before switching.
+    #[serde(default = "twenty")]
     pub min_steps: usize,
     /// Steps of the means that are compared.
+    #[serde(default = "ten")]
     pub window: usize,
-    /// Fall of accuracy, as a share of all completions, that ends a stay in *compress*.
+    /// Fall of accuracy, as a share of all completions, that ends *compress*.
+    #[serde(default = "tenth")]
     pub accuracy_drop: f64,
-    /// Least relative fall of the length from one window to the next that is worth a stay in *compress*; none for any.
+    /// Least relative fall of the length from one window to the next at which *compress* goes on; none for any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length_tolerance: Option<f64>,
-    /// Entropy at temperature 1, in nats per token, below which exploration comes first.
+    /// Entropy at temperature 1, in nats per token, below which exploration comes first; 0 for never.
+    #[serde(default)]
     pub entropy_low: f64,
     /// Cancelled share of effort above which the parts are in conflict; 1 for never.
+    #[serde(default = "whole")]
     pub cancelled_high: f64,
+}
+
+fn compress() -> String {
+    "compress".to_string()
+}
+
+fn enhance() -> String {
+    "enhance".to_string()
+}
+
+fn twenty() -> usize {
+    20
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+fn whole() -> f64 {
+    1.0
 }
 
 impl Controller {
@@ -215,7 +266,11 @@ impl Controller {
         }
         require(self.compress != self.enhance, "compress and enhance name the same stage".to_string());
         for (key, value) in [("max_steps", self.max_steps), ("window", self.window), ("min_steps", self.min_steps)] {
-            require(value > 0, format!("{key} = 0 must be positive"));
+            config::count(key, value, 1, STEPS).into_iter().for_each(|mistake| require(false, mistake));
+        }
+        for (index, stage) in stages.iter().enumerate() {
+            let acts = stage.exit.plateau.is_none() && stage.exit.length_target.is_none();
+            require(acts, format!("max_steps ends the run: remove plateau and length_target from stages.{index}.exit"));
         }
         let (drop, low, high) = (self.accuracy_drop, self.entropy_low, self.cancelled_high);
         require((0.0..=1.0).contains(&drop), format!("accuracy_drop = {drop} must be within 0 and 1"));
@@ -242,12 +297,16 @@ mod tests {
         history(std::iter::repeat_n(100.0, n))
     }
 
+    fn ending(exit: StageExit) -> Stage {
+        Stage { exit, ..Stage::default() }
+    }
+
     const PLATEAU: Plateau =
         Plateau { metric: PlateauMetric::Length, window: 3, tolerance: 0.05, min_steps: 8, patience: 1 };
 
     #[test]
     fn a_stage_ends_when_length_stops_falling_but_not_before_its_minimum() {
-        let stage = Stage { plateau: Some(PLATEAU), max_steps: 50, ..Stage::default() };
+        let stage = ending(StageExit { plateau: Some(PLATEAU), max_steps: 50, ..StageExit::default() });
         assert_eq!(stage.exit(&flat(7)), None);
         assert_eq!(stage.exit(&flat(8)), Some("plateau"));
         assert_eq!(stage.exit(&history((0..20).map(|i| 200.0 * 0.9f64.powi(i)))), None);
@@ -259,7 +318,8 @@ mod tests {
     fn a_patient_plateau_must_be_seen_several_times_in_a_row() {
         let falling = (0..12).map(|i| 200.0 * 0.9f64.powi(i));
         let bump = history(falling.chain([70.0, 75.0, 80.0]));
-        let stage = |patience| Stage { plateau: Some(Plateau { patience, ..PLATEAU }), ..Stage::default() };
+        let stage =
+            |patience| ending(StageExit { plateau: Some(Plateau { patience, ..PLATEAU }), ..StageExit::default() });
         assert_eq!(stage(1).exit(&bump), Some("plateau"));
         assert_eq!(stage(4).exit(&bump), None);
         assert_eq!(stage(4).exit(&flat(8)), None, "six steps are the first that can be flat");
@@ -268,7 +328,8 @@ mod tests {
 
     #[test]
     fn a_length_target_is_for_the_mean_of_its_window() {
-        let stage = Stage { length_target: Some(LengthTarget { tokens: 50.0, window: 2 }), ..Stage::default() };
+        let stage =
+            ending(StageExit { length_target: Some(LengthTarget { tokens: 50.0, window: 2 }), ..StageExit::default() });
         assert_eq!(stage.exit(&history([100.0, 60.0, 44.0])), None);
         assert_eq!(stage.exit(&history([100.0, 56.0, 44.0])), Some("length target"));
         assert_eq!(stage.exit(&history([44.0])), None);

@@ -66,7 +66,7 @@ pub(super) fn remember(rewards: &Rewards, memory: &mut Memory, scored: &[Scored]
     let answers: Vec<Vec<Answer>> =
         scored.chunks(group).map(|scored| scored.iter().map(|s| s.outcome.clone()).collect()).collect();
     let of_problem =
-        |(scored, answers)| Group { problem: &scored, answers, limit: stage.max_completion_length, step: 0 };
+        |(scored, answers)| Group { problem: scored, answers, limit: stage.sampling.max_completion_length, step: 0 };
     let groups: Vec<Group> =
         scored.chunks(group).map(|scored| &scored[0].problem).zip(&answers).map(of_problem).collect();
     rewards.remember(&stage.rewards, &groups, memory);
@@ -84,7 +84,7 @@ pub(super) fn score(
     let answers: Vec<Vec<Answer>> = (problems.par_iter().zip(&completions))
         .map(|((problem, _), group)| group.iter().map(|c| answer(problem, tokenizer, c, pieces)).collect())
         .collect();
-    let limit = stage.max_completion_length;
+    let limit = stage.sampling.max_completion_length;
     let groups: Vec<Group> = (problems.iter().zip(&answers))
         .map(|((problem, _), answers)| Group { problem, answers, limit, step })
         .collect();

@@ -8,14 +8,14 @@ use super::Workload;
 use super::learner::{ActivationCheckpointing, Learner};
 use super::schedule::Controller;
 use super::stage::Stage;
-use crate::config::Settings;
+use crate::config::{self, LENGTHS, ROWS, Settings};
 use crate::data::problems::DataConfig;
 use crate::error::Result;
 use crate::eval::EvalConfig;
 use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
-use crate::objective::RewardKind;
 use crate::optim::OptimConfig;
-use crate::reward::RewardCommand;
+use crate::reward::{RewardCommand, RewardKind};
+use crate::text::prompt::PromptConfig;
 
 /// Settings of `tempering train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,7 +29,11 @@ pub struct RlConfig {
     pub output_dir: PathBuf,
     /// Folder of this run within it.
     pub name: String,
+    /// A remark that the summary and the report of the run carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// What is trained.
+    #[serde(default)]
     pub model: ModelSource,
     /// Train adapters of this size instead of all weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -37,6 +41,9 @@ pub struct RlConfig {
     /// What it is trained and evaluated on.
     #[serde(default)]
     pub data: DataConfig,
+    /// How the model is asked.
+    #[serde(default)]
+    pub prompt: PromptConfig,
     /// Batches and checkpoints.
     #[serde(default)]
     pub train: RlTrain,
@@ -69,12 +76,11 @@ fn output_dir() -> PathBuf {
 
 /// The model to start from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct ModelSource {
     /// Hugging Face directory, or a PEFT adapter's, which is merged into its base.
     pub path: PathBuf,
-    /// What matrix products are computed in: f32 or bf16; weights, and all between the products, are f32.
-    #[serde(default)]
+    /// Number format of matrix products: f32 or bf16; weights, and all between the products, are f32.
     pub dtype: Precision,
 }
 
@@ -146,29 +152,30 @@ impl Default for RlConfig {
 impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
-        let mut problems = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
-        let train = &self.train;
-        if train.num_generations < 2 {
-            let n = train.num_generations;
-            problems.push(format!("train.num_generations = {n} must be at least 2: an advantage compares completions"));
+        let mut problems =
+            [self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
+        if self.model.path.as_os_str().is_empty() {
+            problems.push("model.path is empty: name the folder of the model, --set model.path=FOLDER".to_string());
         }
-        for (key, value) in [
-            ("prompts_per_step", train.prompts_per_step),
-            ("generation_rows", train.generation_rows),
-            ("generation_tokens_per_read", train.generation_tokens_per_read),
-            ("tokens_per_microbatch", train.tokens_per_microbatch),
+        let train = &self.train;
+        for (key, value, most) in [
+            ("prompts_per_step", train.prompts_per_step, ROWS),
+            ("num_generations", train.num_generations, ROWS),
+            ("generation_rows", train.generation_rows, ROWS),
+            ("generation_tokens_per_read", train.generation_tokens_per_read, LENGTHS),
+            ("tokens_per_microbatch", train.tokens_per_microbatch, usize::MAX),
         ] {
-            if value == 0 {
-                problems.push(format!("train.{key} = 0 must be positive"));
-            }
+            problems.extend(config::count(&format!("train.{key}"), value, 1, most));
+        }
+        if train.num_generations == 1 {
+            problems
+                .push("train.num_generations = 1 must be at least 2: an advantage compares completions".to_string());
         }
         if self.stages.is_empty() {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());
         }
         problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.mistakes(index)));
-        if self.cycles == 0 {
-            problems.push("cycles = 0 must be positive".to_string());
-        }
+        problems.extend(config::count("cycles", self.cycles, 1, 1_000_000));
         if let Some(controller) = &self.controller {
             problems.extend(controller.mistakes(&self.stages, self.cycles));
             if controller.cancelled_high < 1.0 && train.conflict_steps == 0 {
@@ -191,7 +198,7 @@ impl RlConfig {
     pub fn max_steps(&self) -> usize {
         match &self.controller {
             Some(controller) => controller.max_steps,
-            None => self.cycles * self.stages.iter().map(|stage| stage.max_steps).sum::<usize>(),
+            None => self.cycles * self.stages.iter().map(|stage| stage.exit.max_steps).sum::<usize>(),
         }
     }
 
@@ -202,16 +209,17 @@ impl RlConfig {
     pub fn workload(&self) -> Result<(ModelConfig, Workload)> {
         let model = model::config_of(&self.model.path)?;
         let (train, prompt_length) = (&self.train, self.data.max_prompt_length);
-        let completion_length = self.stages.iter().map(|stage| stage.max_completion_length).max().unwrap_or(0);
+        let completion_length = self.stages.iter().flat_map(|stage| stage.sampling.clips()).max().unwrap_or(0);
         let sequences = train.prompts_per_step * train.num_generations;
         let taken = (train.tokens_per_microbatch / (prompt_length + completion_length)).clamp(1, sequences);
-        let completions = train.generation_rows.min(sequences);
-        let cache = CacheShape {
-            prompts: train.prompts_per_step.min(completions),
-            prompt_length,
-            completions,
-            completion_length,
+        let shape = |completions: usize| {
+            let prompts = train.prompts_per_step.min(completions);
+            CacheShape { prompts, prompt_length, completions, completion_length }
         };
+        let most = train.generation_rows.min(sequences);
+        let bound = train.generation_cache_tokens;
+        let fits = |completions: &usize| bound == 0 || shape(*completions).tokens() <= bound;
+        let cache = shape((1..=most).rev().find(fits).unwrap_or(1));
         let workload = Workload {
             tokens: taken * (prompt_length + completion_length),
             completion_tokens: taken * completion_length,
@@ -224,7 +232,7 @@ impl RlConfig {
             moments: self.optim.adam_moments,
             lora: self.lora.clone(),
             cache: Some(cache),
-            reference: self.stages.iter().any(|stage| stage.beta > 0.0),
+            reference: self.stages.iter().any(|stage| stage.loss.kl.is_some()),
         };
         Ok((model, workload))
     }

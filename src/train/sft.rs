@@ -17,7 +17,7 @@ use crate::config::{Settings, to_toml};
 use crate::data::problems::{DataConfig, TASKS};
 use crate::data::{self, Conversation};
 use crate::error::{Error, Result};
-use crate::eval::{EvalConfig, Evaluation, Subject, evaluate};
+use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate};
 use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
@@ -26,6 +26,7 @@ use crate::objective::Upstream;
 use crate::optim::{AdamW, Gradients, OptimConfig, learning_rate};
 use crate::tasks::{Generator, Manner, Split};
 use crate::text::chat::Prompt;
+use crate::text::prompt::PromptConfig;
 use crate::text::tokenizer::Tokenizer;
 
 /// Settings of `tempering sft`.
@@ -45,6 +46,9 @@ pub struct SftConfig {
     pub lora: Option<LoraConfig>,
     /// What it is trained and evaluated on.
     pub data: DataConfig,
+    /// How the model is asked. Conversations are taken as they are but for what is set here; `suffix = "auto"` is for the
+    /// problems of the evaluation.
+    pub prompt: PromptConfig,
     /// How long and in what portions.
     pub train: SftTrain,
     /// The optimiser.
@@ -141,17 +145,24 @@ impl Default for SftConfig {
             model: SftModel::default(),
             lora: None,
             data: DataConfig::default(),
+            prompt: PromptConfig::default(),
             train: SftTrain::default(),
-            optim: OptimConfig::default(),
+            optim: OptimConfig { learning_rate: 2e-5, ..OptimConfig::default() },
             eval: EvalConfig::default(),
         }
     }
 }
 
 impl Settings for SftConfig {
+    /// TRL's learning rate for supervised fine-tuning of all weights; that of [`OptimConfig`] is for reinforcement learning.
+    fn below() -> &'static str {
+        "optim.learning_rate = 2e-5"
+    }
+
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
-        let mut problems = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
+        let mut problems =
+            [self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora].concat();
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),
@@ -186,7 +197,7 @@ impl SftConfig {
         }
         let mut config = self.model_config()?;
         config.max_position_embeddings = self.train.max_length;
-        config.eos_token_id = tokenizer.stop_ids().first().map(|&id| id.into());
+        config.eos_token_id = tokenizer.turn_end().last().map(|&id| id.into());
         config.pad_token_id = Some(tokenizer.pad_id());
         let problems = config.mistakes();
         if !problems.is_empty() {
@@ -287,8 +298,7 @@ impl Conversations {
 fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize) -> Result<Sequence> {
     let mut tokens = tokenizer.encode_prompt(&conversation.prompt)?;
     let prompt = tokens.len();
-    tokens.extend(tokenizer.encode(&conversation.completion)?);
-    tokens.extend(tokenizer.stop_ids().first());
+    tokens.extend(tokenizer.encode_completion(&conversation.completion)?);
     if tokens.len() > max_length {
         return Err(Error::Invalid(format!(
             "a conversation has {} tokens, more than train.max_length = {max_length}; raise it or shorten the row: {:.80}…",
@@ -339,7 +349,9 @@ struct State {
 /// [`Error::Interrupted`].
 pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     config.optim.check(&session.device)?;
-    let tokenizer = Tokenizer::load(config.tokenizer_dir())?;
+    let tokenizer = Tokenizer::load(config.tokenizer_dir())?.with_prompt(&config.prompt)?;
+    tokenizer.notes().iter().for_each(|note| session.observer.note(note));
+    let config = &SftConfig { prompt: tokenizer.prompt().clone(), ..config.clone() };
     let conversations = Conversations::open(&config.data)?;
     let (held_out, _) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
     let run = open_run(&config.output_dir.join(&config.name), session.resume)?;
@@ -362,6 +374,7 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     session.observer.note(&format!("first prompt: {first_prompt:?}"));
     let train = &config.train;
     session.observer.begin("sft", train.max_steps);
+    session.observer.resume(first);
     let mut guard = Guard::default();
     for step in first + 1..=train.max_steps {
         let start = Instant::now();
@@ -403,9 +416,15 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     session.observer.begin("evaluate", held_out.len());
     let mut done = 0;
     let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
-    let records = evaluate(subject, &held_out, &config.eval, &mut |lines| {
-        done += lines.len() / config.eval.num_generations;
-        session.observer.advance(done, None);
+    let records = evaluate(subject, &held_out, &config.eval, &mut |event| {
+        match event {
+            Event::Sampled(count) => session.observer.sampled(count),
+            Event::Graded(lines) => {
+                done += lines.len() / config.eval.num_generations;
+                session.observer.advance(done, None);
+            }
+            Event::Resumed(_) => {}
+        }
         Ok(())
     })?;
     let evaluation = Evaluation::new(records)?;
@@ -455,6 +474,6 @@ fn update(
     if !outcome.grad_norm.is_finite() {
         return (model, outcome);
     }
-    let scale = (config.optim.max_grad_norm / outcome.grad_norm).min(1.0);
+    let scale = config.optim.clip(outcome.grad_norm);
     (optimizer.step(&config.optim, model, gradients, scale, lr), outcome)
 }

@@ -20,7 +20,7 @@ pub(super) struct Update<'a> {
     pub(super) stage: &'a Stage,
     pub(super) step: usize,
     pub(super) lr: f64,
-    /// The model at the start of the run; there when the stage has a `beta`.
+    /// The model at the start of the run; there when the stage has `loss.kl`.
     pub(super) reference: Option<&'a CausalLm>,
 }
 
@@ -31,11 +31,11 @@ type Lesson = (Sequence, Vec<TokenTerm>);
 pub(super) fn weights(scored: &[Scored], stage: &Stage, group: usize) -> Vec<f32> {
     let length = |s: &Scored| if takes_part(s, stage) { s.completion.tokens.len() } else { 0 };
     let lengths: Vec<Vec<usize>> = scored.chunks(group).map(|group| group.iter().map(length).collect()).collect();
-    stage.loss_type.aggregate().weights(&lengths, stage.max_completion_length).concat()
+    stage.loss.loss_type.aggregate().weights(&lengths, stage.sampling.max_completion_length).concat()
 }
 
 fn takes_part(scored: &Scored, stage: &Stage) -> bool {
-    !stage.mask_truncated_completions || scored.completion.finished()
+    !stage.tokens.mask_truncated_completions || scored.completion.finished()
 }
 
 impl Update<'_> {
@@ -57,7 +57,7 @@ impl Update<'_> {
         let mut statistics = Statistics::default();
         let (mut norms, mut work) = (Vec::new(), Work::default());
         let mut finite = true;
-        for _ in 0..self.stage.num_iterations {
+        for _ in 0..self.stage.loss.num_iterations {
             let (gradients, seen, done) = self.gradients(&model, &lessons);
             let norm = gradients.norm();
             statistics.add(&seen);
@@ -67,7 +67,7 @@ impl Update<'_> {
             if !norm.is_finite() || lessons.is_empty() {
                 break;
             }
-            let scale = (self.config.optim.max_grad_norm / norm).min(1.0);
+            let scale = self.config.optim.clip(norm);
             model = optimizer.step(&self.config.optim, model, gradients, scale, self.lr);
         }
         self.describe(&statistics, &norms, metrics);
@@ -95,13 +95,13 @@ impl Update<'_> {
         if stage.has_entropy_bonus() {
             metrics.set("entropy_coef", f64::from(control.observe(counts.entropy, stage.entropy_target())));
         }
-        if stage.top_entropy_quantile < 1.0 {
+        if stage.tokens.top_entropy_quantile < 1.0 {
             metrics.set("tokens/low_entropy_share", share(counts.low_entropy));
         }
-        if stage.covariance.is_some() {
+        if stage.tokens.covariance.is_some() {
             metrics.set("tokens/covariance_share", share(counts.covariance));
         }
-        if stage.mask_truncated_completions {
+        if stage.tokens.mask_truncated_completions {
             let masked = scored.iter().filter(|s| !takes_part(s, stage)).count();
             metrics.set("tokens/masked_completions", masked as f64 / scored.len().max(1) as f64);
         }
@@ -120,7 +120,7 @@ impl Update<'_> {
 
     fn learner(&self) -> Learner {
         Learner {
-            temperature: self.stage.temperature,
+            temperature: self.stage.sampling.temperature,
             tokens_per_microbatch: self.config.train.tokens_per_microbatch,
             activation_checkpointing: self.config.train.activation_checkpointing,
             ..Learner::default()
@@ -155,10 +155,10 @@ impl Update<'_> {
         let tokens = statistics.tokens.max(1) as f64;
         metrics.set("loss", statistics.loss / updates);
         metrics.set("grad_norm", norms.iter().sum::<f64>() / updates);
-        if self.stage.beta > 0.0 {
+        if self.stage.loss.kl.is_some() {
             metrics.set("kl", statistics.kl_sum / tokens);
         }
-        if self.stage.has_entropy_bonus() || self.stage.beta > 0.0 {
+        if self.stage.has_entropy_bonus() || self.stage.loss.kl.is_some() {
             metrics.set("policy_loss", statistics.policy_loss / updates);
         }
         metrics.set("clip_ratio/low_mean", statistics.low as f64 / tokens);

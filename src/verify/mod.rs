@@ -103,7 +103,8 @@ pub struct Graded {
 
 /// Grades a completion against the right answer, which may still be inside a `#### n` or `\boxed{n}`.
 ///
-/// `finished` says that the model ended its turn itself; one cut off at the length limit has no strict answer.
+/// Where the prompt has opened the thinking, `completion` begins with its `<think>`: otherwise thinking that never ends
+/// would pass for an answer. `finished` says that the model ended its turn itself; one cut off at the length limit has no strict answer.
 pub fn grade(problem_answer: &str, completion: &str, finished: bool) -> Graded {
     let gold = gold_answer(problem_answer);
     let strict = if finished { after_thinking(completion).and_then(stated) } else { None };
@@ -189,6 +190,10 @@ mod tests {
             ("5", "<think>first 5", false, NoAnswer, Right),
             ("5", "<think>\\boxed{5}</think>\\boxed{6}", true, Wrong, Wrong),
             ("5", "<think>a</think><think>b \\boxed{5}", true, NoAnswer, Right),
+            // A prompt that opened the thinking, before a completion that never closes it or a model that does not think.
+            ("5", "<think>\n2+3=5, so \\boxed{5}", true, NoAnswer, Right),
+            ("5", "<think>\n\n</think>\n\n2+3=5, so \\boxed{5}", true, Right, Right),
+            ("5", "2+3=5, so \\boxed{5}", true, Right, Right),
             ("5", "</think>\\boxed{}", true, UnparseableAnswer, UnparseableAnswer),
             ("5", "\\boxed{1/0}", true, UnparseableAnswer, UnparseableAnswer),
             ("5", "no idea", true, NoAnswer, NoAnswer),

@@ -118,7 +118,7 @@ fn micro_batches_add_up_to_the_whole() {
 #[test]
 fn the_gradient_is_that_of_finite_differences() {
     let model = model(true, &Device::flex().autodiff());
-    let stage = Stage { beta: 0.1, ..Stage::default() };
+    let stage = Stage::default();
     let loss = |model: &CausalLm, gradients: &mut Gradients| {
         let mut statistics = Statistics::default();
         Learner::default().backward(model, &sequences(), gradients, |range, scores| {

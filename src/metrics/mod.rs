@@ -1,5 +1,7 @@
 //! One object per step in `metrics.jsonl`, under TRL's names.
 
+pub mod names;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

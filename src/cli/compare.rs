@@ -1,0 +1,48 @@
+//! `compare`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::print;
+use crate::eval::compare::Comparison;
+use crate::eval::saved::Manifest;
+use crate::eval::{Evaluation, record};
+use crate::{files, report};
+
+/// Compare two evaluations of the same problems.
+#[derive(Debug, Args)]
+pub(super) struct CompareArgs {
+    /// First evaluation: a folder of `eval --output`, a run (its final evaluation) or a completions file.
+    a: PathBuf,
+    /// Second evaluation, of the same kinds.
+    b: PathBuf,
+    /// Write a page, too.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the figures as JSON, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &CompareArgs) -> anyhow::Result<()> {
+    let read = |path: &Path| Evaluation::new(record::read(&record::locate(path)?)?);
+    let comparison = Comparison::new(&read(&args.a)?, &read(&args.b)?)?;
+    let mut settings = Vec::new();
+    if let (Some(a), Some(b)) = (Manifest::read(&args.a)?, Manifest::read(&args.b)?) {
+        settings = a.differences(&b);
+        settings.retain(|(name, _)| name != "model_digest");
+    }
+    print(comparison.table())?;
+    for (name, [a, b]) in &settings {
+        print(format_args!("the evaluations differ in {name}: {a} and {b}"))?;
+    }
+    if let Some(path) = &args.html {
+        let names = [&args.a, &args.b].map(|path| path.display().to_string());
+        files::write(path, report::comparison(&comparison, &names, &settings)?.as_bytes())?;
+    }
+    if let Some(path) = &args.json {
+        files::write_json(path, &comparison)?;
+    }
+    Ok(())
+}

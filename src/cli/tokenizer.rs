@@ -1,0 +1,37 @@
+//! `tokenizer`: a tokenizer trained on the embedded tasks.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::print;
+use crate::files;
+use crate::tasks::{Generator, Split};
+use crate::text::bpe;
+
+/// Train a byte-level BPE on the embedded tasks and write it as Hugging Face files.
+#[derive(Debug, Args)]
+pub(super) struct TokenizerArgs {
+    /// Directory to write to.
+    output: PathBuf,
+    /// Entries, the 256 bytes and special tokens included.
+    #[arg(long, default_value_t = 512)]
+    vocab_size: usize,
+    /// Traces to train on.
+    #[arg(long, default_value_t = 20_000)]
+    count: u64,
+    /// Seed of the problems.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+pub(super) fn run(args: TokenizerArgs) -> anyhow::Result<()> {
+    let generator = Generator::new(args.seed);
+    let texts = (0..args.count).flat_map(move |index| {
+        generator.row(Split::Train, index).messages.into_iter().flat_map(|message| [message.role, message.content])
+    });
+    let tokenizer = bpe::train(texts, args.vocab_size)?;
+    files::create_dir(&args.output)?;
+    bpe::write(&tokenizer, &args.output)?;
+    print(format_args!("{} entries: {}", tokenizer.get_vocab_size(true), args.output.display()))
+}

@@ -1,0 +1,110 @@
+//! What a chat template writes around an assistant's words: the end of the turn, and the start of its thinking.
+
+use super::chat::{ChatTemplate, Message};
+use crate::error::Result;
+
+const OPEN: &str = "<think>";
+const CLOSE: &str = "</think>";
+
+/// The thinking marks that graders read.
+pub(super) const MARKS: [&str; 2] = [OPEN, CLOSE];
+
+/// Words that no template writes itself or changes.
+const WORDS: &str = "tempering3f9a";
+
+/// What the template writes after the assistant's words; none when it cannot be told.
+pub(super) fn tail(template: &ChatTemplate) -> Option<String> {
+    let turns = [Message::user("question"), Message::new("assistant", WORDS)];
+    let text = template.render(&turns, false).ok()?;
+    Some(text[text.rfind(WORDS)? + WORDS.len()..].to_string())
+}
+
+/// The tokens of `tail` up to its first stop token; none when it has no stop token.
+///
+/// What comes after, a line break in most templates, is not part of the turn: a model ends with the stop token, and the
+/// template writes the rest when a further turn follows.
+pub(super) fn end(tail: &str, encode: impl Fn(&str) -> Result<Vec<u32>>, stops: &[u32]) -> Result<Option<Vec<u32>>> {
+    let mut tokens = encode(tail)?;
+    let stop = tokens.iter().position(|token| stops.contains(token));
+    Ok(stop.map(|stop| {
+        tokens.truncate(stop + 1);
+        tokens
+    }))
+}
+
+/// What the prompt writes of the assistant's turn from its `<think>` on: `"<think>\n"` for a template that opens the
+/// thinking, `"<think>\n\n</think>\n\n"` for one told not to think, `""` for all others.
+pub(super) fn opening(template: &ChatTemplate) -> String {
+    let user = [Message::user(WORDS)];
+    let Ok(text) = template.render(&user, true) else { return String::new() };
+    // Only the part that opens the turn: other parts may speak of the marks.
+    let without = template.render(&user, false).unwrap_or_default();
+    let prompt = match text.strip_prefix(&without) {
+        Some(prompt) => prompt,
+        None => text.rfind(WORDS).map_or("", |at| &text[at + WORDS.len()..]),
+    };
+    prompt.find(OPEN).map_or_else(String::new, |at| prompt[at..].to_string())
+}
+
+/// Whether thinking is still open at the end of `text`.
+pub(super) fn is_open(text: &str) -> bool {
+    text.rfind(OPEN) > text.rfind(CLOSE)
+}
+
+/// The part of an assistant's words that follows a prompt with this `opening`: without the thinking mark that the
+/// prompt has written.
+///
+/// # Errors
+/// Says why where words and prompt do not go together.
+pub(super) fn continuation<'a>(opening: &str, words: &'a str) -> std::result::Result<&'a str, String> {
+    if opening.is_empty() {
+        return Ok(words);
+    }
+    let begun = words.trim_start().strip_prefix(OPEN);
+    if is_open(opening) {
+        return match begun {
+            Some(rest) if opening.ends_with('\n') => Ok(rest.strip_prefix('\n').unwrap_or(rest)),
+            Some(rest) => Ok(rest),
+            None if words.contains(CLOSE) => Ok(words),
+            None => Err(format!(
+                "the chat template opens {OPEN} in the prompt, and the completion never closes it: write {CLOSE} where its \
+                 thinking ends, or have the template not open it (prompt.chat_template_kwargs)"
+            )),
+        };
+    }
+    match words.trim_start().strip_prefix(opening.trim_end()) {
+        Some(rest) => Ok(rest.trim_start_matches('\n')),
+        None if begun.is_none() && !words.contains(CLOSE) => Ok(words),
+        None => Err(format!(
+            "the chat template closes the thinking in the prompt, and the completion thinks: leave its {OPEN}…{CLOSE} out, \
+             or change prompt.chat_template_kwargs"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_completion_goes_on_where_its_prompt_ends() {
+        let (open, closed) = ("<think>\n", "<think>\n\n</think>\n\n");
+        let table = [
+            ("", "<think>a</think>5", Some("<think>a</think>5")),
+            (open, "<think>\na\n</think>\n5", Some("a\n</think>\n5")),
+            (open, "<think>a</think>5", Some("a</think>5")),
+            ("<think>", "\n<think>\na</think>5", Some("\na</think>5")),
+            (open, "a</think>5", Some("a</think>5")),
+            // A thought without end is what the row says; only its mark is double.
+            (open, "<think>\na", Some("a")),
+            (open, "5", None),
+            (closed, "5", Some("5")),
+            (closed, "<think>\n\n</think>\n\n5", Some("5")),
+            (closed, "<think>a</think>5", None),
+            (closed, "a</think>5", None),
+        ];
+        for (opening, words, want) in table {
+            assert_eq!(continuation(opening, words).ok(), want, "{opening:?} {words:?}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Whether settings suit the model that is trained: the embedded model's do not suit a real one.
+
+use std::path::Path;
+
+use super::settings::RlConfig;
+use crate::error::{Error, Result};
+
+/// Learning rate of the recipes for all weights of a model, and for adapters.
+const RECIPE: [f64; 2] = [1e-6, 1e-5];
+/// Times a learning rate may be above or below the recipe's before it is remarked on.
+const FAR: f64 = 10.0;
+/// Parameters from which on a model learns at the recipe's rate; the embedded one has 0.85 million and learns at 1e-4.
+const REAL: usize = 50_000_000;
+/// Share of cut completions from which on a length clip is remarked on.
+const MOST: f64 = 0.5;
+
+impl RlConfig {
+    /// Refuses settings that nobody wrote for this model: those of `train` without a file are the embedded model's.
+    ///
+    /// # Errors
+    /// When `model.path` is another model; the message names the recipes.
+    pub fn check_embedded_model(&self) -> Result<()> {
+        let folder = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let (model, embedded) = (&self.model.path, Self::default().model.path);
+        if folder(model) == folder(&embedded) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "train without a settings file has the settings of the embedded model (learning rate 1e-4, length clips of 256 and \
+             96 tokens), which spoil a real one. For {} name a recipe:\n  \
+             tempering train configs/recipes/reasoning.toml --set model.path={0}       # a model that thinks at length\n  \
+             tempering train configs/recipes/instruct.toml --set model.path={0}        # an instruct model\n  \
+             (reasoning_lora.toml and instruct_lora.toml train adapters.) A model as small as the embedded one: \
+             configs/quickstart.toml",
+            model.display()
+        )))
+    }
+
+    /// A remark on a learning rate far from the recipes', for a model of `parameters` parameters.
+    pub fn learning_rate_remark(&self, parameters: usize) -> Option<String> {
+        let [all, adapters] = RECIPE;
+        let (usual, what) = if self.lora.is_some() { (adapters, "adapters") } else { (all, "all weights") };
+        let rate = self.optim.learning_rate;
+        let far = rate > FAR * usual || rate < usual / FAR;
+        (parameters >= REAL && far).then(|| {
+            let millions = parameters / 1_000_000;
+            format!("optim.learning_rate = {rate:e} is far from the recipes' {usual:e} for {what} of a model of {millions} M parameters")
+        })
+    }
+
+    /// A remark on a length clip of the first stage that most completions of the base evaluation, of these `lengths` in
+    /// tokens, would not have kept. Later stages sample from a model that has learned.
+    pub fn length_clip_remark(&self, lengths: &[usize]) -> Option<String> {
+        let clip = self.stages.first()?.sampling.max_completion_length;
+        let cut = lengths.iter().filter(|&&length| length > clip).count() as f64 / lengths.len().max(1) as f64;
+        let mut sorted = lengths.to_vec();
+        sorted.sort_unstable();
+        (cut > MOST).then(|| {
+            format!(
+                "stages.0.sampling.max_completion_length = {clip} would have cut {:.0}% of the base model's completions (median \
+                 {} tokens); what is cut scores as wrong, and most of the signal with it: raise it",
+                100.0 * cut,
+                sorted[sorted.len() / 2]
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::LoraConfig;
+
+    #[test]
+    fn the_embedded_settings_are_for_the_embedded_model() {
+        let mut config = RlConfig::default();
+        assert!(config.check_embedded_model().is_ok());
+        config.model.path = "models/real".into();
+        let error = config.check_embedded_model().unwrap_err().to_string();
+        assert!(error.contains("configs/recipes/reasoning.toml --set model.path=models/real"), "{error}");
+    }
+
+    #[test]
+    fn a_learning_rate_is_compared_with_that_of_a_real_model() {
+        let mut config = RlConfig::default();
+        assert_eq!(config.learning_rate_remark(850_000), None);
+        let remark = config.learning_rate_remark(494_000_000).unwrap();
+        assert!(remark.contains("1e-4") && remark.contains("1e-6 for all weights"), "{remark}");
+        config.lora = Some(LoraConfig::default());
+        assert_eq!(config.learning_rate_remark(494_000_000), None, "ten times the recipe's for adapters");
+    }
+
+    #[test]
+    fn a_clip_that_cuts_most_completions_is_remarked_on() {
+        let config = RlConfig::default();
+        assert_eq!(config.length_clip_remark(&[100, 256, 300]), None);
+        let remark = config.length_clip_remark(&[100, 257, 900]).unwrap();
+        assert!(
+            remark.contains("max_completion_length = 256") && remark.contains("67%") && remark.contains("257"),
+            "{remark}"
+        );
+        assert_eq!(config.length_clip_remark(&[]), None);
+    }
+}

@@ -1,0 +1,144 @@
+//! Stages: what is sampled, rewarded and optimised while one lasts, in sections; `schedule` says how long.
+
+mod loss;
+mod sampling;
+mod tokens;
+
+use serde::{Deserialize, Serialize};
+
+pub use loss::{Kl, StageLoss};
+pub use sampling::{LengthClip, StageSampling};
+pub use tokens::{EntropyBonus, StageTokens};
+
+use super::schedule::StageExit;
+use crate::generate::Distribution;
+use crate::objective::entropy::EntropyTarget;
+use crate::objective::{Advantage, DifficultyWeighting, Objective, TokenRules};
+use crate::reward::{Accuracy, RewardKind};
+
+/// One stage of a schedule. Each section has only keys that act, and checks itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stage {
+    /// Its name in metrics and plots.
+    pub name: String,
+    /// Multiplies the scheduled learning rate.
+    pub learning_rate_scale: f64,
+    /// Rewards of a completion.
+    pub rewards: Vec<RewardKind>,
+    /// Weight of each reward; all 1 when empty.
+    pub reward_weights: Vec<f32>,
+    /// What completions are drawn from, and how long they may be.
+    pub sampling: StageSampling,
+    /// From rewards to advantages.
+    pub advantage: Advantage,
+    /// Weighs advantages by the difficulty of their problem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub difficulty_weighting: Option<DifficultyWeighting>,
+    /// The loss of a token, and how often a batch is used.
+    pub loss: StageLoss,
+    /// Which tokens learn, and what entropy adds.
+    pub tokens: StageTokens,
+    /// When the stage is over.
+    pub exit: StageExit,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self {
+            name: "grpo".to_string(),
+            learning_rate_scale: 1.0,
+            rewards: vec![Accuracy {}.into()],
+            reward_weights: Vec::new(),
+            sampling: StageSampling::default(),
+            advantage: Advantage::default(),
+            difficulty_weighting: None,
+            loss: StageLoss::default(),
+            tokens: StageTokens::default(),
+            exit: StageExit::default(),
+        }
+    }
+}
+
+impl Stage {
+    /// Weights of the rewards, one each.
+    pub fn weights(&self) -> Vec<f32> {
+        if self.reward_weights.is_empty() { vec![1.0; self.rewards.len()] } else { self.reward_weights.clone() }
+    }
+
+    /// The stage as it is when `steps` of its steps are over: with the length clip of that time.
+    pub fn at(&self, steps: usize) -> Self {
+        let clip = self.sampling.max_completion_length_schedule.iter().rev().find(|clip| clip.step <= steps);
+        let mut stage = self.clone();
+        stage.sampling.max_completion_length = clip.map_or(self.sampling.max_completion_length, |clip| clip.value);
+        stage
+    }
+
+    /// The distribution that completions are drawn from.
+    pub fn distribution(&self) -> Distribution {
+        self.sampling.distribution()
+    }
+
+    /// The loss of its tokens.
+    pub fn objective(&self) -> Objective {
+        self.loss.objective()
+    }
+
+    /// The rule of adaptive entropy control, where it is on.
+    pub fn entropy_target(&self) -> Option<EntropyTarget> {
+        self.tokens.entropy_bonus.and_then(EntropyBonus::target)
+    }
+
+    /// The factor of the entropy bonus at the start of the stage.
+    pub fn entropy_coef(&self) -> f32 {
+        self.tokens.entropy_bonus.map_or(0.0, EntropyBonus::coefficient)
+    }
+
+    /// Whether entropy enters the loss, in some step at least.
+    pub fn has_entropy_bonus(&self) -> bool {
+        self.tokens.entropy_bonus.is_some()
+    }
+
+    /// Which of its tokens learn, with an entropy bonus of `entropy_coef`.
+    pub fn token_rules(&self, entropy_coef: f32) -> TokenRules {
+        self.tokens.rules(self.loss.beta(), entropy_coef)
+    }
+
+    /// Settings of stage number `index` that cannot work, one line each.
+    pub fn mistakes(&self, index: usize) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if self.name.is_empty() {
+            mistakes.push("name is empty".to_string());
+        }
+        if !(self.learning_rate_scale >= 0.0 && self.learning_rate_scale.is_finite()) {
+            mistakes.push(format!("learning_rate_scale = {} must not be negative", self.learning_rate_scale));
+        }
+        if self.rewards.is_empty() {
+            mistakes.push("rewards is empty: nothing to learn from".to_string());
+        }
+        let (weights, rewards) = (self.reward_weights.len(), self.rewards.len());
+        if weights != 0 && weights != rewards {
+            mistakes.push(format!("reward_weights has {weights} entries for {rewards} rewards"));
+        }
+        for (k, weight) in self.reward_weights.iter().enumerate().filter(|(_, weight)| !weight.is_finite()) {
+            mistakes.push(format!("reward_weights.{k} = {weight} must be a finite number"));
+        }
+        let section = |name: &str, found: Vec<String>| -> Vec<String> {
+            found.into_iter().map(|mistake| format!("{name}.{mistake}")).collect()
+        };
+        let shortest = self.sampling.clips().min().unwrap_or(0);
+        for (k, reward) in self.rewards.iter().enumerate() {
+            mistakes.extend(section(&format!("rewards.{k}"), reward.mistakes(shortest)));
+        }
+        let has_record = self.rewards.iter().any(RewardKind::keeps_hardness);
+        mistakes.extend(section("sampling", self.sampling.mistakes()));
+        mistakes.extend(section("advantage", self.advantage.mistake().into_iter().collect()));
+        mistakes.extend(section("loss", self.loss.mistakes()));
+        mistakes.extend(section("tokens", self.tokens.mistakes(has_record)));
+        mistakes.extend(section("exit", self.exit.mistakes()));
+        mistakes.into_iter().map(|mistake| format!("stages.{index}.{mistake}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! The section `sampling` of a stage: what its completions are drawn from, and how long they may be.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{self, LENGTHS};
+use crate::generate::Distribution;
+
+/// What the completions of a stage are drawn from, and how long they may be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StageSampling {
+    /// Sampling temperature; the loss uses the same distribution.
+    pub temperature: f32,
+    /// Sample from the k most probable tokens (0: all). The loss uses the full distribution, here and with the next three.
+    pub top_k: usize,
+    /// Sample from the most probable tokens that together reach this probability (1: all).
+    pub top_p: f32,
+    /// Sample from tokens at least this many times as probable as the most probable one (0: all).
+    pub min_p: f32,
+    /// Divides the positive logits of tokens that occurred before, and multiplies the negative ones (1: none).
+    pub repetition_penalty: f32,
+    /// Length clip L in tokens: a completion that reaches it unfinished is cut there and scores as wrong.
+    pub max_completion_length: usize,
+    /// Later length clips, each from a given step of the stage on (ThinkPrune, arXiv 2504.01296).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub max_completion_length_schedule: Vec<LengthClip>,
+    /// Replaces problems whose completions all have the same reward: at most this many batches are sampled for a step, and
+    /// a step that still has too few problems goes on with those it has. 0 and 1 for no replacement.
+    pub max_num_gen_batches: usize,
+}
+
+impl Default for StageSampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            max_completion_length: 512,
+            max_completion_length_schedule: Vec::new(),
+            max_num_gen_batches: 0,
+        }
+    }
+}
+
+/// A length clip from a step of a stage on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LengthClip {
+    /// Steps of the stage that are over when it begins, at least 1.
+    pub step: usize,
+    /// The `max_completion_length` from then on.
+    pub value: usize,
+}
+
+impl StageSampling {
+    /// The distribution that completions are drawn from.
+    pub fn distribution(&self) -> Distribution {
+        let Self { repetition_penalty, temperature, top_k, top_p, min_p, .. } = *self;
+        Distribution { repetition_penalty, temperature, top_k, top_p, min_p }
+    }
+
+    /// All length clips of the stage, in the order of their steps.
+    pub fn clips(&self) -> impl Iterator<Item = usize> {
+        let later = self.max_completion_length_schedule.iter().map(|clip| clip.value);
+        [self.max_completion_length].into_iter().chain(later)
+    }
+
+    /// Settings that cannot work, one line each.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = self.distribution().mistakes();
+        if self.temperature == 0.0 {
+            mistakes.push("temperature = 0 must be positive: training samples, it is never greedy".to_string());
+        }
+        mistakes.extend(config::count("max_completion_length", self.max_completion_length, 1, LENGTHS));
+        let mut before = 0;
+        for (k, LengthClip { step, value }) in self.max_completion_length_schedule.iter().copied().enumerate() {
+            let key = format!("max_completion_length_schedule.{k}");
+            mistakes.extend(config::count(&format!("{key}.value"), value, 1, LENGTHS));
+            if step <= before {
+                mistakes.push(format!("{key}.step = {step} must be above {before}"));
+            }
+            before = step;
+        }
+        mistakes.extend(config::count("max_num_gen_batches", self.max_num_gen_batches, 0, 10_000));
+        mistakes
+    }
+}

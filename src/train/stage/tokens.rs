@@ -1,0 +1,191 @@
+//! The section `tokens` of a stage: which tokens learn, and what entropy adds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::objective::TokenRules;
+use crate::objective::entropy::EntropyTarget;
+use crate::objective::terms::{Covariance, EntropyAdvantage};
+
+/// Which tokens of a stage learn, and what entropy adds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StageTokens {
+    /// Completions cut at the length limit take no part in the loss.
+    pub mask_truncated_completions: bool,
+    /// Share of tokens, those of the largest entropy, that learn; 1 for all.
+    pub top_entropy_quantile: f64,
+    /// Takes out, or holds, the tokens with the largest covariance of log-probability and advantage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub covariance: Option<Covariance>,
+    /// What entropy adds to the advantage of each token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy_advantage: Option<EntropyAdvantage>,
+    /// Pays for entropy in the loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy_bonus: Option<EntropyBonus>,
+}
+
+impl Default for StageTokens {
+    fn default() -> Self {
+        Self {
+            mask_truncated_completions: false,
+            top_entropy_quantile: 1.0,
+            covariance: None,
+            entropy_advantage: None,
+            entropy_bonus: None,
+        }
+    }
+}
+
+/// The factor of the mean entropy of the tokens that learn, which the loss is lowered by.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum EntropyBonus {
+    /// The same factor in every step.
+    Fixed {
+        /// The factor.
+        #[serde(default = "usual_factor")]
+        entropy_coef: f32,
+        /// Multiplies `entropy_coef` on hard problems (CEEH, arXiv 2602.22642); needs the reward `ceeh_length`.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        entropy_hard_factor: f32,
+    },
+    /// A factor that rises by a step after a training step whose entropy is at most its target, and falls otherwise; it acts
+    /// only after steps at or below the target. Rule and defaults are TRL's (arXiv 2505.22312).
+    Adaptive {
+        /// The factor at the start.
+        #[serde(default)]
+        entropy_coef: f32,
+        /// Least factor.
+        #[serde(default)]
+        entropy_coef_min: f32,
+        /// Largest factor.
+        #[serde(default = "one")]
+        entropy_coef_max: f32,
+        /// The step of the factor.
+        #[serde(default = "usual_delta")]
+        entropy_coef_delta: f32,
+        /// The entropy aimed at, in nats per token at the sampling temperature.
+        #[serde(default = "usual_target")]
+        entropy_target: f64,
+        /// Multiplies the factor on hard problems (CEEH, arXiv 2602.22642); needs the reward `ceeh_length`.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        entropy_hard_factor: f32,
+    },
+}
+
+/// Laser's and CEEH's factor.
+fn usual_factor() -> f32 {
+    1e-3
+}
+
+fn usual_delta() -> f32 {
+    0.005
+}
+
+fn usual_target() -> f64 {
+    0.2
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(value: &f32) -> bool {
+    *value == 1.0
+}
+
+impl EntropyBonus {
+    /// The factor at the start of a stage.
+    pub fn coefficient(self) -> f32 {
+        match self {
+            Self::Fixed { entropy_coef, .. } | Self::Adaptive { entropy_coef, .. } => entropy_coef,
+        }
+    }
+
+    /// The rule of adaptive control, where it is on.
+    pub fn target(self) -> Option<EntropyTarget> {
+        match self {
+            Self::Fixed { .. } => None,
+            Self::Adaptive { entropy_coef_min, entropy_coef_max, entropy_coef_delta, entropy_target, .. } => {
+                let (min, max) = (entropy_coef_min, entropy_coef_max);
+                Some(EntropyTarget { target: entropy_target, delta: entropy_coef_delta, min, max })
+            }
+        }
+    }
+
+    /// Multiplies the factor on hard problems.
+    pub fn hard_factor(self) -> f32 {
+        match self {
+            Self::Fixed { entropy_hard_factor, .. } | Self::Adaptive { entropy_hard_factor, .. } => entropy_hard_factor,
+        }
+    }
+
+    fn mistakes(self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        let mut require = |ok: bool, what: String| {
+            if !ok {
+                mistakes.push(format!("entropy_bonus.{what}"));
+            }
+        };
+        let coef = self.coefficient();
+        require(coef.is_finite(), format!("entropy_coef = {coef} must be a number"));
+        let hard = self.hard_factor();
+        require(hard >= 0.0 && hard.is_finite(), format!("entropy_hard_factor = {hard} must not be negative"));
+        if let Some(EntropyTarget { target, delta, min, max }) = self.target() {
+            require(min <= max, format!("entropy_coef_min = {min} must not be above entropy_coef_max = {max}"));
+            let within = "must be within entropy_coef_min and entropy_coef_max";
+            require((min..=max).contains(&coef), format!("entropy_coef = {coef} {within}, {min} and {max}"));
+            require(delta > 0.0 && delta.is_finite(), format!("entropy_coef_delta = {delta} must be positive"));
+            require(target.is_finite(), format!("entropy_target = {target} must be a number"));
+        } else {
+            require(coef != 0.0, "entropy_coef = 0 does nothing: remove entropy_bonus".to_string());
+        }
+        mistakes
+    }
+}
+
+impl StageTokens {
+    /// The rules of a step, with the factor `beta` of the divergence and an entropy bonus of `entropy_coef`.
+    pub(super) fn rules(&self, beta: f32, entropy_coef: f32) -> TokenRules {
+        TokenRules {
+            beta,
+            top_entropy_quantile: self.top_entropy_quantile,
+            covariance: self.covariance,
+            entropy_advantage: self.entropy_advantage,
+            entropy_coef,
+            entropy_hard_factor: self.entropy_bonus.map_or(1.0, EntropyBonus::hard_factor),
+        }
+    }
+
+    /// Settings that cannot work, one line each; `has_record`: a reward keeps the record that tells hard problems.
+    pub fn mistakes(&self, has_record: bool) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        let mut require = |ok: bool, what: String| {
+            if !ok {
+                mistakes.push(what);
+            }
+        };
+        let q = self.top_entropy_quantile;
+        let share = q > 0.0 && q <= 1.0;
+        require(share, format!("top_entropy_quantile = {q} must be above 0 and at most 1 (1 for all tokens)"));
+        if let Some(mistake) = self.covariance.and_then(|covariance| covariance.mistake()) {
+            require(false, format!("covariance.{mistake}"));
+        }
+        let record = "only the reward ceeh_length tells hard problems: add it, or remove this";
+        if let Some(EntropyAdvantage { alpha, kappa, hard_only }) = self.entropy_advantage {
+            require(alpha > 0.0 && alpha.is_finite(), format!("entropy_advantage.alpha = {alpha} must be positive"));
+            let kept = "an advantage would change its sign";
+            require(kappa > 1.0, format!("entropy_advantage.kappa = {kappa} must be above 1: {kept}"));
+            require(has_record || !hard_only, format!("entropy_advantage.hard_only = true does nothing: {record}"));
+        }
+        if let Some(bonus) = self.entropy_bonus {
+            let factor = bonus.hard_factor();
+            let acts = has_record || factor == 1.0;
+            require(acts, format!("entropy_bonus.entropy_hard_factor = {factor} does nothing: {record}"));
+            mistakes.extend(bonus.mistakes());
+        }
+        mistakes
+    }
+}
