@@ -53,7 +53,6 @@ use std::fmt::{Debug, Display};
 use rayon::prelude::*;
 
 pub use command::RewardCommand;
-pub use custom::Custom;
 pub use group::{Answer, Group, answer};
 pub use memory::Memory;
 pub use opened::Rewards;

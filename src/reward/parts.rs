@@ -14,7 +14,7 @@ pub struct Parts {
     pub length: f32,
 }
 
-/// One of the two parts of a reward.
+/// One of the two parts of a reward or an advantage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {

@@ -3,31 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::Reward;
-pub use super::accuracy::{Accuracy, AccuracyLenient};
-pub use super::arora_zanette::AroraZanette;
-pub use super::ceeh_length::CeehLength;
-pub use super::command::Command;
-pub use super::cosine::Cosine;
-use super::custom::Custom;
-pub use super::deep_compress::DeepCompress;
-pub use super::etr::Etr;
-pub use super::format::Format;
-pub use super::grpo_lead::GrpoLead;
-pub use super::kimi_length::KimiLength;
-pub use super::l1::{L1Exact, L1Max};
-pub use super::laser::Laser;
-pub use super::laser_d::{LaserD, LaserDe};
-pub use super::pear::Pear;
-pub use super::repetition::Repetition;
-pub use super::shaped::{Length, ShapedAccuracy};
-pub use super::shorter_better::ShorterBetter;
-pub use super::soft_overlong::SoftOverlong;
-pub use super::stop_properly::StopProperly;
 
-/// Makes the enum of rewards from a list of their types. A type's name in snake case is the `type` of a configuration,
-/// and its [`Reward::name`].
+/// Makes the enum of rewards from a list of their files and types. A type's name in snake case is the `type` of a
+/// configuration, and its [`Reward::name`].
 macro_rules! rewards {
-    ($($(#[doc = $doc:literal])* $reward:ident,)*) => {
+    ($($(#[doc = $doc:literal])* $file:ident::$reward:ident,)*) => {
+        $(pub use super::$file::$reward;)*
+
         /// A reward with its settings; settings that are left out have their published values.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "type", rename_all = "snake_case")]
@@ -54,53 +36,53 @@ macro_rules! rewards {
 
 rewards! {
     /// 1 for a right and finished answer, else 0.
-    Accuracy,
+    accuracy::Accuracy,
     /// 1 for a right answer when any last number counts, finished or not, else 0.
-    AccuracyLenient,
+    accuracy::AccuracyLenient,
     /// 1 for the right form, else 0.
-    Format,
+    format::Format,
     /// Minus the share of 4-grams of words that occurred before, within (−1, 0].
-    Repetition,
+    repetition::Repetition,
     /// The user's own program (`reward.command`).
-    Command,
+    command::Command,
     /// The user's own Rust type.
-    Custom,
+    custom::Custom,
     /// Right answers, the shorter the better.
-    ShapedAccuracy,
+    shaped::ShapedAccuracy,
     /// `r^(len / L)` of right answers; wrong ones take no part. The length part of a decomposed reward.
-    Length,
+    shaped::Length,
     /// TRL's `get_cosine_scaled_reward`.
-    Cosine,
+    cosine::Cosine,
     /// TRL's `get_soft_overlong_punishment`.
-    SoftOverlong,
+    soft_overlong::SoftOverlong,
     /// DLER.
-    StopProperly,
+    stop_properly::StopProperly,
     /// Kimi k1.5.
-    KimiLength,
+    kimi_length::KimiLength,
     /// Arora and Zanette.
-    AroraZanette,
+    arora_zanette::AroraZanette,
     /// GRPO-LEAD.
-    GrpoLead,
+    grpo_lead::GrpoLead,
     /// L1-Exact.
-    L1Exact,
+    l1::L1Exact,
     /// L1-Max.
-    L1Max,
+    l1::L1Max,
     /// ShorterBetter.
-    ShorterBetter,
+    shorter_better::ShorterBetter,
     /// LASER.
-    Laser,
+    laser::Laser,
     /// LASER-D.
-    LaserD,
+    laser_d::LaserD,
     /// LASER-DE.
-    LaserDe,
+    laser_d::LaserDe,
     /// DeepCompress.
-    DeepCompress,
+    deep_compress::DeepCompress,
     /// PEAR.
-    Pear,
+    pear::Pear,
     /// ETR.
-    Etr,
+    etr::Etr,
     /// CEEH's length term.
-    CeehLength,
+    ceeh_length::CeehLength,
 }
 
 impl RewardKind {
