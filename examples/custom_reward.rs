@@ -1,4 +1,4 @@
-//! A reward of one's own as a Rust type, and a short training by it.
+//! A reward of the user's own Rust type, and a short training by it.
 //!
 //! ```text
 //! cargo run --release --example custom_reward
@@ -7,15 +7,16 @@
 //! A stage names such a reward by `{ type = "custom", name = "…" }`; the types are given to [`rl::run_with`]. In any
 //! other language a reward is a program that `tempering train` starts: see [`tempering::reward::command`].
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tempering::config::load;
-use tempering::data::Problem;
-use tempering::reward::{Accuracy, Completion, Reward};
+use tempering::reward::{Group, Memory, Parts, Reward};
 use tempering::train::{Observer, Session, Start, rl};
 use tempering::{Result, metrics::Metrics};
 
 /// Right answers only, and the better the shorter: 1 for no tokens, half of it at `half` tokens.
+#[derive(Debug)]
 struct ShortAndRight {
     half: f32,
 }
@@ -25,10 +26,12 @@ impl Reward for ShortAndRight {
         "short_and_right"
     }
 
-    /// `None` where accuracy has no say, since the row's own answer is unusable; such completions are left out.
-    fn score(&self, problem: &Problem, completion: &Completion) -> Option<f32> {
-        let right = Accuracy.score(problem, completion)?;
-        Some(right * self.half / (self.half + completion.tokens as f32))
+    /// 1 for the task, less for length. Rows without a usable answer have no reward; their completions are left out.
+    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+        Ok(group.each(|answer, right| {
+            let share = self.half / (self.half + answer.length() as f32);
+            if right { Parts { task: 1.0, length: share - 1.0 } } else { Parts::default() }
+        }))
     }
 }
 
@@ -64,7 +67,7 @@ fn main() -> Result<()> {
     let config: rl::RlConfig = load(None, &settings)?;
     let stop = AtomicBool::new(false);
     let mut session = Session { observer: &mut Lines, stop: &stop, start: Start::New };
-    let finished = rl::run_with(&config, &mut session, &[&ShortAndRight { half: 64.0 }])?;
+    let finished = rl::run_with(&config, &mut session, &[Arc::new(ShortAndRight { half: 64.0 })])?;
     println!("{}", finished.dir.display());
     Ok(())
 }

@@ -23,7 +23,7 @@ use tempering::objective::{
     Advantage, KlEstimator, Objective, Parts, Ratio, Statistics, Surrogate, TokenTerm, Upstream, advantages,
 };
 use tempering::optim::{AdamW, Gradients, OptimConfig};
-use tempering::reward::{self, Accuracy, Reward};
+use tempering::reward;
 use tempering::tasks::Split;
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::batch::Sequence;
@@ -144,9 +144,8 @@ impl Student {
 
     /// 1 for a right answer in a `\boxed{}` that was finished in time, else 0.
     fn grade(&self, problem: &Problem, completion: &Completion) -> Option<f32> {
-        let text = self.tokenizer.decode(&completion.tokens, true);
-        let tokens = completion.tokens.len();
-        Accuracy.score(problem, &reward::Completion { text: &text, tokens, finished: completion.finished() })
+        let answer = reward::answer(problem, &self.tokenizer, completion, false);
+        answer.correct.map(|right| if right { 1.0 } else { 0.0 })
     }
 
     /// 4. One step of AdamW on the clipped surrogate; returns the loss and the norm of its gradient.

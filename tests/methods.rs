@@ -6,7 +6,8 @@ use serde::Deserialize;
 use tempering::config::{Settings, load};
 use tempering::metrics::names::{ALL, pattern};
 use tempering::objective::advantage::Group;
-use tempering::objective::{Advantage, DifficultyWeighting, Parts, RewardKind, advantages};
+use tempering::objective::{Advantage, DifficultyWeighting, Parts, advantages};
+use tempering::reward::RewardKind;
 use tempering::train::rl::RlConfig;
 use tempering::train::schedule::Controller;
 

@@ -13,9 +13,9 @@ use tempering::eval::EvalConfig;
 use tempering::generate::{Request, Sampling};
 use tempering::metrics::Metrics;
 use tempering::model::{CausalLm, ModelConfig};
-use tempering::objective::{RewardKind, Upstream};
+use tempering::objective::Upstream;
 use tempering::optim::{Gradients, OptimConfig};
-use tempering::reward::RewardCommand;
+use tempering::reward::{Accuracy, Format, RewardCommand};
 use tempering::text::prompt::PromptConfig;
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::batch::Sequence;
@@ -200,7 +200,7 @@ impl Workshop {
             stages: vec![Stage {
                 exit: StageExit { max_steps: 6, ..StageExit::default() },
                 sampling: StageSampling { max_completion_length: 24, ..StageSampling::default() },
-                rewards: vec![RewardKind::Accuracy, RewardKind::Format],
+                rewards: vec![Accuracy {}.into(), Format {}.into()],
                 reward_weights: vec![1.0, 0.5],
                 ..Stage::default()
             }],

@@ -1,16 +1,15 @@
 //! SFT and RL: what must not change the result, and what must.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use safetensors::tensor::SafeTensors;
 use serde_json::{Value, json};
 use tempering::Error;
 use tempering::config::Settings;
-use tempering::data::Problem;
 use tempering::model::names;
-use tempering::objective::RewardKind;
-use tempering::reward::{Completion, Reward};
+use tempering::reward::{Accuracy, Command, Custom, Group, Memory, Parts, Reward};
 use tempering::train::batch::Sequence;
 use tempering::train::{Session, Start};
 use tempering::train::learner::ActivationCheckpointing;
@@ -151,7 +150,8 @@ fn where_all_rewards_are_equal_nothing_is_learned() {
     assert!(final_weights(&workshop.run("run")) == before);
 }
 
-/// Twice as much as there are tokens.
+/// Twice as much as there are tokens, all of it for length.
+#[derive(Debug)]
 struct Tokens;
 
 impl Reward for Tokens {
@@ -159,8 +159,8 @@ impl Reward for Tokens {
         "tokens"
     }
 
-    fn score(&self, _problem: &Problem, completion: &Completion) -> Option<f32> {
-        Some(2.0 * completion.tokens as f32)
+    fn score(&self, group: &Group, _memory: &Memory) -> tempering::Result<Vec<Option<Parts>>> {
+        Ok(group.answers.iter().map(|answer| Some(Parts::length(2.0 * answer.length() as f32))).collect())
     }
 }
 
@@ -168,13 +168,13 @@ impl Reward for Tokens {
 fn a_stage_learns_from_the_users_rust_type() {
     let workshop = Workshop::new();
     let mut config = workshop.rl("run");
-    let custom = |name: &str| vec![RewardKind::Custom { name: name.to_string() }];
+    let custom = |name: &str| vec![Custom { name: name.to_string() }.into()];
     (config.stages[0].rewards, config.stages[0].reward_weights) = (custom("tokns"), vec![]);
     (config.stages[0].exit.max_steps, config.stages[0].sampling.max_completion_length) = (1, 12);
     let run = |config: &RlConfig| {
         let stop = AtomicBool::new(false);
         let mut session = Session { observer: &mut (), stop: &stop, start: Start::New };
-        rl::run_with(config, &mut session, &[&Tokens])
+        rl::run_with(config, &mut session, &[Arc::new(Tokens)])
     };
     let error = run(&config).unwrap_err().to_string();
     assert!(error.contains(r#"name = "tokns", but the program that trains offers ["tokens"]"#), "{error}");
@@ -183,6 +183,9 @@ fn a_stage_learns_from_the_users_rust_type() {
     let rows = figures(&workshop.run("run"));
     let lengths = column(&rows, "completions/mean_length");
     assert!(!lengths.is_empty() && column(&rows, "rewards/tokens/mean") == [2.0 * lengths[0]], "{lengths:?}");
+    // The conflict analysis sees it as a reward for length.
+    let pushes = ["conflict/push_task", "conflict/push_length"].map(|name| column(&rows, name).len());
+    assert_eq!(pushes, [0, 1]);
 }
 
 /// A shell script gives right-looking completions 1, and dies over every tenth.
@@ -195,7 +198,7 @@ fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score()
         echo "{\"id\":$id,\"score\":$score}"; done; read -r line; exit 1"#;
     let mut config = workshop.rl("run");
     // With a second reward the completions that the program does not score still take part, by that one.
-    config.stages[0].rewards = vec![RewardKind::Command, RewardKind::Accuracy];
+    config.stages[0].rewards = vec![Command {}.into(), Accuracy {}.into()];
     config.stages[0].exit.max_steps = 2;
     assert!(config.validate()[0].contains("reward.command is empty"), "{:?}", config.validate());
     config.reward.command = ["sh", "-c", script].map(str::to_string).to_vec();
@@ -360,7 +363,7 @@ fn stages_can_be_gone_through_again() {
 fn problems_without_spread_are_replaced_up_to_the_cap_which_is_reported() {
     let workshop = Workshop::new();
     let mut config = workshop.rl("replaced");
-    config.stages[0].rewards = vec![RewardKind::Accuracy];
+    config.stages[0].rewards = vec![Accuracy {}.into()];
     config.stages[0].reward_weights = vec![];
     config.stages[0].sampling.max_num_gen_batches = 3;
     config.stages[0].exit.max_steps = 4;

@@ -64,13 +64,13 @@ use rayon::prelude::*;
 pub use connectors::{Connectors, Reading, Steps};
 pub use covariance::Covariance;
 pub use deciles::DECILES;
-pub use sums::{Part, Sums};
+pub use sums::Sums;
 pub use table::{TypeRow, Types};
 pub use token::{entropy_drift, logit_gradient};
 pub use types::{RankedType, Ranking, TokenTypes};
 
 use crate::metrics::Metrics;
-use crate::objective::Parts;
+use crate::reward::{Part, Parts};
 use sums::quotient;
 use token::Token;
 

@@ -1,15 +1,7 @@
 //! What the tokens of a set come to: sums, and the figures that follow from them.
 
 use super::token::Token;
-
-/// Of the two parts of an advantage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// What accuracy and form ask for.
-    Task,
-    /// What length asks for.
-    Length,
-}
+use crate::reward::Part;
 
 /// Sums over a set of tokens. A token on the border of two deciles counts in both, in shares.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

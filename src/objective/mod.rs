@@ -1,23 +1,21 @@
-//! What is learned from a batch of scored completions: rewards, advantages, and the loss they enter.
+//! What is learned from a batch of scored completions: advantages, and the loss they enter.
 //!
 //! An objective is a composition of independent choices; a method of the literature is a set of them in a config file.
-//! The way of the data: [`rewards`] score completions, [`advantage`] compares scores, [`terms`] says which tokens learn and
-//! with how much, [`loss`] is the loss of a token and its derivative.
+//! The way of the data: [`crate::reward`] scores completions, [`advantage`] compares scores, [`terms`] says which tokens
+//! learn and with how much, [`loss`] is the loss of a token and its derivative.
 
 pub mod advantage;
 pub mod entropy;
 pub mod loss;
-mod parts;
-pub mod rewards;
 pub mod terms;
 
 use serde::{Deserialize, Serialize};
 
 pub use advantage::{Advantage, DifficultyWeighting, advantages};
 pub use loss::{KlEstimator, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
-pub use parts::Parts;
-pub use rewards::RewardKind;
 pub use terms::{Drawn, TokenRules};
+
+pub use crate::reward::Parts;
 
 /// TRL's `loss_type`: a surrogate together with an [`Aggregate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,34 +7,50 @@
 //! {"id": 0, "score": 0.5}
 //! ```
 //!
-//! `extra` has the row's other fields. A score of `null` says that there is no telling: the completion is left out and
-//! counted. The answer must be written out at once (flushed), and anything that is not an answer belongs on standard
+//! `extra` has the row's other fields. A score of `null` says that the completion cannot be judged: it is left out and
+//! counted. `part` says whether a score is for the task or for length; `{"id": 0, "task": 1.0, "length": -0.2}` gives both
+//! parts instead. Every answer must be written out at once (flushed). Everything that is not an answer belongs on standard
 //! error, which is shown as warnings.
 //!
-//! The program runs as long as the training does. When it ends, or takes longer than `timeout_s` over one completion,
-//! that completion is left out and the program is started again; three such failures in a row end the training.
+//! The program runs as long as the training does, `workers` times: the completions of a step are dealt to the workers in
+//! turn, and each worker has one of them at a time. When a run opens, every worker must answer a trial question. When a
+//! worker ends later, or takes longer than `timeout_s` over one completion, that completion is left out and the worker is
+//! started again; three such failures in a row end the training. A worker ends with all that it started.
 
-use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
-use super::Completion;
+use super::process::{LONGEST_LINE, LastWords, Process, Silence};
+use super::{Group, Memory, Part, Parts, Reward};
 use crate::data::Problem;
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
 
 /// Failures in a row that are taken for a program that does not work.
 const FAILURES: usize = 3;
 
-/// Lines of standard error that an error message shows.
-const LAST_WORDS: usize = 20;
+/// The score of the program that `reward.command` names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {}
 
-/// Which program, and how long it may take.
+impl Reward for Command {
+    fn name(&self) -> &str {
+        "command"
+    }
+
+    /// # Panics
+    /// Always: [`super::Rewards`] has the program.
+    fn score(&self, _group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+        unreachable!("the program is started when a run opens")
+    }
+}
+
+/// Which program, and how it is run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardCommand {
@@ -42,320 +58,286 @@ pub struct RewardCommand {
     pub command: Vec<String>,
     /// Seconds for one completion; for the first one with the program's start.
     pub timeout_s: f64,
+    /// How many of it run at the same time.
+    pub workers: usize,
+    /// Whether its score is for the task or for length, in the conflict analysis and in decomposed advantages.
+    pub part: Part,
 }
 
 impl Default for RewardCommand {
     fn default() -> Self {
-        Self { command: Vec::new(), timeout_s: 10.0 }
+        Self { command: Vec::new(), timeout_s: 10.0, workers: 1, part: Part::Task }
     }
 }
 
 impl RewardCommand {
-    /// What cannot work, one line each; `used` says whether a stage has a reward of type `command`.
+    /// Settings that cannot work, one line each; `used` says whether a stage has a reward of type `command`.
     pub fn mistakes(&self, used: bool) -> Vec<String> {
-        let mut problems = Vec::new();
+        let mut mistakes = Vec::new();
         if used && self.command.is_empty() {
-            problems.push(
-                "reward.command is empty, but a stage has a reward of type \"command\": name the program, such as \
-                 [\"python3\", \"my_reward.py\"]"
-                    .to_string(),
-            );
+            mistakes.push(MISSING.to_string());
         }
         if !used && !self.command.is_empty() {
             let command = &self.command;
-            problems.push(format!(
+            mistakes.push(format!(
                 "reward.command = {command:?} is used by no stage: add {{ type = \"command\" }} to its rewards"
             ));
         }
         if Duration::try_from_secs_f64(self.timeout_s).is_err() || self.timeout_s == 0.0 {
-            problems.push(format!("reward.timeout_s = {} must be positive", self.timeout_s));
+            mistakes.push(format!("reward.timeout_s = {} must be positive", self.timeout_s));
         }
-        problems
+        if self.workers == 0 {
+            mistakes.push("reward.workers = 0 must be positive".to_string());
+        }
+        mistakes
     }
 }
 
-/// A reward program at work.
+const MISSING: &str = "reward.command is empty, but a stage has a reward of type \"command\": name the program, such as \
+                       [\"python3\", \"my_reward.py\"]";
+
+/// The reward program at work.
 #[derive(Debug)]
 pub struct RewardProgram {
+    program: Program,
+    workers: Mutex<Vec<Worker>>,
+}
+
+/// What the workers share.
+#[derive(Debug)]
+struct Program {
     command: Vec<String>,
     timeout: Duration,
+    part: Part,
+    last_words: LastWords,
+    /// Restarts since the last [`Reward::describe`].
+    restarts: AtomicUsize,
+}
+
+/// One process of the program, started again when it fails.
+#[derive(Debug, Default)]
+struct Worker {
     process: Option<Process>,
-    last_words: Arc<Mutex<VecDeque<String>>>,
     asked: u64,
-    restarts: usize,
+    /// In a row.
     failures: usize,
 }
 
-/// A running process; threads do the reading and writing, so that none can block the training.
-#[derive(Debug)]
-struct Process {
-    child: Child,
-    questions: Sender<String>,
-    answers: Receiver<String>,
-    /// Closed when all of standard error has been read.
-    heard: Receiver<()>,
+/// A completion to judge.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    problem: &'a Problem,
+    completion: &'a str,
+    tokens: usize,
+    finished: bool,
 }
 
+/// What a program answers: a score, or parts.
 #[derive(Deserialize)]
-struct Answer {
+struct Scored {
     id: u64,
-    /// May be null, but not missing.
-    #[serde(deserialize_with = "Option::deserialize")]
-    score: Option<f32>,
+    /// May be null, which is not the same as missing.
+    #[serde(default, deserialize_with = "present")]
+    score: Option<Option<f32>>,
+    task: Option<f32>,
+    length: Option<f32>,
+}
+
+fn present<'de, D: Deserializer<'de>>(value: D) -> std::result::Result<Option<Option<f32>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 impl RewardProgram {
-    /// Starts the program.
+    /// Starts the workers and asks each about a right answer to `trial`.
     ///
     /// # Errors
-    /// When it cannot be started.
-    ///
-    /// # Panics
-    /// When the command is empty.
-    pub fn start(config: &RewardCommand) -> Result<Self> {
-        let mut program = Self {
+    /// No command, a program that cannot be started or does not answer, and a line that is no answer.
+    pub fn open(config: &RewardCommand, trial: &Problem) -> Result<Self> {
+        if config.command.is_empty() {
+            return Err(Error::Invalid(MISSING.to_string()));
+        }
+        let program = Program {
             command: config.command.clone(),
             timeout: Duration::from_secs_f64(config.timeout_s),
-            process: None,
-            last_words: Arc::default(),
-            asked: 0,
-            restarts: 0,
-            failures: 0,
+            part: config.part,
+            last_words: LastWords::default(),
+            restarts: AtomicUsize::new(0),
         };
-        program.process = Some(program.spawn()?);
-        Ok(program)
+        let mut workers: Vec<Worker> = (0..config.workers).map(|_| Worker::default()).collect();
+        let completion = format!("\\boxed{{{}}}", trial.answer);
+        let question = Question { problem: trial, completion: &completion, tokens: 1, finished: true };
+        workers.iter_mut().try_for_each(|worker| worker.start(&program))?;
+        deal(&mut workers, &vec![question; config.workers], |worker, question| worker.try_out(&program, question))?;
+        Ok(Self { program, workers: Mutex::new(workers) })
+    }
+}
+
+impl Reward for RewardProgram {
+    fn name(&self) -> &str {
+        "command"
     }
 
-    /// How often the program had to be started again.
-    pub fn restarts(&self) -> usize {
-        self.restarts
+    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+        self.score_all(std::slice::from_ref(group), memory).map(|mut scores| scores.remove(0))
     }
 
-    /// Asks for the score of a completion; `None` when the program cannot tell, ended or took too long.
-    ///
-    /// # Errors
-    /// The third failure in a row, and a line that is no answer.
-    pub fn score(&mut self, problem: &Problem, completion: &Completion) -> Result<Option<f32>> {
-        let process = match self.process.take() {
-            Some(process) => process,
-            None => {
-                self.restarts += 1;
-                self.spawn()?
-            }
-        };
-        let id = self.asked;
-        self.asked += 1;
-        let question = json!({
-            "id": id,
-            "prompt": problem.prompt.text(),
-            "completion": completion.text,
-            "answer": problem.answer,
-            "data_source": problem.data_source,
-            "finished": completion.finished,
-            "tokens": completion.tokens,
-            "extra": problem.extra,
+    fn score_all(&self, groups: &[Group], _memory: &Memory) -> Result<Vec<Vec<Option<Parts>>>> {
+        let questions = groups.iter().flat_map(|group| {
+            group.answers.iter().map(|answer| Question {
+                problem: group.problem,
+                completion: &answer.text,
+                tokens: answer.length(),
+                finished: answer.finished,
+            })
         });
-        // Where the writing thread is gone, so is the program, and the answer says so.
-        let _ = process.questions.send(format!("{question}\n"));
-        let failure = match process.answers.recv_timeout(self.timeout) {
-            Ok(line) => {
-                let score = self.read(&line, id)?;
-                (self.failures, self.process) = (0, Some(process));
+        let questions: Vec<Question> = questions.collect();
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let scores = deal(&mut workers, &questions, |worker, question| worker.score(&self.program, question))?;
+        let mut scores = scores.into_iter();
+        Ok(groups.iter().map(|group| scores.by_ref().take(group.answers.len()).collect()).collect())
+    }
+
+    fn describe(&self, _memory: &Memory, metrics: &mut Metrics) {
+        metrics.set("rewards/command/restarts", self.program.restarts.swap(0, Ordering::Relaxed) as f64);
+    }
+}
+
+/// Deals questions to workers in turn, has all workers at work at the same time, and returns the answers in the order of
+/// the questions. The first error ends all of them.
+fn deal<T: Send>(
+    workers: &mut [Worker],
+    questions: &[Question],
+    ask: impl Fn(&mut Worker, Question) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let (count, failed) = (workers.len(), AtomicBool::new(false));
+    let work = |(first, worker): (usize, &mut Worker)| -> Result<Vec<T>> {
+        let mut answers = Vec::new();
+        for question in questions.iter().skip(first).step_by(count) {
+            if failed.load(Ordering::Relaxed) {
+                break;
+            }
+            answers.push(ask(worker, *question).inspect_err(|_| failed.store(true, Ordering::Relaxed))?);
+        }
+        Ok(answers)
+    };
+    let work = &work;
+    let answers: Vec<Result<Vec<T>>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = workers.iter_mut().enumerate().map(|worker| scope.spawn(move || work(worker))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a worker's thread does not panic")).collect()
+    });
+    let answers: Vec<Vec<T>> = answers.into_iter().collect::<Result<_>>()?;
+    let mut answers: Vec<_> = answers.into_iter().map(Vec::into_iter).collect();
+    Ok((0..questions.len()).map(|i| answers[i % count].next().expect("one answer per question")).collect())
+}
+
+impl Worker {
+    fn start(&mut self, program: &Program) -> Result<()> {
+        let failed = |e| Error::Invalid(format!("reward.command = {:?} cannot be started: {e}", program.command));
+        self.process = Some(Process::start(&program.command, &program.last_words).map_err(failed)?);
+        Ok(())
+    }
+
+    /// Asks the first question.
+    fn try_out(&mut self, program: &Program, question: Question) -> Result<()> {
+        self.ask(program, question)?.map(drop).map_err(|failure| {
+            Error::Invalid(format!(
+                "reward.command = {:?} did not answer the trial question that every run begins with: it {failure}. Each \
+                 answer must be flushed at once (in Python print(…, flush=True)), and a program that is slow to start \
+                 needs a larger reward.timeout_s. {}",
+                program.command,
+                program.last_words.shown()
+            ))
+        })
+    }
+
+    /// The score of a completion; none when the program cannot tell, ended or took too long.
+    fn score(&mut self, program: &Program, question: Question) -> Result<Option<Parts>> {
+        if self.process.is_none() {
+            program.restarts.fetch_add(1, Ordering::Relaxed);
+            self.start(program)?;
+        }
+        let failure = match self.ask(program, question)? {
+            Ok(score) => {
+                self.failures = 0;
                 return Ok(score);
             }
-            Err(RecvTimeoutError::Timeout) => {
-                process.end();
-                format!("took longer than timeout_s = {}", self.timeout.as_secs_f64())
-            }
-            Err(RecvTimeoutError::Disconnected) => process.end(),
+            Err(failure) => failure,
         };
         self.failures += 1;
         tracing::warn!("reward.command {failure}; the completion is left out");
         if self.failures < FAILURES {
             return Ok(None);
         }
-        let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
-        let words = words.iter().map(|line| format!("\n  {line}")).collect::<String>();
         Err(Error::Invalid(format!(
-            "reward.command = {:?} failed {FAILURES} times in a row; the last time it {failure}. Its last lines on \
-             standard error:{}",
-            self.command,
-            if words.is_empty() { " none" } else { &words }
+            "reward.command = {:?} failed {FAILURES} times in a row; the last time it {failure}. {}",
+            program.command,
+            program.last_words.shown()
         )))
     }
 
+    /// The answer to a question, or how the process failed; it is then ended.
+    fn ask(&mut self, program: &Program, question: Question) -> Result<std::result::Result<Option<Parts>, String>> {
+        let process = self.process.take().expect("the process is started");
+        let id = self.asked;
+        self.asked += 1;
+        match process.ask(question.line(id), program.timeout) {
+            Ok(line) => {
+                let score = program.read(&line, id)?;
+                self.process = Some(process);
+                Ok(Ok(score))
+            }
+            Err(Silence::Overlong) => {
+                Err(program.refuse(&format!("{LONGEST_LINE} bytes without the end of a line"), "too long", id))
+            }
+            Err(Silence::Timeout) => {
+                process.end();
+                Ok(Err(format!("took longer than timeout_s = {}", program.timeout.as_secs_f64())))
+            }
+            Err(Silence::Closed) => Ok(Err(process.end())),
+        }
+    }
+}
+
+impl Question<'_> {
+    fn line(&self, id: u64) -> String {
+        let question = json!({
+            "id": id,
+            "prompt": self.problem.prompt.text(),
+            "completion": self.completion,
+            "answer": self.problem.answer,
+            "data_source": self.problem.data_source,
+            "finished": self.finished,
+            "tokens": self.tokens,
+            "extra": self.problem.extra,
+        });
+        format!("{question}\n")
+    }
+}
+
+impl Program {
     /// The score in a line.
-    fn read(&self, line: &str, asked: u64) -> Result<Option<f32>> {
-        let refuse = |what: String| {
-            Error::Invalid(format!(
-                "reward.command = {:?} wrote {line:?}: {what}; expected {{\"id\": {asked}, \"score\": number or null}}, \
-                 and everything else on standard error",
-                self.command
-            ))
-        };
-        let Answer { id, score } = serde_json::from_str(line).map_err(|e| refuse(e.to_string()))?;
-        if id == asked { Ok(score) } else { Err(refuse(format!("id {id} was not asked for"))) }
+    fn read(&self, line: &str, asked: u64) -> Result<Option<Parts>> {
+        let refuse = |why: &str| Err(self.refuse(&format!("{line:?}"), why, asked));
+        match serde_json::from_str(line) {
+            Err(e) => refuse(&e.to_string()),
+            Ok(Scored { id, .. }) if id != asked => refuse(&format!("id {id} was not asked for")),
+            Ok(Scored { score: Some(score), task: None, length: None, .. }) => Ok(score.map(|s| self.part.of(s))),
+            Ok(Scored { score: Some(_), .. }) => refuse("a score beside task or length"),
+            Ok(Scored { task: None, length: None, .. }) => refuse("missing field `score`"),
+            Ok(Scored { task, length, .. }) => {
+                Ok(Some(Parts { task: task.unwrap_or(0.0), length: length.unwrap_or(0.0) }))
+            }
+        }
     }
 
-    fn spawn(&self) -> Result<Process> {
-        let (program, arguments) = self.command.split_first().expect("a command is validated to name a program");
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Ctrl-C is for the training, which ends the program once the step is over.
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let failed = |e| Error::Invalid(format!("reward.command = {:?} cannot be started: {e}", self.command));
-        let mut child = command.spawn().map_err(failed)?;
-        let (Some(mut stdin), Some(stdout), Some(stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
-            unreachable!("all three are piped");
-        };
-        let (questions, to_write) = channel::<String>();
-        std::thread::spawn(move || {
-            for question in to_write {
-                if stdin.write_all(question.as_bytes()).and_then(|()| stdin.flush()).is_err() {
-                    break;
-                }
-            }
-        });
-        let (answered, answers) = channel();
-        std::thread::spawn(move || {
-            for line in lines(stdout) {
-                if answered.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let last_words = Arc::clone(&self.last_words);
-        let (hearing, heard) = channel();
-        std::thread::spawn(move || {
-            let _hearing = hearing;
-            for line in lines(stderr) {
-                tracing::warn!("reward.command: {line}");
-                let mut words = last_words.lock().unwrap_or_else(PoisonError::into_inner);
-                words.push_back(line);
-                if words.len() > LAST_WORDS {
-                    words.pop_front();
-                }
-            }
-        });
-        Ok(Process { child, questions, answers, heard })
-    }
-}
-
-/// Lines as they come, until the end; what is not UTF-8 is replaced.
-fn lines(pipe: impl std::io::Read) -> impl Iterator<Item = String> {
-    let lines = BufReader::new(pipe).split(b'\n');
-    lines.map_while(std::result::Result::ok).map(|line| String::from_utf8_lossy(&line).trim_end().to_string())
-}
-
-impl Process {
-    /// Ends the program, unless it has ended, and says how that came.
-    fn end(mut self) -> String {
-        // An error says that it ended by itself.
-        let _ = self.child.kill();
-        let end = self.child.wait().map_or_else(|e| format!("ended: {e}"), |status| format!("ended with {status}"));
-        // Its last words; what it started itself may still hold the pipe, and is not waited for longer than this.
-        let _ = self.heard.recv_timeout(Duration::from_secs(1));
-        end
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // As above; a process that nobody waits for stays in the system's table.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    fn refuse(&self, wrote: &str, why: &str, asked: u64) -> Error {
+        Error::Invalid(format!(
+            "reward.command = {:?} wrote {wrote}: {why}; expected {{\"id\": {asked}, \"score\": number or null}} or \
+             {{\"id\": {asked}, \"task\": number, \"length\": number}}, and everything else on standard error",
+            self.command
+        ))
     }
 }
 
 #[cfg(all(test, unix))]
-mod tests {
-    use super::*;
-    use crate::data::Prompt;
-
-    /// Answers every question with 0.5, one about a completion that was cut with null.
-    const LOOP: &str = r#"id=${line#*:}; id=${id%%,*}
-        case $line in *'"finished":false'*) score=null;; *) score=0.5;; esac
-        echo "{\"id\":$id,\"score\":$score}""#;
-
-    fn program(script: &str, timeout_s: f64) -> RewardProgram {
-        let command = ["sh", "-c", script].map(str::to_string).to_vec();
-        RewardProgram::start(&RewardCommand { command, timeout_s }).unwrap()
-    }
-
-    fn ask(program: &mut RewardProgram, text: &str, finished: bool) -> Result<Option<f32>> {
-        let problem = Problem::new(Prompt::Text("2+3?".into()), "5");
-        program.score(&problem, &Completion { text, tokens: 3, finished })
-    }
-
-    /// The message of the failure that ends the training, after two completions that are left out.
-    fn third_failure(mut program: RewardProgram, text: &str) -> String {
-        assert_eq!(ask(&mut program, text, true).unwrap(), None);
-        assert_eq!(ask(&mut program, text, true).unwrap(), None);
-        ask(&mut program, text, true).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_program_scores_or_abstains() {
-        let mut program = program(&format!("while read -r line; do {LOOP}; done"), 60.0);
-        for (finished, score) in [(true, Some(0.5)), (false, None), (true, Some(0.5))] {
-            assert_eq!(ask(&mut program, "a \"quoted\"\nline, é", finished).unwrap(), score);
-        }
-        assert_eq!(program.restarts(), 0);
-    }
-
-    #[test]
-    fn a_program_that_dies_now_and_then_is_started_again() {
-        let mut program = program(&format!("read -r line; {LOOP}; read -r line; exit 1"), 60.0);
-        let scores: Vec<_> = (0..6).map(|_| ask(&mut program, "x", true).unwrap()).collect();
-        assert_eq!(scores, [Some(0.5), None, Some(0.5), None, Some(0.5), None]);
-        assert_eq!(program.restarts(), 2);
-    }
-
-    #[test]
-    fn three_deaths_in_a_row_are_an_error_with_the_programs_last_words() {
-        let error = third_failure(program("read -r line; echo no module named x >&2; exit 3", 60.0), "x");
-        assert!(error.contains("ended with exit status: 3") && error.contains("\n  no module named x"), "{error}");
-    }
-
-    #[test]
-    fn a_program_that_hangs_is_ended() {
-        let error = third_failure(program("read -r line; exec sleep 1000", 0.05), "x");
-        assert!(error.contains("took longer than timeout_s = 0.05"), "{error}");
-    }
-
-    /// More text than fits a pipe, and nobody reads it: writing must not block the training either.
-    #[test]
-    fn a_program_that_does_not_read_is_ended() {
-        let error = third_failure(program("exec sleep 1000", 0.05), &"x".repeat(1 << 20));
-        assert!(error.contains("took longer"), "{error}");
-    }
-
-    #[test]
-    fn a_line_that_is_no_answer_is_refused() {
-        let table = [
-            ("hello", "wrote \"hello\": expected value"),
-            (r#"{\"id\": 7, \"score\": 1}"#, "id 7 was not asked for"),
-            (r#"{\"id\": 0}"#, "missing field `score`"),
-            (r#"{\"id\": 0, \"score\": 1e39}"#, "number out of range"),
-        ];
-        for (line, want) in table {
-            let mut program = program(&format!("read -r line; echo \"{line}\"; read -r line"), 60.0);
-            let error = ask(&mut program, "x", true).unwrap_err().to_string();
-            assert!(error.contains(want) && error.contains("standard error"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_missing_program_and_settings_that_cannot_work_are_named() {
-        let config = RewardCommand { command: vec!["no-such-program".to_string()], timeout_s: f64::NAN };
-        let error = RewardProgram::start(&RewardCommand { timeout_s: 1.0, ..config.clone() }).unwrap_err().to_string();
-        assert!(error.contains(r#"reward.command = ["no-such-program"] cannot be started"#), "{error}");
-        let problems = config.mistakes(false).join("\n");
-        assert!(problems.contains("is used by no stage") && problems.contains("timeout_s = NaN"), "{problems}");
-        assert!(RewardCommand::default().mistakes(true)[0].contains("reward.command is empty"));
-        assert!(RewardCommand::default().mistakes(false).is_empty());
-    }
-}
+mod tests;

@@ -1,24 +1,32 @@
 //! The format reward: thinking once, then an answer, and nothing left open.
 
-use crate::data::Problem;
-use crate::reward::{Completion, Reward};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Group, Memory, Parts, Reward, indicator};
+use crate::error::Result;
 use crate::verify::{after_thinking, stated};
 
 /// 1 for a finished `<think>…</think>` followed by a stated answer, else 0.
 ///
 /// A text may begin inside the thinking; [`Tokenizer::completion_text`](crate::text::tokenizer::Tokenizer::completion_text)
 /// puts before it the mark that a chat template has written into the prompt.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Format;
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Format {}
 
 impl Reward for Format {
     fn name(&self) -> &str {
         "format"
     }
 
-    fn score(&self, _problem: &Problem, completion: &Completion) -> Option<f32> {
-        Some(if completion.finished && well_formed(completion.text) { 1.0 } else { 0.0 })
+    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+        Ok(group.each(|answer, _| Parts::task(indicator(formatted(answer)))))
     }
+}
+
+/// Whether an answer has the right form.
+pub(super) fn formatted(answer: &Answer) -> bool {
+    answer.finished && well_formed(&answer.text)
 }
 
 fn well_formed(text: &str) -> bool {

@@ -1,71 +1,129 @@
-//! Rewards: what a completion is worth, as far as a program can tell.
+//! Rewards: the worth of each completion of a group, in two parts, one for the task and one for length.
+//!
+//! A reward is a type with [`Reward`]: one of those built in ([`RewardKind`], one file and one line of `registry.rs`
+//! each), the user's program ([`command`]), or the user's Rust type. [`Rewards`] holds those of a run.
+//!
+//! # Task and length
+//!
+//! A reward that multiplies correctness by a function of length, `c · f`, pays `c` times the mean of f over the right
+//! completions of the group for the task, and the rest for length; a reward that gives wrong completions another function
+//! of length does so for each kind ([`Group::split_by_mean`]). A term that is added because of length, or of entropy as a
+//! measure of effort, is the length part.
+//!
+//! # Completions without a score
 //!
 //! A reward that cannot judge a completion says `None`; such completions are left out of the statistics and counted,
-//! never scored 0 in silence.
+//! never scored 0 in silence. But for the user's own, no reward scores a completion whose correctness is not known: it
+//! should not teach form or length alone.
+//!
+//! Where the code of a method is public, the formula is that of the code; "reconstruction" marks choices of this project.
 
+mod accuracy;
+mod arora_zanette;
+mod ceeh_length;
 pub mod command;
-pub mod format;
-pub mod repetition;
+mod cosine;
+mod custom;
+mod deep_compress;
+mod etr;
+mod format;
+mod group;
+mod grpo_lead;
+mod kimi_length;
+mod l1;
+mod laser;
+mod laser_d;
+mod memory;
+mod opened;
+mod parts;
+mod pear;
+mod process;
+mod registry;
+mod repetition;
+mod shaped;
+mod shorter_better;
+mod soft_overlong;
+mod stop_properly;
+#[cfg(test)]
+mod tests;
+mod trace;
 
-pub use command::{RewardCommand, RewardProgram};
-pub use format::Format;
-pub use repetition::Repetition;
+use std::fmt::{Debug, Display};
 
-use crate::data::Problem;
-use crate::verify::{Verdict, grade};
+use rayon::prelude::*;
 
-/// A completion as rewards see it.
-#[derive(Debug, Clone, Copy)]
-pub struct Completion<'a> {
-    /// The text, without special tokens, after the thinking mark when the prompt has written that.
-    pub text: &'a str,
-    /// Its length in tokens.
-    pub tokens: usize,
-    /// Whether it ended with a stop token rather than at the length limit.
-    pub finished: bool,
-}
+pub use command::RewardCommand;
+pub use group::{Answer, Group, answer};
+pub use memory::Memory;
+pub use opened::Rewards;
+pub use parts::{Part, Parts};
+pub use registry::*;
 
-/// Something that scores completions.
-pub trait Reward: Send + Sync {
-    /// The name under which the reward is reported.
+use crate::error::Result;
+use crate::metrics::Metrics;
+
+/// The worth of completions, by comparison with those of the same problem.
+pub trait Reward: Send + Sync + Debug {
+    /// The name under which the reward is reported: `rewards/{name}/mean`.
     fn name(&self) -> &str;
 
-    /// The score, or `None` when there is no telling.
-    fn score(&self, problem: &Problem, completion: &Completion) -> Option<f32>;
+    /// One entry per answer, in their order; `None` for an answer that cannot be judged.
+    ///
+    /// Values must be finite: a run ends with an error that names the reward when one is not.
+    ///
+    /// # Errors
+    /// Failures that should end the run.
+    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>>;
+
+    /// Scores many groups of a step; by default each on its own, on all cores.
+    ///
+    /// # Errors
+    /// As [`Reward::score`].
+    fn score_all(&self, groups: &[Group], memory: &Memory) -> Result<Vec<Vec<Option<Parts>>>> {
+        groups.par_iter().map(|group| self.score(group, memory)).collect()
+    }
+
+    /// Settings that cannot work with completions of at most `max_completion_length` tokens, one line each.
+    fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether [`Answer::pieces`] are read.
+    fn reads_pieces(&self) -> bool {
+        false
+    }
+
+    /// Keeps in memory what later steps need. `groups` are all groups of a step that were graded, those that were
+    /// replaced for want of spread included.
+    fn remember(&self, _groups: &[Group], _memory: &mut Memory) {}
+
+    /// Whether [`Reward::remember`] keeps the record of pass rates by which [`Memory::is_hard`] decides.
+    fn keeps_hardness(&self) -> bool {
+        false
+    }
+
+    /// Writes figures of the step beside those of all rewards: the memory that the next step goes by, or failures.
+    fn describe(&self, _memory: &Memory, _metrics: &mut Metrics) {}
 }
 
-/// 1 for the right answer in the strict reading, else 0; nothing when the row's own answer is unusable.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Accuracy;
-
-impl Reward for Accuracy {
-    fn name(&self) -> &str {
-        "accuracy"
-    }
-
-    fn score(&self, problem: &Problem, completion: &Completion) -> Option<f32> {
-        match grade(&problem.answer, completion.text, completion.finished).strict {
-            Verdict::Right => Some(1.0),
-            Verdict::Wrong | Verdict::NoAnswer | Verdict::UnparseableAnswer | Verdict::Undecided => Some(0.0),
-            Verdict::UnparseableGold => None,
-        }
-    }
+fn indicator(yes: bool) -> f32 {
+    f32::from(u8::from(yes))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::Prompt;
+/// `key = value` and the rule that it breaks, when it does.
+fn require(ok: bool, key: &str, value: impl Display, rule: &str) -> Option<String> {
+    (!ok).then(|| format!("{key} = {value} must be {rule}"))
+}
 
-    #[test]
-    fn accuracy_is_strict_and_leaves_out_rows_without_an_answer() {
-        let mut problem = Problem::new(Prompt::Text("2+3?".into()), "5");
-        let score =
-            |problem: &Problem, text, finished| Accuracy.score(problem, &Completion { text, tokens: 9, finished });
-        assert_eq!(score(&problem, "<think>a</think>\\boxed{5}", true), Some(1.0));
-        assert_eq!(score(&problem, "<think>a</think>\\boxed{5}", false), Some(0.0));
-        assert_eq!(score(&problem, "It is 5", true), Some(0.0));
-        problem.answer.clear();
-        assert_eq!(score(&problem, "<think>a</think>\\boxed{5}", true), None);
-    }
+fn positive(key: &str, value: f32) -> Option<String> {
+    require(value > 0.0 && value.is_finite(), key, value, "positive")
+}
+
+fn finite(key: &str, value: f32) -> Option<String> {
+    require(value.is_finite(), key, value, "a finite number")
+}
+
+/// The mistakes among checks.
+fn found<const N: usize>(checks: [Option<String>; N]) -> Vec<String> {
+    checks.into_iter().flatten().collect()
 }

@@ -2,52 +2,49 @@
 
 use std::collections::HashSet;
 
-use crate::data::Problem;
-use crate::reward::{Completion, Reward};
+use serde::{Deserialize, Serialize};
 
-/// Minus the share of word n-grams that occurred before: 0 for a text without repeats, towards −1 for a loop.
-#[derive(Debug, Clone, Copy)]
-pub struct Repetition {
-    /// Words per n-gram, at least 1.
-    pub words: usize,
-}
+use super::{Group, Memory, Parts, Reward};
+use crate::error::Result;
 
-impl Default for Repetition {
-    fn default() -> Self {
-        Self { words: 4 }
-    }
-}
+/// Words of an n-gram.
+const WORDS: usize = 4;
+
+/// Minus the share of 4-grams of words that occurred before: 0 for a text without repeats, towards −1 for a loop.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repetition {}
 
 impl Reward for Repetition {
     fn name(&self) -> &str {
         "repetition"
     }
 
-    fn score(&self, _problem: &Problem, completion: &Completion) -> Option<f32> {
-        let words: Vec<&str> = completion.text.split_whitespace().collect();
-        let total = words.windows(self.words.max(1)).count();
-        if total == 0 {
-            return Some(0.0);
-        }
-        let different = words.windows(self.words.max(1)).collect::<HashSet<_>>().len();
-        Some(different as f32 / total as f32 - 1.0)
+    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+        Ok(group.each(|answer, _| Parts::task(0.0 - repeated(&answer.text))))
     }
+}
+
+/// The share of 4-grams of words that occurred before, within [0, 1).
+pub(super) fn repeated(text: &str) -> f32 {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let total = words.windows(WORDS).count();
+    if total == 0 {
+        return 0.0;
+    }
+    let different = words.windows(WORDS).collect::<HashSet<_>>().len();
+    1.0 - different as f32 / total as f32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Prompt;
 
     #[test]
     fn loops_cost_more_than_prose() {
-        let problem = Problem::new(Prompt::Text("q".into()), "5");
-        let score =
-            |text| Repetition::default().score(&problem, &Completion { text, tokens: 1, finished: true }).unwrap();
-        assert_eq!(score("too short"), 0.0);
-        assert_eq!(score("one two three four five six"), 0.0);
+        assert_eq!(repeated("too short"), 0.0);
+        assert_eq!(repeated("one two three four five six"), 0.0);
         // 20 words: 17 four-grams, of which 1 is new.
-        let text = "wait ".repeat(20);
-        assert!((score(&text) - (1.0 / 17.0 - 1.0)).abs() < 1e-6);
+        assert!((repeated(&"wait ".repeat(20)) - (1.0 - 1.0 / 17.0)).abs() < 1e-6);
     }
 }

@@ -1,19 +1,20 @@
 //! The entropy conflict of a model as it is: groups sampled, scored and measured as a training step would, and no update.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::conflict::measured;
-use super::score::{OwnRewards, Scored, Scoring, compare};
+use super::score::{Scored, Scoring, compare, score};
 use super::stage::Stage;
 use crate::conflict::{Connectors, TokenTypes, Types};
 use crate::data::Problem;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::Subject;
 use crate::generate::{Request, Room, Sampling, Watch, generate};
 use crate::metrics::{Metrics, mean};
 use crate::objective::Parts;
-use crate::objective::rewards::RewardState;
-use crate::reward::{Reward, RewardCommand};
+use crate::reward::{Memory, Reward, RewardCommand, Rewards};
 
 /// Problems that are measured together, as a step of training would: their spread gives the errors of the means.
 pub const BLOCK: usize = 8;
@@ -96,18 +97,21 @@ pub fn analyze(
     subject: Subject,
     problems: &[Problem],
     config: &AnalyzeConfig,
-    rewards: &[&dyn Reward],
+    rewards: &[Arc<dyn Reward>],
     observe: &mut dyn FnMut(usize),
 ) -> Result<Analysis> {
     let stage = &config.stage;
-    let mut own = OwnRewards::new(&config.reward, rewards, std::slice::from_ref(stage))?;
+    let Some(trial) = problems.first() else {
+        return Err(Error::Invalid("there are no problems to analyse".to_string()));
+    };
+    let rewards = Rewards::open([stage.rewards.as_slice()], &config.reward, rewards, trial)?;
     let connectors = Connectors::new(subject.tokenizer);
     let mut metrics = Metrics::default();
     let mut scored = Vec::with_capacity(problems.len() * config.num_generations);
     // As many at once as fill the rows a few times over.
     let at_once = (4 * config.rows / config.num_generations).max(1);
     for problems in problems.chunks(at_once) {
-        scored.extend(sample(subject, problems, config, &mut own, &mut metrics)?);
+        scored.extend(sample(subject, problems, config, &rewards)?);
         observe(scored.len() / config.num_generations);
     }
     let mut types = TokenTypes::default();
@@ -120,6 +124,7 @@ pub fn analyze(
     });
     let blocks = blocks.collect();
     describe(&scored, &mut metrics);
+    rewards.describe(&stage.rewards, &Memory::default(), &mut metrics);
     metrics.extend("conflict/", all.metrics());
     let ranking = types.ranking();
     if let Some(ranking) = &ranking {
@@ -135,13 +140,7 @@ pub fn analyze(
 }
 
 /// Groups of completions, scored.
-fn sample(
-    subject: Subject,
-    problems: &[Problem],
-    config: &AnalyzeConfig,
-    own: &mut OwnRewards,
-    metrics: &mut Metrics,
-) -> Result<Vec<Scored>> {
+fn sample(subject: Subject, problems: &[Problem], config: &AnalyzeConfig, rewards: &Rewards) -> Result<Vec<Scored>> {
     let Subject { model, model_config, tokenizer } = subject;
     let room = Room {
         max_position_embeddings: model_config.max_position_embeddings,
@@ -168,8 +167,8 @@ fn sample(
     };
     let mut completions = generate(model, model_config, &requests, &sampling, |_, _| Watch::Continue)?.into_iter();
     let groups = asked.iter().map(|_| completions.by_ref().take(config.num_generations).collect()).collect();
-    let scoring = Scoring { stage: &config.stage, step: 0, state: &RewardState::default() };
-    let mut scored = own.score(&asked, groups, scoring, tokenizer, metrics)?;
+    let scoring = Scoring { stage: &config.stage, step: 0, memory: &Memory::default(), rewards };
+    let mut scored = score(&asked, groups, scoring, tokenizer)?;
     compare(&mut scored, &config.stage, config.num_generations);
     Ok(scored)
 }

@@ -4,7 +4,7 @@ use super::schedule::StepFigures;
 use super::score::Scored;
 use super::stage::Stage;
 use crate::metrics::{Metrics, deviation, mean};
-use crate::objective::RewardKind;
+use crate::reward::RewardKind;
 use crate::verify::Verdict;
 
 /// Steps at the start that are looked at for a run that cannot learn.
@@ -71,7 +71,7 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
         metrics.set(format!("rewards/{}/std", kind.name()), deviation(&values));
         metrics.set(format!("rewards/{}/unscored", kind.name()), share(&|s| s.rewards[k].is_none()));
     }
-    if stage.rewards.iter().any(|kind| matches!(kind, RewardKind::CeehLength(_))) {
+    if stage.rewards.iter().any(RewardKind::keeps_hardness) {
         metrics.set("rewards/ceeh_length/hard_share", share(&|s| s.hard));
     }
     // Lengths.

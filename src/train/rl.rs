@@ -16,7 +16,7 @@ use super::guard::Guard;
 use super::origin::dated;
 use super::run::{Point, Run, RunSettings};
 use super::schedule::StepFigures;
-use super::score::{OwnRewards, Scored, Scoring, compare, differ, remember};
+use super::score::{Scored, Scoring, compare, differ, remember, score};
 pub use super::settings::{ModelSource, RlConfig, RlTrain};
 use super::stage::Stage;
 use super::update::{Update, examples};
@@ -32,9 +32,8 @@ use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
 use crate::{device, stop::Stop};
 use crate::objective::Parts;
 use crate::objective::entropy::EntropyControl;
-use crate::objective::rewards::RewardState;
 use crate::optim::{AdamW, learning_rate};
-use crate::reward::Reward;
+use crate::reward::{Memory, Reward, Rewards};
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
 
@@ -63,7 +62,7 @@ struct State {
     /// The current stage's entropy bonus.
     entropy_control: Option<EntropyControl>,
     /// What rewards remember of the steps so far.
-    rewards: RewardState,
+    rewards: Memory,
     /// Token types by entropy, of all steps so far.
     token_types: TokenTypes,
 }
@@ -112,7 +111,7 @@ pub fn run(config: &RlConfig, session: &mut Session) -> Result<Finished> {
 ///
 /// # Errors
 /// As [`run`], and when a stage names a reward that is not among them.
-pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward]) -> Result<Finished> {
+pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[Arc<dyn Reward>]) -> Result<Finished> {
     let start = Instant::now();
     let resumed = session.start.resumes().then(|| config.common().dir());
     let config = &dated(config, resumed.as_deref())?;
@@ -181,15 +180,8 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         metrics.set("max_completion_length", stage.sampling.max_completion_length as f64);
 
         // 1. Sample groups, 2. grade and score them.
-        let scoring = Scoring { stage, step: state.history.len(), state: &state.rewards };
-        let collected =
-            job.collect(&model, scoring, step, &mut state.next_problem, &mut own, &mut metrics, session.observer);
-        let scored = match collected {
-            Ok(scored) => scored,
-            Err(error) => return Err(run.ended(error, step - 1, job.trained(&model), &optimizer, &begun)),
-        };
-        remember(&mut state.rewards, &scored, stage, config.train.num_generations);
-        state.rewards.describe(&stage.rewards, &mut metrics);
+    let kinds = config.stages.iter().map(|stage| stage.rewards.as_slice());
+    let rewards = Rewards::open(kinds, &config.reward, rewards, &problems.shuffled(config.seed, 0))?;
         let figures = describe(&scored, stage, config.train.num_generations, &mut metrics);
         meter.step(step, &model, &scored, stage, &mut state.token_types, &mut metrics)?;
         state.history.push(StepFigures { cancelled: metrics.get("conflict/cancellation"), ..figures });
@@ -340,7 +332,6 @@ impl Job<'_> {
         scoring: Scoring,
         step: usize,
         next_problem: &mut u64,
-        own: &mut OwnRewards,
         metrics: &mut Metrics,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Scored>> {
@@ -358,7 +349,7 @@ impl Job<'_> {
             let groups = self.sample(model, stage, step, &problems, observer)?;
             sampling_s += start.elapsed().as_secs_f64();
             let start = Instant::now();
-            let scored = own.score(&problems, groups, scoring, &self.tokenizer, metrics)?;
+            let scored = score(&problems, groups, scoring, &self.tokenizer)?;
             reward_s += start.elapsed().as_secs_f64();
             if most == 1 {
                 kept = scored;

@@ -1,32 +1,29 @@
-//! Grading a step's completions and scoring them by the rewards of a stage, on all cores.
+//! Grading a step's completions and scoring them by the rewards of a stage.
 
 use rayon::prelude::*;
 
 use super::batch::Sequence;
 use super::stage::Stage;
 use crate::data::Problem;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::Completion;
-use crate::metrics::Metrics;
-use crate::objective::advantage::Group;
-use crate::objective::rewards::{Context, Outcome, RewardState, Trace, Visit};
-use crate::objective::{Parts, RewardKind, advantages};
-use crate::reward::{self, Format, Repetition, Reward, RewardCommand, RewardProgram};
+use crate::objective::advantage::Group as Compared;
+use crate::objective::{Parts, advantages};
+use crate::reward::{Answer, Group, Memory, Rewards, answer};
 use crate::text::tokenizer::Tokenizer;
-use crate::verify::{Graded, Verdict, grade};
+use crate::verify::Verdict;
 
 /// A completion with all that is known of it.
 pub(super) struct Scored {
-    /// Its problem.
-    pub(super) problem: u64,
+    pub(super) problem: Problem,
     pub(super) sequence: Sequence,
     pub(super) completion: Completion,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: Answer,
     pub(super) verdict: Verdict,
     pub(super) lenient: bool,
     /// One per reward of the stage.
     pub(super) rewards: Vec<Option<Parts>>,
-    /// Whether its group is hard as CEEH has it ([`RewardState::is_hard`]).
+    /// Whether its group is hard as CEEH has it ([`Memory::is_hard`]).
     pub(super) hard: bool,
     /// 0 until [`compare`] has seen the whole step.
     pub(super) advantage: Parts,
@@ -37,7 +34,8 @@ pub(super) struct Scored {
 pub(super) struct Scoring<'a> {
     pub(super) stage: &'a Stage,
     pub(super) step: usize,
-    pub(super) state: &'a RewardState,
+    pub(super) memory: &'a Memory,
+    pub(super) rewards: &'a Rewards,
 }
 
 /// Whether the completions of a problem have different rewards.
@@ -51,12 +49,12 @@ pub(super) fn differ(group: &[Scored], stage: &Stage) -> bool {
 
 /// Advantages of the completions of a step, `group` of them per problem.
 pub(super) fn compare(scored: &mut [Scored], stage: &Stage, group: usize) {
-    let of_problem = |scored: &[Scored]| Group {
+    let of_problem = |scored: &[Scored]| Compared {
         rewards: (0..stage.rewards.len()).map(|k| scored.iter().map(|s| s.rewards[k]).collect()).collect(),
-        lengths: scored.iter().map(|s| s.outcome.length).collect(),
+        lengths: scored.iter().map(|s| s.outcome.length()).collect(),
         correct: scored.iter().map(|s| s.outcome.correct).collect(),
     };
-    let groups: Vec<Group> = scored.chunks(group).map(of_problem).collect();
+    let groups: Vec<Compared> = scored.chunks(group).map(of_problem).collect();
     let advantages = advantages(stage.advantage, stage.difficulty_weighting.as_ref(), &groups, &stage.weights());
     for (scored, advantage) in scored.iter_mut().zip(advantages.into_iter().flatten()) {
         scored.advantage = advantage;
@@ -64,155 +62,51 @@ pub(super) fn compare(scored: &mut [Scored], stage: &Stage, group: usize) {
 }
 
 /// What the rewards of a stage keep of a step, `group` completions per problem.
-pub(super) fn remember(state: &mut RewardState, scored: &[Scored], stage: &Stage, group: usize) {
-    let outcomes: Vec<(u64, Vec<Outcome>)> = (scored.chunks(group))
-        .map(|scored| (scored[0].problem, scored.iter().map(|s| s.outcome.clone()).collect()))
-        .collect();
-    let visits: Vec<Visit> = outcomes.iter().map(|(problem, group)| Visit { problem: *problem, group }).collect();
-    state.update(&stage.rewards, &visits);
+pub(super) fn remember(rewards: &Rewards, memory: &mut Memory, scored: &[Scored], stage: &Stage, group: usize) {
+    let answers: Vec<Vec<Answer>> =
+        scored.chunks(group).map(|scored| scored.iter().map(|s| s.outcome.clone()).collect()).collect();
+    let of_problem =
+        |(scored, answers)| Group { problem: scored, answers, limit: stage.sampling.max_completion_length, step: 0 };
+    let groups: Vec<Group> =
+        scored.chunks(group).map(|scored| &scored[0].problem).zip(&answers).map(of_problem).collect();
+    rewards.remember(&stage.rewards, &groups, memory);
 }
 
-/// The rewards that are the user's own.
-pub(super) struct OwnRewards<'a> {
-    program: Option<RewardProgram>,
-    custom: &'a [&'a dyn Reward],
-}
-
-impl<'a> OwnRewards<'a> {
-    /// Starts the program, if there is one, and looks for the custom rewards that the stages name.
-    pub(super) fn new(command: &RewardCommand, custom: &'a [&'a dyn Reward], stages: &[Stage]) -> Result<Self> {
-        for kind in stages.iter().flat_map(|stage| &stage.rewards) {
-            if let RewardKind::Custom { name } = kind
-                && custom.iter().all(|reward| reward.name() != name)
-            {
-                let known: Vec<&str> = custom.iter().map(|reward| reward.name()).collect();
-                return Err(Error::Invalid(format!(
-                    "a stage has the custom reward name = {name:?}, but the program that trains offers {known:?}: such \
-                     rewards are Rust types given to tempering::train::rl::run_with"
-                )));
-            }
-        }
-        let program = if command.command.is_empty() { None } else { Some(RewardProgram::start(command)?) };
-        Ok(Self { program, custom })
-    }
-
-    /// Scores groups of completions, one group per problem with its prompt.
-    pub(super) fn score(
-        &mut self,
-        problems: &[(Problem, Vec<u32>)],
-        groups: Vec<Vec<Completion>>,
-        scoring: Scoring,
-        tokenizer: &Tokenizer,
-        metrics: &mut Metrics,
-    ) -> Result<Vec<Scored>> {
-        let texts: Vec<Vec<String>> = groups
-            .par_iter()
-            .map(|group| group.iter().map(|c| tokenizer.completion_text(&c.tokens)).collect())
-            .collect();
-        let seen: Vec<Vec<reward::Completion>> = groups.iter().zip(&texts).map(|(g, t)| seen(g, t)).collect();
-        let asked = self.ask(problems, &seen, scoring.stage, metrics)?;
-        let custom = self.custom;
-        let scored = problems.par_iter().zip(groups.into_par_iter().zip(seen).zip(asked));
-        Ok(scored
-            .flat_map_iter(|((problem, prompt), ((group, seen), asked))| {
-                let own = |kind: &RewardKind| match kind {
-                    RewardKind::Command => asked.clone(),
-                    RewardKind::Custom { name } => {
-                        let reward = custom.iter().find(|reward| reward.name() == name);
-                        let reward = reward.expect("the names were looked for when the run began");
-                        seen.iter().map(|completion| reward.score(problem, completion)).collect()
-                    }
-                    _ => vec![None; seen.len()],
-                };
-                score_group(problem, prompt, group, &seen, &own, scoring, tokenizer)
-            })
-            .collect())
-    }
-
-    /// What the program says of each completion: nothing when the stage does not ask it.
-    fn ask(
-        &mut self,
-        problems: &[(Problem, Vec<u32>)],
-        groups: &[Vec<reward::Completion>],
-        stage: &Stage,
-        metrics: &mut Metrics,
-    ) -> Result<Vec<Vec<Option<f32>>>> {
-        let Some(program) = self.program.as_mut().filter(|_| stage.rewards.contains(&RewardKind::Command)) else {
-            return Ok(groups.iter().map(|group| vec![None; group.len()]).collect());
-        };
-        let before = program.restarts();
-        let scores = (problems.iter().zip(groups))
-            .map(|((problem, _), group)| group.iter().map(|completion| program.score(problem, completion)).collect())
-            .collect::<Result<_>>()?;
-        metrics.set("rewards/command/restarts", (program.restarts() - before) as f64);
-        Ok(scores)
-    }
-}
-
-/// Completions as rewards see them.
-fn seen<'a>(group: &[Completion], texts: &'a [String]) -> Vec<reward::Completion<'a>> {
-    let one = |(completion, text): (&Completion, &'a String)| reward::Completion {
-        text,
-        tokens: completion.tokens.len(),
-        finished: completion.finished(),
-    };
-    group.iter().zip(texts).map(one).collect()
-}
-
-/// Grades a group and scores it by each reward of the stage.
-fn score_group(
-    problem: &Problem,
-    prompt: &[u32],
-    group: Vec<Completion>,
-    seen: &[reward::Completion],
-    own: &dyn Fn(&RewardKind) -> Vec<Option<f32>>,
+/// Grades and scores groups of completions, one group per problem with its prompt.
+pub(super) fn score(
+    problems: &[(Problem, Vec<u32>)],
+    completions: Vec<Vec<Completion>>,
     scoring: Scoring,
     tokenizer: &Tokenizer,
-) -> Vec<Scored> {
-    let Scoring { stage, step, state } = scoring;
-    let graded: Vec<Graded> = seen.iter().map(|c| grade(&problem.answer, c.text, c.finished)).collect();
-    let reads_trace = stage.rewards.iter().any(RewardKind::reads_trace);
-    let outcome = |((graded, seen), completion): ((&Graded, &reward::Completion), &Completion)| {
-        let usable = graded.strict != Verdict::UnparseableGold;
-        let stated = seen.finished && graded.strict.is_right()
-            || !seen.finished && grade(&problem.answer, seen.text, true).strict.is_right();
-        Outcome {
-            correct: usable.then(|| graded.strict.is_right()),
-            correct_lenient: usable.then(|| graded.lenient.is_right()),
-            correct_cut: usable.then_some(stated),
-            finished: seen.finished,
-            formatted: Format.score(problem, seen) == Some(1.0),
-            repetition: Repetition::default().score(problem, seen).unwrap_or(0.0),
-            length: seen.tokens,
-            trace: if reads_trace { trace(completion, tokenizer) } else { Trace::default() },
+) -> Result<Vec<Scored>> {
+    let Scoring { stage, step, memory, rewards } = scoring;
+    let pieces = rewards.reads_pieces(&stage.rewards);
+    let answers: Vec<Vec<Answer>> = (problems.par_iter().zip(&completions))
+        .map(|((problem, _), group)| group.iter().map(|c| answer(problem, tokenizer, c, pieces)).collect())
+        .collect();
+    let limit = stage.sampling.max_completion_length;
+    let groups: Vec<Group> = (problems.iter().zip(&answers))
+        .map(|((problem, _), answers)| Group { problem, answers, limit, step })
+        .collect();
+    let scores = rewards.score(&stage.rewards, &groups, memory)?;
+    let hard: Vec<bool> = groups.iter().map(|group| memory.is_hard(group)).collect();
+    let mut scored = Vec::new();
+    for ((((problem, prompt), completions), answers), (scores, hard)) in
+        problems.iter().zip(completions).zip(answers).zip(scores.into_iter().zip(hard))
+    {
+        for (i, (completion, answer)) in completions.into_iter().zip(answers).enumerate() {
+            scored.push(Scored {
+                problem: problem.clone(),
+                sequence: Sequence { tokens: [prompt, &completion.tokens[..]].concat(), prompt: prompt.len() },
+                completion,
+                verdict: answer.verdicts.strict,
+                lenient: answer.verdicts.lenient.is_right(),
+                outcome: answer,
+                rewards: scores.iter().map(|reward| reward[i]).collect(),
+                hard,
+                advantage: Parts::default(),
+            });
         }
-    };
-    let outcomes: Vec<Outcome> = graded.iter().zip(seen).zip(&group).map(outcome).collect();
-    let score = |kind: &RewardKind| {
-        let max_completion_length = stage.sampling.max_completion_length;
-        kind.score(&outcomes, &Context { max_completion_length, step, problem: problem.id, state, own: &own(kind) })
-    };
-    let rewards: Vec<Vec<Option<Parts>>> = stage.rewards.iter().map(score).collect();
-    let hard = state.is_hard(&outcomes);
-    let completions = group.into_iter().zip(graded).zip(outcomes).enumerate();
-    completions
-        .map(|(i, ((completion, graded), outcome))| Scored {
-            problem: problem.id,
-            sequence: Sequence { tokens: [prompt, &completion.tokens].concat(), prompt: prompt.len() },
-            completion,
-            outcome,
-            verdict: graded.strict,
-            lenient: graded.lenient.is_right(),
-            rewards: rewards.iter().map(|reward| reward[i]).collect(),
-            hard,
-            advantage: Parts::default(),
-        })
-        .collect()
-}
-
-fn trace(completion: &Completion, tokenizer: &Tokenizer) -> Trace {
-    Trace {
-        pieces: completion.tokens.iter().map(|&token| tokenizer.token_text(token)).collect(),
-        entropies: completion.sampling_entropies.clone(),
     }
+    Ok(scored)
 }

@@ -14,9 +14,8 @@ use crate::data::problems::DataConfig;
 use crate::error::Result;
 use crate::eval::EvalConfig;
 use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
-use crate::objective::RewardKind;
 use crate::optim::OptimConfig;
-use crate::reward::RewardCommand;
+use crate::reward::{RewardCommand, RewardKind};
 use crate::text::prompt::PromptConfig;
 
 /// Settings of `tempering train`.
@@ -210,7 +209,8 @@ impl Settings for RlConfig {
                 ));
             }
         }
-        let used = self.stages.iter().any(|stage| stage.rewards.contains(&RewardKind::Command));
+        let used =
+            self.stages.iter().any(|stage| stage.rewards.iter().any(|kind| matches!(kind, RewardKind::Command(_))));
         problems.extend(self.reward.mistakes(used));
         problems
     }

@@ -14,7 +14,8 @@ use super::schedule::StageExit;
 use crate::generate::Distribution;
 use crate::objective::entropy::EntropyTarget;
 use crate::objective::terms::Covariance;
-use crate::objective::{Advantage, DifficultyWeighting, LossType, Objective, RewardKind, Surrogate, TokenRules};
+use crate::objective::{Advantage, DifficultyWeighting, LossType, Objective, Surrogate, TokenRules};
+use crate::reward::{Accuracy, RewardKind};
 
 /// One stage of a schedule. Each section has only keys that act, and checks itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ impl Default for Stage {
         Self {
             name: "grpo".to_string(),
             learning_rate_scale: 1.0,
-            rewards: vec![RewardKind::Accuracy],
+            rewards: vec![Accuracy {}.into()],
             reward_weights: Vec::new(),
             sampling: StageSampling::default(),
             advantage: Advantage::default(),
@@ -122,14 +123,17 @@ impl Stage {
         if weights != 0 && weights != rewards {
             mistakes.push(format!("reward_weights has {weights} entries for {rewards} rewards"));
         }
+        for (k, weight) in self.reward_weights.iter().enumerate().filter(|(_, weight)| !weight.is_finite()) {
+            mistakes.push(format!("reward_weights.{k} = {weight} must be a finite number"));
+        }
         let section = |name: &str, found: Vec<String>| -> Vec<String> {
             found.into_iter().map(|mistake| format!("{name}.{mistake}")).collect()
         };
         let shortest = self.sampling.clips().min().unwrap_or(0);
         for (k, reward) in self.rewards.iter().enumerate() {
-            mistakes.extend(section(&format!("rewards.{k}"), reward.mistake(shortest).into_iter().collect()));
+            mistakes.extend(section(&format!("rewards.{k}"), reward.mistakes(shortest)));
         }
-        let has_record = self.rewards.iter().any(|reward| matches!(reward, RewardKind::CeehLength(_)));
+        let has_record = self.rewards.iter().any(RewardKind::keeps_hardness);
         mistakes.extend(section("sampling", self.sampling.mistakes()));
         mistakes.extend(section("advantage", self.advantage.mistake().into_iter().collect()));
         mistakes.extend(section("loss", self.loss.mistakes()));

@@ -3,17 +3,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::shaped::length_of_each;
-use super::{Context, Outcome, RewardState, Visit, pass_rate, positive, require};
-use crate::metrics::mean;
-use crate::objective::Parts;
+use super::{Group, Memory, Parts, Reward, found, positive, require};
+use crate::error::Result;
+use crate::metrics::{Metrics, mean};
 
 /// `max(lowest, scale · (L* − len) / L*)` for right answers, where L* is the problem's record of its shortest right length;
 /// 0 for wrong ones, at the first visit, and where the group's pass rate is below the problem's record of it.
 ///
 /// Records are running means that move by `up` towards what is better (a higher pass rate, a shorter length) and by `down`
 /// towards what is worse. The groups with a pass rate of at most the mean record of all problems seen are *hard*
-/// ([`RewardState::is_hard`]); the published code counts problems not seen yet as −1 in that mean.
+/// ([`Memory::is_hard`]); the published code counts problems not seen yet as −1 in that mean.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CeehLength {
@@ -42,33 +41,39 @@ pub(super) struct Record {
     shortest: Option<f64>,
 }
 
-impl CeehLength {
-    pub(super) fn mistake(&self) -> Option<String> {
-        positive("scale", self.scale)
-            .or_else(|| require(self.lowest < 0.0, "lowest", self.lowest, "negative"))
-            .or_else(|| require(self.up > 0.0 && self.up <= 1.0, "up", self.up, "above 0 and at most 1"))
-            .or_else(|| require((0.0..=1.0).contains(&self.down), "down", self.down, "within 0 and 1"))
+impl Reward for CeehLength {
+    fn name(&self) -> &str {
+        "ceeh_length"
     }
 
-    pub(super) fn score(&self, group: &[Outcome], context: &Context) -> Vec<Option<Parts>> {
-        let record = context.state.records.get(&context.problem);
-        let rate = pass_rate(group);
+    fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
+        found([
+            positive("scale", self.scale),
+            require(self.lowest < 0.0 && self.lowest.is_finite(), "lowest", self.lowest, "negative"),
+            require(self.up > 0.0 && self.up <= 1.0, "up", self.up, "above 0 and at most 1"),
+            require((0.0..=1.0).contains(&self.down), "down", self.down, "within 0 and 1"),
+        ])
+    }
+
+    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+        let record = memory.records.get(&group.problem.id);
+        let rate = group.pass_rate();
         let target = record.filter(|record| rate >= record.pass_rate).and_then(|record| record.shortest);
-        length_of_each(group, |outcome, right| match target {
+        Ok(group.each_length(|answer, right| match target {
             Some(target) if right => {
-                let saved = (target - outcome.length as f64) / target;
+                let saved = (target - answer.length() as f64) / target;
                 (f64::from(self.scale) * saved).max(f64::from(self.lowest)) as f32
             }
             _ => 0.0,
-        })
+        }))
     }
 
-    pub(super) fn update(&self, state: &mut RewardState, visits: &[Visit]) {
+    fn remember(&self, groups: &[Group], memory: &mut Memory) {
         let (up, down) = (f64::from(self.up), f64::from(self.down));
-        for visit in visits {
-            let rate = pass_rate(visit.group);
-            let shortest = super::right_lengths(visit.group).into_iter().reduce(f64::min);
-            let record = state.records.entry(visit.problem).or_insert(Record { pass_rate: rate, shortest });
+        for group in groups {
+            let rate = group.pass_rate();
+            let shortest = group.right_lengths().into_iter().reduce(f64::min);
+            let record = memory.records.entry(group.problem.id).or_insert(Record { pass_rate: rate, shortest });
             let speed = if rate > record.pass_rate { up } else { down };
             // As in the published code, a record of 0 is replaced.
             record.pass_rate =
@@ -79,26 +84,30 @@ impl CeehLength {
             };
         }
     }
+
+    fn keeps_hardness(&self) -> bool {
+        true
+    }
+
+    fn describe(&self, memory: &Memory, metrics: &mut Metrics) {
+        metrics.set("rewards/ceeh_length/problems", memory.records.len() as f64);
+    }
 }
 
-impl RewardState {
+impl Memory {
     /// Whether a group is hard as CEEH has it: its pass rate is at most the mean record of all problems seen. Never, before
-    /// there is a record.
-    pub fn is_hard(&self, group: &[Outcome]) -> bool {
+    /// there is a record ([`Reward::keeps_hardness`]).
+    pub fn is_hard(&self, group: &Group) -> bool {
         let records: Vec<f64> = self.records.values().map(|record| record.pass_rate).collect();
-        !records.is_empty() && pass_rate(group) <= mean(&records)
+        !records.is_empty() && group.pass_rate() <= mean(&records)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::outcome::tests::outcome;
+    use super::super::Answer;
+    use super::super::tests::{answer, parts, problem, remember};
     use super::*;
-
-    fn lengths(reward: &CeehLength, state: &RewardState, group: &[Outcome]) -> Vec<f32> {
-        let context = Context { max_completion_length: 100, step: 0, problem: 7, state, own: &[] };
-        reward.score(group, &context).into_iter().map(|parts| parts.unwrap().length).collect()
-    }
 
     /// First visit: L* becomes 40, the record of the pass rate 0.5. Second: lengths are compared with 40 (the long one at
     /// its floor), then L* moves to 40 − 0.2 · 20 = 36 and the rate to 0.5 + 0.2 · 0.5 = 0.6. A worse group then earns
@@ -106,18 +115,20 @@ mod tests {
     #[test]
     fn ceehs_records_by_hand() {
         let reward = CeehLength::default();
-        let mut state = RewardState::default();
-        let mut visit = |group: &[Outcome]| {
-            let (hard, lengths) = (state.is_hard(group), lengths(&reward, &state, group));
-            reward.update(&mut state, &[Visit { problem: 7, group }]);
-            (hard, lengths, state.records[&7])
+        let mut memory = Memory::default();
+        let problem = problem(1);
+        let mut visit = |answers: &[Answer]| {
+            let hard = memory.is_hard(&Group { problem: &problem, answers, limit: 100, step: 0 });
+            let scored = parts(&reward, answers, &memory);
+            remember(&reward, &mut memory, &[(1, answers)]);
+            (hard, scored.into_iter().map(|parts| parts.unwrap().length).collect::<Vec<_>>(), memory.records[&1])
         };
-        let (hard, lengths, record) = visit(&[outcome(true, 40), outcome(false, 10)]);
+        let (hard, lengths, record) = visit(&[answer(true, 40), answer(false, 10)]);
         assert_eq!((hard, lengths, record), (false, vec![0.0; 2], Record { pass_rate: 0.5, shortest: Some(40.0) }));
-        let (hard, lengths, record) = visit(&[outcome(true, 20), outcome(true, 400)]);
+        let (hard, lengths, record) = visit(&[answer(true, 20), answer(true, 400)]);
         assert!(!hard && lengths == [0.25, -0.9], "{lengths:?}");
         assert!((record.pass_rate - 0.6).abs() < 1e-6 && (record.shortest.unwrap() - 36.0).abs() < 1e-5, "{record:?}");
-        let (hard, lengths, record) = visit(&[outcome(true, 56), outcome(false, 10)]);
+        let (hard, lengths, record) = visit(&[answer(true, 56), answer(false, 10)]);
         assert!(hard && lengths == [0.0, 0.0], "{lengths:?}");
         assert!(
             (record.pass_rate - 0.595).abs() < 1e-6 && (record.shortest.unwrap() - 37.0).abs() < 1e-5,

@@ -14,6 +14,27 @@ pub struct Parts {
     pub length: f32,
 }
 
+/// One of the two parts of a reward or an advantage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// [`Parts::task`].
+    #[default]
+    Task,
+    /// [`Parts::length`].
+    Length,
+}
+
+impl Part {
+    /// `value` as this part, the other one 0.
+    pub fn of(self, value: f32) -> Parts {
+        match self {
+            Self::Task => Parts::task(value),
+            Self::Length => Parts::length(value),
+        }
+    }
+}
+
 impl Parts {
     /// All for the task.
     pub fn task(task: f32) -> Self {

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Outcome, RewardState, Visit, each, pass_rate, positive, require};
-use crate::metrics::{deviation, mean};
-use crate::objective::Parts;
+use super::{Group, Memory, Parts, Reward, found, positive, require};
+use crate::error::Result;
+use crate::metrics::{Metrics, deviation, mean};
 
 /// 1 and `alpha / (1 + e^(β z))` for a right answer, −1 for a wrong one: z is the length standardised in the group (all
 /// completions, sample deviation), β the group's pass rate less a running mean of the pass rate of steps, as it was before
@@ -24,34 +24,43 @@ impl Default for DeepCompress {
     }
 }
 
-impl DeepCompress {
-    pub(super) fn mistake(&self) -> Option<String> {
-        let kept = self.moving_average;
-        positive("alpha", self.alpha)
-            .or_else(|| require((0.0..1.0).contains(&kept), "moving_average", kept, "at least 0 and below 1"))
+impl Reward for DeepCompress {
+    fn name(&self) -> &str {
+        "deep_compress"
     }
 
-    pub(super) fn score(&self, group: &[Outcome], context: &Context) -> Vec<Option<Parts>> {
-        let lengths: Vec<f64> = group.iter().map(|outcome| outcome.length as f64).collect();
+    fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
+        let kept = self.moving_average;
+        let within = require((0.0..1.0).contains(&kept), "moving_average", kept, "at least 0 and below 1");
+        found([positive("alpha", self.alpha), within])
+    }
+
+    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+        let lengths = group.lengths();
         let (centre, spread) = (mean(&lengths), deviation(&lengths));
-        let beta = pass_rate(group) - context.state.pass_rate.unwrap_or(1.0);
-        each(group, |outcome, right| {
-            let z = (outcome.length as f64 - centre) / (spread + 1e-6);
+        let beta = group.pass_rate() - memory.pass_rate.unwrap_or(1.0);
+        Ok(group.each(|answer, right| {
+            let z = (answer.length() as f64 - centre) / (spread + 1e-6);
             let length = if right { f64::from(self.alpha) / (1.0 + (beta * z).exp()) } else { 0.0 };
             Parts { task: if right { 1.0 } else { -1.0 }, length: length as f32 }
-        })
+        }))
     }
 
-    pub(super) fn update(&self, state: &mut RewardState, visits: &[Visit]) {
-        let all: Vec<f64> = visits.iter().map(|visit| pass_rate(visit.group)).collect();
+    fn remember(&self, groups: &[Group], memory: &mut Memory) {
+        let all: Vec<f64> = groups.iter().map(Group::pass_rate).collect();
         let kept = f64::from(self.moving_average);
-        state.pass_rate = Some(kept * state.pass_rate.unwrap_or(1.0) + (1.0 - kept) * mean(&all));
+        memory.pass_rate = Some(kept * memory.pass_rate.unwrap_or(1.0) + (1.0 - kept) * mean(&all));
+    }
+
+    fn describe(&self, memory: &Memory, metrics: &mut Metrics) {
+        metrics.set("rewards/deep_compress/pass_rate", memory.pass_rate.unwrap_or(1.0));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::outcome::tests::outcome;
+    use super::super::tests::{answer, parts, remember};
+    use super::super::{Answer, Memory};
     use super::*;
 
     /// Lengths 10 and 30 (z = ∓0.707107), all right (P = 1): against a running mean of 0.5, β = 0.5 and the shorter one
@@ -59,31 +68,28 @@ mod tests {
     #[test]
     fn deep_compress_by_hand() {
         let reward = DeepCompress::default();
-        let group = [outcome(true, 10), outcome(true, 30)];
-        let with = |pass_rate: Option<f64>, group: &[Outcome]| {
-            let state = RewardState { pass_rate, ..RewardState::default() };
-            let context = Context { max_completion_length: 100, step: 0, problem: 1, state: &state, own: &[] };
-            reward.score(group, &context)
+        let group = [answer(true, 10), answer(true, 30)];
+        let with = |pass_rate: Option<f64>, group: &[Answer]| {
+            parts(&reward, group, &Memory { pass_rate, ..Memory::default() })
         };
         let lengths = |parts: Vec<Option<Parts>>| [parts[0].unwrap().length, parts[1].unwrap().length];
         let [short, long] = lengths(with(Some(0.5), &group));
         assert!((short - 0.117_496).abs() < 1e-5 && (long - 0.082_504).abs() < 1e-5, "{short} {long}");
         assert_eq!(lengths(with(None, &group)), [0.1, 0.1]);
         // Worse than usual: the longer right answer earns more.
-        let weak = [outcome(true, 10), outcome(true, 30), outcome(false, 20), outcome(false, 20)];
+        let weak = [answer(true, 10), answer(true, 30), answer(false, 20), answer(false, 20)];
         let [short, long] = lengths(with(None, &weak));
         assert!(long > short && with(None, &weak)[2] == Some(Parts::task(-1.0)));
     }
 
     #[test]
     fn the_running_pass_rate_begins_at_one() {
-        let mut state = RewardState::default();
-        let group = [outcome(true, 10), outcome(false, 30)];
-        let visits = [Visit { problem: 1, group: &group }];
+        let mut memory = Memory::default();
+        let group = [answer(true, 10), answer(false, 30)];
         let reward = DeepCompress { moving_average: 0.9, ..DeepCompress::default() };
-        reward.update(&mut state, &visits);
-        assert!((state.pass_rate.unwrap() - 0.95).abs() < 1e-6);
-        reward.update(&mut state, &visits);
-        assert!((state.pass_rate.unwrap() - 0.905).abs() < 1e-6);
+        remember(&reward, &mut memory, &[(1, &group)]);
+        assert!((memory.pass_rate.unwrap() - 0.95).abs() < 1e-6);
+        remember(&reward, &mut memory, &[(1, &group)]);
+        assert!((memory.pass_rate.unwrap() - 0.905).abs() < 1e-6);
     }
 }

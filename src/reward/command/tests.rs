@@ -1,0 +1,232 @@
+use std::path::Path;
+use std::time::Instant;
+
+use super::super::tests::{answer, problem};
+use super::super::{Answer, RewardKind, Rewards};
+use super::*;
+
+/// Answers every question with 0.5, one about a completion that was cut with null.
+const LOOP: &str = r#"id=${line#*:}; id=${id%%,*}
+    case $line in *'"finished":false'*) score=null;; *) score=0.5;; esac
+    echo "{\"id\":$id,\"score\":$score}""#;
+
+fn config(script: &str) -> RewardCommand {
+    let command = ["sh", "-c", script].map(str::to_string).to_vec();
+    RewardCommand { command, timeout_s: 60.0, ..RewardCommand::default() }
+}
+
+fn open(config: &RewardCommand) -> Result<RewardProgram> {
+    RewardProgram::open(config, &problem(1))
+}
+
+/// A program that answers the trial question and then does as the script says.
+fn after_trial(script: &str) -> RewardCommand {
+    config(&format!("read -r line; {LOOP}; {script}"))
+}
+
+fn ask_all(program: &RewardProgram, answers: &[Answer]) -> Result<Vec<Option<Parts>>> {
+    let problem = problem(1);
+    program.score(&Group { problem: &problem, answers, limit: 100, step: 0 }, &Memory::default())
+}
+
+fn ask(program: &RewardProgram, text: &str, finished: bool) -> Result<Option<f32>> {
+    let answer = Answer { text: text.to_string(), finished, ..answer(true, 3) };
+    Ok(ask_all(program, &[answer])?[0].map(Parts::total))
+}
+
+fn restarts(program: &RewardProgram) -> Option<f64> {
+    let mut metrics = Metrics::default();
+    program.describe(&Memory::default(), &mut metrics);
+    metrics.get("rewards/command/restarts")
+}
+
+/// The message of the failure that ends the training, after two completions that are left out.
+fn third_failure(program: RewardProgram, text: &str) -> String {
+    assert_eq!(ask(&program, text, true).unwrap(), None);
+    assert_eq!(ask(&program, text, true).unwrap(), None);
+    ask(&program, text, true).unwrap_err().to_string()
+}
+
+#[test]
+fn a_program_scores_or_abstains() {
+    let program = open(&config(&format!("while read -r line; do {LOOP}; done"))).unwrap();
+    for (finished, score) in [(true, Some(0.5)), (false, None), (true, Some(0.5))] {
+        assert_eq!(ask(&program, "a \"quoted\"\nline, é", finished).unwrap(), score);
+    }
+    assert_eq!(restarts(&program), Some(0.0));
+}
+
+/// Restarts are those of all groups scored since they were last written.
+#[test]
+fn a_program_that_dies_now_and_then_is_started_again() {
+    let program = open(&config(&format!("read -r line; {LOOP}; read -r line; exit 1"))).unwrap();
+    let scores: Vec<_> = (0..6).map(|_| ask(&program, "x", true).unwrap()).collect();
+    assert_eq!(scores, [None, Some(0.5), None, Some(0.5), None, Some(0.5)]);
+    assert_eq!((restarts(&program), restarts(&program)), (Some(3.0), Some(0.0)));
+}
+
+#[test]
+fn three_deaths_in_a_row_are_an_error_with_the_programs_last_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let once = folder.path().join("once");
+    // The first process answers; those after it do not.
+    let script = format!(
+        "read -r line; if mkdir {}; then {LOOP}; read -r line; fi; echo no module named x >&2; exit 3",
+        once.display()
+    );
+    let error = third_failure(open(&config(&script)).unwrap(), "x");
+    assert!(error.contains("ended with exit status: 3") && error.contains("\n  no module named x"), "{error}");
+}
+
+/// Programs that answer the trial question and no other, also after they were started again.
+fn silent(then: &str) -> RewardCommand {
+    let script = format!("read -r line; case $line in *boxed*) {LOOP};; esac; {then}");
+    RewardCommand { timeout_s: 0.3, ..config(&script) }
+}
+
+#[test]
+fn a_program_that_hangs_is_ended() {
+    let error = third_failure(open(&silent("read -r line; exec sleep 1000")).unwrap(), "x");
+    assert!(error.contains("took longer than timeout_s = 0.3"), "{error}");
+}
+
+/// More text than fits a pipe, and nobody reads it: writing must not block the training either.
+#[test]
+fn a_program_that_does_not_read_is_ended() {
+    let error = third_failure(open(&silent("exec sleep 1000")).unwrap(), &"x".repeat(1 << 20));
+    assert!(error.contains("took longer"), "{error}");
+}
+
+#[test]
+fn a_line_that_is_no_answer_is_refused() {
+    let table = [
+        ("hello", "wrote \"hello\": expected value"),
+        (r#"{\"id\": 7, \"score\": 1}"#, "id 7 was not asked for"),
+        (r#"{\"id\": 0}"#, "missing field `score`"),
+        (r#"{\"id\": 0, \"score\": 1e39}"#, "number out of range"),
+        (r#"{\"id\": 0, \"score\": NaN}"#, "expected value"),
+        (r#"{\"id\": 0, \"score\": 1, \"length\": 0}"#, "a score beside task or length"),
+    ];
+    for (line, want) in table {
+        let error = open(&config(&format!("read -r line; echo \"{line}\"; read -r line"))).unwrap_err().to_string();
+        assert!(error.contains(want) && error.contains("standard error"), "{error}");
+    }
+}
+
+#[test]
+fn a_missing_program_and_settings_that_cannot_work_are_named() {
+    let config = RewardCommand { command: vec!["no-such-program".to_string()], ..RewardCommand::default() };
+    let error = open(&config).unwrap_err().to_string();
+    assert!(error.contains(r#"reward.command = ["no-such-program"] cannot be started"#), "{error}");
+    let mistakes = RewardCommand { timeout_s: f64::NAN, workers: 0, ..config }.mistakes(false).join("\n");
+    assert!(mistakes.contains("is used by no stage") && mistakes.contains("timeout_s = NaN"), "{mistakes}");
+    assert!(mistakes.contains("reward.workers = 0 must be positive"), "{mistakes}");
+    assert!(RewardCommand::default().mistakes(true)[0].contains("reward.command is empty"));
+    assert!(RewardCommand::default().mistakes(false).is_empty());
+}
+
+/// As a Python program that prints without `flush=True`: its answers stay in its buffer.
+#[test]
+fn a_program_that_does_not_flush_is_found_out_when_the_run_opens() {
+    let quick = RewardCommand { timeout_s: 0.2, ..config(&format!("while read -r line; do {LOOP}; done | sort")) };
+    let error = open(&quick).unwrap_err().to_string();
+    assert!(error.contains("trial question") && error.contains("took longer than timeout_s = 0.2"), "{error}");
+    assert!(error.contains("flush=True"), "{error}");
+}
+
+/// 20 MB without the end of a line.
+#[test]
+fn a_flood_without_a_newline_is_an_error() {
+    let flood = "read -r line; head -c 20000000 /dev/zero | tr '\\0' x; read -r line";
+    let error = open(&config(flood)).unwrap_err().to_string();
+    assert!(error.contains("wrote 1048576 bytes without the end of a line"), "{error}");
+    let program = open(&after_trial(flood)).unwrap();
+    let error = ask(&program, "x", true).unwrap_err().to_string();
+    assert!(error.contains("wrote 1048576 bytes without the end of a line"), "{error}");
+}
+
+/// Waits until the process whose number a script wrote to a file is gone, or dead and waited for by nobody.
+fn gone(file: &Path) -> bool {
+    let start = Instant::now();
+    let read = || std::fs::read_to_string(file).ok()?.trim().parse().ok();
+    while start.elapsed() < Duration::from_secs(20) {
+        if let Some(number) = read() {
+            let status = std::fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
+            if status.contains("State:\tZ") || nix::sys::signal::kill(nix::unistd::Pid::from_raw(number), None).is_err()
+            {
+                return true;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+/// `sh -c "python judge.py"`: killing the shell alone would leave the judge behind.
+#[test]
+fn what_a_program_started_ends_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let script = |name: &str, then: &str| {
+        after_trial(&format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; {then}", file(name).display()))
+    };
+    // After a timeout.
+    let hangs = RewardCommand { timeout_s: 0.5, ..script("timeout", "wait") };
+    assert_eq!(ask(&open(&hangs).unwrap(), "x", true).unwrap(), None);
+    assert!(gone(&file("timeout")));
+    // After the program's own end, with the grandchild still holding its pipes.
+    let dies = RewardCommand { timeout_s: 0.5, ..script("end", "read -r line; exit 1") };
+    assert_eq!(ask(&open(&dies).unwrap(), "x", true).unwrap(), None);
+    assert!(gone(&file("end")));
+    // After the run.
+    let program = open(&script("drop", "read -r line; wait")).unwrap();
+    while !file("drop").exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(program);
+    assert!(gone(&file("drop")));
+}
+
+/// Each worker waits until all three are at work on a question: with fewer, none would ever answer.
+#[test]
+fn workers_answer_at_the_same_time_and_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!(
+        r#"cd {}; while read -r line; do
+        id=${{line#*:}}; id=${{id%%,*}}; tokens=${{line#*tokens\":}}; tokens=${{tokens%%,*}}
+        : > $id.$$; while [ $(ls -d $id.* | wc -l) -lt 3 ]; do sleep 0.01; done
+        echo "{{\"id\":$id,\"score\":$tokens}}"; done"#,
+        folder.path().display()
+    );
+    let program = open(&RewardCommand { workers: 3, ..config(&script) }).unwrap();
+    let answers: Vec<Answer> = (1..=6).map(|length| answer(true, length)).collect();
+    let scores: Vec<f32> = ask_all(&program, &answers).unwrap().into_iter().map(|s| s.unwrap().total()).collect();
+    assert_eq!(scores, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+}
+
+#[test]
+fn a_program_gives_parts_or_a_score_for_the_part_of_the_settings() {
+    let script = r#"while read -r line; do id=${line#*:}; id=${id%%,*}
+        case $line in *'"finished":false'*) echo "{\"id\":$id,\"task\":1,\"length\":-0.25}";;
+            *) echo "{\"id\":$id,\"score\":-0.5}";; esac; done"#;
+    let answers = [answer(true, 3), Answer { finished: false, ..answer(true, 3) }];
+    let given = Some(Parts { task: 1.0, length: -0.25 });
+    for (part, whole) in [(Part::Task, Parts::task(-0.5)), (Part::Length, Parts::length(-0.5))] {
+        let program = open(&RewardCommand { part, ..config(script) }).unwrap();
+        assert_eq!(ask_all(&program, &answers).unwrap(), [Some(whole), given]);
+    }
+    let config: RewardCommand = toml::from_str("command = ['judge']\npart = 'length'").unwrap();
+    assert_eq!((config.part, config.workers), (Part::Length, 1));
+}
+
+/// A row without a usable answer, which no reward built in scores.
+#[test]
+fn a_program_scores_rows_without_an_answer() {
+    let kinds = [RewardKind::from(Command {})];
+    let program = config(&format!("while read -r line; do {LOOP}; done"));
+    let problem = problem(1);
+    let rewards = Rewards::open([kinds.as_slice()], &program, &[], &problem).unwrap();
+    let answers = [Answer { correct: None, correct_lenient: None, correct_cut: None, ..answer(true, 3) }];
+    let group = Group { problem: &problem, answers: &answers, limit: 100, step: 0 };
+    assert_eq!(rewards.score(&kinds, &[group], &Memory::default()).unwrap(), [[[Some(Parts::task(0.5))]]]);
+}

@@ -1,0 +1,124 @@
+//! The completions of a problem, graded: all that a reward knows.
+
+use super::Parts;
+use crate::data::Problem;
+use crate::generate::Completion;
+use crate::metrics::mean;
+use crate::text::tokenizer::Tokenizer;
+use crate::verify::{Graded, Verdict, grade};
+
+/// A graded completion.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The text, without special tokens, after the thinking mark when the prompt has written that.
+    pub text: String,
+    /// Its tokens, the stop token included.
+    pub tokens: Vec<u32>,
+    /// Text of each token, part of a character as U+FFFD; empty unless a reward of the stage reads it
+    /// ([`super::Reward::reads_pieces`]).
+    pub pieces: Vec<String>,
+    /// Entropy of the distribution that each token was drawn from, at the sampling temperature and over the whole
+    /// vocabulary, in nats.
+    pub entropies: Vec<f32>,
+    /// Whether a stop token ended it, rather than the length limit.
+    pub finished: bool,
+    /// Both readings of its answer.
+    pub verdicts: Graded,
+    /// Whether the answer is right (strictly read, so finished too); none when the row has no usable answer.
+    pub correct: Option<bool>,
+    /// Whether it is right when any last number counts; none when the row has no usable answer.
+    pub correct_lenient: Option<bool>,
+    /// Whether the stated answer is right, be the completion finished or cut; none when the row has no usable answer.
+    pub correct_cut: Option<bool>,
+}
+
+impl Answer {
+    /// Its length in tokens, the stop token included.
+    pub fn length(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// Decodes and grades a completion; `with_pieces` says whether to fill [`Answer::pieces`].
+pub fn answer(problem: &Problem, tokenizer: &Tokenizer, completion: &Completion, with_pieces: bool) -> Answer {
+    let text = tokenizer.completion_text(&completion.tokens);
+    let finished = completion.finished();
+    let verdicts = grade(&problem.answer, &text, finished);
+    let usable = verdicts.strict != Verdict::UnparseableGold;
+    let right = verdicts.strict.is_right();
+    let stated = if finished { right } else { grade(&problem.answer, &text, true).strict.is_right() };
+    let piece = |&token: &u32| tokenizer.token_text(token);
+    Answer {
+        tokens: completion.tokens.clone(),
+        pieces: if with_pieces { completion.tokens.iter().map(piece).collect() } else { Vec::new() },
+        entropies: completion.sampling_entropies.clone(),
+        finished,
+        correct: usable.then_some(right),
+        correct_lenient: usable.then(|| verdicts.lenient.is_right()),
+        correct_cut: usable.then_some(stated),
+        verdicts,
+        text,
+    }
+}
+
+/// The answers to one problem in one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Group<'a> {
+    /// The problem.
+    pub problem: &'a Problem,
+    /// Its answers.
+    pub answers: &'a [Answer],
+    /// L: the length at which completions are cut, in tokens.
+    pub limit: usize,
+    /// Steps of the stage before this one.
+    pub step: usize,
+}
+
+impl Group<'_> {
+    /// Lengths of all answers, in tokens.
+    pub fn lengths(&self) -> Vec<f64> {
+        self.answers.iter().map(|answer| answer.length() as f64).collect()
+    }
+
+    /// Lengths of the right answers, in tokens.
+    pub fn right_lengths(&self) -> Vec<f64> {
+        let right = self.answers.iter().filter(|answer| answer.correct == Some(true));
+        right.map(|answer| answer.length() as f64).collect()
+    }
+
+    /// Share of right answers among those whose correctness is known.
+    pub fn pass_rate(&self) -> f64 {
+        let known = self.answers.iter().filter_map(|answer| answer.correct);
+        mean(&known.map(|right| f64::from(u8::from(right))).collect::<Vec<_>>())
+    }
+
+    /// The value of `f` for each answer, right or wrong; none where correctness is not known.
+    pub fn each(&self, f: impl Fn(&Answer, bool) -> Parts) -> Vec<Option<Parts>> {
+        self.answers.iter().map(|answer| Some(f(answer, answer.correct?))).collect()
+    }
+
+    /// As [`Group::each`], all of it for length.
+    pub fn each_length(&self, f: impl Fn(&Answer, bool) -> f32) -> Vec<Option<Parts>> {
+        self.each(|answer, right| Parts::length(f(answer, right)))
+    }
+
+    /// The rewards `value` of answers that are right or wrong by `class`: the mean of their kind in the group is for the
+    /// task, the rest for length.
+    pub fn split_by_mean(
+        &self,
+        class: impl Fn(&Answer) -> Option<bool>,
+        value: impl Fn(&Answer, bool) -> f32,
+    ) -> Vec<Option<Parts>> {
+        let of_kind = |right: bool| {
+            let kind = self.answers.iter().filter(|answer| class(answer) == Some(right));
+            mean(&kind.map(|answer| f64::from(value(answer, right))).collect::<Vec<_>>()) as f32
+        };
+        let task = [of_kind(false), of_kind(true)];
+        let parts = |answer: &Answer| {
+            let right = class(answer)?;
+            let task = task[usize::from(right)];
+            Some(Parts { task, length: value(answer, right) - task })
+        };
+        self.answers.iter().map(parts).collect()
+    }
+}

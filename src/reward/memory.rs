@@ -1,0 +1,42 @@
+//! What rewards keep from one step to the next.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::ceeh_length::Record;
+use super::laser_d::Targets;
+
+/// The memory of all rewards of a run. It is part of a checkpoint, so that a resumed run goes on to the bit; a run's stages
+/// share it. What no reward of a stage needs is not kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Running mean of the pass rate of steps ([`super::DeepCompress`]).
+    pub(super) pass_rate: Option<f64>,
+    /// Target lengths ([`super::LaserD`]).
+    pub(super) laser: Targets,
+    /// Per problem ([`super::CeehLength`]).
+    pub(super) records: BTreeMap<u64, Record>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{answer, remember};
+    use super::super::{CeehLength, DeepCompress, LaserD};
+    use super::*;
+
+    /// JSON has no integer keys; a memory that comes back otherwise would change a resumed run.
+    #[test]
+    fn a_memory_comes_back_from_a_checkpoint_as_it_was() {
+        let group = [answer(true, 33), answer(false, 57), answer(true, 41)];
+        let mut memory = Memory::default();
+        for problem in [u64::MAX, 3, u64::MAX] {
+            remember(&CeehLength::default(), &mut memory, &[(problem, &group)]);
+            remember(&LaserD { every: 2, ..LaserD::default() }, &mut memory, &[(problem, &group)]);
+            remember(&DeepCompress::default(), &mut memory, &[(problem, &group)]);
+        }
+        let text = serde_json::to_string(&memory).unwrap();
+        assert_eq!(serde_json::from_str::<Memory>(&text).unwrap(), memory);
+        assert_eq!(memory.records.len(), 2);
+    }
+}

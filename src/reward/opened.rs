@@ -1,0 +1,116 @@
+//! The rewards of a run, ready to score.
+
+use std::sync::Arc;
+
+use super::command::RewardProgram;
+use super::{Group, Memory, Parts, Reward, RewardCommand, RewardKind};
+use crate::data::Problem;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+
+/// The rewards of all stages of a run: those built in, the user's program at work, and the user's Rust types.
+#[derive(Debug, Default)]
+pub struct Rewards {
+    program: Option<RewardProgram>,
+    custom: Vec<Arc<dyn Reward>>,
+}
+
+impl Rewards {
+    /// Starts the program when a stage asks for it, tries it with `trial`, a problem of the run, and looks for the custom
+    /// rewards that stages name.
+    ///
+    /// # Errors
+    /// A name that is not among `custom`, and a program that is not named, cannot be started or does not answer.
+    pub fn open<'a>(
+        stages: impl IntoIterator<Item = &'a [RewardKind]>,
+        command: &RewardCommand,
+        custom: &[Arc<dyn Reward>],
+        trial: &Problem,
+    ) -> Result<Self> {
+        let mut program = None;
+        for kind in stages.into_iter().flatten() {
+            match kind {
+                RewardKind::Command(_) if program.is_none() => program = Some(RewardProgram::open(command, trial)?),
+                RewardKind::Custom(kind) if custom.iter().all(|reward| reward.name() != kind.name) => {
+                    let known: Vec<&str> = custom.iter().map(|reward| reward.name()).collect();
+                    return Err(Error::Invalid(format!(
+                        "a stage has the custom reward name = {:?}, but the program that trains offers {known:?}: such \
+                         rewards are Rust types given to tempering::train::rl::run_with",
+                        kind.name
+                    )));
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { program, custom: custom.to_vec() })
+    }
+
+    /// The reward of a kind.
+    fn of<'a>(&'a self, kind: &'a RewardKind) -> &'a dyn Reward {
+        match kind {
+            RewardKind::Command(_) => self.program.as_ref().expect("the program is started when the run opens"),
+            RewardKind::Custom(kind) => {
+                let found = self.custom.iter().find(|reward| reward.name() == kind.name);
+                found.expect("the names are looked for when the run opens").as_ref()
+            }
+            _ => kind.reward(),
+        }
+    }
+
+    /// Whether one of `kinds` reads [`super::Answer::pieces`].
+    pub fn reads_pieces(&self, kinds: &[RewardKind]) -> bool {
+        kinds.iter().any(|kind| self.of(kind).reads_pieces())
+    }
+
+    /// Scores groups by each of `kinds`: one list per group, in it one per kind, in it one entry per answer.
+    ///
+    /// # Errors
+    /// What a reward says, and values that are not finite or not one per answer.
+    pub fn score(
+        &self,
+        kinds: &[RewardKind],
+        groups: &[Group],
+        memory: &Memory,
+    ) -> Result<Vec<Vec<Vec<Option<Parts>>>>> {
+        let mut scores: Vec<Vec<_>> = groups.iter().map(|_| Vec::with_capacity(kinds.len())).collect();
+        for kind in kinds {
+            let reward = self.of(kind);
+            let given = reward.score_all(groups, memory)?;
+            assert_eq!(given.len(), groups.len(), "the reward {:?} scores each group", reward.name());
+            for ((scores, given), group) in scores.iter_mut().zip(given).zip(groups) {
+                check(reward.name(), &given, group)?;
+                scores.push(given);
+            }
+        }
+        Ok(scores)
+    }
+
+    /// Lets the rewards remember all groups of a step that were graded.
+    pub fn remember(&self, kinds: &[RewardKind], groups: &[Group], memory: &mut Memory) {
+        kinds.iter().for_each(|kind| self.of(kind).remember(groups, memory));
+    }
+
+    /// Writes figures of the step that are particular to a reward; once a step, after [`Rewards::remember`].
+    pub fn describe(&self, kinds: &[RewardKind], memory: &Memory, metrics: &mut Metrics) {
+        kinds.iter().for_each(|kind| self.of(kind).describe(memory, metrics));
+    }
+}
+
+/// Refuses scores that are not finite or not one per answer: no number that is not finite enters a run.
+fn check(name: &str, scores: &[Option<Parts>], group: &Group) -> Result<()> {
+    let (count, size) = (scores.len(), group.answers.len());
+    if count != size {
+        return Err(Error::Invalid(format!(
+            "the reward {name:?} gave {count} scores for a group of {size} completions"
+        )));
+    }
+    let finite = |parts: &Parts| parts.task.is_finite() && parts.length.is_finite() && parts.total().is_finite();
+    match scores.iter().flatten().find(|parts| !finite(parts)) {
+        Some(Parts { task, length }) => Err(Error::Invalid(format!(
+            "the reward {name:?} gave task {task} and length {length}, which is not finite, for a completion of {:?}; a \
+             completion that cannot be scored has none",
+            group.problem.prompt.text()
+        ))),
+        None => Ok(()),
+    }
+}
