@@ -188,7 +188,7 @@ fn a_problem_that_occurs_twice_is_two_problems() {
     };
     let evaluation = Evaluation::new(evaluate(subject, &problems, &config(), observe).unwrap()).unwrap();
     assert_eq!((lines, evaluation.overall().problems, evaluation.overall().samples), (6, 3, 2));
-    let tokens = (6.0 * evaluation.overall().mean_length) as usize;
+    let tokens = (6.0 * evaluation.overall().mean_length).round() as usize;
     assert_eq!((sampled.total, sampled.ended, sampled.tokens, sampled.ended_tokens), (6, 6, tokens, tokens));
     assert_eq!(evaluation.groups.iter().map(|group| group.key.repeat).collect::<Vec<_>>(), [0, 0, 1]);
 }

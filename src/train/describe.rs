@@ -62,7 +62,10 @@ pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: 
     let flat = groups.iter().filter(|g| deviation(g) == 0.0).count();
     metrics.set("frac_reward_zero_std", flat as f64 / groups.len().max(1) as f64);
     metrics.set("rewards/unscored", share(&|s| s.rewards.iter().all(Option::is_none)));
-    metrics.set("rewards/accuracy/mean", share(&|s| s.outcome.correct == Some(true)));
+    // As the reward of that name: over the completions that can be judged.
+    let judged: Vec<f64> =
+        scored.iter().filter_map(|s| s.outcome.correct).map(|right| f64::from(u8::from(right))).collect();
+    metrics.set_mean("rewards/accuracy/mean", &judged);
     metrics.set("rewards/accuracy_lenient/mean", share(&|s| s.lenient));
     for (k, kind) in stage.rewards.iter().enumerate() {
         let values: Vec<f64> =
