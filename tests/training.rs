@@ -12,13 +12,13 @@ use tempering::model::names;
 use tempering::objective::RewardKind;
 use tempering::optim::Gradients;
 use tempering::reward::{Completion, Reward};
-use tempering::train::{Session, Start};
 use tempering::train::batch::{Sequence, completion_scores};
 use tempering::train::learner::ActivationCheckpointing;
 use tempering::train::rl::{self, RlConfig};
 use tempering::train::schedule::{Controller, Plateau, PlateauMetric};
 use tempering::train::sft::SftModel;
 use tempering::train::stage::Stage;
+use tempering::train::{Session, Start};
 
 use crate::support::{
     Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, read_lines,
