@@ -228,9 +228,7 @@ mod tests {
     fn a_folder_replaced_half_way_is_put_back_and_leftovers_go() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let fill = |text: &'static str| {
-            move |dir: &Path| std::fs::write(dir.join("x"), text).map_err(Error::io(dir))
-        };
+        let fill = |text: &'static str| move |dir: &Path| std::fs::write(dir.join("x"), text).map_err(Error::io(dir));
         write_dir(&at("final"), fill("old")).unwrap();
         write_dir(&at("final"), |_| Err(Error::Invalid("full".into()))).unwrap_err();
         assert_eq!(std::fs::read(at("final/x")).unwrap(), b"old");

@@ -8,8 +8,8 @@ use tempering::model::{self, CausalLm};
 use tempering::train::{Start, checkpoint};
 
 use crate::support::{
-    StopAt, Workshop, device, figures, final_weights, interrupt_rl, logits, resume_rl, run_rl, run_sft, session_rl, tiny,
-    tiny_config, tokenizer,
+    StopAt, Workshop, device, figures, final_weights, interrupt_rl, logits, resume_rl, run_rl, run_sft, session_rl,
+    tiny, tiny_config, tokenizer,
 };
 
 /// What loading the workshop's model says.

@@ -246,7 +246,9 @@ fn a_killed_run_resumes_and_ends_as_one_that_was_not() {
     background.0.kill().unwrap();
     background.0.wait().unwrap();
     assert!(!run.join("final").exists(), "the run was over before it was killed");
-    succeed(&[&"train", &file, &"--resume"]);
+    let error = user_error(&[&"train", &"--resume", &run, &"--set", &"seed=9"]);
+    assert!(error.contains("seed = 9 (was 0)"), "{error}");
+    succeed(&[&"train", &"--resume", &run]);
     assert_eq!(figures(&run), figures(&workshop.run("whole")));
     assert!(final_weights(&run) == final_weights(&workshop.run("whole")));
     let kept = (1..=60).filter(|step| run.join(format!("checkpoint-{step}")).exists()).collect::<Vec<_>>();
@@ -266,9 +268,25 @@ fn control_c_saves_the_state_and_ends_with_130() {
     let status = background.0.wait().unwrap();
     assert_eq!(status.code(), Some(130));
     let error = std::io::read_to_string(background.0.stderr.take().unwrap()).unwrap();
-    assert!(error.contains("continue with --resume"), "{error}");
+    let way_on = format!("continue with --resume {}", run.display());
+    assert!(error.contains("stopping: ") && error.contains(&way_on), "{error}");
     let steps = figures(&run).last().unwrap()["step"].as_u64().unwrap();
     assert!(run.join(format!("checkpoint-{steps}/trainer_state.json")).is_file());
+}
+
+/// `println!` panics when `head` has read enough.
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    for args in [&["tasks", "--count", "3000"][..], &["train", "--dry-run"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tempering"));
+        child.args(args).current_dir(repository("")).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        let error = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!((ended.status.code(), error.contains("panicked")), (Some(0), false), "{args:?}: {error}");
+    }
 }
 
 /// A limit on file sizes stands in for a full disk: both make a write fail half-way.

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
-use tempering::train::{Session, Start};
 use tempering::train::rl::{self, RlConfig};
+use tempering::train::{Session, Start};
 
 use crate::support::{column, device_name, figures, within};
 

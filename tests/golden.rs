@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value, json};
 use tempering::config;
-use tempering::train::{Session, Start};
 use tempering::train::rl::{self, RlConfig};
+use tempering::train::{Session, Start};
 
 use crate::support::{column, device_name, figures, repository};
 

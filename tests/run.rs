@@ -122,7 +122,9 @@ fn only_runs_are_replaced_and_not_what_the_run_reads() {
     config.model.path = workshop.run("run/final");
     let error = overwrite(&config, StopAt::Never);
     assert!(error.contains("model.path") && error.contains("would remove what the run reads"), "{error}");
-    assert!(workshop.run("run/final/model.safetensors").is_file() && names(&workshop.path("runs")) == ["run", "thesis"]);
+    assert!(
+        workshop.run("run/final/model.safetensors").is_file() && names(&workshop.path("runs")) == ["run", "thesis"]
+    );
 }
 
 /// A new run beside the checkpoints of an old one pruned its own and was resumed as the old one.
@@ -173,7 +175,8 @@ fn a_resumed_run_keeps_its_settings_its_data_and_its_model() {
     (allowed.train.save_steps, allowed.train.tokens_per_microbatch, allowed.train.generation_rows) = (3, 256, 3);
     let (ended, notes) = session_rl(&allowed, Start::Resume, StopAt::Never);
     ended.unwrap();
-    for line in ["resumed after step 2", "changed: train.save_steps = 3 (was 0)", "train.generation_rows = 3 (was 256)"] {
+    for line in ["resumed after step 2", "changed: train.save_steps = 3 (was 0)", "train.generation_rows = 3 (was 256)"]
+    {
         assert!(notes.contains(line), "{line}: {notes}");
     }
     let [run, whole] = ["run", "whole"].map(|name| read_lines(&workshop.run(name).join("metrics.jsonl")));
@@ -309,7 +312,8 @@ fn an_early_end_of_fine_tuning_in_an_evaluation_or_within_a_step_changes_nothing
     run_sft(&config("whole")).unwrap();
     let ended = session_sft(&config("run"), Start::New, StopAt::FirstStep).0;
     assert!(matches!(ended, Err(Error::Stopped)), "{ended:?}");
-    let stops = [(Start::New, StopAt::Evaluation(1)), (Start::Resume, StopAt::Step(2)), (Start::Resume, StopAt::Evaluation(1))];
+    let stops =
+        [(Start::New, StopAt::Evaluation(1)), (Start::Resume, StopAt::Step(2)), (Start::Resume, StopAt::Evaluation(1))];
     for (start, at) in stops {
         let ended = session_sft(&config("run"), start, at).0;
         assert!(matches!(ended, Err(Error::Interrupted { .. })), "{ended:?}");

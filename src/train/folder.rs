@@ -22,7 +22,9 @@ pub(super) fn name_mistake(name: &str) -> Option<String> {
     if ordinary && !name.contains(['/', '\\', '\0']) {
         return None;
     }
-    Some(format!("name = {name:?} must be the name of a folder within output_dir: not empty, no \"/\", not \".\" or \"..\""))
+    Some(format!(
+        "name = {name:?} must be the name of a folder within output_dir: not empty, no \"/\", not \".\" or \"..\""
+    ))
 }
 
 /// A folder that this process alone writes to. A run that it replaces is beside it until [`Folder::keep`], and comes back
@@ -196,15 +198,19 @@ fn beside(dir: &Path, name: &Path) -> PathBuf {
 
 /// Puts back, or removes for good, a run whose successor was killed before it could.
 fn put_back(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
-    let parent = dir.parent().filter(|parent| parent.is_dir());
+    let parent = match dir.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
     let prefix = format!("{}.old-", dir.file_name().unwrap_or_default().to_string_lossy());
-    let found = parent.map(files::entries).transpose()?.unwrap_or_default();
+    let found = if parent.is_dir() { files::entries(parent)? } else { Vec::new() };
     for (name, path) in found.into_iter().filter(|(name, _)| name.starts_with(&prefix)) {
         if name.ends_with(files::REMOVED) {
             std::fs::remove_dir_all(&path).map_err(Error::io(&path))?;
             continue;
         }
-        if !Origin::marks(&path) || aside_path(dir, &Origin::read(&path)?.id) != path {
+        if !Origin::marks(&path) || aside_path(dir, &Origin::read(&path)?.id).file_name() != path.file_name() {
             continue;
         }
         // Whoever is replacing it just now holds both locks.
@@ -248,25 +254,26 @@ fn has_step(dir: &Path) -> Result<bool> {
 /// The lock of a folder. It is the system's, on a file: it ends with the process, however that ends.
 fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK);
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = open.map_err(Error::io(&path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut owner = String::new();
-            let _ = file.read_to_string(&mut owner);
+            let _ = (&file).read_to_string(&mut owner);
             let message = format!("is in use by process {}: wait for it, or stop it", owner.trim());
             return Err(Error::file(dir, message));
         }
         // Some network file systems have no locks.
         Err(TryLockError::Error(error)) => {
-            tracing::warn!("{}: cannot be locked ({error}); see to it that no other process uses the folder", path.display());
+            tracing::warn!(
+                "{}: cannot be locked ({error}); see to it that no other process uses the folder",
+                path.display()
+            );
         }
     }
-    let mark = || {
-        file.set_len(0)?;
-        writeln!(file, "{}", std::process::id())
-    };
-    { mark }().map_err(Error::io(&path))?;
+    let mark = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
+    mark.map_err(Error::io(&path))?;
     Ok(file)
 }
 

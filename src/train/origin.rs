@@ -217,7 +217,11 @@ fn is_free(key: &str) -> bool {
 fn differences<C: Serialize>(was: &C, is: &C) -> Vec<(String, String, String)> {
     let leaves = |config: &C| {
         let mut found = Vec::new();
-        flatten(&serde_json::to_value(config).unwrap_or_else(|error| unreachable!("{error}")), String::new(), &mut found);
+        flatten(
+            &serde_json::to_value(config).unwrap_or_else(|error| unreachable!("{error}")),
+            String::new(),
+            &mut found,
+        );
         found
     };
     let (was, is) = (leaves(was), leaves(is));

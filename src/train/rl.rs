@@ -29,13 +29,13 @@ use crate::files;
 use crate::generate::{Completion, Count, Request, Room, Sampling, Watch, generate};
 use crate::metrics::{Metrics, peak_rss_gb};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
-use crate::{device, stop::Stop};
 use crate::objective::Parts;
 use crate::objective::entropy::EntropyControl;
 use crate::optim::{AdamW, learning_rate};
 use crate::reward::{Memory, Reward, Rewards};
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
+use crate::{device, stop::Stop};
 
 /// Where a run stands, beside weights and optimiser; all a resumed run needs, since noise and data are functions of seed
 /// and step.
@@ -315,7 +315,9 @@ impl Job<'_> {
         self.end_stage(state, step);
         if was_over && self.stage(state, step).is_some() {
             let total = self.config.max_steps();
-            session.observer.note(&format!("the run was over after step {step}; it is extended to {total} steps at most"));
+            session
+                .observer
+                .note(&format!("the run was over after step {step}; it is extended to {total} steps at most"));
         }
     }
 

@@ -203,7 +203,12 @@ impl Run {
 
     /// Evaluates after a step, and logs what came out with the step's own figures. Where that is interrupted, a resumed run
     /// does it in [`Self::catch_up`].
-    pub(super) fn log_evaluated(&mut self, trained: Trained, metrics: &mut Metrics, session: &mut Session) -> Result<()> {
+    pub(super) fn log_evaluated(
+        &mut self,
+        trained: Trained,
+        metrics: &mut Metrics,
+        session: &mut Session,
+    ) -> Result<()> {
         self.unlogged = Some(metrics.clone());
         let evaluation = self.evaluate(trained, "during", session)?;
         metrics.extend("eval/", evaluation.metrics());
