@@ -20,6 +20,9 @@ const KNOWN: [(&str, &str); 8] = [
 /// Kinds of graphics adapter that can be chosen in the place of an index.
 const ADAPTER_KINDS: [&str; 3] = ["integrated", "virtual", "cpu"];
 
+/// Devices of which there is one, so that they take no index.
+const SINGLE: [&str; 4] = ["cpu", "ndarray", "metal", "cubecl-cpu"];
+
 /// Parses `cpu`, `ndarray`, `cuda[:n]`, `rocm[:n]`, `vulkan[:n]`, `metal`, `wgpu[:n]`, `cubecl-cpu`.
 ///
 /// For `vulkan` and `wgpu` the index counts discrete GPUs; `wgpu:integrated`, `wgpu:virtual` and `wgpu:cpu` (Mesa's
@@ -35,7 +38,7 @@ pub fn parse(name: &str) -> Result<Device> {
         let known: Vec<&str> = KNOWN.iter().map(|(known, _)| *known).collect();
         return Err(fail(format!("unknown device; known are {}", known.join(", "))));
     };
-    if index.is_some() && matches!(kind, "cpu" | "ndarray" | "metal" | "cubecl-cpu") {
+    if index.is_some() && SINGLE.contains(&kind) {
         return Err(fail(format!("{kind} takes no index")));
     }
     let graphics = matches!(kind, "vulkan" | "wgpu");
@@ -244,6 +247,9 @@ fn devices_like(kind: &str) -> Option<Vec<(String, Device)>> {
         indices.extend(ADAPTER_KINDS.map(str::to_string));
     }
     let name = |device: &Device| {
+        if SINGLE.contains(&kind) {
+            return kind.to_string();
+        }
         let index = indices.iter().find(|index| open(kind, Some(index)).as_ref() == Some(device));
         index.map_or(kind.to_string(), |index| format!("{kind}:{index}"))
     };
