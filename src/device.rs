@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 
 /// Every device name understood, with the Cargo feature that brings it.
-const KNOWN: [(&str, &str); 7] = [
+const KNOWN: [(&str, &str); 8] = [
     ("cpu", "built in"),
     ("ndarray", "built in"),
     ("cuda", "cuda"),
@@ -14,12 +14,16 @@ const KNOWN: [(&str, &str); 7] = [
     ("vulkan", "vulkan"),
     ("metal", "metal"),
     ("wgpu", "wgpu"),
+    ("cubecl-cpu", "cubecl-cpu"),
 ];
 
 /// Kinds of graphics adapter that can be chosen in the place of an index.
 const ADAPTER_KINDS: [&str; 3] = ["integrated", "virtual", "cpu"];
 
-/// Parses `cpu`, `ndarray`, `cuda[:n]`, `rocm[:n]`, `vulkan[:n]`, `metal`, `wgpu[:n]`.
+/// Devices of which there is one, so that they take no index.
+const SINGLE: [&str; 4] = ["cpu", "ndarray", "metal", "cubecl-cpu"];
+
+/// Parses `cpu`, `ndarray`, `cuda[:n]`, `rocm[:n]`, `vulkan[:n]`, `metal`, `wgpu[:n]`, `cubecl-cpu`.
 ///
 /// For `vulkan` and `wgpu` the index counts discrete GPUs; `wgpu:integrated`, `wgpu:virtual` and `wgpu:cpu` (Mesa's
 /// llvmpipe, for testing without a GPU) take the first adapter of that kind, and no index the one the driver prefers.
@@ -34,7 +38,7 @@ pub fn parse(name: &str) -> Result<Device> {
         let known: Vec<&str> = KNOWN.iter().map(|(known, _)| *known).collect();
         return Err(fail(format!("unknown device; known are {}", known.join(", "))));
     };
-    if index.is_some() && matches!(kind, "cpu" | "ndarray" | "metal") {
+    if index.is_some() && SINGLE.contains(&kind) {
         return Err(fail(format!("{kind} takes no index")));
     }
     let graphics = matches!(kind, "vulkan" | "wgpu");
@@ -51,13 +55,24 @@ pub fn parse(name: &str) -> Result<Device> {
     if let Some(present) = devices_like(kind) {
         let names: Vec<&str> = present.iter().map(|(name, _)| name.as_str()).collect();
         if names.is_empty() {
-            return Err(fail("no such device on this machine: is its driver installed?".to_string()));
+            return Err(fail(absent(kind)));
         }
         if index.is_some() && !names.contains(&name) {
             return Err(fail(format!("this machine has {}", names.join(", "))));
         }
     }
     Ok(device)
+}
+
+/// Why a backend finds no device, and what to do.
+fn absent(kind: &str) -> String {
+    let driver = match kind {
+        "cuda" => "NVIDIA's driver (`nvidia-smi` shows it; in a container it is mounted from the host)",
+        "rocm" => "AMD's driver and ROCm (`rocminfo` shows them)",
+        "vulkan" | "wgpu" => "a Vulkan driver (`vulkaninfo --summary` shows it)",
+        _ => "its driver",
+    };
+    format!("no such device on this machine: it needs {driver}. `--device cpu` needs nothing")
 }
 
 /// Names of the compiled backends, as `--device` takes them.
@@ -68,9 +83,19 @@ pub fn compiled() -> Vec<&'static str> {
         ("vulkan", cfg!(feature = "vulkan")),
         ("metal", cfg!(feature = "metal")),
         ("wgpu", cfg!(feature = "wgpu")),
+        ("cubecl-cpu", cfg!(feature = "cubecl-cpu")),
     ];
     let built = |feature: &str| opt_in.iter().all(|&(name, built)| name != feature || built);
     KNOWN.iter().filter(|(_, feature)| built(feature)).map(|(name, _)| *name).collect()
+}
+
+/// What compiles the kernels of the CUDA backend; none without it.
+pub fn cuda_compiler() -> Option<&'static str> {
+    match (cfg!(feature = "cuda"), cfg!(feature = "cuda-nvrtc")) {
+        (false, _) => None,
+        (true, false) => Some("LLVM (in the binary)"),
+        (true, true) => Some("NVRTC (of the CUDA toolkit)"),
+    }
 }
 
 /// The number formats a device computes in, of those that models come in.
@@ -122,6 +147,8 @@ pub struct Identity {
 
 #[allow(unused_variables, unreachable_patterns, reason = "depends on the features compiled in")]
 fn open(kind: &str, index: Option<&str>) -> Option<Device> {
+    #[cfg(feature = "gpu")]
+    keep_kernels();
     match kind {
         "cpu" => Some(Device::flex()),
         #[allow(
@@ -139,8 +166,42 @@ fn open(kind: &str, index: Option<&str>) -> Option<Device> {
         "metal" => Some(Device::metal(graphics(index))),
         #[cfg(feature = "wgpu")]
         "wgpu" => Some(Device::wgpu(graphics(index))),
+        #[cfg(feature = "cubecl-cpu")]
+        "cubecl-cpu" => Some(Device::cpu()),
         _ => None,
     }
+}
+
+/// Has the GPU backends keep compiled kernels and tuning results in the user's cache directory, for all processes.
+///
+/// Left alone they forget the kernels, and put the rest below the nearest Cargo workspace. A `cubecl.toml` counts, but for
+/// these two settings; it may name a directory. To be called before a backend is used: it reads its settings once.
+#[cfg(feature = "gpu")]
+fn keep_kernels() {
+    use cubecl::config::cache::CacheConfig;
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+        config.compilation.cache = true;
+        if matches!(config.environment.path, CacheConfig::Target) {
+            config.environment.path = CacheConfig::Global;
+        }
+        CubeClRuntimeConfig::try_set(config);
+    });
+}
+
+/// The file in which the GPU backends keep compiled kernels and tuning results; none without one of them.
+#[cfg(feature = "gpu")]
+pub fn kernel_cache() -> Option<std::path::PathBuf> {
+    keep_kernels();
+    Some(cubecl::environment::path())
+}
+
+/// The file in which the GPU backends keep compiled kernels and tuning results; none without one of them.
+#[cfg(not(feature = "gpu"))]
+pub fn kernel_cache() -> Option<std::path::PathBuf> {
+    None
 }
 
 #[cfg(any(feature = "cuda", feature = "rocm"))]
@@ -161,7 +222,7 @@ fn graphics(index: Option<&str>) -> burn::tensor::DeviceKind {
 }
 
 /// The devices that a GPU backend finds on this machine, with their names; `None` for the two CPU backends.
-#[cfg(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal", feature = "wgpu"))]
+#[cfg(feature = "gpu")]
 fn devices_like(kind: &str) -> Option<Vec<(String, Device)>> {
     use burn::tensor::DeviceType;
     let backend = match kind {
@@ -175,6 +236,8 @@ fn devices_like(kind: &str) -> Option<Vec<(String, Device)>> {
         "metal" => DeviceType::Metal,
         #[cfg(feature = "wgpu")]
         "wgpu" => DeviceType::Wgpu,
+        #[cfg(feature = "cubecl-cpu")]
+        "cubecl-cpu" => DeviceType::Cpu,
         _ => return None,
     };
     let found = Device::enumerate(backend).into_vec();
@@ -184,19 +247,22 @@ fn devices_like(kind: &str) -> Option<Vec<(String, Device)>> {
         indices.extend(ADAPTER_KINDS.map(str::to_string));
     }
     let name = |device: &Device| {
+        if SINGLE.contains(&kind) {
+            return kind.to_string();
+        }
         let index = indices.iter().find(|index| open(kind, Some(index)).as_ref() == Some(device));
         index.map_or(kind.to_string(), |index| format!("{kind}:{index}"))
     };
     Some(found.into_iter().map(|device| (name(&device), device)).collect())
 }
 
-#[cfg(not(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal", feature = "wgpu")))]
+#[cfg(not(feature = "gpu"))]
 fn devices_like(_kind: &str) -> Option<Vec<(String, Device)>> {
     None
 }
 
 /// Opens a device and asks who it is; `None` for the two CPU backends.
-#[cfg(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal", feature = "wgpu"))]
+#[cfg(feature = "gpu")]
 pub fn identity(device: &Device) -> Option<Identity> {
     let identity = device.identity()?;
     let pci_address = identity.physical.and_then(|card| card.pci_address).map(|address| address.to_string());
@@ -204,7 +270,7 @@ pub fn identity(device: &Device) -> Option<Identity> {
 }
 
 /// Opens a device and asks who it is; `None` for the two CPU backends.
-#[cfg(not(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal", feature = "wgpu")))]
+#[cfg(not(feature = "gpu"))]
 pub fn identity(_device: &Device) -> Option<Identity> {
     None
 }

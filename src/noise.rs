@@ -59,6 +59,11 @@ impl Stream {
         Self { key: mix(words), counter: 0 }
     }
 
+    /// The same stream without its next `draws` draws.
+    pub fn skip(&self, draws: u64) -> Self {
+        Self { key: self.key, counter: self.counter + draws }
+    }
+
     /// The next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         self.counter += 1;

@@ -18,21 +18,49 @@ use crate::train::batch::{Sequence, micro_batches};
 use crate::train::learner::{ActivationCheckpointing, Learner};
 use crate::train::stage::Stage;
 
-/// Shape and amount of work of one benchmarked step.
+/// Models to measure devices with, from one that fits into a cache to one that a single card just trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Size {
+    /// 1.0 M parameters: 128 x 4, vocabulary 98.
+    #[value(name = "1m")]
+    Million,
+    /// 0.13 B parameters: 768 x 12, vocabulary 32,000.
+    #[value(name = "0.1b")]
+    TenthBillion,
+    /// 0.49 B parameters: the shape of Qwen2.5-0.5B.
+    #[value(name = "0.5b")]
+    HalfBillion,
+    /// 1.54 B parameters: the shape of Qwen2.5-1.5B.
+    #[value(name = "1.5b")]
+    Billions,
+}
+
+impl Size {
+    /// The shape, with a context of 8192.
+    pub fn config(self) -> ModelConfig {
+        let config = match self {
+            Self::Million => ModelConfig::qwen2(98, 128, 512, 4, 4, 2),
+            Self::TenthBillion => ModelConfig::qwen2(32_000, 768, 3072, 12, 12, 2),
+            Self::HalfBillion => ModelConfig::qwen2(151_936, 896, 4864, 24, 14, 2),
+            Self::Billions => ModelConfig::qwen2(151_936, 1536, 8960, 28, 12, 2),
+        };
+        ModelConfig { max_position_embeddings: 8192, ..config }
+    }
+}
+
+/// Amount of work of one benchmarked step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepShape {
-    /// Width of the model; the feed-forward width is four times it (4864 from 512 on).
-    pub hidden: usize,
-    /// Blocks.
-    pub layers: usize,
     /// Completions per prompt.
     pub group: usize,
     /// Prompts.
     pub prompts: usize,
-    /// Tokens per completion, all of them sampled.
+    /// Tokens per completion.
     pub tokens: usize,
-    /// Vocabulary.
-    pub vocab: usize,
+    /// Whether they are sampled; else they are made up, and training alone is timed.
+    pub sampled: bool,
+    /// What matrix products are computed in.
+    pub precision: Precision,
     /// Tokens of one forward and backward pass at most.
     pub tokens_per_microbatch: usize,
     /// What is kept for the backward pass.
@@ -50,8 +78,8 @@ pub struct StepTimes {
     pub train_s: f64,
     /// Both, seconds.
     pub step_s: f64,
-    /// Sampled tokens per second of sampling.
-    pub generation_tokens_per_s: f64,
+    /// Sampled tokens per second of sampling; none where nothing was sampled.
+    pub generation_tokens_per_s: Option<f64>,
     /// Prompt and completion tokens per second of training.
     pub train_tokens_per_s: f64,
     /// Arithmetic of training per second, in 10^9: six operations per weight and token for the products, and attention's
@@ -65,13 +93,9 @@ pub struct StepTimes {
     pub steps: usize,
 }
 
-/// Times GRPO steps (DAPO loss, AdamW, f32) with every completion at full length and an advantage of ±1.
-pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
-    let wide = shape.hidden >= 512;
-    let (heads, inner) = ((shape.hidden / 64).max(4), if wide { 4864 } else { 4 * shape.hidden });
-    let mut config = ModelConfig::qwen2(shape.vocab, shape.hidden, inner, shape.layers, heads, 2);
-    config.max_position_embeddings = 8192;
-    let mut model = CausalLm::random(&config, 0, &device.clone().autodiff());
+/// Times GRPO steps (DAPO loss, AdamW) of a random model with every completion at full length and an advantage of ±1.
+pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
+    let mut model = CausalLm::random_as(config, 0, &device.clone().autodiff(), shape.precision);
     let parameters = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
     let optim = OptimConfig { learning_rate: 1e-4, ..OptimConfig::default() };
     let objective = Stage::default().objective();
@@ -89,27 +113,34 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
     for round in 0..steps as u64 + 1 {
         let start = Instant::now();
         // Prompts of 8 to 11 tokens, like the peer's short sums.
-        let prompt = |p: usize| (0..8 + p % 4).map(|i| ((p * 31 + i * 7) % shape.vocab) as u32).collect::<Vec<u32>>();
+        let prompt =
+            |p: usize| (0..8 + p % 4).map(|i| ((p * 31 + i * 7) % config.vocab_size) as u32).collect::<Vec<u32>>();
         let requests: Vec<Request> = (0..shape.prompts)
             .flat_map(|p| (0..shape.group).map(move |g| (p, g)))
             .map(|(p, g)| Request { prompt: prompt(p), key: [0, round, p as u64, g as u64] })
             .collect();
-        let completions = generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue)
-            .expect("a cache without a bound holds everything");
+        // Tokens, and the log-probabilities they were drawn with.
+        let completions: Vec<(Vec<u32>, Vec<f32>)> = if shape.sampled {
+            let sampled = generate(&model, config, &requests, &sampling, |_, _| Watch::Continue)
+                .expect("a cache without a bound holds everything");
+            sampled.into_iter().map(|completion| (completion.tokens, completion.log_probs)).collect()
+        } else {
+            (0..requests.len()).map(|row| made_up(config, row, shape.tokens)).collect()
+        };
         let generation = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
         let sequences: Vec<Sequence> = (requests.iter().zip(&completions))
-            .map(|(r, c)| Sequence { tokens: [r.prompt.as_slice(), &c.tokens].concat(), prompt: r.prompt.len() })
+            .map(|(r, (tokens, _))| Sequence { tokens: [r.prompt.as_slice(), tokens].concat(), prompt: r.prompt.len() })
             .collect();
         trained_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-        work = sequences.iter().map(|sequence| operations(&config, sequence)).sum();
-        estimated = estimate::memory(&config, &workload(&learner, &sequences, &requests, &sampling)).peak();
+        work = sequences.iter().map(|sequence| operations(config, sequence)).sum();
+        estimated = estimate::memory(config, &workload(shape, &learner, &sequences, &requests, &sampling)).peak();
         let weight = 1.0 / (shape.tokens * sequences.len()) as f32;
         let terms = |index: usize| -> Vec<TokenTerm> {
             let advantage = if index.is_multiple_of(2) { 1.0 } else { -1.0 };
             let term = |&old_log_prob| TokenTerm { old_log_prob, advantage, weight, ..TokenTerm::default() };
-            completions[index].log_probs.iter().map(term).collect()
+            completions[index].1.iter().map(term).collect()
         };
         let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
         learner.backward(&model, &sequences, &mut gradients, |range, scores| {
@@ -119,6 +150,8 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
         });
         let scale = (1.0 / gradients.norm()).min(1.0);
         model = optimizer.step(&optim, model, gradients, scale, optim.learning_rate);
+        // The update would otherwise still be under way, and count in the next round.
+        device.sync().expect("every operation of the step succeeds");
         let train = start.elapsed().as_secs_f64();
         if round > 0 {
             times.push([generation, train]);
@@ -130,13 +163,20 @@ pub fn step(shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
         generation_s,
         train_s,
         step_s: median(times.iter().map(|t| t[0] + t[1])),
-        generation_tokens_per_s: (shape.group * shape.prompts * shape.tokens) as f64 / generation_s,
+        generation_tokens_per_s: (shape.sampled)
+            .then(|| (shape.group * shape.prompts * shape.tokens) as f64 / generation_s),
         train_tokens_per_s: trained_tokens as f64 / train_s,
         train_gflops: work / train_s / 1e9,
         peak_rss_gb: peak_rss_gb(),
         estimated_gb: (estimated as f64 / f64::from(1 << 30) * 1000.0).round() / 1000.0,
         steps,
     }
+}
+
+/// A completion that nobody sampled, as probable as any other under an untrained model.
+fn made_up(config: &ModelConfig, row: usize, tokens: usize) -> (Vec<u32>, Vec<f32>) {
+    let token = |i: usize| ((row * 7919 + i * 31 + 5) % config.vocab_size) as u32;
+    ((0..tokens).map(token).collect(), vec![-(config.vocab_size as f32).ln(); tokens])
 }
 
 /// Floating-point operations of training on one sequence. The head runs on the rows before completion tokens only.
@@ -151,7 +191,13 @@ fn operations(config: &ModelConfig, sequence: &Sequence) -> f64 {
     6.0 * (blocks * tokens + head * sequence.completion().len() as f64) + attention
 }
 
-fn workload(learner: &Learner, sequences: &[Sequence], requests: &[Request], sampling: &Sampling) -> Workload {
+fn workload(
+    shape: &StepShape,
+    learner: &Learner,
+    sequences: &[Sequence],
+    requests: &[Request],
+    sampling: &Sampling,
+) -> Workload {
     let batches = micro_batches(sequences, learner.tokens_per_microbatch);
     let largest = |of: fn(&Sequence) -> usize| {
         let sizes = batches.iter().map(|batch| sequences[batch.clone()].iter().map(of).sum());
@@ -161,10 +207,11 @@ fn workload(learner: &Learner, sequences: &[Sequence], requests: &[Request], sam
         tokens: largest(|sequence| sequence.tokens.len() - 1),
         completion_tokens: largest(|sequence| sequence.completion().len()),
         learner: *learner,
-        precision: Precision::F32,
+        precision: shape.precision,
         moments: Moments::F32,
         lora: None,
-        cache: Some(cache_shape(requests, sampling).expect("a cache without a bound holds everything")),
+        cache: (shape.sampled)
+            .then(|| cache_shape(requests, sampling).expect("a cache without a bound holds everything")),
         reference: false,
     }
 }

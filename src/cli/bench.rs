@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::DeviceArgs;
+use super::{DeviceArgs, PrecisionArgs};
 use crate::bench::ops::{OpsShape, operations};
-use crate::bench::{RolloutShape, StepShape, rollout, step};
+use crate::bench::{RolloutShape, Size, StepShape, rollout, step};
+use crate::model::{self, CausalLm, ModelConfig};
 use crate::train::learner::ActivationCheckpointing;
-use crate::{device, error::Error, model};
+use crate::{device, error::Error};
 
 /// Measure speed and memory; prints JSON.
 #[derive(Debug, Args)]
@@ -29,7 +30,10 @@ enum What {
 
 #[derive(Debug, Args)]
 struct StepArgs {
-    /// Width of the model.
+    /// A model of one of these sizes, in the place of --hidden, --layers and --vocab.
+    #[arg(long, value_enum, conflicts_with_all = ["hidden", "layers", "vocab"])]
+    size: Option<Size>,
+    /// Width of the model; the feed-forward width is four times it (4864 from 512 on).
     #[arg(long, default_value_t = 128)]
     hidden: usize,
     /// Blocks.
@@ -50,12 +54,17 @@ struct StepArgs {
     /// Tokens of one forward and backward pass at most.
     #[arg(long, default_value_t = 2048)]
     tokens_per_microbatch: usize,
+    /// Do not sample: completions are made up, and training alone is timed.
+    #[arg(long)]
+    no_sampling: bool,
     /// Keep the inputs of blocks only, and run them again in the backward pass.
     #[arg(long)]
     recompute: bool,
     /// Timed steps, after one that is not.
     #[arg(long, default_value_t = 5)]
     steps: usize,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -76,7 +85,11 @@ struct OpsArgs {
 #[derive(Debug, Args)]
 struct RolloutArgs {
     /// Hugging Face directory.
-    model: PathBuf,
+    #[arg(required_unless_present = "size")]
+    model: Option<PathBuf>,
+    /// A random model of one of these sizes, in the place of MODEL.
+    #[arg(long, value_enum, conflicts_with = "model")]
+    size: Option<Size>,
     /// Prompts.
     #[arg(long, default_value_t = 8)]
     prompts: usize,
@@ -95,6 +108,8 @@ struct RolloutArgs {
     /// Timed rollouts, after one that is not.
     #[arg(long, default_value_t = 3)]
     steps: usize,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -123,7 +138,16 @@ fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
     if [prompts, group, prompt_length, tokens, rows, steps].contains(&0) {
         return Err(Error::Invalid("sizes must be positive".to_string()).into());
     }
-    let (config, model) = model::load(&args.model, &device::parse(&args.device.device)?)?;
+    let (device, precision) = (device::parse(&args.device.device)?, args.precision.dtype);
+    precision.check(&device)?;
+    let (config, model) = match (&args.model, args.size.map(Size::config)) {
+        (_, Some(config)) => {
+            let model = CausalLm::random_as(&config, 0, &device, precision);
+            (config, model)
+        }
+        (Some(dir), None) => model::load_as(dir, &device, precision)?,
+        (None, None) => unreachable!("one of them is required"),
+    };
     let context = config.max_position_embeddings;
     if prompt_length + tokens > context {
         return Err(Error::Invalid(format!(
@@ -137,21 +161,21 @@ fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
 }
 
 fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
-    let sizes = [args.hidden, args.layers, args.group, args.prompts, args.tokens, args.vocab, args.steps];
-    let heads = (args.hidden / 64).max(4);
-    if sizes.contains(&0) || !args.hidden.is_multiple_of(2 * heads) || !heads.is_multiple_of(2) {
-        return Err(Error::Invalid(
-            "sizes must be positive, --hidden a multiple of 8 (of 128 from 256 on)".to_string(),
-        )
-        .into());
+    let config = match args.size {
+        Some(size) => size.config(),
+        None => step_model(args)?,
+    };
+    if [args.group, args.prompts, args.tokens, args.steps].contains(&0) {
+        return Err(Error::Invalid("sizes must be positive".to_string()).into());
     }
+    let device = device::parse(&args.device.device)?;
+    args.precision.dtype.check(&device.clone().autodiff())?;
     let shape = StepShape {
-        hidden: args.hidden,
-        layers: args.layers,
         group: args.group,
         prompts: args.prompts,
         tokens: args.tokens,
-        vocab: args.vocab,
+        sampled: !args.no_sampling,
+        precision: args.precision.dtype,
         tokens_per_microbatch: args.tokens_per_microbatch,
         activation_checkpointing: if args.recompute {
             ActivationCheckpointing::Block
@@ -159,7 +183,19 @@ fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
             ActivationCheckpointing::None
         },
     };
-    let times = step(&shape, args.steps, &device::parse(&args.device.device)?);
-    println!("{}", serde_json::to_string(&times)?);
+    println!("{}", serde_json::to_string(&step(&config, &shape, args.steps, &device))?);
     Ok(())
+}
+
+/// The model that --hidden, --layers and --vocab describe.
+fn step_model(args: &StepArgs) -> Result<ModelConfig, Error> {
+    let StepArgs { hidden, layers, vocab, .. } = *args;
+    let heads = (hidden / 64).max(4);
+    if [hidden, layers, vocab].contains(&0) || !hidden.is_multiple_of(2 * heads) || !heads.is_multiple_of(2) {
+        let message = "sizes must be positive, --hidden a multiple of 8 (of 128 from 256 on)";
+        return Err(Error::Invalid(message.to_string()));
+    }
+    let inner = if hidden >= 512 { 4864 } else { 4 * hidden };
+    let config = ModelConfig::qwen2(vocab, hidden, inner, layers, heads, 2);
+    Ok(ModelConfig { max_position_embeddings: 8192, ..config })
 }

@@ -43,16 +43,18 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
 }
 
 fn text(examination: &Examination) -> String {
-    let Examination { device, name, floats, memory, host, compiled, adapters, checks, check_s, fit, speed } =
-        examination;
+    let Examination { device, name, floats, memory, host, compiled, checks, check_s, fit, speed, .. } = examination;
     let mut lines = vec![
         format!("compiled backends: {}", compiled.join(", ")),
         format!("processor: {} threads, {}, {}", host.threads, or_none(&host.simd), bytes(host.memory)),
     ];
-    if adapters.is_empty() {
+    lines.extend(examination.cuda_compiler.map(|compiler| format!("CUDA's kernels are compiled by {compiler}")));
+    let kept = |file: &PathBuf| format!("compiled kernels and tuning results are kept in {}", file.display());
+    lines.extend(examination.kernel_cache.as_ref().map(kept));
+    if examination.adapters.is_empty() {
         lines.push("devices of GPU backends: none".to_string());
     }
-    for adapter in adapters {
+    for adapter in &examination.adapters {
         let driver = adapter.driver.as_ref().map_or(String::new(), |driver| format!(", driver {driver}"));
         lines.push(format!("--device {}: {}{driver}; {}", adapter.device, adapter.name, adapter.floats.join(", ")));
     }

@@ -75,7 +75,7 @@ enum Command {
 /// Where to compute.
 #[derive(Debug, Args)]
 struct DeviceArgs {
-    /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]
+    /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n], cubecl-cpu
     #[arg(long, default_value = "cpu", env = "TEMPERING_DEVICE")]
     device: String,
 }

@@ -15,6 +15,7 @@ pub use fit::fit;
 pub use memory::{Memory, memory};
 pub use speed::{Speed, speed};
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -51,6 +52,10 @@ pub struct Examination {
     pub host: Host,
     /// Backends in this binary.
     pub compiled: Vec<&'static str>,
+    /// What compiles CUDA's kernels, where CUDA is one of them.
+    pub cuda_compiler: Option<&'static str>,
+    /// Where GPU backends keep compiled kernels and tuning results.
+    pub kernel_cache: Option<PathBuf>,
     /// Devices that the GPU backends found.
     pub adapters: Vec<Adapter>,
     /// Agreement with the CPU.
@@ -89,6 +94,8 @@ pub fn examine(name: &str, precision: Precision, work: Option<&(ModelConfig, Wor
         memory: memory(&device),
         host: host(),
         compiled: device::compiled(),
+        cuda_compiler: device::cuda_compiler(),
+        kernel_cache: device::kernel_cache(),
         adapters,
         checks,
         check_s,

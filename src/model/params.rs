@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{FloatDType, Tensor, TensorData};
+use rayon::prelude::*;
 
 use super::CausalLm;
 use crate::model::tensors::Entry;
@@ -151,11 +152,22 @@ pub(super) fn initialise(model: CausalLm, deviation: f64, layers: usize, seed: u
         } else {
             let residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
             let scale = if residual { deviation / (2.0 * layers as f64).sqrt() } else { deviation };
-            let mut random = Stream::new(&[seed, mix_text(name)]);
-            (0..count).map(|_| (normal(&mut random) * scale) as f32).collect()
+            normals(&Stream::new(&[seed, mix_text(name)]), count, scale)
         };
         Some(TensorData::new(values, shape.to_vec()))
     })
+}
+
+/// Normal numbers of the given standard deviation, one after the other from a stream.
+fn normals(stream: &Stream, count: usize, deviation: f64) -> Vec<f32> {
+    const PART: usize = 1 << 14;
+    let mut values = vec![0.0; count];
+    values.par_chunks_mut(PART).enumerate().for_each(|(part, values)| {
+        // Two draws for each number.
+        let mut random = stream.skip((2 * part * PART) as u64);
+        values.fill_with(|| (normal(&mut random) * deviation) as f32);
+    });
+    values
 }
 
 /// A standard normal number (Box–Muller).

@@ -22,8 +22,15 @@ const SHARD_BYTES: usize = 5_000_000_000;
 impl CausalLm {
     /// A model with fresh random weights, a function of `config` and `seed` only.
     pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Self {
-        let model = Self::new(config, Precision::F32, device);
-        initialise(model, config.initializer_range, config.num_hidden_layers, seed)
+        Self::random_as(config, seed, device, Precision::F32)
+    }
+
+    /// [`Self::random`], with matrix products in the given precision and matrices held as [`load_as`] does.
+    pub fn random_as(config: &ModelConfig, seed: u64, device: &Device, precision: Precision) -> Self {
+        let model = Self::new(config, precision, device);
+        let model = initialise(model, config.initializer_range, config.num_hidden_layers, seed);
+        let masters = device.is_autodiff() || precision == Precision::F32;
+        if masters { model } else { cast(model, precision.dtype()) }
     }
 }
 

@@ -99,7 +99,7 @@ fn add(x: Tensor<4>, times: Range<usize>, part: Tensor<4>) -> Tensor<4> {
 #[backend_extension(
     Flex,
     NdArray,
-    Cube: cfg(any(feature = "cuda", feature = "rocm", feature = "metal", feature = "vulkan", feature = "wgpu")),
+    Cube: cfg(feature = "gpu"),
     Autodiff
 )]
 pub(crate) trait BlockwiseOps: Backend {
@@ -144,7 +144,7 @@ macro_rules! value {
 
 value!(Flex);
 value!(NdArray);
-#[cfg(any(feature = "cuda", feature = "rocm", feature = "metal", feature = "vulkan", feature = "wgpu"))]
+#[cfg(feature = "gpu")]
 value!(burn::backend::Cube);
 
 #[derive(Debug)]
