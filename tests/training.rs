@@ -11,16 +11,16 @@ use tempering::config::Settings;
 use tempering::model::names;
 use tempering::reward::{Accuracy, Command, Custom, Group, Memory, Parts, Reward};
 use tempering::train::batch::Sequence;
-use tempering::train::{Session, Start};
 use tempering::train::learner::ActivationCheckpointing;
 use tempering::train::rl::{self, RlConfig};
 use tempering::train::schedule::{Controller, Plateau, PlateauMetric, StageExit};
 use tempering::train::sft::SftModel;
 use tempering::train::stage::{Stage, StageSampling};
+use tempering::train::{Session, Start};
 
 use crate::support::{
-    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, likelihood, read_lines,
-    repository, resume_rl, resume_sft, run_rl, run_sft, tiny,
+    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, likelihood,
+    read_lines, repository, resume_rl, resume_sft, run_rl, run_sft, tiny,
 };
 
 #[test]

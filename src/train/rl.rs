@@ -180,8 +180,8 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[Arc<dyn Rew
         metrics.set("max_completion_length", stage.sampling.max_completion_length as f64);
 
         // 1. Sample groups, 2. grade and score them.
-    let kinds = config.stages.iter().map(|stage| stage.rewards.as_slice());
-    let rewards = Rewards::open(kinds, &config.reward, rewards, &problems.shuffled(config.seed, 0))?;
+        let kinds = config.stages.iter().map(|stage| stage.rewards.as_slice());
+        let rewards = Rewards::open(kinds, &config.reward, rewards, &problems.shuffled(config.seed, 0))?;
         let figures = describe(&scored, stage, config.train.num_generations, &mut metrics);
         meter.step(step, &model, &scored, stage, &mut state.token_types, &mut metrics)?;
         state.history.push(StepFigures { cancelled: metrics.get("conflict/cancellation"), ..figures });

@@ -168,15 +168,9 @@ impl Settings for SftConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
         let name = self.common().mistakes();
-        let mut problems = [
-            name,
-            self.data.mistakes(),
-            self.prompt.mistakes(),
-            self.optim.mistakes(),
-            self.eval.mistakes(),
-            lora,
-        ]
-        .concat();
+        let mut problems =
+            [name, self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora]
+                .concat();
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),
@@ -497,11 +491,8 @@ impl Job<'_> {
         let norm = gradients.norm();
         let step = metrics.get("step").unwrap_or_default() as usize;
         let lr = learning_rate(optim, step, self.config.train.max_steps);
-        let model = if norm.is_finite() {
-            optimizer.step(optim, model, gradients, optim.clip(norm), lr)
-        } else {
-            model
-        };
+        let model =
+            if norm.is_finite() { optimizer.step(optim, model, gradients, optim.clip(norm), lr) } else { model };
         state.num_tokens += sequences.iter().map(|sequence| sequence.tokens.len()).sum::<usize>();
         metrics.set("loss", loss);
         metrics.set("entropy", entropy);
