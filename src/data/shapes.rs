@@ -31,7 +31,7 @@ pub(super) fn problem(
     let prompt = match (prompt_of(&row[prompt_field], prompt_field)?, context(&row)) {
         (Prompt::Messages(messages), _) => Prompt::Messages(without_last_assistant(messages, prompt_field)?),
         (Prompt::Text(question), Some(context)) => Prompt::Text(format!("{context}\n{question}")),
-        (text, None) => text,
+        (prompt, _) => prompt,
     };
     if prompt.text().trim().is_empty() {
         return Err(format!("{prompt_field} is empty"));

@@ -4,7 +4,7 @@ use minijinja::value::{Value, from_args};
 use minijinja::{Error, ErrorKind, State};
 
 /// A method of Python on a value: minijinja's own set, then those here.
-pub(super) fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match (minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args), value.as_str()) {
         (Err(error), Some(text)) if error.kind() == ErrorKind::UnknownMethod => of_text(text, name, args, error),
         (found, _) => found,
@@ -13,7 +13,7 @@ pub(super) fn method(state: &State, value: &Value, name: &str, args: &[Value]) -
 
 fn of_text(text: &str, name: &str, args: &[Value], unknown: Error) -> Result<Value, Error> {
     let one = || from_args::<(&str,)>(args).map(|(argument,)| argument);
-    let parts = |before: &str, at: &str, after: &str| Value::from(vec![before, at, after]);
+    let parts = |before: &str, at: &str, after: &str| Value::from([before, at, after].map(Value::from).to_vec());
     Ok(match name {
         "removeprefix" => text.strip_prefix(one()?).unwrap_or(text).into(),
         "removesuffix" => text.strip_suffix(one()?).unwrap_or(text).into(),
@@ -27,9 +27,9 @@ fn of_text(text: &str, name: &str, args: &[Value], unknown: Error) -> Result<Val
         }
         "rsplit" => {
             let (at, most): (&str, Option<i64>) = from_args(args)?;
-            let mut found: Vec<&str> = match most.and_then(|most| usize::try_from(most).ok()) {
-                Some(most) => text.rsplitn(most.saturating_add(1), at).collect(),
-                None => text.rsplit(at).collect(),
+            let mut found: Vec<Value> = match most.and_then(|most| usize::try_from(most).ok()) {
+                Some(most) => text.rsplitn(most.saturating_add(1), at).map(Value::from).collect(),
+                None => text.rsplit(at).map(Value::from).collect(),
             };
             found.reverse();
             found.into()
