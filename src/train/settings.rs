@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::Workload;
 use super::learner::{ActivationCheckpointing, Learner};
 use super::run::{Common, RunSettings};
-use super::schedule::Controller;
-use super::stage::Stage;
 use crate::config::{self, LENGTHS, ROWS, Settings};
 use crate::data::problems::DataConfig;
 use crate::error::Result;
@@ -16,6 +14,8 @@ use crate::eval::EvalConfig;
 use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
 use crate::reward::{RewardCommand, RewardKind};
+use crate::stage::Controller;
+use crate::stage::Stage;
 use crate::text::prompt::PromptConfig;
 
 /// Settings of `tempering train`.

@@ -11,7 +11,7 @@ use super::Workload;
 use super::batch::Sequence;
 use super::checkpoint::Trained;
 use super::guard::Guard;
-use super::learner::{ActivationCheckpointing, Learner, Work, arrange};
+use super::learner::{ActivationCheckpointing, Learner, arrange};
 use super::origin::dated;
 use super::run::{Common, Point, Run, RunSettings};
 use super::{Session, open_model};
@@ -375,7 +375,7 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
         tokenizer.check_vocab(opened.0.vocab_size, config.tokenizer_dir())?;
         Ok(opened)
     })?;
-    let Point { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
+    let Point::<State> { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
     let job = Job { config, tokenizer, model_config, conversations, stop: session.stop() };
     let train = &config.train;
     if first == 0 {
@@ -410,7 +410,8 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
             run.log(&metrics)?;
         }
         session.observer.advance(step, Some(&metrics));
-        guard.check(stepped.finite, run.dir(), step, &job.tokenizer, stepped.sequences.iter())?;
+        let sequences = stepped.sequences.iter().map(|sequence| sequence.tokens.split_at(sequence.prompt));
+        guard.check(stepped.finite, run.dir(), step, &job.tokenizer, sequences)?;
         let stop = job.stop.requested();
         if step % train.save_steps == 0 || step == train.max_steps || stop {
             let checkpoint = run.save(step, job.trained(&model), &optimizer, &state)?;
