@@ -180,7 +180,7 @@ fn a_problem_that_occurs_twice_is_two_problems() {
         lines += new.len();
         Ok(())
     };
-    let evaluation = Evaluation::new(evaluate(subject, &problems, &config(), observe).unwrap()).unwrap();
+    let evaluation = Evaluation::new(evaluate(subject, &problems, &config(), Stop::NEVER, observe).unwrap()).unwrap();
     assert_eq!((lines, evaluation.overall().problems, evaluation.overall().samples), (6, 3, 2));
     assert_eq!(evaluation.groups.iter().map(|group| group.key.repeat).collect::<Vec<_>>(), [0, 0, 1]);
 }

@@ -151,7 +151,7 @@ fn operations(config: &ModelConfig, sequence: &Sequence) -> f64 {
     6.0 * (blocks * tokens + head * sequence.completion().len() as f64) + attention
 }
 
-fn workload(learner: &Learner, sequences: &[Sequence], requests: &[Request], sampling: &Sampling) -> Workload {
+fn workload(learner: &Learner<'static>, sequences: &[Sequence], requests: &[Request], sampling: &Sampling) -> Workload {
     let batches = micro_batches(sequences, learner.tokens_per_microbatch);
     let largest = |of: fn(&Sequence) -> usize| {
         let sizes = batches.iter().map(|batch| sequences[batch.clone()].iter().map(of).sum());

@@ -253,7 +253,7 @@ impl Blocks {
 
 /// The head's part of a micro-batch, for the rows that predict a completion token.
 struct Head<'a> {
-    learner: &'a Learner,
+    learner: &'a Learner<'a>,
     model: &'a CausalLm,
     /// The model without autodiff.
     plain: &'a CausalLm,

@@ -33,7 +33,7 @@ use crate::model::{self, CausalLm, ModelConfig, distinct_shapes};
 use crate::objective::Parts;
 use crate::objective::entropy::EntropyControl;
 use crate::objective::rewards::RewardState;
-use crate::optim::{AdamW, learning_rate};
+use crate::optim::learning_rate;
 use crate::reward::Reward;
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
@@ -132,7 +132,7 @@ pub fn run_with(config: &RlConfig, session: &mut Session, rewards: &[&dyn Reward
         tokenizer.check_vocab(opened.0.vocab_size, path)?;
         Ok(opened)
     })?;
-    let Point { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
+    let Point::<State> { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
     let job = Job { config, tokenizer, model_config, problems, device, stop: session.stop() };
 
     if state.base.is_null() {

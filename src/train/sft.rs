@@ -11,7 +11,7 @@ use super::Workload;
 use super::batch::Sequence;
 use super::checkpoint::Trained;
 use super::guard::Guard;
-use super::learner::{ActivationCheckpointing, Learner, Work, arrange};
+use super::learner::{ActivationCheckpointing, Learner, arrange};
 use super::origin::dated;
 use super::run::{Common, Point, Run, RunSettings};
 use super::{Session, open_model};
@@ -359,7 +359,7 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
         tokenizer.check_vocab(opened.0.vocab_size, config.tokenizer_dir())?;
         Ok(opened)
     })?;
-    let Point { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
+    let Point::<State> { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
     let job = Job { config, tokenizer, model_config, conversations, stop: session.stop() };
     let train = &config.train;
     if first == 0 {
