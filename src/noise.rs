@@ -13,6 +13,8 @@ pub enum Purpose {
     MiniBatches = 1,
     /// The tokens that Clip-Cov takes out.
     Covariance,
+    /// Completions to learn from, by the number of the draw of their problem.
+    Rollouts,
 }
 
 impl Purpose {

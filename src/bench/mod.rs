@@ -13,10 +13,10 @@ use crate::metrics::peak_rss_gb;
 use crate::model::{CausalLm, ModelConfig, Precision, names};
 use crate::objective::{Statistics, TokenTerm, Upstream};
 use crate::optim::{AdamW, Gradients, Moments, OptimConfig};
+use crate::stage::Stage;
 use crate::train::Workload;
 use crate::train::batch::{Sequence, micro_batches};
 use crate::train::learner::{ActivationCheckpointing, Learner};
-use crate::train::stage::Stage;
 
 /// Models to measure devices with, from one that fits into a cache to one that a single card just trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -193,7 +193,7 @@ fn operations(config: &ModelConfig, sequence: &Sequence) -> f64 {
 
 fn workload(
     shape: &StepShape,
-    learner: &Learner,
+    learner: &Learner<'static>,
     sequences: &[Sequence],
     requests: &[Request],
     sampling: &Sampling,

@@ -100,6 +100,7 @@ impl StageLoss {
                 require(positive(up), format!("sapo_temperature_pos = {up} must be positive"));
                 require(positive(down), format!("sapo_temperature_neg = {down} must be positive"));
             }
+            Surrogate::Unclipped => {}
         }
         if let Some(Kl { beta, .. }) = self.kl {
             require(positive(beta), format!("kl.beta = {beta} must be positive; for no divergence, remove kl"));
@@ -159,6 +160,7 @@ impl From<StageLoss> for Keys {
             Surrogate::Sapo { positive, negative } => {
                 Self { sapo_temperature_pos: Some(positive), sapo_temperature_neg: Some(negative), ..none }
             }
+            Surrogate::Unclipped => none,
         }
     }
 }
@@ -190,6 +192,7 @@ impl TryFrom<Keys> for StageLoss {
                         Surrogate::Clip { .. } => "epsilon, epsilon_high, delta",
                         Surrogate::Cispo { .. } => "epsilon_high",
                         Surrogate::Sapo { .. } => "sapo_temperature_pos, sapo_temperature_neg",
+                        Surrogate::Unclipped => "none of these",
                     };
                     let name = toml::Value::try_from(r#type).expect("a type is a text");
                     return Err(format!("key `{key}` does nothing with type = {name}, which has {own}: remove it"));
