@@ -19,19 +19,20 @@ use crate::train::batch::{Sequence, micro_batches};
 use crate::train::learner::{ActivationCheckpointing, Learner};
 
 /// Models to measure devices with, from one that fits into a cache to one that a single card just trains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Size {
     /// 1.0 M parameters: 128 x 4, vocabulary 98.
-    #[value(name = "1m")]
+    #[cfg_attr(feature = "cli", value(name = "1m"))]
     Million,
     /// 0.13 B parameters: 768 x 12, vocabulary 32,000.
-    #[value(name = "0.1b")]
+    #[cfg_attr(feature = "cli", value(name = "0.1b"))]
     TenthBillion,
     /// 0.49 B parameters: the shape of Qwen2.5-0.5B.
-    #[value(name = "0.5b")]
+    #[cfg_attr(feature = "cli", value(name = "0.5b"))]
     HalfBillion,
     /// 1.54 B parameters: the shape of Qwen2.5-1.5B.
-    #[value(name = "1.5b")]
+    #[cfg_attr(feature = "cli", value(name = "1.5b"))]
     Billions,
 }
 

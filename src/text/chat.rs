@@ -4,7 +4,7 @@
 //! trimmed, `raise_exception`, `strftime_now`, a `tojson` that keeps Unicode and does not escape HTML, Python's string
 //! and dict methods, and `{% generation %}` markers (which only mean something to a loss mask and are ignored here).
 //!
-//! A template comes with a downloaded model: it reads no file, and its work and memory are bounded ([`FUEL`]).
+//! A template comes with a downloaded model: it reads no file, and its work and memory are bounded.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
@@ -158,7 +158,7 @@ impl ChatTemplate {
         ];
         let own = self.kwargs.iter().map(|(name, value)| (name.as_str(), value.clone()));
         let variables: BTreeMap<&str, Value> = variables.into_iter().chain(own).collect();
-        self.environment.get_template(TEMPLATE).map_err(fail)?.render(Value::from(variables)).map_err(fail)
+        self.environment.get_template(TEMPLATE).map_err(fail)?.render(Value::from_pairs(variables)).map_err(fail)
     }
 }
 

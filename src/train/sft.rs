@@ -277,6 +277,7 @@ impl RunSettings for SftConfig {
             model: &self.model.path,
             tokenizer: self.tokenizer_dir(),
             data: &self.data,
+            optim: &self.optim,
             eval: &self.eval,
             save_total_limit: self.train.save_total_limit,
         }
