@@ -6,6 +6,7 @@ use tempering::data::{DataReport, Fields, load_problems};
 use tempering::eval::figures::{Percentiles, Scores};
 use tempering::eval::saved::{Manifest, evaluate_into};
 use tempering::eval::{EvalConfig, Evaluation, Subject, evaluate, record};
+use tempering::stop::Stop;
 use tempering::{Result, model};
 
 use crate::support::{Workshop, device, device_name, repository, tokenizer};
