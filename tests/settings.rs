@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tempering::config::{Settings, to_toml};
-use tempering::train::rl::RlConfig;
+use tempering::train::settings::RlConfig;
 use tempering::train::sft::SftConfig;
 use toml::{Table, Value};
 
