@@ -13,6 +13,8 @@ pub enum Purpose {
     MiniBatches = 1,
     /// The tokens that Clip-Cov takes out.
     Covariance,
+    /// The order of problems and rows.
+    Order,
 }
 
 impl Purpose {
