@@ -18,7 +18,7 @@ mod score;
 pub mod settings;
 pub mod sft;
 pub mod stage;
-mod update;
+pub(crate) mod update;
 mod workload;
 
 pub use workload::Workload;
