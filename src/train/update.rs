@@ -87,7 +87,7 @@ pub(crate) struct Lesson {
     pub(crate) first: bool,
 }
 
-/// The gradient of a loss over `lessons`, and what was counted on the way.
+/// The gradient of a loss over `lessons`, its statistics, and the amount of work.
 pub(crate) fn gradients(
     learner: &Learner,
     objective: &Objective,
@@ -199,7 +199,7 @@ impl Update<'_> {
         (0..parts).map(batch).filter(|batch| !batch.is_empty()).collect()
     }
 
-    /// The completions of a mini-batch that have something to teach, with what each of their tokens has.
+    /// The completions of a mini-batch that have a gradient, with the terms of their tokens.
     fn lessons(&self, batch: &MiniBatch, known: &Known, control: &mut EntropyControl, log: &mut Log) -> Vec<Lesson> {
         let stage = self.stage;
         let key = [Purpose::Covariance.word(), self.config.seed, self.step as u64, batch.number as u64];
