@@ -100,6 +100,7 @@ impl StageLoss {
                 require(positive(up), format!("sapo_temperature_pos = {up} must be positive"));
                 require(positive(down), format!("sapo_temperature_neg = {down} must be positive"));
             }
+            Surrogate::Unclipped => {}
         }
         if let Some(Kl { beta, .. }) = self.kl {
             require(positive(beta), format!("kl.beta = {beta} must be positive; for no divergence, remove kl"));
@@ -152,6 +153,7 @@ impl From<StageLoss> for Keys {
             kl,
         };
         match surrogate {
+            Surrogate::Unclipped => none,
             Surrogate::Clip { low, high, delta } => {
                 Self { epsilon: Some(low), epsilon_high: Some(high), delta, ..none }
             }
@@ -189,6 +191,7 @@ impl TryFrom<Keys> for StageLoss {
                     let own = match surrogate {
                         Surrogate::Clip { .. } => "epsilon, epsilon_high, delta",
                         Surrogate::Cispo { .. } => "epsilon_high",
+                        Surrogate::Unclipped => "no keys",
                         Surrogate::Sapo { .. } => "sapo_temperature_pos, sapo_temperature_neg",
                     };
                     let name = toml::Value::try_from(r#type).expect("a type is a text");
