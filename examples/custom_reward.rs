@@ -4,15 +4,14 @@
 //! cargo run --release --example custom_reward
 //! ```
 //!
-//! A stage names such a reward by `{ type = "custom", name = "…" }`; the types are given to [`rl::run_with`]. In any
+//! A stage names such a reward by `{ type = "custom", name = "…" }`; the types are given to [`Trainer::reward`]. In any
 //! other language a reward is a program that `tempering train` starts: see [`tempering::reward::command`].
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tempering::config::load;
 use tempering::reward::{Group, Memory, Parts, Reward};
-use tempering::train::{Observer, Session, Start, rl};
+use tempering::train::{Observer, RlConfig, Session, Start, Trainer};
 use tempering::{Result, metrics::Metrics};
 
 /// Right answers only, and the better the shorter: 1 for no tokens, half of it at `half` tokens.
@@ -64,10 +63,10 @@ fn main() -> Result<()> {
         "stages.0.exit.max_steps=5".to_string(),
         "stages.1.exit.max_steps=1".to_string(),
     ];
-    let config: rl::RlConfig = load(None, &settings)?;
+    let config: RlConfig = load(None, &settings)?;
     let stop = AtomicBool::new(false);
     let mut session = Session { observer: &mut Lines, stop: &stop, start: Start::New };
-    let finished = rl::run_with(&config, &mut session, &[Arc::new(ShortAndRight { half: 64.0 })])?;
+    let finished = Trainer::new(&config).reward(ShortAndRight { half: 64.0 }).run(&mut session)?;
     println!("{}", finished.dir.display());
     Ok(())
 }

@@ -7,28 +7,13 @@
 //!
 //! # Reading order
 //!
-//! [`train::rl`] (the loop) → [`train::stage`] and [`objective`] (what is learned) → [`generate`] (sampling) →
+//! `train/rl.rs` (the loop) → [`stage`] and [`objective`] (what is learned) → [`generate`] (sampling) →
 //! [`model`] (the decoder) → [`ops`] (its operations). The way of the data: [`data`] are rendered by
 //! [`text`], completed by [`generate`], graded by [`verify`], turned into advantages by [`objective`], into gradients by
 //! [`train::batch`], into a step by [`optim`]; [`conflict`] measures what
 //! accuracy and length do to the same tokens, [`metrics`] and [`report`] say what happened, [`eval`] what it is worth.
 //!
-//! # Example
-//!
-//! ```no_run
-//! use std::sync::atomic::AtomicBool;
-//! use tempering::config::load;
-//! use tempering::train::{Session, Start, rl};
-//!
-//! # fn main() -> tempering::Result<()> {
-//! let config: rl::RlConfig = load(None, &["name=mine".to_string()])?;
-//! let stop = AtomicBool::new(false);
-//! let mut session = Session { observer: &mut (), stop: &stop, start: Start::New };
-//! let finished = rl::run(&config, &mut session)?;
-//! println!("{}", finished.dir.display());
-//! # Ok(())
-//! # }
-//! ```
+//! A program that trains with a reward or problems of its own begins at [`train::Trainer`].
 
 pub mod bench;
 pub mod cli;
@@ -49,7 +34,9 @@ pub mod ops;
 pub mod optim;
 pub mod report;
 pub mod reward;
+pub mod rollout;
 pub mod score;
+pub mod stage;
 pub mod stop;
 pub mod tasks;
 pub mod text;

@@ -13,6 +13,8 @@ pub enum Purpose {
     MiniBatches = 1,
     /// The tokens that Clip-Cov takes out.
     Covariance,
+    /// Completions to learn from, by the number of the draw of their problem.
+    Rollouts,
     /// The order of problems and rows.
     Order,
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempering::config::{self, to_toml};
 use tempering::data::{Fields, load_conversations, load_problems};
-use tempering::train::rl::RlConfig;
+use tempering::train::RlConfig;
 use tempering::train::sft::SftConfig;
 
 use crate::support::{

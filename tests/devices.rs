@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use tempering::train::rl::{self, RlConfig};
+use tempering::train::{RlConfig, Trainer};
 use tempering::train::{Session, Start};
 
 use crate::support::{column, device_name, figures, within};
@@ -18,7 +18,7 @@ fn quickstart(device: &str) -> Vec<serde_json::Map<String, serde_json::Value>> {
     }
     config.device = device.to_string();
     let stop = AtomicBool::new(false);
-    rl::run(&config, &mut Session { observer: &mut (), stop: &stop, start: Start::New }).unwrap();
+    Trainer::new(&config).run(&mut Session { observer: &mut (), stop: &stop, start: Start::New }).unwrap();
     figures(&dir.path().join("quickstart"))
 }
 

@@ -186,7 +186,7 @@ fn a_problem_that_occurs_twice_is_two_problems() {
         }
         Ok(())
     };
-    let evaluation = Evaluation::new(evaluate(subject, &problems, &config(), observe).unwrap()).unwrap();
+    let evaluation = Evaluation::new(evaluate(subject, &problems, 0, &config(), observe).unwrap()).unwrap();
     assert_eq!((lines, evaluation.overall().problems, evaluation.overall().samples), (6, 3, 2));
     let tokens = (6.0 * evaluation.overall().mean_length).round() as usize;
     assert_eq!((sampled.total, sampled.ended, sampled.tokens, sampled.ended_tokens), (6, 6, tokens, tokens));

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value, json};
 use tempering::config;
-use tempering::train::rl::{self, RlConfig};
+use tempering::train::{RlConfig, Trainer};
 use tempering::train::{Session, Start};
 
 use crate::support::{column, device_name, figures, repository};
@@ -42,7 +42,7 @@ fn processor() -> &'static str {
 
 fn curves(method: &str, steps: &[usize], folder: &Path) -> Map<String, Value> {
     let mut sets: Vec<String> = [
-        "train.prompts_per_step=4",
+        "train.prompts_per_step=2",
         "train.eval_steps=0",
         "train.save_steps=0",
         "train.conflict_steps=0",
@@ -56,7 +56,7 @@ fn curves(method: &str, steps: &[usize], folder: &Path) -> Map<String, Value> {
     let file = repository(&format!("configs/methods/{method}.toml"));
     let config: RlConfig = config::load(Some(&file), &sets).unwrap();
     let stop = AtomicBool::new(false);
-    rl::run(&config, &mut Session { observer: &mut (), stop: &stop, start: Start::New }).unwrap();
+    Trainer::new(&config).run(&mut Session { observer: &mut (), stop: &stop, start: Start::New }).unwrap();
     let rows = figures(&folder.join(method));
     COLUMNS.iter().map(|name| (name.to_string(), json!(column(&rows, name)))).collect()
 }

@@ -10,7 +10,8 @@ use tempering::train::batch::Sequence;
 
 use crate::cli::{succeed, user_error};
 use crate::support::{
-    Workshop, column, device, figures, final_weights, interrupt_rl, likelihood, logits, resume_rl, run_rl, run_sft, tiny, tokenizer,
+    Workshop, column, device, figures, final_weights, interrupt_rl, likelihood, logits, resume_rl, run_rl, run_sft,
+    tiny, tokenizer,
 };
 
 fn small() -> LoraConfig {

@@ -8,8 +8,8 @@ use tempering::metrics::names::{ALL, pattern};
 use tempering::objective::advantage::Group;
 use tempering::objective::{Advantage, DifficultyWeighting, Parts, advantages};
 use tempering::reward::RewardKind;
-use tempering::train::rl::RlConfig;
-use tempering::train::schedule::Controller;
+use tempering::stage::Controller;
+use tempering::train::RlConfig;
 
 use crate::support::{
     Workshop, column, figures, final_weights, interrupt_rl, read_lines, repository, resume_rl, run_rl,

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use tempering::noise::Stream;
 use tempering::objective::entropy::{EntropyControl, EntropyTarget};
 use tempering::objective::{Aggregate, Drawn, Objective, Ratio, Statistics, Upstream};
-use tempering::train::stage::Stage;
+use tempering::stage::Stage;
 
 use crate::support::repository;
 

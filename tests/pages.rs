@@ -78,7 +78,7 @@ fn pages_fit_the_window_and_show_the_figures() {
     let mut config = workshop.rl("a run with a rather long name");
     config.stages.push(config.stages[0].clone());
     (config.stages[0].name, config.stages[1].name) = ("compress".to_string(), "enhance".to_string());
-    config.stages[1].max_steps = 1;
+    config.stages[1].exit.max_steps = 1;
     run_rl(&config).unwrap();
     let mut runs = vec![workshop.run(&config.name)];
     // A run that is there already: the check of the project makes one of the main job.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tempering::Error;
 use tempering::config::{Settings, to_toml};
+use tempering::train::RlConfig;
 use tempering::train::Start;
-use tempering::train::rl::RlConfig;
 
 use crate::support::{
     StopAt, Workshop, figures, final_weights, interrupt_rl, read_lines, resume_rl, run_rl, run_sft, session_rl,
@@ -16,7 +16,7 @@ use crate::support::{
 /// A run of two steps.
 fn short(workshop: &Workshop, name: &str) -> RlConfig {
     let mut config = workshop.rl(name);
-    config.stages[0].max_steps = 2;
+    config.stages[0].exit.max_steps = 2;
     config
 }
 
@@ -32,7 +32,11 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for name in names(from) {
         let (from, to) = (from.join(&name), to.join(&name));
-        if from.is_dir() { copy(&from, &to) } else { drop(fs::copy(from, to).unwrap()) }
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
     }
 }
 
@@ -200,7 +204,7 @@ fn a_finished_run_says_that_nothing_is_left_and_is_extended_to_what_a_longer_one
     let workshop = Workshop::new();
     run_rl(&workshop.rl("whole")).unwrap();
     let mut config = workshop.rl("run");
-    config.stages[0].max_steps = 3;
+    config.stages[0].exit.max_steps = 3;
     run_rl(&config).unwrap();
     let before = (figures(&workshop.run("run")), final_weights(&workshop.run("run")));
     let (ended, notes) = session_rl(&config, Start::Resume, StopAt::Never);
@@ -208,7 +212,7 @@ fn a_finished_run_says_that_nothing_is_left_and_is_extended_to_what_a_longer_one
     assert_eq!(ended.unwrap().summary["steps"], 3);
     assert!((figures(&workshop.run("run")), final_weights(&workshop.run("run"))) == before);
 
-    config.stages[0].max_steps = 6;
+    config.stages[0].exit.max_steps = 6;
     let (ended, notes) = session_rl(&config, Start::Resume, StopAt::Never);
     assert!(notes.contains("over after step 3; it is extended to 6 steps"), "{notes}");
     let summary = ended.unwrap().summary;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tempering::config::load;
 use tempering::data::{Fields, load_problems};
-use tempering::train::rl::RlConfig;
+use tempering::train::RlConfig;
 use tempering::train::sft::SftConfig;
 
 use crate::support::{Workshop, column, figures, repository, run_rl};

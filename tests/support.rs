@@ -16,14 +16,15 @@ use tempering::model::{CausalLm, ModelConfig};
 use tempering::objective::Upstream;
 use tempering::optim::{Gradients, OptimConfig};
 use tempering::reward::{Accuracy, Format, RewardCommand};
+use tempering::stage::StageExit;
+use tempering::stage::{Stage, StageSampling};
 use tempering::text::prompt::PromptConfig;
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::batch::Sequence;
 use tempering::train::learner::Learner;
-use tempering::train::rl::{self, Finished, ModelSource, RlConfig, RlTrain};
-use tempering::train::schedule::StageExit;
+use tempering::train::settings::{ModelSource, RlTrain};
 use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
-use tempering::train::stage::{Stage, StageSampling};
+use tempering::train::{Finished, RlConfig, Trainer};
 use tempering::train::{Observer, Session, Start, checkpoint};
 
 /// Name of the device under test.
@@ -308,7 +309,7 @@ pub(crate) fn session_sft(config: &SftConfig, start: Start, at: StopAt) -> (Resu
 
 /// Runs RL from `start` until it ends or is stopped; gives what it was told, too.
 pub(crate) fn session_rl(config: &RlConfig, start: Start, at: StopAt) -> (Result<Finished>, String) {
-    in_session(start, at, |session| rl::run(config, session))
+    in_session(start, at, |session| Trainer::new(config).run(session))
 }
 
 /// Runs SFT to its end.

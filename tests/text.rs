@@ -19,7 +19,7 @@ fn the_published_settings_go_through_training_as_they_are() {
     let tuned = run_sft(&workshop.sft("sft")).unwrap();
     assert_eq!(fs::read_to_string(tuned.join("generation_config.json")).unwrap(), PUBLISHED);
     let mut config = workshop.rl("rl");
-    config.stages[0].max_steps = 1;
+    config.stages[0].exit.max_steps = 1;
     let run = run_rl(&config).unwrap().dir;
     assert_eq!(fs::read_to_string(run.join("final/generation_config.json")).unwrap(), PUBLISHED);
 }
@@ -56,7 +56,7 @@ fn prompt_and_completion_must_fit_the_model() {
     let error = user_error(&[&"analyze", &model, &sums, &"--set", &"max_completion_length=1000000"]);
     assert!(error.contains("the stage's max_completion_length = 1000000"), "{error}");
     let mut config = workshop.rl("rl");
-    config.stages[0].max_completion_length = 1_000_000;
+    config.stages[0].sampling.max_completion_length = 1_000_000;
     let error = run_rl(&config).unwrap_err().to_string();
     assert!(error.contains("max_completion_length = 1000000: together more than"), "{error}");
     // A single answer is cut there.
@@ -80,7 +80,7 @@ fn files_of_formulae_are_asked_for_in_a_box() {
     assert!(error.contains("holds another evaluation: prompt was"), "{error}");
 
     let mut config = workshop.rl("asked");
-    config.stages[0].max_steps = 1;
+    config.stages[0].exit.max_steps = 1;
     config.prompt.suffix = "auto".into();
     let run = run_rl(&config).unwrap().dir;
     let settings = fs::read_to_string(run.join("config.toml")).unwrap();

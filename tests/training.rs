@@ -1,7 +1,6 @@
 //! SFT and RL: what must not change the result, and what must.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use safetensors::tensor::SafeTensors;
@@ -10,17 +9,17 @@ use tempering::Error;
 use tempering::config::Settings;
 use tempering::model::names;
 use tempering::reward::{Accuracy, Command, Custom, Group, Memory, Parts, Reward};
+use tempering::stage::{Controller, Plateau, PlateauMetric, StageExit};
+use tempering::stage::{EntropyBonus, Kl, Stage, StageSampling};
 use tempering::train::batch::Sequence;
-use tempering::train::{Session, Start};
 use tempering::train::learner::ActivationCheckpointing;
-use tempering::train::rl::{self, RlConfig};
-use tempering::train::schedule::{Controller, Plateau, PlateauMetric, StageExit};
 use tempering::train::sft::SftModel;
-use tempering::train::stage::{EntropyBonus, Kl, Stage, StageSampling};
+use tempering::train::{RlConfig, Trainer};
+use tempering::train::{Session, Start};
 
 use crate::support::{
-    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, likelihood, read_lines,
-    repository, resume_rl, resume_sft, run_rl, run_sft, tiny,
+    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, likelihood,
+    read_lines, repository, resume_rl, resume_sft, run_rl, run_sft, tiny,
 };
 
 #[test]
@@ -188,7 +187,7 @@ fn a_stage_learns_from_the_users_rust_type() {
     let run = |config: &RlConfig| {
         let stop = AtomicBool::new(false);
         let mut session = Session { observer: &mut (), stop: &stop, start: Start::New };
-        rl::run_with(config, &mut session, &[Arc::new(Tokens)])
+        Trainer::new(config).reward(Tokens).run(&mut session)
     };
     let error = run(&config).unwrap_err().to_string();
     assert!(error.contains(r#"name = "tokns", but the program that trains offers ["tokens"]"#), "{error}");

@@ -13,10 +13,10 @@ use crate::metrics::peak_rss_gb;
 use crate::model::{CausalLm, ModelConfig, Precision, names};
 use crate::objective::TokenTerm;
 use crate::optim::{AdamW, Moments, OptimConfig};
+use crate::stage::Stage;
 use crate::train::Workload;
 use crate::train::batch::{Sequence, micro_batches};
 use crate::train::learner::{ActivationCheckpointing, Learner};
-use crate::train::stage::Stage;
 use crate::train::update::{self, Lesson};
 
 /// Models to measure devices with, from one that fits into a cache to one that a single card just trains.
@@ -191,7 +191,7 @@ fn operations(config: &ModelConfig, sequence: &Sequence) -> f64 {
 
 fn workload(
     shape: &StepShape,
-    learner: &Learner,
+    learner: &Learner<'static>,
     sequences: &[Sequence],
     requests: &[Request],
     sampling: &Sampling,

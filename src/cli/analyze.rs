@@ -12,11 +12,11 @@ use crate::config::{self, Settings};
 use crate::error::{Error, Result};
 use crate::eval::Subject;
 use crate::reward::RewardCommand;
+use crate::stage::Stage;
 use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
-use crate::train::analyze::{AnalyzeConfig, analyze};
+use crate::train::analyze::{AnalyzeConfig, Event, analyze};
 use crate::train::settings::RlConfig;
-use crate::train::stage::Stage;
 use crate::{device, files, model, report};
 
 /// Measure the entropy conflict of a model without training it.
@@ -140,7 +140,13 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
     let mut progress = Progress::new();
     progress.begin("analyze", problems.len());
-    let analysis = analyze(subject, &problems, &config, &[], &mut |done| progress.advance(done, None))?;
+    let analysis = analyze(subject, &problems, &config, &[], &mut |event| {
+        match event {
+            Event::Sampled(count) => progress.sampled(count),
+            Event::Done(problems) => progress.advance(problems, None),
+        }
+        Ok(())
+    })?;
     drop(progress);
     report::analysis_text(&analysis).iter().try_for_each(super::print)?;
     if let Some(path) = &args.html {

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{DeviceArgs, PrecisionArgs};
 use crate::config;
 use crate::doctor::{Examination, Memory, examine};
-use crate::train::rl::RlConfig;
+use crate::train::RlConfig;
 
 /// Show what this machine can compute on, and compare a device with the CPU.
 ///

@@ -126,7 +126,7 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
             manifest.settings.insert("prompt".to_string(), serde_json::json!(tokenizer.prompt()));
             evaluate_into(dir, &manifest, subject, &problems, &config, &mut follow)?
         }
-        None => Evaluation::new(evaluate(subject, &problems, &config, &mut follow)?)?,
+        None => Evaluation::new(evaluate(subject, &problems, 0, &config, &mut follow)?)?,
     };
     drop(progress);
     print(evaluation.table())

@@ -14,7 +14,7 @@ use crate::text::prompt::PromptConfig;
 use crate::text::stop::StopStrings;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::Tokenizer;
-use crate::{device, eval, model};
+use crate::{device, model};
 
 /// Answer one prompt, as it comes.
 #[derive(Debug, Args)]

@@ -251,7 +251,8 @@ mod tests {
         let start = Instant::now();
         let mut phase = Phase::new("evaluate", 100, start);
         let mut at = |ended, tokens, ended_tokens| {
-            let count = Count { total: 100, ended, tokens, ended_tokens, ..Count::default() };
+            let mut count = Count::new(100);
+            (count.ended, count.tokens, count.ended_tokens) = (ended, tokens, ended_tokens);
             phase.sampling = Some(Sampling { count, since: start });
             phase.left(start + 4 * SECOND)
         };

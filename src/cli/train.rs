@@ -15,10 +15,10 @@ use crate::doctor::{self, fit, memory};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::report;
-use crate::train::rl::RlConfig;
+use crate::train::RlConfig;
 use crate::train::run::RunSettings;
 use crate::train::sft::SftConfig;
-use crate::train::{self, Observer, Session, Start, Workload};
+use crate::train::{self, Observer, Session, Start, Trainer, Workload};
 
 /// What to train and where.
 #[derive(Debug, Args)]
@@ -156,7 +156,9 @@ pub(super) fn sft(args: &TrainArgs) -> anyhow::Result<()> {
 }
 
 pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
-    if let Some(finished) = start(args, RlConfig::check_embedded_model, RlConfig::workload, train::rl::run)? {
+    if let Some(finished) = start(args, RlConfig::check_embedded_model, RlConfig::workload, |config, session| {
+        Trainer::new(config).run(session)
+    })? {
         print(conclusion(&finished.summary))?;
         let report = report::write(&finished.dir)?;
         print(format!("model:  {}\nreport: {}", finished.dir.join("final").display(), report.display()))?;

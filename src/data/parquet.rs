@@ -49,7 +49,7 @@ mod tests {
     use parquet::schema::parser::parse_message_type;
 
     use super::*;
-    use crate::data::{Fields, Message, Prompt, load_problems};
+    use crate::data::{Fields, Message, load_problems};
 
     /// Writes the next column, with its definition and repetition levels.
     fn texts(

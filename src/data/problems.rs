@@ -1,7 +1,8 @@
 //! Where problems come from: the embedded tasks, endless and generated, or a file, read once and shuffled each epoch.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, COUNTS, LENGTHS};
@@ -99,25 +100,53 @@ impl DataConfig {
     /// # Errors
     /// When the file is missing or malformed, when a prompt is overlong and not to be left out, or when none is left.
     pub fn held_out(&self, limit: usize, tokenizer: &Tokenizer) -> Result<(Vec<Problem>, DataReport)> {
-        let mut kept = Vec::new();
-        let mut overlong = 0;
-        for problem in self.open(Split::HeldOut)?.take(limit)? {
-            let tokens = tokenizer.encode_prompt(&problem.prompt)?.len();
-            if self.reads(tokens, &problem)? { kept.push(problem) } else { overlong += 1 }
-        }
+        self.short_enough(self.open(Split::HeldOut)?.take(limit)?, &self.eval, tokenizer, usize::MAX, |_, _| Ok(()))
+    }
+
+    /// Those of `problems`, of `file`, whose prompts are short enough, and how many are not. `check` looks at the tokens of
+    /// each that may have more than `certain`.
+    ///
+    /// # Errors
+    /// A prompt that is too long without `filter_overlong_prompts`, what `check` says, and when none is left.
+    pub fn short_enough(
+        &self,
+        problems: Vec<Problem>,
+        file: &Path,
+        tokenizer: &Tokenizer,
+        certain: usize,
+        check: impl Fn(usize, &Problem) -> Result<()> + Sync,
+    ) -> Result<(Vec<Problem>, DataReport)> {
+        let fits = |problem: &Problem| -> Result<bool> {
+            let text = tokenizer.render_prompt(&problem.prompt)?;
+            // A token has at least one byte, and at most those of the longest token: most prompts need not be encoded.
+            if text.len() < certain.min(self.max_prompt_length) {
+                return Ok(true);
+            }
+            let least = tokenizer.least_tokens(text.len());
+            let tokens =
+                if least > self.max_prompt_length { least } else { tokenizer.encode_prompt(&problem.prompt)?.len() };
+            if !self.reads(tokens, problem)? {
+                return Ok(false);
+            }
+            check(tokens, problem).map(|()| true)
+        };
+        let fit: Vec<bool> = problems.par_iter().map(fits).collect::<Result<_>>()?;
+        let overlong = fit.iter().filter(|fits| !**fits).count();
+        let mut fit = fit.into_iter();
+        let kept: Vec<Problem> = problems.into_iter().filter(|_| fit.next().unwrap_or(false)).collect();
         if kept.is_empty() {
             let message = format!("all prompts are longer than max_prompt_length = {}", self.max_prompt_length);
-            return Err(Error::file(&self.eval, message));
+            return Err(Error::file(file, message));
         }
         let report = DataReport { overlong, ..DataReport::of(&kept) };
         Ok((kept, report))
     }
 
-    /// Whether a prompt of so many tokens is to be read; when it is too long it is left out, or an error.
+    /// Whether a prompt of this many tokens is short enough.
     ///
     /// # Errors
-    /// When it is too long and `filter_overlong_prompts` is not set.
-    pub fn reads(&self, tokens: usize, problem: &Problem) -> Result<bool> {
+    /// When it is not, and `filter_overlong_prompts` does not leave it out.
+    fn reads(&self, tokens: usize, problem: &Problem) -> Result<bool> {
         if tokens > self.max_prompt_length && !self.filter_overlong_prompts {
             return Err(Error::Invalid(format!(
                 "a prompt of {} has {tokens} tokens, more than max_prompt_length = {}; raise it, or set \

@@ -31,7 +31,7 @@ pub(super) fn problem(
     let prompt = match (prompt_of(&row[prompt_field], prompt_field)?, context(&row)) {
         (Prompt::Messages(messages), _) => Prompt::Messages(without_last_assistant(messages, prompt_field)?),
         (Prompt::Text(question), Some(context)) => Prompt::Text(format!("{context}\n{question}")),
-        (text, None) => text,
+        (prompt, _) => prompt,
     };
     if prompt.text().trim().is_empty() {
         return Err(format!("{prompt_field} is empty"));
@@ -80,11 +80,11 @@ pub(super) fn problem(
 
 /// Reads a conversation.
 pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<Conversation, Fault> {
-    if let Some(messages) = row.get("messages") {
-        let mut messages = messages_of(messages, "messages")?;
+    if let Some(value) = row.get("messages") {
+        let mut messages = messages_of(value, "messages")?;
         return match messages.pop() {
             Some(last) if last.role == "assistant" && !messages.is_empty() => {
-                Ok(Conversation { prompt: Prompt::Messages(messages), completion: last.content })
+                Ok(Conversation { prompt: Prompt::Messages(messages), completion: thought(value, last.content) })
             }
             _ => Err("messages: expected a prompt and then an assistant's turn at the end".into()),
         };
@@ -92,14 +92,23 @@ pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<Conv
     let (Some(prompt), Some(completion)) = (row.get("prompt"), row.get("completion")) else {
         return Err(format!("expected messages, or prompt and completion; the row has {}", names(row)));
     };
-    let completion = match prompt_of(completion, "completion")? {
-        Prompt::Text(text) => text,
-        Prompt::Messages(messages) => match messages.as_slice() {
-            [only] if only.role == "assistant" => only.content.clone(),
+    let completion = match completion {
+        Value::String(text) => text.clone(),
+        list => match messages_of(list, "completion")?.as_slice() {
+            [only] if only.role == "assistant" => thought(list, only.content.clone()),
             _ => return Err("completion: expected a text or one assistant's turn".into()),
         },
     };
     Ok(Conversation { prompt: prompt_of(prompt, "prompt")?, completion })
+}
+
+/// The words of the last turn of a list of messages, after its thinking where the turn has that in a field of its own.
+fn thought(messages: &Value, content: String) -> String {
+    let last = messages.as_array().and_then(|list| list.last());
+    match last.and_then(|last| last["reasoning_content"].as_str()).map(str::trim) {
+        Some(thinking) if !thinking.is_empty() => format!("<think>\n{thinking}\n</think>\n\n{content}"),
+        _ => content,
+    }
 }
 
 /// What an OlympiadBench question refers to.
@@ -310,6 +319,14 @@ mod tests {
             r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
         );
         assert_eq!(lists.unwrap(), turns);
+        // Thinking in a field of its own was dropped, and the model learned to answer at once.
+        let apart = r#"{"role": "assistant", "reasoning_content": "2+3 = 5", "content": "a"}"#;
+        for row in [
+            format!(r#"{{"messages": [{{"role": "user", "content": "q"}}, {apart}]}}"#),
+            format!(r#"{{"prompt": "q", "completion": [{apart}]}}"#),
+        ] {
+            assert_eq!(read(&row).unwrap().completion, "<think>\n2+3 = 5\n</think>\n\na");
+        }
         assert!(read(r#"{"messages": [{"role": "user", "content": "q"}]}"#).unwrap_err().contains("assistant's turn"));
         assert!(read(r#"{"text": "q"}"#).unwrap_err().contains("the row has text"));
     }

@@ -20,9 +20,10 @@ use serde_json::{Value, json};
 use crate::config::{self, COUNTS, LENGTHS, ROWS};
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::generate::{Completion, Count, Distribution, Request, Room, Sampling, Watch, generate};
+use crate::generate::{Completion, Count, Distribution, Room, Sampling, Watch};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelConfig};
+use crate::rollout::{Asked, Local, Sampler, requests};
 use crate::text::tokenizer::Tokenizer;
 pub use figures::Figures;
 pub use record::{Line, Record, Sample};
@@ -95,6 +96,15 @@ impl EvalConfig {
         Distribution { repetition_penalty, temperature, top_k, top_p, min_p }
     }
 
+    /// The room that prompts must leave.
+    fn room(&self, model: &ModelConfig) -> Room<'static> {
+        Room {
+            max_position_embeddings: model.max_position_embeddings,
+            max_completion_length: self.max_completion_length,
+            setting: "eval.max_completion_length",
+        }
+    }
+
     /// Problems that are sampled, graded and written together: their completions fill the rows a few times over, so that
     /// few rows idle while the longest of them ends.
     fn problems_at_once(&self) -> usize {
@@ -124,7 +134,7 @@ pub enum Event<'a> {
     Graded(&'a [Line]),
 }
 
-/// Samples and grades `num_generations` completions per problem.
+/// Samples and grades `num_generations` completions of each of `problems` from number `first` on.
 ///
 /// `observe` ends the evaluation by an error. While the device samples completions, all cores grade the ones before.
 ///
@@ -134,10 +144,12 @@ pub enum Event<'a> {
 pub fn evaluate(
     subject: Subject,
     problems: &[Problem],
+    first: usize,
     config: &EvalConfig,
     observe: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Vec<Record>> {
     let Subject { model, model_config, tokenizer } = subject;
+    let mut sampler = Local { model, config: model_config };
     let sampling = Sampling {
         distribution: config.distribution(),
         max_completion_length: config.max_completion_length,
@@ -145,17 +157,21 @@ pub fn evaluate(
         rows: config.rows,
         ..Sampling::default()
     };
-    let mut records = Vec::with_capacity(problems.len() * config.num_generations);
-    let mut count = Count::new(problems.len() * config.num_generations);
-    let mut sampled: Vec<(Asked, Completion)> = Vec::new();
-    for problems in problems.chunks(config.problems_at_once()) {
-        let asked = ask(problems, subject, config)?;
-        let requests: Vec<Request> = asked.iter().map(|asked| asked.request.clone()).collect();
+    let keyed: Vec<_> = Asked::keys(problems, first).collect();
+    let mut records = Vec::with_capacity(keyed.len() * config.num_generations);
+    let mut count = Count::new(keyed.len() * config.num_generations);
+    let mut sampled: Vec<Sampled> = Vec::new();
+    for keyed in keyed.chunks(config.problems_at_once()) {
+        let forced: Vec<_> =
+            keyed.iter().map(|(p, _)| forced_start(p, tokenizer, config.terse)).collect::<Result<_>>()?;
+        let ask = |(&keyed, forced): (_, &Vec<u32>)| Asked::of(keyed, forced, tokenizer, config.room(model_config));
+        let asked: Vec<Asked> = keyed.iter().zip(&forced).map(ask).collect::<Result<_>>()?;
+        let requests = requests(&asked, config.num_generations, config.seed);
         count.next_call();
         let (mut lines, mut seen) = (Vec::new(), Ok(()));
         let completions = rayon::in_place_scope(|scope| {
             scope.spawn(|_| lines = grade(&sampled, tokenizer));
-            generate(model, model_config, &requests, &sampling, |request, token| {
+            sampler.sample(&requests, &sampling, &mut |request, token| {
                 count.take(request, token, &sampling);
                 seen = observe(Event::Sampled(&count));
                 if seen.is_ok() { Watch::Continue } else { Watch::EndAll }
@@ -164,7 +180,13 @@ pub fn evaluate(
         seen?;
         observe(Event::Graded(&lines))?;
         records.extend(lines.into_iter().map(|line| line.record));
-        sampled = asked.into_iter().zip(completions?).collect();
+        let of = |i: usize| (keyed[i / config.num_generations].0, &forced[i / config.num_generations]);
+        sampled = (completions?.into_iter().enumerate())
+            .map(|(i, completion)| {
+                let (problem, forced) = of(i);
+                Sampled { problem, sample: i % config.num_generations, forced: forced.clone(), completion }
+            })
+            .collect();
     }
     let lines = grade(&sampled, tokenizer);
     observe(Event::Graded(&lines))?;
@@ -173,43 +195,23 @@ pub fn evaluate(
 }
 
 /// The lines of completions, in order.
-fn grade(sampled: &[(Asked, Completion)], tokenizer: &Tokenizer) -> Vec<Line> {
-    sampled.par_iter().map(|(asked, completion)| asked.line(completion, tokenizer)).collect()
+fn grade(sampled: &[Sampled], tokenizer: &Tokenizer) -> Vec<Line> {
+    sampled.par_iter().map(|sampled| sampled.line(tokenizer)).collect()
 }
 
-/// A completion that was asked for.
-struct Asked<'a> {
+/// A completion of an evaluation.
+struct Sampled<'a> {
     problem: &'a Problem,
     sample: usize,
     /// Forced start of the completion.
     forced: Vec<u32>,
-    request: Request,
+    completion: Completion,
 }
 
-/// The requests of some problems.
-fn ask<'a>(problems: &'a [Problem], subject: Subject, config: &EvalConfig) -> Result<Vec<Asked<'a>>> {
-    let room = Room {
-        max_position_embeddings: subject.model_config.max_position_embeddings,
-        max_completion_length: config.max_completion_length,
-        setting: "eval.max_completion_length",
-    };
-    let mut asked = Vec::with_capacity(problems.len() * config.num_generations);
-    for problem in problems {
-        let forced = forced_start(problem, subject.tokenizer, config.terse)?;
-        let mut prompt = subject.tokenizer.encode_prompt(&problem.prompt)?;
-        prompt.extend(&forced);
-        room.check(prompt.len(), &problem.prompt.text())?;
-        asked.extend((0..config.num_generations).map(|sample| {
-            let request = Request { prompt: prompt.clone(), key: [config.seed, 0, problem.id, sample as u64] };
-            Asked { problem, sample, forced: forced.clone(), request }
-        }));
-    }
-    Ok(asked)
-}
-
-impl Asked<'_> {
-    /// Grades what came back.
-    fn line(&self, completion: &Completion, tokenizer: &Tokenizer) -> Line {
+impl Sampled<'_> {
+    /// Grades it.
+    fn line(&self, tokenizer: &Tokenizer) -> Line {
+        let completion = &self.completion;
         let ids = [self.forced.as_slice(), &completion.tokens].concat();
         let rounded = completion.entropies.iter().map(|h| (h * 1e4).round() / 1e4);
         let entropy: Vec<f32> = self.forced.iter().map(|_| 0.0).chain(rounded).collect();

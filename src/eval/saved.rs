@@ -147,7 +147,7 @@ pub fn evaluate_into(
         }
         observe(event)
     };
-    records.extend(evaluate(subject, &problems[done..], config, &mut write)?);
+    records.extend(evaluate(subject, problems, done, config, &mut write)?);
     let evaluation = Evaluation::new(records)?;
     files::write_json(&dir.join("summary.json"), &evaluation.summary())?;
     Ok(evaluation)

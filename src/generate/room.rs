@@ -22,6 +22,11 @@ impl Room<'_> {
         self.max_position_embeddings.saturating_sub(prompt).min(self.max_completion_length)
     }
 
+    /// Tokens of the longest prompt after which the longest completion fits.
+    pub fn longest_prompt(&self) -> usize {
+        self.max_position_embeddings.saturating_sub(self.max_completion_length)
+    }
+
     /// Checks that the longest completion fits after a prompt of `prompt` tokens; `text` is of the prompt, for the
     /// message.
     ///

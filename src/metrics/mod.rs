@@ -28,6 +28,11 @@ impl Metrics {
         self.0.insert(name.into(), serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number));
     }
 
+    /// Adds to a number that starts at 0.
+    pub fn add(&mut self, name: &str, value: f64) {
+        self.set(name, self.get(name).unwrap_or(0.0) + value);
+    }
+
     /// Sets the mean of `values`, or nothing when there are none.
     pub fn set_mean(&mut self, name: &str, values: &[f64]) {
         if !values.is_empty() {

@@ -181,8 +181,7 @@ impl Surrogate {
                 let (floor, ceiling) = (1.0 - f64::from(low), 1.0 + f64::from(high));
                 let raw = ratio.min(bound) * advantage;
                 let clipped = ratio.clamp(floor, ceiling) * advantage;
-                let moves =
-                    if raw <= clipped { ratio <= bound } else { ratio >= floor && ratio <= ceiling };
+                let moves = if raw <= clipped { ratio <= bound } else { ratio >= floor && ratio <= ceiling };
                 let by_log_ratio = if moves { -ratio * advantage } else { 0.0 };
                 Value { value: -raw.min(clipped), by_log_ratio, by_log_prob: 0.0 }
             }

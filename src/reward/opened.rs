@@ -35,7 +35,7 @@ impl Rewards {
                     let known: Vec<&str> = custom.iter().map(|reward| reward.name()).collect();
                     return Err(Error::Invalid(format!(
                         "a stage has the custom reward name = {:?}, but the program that trains offers {known:?}: such \
-                         rewards are Rust types given to tempering::train::rl::run_with",
+                         rewards are Rust types given to tempering::train::Trainer::reward",
                         kind.name
                     )));
                 }

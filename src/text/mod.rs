@@ -7,6 +7,7 @@ pub mod directory;
 mod folder;
 pub mod generation;
 pub mod prompt;
+mod python;
 pub mod stop;
 pub mod stream;
 pub mod tokenizer;

@@ -23,6 +23,8 @@ pub struct Tokenizer {
     template: Option<ChatTemplate>,
     prompt: PromptConfig,
     vocab_size: usize,
+    /// Bytes of the longest token.
+    longest: usize,
     /// Special tokens, which a text for people is without.
     hidden: HashSet<u32>,
     eos: Option<u32>,
@@ -53,7 +55,9 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file(&file, e))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&file, e))?;
-        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let vocab = inner.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
+        let longest = vocab.keys().map(String::len).max().unwrap_or(1).max(1);
         let added = inner.get_added_tokens_decoder();
         let is_hidden =
             |token: &tokenizers::AddedToken| token.special && !turn::MARKS.contains(&token.content.as_str());
@@ -78,8 +82,22 @@ impl Tokenizer {
         };
         let prompt = PromptConfig::default();
         let (turn_end, opening) = (Vec::new(), String::new());
-        Self { inner, template, prompt, vocab_size, hidden, eos, stop_ids, pad_id, turn_end, opening, notes, folder }
-            .with_prompt(&PromptConfig::default())
+        Self {
+            inner,
+            template,
+            prompt,
+            vocab_size,
+            longest,
+            hidden,
+            eos,
+            stop_ids,
+            pad_id,
+            turn_end,
+            opening,
+            notes,
+            folder,
+        }
+        .with_prompt(&PromptConfig::default())
     }
 
     /// The tokenizer with other settings of how a model is asked.
@@ -101,7 +119,7 @@ impl Tokenizer {
             self.prompt.date = day.to_string();
         }
         let kwargs = config.chat_template_kwargs.iter();
-        let kwargs = kwargs.map(|(key, value)| (key.clone(), minijinja::Value::from_serialize(value)));
+        let kwargs = kwargs.map(|(key, value)| (key.clone(), minijinja::Value::from(minijinja::value::Serde(value))));
         let template = template.with(kwargs.collect::<BTreeMap<_, _>>(), day);
         let tail = turn::tail(&template);
         let end = match &tail {
@@ -200,6 +218,11 @@ impl Tokenizer {
     /// One more than the largest id, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// Tokens that a text of this many bytes has at least: those of a text of the longest tokens alone.
+    pub fn least_tokens(&self, bytes: usize) -> usize {
+        bytes / self.longest
     }
 
     /// One token's text for display; part of a character shows as U+FFFD.

@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use super::cosine::gradient_cosines;
 use super::learner::Learner;
-use super::score::Scored;
 use super::settings::RlTrain;
-use super::stage::Stage;
-use super::update::{examples, weights};
+use super::update::{Example, examples, weights};
 use crate::conflict::{Connectors, Figures, Sample, TokenTypes, Types, measure};
 use crate::error::Result;
 use crate::files;
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
+use crate::rollout::{Group, Rollout};
+use crate::stage::Stage;
 use crate::text::tokenizer::Tokenizer;
 
 /// Measures steps.
@@ -33,7 +33,7 @@ impl<'a> ConflictMeter<'a> {
         &self,
         step: usize,
         model: &CausalLm,
-        scored: &[Scored],
+        groups: &[Group],
         stage: &Stage,
         types: &mut TokenTypes,
         metrics: &mut Metrics,
@@ -41,7 +41,7 @@ impl<'a> ConflictMeter<'a> {
         let due = |every: usize| every > 0 && step.is_multiple_of(every);
         let start = Instant::now();
         if let Some(connectors) = self.connectors.as_ref().filter(|_| due(self.settings.conflict_steps)) {
-            let figures = measured(scored, stage, self.settings.num_generations, connectors, types);
+            let figures = measured(groups, stage, connectors, types);
             metrics.extend("conflict/", figures.metrics());
             if let Some(ranking) = types.ranking() {
                 metrics.extend("conflict/types/", ranking.metrics());
@@ -50,20 +50,23 @@ impl<'a> ConflictMeter<'a> {
         }
         if due(self.settings.conflict_cosine_steps) {
             let start = Instant::now();
-            self.cosine(model, scored, stage, metrics)?;
+            self.cosine(model, groups, stage, metrics)?;
             metrics.set("timing_s/conflict_cosine", start.elapsed().as_secs_f64());
         }
         Ok(())
     }
 
-    fn cosine(&self, model: &CausalLm, scored: &[Scored], stage: &Stage, metrics: &mut Metrics) -> Result<()> {
-        let weights = weights(examples(scored, stage, self.settings.num_generations).iter(), stage);
-        let pairs = scored.iter().zip(weights);
-        let (moved, weights): (Vec<&Scored>, Vec<f32>) = pairs
-            .filter(|(s, weight)| *weight != 0.0 && (s.advantage.task != 0.0 || s.advantage.length != 0.0))
-            .unzip();
-        let sequences: Vec<_> = moved.iter().map(|s| s.sequence.clone()).collect();
-        let advantages: Vec<_> = moved.iter().map(|s| s.advantage).collect();
+    fn cosine(&self, model: &CausalLm, groups: &[Group], stage: &Stage, metrics: &mut Metrics) -> Result<()> {
+        let examples = examples(groups, stage);
+        let weights = weights(examples.iter(), stage);
+        let parts = groups.iter().flat_map(|group| group.rollouts.iter().map(|rollout| rollout.advantage));
+        let moved =
+            examples.into_iter().zip(parts).zip(weights).filter(|((_, advantage), weight)| {
+                *weight != 0.0 && (advantage.task != 0.0 || advantage.length != 0.0)
+            });
+        let (moved, weights): (Vec<(Example, _)>, Vec<f32>) = moved.unzip();
+        let (sequences, advantages): (Vec<_>, Vec<_>) =
+            moved.into_iter().map(|(example, advantage)| (example.sequence, advantage)).unzip();
         let learner = Learner {
             temperature: stage.sampling.temperature,
             tokens_per_microbatch: self.settings.tokens_per_microbatch,
@@ -89,22 +92,17 @@ impl<'a> ConflictMeter<'a> {
     }
 }
 
-/// Measures completions in groups of `group`. Weights are those of the stage's loss before any rule takes tokens out of it:
-/// what is measured is what the advantages ask for.
-pub(super) fn measured(
-    scored: &[Scored],
-    stage: &Stage,
-    group: usize,
-    connectors: &Connectors,
-    types: &mut TokenTypes,
-) -> Figures {
-    let weights = weights(examples(scored, stage, group).iter(), stage);
-    let samples: Vec<Sample> = scored.iter().zip(weights).map(|(scored, weight)| sample(scored, weight)).collect();
+/// Measures the completions of groups. Weights are those of the stage's loss before any rule takes tokens out of it: the
+/// measure is of what the advantages ask for.
+pub(super) fn measured(groups: &[Group], stage: &Stage, connectors: &Connectors, types: &mut TokenTypes) -> Figures {
+    let weights = weights(examples(groups, stage).iter(), stage);
+    let rollouts = groups.iter().flat_map(|group| &group.rollouts);
+    let samples: Vec<Sample> = rollouts.zip(weights).map(|(rollout, weight)| sample(rollout, weight)).collect();
     measure(&samples, stage.sampling.temperature, connectors, types)
 }
 
-fn sample(scored: &Scored, weight: f32) -> Sample<'_> {
-    let completion = &scored.completion;
+fn sample(rollout: &Rollout, weight: f32) -> Sample<'_> {
+    let completion = &rollout.completion;
     Sample {
         tokens: &completion.tokens,
         log_probs: &completion.log_probs,
@@ -112,8 +110,8 @@ fn sample(scored: &Scored, weight: f32) -> Sample<'_> {
         sampling_entropies: &completion.sampling_entropies,
         collisions: &completion.collisions,
         collision_logs: &completion.collision_logs,
-        advantage: scored.advantage,
-        correct: scored.outcome.correct,
+        advantage: rollout.advantage,
+        correct: rollout.answer.correct,
         weight,
     }
 }

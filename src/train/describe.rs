@@ -1,27 +1,28 @@
 //! What a step's completions were like: its metrics, and why it taught nothing when it did not.
 
-use super::schedule::StepFigures;
-use super::score::Scored;
-use super::stage::Stage;
 use crate::metrics::{Metrics, deviation, mean};
 use crate::reward::RewardKind;
+use crate::rollout::{Batch, Group, Rollout};
+use crate::stage::Stage;
+use crate::stage::StepFigures;
 use crate::verify::Verdict;
 
 /// Steps at the start that are looked at for a run that cannot learn.
-pub(super) const DIAGNOSED_STEPS: usize = 5;
+const DIAGNOSED_STEPS: usize = 5;
 
-/// Why a step taught nothing, when it did not: the usual silent failures, named.
-pub(super) fn diagnose(scored: &[Scored], metrics: &Metrics, stage: &Stage) -> Option<String> {
-    if scored.iter().any(|s| s.advantage.total() != 0.0) {
+/// Why a step at the start taught nothing, when it did not: the usual silent failures, named.
+pub(super) fn diagnose(groups: &[Group], step: usize, metrics: &Metrics, stage: &Stage) -> Option<String> {
+    let rollouts: Vec<&Rollout> = groups.iter().flat_map(|group| &group.rollouts).collect();
+    if step > DIAGNOSED_STEPS || rollouts.iter().any(|rollout| rollout.advantage.total() != 0.0) {
         return None;
     }
     let percent = |name: &str| 100.0 * metrics.get(name).unwrap_or(0.0);
-    let count = |verdict: Verdict| scored.iter().filter(|s| s.verdict == verdict).count();
+    let count = |verdict: Verdict| rollouts.iter().filter(|rollout| rollout.answer.verdicts.strict == verdict).count();
     let advice = if percent("completions/clipped_ratio") > 90.0 {
         format!("nearly all are cut: raise max_completion_length = {}", stage.sampling.max_completion_length)
-    } else if count(Verdict::UnparseableGold) == scored.len() {
+    } else if count(Verdict::UnparseableGold) == rollouts.len() {
         "no row has a usable answer: see data.answer_field".to_string()
-    } else if count(Verdict::NoAnswer) * 2 > scored.len() && percent("rewards/accuracy_lenient/mean") > 5.0 {
+    } else if count(Verdict::NoAnswer) * 2 > rollouts.len() && percent("rewards/accuracy_lenient/mean") > 5.0 {
         "answers are right but not stated as \\boxed{} or after ####: fine-tune on the form first".to_string()
     } else {
         "all answers are wrong (or all right): the model needs easier (or harder) problems".to_string()
@@ -32,78 +33,100 @@ pub(super) fn diagnose(scored: &[Scored], metrics: &Metrics, stage: &Stage) -> O
         percent("rewards/accuracy/mean"),
         percent("rewards/accuracy_lenient/mean"),
         count(Verdict::NoAnswer),
-        scored.len(),
+        rollouts.len(),
         percent("completions/clipped_ratio"),
     ))
 }
 
-/// Writes down what the step's completions were like; returns what exit rules look at.
-pub(super) fn describe(scored: &[Scored], stage: &Stage, group: usize, metrics: &mut Metrics) -> StepFigures {
-    let lengths = |keep: &dyn Fn(&Scored) -> bool| -> Vec<f64> {
-        scored.iter().filter(|s| keep(s)).map(|s| s.completion.tokens.len() as f64).collect()
+/// Writes down what the step's completions were like; gives what exit rules look at, of all completions that were sampled.
+pub(super) fn describe(batch: &Batch, stage: &Stage, metrics: &mut Metrics) -> StepFigures {
+    metrics.set_text("stage", &stage.name);
+    metrics.set("max_completion_length", stage.sampling.max_completion_length as f64);
+    let rollouts: Vec<&Rollout> = batch.groups.iter().flat_map(|group| &group.rollouts).collect();
+    describe_rewards(&batch.groups, &rollouts, stage, metrics);
+    describe_lengths(&rollouts, metrics);
+    describe_entropies(&rollouts, metrics);
+    let share = |is: &dyn Fn(&Rollout) -> bool| share(&rollouts, is);
+    metrics.set("advantage/positive_share", share(&|r| r.advantage.total() > 0.0));
+    metrics.set("advantage/negative_share", share(&|r| r.advantage.total() < 0.0));
+    let against = |r: &Rollout| r.advantage.total() < 0.0 && r.answer.correct == Some(true);
+    metrics.set("advantage/correct_but_negative_share", share(&against));
+    figures(&batch.all().flat_map(|group| &group.rollouts).collect::<Vec<_>>())
+}
+
+fn share(rollouts: &[&Rollout], is: &dyn Fn(&Rollout) -> bool) -> f64 {
+    rollouts.iter().filter(|rollout| is(rollout)).count() as f64 / rollouts.len().max(1) as f64
+}
+
+fn lengths(rollouts: &[&Rollout], keep: &dyn Fn(&Rollout) -> bool) -> Vec<f64> {
+    rollouts.iter().filter(|rollout| keep(rollout)).map(|rollout| rollout.length() as f64).collect()
+}
+
+/// Entropies of all tokens of the rollouts to `keep`, at temperature 1 or at the sampling temperature.
+fn entropies(rollouts: &[&Rollout], keep: &dyn Fn(&Rollout) -> bool, sampling: bool) -> Vec<f64> {
+    let of = |rollout: &&Rollout| {
+        let completion = &rollout.completion;
+        if sampling { completion.sampling_entropies.clone() } else { completion.entropies.clone() }
     };
-    let share =
-        |is: &dyn Fn(&Scored) -> bool| scored.iter().filter(|s| is(s)).count() as f64 / scored.len().max(1) as f64;
-    // Rewards: the weighted sum, and each on its own.
+    rollouts.iter().filter(|rollout| keep(rollout)).flat_map(of).map(f64::from).collect()
+}
+
+fn figures(rollouts: &[&Rollout]) -> StepFigures {
+    StepFigures {
+        length: mean(&lengths(rollouts, &|_| true)),
+        entropy: mean(&entropies(rollouts, &|_| true, false)),
+        accuracy: share(rollouts, &|r| r.answer.correct == Some(true)),
+        cancelled: None,
+    }
+}
+
+/// The weighted sum of rewards, and each on its own.
+fn describe_rewards(groups: &[Group], rollouts: &[&Rollout], stage: &Stage, metrics: &mut Metrics) {
     let weights = stage.weights();
-    let total = |s: &Scored| -> Option<f64> {
-        let parts: Vec<f64> = s
-            .rewards
-            .iter()
-            .zip(&weights)
-            .filter_map(|(r, w)| Some(f64::from((*r)?.total()) * f64::from(*w)))
-            .collect();
-        (!parts.is_empty()).then(|| parts.iter().sum())
-    };
-    let totals: Vec<f64> = scored.iter().filter_map(&total).collect();
-    let groups: Vec<Vec<f64>> = scored.chunks(group).map(|g| g.iter().filter_map(&total).collect()).collect();
+    let total = |rollout: &Rollout| rollout.reward(&weights).map(f64::from);
+    let share = |is: &dyn Fn(&Rollout) -> bool| share(rollouts, is);
+    let totals: Vec<f64> = rollouts.iter().filter_map(|rollout| total(rollout)).collect();
+    let groups: Vec<(bool, Vec<f64>)> =
+        groups.iter().map(|group| (group.hard, group.rollouts.iter().filter_map(total).collect())).collect();
     metrics.set("reward", mean(&totals));
-    metrics.set("reward_std", mean(&groups.iter().map(|g| deviation(g)).collect::<Vec<_>>()));
-    let flat = groups.iter().filter(|g| deviation(g) == 0.0).count();
+    metrics.set("reward_std", mean(&groups.iter().map(|(_, group)| deviation(group)).collect::<Vec<_>>()));
+    let flat = groups.iter().filter(|(_, group)| deviation(group) == 0.0).count();
     metrics.set("frac_reward_zero_std", flat as f64 / groups.len().max(1) as f64);
-    metrics.set("rewards/unscored", share(&|s| s.rewards.iter().all(Option::is_none)));
+    metrics.set("rewards/unscored", share(&|r| r.rewards.iter().all(Option::is_none)));
     // As the reward of that name: over the completions that can be judged.
     let judged: Vec<f64> =
-        scored.iter().filter_map(|s| s.outcome.correct).map(|right| f64::from(u8::from(right))).collect();
+        rollouts.iter().filter_map(|r| r.answer.correct).map(|right| f64::from(u8::from(right))).collect();
     metrics.set_mean("rewards/accuracy/mean", &judged);
-    metrics.set("rewards/accuracy_lenient/mean", share(&|s| s.lenient));
+    metrics.set("rewards/accuracy_lenient/mean", share(&|r| r.answer.verdicts.lenient.is_right()));
     for (k, kind) in stage.rewards.iter().enumerate() {
-        let values: Vec<f64> =
-            scored.iter().filter_map(|s| s.rewards[k].map(|reward| f64::from(reward.total()))).collect();
+        let values: Vec<f64> = rollouts.iter().filter_map(|r| Some(f64::from(r.rewards[k]?.total()))).collect();
         metrics.set_mean(&format!("rewards/{}/mean", kind.name()), &values);
         metrics.set(format!("rewards/{}/std", kind.name()), deviation(&values));
-        metrics.set(format!("rewards/{}/unscored", kind.name()), share(&|s| s.rewards[k].is_none()));
+        metrics.set(format!("rewards/{}/unscored", kind.name()), share(&|r| r.rewards[k].is_none()));
     }
     if stage.rewards.iter().any(RewardKind::keeps_hardness) {
-        metrics.set("rewards/ceeh_length/hard_share", share(&|s| s.hard));
+        let hard = groups.iter().filter(|(hard, _)| *hard).count();
+        metrics.set("rewards/ceeh_length/hard_share", hard as f64 / groups.len().max(1) as f64);
     }
-    // Lengths.
+}
+
+fn describe_lengths(rollouts: &[&Rollout], metrics: &mut Metrics) {
+    let lengths = |keep: &dyn Fn(&Rollout) -> bool| lengths(rollouts, keep);
     let all = lengths(&|_| true);
-    let length = mean(&all);
-    metrics.set("completions/mean_length", length);
+    metrics.set("completions/mean_length", mean(&all));
     metrics.set("completions/min_length", all.iter().copied().fold(f64::INFINITY, f64::min));
     metrics.set("completions/max_length", all.iter().copied().fold(0.0, f64::max));
-    metrics.set_mean("completions/mean_terminated_length", &lengths(&|s| s.completion.finished()));
-    metrics.set_mean("completions/mean_length_correct", &lengths(&|s| s.outcome.correct == Some(true)));
-    metrics.set_mean("completions/mean_length_wrong", &lengths(&|s| s.outcome.correct == Some(false)));
-    metrics.set("completions/clipped_ratio", share(&|s| !s.completion.finished()));
-    // Entropy: exact, token mean, at both temperatures, and split by the sign of the advantage.
-    let entropy = |keep: &dyn Fn(&Scored) -> bool, sampling: bool| -> Vec<f64> {
-        let of = |s: &Scored| {
-            if sampling { s.completion.sampling_entropies.clone() } else { s.completion.entropies.clone() }
-        };
-        scored.iter().filter(|s| keep(s)).flat_map(of).map(f64::from).collect()
-    };
-    let at_one = mean(&entropy(&|_| true, false));
-    metrics.set("entropy", at_one);
-    metrics.set("entropy/sampling", mean(&entropy(&|_| true, true)));
-    metrics.set_mean("entropy/positive_advantage", &entropy(&|s| s.advantage.total() > 0.0, false));
-    metrics.set_mean("entropy/negative_advantage", &entropy(&|s| s.advantage.total() < 0.0, false));
-    metrics.set("advantage/positive_share", share(&|s| s.advantage.total() > 0.0));
-    metrics.set("advantage/negative_share", share(&|s| s.advantage.total() < 0.0));
-    metrics.set(
-        "advantage/correct_but_negative_share",
-        share(&|s| s.advantage.total() < 0.0 && s.outcome.correct == Some(true)),
-    );
-    StepFigures { length, entropy: at_one, accuracy: share(&|s| s.outcome.correct == Some(true)), cancelled: None }
+    metrics.set_mean("completions/mean_terminated_length", &lengths(&|r| r.completion.finished()));
+    metrics.set_mean("completions/mean_length_correct", &lengths(&|r| r.answer.correct == Some(true)));
+    metrics.set_mean("completions/mean_length_wrong", &lengths(&|r| r.answer.correct == Some(false)));
+    metrics.set("completions/clipped_ratio", share(rollouts, &|r| !r.completion.finished()));
+}
+
+/// Entropy: exact, token mean, at both temperatures, and split by the sign of the advantage.
+fn describe_entropies(rollouts: &[&Rollout], metrics: &mut Metrics) {
+    let entropies = |keep: &dyn Fn(&Rollout) -> bool, sampling: bool| entropies(rollouts, keep, sampling);
+    metrics.set("entropy", mean(&entropies(&|_| true, false)));
+    metrics.set("entropy/sampling", mean(&entropies(&|_| true, true)));
+    metrics.set_mean("entropy/positive_advantage", &entropies(&|r| r.advantage.total() > 0.0, false));
+    metrics.set_mean("entropy/negative_advantage", &entropies(&|r| r.advantage.total() < 0.0, false));
 }

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::batch::Sequence;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::text::tokenizer::Tokenizer;
@@ -19,7 +18,7 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Takes note of a step.
+    /// Takes note of a step and its `sequences`, each a prompt and a completion.
     ///
     /// # Errors
     /// When it is the third bad one in a row: its sequences are in `bad_batch.jsonl` then, and no checkpoint is written,
@@ -30,15 +29,14 @@ impl Guard {
         run: &Path,
         step: usize,
         tokenizer: &Tokenizer,
-        sequences: impl Iterator<Item = &'a Sequence>,
+        sequences: impl Iterator<Item = (&'a [u32], &'a [u32])>,
     ) -> Result<()> {
         self.in_a_row = if good { 0 } else { self.in_a_row + 1 };
         if self.in_a_row < LIMIT {
             return Ok(());
         }
         let path = run.join("bad_batch.jsonl");
-        let rows = sequences.map(|sequence| {
-            let (prompt, completion) = sequence.tokens.split_at(sequence.prompt);
+        let rows = sequences.map(|(prompt, completion)| {
             json!({
                 "step": step,
                 "prompt": tokenizer.decode(prompt, false),

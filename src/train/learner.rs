@@ -253,7 +253,7 @@ impl Blocks {
 
 /// The head's part of a micro-batch, for the rows that predict a completion token.
 struct Head<'a> {
-    learner: &'a Learner,
+    learner: &'a Learner<'a>,
     model: &'a CausalLm,
     /// The model without autodiff.
     plain: &'a CausalLm,
@@ -382,11 +382,7 @@ impl TokenScores {
 
     fn slice(&self, tokens: Range<usize>) -> Self {
         let of = |values: &[f32]| values[tokens.clone()].to_vec();
-        Self {
-            log_prob: of(&self.log_prob),
-            entropy: of(&self.entropy),
-            sampling_entropy: of(&self.sampling_entropy),
-        }
+        Self { log_prob: of(&self.log_prob), entropy: of(&self.entropy), sampling_entropy: of(&self.sampling_entropy) }
     }
 
     fn is_finite(&self) -> bool {

@@ -11,16 +11,18 @@ mod folder;
 mod guard;
 pub mod learner;
 mod origin;
-pub mod rl;
+mod policy;
+mod rl;
 pub mod run;
-pub mod schedule;
-mod score;
 pub mod settings;
 pub mod sft;
-pub mod stage;
+mod state;
+mod trainer;
 pub(crate) mod update;
 mod workload;
 
+pub use settings::RlConfig;
+pub use trainer::{Finished, Trainer};
 pub use workload::Workload;
 
 use std::path::Path;
@@ -48,6 +50,16 @@ impl<'a> Session<'a> {
     /// The request to end early.
     pub fn stop(&self) -> Stop<'a> {
         Stop::new(self.stop)
+    }
+
+    /// Follows the sampling of completions: tells the observer, and ends it when an early end is asked for.
+    fn sampling(&mut self) -> impl FnMut(&Count) -> Result<()> {
+        let stop = self.stop();
+        let observer = &mut *self.observer;
+        move |count| {
+            observer.sampled(count);
+            stop.check()
+        }
     }
 }
 

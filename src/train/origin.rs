@@ -255,19 +255,18 @@ fn short(number: &serde_json::Number) -> String {
     }
 }
 
-/// `config` with the date that chat templates see settled, so that `config.toml` reproduces the run: where it is empty,
-/// that of the run that goes on, or else the day the run starts.
+/// `config` with the date that chat templates see: where it is empty, that of the run that goes on. A new run's is that
+/// of its start, where its template reads one ([`Tokenizer::prompt`](crate::text::tokenizer::Tokenizer::prompt)).
 ///
 /// # Errors
 /// When the settings of the run that goes on cannot be read.
 pub(super) fn dated<C: RunSettings>(config: &C, resumed: Option<&Path>) -> Result<C> {
     let mut config = config.clone();
-    let Some(date) = config.date().filter(|date| date.is_empty()) else { return Ok(config) };
-    let stored = match resumed {
-        Some(dir) => settings::<C>(dir)?.date().cloned(),
-        None => None,
-    };
-    *date = stored.unwrap_or_else(|| chrono::Local::now().format("%Y-%m-%d").to_string());
+    if let (Some(dir), Some(date)) = (resumed, config.date().filter(|date| date.is_empty()))
+        && let Some(stored) = settings::<C>(dir)?.date()
+    {
+        date.clone_from(stored);
+    }
     Ok(config)
 }
 

@@ -240,7 +240,7 @@ impl Run {
         let mut writer = if which == "during" { None } else { Some(record::Writer::create(&path)?) };
         let mut done = 0;
         let (stop, subject) = (session.stop(), Subject { model, model_config: config, tokenizer });
-        let records = evaluate(subject, &self.held_out, &self.eval, &mut |event| {
+        let records = evaluate(subject, &self.held_out, 0, &self.eval, &mut |event| {
             match event {
                 Event::Sampled(count) => session.observer.sampled(count),
                 Event::Graded(lines) => {

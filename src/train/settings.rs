@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::Workload;
 use super::learner::{ActivationCheckpointing, Learner};
 use super::run::{Common, RunSettings};
-use super::schedule::Controller;
-use super::stage::Stage;
 use crate::config::{self, LENGTHS, ROWS, Settings};
 use crate::data::problems::DataConfig;
 use crate::error::Result;
@@ -16,6 +14,8 @@ use crate::eval::EvalConfig;
 use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
 use crate::reward::{RewardCommand, RewardKind};
+use crate::stage::Controller;
+use crate::stage::Stage;
 use crate::text::prompt::PromptConfig;
 
 /// Settings of `tempering train`.
@@ -161,15 +161,9 @@ impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
         let name = self.common().mistakes();
-        let mut problems = [
-            name,
-            self.data.mistakes(),
-            self.prompt.mistakes(),
-            self.optim.mistakes(),
-            self.eval.mistakes(),
-            lora,
-        ]
-        .concat();
+        let mut problems =
+            [name, self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora]
+                .concat();
         if self.model.path.as_os_str().is_empty() {
             problems.push("model.path is empty: name the folder of the model, --set model.path=FOLDER".to_string());
         }
@@ -192,7 +186,8 @@ impl Settings for RlConfig {
         }
         problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.mistakes(index)));
         let completions = train.prompts_per_step.saturating_mul(train.num_generations);
-        for (index, stage) in self.stages.iter().enumerate().filter(|(_, s)| s.loss.steps_per_generation > completions) {
+        for (index, stage) in self.stages.iter().enumerate().filter(|(_, s)| s.loss.steps_per_generation > completions)
+        {
             problems.push(format!(
                 "stages.{index}.loss.steps_per_generation = {} must not be above the {completions} completions of a step",
                 stage.loss.steps_per_generation

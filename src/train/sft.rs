@@ -11,7 +11,7 @@ use super::Workload;
 use super::batch::Sequence;
 use super::checkpoint::Trained;
 use super::guard::Guard;
-use super::learner::{ActivationCheckpointing, Learner, Work, arrange};
+use super::learner::{ActivationCheckpointing, Learner, arrange};
 use super::origin::dated;
 use super::run::{Common, Point, Run, RunSettings};
 use super::{Session, open_model};
@@ -169,15 +169,9 @@ impl Settings for SftConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
         let name = self.common().mistakes();
-        let mut problems = [
-            name,
-            self.data.mistakes(),
-            self.prompt.mistakes(),
-            self.optim.mistakes(),
-            self.eval.mistakes(),
-            lora,
-        ]
-        .concat();
+        let mut problems =
+            [name, self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora]
+                .concat();
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),
@@ -377,7 +371,7 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
         tokenizer.check_vocab(opened.0.vocab_size, config.tokenizer_dir())?;
         Ok(opened)
     })?;
-    let Point { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
+    let Point::<State> { step: first, config: model_config, mut model, mut optimizer, mut state } = point;
     let job = Job { config, tokenizer, model_config, conversations, stop: session.stop() };
     let train = &config.train;
     if first == 0 {
@@ -412,7 +406,8 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
             run.log(&metrics)?;
         }
         session.observer.advance(step, Some(&metrics));
-        guard.check(stepped.finite, run.dir(), step, &job.tokenizer, stepped.sequences.iter())?;
+        let sequences = stepped.sequences.iter().map(|sequence| sequence.tokens.split_at(sequence.prompt));
+        guard.check(stepped.finite, run.dir(), step, &job.tokenizer, sequences)?;
         let stop = job.stop.requested();
         if step % train.save_steps == 0 || step == train.max_steps || stop {
             let checkpoint = run.save(step, job.trained(&model), &optimizer, &state)?;
@@ -493,11 +488,8 @@ impl Job<'_> {
         let norm = gradients.norm();
         let step = metrics.get("step").unwrap_or_default() as usize;
         let lr = learning_rate(optim, step, self.config.train.max_steps);
-        let model = if norm.is_finite() {
-            optimizer.step(optim, model, gradients, optim.clip(norm), lr)
-        } else {
-            model
-        };
+        let model =
+            if norm.is_finite() { optimizer.step(optim, model, gradients, optim.clip(norm), lr) } else { model };
         state.num_tokens += sequences.iter().map(|sequence| sequence.tokens.len()).sum::<usize>();
         metrics.set("loss", loss);
         metrics.set("entropy", entropy);

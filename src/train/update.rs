@@ -19,24 +19,26 @@ use std::time::{Duration, Instant};
 
 use super::batch::Sequence;
 use super::learner::{Learner, Work, arrange};
-use super::score::Scored;
+use super::policy::Policy;
 use super::settings::RlConfig;
-use super::stage::Stage;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
 use crate::noise::{Purpose, Stream};
 use crate::objective::entropy::EntropyControl;
 use crate::objective::{Drawn, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
-use crate::optim::{AdamW, Gradients};
+use crate::optim::Gradients;
+use crate::rollout::{Group, Rollout};
+use crate::stage::Stage;
+use crate::stop::Stop;
 
 /// A completion as an update sees it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Example<'a> {
     /// Place of its group in the step.
     pub(super) group: usize,
     /// Prompt and completion.
-    pub(super) sequence: &'a Sequence,
+    pub(super) sequence: Sequence,
     /// The sampler's log-probability of each token, in nats.
     pub(super) sampled: &'a [f32],
     /// Entropy before each token at the sampling temperature, in nats.
@@ -49,18 +51,23 @@ pub(super) struct Example<'a> {
     pub(super) takes_part: bool,
 }
 
-/// The completions of a step, `group` of them per problem.
-pub(super) fn examples<'a>(scored: &'a [Scored], stage: &Stage, group: usize) -> Vec<Example<'a>> {
-    let example = |(place, scored): (usize, &'a Scored)| Example {
-        group: place / group,
-        sequence: &scored.sequence,
-        sampled: &scored.completion.log_probs,
-        entropies: &scored.completion.sampling_entropies,
-        advantage: scored.advantage.total(),
-        hard: scored.hard,
-        takes_part: !stage.tokens.mask_truncated_completions || scored.completion.finished(),
+/// The completions of a step, group by group.
+pub(super) fn examples<'a>(groups: &'a [Group], stage: &Stage) -> Vec<Example<'a>> {
+    let masks = stage.tokens.mask_truncated_completions;
+    let example = |place: usize, group: &Group, rollout: &'a Rollout| Example {
+        group: place,
+        sequence: Sequence {
+            tokens: [&group.prompt[..], &rollout.completion.tokens].concat(),
+            prompt: group.prompt.len(),
+        },
+        sampled: &rollout.completion.log_probs,
+        entropies: &rollout.completion.sampling_entropies,
+        advantage: rollout.advantage.total(),
+        hard: group.hard,
+        takes_part: !masks || rollout.completion.finished(),
     };
-    scored.iter().enumerate().map(example).collect()
+    let of_group = |(place, group): (usize, &'a Group)| group.rollouts.iter().map(move |r| example(place, group, r));
+    groups.iter().enumerate().flat_map(of_group).collect()
 }
 
 /// Weight of each token of each completion in a loss over all of them; 0 for those that take no part.
@@ -126,42 +133,47 @@ pub(super) struct Update<'a> {
     pub(super) lr: f64,
     /// The model at the start of the run; there when the stage has `loss.kl`.
     pub(super) reference: Option<&'a CausalLm>,
+    /// Ends the step until its first update.
+    pub(super) stop: Stop<'a>,
 }
 
 impl Update<'_> {
-    /// The model after the updates of a step, and how many of them were left out because of a loss or gradient that is not
-    /// finite. A completion that is not finite is left out of its update and counted in `skipped_sequences`.
+    /// Updates the policy on the completions of a step; gives the number of updates that were left out because of a loss or
+    /// gradient that is not finite. A completion that is not finite is left out of its update and counted in
+    /// `skipped_sequences`.
     ///
     /// A mini-batch in which nothing has a gradient makes no update. Completions without a gradient count in the weights.
     ///
     /// # Errors
-    /// When an advantage is not finite: then a reward is to blame, and nothing is updated.
+    /// When an advantage is not finite: then a reward is to blame. When an early end is asked for before the first update.
+    /// The policy is as it was, both times.
     pub(super) fn run(
         &self,
-        mut model: CausalLm,
-        optimizer: &mut AdamW,
+        policy: &mut Policy,
         examples: &[Example],
         control: &mut EntropyControl,
         metrics: &mut Metrics,
-    ) -> Result<(CausalLm, usize)> {
+    ) -> Result<usize> {
         check(examples)?;
         let start = Instant::now();
         let batches = self.mini_batches(examples.len());
         let mut known = Known { old: vec![Vec::new(); examples.len()], reference: self.references(examples, metrics) };
-        let (learner, objective, mut log) = (self.learner(), self.stage.objective(), Log::default());
+        let (objective, mut log) = (self.stage.objective(), Log::default());
         let mut updated = false;
         let updates = (0..self.stage.loss.num_iterations).flat_map(|_| &batches).enumerate();
         for (number, batch) in updates {
             let batch = MiniBatch { number, examples: batch.iter().map(|&place| (place, &examples[place])).collect() };
             let mut lessons = self.lessons(&batch, &known, control, &mut log);
-            arrange(&mut lessons, &model.device(), |lesson| &lesson.sequence);
+            arrange(&mut lessons, &policy.device(), |lesson| &lesson.sequence);
             lessons.iter_mut().for_each(|lesson| lesson.first = !updated);
-            let (gradients, seen, work) = gradients(&learner, &objective, &model, &mut lessons);
+            let learner = self.learner(if number == 0 { self.stop } else { Stop::NEVER });
+            let (gradients, seen, work) = gradients(&learner, &objective, policy.model(), &mut lessons);
             if !updated {
                 known.keep(&lessons);
             }
             if number == 0 {
-                let reading = self.read(&model, examples, &mut known.old);
+                self.stop.check()?;
+                let reading = self.read(policy.model(), examples, &mut known.old);
                 metrics.set("timing_s/old_log_prob", reading.as_secs_f64());
             }
             let norm = gradients.norm();
@@ -173,8 +185,7 @@ impl Update<'_> {
                 log.skipped += 1;
                 continue;
             }
-            let scale = self.config.optim.clip(norm);
-            model = optimizer.step(&self.config.optim, model, gradients, scale, self.lr);
+            policy.apply(&self.config.optim, gradients, self.config.optim.clip(norm), self.lr);
             updated = true;
         }
         self.describe(&log, metrics);
@@ -184,7 +195,7 @@ impl Update<'_> {
         }
         mismatch(examples, &known.old, metrics);
         metrics.set("timing_s/update_actor", start.elapsed().as_secs_f64());
-        Ok((model, log.skipped))
+        Ok(log.skipped)
     }
 
     /// Places of the completions of each mini-batch; sizes differ by one at most, and none is empty.
@@ -220,8 +231,9 @@ impl Update<'_> {
         taught.map(lesson).collect()
     }
 
-    fn learner(&self) -> Learner<'static> {
+    fn learner<'b>(&self, stop: Stop<'b>) -> Learner<'b> {
         Learner {
+            stop,
             temperature: self.stage.sampling.temperature,
             tokens_per_microbatch: self.config.train.tokens_per_microbatch,
             activation_checkpointing: self.config.train.activation_checkpointing,
@@ -247,7 +259,7 @@ impl Update<'_> {
             .collect();
         arrange(&mut missing, &model.device(), |(_, sequence)| sequence);
         let (places, sequences): (Vec<usize>, Vec<Sequence>) = missing.into_iter().unzip();
-        for (place, scores) in places.into_iter().zip(self.learner().read(model, &sequences)) {
+        for (place, scores) in places.into_iter().zip(self.learner(Stop::NEVER).read(model, &sequences)) {
             lists[place] = scores.log_prob;
         }
         start.elapsed()

@@ -5,7 +5,7 @@ use burn::module::{ModuleMapper, Param};
 use super::*;
 use crate::model::{LoraConfig, ModelConfig, ParamPath};
 use crate::objective::{Statistics, TokenTerm};
-use crate::train::stage::Stage;
+use crate::stage::Stage;
 
 const VOCAB: usize = 37;
 
@@ -96,7 +96,13 @@ fn no_way_of_cutting_the_work_changes_the_gradient() {
             let expected = plain(&model, 0.8);
             for activation_checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
                 for (logits, tokens_per_microbatch) in [(1, 1), (5 * VOCAB, 100), (10 * VOCAB, 20), (LOGITS, 100)] {
-                    let learner = Learner { temperature: 0.8, tokens_per_microbatch, activation_checkpointing, logits };
+                    let learner = Learner {
+                        temperature: 0.8,
+                        tokens_per_microbatch,
+                        activation_checkpointing,
+                        logits,
+                        ..Learner::default()
+                    };
                     assert_equal(&learned(&learner, &model), &expected, 1e-5);
                 }
             }

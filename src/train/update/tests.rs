@@ -5,13 +5,18 @@ use crate::config;
 use crate::model::ModelConfig;
 use crate::objective::terms::Covariance;
 use crate::ops::to_host;
+use crate::optim::AdamW;
 
 const VOCAB: usize = 37;
 
-fn model() -> CausalLm {
+fn shape() -> ModelConfig {
     let mut config = ModelConfig::qwen2(VOCAB, 16, 24, 2, 4, 2);
     config.initializer_range = 0.3;
-    CausalLm::random(&config, 3, &Device::flex().autodiff())
+    config
+}
+
+fn model() -> CausalLm {
+    CausalLm::random(&shape(), 3, &Device::flex().autodiff())
 }
 
 /// Completions of a step, with what a sampler recorded of them.
@@ -41,7 +46,7 @@ impl Drawn {
     fn examples(&self, advantages: [f32; 6]) -> Vec<Example<'_>> {
         let example = |place: usize| Example {
             group: place / 2,
-            sequence: &self.sequences[place],
+            sequence: self.sequences[place].clone(),
             sampled: &self.sampled[place],
             entropies: &self.entropies[place],
             advantage: advantages[place],
@@ -54,16 +59,18 @@ impl Drawn {
 
 const ADVANTAGES: [f32; 6] = [1.0, -1.0, 0.7, -0.7, -0.5, 0.5];
 
-fn updated(stage: &Stage, lr: f64, model: &CausalLm, examples: &[Example]) -> (CausalLm, Metrics) {
+fn policy(model: &CausalLm) -> Policy {
+    Policy::new(shape(), model.clone(), AdamW::default())
+}
+
+fn updated(stage: &Stage, lr: f64, model: &CausalLm, examples: &[Example]) -> (Policy, Metrics) {
     let config = RlConfig::default();
-    let reference = (stage.beta > 0.0).then_some(model);
-    let update = Update { config: &config, stage, step: 1, lr, reference };
-    let mut metrics = Metrics::of_step(1);
-    let mut control = EntropyControl::new(0.0);
-    let (model, skipped) =
-        update.run(model.clone(), &mut AdamW::default(), examples, &mut control, &mut metrics).unwrap();
-    assert_eq!(skipped, 0);
-    (model, metrics)
+    let reference = stage.loss.kl.is_some().then_some(model);
+    let update = Update { config: &config, stage, step: 1, lr, reference, stop: Stop::NEVER };
+    let (mut policy, mut metrics) = (policy(model), Metrics::of_step(1));
+    let skipped = update.run(&mut policy, examples, &mut EntropyControl::new(stage.entropy_coef()), &mut metrics);
+    assert_eq!(skipped.unwrap(), 0);
+    (policy, metrics)
 }
 
 fn weights_of(model: &CausalLm) -> Vec<f32> {
@@ -71,8 +78,10 @@ fn weights_of(model: &CausalLm) -> Vec<f32> {
 }
 
 fn kl_cov(ppo_kl_coef: f32) -> Stage {
-    let covariance = Some(Covariance::KlCov { kl_cov_ratio: 0.5, ppo_kl_coef });
-    Stage { covariance, num_iterations: 2, ..Stage::default() }
+    let mut stage = Stage::default();
+    stage.tokens.covariance = Some(Covariance::KlCov { kl_cov_ratio: 0.5, ppo_kl_coef });
+    stage.loss.num_iterations = 2;
+    stage
 }
 
 /// The sampler is off by 1e-6 at every token. While nothing has moved the ratio is 1 exactly, and KL-Cov pays nothing: with
@@ -97,7 +106,8 @@ fn the_mismatch_metrics_count_every_completion() {
     let mut drawn = Drawn::new(&model, 0.0);
     drawn.sampled[3][2] -= 0.5;
     for steps_per_generation in [1, 2] {
-        let stage = Stage { steps_per_generation, ..Stage::default() };
+        let mut stage = Stage::default();
+        stage.loss.steps_per_generation = steps_per_generation;
         let (_, metrics) = updated(&stage, 1e-3, &model, &drawn.examples([1.0, -1.0, 0.0, 0.0, 0.0, 0.0]));
         let get = |name: &str| metrics.get(&format!("sampling/{name}")).unwrap();
         let tokens: usize = drawn.sampled.iter().map(Vec::len).sum();
@@ -115,13 +125,16 @@ fn two_mini_batches_are_two_updates_against_the_policy_before_them() {
     let model = model();
     let drawn = Drawn::new(&model, 0.0);
     let examples = drawn.examples(ADVANTAGES);
-    let stage = Stage { steps_per_generation: 2, epsilon: 0.01, epsilon_high: 0.01, ..Stage::default() };
+    let mut stage = Stage::default();
+    stage.loss.steps_per_generation = 2;
+    stage.loss.surrogate = Surrogate::Clip { low: 0.01, high: 0.01, delta: None };
     let (ours, metrics) = updated(&stage, 1e-2, &model, &examples);
 
     let config = RlConfig::default();
-    let batches = Update { config: &config, stage: &stage, step: 1, lr: 1e-2, reference: None }.mini_batches(6);
+    let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-2, reference: None, stop: Stop::NEVER };
+    let batches = update.mini_batches(6);
     assert!(batches.len() == 2 && batches.iter().all(|batch| batch.len() == 3), "{batches:?}");
-    let (mut by_hand, mut optimizer, mut clipped) = (model.clone(), AdamW::default(), Vec::new());
+    let (mut by_hand, mut clipped) = (policy(&model), Vec::new());
     for batch in batches {
         let tokens: usize = batch.iter().map(|&place| drawn.sampled[place].len()).sum();
         let term = |place: usize, &old_log_prob: &f32| TokenTerm {
@@ -134,24 +147,18 @@ fn two_mini_batches_are_two_updates_against_the_policy_before_them() {
             batch.iter().flat_map(|&place| drawn.sampled[place].iter().map(move |old| term(place, old))).collect();
         let sequences: Vec<Sequence> = batch.iter().map(|&place| drawn.sequences[place].clone()).collect();
         let (mut gradients, mut seen) = (Gradients::default(), Statistics::default());
-        Learner::default().backward(&by_hand, &sequences, &mut gradients, |_, scores| {
+        Learner::default().backward(by_hand.model(), &sequences, &mut gradients, |_, scores| {
             let mut upstream = Upstream::default();
-            stage.objective().evaluate(
-                &terms,
-                &scores.log_prob,
-                &scores.sampling_entropy,
-                &mut seen,
-                &mut upstream,
-            );
+            stage.objective().evaluate(&terms, &scores.log_prob, &scores.sampling_entropy, &mut seen, &mut upstream);
             Some(upstream)
         });
         clipped.push((seen.low + seen.high) as f64 / tokens as f64);
-        let scale = (config.optim.max_grad_norm / gradients.norm()).min(1.0);
-        by_hand = optimizer.step(&config.optim, by_hand, gradients, scale, 1e-2);
+        let scale = config.optim.clip(gradients.norm());
+        by_hand.apply(&config.optim, gradients, scale, 1e-2);
     }
     assert!(clipped[0] == 0.0 && clipped[1] > 0.0, "the second update must meet the clip: {clipped:?}");
     assert_eq!(metrics.get("clip_ratio/region_mean"), Some(clipped[1] / 2.0));
-    let (ours, by_hand, before) = (weights_of(&ours), weights_of(&by_hand), weights_of(&model));
+    let (ours, by_hand, before) = (weights_of(ours.model()), weights_of(by_hand.model()), weights_of(&model));
     let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(distance(&ours, &by_hand) < 1e-5 && distance(&ours, &before) > 5e-3, "{}", distance(&ours, &by_hand));
 }
@@ -172,7 +179,7 @@ fn every_method_raises_what_has_a_positive_advantage() {
         let config: RlConfig = config::load(Some(&path), &[]).unwrap();
         for stage in &config.stages {
             let (after, metrics) = updated(stage, 1e-3, &model, &drawn.examples(ADVANTAGES));
-            let after = Learner::default().read(&after, &drawn.sequences);
+            let after = Learner::default().read(after.model(), &drawn.sequences);
             let moved: Vec<f32> = (after.iter().zip(&drawn.sampled))
                 .map(|(after, before)| after.log_prob.iter().sum::<f32>() - before.iter().sum::<f32>())
                 .collect();
@@ -190,10 +197,10 @@ fn an_advantage_that_is_not_finite_is_a_reward_s_fault() {
     let model = model();
     let drawn = Drawn::new(&model, 0.0);
     let (config, stage) = (RlConfig::default(), Stage::default());
-    let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-3, reference: None };
+    let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-3, reference: None, stop: Stop::NEVER };
     let examples = drawn.examples([1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0]);
     let mut control = EntropyControl::new(0.0);
-    let run = update.run(model, &mut AdamW::default(), &examples, &mut control, &mut Metrics::of_step(1));
+    let run = update.run(&mut policy(&model), &examples, &mut control, &mut Metrics::of_step(1));
     let error = run.unwrap_err().to_string();
     assert!(error.contains("1 of 6 completions") && error.contains("reward"), "{error}");
 }

@@ -1,16 +1,19 @@
-//! Stages: what is sampled, rewarded and optimised while one lasts, in sections; `schedule` says how long.
+//! Stages: what is sampled, rewarded and optimised while one lasts, in sections, and when it is over.
 
+mod controller;
+mod exit;
 mod loss;
 mod sampling;
 mod tokens;
 
 use serde::{Deserialize, Serialize};
 
+pub use controller::Controller;
+pub use exit::{LengthTarget, Plateau, PlateauMetric, StageExit, StepFigures};
 pub use loss::{Kl, StageLoss};
 pub use sampling::{LengthClip, StageSampling};
 pub use tokens::{EntropyBonus, StageTokens};
 
-use super::schedule::StageExit;
 use crate::generate::Distribution;
 use crate::objective::entropy::EntropyTarget;
 use crate::objective::terms::Covariance;

@@ -153,7 +153,6 @@ impl From<StageLoss> for Keys {
             kl,
         };
         match surrogate {
-            Surrogate::Unclipped => none,
             Surrogate::Clip { low, high, delta } => {
                 Self { epsilon: Some(low), epsilon_high: Some(high), delta, ..none }
             }
@@ -161,6 +160,7 @@ impl From<StageLoss> for Keys {
             Surrogate::Sapo { positive, negative } => {
                 Self { sapo_temperature_pos: Some(positive), sapo_temperature_neg: Some(negative), ..none }
             }
+            Surrogate::Unclipped => none,
         }
     }
 }
@@ -191,8 +191,8 @@ impl TryFrom<Keys> for StageLoss {
                     let own = match surrogate {
                         Surrogate::Clip { .. } => "epsilon, epsilon_high, delta",
                         Surrogate::Cispo { .. } => "epsilon_high",
-                        Surrogate::Unclipped => "no keys",
                         Surrogate::Sapo { .. } => "sapo_temperature_pos, sapo_temperature_neg",
+                        Surrogate::Unclipped => "none of these",
                     };
                     let name = toml::Value::try_from(r#type).expect("a type is a text");
                     return Err(format!("key `{key}` does nothing with type = {name}, which has {own}: remove it"));

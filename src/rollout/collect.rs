@@ -1,0 +1,191 @@
+//! Sampling, grading and scoring the groups of a step.
+
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::{Asked, Group, Prompts, Rollout, Sampler, requests};
+use crate::error::Result;
+use crate::generate::{Completion, Count, Sampling, Watch};
+use crate::metrics::Metrics;
+use crate::reward::{self, Answer, Memory, Parts, Rewards, answer};
+use crate::stage::Stage;
+use crate::text::tokenizer::Tokenizer;
+
+/// The groups of a step.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Those to learn from.
+    pub groups: Vec<Group>,
+    /// Those that were replaced, since their rewards do not differ.
+    pub replaced: Vec<Group>,
+}
+
+impl Batch {
+    /// Every group that was sampled.
+    pub fn all(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter().chain(&self.replaced)
+    }
+}
+
+/// The place of a step in its stage, and what rewards remember of the steps before.
+#[derive(Debug, Clone, Copy)]
+pub struct Now<'a> {
+    /// The stage, with the length clip of this step.
+    pub stage: &'a Stage,
+    /// Steps of the stage that are over.
+    pub step: usize,
+    /// The rewards' memory.
+    pub memory: &'a Memory,
+}
+
+/// What turns prompts into graded groups.
+#[derive(Debug)]
+pub struct Rollouts {
+    /// Turns completions into text.
+    pub tokenizer: Tokenizer,
+    /// The rewards of all stages, opened.
+    pub rewards: Rewards,
+    /// Completions per prompt.
+    pub num_generations: usize,
+    /// Rows, cache and stop tokens of the engine; the distribution and the length are the stage's.
+    pub engine: Sampling,
+    /// Seed of the sampling noise.
+    pub seed: u64,
+}
+
+/// Told of every token that is sampled; an error ends the sampling.
+pub type Follow<'a> = dyn FnMut(&Count) -> Result<()> + 'a;
+
+impl Rollouts {
+    /// Samples and scores one group for each of `asked`.
+    ///
+    /// # Errors
+    /// What the sampler, the rewards and `follow` say.
+    pub fn groups(
+        &self,
+        sampler: &mut dyn Sampler,
+        asked: Vec<Asked>,
+        now: Now,
+        metrics: &mut Metrics,
+        follow: &mut Follow,
+    ) -> Result<Vec<Group>> {
+        let start = Instant::now();
+        let Now { stage, step, memory } = now;
+        let limit = stage.sampling.max_completion_length;
+        let sampling =
+            Sampling { distribution: stage.distribution(), max_completion_length: limit, ..self.engine.clone() };
+        let completions = self.sample(sampler, &asked, &sampling, follow)?;
+        metrics.add("timing_s/gen", start.elapsed().as_secs_f64());
+
+        let start = Instant::now();
+        let with_pieces = self.rewards.reads_pieces(&stage.rewards);
+        let count = self.num_generations;
+        let answers: Vec<Answer> = (completions.par_iter().enumerate())
+            .map(|(i, completion)| answer(&asked[i / count].problem, &self.tokenizer, completion, with_pieces))
+            .collect();
+        let graded: Vec<reward::Group> = (asked.iter().zip(answers.chunks(count)))
+            .map(|(asked, answers)| reward::Group { problem: &asked.problem, answers, limit, step })
+            .collect();
+        let scores = self.rewards.score(&stage.rewards, &graded, memory)?;
+        let hard: Vec<bool> = graded.iter().map(|group| memory.is_hard(group)).collect();
+        drop(graded);
+        metrics.add("timing_s/reward", start.elapsed().as_secs_f64());
+        Ok(assemble(asked, completions, answers, scores, hard))
+    }
+
+    fn sample(
+        &self,
+        sampler: &mut dyn Sampler,
+        asked: &[Asked],
+        sampling: &Sampling,
+        follow: &mut Follow,
+    ) -> Result<Vec<Completion>> {
+        let requests = requests(asked, self.num_generations, self.seed);
+        let mut count = Count::new(requests.len());
+        let mut followed = Ok(());
+        let completions = sampler.sample(&requests, sampling, &mut |request, token| {
+            count.take(request, token, sampling);
+            followed = follow(&count);
+            if followed.is_ok() { Watch::Continue } else { Watch::EndAll }
+        });
+        followed.and(completions)
+    }
+
+    /// Samples the `wanted` groups of a step, drawn one after another from `next_draw` on. Where the stage says so, groups
+    /// without spread are replaced by further draws, up to its number of batches; a step with no other groups has those, so
+    /// that it says what was seen.
+    ///
+    /// # Errors
+    /// As [`Rollouts::groups`].
+    pub fn collect(
+        &self,
+        sampler: &mut dyn Sampler,
+        (prompts, wanted, next_draw): (&Prompts, usize, &mut u64),
+        now: Now,
+        metrics: &mut Metrics,
+        follow: &mut Follow,
+    ) -> Result<Batch> {
+        let most = now.stage.sampling.max_num_gen_batches.max(1);
+        let weights = now.stage.weights();
+        let mut batch = Batch::default();
+        let mut batches = 0;
+        while batches < most && batch.groups.len() < wanted {
+            batches += 1;
+            let first = *next_draw;
+            *next_draw += (wanted - batch.groups.len()) as u64;
+            let asked = (first..*next_draw).map(|draw| prompts.draw(draw)).collect::<Result<_>>()?;
+            let groups = self.groups(sampler, asked, now, metrics, follow)?;
+            let (kept, flat): (Vec<_>, Vec<_>) =
+                groups.into_iter().partition(|group| most == 1 || group.differs(&weights));
+            batch.groups.extend(kept);
+            batch.replaced.extend(flat);
+        }
+        if most > 1 {
+            metrics.set("sampling/num_gen_batches", batches as f64);
+            metrics.set("sampling/replaced_problems", batch.replaced.len() as f64);
+            metrics.set("sampling/missing_problems", (wanted - batch.groups.len()) as f64);
+        }
+        if batch.groups.is_empty() {
+            let rest = batch.replaced.split_off(wanted.min(batch.replaced.len()));
+            batch.groups = std::mem::replace(&mut batch.replaced, rest);
+        }
+        Ok(batch)
+    }
+
+    /// Lets the rewards of a stage remember every group of a step, and writes down their own figures.
+    pub fn remember(&self, batch: &Batch, stage: &Stage, memory: &mut Memory, metrics: &mut Metrics) {
+        let answers: Vec<Vec<Answer>> =
+            batch.all().map(|group| group.rollouts.iter().map(|rollout| rollout.answer.clone()).collect()).collect();
+        let limit = stage.sampling.max_completion_length;
+        let graded: Vec<reward::Group> = (batch.all().zip(&answers))
+            .map(|(group, answers)| reward::Group { problem: &group.problem, answers, limit, step: 0 })
+            .collect();
+        self.rewards.remember(&stage.rewards, &graded, memory);
+        self.rewards.describe(&stage.rewards, memory, metrics);
+    }
+}
+
+/// Groups of what belongs together; `scores` by group, reward and answer.
+fn assemble(
+    asked: Vec<Asked>,
+    completions: Vec<Completion>,
+    answers: Vec<Answer>,
+    scores: Vec<Vec<Vec<Option<Parts>>>>,
+    hard: Vec<bool>,
+) -> Vec<Group> {
+    let count = completions.len() / asked.len().max(1);
+    let mut rollouts = completions.into_iter().zip(answers);
+    let mut groups = Vec::with_capacity(asked.len());
+    for ((asked, scores), hard) in asked.into_iter().zip(scores).zip(hard) {
+        let rollout = |(i, (completion, answer)): (usize, (Completion, Answer))| Rollout {
+            completion,
+            answer,
+            rewards: scores.iter().map(|reward| reward[i]).collect(),
+            advantage: Parts::default(),
+        };
+        let rollouts = rollouts.by_ref().take(count).enumerate().map(rollout).collect();
+        groups.push(Group { problem: asked.problem.into_owned(), prompt: asked.prompt, rollouts, hard });
+    }
+    groups
+}

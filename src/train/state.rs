@@ -1,0 +1,120 @@
+//! Where a run of reinforcement learning stands, and which stage comes next.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::settings::RlConfig;
+use crate::conflict::TokenTypes;
+use crate::objective::entropy::EntropyControl;
+use crate::reward::Memory;
+use crate::stage::{Stage, StepFigures};
+
+/// All that a resumed run needs beside weights and optimiser: noise and data are functions of seed and draw.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct State {
+    /// Steps that are over.
+    #[serde(skip)]
+    pub(super) step: usize,
+    /// Stages that are over, each time it was gone through.
+    pub(super) stage: usize,
+    /// Whether the controller, where there is one, enhances.
+    enhancing: bool,
+    /// The best windowed accuracy that the controller has seen.
+    best_accuracy: f64,
+    /// Steps of the current stage since it began; of the last one when the run is over.
+    pub(super) history: Vec<StepFigures>,
+    /// Problems drawn so far.
+    pub(super) next_draw: u64,
+    /// Stages so far.
+    pub(super) stages: Vec<StageRecord>,
+    /// Seconds spent.
+    pub(super) seconds: f64,
+    /// Evaluation of the model at the start, as in the summary.
+    pub(super) base: Value,
+    /// Updates skipped because of a value that is not finite.
+    pub(super) skipped_updates: usize,
+    /// The entropy bonus of the current stage.
+    pub(super) entropy_control: Option<EntropyControl>,
+    /// What rewards remember of the steps so far.
+    pub(super) memory: Memory,
+    /// Token types by entropy, of all steps so far.
+    pub(super) token_types: TokenTypes,
+}
+
+/// A stage that has begun.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct StageRecord {
+    name: String,
+    first_step: usize,
+    last_step: Option<usize>,
+    exit: Option<String>,
+}
+
+impl State {
+    /// The stage of the next step; none when the run is over.
+    pub(super) fn stage<'a>(&self, config: &'a RlConfig) -> Option<&'a Stage> {
+        let stages = &config.stages;
+        match &config.controller {
+            Some(controller) if self.step >= controller.max_steps => None,
+            Some(controller) => Some(&stages[controller.stage(stages, !self.enhancing)]),
+            None => (self.stage < stages.len() * config.cycles).then(|| &stages[self.stage % stages.len()]),
+        }
+    }
+
+    /// The state that a step of `stage` changes, while this one stays as it is until the step is done.
+    pub(super) fn begin_step(&self, stage: &Stage) -> Self {
+        let mut next = Self { step: self.step + 1, ..self.clone() };
+        if next.history.is_empty() {
+            let (name, first_step) = (stage.name.clone(), next.step);
+            next.stages.push(StageRecord { name, first_step, last_step: None, exit: None });
+        }
+        next
+    }
+
+    /// Takes note of a step that is over, and ends the stage if the step is its last: says why it is.
+    pub(super) fn end_step(&mut self, config: &RlConfig, figures: StepFigures) -> Option<String> {
+        self.history.push(figures);
+        self.end_stage(config)
+    }
+
+    /// Ends the stage if it is over, and says why it is. The steps of the last stage stay in the state, so that the run can
+    /// be extended.
+    fn end_stage(&mut self, config: &RlConfig) -> Option<String> {
+        let exit = self.exit(config)?;
+        if let Some(record) = self.stages.last_mut() {
+            (record.last_step, record.exit) = (Some(self.step), Some(exit.clone()));
+        }
+        self.stage += 1;
+        if self.stage(config).is_some() {
+            self.enhancing = !self.enhancing;
+            self.history.clear();
+            self.entropy_control = None;
+        }
+        Some(exit)
+    }
+
+    /// Why the current stage is over, if it is.
+    fn exit(&mut self, config: &RlConfig) -> Option<String> {
+        let Some(controller) = &config.controller else {
+            return config.stages[self.stage % config.stages.len()].exit(&self.history).map(str::to_string);
+        };
+        if self.step >= controller.max_steps {
+            return Some("steps".to_string());
+        }
+        let reason = controller.switch(!self.enhancing, &self.history, self.best_accuracy);
+        let accuracy = controller.accuracy(&self.history).unwrap_or(0.0);
+        self.best_accuracy = self.best_accuracy.max(accuracy);
+        reason
+    }
+
+    /// Looks again, by settings that may have changed, whether the stage that a resumed run was in is over. Says whether the
+    /// run was over and is not any more.
+    pub(super) fn reopen(&mut self, config: &RlConfig) -> bool {
+        let Some(record) = self.stages.last_mut().filter(|_| !self.history.is_empty()) else { return false };
+        let was_over = record.last_step.take().is_some();
+        record.exit = None;
+        self.stage -= usize::from(was_over);
+        self.end_stage(config);
+        was_over && self.stage(config).is_some()
+    }
+}

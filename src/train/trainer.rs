@@ -1,0 +1,394 @@
+//! A run of reinforcement learning from its settings to its summary.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::tensor::Device;
+use serde_json::{Value, json};
+
+use super::checkpoint::Trained;
+use super::conflict::ConflictMeter;
+use super::origin::dated;
+use super::policy::Policy;
+use super::rl::learn;
+use super::run::{Point, Run, RunSettings};
+use super::settings::{ModelSource, RlConfig};
+use super::state::State;
+use super::update::{Update, examples};
+use super::{Session, open_model};
+use crate::data::Problem;
+use crate::data::problems::Problems;
+use crate::device;
+use crate::error::Result;
+use crate::eval::Evaluation;
+use crate::files;
+use crate::generate::{Room, Sampling};
+use crate::metrics::{Metrics, peak_rss_gb};
+use crate::model::{self, CausalLm, ModelConfig, distinct_shapes, names};
+use crate::objective::entropy::EntropyControl;
+use crate::optim::learning_rate;
+use crate::reward::{Parts, Reward, Rewards};
+use crate::rollout::{Batch, Group, Prompts, Rollouts};
+use crate::stage::Stage;
+use crate::stop::Stop;
+use crate::tasks::Split;
+use crate::text::tokenizer::Tokenizer;
+
+/// A run of reinforcement learning, with what a program gives it beside settings.
+///
+/// ```no_run
+/// use std::sync::atomic::AtomicBool;
+/// use tempering::config::load;
+/// use tempering::train::{RlConfig, Session, Start, Trainer};
+///
+/// # fn main() -> tempering::Result<()> {
+/// let config: RlConfig = load(None, &["name=mine".to_string()])?;
+/// let stop = AtomicBool::new(false);
+/// let mut session = Session { observer: &mut (), stop: &stop, start: Start::New };
+/// let finished = Trainer::new(&config).run(&mut session)?;
+/// println!("{}", finished.dir.display());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Trainer<'a> {
+    config: &'a RlConfig,
+    rewards: Vec<Arc<dyn Reward>>,
+    problems: Option<Vec<Problem>>,
+    held_out: Option<Vec<Problem>>,
+}
+
+/// What came out of a run.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Finished {
+    /// The run directory.
+    pub dir: PathBuf,
+    /// `summary.json`.
+    pub summary: Value,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run by settings alone.
+    pub fn new(config: &'a RlConfig) -> Self {
+        Self { config, rewards: Vec::new(), problems: None, held_out: None }
+    }
+
+    /// Adds a reward, which stages name by `{ type = "custom", name = "…" }`.
+    #[must_use]
+    pub fn reward(mut self, reward: impl Reward + 'static) -> Self {
+        self.rewards.push(Arc::new(reward));
+        self
+    }
+
+    /// Trains on these problems instead of `data.train`. A resumed run must be given the same ones: they are not compared.
+    #[must_use]
+    pub fn problems(mut self, problems: Vec<Problem>) -> Self {
+        self.problems = Some(problems);
+        self
+    }
+
+    /// Evaluates on these problems instead of `data.eval`.
+    #[must_use]
+    pub fn held_out(mut self, problems: Vec<Problem>) -> Self {
+        self.held_out = Some(problems);
+        self
+    }
+
+    /// Trains and writes `runs/<name>/`: settings, metrics, completions, checkpoints, the final model, the summary.
+    ///
+    /// # Errors
+    /// User mistakes in files and settings, a full disk, three steps in a row that are not finite, a custom reward that no
+    /// one gave, or [`crate::Error::Interrupted`].
+    pub fn run(self, session: &mut Session) -> Result<Finished> {
+        let start = Instant::now();
+        let resumed = session.start.resumes().then(|| self.config.common().dir());
+        let config = &dated(self.config, resumed.as_deref())?;
+        let device = device::parse(&config.device)?;
+        config.optim.check(&device)?;
+        let tokenizer = Tokenizer::load(&config.model.path)?.with_prompt(&config.prompt)?;
+        tokenizer.notes().iter().for_each(|note| session.observer.note(note));
+        let problems = self.problems.map_or_else(|| config.data.open(Split::Train), |rows| Ok(Problems::Rows(rows)))?;
+        let trial = problems.get(0);
+        let (prompts, report) = Prompts::open(problems, &config.data, &tokenizer, room(config)?, config.seed)?;
+        let (held_out, held_out_report) = match self.held_out {
+            Some(problems) => {
+                config.data.short_enough(problems, &config.data.eval, &tokenizer, usize::MAX, |_, _| Ok(()))?
+            }
+            None => config.data.held_out(config.eval.num_problems, &tokenizer)?,
+        };
+        for (what, report) in [("training problems", report), ("held-out problems", held_out_report)] {
+            if report.overlong > 0 {
+                session.observer.note(&format!("{what}: {report}"));
+            }
+        }
+        let kinds = config.stages.iter().map(|stage| stage.rewards.as_slice());
+        let rewards = Rewards::open(kinds, &config.reward, &self.rewards, &trial)?;
+        let (mut run, point) = Run::open(config, session, &device, held_out, || {
+            let ModelSource { path, dtype } = &config.model;
+            let opened = open_model(path, *dtype, config.lora.as_ref(), config.seed, &device.clone().autodiff())?;
+            tokenizer.check_vocab(opened.0.vocab_size, path)?;
+            Ok(opened)
+        })?;
+        let Point::<State> { step, config: model_config, model, optimizer, mut state } = point;
+        state.step = step;
+        let mut policy = Policy::new(model_config, model, optimizer);
+        let mut job = Job {
+            config,
+            prompts,
+            meter: ConflictMeter::new(&config.train, &tokenizer),
+            rollouts: Rollouts {
+                engine: Sampling {
+                    stop: tokenizer.stop_ids().to_vec(),
+                    rows: config.train.generation_rows,
+                    cache_tokens: config.train.generation_cache_tokens,
+                    tokens_per_read: config.train.generation_tokens_per_read,
+                    ..Sampling::default()
+                },
+                tokenizer,
+                rewards,
+                num_generations: config.train.num_generations,
+                seed: config.seed,
+            },
+            reference: None,
+            stop: session.stop(),
+            start,
+            before: state.seconds,
+        };
+        let ended = job.whole(&mut policy, &mut state, &mut run, &device, session);
+        ended.map_err(|error| run.ended(error, state.step, job.trained(&policy), &policy.optimizer, &state))
+    }
+}
+
+/// All that the steps of a run need and do not change.
+pub(super) struct Job<'a> {
+    pub(super) config: &'a RlConfig,
+    pub(super) prompts: Prompts,
+    pub(super) rollouts: Rollouts,
+    pub(super) meter: ConflictMeter<'a>,
+    /// The model at the start of the run, where a stage that is still to come holds the policy close to it.
+    reference: Option<CausalLm>,
+    stop: Stop<'a>,
+    start: Instant,
+    /// Seconds spent before this start.
+    before: f64,
+}
+
+impl Job<'_> {
+    /// From the evaluation of the base model to the summary.
+    fn whole(
+        &mut self,
+        policy: &mut Policy,
+        state: &mut State,
+        run: &mut Run,
+        device: &Device,
+        session: &mut Session,
+    ) -> Result<Finished> {
+        if state.base.is_null() {
+            state.base = self.evaluate_base(policy, run, session)?;
+        }
+        run.catch_up(self.trained(policy), session)?;
+        let total = self.config.max_steps();
+        if state.reopen(self.config) {
+            let step = state.step;
+            session
+                .observer
+                .note(&format!("the run was over after step {step}; it is extended to {total} steps at most"));
+        }
+        if state.stage(self.config).is_none()
+            && let Some(summary) = run.finished(state.step)?
+        {
+            session.observer.note(&format!(
+                "{}: finished after step {}, nothing to do; raise max_steps of the last stage, or cycles, to go on",
+                run.dir().display(),
+                state.step
+            ));
+            return Ok(Finished { dir: run.dir().to_path_buf(), summary });
+        }
+        self.reference = self.reference(policy.model(), state.stage, device)?;
+        session.observer.begin("train", total);
+        session.observer.resume(state.step);
+        learn(self, policy, state, run, session)?;
+        self.finish(policy, state, run, session)
+    }
+
+    fn evaluate_base(&self, policy: &Policy, run: &mut Run, session: &mut Session) -> Result<Value> {
+        let first = self.prompts.draw(0)?;
+        let shown = self.rollouts.tokenizer.render_prompt(&first.problem.prompt)?;
+        session.observer.note(&format!("first prompt: {shown:?}"));
+        let parameters = names(policy.model()).values().map(|shape| shape.iter().product::<usize>()).sum();
+        self.config.learning_rate_remark(parameters).into_iter().for_each(|remark| session.observer.note(&remark));
+        let evaluation = run.evaluate(self.trained(policy), "base", session)?;
+        let records = evaluation.groups.iter().flat_map(|group| &group.records);
+        let lengths: Vec<usize> = records.map(|record| record.sample.length).collect();
+        self.config.length_clip_remark(&lengths).into_iter().for_each(|remark| session.observer.note(&remark));
+        let mut metrics = Metrics::of_step(0);
+        metrics.extend("eval/", evaluation.metrics());
+        run.log(&metrics)?;
+        Ok(evaluation.summary())
+    }
+
+    /// The model at the start of the run, if a stage from number `stage` on needs it: below adapters it is there already.
+    fn reference(&self, model: &CausalLm, stage: usize, device: &Device) -> Result<Option<CausalLm>> {
+        let RlConfig { stages, cycles, controller, .. } = self.config;
+        let mut to_come = (0..stages.len() * cycles).skip(if controller.is_some() { 0 } else { stage });
+        if to_come.all(|stage| stages[stage % stages.len()].loss.kl.is_none()) {
+            return Ok(None);
+        }
+        if self.config.lora.is_some() {
+            return Ok(Some(model::lora::detach(model)));
+        }
+        let ModelSource { path, dtype } = &self.config.model;
+        Ok(Some(model::load_as(path, device, *dtype)?.1))
+    }
+
+    fn trained<'b>(&'b self, policy: &'b Policy) -> Trained<'b> {
+        let adapter = self.config.common().adapter();
+        Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.rollouts.tokenizer }
+    }
+
+    /// Updates the policy on the groups of a step; gives the number of updates that were skipped.
+    pub(super) fn update(
+        &self,
+        stage: &Stage,
+        groups: &[Group],
+        policy: &mut Policy,
+        next: &mut State,
+        metrics: &mut Metrics,
+    ) -> Result<usize> {
+        let mut control = next.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef()));
+        let lr = learning_rate(&self.config.optim, next.step, self.config.max_steps()) * stage.learning_rate_scale;
+        metrics.set("learning_rate", lr);
+        let reference = self.reference.as_ref().filter(|_| stage.loss.kl.is_some());
+        let update = Update { config: self.config, stage, step: next.step, lr, reference, stop: self.stop };
+        let skipped = update.run(policy, &examples(groups, stage), &mut control, metrics)?;
+        next.entropy_control = Some(control);
+        next.skipped_updates += skipped;
+        metrics.set("skipped_updates", next.skipped_updates as f64);
+        Ok(skipped)
+    }
+
+    /// Writes down the speed of a step that began at `start`.
+    pub(super) fn time(&self, start: Instant, batch: &Batch, metrics: &mut Metrics) {
+        let seconds = start.elapsed().as_secs_f64();
+        metrics.set("timing_s/step", seconds);
+        let tokens = |of: fn(&Group) -> usize| batch.groups.iter().map(of).sum::<usize>() as f64;
+        let sampled = tokens(|group| group.rollouts.iter().map(|rollout| rollout.length()).sum());
+        let prompts = tokens(|group| group.rollouts.len() * group.prompt.len());
+        metrics.set("perf/throughput", (prompts + sampled) / seconds);
+        metrics.set("perf/sampling_throughput", sampled / metrics.get("timing_s/gen").unwrap_or(f64::INFINITY));
+        metrics.set("perf/distinct_shapes", distinct_shapes() as f64);
+    }
+
+    /// Logs a step that is done, evaluates where that is due, and writes some completions.
+    pub(super) fn log(
+        &self,
+        batch: &Batch,
+        policy: &Policy,
+        state: &mut State,
+        mut metrics: Metrics,
+        run: &mut Run,
+        session: &mut Session,
+    ) -> Result<()> {
+        let due = |every: usize| every > 0 && state.step.is_multiple_of(every);
+        let train = &self.config.train;
+        if due(train.log_completions_steps) || (train.log_completions_steps > 0 && state.step == 1) {
+            self.write_completions(run.dir(), state.step, &batch.groups)?;
+        }
+        state.seconds = self.seconds();
+        if due(train.eval_steps) && state.stage(self.config).is_some() {
+            run.log_evaluated(self.trained(policy), &mut metrics, session)?;
+            session.observer.begin("train", self.config.max_steps());
+            session.observer.resume(state.step);
+        } else {
+            run.log(&metrics)?;
+        }
+        session.observer.advance(state.step, Some(&metrics));
+        Ok(())
+    }
+
+    /// Saves a checkpoint where that is due.
+    pub(super) fn save(&self, policy: &Policy, state: &mut State, run: &mut Run) -> Result<()> {
+        let every = self.config.train.save_steps;
+        if every > 0 && state.step.is_multiple_of(every) || state.stage(self.config).is_none() {
+            state.seconds = self.seconds();
+            self.meter.write_types(run.dir(), &state.token_types)?;
+            run.save(state.step, self.trained(policy), &policy.optimizer, state)?;
+        }
+        Ok(())
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.start.elapsed().as_secs_f64()
+    }
+
+    /// The first completions of a step, with rewards and advantages.
+    fn write_completions(&self, dir: &Path, step: usize, groups: &[Group]) -> Result<()> {
+        let tokenizer = &self.rollouts.tokenizer;
+        let rows = groups.iter().take(2).flat_map(|group| {
+            group.rollouts.iter().map(move |rollout| {
+                json!({
+                    "step": step,
+                    "prompt": tokenizer.decode(&group.prompt, false),
+                    "completion": tokenizer.decode(&rollout.completion.tokens, false),
+                    "verdict": rollout.answer.verdicts.strict,
+                    "length": rollout.length(),
+                    "rewards": rollout.rewards.iter().map(|reward| reward.map(Parts::total)).collect::<Vec<_>>(),
+                    "advantage": rollout.advantage,
+                })
+            })
+        });
+        files::write_json_lines(&dir.join(format!("completions/step_{step:05}.jsonl")), rows)
+    }
+
+    fn finish(&self, policy: &Policy, state: &State, run: &mut Run, session: &mut Session) -> Result<Finished> {
+        let evaluation = run.evaluate(self.trained(policy), "final", session)?;
+        let mut metrics = Metrics::of_step(state.step);
+        metrics.extend("eval/", evaluation.metrics());
+        run.log(&metrics)?;
+        let summary = self.summary(state, &evaluation);
+        run.finish(state.step, self.trained(policy), &summary)?;
+        Ok(Finished { dir: run.dir().to_path_buf(), summary })
+    }
+
+    fn summary(&self, state: &State, evaluation: &Evaluation) -> Value {
+        let (base, last, figures) = (&state.base, evaluation.summary(), evaluation.overall());
+        let number = |path: &str| base.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let family = |(name, figures): (String, crate::eval::Figures)| {
+            let row =
+                json!({ "floor": figures.floor, "base": base["families"][&name], "final": last["families"][&name] });
+            (name, row)
+        };
+        let families: serde_json::Map<String, Value> = evaluation.families().into_iter().map(family).collect();
+        json!({
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "model": self.config.model.path,
+            "device": self.config.device,
+            "steps": state.step,
+            "seconds": self.seconds().round(),
+            "peak_rss_gb": peak_rss_gb(),
+            "base": base["overall"],
+            "final": last["overall"],
+            "verdicts": { "base": base["verdicts"], "final": last["verdicts"] },
+            "length_ratio": figures.mean_length / number("/overall/mean_length"),
+            "accuracy_delta": figures.accuracy - number("/overall/accuracy"),
+            "families": families,
+            "stages": state.stages,
+            "skipped_updates": state.skipped_updates,
+            "note": self.config.note,
+        })
+    }
+}
+
+/// The room that prompts of a run must leave.
+fn room(config: &RlConfig) -> Result<Room<'static>> {
+    let longest = config.stages.iter().flat_map(|stage| stage.sampling.clips()).max().unwrap_or(0);
+    let ModelConfig { max_position_embeddings, .. } = model::config_of(&config.model.path)?;
+    Ok(Room {
+        max_position_embeddings,
+        max_completion_length: longest,
+        setting: "the stages' largest max_completion_length",
+    })
+}
