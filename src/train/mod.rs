@@ -18,7 +18,7 @@ pub mod settings;
 pub mod sft;
 mod state;
 mod trainer;
-mod update;
+pub(crate) mod update;
 mod workload;
 
 pub use settings::RlConfig;

@@ -17,6 +17,7 @@ use super::run::{Common, Point, Run, RunSettings};
 use super::{Session, open_model};
 use crate::config::Settings;
 use crate::data::problems::{DataConfig, TASKS};
+use crate::data::shuffle::Shuffle;
 use crate::data::{self, Conversation};
 use crate::device;
 use crate::error::{Error, Result};
@@ -315,12 +316,7 @@ impl Conversations {
                 let completion = messages.pop().map(|message| message.content).unwrap_or_default();
                 Conversation { prompt: Prompt::Messages(messages), completion }
             }
-            Self::Rows(rows) => {
-                let count = rows.len() as u64;
-                let mut order: Vec<usize> = (0..rows.len()).collect();
-                Stream::new(&[seed, index / count]).shuffle(&mut order);
-                rows[order[(index % count) as usize]].clone()
-            }
+            Self::Rows(rows) => rows[Shuffle::new(seed, rows.len()).row(index)].clone(),
         }
     }
 }
