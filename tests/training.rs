@@ -19,7 +19,7 @@ use tempering::train::{Session, Start};
 
 use crate::support::{
     Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, likelihood,
-    read_lines, repository, resume_rl, resume_sft, run_rl, run_sft, tiny,
+    read_lines, repository, resume_rl, resume_sft, run_rl, run_sft, tiny, within,
 };
 
 #[test]

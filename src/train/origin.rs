@@ -21,7 +21,7 @@ const SETTINGS: &str = "config.toml";
 
 /// Settings that a resumed run may change: how long it is, how often it reports and saves, and what memory it takes. None
 /// of them changes a step that both lengths of the run have. `*` stands for the number of a table.
-const FREE: [&str; 18] = [
+const FREE: [&str; 17] = [
     "output_dir",
     "name",
     "device",
