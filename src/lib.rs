@@ -37,7 +37,6 @@ pub mod optim;
 pub mod report;
 pub mod reward;
 pub mod rollout;
-pub mod score;
 pub mod stage;
 pub mod stop;
 pub mod tasks;

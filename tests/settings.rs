@@ -191,7 +191,7 @@ impl Writer<'_> {
         let (tables, single): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(is_table);
         for Key { doc, name, of } in single {
             self.doc(hash, doc);
-            let here = [path, &[name]].concat();
+            let here = [path, &[name.as_str()]].concat();
             if let Some(Type::Enum(kinds)) = self.types.get(of) {
                 if kinds.iter().any(|kind| self.types.contains_key(&kind.of)) {
                     self.kinds(hash, &here, kinds);
@@ -208,7 +208,7 @@ impl Writer<'_> {
             }
         }
         for Key { doc, name, of } in tables {
-            let here = [path, &[name]].concat();
+            let here = [path, &[name.as_str()]].concat();
             let hash = if found.get(name).is_some() { hash } else { "# " };
             self.text.push('\n');
             self.doc(hash, doc);
@@ -251,7 +251,8 @@ fn check<S: Settings + PartialEq + std::fmt::Debug>(command: &str, of: &str, lea
     let written: S = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     let mut all: Table = toml::from_str(S::below()).unwrap();
     merge(&mut all, &toml::from_str(least).unwrap());
-    assert_eq!(written, all.try_into().unwrap(), "{command}");
+    let smallest: S = all.try_into().unwrap();
+    assert_eq!(written, smallest, "{command}");
     let file = repository(&format!("assets/settings/{command}.toml"));
     if std::env::var_os("TEMPERING_RECORD_SETTINGS").is_some() {
         std::fs::write(&file, &text).unwrap();

@@ -11,12 +11,13 @@ use crate::doctor::estimate;
 use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
 use crate::metrics::peak_rss_gb;
 use crate::model::{CausalLm, ModelConfig, Precision, names};
-use crate::objective::{Statistics, TokenTerm, Upstream};
-use crate::optim::{AdamW, Gradients, Moments, OptimConfig};
+use crate::objective::TokenTerm;
+use crate::optim::{AdamW, Moments, OptimConfig};
 use crate::stage::Stage;
 use crate::train::Workload;
 use crate::train::batch::{Sequence, micro_batches};
 use crate::train::learner::{ActivationCheckpointing, Learner};
+use crate::train::update::{self, Lesson};
 
 /// Models to measure devices with, from one that fits into a cache to one that a single card just trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,17 +139,14 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
         work = sequences.iter().map(|sequence| operations(config, sequence)).sum();
         estimated = estimate::memory(config, &workload(shape, &learner, &sequences, &requests, &sampling)).peak();
         let weight = 1.0 / (shape.tokens * sequences.len()) as f32;
-        let terms = |index: usize| -> Vec<TokenTerm> {
-            let advantage = if index.is_multiple_of(2) { 1.0 } else { -1.0 };
-            let term = |&old_log_prob| TokenTerm { old_log_prob, advantage, weight, ..TokenTerm::default() };
-            completions[index].1.iter().map(term).collect()
+        let lesson = |(place, sequence): (usize, &Sequence)| {
+            let advantage = if place.is_multiple_of(2) { 1.0 } else { -1.0 };
+            let term = TokenTerm { advantage, weight, ..TokenTerm::default() };
+            let terms = vec![term; sequence.completion().len()];
+            Lesson { place, sequence: sequence.clone(), terms, first: true }
         };
-        let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
-        learner.backward(&model, &sequences, &mut gradients, |range, scores| {
-            let (mut upstream, terms) = (Upstream::default(), range.flat_map(terms).collect::<Vec<_>>());
-            objective.evaluate(&terms, &scores.log_prob, &scores.sampling_entropy, &mut statistics, &mut upstream);
-            Some(upstream)
-        });
+        let mut lessons: Vec<Lesson> = sequences.iter().enumerate().map(lesson).collect();
+        let (gradients, _, _) = update::gradients(&learner, &objective, &model, &mut lessons);
         let scale = (1.0 / gradients.norm()).min(1.0);
         model = optimizer.step(&optim, model, gradients, scale, optim.learning_rate);
         // The update would otherwise still be under way, and count in the next round.

@@ -240,6 +240,7 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
             // Files are written under other names and renamed: what is saved stays whole.
+            crate::reward::end_programs();
             std::process::exit(130);
         }
         // The terminal may be gone.

@@ -86,6 +86,13 @@ pub(super) fn narrow(
     message: &str,
     read: &dyn Fn(&Spanned<DeTable>) -> Option<String>,
 ) -> (Vec<String>, Range<usize>) {
+    // An array of tables can have the position of an entry.
+    let names_it = message.split('`').nth(1).is_some_and(|name| path.last().is_some_and(|last| last == name));
+    if let Some(DeValue::Array(array)) = at(document.get_ref(), &path).map(Spanned::get_ref)
+        && let Some(entry) = array.iter().position(|entry| entry.span() == span).filter(|_| !names_it)
+    {
+        path.push(entry.to_string());
+    }
     let Some(DeValue::Table(table)) = at(document.get_ref(), &path).map(Spanned::get_ref) else { return (path, span) };
     if ["unknown field", "key"].iter().any(|start| message.starts_with(&format!("{start} `"))) {
         let name = message.split('`').nth(1).unwrap_or_default();

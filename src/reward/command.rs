@@ -29,6 +29,7 @@ use super::{Group, Memory, Part, Parts, Reward};
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::stop::Stop;
 
 /// Failures in a row that are taken for a program that does not work.
 const FAILURES: usize = 3;
@@ -178,10 +179,10 @@ impl Reward for RewardProgram {
     }
 
     fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
-        self.score_all(std::slice::from_ref(group), memory).map(|mut scores| scores.remove(0))
+        self.score_all(std::slice::from_ref(group), memory, Stop::NEVER).map(|mut scores| scores.remove(0))
     }
 
-    fn score_all(&self, groups: &[Group], _memory: &Memory) -> Result<Vec<Vec<Option<Parts>>>> {
+    fn score_all(&self, groups: &[Group], _memory: &Memory, stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
         let questions = groups.iter().flat_map(|group| {
             group.answers.iter().map(|answer| Question {
                 problem: group.problem,
@@ -192,7 +193,7 @@ impl Reward for RewardProgram {
         });
         let questions: Vec<Question> = questions.collect();
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        let scores = deal(&mut workers, &questions, |worker, question| worker.score(&self.program, question))?;
+        let scores = deal(&mut workers, &questions, |worker, question| worker.score(&self.program, question, stop))?;
         let mut scores = scores.into_iter();
         Ok(groups.iter().map(|group| scores.by_ref().take(group.answers.len()).collect()).collect())
     }
@@ -239,7 +240,7 @@ impl Worker {
 
     /// Asks the first question.
     fn try_out(&mut self, program: &Program, question: Question) -> Result<()> {
-        self.ask(program, question)?.map(drop).map_err(|failure| {
+        self.ask(program, question, Stop::NEVER)?.map(drop).map_err(|failure| {
             Error::Invalid(format!(
                 "reward.command = {:?} did not answer the trial question that every run begins with: it {failure}. Each \
                  answer must be flushed at once (in Python print(…, flush=True)), and a program that is slow to start \
@@ -251,12 +252,12 @@ impl Worker {
     }
 
     /// The score of a completion; none when the program cannot tell, ended or took too long.
-    fn score(&mut self, program: &Program, question: Question) -> Result<Option<Parts>> {
+    fn score(&mut self, program: &Program, question: Question, stop: Stop) -> Result<Option<Parts>> {
         if self.process.is_none() {
             program.restarts.fetch_add(1, Ordering::Relaxed);
             self.start(program)?;
         }
-        let failure = match self.ask(program, question)? {
+        let failure = match self.ask(program, question, stop)? {
             Ok(score) => {
                 self.failures = 0;
                 return Ok(score);
@@ -276,11 +277,16 @@ impl Worker {
     }
 
     /// The answer to a question, or how the process failed; it is then ended.
-    fn ask(&mut self, program: &Program, question: Question) -> Result<std::result::Result<Option<Parts>, String>> {
+    fn ask(
+        &mut self,
+        program: &Program,
+        question: Question,
+        stop: Stop,
+    ) -> Result<std::result::Result<Option<Parts>, String>> {
         let process = self.process.take().expect("the process is started");
         let id = self.asked;
         self.asked += 1;
-        match process.ask(question.line(id), program.timeout) {
+        match process.ask(question.line(id), program.timeout, stop) {
             Ok(line) => {
                 let score = program.read(&line, id)?;
                 self.process = Some(process);
@@ -294,6 +300,7 @@ impl Worker {
                 Ok(Err(format!("took longer than timeout_s = {}", program.timeout.as_secs_f64())))
             }
             Err(Silence::Closed) => Ok(Err(process.end())),
+            Err(Silence::Stopped) => Err(Error::Stopped),
         }
     }
 }

@@ -57,10 +57,12 @@ pub use group::{Answer, Group, answer};
 pub use memory::Memory;
 pub use opened::Rewards;
 pub use parts::{Part, Parts};
+pub use process::end_programs;
 pub use registry::*;
 
 use crate::error::Result;
 use crate::metrics::Metrics;
+use crate::stop::Stop;
 
 /// The worth of completions, by comparison with those of the same problem.
 pub trait Reward: Send + Sync + Debug {
@@ -78,9 +80,9 @@ pub trait Reward: Send + Sync + Debug {
     /// Scores many groups of a step; by default each on its own, on all cores.
     ///
     /// # Errors
-    /// As [`Reward::score`].
-    fn score_all(&self, groups: &[Group], memory: &Memory) -> Result<Vec<Vec<Option<Parts>>>> {
-        groups.par_iter().map(|group| self.score(group, memory)).collect()
+    /// As [`Reward::score`], and [`crate::Error::Stopped`] soon after an early end was asked for.
+    fn score_all(&self, groups: &[Group], memory: &Memory, stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
+        groups.par_iter().map(|group| stop.check().and_then(|()| self.score(group, memory))).collect()
     }
 
     /// Settings that cannot work with completions of at most `max_completion_length` tokens, one line each.

@@ -7,6 +7,7 @@ use super::{Group, Memory, Parts, Reward, RewardCommand, RewardKind};
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::stop::Stop;
 
 /// The rewards of all stages of a run: those built in, the user's program at work, and the user's Rust types.
 #[derive(Debug, Default)]
@@ -65,17 +66,18 @@ impl Rewards {
     /// Scores groups by each of `kinds`: one list per group, in it one per kind, in it one entry per answer.
     ///
     /// # Errors
-    /// What a reward says, and values that are not finite or not one per answer.
+    /// What a reward says, values that are not finite or not one per answer, and [`Error::Stopped`].
     pub fn score(
         &self,
         kinds: &[RewardKind],
         groups: &[Group],
         memory: &Memory,
+        stop: Stop,
     ) -> Result<Vec<Vec<Vec<Option<Parts>>>>> {
         let mut scores: Vec<Vec<_>> = groups.iter().map(|_| Vec::with_capacity(kinds.len())).collect();
         for kind in kinds {
             let reward = self.of(kind);
-            let given = reward.score_all(groups, memory)?;
+            let given = reward.score_all(groups, memory, stop)?;
             assert_eq!(given.len(), groups.len(), "the reward {:?} scores each group", reward.name());
             for ((scores, given), group) in scores.iter_mut().zip(given).zip(groups) {
                 check(reward.name(), &given, group)?;

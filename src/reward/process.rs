@@ -1,11 +1,13 @@
 //! A child process that answers lines with lines, and ends with everything that it started.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crate::stop::Stop;
 
 /// Bytes of an answer at most: memory stays bounded when a program writes without an end.
 pub(super) const LONGEST_LINE: usize = 1 << 20;
@@ -18,6 +20,26 @@ const AHEAD: usize = 16;
 
 /// Lines of standard error that are kept.
 const LAST_WORDS: usize = 20;
+
+/// How often a request to stop is looked at while a process thinks.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// Process groups at work, by the number of their leader.
+static AT_WORK: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// Kills all reward programs of this process, for a caller that is about to end it without unwinding.
+pub fn end_programs() {
+    AT_WORK.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|&leader| kill_group(leader));
+}
+
+/// Kills a process group: its leader, and all that the leader started and that did not leave the group. Without groups,
+/// nothing.
+fn kill_group(leader: u32) {
+    // An error says that the group is gone.
+    #[cfg(unix)]
+    let _ =
+        nix::sys::signal::killpg(nix::unistd::Pid::from_raw(leader.cast_signed()), nix::sys::signal::Signal::SIGKILL);
+}
 
 /// The last lines that processes wrote to standard error.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +70,8 @@ pub(super) enum Silence {
     Closed,
     /// [`LONGEST_LINE`] bytes came without the end of a line.
     Overlong,
+    /// An early end was asked for.
+    Stopped,
 }
 
 /// A running process; threads do the reading and writing, so that none can block the training.
@@ -73,7 +97,12 @@ impl Process {
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let mut child = command.spawn()?;
+        let mut child = {
+            let mut at_work = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
+            let child = command.spawn()?;
+            at_work.insert(child.id());
+            child
+        };
         let (Some(mut stdin), Some(stdout), Some(stderr)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
@@ -109,14 +138,20 @@ impl Process {
     }
 
     /// Writes a line, its end included, and waits for the next line of the answer.
-    pub(super) fn ask(&self, question: String, timeout: Duration) -> Result<String, Silence> {
+    pub(super) fn ask(&self, question: String, timeout: Duration, stop: Stop) -> Result<String, Silence> {
+        let start = Instant::now();
         // Where the writing thread is gone, so is the program, and the answer says so.
         let _ = self.questions.send(question);
-        match self.answers.recv_timeout(timeout) {
-            Ok((line, true)) => Ok(line),
-            Ok((_, false)) => Err(Silence::Overlong),
-            Err(RecvTimeoutError::Timeout) => Err(Silence::Timeout),
-            Err(RecvTimeoutError::Disconnected) => Err(Silence::Closed),
+        loop {
+            let left = timeout.saturating_sub(start.elapsed());
+            match self.answers.recv_timeout(left.min(GLANCE)) {
+                Ok((line, true)) => return Ok(line),
+                Ok((_, false)) => return Err(Silence::Overlong),
+                Err(RecvTimeoutError::Disconnected) => return Err(Silence::Closed),
+                Err(RecvTimeoutError::Timeout) if stop.requested() => return Err(Silence::Stopped),
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(Silence::Timeout),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
     }
 
@@ -128,16 +163,15 @@ impl Process {
         end
     }
 
-    /// Kills the process group: the program, and all that it started and that did not leave the group.
+    /// Kills the process and all that it started.
     fn kill(&mut self) -> io::Result<std::process::ExitStatus> {
         self.ended = true;
-        // The group has the number of its leader, which stays taken until the leader has been waited for. An error says
-        // that the group is gone.
-        #[cfg(unix)]
-        let _ = nix::sys::signal::killpg(
-            nix::unistd::Pid::from_raw(self.child.id().cast_signed()),
-            nix::sys::signal::Signal::SIGKILL,
-        );
+        {
+            // The group has the number of its leader, which stays taken until the leader has been waited for.
+            let mut at_work = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
+            at_work.remove(&self.child.id());
+            kill_group(self.child.id());
+        }
         #[cfg(not(unix))]
         let _ = self.child.kill();
         self.child.wait()

@@ -146,7 +146,8 @@ fn given(scores: Vec<Option<Parts>>) -> Result<Vec<Vec<Vec<Option<Parts>>>>> {
     let (problem, own): (_, Arc<dyn Reward>) = (problem(1), Arc::new(Given(scores)));
     let rewards = Rewards::open([kinds.as_slice()], &RewardCommand::default(), &[own], &problem)?;
     let answers = [answer(true, 5), answer(false, 9)];
-    rewards.score(&kinds, &[Group { problem: &problem, answers: &answers, limit: 100, step: 0 }], &Memory::default())
+    let group = Group { problem: &problem, answers: &answers, limit: 100, step: 0 };
+    rewards.score(&kinds, &[group], &Memory::default(), Stop::NEVER)
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::generate::{Completion, Count, Sampling, Watch};
 use crate::metrics::Metrics;
 use crate::reward::{self, Answer, Memory, Parts, Rewards, answer};
 use crate::stage::Stage;
+use crate::stop::Stop;
 use crate::text::tokenizer::Tokenizer;
 
 /// The groups of a step.
@@ -37,6 +38,8 @@ pub struct Now<'a> {
     pub step: usize,
     /// The rewards' memory.
     pub memory: &'a Memory,
+    /// The request to end early.
+    pub stop: Stop<'a>,
 }
 
 /// What turns prompts into graded groups.
@@ -71,7 +74,7 @@ impl Rollouts {
         follow: &mut Follow,
     ) -> Result<Vec<Group>> {
         let start = Instant::now();
-        let Now { stage, step, memory } = now;
+        let Now { stage, step, memory, stop } = now;
         let limit = stage.sampling.max_completion_length;
         let sampling =
             Sampling { distribution: stage.distribution(), max_completion_length: limit, ..self.engine.clone() };
@@ -87,7 +90,7 @@ impl Rollouts {
         let graded: Vec<reward::Group> = (asked.iter().zip(answers.chunks(count)))
             .map(|(asked, answers)| reward::Group { problem: &asked.problem, answers, limit, step })
             .collect();
-        let scores = self.rewards.score(&stage.rewards, &graded, memory)?;
+        let scores = self.rewards.score(&stage.rewards, &graded, memory, stop)?;
         let hard: Vec<bool> = graded.iter().map(|group| memory.is_hard(group)).collect();
         drop(graded);
         metrics.add("timing_s/reward", start.elapsed().as_secs_f64());

@@ -15,6 +15,7 @@ use crate::objective::Parts;
 use crate::reward::{Memory, Reward, RewardCommand, Rewards};
 use crate::rollout::{Asked, Group, Local, Now, Rollout, Rollouts, assign_advantages};
 use crate::stage::Stage;
+use crate::stop::Stop;
 
 /// Problems that are measured together, as a step of training would: their spread gives the errors of the means.
 pub const BLOCK: usize = 8;
@@ -125,7 +126,7 @@ pub fn analyze(
     let mut groups: Vec<Group> = Vec::with_capacity(problems.len());
     // As many at once as fill the rows a few times over.
     let at_once = (4 * config.rows / config.num_generations).max(1);
-    let now = Now { stage, step: 0, memory: &Memory::default() };
+    let now = Now { stage, step: 0, memory: &Memory::default(), stop: Stop::NEVER };
     let room = Room {
         max_position_embeddings: subject.model_config.max_position_embeddings,
         max_completion_length: stage.sampling.max_completion_length,

@@ -36,7 +36,7 @@ pub(super) fn learn(
         let mut metrics = Metrics::of_step(next.step);
 
         // 1. Sample a group of completions per problem; grade and score them; replace groups without spread.
-        let now = Now { stage, step: state.history.len(), memory: &state.memory };
+        let now = Now { stage, step: state.history.len(), memory: &state.memory, stop: session.stop() };
         let drawn = (&job.prompts, job.config.train.prompts_per_step, &mut next.next_draw);
         let mut batch =
             job.rollouts.collect(&mut policy.sampler(), drawn, now, &mut metrics, &mut session.sampling())?;

@@ -228,5 +228,16 @@ fn a_program_scores_rows_without_an_answer() {
     let rewards = Rewards::open([kinds.as_slice()], &program, &[], &problem).unwrap();
     let answers = [Answer { correct: None, correct_lenient: None, correct_cut: None, ..answer(true, 3) }];
     let group = Group { problem: &problem, answers: &answers, limit: 100, step: 0 };
-    assert_eq!(rewards.score(&kinds, &[group], &Memory::default()).unwrap(), [[[Some(Parts::task(0.5))]]]);
+    assert_eq!(rewards.score(&kinds, &[group], &Memory::default(), Stop::NEVER).unwrap(), [[[Some(Parts::task(0.5))]]]);
+}
+
+/// Ctrl-C while a program thinks: the run is not held up until `timeout_s`.
+#[test]
+fn a_request_to_stop_does_not_wait_for_an_answer() {
+    let program = open(&after_trial("read -r line; wait")).unwrap();
+    let (problem, answers, flag) = (problem(1), [answer(true, 3)], AtomicBool::new(true));
+    let group = Group { problem: &problem, answers: &answers, limit: 100, step: 0 };
+    let start = Instant::now();
+    let error = program.score_all(&[group], &Memory::default(), Stop::new(&flag)).unwrap_err();
+    assert!(matches!(error, Error::Stopped) && start.elapsed() < Duration::from_secs(30), "{error}");
 }
