@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// An error caused by what a user gave us: files, settings, devices. Programmer mistakes panic instead.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written.
     #[error("{path}: {source}")]

@@ -16,6 +16,7 @@
 //! A program that trains with a reward or problems of its own begins at [`train::Trainer`].
 
 pub mod bench;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;
 pub mod conflict;
@@ -32,10 +33,10 @@ pub mod noise;
 pub mod objective;
 pub mod ops;
 pub mod optim;
+#[cfg(feature = "cli")]
 pub mod report;
 pub mod reward;
 pub mod rollout;
-pub mod score;
 pub mod stage;
 pub mod stop;
 pub mod tasks;

@@ -15,6 +15,8 @@ pub enum Purpose {
     Covariance,
     /// Completions to learn from, by the number of the draw of their problem.
     Rollouts,
+    /// The order of problems and rows.
+    Order,
 }
 
 impl Purpose {

@@ -261,7 +261,8 @@ fn control_c_saves_the_state_and_ends_with_130() {
     let workshop = Workshop::new();
     let (_, file) = long_run(&workshop, "run", 100_000);
     let run = workshop.run("run");
-    let mut background = Background::start(&[&"train", &file, &"--set", &"train.save_steps=0"]);
+    let mut background =
+        Background::start(&[&"train", &file, &"--set", &"train.save_steps=0", &"--set", &"train.eval_steps=0"]);
     background.wait_until(|| std::fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|t| t.lines().count() > 2));
     let interrupt = Command::new("kill").args(["-INT", &background.0.id().to_string()]).status().unwrap();
     assert!(interrupt.success());

@@ -18,6 +18,7 @@ mod pages; // The pages in a real browser.
 mod reference; // The base model against Hugging Face transformers.
 mod run; // A run's folder: who may replace it, go on with it, and with which settings.
 mod score; // Log-probabilities of given tokens.
+mod settings; // The list of all settings.
 mod shipped; // The configurations and data sets that come with the repository.
 mod text; // What a model is asked, and the settings it was published with.
 mod training; // SFT and RL: what must not change the result, and what must.

@@ -163,7 +163,7 @@ fn a_resumed_run_keeps_its_settings_its_data_and_its_model() {
     other.optim.learning_rate = 0.5;
     other.stages.push(other.stages[0].clone());
     let error = refused(&other);
-    for line in ["seed = 3 (was 0)", "optim.learning_rate = 0.5 (was 0.001)", "stages.1.max_steps", "--resume"] {
+    for line in ["seed = 3 (was 0)", "optim.learning_rate = 0.5 (was 0.001)", "stages.1.exit.max_steps", "--resume"] {
         assert!(error.contains(line), "{line}: {error}");
     }
     for file in ["sums.jsonl", "model/config.json", "model/model.safetensors", "model/tokenizer_config.json"] {

@@ -1,7 +1,8 @@
 //! `tempering score` against the plain forward pass, and the rows it refuses.
 
 use serde_json::{Value, json};
-use tempering::{model, score};
+use tempering::model;
+use tempering::train::token_scores as score;
 
 use crate::cli::{succeed, user_error};
 use crate::support::{

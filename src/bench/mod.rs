@@ -11,27 +11,29 @@ use crate::doctor::estimate;
 use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
 use crate::metrics::peak_rss_gb;
 use crate::model::{CausalLm, ModelConfig, Precision, names};
-use crate::objective::{Statistics, TokenTerm, Upstream};
-use crate::optim::{AdamW, Gradients, Moments, OptimConfig};
+use crate::objective::TokenTerm;
+use crate::optim::{AdamW, Moments, OptimConfig};
 use crate::stage::Stage;
 use crate::train::Workload;
 use crate::train::batch::{Sequence, micro_batches};
 use crate::train::learner::{ActivationCheckpointing, Learner};
+use crate::train::update::{self, Lesson};
 
 /// Models to measure devices with, from one that fits into a cache to one that a single card just trains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Size {
     /// 1.0 M parameters: 128 x 4, vocabulary 98.
-    #[value(name = "1m")]
+    #[cfg_attr(feature = "cli", value(name = "1m"))]
     Million,
     /// 0.13 B parameters: 768 x 12, vocabulary 32,000.
-    #[value(name = "0.1b")]
+    #[cfg_attr(feature = "cli", value(name = "0.1b"))]
     TenthBillion,
     /// 0.49 B parameters: the shape of Qwen2.5-0.5B.
-    #[value(name = "0.5b")]
+    #[cfg_attr(feature = "cli", value(name = "0.5b"))]
     HalfBillion,
     /// 1.54 B parameters: the shape of Qwen2.5-1.5B.
-    #[value(name = "1.5b")]
+    #[cfg_attr(feature = "cli", value(name = "1.5b"))]
     Billions,
 }
 
@@ -137,17 +139,14 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
         work = sequences.iter().map(|sequence| operations(config, sequence)).sum();
         estimated = estimate::memory(config, &workload(shape, &learner, &sequences, &requests, &sampling)).peak();
         let weight = 1.0 / (shape.tokens * sequences.len()) as f32;
-        let terms = |index: usize| -> Vec<TokenTerm> {
-            let advantage = if index.is_multiple_of(2) { 1.0 } else { -1.0 };
-            let term = |&old_log_prob| TokenTerm { old_log_prob, advantage, weight, ..TokenTerm::default() };
-            completions[index].1.iter().map(term).collect()
+        let lesson = |(place, sequence): (usize, &Sequence)| {
+            let advantage = if place.is_multiple_of(2) { 1.0 } else { -1.0 };
+            let term = TokenTerm { advantage, weight, ..TokenTerm::default() };
+            let terms = vec![term; sequence.completion().len()];
+            Lesson { place, sequence: sequence.clone(), terms, first: true }
         };
-        let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
-        learner.backward(&model, &sequences, &mut gradients, |range, scores| {
-            let (mut upstream, terms) = (Upstream::default(), range.flat_map(terms).collect::<Vec<_>>());
-            objective.evaluate(&terms, &scores.log_prob, &scores.sampling_entropy, &mut statistics, &mut upstream);
-            Some(upstream)
-        });
+        let mut lessons: Vec<Lesson> = sequences.iter().enumerate().map(lesson).collect();
+        let (gradients, _, _) = update::gradients(&learner, &objective, &model, &mut lessons);
         let scale = (1.0 / gradients.norm()).min(1.0);
         model = optimizer.step(&optim, model, gradients, scale, optim.learning_rate);
         // The update would otherwise still be under way, and count in the next round.

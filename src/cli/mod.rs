@@ -12,6 +12,7 @@ mod problems;
 mod progress;
 mod report;
 mod score;
+mod settings;
 mod tasks;
 mod tokenizer;
 mod train;
@@ -60,6 +61,8 @@ enum Command {
     Merge(merge::MergeArgs),
     /// Write a run's report again.
     Report(report::ReportArgs),
+    /// List all settings with their defaults, as a file of settings.
+    Settings(settings::SettingsArgs),
     /// List all metrics with their units.
     Metrics,
     /// Measure speed and memory; prints JSON.
@@ -206,6 +209,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Score(args) => score::score(&args),
         Command::Merge(args) => merge::merge(&args),
         Command::Report(args) => report::run(&args),
+        Command::Settings(args) => settings::run(&args),
         Command::Metrics => metrics::run(),
         Command::Bench(args) => bench::bench(args),
         Command::Doctor(args) => doctor::doctor(&args),

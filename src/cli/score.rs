@@ -10,9 +10,9 @@ use serde_json::Value;
 use super::{DeviceArgs, PrecisionArgs};
 use crate::error::{Error, Result};
 use crate::model::{self, CausalLm, ModelConfig};
-use crate::score;
 use crate::text::chat::Message;
 use crate::text::tokenizer::Tokenizer;
+use crate::train::token_scores as score;
 use crate::{device, files};
 
 /// Write log-probability and entropy of every token, one JSON line per row.

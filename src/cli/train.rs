@@ -41,7 +41,6 @@ pub(super) struct TrainArgs {
     /// one that the settings given name. Settings that are given must be the run's, but for its length, its cadence and
     /// its use of memory.
     #[arg(long, value_name = "RUN", num_args = 0..=1, conflicts_with = "overwrite")]
-    #[allow(clippy::option_option, reason = "absent, without a value, with one")]
     resume: Option<Option<PathBuf>>,
     /// Continue from this checkpoint instead of the newest, and remove the later ones.
     #[arg(long, value_name = "STEP", requires = "resume")]

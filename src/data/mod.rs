@@ -7,6 +7,7 @@ mod files;
 mod parquet;
 pub mod problems;
 pub mod shapes;
+pub mod shuffle;
 
 use std::collections::HashSet;
 use std::fmt;

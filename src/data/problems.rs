@@ -6,9 +6,10 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, COUNTS, LENGTHS};
+use crate::data::shuffle::Shuffle;
 use crate::data::{self, DataReport, Fields, Problem};
 use crate::error::{Error, Result};
-use crate::noise::Stream;
+use crate::noise::{Purpose, mix};
 use crate::tasks::{Family, Generator, Split};
 use crate::text::chat::{Message, Prompt};
 use crate::text::tokenizer::Tokenizer;
@@ -188,14 +189,12 @@ impl Problems {
     /// The problem a training run meets at `index`: rows come shuffled anew each epoch, as a function of `seed`.
     pub fn shuffled(&self, seed: u64, index: u64) -> Problem {
         match self {
-            // Far from the indices fine-tuning starts at: RL meets problems the base model has not seen.
-            Self::Tasks(..) => self.get((1 << 48) + seed.wrapping_mul(1 << 32).wrapping_add(index)),
-            Self::Rows(rows) => {
-                let count = rows.len() as u64;
-                let mut order: Vec<usize> = (0..rows.len()).collect();
-                Stream::new(&[seed, index / count]).shuffle(&mut order);
-                rows[order[(index % count) as usize]].clone()
+            // In the upper half of all indices, while fine-tuning starts at 0: RL meets problems the base model has not seen.
+            Self::Tasks(..) => {
+                let first = (1 << 63) | (mix(&[Purpose::Order.word(), seed]) >> 1);
+                self.get(first.wrapping_add(index))
             }
+            Self::Rows(rows) => rows[Shuffle::new(seed, rows.len()).row(index)].clone(),
         }
     }
 
@@ -221,5 +220,33 @@ impl Problems {
             (None, limit) => limit,
         };
         Ok((0..count as u64).map(|index| self.get(index)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows that are alike are rows of their own: each comes once in an epoch.
+    #[test]
+    fn an_epoch_of_duplicated_problems_has_each_row_once() {
+        let row = |n: usize| Problem::new(Prompt::Messages(vec![Message::user(format!("{}?", n / 2))]), n.to_string());
+        let problems = Problems::Rows((0..10).map(row).collect());
+        let epoch = |number: u64| -> Vec<String> {
+            (10 * number..10 * number + 10).map(|index| problems.shuffled(3, index).answer).collect()
+        };
+        let mut answers = epoch(0);
+        assert!(answers != epoch(1));
+        answers.sort_by_key(|answer| answer.parse::<usize>().unwrap());
+        assert_eq!(answers, (0..10).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+
+    /// All 64 bits of a seed count, and the largest does not overflow.
+    #[test]
+    fn seeds_far_apart_give_other_tasks() {
+        let tasks = Problems::Tasks(DataConfig::default().generator(), Split::Train);
+        let text = |seed: u64| (0..8).map(|index| tasks.shuffled(seed, index).prompt.text()).collect::<Vec<_>>();
+        assert!(text(1) != text(1 + (1 << 32)) && text(0) != text(u64::MAX));
+        assert_eq!(text(5), text(5));
     }
 }

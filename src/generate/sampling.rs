@@ -17,7 +17,7 @@ pub struct Distribution {
     pub repetition_penalty: f32,
     /// Divides the logits; 0 takes the most probable token.
     pub temperature: f32,
-    /// Only the so many most probable tokens, and those as probable as the last of them; 0 for all.
+    /// Only the k most probable tokens, and those as probable as the last of them; 0 for all.
     pub top_k: usize,
     /// Only the most probable tokens that together reach this probability (arXiv 1904.09751); 1 for all.
     pub top_p: f32,
@@ -37,7 +37,7 @@ impl Distribution {
         Self { temperature, ..Self::default() }
     }
 
-    /// What cannot work, each as `key = value` and the reason.
+    /// Settings that cannot work, each as `key = value` and the reason.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut require = |ok: bool, key: &str, value: f32, rule: &str| {
@@ -65,12 +65,12 @@ impl Distribution {
     }
 }
 
-/// A drawn token and what is known of the distribution it came from, in nats.
+/// A drawn token and figures of the distribution it came from, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampled {
     /// The token.
     pub token: u32,
-    /// Its log-probability at the sampling temperature among all tokens: what a trainer recomputes. NaN when the logits are
+    /// Its log-probability at the sampling temperature among all tokens, as a trainer recomputes it. NaN when the logits are
     /// not finite numbers.
     pub log_prob: f32,
     /// Its log-probability under the distribution it was drawn from, penalty and truncation included.

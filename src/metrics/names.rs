@@ -17,7 +17,6 @@ pub const ALL: &[[&str; 3]] = &[
     ["num_tokens", "tokens", "tokens trained on so far (sft)"],
     ["skipped_updates", "updates", "updates left out so far because of a value that was not finite"],
     ["skipped_sequences", "sequences", "sequences left out of the step because of a value that was not finite"],
-    ["data/overlong_prompts", "prompts", "prompts of the step left out for their length"],
     // Rewards.
     ["reward", "", "weighted sum of the rewards, mean over completions"],
     ["reward_std", "", "its standard deviation within a group, mean over groups"],
@@ -67,6 +66,7 @@ pub const ALL: &[[&str; 3]] = &[
     ["clip_ratio/low_mean", "share of tokens", "tokens clipped below"],
     ["clip_ratio/high_mean", "share of tokens", "tokens clipped above"],
     ["clip_ratio/region_mean", "share of tokens", "tokens clipped"],
+    ["cispo_clip_ratio", "share of tokens", "tokens whose ratio CISPO caps"],
     ["tokens/low_entropy_share", "share of tokens", "tokens left out by top_entropy_quantile"],
     ["tokens/covariance_share", "share of tokens", "tokens chosen by their covariance"],
     ["tokens/masked_completions", "share of completions", "cut completions that take no part in the loss"],
@@ -87,6 +87,7 @@ pub const ALL: &[[&str; 3]] = &[
     ["timing_s/gen", "s", "sampling"],
     ["timing_s/reward", "s", "grading and rewards"],
     ["timing_s/update_actor", "s", "gradients and optimiser"],
+    ["timing_s/old_log_prob", "s", "log-probabilities of the trainer before the first optimiser step"],
     ["timing_s/ref", "s", "log-probabilities of the model at the start of the run"],
     ["timing_s/conflict", "s", "measures of the entropy conflict"],
     ["timing_s/conflict_cosine", "s", "cosine of the two gradients"],

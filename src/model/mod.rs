@@ -14,11 +14,13 @@ mod rope;
 mod shapes;
 pub mod tensors;
 
+pub use attention::Attention;
 pub(crate) use attention::{Rows, ids};
 pub use cache::{CacheShape, KvCache};
 pub use config::ModelConfig;
-pub use decoder::CausalLm;
+pub use decoder::{CausalLm, Decoder, Layer, Mlp};
 pub use lora::LoraConfig;
+pub use norm::RmsNorm;
 pub(crate) use params::Path as ParamPath;
 pub use params::names;
 pub use precision::Precision;

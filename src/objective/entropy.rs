@@ -15,11 +15,11 @@ pub struct EntropyTarget {
     pub max: f32,
 }
 
-/// What control remembers from step to step.
+/// The state of control between optimiser steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EntropyControl {
     coef: f32,
-    /// Entropy of the last step; none before the first, which has no bonus.
+    /// Entropy of the last optimiser step; none before the first, which has no bonus.
     last: Option<f64>,
 }
 

@@ -1,12 +1,12 @@
 //! The loss of a completion and its derivatives, in closed form on the host: a function of each token's log-probability
-//! and entropy, and of what was known before the update ([`TokenTerm`]).
+//! and entropy, and of the figures known before the update ([`TokenTerm`]).
 //!
 //! The learner asks for both after its forward pass and sends the derivatives back through the model; nothing here knows
-//! of tensors or of micro-batches. What a token's loss is divided by is in its weight, counted once for the whole step.
+//! of tensors or of micro-batches. The divisor of a token's loss is in its weight, counted once for the whole mini-batch.
 
 use serde::{Deserialize, Serialize};
 
-/// What the importance ratio `ρ = π / π_old` compares (TRL's `importance_sampling_level`).
+/// The probabilities in the importance ratio `ρ = π / π_old` (TRL's `importance_sampling_level`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ratio {
@@ -59,7 +59,7 @@ pub enum KlEstimator {
     K3,
 }
 
-/// What is known of a token before the update.
+/// Figures of a token that are known before the update.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TokenTerm {
     /// Its log-probability before the first update that uses it, as the trainer computes it, in nats.
@@ -74,7 +74,7 @@ pub struct TokenTerm {
     pub kl: f32,
     /// Factor of `|log ρ|` (KL-Cov, arXiv 2505.22617).
     pub covariance_kl: f32,
-    /// Factor of the entropy, which the loss lowers by so much.
+    /// Factor of the entropy; the loss is lowered by their product.
     pub entropy: f32,
 }
 
@@ -88,7 +88,7 @@ impl TokenTerm {
 /// How token terms become a loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {
-    /// What the ratio compares.
+    /// Ratios of tokens or of completions.
     pub ratio: Ratio,
     /// From ratio and advantage to loss.
     pub surrogate: Surrogate,
@@ -96,7 +96,7 @@ pub struct Objective {
     pub kl_estimator: KlEstimator,
 }
 
-/// The derivative of the loss with respect to what the model says of each token.
+/// The derivative of the loss with respect to the model's figures of each token.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Upstream {
     /// With respect to the log-probability.
@@ -251,7 +251,7 @@ impl Statistics {
         self.loss.is_finite() && self.non_finite == 0
     }
 
-    /// Adds what another part of the update gave.
+    /// Adds the sums of another part of the update.
     pub fn add(&mut self, other: &Self) {
         self.loss += other.loss;
         self.policy_loss += other.policy_loss;

@@ -1,6 +1,6 @@
-//! From a scored step to what each token's loss is made of: which tokens learn, and with how much.
+//! From the scored completions of a mini-batch to the terms of each token's loss: which tokens learn, and with which weight.
 //!
-//! All of it is decided on the host from what the sampler recorded, over the whole mini-batch of an optimiser step:
+//! All of it is decided on the host from the sampler's record, over the whole mini-batch of an optimiser step:
 //! before the first update that is the policy itself, and no split into micro-batches can change it. (TRL and verl look at
 //! the tokens of one micro-batch, and at the policy of the moment in later updates of a step. verl's Clip-Cov, besides,
 //! takes no token that PPO's clip has taken already.)
@@ -96,7 +96,7 @@ impl Default for EntropyAdvantage {
     }
 }
 
-/// Which tokens learn, and what beside the surrogate.
+/// Which tokens learn, and the parts of the loss beside the surrogate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenRules {
     /// Factor of the divergence from the reference model.
@@ -105,11 +105,11 @@ pub struct TokenRules {
     pub top_entropy_quantile: f64,
     /// Tokens taken out, or held, for their covariance.
     pub covariance: Option<Covariance>,
-    /// What entropy adds to advantages.
+    /// The part of an advantage that comes from entropy.
     pub entropy_advantage: Option<EntropyAdvantage>,
     /// Factor of the mean entropy of the tokens that learn.
     pub entropy_coef: f32,
-    /// The same factor on hard problems is so many times as large.
+    /// Multiplies `entropy_coef` on hard problems (CEEH).
     pub entropy_hard_factor: f32,
 }
 
@@ -126,7 +126,7 @@ impl Default for TokenRules {
     }
 }
 
-/// What the rules did to a mini-batch.
+/// Counts of the rules over a mini-batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TermCounts {
     /// Tokens of completions that take part.
@@ -135,7 +135,7 @@ pub struct TermCounts {
     pub low_entropy: usize,
     /// Those taken out, or held, for their covariance.
     pub covariance: usize,
-    /// Mean entropy of the tokens that learn, at the sampling temperature; what adaptive control looks at.
+    /// Mean entropy of the tokens that learn, at the sampling temperature; the measure of adaptive control.
     pub entropy: f64,
 }
 
@@ -220,7 +220,7 @@ impl Covariance {
         }
     }
 
-    /// What cannot work, as `key = value` and the reason.
+    /// A setting that cannot work, as `key = value` and the reason.
     pub fn mistake(&self) -> Option<String> {
         let share = |key: &str, value: f64| {
             (!(value > 0.0 && value <= 1.0)).then(|| format!("{key} = {value} must be above 0 and at most 1"))

@@ -100,7 +100,9 @@ impl Plot {
             return Ok(None);
         };
         let by_step = self.x_label == "step";
-        let xs = if by_step { xs.0..xs.1.max(xs.0 + 1.0) } else { padded(xs, false) };
+        // Beside the first and last step there is room for a dot.
+        let room = 0.02 * (xs.1 - xs.0).max(1.0);
+        let xs = if by_step { xs.0 - room..xs.1.max(xs.0 + 1.0) + room } else { padded(xs, false) };
         let ys = padded(ys, self.from_zero);
         let mut svg = String::new();
         self.draw(&mut svg, xs, ys, by_step).map_err(|e| Error::Invalid(format!("plot {:?}: {e}", self.title)))?;

@@ -115,19 +115,28 @@ impl StageLoss {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Keys {
+    /// Surrogate, weights of tokens and kind of ratio.
     r#type: LossType,
+    /// Lower clip of the ratio, below 1 (not with cispo and sapo).
     #[serde(skip_serializing_if = "Option::is_none")]
     epsilon: Option<f32>,
+    /// Upper clip of the ratio, above 1; with cispo, the largest factor itself (not with sapo).
     #[serde(skip_serializing_if = "Option::is_none")]
     epsilon_high: Option<f32>,
+    /// Bound on the ratio of tokens with a negative advantage, dual clip; none for no bound (not with cispo and sapo).
     #[serde(skip_serializing_if = "Option::is_none")]
     delta: Option<f32>,
+    /// τ where the advantage is positive (sapo).
     #[serde(skip_serializing_if = "Option::is_none")]
     sapo_temperature_pos: Option<f32>,
+    /// τ where the advantage is not positive (sapo).
     #[serde(skip_serializing_if = "Option::is_none")]
     sapo_temperature_neg: Option<f32>,
+    /// Passes over the same completions.
     num_iterations: usize,
+    /// Mini-batches that the completions of a step are divided into, with an optimiser step for each.
     steps_per_generation: usize,
+    /// Holds the policy close to the model at the start of the run, which is kept in memory for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     kl: Option<Kl>,
 }

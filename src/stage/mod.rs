@@ -147,6 +147,9 @@ impl Stage {
             if self.loss.loss_type != LossType::Dapo {
                 mistakes.push(format!("{what} has a loss of its own, without a clip: set loss.type = \"dapo\""));
             }
+            if self.loss.surrogate != StageLoss::of(LossType::Dapo).surrogate {
+                mistakes.push(format!("loss.epsilon, epsilon_high and delta do nothing with {what}: remove them"));
+            }
             if self.loss.steps_per_generation * self.loss.num_iterations == 1 {
                 mistakes.push(format!(
                     "{what} does nothing in the only update of a step: set loss.steps_per_generation = 8"

@@ -101,7 +101,8 @@ impl Folder {
             let source = std::str::from_utf8(bytes).map_err(|e| Error::file(&file, e))?;
             return Ok(Ok((source.to_string(), file)));
         }
-        let value = &self.json(CONFIG)?["chat_template"];
+        let config = self.json(CONFIG)?;
+        let value = &config["chat_template"];
         let named = |entry: &Value| entry["name"].as_str().unwrap_or_default().to_string();
         let default = match value {
             Value::Array(list) => list.iter().find(|entry| named(entry) == "default").map(|entry| &entry["template"]),

@@ -1,7 +1,7 @@
 //! `generation_config.json`: the settings a model was published with.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 
@@ -35,7 +35,7 @@ impl Recommended {
 /// The file for an export: `bytes` as they are where they name the ends of a text and the padding, else with these added
 /// and nothing else changed.
 pub(super) fn completed(bytes: Option<&[u8]>, config: &Value, stop_ids: &[u32], pad_id: u32) -> Vec<u8> {
-    let mut entries = config.as_object().cloned().unwrap_or_else(Map::new);
+    let mut entries = config.as_object().cloned().unwrap_or_default();
     let lacking = |key: &str| config.get(key).is_none_or(Value::is_null);
     let added = [("eos_token_id", Value::from(stop_ids)), ("pad_token_id", Value::from(pad_id))];
     let added: Vec<_> = added.into_iter().filter(|(key, _)| lacking(key)).collect();

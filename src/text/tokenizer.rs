@@ -126,22 +126,25 @@ impl Tokenizer {
             Some(tail) => turn::end(tail, |text| self.encode(text), &self.stop_ids)?,
             None => None,
         };
-        self.turn_end = end.unwrap_or_else(|| {
-            let end = self.eos.unwrap_or(self.stop_ids[0]);
-            let note = format!(
-                "{}: the chat template ends an assistant's turn with {:?}, in which no token stops; turns are ended with {:?}",
-                self.folder.dir.display(),
-                tail.unwrap_or_default(),
-                self.token_text(end)
-            );
-            if !self.notes.contains(&note) {
-                self.notes.push(note);
-            }
-            vec![end]
-        });
+        self.turn_end = end.unwrap_or_else(|| self.end_without_template(tail.as_deref()));
         self.opening = turn::opening(&template);
         self.template = Some(template);
         Ok(self)
+    }
+
+    /// The end of a turn where the chat template, which writes `tail` after an assistant's words, has none; noted.
+    fn end_without_template(&mut self, tail: Option<&str>) -> Vec<u32> {
+        let end = self.eos.unwrap_or(self.stop_ids[0]);
+        let why = match tail {
+            Some(tail) => format!("ends an assistant's turn with {tail:?}, in which no token stops"),
+            None => "does not render a question with its answer".to_string(),
+        };
+        let (dir, token) = (self.folder.dir.display(), self.token_text(end));
+        let note = format!("{dir}: the chat template {why}; turns are ended with {token:?}");
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+        vec![end]
     }
 
     /// Settings that this tokenizer would not use, one line each.

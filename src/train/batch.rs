@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// A prompt and what followed it, as tokens; only the completion is learned.
+/// A prompt and its completion, as tokens; only the completion is learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {
     /// Prompt and completion.
@@ -39,7 +39,7 @@ pub fn micro_batches(sequences: &[Sequence], tokens: usize) -> Vec<Range<usize>>
 /// The tokens of some sequences end to end, the last of each left out: nothing is predicted from it.
 #[derive(Debug, Clone)]
 pub(super) struct Packed {
-    /// What goes in.
+    /// Tokens of the forward pass.
     pub tokens: Vec<u32>,
     /// How many of each sequence.
     pub lengths: Vec<usize>,

@@ -232,8 +232,13 @@ fn content(dir: &Path) -> Result<Content> {
         return Ok(Content::Nothing);
     }
     Ok(if !Origin::marks(dir) {
-        let only_lock = files::entries(dir)?.iter().all(|(name, _)| name == LOCK);
-        if only_lock { Content::Nothing } else { Content::Other }
+        // A process killed just after it had made the folder leaves this.
+        let begun = [LOCK, "run.json.partial"];
+        if files::entries(dir)?.iter().all(|(name, _)| begun.contains(&name.as_str())) {
+            Content::Nothing
+        } else {
+            Content::Other
+        }
     } else if has_step(dir)? {
         Content::Run
     } else {

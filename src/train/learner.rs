@@ -1,4 +1,4 @@
-//! From sequences and the derivatives of a loss to gradients: what every kind of training here does on the device.
+//! From sequences and the derivatives of a loss to gradients: the work of every kind of training on the device.
 //!
 //! A micro-batch goes through the blocks in one packed pass. The head never has the logits of the whole micro-batch: it
 //! takes the completion rows in runs of whole sequences of at most [`Learner::logits`] numbers, and each run goes forward, to the
@@ -21,7 +21,7 @@ use crate::stop::Stop;
 /// 128 MiB.
 pub(crate) const LOGITS: usize = 32 << 20;
 
-/// What of a micro-batch is kept for the backward pass.
+/// The part of a micro-batch that is kept for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActivationCheckpointing {
@@ -39,7 +39,7 @@ pub struct Learner<'a> {
     pub temperature: f32,
     /// Tokens of one forward and backward pass at most.
     pub tokens_per_microbatch: usize,
-    /// What is kept for the backward pass.
+    /// The part of a micro-batch that is kept for the backward pass.
     pub activation_checkpointing: ActivationCheckpointing,
     /// Logits that exist at a time, in numbers; a row of a larger vocabulary is taken alone.
     pub logits: usize,
@@ -60,7 +60,7 @@ impl Default for Learner<'_> {
     }
 }
 
-/// What the model says of the completion tokens of some sequences, end to end, in nats.
+/// Scores of the completion tokens of sequences under a model, end to end, in nats.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenScores {
     /// Log-probability at the learner's temperature.
@@ -71,26 +71,26 @@ pub struct TokenScores {
     pub sampling_entropy: Vec<f32>,
 }
 
-/// What was computed.
+/// Amount of work.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
     /// Tokens of the sequences, the last of each left out: nothing is predicted from it.
     pub tokens: usize,
     /// Tokens of padding that attention computed beside them.
     pub padding: usize,
-    /// Sequences left out, since what the model or the loss said of them was not finite.
+    /// Sequences left out, since their scores or their loss were not finite.
     pub skipped: usize,
 }
 
 impl Work {
-    /// Adds what another pass computed.
+    /// Adds the work of another pass.
     pub fn add(&mut self, other: Self) {
         self.tokens += other.tokens;
         self.padding += other.padding;
         self.skipped += other.skipped;
     }
 
-    /// Notes the share of padding among the tokens computed, and what was left out.
+    /// Notes the share of padding among the tokens computed, and the sequences left out.
     pub(super) fn describe(&self, metrics: &mut Metrics) {
         metrics.set("perf/padding_share", self.padding as f64 / (self.tokens + self.padding).max(1) as f64);
         metrics.set("skipped_sequences", self.skipped as f64);
@@ -107,7 +107,7 @@ pub(super) fn arrange<T>(items: &mut [T], device: &Device, sequence: impl Fn(&T)
 impl Learner<'_> {
     /// Adds the gradient of a loss over `sequences` to `gradients`.
     ///
-    /// `loss` is told of runs of whole sequences and what the model says of their completion tokens, and answers with the
+    /// `loss` is told of runs of whole sequences and the scores of their completion tokens, and answers with the
     /// derivatives of the loss, or with nothing when the run must be left out. A run is left out, too, when any of these
     /// numbers is not finite, and so is a micro-batch whose hidden states are not.
     pub fn backward(
@@ -153,7 +153,7 @@ impl Learner<'_> {
         work
     }
 
-    /// What the model says of the completion tokens of each sequence, without gradients.
+    /// Scores of the completion tokens of each sequence under `model`, without gradients: the only such path.
     pub fn read(&self, model: &CausalLm, sequences: &[Sequence]) -> Vec<TokenScores> {
         let mut lists = Vec::with_capacity(sequences.len());
         let plain = model.valid();
@@ -336,7 +336,7 @@ impl Head<'_> {
         Piece { leaf, scores: ops::scores(logits, &self.packed.targets[rows], self.learner.temperature) }
     }
 
-    /// What the model says, without anything kept.
+    /// Scores of rows, without anything kept.
     fn values(&self, pieces: &[Range<usize>]) -> TokenScores {
         let mut seen = TokenScores::default();
         for piece in pieces {

@@ -17,8 +17,9 @@ pub mod run;
 pub mod settings;
 pub mod sft;
 mod state;
+pub mod token_scores;
 mod trainer;
-mod update;
+pub(crate) mod update;
 mod workload;
 
 pub use settings::RlConfig;

@@ -24,7 +24,7 @@ use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
-use crate::optim::AdamW;
+use crate::optim::{AdamW, LrScheduler, OptimConfig};
 
 const SUMMARY: &str = "summary.json";
 
@@ -64,6 +64,8 @@ pub struct Common<'a> {
     pub tokenizer: &'a Path,
     /// Problems.
     pub data: &'a DataConfig,
+    /// The optimiser.
+    pub optim: &'a OptimConfig,
     /// Evaluation on held-out problems.
     pub eval: &'a EvalConfig,
     /// Checkpoints kept; 0 for all.
@@ -100,6 +102,14 @@ impl<S: Default> Point<S> {
     fn first((config, model): (ModelConfig, CausalLm)) -> Self {
         Self { step: 0, config, model, optimizer: AdamW::default(), state: S::default() }
     }
+}
+
+/// Clears away what a killed process left half-done in the run's folder.
+fn clear(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
+    for name in files::recover(dir)? {
+        note(&format!("{}: removed, a killed process left it half-done", dir.join(name).display()));
+    }
+    Ok(())
 }
 
 /// A run whose folder this process has.
@@ -150,6 +160,7 @@ impl Run {
             point = Point::first(open_model()?);
             let mut new = Origin::new(config)?;
             folder = Folder::claim(&dir, session.start == Start::Overwrite, &origin::reads(&common)?, &mut note)?;
+            clear(&dir, &mut note)?;
             new.replaces = folder.replaces();
             new.write(&dir)?;
             (origin, newest) = (new, None);
@@ -157,9 +168,7 @@ impl Run {
             folder = Folder::reopen(&dir, &mut note)?;
             origin = Origin::read(&dir)?;
             let changed = origin.compare(&dir, config)?;
-            for name in files::recover(&dir)? {
-                note(&format!("{}: removed, a killed process left it half-done", dir.join(name).display()));
-            }
+            clear(&dir, &mut note)?;
             newest = checkpoint::choose(&dir, &origin.id, session.start.from())?;
             point = match &newest {
                 Some((step, path)) => {
@@ -172,6 +181,10 @@ impl Run {
             };
             note(&format!("{}: resumed after step {}", dir.display(), point.step));
             changed.iter().for_each(|line| note(&format!("changed: {line}")));
+            let length = |line: &String| line.contains("max_steps = ") || line.starts_with("cycles = ");
+            if common.optim.lr_scheduler_type != LrScheduler::Constant && changed.iter().any(length) {
+                note("the learning rate follows its schedule over the new length from here on");
+            }
             if session.start.from().is_some() {
                 for step in checkpoint::remove_after(&dir, &origin.id, point.step)? {
                     note(&format!("checkpoint-{step} removed: the run goes on from checkpoint-{}", point.step));

@@ -269,6 +269,7 @@ impl RunSettings for RlConfig {
             model: &self.model.path,
             tokenizer: &self.model.path,
             data: &self.data,
+            optim: &self.optim,
             eval: &self.eval,
             save_total_limit: self.train.save_total_limit,
         }

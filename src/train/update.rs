@@ -6,9 +6,10 @@
 //! (prompts of a mini-batch) and `ppo_epochs`.
 //!
 //! The ratio compares with the policy before the first of these updates, as the trainer itself computes it: the sampler's
-//! log-probabilities, which differ by rounding or more, serve for choosing tokens and for the mismatch metrics only. With
-//! one mini-batch the old log-probabilities are those of its first pass, at no cost; with more, one forward pass without
-//! gradients over all completions comes first (about a third of the time of going through them once for the updates).
+//! log-probabilities, which differ by rounding or more, serve for choosing tokens and for the mismatch metrics only. Up to
+//! the first update the old log-probabilities are those of the pass that is learned from, so that the ratio is 1 exactly.
+//! All other completions go through one forward pass without gradients before that update: those of later mini-batches,
+//! and, for the mismatch metrics, those without a gradient. It takes about a third of the time of learning from them.
 //!
 //! Weights are counted per mini-batch. TRL does so too, but for `dapo` and `cispo`, whose tokens it counts over all
 //! mini-batches: there its gradients are smaller by a factor of `steps_per_generation`. The learning rate is that of the
@@ -89,11 +90,11 @@ pub(crate) struct Lesson {
     pub(crate) sequence: Sequence,
     /// One per token.
     pub(crate) terms: Vec<TokenTerm>,
-    /// Whether the pass to come is the first over it: then the old log-probabilities are taken from it.
+    /// Whether the model has not been updated in this step: then the pass to come gives the old log-probabilities.
     pub(crate) first: bool,
 }
 
-/// The gradient of a loss over `lessons`, and what was counted on the way.
+/// The gradient of a loss over `lessons`, its statistics, and the amount of work.
 pub(crate) fn gradients(
     learner: &Learner,
     objective: &Objective,
@@ -157,24 +158,23 @@ impl Update<'_> {
         let start = Instant::now();
         let batches = self.mini_batches(examples.len());
         let mut known = Known { old: vec![Vec::new(); examples.len()], reference: self.references(examples, metrics) };
-        let mut reading = Duration::ZERO;
-        if batches.len() > 1 {
-            reading += self.read(policy.model(), examples, &mut known.old);
-        }
         let (objective, mut log) = (self.stage.objective(), Log::default());
+        let mut updated = false;
         let updates = (0..self.stage.loss.num_iterations).flat_map(|_| &batches).enumerate();
         for (number, batch) in updates {
             let batch = MiniBatch { number, examples: batch.iter().map(|&place| (place, &examples[place])).collect() };
             let mut lessons = self.lessons(&batch, &known, control, &mut log);
             arrange(&mut lessons, &policy.device(), |lesson| &lesson.sequence);
+            lessons.iter_mut().for_each(|lesson| lesson.first = !updated);
             let learner = self.learner(if number == 0 { self.stop } else { Stop::NEVER });
             let (gradients, seen, work) = gradients(&learner, &objective, policy.model(), &mut lessons);
-            for lesson in lessons.iter().filter(|lesson| !lesson.first) {
-                known.old[lesson.place] = lesson.terms.iter().map(|term| term.old_log_prob).collect();
+            if !updated {
+                known.keep(&lessons);
             }
             if number == 0 {
                 self.stop.check()?;
-                reading += self.read(policy.model(), examples, &mut known.old);
+                let reading = self.read(policy.model(), examples, &mut known.old);
+                metrics.set("timing_s/old_log_prob", reading.as_secs_f64());
             }
             let norm = gradients.norm();
             log.note(&seen, batch.ratios(objective.ratio), norm, work);
@@ -186,6 +186,7 @@ impl Update<'_> {
                 continue;
             }
             policy.apply(&self.config.optim, gradients, self.config.optim.clip(norm), self.lr);
+            updated = true;
         }
         self.describe(&log, metrics);
         if self.stage.tokens.mask_truncated_completions {
@@ -193,7 +194,6 @@ impl Update<'_> {
             metrics.set("tokens/masked_completions", masked as f64 / examples.len().max(1) as f64);
         }
         mismatch(examples, &known.old, metrics);
-        metrics.set("timing_s/old_log_prob", reading.as_secs_f64());
         metrics.set("timing_s/update_actor", start.elapsed().as_secs_f64());
         Ok(log.skipped)
     }
@@ -210,7 +210,7 @@ impl Update<'_> {
         (0..parts).map(batch).filter(|batch| !batch.is_empty()).collect()
     }
 
-    /// The completions of a mini-batch that have something to teach, with what each of their tokens has.
+    /// The completions of a mini-batch that have a gradient, with the terms of their tokens.
     fn lessons(&self, batch: &MiniBatch, known: &Known, control: &mut EntropyControl, log: &mut Log) -> Vec<Lesson> {
         let stage = self.stage;
         let key = [Purpose::Covariance.word(), self.config.seed, self.step as u64, batch.number as u64];
@@ -226,7 +226,7 @@ impl Update<'_> {
             terms.iter_mut().zip(old).for_each(|(term, &log_prob)| term.old_log_prob = log_prob);
             let reference = &known.reference[place];
             terms.iter_mut().zip(reference).for_each(|(term, &log_prob)| term.reference_log_prob = log_prob);
-            Lesson { place, sequence: example.sequence.clone(), terms, first: old.is_empty() }
+            Lesson { place, sequence: example.sequence.clone(), terms, first: false }
         };
         taught.map(lesson).collect()
     }
@@ -304,6 +304,15 @@ struct Known {
     old: Vec<Vec<f32>>,
     /// Under the reference model.
     reference: Vec<Vec<f32>>,
+}
+
+impl Known {
+    /// Takes the old log-probabilities of lessons that a pass has gone over.
+    fn keep(&mut self, lessons: &[Lesson]) {
+        for lesson in lessons.iter().filter(|lesson| !lesson.first) {
+            self.old[lesson.place] = lesson.terms.iter().map(|term| term.old_log_prob).collect();
+        }
+    }
 }
 
 /// The completions of one update, with their places in the step.
@@ -394,3 +403,6 @@ fn mismatch(examples: &[Example], old: &[Vec<f32>], metrics: &mut Metrics) {
     metrics.set("sampling/importance_sampling_ratio/mean", logs.iter().map(|log| log.exp()).sum::<f64>() / count);
     metrics.set("sampling/importance_sampling_ratio/max", largest(|log| log).exp());
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ RANDOM=${2:-1}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 settings=(--set output_dir="$folder" --set train.eval_steps=4 --set train.save_steps=2 --set eval.num_problems=40
-  --set train.prompts_per_step=4 --set stages.0.max_steps=8 --set stages.1.max_steps=6)
+  --set train.prompts_per_step=4 --set stages.0.exit.max_steps=8 --set stages.1.exit.max_steps=6)
 
 # What a run came to, without figures of time and memory.
 result() {

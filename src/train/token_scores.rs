@@ -1,4 +1,4 @@
-//! What a model says of given tokens: the log-probability of each, and the entropy of the distribution it came from.
+//! Scores of given tokens: the log-probability of each under a model, and the entropy of the distribution it came from.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use crate::model::CausalLm;
 use crate::train::batch::Sequence;
 use crate::train::learner::Learner;
 
-/// A sequence with what the model says of it, in nats; nothing predicts the first token.
+/// A sequence with the scores of its tokens, in nats; nothing predicts the first token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TokenScores {
     /// The tokens.

@@ -1,0 +1,244 @@
+//! Supervised fine-tuning: masked cross-entropy on completions.
+
+mod settings;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+pub use settings::{SftConfig, SftModel, SftTrain};
+
+use super::Session;
+use super::batch::Sequence;
+use super::checkpoint::Trained;
+use super::guard::Guard;
+use super::learner::{Learner, arrange};
+use super::origin::dated;
+use super::policy::Policy;
+use super::run::{Point, Run, RunSettings};
+use crate::data::problems::{DataConfig, TASKS};
+use crate::data::shuffle::Shuffle;
+use crate::data::{self, Conversation};
+use crate::device;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::noise::Stream;
+use crate::objective::Upstream;
+use crate::optim::{Gradients, learning_rate};
+use crate::stop::Stop;
+use crate::tasks::{Generator, Manner, Split};
+use crate::text::chat::Prompt;
+use crate::text::tokenizer::Tokenizer;
+
+/// Conversations by index.
+enum Conversations {
+    Tasks(Generator),
+    Rows(Vec<Conversation>),
+}
+
+impl Conversations {
+    fn open(data: &DataConfig) -> Result<Self> {
+        if data.train.as_os_str() == TASKS {
+            return Ok(Self::Tasks(data.generator()));
+        }
+        Ok(Self::Rows(data::load_conversations(&data.train)?))
+    }
+
+    /// The conversation a run meets at `index`; rows come shuffled anew each epoch.
+    fn get(&self, seed: u64, index: u64, lean: bool) -> Conversation {
+        match self {
+            Self::Tasks(generator) => {
+                let manner = |random: &mut Stream| if lean { Manner::Lean } else { Manner::draw(random) };
+                let mut messages = generator.row_in(Split::Train, index, manner).messages;
+                let completion = messages.pop().map(|message| message.content).unwrap_or_default();
+                Conversation { prompt: Prompt::Messages(messages), completion }
+            }
+            Self::Rows(rows) => rows[Shuffle::new(seed, rows.len()).row(index)].clone(),
+        }
+    }
+}
+
+/// Prompt as the template renders it, completion, end of turn.
+fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize) -> Result<Sequence> {
+    let mut tokens = tokenizer.encode_prompt(&conversation.prompt)?;
+    let prompt = tokens.len();
+    tokens.extend(tokenizer.encode_completion(&conversation.completion)?);
+    if tokens.len() > max_length {
+        return Err(Error::Invalid(format!(
+            "a conversation has {} tokens, more than train.max_length = {max_length}; raise it or shorten the row: {:.80}…",
+            tokens.len(),
+            conversation.prompt.text()
+        )));
+    }
+    Ok(Sequence { tokens, prompt })
+}
+
+/// What a resumed run must know beside weights and optimiser.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct State {
+    /// Steps that are over.
+    #[serde(skip)]
+    step: usize,
+    next_row: u64,
+    num_tokens: usize,
+}
+
+/// All that the steps of a run need and do not change.
+struct Job<'a> {
+    config: &'a SftConfig,
+    tokenizer: Tokenizer,
+    conversations: Conversations,
+    stop: Stop<'a>,
+}
+
+/// Trains, evaluates and writes `runs/<name>/`; returns the final model's directory.
+///
+/// # Errors
+/// User mistakes in files and settings, a full disk, three steps in a row that are not finite, or
+/// [`crate::Error::Interrupted`].
+pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
+    let resumed = session.start.resumes().then(|| config.common().dir());
+    let config = &dated(config, resumed.as_deref())?;
+    let device = device::parse(&config.device)?;
+    config.optim.check(&device)?;
+    let tokenizer = Tokenizer::load(config.tokenizer_dir())?.with_prompt(&config.prompt)?;
+    tokenizer.notes().iter().for_each(|note| session.observer.note(note));
+    let config = &SftConfig { prompt: tokenizer.prompt().clone(), ..config.clone() };
+    let conversations = Conversations::open(&config.data)?;
+    let (held_out, _) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
+    let (mut run, point) = Run::open(config, session, &device, held_out, || {
+        let opened = config.model(&tokenizer, &device.clone().autodiff())?;
+        tokenizer.check_vocab(opened.0.vocab_size, config.tokenizer_dir())?;
+        Ok(opened)
+    })?;
+    let Point::<State> { step, config: model_config, model, optimizer, mut state } = point;
+    state.step = step;
+    let mut policy = Policy::new(model_config, model, optimizer);
+    let job = Job { config, tokenizer, conversations, stop: session.stop() };
+    let ended = job.whole(&mut policy, &mut state, &mut run, session);
+    ended.map_err(|error| run.ended(error, state.step, job.trained(&policy), &policy.optimizer, &state))
+}
+
+impl Job<'_> {
+    fn whole(&self, policy: &mut Policy, state: &mut State, run: &mut Run, session: &mut Session) -> Result<PathBuf> {
+        let last = self.config.train.max_steps;
+        if state.step == 0 {
+            // Shown, so that a missing or wrong chat template is seen.
+            let first = self.conversations.get(self.config.seed, 0, false);
+            let shown = self.tokenizer.render_prompt(&first.prompt)?;
+            session.observer.note(&format!("first prompt: {shown:?}"));
+        }
+        run.catch_up(self.trained(policy), session)?;
+        if state.step >= last && run.finished(state.step)?.is_some() {
+            let message = "nothing to do; raise train.max_steps to go on";
+            session.observer.note(&format!("{}: finished after step {}, {message}", run.dir().display(), state.step));
+            return Ok(run.dir().join("final"));
+        }
+        session.observer.begin("sft", last);
+        session.observer.resume(state.step);
+        self.learn(policy, state, run, session)?;
+        let evaluation = run.evaluate(self.trained(policy), "final", session)?;
+        session.observer.note(&evaluation.table());
+        run.finish(state.step, self.trained(policy), &evaluation.summary())
+    }
+
+    /// Goes on from `state` until the last step is over; an error leaves the state of the step before.
+    fn learn(&self, policy: &mut Policy, state: &mut State, run: &mut Run, session: &mut Session) -> Result<()> {
+        let train = &self.config.train;
+        let mut guard = Guard::default();
+        while state.step < train.max_steps {
+            let mut next = State { step: state.step + 1, ..*state };
+            let mut metrics = Metrics::of_step(next.step);
+            let mut sequences = self.take(&mut next.next_row, next.step <= train.curriculum_steps)?;
+            arrange(&mut sequences, &policy.device(), |sequence| sequence);
+            let finite = self.update(policy, &sequences, &mut next, &mut metrics)?;
+            *state = next;
+            let over = state.step == train.max_steps;
+            if train.eval_steps > 0 && state.step.is_multiple_of(train.eval_steps) && !over {
+                run.log_evaluated(self.trained(policy), &mut metrics, session)?;
+                session.observer.begin("sft", train.max_steps);
+                session.observer.resume(state.step);
+            } else {
+                run.log(&metrics)?;
+            }
+            session.observer.advance(state.step, Some(&metrics));
+            let split = sequences.iter().map(|sequence| sequence.tokens.split_at(sequence.prompt));
+            guard.check(finite, run.dir(), state.step, &self.tokenizer, split)?;
+            if over || state.step.is_multiple_of(train.save_steps) {
+                run.save(state.step, self.trained(policy), &policy.optimizer, state)?;
+            }
+            self.stop.check()?;
+        }
+        Ok(())
+    }
+
+    /// The next conversations, until they have `tokens_per_step` tokens.
+    fn take(&self, next_row: &mut u64, lean: bool) -> Result<Vec<Sequence>> {
+        const AT_ONCE: u64 = 32;
+        let Self { config, tokenizer, conversations, .. } = self;
+        let (mut sequences, mut tokens) = (Vec::new(), 0);
+        loop {
+            let encoded: Vec<Sequence> = (*next_row..*next_row + AT_ONCE)
+                .into_par_iter()
+                .map(|index| encode(tokenizer, &conversations.get(config.seed, index, lean), config.train.max_length))
+                .collect::<Result<_>>()?;
+            for sequence in encoded {
+                tokens += sequence.tokens.len();
+                sequences.push(sequence);
+                *next_row += 1;
+                if tokens >= config.train.tokens_per_step {
+                    return Ok(sequences);
+                }
+            }
+        }
+    }
+
+    /// One optimiser step, in which every completion token weighs the same, whatever the micro-batches; says whether all of
+    /// it was finite, and applied.
+    ///
+    /// # Errors
+    /// [`crate::Error::Stopped`], before anything has changed.
+    fn update(
+        &self,
+        policy: &mut Policy,
+        sequences: &[Sequence],
+        next: &mut State,
+        metrics: &mut Metrics,
+    ) -> Result<bool> {
+        let start = Instant::now();
+        let optim = &self.config.optim;
+        let total: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
+        let mut gradients = Gradients::default();
+        let (mut loss, mut entropy) = (0.0, 0.0);
+        let learner = Learner { stop: self.stop, ..self.config.learner() };
+        let work = learner.backward(policy.model(), sequences, &mut gradients, |_, scores| {
+            let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
+            loss -= sum(&scores.log_prob) / total as f64;
+            entropy += sum(&scores.entropy) / total as f64;
+            let tokens = scores.log_prob.len();
+            Some(Upstream { log_prob: vec![-1.0 / total as f32; tokens], entropy: vec![0.0; tokens] })
+        });
+        self.stop.check()?;
+        let norm = gradients.norm();
+        let lr = learning_rate(optim, next.step, self.config.train.max_steps);
+        if norm.is_finite() {
+            policy.apply(optim, gradients, optim.clip(norm), lr);
+        }
+        next.num_tokens += sequences.iter().map(|sequence| sequence.tokens.len()).sum::<usize>();
+        metrics.set("loss", loss);
+        metrics.set("entropy", entropy);
+        metrics.set("grad_norm", norm);
+        work.describe(metrics);
+        metrics.set("learning_rate", lr);
+        metrics.set("num_tokens", next.num_tokens as f64);
+        metrics.set("timing_s/step", start.elapsed().as_secs_f64());
+        Ok(work.skipped == 0 && norm.is_finite())
+    }
+
+    fn trained<'b>(&'b self, policy: &'b Policy) -> Trained<'b> {
+        let adapter = self.config.common().adapter();
+        Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.tokenizer }
+    }
+}

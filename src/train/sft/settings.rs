@@ -1,0 +1,278 @@
+//! Settings of supervised fine-tuning.
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Settings;
+use crate::data::problems::DataConfig;
+use crate::error::{Error, Result};
+use crate::eval::EvalConfig;
+use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
+use crate::optim::OptimConfig;
+use crate::text::prompt::PromptConfig;
+use crate::text::tokenizer::Tokenizer;
+use crate::train::learner::{ActivationCheckpointing, Learner};
+use crate::train::run::{Common, RunSettings};
+use crate::train::{Workload, open_model};
+
+/// Settings of `tempering sft`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SftConfig {
+    /// Seed of weights and data order.
+    pub seed: u64,
+    /// Folder of all runs.
+    pub output_dir: PathBuf,
+    /// Folder of this run within it.
+    pub name: String,
+    /// Where to compute: cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal or wgpu[:n].
+    pub device: String,
+    /// What is trained.
+    pub model: SftModel,
+    /// Train adapters of this size instead of all weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+    /// What it is trained and evaluated on.
+    pub data: DataConfig,
+    /// How the model is asked. Conversations are taken as they are but for what is set here; `suffix = "auto"` is for the
+    /// problems of the evaluation.
+    pub prompt: PromptConfig,
+    /// How long and in what portions.
+    pub train: SftTrain,
+    /// The optimiser.
+    pub optim: OptimConfig,
+    /// Evaluation on held-out problems.
+    pub eval: EvalConfig,
+}
+
+/// A checkpoint to start from, or the shape of a new model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SftModel {
+    /// Hugging Face directory to start from; empty for a new model.
+    pub path: PathBuf,
+    /// Directory of the tokenizer; that of `path` when empty.
+    pub tokenizer: PathBuf,
+    /// What matrix products are computed in, with `path`: f32 or bf16; weights, and all between the products, are f32.
+    pub dtype: Precision,
+    /// Width of a new model.
+    pub hidden_size: usize,
+    /// Feed-forward width of a new model.
+    pub intermediate_size: usize,
+    /// Blocks of a new model.
+    pub num_hidden_layers: usize,
+    /// Query heads of a new model.
+    pub num_attention_heads: usize,
+    /// Key and value heads of a new model.
+    pub num_key_value_heads: usize,
+}
+
+impl Default for SftModel {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            tokenizer: PathBuf::new(),
+            dtype: Precision::F32,
+            hidden_size: 128,
+            intermediate_size: 384,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+        }
+    }
+}
+
+/// How long to train and in what portions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SftTrain {
+    /// Optimiser steps.
+    pub max_steps: usize,
+    /// Tokens per step: conversations are taken until they have so many.
+    pub tokens_per_step: usize,
+    /// For so many steps the embedded tasks come in their lean manner only: the computation first, then the prose around
+    /// it. A small model learns both in a third of the tokens that way.
+    pub curriculum_steps: usize,
+    /// Tokens of one forward and backward pass at most; does not change the result.
+    pub tokens_per_microbatch: usize,
+    /// What the backward pass finds kept: everything (`none`), or each block's input (`block`), which takes a third more
+    /// time and a fraction of the memory; does not change the result.
+    pub activation_checkpointing: ActivationCheckpointing,
+    /// Longest conversation in tokens; a longer one is an error.
+    pub max_length: usize,
+    /// A checkpoint every this many steps.
+    pub save_steps: usize,
+    /// Checkpoints kept, the newest ones; 0 for all.
+    pub save_total_limit: usize,
+    /// An evaluation every this many steps; 0 for one at the end.
+    pub eval_steps: usize,
+}
+
+impl Default for SftTrain {
+    fn default() -> Self {
+        Self {
+            max_steps: 1000,
+            tokens_per_step: 8192,
+            curriculum_steps: 0,
+            tokens_per_microbatch: 8192,
+            activation_checkpointing: ActivationCheckpointing::None,
+            max_length: 1024,
+            save_steps: 500,
+            save_total_limit: 2,
+            eval_steps: 0,
+        }
+    }
+}
+
+impl Default for SftConfig {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            output_dir: "runs".into(),
+            name: "sft".to_string(),
+            device: "cpu".to_string(),
+            model: SftModel::default(),
+            lora: None,
+            data: DataConfig::default(),
+            prompt: PromptConfig::default(),
+            train: SftTrain::default(),
+            optim: OptimConfig { learning_rate: 2e-5, ..OptimConfig::default() },
+            eval: EvalConfig::default(),
+        }
+    }
+}
+
+impl Settings for SftConfig {
+    /// TRL's learning rate for supervised fine-tuning of all weights; that of [`OptimConfig`] is for reinforcement learning.
+    fn below() -> &'static str {
+        "optim.learning_rate = 2e-5"
+    }
+
+    fn validate(&self) -> Vec<String> {
+        let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
+        let name = self.common().mistakes();
+        let mut problems =
+            [name, self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora]
+                .concat();
+        let train = &self.train;
+        for (key, value) in [
+            ("max_steps", train.max_steps),
+            ("tokens_per_step", train.tokens_per_step),
+            ("tokens_per_microbatch", train.tokens_per_microbatch),
+            ("save_steps", train.save_steps),
+        ] {
+            if value == 0 {
+                problems.push(format!("train.{key} = 0 must be positive"));
+            }
+        }
+        if self.data.tasks_count > 0 {
+            let count = self.data.tasks_count;
+            problems
+                .push(format!("data.tasks_count = {count} is for `train`; fine-tuning writes new traces without end"));
+        }
+        if self.model.path.as_os_str().is_empty() && self.model.tokenizer.as_os_str().is_empty() {
+            problems.push("model.tokenizer is empty: a new model needs a tokenizer directory".to_string());
+        }
+        if self.model.path.as_os_str().is_empty() && (self.lora.is_some() || self.model.dtype != Precision::F32) {
+            problems.push("model.path is empty: [lora] and model.dtype are for a model that exists".to_string());
+        }
+        problems
+    }
+}
+
+impl SftConfig {
+    pub(super) fn model(&self, tokenizer: &Tokenizer, device: &Device) -> Result<(ModelConfig, CausalLm)> {
+        if !self.model.path.as_os_str().is_empty() {
+            let SftModel { path, dtype, .. } = &self.model;
+            return open_model(path, *dtype, self.lora.as_ref(), self.seed, device);
+        }
+        let mut config = self.model_config()?;
+        config.max_position_embeddings = self.train.max_length;
+        config.eos_token_id = tokenizer.turn_end().last().map(|&id| id.into());
+        config.pad_token_id = Some(tokenizer.pad_id());
+        let problems = config.mistakes();
+        if !problems.is_empty() {
+            return Err(Error::Config { origin: "model".to_string(), problems });
+        }
+        let model = CausalLm::random(&config, self.seed, device);
+        Ok((config, model))
+    }
+
+    /// The configuration of the model that is trained.
+    fn model_config(&self) -> Result<ModelConfig> {
+        if !self.model.path.as_os_str().is_empty() {
+            return model::config_of(&self.model.path);
+        }
+        let shape = &self.model;
+        let tokenizer = Tokenizer::load(self.tokenizer_dir())?;
+        Ok(ModelConfig::qwen2(
+            tokenizer.vocab_size(),
+            shape.hidden_size,
+            shape.intermediate_size,
+            shape.num_hidden_layers,
+            shape.num_attention_heads,
+            shape.num_key_value_heads,
+        ))
+    }
+
+    /// What a step needs memory for.
+    ///
+    /// # Errors
+    /// When the model's configuration cannot be read.
+    pub fn workload(&self) -> Result<(ModelConfig, Workload)> {
+        let tokens = self.train.tokens_per_microbatch.min(self.train.tokens_per_step);
+        let workload = Workload {
+            tokens,
+            completion_tokens: tokens,
+            learner: self.learner(),
+            precision: self.model.dtype,
+            moments: self.optim.adam_moments,
+            lora: self.lora.clone(),
+            cache: None,
+            reference: false,
+        };
+        Ok((self.model_config()?, workload))
+    }
+
+    pub(super) fn learner(&self) -> Learner<'static> {
+        Learner {
+            tokens_per_microbatch: self.train.tokens_per_microbatch,
+            activation_checkpointing: self.train.activation_checkpointing,
+            ..Learner::default()
+        }
+    }
+
+    pub(super) fn tokenizer_dir(&self) -> &PathBuf {
+        if self.model.tokenizer.as_os_str().is_empty() { &self.model.path } else { &self.model.tokenizer }
+    }
+}
+
+impl RunSettings for SftConfig {
+    const COMMAND: &'static str = "sft";
+
+    fn common(&self) -> Common<'_> {
+        Common {
+            output_dir: &self.output_dir,
+            name: &self.name,
+            device: &self.device,
+            precision: self.model.dtype,
+            lora: self.lora.as_ref(),
+            model: &self.model.path,
+            tokenizer: self.tokenizer_dir(),
+            data: &self.data,
+            optim: &self.optim,
+            eval: &self.eval,
+            save_total_limit: self.train.save_total_limit,
+        }
+    }
+
+    fn place(&mut self) -> (&mut PathBuf, &mut String) {
+        (&mut self.output_dir, &mut self.name)
+    }
+
+    fn date(&mut self) -> Option<&mut String> {
+        Some(&mut self.prompt.date)
+    }
+}

@@ -1,0 +1,206 @@
+use burn::tensor::Device;
+
+use super::*;
+use crate::config;
+use crate::model::ModelConfig;
+use crate::objective::terms::Covariance;
+use crate::ops::to_host;
+use crate::optim::AdamW;
+
+const VOCAB: usize = 37;
+
+fn shape() -> ModelConfig {
+    let mut config = ModelConfig::qwen2(VOCAB, 16, 24, 2, 4, 2);
+    config.initializer_range = 0.3;
+    config
+}
+
+fn model() -> CausalLm {
+    CausalLm::random(&shape(), 3, &Device::flex().autodiff())
+}
+
+/// Completions of a step, with what a sampler recorded of them.
+struct Drawn {
+    sequences: Vec<Sequence>,
+    sampled: Vec<Vec<f32>>,
+    entropies: Vec<Vec<f32>>,
+}
+
+impl Drawn {
+    /// Six completions in three groups, scored by the model, each log-probability off by `noise` one way or the other.
+    fn new(model: &CausalLm, noise: f32) -> Self {
+        let sequence = |(length, prompt): (u32, usize)| Sequence {
+            tokens: (0..length).map(|i| (i * 11 + length * 5) % VOCAB as u32).collect(),
+            prompt,
+        };
+        let sequences = [(9, 3), (14, 2), (17, 2), (6, 1), (8, 5), (12, 5)].map(sequence).to_vec();
+        let read = Learner::default().read(model, &sequences);
+        let shifted = |(i, p): (usize, &f32)| p + if i.is_multiple_of(2) { noise } else { -noise };
+        Self {
+            sampled: read.iter().map(|scores| scores.log_prob.iter().enumerate().map(shifted).collect()).collect(),
+            entropies: read.iter().map(|scores| scores.sampling_entropy.clone()).collect(),
+            sequences,
+        }
+    }
+
+    fn examples(&self, advantages: [f32; 6]) -> Vec<Example<'_>> {
+        let example = |place: usize| Example {
+            group: place / 2,
+            sequence: self.sequences[place].clone(),
+            sampled: &self.sampled[place],
+            entropies: &self.entropies[place],
+            advantage: advantages[place],
+            hard: false,
+            takes_part: true,
+        };
+        (0..6).map(example).collect()
+    }
+}
+
+const ADVANTAGES: [f32; 6] = [1.0, -1.0, 0.7, -0.7, -0.5, 0.5];
+
+fn policy(model: &CausalLm) -> Policy {
+    Policy::new(shape(), model.clone(), AdamW::default())
+}
+
+fn updated(stage: &Stage, lr: f64, model: &CausalLm, examples: &[Example]) -> (Policy, Metrics) {
+    let config = RlConfig::default();
+    let reference = stage.loss.kl.is_some().then_some(model);
+    let update = Update { config: &config, stage, step: 1, lr, reference, stop: Stop::NEVER };
+    let (mut policy, mut metrics) = (policy(model), Metrics::of_step(1));
+    let skipped = update.run(&mut policy, examples, &mut EntropyControl::new(stage.entropy_coef()), &mut metrics);
+    assert_eq!(skipped.unwrap(), 0);
+    (policy, metrics)
+}
+
+fn weights_of(model: &CausalLm) -> Vec<f32> {
+    to_host(model.model.embed_tokens.weight.val().inner())
+}
+
+fn kl_cov(ppo_kl_coef: f32) -> Stage {
+    let mut stage = Stage::default();
+    stage.tokens.covariance = Some(Covariance::KlCov { kl_cov_ratio: 0.5, ppo_kl_coef });
+    stage.loss.num_iterations = 2;
+    stage
+}
+
+/// The sampler is off by 1e-6 at every token. While nothing has moved the ratio is 1 exactly, and KL-Cov pays nothing: with
+/// a penalty of 1000 there is the same gradient as with none. Once the policy has moved it is paid.
+#[test]
+fn kl_cov_pays_nothing_before_the_policy_has_moved() {
+    let model = model();
+    let drawn = Drawn::new(&model, 1e-6);
+    // Nothing moves the model at a rate of 0.
+    let norm = |factor: f32, lr: f64| {
+        updated(&kl_cov(factor), lr, &model, &drawn.examples(ADVANTAGES)).1.get("grad_norm").unwrap()
+    };
+    assert!(norm(0.0, 0.0) > 0.0);
+    assert_eq!(norm(0.0, 0.0).to_bits(), norm(1000.0, 0.0).to_bits());
+    assert!(norm(1000.0, 1e-3) > 2.0 * norm(0.0, 1e-3));
+}
+
+/// What the sampler recorded is compared over all completions, with a gradient or without.
+#[test]
+fn the_mismatch_metrics_count_every_completion() {
+    let model = model();
+    let mut drawn = Drawn::new(&model, 0.0);
+    drawn.sampled[3][2] -= 0.5;
+    for steps_per_generation in [1, 2] {
+        let mut stage = Stage::default();
+        stage.loss.steps_per_generation = steps_per_generation;
+        let (_, metrics) = updated(&stage, 1e-3, &model, &drawn.examples([1.0, -1.0, 0.0, 0.0, 0.0, 0.0]));
+        let get = |name: &str| metrics.get(&format!("sampling/{name}")).unwrap();
+        let tokens: usize = drawn.sampled.iter().map(Vec::len).sum();
+        assert!((get("sampling_logp_difference/max") - 0.5).abs() < 1e-5);
+        assert!((get("sampling_logp_difference/mean") - 0.5 / tokens as f64).abs() < 1e-5);
+        assert!((get("importance_sampling_ratio/max") - 0.5f64.exp()).abs() < 1e-4);
+        assert!((get("importance_sampling_ratio/min") - 1.0).abs() < 1e-5);
+    }
+}
+
+/// The same two updates put together by hand: gradients of the first three completions in the step's order with the old
+/// policy's log-probabilities, an optimiser step, and the same with the other three.
+#[test]
+fn two_mini_batches_are_two_updates_against_the_policy_before_them() {
+    let model = model();
+    let drawn = Drawn::new(&model, 0.0);
+    let examples = drawn.examples(ADVANTAGES);
+    let mut stage = Stage::default();
+    stage.loss.steps_per_generation = 2;
+    stage.loss.surrogate = Surrogate::Clip { low: 0.01, high: 0.01, delta: None };
+    let (ours, metrics) = updated(&stage, 1e-2, &model, &examples);
+
+    let config = RlConfig::default();
+    let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-2, reference: None, stop: Stop::NEVER };
+    let batches = update.mini_batches(6);
+    assert!(batches.len() == 2 && batches.iter().all(|batch| batch.len() == 3), "{batches:?}");
+    let (mut by_hand, mut clipped) = (policy(&model), Vec::new());
+    for batch in batches {
+        let tokens: usize = batch.iter().map(|&place| drawn.sampled[place].len()).sum();
+        let term = |place: usize, &old_log_prob: &f32| TokenTerm {
+            old_log_prob,
+            advantage: ADVANTAGES[place],
+            weight: 1.0 / tokens as f32,
+            ..TokenTerm::default()
+        };
+        let terms: Vec<TokenTerm> =
+            batch.iter().flat_map(|&place| drawn.sampled[place].iter().map(move |old| term(place, old))).collect();
+        let sequences: Vec<Sequence> = batch.iter().map(|&place| drawn.sequences[place].clone()).collect();
+        let (mut gradients, mut seen) = (Gradients::default(), Statistics::default());
+        Learner::default().backward(by_hand.model(), &sequences, &mut gradients, |_, scores| {
+            let mut upstream = Upstream::default();
+            stage.objective().evaluate(&terms, &scores.log_prob, &scores.sampling_entropy, &mut seen, &mut upstream);
+            Some(upstream)
+        });
+        clipped.push((seen.low + seen.high) as f64 / tokens as f64);
+        let scale = config.optim.clip(gradients.norm());
+        by_hand.apply(&config.optim, gradients, scale, 1e-2);
+    }
+    assert!(clipped[0] == 0.0 && clipped[1] > 0.0, "the second update must meet the clip: {clipped:?}");
+    assert_eq!(metrics.get("clip_ratio/region_mean"), Some(clipped[1] / 2.0));
+    let (ours, by_hand, before) = (weights_of(ours.model()), weights_of(by_hand.model()), weights_of(&model));
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(distance(&ours, &by_hand) < 1e-5 && distance(&ours, &before) > 5e-3, "{}", distance(&ours, &by_hand));
+}
+
+/// One step of every stage of every method, on completions with a positive and a negative advantage each: the ones become
+/// more probable and the others less. A flipped sign anywhere between advantage and weights fails this.
+#[test]
+fn every_method_raises_what_has_a_positive_advantage() {
+    let model = model();
+    let drawn = Drawn::new(&model, 0.0);
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/methods");
+    let mut stages = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|end| end != "toml") {
+            continue;
+        }
+        let config: RlConfig = config::load(Some(&path), &[]).unwrap();
+        for stage in &config.stages {
+            let (after, metrics) = updated(stage, 1e-3, &model, &drawn.examples(ADVANTAGES));
+            let after = Learner::default().read(after.model(), &drawn.sequences);
+            let moved: Vec<f32> = (after.iter().zip(&drawn.sampled))
+                .map(|(after, before)| after.log_prob.iter().sum::<f32>() - before.iter().sum::<f32>())
+                .collect();
+            let gain: f32 = moved.iter().zip(ADVANTAGES).map(|(moved, advantage)| moved * advantage).sum();
+            assert!(gain > 0.0, "{}: {moved:?}", path.display());
+            assert!(metrics.get("grad_norm").unwrap() > 0.0);
+            stages += 1;
+        }
+    }
+    assert!(stages > 30, "{stages}");
+}
+
+#[test]
+fn an_advantage_that_is_not_finite_is_a_reward_s_fault() {
+    let model = model();
+    let drawn = Drawn::new(&model, 0.0);
+    let (config, stage) = (RlConfig::default(), Stage::default());
+    let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-3, reference: None, stop: Stop::NEVER };
+    let examples = drawn.examples([1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0]);
+    let mut control = EntropyControl::new(0.0);
+    let run = update.run(&mut policy(&model), &examples, &mut control, &mut Metrics::of_step(1));
+    let error = run.unwrap_err().to_string();
+    assert!(error.contains("1 of 6 completions") && error.contains("reward"), "{error}");
+}

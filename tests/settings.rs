@@ -1,0 +1,271 @@
+//! `assets/settings/`: all settings with their defaults, each below its doc comment. Written here from the sources, so
+//! that it cannot say anything else than they do.
+//!
+//! `TEMPERING_RECORD_SETTINGS=1 cargo test --release settings::` writes the files again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tempering::config::{Settings, to_toml};
+use tempering::train::settings::RlConfig;
+use tempering::train::sft::SftConfig;
+use toml::{Table, Value};
+
+use crate::support::repository;
+
+/// A field of a struct, or a variant of an enum: what its doc comment says, its name in settings, its Rust type.
+struct Key {
+    doc: Vec<String>,
+    name: String,
+    of: String,
+}
+
+enum Type {
+    Struct(Vec<Key>),
+    Enum(Vec<Key>),
+}
+
+type Types = BTreeMap<String, Type>;
+
+fn snake(name: &str) -> String {
+    let lower = |(i, c): (usize, char)| if c.is_uppercase() && i > 0 { format!("_{c}") } else { c.to_string() };
+    name.char_indices().map(lower).collect::<String>().to_lowercase()
+}
+
+/// `T` of `Option<Vec<T>>`.
+fn innermost(of: &str) -> &str {
+    of.split_once('<').map_or(of, |(_, rest)| innermost(rest.trim_end_matches('>')))
+}
+
+fn word(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// Reads the structs and enums of a source that files hold; `rewards! { file::Type, … }` is the enum `RewardKind`.
+fn read_types(text: &str, types: &mut Types) {
+    let mut lines = text.lines();
+    let mut is_read = false;
+    while let Some(line) = lines.next().map(|line| line.trim_start_matches("pub ")) {
+        if line.starts_with("#[derive(") {
+            is_read = line.contains("Deserialize");
+        }
+        let Some((kind, rest)) = line.split_once(' ').filter(|_| line.ends_with('{')) else { continue };
+        match kind {
+            "struct" | "enum" if is_read => read_keys(&mut lines, &word(rest), kind == "struct", types),
+            "rewards!" => read_keys(&mut lines, "RewardKind", false, types),
+            _ => {}
+        }
+    }
+}
+
+/// Reads an item up to its closing brace. A variant with fields of its own is a struct named after item and variant.
+fn read_keys<'a>(lines: &mut impl Iterator<Item = &'a str>, item: &str, is_struct: bool, types: &mut Types) {
+    let (mut keys, mut doc) = (Vec::new(), Vec::new());
+    while let Some(line) = lines.next().map(str::trim).filter(|line| !line.starts_with('}')) {
+        if let Some(text) = line.strip_prefix("///") {
+            doc.push(text.trim().to_string());
+        } else if let Some((name, of)) = line.trim_start_matches("pub ").split_once(": ").filter(|_| is_struct) {
+            let of = innermost(of.trim_end_matches(',')).to_string();
+            keys.push(Key { doc: std::mem::take(&mut doc), name: name.trim_start_matches("r#").to_string(), of });
+        } else if !is_struct && !line.starts_with("#[") && !line.is_empty() {
+            let name = word(line.rsplit("::").next().unwrap_or(line));
+            let doc = std::mem::take(&mut doc);
+            let of = if line.ends_with('{') {
+                let own = format!("{item}{name}");
+                read_keys(lines, &own, true, types);
+                own
+            } else {
+                line.split_once('(').map_or(name.clone(), |(_, of)| word(of))
+            };
+            keys.push(Key { doc, name: snake(&name), of });
+        }
+    }
+    types.insert(item.to_string(), if is_struct { Type::Struct(keys) } else { Type::Enum(keys) });
+}
+
+fn read_sources(folder: &Path, types: &mut Types) {
+    for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let stem = path.file_stem().unwrap().to_string_lossy();
+        if ["cli", "report", "bench", "tests"].contains(&stem.as_ref()) {
+            continue;
+        }
+        if path.is_dir() {
+            read_sources(&path, types);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            read_types(&std::fs::read_to_string(path).unwrap(), types);
+        }
+    }
+}
+
+/// Arrays of tables.
+const ARRAYS: [&str; 3] = ["stages", "rewards", "max_completion_length_schedule"];
+
+/// `value` within tables, and in an array where the key is one of [`ARRAYS`].
+fn within(path: &[&str], value: Value) -> Value {
+    let Some((key, rest)) = path.split_first() else { return value };
+    let inner = within(rest, value);
+    let inner = if ARRAYS.contains(key) { Value::Array(vec![inner]) } else { inner };
+    Value::Table(Table::from_iter([((*key).to_string(), inner)]))
+}
+
+fn below<'a>(value: &'a Value, path: &[&str]) -> Option<&'a Value> {
+    path.iter().try_fold(value, |value, key| match value.get(key)? {
+        Value::Array(array) if ARRAYS.contains(key) => array.first(),
+        value => Some(value),
+    })
+}
+
+fn merge(table: &mut Table, above: &Table) {
+    for (key, value) in above {
+        match (table.get_mut(key), value) {
+            (Some(Value::Table(old)), Value::Table(new)) => merge(old, new),
+            _ => drop(table.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
+struct Writer<'a> {
+    types: &'a Types,
+    /// Settings of a command, resolved; or why not.
+    resolve: &'a dyn Fn(&Table) -> Result<Value, String>,
+    /// Keys that must be given.
+    least: Table,
+    text: String,
+}
+
+impl Writer<'_> {
+    /// The default of `value` at `path`, and the keys of it that must be given.
+    fn default(&self, path: &[&str], value: Value) -> (Option<Value>, Vec<String>) {
+        let (mut value, mut required) = (value, Vec::new());
+        loop {
+            let mut all = self.least.clone();
+            merge(&mut all, within(path, value.clone()).as_table().unwrap());
+            match (self.resolve)(&all) {
+                Ok(settings) => return (below(&settings, path).cloned(), required),
+                Err(error) => {
+                    let Some(name) = error.split("missing field `").nth(1).and_then(|rest| rest.split('`').next())
+                    else {
+                        panic!("{path:?}: {error}")
+                    };
+                    let is_text = name == "name";
+                    let one = if is_text { Value::from("NAME") } else { Value::Integer(1) };
+                    value.as_table_mut().unwrap().insert(name.to_string(), one);
+                    required.push(name.to_string());
+                }
+            }
+        }
+    }
+
+    fn line(&mut self, hash: &str, line: &str) {
+        self.text += format!("{hash}{line}").trim_end();
+        self.text.push('\n');
+    }
+
+    fn doc(&mut self, hash: &str, doc: &[String]) {
+        doc.iter().for_each(|line| self.line(hash, &format!("# {line}")));
+    }
+
+    /// The types of a tagged table, each with its keys.
+    fn kinds(&mut self, hash: &str, path: &[&str], kinds: &[Key]) {
+        for Key { doc, name, of } in kinds {
+            self.line(hash, &format!("#   type = {name:?}: {}", doc.join(" ")));
+            let Some(Type::Struct(keys)) = self.types.get(of) else { continue };
+            let table = Table::from_iter([("type".to_string(), Value::from(name.as_str()))]);
+            let (found, required) = self.default(path, Value::Table(table));
+            for Key { doc, name, .. } in keys {
+                let value = found.as_ref().and_then(|found| found.get(name)).filter(|_| !required.contains(name));
+                let value = value.map_or("must be given".to_string(), Value::to_string);
+                self.line(hash, &format!("#     {name} ({value}): {}", doc.join(" ")));
+            }
+        }
+    }
+
+    /// The keys of a struct at `path`: single values first, then tables. `hash` is before every line of a table that is not
+    /// there when nothing is said.
+    fn keys(&mut self, of: &str, path: &[&str], hash: &str) {
+        let Some(Type::Struct(keys)) = self.types.get(of) else { panic!("{of} is no struct of the sources") };
+        let empty = if path.is_empty() { Table::new() } else { self.least_at(path) };
+        let (found, required) = self.default(path, Value::Table(empty));
+        let found = found.unwrap_or(Value::Table(Table::new()));
+        let is_table = |key: &&Key| matches!(self.types.get(table_type(&key.of)), Some(Type::Struct(_)));
+        let (tables, single): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(is_table);
+        for Key { doc, name, of } in single {
+            self.doc(hash, doc);
+            let here = [path, &[name]].concat();
+            if let Some(Type::Enum(kinds)) = self.types.get(of) {
+                if kinds.iter().any(|kind| self.types.contains_key(&kind.of)) {
+                    self.kinds(hash, &here, kinds);
+                } else {
+                    for Key { doc, name, .. } in kinds {
+                        self.line(hash, &format!("#   {name:?}: {}", doc.join(" ")));
+                    }
+                }
+            }
+            match found.get(name) {
+                _ if required.contains(name) => self.line("# ", &format!("{name} =   # must be given")),
+                Some(value) => self.line(hash, &format!("{name} = {value}")),
+                None => self.line("# ", &format!("{name} =")),
+            }
+        }
+        for Key { doc, name, of } in tables {
+            let here = [path, &[name]].concat();
+            let hash = if found.get(name).is_some() { hash } else { "# " };
+            self.text.push('\n');
+            self.doc(hash, doc);
+            let header = here.join(".");
+            let is_array = ARRAYS.contains(&name.as_str());
+            self.line(hash, &if is_array { format!("[[{header}]]") } else { format!("[{header}]") });
+            self.keys(table_type(of), &here, hash);
+        }
+    }
+
+    /// An empty table, or what a command's smallest file has at `path`.
+    fn least_at(&self, path: &[&str]) -> Table {
+        below(&Value::Table(self.least.clone()), path).and_then(Value::as_table).cloned().unwrap_or_default()
+    }
+}
+
+/// The struct whose fields are the keys: a loss is written as the keys of all losses.
+fn table_type(of: &str) -> &str {
+    if of == "StageLoss" { "Keys" } else { of }
+}
+
+fn list<S: Settings>(of: &str, least: &str) -> String {
+    let mut types = Types::new();
+    read_sources(&repository("src"), &mut types);
+    let resolve = |table: &Table| -> Result<Value, String> {
+        let mut all: Table = toml::from_str(S::below()).unwrap();
+        merge(&mut all, table);
+        let settings: S = all.try_into().map_err(|error: toml::de::Error| error.message().to_string())?;
+        // Through the text: a value would hold every f32 with the digits of an f64.
+        Ok(toml::from_str(&to_toml(&settings)).unwrap())
+    };
+    let least = toml::from_str(least).unwrap();
+    let mut writer = Writer { types: &types, resolve: &resolve, least, text: String::new() };
+    writer.keys(of, &[], "");
+    writer.text
+}
+
+fn check<S: Settings + PartialEq + std::fmt::Debug>(command: &str, of: &str, least: &str) {
+    let text = list::<S>(of, least);
+    let written: S = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let mut all: Table = toml::from_str(S::below()).unwrap();
+    merge(&mut all, &toml::from_str(least).unwrap());
+    assert_eq!(written, all.try_into().unwrap(), "{command}");
+    let file = repository(&format!("assets/settings/{command}.toml"));
+    if std::env::var_os("TEMPERING_RECORD_SETTINGS").is_some() {
+        std::fs::write(&file, &text).unwrap();
+    }
+    let recorded = std::fs::read_to_string(&file).unwrap();
+    assert!(recorded == text, "{} is not what the sources say: see the head of tests/settings.rs", file.display());
+}
+
+#[test]
+fn all_settings_of_train_are_listed_with_their_defaults() {
+    check::<RlConfig>("train", "RlConfig", "name = \"run\"\nmodel.path = \"MODEL\"\nstages = [{}]\n");
+}
+
+#[test]
+fn all_settings_of_sft_are_listed_with_their_defaults() {
+    check::<SftConfig>("sft", "SftConfig", "");
+}
