@@ -115,7 +115,8 @@ impl<'a> Layers<'a> {
         let (mut at, mut table, mut array) = (None, Some(document), None);
         for part in key.split('.') {
             let value = if let Some((key, value)) = table.and_then(|table| table.get_key_value(part)) {
-                at = Some(key.span().start);
+                // The value's: a key that a file has keeps its place there when a `--set` gives the value.
+                at = Some(if value.get_ref().is_table() { key.span().start } else { value.span().start });
                 value
             } else if let Some(entry) =
                 array.and_then(|array: &[Spanned<DeValue>]| array.get(part.parse::<usize>().ok()?))

@@ -245,7 +245,7 @@ fn a_program_scores_rows_without_an_answer() {
 /// Ctrl-C while a program thinks: the run is not held up until `timeout_s`.
 #[test]
 fn a_request_to_stop_does_not_wait_for_an_answer() {
-    let program = open(&after_trial("read -r line; wait")).unwrap();
+    let program = open(&after_trial("read -r line; exec sleep 1000")).unwrap();
     let (problem, answers, flag) = (problem(1), [answer(true, 3)], AtomicBool::new(true));
     let group = Group { problem: &problem, answers: &answers, limit: 100, step: 0 };
     let start = Instant::now();
