@@ -90,6 +90,6 @@ fn a_model_is_analysed_without_training() {
     let unknown =
         user_error(&[&"analyze", &model, &data, &"--config", &"configs/quickstart.toml", &"--stage", &"anneal"]);
     assert!(unknown.contains("no stage anneal: give 0 to 1 or one of compress, enhance"), "{unknown}");
-    let setting = user_error(&[&"analyze", &model, &data, &set, &"temprature=1"]);
+    let setting = user_error(&[&"analyze", &model, &data, &set, &"sampling.temprature=1"]);
     assert!(setting.contains("temperature"), "{setting}");
 }

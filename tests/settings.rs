@@ -75,7 +75,9 @@ fn read_keys<'a>(lines: &mut impl Iterator<Item = &'a str>, item: &str, is_struc
                 read_keys(lines, &own, true, types);
                 own
             } else {
-                line.split_once('(').map_or(name.clone(), |(_, of)| word(of))
+                // A variant alone has no type; a line of `rewards!` is the name of one.
+                let alone = if line.contains("::") { name.clone() } else { String::new() };
+                line.split_once('(').map_or(alone, |(_, of)| word(of))
             };
             keys.push(Key { doc, name: snake(&name), of });
         }

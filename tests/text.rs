@@ -52,7 +52,7 @@ fn prompt_and_completion_must_fit_the_model() {
     for part in ["eval.max_completion_length = 1000000", "max_position_embeddings = ", "set it to "] {
         assert!(error.contains(part), "{part}: {error}");
     }
-    let error = user_error(&[&"analyze", &model, &sums, &"--set", &"max_completion_length=1000000"]);
+    let error = user_error(&[&"analyze", &model, &sums, &"--set", &"sampling.max_completion_length=1000000"]);
     assert!(error.contains("the stage's max_completion_length = 1000000"), "{error}");
     let mut config = workshop.rl("rl");
     config.stages[0].sampling.max_completion_length = 1_000_000;

@@ -29,7 +29,7 @@ pub(super) fn find(table: &DeTable<'_>, span: &Range<usize>) -> Vec<String> {
     let mut best: Option<(usize, Vec<String>)> = None;
     let mut offer = |here: Range<usize>, path: &[String]| {
         let size = here.len();
-        if here.start <= span.start && span.end <= here.end && best.as_ref().is_none_or(|(other, _)| size < *other) {
+        if here.start <= span.start && span.end <= here.end && best.as_ref().is_none_or(|(other, _)| size <= *other) {
             best = Some((size, path.to_vec()));
         }
     };

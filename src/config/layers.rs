@@ -112,12 +112,20 @@ impl<'a> Layers<'a> {
     /// Where the key is set that a message begins with: the longest part of it that is written anywhere.
     pub(super) fn origin_of(&self, document: &DeTable<'_>, message: &str) -> String {
         let key = message.split([' ', ':']).next().unwrap_or_default();
-        let (mut at, mut table, mut array) = (None, Some(document), None::<&[Spanned<DeValue>]>);
+        let (mut at, mut table, mut array) = (None, Some(document), None);
         for part in key.split('.') {
-            let entry = array.and_then(|array| array.get(part.parse::<usize>().ok()?));
-            let Some(value) = table.and_then(|table| table.get(part)).or(entry) else { break };
-            // Not of the key: where a `--set` has replaced a value, the key is still that of the file.
-            at = Some(value.span().start);
+            let value = if let Some((key, value)) = table.and_then(|table| table.get_key_value(part)) {
+                // The value's: a key that a file has keeps its place there when a `--set` gives the value.
+                at = Some(if value.get_ref().is_table() { key.span().start } else { value.span().start });
+                value
+            } else if let Some(entry) =
+                array.and_then(|array: &[Spanned<DeValue>]| array.get(part.parse::<usize>().ok()?))
+            {
+                at = Some(entry.span().start);
+                entry
+            } else {
+                break;
+            };
             (table, array) = (value.get_ref().as_table(), value.get_ref().as_array().map(|array| &array[..]));
         }
         match (at, self.files.first()) {

@@ -147,8 +147,9 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         match self.broken {
             None => Ok(self.completions),
             Some(request) => Err(Error::Invalid(format!(
-                "the model's logits are not finite numbers after {} tokens of a completion: its weights are damaged, or \
-                 its activations are too large for their precision (see --dtype)",
+                "the model's logits are not finite numbers after {} tokens of a completion: its weights are damaged, its \
+                 activations are too large for their precision (see --dtype), or training has made them so (lower \
+                 optim.learning_rate in a new run, or go on from an older checkpoint)",
                 self.completions[request].tokens.len()
             ))),
         }

@@ -392,13 +392,14 @@ mod tests {
             let expected = ((f64::from(uniform) * total - peak) / tail).max(0.0).ceil();
             let all = Distribution::default();
             let device = Tensor::from_data(TensorData::new(logits.clone(), [1, vocab]), &Device::ndarray());
-            for drawn in [
-                sample(&logits, &all, uniform, NONE),
-                sample(&logits, &Distribution { min_p: 1e-9, ..all }, uniform, NONE),
-                draw(device, &all, &[uniform], &[[&[], &[]]])[0],
+            // A device sums 586 blocks in f32, each to 3e-8 of the whole.
+            for (drawn, tolerance) in [
+                (sample(&logits, &all, uniform, NONE), 5e-6),
+                (sample(&logits, &Distribution { min_p: 1e-9, ..all }, uniform, NONE), 5e-6),
+                (draw(device, &all, &[uniform], &[[&[], &[]]])[0], 2e-5),
             ] {
                 let error = (f64::from(drawn.token) - expected).abs() * tail / total;
-                assert!(error < 5e-6, "{uniform}: token {} for {expected}", drawn.token);
+                assert!(error < tolerance, "{uniform}: token {} for {expected}", drawn.token);
             }
         }
     }

@@ -28,6 +28,7 @@ pub const ALL: &[[&str; 3]] = &[
     ["rewards/command/restarts", "restarts", "starts of the reward program in the step, after the first"],
     ["rewards/ceeh_length/hard_share", "share of completions", "completions of problems that count as hard"],
     ["rewards/ceeh_length/problems", "problems", "problems that the reward has a record of"],
+    ["rewards/lazy_length/best_accuracy", "share", "best accuracy of a step so far, which the reward goes by"],
     ["rewards/deep_compress/pass_rate", "share", "moving average of the pass rate that the reward goes by"],
     ["rewards/<reward>/target_<difficulty>", "tokens", "target length of a difficulty (LASER-D, LASER-DE)"],
     ["advantage/positive_share", "share of completions", "completions with a positive advantage"],

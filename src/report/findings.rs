@@ -239,7 +239,9 @@ pub(super) fn prediction(changes: &[(f64, f64)]) -> Option<String> {
     let mean = |f: &dyn Fn(&(f64, f64)) -> f64| changes.iter().map(f).sum::<f64>() / count;
     let (x, y) = (mean(&|c| c.0), mean(&|c| c.1));
     let spread = (mean(&|c| (c.0 - x).powi(2)) * mean(&|c| (c.1 - y).powi(2))).sqrt();
-    if changes.len() < CORRELATED || spread.is_nan() || spread <= 0.0 {
+    // Rounding leaves a spread where there is none.
+    let least = f64::EPSILON * (mean(&|c| c.0.powi(2)) * mean(&|c| c.1.powi(2))).sqrt();
+    if changes.len() < CORRELATED || spread.is_nan() || spread <= least {
         return None;
     }
     let correlation = mean(&|c| (c.0 - x) * (c.1 - y)) / spread;

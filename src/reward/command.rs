@@ -76,7 +76,11 @@ impl RewardCommand {
     pub fn mistakes(&self, used: bool) -> Vec<String> {
         let mut mistakes = Vec::new();
         if used && self.command.is_empty() {
-            mistakes.push(MISSING.to_string());
+            mistakes.push(
+                "reward.command is empty, but a stage has a reward of type \"command\": name the program, such as \
+                 [\"python3\", \"my_reward.py\"]"
+                    .to_string(),
+            );
         }
         if !used && !self.command.is_empty() {
             let command = &self.command;
@@ -93,9 +97,6 @@ impl RewardCommand {
         mistakes
     }
 }
-
-const MISSING: &str = "reward.command is empty, but a stage has a reward of type \"command\": name the program, such as \
-                       [\"python3\", \"my_reward.py\"]";
 
 /// The reward program at work.
 #[derive(Debug)]
@@ -152,10 +153,11 @@ impl RewardProgram {
     /// Starts the workers and asks each about a right answer to `trial`.
     ///
     /// # Errors
-    /// No command, a program that cannot be started or does not answer, and a line that is no answer.
+    /// Settings with [`RewardCommand::mistakes`], a program that cannot be started or does not answer, and a line that is
+    /// no answer.
     pub fn open(config: &RewardCommand, trial: &Problem) -> Result<Self> {
-        if config.command.is_empty() {
-            return Err(Error::Invalid(MISSING.to_string()));
+        if let Some(mistake) = config.mistakes(true).into_iter().next() {
+            return Err(Error::Invalid(mistake));
         }
         let program = Program {
             command: config.command.clone(),

@@ -59,8 +59,8 @@ impl Reward for DeepCompress {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Answer;
     use super::super::tests::{answer, parts, remember};
-    use super::super::{Answer, Memory};
     use super::*;
 
     /// Lengths 10 and 30 (z = ∓0.707107), all right (P = 1): against a running mean of 0.5, β = 0.5 and the shorter one

@@ -17,6 +17,9 @@ pub struct Memory {
     pub(super) laser: Targets,
     /// Per problem ([`super::CeehLength`]).
     pub(super) records: BTreeMap<u64, Record>,
+    /// Best accuracy of a step so far ([`super::LazyLength`]).
+    #[serde(default)]
+    pub(super) best_accuracy: Option<f64>,
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ mod kimi_length;
 mod l1;
 mod laser;
 mod laser_d;
+mod lazy_length;
 mod memory;
 mod opened;
 mod parts;

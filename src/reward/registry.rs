@@ -83,6 +83,8 @@ rewards! {
     etr::Etr,
     /// CEEH's length term.
     ceeh_length::CeehLength,
+    /// Short-RL.
+    lazy_length::LazyLength,
 }
 
 impl RewardKind {

@@ -66,7 +66,7 @@ fn length_rewards() -> Vec<RewardKind> {
         { "type": "kimi_length" }, { "type": "arora_zanette" }, { "type": "grpo_lead", "min_length": 0 },
         { "type": "l1_max", "target_length": 50, "alpha": 0.005 }, { "type": "shorter_better" },
         { "type": "laser", "target_length": 40 }, { "type": "deep_compress" },
-        { "type": "soft_overlong", "soft_punish_cache": 90 }, { "type": "l1_exact", "target_length": 20 }
+        { "type": "soft_overlong", "soft_punish_cache": 90 }, { "type": "lazy_length", "length_tolerance": 20 }, { "type": "l1_exact", "target_length": 20 }
     ]"#;
     serde_json::from_str(text).unwrap()
 }
@@ -77,7 +77,7 @@ fn a_reward_is_named_by_its_type() {
     for name in ["accuracy", "accuracy_lenient", "format", "repetition", "command", "stop_properly"] {
         kinds.push(serde_json::from_value(serde_json::json!({ "type": name })).unwrap());
     }
-    for name in ["soft_overlong", "laser_d", "laser_de", "pear", "etr", "ceeh_length"] {
+    for name in ["soft_overlong", "laser_d", "laser_de", "pear", "etr", "ceeh_length", "lazy_length"] {
         kinds.push(serde_json::from_value(serde_json::json!({ "type": name })).unwrap());
     }
     for kind in &kinds {

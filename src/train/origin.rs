@@ -261,7 +261,9 @@ fn short(number: &serde_json::Number) -> String {
 /// When the settings of the run that goes on cannot be read.
 pub(super) fn dated<C: RunSettings>(config: &C, resumed: Option<&Path>) -> Result<C> {
     let mut config = config.clone();
-    if let (Some(dir), Some(date)) = (resumed, config.date().filter(|date| date.is_empty()))
+    // What is no run, or one of another command, is told of when the folder is opened.
+    let ours = |dir: &&Path| Origin::read(dir).is_ok_and(|origin| origin.command == C::COMMAND);
+    if let (Some(dir), Some(date)) = (resumed.filter(ours), config.date().filter(|date| date.is_empty()))
         && let Some(stored) = settings::<C>(dir)?.date()
     {
         date.clone_from(stored);

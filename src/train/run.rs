@@ -117,7 +117,10 @@ fn clear(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
 pub(super) struct Run {
     folder: Folder,
     origin: Origin,
-    log: MetricsLog,
+    /// Opened by the first line: a run that has nothing left to do keeps all of its lines.
+    log: Option<MetricsLog>,
+    /// The step whose line is the last that stays; none for a new run.
+    logged: Option<usize>,
     save_total_limit: usize,
     newest: Option<(usize, PathBuf)>,
     held_out: Vec<Problem>,
@@ -194,9 +197,8 @@ impl Run {
         origin::write_settings(&dir, config)?;
         files::create_dir(&dir.join("completions"))?;
         let logged = newest.as_ref().map(|(step, _)| step - usize::from(unlogged.is_some()));
-        let log = MetricsLog::open(&dir.join(METRICS), logged)?;
         let (save_total_limit, eval) = (common.save_total_limit, common.eval.clone());
-        Ok((Self { folder, origin, log, save_total_limit, newest, held_out, eval, unlogged }, point))
+        Ok((Self { folder, origin, log: None, logged, save_total_limit, newest, held_out, eval, unlogged }, point))
     }
 
     /// The run's folder.
@@ -206,7 +208,10 @@ impl Run {
 
     /// Appends to `metrics.jsonl`. The first step that is logged ends the wait of a run that this one replaces.
     pub(super) fn log(&mut self, metrics: &Metrics) -> Result<()> {
-        self.log.append(metrics)?;
+        if self.log.is_none() {
+            self.log = Some(MetricsLog::open(&self.dir().join(METRICS), self.logged)?);
+        }
+        self.log.as_mut().map_or(Ok(()), |log| log.append(metrics))?;
         if metrics.get("step").is_some_and(|step| step > 0.0) && self.folder.keep()? {
             self.origin.replaces = None;
             self.origin.write(self.folder.dir())?;

@@ -19,6 +19,13 @@ fn open(config: &RewardCommand) -> Result<RewardProgram> {
     RewardProgram::open(config, &problem(1))
 }
 
+/// Opens a program with enough time for the trial question, and then gives it little.
+fn impatient(config: &RewardCommand) -> RewardProgram {
+    let mut program = open(config).unwrap();
+    program.program.timeout = Duration::from_millis(300);
+    program
+}
+
 /// A program that answers the trial question and then does as the script says.
 fn after_trial(script: &str) -> RewardCommand {
     config(&format!("read -r line; {LOOP}; {script}"))
@@ -81,19 +88,19 @@ fn three_deaths_in_a_row_are_an_error_with_the_programs_last_words() {
 /// Programs that answer the trial question and no other, also after they were started again.
 fn silent(then: &str) -> RewardCommand {
     let script = format!("read -r line; case $line in *boxed*) {LOOP};; esac; {then}");
-    RewardCommand { timeout_s: 0.3, ..config(&script) }
+    config(&script)
 }
 
 #[test]
 fn a_program_that_hangs_is_ended() {
-    let error = third_failure(open(&silent("read -r line; exec sleep 1000")).unwrap(), "x");
+    let error = third_failure(impatient(&silent("read -r line; exec sleep 1000")), "x");
     assert!(error.contains("took longer than timeout_s = 0.3"), "{error}");
 }
 
 /// More text than fits a pipe, and nobody reads it: writing must not block the training either.
 #[test]
 fn a_program_that_does_not_read_is_ended() {
-    let error = third_failure(open(&silent("exec sleep 1000")).unwrap(), &"x".repeat(1 << 20));
+    let error = third_failure(impatient(&silent("exec sleep 1000")), &"x".repeat(1 << 20));
     assert!(error.contains("took longer"), "{error}");
 }
 
@@ -145,46 +152,50 @@ fn a_flood_without_a_newline_is_an_error() {
     assert!(error.contains("wrote 1048576 bytes without the end of a line"), "{error}");
 }
 
-/// Waits until the process whose number a script wrote to a file is gone, or dead and waited for by nobody.
-fn gone(file: &Path) -> bool {
+/// Waits until `done`; says whether it came to that.
+fn within_reason(done: impl Fn() -> bool) -> bool {
     let start = Instant::now();
-    let read = || std::fs::read_to_string(file).ok()?.trim().parse().ok();
-    while start.elapsed() < Duration::from_secs(20) {
-        if let Some(number) = read() {
-            let status = std::fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
-            if status.contains("State:\tZ") || nix::sys::signal::kill(nix::unistd::Pid::from_raw(number), None).is_err()
-            {
-                return true;
-            }
+    while start.elapsed() < Duration::from_secs(60) {
+        if done() {
+            return true;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
     false
 }
 
+/// Whether a process is gone, or dead and waited for by nobody.
+fn gone(number: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
+    status.contains("State:\tZ") || nix::sys::signal::kill(nix::unistd::Pid::from_raw(number), None).is_err()
+}
+
+/// A program that starts another one after its trial, with the number of that.
+fn with_child(folder: &Path, then: &str) -> (RewardProgram, i32) {
+    let file = folder.join("child");
+    let script = format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; read -r line; {then}", file.display());
+    let program = impatient(&after_trial(&script));
+    assert!(within_reason(|| file.exists()));
+    let child: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    assert!(!gone(child));
+    std::fs::remove_file(file).unwrap();
+    (program, child)
+}
+
 /// `sh -c "python judge.py"`: killing the shell alone would leave the judge behind.
 #[test]
 fn what_a_program_started_ends_with_it() {
     let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str| folder.path().join(name);
-    let script = |name: &str, then: &str| {
-        after_trial(&format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; {then}", file(name).display()))
-    };
-    // After a timeout.
-    let hangs = RewardCommand { timeout_s: 0.5, ..script("timeout", "wait") };
-    assert_eq!(ask(&open(&hangs).unwrap(), "x", true).unwrap(), None);
-    assert!(gone(&file("timeout")));
-    // After the program's own end, with the grandchild still holding its pipes.
-    let dies = RewardCommand { timeout_s: 0.5, ..script("end", "read -r line; exit 1") };
-    assert_eq!(ask(&open(&dies).unwrap(), "x", true).unwrap(), None);
-    assert!(gone(&file("end")));
-    // After the run.
-    let program = open(&script("drop", "read -r line; wait")).unwrap();
-    while !file("drop").exists() {
-        std::thread::sleep(Duration::from_millis(10));
+    // After a timeout, and after the program's own end, with the child still holding its pipes.
+    for then in ["wait", "exit 1"] {
+        let (program, child) = with_child(folder.path(), then);
+        assert_eq!(ask(&program, "x", true).unwrap(), None);
+        assert!(within_reason(|| gone(child)), "{then}");
     }
+    // After the run.
+    let (program, child) = with_child(folder.path(), "wait");
     drop(program);
-    assert!(gone(&file("drop")));
+    assert!(within_reason(|| gone(child)));
 }
 
 /// Each worker waits until all three are at work on a question: with fewer, none would ever answer.
@@ -234,7 +245,7 @@ fn a_program_scores_rows_without_an_answer() {
 /// Ctrl-C while a program thinks: the run is not held up until `timeout_s`.
 #[test]
 fn a_request_to_stop_does_not_wait_for_an_answer() {
-    let program = open(&after_trial("read -r line; wait")).unwrap();
+    let program = open(&after_trial("read -r line; exec sleep 1000")).unwrap();
     let (problem, answers, flag) = (problem(1), [answer(true, 3)], AtomicBool::new(true));
     let group = Group { problem: &problem, answers: &answers, limit: 100, step: 0 };
     let start = Instant::now();

@@ -157,7 +157,8 @@ fn two_mini_batches_are_two_updates_against_the_policy_before_them() {
         by_hand.apply(&config.optim, gradients, scale, 1e-2);
     }
     assert!(clipped[0] == 0.0 && clipped[1] > 0.0, "the second update must meet the clip: {clipped:?}");
-    assert_eq!(metrics.get("clip_ratio/region_mean"), Some(clipped[1] / 2.0));
+    let share = metrics.get("clip_ratio/region_mean").unwrap();
+    assert!((share - clipped[1] / 2.0).abs() < 1e-12, "{share} {clipped:?}");
     let (ours, by_hand, before) = (weights_of(ours.model()), weights_of(by_hand.model()), weights_of(&model));
     let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(distance(&ours, &by_hand) < 1e-5 && distance(&ours, &before) > 5e-3, "{}", distance(&ours, &by_hand));
@@ -173,7 +174,7 @@ fn every_method_raises_what_has_a_positive_advantage() {
     let mut stages = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_none_or(|end| end != "toml") {
+        if path.extension().is_none_or(|end| end != "toml") || path.ends_with("base.toml") {
             continue;
         }
         let config: RlConfig = config::load(Some(&path), &[]).unwrap();
