@@ -176,7 +176,7 @@ impl Writer<'_> {
             let (found, required) = self.default(path, Value::Table(table));
             for Key { doc, name, .. } in keys {
                 let value = found.as_ref().and_then(|found| found.get(name)).filter(|_| !required.contains(name));
-                let value = value.map_or("must be given".to_string(), Value::to_string);
+                let value = value.map_or("must be given".to_string(), shown);
                 self.line(hash, &format!("#     {name} ({value}): {}", doc.join(" ")));
             }
         }
@@ -205,7 +205,7 @@ impl Writer<'_> {
             }
             match found.get(name) {
                 _ if required.contains(name) => self.line("# ", &format!("{name} =   # must be given")),
-                Some(value) => self.line(hash, &format!("{name} = {value}")),
+                Some(value) => self.line(hash, &format!("{name} = {}", shown(value))),
                 None => self.line("# ", &format!("{name} =")),
             }
         }
@@ -225,6 +225,11 @@ impl Writer<'_> {
     fn least_at(&self, path: &[&str]) -> Table {
         below(&Value::Table(self.least.clone()), path).and_then(Value::as_table).cloned().unwrap_or_default()
     }
+}
+
+/// A value on one line: TOML's own writer breaks the lines of a text.
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), |text| format!("{text:?}"))
 }
 
 /// The struct whose fields are the keys: a loss is written as the keys of all losses.

@@ -53,7 +53,7 @@ fn prompt_and_completion_must_fit_the_model() {
         assert!(error.contains(part), "{part}: {error}");
     }
     let error = user_error(&[&"analyze", &model, &sums, &"--set", &"sampling.max_completion_length=1000000"]);
-    assert!(error.contains("the stage's max_completion_length = 1000000"), "{error}");
+    assert!(error.contains("the stage's sampling.max_completion_length = 1000000"), "{error}");
     let mut config = workshop.rl("rl");
     config.stages[0].sampling.max_completion_length = 1_000_000;
     let error = run_rl(&config).unwrap_err().to_string();
