@@ -139,7 +139,7 @@ impl<'a> Layers<'a> {
     pub(super) fn written(&self, span: &Range<usize>) -> Option<&str> {
         let files = self.files.iter().map(|file| (file.start, Some(file.text.as_str())));
         let sets = self.sets.iter().map(|set| (set.start, set.text.as_deref()));
-        let (_, text) = files.chain(sets).filter(|(start, _)| *start <= span.start).last()?;
+        let (_, text) = files.chain(sets).rfind(|(start, _)| *start <= span.start)?;
         text?.get(span.clone())
     }
 

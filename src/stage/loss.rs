@@ -141,6 +141,7 @@ struct Keys {
     kl: Option<Kl>,
 }
 
+#[allow(clippy::derivable_impls, reason = "the numbers are not 0")]
 impl Default for Keys {
     fn default() -> Self {
         Self { epsilon: None, epsilon_high: None, ..Self::from(StageLoss::default()) }
