@@ -239,7 +239,7 @@ impl Weights {
 /// When a file cannot be written (a full disk, for instance).
 ///
 /// # Panics
-/// When the configuration has [problems](ModelConfig::problems).
+/// When the configuration has [mistakes](ModelConfig::mistakes).
 pub fn save(dir: &Path, config: &ModelConfig, model: &CausalLm) -> Result<()> {
     save_sharded(dir, config, model, SHARD_BYTES)
 }

@@ -33,7 +33,7 @@ pub struct RlConfig {
     /// A remark that the summary and the report of the run carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Where to compute: cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal or wgpu[:n].
+    /// Where to compute: cpu, ndarray, cuda, rocm, vulkan, metal or wgpu, with a number where there are several: `cuda:1`.
     #[serde(default = "cpu")]
     pub device: String,
     /// What is trained.

@@ -27,7 +27,7 @@ pub struct SftConfig {
     pub output_dir: PathBuf,
     /// Folder of this run within it.
     pub name: String,
-    /// Where to compute: cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal or wgpu[:n].
+    /// Where to compute: cpu, ndarray, cuda, rocm, vulkan, metal or wgpu, with a number where there are several: `cuda:1`.
     pub device: String,
     /// What is trained.
     pub model: SftModel,
