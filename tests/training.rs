@@ -7,6 +7,7 @@ use safetensors::tensor::SafeTensors;
 use serde_json::{Value, json};
 use tempering::Error;
 use tempering::config::Settings;
+use tempering::data::{Fields, load_problems};
 use tempering::model::names;
 use tempering::reward::{Accuracy, Command, Custom, Group, Memory, Parts, Reward};
 use tempering::stage::{Controller, Plateau, PlateauMetric, StageExit};
@@ -201,6 +202,54 @@ fn a_stage_learns_from_the_users_rust_type() {
     // The conflict analysis sees it as a reward for length.
     let pushes = ["conflict/push_task", "conflict/push_length"].map(|name| column(&rows, name).len());
     assert_eq!(pushes, [0, 1]);
+}
+
+/// The same problem twice in a step was given the same completions twice.
+#[test]
+fn a_problem_that_is_drawn_twice_has_two_groups() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("run");
+    config.data.train = workshop.write_lines("one.jsonl", [json!({ "prompt": "Compute 1+2.", "answer": "3" })]);
+    (config.train.prompts_per_step, config.train.log_completions_steps) = (2, 1);
+    (config.stages[0].exit.max_steps, config.stages[0].sampling.temperature) = (1, 1.5);
+    run_rl(&config).unwrap();
+    let rows = read_lines(&workshop.run("run/completions/step_00001.jsonl"));
+    let texts: Vec<&Value> = rows.iter().map(|row| &row["completion"]).collect();
+    assert!(texts.len() == 8 && texts[..4] != texts[4..], "{texts:?}");
+}
+
+/// One overlong row ended a run whose steps draw single problems to replace others.
+#[test]
+fn overlong_prompts_are_left_out_when_the_data_is_opened() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("run");
+    let long = format!("Compute {}.", "1+".repeat(200) + "1");
+    let rows = (0..6).map(|i| {
+        let prompt = if i % 2 == 0 { format!("Compute {i}+1.") } else { long.clone() };
+        json!({ "prompt": prompt, "answer": (i + 1).to_string() })
+    });
+    config.data.train = workshop.write_lines("mixed.jsonl", rows);
+    (config.data.max_prompt_length, config.stages[0].exit.max_steps) = (64, 2);
+    config.stages[0].sampling.max_num_gen_batches = 3;
+    let error = run_rl(&config).unwrap_err().to_string();
+    assert!(error.contains("more than max_prompt_length = 64") && error.contains("filter_overlong_prompts"), "{error}");
+    config.data.filter_overlong_prompts = true;
+    run_rl(&config).unwrap();
+}
+
+#[test]
+fn problems_from_memory_train_as_those_of_a_file() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("file");
+    config.stages[0].exit.max_steps = 2;
+    run_rl(&config).unwrap();
+    let problems = load_problems(&workshop.path("sums.jsonl"), &Fields::default()).unwrap();
+    let given = RlConfig { name: "memory".to_string(), ..config };
+    let stop = AtomicBool::new(false);
+    let mut session = Session { observer: &mut (), stop: &stop, start: Start::New };
+    let first = problems[..given.eval.num_problems].to_vec();
+    Trainer::new(&given).problems(problems).held_out(first).run(&mut session).unwrap();
+    assert_eq!(figures(&workshop.run("memory")), figures(&workshop.run("file")));
 }
 
 /// A shell script gives right-looking completions 1, and dies over every tenth.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{DeviceArgs, PrecisionArgs};
+use super::{DeviceArgs, PrecisionArgs, print};
 use crate::bench::ops::{OpsShape, operations};
 use crate::bench::{RolloutShape, Size, StepShape, rollout, step};
 use crate::model::{self, CausalLm, ModelConfig};
@@ -128,7 +128,7 @@ fn bench_ops(args: &OpsArgs) -> anyhow::Result<()> {
     }
     let shape = OpsShape { rows: args.tokens, vocab: args.vocab };
     for times in operations(&shape, args.repeats) {
-        println!("{}", serde_json::to_string(&times)?);
+        print(serde_json::to_string(&times)?)?;
     }
     Ok(())
 }
@@ -156,8 +156,7 @@ fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
         .into());
     }
     let shape = RolloutShape { prompts, group, prompt_length, tokens, rows };
-    println!("{}", serde_json::to_string(&rollout(&config, &model, &shape, steps))?);
-    Ok(())
+    print(serde_json::to_string(&rollout(&config, &model, &shape, steps))?)
 }
 
 fn bench_step(args: &StepArgs) -> anyhow::Result<()> {

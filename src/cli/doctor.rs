@@ -35,7 +35,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
     if args.json {
         super::print(serde_json::to_string_pretty(&examination)?)?;
     } else {
-        print!("{}", text(&examination));
+        super::print(text(&examination).trim_end())?;
     }
     let wrong: Vec<String> = examination.wrong().iter().map(ToString::to_string).collect();
     anyhow::ensure!(wrong.is_empty(), "{} computes wrong numbers: {}", examination.device, wrong.join("; "));

@@ -185,5 +185,6 @@ fn conclusion(summary: &Value) -> String {
     }
     row("all", "", summary.pointer("/final/floor").and_then(Value::as_f64));
     let (delta, ratio) = (number("/accuracy_delta"), number("/length_ratio"));
-    text + &format!("length {:.1}% of the base's, accuracy {:+.1} points", 100.0 * ratio, 100.0 * delta)
+    let legend = "floor: mean length of the shortest reference solutions, where known";
+    text + &format!("length {:.1}% of the base's, accuracy {:+.1} points; {legend}", 100.0 * ratio, 100.0 * delta)
 }

@@ -93,11 +93,13 @@ fn describe_rewards(groups: &[Group], rollouts: &[&Rollout], stage: &Stage, metr
     let flat = groups.iter().filter(|(_, group)| deviation(group) == 0.0).count();
     metrics.set("frac_reward_zero_std", flat as f64 / groups.len().max(1) as f64);
     metrics.set("rewards/unscored", share(&|r| r.rewards.iter().all(Option::is_none)));
-    // As the reward of that name: over the completions that can be judged.
+    // As the rewards of these names: over the completions that can be judged.
     let judged: Vec<f64> =
         rollouts.iter().filter_map(|r| r.answer.correct).map(|right| f64::from(u8::from(right))).collect();
     metrics.set_mean("rewards/accuracy/mean", &judged);
-    metrics.set("rewards/accuracy_lenient/mean", share(&|r| r.answer.verdicts.lenient.is_right()));
+    let lenient: Vec<f64> =
+        rollouts.iter().filter_map(|r| r.answer.correct_lenient).map(|right| f64::from(u8::from(right))).collect();
+    metrics.set_mean("rewards/accuracy_lenient/mean", &lenient);
     for (k, kind) in stage.rewards.iter().enumerate() {
         let values: Vec<f64> = rollouts.iter().filter_map(|r| Some(f64::from(r.rewards[k]?.total()))).collect();
         metrics.set_mean(&format!("rewards/{}/mean", kind.name()), &values);
