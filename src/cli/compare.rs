@@ -33,16 +33,16 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         settings = a.differences(&b);
         settings.retain(|(name, _)| name != "model_digest");
     }
-    print(comparison.table())?;
-    for (name, [a, b]) in &settings {
-        print(format_args!("the evaluations differ in {name}: {a} and {b}"))?;
-    }
     if let Some(path) = &args.html {
         let names = [&args.a, &args.b].map(|path| path.display().to_string());
         files::write(path, report::comparison(&comparison, &names, &settings)?.as_bytes())?;
     }
     if let Some(path) = &args.json {
         files::write_json(path, &comparison)?;
+    }
+    print(comparison.table())?;
+    for (name, [a, b]) in &settings {
+        print(format_args!("the evaluations differ in {name}: {a} and {b}"))?;
     }
     Ok(())
 }
