@@ -97,7 +97,7 @@ fn a_dry_run_prints_settings_that_resolve_to_themselves() {
         let copy = workshop.path("copy.toml");
         std::fs::write(&copy, &printed).unwrap();
         assert_eq!(succeed(&[&command, &copy, &"--dry-run"]), printed);
-        let sets = ["seed=7".to_string(), "optim.learning_rate=3e-4".to_string()];
+        let sets = ["seed=7", "optim.learning_rate=3e-4", &format!("device={}", device_name())].map(str::to_string);
         if command == "train" {
             let read: RlConfig = config::load(Some(&copy), &[]).unwrap();
             assert_eq!((read.seed, read.optim.learning_rate), (7, 3e-4));

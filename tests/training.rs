@@ -125,7 +125,8 @@ fn reinforcement_does_not_depend_on_the_size_of_micro_batches() {
     let (whole, pieces) = (run("whole", 100_000), run("pieces", 64));
     for metric in ["loss", "policy_loss", "grad_norm", "kl", "reward", "entropy", "completions/mean_length"] {
         let (whole, pieces) = (column(&whole, metric), column(&pieces, metric));
-        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= f64::from(within(5e-6)) * a.abs().max(1.0);
+        // Four steps of such a rate amplify what the order of sums leaves: 1.4e-5 on ndarray.
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= f64::from(within(3e-5)) * a.abs().max(1.0);
         assert!(whole.len() == 4 && whole.iter().zip(&pieces).all(near), "{metric}: {whole:?} {pieces:?}");
     }
     let (norms, kl) = (column(&whole, "grad_norm"), column(&whole, "kl"));
