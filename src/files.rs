@@ -92,7 +92,7 @@ pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> 
     remove_tree(&removed)
 }
 
-/// Removes a folder when it is there: in one step for whoever looks at its name.
+/// Removes a folder if it exists. Its name disappears in one step, before its files do.
 pub(crate) fn remove_dir(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());

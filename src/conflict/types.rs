@@ -9,7 +9,7 @@ use crate::metrics::Metrics;
 
 /// Types ranked at most; of fewer, the top quarter, since the top half of a small vocabulary distinguishes nothing.
 const TOP: usize = 50;
-/// A type counts when it occurred so often, and once in so many tokens.
+/// A type is ranked from this many occurrences on, and from one occurrence in [`RAREST`] tokens on.
 const LEAST: u64 = 20;
 const RAREST: u64 = 10_000;
 

@@ -38,9 +38,9 @@ pub struct EvalConfig {
     pub num_generations: usize,
     /// Sampling temperature; 0 is greedy.
     pub temperature: f32,
-    /// Samples only the so many most probable tokens; 0 for all.
+    /// Number of the most probable tokens that are sampled from; 0 for all.
     pub top_k: usize,
-    /// Samples only the most probable tokens that together reach this probability; 1 for all.
+    /// Probability that the most probable tokens, the ones sampled from, reach together; 1 for all.
     pub top_p: f32,
     /// Samples only tokens at least this many times as probable as the most probable one; 0 for all.
     pub min_p: f32,

@@ -58,7 +58,7 @@ pub struct Request {
 pub enum FinishReason {
     /// A stop token, the last of the completion.
     Stop,
-    /// Whoever watched ended it, after a stop string for instance.
+    /// The watcher ended it, after a stop string for instance.
     Watcher,
     /// The length limit, or the end of the whole call.
     Length,
@@ -119,7 +119,7 @@ impl Completion {
     }
 }
 
-/// What whoever watches a token come wants next.
+/// Answer of a watcher to a new token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
     /// Go on.

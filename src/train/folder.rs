@@ -213,7 +213,7 @@ fn put_back(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
         if !Origin::marks(&path) || aside_path(dir, &Origin::read(&path)?.id).file_name() != path.file_name() {
             continue;
         }
-        // Whoever is replacing it just now holds both locks.
+        // A process that is replacing it just now holds both locks.
         let _locks = (lock(&path)?, Origin::marks(dir).then(|| lock(dir)).transpose()?);
         if has_step(dir)? {
             files::remove_dir(&path)?;
