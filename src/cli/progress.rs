@@ -169,7 +169,10 @@ impl Observer for Progress {
     }
 
     fn resume(&mut self, done: usize) {
-        (self.phase.first, self.phase.done) = (done, done);
+        // A phase that goes on after an evaluation knows its steps: their time is on its clock.
+        if self.phase.done == 0 {
+            (self.phase.first, self.phase.done) = (done, done);
+        }
     }
 
     fn advance(&mut self, done: usize, metrics: Option<&Metrics>) {
@@ -229,6 +232,19 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    /// Once "48 min left" stood after an evaluation with a minute to go: all the time, and only the steps since.
+    #[test]
+    fn an_evaluation_between_steps_forgets_none_of_them() {
+        let mut progress = Progress::new();
+        progress.begin("train", 10);
+        progress.resume(2);
+        progress.advance(5, None);
+        progress.begin("evaluate", 100);
+        progress.begin("train", 10);
+        progress.resume(5);
+        assert_eq!((progress.phase.first, progress.phase.done), (2, 5));
+    }
 
     /// Once an evaluation restarted the clock and not the count: "0 s left" with 5 steps to go.
     #[test]
