@@ -130,7 +130,9 @@ impl DataConfig {
             }
             check(tokens, problem).map(|()| true)
         };
-        let fit: Vec<bool> = problems.par_iter().map(fits).collect::<Result<_>>()?;
+        // Results first, so that the error is that of the first row, however the threads run.
+        let fit: Vec<Result<bool>> = problems.par_iter().map(fits).collect();
+        let fit: Vec<bool> = fit.into_iter().collect::<Result<_>>()?;
         let overlong = fit.iter().filter(|fits| !**fits).count();
         let mut fit = fit.into_iter();
         let kept: Vec<Problem> = problems.into_iter().filter(|_| fit.next().unwrap_or(false)).collect();

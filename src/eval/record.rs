@@ -162,7 +162,9 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let records = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).collect::<Vec<_>>();
     let parse = |(index, line): (usize, &str)| parse(line).map_err(|fault| at_line(path, index + 1, &fault));
-    let records: Vec<Record> = records.into_par_iter().map(parse).collect::<Result<_>>()?;
+    // Results first, so that the error is that of the first line, however the threads run.
+    let records: Vec<Result<Record>> = records.into_par_iter().map(parse).collect();
+    let records: Vec<Record> = records.into_iter().collect::<Result<_>>()?;
     if records.is_empty() {
         return Err(Error::file(path, "the file has no completions"));
     }
