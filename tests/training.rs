@@ -19,8 +19,8 @@ use tempering::train::{RlConfig, Trainer};
 use tempering::train::{Session, Start};
 
 use crate::support::{
-    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, likelihood,
-    read_lines, repository, resume_rl, resume_sft, run_rl, run_sft, tiny, within,
+    Workshop, assert_close, column, device, device_name, figures, final_weights, interrupt_rl, interrupt_sft,
+    likelihood, read_lines, repository, resume_rl, resume_sft, run_rl, run_sft, tiny, within,
 };
 
 #[test]
@@ -125,8 +125,9 @@ fn reinforcement_does_not_depend_on_the_size_of_micro_batches() {
     let (whole, pieces) = (run("whole", 100_000), run("pieces", 64));
     for metric in ["loss", "policy_loss", "grad_norm", "kl", "reward", "entropy", "completions/mean_length"] {
         let (whole, pieces) = (column(&whole, metric), column(&pieces, metric));
-        // Four steps of such a rate amplify what the order of sums leaves: 1.4e-5 on ndarray.
-        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= f64::from(within(3e-5)) * a.abs().max(1.0);
+        // On ndarray the third gradient norm differs by 1.4e-5 of itself; why has not been traced.
+        let tolerance = if device_name() == "ndarray" { 3e-5 } else { within(5e-6) };
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= f64::from(tolerance) * a.abs().max(1.0);
         assert!(whole.len() == 4 && whole.iter().zip(&pieces).all(near), "{metric}: {whole:?} {pieces:?}");
     }
     let (norms, kl) = (column(&whole, "grad_norm"), column(&whole, "kl"));
