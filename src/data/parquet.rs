@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::path::Path;
 
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::Value;
@@ -16,6 +18,13 @@ pub(super) fn rows(path: &Path, take: &mut dyn FnMut(String, Value) -> Result<()
         |e: ParquetError| Error::file(path, format!("not a whole Parquet file ({e}); copy or download it again"));
     let file = File::open(path).map_err(Error::io(path))?;
     let reader = SerializedFileReader::new(file).map_err(broken)?;
+    for column in reader.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
+        if matches!(column.compression(), Compression::BROTLI(_) | Compression::LZO) {
+            let message =
+                format!("compression {} is not supported; write the file with zstd or snappy", column.compression());
+            return Err(Error::file(path, message));
+        }
+    }
     for (number, row) in (1..).zip(reader.get_row_iter(None).map_err(broken)?) {
         take(format!("{} row {number}", path.display()), object(&row.map_err(broken)?))?;
     }

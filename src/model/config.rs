@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::rope::Rope;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::tensors::Dtype;
 
 /// The architecture, with the keys of Hugging Face `config.json`; keys that are not used here are kept as they are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// Class names, such as `["Qwen2ForCausalLM"]`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub architectures: Vec<String>,
     /// Family: `qwen2`, `qwen3` or `llama`.
     pub model_type: String,
@@ -28,7 +29,7 @@ pub struct ModelConfig {
     /// Query heads.
     pub num_attention_heads: usize,
     /// Key and value heads; divides `num_attention_heads`, and equals it where the file does not say.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub num_key_value_heads: usize,
     /// Width of one head where it is not `hidden_size / num_attention_heads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,7 +52,7 @@ pub struct ModelConfig {
     #[serde(default = "rms_norm_eps")]
     pub rms_norm_eps: f64,
     /// Whether the head shares the embedding.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub tie_word_embeddings: bool,
     /// Whether the projections of attention have a bias (`llama`, `qwen3`; in `qwen2` all but the last always have).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,11 +76,16 @@ pub struct ModelConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
     /// Sliding-window attention; refused when in use.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub use_sliding_window: bool,
     /// Everything else in the file.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
+}
+
+/// Null as no value, where a key may be absent.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> std::result::Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 fn silu() -> String {
@@ -171,8 +177,7 @@ impl ModelConfig {
     pub fn load(dir: &Path) -> Result<Self> {
         crate::text::directory::check(dir)?;
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let mut config: Self = serde_json::from_str(&text).map_err(|error| Error::file(&path, error))?;
+        let mut config: Self = files::read_json(&path)?;
         if config.num_key_value_heads == 0 {
             config.num_key_value_heads = config.num_attention_heads;
         }

