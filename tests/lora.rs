@@ -122,6 +122,21 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     };
     let error = failure("\"bias\": \"none\"", "\"bias\": \"all\", \"use_dora\": true");
     assert!(error.contains("bias = \"all\"") && error.contains("use_dora = true"), "{error}");
+    // What trains beside a changed base was loaded on the base as it is, 3 nats off; a setting of a later PEFT was ignored.
+    for init in ["pissa", "pissa_niter_16", "olora", "corda"] {
+        let error = failure("\"bias\": \"none\"", &format!("\"init_lora_weights\": \"{init}\""));
+        assert!(
+            error.contains(&format!("init_lora_weights = \"{init}\" trains an adapter of a changed base")),
+            "{error}"
+        );
+    }
+    let error = failure("\"bias\": \"none\"", "\"new_kind\": {\"blocks\": 2}");
+    assert!(error.contains("new_kind = {\"blocks\":2} is not supported"), "{error}");
+    let harmless = "\"init_lora_weights\": \"orthogonal\", \"new_kind\": null, \"peft_version\": \"0.21.2\"";
+    std::fs::write(&path, text.replace("\"bias\": \"none\"", harmless)).unwrap();
+    // The base's configuration beside an adapter does not make it a model.
+    std::fs::copy(workshop.path("model/config.json"), dir.join("config.json")).unwrap();
+    model::load(&dir, &device()).unwrap();
     // Refused before memory for such adapters is taken.
     let error = failure("\"r\": 2", "\"r\": 65536");
     assert!(error.contains("lora_A.weight has shape [2, 32], but r = 65536"), "{error}");
@@ -131,6 +146,9 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     assert!(error.contains("\"lm_head\" has no adapter; choose from q_proj"), "{error}");
     let error = failure("/model\"", "/elsewhere\"");
     assert!(error.contains("base_model_name_or_path") && error.contains("is not a directory"), "{error}");
+    std::fs::rename(dir.join("adapter_model.safetensors"), dir.join("adapter_model.bin")).unwrap();
+    let error = failure("\"r\": 2", "\"r\": 2");
+    assert!(error.contains("no adapter_model.safetensors is here; pickled adapters are not read"), "{error}");
 }
 
 #[test]

@@ -185,12 +185,18 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
 /// The error of the command.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     let outcome = dispatch(cli.command);
-    // An error of standard output itself: those of files and programs are wrapped in an `Error`.
     let closed = |error: &anyhow::Error| {
-        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        let failed = match error.downcast_ref::<Error>() {
+            Some(Error::Io { path, source }) if path.as_os_str() == STDOUT => Some(source),
+            _ => error.downcast_ref::<io::Error>(),
+        };
+        failed.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
     if outcome.as_ref().is_err_and(closed) { Ok(()) } else { outcome }
 }
+
+/// What errors call standard output.
+const STDOUT: &str = "standard output";
 
 /// Writes a line to standard output.
 fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::Value;
 
-use super::{DeviceArgs, PrecisionArgs};
+use super::{DeviceArgs, PrecisionArgs, STDOUT};
 use crate::error::{Error, Result};
 use crate::model::{self, CausalLm, ModelConfig};
 use crate::text::chat::Message;
@@ -90,7 +90,7 @@ impl Scorer<'_> {
     }
 
     fn failed(&self) -> impl FnOnce(std::io::Error) -> Error {
-        Error::io(self.args.output.as_deref().unwrap_or(Path::new("standard output")))
+        Error::io(self.args.output.as_deref().unwrap_or(Path::new(STDOUT)))
     }
 
     /// The tokens of a row.

@@ -358,6 +358,23 @@ mod tests {
     }
 
     #[test]
+    fn null_is_as_good_as_no_key() {
+        let mut value = serde_json::to_value(ModelConfig::qwen2(512, 64, 128, 2, 4, 4)).unwrap();
+        let whole: ModelConfig = serde_json::from_value(value.clone()).unwrap();
+        for key in
+            ["num_key_value_heads", "use_sliding_window", "rope_scaling", "head_dim", "eos_token_id", "attention_bias"]
+        {
+            value[key] = Value::Null;
+        }
+        let mut read: ModelConfig = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(read.num_key_value_heads, 0);
+        read.num_key_value_heads = 4;
+        assert_eq!(read, whole);
+        value["architectures"] = Value::Null;
+        assert!(serde_json::from_value::<ModelConfig>(value).unwrap().architectures.is_empty());
+    }
+
+    #[test]
     fn a_sliding_window_is_refused_only_where_a_layer_uses_it() {
         let window = |edit: Value| mistakes(edit).iter().any(|problem| problem.contains("sliding-window"));
         // The published Qwen2.5 files name a window and do not use it.
