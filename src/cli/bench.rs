@@ -182,8 +182,7 @@ fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
             ActivationCheckpointing::None
         },
     };
-    println!("{}", serde_json::to_string(&step(&config, &shape, args.steps, &device))?);
-    Ok(())
+    super::print(serde_json::to_string(&step(&config, &shape, args.steps, &device))?)
 }
 
 /// The model that --hidden, --layers and --vocab describe.

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Parser, Subcommand};
 
+use self::progress::say;
 use crate::error::Error;
 use crate::generate::Distribution;
 use crate::model::Precision;
@@ -160,7 +161,7 @@ impl PromptArgs {
             settings.chat_template_kwargs.insert(key.trim().to_string(), value.unwrap_or_else(text));
         }
         let tokenizer = Tokenizer::load(dir)?.with_prompt(&settings)?;
-        tokenizer.notes().iter().for_each(|note| eprintln!("{note}"));
+        tokenizer.notes().iter().for_each(say);
         Ok(tokenizer)
     }
 }
@@ -249,8 +250,7 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
             crate::reward::end_programs();
             std::process::exit(130);
         }
-        // The terminal may be gone.
-        let _ = writeln!(io::stderr(), "stopping: the state of the last step is being saved; again to end at once");
+        say("stopping: the state of the last step is being saved; again to end at once");
     })?;
     Ok(stop)
 }
