@@ -53,10 +53,8 @@ pub(super) fn problem(
         }
     };
     let hashed = whole.contains("####");
-    let mut answer = gold_answer(&whole).to_string();
-    if hashed {
-        answer.retain(|c| c != ',');
-    }
+    let answer = gold_answer(&whole);
+    let answer = if hashed { without_separators(answer) } else { answer.to_string() };
     let gsm8k = hashed && prompt_field.eq_ignore_ascii_case("question");
     let extracted = answer != whole.trim();
 
@@ -120,6 +118,15 @@ fn thought(messages: &Value, content: String) -> String {
 fn context(row: &Map<String, Value>) -> Option<String> {
     let context = row.get("context").filter(|_| row.contains_key("final_answer"))?.as_str()?;
     (!context.trim().is_empty()).then(|| context.to_string())
+}
+
+/// A number as GSM8K writes it, `1,234`, without its commas; those of tuples and lists stay.
+fn without_separators(answer: &str) -> String {
+    let bytes = answer.as_bytes();
+    let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
+    let groups = |at: usize| at > 0 && digit(at - 1) && (at + 1..at + 4).all(digit) && !digit(at + 4);
+    let separates = |at: usize| bytes[at] == b',' && groups(at) && !answer.contains(['(', '[', '{']);
+    answer.char_indices().filter(|(at, _)| !separates(*at)).map(|(_, c)| c).collect()
 }
 
 /// The choices of a question, each a letter and a text; none for a question without them.
@@ -291,6 +298,10 @@ mod tests {
                 "5",
             ),
             (r#"{"question": "q", "answer": "1,000+4 = <<1000+4=1004>>\n#### 1,004"}"#, "1004"),
+            (r#"{"question": "q", "answer": "so\n#### 1,234,567 dollars"}"#, "1234567 dollars"),
+            // All commas went, and the pair was a product.
+            (r#"{"question": "q", "answer": "so\n#### (1, 2)"}"#, "(1, 2)"),
+            (r#"{"question": "q", "answer": "so\n#### 1, 2"}"#, "1, 2"),
             (r#"{"problem": "q", "answer": 27.0}"#, "27"),
             (r#"{"ID": "2024-I-1", "Problem": "q", "Solution": "s", "Answer": 204}"#, "204"),
             (r#"{"problem": "q", "solution": "so $\\boxed{7}$", "answer": "7", "unique_id": "test/7.json"}"#, "7"),

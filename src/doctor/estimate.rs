@@ -25,7 +25,7 @@ pub struct Estimate {
     pub activations: usize,
     /// A chunk of logits, and the head's gradient of a chunk where there are several.
     pub head: usize,
-    /// Keys and values, and the weights converted for sampling.
+    /// Keys and values, and the weights made for sampling: converted, or with adapters merged into them.
     pub cache: usize,
     /// The program itself: code, tokenizer, threads.
     pub program: usize,
@@ -113,7 +113,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
         optimizer: 2 * work.moments.bytes() * trained,
         activations: F32 * (work.tokens * (of_blocks + passing) + composed),
         head: F32 * (rows * config.vocab_size + head_gradient + 3 * work.completion_tokens * hidden),
-        cache: work.cache.map_or(0, |cache| cache.bytes(config)) + converted,
+        cache: work.cache.map_or(0, |cache| cache.bytes(config) + F32 * adapted) + converted,
         program: PROGRAM,
     }
 }
@@ -152,7 +152,7 @@ mod tests {
 
     use super::*;
     use crate::model::Precision;
-    use crate::model::{CausalLm, names};
+    use crate::model::{CacheShape, CausalLm, names};
     use crate::optim::Moments;
     use crate::train::learner::Learner;
 
@@ -207,5 +207,10 @@ mod tests {
         assert_eq!(2 * halves.optimizer, base.optimizer);
         let lora = memory(&config(), &Workload { lora: Some(LoraConfig { r: 1, ..LoraConfig::default() }), ..work() });
         assert!(lora.gradients + lora.optimizer < base.optimizer / 3, "{lora:?}");
+        // Sampling takes a second copy of every matrix that has an adapter.
+        let cache = Some(CacheShape { prompts: 1, prompt_length: 8, completions: 1, completion_length: 8 });
+        let lora = memory(&config(), &Workload { lora: Some(LoraConfig::default()), cache, ..work() });
+        let full = memory(&config(), &Workload { cache, ..work() });
+        assert_eq!(lora.cache - full.cache, 4 * 3 * block(&config()).0);
     }
 }

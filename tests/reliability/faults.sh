@@ -57,7 +57,9 @@ for call in "${calls[@]}"; do
     kill:137 | full:1 | full:2) ;;
     *) wrong "status $status" ;;
     esac
-    if [ -f "$folder/run/run.json" ]; then start=(--resume "$folder/run"); else start=("${settings[@]}" --set name=run); fi
+    # A run that ended before its settings were written says so, and starts again.
+    start=("${settings[@]}" --set name=run)
+    if [ -f "$folder/run/config.toml" ]; then start=(--resume "$folder/run"); fi
     if [ "$status" -ne 0 ] && ! "$program" train "${start[@]}" >"$folder/run.log" 2>&1; then
       wrong "the run does not go on"
     elif ! result run | cmp -s - "$folder/whole.result"; then
