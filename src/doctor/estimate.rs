@@ -211,6 +211,6 @@ mod tests {
         let cache = Some(CacheShape { prompts: 1, prompt_length: 8, completions: 1, completion_length: 8 });
         let lora = memory(&config(), &Workload { lora: Some(LoraConfig::default()), cache, ..work() });
         let full = memory(&config(), &Workload { cache, ..work() });
-        assert_eq!(lora.cache - full.cache, 4 * 3 * block(&config()).0);
+        assert_eq!(lora.cache - full.cache, 4 * adapters(&config(), &LoraConfig::default()).1);
     }
 }
