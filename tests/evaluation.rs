@@ -167,6 +167,25 @@ fn a_folder_with_another_evaluation_is_refused_and_the_differences_named() {
     assert!(files(&dir) == before);
 }
 
+/// The base was retrained, and the adapter's folder of old completions was taken for its evaluation.
+#[test]
+fn an_evaluation_of_an_adapter_is_one_of_its_base_too() {
+    let workshop = Workshop::new();
+    let adapter = workshop.path("adapter");
+    std::fs::create_dir(&adapter).unwrap();
+    let named = serde_json::json!({ "base_model_name_or_path": workshop.path("model") });
+    std::fs::write(adapter.join("adapter_config.json"), named.to_string()).unwrap();
+    let manifest = || Manifest::new(&adapter, "cpu", Vec::new(), &[], &config()).unwrap();
+    let before = manifest();
+    assert!(before.differences(&manifest()).is_empty());
+    let weights = workshop.path("model/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let changed: Vec<String> = before.differences(&manifest()).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(changed, ["base_digest"]);
+}
+
 /// A data set may have a problem twice; both count, and neither gets the other's completions.
 #[test]
 fn a_problem_that_occurs_twice_is_two_problems() {
