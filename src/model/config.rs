@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::family::FAMILIES;
 use super::rope::Rope;
 use crate::error::{Error, Result};
 use crate::files;
@@ -16,7 +17,7 @@ pub struct ModelConfig {
     /// Class names, such as `["Qwen2ForCausalLM"]`.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub architectures: Vec<String>,
-    /// Family: `qwen2`, `qwen3` or `llama`.
+    /// Family: `qwen2`, `qwen3`, `llama`, `mistral`, `ministral3`, `smollm3` or `granite`.
     pub model_type: String,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -98,26 +99,6 @@ fn initializer_range() -> f64 {
     0.02
 }
 
-/// What sets the families apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
-    Qwen2,
-    Qwen3,
-    Llama,
-}
-
-impl Family {
-    const ALL: [(&str, &str, Self); 3] = [
-        ("qwen2", "Qwen2ForCausalLM", Self::Qwen2),
-        ("qwen3", "Qwen3ForCausalLM", Self::Qwen3),
-        ("llama", "LlamaForCausalLM", Self::Llama),
-    ];
-
-    fn of(model_type: &str) -> Option<(&'static str, Self)> {
-        Self::ALL.iter().find(|(name, ..)| *name == model_type).map(|&(_, class, family)| (class, family))
-    }
-}
-
 /// Keys that say that a model is of a kind this decoder does not compute.
 const FOREIGN: [(&str, &str); 9] = [
     ("num_experts", "mixtures of experts are not supported"),
@@ -189,34 +170,6 @@ impl ModelConfig {
         }
     }
 
-    fn family(&self) -> Option<Family> {
-        Family::of(&self.model_type).map(|(_, family)| family)
-    }
-
-    /// Width of one head.
-    pub fn head_dim(&self) -> usize {
-        // transformers gives Qwen3 this default, the others the quotient.
-        let default =
-            if self.family() == Some(Family::Qwen3) { 128 } else { self.hidden_size / self.num_attention_heads };
-        self.head_dim.unwrap_or(default)
-    }
-
-    /// Whether queries, keys and values have a bias, and whether the output projection of attention has one.
-    pub(crate) fn attention_biases(&self) -> (bool, bool) {
-        let wanted = self.attention_bias.unwrap_or(false);
-        if self.family() == Some(Family::Qwen2) { (true, false) } else { (wanted, wanted) }
-    }
-
-    /// Whether the feed-forward projections have a bias.
-    pub(crate) fn has_mlp_bias(&self) -> bool {
-        self.family() == Some(Family::Llama) && self.mlp_bias.unwrap_or(false)
-    }
-
-    /// Whether queries and keys are normalised per head.
-    pub(crate) fn has_qk_norm(&self) -> bool {
-        self.family() == Some(Family::Qwen3)
-    }
-
     /// The precision weights are stored in; f32 where the file names none.
     pub fn stored(&self) -> Option<Dtype> {
         let name = self.dtype.as_deref().or(self.torch_dtype.as_deref()).unwrap_or("float32");
@@ -275,6 +228,7 @@ impl ModelConfig {
             self.stored().is_none(),
             format!("dtype = \"{dtype}\" is not supported (float32, bfloat16, float16 are)"),
         );
+        problems.extend(self.family_mistakes());
         if let Err(found) = Rope::read(self) {
             problems.extend(found);
         }
@@ -284,14 +238,14 @@ impl ModelConfig {
     /// Families, classes and features of other models.
     fn foreign(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        match Family::of(&self.model_type) {
+        match self.family() {
             None => {
-                let known = Family::ALL.map(|(name, ..)| name).join(", ");
+                let known = FAMILIES.map(|family| family.name).join(", ");
                 problems.push(format!("model_type = \"{}\" is not supported ({known} are)", self.model_type));
             }
-            Some((class, _)) => {
-                for other in self.architectures.iter().filter(|name| *name != class) {
-                    problems.push(format!("architectures = [\"{other}\"] is not supported ({class} is)"));
+            Some(family) => {
+                for other in self.architectures.iter().filter(|name| *name != family.class) {
+                    problems.push(format!("architectures = [\"{other}\"] is not supported ({} is)", family.class));
                 }
             }
         }
@@ -355,6 +309,33 @@ mod tests {
             assert!(found.iter().any(|problem| problem.contains(text)), "{text}: {found:#?}");
         }
         assert_eq!(found.len(), 7, "{found:#?}");
+    }
+
+    /// A model of Mistral's first version has a window of 4096, also where its file is silent on it.
+    #[test]
+    fn keys_of_a_family_are_checked() {
+        let mistral = |edit: Value| {
+            let mut all = json!({"model_type": "mistral", "architectures": ["MistralForCausalLM"]});
+            all.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+            mistakes(all)
+        };
+        assert_eq!(mistral(json!({"sliding_window": null})), Vec::<String>::new());
+        assert_eq!(mistral(json!({"max_position_embeddings": 4096})), Vec::<String>::new());
+        for edit in [json!({"max_position_embeddings": 8192}), json!({"sliding_window": 512})] {
+            let found = mistral(edit);
+            assert!(found.len() == 1 && found[0].starts_with("sliding-window attention"), "{found:?}");
+        }
+        let smollm = |layers: Value| {
+            mistakes(
+                json!({"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": layers}),
+            )
+        };
+        assert!(smollm(json!([1, 0])).is_empty() && smollm(Value::Null).is_empty());
+        for layers in [json!([1]), json!([1, 2]), json!("all")] {
+            assert!(smollm(layers.clone())[0].starts_with("no_rope_layers = "), "{layers}");
+        }
+        let granite = json!({"model_type": "granite", "architectures": ["GraniteForCausalLM"], "logits_scaling": 0});
+        assert_eq!(mistakes(granite), ["logits_scaling = 0 must be a positive number"]);
     }
 
     #[test]
