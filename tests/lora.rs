@@ -134,6 +134,19 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     assert!(error.contains("new_kind = {\"blocks\":2} is not supported"), "{error}");
     let harmless = "\"init_lora_weights\": \"orthogonal\", \"new_kind\": null, \"peft_version\": \"0.21.2\"";
     std::fs::write(&path, text.replace("\"bias\": \"none\"", harmless)).unwrap();
+    // A pattern is what the file has adapters for.
+    for pattern in ["all-linear", ".*\\\\.(q_proj|down_proj)"] {
+        let listed = &text[text.find("\"target_modules\"").unwrap()..];
+        let listed = &listed[..listed.find(']').unwrap() + 1];
+        std::fs::write(&path, text.replace(listed, &format!("\"target_modules\": \"{pattern}\""))).unwrap();
+        let (_, _, lora) = model::lora::load(&dir, &device(), Precision::F32).unwrap();
+        assert_eq!(lora, small());
+    }
+    // √2 of rank 2.
+    std::fs::write(&path, text.replace("\"bias\": \"none\"", "\"use_rslora\": true")).unwrap();
+    let (_, _, lora) = model::lora::load(&dir, &device(), Precision::F32).unwrap();
+    assert!((lora.lora_alpha / small().lora_alpha - f64::sqrt(2.0)).abs() < 1e-12);
+    std::fs::write(&path, &text).unwrap();
     // The base's configuration beside an adapter does not make it a model.
     std::fs::copy(workshop.path("model/config.json"), dir.join("config.json")).unwrap();
     model::load(&dir, &device()).unwrap();
