@@ -93,13 +93,12 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     // and, but in f32, what they make.
     let normed = if config.has_qk_norm() { q + kv } else { 0 };
     let gated = if work.precision == Precision::F32 { 2 } else { 3 };
-    let kept = 4 * hidden + 2 * q + 2 * kv + normed + gated * inner;
+    let low = work.lora.as_ref().map_or(0, |lora| lora.r * lora.target_modules.len());
+    let kept = 4 * hidden + 2 * q + 2 * kv + normed + gated * inner + low;
     // While one block goes backward: gradients of the last three and of queries, keys and values per head.
     let passing = 3 * inner + 4 * q + 2 * hidden;
     let all = work.learner.activation_checkpointing == ActivationCheckpointing::None;
     let of_blocks = if all { layers * kept } else { layers * hidden + kept };
-    // Burn composes an adapted matrix densely for each use, and so its gradient.
-    let composed = if all { adapted } else { adapted / layers } + adapted / layers;
 
     let most = (work.learner.logits / config.vocab_size).max(1);
     let rows = work.completion_tokens.min(most);
@@ -111,7 +110,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
         weights: F32 * (whole + factors + if work.reference && work.lora.is_none() { whole } else { 0 }),
         gradients: F32 * trained,
         optimizer: 2 * work.moments.bytes() * trained,
-        activations: F32 * (work.tokens * (of_blocks + passing) + composed),
+        activations: F32 * work.tokens * (of_blocks + passing),
         head: F32 * (rows * config.vocab_size + head_gradient + 3 * work.completion_tokens * hidden),
         cache: work.cache.map_or(0, |cache| cache.bytes(config) + F32 * adapted) + converted,
         program: PROGRAM,
