@@ -153,9 +153,9 @@ fn a_configuration_that_this_decoder_does_not_compute_is_refused_with_the_reason
     let workshop = Workshop::new();
     let path = workshop.path("model/config.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("\"qwen2\"", "\"mistral\"").replace("\"silu\"", "\"gelu\"")).unwrap();
+    std::fs::write(&path, text.replace("\"qwen2\"", "\"falcon\"").replace("\"silu\"", "\"gelu\"")).unwrap();
     let error = failure(&workshop);
-    assert!(error.contains("model_type = \"mistral\"") && error.contains("hidden_act = \"gelu\""), "{error}");
+    assert!(error.contains("model_type = \"falcon\"") && error.contains("hidden_act = \"gelu\""), "{error}");
 }
 
 #[test]

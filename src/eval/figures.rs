@@ -73,7 +73,7 @@ pub struct Figures {
     pub samples: usize,
     /// Share of completions right, strictly read.
     pub accuracy: f64,
-    /// Share right when any last number counts.
+    /// Share right when the last formula or number counts.
     pub accuracy_lenient: f64,
     /// Scores in the strict reading.
     pub strict: Scores,

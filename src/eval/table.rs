@@ -40,7 +40,7 @@ pub(super) fn tables(rows: &[(String, Figures)]) -> String {
     }
     let legend = wrapped(
         "In brackets 95% bootstrap intervals over problems; none where drawing other problems changes nothing. strict: a \
-         stated answer of a finished completion; lenient: any last number. cut: share of completions ended by the length \
+         stated answer of a finished completion; lenient: the last formula or number. cut: share of completions ended by the length \
          limit; per correct: tokens of all completions for each right one; floor: mean length of the shortest reference \
          solutions, where known.",
     );

@@ -73,7 +73,7 @@ pub const ALL: &[[&str; 3]] = &[
     ["tokens/masked_completions", "share of completions", "cut completions that take no part in the loss"],
     // Evaluation, before, during and after training.
     ["eval/accuracy", "share of completions", "completions with a stated, right answer"],
-    ["eval/accuracy_lenient", "share of completions", "the same where any last number counts as the answer"],
+    ["eval/accuracy_lenient", "share of completions", "the same where the last formula or number counts as the answer"],
     ["eval/mean_length", "tokens", "mean length of completions"],
     ["eval/clipped_ratio", "share of completions", "completions ended by the length limit"],
     ["eval/entropy", "nats per token", "entropy at temperature 1"],

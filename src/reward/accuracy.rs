@@ -20,7 +20,7 @@ impl Reward for Accuracy {
     }
 }
 
-/// 1 for a right answer when any last number counts, finished or not, else 0.
+/// 1 for a right answer when the last formula or number counts, finished or not, else 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccuracyLenient {}

@@ -26,7 +26,7 @@ pub struct Answer {
     pub verdicts: Graded,
     /// Whether the answer is right (strictly read, so finished too); none when the row has no usable answer.
     pub correct: Option<bool>,
-    /// Whether it is right when any last number counts; none when the row has no usable answer.
+    /// Whether it is right when the last formula or number counts; none when the row has no usable answer.
     pub correct_lenient: Option<bool>,
     /// Whether the stated answer is right, be the completion finished or cut; none when the row has no usable answer.
     pub correct_cut: Option<bool>,

@@ -37,7 +37,7 @@ macro_rules! rewards {
 rewards! {
     /// 1 for a right and finished answer, else 0.
     accuracy::Accuracy,
-    /// 1 for a right answer when any last number counts, finished or not, else 0.
+    /// 1 for a right answer when the last formula or number counts, finished or not, else 0.
     accuracy::AccuracyLenient,
     /// 1 for the right form, else 0.
     format::Format,
