@@ -1,12 +1,14 @@
 //! A gold and an answer as people paste them: bare, or inside a whole completion.
 
+use super::announced::reads;
+use super::name::{constant, is_function};
 use super::parse::parse;
-use super::tree::{Fault, Node};
-use super::{Graded, Verdict, compare, gold_answer, grade, stated};
+use super::tree::Fault;
+use super::{Graded, Verdict, compare, compare_unlike, gold_answer, grade, stated};
 
 /// Grades an answer that may be bare or a whole, finished completion.
 pub fn check(gold: &str, answer: &str) -> Graded {
-    let verdict = compare(gold_answer(gold), answer);
+    let verdict = compare(&gold_answer(gold), answer);
     if !verdict.is_right() && !is_bare(answer) {
         return grade(gold, answer, true);
     }
@@ -15,17 +17,70 @@ pub fn check(gold: &str, answer: &str) -> Graded {
 
 /// Whether a text is an answer by itself: it states none, and is a formula or a few words on one line.
 fn is_bare(text: &str) -> bool {
-    let formula = || !matches!(parse(text), Ok(Node::Words(_)) | Err(_));
     let marked = text.contains("<think>") || text.contains("</think>");
+    let formula = || !begins_with_prose(text) && reads(text);
     !marked
         && stated(text).is_none()
         && !text.trim().contains('\n')
-        && (text.split_whitespace().count() <= 4 || formula())
+        && ((text.split_whitespace().count() <= 4 && !text.contains(['$', '\\'])) || formula())
+}
+
+/// Whether a sentence begins: with words before the first formula in marks, or with a longer word that is none of a formula.
+fn begins_with_prose(text: &str) -> bool {
+    let first = text.split_whitespace().next().unwrap_or_default();
+    let marked = ["$", "\\(", "\\["].iter().filter_map(|mark| text.find(mark)).min();
+    marked.is_some_and(|at| text[..at].contains(char::is_alphabetic))
+        || (first.len() > 2
+            && first.bytes().all(|b| b.is_ascii_alphabetic())
+            && !is_function(first)
+            && constant(first).is_none())
+}
+
+/// Whether two answers are the same once the comma of one is read as a decimal point, `3,14` beside 3.14, or its digits are
+/// grouped as in India, `1,00,000`.
+pub(super) fn same_by_commas(gold: &str, answer: &str) -> bool {
+    let same = |changed: Option<String>, other: &str, gold_changed: bool| {
+        changed.is_some_and(|changed| {
+            let verdict = if gold_changed { compare_unlike(&changed, other) } else { compare_unlike(other, &changed) };
+            verdict.is_right()
+        })
+    };
+    same(with_points(answer, gold), gold, false) || same(with_points(gold, answer), answer, true)
+}
+
+/// A text with points for decimal commas, where the other has points and the text none that could be.
+fn with_points(text: &str, other: &str) -> Option<String> {
+    let digit = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+    let between = |at: usize| at > 0 && digit(at - 1) && digit(at + 1);
+    let commas: Vec<usize> = text.match_indices(',').map(|(at, _)| at).filter(|at| between(*at)).collect();
+    let bare = text.trim_matches(|c: char| c.is_whitespace() || "$+-−".contains(c));
+    if commas.is_empty() || text.contains('.') {
+        return None;
+    }
+    let point = |text: &str| text.as_bytes().windows(2).any(|pair| pair[0] == b'.' && pair[1].is_ascii_digit());
+    let number = bare.bytes().all(|b| b.is_ascii_digit() || b == b',');
+    let thousands = bare.split(',').skip(1).all(|group| group.len() == 3) && bare.find(',') < Some(4);
+    if number && thousands && !bare.starts_with('0') {
+        return None;
+    }
+    if number && commas.len() > 1 {
+        let groups: Vec<&str> = bare.split(',').collect();
+        let (last, others) = groups.split_last()?;
+        let indian = last.len() == 3 && others[0].len() <= 2 && others[1..].iter().all(|group| group.len() == 2);
+        let whole = other.trim_matches(|c: char| c.is_whitespace() || "$+-−".contains(c));
+        return (indian && whole.bytes().all(|b| b.is_ascii_digit())).then(|| text.replace(',', ""));
+    }
+    // `(4,5; 0)`: another sign parts the members.
+    ((number || text.contains(';')) && point(other)).then(|| {
+        let mut bytes = text.to_string().into_bytes();
+        commas.iter().for_each(|at| bytes[*at] = b'.');
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
 }
 
 /// Says how a gold and an answer, each bare or a whole completion, are read, and what follows from that.
 pub fn explain(gold: &str, answer: &str) -> String {
-    let found = gold_answer(gold);
+    let found = &*gold_answer(gold);
     let graded = check(gold, answer);
     let why = match graded.strict {
         Verdict::Right => "they are the same",

@@ -27,11 +27,14 @@
 //! The module uses nothing else of the crate, so that it can be fuzzed by itself.
 
 mod algebraic;
+mod announced;
 mod check;
 mod equal;
 mod extract;
 mod formula;
 mod function;
+mod last;
+mod matrix;
 mod name;
 mod normal;
 mod parse;
@@ -41,6 +44,7 @@ mod sets;
 mod token;
 mod tree;
 mod unit;
+mod words;
 mod zero;
 
 use serde::Serialize;
@@ -48,7 +52,7 @@ use serde::Serialize;
 pub use check::{check, explain};
 pub use extract::{after_thinking, gold_answer, stated};
 
-use tree::{Fault, Node};
+use tree::Fault;
 
 /// The longest answer that is compared, in bytes.
 const MAX_ANSWER: usize = 4096;
@@ -95,7 +99,7 @@ impl Verdict {
 pub struct Graded {
     /// A stated answer, after the thinking, of a finished completion.
     pub strict: Verdict,
-    /// A stated answer or the last number, anywhere, finished or not.
+    /// A stated answer or the last formula, anywhere, finished or not.
     pub lenient: Verdict,
     /// The answer as found: the strict reading's, or else the lenient one's.
     pub extracted: Option<String>,
@@ -107,19 +111,31 @@ pub struct Graded {
 /// would pass for an answer. `finished` says that the model ended its turn itself; one cut off at the length limit has no strict answer.
 pub fn grade(problem_answer: &str, completion: &str, finished: bool) -> Graded {
     let gold = gold_answer(problem_answer);
-    let strict = if finished { after_thinking(completion).and_then(stated) } else { None };
-    let lenient = (strict)
-        .or_else(|| after_thinking(completion).and_then(stated))
-        .or_else(|| stated(completion))
-        .or_else(|| extract::last_number(completion));
-    let verdict = |answer: Option<&str>| match answer {
-        Some(answer) => compare(gold, answer),
-        None if usable(gold) => Verdict::NoAnswer,
-        None => Verdict::UnparseableGold,
+    let after = after_thinking(completion);
+    let stated_after = after.and_then(stated);
+    let strict = stated_after.as_deref().filter(|_| finished).map_or_else(|| missing(&gold), |it| compare(&gold, it));
+    if let Some(answer) = stated_after.or_else(|| stated(completion)) {
+        let mut lenient = compare(&gold, &answer);
+        // A sentence as the answer.
+        if lenient == Verdict::UnparseableAnswer
+            && let Some(formula) = last::last_formula(&answer)
+        {
+            lenient = compare(&gold, &formula);
+        }
+        return Graded { strict, lenient, extracted: Some(answer.into_owned()) };
+    }
+    let Some(formula) = after.and_then(last::last_formula).or_else(|| last::last_formula(completion)) else {
+        return Graded { strict, lenient: missing(&gold), extracted: None };
     };
-    let strict_verdict = verdict(strict);
-    let lenient_verdict = if strict.is_some() { strict_verdict } else { verdict(lenient) };
-    Graded { strict: strict_verdict, lenient: lenient_verdict, extracted: lenient.map(str::to_string) }
+    let whole = compare(&gold, &formula);
+    let side = last::last_side(&formula).filter(|_| !whole.is_right());
+    let lenient = if side.is_some_and(|side| compare(&gold, side).is_right()) { Verdict::Right } else { whole };
+    Graded { strict, lenient, extracted: Some(formula.into_owned()) }
+}
+
+/// The verdict where no answer was found.
+fn missing(gold: &str) -> Verdict {
+    if usable(gold) { Verdict::NoAnswer } else { Verdict::UnparseableGold }
 }
 
 /// Compares an answer with the right one, both as extracted.
@@ -133,23 +149,26 @@ pub fn compare(gold: &str, answer: &str) -> Verdict {
     if alike(gold, answer) {
         return Verdict::Right;
     }
+    let verdict = compare_unlike(gold, answer);
+    if verdict == Verdict::Wrong && check::same_by_commas(gold, answer) { Verdict::Right } else { verdict }
+}
+
+/// Compares answers that are not written alike.
+fn compare_unlike(gold: &str, answer: &str) -> Verdict {
     let gold = match parse::parse(gold) {
         Ok(node) => node,
         // A gold beyond this reader takes only what is written like it.
         Err(_) => return Verdict::Undecided,
     };
-    match parse::parse(answer) {
-        Ok(answer) => compare_read(&gold, &answer),
-        Err(Fault::Limit) => Verdict::Undecided,
-        Err(_) => Verdict::UnparseableAnswer,
-    }
-}
-
-fn compare_read(gold: &Node, answer: &Node) -> Verdict {
-    match equal::same(gold, answer) {
+    let answer = match parse::parse(answer) {
+        Ok(answer) => answer,
+        Err(Fault::Limit) => return Verdict::Undecided,
+        Err(_) => return Verdict::UnparseableAnswer,
+    };
+    match equal::same(&gold, &answer) {
         Ok(true) => Verdict::Right,
         Ok(false) => Verdict::Wrong,
-        Err(Fault::Undefined) if equal::same(gold, gold) == Err(Fault::Undefined) => Verdict::UnparseableGold,
+        Err(Fault::Undefined) if equal::same(&gold, &gold) == Err(Fault::Undefined) => Verdict::UnparseableGold,
         Err(Fault::Undefined) => Verdict::UnparseableAnswer,
         Err(_) => Verdict::Undecided,
     }

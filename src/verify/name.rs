@@ -1,6 +1,7 @@
 //! Symbols, functions and commands of LaTeX.
 
 use super::formula::product_of;
+use super::matrix::determinant;
 use super::parse::Parser;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
@@ -18,9 +19,6 @@ pub(super) const FOREIGN: &[&str] = &[
     "lim",
     "iint",
     "oint",
-    "ldots",
-    "cdots",
-    "dots",
     "vdots",
     "to",
     "rightarrow",
@@ -80,6 +78,10 @@ impl Parser {
         }
         if let Some(node) = constant(&run) {
             return self.subscripted(node);
+        }
+        // sympy's and numpy's name of a matrix.
+        if matches!(run.as_str(), "Matrix" | "array") && self.peek_char() == Some('(') {
+            return self.primary();
         }
         // The library's name in `np.sqrt(2)`.
         if matches!(run.as_str(), "np" | "numpy" | "math" | "sympy") && self.eat_char('.') {
@@ -158,7 +160,7 @@ impl Parser {
     }
 
     /// The text of an index, which only names.
-    fn index(&mut self) -> Result<String> {
+    pub(super) fn index(&mut self) -> Result<String> {
         let mut name = String::new();
         let mut open = 0;
         loop {
@@ -203,14 +205,9 @@ impl Parser {
                 };
                 Ok(radicand.power(Node::integer(1).over(degree)))
             }
-            "begin" => match self.environment()?.as_str() {
-                "array" => {
-                    if self.peek() == Some(&Token::Open) {
-                        self.index()?;
-                    }
-                    self.matrix()
-                }
-                name if name.ends_with("matrix") => self.matrix(),
+            "begin" => self.enclosure(),
+            "det" => match self.primary()? {
+                Node::Matrix(rows) => determinant(&rows),
                 _ => Err(Fault::Malformed),
             },
             "dot" | "ddot" | "tilde" | "hat" | "widehat" | "bar" => {

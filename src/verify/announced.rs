@@ -1,0 +1,147 @@
+//! Answers that a text announces in words: `Answer: 34`, `**Final Answer:** $x + 1$`, "the answer is 12", 答案：12.
+
+use std::borrow::Cow;
+
+use super::tree::Node;
+use super::{MAX_ANSWER, parse};
+
+/// Announcements that are looked at, from the last.
+const MAX_TRIALS: usize = 32;
+/// Bytes before "answer" that are looked at.
+const MAX_LEAD: usize = 40;
+
+/// What a text announces.
+pub(super) struct Announced<'a> {
+    /// Where "answer" stands.
+    pub(super) at: usize,
+    /// Whether it is a line or heading of its own or says "final": not a remark in passing.
+    pub(super) formal: bool,
+    pub(super) answer: Cow<'a, str>,
+}
+
+/// Whether a text is something to compare other than words.
+pub(super) fn reads(text: &str) -> bool {
+    !matches!(parse::parse(text), Ok(Node::Words(_)) | Err(_))
+}
+
+/// The last announcement that has something to announce.
+pub(super) fn announced(text: &str) -> Option<Announced<'_>> {
+    let lower = text.to_ascii_lowercase();
+    let latin = lower.rmatch_indices("answer").take(MAX_TRIALS).find_map(|(at, _)| english(text, &lower, at));
+    let chinese = text.rmatch_indices("答案").take(MAX_TRIALS).find_map(|(at, word)| {
+        let rest = &text[at + word.len()..];
+        let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':'])?;
+        Some(Announced { at, formal: true, answer: value(rest.trim_start_matches(['：', ':']))? })
+    });
+    match (latin, chinese) {
+        (Some(a), Some(b)) => Some(if a.at > b.at { a } else { b }),
+        (a, b) => a.or(b),
+    }
+}
+
+fn is_mark(c: char) -> bool {
+    matches!(c, '*' | '_' | '#' | '>' | '`')
+}
+
+/// An announcement at one "answer" of the text.
+fn english<'a>(text: &'a str, lower: &str, at: usize) -> Option<Announced<'a>> {
+    let start = (at.saturating_sub(MAX_LEAD)..=at).find(|start| text.is_char_boundary(*start))?;
+    let line = lower[start..at].rsplit('\n').next().unwrap_or_default();
+    let lead = line.trim_matches(|c: char| is_mark(c) || c.is_whitespace() || ":,.-$([".contains(c));
+    let last = lead.rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+    let led = matches!(last, "" | "the" | "final" | "correct" | "our" | "my" | "right" | "numerical" | "an");
+    if !led || (last.is_empty() && !lead.is_empty()) || last == "an" && !lower[at..].starts_with("answer of ") {
+        return None;
+    }
+    let rest = &lower[at + "answer".len()..];
+    let rest = rest.strip_prefix('s').unwrap_or(rest).trim_start_matches(is_mark);
+    let rest = rest.trim_start_matches([' ', '\t']);
+    let verb = ["is", "are", "would be", "must be", "choice is", "option is", "of"].iter().find_map(|verb| {
+        let after = rest.strip_prefix(verb)?;
+        (!after.starts_with(|c: char| c.is_alphanumeric())).then_some(after)
+    });
+    let colon = rest.strip_prefix([':', '：', '=']);
+    // `### Answer` above the value.
+    let heading = (rest.starts_with('\n') || rest.starts_with('\r')) && line.trim_start().starts_with(is_mark);
+    let after = verb.or(colon).or(heading.then_some(rest))?;
+    let answer = value(&text[text.len() - after.len()..])?;
+    Some(Announced { at, formal: verb.is_none() || last == "final", answer })
+}
+
+/// The value after its announcement: on the same line, or on the next that is not blank.
+fn value(rest: &str) -> Option<Cow<'_, str>> {
+    let rest = rest.trim_start_matches(|c: char| is_mark(c) || c == ':' || c == '：' || c.is_whitespace());
+    let end = (0..=rest.len().min(MAX_ANSWER)).rev().find(|end| rest.is_char_boundary(*end))?;
+    let rest = &rest[..end];
+    for (open, close) in [("$$", "$$"), ("\\[", "\\]")] {
+        if let Some(inside) = rest.strip_prefix(open) {
+            return inside.find(close).map(|end| inside[..end].trim().into());
+        }
+    }
+    let sentence = sentence(rest.lines().next()?);
+    let plain = without_stars(sentence.trim_matches(|c: char| is_mark(c) || c.is_whitespace()));
+    let plain = trimmed(plain);
+    if plain.is_empty() || plain.starts_with("not ") {
+        return None;
+    }
+    if reads(&plain) {
+        let one =
+            plain.strip_prefix('$').and_then(|rest| rest.strip_suffix('$')).filter(|inside| !inside.contains('$'));
+        return Some(one.map(str::to_string).map_or(plain, Cow::Owned));
+    }
+    // "The largest n is 34", or a formula with words after it.
+    let copula =
+        [" is ", " are ", " equals ", "为", "是"].iter().filter_map(|verb| Some(plain.rfind(verb)? + verb.len()));
+    let tail = copula.max().map(|at| plain[at..].trim()).filter(|tail| reads(tail));
+    let tail = tail.or_else(|| first_formula(&plain)).map(str::to_string);
+    Some(tail.map_or(plain, Cow::Owned))
+}
+
+/// The formula that a sentence begins with.
+fn first_formula(sentence: &str) -> Option<&str> {
+    [("$", "$"), ("\\(", "\\)")].iter().find_map(|(open, close)| {
+        let inside = sentence.strip_prefix(open)?;
+        Some(inside[..inside.find(close)?].trim()).filter(|inside| reads(inside))
+    })
+}
+
+/// A line up to the end of its first sentence, formulae aside.
+fn sentence(line: &str) -> &str {
+    let paired = line.matches('$').count().is_multiple_of(2);
+    let mut inside = false;
+    for (at, c) in line.char_indices() {
+        let next = line[at + c.len_utf8()..].chars().next();
+        match c {
+            '$' => inside = paired && !inside,
+            '.' if !inside && next.is_none_or(char::is_whitespace) => return &line[..at],
+            '。' => return &line[..at],
+            _ => {}
+        }
+    }
+    line
+}
+
+fn trimmed(text: Cow<'_, str>) -> Cow<'_, str> {
+    let ends = |c: char| is_mark(c) || c == '.' || c.is_whitespace();
+    match text {
+        Cow::Borrowed(text) => text.trim_matches(ends).into(),
+        Cow::Owned(text) => text.trim_matches(ends).to_string().into(),
+    }
+}
+
+/// A text without Markdown's pairs of stars; `x**2` keeps its.
+fn without_stars(text: &str) -> Cow<'_, str> {
+    if !text.contains("**") {
+        return text.into();
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("**") {
+        let before = rest[..at].ends_with(|c: char| c.is_alphanumeric() || ")]}".contains(c));
+        let after = rest[at + 2..].starts_with(|c: char| c.is_alphanumeric() || "({-".contains(c));
+        plain.push_str(&rest[..at + if before && after { 2 } else { 0 }]);
+        rest = &rest[at + 2..];
+    }
+    plain.push_str(rest);
+    plain.into()
+}
