@@ -27,7 +27,11 @@ pub(super) fn reads(text: &str) -> bool {
 /// The last announcement that has something to announce.
 pub(super) fn announced(text: &str) -> Option<Announced<'_>> {
     let lower = text.to_ascii_lowercase();
-    let latin = lower.rmatch_indices("answer").take(MAX_TRIALS).find_map(|(at, _)| english(text, &lower, at));
+    let find = |word: &str| {
+        let mut places = lower.rmatch_indices(word).take(MAX_TRIALS);
+        places.find_map(|(at, _)| english(text, &lower, at, word.len()))
+    };
+    let latin = ["answer", "option", "choice"].into_iter().filter_map(find).max_by_key(|found| found.at);
     let chinese = text.rmatch_indices("答案").take(MAX_TRIALS).find_map(|(at, word)| {
         let rest = &text[at + word.len()..];
         let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':'])?;
@@ -44,19 +48,26 @@ fn is_mark(c: char) -> bool {
 }
 
 /// An announcement at one "answer" of the text.
-fn english<'a>(text: &'a str, lower: &str, at: usize) -> Option<Announced<'a>> {
+fn english<'a>(text: &'a str, lower: &str, at: usize, length: usize) -> Option<Announced<'a>> {
     let start = (at.saturating_sub(MAX_LEAD)..=at).find(|start| text.is_char_boundary(*start))?;
     let line = lower[start..at].rsplit('\n').next().unwrap_or_default();
     let lead = line.trim_matches(|c: char| is_mark(c) || c.is_whitespace() || ":,.-$([".contains(c));
     let last = lead.rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
-    let led = matches!(last, "" | "the" | "final" | "correct" | "our" | "my" | "right" | "numerical" | "an");
-    if !led || (last.is_empty() && !lead.is_empty()) || last == "an" && !lower[at..].starts_with("answer of ") {
+    // The correct option answers, any other is only named.
+    let led = match last {
+        "final" | "correct" | "right" => true,
+        "" => lead.is_empty() && lower[at..].starts_with('a'),
+        "the" | "our" | "my" | "numerical" => lower[at..].starts_with('a'),
+        "an" => lower[at..].starts_with("answer of "),
+        _ => false,
+    };
+    if !led {
         return None;
     }
-    let rest = &lower[at + "answer".len()..];
+    let rest = &lower[at + length..];
     let rest = rest.strip_prefix('s').unwrap_or(rest).trim_start_matches(is_mark);
     let rest = rest.trim_start_matches([' ', '\t']);
-    let verb = ["is", "are", "would be", "must be", "choice is", "option is", "of"].iter().find_map(|verb| {
+    let verb = ["is", "are", "would be", "must be", "of"].iter().find_map(|verb| {
         let after = rest.strip_prefix(verb)?;
         (!after.starts_with(|c: char| c.is_alphanumeric())).then_some(after)
     });

@@ -25,15 +25,16 @@ fn is_bare(text: &str) -> bool {
         && ((text.split_whitespace().count() <= 4 && !text.contains(['$', '\\'])) || formula())
 }
 
-/// Whether a sentence begins: with words before the first formula in marks, or with a longer word that is none of a formula.
+/// Whether a sentence begins: with words before the first formula in marks, with two words, or with a longer word that is
+/// none of a formula.
 fn begins_with_prose(text: &str) -> bool {
-    let first = text.split_whitespace().next().unwrap_or_default();
+    let word = |word: &&str| word.len() > 1 && word.bytes().all(|b| b.is_ascii_alphabetic());
+    let own = |word: &str| is_function(word) || constant(word).is_some();
+    let words: Vec<&str> = text.split_whitespace().take(2).take_while(word).filter(|word| !own(word)).collect();
     let marked = ["$", "\\(", "\\["].iter().filter_map(|mark| text.find(mark)).min();
     marked.is_some_and(|at| text[..at].contains(char::is_alphabetic))
-        || (first.len() > 2
-            && first.bytes().all(|b| b.is_ascii_alphabetic())
-            && !is_function(first)
-            && constant(first).is_none())
+        || words.len() == 2
+        || words.first().is_some_and(|word| word.len() > 2)
 }
 
 /// Whether two answers are the same once the comma of one is read as a decimal point, `3,14` beside 3.14, or its digits are

@@ -435,6 +435,10 @@ fn lettered(factors: &[Node]) -> Option<Node> {
         match node {
             Node::Symbol(name) => Unit::letter(name, sign),
             Node::Inverse(inner) => unit(inner, -sign),
+            Node::Product(factors) => {
+                let mut units = factors.iter().map(|factor| unit(factor, sign));
+                units.next()?.and_then(|first| units.try_fold(first, |product, next| Some(product.times(&next?))))
+            }
             Node::Power(base, exponent) => match (&**base, literal(exponent)?.to_i32()?) {
                 (Node::Symbol(name), power) if power.abs() < 10 => Unit::letter(name, sign * power),
                 _ => None,

@@ -10,7 +10,7 @@ use super::parse::{Parser, is_separator};
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
 use super::unit::Unit;
-use super::words::magnitude;
+use super::words::{magnitude, part};
 
 /// The largest power of ten in a number in scientific notation.
 const MAX_TEN: i32 = 5000;
@@ -134,13 +134,19 @@ impl Parser {
         let text = self.unit_text()?;
         let mut text = text.trim();
         let mut node = node;
-        // `3 million dollars`: the word multiplies.
-        while let Some(factor) = magnitude(&text.split(' ').next().unwrap_or_default().to_lowercase()) {
-            node = Node::Product(vec![node, Node::integer(factor)]);
-            text = text.split_once(' ').map_or("", |(_, rest)| rest.trim());
-            if text.is_empty() {
-                return Ok(node);
-            }
+        // `3 million dollars`: the word multiplies; `3 tenths`: it divides.
+        loop {
+            let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+            let word = word.to_lowercase();
+            node = match (magnitude(&word), part(&word)) {
+                (Some(factor), _) => Node::Product(vec![node, Node::integer(factor)]),
+                (_, Some(divisor)) => node.over(Node::integer(divisor)),
+                _ => break,
+            };
+            text = rest.trim();
+        }
+        if text.is_empty() {
+            return Ok(node);
         }
         match text {
             "percent" | "percentage" | "pct" | "per cent" => Ok(Node::Percent(Box::new(node))),

@@ -19,7 +19,7 @@ pub(super) fn parse(answer: &str) -> Result<Node> {
         return Err(Fault::Malformed);
     }
     if let Some((letter, rest)) = choice(&tokens) {
-        let text = plain_words(&rest);
+        let text = plain_words(&rest).or_else(|| words::sentence(&rest));
         if let Ok(node) = read(rest).or_else(|fault| text.map(Node::Words).ok_or(fault)) {
             return Ok(Node::Choice(letter, Box::new(node)));
         }
@@ -38,11 +38,27 @@ fn read(mut tokens: Vec<Spaced>) -> Result<Node> {
     words::drop_remarks(&mut tokens);
     match plain_words(&tokens) {
         Some(words) => Ok(Node::Words(words)),
-        None => Parser::new(tokens).whole(),
+        None => Ok(without_domain(Parser::new(tokens).whole()?)),
     }
 }
 
-/// Takes away the stops at the end, and dots that only say that digits go on.
+/// A list without the set that its last member only says a symbol of the others is of: `x = 2k, k ∈ ℤ`.
+fn without_domain(mut node: Node) -> Node {
+    if let Node::List(items) = &mut node
+        && let Some((Node::Relation(terms, relations), others)) = items.split_last()
+        && relations == &[Relation::In]
+        && matches!(terms[0], Node::Symbol(_))
+        && others.iter().any(|other| other.any(&|node| *node == terms[0]))
+    {
+        items.pop();
+        if items.len() == 1 {
+            return items.swap_remove(0);
+        }
+    }
+    node
+}
+
+/// Takes away the stops at the end.
 pub(super) fn drop_stops(tokens: &mut Vec<Spaced>) {
     while matches!(tokens.last(), Some(Spaced(Token::Char('.' | ',' | ';'), _))) {
         tokens.pop();
@@ -134,6 +150,11 @@ fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
             (letter(text.strip_prefix('(')?.strip_suffix(')')?)?, 1, true)
         }
         [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('.' | ')' | ':'), _), ..] => {
+            (letter(run)?, 2, false)
+        }
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char(','), _), rest @ ..]
+            if words::is_reason(rest) =>
+        {
             (letter(run)?, 2, false)
         }
         // `B - the second`: what follows must be words, or it is a difference.
@@ -270,16 +291,23 @@ impl Parser {
     fn relation(&mut self) -> Result<Node> {
         let mut terms = vec![self.ratio()?];
         let mut relations = Vec::new();
+        let mut modulus = self.modulus()?;
         while let Some(relation) = self.peek_char().and_then(Relation::of) {
+            // `17 mod 5 = 2`: the modulus is that of one term.
+            if let Some(modulus) = modulus.take() {
+                let term = terms.pop().ok_or(Fault::Malformed)?;
+                terms.push(Node::Modulo(Box::new(term), Box::new(modulus)));
+            }
             self.at += 1;
             relations.push(relation);
             terms.push(self.ratio()?);
+            modulus = self.modulus()?;
         }
         if terms.iter().any(|term| matches!(term, Node::Ratio(_))) {
             terms.iter_mut().for_each(Node::time_to_ratio);
         }
         let node = if relations.is_empty() { terms.swap_remove(0) } else { Node::Relation(terms, relations) };
-        match self.modulus()? {
+        match modulus {
             Some(modulus) => Ok(Node::Modulo(Box::new(node), Box::new(modulus))),
             None => Ok(node),
         }
@@ -543,16 +571,17 @@ impl Parser {
             Some(Token::Letters(word)) => {
                 is_unit(word)
                     || (self.spaced() && word.len() > 2 && !is_mathematical(word))
-                    || (self.spaced() && is_letter(word) && self.letter_over_letter())
+                    || (self.spaced() && is_letter(word) && self.unit_goes_on())
             }
             _ => false,
         }
     }
 
-    /// Whether a letter and the one it is divided by are units: `m/s`.
-    fn letter_over_letter(&self) -> bool {
+    /// Whether what follows says that a letter is a unit: `m/s`, `h 30 min`.
+    fn unit_goes_on(&self) -> bool {
         match self.tokens.get(self.at + 1..self.at + 3) {
             Some([Spaced(Token::Char('/'), _), Spaced(Token::Letters(word), _)]) => is_letter(word) || is_unit(word),
+            Some([Spaced(Token::Digits(_), _), Spaced(Token::Letters(word), _)]) => is_unit(word),
             _ => false,
         }
     }

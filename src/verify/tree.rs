@@ -147,10 +147,11 @@ impl Node {
         Self::Apply(name.to_string(), arguments)
     }
 
-    /// A time that may as well be a ratio becomes one: `11:20`.
+    /// A time that may as well be a ratio becomes one: `11:20`, but not `11:05`.
     pub(super) fn time_to_ratio(&mut self) {
         if let Self::Time(seconds, false) = self
             && *seconds % 60 == 0
+            && *seconds / 60 % 60 >= 10
         {
             *self = Self::Ratio(vec![Self::integer(*seconds / 3600), Self::integer(*seconds / 60 % 60)]);
         }

@@ -36,6 +36,12 @@ pub(super) fn magnitude(word: &str) -> Option<i64> {
     })
 }
 
+/// What a word in the plural divides the number before it by: `3 tenths`; quarters and halves are things as well.
+pub(super) fn part(word: &str) -> Option<i64> {
+    let singular = word.strip_suffix('s').filter(|word| !matches!(*word, "half" | "quarter"))?;
+    PARTS.iter().find(|(name, _)| *name == singular).map(|(_, under)| *under)
+}
+
 /// The words of tokens that are nothing else, in lower case, hyphens parting them.
 fn plain(tokens: &[Spaced]) -> Option<Vec<String>> {
     let mut words = Vec::new();
@@ -167,17 +173,24 @@ pub(super) fn drop_remarks(tokens: &mut Vec<Spaced>) {
         tokens.truncate(start);
         super::parse::drop_stops(tokens);
     }
-    let mut depth = 0i32;
-    for at in 0..tokens.len() {
-        match &tokens[at].0 {
-            Token::Open | Token::Char('(' | '[' | '{') => depth += 1,
-            Token::Close | Token::Char(')' | ']' | '}') => depth -= 1,
-            _ if at > 0 && depth == 0 && is_remark(&tokens[..at], &tokens[at..]) => {
-                tokens.truncate(at);
-                return super::parse::drop_stops(tokens);
-            }
-            _ => {}
-        }
+    let mut words: Vec<Vec<String>> =
+        tokens.iter().map(|token| plain(std::slice::from_ref(token)).unwrap_or_default()).collect();
+    let (mut at, mut depth) = (0, 0i32);
+    while at < tokens.len() {
+        depth += change_of_depth(&tokens[at].0);
+        let length = if at > 0 && depth == 0 { remark(tokens, &words, at) } else { 0 };
+        tokens.drain(at..at + length);
+        words.drain(at..at + length);
+        at += usize::from(length == 0);
+    }
+    super::parse::drop_stops(tokens);
+}
+
+fn change_of_depth(token: &Token) -> i32 {
+    match token {
+        Token::Open | Token::Char('(' | '[' | '{') => 1,
+        Token::Close | Token::Char(')' | ']' | '}') => -1,
+        _ => 0,
     }
 }
 
@@ -193,48 +206,96 @@ fn bracketed_remark(tokens: &[Spaced]) -> Option<usize> {
         depth <= 0
     })?;
     let inside = tokens.get(start + 1..tokens.len() - 1)?;
-    let word = |Spaced(token, _): &Spaced| match token {
-        Token::Letters(word) | Token::Text(word) => {
-            let word = word.split(' ').next().unwrap_or_default().to_lowercase();
-            word.len() > 3 && word != "mod" && magnitude(&word).is_none() && super::parse::is_word(&word)
-        }
-        _ => false,
-    };
-    (start > 0 && inside.first().is_some_and(word)).then_some(start)
+    let words: Vec<String> = inside.iter().filter_map(|token| plain(std::slice::from_ref(token))).flatten().collect();
+    let first = plain(inside.get(..1)?).and_then(|words| words.into_iter().next());
+    let spoken = first.is_some_and(|word| {
+        word.len() > 1 && !matches!(word.as_str(), "mod" | "not" | "or" | "and") && magnitude(&word).is_none()
+    });
+    let remark = spoken && words.iter().any(|word| word.len() > 3 && super::parse::is_word(word));
+    let domain = inside.iter().any(|Spaced(token, _)| *token == Token::Char('∈'));
+    (start > 0 && (remark || domain)).then_some(start)
 }
 
-/// Whether a comment begins: what it says of the answer does not change it, and no second case follows.
-fn is_remark(before: &[Spaced], rest: &[Spaced]) -> bool {
-    let words: Vec<Vec<String>> =
-        rest.iter().map(|token| plain(std::slice::from_ref(token)).unwrap_or_default()).collect();
-    let mut all = words.iter().flatten().map(String::as_str);
-    let Some(first) = all.next() else {
-        return matches!(&rest[0].0, Token::Command(name) if name == "forall");
-    };
-    let second = all.next().unwrap_or_default();
-    if all.clone().any(|word| matches!(word, "if" | "otherwise" | "for" | "when" | "else")) {
-        return false;
+/// Whether tokens begin with a word that gives a reason.
+pub(super) fn is_reason(tokens: &[Spaced]) -> bool {
+    let first = tokens.get(..1).and_then(plain).and_then(|words| words.into_iter().next());
+    first.is_some_and(|word| matches!(word.as_str(), "because" | "since" | "as"))
+}
+
+/// Tokens that begin with a word, as a sentence: not more than to be shown.
+pub(super) fn sentence(tokens: &[Spaced]) -> Option<String> {
+    let first = plain(tokens.get(..1)?)?;
+    super::parse::is_word(first.first()?).then(|| {
+        let words = tokens.iter().map(|Spaced(token, _)| match token {
+            Token::Digits(text) | Token::Letters(text) | Token::Text(text) | Token::Command(text) => {
+                text.to_lowercase()
+            }
+            Token::Char(c) => c.to_string(),
+            _ => String::new(),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    })
+}
+
+/// How many tokens a comment takes that begins at one: what it says of the answer before does not change it.
+fn remark(tokens: &[Spaced], words: &[Vec<String>], at: usize) -> usize {
+    let (rest, mut all) = (&tokens[at..], words[at..].iter().flatten().map(String::as_str));
+    let first = words[at].first().map_or("", String::as_str);
+    let forall = matches!(&rest[0].0, Token::Command(name) if name == "forall");
+    if !forall && !STARTS.contains(&first) {
+        return 0;
     }
-    let symbol = |word: &str| word.len() == 1 && rest.len() > 1;
+    let second = all.nth(1).unwrap_or_default();
+    let length = end_of_remark(rest);
+    let symbol = second.len() == 1 && rest.len() > 1;
     let related = || {
-        let after = rest.iter().position(|Spaced(token, _)| matches!(token, Token::Letters(run) if run.len() == 1));
-        after
-            .and_then(|at| rest.get(at + 1))
-            .is_some_and(|Spaced(token, _)| matches!(token, Token::Char('∈' | '≠' | '<' | '>' | '≤' | '≥')))
+        let symbol = rest.iter().position(|Spaced(token, _)| matches!(token, Token::Letters(run) if run.len() == 1));
+        let after = symbol.and_then(|symbol| rest.get(symbol + 1));
+        after.is_some_and(|Spaced(token, _)| matches!(token, Token::Char('∈' | '≠' | '<' | '>' | '≤' | '≥')))
     };
-    match first {
-        "where" | "since" | "because" | "assuming" | "provided" | "which" | "approximately" | "checked" => true,
-        "as" => matches!(second, "required" | "desired" | "needed" | "claimed" | "expected"),
-        "with" => symbol(second),
-        "for" => is_general(second) || (symbol(second) && related()),
+    // A second condition makes them cases.
+    let mut cases = all.filter(|word| matches!(*word, "if" | "otherwise" | "for" | "when" | "else" | "where"));
+    let digit = |Spaced(token, _): &Spaced| matches!(token, Token::Digits(_));
+    let dropped = match first {
+        _ if forall => true,
+        "since" | "because" | "which" | "approximately" | "checked" => return rest.len(),
+        "as" if matches!(second, "required" | "desired" | "needed" | "claimed" | "expected") => return rest.len(),
+        "for" if is_general(second) => true,
+        "for" => symbol && related() && cases.next().is_none(),
+        "where" | "assuming" | "provided" => cases.next().is_none(),
+        "with" => symbol && cases.next().is_none(),
         "is" | "are" => {
-            let digit = |Spaced(token, _): &Spaced| matches!(token, Token::Digits(_));
-            rest.len() > usize::from(matches!(&rest[0].0, Token::Letters(_)))
-                && before.iter().any(digit)
-                && !rest.iter().any(digit)
+            let alone = length == 1 && matches!(&rest[0].0, Token::Letters(_));
+            !alone && tokens[..at].iter().any(digit) && !rest[..length].iter().any(digit)
         }
         _ => false,
+    };
+    if dropped { length } else { 0 }
+}
+
+/// Words that comments begin with.
+#[rustfmt::skip]
+const STARTS: &[&str] = &[
+    "where", "since", "because", "assuming", "provided", "which", "approximately", "checked", "as", "with", "for", "is",
+    "are",
+];
+
+/// Where the next answer begins, or else the end.
+fn end_of_remark(rest: &[Spaced]) -> usize {
+    let separates = |token: &Token| match token {
+        Token::Char(',' | ';') => true,
+        Token::Letters(word) | Token::Text(word) => super::parse::is_separator(word),
+        _ => false,
+    };
+    let mut answer = false;
+    let mut end = rest.len();
+    for (at, Spaced(token, _)) in rest.iter().enumerate().skip(1).rev() {
+        answer |= *token == Token::Char('=');
+        if separates(token) && (answer || matches!(rest.get(at + 1), Some(Spaced(Token::Digits(_), _)))) {
+            end = at;
+        }
     }
+    end
 }
 
 /// Words after `for` that leave nothing out.
