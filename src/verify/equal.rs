@@ -196,6 +196,8 @@ impl Comparer {
                 ratio.time_to_ratio();
                 Ok(matches!(&ratio, Node::Ratio(own) if self.proportional(parts, own)?))
             }
+            (Node::Relation(..), Node::Time(..)) => self.same_as_side(gold, answer, true),
+            (Node::Time(..), Node::Relation(..)) => self.same_as_side(answer, gold, false),
             (Node::Modulo(a, m), Node::Modulo(b, n)) => Ok(self.same(m, n)? && self.congruent(a, b, m)?),
             (Node::Modulo(a, m), other) => Ok(self.is_residue(other, m)? && self.congruent(a, other, m)?),
             (other, Node::Modulo(b, m)) => Ok(self.is_residue(other, m)? && self.congruent(other, b, m)?),

@@ -151,8 +151,12 @@ pub(super) fn joins(between: &str) -> bool {
     // A symbol and its equals sign before the next: `x = 3, y = 5`.
     let (words, assigned) = match plain.split_once('=') {
         Some((words, rest)) if rest.trim_matches([' ', '$', '\n']).is_empty() => {
-            let name = words.trim_end_matches([' ', '$']).rsplit([' ', ',', '$']).next().unwrap_or_default();
-            (&words[..words.rfind(name).unwrap_or(0)], !name.is_empty() && name.len() <= 6)
+            let words = words.trim_end_matches([' ', '$']);
+            let name = words.rsplit([' ', ',', '$']).next().unwrap_or_default();
+            if name.is_empty() || name.len() > 6 {
+                return false;
+            }
+            (&words[..words.len() - name.len()], true)
         }
         Some(_) => return false,
         None => (plain.as_str(), false),
@@ -248,6 +252,28 @@ mod tests {
             ("\\boxed{\\frac{1}{2}}", Some("\\frac{1}{2}")),
             ("\\boxed{\\sqrt{\\frac{a}{b}} + \\{1\\}} done", Some("\\sqrt{\\frac{a}{b}} + \\{1\\}")),
             ("\\boxed{\\boxed{7}}", Some("7")),
+            ("\\boxed{8}, as \\boxed asks for", Some("8")),
+            ("\\boxed{8} (in \\boxed{})", Some("8")),
+            ("\\boxed{8}; the form `\\boxed{answer}` was asked for", Some("8")),
+            ("$\\boxed B$", Some("B")),
+            ("\\\\boxed{8}", Some("8")),
+            // Several that are one answer, and several that are not.
+            ("$\\boxed{2}$, $\\boxed{4}$ and $\\boxed{8}$", Some("2, 4, 8")),
+            ("p = \\boxed{2}, q = \\boxed{4}", Some("2, 4")),
+            ("\\boxed{2}\n\n\\boxed{4}", Some("2, 4")),
+            ("\\boxed{2} pens and \\boxed{4} books", Some("2, 4")),
+            ("\\boxed{2}, that is, \\boxed{2}", Some("2")),
+            ("\\boxed{2}. Checked: \\boxed{4}", Some("4")),
+            ("\\boxed{2} + \\boxed{4} = \\boxed{6}", Some("6")),
+            ("\\boxed{2}, so \\boxed{4}", Some("4")),
+            ("\\boxed{2} or rather \\boxed{4}", Some("4")),
+            ("step 1: \\boxed{2}\nstep 2: \\boxed{4}", Some("4")),
+            // A line after the box wins where it says something to compare.
+            ("so \\boxed{y > 2}.\n\n**Answer: C**", Some("C")),
+            ("so \\boxed{11}.\n\nFinal answer: **12**", Some("12")),
+            ("so \\boxed{11}.\n\nAnswer: see above", Some("11")),
+            ("so \\boxed{11}. The answer is 12 less than 23.", Some("11")),
+            ("Answer: 12\n\nthat is \\boxed{11}", Some("11")),
             ("\\fbox{3}", Some("3")),
             ("\\framebox{204}", Some("204")),
             ("$\\boxed 12$", Some("12")),
@@ -262,6 +288,26 @@ mod tests {
             ("The final answer is **12**.", Some("12")),
             ("the final answer is: $\\frac{1}{2}$. I hope", Some("\\frac{1}{2}")),
             ("The Final Answer is 3.5. Good", Some("3.5")),
+            ("Answer: 58", Some("58")),
+            ("ANSWER: $58$.", Some("58")),
+            ("**Answer:** $\\frac{5}{8}$", Some("\\frac{5}{8}")),
+            ("**Final Answer: 58**", Some("58")),
+            ("Final Answer: **58** euros", Some("58 euros")),
+            ("### Answer\n\n58\n\nas shown", Some("58")),
+            ("**Final Answer**\n\\[\n\\frac{5}{8}\n\\]", Some("\\frac{5}{8}")),
+            ("Answer: 57\nNo.\nAnswer: 58\n", Some("58")),
+            ("Hence the answer is $5,800.00.", Some("$5,800.00")),
+            ("Hence the answer is $x^2+5$. Done", Some("x^2+5")),
+            ("Answer: p+q = 50+8 = 58", Some("p+q = 50+8 = 58")),
+            ("Answer: The largest value is 58.", Some("58")),
+            ("The correct option is (C).", Some("(C)")),
+            ("所以答案是58。", Some("58")),
+            ("**答案：** $58$", Some("58")),
+            ("#### 5. Check\nAnswer: 58", Some("58")),
+            ("#### 58\nThis agrees.", Some("58")),
+            ("I answer: maybe 58", None),
+            ("The answer is not 58", None),
+            ("Option A: 58", None),
             ("12", None),
             ("", None),
         ];
@@ -281,10 +327,28 @@ mod tests {
             ("half is 1/2", Some("1/2")),
             ("x=−7", Some("−7")),
             ("v1.2.3", Some("2.3")),
+            ("it is minus 4", Some("minus 4")),
+            ("8 minus 4", Some("4")),
             ("none", None),
         ];
         for (text, want) in table {
             assert_eq!(last_number(text), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn golds_are_found_in_solutions() {
+        let table = [
+            ("2+3\n#### 5", "5"),
+            ("#### Step 2\nso \\boxed{36}", "36"),
+            ("\\boxed{36}\n#### Remark\nnothing", "36"),
+            ("\\boxed{3} and \\boxed{6}", "3, 6"),
+            ("So 12 fit. The answer is 180.", "180"),
+            ("no solution", "no solution"),
+            (" 36 ", "36"),
+        ];
+        for (text, want) in table {
+            assert_eq!(gold_answer(text), want, "{text:?}");
         }
     }
 }

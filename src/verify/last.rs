@@ -222,3 +222,37 @@ fn is_formula(word: &str) -> bool {
         && !article
         && (command || runs.all(|run| is_function(run) || run == "pi"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_formulae_are_found() {
+        let table = [
+            ("so $x = 3$ and then $y^2 = 7x$.", "y^2 = 7x"),
+            ("we get \\(\\frac{3}{8}\\) of it", "\\frac{3}{8}"),
+            ("\\[ a = b \\Rightarrow a = \\sqrt{7} \\]", "a = \\sqrt{7}"),
+            ("\\begin{align*} a &= 2 + 5 \\\\ &= 7. \\end{align*}", "7"),
+            ("$$\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}$$", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+            ("the roots are $3$, $5$ and $7$.", "3, 5, 7"),
+            ("first $3$, then $5$", "5"),
+            ("a loss of $30$ percent", "30\\%"),
+            ("a loss of 30 % each", "30%"),
+            ("there are 12 values of $n$", "12"),
+            ("it costs $5 and then $7 more", "7"),
+            ("so x >= 4 is needed", "x >= 4"),
+            ("the interval is [2, 5).", "[2, 5)"),
+            ("P(A) = 3/8 at last", "P(A) = 3/8"),
+            ("about 3/8 of it", "3/8"),
+            ("it is minus 4 here", "minus 4"),
+            ("16-3", "3"),
+        ];
+        for (text, want) in table {
+            assert_eq!(last_formula(text).as_deref(), Some(want), "{text:?}");
+        }
+        assert_eq!(last_formula("nothing at all"), None);
+        assert_eq!(last_side("a = b = \\frac{1}{2}"), Some("\\frac{1}{2}"));
+        assert_eq!(last_side("x <= 2"), None);
+    }
+}

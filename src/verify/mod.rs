@@ -221,6 +221,20 @@ mod tests {
             ("1/0", "\\boxed{5}", true, UnparseableGold, UnparseableGold),
             ("so 2+3\n#### 5", "#### 5", true, Right, Right),
             ("thus \\boxed{\\frac12}", "\\boxed{0.5}", true, Right, Right),
+            // The lenient reading takes the last formula whole, or the right side of a derivation.
+            ("12", "</think>so $\\frac{7}{12}$ of them", true, NoAnswer, Wrong),
+            ("\\frac{7}{12}", "</think>so $\\frac{7}{12}$ of them", true, NoAnswer, Right),
+            ("\\frac{7}{12}", "</think>so $\\sin t = \\frac{14}{24} = \\frac{7}{12}$.", true, NoAnswer, Right),
+            ("x > 4", "</think>Hence x > 4 for all of them.", true, NoAnswer, Right),
+            ("x > 4", "</think>Hence x < 4 for all of them.", true, NoAnswer, Wrong),
+            ("(2,3]", "</think>it is the interval (2, 3].", true, NoAnswer, Right),
+            ("-4", "</think>it is minus 4 outside", true, NoAnswer, Right),
+            ("4", "</think>it is minus 4 outside", true, NoAnswer, Wrong),
+            ("4", "Answer: Ann waits 4 hours there", true, UnparseableAnswer, Right),
+            // A sum of symbols that the question asks for.
+            ("9", "\\boxed{m+n = 9}", true, Right, Right),
+            ("m+n = 9", "\\boxed{9}", true, Wrong, Wrong),
+            ("5", "\\boxed{m+n = 5+4 = 9}", true, Wrong, Wrong),
         ];
         for (gold, completion, finished, strict, lenient) in table {
             let graded = grade(gold, completion, finished);
@@ -283,6 +297,25 @@ mod tests {
             "\\sin ".repeat(800),
             "\\frac".into(),
             "_".into(),
+            "answer:".repeat(100_000),
+            "the answer is ".repeat(100_000),
+            "the answer is\n".repeat(100_000),
+            "答案是".repeat(100_000),
+            "$".repeat(1_000_000),
+            "$x$ and ".repeat(100_000),
+            "$ a b $".repeat(100_000),
+            "\\(".repeat(300_000),
+            "\\[ 1 \\]".repeat(100_000),
+            "\\boxed{1} and ".repeat(100_000),
+            "\\boxed{1} ".repeat(200),
+            "1 for all x, ".repeat(300),
+            "(checked)".repeat(400),
+            "[".repeat(4000),
+            "3:45:".repeat(700),
+            "x mod ".repeat(600),
+            "5 feet ".repeat(500),
+            "\\begin{vmatrix}1&2\\\\3&4\\end{vmatrix}".repeat(90),
+            "twenty ".repeat(500),
         ];
         for text in &texts {
             grade(text, text, true);

@@ -46,10 +46,10 @@ impl Comparer {
                         return Ok(true);
                     }
                 }
-                if a.len() == 2 && b.len() == 2 {
-                    return self.same_equations((&a[0], &a[1]), (&b[0], &b[1]), false);
+                match (a.as_slice(), b.as_slice()) {
+                    ([a, c], [b, d]) => self.same_equations((a, c), (b, d), false),
+                    _ => self.same_in_order(a, b),
                 }
-                Ok(false)
             }
             (false, false) => {
                 if let (Some((x, a)), Some((y, b))) = (solutions(gold), solutions(answer)) {
