@@ -32,8 +32,8 @@ pub(super) fn announced(text: &str) -> Option<Announced<'_>> {
         places.find_map(|(at, _)| english(text, &lower, at, word.len()))
     };
     let latin = ["answer", "option", "choice"].into_iter().filter_map(find).max_by_key(|found| found.at);
-    let chinese = text.rmatch_indices("答案").take(MAX_TRIALS).find_map(|(at, word)| {
-        let rest = &text[at + word.len()..];
+    let chinese = text.rmatch_indices('答').take(MAX_TRIALS).find_map(|(at, word)| {
+        let rest = text[at + word.len()..].trim_start_matches('案');
         let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':'])?;
         Some(Announced { at, formal: true, answer: value(rest.trim_start_matches(['：', ':']))? })
     });

@@ -1,40 +1,52 @@
 //! A gold and an answer as people paste them: bare, or inside a whole completion.
 
-use super::announced::reads;
 use super::name::{constant, is_function};
-use super::parse::parse;
-use super::tree::Fault;
+use super::parse::{is_separator, parse};
+use super::tree::{Fault, Node};
 use super::{Graded, Verdict, compare, compare_unlike, gold_answer, grade, stated};
 
 /// Grades an answer that may be bare or a whole, finished completion.
 pub fn check(gold: &str, answer: &str) -> Graded {
     let verdict = compare(&gold_answer(gold), answer);
-    if !verdict.is_right() && !is_bare(answer) {
-        return grade(gold, answer, true);
+    if is_bare(answer) || (verdict.is_right() && !is_sentence(answer)) {
+        return Graded { strict: verdict, lenient: verdict, extracted: Some(answer.trim().to_string()) };
     }
-    Graded { strict: verdict, lenient: verdict, extracted: Some(answer.trim().to_string()) }
+    grade(gold, answer, true)
 }
 
 /// Whether a text is an answer by itself: it states none, and is a formula or a few words on one line.
 fn is_bare(text: &str) -> bool {
     let marked = text.contains("<think>") || text.contains("</think>");
-    let formula = || !begins_with_prose(text) && reads(text);
-    !marked
-        && stated(text).is_none()
-        && !text.trim().contains('\n')
-        && ((text.split_whitespace().count() <= 4 && !text.contains(['$', '\\'])) || formula())
+    if marked || stated(text).is_some() || text.trim().contains('\n') || is_sentence(text) {
+        return false;
+    }
+    let few = text.split_whitespace().count() <= 4 && !text.contains(['$', '\\']);
+    match parse(text) {
+        Ok(Node::Words(_)) => few,
+        Ok(_) => !begins_with_prose(text),
+        Err(_) => few && !begins_with_prose(text),
+    }
 }
 
-/// Whether a sentence begins: with words before the first formula in marks, with two words, or with a longer word that is
-/// none of a formula.
-fn begins_with_prose(text: &str) -> bool {
-    let word = |word: &&str| word.len() > 1 && word.bytes().all(|b| b.is_ascii_alphabetic());
-    let own = |word: &str| is_function(word) || constant(word).is_some();
-    let words: Vec<&str> = text.split_whitespace().take(2).take_while(word).filter(|word| !own(word)).collect();
+/// Whether words lead to a formula in marks: `Hence $x = 3$`.
+fn is_sentence(text: &str) -> bool {
     let marked = ["$", "\\(", "\\["].iter().filter_map(|mark| text.find(mark)).min();
-    marked.is_some_and(|at| text[..at].contains(char::is_alphabetic))
-        || words.len() == 2
-        || words.first().is_some_and(|word| word.len() > 2)
+    let mut words = text[..marked.unwrap_or(0)].split(|c: char| !c.is_ascii_alphabetic() && c != '\\');
+    words.any(|word| is_prose(word) && !matches!(word.to_lowercase().as_str(), "option" | "choice" | "answer"))
+}
+
+/// Whether a text begins with two words, or with a longer one, that are none of a formula.
+fn begins_with_prose(text: &str) -> bool {
+    let words: Vec<&str> = text.split_whitespace().take(2).take_while(|word| is_prose(word)).collect();
+    words.len() == 2 || words.first().is_some_and(|word| word.len() > 2)
+}
+
+fn is_prose(word: &str) -> bool {
+    word.len() > 1
+        && word.bytes().all(|b| b.is_ascii_alphabetic())
+        && !is_function(word)
+        && constant(word).is_none()
+        && !is_separator(word)
 }
 
 /// Whether two answers are the same once the comma of one is read as a decimal point, `3,14` beside 3.14, or its digits are

@@ -63,9 +63,10 @@ pub(super) fn boxed(text: &str) -> Option<Found<'_>> {
     let mut frames = frames(text);
     let content = |frame: &Framed| text[frame.inner.0..frame.inner.1].trim();
     let mention = |frame: &Framed| {
-        let words = content(frame).trim_matches(|c: char| !c.is_alphanumeric()).to_ascii_lowercase();
-        !super::usable(content(frame)) && !content(frame).contains('…')
-            || matches!(words.as_str(), "answer" | "your answer")
+        let words = content(frame).replace("\\text", "").to_ascii_lowercase();
+        let words = words.trim_matches(|c: char| !c.is_alphanumeric());
+        !(super::usable(content(frame)) && words.chars().any(char::is_alphanumeric) || content(frame).contains('∅'))
+            || matches!(words, "answer" | "your answer" | "final answer" | "the answer")
     };
     if !frames.iter().all(mention) {
         frames.retain(|frame| !mention(frame));
@@ -188,7 +189,7 @@ fn hashed(text: &str) -> Option<(usize, &str)> {
     let mut end = text.len();
     while let Some(at) = text[..end].rfind("####") {
         let line = text[..at].rfind('\n').map_or(0, |before| before + 1);
-        let rest = text[at + 4..].lines().next().unwrap_or_default().trim();
+        let rest = text[at + 4..].lines().next().unwrap_or_default().trim_matches([' ', '\t', '\r', '*']);
         let digits = rest.trim_start_matches(|c: char| c.is_ascii_digit());
         let heading = digits.len() < rest.len() && (digits.starts_with(") ") || digits.starts_with(". "));
         let number = rest.starts_with(|c: char| c.is_ascii_digit() || "-+$.\\−".contains(c));

@@ -167,7 +167,7 @@ fn percent(after: &str) -> usize {
 
 /// The formula around the last digit of a text without marks: words that operators or brackets hold together.
 fn bare(text: &str) -> Option<Cow<'_, str>> {
-    let last = text.bytes().rposition(|b| b.is_ascii_digit())?;
+    let last = text.rfind(|c: char| c.is_ascii_digit() || matches!(c, 'π' | '∞'))?;
     let from = (last.saturating_sub(MAX_ANSWER / 8)..=last).find(|at| text.is_char_boundary(*at))?;
     let from = text[from..last].rfind('\n').map_or(from, |at| from + at + 1);
     let (line, last) = (text[from..].lines().next()?, last - from);
