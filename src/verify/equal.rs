@@ -12,6 +12,8 @@ use super::{matrix, words};
 
 /// Pairs of members of two lists that are compared at most.
 const MAX_PAIRS: usize = 4096;
+/// Lists with more members are compared by their normal forms first.
+const MANY: usize = 8;
 
 /// Compares answers; one per pair, since its steps are limited.
 pub(super) struct Comparer {
@@ -127,17 +129,11 @@ impl Comparer {
 
     /// The same members in any order, repetitions aside.
     pub(super) fn same_members(&mut self, gold: &[Node], answer: &[Node]) -> Result<bool> {
-        let (left, right) = (self.keys(gold)?, self.keys(answer)?);
-        let missing = |members: &[Node], keys: &[String], others: &[String]| -> Vec<Node> {
-            let others: HashSet<&String> = others.iter().collect();
-            members
-                .iter()
-                .zip(keys)
-                .filter(|(_, key)| !others.contains(key))
-                .map(|(member, _)| member.clone())
-                .collect()
-        };
-        let (missed, added) = (missing(gold, &left, &right), missing(answer, &right, &left));
+        let mut unmatched = unmatched((gold, spellings(gold)), (answer, spellings(answer)));
+        if unmatched.0.len().max(unmatched.1.len()) > MANY {
+            unmatched = self::unmatched((gold, self.normals(gold)), (answer, self.normals(answer)));
+        }
+        let (missed, added) = unmatched;
         // Only a rounded gold takes in another number.
         let plain = |node: &Node| literal(node).is_some() && !is_rounded(node);
         if missed.iter().any(plain) && gold.iter().chain(answer).all(|node| literal(node).is_some()) {
@@ -168,17 +164,13 @@ impl Comparer {
         Ok(true)
     }
 
-    /// A text for each member, the same for members that are seen to be equal at once.
-    fn keys(&mut self, members: &[Node]) -> Result<Vec<String>> {
-        let mut key = |node: &Node| {
-            let value = match literal(node) {
-                Some(value) => Some(value),
-                None if is_formula(node) && members.len() > 8 => self.algebra.normal(node)?.as_constant(),
-                None => None,
-            };
-            Ok(value.map_or_else(|| node.to_string(), |value| value.to_string()))
+    /// The normal form of each member that has one as a text.
+    fn normals(&mut self, members: &[Node]) -> Vec<String> {
+        let mut text = |node: &Node| {
+            let normal = is_formula(node).then(|| self.algebra.normal(node).ok()).flatten()?;
+            Some(normal.as_constant().map_or_else(|| format!("{normal:?}"), |value| value.to_string()))
         };
-        members.iter().map(&mut key).collect()
+        members.iter().map(|node| text(node).unwrap_or_else(|| node.to_string())).collect()
     }
 
     /// Times of day and numbers to a modulus.
@@ -429,6 +421,20 @@ pub(super) fn infinite(node: &Node) -> Option<bool> {
         Node::Negative(node) => infinite(node).map(|positive| !positive),
         _ => None,
     }
+}
+
+/// Each member as it is written, numbers by their value.
+fn spellings(members: &[Node]) -> Vec<String> {
+    members.iter().map(|node| literal(node).map_or_else(|| node.to_string(), |value| value.to_string())).collect()
+}
+
+/// The members of each list whose texts the other has not.
+fn unmatched(gold: (&[Node], Vec<String>), answer: (&[Node], Vec<String>)) -> (Vec<Node>, Vec<Node>) {
+    let missing = |(members, texts): &(&[Node], Vec<String>), others: &[String]| -> Vec<Node> {
+        let others: HashSet<&String> = others.iter().collect();
+        members.iter().zip(texts).filter(|(_, text)| !others.contains(text)).map(|(node, _)| node.clone()).collect()
+    };
+    (missing(&gold, &answer.1), missing(&answer, &gold.1))
 }
 
 /// A product that ends with letters of units, `10 m/s^2`, as a quantity.

@@ -2,7 +2,20 @@
 //!
 //! [`grade`] finds the answer in a completion and compares it with the right one, the *gold*. Two readings are graded
 //! side by side. The strict one wants a finished completion that states its answer after its thinking; the lenient one
-//! takes whatever number comes last. Their difference is how much of a gain is mere format.
+//! takes whatever formula comes last. Their difference is how much of a gain is mere format.
+//!
+//! Extraction (`extract`, `announced`, `last`) finds a text, reading (`token`, `parse`, `formula`, `name`, `words`, `unit`)
+//! makes a tree of it, and comparison (`equal`, `relation`, `sets`, `matrix`, `normal` and below) decides.
+//!
+//! # What states an answer
+//!
+//! | form | the rule |
+//! |---|---|
+//! | `\boxed{}` | the last; boxes that follow one another, with commas or "and", are a list; one without a letter or digit is a mention |
+//! | `Answer: 34`, `**Final Answer** …`, 答案：34 | the line or the one below; after a box it wins if it is something to compare, else where there is no box |
+//! | "the answer is 34", "the correct option is B" | up to the end of the sentence; where there is no box |
+//! | `<answer>34</answer>`, `#### 34` | where there is no box |
+//! | none of these | lenient only: the last `$…$`, `\(…\)`, `\[…\]` or bare formula; of a derivation its right side |
 //!
 //! # When two answers are the same
 //!
@@ -13,16 +26,24 @@
 //! | of | the rule |
 //! |---|---|
 //! | decimals | a gold of two decimal places or more also takes what rounds to it: 0.33 takes 1/3 and 0.333, but 1/3 does not take 0.33 |
-//! | percentages, degrees | 5% equals 0.05, and 5 where the other has no sign; 45° equals π/4 and 45 |
-//! | units, currency | converted where both have one (50 cm is 0.5 m), else left out; letters outside `\text{}` are symbols |
+//! | `1/3 ≈ 0.33` | the exact value, or the rounded one if it is that one rounded |
+//! | percentages, degrees | 5% equals 0.05, and 5 where the other has no sign; 45° equals π/4 and 45; 12°30' is 12.5° |
+//! | units, currency | converted where both have one (50 cm is 0.5 m), else left out; letters outside `\text{}` are symbols; 5 feet 6 inches needs a unit on both sides |
+//! | million, dozen, tenths | multiply: 5 million is not 5 |
+//! | times | `3:45` is a time, never a fraction; beside a ratio such as 2:3, or as `3 : 45`, a ratio; without AM or PM either half of the day |
 //! | several answers | order and repetition do not matter; in tuples and matrices they do |
 //! | `(a, b)` | a pair or an open interval, as the other side needs; `[a, b]` is closed |
-//! | `x = 5`, `f(x) = 2x` | equal their right-hand side; two equations compare as multiples of each other |
+//! | matrices | sums, products, `^T` and `[[a, b], [c, d]]` are read; bars make a determinant, which is a number |
+//! | `x = 5`, `f(x) = 2x` | equal their right-hand side, as does m + n = 5 in an answer; two equations compare as multiples of each other |
+//! | `x ≡ 3 (mod 7)` | the same symbol, modulus and class; 3 alone answers it, 10 does not |
 //! | inequalities | compare as sets: `x > 2` equals `(2, ∞)` |
 //! | `log` | without a base it is either the natural or the decimal one |
 //! | quotients | compare as such: x²/x equals x |
-//! | `1,234` | a thousands separator, but two members inside brackets |
-//! | words | compare without case and punctuation |
+//! | `1,234` | a thousands separator, but two members inside brackets; `3,14` is 3.14 beside a number with a point |
+//! | `1, 2, …, n` | the same members; 0.1666… goes on with its last digit |
+//! | choices | `C`, `(C)`, `C: its text`, by the letter, or by the text against another text |
+//! | comments | `(checked)`, "where c is real", "for all n", "since …" are left out; "if …" and second cases are not |
+//! | words | compare without case, punctuation and plurals; numbers and dates in words by their value |
 //!
 //! The module uses nothing else of the crate, so that it can be fuzzed by itself.
 
