@@ -1,7 +1,5 @@
 //! Answers that a text announces in words: `Answer: 34`, `**Final Answer:** $x + 1$`, "the answer is 12", 答案：12.
 
-use std::borrow::Cow;
-
 use super::tree::Node;
 use super::{MAX_ANSWER, parse};
 
@@ -11,12 +9,12 @@ const MAX_TRIALS: usize = 32;
 const MAX_LEAD: usize = 40;
 
 /// What a text announces.
-pub(super) struct Announced<'a> {
+pub(super) struct Announced {
     /// Where "answer" stands.
     pub(super) at: usize,
     /// Whether it is a line or heading of its own or says "final": not a remark in passing.
     pub(super) formal: bool,
-    pub(super) answer: Cow<'a, str>,
+    pub(super) answer: String,
 }
 
 /// Whether a text is something to compare other than words.
@@ -25,7 +23,7 @@ pub(super) fn reads(text: &str) -> bool {
 }
 
 /// The last announcement that has something to announce.
-pub(super) fn announced(text: &str) -> Option<Announced<'_>> {
+pub(super) fn announced(text: &str) -> Option<Announced> {
     let lower = text.to_ascii_lowercase();
     let find = |word: &str| {
         let mut places = lower.rmatch_indices(word).take(MAX_TRIALS);
@@ -37,10 +35,7 @@ pub(super) fn announced(text: &str) -> Option<Announced<'_>> {
         let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':'])?;
         Some(Announced { at, formal: true, answer: value(rest.trim_start_matches(['：', ':']))? })
     });
-    match (latin, chinese) {
-        (Some(a), Some(b)) => Some(if a.at > b.at { a } else { b }),
-        (a, b) => a.or(b),
-    }
+    latin.into_iter().chain(chinese).max_by_key(|found| found.at)
 }
 
 fn is_mark(c: char) -> bool {
@@ -48,7 +43,7 @@ fn is_mark(c: char) -> bool {
 }
 
 /// An announcement at one "answer" of the text.
-fn english<'a>(text: &'a str, lower: &str, at: usize, length: usize) -> Option<Announced<'a>> {
+fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announced> {
     let start = (at.saturating_sub(MAX_LEAD)..=at).find(|start| text.is_char_boundary(*start))?;
     let line = lower[start..at].rsplit('\n').next().unwrap_or_default();
     let lead = line.trim_matches(|c: char| is_mark(c) || c.is_whitespace() || ":,.-$([".contains(c));
@@ -73,39 +68,35 @@ fn english<'a>(text: &'a str, lower: &str, at: usize, length: usize) -> Option<A
     });
     let colon = rest.strip_prefix([':', '：', '=']);
     // `### Answer` above the value.
-    let heading = (rest.starts_with('\n') || rest.starts_with('\r')) && line.trim_start().starts_with(is_mark);
+    let heading = rest.starts_with(['\n', '\r']) && (lead.len() < 10 || line.trim_start().starts_with(is_mark));
     let after = verb.or(colon).or(heading.then_some(rest))?;
     let answer = value(&text[text.len() - after.len()..])?;
     Some(Announced { at, formal: verb.is_none() || last == "final", answer })
 }
 
 /// The value after its announcement: on the same line, or on the next that is not blank.
-fn value(rest: &str) -> Option<Cow<'_, str>> {
+fn value(rest: &str) -> Option<String> {
     let rest = rest.trim_start_matches(|c: char| is_mark(c) || c == ':' || c == '：' || c.is_whitespace());
     let end = (0..=rest.len().min(MAX_ANSWER)).rev().find(|end| rest.is_char_boundary(*end))?;
     let rest = &rest[..end];
     for (open, close) in [("$$", "$$"), ("\\[", "\\]")] {
         if let Some(inside) = rest.strip_prefix(open) {
-            return inside.find(close).map(|end| inside[..end].trim().into());
+            return inside.find(close).map(|end| inside[..end].trim().to_string());
         }
     }
-    let sentence = sentence(rest.lines().next()?);
-    let plain = without_stars(sentence.trim_matches(|c: char| is_mark(c) || c.is_whitespace()));
-    let plain = trimmed(plain);
+    let plain = without_stars(sentence(rest.lines().next()?));
+    let plain = plain.trim_matches(|c: char| is_mark(c) || c == '.' || c.is_whitespace());
     if plain.is_empty() || plain.starts_with("not ") {
         return None;
     }
-    if reads(&plain) {
-        let one =
-            plain.strip_prefix('$').and_then(|rest| rest.strip_suffix('$')).filter(|inside| !inside.contains('$'));
-        return Some(one.map(str::to_string).map_or(plain, Cow::Owned));
+    if reads(plain) {
+        let one = plain.strip_prefix('$').and_then(|rest| rest.strip_suffix('$'));
+        return Some(one.filter(|inside| !inside.contains('$')).unwrap_or(plain).to_string());
     }
     // "The largest n is 34", or a formula with words after it.
-    let copula =
-        [" is ", " are ", " equals ", "为", "是"].iter().filter_map(|verb| Some(plain.rfind(verb)? + verb.len()));
-    let tail = copula.max().map(|at| plain[at..].trim()).filter(|tail| reads(tail));
-    let tail = tail.or_else(|| first_formula(&plain)).map(str::to_string);
-    Some(tail.map_or(plain, Cow::Owned))
+    let copulas = [" is ", " are ", " equals ", "为", "是"].iter();
+    let tail = copulas.filter_map(|verb| Some(plain.rfind(verb)? + verb.len())).max().map(|at| plain[at..].trim());
+    Some(tail.filter(|tail| reads(tail)).or_else(|| first_formula(plain)).unwrap_or(plain).to_string())
 }
 
 /// The formula that a sentence begins with.
@@ -132,19 +123,8 @@ fn sentence(line: &str) -> &str {
     line
 }
 
-fn trimmed(text: Cow<'_, str>) -> Cow<'_, str> {
-    let ends = |c: char| is_mark(c) || c == '.' || c.is_whitespace();
-    match text {
-        Cow::Borrowed(text) => text.trim_matches(ends).into(),
-        Cow::Owned(text) => text.trim_matches(ends).to_string().into(),
-    }
-}
-
 /// A text without Markdown's pairs of stars; `x**2` keeps its.
-fn without_stars(text: &str) -> Cow<'_, str> {
-    if !text.contains("**") {
-        return text.into();
-    }
+fn without_stars(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("**") {
@@ -153,6 +133,5 @@ fn without_stars(text: &str) -> Cow<'_, str> {
         plain.push_str(&rest[..at + if before && after { 2 } else { 0 }]);
         rest = &rest[at + 2..];
     }
-    plain.push_str(rest);
-    plain.into()
+    plain + rest
 }

@@ -15,7 +15,7 @@ pub fn gold_answer(text: &str) -> Cow<'_, str> {
         (Some(at), _) => text[at + 4..].trim().into(),
         (None, Some(found)) => found.answer,
         (None, None) => match announced(text) {
-            Some(found) if !reads(text) => found.answer,
+            Some(found) if !reads(text) => found.answer.into(),
             _ => text.trim().into(),
         },
     }
@@ -33,15 +33,15 @@ pub fn stated(text: &str) -> Option<Cow<'_, str>> {
     let announced = announced(text);
     if let Some(found) = boxed(text) {
         let later = announced.filter(|later| later.formal && later.at > found.end && reads(&later.answer));
-        return Some(later.map_or(found.answer, |later| later.answer));
+        return Some(later.map_or(found.answer, |later| later.answer.into()));
     }
     if let Some(answer) = tagged(text) {
         return Some(answer.into());
     }
     match (hashed(text), announced) {
-        (Some((at, _)), Some(announced)) if announced.at > at => Some(announced.answer),
+        (Some((at, _)), Some(announced)) if announced.at > at => Some(announced.answer.into()),
         (Some((_, answer)), _) => Some(answer.into()),
-        (None, announced) => announced.map(|announced| announced.answer),
+        (None, announced) => announced.map(|announced| announced.answer.into()),
     }
 }
 
@@ -62,12 +62,7 @@ struct Framed {
 pub(super) fn boxed(text: &str) -> Option<Found<'_>> {
     let mut frames = frames(text);
     let content = |frame: &Framed| text[frame.inner.0..frame.inner.1].trim();
-    let mention = |frame: &Framed| {
-        let words = content(frame).replace("\\text", "").to_ascii_lowercase();
-        let words = words.trim_matches(|c: char| !c.is_alphanumeric());
-        !(super::usable(content(frame)) && words.chars().any(char::is_alphanumeric) || content(frame).contains('∅'))
-            || matches!(words, "answer" | "your answer" | "final answer" | "the answer")
-    };
+    let mention = |frame: &Framed| is_mention(content(frame));
     if !frames.iter().all(mention) {
         frames.retain(|frame| !mention(frame));
     }
@@ -86,6 +81,17 @@ pub(super) fn boxed(text: &str) -> Option<Found<'_>> {
     members.retain(|member| seen.insert(*member));
     let answer = if let [one] = members[..] { one.into() } else { members.join(", ").into() };
     Some(Found { answer, end: last.outer.1 })
+}
+
+/// Whether a box has nothing in it but the word that stands for an answer.
+fn is_mention(content: &str) -> bool {
+    const LONGEST: usize = 40;
+    if content.len() > LONGEST {
+        return false;
+    }
+    let words = content.replace("\\text", "").to_ascii_lowercase();
+    let words = words.trim_matches(|c: char| !c.is_alphanumeric());
+    !super::usable(content) || matches!(words, "answer" | "your answer" | "final answer" | "the answer")
 }
 
 /// All closed `\boxed{}`, `\fbox{}` and `\framebox{}`, and `\boxed 5`.
@@ -140,7 +146,7 @@ fn frames(text: &str) -> Vec<Framed> {
 }
 
 /// Whether what stands between two answers makes them parts of one: nothing, a comma, or an "and" with few other words.
-pub(super) fn joins(between: &str) -> bool {
+fn joins(between: &str) -> bool {
     const LONGEST: usize = 80;
     if between.len() > LONGEST {
         return false;

@@ -328,7 +328,7 @@ mod tests {
             "\\(".repeat(300_000),
             "\\[ 1 \\]".repeat(100_000),
             "\\boxed{1} and ".repeat(100_000),
-            "\\boxed{1} ".repeat(200),
+            format!("{}{}", "\\boxed{".repeat(50_000), "}".repeat(50_000)),
             "1 for all x, ".repeat(300),
             "(checked)".repeat(400),
             "[".repeat(4000),
