@@ -10,7 +10,7 @@ use super::parse::{Parser, is_separator};
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
 use super::unit::Unit;
-use super::words::{magnitude, part};
+use super::words::{magnitude, money, part};
 
 /// The largest power of ten in a number in scientific notation.
 const MAX_TEN: i32 = 5000;
@@ -72,7 +72,22 @@ impl Parser {
 
     fn product(&mut self) -> Result<Node> {
         if let Some(unit) = self.currency() {
-            return Ok(Node::Measured(Box::new(self.deeper(Self::sum)?), unit));
+            let amount = match self.deeper(Self::sum)? {
+                Node::Measured(node, letter) if money(letter.written()).is_some() => {
+                    Node::Product(vec![*node, Node::integer(money(letter.written()).unwrap_or(1))])
+                }
+                // `\$3M`
+                Node::Product(mut factors) => {
+                    if let (2, Some(Node::Symbol(name))) = (factors.len(), factors.last())
+                        && let Some(factor) = money(name)
+                    {
+                        factors[1] = Node::integer(factor);
+                    }
+                    Node::Product(factors)
+                }
+                amount => amount,
+            };
+            return Ok(Node::Measured(Box::new(amount), unit));
         }
         let mut factors = vec![self.power()?];
         loop {
@@ -137,7 +152,8 @@ impl Parser {
         // `3 million dollars`: the word multiplies; `3 tenths`: it divides.
         loop {
             let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
-            let word = word.to_lowercase();
+            // k is a thousand, K kelvins.
+            let word = if word.len() == 1 { word.to_string() } else { word.to_lowercase() };
             node = match (magnitude(&word), part(&word)) {
                 (Some(factor), _) => Node::Product(vec![node, Node::integer(factor)]),
                 (_, Some(divisor)) => node.over(Node::integer(divisor)),

@@ -11,7 +11,10 @@ const MAX_DEPTH: usize = 48;
 
 /// Reads an answer.
 pub(super) fn parse(answer: &str) -> Result<Node> {
-    let answer = answer.trim().trim_matches(|c: char| c == '*' || c == '"' || c == '`' || c.is_whitespace());
+    // Markdown's stars around the first words.
+    let unstarred = answer.trim().strip_prefix("**").map(|rest| rest.replacen("**", "", 1));
+    let answer = unstarred.as_deref().unwrap_or(answer).trim();
+    let answer = answer.trim_matches(|c: char| c == '*' || c == '"' || c == '`' || c.is_whitespace());
     let mut tokens = tokenize(answer)?;
     drop_stops(&mut tokens);
     drop_prefix(&mut tokens);
@@ -119,9 +122,10 @@ fn plain_words(tokens: &[Spaced]) -> Option<String> {
 
 /// Whether letters are a word: `xyz` is a product, a word has a vowel.
 pub(super) fn is_word(name: &str) -> bool {
-    name.chars().count() > 2
-        && name.contains(|c: char| !c.is_ascii() || "aeiouAEIOU".contains(c))
-        && !is_mathematical(name)
+    name.eq_ignore_ascii_case("no")
+        || name.chars().count() > 2
+            && name.contains(|c: char| !c.is_ascii() || "aeiouAEIOU".contains(c))
+            && !is_mathematical(name)
 }
 
 /// Words that are part of a formula.
@@ -135,6 +139,7 @@ pub(super) fn is_separator(word: &str) -> bool {
 
 /// A letter of multiple choice before its content: `(B) 42`, `B. 42`, `B: the second`, `\textbf{(B)}\ 42`.
 fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
+    const MARKS: [char; 4] = ['(', ')', '.', ':'];
     let letter = |run: &str| (run.len() == 1 && ("A"..="J").contains(&run)).then(|| run.to_string());
     let (letter, used, marked) = match tokens {
         [
@@ -146,8 +151,8 @@ fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
             let colon = matches!(tokens.get(3), Some(Spaced(Token::Char(':' | '.'), _)));
             (letter(run)?, 3 + usize::from(colon), false)
         }
-        [Spaced(Token::Text(text), _), ..] if text.starts_with('(') => {
-            (letter(text.strip_prefix('(')?.strip_suffix(')')?)?, 1, true)
+        [Spaced(Token::Text(text), _), ..] if text.len() > 1 && letter(text.trim_matches(MARKS)).is_some() => {
+            (text.trim_matches(MARKS).to_string(), 1, true)
         }
         [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('.' | ')' | ':'), _), ..] => {
             (letter(run)?, 2, false)
@@ -156,6 +161,13 @@ fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
             if words::is_reason(rest) =>
         {
             (letter(run)?, 2, false)
+        }
+        // `B (the second)`
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('('), true), rest @ ..]
+            if matches!(rest.last(), Some(Spaced(Token::Char(')'), _))) =>
+        {
+            plain_words(rest)?;
+            (letter(run)?, 1, true)
         }
         // `B - the second`: what follows must be words, or it is a difference.
         [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('-'), true), rest @ ..] => {

@@ -95,6 +95,10 @@ impl Unit {
         letter.then(|| Self::parse(&format!("{name}^{power}"))).flatten()
     }
 
+    pub(super) fn written(&self) -> &str {
+        &self.written
+    }
+
     /// Both units, one times the other.
     pub(super) fn times(mut self, other: &Self) -> Self {
         self.factor *= &other.factor;

@@ -27,13 +27,26 @@ pub(super) fn magnitude(word: &str) -> Option<i64> {
         "dozen" => 12,
         "hundred" | "百" => 100,
         "thousand" | "千" => 1000,
+        "k" => 1000,
         "万" => 10_000,
-        "million" => 1_000_000,
+        "lakh" => 100_000,
+        "million" | "mn" => 1_000_000,
+        "crore" => 10_000_000,
         "亿" => 100_000_000,
-        "billion" => 1_000_000_000,
+        "billion" | "bn" => 1_000_000_000,
         "trillion" => 1_000_000_000_000,
         _ => return None,
     })
+}
+
+/// What a letter after a sum of money multiplies it by.
+pub(super) fn money(letter: &str) -> Option<i64> {
+    match letter {
+        "k" | "K" => Some(1000),
+        "m" | "M" => Some(1_000_000),
+        "b" | "B" => Some(1_000_000_000),
+        _ => None,
+    }
 }
 
 /// What a word in the plural divides the number before it by: `3 tenths`; quarters and halves are things as well.
@@ -105,7 +118,7 @@ fn whole(words: &[&str]) -> Option<BigRational> {
         } else if let Some(tens) = place(TENS) {
             group = Some(known + 10 * (tens + 2)).filter(|_| known % 100 == 0);
             group?;
-        } else if let Some(factor) = magnitude(word) {
+        } else if let Some(factor) = magnitude(word).filter(|_| word.is_ascii() && word.len() > 2) {
             let scaled = group.unwrap_or(1).checked_mul(factor)?;
             if factor <= 100 {
                 group = Some(scaled);
