@@ -96,7 +96,12 @@ fn value(rest: &str) -> Option<String> {
     // "The largest n is 34", or a formula with words after it.
     let copulas = [" is ", " are ", " equals ", "为", "是"].iter();
     let tail = copulas.filter_map(|verb| Some(plain.rfind(verb)? + verb.len())).max().map(|at| plain[at..].trim());
-    Some(tail.filter(|tail| reads(tail)).or_else(|| first_formula(plain)).unwrap_or(plain).to_string())
+    if let Some(formula) = tail.filter(|tail| reads(tail)).or_else(|| first_formula(plain)) {
+        return Some(formula.to_string());
+    }
+    // Many words with more to come are not the answer: "Answer: let us see."
+    let short = plain.split_whitespace().count() <= 4;
+    (short || rest.lines().skip(1).all(|line| line.trim().is_empty())).then(|| plain.to_string())
 }
 
 /// The formula that a sentence begins with.

@@ -251,7 +251,9 @@ mod tests {
             ("(2,3]", "</think>it is the interval (2, 3].", true, NoAnswer, Right),
             ("-4", "</think>it is minus 4 outside", true, NoAnswer, Right),
             ("4", "</think>it is minus 4 outside", true, NoAnswer, Wrong),
+            ("7", "Answer: let us see how far we get.\nFirst 3, then 4 more: 7", true, NoAnswer, Right),
             ("4", "Answer: Ann waits 4 hours there", true, UnparseableAnswer, Right),
+            ("all of them are odd", "Answer: All of them are odd.", true, Right, Right),
             // A sum of symbols that the question asks for.
             ("9", "\\boxed{m+n = 9}", true, Right, Right),
             ("m+n = 9", "\\boxed{9}", true, Wrong, Wrong),
