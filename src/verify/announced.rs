@@ -85,7 +85,7 @@ fn value(rest: &str) -> Option<String> {
         }
     }
     let plain = without_stars(sentence(rest.lines().next()?));
-    let plain = plain.trim_matches(|c: char| is_mark(c) || c == '.' || c.is_whitespace());
+    let plain = plain.trim_matches(|c: char| is_mark(c) || c.is_whitespace()).trim_end_matches(['.', '*', ' ']);
     if plain.is_empty() || plain.starts_with("not ") {
         return None;
     }

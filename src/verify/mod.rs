@@ -68,11 +68,14 @@ mod unit;
 mod words;
 mod zero;
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 pub use check::{check, explain};
 pub use extract::{after_thinking, gold_answer, stated};
 
+use announced::reads;
 use tree::Fault;
 
 /// The longest answer that is compared, in bytes.
@@ -135,14 +138,10 @@ pub fn grade(problem_answer: &str, completion: &str, finished: bool) -> Graded {
     let after = after_thinking(completion);
     let stated_after = after.and_then(stated);
     let strict = stated_after.as_deref().filter(|_| finished).map_or_else(|| missing(&gold), |it| compare(&gold, it));
-    if let Some(answer) = stated_after.or_else(|| stated(completion)) {
-        let mut lenient = compare(&gold, &answer);
-        // A sentence as the answer.
-        if lenient == Verdict::UnparseableAnswer
-            && let Some(formula) = last::last_formula(&answer)
-        {
-            lenient = compare(&gold, &formula);
-        }
+    // Words announced where a formula is wanted are as good as nothing.
+    let counts = |answer: &Cow<str>| reads(answer) || !reads(&gold) || extract::boxed(completion).is_some();
+    if let Some(answer) = stated_after.or_else(|| stated(completion)).filter(counts) {
+        let lenient = compare(&gold, &answer);
         return Graded { strict, lenient, extracted: Some(answer.into_owned()) };
     }
     let Some(formula) = after.and_then(last::last_formula).or_else(|| last::last_formula(completion)) else {
@@ -253,6 +252,8 @@ mod tests {
             ("4", "</think>it is minus 4 outside", true, NoAnswer, Wrong),
             ("7", "Answer: let us see how far we get.\nFirst 3, then 4 more: 7", true, NoAnswer, Right),
             ("4", "Answer: Ann waits 4 hours there", true, UnparseableAnswer, Right),
+            ("5", "Answer: Let me see. It is 2 + 3 = 5", true, Wrong, Right),
+            ("0.5", "The answer is .5.", true, Right, Right),
             ("all of them are odd", "Answer: All of them are odd.", true, Right, Right),
             // A sum of symbols that the question asks for.
             ("9", "\\boxed{m+n = 9}", true, Right, Right),
