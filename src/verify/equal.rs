@@ -62,11 +62,10 @@ impl Comparer {
         if let Some(parts) = approximated(answer) {
             return self.same_as_either(parts, |comparer, part| comparer.same(gold, part));
         }
-        if let Some(gold) = matrix::evaluated(gold)? {
-            return self.same(&gold, answer);
-        }
-        if let Some(answer) = matrix::evaluated(answer)? {
-            return self.same(gold, &answer);
+        match (matrix::evaluated(gold)?, matrix::evaluated(answer)?) {
+            (Some(gold), _) => return self.same(&gold, answer),
+            (_, Some(answer)) => return self.same(gold, &answer),
+            _ => {}
         }
         if (matches!(gold, Node::List(_)) || matches!(answer, Node::List(_)))
             && let Some(same) = self.united(gold, answer)?
@@ -85,43 +84,11 @@ impl Comparer {
             (Node::Measured(..) | Node::Percent(_) | Node::Degrees(_), _)
             | (_, Node::Measured(..) | Node::Percent(_) | Node::Degrees(_)) => self.same_quantities(gold, answer),
             (Node::Tuple(a), Node::Tuple(b)) => self.same_in_order(a, b),
-            (Node::Matrix(a), Node::Matrix(b)) => {
-                let shape = |rows: &[Vec<Node>]| (rows.len(), rows.first().map_or(0, Vec::len));
-                let (left, right): (Vec<Node>, Vec<Node>) = (a.concat(), b.concat());
-                Ok(shape(a) == shape(b) && self.same_in_order(&left, &right)?)
-            }
-            // A row or column of numbers is a vector.
-            (Node::Matrix(rows), Node::Tuple(list)) | (Node::Tuple(list), Node::Matrix(rows))
-                if !list.iter().any(|node| matches!(node, Node::Tuple(_) | Node::Interval { .. })) =>
-            {
-                let vector = rows.len() == 1 || rows.iter().all(|row| row.len() == 1);
-                let entries = rows.concat();
-                let (a, b) = if matches!(gold, Node::Tuple(_)) { (list, &entries) } else { (&entries, list) };
-                Ok(vector && self.same_in_order(a, b)?)
-            }
-            (Node::Matrix(a), other) | (other, Node::Matrix(a)) if matrix::nested(other).is_some() => {
-                let b = matrix::nested(other).unwrap_or_default();
-                let shape = a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.len() == b.len());
-                let (a, b) = (a.concat(), b.concat());
-                let (a, b) = if matches!(gold, Node::Matrix(_)) { (a, b) } else { (b, a) };
-                Ok(shape && self.same_in_order(&a, &b)?)
-            }
+            (Node::Matrix(_), _) | (_, Node::Matrix(_)) => self.same_matrices(gold, answer),
             (Node::Ratio(a), Node::Ratio(b)) => self.proportional(a, b),
             _ if is_set(gold) || is_set(answer) => self.same_sets(gold, answer),
-            (Node::List(_), other) | (other, Node::List(_)) if !matches!(other, Node::Tuple(_)) => {
-                let list = if let Node::List(list) = gold {
-                    list
-                } else if let Node::List(list) = answer {
-                    list
-                } else {
-                    return Ok(false);
-                };
-                for member in list {
-                    if !self.same(member, other)? {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
+            (Node::List(list), other) | (other, Node::List(list)) => {
+                list.iter().try_fold(true, |all, member| Ok(all && self.same(member, other)?))
             }
             _ => self.same_formulae(gold, answer),
         }

@@ -1,5 +1,6 @@
 //! Arithmetic of matrices whose entries are formulae.
 
+use super::equal::Comparer;
 use super::tree::{Fault, Node, Result};
 
 type Rows = Vec<Vec<Node>>;
@@ -124,13 +125,31 @@ fn size(node: &Node) -> usize {
     1 + node.children().into_iter().map(size).sum::<usize>()
 }
 
-/// Brackets of brackets as rows: `[[1, 2], [3, 4]]`.
-pub(super) fn nested(node: &Node) -> Option<Rows> {
+impl Comparer {
+    /// Entry by entry; a row or column is a vector too, and rows may stand in brackets.
+    pub(super) fn same_matrices(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
+        let (Some(a), Some(b)) = (grid(gold), grid(answer)) else { return Ok(false) };
+        let vector = |rows: &Rows| rows.len() == 1 || rows.iter().all(|row| row.len() == 1);
+        let flat = |node: &Node, rows: &Rows| !matches!(node, Node::Matrix(_)) && rows.len() == 1;
+        let vectors = (flat(gold, &a) || flat(answer, &b)) && vector(&a) && vector(&b);
+        let same_shape = a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.len() == b.len());
+        Ok((vectors || same_shape) && self.same_in_order(&a.concat(), &b.concat())?)
+    }
+}
+
+/// The rows of a matrix or of brackets in brackets, `[[1, 2], [3, 4]]`; a tuple is one row.
+fn grid(node: &Node) -> Option<Rows> {
     let items = |node: &Node| match node {
         Node::Tuple(items) => Some(items.clone()),
         Node::Interval { ends, closed: (true, true) } => Some(vec![ends.0.clone(), ends.1.clone()]),
         _ => None,
     };
-    let rows: Rows = items(node)?.iter().map(items).collect::<Option<_>>()?;
-    rows.iter().all(|row| row.len() == rows[0].len()).then_some(rows)
+    match node {
+        Node::Matrix(rows) => Some(rows.clone()),
+        node => {
+            let outer = items(node)?;
+            let rows: Option<Rows> = outer.iter().map(items).collect();
+            Some(rows.unwrap_or_else(|| vec![outer]))
+        }
+    }
 }
