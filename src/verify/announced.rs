@@ -27,9 +27,9 @@ pub(super) fn announced(text: &str) -> Option<Announced> {
     let lower = text.to_ascii_lowercase();
     let find = |word: &str| {
         let mut places = lower.rmatch_indices(word).take(MAX_TRIALS);
-        places.find_map(|(at, _)| english(text, &lower, at, word.len()))
+        places.find_map(|(at, _)| english(text, &lower, at, word.trim_end_matches(':').len()))
     };
-    let latin = ["answer", "option", "choice"].into_iter().filter_map(find).max_by_key(|found| found.at);
+    let latin = ["answer", "ans:", "option", "choice"].into_iter().filter_map(find).max_by_key(|found| found.at);
     let chinese = text.rmatch_indices('答').take(MAX_TRIALS).find_map(|(at, word)| {
         let rest = text[at + word.len()..].trim_start_matches('案');
         let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':'])?;
@@ -66,7 +66,8 @@ fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announce
         let after = rest.strip_prefix(verb)?;
         (!after.starts_with(|c: char| c.is_alphanumeric())).then_some(after)
     });
-    let colon = rest.strip_prefix([':', '：', '=']);
+    let dash = ["- ", "– ", "— "].iter().find_map(|dash| rest.strip_prefix(dash));
+    let colon = rest.strip_prefix([':', '：', '=']).or(dash);
     // `### Answer` above the value.
     let heading = rest.starts_with(['\n', '\r']) && (lead.len() < 10 || line.trim_start().starts_with(is_mark));
     let after = verb.or(colon).or(heading.then_some(rest))?;

@@ -32,8 +32,17 @@ pub fn after_thinking(completion: &str) -> Option<&str> {
 pub fn stated(text: &str) -> Option<Cow<'_, str>> {
     let announced = announced(text);
     if let Some(found) = boxed(text) {
-        let later = announced.filter(|later| later.formal && later.at > found.end && reads(&later.answer));
-        return Some(later.map_or(found.answer, |later| later.answer.into()));
+        let Some(later) = announced.filter(|later| later.at > found.end) else { return Some(found.answer) };
+        // A letter is the choice of what is in the box.
+        let letter = |answer: &str| {
+            let letter = answer.trim_matches(|c: char| !c.is_alphanumeric());
+            matches!(letter.as_bytes(), [b'A'..=b'H']).then(|| letter.to_string())
+        };
+        if let Some(choice) = letter(&later.answer) {
+            let both = format!("({choice}) {}", found.answer);
+            return Some(if letter(&found.answer).is_none() && reads(&both) { both } else { later.answer }.into());
+        }
+        return Some(if later.formal && reads(&later.answer) { later.answer.into() } else { found.answer });
     }
     if let Some(answer) = tagged(text) {
         return Some(answer.into());
@@ -276,7 +285,9 @@ mod tests {
             ("\\boxed{2} or rather \\boxed{4}", Some("4")),
             ("step 1: \\boxed{2}\nstep 2: \\boxed{4}", Some("4")),
             // A line after the box wins where it says something to compare.
-            ("so \\boxed{y > 2}.\n\n**Answer: C**", Some("C")),
+            ("so \\boxed{a \\gg b}.\n\n**Answer: C**", Some("(C) a \\gg b")),
+            ("so \\boxed{12}.\n\nHence the answer is (C).", Some("(C) 12")),
+            ("so \\boxed{A}.\n\nAnswer: C", Some("C")),
             ("so \\boxed{11}.\n\nFinal answer: **12**", Some("12")),
             ("so \\boxed{11}.\n\nAnswer: see above", Some("11")),
             ("so \\boxed{11}. The answer is 12 less than 23.", Some("11")),
@@ -300,6 +311,8 @@ mod tests {
             ("**Answer:** $\\frac{5}{8}$", Some("\\frac{5}{8}")),
             ("**Final Answer: 58**", Some("58")),
             ("Final Answer: **58** euros", Some("58 euros")),
+            ("Final Answer - 58", Some("58")),
+            ("Answer: -58", Some("-58")),
             ("### Answer\n\n58\n\nas shown", Some("58")),
             ("**Final Answer**\n\\[\n\\frac{5}{8}\n\\]", Some("\\frac{5}{8}")),
             ("Answer: 57\nNo.\nAnswer: 58\n", Some("58")),

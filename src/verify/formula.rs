@@ -321,7 +321,11 @@ impl Parser {
 
     fn eat_degree(&mut self, group: bool) -> bool {
         let at = self.at + usize::from(group);
-        let degree = matches!(self.tokens.get(at), Some(Spaced(Token::Char('°'), _)));
+        let degree = match self.tokens.get(at).map(|Spaced(token, _)| token) {
+            Some(Token::Char(c)) => *c == '°',
+            Some(Token::Letters(word)) => word == "o",
+            _ => false,
+        };
         let closed = !group || matches!(self.tokens.get(at + 1), Some(Spaced(Token::Close, _)));
         if degree && closed {
             self.at = at + 1 + usize::from(group);

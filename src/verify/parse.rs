@@ -82,7 +82,9 @@ fn drop_prefix(tokens: &mut Vec<Spaced>) {
                 tokens.drain(..1 + usize::from(colon));
                 return;
             }
-            "=" | "approximately" | "about" | "roughly" | "approx" => {
+            "us" | "usd" | "rs" if !matches!(tokens[1].0, Token::Digits(_) | Token::Char('＄')) => return,
+            "=" | "approximately" | "about" | "roughly" | "approx" | "约" | "约为" | "大约" | "us" | "usd" | "rs" =>
+            {
                 let point = first == "approx" && tokens[1].0 == Token::Char('.');
                 tokens.drain(..1 + usize::from(point));
             }
@@ -505,6 +507,11 @@ impl Parser {
             "Vmatrix" => Err(Fault::Malformed),
             name if name.ends_with("matrix") => self.rows(true).map(Node::Matrix),
             "cases" => Ok(cases(self.rows(false)?)),
+            "aligned" | "gathered" => {
+                let rest = self.tokens.split_off(self.at);
+                self.tokens.extend(rest.into_iter().filter(|Spaced(token, _)| *token != Token::Cell));
+                Ok(cases(self.rows(false)?))
+            }
             _ => Err(Fault::Malformed),
         }
     }

@@ -45,7 +45,7 @@ const CHARS: &[(&str, char)] = &[
 /// Other spellings of a character.
 #[rustfmt::skip]
 const UNICODE: &[(char, &str)] = &[
-    ('−', "-"), ('–', "-"), ('×', "*"), ('·', "*"), ('⋅', "*"), ('∙', "*"), ('÷', "/"), ('∕', "/"), ('⁄', "/"),
+    ('−', "-"), ('–', "-"), ('—', "-"), ('×', "*"), ('·', "*"), ('⋅', "*"), ('∙', "*"), ('÷', "/"), ('∕', "/"), ('⁄', "/"),
     ('º', "°"), ('′', "'"), ('’', "'"), ('⩽', "≤"), ('⩾', "≥"),
     ('π', "\\pi "), ('√', "\\sqrt "), ('∛', "\\sqrt[3]"), ('½', "\\frac12"), ('⅓', "\\frac13"), ('⅔', "\\frac23"),
     ('¼', "\\frac14"), ('¾', "\\frac34"), ('⅕', "\\frac15"), ('⅛', "\\frac18"), ('α', "\\alpha "), ('β', "\\beta "),
@@ -307,7 +307,11 @@ impl<'a> Lexer<'a> {
         if !formula {
             let words = content.replace('~', " ");
             self.spaced |= words.starts_with(' ');
-            let words = words.trim();
+            let mut words = words.trim();
+            if let Some(rest) = words.strip_prefix('(').filter(|rest| !rest.contains(')')) {
+                self.mark('(');
+                words = rest;
+            }
             match words.strip_suffix(" and") {
                 Some(before) => {
                     self.push(Token::Text(before.trim_end().to_string()));
