@@ -47,7 +47,8 @@ fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announce
     let start = (at.saturating_sub(MAX_LEAD)..=at).find(|start| text.is_char_boundary(*start))?;
     let line = lower[start..at].rsplit('\n').next().unwrap_or_default();
     let lead = line.trim_matches(|c: char| is_mark(c) || c.is_whitespace() || ":,.-$([".contains(c));
-    let last = lead.rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+    let mut words = lead.rsplit(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let last = words.next().unwrap_or_default();
     // The correct option answers, any other is only named.
     let led = match last {
         "final" | "correct" | "right" => true,
@@ -56,7 +57,8 @@ fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announce
         "an" => lower[at..].starts_with("answer of "),
         _ => false,
     };
-    if !led {
+    let supposed = words.next().is_some_and(|word| matches!(word, "if" | "whether" | "suppose" | "unless" | "until"));
+    if !led || supposed {
         return None;
     }
     let rest = &lower[at + length..];
@@ -87,7 +89,7 @@ fn value(rest: &str) -> Option<String> {
     }
     let plain = without_stars(sentence(rest.lines().next()?));
     let plain = plain.trim_matches(|c: char| is_mark(c) || c.is_whitespace()).trim_end_matches(['.', '*', ' ']);
-    if plain.is_empty() || plain.starts_with("not ") {
+    if plain.is_empty() || plain.starts_with("not ") || plain.ends_with('?') {
         return None;
     }
     if reads(plain) {

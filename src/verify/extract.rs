@@ -327,6 +327,8 @@ mod tests {
             ("#### 58\nThis agrees.", Some("58")),
             ("I answer: maybe 58", None),
             ("The answer is not 58", None),
+            ("If the answer is 58, then no", None),
+            ("So the answer is 58?", None),
             ("Option A: 58", None),
             ("12", None),
             ("", None),
