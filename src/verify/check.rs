@@ -38,7 +38,7 @@ fn is_sentence(text: &str) -> bool {
 /// Whether a text begins with two words, or with a longer one, that are none of a formula.
 fn begins_with_prose(text: &str) -> bool {
     let words: Vec<&str> = text.split_whitespace().take(2).take_while(|word| is_prose(word)).collect();
-    words.len() == 2 || words.first().is_some_and(|word| word.len() > 2)
+    words.len() == 2 || words.first().is_some_and(|word| word.len() > 2 || matches!(*word, "so" | "So"))
 }
 
 fn is_prose(word: &str) -> bool {

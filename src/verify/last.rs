@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::announced::reads;
 use super::extract::last_number;
 use super::name::is_function;
+use super::unit::{is_letter, is_unit};
 use super::{MAX_ANSWER, parse, tree::Node};
 
 /// Formulae that are tried, from the last.
@@ -62,7 +63,10 @@ fn within<'a>(text: &'a str, spans: &[Span<'a>], index: usize) -> Option<Cow<'a,
         let content = settled(pair[0].content);
         let between = text[pair[0].end..pair[1].start].trim();
         let and = matches!(between.trim_start_matches([',', ' ']), "and" | "or");
-        if !(and || (between == "," && members.len() > 1)) || !is_answer(content) {
+        // `$x = 2$ or $x = 3$`, but not `$a = 2$ and $b = 3$`.
+        let name = |content: &'a str| content.split_once('=').map(|(name, _)| name.trim());
+        let listed = and || (between == "," && members.len() > 1);
+        if !listed || name(content) != name(last) || !is_answer(content) {
             break;
         }
         members.push(content);
@@ -181,6 +185,11 @@ fn bare(text: &str) -> Option<Cow<'_, str>> {
         .filter(|(_, word)| !word.is_empty())
         .collect();
     let anchor = words.iter().rposition(|(start, _)| *start <= last)?;
+    // The 2 of `25 cm^2` is its unit's.
+    let base = words[anchor].1.split_once('^').map_or("", |(base, _)| base);
+    if (is_unit(base) || is_letter(base)) && anchor > 0 && words[anchor - 1].1.ends_with(|c: char| c.is_ascii_digit()) {
+        return last_number(&line[..words[anchor].0]).map(Cow::Borrowed);
+    }
     let (mut low, mut high) = (anchor, anchor);
     let held = |left: &str, right: &str| {
         const OPERATORS: &str = "+*/^=<>≤≥≠≈±∈∪∩×÷·!";
@@ -205,7 +214,8 @@ fn bare(text: &str) -> Option<Cow<'_, str>> {
     let formula = line[start..end].trim_matches(|c: char| ".,;:!?*`\"'".contains(c));
     let after = percent(&line[end..]);
     if !is_formula(words[anchor].1)
-        || low == high && !formula.contains(['=', '<', '>', '≤', '≥', '(', '[', '^', '%', '√', ':', '\\'])
+        || low == high
+            && !formula.contains(['=', '<', '>', '≤', '≥', '(', '[', '^', '%', '√', ':', '\\', '+', 'π', '∞'])
     {
         let number = last_number(line)?;
         return Some(if after > 0 { format!("{number}%").into() } else { number.into() });
@@ -244,6 +254,9 @@ mod tests {
             ("so x >= 4 is needed", "x >= 4"),
             ("the interval is [2, 5).", "[2, 5)"),
             ("P(A) = 3/8 at last", "P(A) = 3/8"),
+            ("it measures 25 cm^2 there", "25"),
+            ("so $a = 2$ and $b = 3$", "b = 3"),
+            ("it is π.", "π"),
             ("about 3/8 of it", "3/8"),
             ("it is minus 4 here", "minus 4"),
             ("16-3", "3"),

@@ -107,7 +107,7 @@ fn rational(words: &[&str]) -> Option<BigRational> {
 }
 
 fn whole(words: &[&str]) -> Option<BigRational> {
-    let (mut total, mut group) = (0i64, None::<i64>);
+    let (mut total, mut group, mut limit) = (0i64, None::<i64>, i64::MAX);
     for (index, word) in words.iter().enumerate() {
         let place = |row: &[&str]| row.iter().position(|other| other == word).and_then(|at| i64::try_from(at).ok());
         let known = group.unwrap_or(0);
@@ -122,8 +122,10 @@ fn whole(words: &[&str]) -> Option<BigRational> {
             let scaled = group.unwrap_or(1).checked_mul(factor)?;
             if factor <= 100 {
                 group = Some(scaled);
+            } else if factor < limit {
+                (total, group, limit) = (total.checked_add(scaled)?, None, factor);
             } else {
-                (total, group) = (total.checked_add(scaled)?, None);
+                return None;
             }
         } else if !(*word == "and" && index > 0 && index + 1 < words.len() || matches!(*word, "a" | "an") && index == 0)
         {
@@ -346,9 +348,19 @@ mod tests {
         for (text, value) in table {
             assert_eq!(number(&tokenize(text).unwrap()).map(|node| node.to_string()).as_deref(), Some(value), "{text}");
         }
-        for text in
-            ["", "a", "third", "twenty third", "one two", "ten four", "thirty twenty", "one thirds", "and", "six eggs"]
-        {
+        for text in [
+            "",
+            "a",
+            "third",
+            "twenty third",
+            "one two",
+            "ten four",
+            "thirty twenty",
+            "one thirds",
+            "and",
+            "six eggs",
+            "two thousand million",
+        ] {
             assert_eq!(number(&tokenize(text).unwrap()), None, "{text}");
         }
     }
