@@ -270,6 +270,23 @@ mod tests {
     }
 
     #[test]
+    fn long_lists_compare_in_any_order() {
+        let list = |range: std::ops::Range<i32>, show: &dyn Fn(i32) -> String| range.map(show).collect::<Vec<_>>();
+        let plain = |n: i32| n.to_string();
+        let half = |n: i32| format!("\\frac{{{n}}}{{2}}");
+        for (gold, mut answer) in [
+            (list(1..400, &plain), list(1..400, &|n| format!("{n}.0"))),
+            (list(1..150, &half), list(1..150, &|n| format!("{n}/2"))),
+            (list(1..150, &|n| format!("({n},{})", n * n)), list(1..150, &|n| format!("({n}, {})", n * n))),
+        ] {
+            answer.reverse();
+            assert_eq!(compare(&gold.join(", "), &answer.join(", ")), Verdict::Right, "{}", gold[1]);
+            answer[7] = "7000".to_string();
+            assert_eq!(compare(&gold.join(", "), &answer.join(", ")), Verdict::Wrong, "{}", gold[1]);
+        }
+    }
+
+    #[test]
     fn what_is_too_large_or_too_deep_is_undecided() {
         let nested = |open: &str, close: &str| format!("{}2{}", open.repeat(400), close.repeat(400));
         // Each level holds the one before twice: written out, 2^40 roots.
