@@ -79,7 +79,10 @@ fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announce
 
 /// The value after its announcement: on the same line, or on the next that is not blank.
 fn value(rest: &str) -> Option<String> {
-    let rest = rest.trim_start_matches(|c: char| is_mark(c) || c == ':' || c == '：' || c.is_whitespace());
+    let after = rest.trim_start_matches(|c: char| is_mark(c) || c == ':' || c == '：' || c.is_whitespace());
+    // On a line of its own a dash begins an item of a list.
+    let item = rest[..rest.len() - after.len()].contains('\n');
+    let rest = after.strip_prefix("- ").filter(|_| item).unwrap_or(after);
     let end = (0..=rest.len().min(MAX_ANSWER)).rev().find(|end| rest.is_char_boundary(*end))?;
     let rest = &rest[..end];
     for (open, close) in [("$$", "$$"), ("\\[", "\\]")] {

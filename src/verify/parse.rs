@@ -61,9 +61,15 @@ fn without_domain(mut node: Node) -> Node {
     node
 }
 
-/// Takes away the stops at the end.
+/// Takes away the stops at the end, and dots after a word or a whole number.
 pub(super) fn drop_stops(tokens: &mut Vec<Spaced>) {
-    while matches!(tokens.last(), Some(Spaced(Token::Char('.' | ',' | ';'), _))) {
+    loop {
+        match tokens.as_slice() {
+            [.., Spaced(Token::Char('.' | ',' | ';'), _)] => {}
+            [.., Spaced(Token::Letters(_) | Token::Text(_), _), Spaced(Token::Char('…'), _)] => {}
+            [.., Spaced(Token::Digits(digits), _), Spaced(Token::Char('…'), _)] if !digits.contains('.') => {}
+            _ => return,
+        }
         tokens.pop();
     }
 }
