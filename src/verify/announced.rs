@@ -92,6 +92,8 @@ fn value(rest: &str) -> Option<String> {
     }
     let plain = without_stars(sentence(rest.lines().next()?));
     let plain = plain.trim_matches(|c: char| is_mark(c) || c.is_whitespace()).trim_end_matches(['.', '*', ' ']);
+    let adverb = ["therefore ", "thus ", "then ", "hence ", "simply ", "just ", "equal to "];
+    let plain = adverb.iter().fold(plain, |plain, adverb| plain.strip_prefix(adverb).unwrap_or(plain));
     if plain.is_empty() || plain.starts_with("not ") || plain.ends_with('?') {
         return None;
     }
@@ -100,7 +102,7 @@ fn value(rest: &str) -> Option<String> {
         return Some(one.filter(|inside| !inside.contains('$')).unwrap_or(plain).to_string());
     }
     // "The largest n is 34", or a formula with words after it.
-    let copulas = [" is ", " are ", " equals ", "为", "是"].iter();
+    let copulas = [" is ", " are ", " equals ", "equal to ", "为", "是"].iter();
     let tail = copulas.filter_map(|verb| Some(plain.rfind(verb)? + verb.len())).max().map(|at| plain[at..].trim());
     if let Some(formula) = tail.filter(|tail| reads(tail)).or_else(|| first_formula(plain)) {
         return Some(formula.to_string());

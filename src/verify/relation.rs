@@ -18,7 +18,7 @@ impl Comparer {
             return if is_name(last) && !is_name(first) {
                 compare(first)
             } else if is_name(first)
-                || !terms[usize::from(terms.len() > 2)..].iter().any(has_symbol)
+                || !terms[terms.len() - 2..].iter().any(has_symbol)
                 || (terms.len() > 2 && is_name(&terms[terms.len() - 2]))
                 // `m + n = 7` answers a question for m + n; as a right answer it may be an equation.
                 || (!relation_is_gold && is_sum_of_symbols(first))

@@ -273,7 +273,7 @@ fn remark(tokens: &[Spaced], words: &[Vec<String>], at: usize) -> usize {
     let digit = |Spaced(token, _): &Spaced| matches!(token, Token::Digits(_));
     let dropped = match first {
         _ if forall => true,
-        "since" | "because" | "which" | "approximately" | "checked" => return rest.len(),
+        "since" | "because" | "which" | "approximately" | "checked" | "regardless" => return rest.len(),
         "as" if matches!(second, "required" | "desired" | "needed" | "claimed" | "expected") => return rest.len(),
         "for" if is_general(second) => true,
         "for" => symbol && related() && cases.next().is_none(),
@@ -291,7 +291,7 @@ fn remark(tokens: &[Spaced], words: &[Vec<String>], at: usize) -> usize {
 /// Words that comments begin with.
 #[rustfmt::skip]
 const STARTS: &[&str] = &[
-    "where", "since", "because", "assuming", "provided", "which", "approximately", "checked", "as", "with", "for", "is",
+    "where", "since", "because", "assuming", "provided", "which", "approximately", "checked", "regardless", "as", "with", "for", "is",
     "are",
 ];
 
