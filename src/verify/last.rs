@@ -77,10 +77,14 @@ fn within<'a>(text: &'a str, spans: &[Span<'a>], index: usize) -> Option<Cow<'a,
 
 /// The last step of a derivation: after the last arrow, in the last row.
 fn settled(content: &str) -> &str {
-    let mut content = content;
-    if !content.contains("\\begin{") || content.starts_with("\\begin{align") {
-        let body = content.strip_suffix("\\end{align*}").or_else(|| content.strip_suffix("\\end{align}"));
-        content = body.unwrap_or(content).trim().trim_end_matches("\\\\");
+    let mut content = content.trim_matches(|c: char| c.is_whitespace() || ".,;".contains(c));
+    let rows = ["aligned", "align*", "align", "gathered", "split"].iter().find_map(|name| {
+        let body = content.strip_suffix('}')?.strip_suffix(name)?.strip_suffix("\\end{")?;
+        Some(body.rsplit_once(&format!("\\begin{{{name}}}")).map_or(body, |(_, rows)| rows))
+    });
+    content = rows.unwrap_or(content);
+    if !content.contains("\\begin{") {
+        content = content.trim_end().trim_end_matches("\\\\");
         content = content.rsplit("\\\\").next().unwrap_or(content);
     }
     for arrow in ["\\Rightarrow", "\\implies", "\\Longrightarrow", "\\iff", "\\to ", "⇒", "→"] {
@@ -94,7 +98,7 @@ fn is_answer(content: &str) -> bool {
     fn is_name(node: &Node) -> bool {
         match node {
             Node::Symbol(_) => true,
-            Node::Product(list) | Node::Apply(_, list) => list.iter().all(is_name),
+            Node::Product(list) | Node::Apply(_, list) | Node::Tuple(list) => list.iter().all(is_name),
             _ => false,
         }
     }
@@ -245,6 +249,8 @@ mod tests {
             ("\\[ a = b \\Rightarrow a = \\sqrt{7} \\]", "a = \\sqrt{7}"),
             ("\\begin{align*} a &= 2 + 5 \\\\ &= 7. \\end{align*}", "7"),
             ("$$\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}$$", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+            ("$$\\begin{aligned} a &= 2 + 5 \\\\ &= 7 \\end{aligned}.$$", "7"),
+            ("so $(2, 9)$ is the $(p, q)$", "(2, 9)"),
             ("the roots are $3$, $5$ and $7$.", "3, 5, 7"),
             ("first $3$, then $5$", "5"),
             ("a loss of $30$ percent", "30\\%"),
