@@ -20,6 +20,25 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(Error::io(path))
 }
 
+/// Reads a text, without the byte-order mark that some editors put before it.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = read(path)?;
+    Ok(text(path, &bytes)?.to_string())
+}
+
+/// The content of `path` as text, without a byte-order mark.
+pub(crate) fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
+    const MARK: char = '\u{feff}';
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(Error::file(path, "the text is UTF-16; save it as UTF-8"));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        Error::file(format!("{}:{line}", path.display()), "the text is not UTF-8; save it as UTF-8")
+    })?;
+    Ok(text.strip_prefix(MARK).unwrap_or(text))
+}
+
 /// Creates a folder and its parents.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(Error::io(path))
@@ -27,7 +46,12 @@ pub(crate) fn create_dir(path: &Path) -> Result<()> {
 
 /// Reads and parses a JSON file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read(path)?).map_err(|error| Error::file(path, error))
+    parse_json(path, &read(path)?)
+}
+
+/// The content of `path` as JSON.
+pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_str(text(path, bytes)?).map_err(|error| Error::file(path, error))
 }
 
 /// Writes `value` as indented JSON.
@@ -259,6 +283,15 @@ mod tests {
         write_dir(&at("final"), fill("new")).unwrap();
         assert_eq!(std::fs::read(at("final/x")).unwrap(), b"new");
         assert_eq!(entries(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn texts_lose_their_mark_and_other_encodings_are_named() {
+        let path = Path::new("x.jsonl");
+        assert_eq!(text(path, "\u{feff}é".as_bytes()).unwrap(), "é");
+        let fault = |bytes: &[u8]| text(path, bytes).unwrap_err().to_string();
+        assert_eq!(fault(b"a\n\xe9\n"), "x.jsonl:2: the text is not UTF-8; save it as UTF-8");
+        assert_eq!(fault(b"\xff\xfe{\0"), "x.jsonl: the text is UTF-16; save it as UTF-8");
     }
 
     #[test]

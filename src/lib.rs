@@ -27,6 +27,7 @@ pub mod error;
 pub mod eval;
 mod files;
 pub mod generate;
+mod json;
 pub mod metrics;
 pub mod model;
 pub mod noise;

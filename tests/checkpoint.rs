@@ -66,6 +66,20 @@ fn tensors_that_are_missing_left_over_or_of_another_shape_are_all_listed() {
     assert!(error.contains("model.safetensors"), "{error}");
 }
 
+/// Such a model gave one token for ever, at accuracy 0 and exit code 0.
+#[test]
+fn weights_that_are_not_finite_are_refused_by_name() {
+    let workshop = Workshop::new();
+    edit(&workshop.path("model/model.safetensors"), |tensors| {
+        let (_, bytes) = tensors.get_mut("model.layers.1.mlp.up_proj.weight").unwrap();
+        bytes[28..32].copy_from_slice(&f32::NAN.to_le_bytes());
+        bytes[40..44].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    });
+    let error = failure(&workshop);
+    let want = "2 of the 2048 numbers of model.layers.1.mlp.up_proj.weight are not finite: the model is broken";
+    assert!(error.contains("model.safetensors") && error.contains(want), "{error}");
+}
+
 #[test]
 fn a_weights_file_cut_short_is_refused_by_name() {
     let workshop = Workshop::new();

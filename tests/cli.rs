@@ -279,7 +279,11 @@ fn control_c_saves_the_state_and_ends_with_130() {
 #[cfg(unix)]
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
-    for args in [&["tasks", "--count", "3000"][..], &["train", "--dry-run"]] {
+    let workshop = Workshop::new();
+    let texts = workshop.path("texts.jsonl");
+    std::fs::write(&texts, "\u{feff}{\"text\": \"2+3\", \"messages\": null}\n".repeat(2000)).unwrap();
+    let score = ["score", "assets/base", "--input", texts.to_str().unwrap()];
+    for args in [&["tasks", "--count", "3000"][..], &["train", "--dry-run"], &score] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tempering"));
         child.args(args).current_dir(repository("")).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = child.spawn().unwrap();

@@ -122,6 +122,34 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     };
     let error = failure("\"bias\": \"none\"", "\"bias\": \"all\", \"use_dora\": true");
     assert!(error.contains("bias = \"all\"") && error.contains("use_dora = true"), "{error}");
+    // What trains beside a changed base was loaded on the base as it is, 3 nats off; a setting of a later PEFT was ignored.
+    for init in ["pissa", "pissa_niter_16", "olora", "corda"] {
+        let error = failure("\"bias\": \"none\"", &format!("\"init_lora_weights\": \"{init}\""));
+        assert!(
+            error.contains(&format!("init_lora_weights = \"{init}\" trains an adapter of a changed base")),
+            "{error}"
+        );
+    }
+    let error = failure("\"bias\": \"none\"", "\"new_kind\": {\"blocks\": 2}");
+    assert!(error.contains("new_kind = {\"blocks\":2} is not supported"), "{error}");
+    let harmless = "\"init_lora_weights\": \"orthogonal\", \"new_kind\": null, \"peft_version\": \"0.21.2\"";
+    std::fs::write(&path, text.replace("\"bias\": \"none\"", harmless)).unwrap();
+    // A pattern is what the file has adapters for.
+    for pattern in ["all-linear", ".*\\\\.(q_proj|down_proj)"] {
+        let listed = &text[text.find("\"target_modules\"").unwrap()..];
+        let listed = &listed[..listed.find(']').unwrap() + 1];
+        std::fs::write(&path, text.replace(listed, &format!("\"target_modules\": \"{pattern}\""))).unwrap();
+        let (_, _, lora) = model::lora::load(&dir, &device(), Precision::F32).unwrap();
+        assert_eq!(lora, small());
+    }
+    // √2 of rank 2.
+    std::fs::write(&path, text.replace("\"bias\": \"none\"", "\"use_rslora\": true")).unwrap();
+    let (_, _, lora) = model::lora::load(&dir, &device(), Precision::F32).unwrap();
+    assert!((lora.lora_alpha / small().lora_alpha - f64::sqrt(2.0)).abs() < 1e-12);
+    std::fs::write(&path, &text).unwrap();
+    // The base's configuration beside an adapter does not make it a model.
+    std::fs::copy(workshop.path("model/config.json"), dir.join("config.json")).unwrap();
+    model::load(&dir, &device()).unwrap();
     // Refused before memory for such adapters is taken.
     let error = failure("\"r\": 2", "\"r\": 65536");
     assert!(error.contains("lora_A.weight has shape [2, 32], but r = 65536"), "{error}");
@@ -131,6 +159,9 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     assert!(error.contains("\"lm_head\" has no adapter; choose from q_proj"), "{error}");
     let error = failure("/model\"", "/elsewhere\"");
     assert!(error.contains("base_model_name_or_path") && error.contains("is not a directory"), "{error}");
+    std::fs::rename(dir.join("adapter_model.safetensors"), dir.join("adapter_model.bin")).unwrap();
+    let error = failure("\"r\": 2", "\"r\": 2");
+    assert!(error.contains("no adapter_model.safetensors is here; pickled adapters are not read"), "{error}");
 }
 
 #[test]

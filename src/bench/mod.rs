@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::doctor::estimate;
 use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
 use crate::metrics::peak_rss_gb;
-use crate::model::{CausalLm, ModelConfig, Precision, names};
+use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision, names};
 use crate::objective::TokenTerm;
 use crate::optim::{AdamW, Moments, OptimConfig};
 use crate::stage::Stage;
@@ -51,7 +51,7 @@ impl Size {
 }
 
 /// Amount of work of one benchmarked step.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct StepShape {
     /// Completions per prompt.
     pub group: usize,
@@ -67,6 +67,8 @@ pub struct StepShape {
     pub tokens_per_microbatch: usize,
     /// What is kept for the backward pass.
     pub activation_checkpointing: ActivationCheckpointing,
+    /// Adapters, to train these alone.
+    pub lora: Option<LoraConfig>,
 }
 
 /// Medians over the timed steps.
@@ -98,6 +100,9 @@ pub struct StepTimes {
 /// Times GRPO steps (DAPO loss, AdamW) of a random model with every completion at full length and an advantage of ±1.
 pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
     let mut model = CausalLm::random_as(config, 0, &device.clone().autodiff(), shape.precision);
+    if let Some(lora) = &shape.lora {
+        model = lora.attach(model, 0);
+    }
     let parameters = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
     let optim = OptimConfig { learning_rate: 1e-4, ..OptimConfig::default() };
     let objective = Stage::default().objective();
@@ -208,7 +213,7 @@ fn workload(
         learner: *learner,
         precision: shape.precision,
         moments: Moments::F32,
-        lora: None,
+        lora: shape.lora.clone(),
         cache: (shape.sampled)
             .then(|| cache_shape(requests, sampling).expect("a cache without a bound holds everything")),
         reference: false,

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::problems::ProblemArgs;
-use super::progress::Progress;
+use super::progress::{Progress, say};
 use super::{DeviceArgs, PrecisionArgs, PromptArgs};
 use crate::config::{self, Settings};
 use crate::error::{Error, Result};
@@ -134,7 +134,7 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     for data in &args.data {
         let context = model_config.max_position_embeddings;
         let (found, report) = args.problems.open(data, args.num_problems, context, &tokenizer)?;
-        eprintln!("{}: {report}", data.display());
+        say(format_args!("{}: {report}", data.display()));
         problems.extend(found);
     }
     let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };

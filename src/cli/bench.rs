@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::{DeviceArgs, PrecisionArgs, print};
 use crate::bench::ops::{OpsShape, operations};
 use crate::bench::{RolloutShape, Size, StepShape, rollout, step};
-use crate::model::{self, CausalLm, ModelConfig};
+use crate::model::{self, CausalLm, LoraConfig, ModelConfig};
 use crate::train::learner::ActivationCheckpointing;
 use crate::{device, error::Error};
 
@@ -57,6 +57,9 @@ struct StepArgs {
     /// Do not sample: completions are made up, and training alone is timed.
     #[arg(long)]
     no_sampling: bool,
+    /// Train adapters of this rank on all projections, over a frozen model.
+    #[arg(long, value_name = "RANK")]
+    lora: Option<usize>,
     /// Keep the inputs of blocks only, and run them again in the backward pass.
     #[arg(long)]
     recompute: bool,
@@ -164,7 +167,7 @@ fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
         Some(size) => size.config(),
         None => step_model(args)?,
     };
-    if [args.group, args.prompts, args.tokens, args.steps].contains(&0) {
+    if [args.group, args.prompts, args.tokens, args.steps, args.lora.unwrap_or(1)].contains(&0) {
         return Err(Error::Invalid("sizes must be positive".to_string()).into());
     }
     let device = device::parse(&args.device.device)?;
@@ -181,9 +184,9 @@ fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
         } else {
             ActivationCheckpointing::None
         },
+        lora: args.lora.map(|r| LoraConfig { r, ..LoraConfig::default() }),
     };
-    println!("{}", serde_json::to_string(&step(&config, &shape, args.steps, &device))?);
-    Ok(())
+    super::print(serde_json::to_string(&step(&config, &shape, args.steps, &device))?)
 }
 
 /// The model that --hidden, --layers and --vocab describe.

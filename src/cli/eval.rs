@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::problems::{ProblemArgs, is_tasks};
-use super::progress::Progress;
+use super::progress::{Progress, say};
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs, print};
 use crate::eval::saved::{Manifest, evaluate_into};
 use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
@@ -98,7 +98,7 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
         let context = model_config.max_position_embeddings;
         let limit = args.num_problems.unwrap_or(if is_tasks(data) { EvalConfig::default().num_problems } else { 0 });
         let (found, report) = args.problems.open(data, limit, context, &tokenizer)?;
-        eprintln!("{}: {report}", data.display());
+        say(format_args!("{}: {report}", data.display()));
         reports.push((data.clone(), report));
         problems.extend(found);
     }

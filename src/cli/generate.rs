@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::progress::say;
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs};
 use crate::error::Result;
 use crate::generate::{Distribution, FinishReason, Request, Room, Sampling, Watch, generate};
@@ -94,7 +95,7 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
             }
             FinishReason::Length => "cut at --max-completion-length",
         };
-        eprintln!("{} tokens, {end}", completion.tokens.len());
+        say(format_args!("{} tokens, {end}", completion.tokens.len()));
     }
     Ok(())
 }
@@ -127,7 +128,7 @@ fn published(tokenizer: &Tokenizer) -> Result<Distribution> {
         }
     }
     if !taken.is_empty() {
-        eprintln!("from generation_config.json, where no option says otherwise: {}", taken.join(", "));
+        say(format_args!("from generation_config.json, where no option says otherwise: {}", taken.join(", ")));
     }
     Ok(distribution)
 }

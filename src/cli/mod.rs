@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Parser, Subcommand};
 
+use self::progress::say;
 use crate::error::Error;
 use crate::generate::Distribution;
 use crate::model::Precision;
@@ -160,7 +161,7 @@ impl PromptArgs {
             settings.chat_template_kwargs.insert(key.trim().to_string(), value.unwrap_or_else(text));
         }
         let tokenizer = Tokenizer::load(dir)?.with_prompt(&settings)?;
-        tokenizer.notes().iter().for_each(|note| eprintln!("{note}"));
+        tokenizer.notes().iter().for_each(say);
         Ok(tokenizer)
     }
 }
@@ -185,12 +186,18 @@ fn precision(name: &str) -> std::result::Result<Precision, String> {
 /// The error of the command.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     let outcome = dispatch(cli.command);
-    // An error of standard output itself: those of files and programs are wrapped in an `Error`.
     let closed = |error: &anyhow::Error| {
-        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        let failed = match error.downcast_ref::<Error>() {
+            Some(Error::Io { path, source }) if path.as_os_str() == STDOUT => Some(source),
+            _ => error.downcast_ref::<io::Error>(),
+        };
+        failed.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
     if outcome.as_ref().is_err_and(closed) { Ok(()) } else { outcome }
 }
+
+/// What errors call standard output.
+const STDOUT: &str = "standard output";
 
 /// Writes a line to standard output.
 fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
@@ -243,8 +250,7 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
             crate::reward::end_programs();
             std::process::exit(130);
         }
-        // The terminal may be gone.
-        let _ = writeln!(io::stderr(), "stopping: the state of the last step is being saved; again to end at once");
+        say("stopping: the state of the last step is being saved; again to end at once");
     })?;
     Ok(stop)
 }

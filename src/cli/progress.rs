@@ -215,7 +215,7 @@ impl Observer for Progress {
 }
 
 /// A line on standard error. That nobody reads it any more (a closed terminal, a pipe) is no reason to end a run.
-fn say(line: &str) {
+pub(super) fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::Value;
 
-use super::{DeviceArgs, PrecisionArgs};
+use super::{DeviceArgs, PrecisionArgs, STDOUT};
 use crate::error::{Error, Result};
 use crate::model::{self, CausalLm, ModelConfig};
 use crate::text::chat::Message;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::token_scores as score;
-use crate::{device, files};
+use crate::{device, files, json};
 
 /// Write log-probability and entropy of every token, one JSON line per row.
 ///
@@ -68,13 +68,16 @@ struct Scorer<'a> {
 impl Scorer<'_> {
     fn run(&self, rows: impl BufRead, out: &mut dyn Write) -> Result<()> {
         let (mut batch, mut held) = (Vec::new(), 0);
-        for (number, line) in (1..).zip(rows.lines()) {
+        for (number, line) in (1..).zip(rows.split(b'\n')) {
             let line = line.map_err(Error::io(&self.args.input))?;
+            let place = PathBuf::from(format!("{}:{number}", self.args.input.display()));
+            let line = std::str::from_utf8(&line)
+                .map_err(|_| Error::file(&place, "the text is not UTF-8; save it as UTF-8"))?
+                .trim_start_matches('\u{feff}');
             if line.trim().is_empty() {
                 continue;
             }
-            let place = PathBuf::from(format!("{}:{number}", self.args.input.display()));
-            let tokens = self.tokens(&place, &line)?;
+            let tokens = self.tokens(&place, line)?;
             if held > 0 && held + tokens.len() > self.args.tokens_per_batch {
                 self.write(&mut batch, out)?;
                 held = 0;
@@ -87,14 +90,14 @@ impl Scorer<'_> {
     }
 
     fn failed(&self) -> impl FnOnce(std::io::Error) -> Error {
-        Error::io(self.args.output.as_deref().unwrap_or(Path::new("standard output")))
+        Error::io(self.args.output.as_deref().unwrap_or(Path::new(STDOUT)))
     }
 
     /// The tokens of a row.
     fn tokens(&self, place: &Path, line: &str) -> Result<Vec<u32>> {
-        let row: Value = serde_json::from_str(line).map_err(|error| Error::file(place, error))?;
+        let row: Value = json::row(line).map_err(|error| Error::file(place, error))?;
         let keys = ["text", "messages", "input_ids"];
-        let given: Vec<&str> = keys.into_iter().filter(|key| row.get(key).is_some()).collect();
+        let given: Vec<&str> = keys.into_iter().filter(|key| !row[key].is_null()).collect();
         let [key] = given[..] else {
             let message = format!("a row must have one of text, messages, input_ids; this one has {}", given.len());
             return Err(Error::file(place, message));

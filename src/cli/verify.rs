@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::{files, verify as verifier};
+use crate::{files, json, verify as verifier};
 
 /// Compare answers with right ones and say why they are (not) equal.
 #[derive(Debug, Args)]
@@ -46,12 +46,12 @@ pub(super) fn verify(args: VerifyArgs) -> anyhow::Result<()> {
 }
 
 fn graded_rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = files::read_text(path)?;
     let mut rows = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let fail = |message: String| Error::file(format!("{}:{}", path.display(), number + 1), message);
         let mut row: Map<String, Value> =
-            serde_json::from_str(line).map_err(|e| fail(format!("expected one JSON object per line: {e}")))?;
+            json::row(line).map_err(|e| fail(format!("expected one JSON object per line: {e}")))?;
         let field = |key: &str| match row.get(key) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(Value::Number(number)) => Ok(number.to_string()),

@@ -8,7 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Mistake, config_error};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 
 /// The files, topmost first, then every `--set`, then the defaults: those that lie below files, and all of them.
 pub(super) struct Layers<'a> {
@@ -64,7 +65,7 @@ impl<'a> Layers<'a> {
         let mut next = file.map(Path::to_path_buf);
         let mut end = 0;
         while let Some(file) = next.take() {
-            let text = std::fs::read_to_string(&file).map_err(Error::io(&file))?;
+            let text = files::read_text(&file)?;
             let source = Source::new(Some(file), end, &text);
             end = source.text.len() + 1;
             files.push(source);

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::shapes::{Fault, kind};
 use crate::error::{Error, Result};
+use crate::{files, json};
 
 type Row = Map<String, Value>;
 
@@ -22,7 +23,7 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Res
     };
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
     match ending.as_str() {
-        "jsonl" | "json" => json(path, ending == "json", &mut take)?,
+        "jsonl" | "json" => lines(path, ending == "json", &mut take)?,
         "parquet" => super::parquet::rows(path, &mut take)?,
         _ => {
             let hub = match (ending.as_str(), path.exists(), path.iter().count()) {
@@ -44,17 +45,16 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Res
 }
 
 /// One object per line or, where that `may_be_list`, one list of objects.
-fn json(path: &Path, may_be_list: bool, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let text = text.trim_start_matches('\u{feff}');
+fn lines(path: &Path, may_be_list: bool, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
+    let text = files::read_text(path)?;
     if may_be_list && text.trim_start().starts_with('[') {
-        let rows: Vec<Value> = serde_json::from_str(text).map_err(|e| Error::file(path, e))?;
+        let rows: Vec<Value> = json::row(&text).map_err(|e| Error::file(path, e))?;
         return (1..).zip(rows).try_for_each(|(number, row)| take(format!("{} row {number}", path.display()), row));
     }
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let place = format!("{}:{number}", path.display());
-        let row = serde_json::from_str(line)
-            .map_err(|e| Error::file(&place, format!("expected one JSON object per line: {e}")))?;
+        let row =
+            json::row(line).map_err(|e| Error::file(&place, format!("expected one JSON object per line: {e}")))?;
         take(place, row)?;
     }
     Ok(())

@@ -70,6 +70,9 @@ pub struct DataReport {
     pub problems: usize,
     /// Those with an empty answer, which no reward can score.
     pub empty_answers: usize,
+    /// Those whose answer is a text of several sentences, which only the same words equal.
+    #[serde(default)]
+    pub prose_answers: usize,
     /// Those whose prompt occurred before.
     pub duplicates: usize,
     /// Those left out because their prompt is too long.
@@ -83,6 +86,7 @@ impl DataReport {
         Self {
             problems: problems.len(),
             empty_answers: problems.iter().filter(|problem| problem.answer.trim().is_empty()).count(),
+            prose_answers: problems.iter().filter(|problem| is_prose(&problem.answer)).count(),
             duplicates: problems.iter().filter(|problem| !seen.insert(problem.id)).count(),
             overlong: 0,
         }
@@ -90,15 +94,22 @@ impl DataReport {
 
     /// Whether there is nothing odd.
     pub fn is_clean(&self) -> bool {
-        self.empty_answers + self.duplicates + self.overlong == 0
+        self.empty_answers + self.prose_answers + self.duplicates + self.overlong == 0
     }
 }
 
 impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} problems", self.problems)?;
-        let odd =
-            [(self.empty_answers, "an empty answer, which cannot be scored"), (self.duplicates, "a repeated prompt")];
+        let odd = [
+            (self.empty_answers, "an empty answer, which cannot be scored"),
+            (
+                self.prose_answers,
+                "a text of several sentences for an answer, which only the same words equal (name the field with the answer \
+                 alone, data.answer_field, or grade with a reward program)",
+            ),
+            (self.duplicates, "a repeated prompt"),
+        ];
         for (count, what) in odd.into_iter().filter(|(count, _)| *count > 0) {
             write!(f, ", {count} with {what}")?;
         }
@@ -107,6 +118,13 @@ impl fmt::Display for DataReport {
         }
         Ok(())
     }
+}
+
+/// Whether an answer is an explanation rather than an answer: of several lines or of more than 20 words.
+fn is_prose(answer: &str) -> bool {
+    const WORDS: usize = 20;
+    let word = |text: &&str| text.len() > 1 && text.chars().all(|c| c.is_alphabetic() || ".,;:!?'".contains(c));
+    answer.trim().contains('\n') || answer.split_whitespace().filter(word).count() > WORDS
 }
 
 /// Reads problems from a file.
@@ -175,13 +193,16 @@ mod tests {
     #[test]
     fn repeated_and_empty_rows_are_kept_and_counted() {
         let dir = tempfile::tempdir().unwrap();
-        let rows = concat!(r#"{"prompt": "q", "answer": ""}"#, "\n", r#"{"prompt": "q", "answer": "5"}"#);
-        let problems = load_problems(&write(&dir, "x.jsonl", rows), &Fields::default()).unwrap();
+        let prose = r#"{"prompt": "r", "solution": "Twice 2 is 4.\nAdd 1: it is 5."}"#;
+        let rows = [r#"{"prompt": "q", "answer": ""}"#, r#"{"prompt": "q", "answer": "5"}"#, prose].join("\n");
+        let problems = load_problems(&write(&dir, "x.jsonl", &rows), &Fields::default()).unwrap();
         let report = DataReport::of(&problems);
-        assert_eq!(report, DataReport { problems: 2, empty_answers: 1, duplicates: 1, overlong: 0 });
+        assert_eq!(report, DataReport { problems: 3, empty_answers: 1, prose_answers: 1, duplicates: 1, overlong: 0 });
         assert_eq!(
             DataReport { overlong: 3, ..report }.to_string(),
-            "2 problems, 1 with an empty answer, which cannot be scored, 1 with a repeated prompt; 3 more left out for an \
+            "3 problems, 1 with an empty answer, which cannot be scored, 1 with a text of several sentences for an answer, \
+             which only the same words equal (name the field with the answer alone, data.answer_field, or grade with a \
+             reward program), 1 with a repeated prompt; 3 more left out for an \
              overlong prompt"
         );
     }

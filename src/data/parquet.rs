@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::path::Path;
 
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::Value;
@@ -16,10 +18,24 @@ pub(super) fn rows(path: &Path, take: &mut dyn FnMut(String, Value) -> Result<()
         |e: ParquetError| Error::file(path, format!("not a whole Parquet file ({e}); copy or download it again"));
     let file = File::open(path).map_err(Error::io(path))?;
     let reader = SerializedFileReader::new(file).map_err(broken)?;
+    for column in reader.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
+        supported(path, column.compression())?;
+    }
     for (number, row) in (1..).zip(reader.get_row_iter(None).map_err(broken)?) {
         take(format!("{} row {number}", path.display()), object(&row.map_err(broken)?))?;
     }
     Ok(())
+}
+
+/// Whether a codec is part of the build.
+fn supported(path: &Path, codec: Compression) -> Result<()> {
+    match codec {
+        Compression::BROTLI(_) | Compression::LZO => {
+            let message = format!("compression {codec} is not supported; write the file with zstd or snappy");
+            Err(Error::file(path, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn object(row: &Row) -> Value {
@@ -131,5 +147,31 @@ mod tests {
         write(&[1, 0]);
         let error = load_problems(&path, &Fields::default()).unwrap_err().to_string();
         assert!(error.contains("sums.parquet row 2: no answer"), "{error}");
+    }
+
+    /// A codec that was left out of the build was told as a broken file.
+    #[test]
+    fn codecs_are_read_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.parquet");
+        let schema = "message schema { REQUIRED BYTE_ARRAY prompt (UTF8); REQUIRED BYTE_ARRAY answer (UTF8); }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        for codec in
+            [Compression::SNAPPY, Compression::GZIP(Default::default()), Compression::LZ4, Compression::LZ4_RAW]
+        {
+            let properties = Arc::new(WriterProperties::builder().set_compression(codec).build());
+            let mut writer =
+                SerializedFileWriter::new(File::create(&path).unwrap(), schema.clone(), properties).unwrap();
+            let mut group = writer.next_row_group().unwrap();
+            texts(&mut group, &["2+3?"], None, None);
+            texts(&mut group, &["5"], None, None);
+            group.close().unwrap();
+            writer.close().unwrap();
+            assert_eq!(load_problems(&path, &Fields::default()).unwrap()[0].answer, "5", "{codec}");
+        }
+        for codec in [Compression::BROTLI(Default::default()), Compression::LZO] {
+            let error = supported(&path, codec).unwrap_err().to_string();
+            assert!(error.ends_with("is not supported; write the file with zstd or snappy"), "{error}");
+        }
     }
 }

@@ -117,14 +117,21 @@ impl DataConfig {
         check: impl Fn(usize, &Problem) -> Result<()> + Sync,
     ) -> Result<(Vec<Problem>, DataReport)> {
         let fits = |problem: &Problem| -> Result<bool> {
+            // A book for a prompt is neither rendered, which a template's limits would end, nor encoded.
+            let overlong =
+                |text: &str| Some(tokenizer.least_tokens(text.len())).filter(|n| *n > self.max_prompt_length);
+            if let Some(least) = overlong(&problem.prompt.text()) {
+                return self.reads(least, problem);
+            }
             let text = tokenizer.render_prompt(&problem.prompt)?;
             // A token has at least one byte, and at most those of the longest token: most prompts need not be encoded.
             if text.len() < certain.min(self.max_prompt_length) {
                 return Ok(true);
             }
-            let least = tokenizer.least_tokens(text.len());
-            let tokens =
-                if least > self.max_prompt_length { least } else { tokenizer.encode_prompt(&problem.prompt)?.len() };
+            let tokens = match overlong(&text) {
+                Some(least) => least,
+                None => tokenizer.encode_prompt(&problem.prompt)?.len(),
+            };
             if !self.reads(tokens, problem)? {
                 return Ok(false);
             }

@@ -9,6 +9,9 @@
 //! | AIME, AMC23, MATH-500 | `problem` or `question` | `answer` |
 //! | MATH, Minerva | `problem` | `solution` with a `\boxed{}` |
 //! | OlympiadBench | `question` after any `context` | `final_answer` (a list) |
+//! | MMLU, ARC, MedQA | `question` before its `choices` or `options`, lettered | `answer` or `answerKey`: a letter, or a place counted from 0 |
+//!
+//! Null is as good as no field.
 
 use serde_json::{Map, Value};
 
@@ -16,7 +19,7 @@ use super::{Conversation, Fields, Message, Problem, Prompt};
 use crate::verify::gold_answer;
 
 const PROMPTS: [&str; 4] = ["prompt", "messages", "question", "problem"];
-const ANSWERS: [&str; 4] = ["answer", "final_answer", "ground_truth", "solution"];
+const ANSWERS: [&str; 5] = ["answer", "final_answer", "ground_truth", "answerKey", "solution"];
 
 /// What is wrong with a row.
 pub(super) type Fault = String;
@@ -33,24 +36,25 @@ pub(super) fn problem(
         (Prompt::Text(question), Some(context)) => Prompt::Text(format!("{context}\n{question}")),
         (prompt, _) => prompt,
     };
+    let choices = choices(&row);
+    let prompt = with_choices(prompt, &choices);
     if prompt.text().trim().is_empty() {
         return Err(format!("{prompt_field} is empty"));
     }
 
-    let verl =
-        row.get("reward_model").and_then(|model| model.get("ground_truth")).filter(|_| fields.answer_field.is_none());
+    let verl = row.get("reward_model").and_then(|model| model.get("ground_truth"));
+    let verl = verl.filter(|truth| !truth.is_null() && fields.answer_field.is_none());
     let (answer_field, whole) = match verl {
         Some(truth) => ("reward_model", answer_text(truth, "reward_model.ground_truth")?),
         None => {
             let field = pick(&row, fields.answer_field.as_deref(), &ANSWERS, "answer")?;
-            (field, answer_text(&row[field], field)?)
+            let chosen = chosen(&row[field], &choices).map_err(|fault| format!("{field} = {fault}"))?;
+            (field, chosen.map_or_else(|| answer_text(&row[field], field), Ok)?)
         }
     };
     let hashed = whole.contains("####");
-    let mut answer = gold_answer(&whole).to_string();
-    if hashed {
-        answer.retain(|c| c != ',');
-    }
+    let answer = gold_answer(&whole);
+    let answer = if hashed { without_separators(answer) } else { answer.to_string() };
     let gsm8k = hashed && prompt_field.eq_ignore_ascii_case("question");
     let extracted = answer != whole.trim();
 
@@ -61,9 +65,8 @@ pub(super) fn problem(
     }
     let data_source = match row.remove("data_source") {
         Some(Value::String(name)) => name,
+        Some(Value::Null) | None => if gsm8k { "gsm8k" } else { source }.to_string(),
         Some(other) => return Err(format!("data_source = {}: expected a text", shown(&other))),
-        None if gsm8k => "gsm8k".to_string(),
-        None => source.to_string(),
     };
     let floor = match row.remove("floor") {
         Some(Value::String(floor)) => Some(floor),
@@ -115,6 +118,61 @@ fn thought(messages: &Value, content: String) -> String {
 fn context(row: &Map<String, Value>) -> Option<String> {
     let context = row.get("context").filter(|_| row.contains_key("final_answer"))?.as_str()?;
     (!context.trim().is_empty()).then(|| context.to_string())
+}
+
+/// A number as GSM8K writes it, `1,234`, without its commas; those of tuples and lists stay.
+fn without_separators(answer: &str) -> String {
+    let bytes = answer.as_bytes();
+    let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
+    let groups = |at: usize| at > 0 && digit(at - 1) && (at + 1..at + 4).all(digit) && !digit(at + 4);
+    let separates = |at: usize| bytes[at] == b',' && groups(at) && !answer.contains(['(', '[', '{']);
+    answer.char_indices().filter(|(at, _)| !separates(*at)).map(|(_, c)| c).collect()
+}
+
+/// The choices of a question, each a letter and a text; none for a question without them.
+fn choices(row: &Map<String, Value>) -> Vec<(String, String)> {
+    let named = |name: &str| row.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
+    let texts = |value: &Value| -> Option<Vec<String>> {
+        value.as_array()?.iter().map(|text| text.as_str().map(str::to_string)).collect()
+    };
+    let letters = || ('A'..='Z').map(String::from);
+    let found = match named("choices").or_else(|| named("options")) {
+        Some(list @ Value::Array(_)) => texts(list).map(|texts| letters().zip(texts).collect()),
+        // ARC names them in a list beside that of the texts.
+        Some(Value::Object(lists)) if lists.contains_key("label") => {
+            let list = |name: &str| lists.get(name).and_then(texts);
+            list("label").zip(list("text")).map(|(labels, texts)| labels.into_iter().zip(texts).collect())
+        }
+        Some(Value::Object(named)) => {
+            named.iter().map(|(name, text)| Some((name.clone(), text.as_str()?.to_string()))).collect()
+        }
+        _ => None,
+    };
+    found.unwrap_or_default()
+}
+
+/// A question with its choices, one on a line, unless it has them already.
+fn with_choices(prompt: Prompt, choices: &[(String, String)]) -> Prompt {
+    let lines: String = choices.iter().map(|(letter, text)| format!("\n({letter}) {text}")).collect();
+    let has = |question: &str| choices.iter().all(|(_, text)| question.contains(text.as_str()));
+    match prompt {
+        Prompt::Text(question) if !has(&question) => Prompt::Text(question + &lines),
+        Prompt::Messages(mut messages) => {
+            if let Some(last) = messages.last_mut().filter(|last| !has(&last.content)) {
+                last.content += &lines;
+            }
+            Prompt::Messages(messages)
+        }
+        prompt => prompt,
+    }
+}
+
+/// The letter of the choice that a number names by its place, counted from 0; none where the answer is no number.
+fn chosen(answer: &Value, choices: &[(String, String)]) -> std::result::Result<Option<String>, Fault> {
+    let Some(place) = answer.as_number().filter(|_| !choices.is_empty()) else { return Ok(None) };
+    let choice = place.as_u64().and_then(|place| choices.get(place as usize));
+    let letter = choice.map(|(letter, _)| letter.clone());
+    letter.map(Some).ok_or_else(|| format!("{place}: expected the place of a choice, 0 to {}", choices.len() - 1))
 }
 
 /// The field to read: the one asked for, or the first usual one that the row has.
@@ -240,6 +298,10 @@ mod tests {
                 "5",
             ),
             (r#"{"question": "q", "answer": "1,000+4 = <<1000+4=1004>>\n#### 1,004"}"#, "1004"),
+            (r#"{"question": "q", "answer": "so\n#### 1,234,567 dollars"}"#, "1234567 dollars"),
+            // All commas went, and the pair was a product.
+            (r#"{"question": "q", "answer": "so\n#### (1, 2)"}"#, "(1, 2)"),
+            (r#"{"question": "q", "answer": "so\n#### 1, 2"}"#, "1, 2"),
             (r#"{"problem": "q", "answer": 27.0}"#, "27"),
             (r#"{"ID": "2024-I-1", "Problem": "q", "Solution": "s", "Answer": 204}"#, "204"),
             (r#"{"problem": "q", "solution": "so $\\boxed{7}$", "answer": "7", "unique_id": "test/7.json"}"#, "7"),
@@ -248,6 +310,8 @@ mod tests {
             (r#"{"question": "q", "final_answer": ["1", "2"]}"#, "1, 2"),
             (r#"{"prompt": "q", "answer": 0.5}"#, "0.5"),
             (r#"{"prompt": "q", "answer": -3}"#, "-3"),
+            (r#"{"data_source": null, "prompt": "q", "answer": null, "solution": "5"}"#, "5"),
+            (r#"{"prompt": "q", "reward_model": {"ground_truth": null}, "answer": "5", "choices": null}"#, "5"),
         ];
         for (row, answer) in table {
             let problem = read(row).unwrap();
@@ -265,6 +329,32 @@ mod tests {
         assert_eq!(read(row).unwrap().prompt.text(), "Let $x=2$.\nWhat is $x^2$?");
     }
 
+    /// Without its choices a question has no answer, and a place is none either.
+    #[test]
+    fn choices_are_part_of_the_question() {
+        let table = [
+            (r#"{"question": "q", "choices": ["3", "7"], "answer": 1}"#, "q\n(A) 3\n(B) 7", "B"),
+            (r#"{"question": "q", "options": {"A": "x", "B": "y"}, "answer": "A"}"#, "q\n(A) x\n(B) y", "A"),
+            (
+                r#"{"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}"#,
+                "q\n(1) x\n(2) y",
+                "2",
+            ),
+            (r#"{"prompt": "x or y?", "choices": ["x", "y"], "answer": "B"}"#, "x or y?", "B"),
+            (
+                r#"{"prompt": [{"role": "user", "content": "q"}], "choices": ["x", "y"], "answer": "A"}"#,
+                "q\n(A) x\n(B) y",
+                "A",
+            ),
+        ];
+        for (row, prompt, answer) in table {
+            let problem = read(row).unwrap();
+            assert_eq!((problem.prompt.text().as_str(), problem.answer.as_str()), (prompt, answer), "{row}");
+        }
+        let fault = read(r#"{"question": "q", "choices": ["x", "y"], "answer": 2}"#).unwrap_err();
+        assert_eq!(fault, "answer = 2: expected the place of a choice, 0 to 1");
+    }
+
     #[test]
     fn malformed_rows_are_told_by_field_and_value() {
         let table = [
@@ -272,7 +362,10 @@ mod tests {
                 r#"{"answer": "5"}"#,
                 "no prompt: expected a field prompt, messages, question, problem; the row has answer",
             ),
-            (r#"{"prompt": "q"}"#, "no answer: expected a field answer, final_answer, ground_truth, solution"),
+            (
+                r#"{"prompt": "q"}"#,
+                "no answer: expected a field answer, final_answer, ground_truth, answerKey, solution",
+            ),
             (r#"{"prompt": 3, "answer": "5"}"#, "prompt = 3: expected a text or a list of messages"),
             (r#"{"prompt": "q", "answer": true}"#, "answer = true: expected a text, a number"),
             (r#"{"prompt": "q", "reward_model": {"ground_truth": {}}}"#, "reward_model.ground_truth = {}: expected"),

@@ -25,7 +25,7 @@ pub struct Estimate {
     pub activations: usize,
     /// A chunk of logits, and the head's gradient of a chunk where there are several.
     pub head: usize,
-    /// Keys and values, and the weights converted for sampling.
+    /// Keys and values, and the weights made for sampling: converted, or with adapters merged into them.
     pub cache: usize,
     /// The program itself: code, tokenizer, threads.
     pub program: usize,
@@ -93,13 +93,12 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     // and, but in f32, what they make.
     let normed = if config.has_qk_norm() { q + kv } else { 0 };
     let gated = if work.precision == Precision::F32 { 2 } else { 3 };
-    let kept = 4 * hidden + 2 * q + 2 * kv + normed + gated * inner;
+    let low = work.lora.as_ref().map_or(0, |lora| lora.r * lora.target_modules.len());
+    let kept = 4 * hidden + 2 * q + 2 * kv + normed + gated * inner + low;
     // While one block goes backward: gradients of the last three and of queries, keys and values per head.
     let passing = 3 * inner + 4 * q + 2 * hidden;
     let all = work.learner.activation_checkpointing == ActivationCheckpointing::None;
     let of_blocks = if all { layers * kept } else { layers * hidden + kept };
-    // Burn composes an adapted matrix densely for each use, and so its gradient.
-    let composed = if all { adapted } else { adapted / layers } + adapted / layers;
 
     let most = (work.learner.logits / config.vocab_size).max(1);
     let rows = work.completion_tokens.min(most);
@@ -111,9 +110,9 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
         weights: F32 * (whole + factors + if work.reference && work.lora.is_none() { whole } else { 0 }),
         gradients: F32 * trained,
         optimizer: 2 * work.moments.bytes() * trained,
-        activations: F32 * (work.tokens * (of_blocks + passing) + composed),
+        activations: F32 * work.tokens * (of_blocks + passing),
         head: F32 * (rows * config.vocab_size + head_gradient + 3 * work.completion_tokens * hidden),
-        cache: work.cache.map_or(0, |cache| cache.bytes(config)) + converted,
+        cache: work.cache.map_or(0, |cache| cache.bytes(config) + F32 * adapted) + converted,
         program: PROGRAM,
     }
 }
@@ -152,7 +151,7 @@ mod tests {
 
     use super::*;
     use crate::model::Precision;
-    use crate::model::{CausalLm, names};
+    use crate::model::{CacheShape, CausalLm, names};
     use crate::optim::Moments;
     use crate::train::learner::Learner;
 
@@ -207,5 +206,10 @@ mod tests {
         assert_eq!(2 * halves.optimizer, base.optimizer);
         let lora = memory(&config(), &Workload { lora: Some(LoraConfig { r: 1, ..LoraConfig::default() }), ..work() });
         assert!(lora.gradients + lora.optimizer < base.optimizer / 3, "{lora:?}");
+        // Sampling takes a second copy of every matrix that has an adapter.
+        let cache = Some(CacheShape { prompts: 1, prompt_length: 8, completions: 1, completion_length: 8 });
+        let lora = memory(&config(), &Workload { lora: Some(LoraConfig::default()), cache, ..work() });
+        let full = memory(&config(), &Workload { cache, ..work() });
+        assert_eq!(lora.cache - full.cache, 4 * adapters(&config(), &LoraConfig::default()).1);
     }
 }

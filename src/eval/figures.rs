@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `mean@n` | `c / n`: accuracy |
 //! | `pass@k` | `1 − C(n − c, k) / C(n, k)`: the chance that one of `k` completions is right, without bias (Chen et al., arXiv 2107.03374); for powers of two up to n |
-//! | `maj@n` | 1 when the answer that most completions give is right; equal answers are counted together, those without an answer do not vote, a tie goes to the answer that came first |
+//! | `maj@n` | 1 when the answer that most completions give is right. Those without an answer do not vote. Answers that equal each other whichever is taken for the right one are one, and so is what they chain together; between several that most give, and between members of one that are graded apart, the share that is right. Never the order decides |
 //! | `best@n` | 1 when any of the n is right; `pass@n` by another name |
 
 use rayon::prelude::*;
@@ -191,7 +191,7 @@ enum Reading {
 struct Tally {
     samples: usize,
     right: usize,
-    majority: bool,
+    majority: f64,
 }
 
 impl Reading {
@@ -207,27 +207,50 @@ impl Reading {
         Tally { samples: records.len(), right, majority: self.majority(records) }
     }
 
-    /// Whether the most frequent answer is right.
-    fn majority(self, records: &[Record]) -> bool {
-        // Answer, votes, whether it is right; in order of appearance.
-        let mut answers: Vec<(&str, usize, bool)> = Vec::new();
+    /// The share that is right of the most frequent answers.
+    fn majority(self, records: &[Record]) -> f64 {
+        let mut classes: Vec<Class> = Vec::new();
         for record in records {
             let verdict = self.verdict(record);
             let stated = !matches!(verdict, Verdict::NoAnswer | Verdict::UnparseableAnswer);
             let Some(answer) = record.graded.extracted.as_deref().filter(|_| stated) else { continue };
-            match answers.iter_mut().find(|(other, ..)| same(other, answer)) {
-                Some((_, votes, _)) => *votes += 1,
-                None => answers.push((answer, 1, verdict.is_right())),
-            }
+            // The new answer may join classes that were apart.
+            let (same, others) = classes.into_iter().partition(|class| class.has(answer));
+            let mut class = Class { votes: 1, right: usize::from(verdict.is_right()), answers: vec![answer] };
+            class = Vec::into_iter(same).fold(class, Class::join);
+            classes = others;
+            classes.push(class);
         }
-        let most = answers.iter().map(|&(_, votes, _)| votes).max();
-        answers.iter().find(|&&(_, votes, _)| Some(votes) == most).is_some_and(|&(.., right)| right)
+        let most = classes.iter().map(|class| class.votes).max();
+        let first: Vec<f64> = (classes.iter().filter(|class| Some(class.votes) == most))
+            .map(|class| class.right as f64 / class.votes as f64)
+            .collect();
+        if first.is_empty() { 0.0 } else { mean(&first) }
     }
 }
 
-/// Whether the verifier takes two answers for one.
-fn same(left: &str, right: &str) -> bool {
-    left == right || compare(left, right).is_right()
+/// Answers that are the same.
+struct Class<'a> {
+    votes: usize,
+    right: usize,
+    /// In different spellings.
+    answers: Vec<&'a str>,
+}
+
+impl<'a> Class<'a> {
+    /// Whether an answer is one of these. That 0.33 would take 1/3 does not make them one: 1/3 would not take 0.33.
+    fn has(&self, answer: &str) -> bool {
+        let same = |other: &&str| compare(other, answer).is_right() && compare(answer, other).is_right();
+        self.answers.contains(&answer) || self.answers.iter().any(same)
+    }
+
+    fn join(mut self, other: Class<'a>) -> Self {
+        self.votes += other.votes;
+        self.right += other.right;
+        let new = other.answers.into_iter().filter(|answer| !self.answers.contains(answer));
+        self.answers.extend(new.collect::<Vec<_>>());
+        self
+    }
 }
 
 /// The `k` of `pass@k`.
@@ -245,7 +268,7 @@ impl Tally {
     fn scores(&self) -> Vec<f64> {
         let (n, c) = (self.samples, self.right);
         let pass = powers_of_two(n).map(|k| pass_at(k, n, c));
-        let last = [self.majority, c > 0].map(|yes| f64::from(u8::from(yes)));
+        let last = [self.majority, f64::from(u8::from(c > 0))];
         std::iter::once(c as f64 / n as f64).chain(pass).chain(last).collect()
     }
 }
@@ -261,7 +284,9 @@ fn pass_at(k: usize, n: usize, c: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::record::Sample;
     use crate::eval::record::tests::record;
+    use crate::noise::Stream;
 
     /// Counted out: of all ways to choose k of n completions, the share that has a right one.
     #[test]
@@ -280,17 +305,38 @@ mod tests {
     }
 
     #[test]
-    fn the_majority_counts_equal_answers_together_and_a_tie_goes_to_the_first() {
+    fn the_majority_counts_equal_answers_together_and_a_tie_by_its_share() {
         let majority = |completions: &[&str]| {
             let records: Vec<_> = (0..).zip(completions).map(|(i, text)| record("s", "1", i, text)).collect();
             (Reading::Strict.majority(&records), Reading::Lenient.majority(&records))
         };
         // 10/2 and 5.0 are 5; against one each of 4 and 3.
-        assert_eq!(majority(&["\\boxed{4}", "\\boxed{10/2}", "\\boxed{3}", "\\boxed{5.0}"]), (true, true));
-        assert_eq!(majority(&["\\boxed{4}", "\\boxed{5}"]), (false, false));
-        assert_eq!(majority(&["\\boxed{5}", "\\boxed{4}"]), (true, true));
+        assert_eq!(majority(&["\\boxed{4}", "\\boxed{10/2}", "\\boxed{3}", "\\boxed{5.0}"]), (1.0, 1.0));
+        assert_eq!(majority(&["\\boxed{4}", "\\boxed{5}"]), (0.5, 0.5));
         // Two unstated 4s vote in the lenient reading only.
-        assert_eq!(majority(&["it is 4", "\\boxed{5}", "it is 4"]), (true, false));
-        assert_eq!(majority(&["no idea", ""]), (false, false));
+        assert_eq!(majority(&["it is 4", "\\boxed{5}", "it is 4"]), (1.0, 0.0));
+        assert_eq!(majority(&["no idea", ""]), (0.0, 0.0));
+    }
+
+    /// The first member of a group judged it, and 0.33 took in 1/3: the same answers in another order had another majority.
+    #[test]
+    fn the_majority_does_not_depend_on_the_order() {
+        const ANSWERS: [&str; 9] = ["0.33", "1/3", "\\frac13", "1/2", "0.5", "50\\%", "50", "0.333", "x"];
+        let mut random = Stream::new(&[7]);
+        for round in 0..200 {
+            let mut texts: Vec<String> = (0..7).map(|_| format!("\\boxed{{{}}}", random.choose(&ANSWERS))).collect();
+            let gold = ANSWERS[round % ANSWERS.len()];
+            let majority = |texts: &[String]| {
+                let graded = |(i, text): (usize, &String)| {
+                    Record::new(Sample { answer: gold.to_string(), ..record("s", "1", i, text).sample })
+                };
+                Reading::Strict.majority(&texts.iter().enumerate().map(graded).collect::<Vec<_>>())
+            };
+            let first = majority(&texts);
+            for _ in 0..4 {
+                random.shuffle(&mut texts);
+                assert!((majority(&texts) - first).abs() < 1e-12, "{gold}: {texts:?}");
+            }
+        }
     }
 }

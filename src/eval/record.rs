@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::verify::{Graded, Verdict, grade};
 
 /// A completion as it was sampled.
@@ -159,7 +160,7 @@ pub fn locate(path: &Path) -> Result<PathBuf> {
 /// # Errors
 /// When the file cannot be read, and the first line that is no completion.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = files::read_text(path)?;
     let records = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).collect::<Vec<_>>();
     let parse = |(index, line): (usize, &str)| parse(line).map_err(|fault| at_line(path, index + 1, &fault));
     // Results first, so that the error is that of the first line, however the threads run.

@@ -11,6 +11,7 @@ use super::record::{Writer, parse};
 use super::{EvalConfig, Evaluation, Event, Record, Subject, evaluate};
 use crate::data::{DataReport, Problem};
 use crate::error::{Error, Result};
+use crate::model::lora;
 use crate::{files, noise};
 
 /// `eval.json`: what the completions in a folder are completions of.
@@ -46,6 +47,9 @@ impl Manifest {
         settings.insert("problems".to_string(), json!(problems.len()));
         settings.insert("problems_digest".to_string(), format!("{:016x}", noise::mix(&words)).into());
         settings.insert("model_digest".to_string(), format!("{:016x}", digest(model)?).into());
+        if lora::is_adapter(model) {
+            settings.insert("base_digest".to_string(), format!("{:016x}", digest(&lora::base(model)?)?).into());
+        }
         settings.insert("device".to_string(), device.into());
         Ok(Self { model: model.to_path_buf(), data, settings })
     }

@@ -24,6 +24,8 @@ pub struct Attention {
     /// Norm of each head's key (Qwen3).
     pub k_norm: Option<RmsNorm>,
     head_dim: usize,
+    /// Whether queries and keys are rotated by their positions.
+    rotates: bool,
 }
 
 /// What every layer of one forward pass shares.
@@ -31,14 +33,14 @@ pub struct Attention {
 pub(crate) struct Rows {
     /// Sequence lengths; their sum is the number of rows.
     pub lengths: Vec<usize>,
-    /// Rotary cosines and sines, `[rows, head_dim / 2]`.
-    pub rotary: (Tensor<2>, Tensor<2>),
+    /// Rotary cosines and sines, `[rows, head_dim / 2]`, of keys and of queries.
+    pub rotary: [(Tensor<2>, Tensor<2>); 2],
     /// What matrix products are computed in.
     pub precision: Precision,
 }
 
 impl Attention {
-    pub(super) fn new(config: &ModelConfig, device: &Device) -> Self {
+    pub(super) fn new(config: &ModelConfig, layer: usize, device: &Device) -> Self {
         let (hidden, dim) = (config.hidden_size, config.head_dim());
         let (bias, output_bias) = config.attention_biases();
         let projection = |input, output: usize, bias| LinearConfig::new(input, output).with_bias(bias).init(device);
@@ -51,6 +53,7 @@ impl Attention {
             q_norm: head_norm(),
             k_norm: head_norm(),
             head_dim: dim,
+            rotates: config.rotates(layer),
         }
     }
 
@@ -69,10 +72,11 @@ impl Attention {
                 None => x.reshape([n, heads, dim]),
             }
         };
-        let (cos, sin) = &rows.rotary;
+        let [of_keys, of_queries] = &rows.rotary;
+        let rotate = |x, (cos, sin): &(Tensor<2>, Tensor<2>)| if self.rotates { ops::rotary(x, cos, sin) } else { x };
         // 1. Project (and normalise), 2. rotate.
-        let q = ops::rotary(project(&self.q_proj, &self.q_norm, x.clone()), cos, sin);
-        let k = ops::rotary(project(&self.k_proj, &self.k_norm, x.clone()), cos, sin);
+        let q = rotate(project(&self.q_proj, &self.q_norm, x.clone()), of_queries);
+        let k = rotate(project(&self.k_proj, &self.k_norm, x.clone()), of_keys);
         let v = project(&self.v_proj, &None, x);
         // 3. Attend: to the own sequence, or to the cache when decoding.
         let mixed = match cache {

@@ -2,20 +2,22 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::family::FAMILIES;
 use super::rope::Rope;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::tensors::Dtype;
 
 /// The architecture, with the keys of Hugging Face `config.json`; keys that are not used here are kept as they are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// Class names, such as `["Qwen2ForCausalLM"]`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub architectures: Vec<String>,
-    /// Family: `qwen2`, `qwen3` or `llama`.
+    /// Family: `qwen2`, `qwen3`, `llama`, `mistral`, `ministral3`, `smollm3` or `granite`.
     pub model_type: String,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -28,7 +30,7 @@ pub struct ModelConfig {
     /// Query heads.
     pub num_attention_heads: usize,
     /// Key and value heads; divides `num_attention_heads`, and equals it where the file does not say.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub num_key_value_heads: usize,
     /// Width of one head where it is not `hidden_size / num_attention_heads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,7 +53,7 @@ pub struct ModelConfig {
     #[serde(default = "rms_norm_eps")]
     pub rms_norm_eps: f64,
     /// Whether the head shares the embedding.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub tie_word_embeddings: bool,
     /// Whether the projections of attention have a bias (`llama`, `qwen3`; in `qwen2` all but the last always have).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,11 +77,16 @@ pub struct ModelConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
     /// Sliding-window attention; refused when in use.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub use_sliding_window: bool,
     /// Everything else in the file.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
+}
+
+/// Null as no value, where a key may be absent.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> std::result::Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 fn silu() -> String {
@@ -90,26 +97,6 @@ fn rms_norm_eps() -> f64 {
 }
 fn initializer_range() -> f64 {
     0.02
-}
-
-/// What sets the families apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
-    Qwen2,
-    Qwen3,
-    Llama,
-}
-
-impl Family {
-    const ALL: [(&str, &str, Self); 3] = [
-        ("qwen2", "Qwen2ForCausalLM", Self::Qwen2),
-        ("qwen3", "Qwen3ForCausalLM", Self::Qwen3),
-        ("llama", "LlamaForCausalLM", Self::Llama),
-    ];
-
-    fn of(model_type: &str) -> Option<(&'static str, Self)> {
-        Self::ALL.iter().find(|(name, ..)| *name == model_type).map(|&(_, class, family)| (class, family))
-    }
 }
 
 /// Keys that say that a model is of a kind this decoder does not compute.
@@ -171,8 +158,7 @@ impl ModelConfig {
     pub fn load(dir: &Path) -> Result<Self> {
         crate::text::directory::check(dir)?;
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let mut config: Self = serde_json::from_str(&text).map_err(|error| Error::file(&path, error))?;
+        let mut config: Self = files::read_json(&path)?;
         if config.num_key_value_heads == 0 {
             config.num_key_value_heads = config.num_attention_heads;
         }
@@ -182,34 +168,6 @@ impl ModelConfig {
         } else {
             Err(Error::Config { origin: path.display().to_string(), problems })
         }
-    }
-
-    fn family(&self) -> Option<Family> {
-        Family::of(&self.model_type).map(|(_, family)| family)
-    }
-
-    /// Width of one head.
-    pub fn head_dim(&self) -> usize {
-        // transformers gives Qwen3 this default, the others the quotient.
-        let default =
-            if self.family() == Some(Family::Qwen3) { 128 } else { self.hidden_size / self.num_attention_heads };
-        self.head_dim.unwrap_or(default)
-    }
-
-    /// Whether queries, keys and values have a bias, and whether the output projection of attention has one.
-    pub(crate) fn attention_biases(&self) -> (bool, bool) {
-        let wanted = self.attention_bias.unwrap_or(false);
-        if self.family() == Some(Family::Qwen2) { (true, false) } else { (wanted, wanted) }
-    }
-
-    /// Whether the feed-forward projections have a bias.
-    pub(crate) fn has_mlp_bias(&self) -> bool {
-        self.family() == Some(Family::Llama) && self.mlp_bias.unwrap_or(false)
-    }
-
-    /// Whether queries and keys are normalised per head.
-    pub(crate) fn has_qk_norm(&self) -> bool {
-        self.family() == Some(Family::Qwen3)
     }
 
     /// The precision weights are stored in; f32 where the file names none.
@@ -270,6 +228,7 @@ impl ModelConfig {
             self.stored().is_none(),
             format!("dtype = \"{dtype}\" is not supported (float32, bfloat16, float16 are)"),
         );
+        problems.extend(self.family_mistakes());
         if let Err(found) = Rope::read(self) {
             problems.extend(found);
         }
@@ -279,14 +238,14 @@ impl ModelConfig {
     /// Families, classes and features of other models.
     fn foreign(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        match Family::of(&self.model_type) {
+        match self.family() {
             None => {
-                let known = Family::ALL.map(|(name, ..)| name).join(", ");
+                let known = FAMILIES.map(|family| family.name).join(", ");
                 problems.push(format!("model_type = \"{}\" is not supported ({known} are)", self.model_type));
             }
-            Some((class, _)) => {
-                for other in self.architectures.iter().filter(|name| *name != class) {
-                    problems.push(format!("architectures = [\"{other}\"] is not supported ({class} is)"));
+            Some(family) => {
+                for other in self.architectures.iter().filter(|name| *name != family.class) {
+                    problems.push(format!("architectures = [\"{other}\"] is not supported ({} is)", family.class));
                 }
             }
         }
@@ -350,6 +309,50 @@ mod tests {
             assert!(found.iter().any(|problem| problem.contains(text)), "{text}: {found:#?}");
         }
         assert_eq!(found.len(), 7, "{found:#?}");
+    }
+
+    /// A model of Mistral's first version has a window of 4096, also where its file is silent on it.
+    #[test]
+    fn keys_of_a_family_are_checked() {
+        let mistral = |edit: Value| {
+            let mut all = json!({"model_type": "mistral", "architectures": ["MistralForCausalLM"]});
+            all.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+            mistakes(all)
+        };
+        assert_eq!(mistral(json!({"sliding_window": null})), Vec::<String>::new());
+        assert_eq!(mistral(json!({"max_position_embeddings": 4096})), Vec::<String>::new());
+        for edit in [json!({"max_position_embeddings": 8192}), json!({"sliding_window": 512})] {
+            let found = mistral(edit);
+            assert!(found.len() == 1 && found[0].starts_with("sliding-window attention"), "{found:?}");
+        }
+        let smollm = |layers: Value| {
+            mistakes(
+                json!({"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": layers}),
+            )
+        };
+        assert!(smollm(json!([1, 0])).is_empty() && smollm(Value::Null).is_empty());
+        for layers in [json!([1]), json!([1, 2]), json!("all")] {
+            assert!(smollm(layers.clone())[0].starts_with("no_rope_layers = "), "{layers}");
+        }
+        let granite = json!({"model_type": "granite", "architectures": ["GraniteForCausalLM"], "logits_scaling": 0});
+        assert_eq!(mistakes(granite), ["logits_scaling = 0 must be a positive number"]);
+    }
+
+    #[test]
+    fn null_is_as_good_as_no_key() {
+        let mut value = serde_json::to_value(ModelConfig::qwen2(512, 64, 128, 2, 4, 4)).unwrap();
+        let whole: ModelConfig = serde_json::from_value(value.clone()).unwrap();
+        for key in
+            ["num_key_value_heads", "use_sliding_window", "rope_scaling", "head_dim", "eos_token_id", "attention_bias"]
+        {
+            value[key] = Value::Null;
+        }
+        let mut read: ModelConfig = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(read.num_key_value_heads, 0);
+        read.num_key_value_heads = 4;
+        assert_eq!(read, whole);
+        value["architectures"] = Value::Null;
+        assert!(serde_json::from_value::<ModelConfig>(value).unwrap().architectures.is_empty());
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Layer {
     pub input_layernorm: RmsNorm,
     /// Norm before the feed-forward part.
     pub post_attention_layernorm: RmsNorm,
+    /// Of what both parts add.
+    multiplier: f64,
 }
 
 /// Embedding, blocks and final norm.
@@ -61,6 +63,9 @@ pub struct CausalLm {
     rope: Rope,
     #[module(skip)]
     precision: Precision,
+    /// Of the embedding's rows, and what logits are divided by.
+    #[module(skip)]
+    scales: (f64, f64),
 }
 
 impl Mlp {
@@ -71,13 +76,13 @@ impl Mlp {
 }
 
 impl Layer {
-    fn new(config: &ModelConfig, device: &Device) -> Self {
+    fn new(config: &ModelConfig, index: usize, device: &Device) -> Self {
         let bias = config.has_mlp_bias();
         let linear = |input, output| LinearConfig::new(input, output).with_bias(bias).init(device);
         let norm = || RmsNorm::new(config.hidden_size, config.rms_norm_eps, device);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         Self {
-            self_attn: Attention::new(config, device),
+            self_attn: Attention::new(config, index, device),
             mlp: Mlp {
                 gate_proj: linear(hidden, inner),
                 up_proj: linear(hidden, inner),
@@ -85,13 +90,20 @@ impl Layer {
             },
             input_layernorm: norm(),
             post_attention_layernorm: norm(),
+            multiplier: config.multipliers().residual,
         }
     }
 
     fn forward(&self, x: Tensor<2>, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Tensor<2> {
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rows, cache);
-        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x), rows.precision)
+        let x =
+            x.clone() + times(self.self_attn.forward(self.input_layernorm.forward(x), rows, cache), self.multiplier);
+        x.clone() + times(self.mlp.forward(self.post_attention_layernorm.forward(x), rows.precision), self.multiplier)
     }
+}
+
+/// `x · factor`, and nothing at all for 1.
+fn times(x: Tensor<2>, factor: f64) -> Tensor<2> {
+    if factor == 1.0 { x } else { x.mul_scalar(factor) }
 }
 
 impl CausalLm {
@@ -101,16 +113,18 @@ impl CausalLm {
     /// When the configuration has [problems](ModelConfig::problems).
     pub(super) fn new(config: &ModelConfig, precision: Precision, device: &Device) -> Self {
         let rope = Rope::read(config).unwrap_or_else(|problems| panic!("{}", problems.join("; ")));
+        let multipliers = config.multipliers();
         Self {
             model: Decoder {
                 embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device),
-                layers: (0..config.num_hidden_layers).map(|_| Layer::new(config, device)).collect(),
+                layers: (0..config.num_hidden_layers).map(|index| Layer::new(config, index, device)).collect(),
                 norm: RmsNorm::new(config.hidden_size, config.rms_norm_eps, device),
             },
             lm_head: (!config.tie_word_embeddings)
                 .then(|| LinearConfig::new(config.hidden_size, config.vocab_size).with_bias(false).init(device)),
             rope,
             precision,
+            scales: (multipliers.embedding, multipliers.logits),
         }
     }
 
@@ -149,12 +163,17 @@ impl CausalLm {
             Some(cache) => self.rows(cache.positions(), lengths),
             None => self.packed(lengths),
         };
-        assert_eq!(rows.rotary.0.dims()[0], count, "tokens announced to the cache and tokens");
+        assert_eq!(rows.rotary[0].0.dims()[0], count, "tokens announced to the cache and tokens");
         let mut x = self.embed_ids(tokens);
         for (index, layer) in self.model.layers.iter().enumerate() {
             x = layer.forward(x, &rows, cache.as_deref_mut().map(|cache| (cache, index)));
         }
-        self.model.norm.forward(x)
+        self.finish(x)
+    }
+
+    /// The final norm, of what the last block gave; divided as the logits are to be.
+    fn finish(&self, x: Tensor<2>) -> Tensor<2> {
+        times(self.model.norm.forward(x), 1.0 / self.scales.1)
     }
 
     fn rows(&self, positions: &[usize], lengths: &[usize]) -> Rows {
@@ -178,7 +197,7 @@ impl CausalLm {
     }
 
     fn embed_ids(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
-        self.model.embed_tokens.weight.val().select(0, tokens).cast(FloatDType::F32)
+        times(self.model.embed_tokens.weight.val().select(0, tokens).cast(FloatDType::F32), self.scales.0)
     }
 
     /// Some of the blocks, one after another.
@@ -194,7 +213,7 @@ impl CausalLm {
     /// # Shapes
     /// - x: `[rows, hidden]`; output: `[rows, vocab]`
     pub(crate) fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        self.logits(self.model.norm.forward(x))
+        self.logits(self.finish(x))
     }
 
     /// Logits of hidden states.
@@ -207,6 +226,11 @@ impl CausalLm {
             Some(head) => self.precision.linear(head, hidden),
             None => self.precision.matmul_transposed(hidden, self.model.embed_tokens.weight.val()),
         }
+    }
+
+    /// What the rows of the embedding are multiplied by.
+    pub(crate) fn embedding_multiplier(&self) -> f64 {
+        self.scales.0
     }
 
     /// Number of blocks.

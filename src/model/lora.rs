@@ -101,48 +101,77 @@ struct AdapterFile {
     rest: serde_json::Map<String, Value>,
 }
 
-/// Settings of PEFT that change what an adapter computes, with their neutral values.
-const NEUTRAL: [(&str, &str); 15] = [
-    ("use_dora", "false"),
-    ("use_rslora", "false"),
-    ("use_qalora", "false"),
-    ("fan_in_fan_out", "false"),
-    ("bias", "\"none\""),
-    ("modules_to_save", "[]"),
-    ("exclude_modules", "[]"),
-    ("rank_pattern", "{}"),
-    ("alpha_pattern", "{}"),
-    ("layers_to_transform", "[]"),
-    ("lora_bias", "false"),
-    ("layer_replication", "[]"),
-    ("alora_invocation_tokens", "[]"),
-    ("target_parameters", "[]"),
-    ("trainable_token_indices", "[]"),
+/// Settings of PEFT that change nothing in what an adapter computes once it is trained, or are read here. All others, also those of a PEFT
+/// that is yet to come, must be off.
+const HARMLESS: [&str; 16] = [
+    "task_type",
+    "auto_mapping",
+    "revision",
+    "inference_mode",
+    "peft_version",
+    "lora_dropout",
+    "megatron_config",
+    "megatron_core",
+    "layers_pattern",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "loftq_config",
+    INIT,
+    RSLORA,
 ];
+const RSLORA: &str = "use_rslora";
+const INIT: &str = "init_lora_weights";
+/// Ways to initialise adapters that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) train beside
+/// a changed base, which is not the one in the base's directory.
+const INITS: [&str; 4] = ["gaussian", "orthogonal", "eva", "mica"];
 
-fn read(dir: &Path) -> Result<(LoraConfig, PathBuf)> {
+/// Whether a setting's value means that it is not used.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text == "none",
+        Value::Array(list) => list.is_empty(),
+        Value::Object(table) => table.is_empty(),
+        _ => false,
+    }
+}
+
+/// The projections that have adapters in a file, in the order of their usual list: what a pattern of names came to.
+fn adapted(weights: &Weights) -> Vec<String> {
+    let has = |name: &str| weights.shapes().any(|(tensor, _)| tensor.ends_with(&format!(".{name}.lora_A.weight")));
+    PROJECTIONS.into_iter().filter(|name| has(name)).map(str::to_string).collect()
+}
+
+fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
     let path = dir.join(CONFIG);
     let file: AdapterFile = files::read_json(&path)?;
     let mut problems = Vec::new();
     if file.peft_type != "LORA" {
         problems.push(format!("peft_type = \"{}\" is not supported (LORA is)", file.peft_type));
     }
-    for (key, neutral) in NEUTRAL {
-        let value = file.rest.get(key).unwrap_or(&Value::Null);
-        let written = value.to_string();
-        if !value.is_null() && written != neutral {
-            problems.push(format!("{key} = {written} is not supported"));
-        }
+    let on = file.rest.iter().filter(|(key, value)| !HARMLESS.contains(&key.as_str()) && !is_off(value));
+    problems.extend(on.map(|(key, value)| format!("{key} = {value} is not supported")));
+    let init = file.rest.get(INIT).unwrap_or(&Value::Null);
+    if !(matches!(init, Value::Null | Value::Bool(_)) || init.as_str().is_some_and(|init| INITS.contains(&init))) {
+        problems.push(format!(
+            "{INIT} = {init} trains an adapter of a changed base; convert it with PEFT \
+             (`save_pretrained(…, path_initial_model_for_weight_conversion=…)`) or merge it there"
+        ));
     }
-    let target_modules: Option<Vec<String>> = serde_json::from_value(file.target_modules.clone()).ok();
-    if target_modules.is_none() {
-        problems.push(format!("target_modules = {} must be a list of names", file.target_modules));
-    }
-    let config = LoraConfig {
-        r: file.r,
-        lora_alpha: file.lora_alpha,
-        target_modules: target_modules.unwrap_or_else(|| PROJECTIONS.map(str::to_string).to_vec()),
+    let target_modules = match file.target_modules {
+        // `all-linear` or a regular expression: the file has what it stands for.
+        Value::String(_) => adapted(weights),
+        list => serde_json::from_value(list.clone()).unwrap_or_else(|_| {
+            problems.push(format!("target_modules = {list} must be a list of names or a pattern of them"));
+            PROJECTIONS.map(str::to_string).to_vec()
+        }),
     };
+    // arXiv 2312.03732: the product is multiplied by `lora_alpha / √r`.
+    let by_root = file.rest.get(RSLORA) == Some(&Value::Bool(true));
+    let lora_alpha = file.lora_alpha * if by_root { (file.r as f64).sqrt() } else { 1.0 };
+    let config = LoraConfig { r: file.r, lora_alpha, target_modules };
     problems.extend(config.mistakes());
     let base = file.base_model_name_or_path.unwrap_or_default();
     problems.extend(base_fault(&base));
@@ -158,8 +187,13 @@ fn read(dir: &Path) -> Result<(LoraConfig, PathBuf)> {
 /// # Errors
 /// As [`super::load`], and whatever does not fit between adapter and base, all of it listed.
 pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm, LoraConfig)> {
-    let (lora, base) = read(dir)?;
+    if !dir.join(WEIGHTS).is_file() {
+        let message =
+            format!("no {WEIGHTS} is here; pickled adapters are not read (they run code): save it with safetensors");
+        return Err(Error::file(dir, message));
+    }
     let weights = Weights::single(&dir.join(WEIGHTS))?;
+    let (lora, base) = read(dir, &weights)?;
     // Memory for adapters of this rank is taken only when the file holds adapters of this rank.
     let factors = weights.shapes().filter(|(name, _)| name.ends_with(".lora_A.weight"));
     let (right, wrong): (Vec<_>, Vec<_>) = factors.partition(|(_, shape)| shape.first() == Some(&lora.r));

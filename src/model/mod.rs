@@ -1,10 +1,11 @@
-//! The decoder of Qwen2, Qwen3 and Llama models: configured by Hugging Face `config.json`, with weights under Hugging
+//! The decoder of Qwen, Llama, Mistral, SmolLM and Granite models: configured by Hugging Face `config.json`, with weights under Hugging
 //! Face names, with or without LoRA adapters.
 
 mod attention;
 mod cache;
 mod config;
 mod decoder;
+mod family;
 pub mod lora;
 mod norm;
 mod params;

@@ -1,5 +1,6 @@
 //! The number format of weights and matrix products. Norms, softmax, log-probabilities and losses stay in f32.
 
+use burn::module::LoraAdapter;
 use burn::nn::Linear;
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -50,32 +51,52 @@ impl Precision {
         Ok(())
     }
 
-    /// `x W + b` in this precision; input and output are f32.
+    /// `x W + b` in this precision, and `+ s (x A) B` with an adapter; input and output are f32.
     ///
-    /// Weights of another format are converted here: in training they are f32 masters.
+    /// Weights of another format are converted here: in training they are f32 masters. The product of an adapter's factors
+    /// is never made, nor the gradient of the matrix below them.
     ///
     /// # Shapes
     /// - x: `[rows, input]`; output: `[rows, output]`
     pub(super) fn linear(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
-        if self == Self::F32 {
-            return ops::linear(x, layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()));
-        }
-        let product = self.matmul(x, layer.weight.val());
-        match &layer.bias {
-            Some(bias) => product + bias.val().unsqueeze(),
-            None => product,
-        }
+        let low = layer.weight.adapter().map(|adapter| (adapter, self.matmul(x.clone(), adapter.a.val())));
+        self.adapted(self.affine(layer, x), low)
     }
 
-    /// `(silu(gate) · up) W + b` in this precision; inputs and output are f32.
+    /// `(silu(gate) · up) W + b` in this precision, with an adapter as [`Self::linear`]; inputs and output are f32.
     ///
     /// # Shapes
     /// - gate, up: `[rows, input]`; output: `[rows, output]`
     pub(super) fn swiglu_linear(self, layer: &Linear, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-        if self == Self::F32 {
-            return ops::swiglu_linear(gate, up, layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()));
+        if self != Self::F32 {
+            return self.linear(layer, ops::swiglu(gate, up));
         }
-        self.linear(layer, ops::swiglu(gate, up))
+        // Neither of the two keeps the product of the gate, which is as large as each of its factors.
+        let low = (layer.weight.adapter())
+            .map(|adapter| (adapter, ops::swiglu_linear(gate.clone(), up.clone(), adapter.a.val(), None)));
+        let bias = layer.bias.as_ref().map(|bias| bias.val());
+        self.adapted(ops::swiglu_linear(gate, up, layer.weight.base(), bias), low)
+    }
+
+    /// `x W + b`, of the matrix as it is stored.
+    fn affine(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
+        let bias = layer.bias.as_ref().map(|bias| bias.val());
+        if self == Self::F32 {
+            return ops::linear(x, layer.weight.base(), bias);
+        }
+        let product = self.matmul(x, layer.weight.base());
+        match bias {
+            Some(bias) => product + bias.unsqueeze(),
+            None => product,
+        }
+    }
+
+    /// `y + s (x A) B`, given `x A`.
+    fn adapted(self, y: Tensor<2>, low: Option<(&LoraAdapter, Tensor<2>)>) -> Tensor<2> {
+        match low {
+            Some((adapter, low)) => y + self.matmul(low.mul_scalar(adapter.scale), adapter.b.val()),
+            None => y,
+        }
     }
 
     /// `x W` in this precision; input and output are f32.

@@ -12,9 +12,8 @@ use super::{CausalLm, ModelConfig, Precision, lora};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::tensors::{self, Dtype, Entry, TensorFile};
+use crate::text::directory::{MODEL_INDEX as INDEX, MODEL_WEIGHTS as WEIGHTS};
 
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 const MASTERS: &str = "master.safetensors";
 /// Weights of more bytes than this are written in shards.
 const SHARD_BYTES: usize = 5_000_000_000;
@@ -174,6 +173,22 @@ impl Weights {
         self.files[self.place[name]].read(name)
     }
 
+    /// The values of a tensor.
+    ///
+    /// # Errors
+    /// When one is not finite: a model with one gives the same token for ever, and training with it learns nothing.
+    fn read_finite(&self, name: &str) -> Result<Vec<f32>> {
+        let values = self.read(name)?;
+        match values.iter().filter(|value| !value.is_finite()).count() {
+            0 => Ok(values),
+            broken => {
+                let message =
+                    format!("{broken} of the {} numbers of {name} are not finite: the model is broken", values.len());
+                Err(Error::file(&self.path, message))
+            }
+        }
+    }
+
     /// The widest precision among the tensors.
     fn dtype(&self) -> Option<Dtype> {
         let of = |(name, &file): (&String, &usize)| self.files[file].info(name)?.1.ok();
@@ -220,7 +235,7 @@ impl Weights {
             if failure.is_some() || !self.has(name) {
                 return None;
             }
-            match self.read(name) {
+            match self.read_finite(name) {
                 Ok(values) => Some(TensorData::new(values, shape.to_vec())),
                 Err(error) => {
                     failure = Some(error);

@@ -176,6 +176,10 @@ impl Gradients {
             return;
         }
         let shape = weight.dims();
+        let rows = match model.embedding_multiplier() {
+            1.0 => rows,
+            multiplier => rows.mul_scalar(multiplier),
+        };
         // A head that is the embedding has put its part there already.
         let sum = self.0.remove(EMBEDDING).unwrap_or_else(|| ops::zeros(shape[0] * shape[1], &rows.device()));
         let sum = update::add_rows(sum.reshape(shape), rows, tokens);

@@ -1,7 +1,6 @@
 //! Reading a run directory, finished or not.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -141,7 +140,7 @@ impl Metrics {
 
 /// One JSON value per line; blank lines are skipped, a malformed one is named.
 pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = crate::files::read_text(path)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines.map(|(i, line)| serde_json::from_str(line).map_err(|e| malformed(path, i + 1, &e))).collect()
 }

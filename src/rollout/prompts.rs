@@ -65,12 +65,13 @@ pub fn requests(asked: &[Asked], count: usize, seed: u64) -> Vec<Request> {
 pub struct Prompts {
     problems: Problems,
     tokenizer: Tokenizer,
+    room: Room<'static>,
     seed: u64,
 }
 
 impl Prompts {
     /// Leaves overlong prompts out of the rows of a file, once and for all, or refuses them, as `data` says; each that is
-    /// kept leaves room for the longest completion. The embedded tasks are endless and short: theirs are not looked at.
+    /// kept leaves room for the longest completion. The embedded tasks are endless and short: of theirs the first is looked at.
     ///
     /// # Errors
     /// A prompt that is too long and not to be left out, one without room, and a file of nothing but overlong prompts.
@@ -78,7 +79,7 @@ impl Prompts {
         problems: Problems,
         data: &DataConfig,
         tokenizer: &Tokenizer,
-        room: Room,
+        room: Room<'static>,
         seed: u64,
     ) -> Result<(Self, DataReport)> {
         let (problems, report) = match problems {
@@ -89,16 +90,19 @@ impl Prompts {
             }
             tasks @ Problems::Tasks(..) => (tasks, DataReport::default()),
         };
-        Ok((Self { problems, tokenizer: tokenizer.clone(), seed }, report))
+        let prompts = Self { problems, tokenizer: tokenizer.clone(), room, seed };
+        prompts.draw(0)?;
+        Ok((prompts, report))
     }
 
     /// The problem of a draw; every epoch of a file goes through its rows in another order.
     ///
     /// # Errors
-    /// A prompt that the chat template refuses.
+    /// A prompt that the chat template refuses, or that leaves too little room.
     pub fn draw(&self, draw: u64) -> Result<Asked<'static>> {
         let problem = self.problems.shuffled(self.seed, draw);
         let prompt = self.tokenizer.encode_prompt(&problem.prompt)?;
+        self.room.check(prompt.len(), &problem.prompt.text())?;
         Ok(Asked { problem: Cow::Owned(problem), prompt, key: [Purpose::Rollouts.word(), draw] })
     }
 }

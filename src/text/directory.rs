@@ -10,6 +10,11 @@ use crate::files;
 /// The file that makes a directory an adapter's.
 pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
+/// The weights of a model.
+pub(crate) const MODEL_WEIGHTS: &str = "model.safetensors";
+/// Which file has which tensor, where they are several.
+pub(crate) const MODEL_INDEX: &str = "model.safetensors.index.json";
+
 /// Checks that `dir` is a directory on this machine.
 ///
 /// # Errors
@@ -30,9 +35,10 @@ pub(crate) fn check(dir: &Path) -> Result<()> {
     Err(Error::file(dir, message))
 }
 
-/// Whether a directory holds an adapter and no model of its own.
+/// Whether a directory holds an adapter and no model of its own; the `config.json` of the base may lie beside an adapter.
 pub fn is_adapter(dir: &Path) -> bool {
-    dir.join(ADAPTER_CONFIG).is_file() && !dir.join("config.json").is_file()
+    let has = |name: &str| dir.join(name).is_file();
+    has(ADAPTER_CONFIG) && !(has(MODEL_WEIGHTS) || has(MODEL_INDEX))
 }
 
 /// The directory of the model that the adapter in `dir` belongs to.

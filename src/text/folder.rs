@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::directory;
 use crate::error::{Error, Result};
+use crate::files;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
@@ -73,13 +74,13 @@ impl Folder {
 
     /// A file as JSON, null when it is not there.
     pub(super) fn json(&self, name: &str) -> Result<Value> {
-        self.get(name).map_or(Ok(Value::Null), |bytes| parse(&self.path(name), bytes))
+        self.get(name).map_or(Ok(Value::Null), |bytes| files::parse_json(&self.path(name), bytes))
     }
 
     /// The model's configuration as JSON, null when it is not there.
     pub(super) fn model(&self) -> Result<Value> {
         match read_optional(&self.model_file)? {
-            Some(bytes) => parse(&self.model_file, &bytes),
+            Some(bytes) => files::parse_json(&self.model_file, &bytes),
             None => Ok(Value::Null),
         }
     }
@@ -98,8 +99,7 @@ impl Folder {
     pub(super) fn template(&self) -> Result<std::result::Result<(String, PathBuf), String>> {
         if let Some(bytes) = self.get(TEMPLATE) {
             let file = self.path(TEMPLATE);
-            let source = std::str::from_utf8(bytes).map_err(|e| Error::file(&file, e))?;
-            return Ok(Ok((source.to_string(), file)));
+            return Ok(Ok((files::text(&file, bytes)?.to_string(), file)));
         }
         let config = self.json(CONFIG)?;
         let value = &config["chat_template"];
@@ -140,10 +140,6 @@ fn read_optional(file: &Path) -> Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(file)(e)),
     }
-}
-
-fn parse(file: &Path, bytes: &[u8]) -> Result<Value> {
-    serde_json::from_slice(bytes).map_err(|e| Error::file(file, e))
 }
 
 /// A token as configuration files write it: its text, or an object with the text as `content`.

@@ -27,7 +27,7 @@ bad=0 kills=0
 for run in $(seq "$runs"); do
   name=run-$run
   for _ in 1 2 3 4 5; do
-    if [ -f "$folder/$name/run.json" ]; then start=(--resume "$folder/$name"); else start=("${settings[@]}" --set name="$name"); fi
+    if [ -f "$folder/$name/config.toml" ]; then start=(--resume "$folder/$name"); else start=("${settings[@]}" --set name="$name"); fi
     "$program" train "${start[@]}" >>"$folder/$name.log" 2>&1 &
     process=$!
     sleep "$((RANDOM % 4)).$((RANDOM % 1000))"
@@ -35,7 +35,7 @@ for run in $(seq "$runs"); do
     for signal in ${signals[RANDOM % 5]}; do kill -"$signal" $process 2>/dev/null && kills=$((kills + 1)) || true; done
     wait $process && break || true
   done
-  if [ -f "$folder/$name/run.json" ]; then start=(--resume "$folder/$name"); else start=("${settings[@]}" --set name="$name"); fi
+  if [ -f "$folder/$name/config.toml" ]; then start=(--resume "$folder/$name"); else start=("${settings[@]}" --set name="$name"); fi
   if ! "$program" train "${start[@]}" >>"$folder/$name.log" 2>&1 || ! result "$name" | cmp -s - "$folder/whole.result"; then
     echo "$name differs, or did not end:"
     tail -5 "$folder/$name.log"

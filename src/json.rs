@@ -1,0 +1,106 @@
+//! Rows of JSON as people's programs write them: whole numbers of any length, and Python's `NaN` and `Infinity`.
+
+use std::borrow::Cow;
+
+use serde::de::DeserializeOwned;
+
+/// Digits that a 64-bit float holds whatever they are.
+const DIGITS: usize = 17;
+
+/// Parses a row.
+///
+/// A number that neither a 64-bit integer nor a 64-bit float holds as it is written becomes a text, so that an answer of 40
+/// digits stays that answer. `NaN` and infinities, which JSON has not but Python writes, become null: a missing value.
+///
+/// # Errors
+/// When the text is no JSON.
+pub(crate) fn row<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
+    serde_json::from_str(&exact(text))
+}
+
+/// The text with what a JSON reader would round or refuse written in another way.
+fn exact(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    let mut written = String::new();
+    let (mut at, mut copied) = (0, 0);
+    while at < bytes.len() {
+        let word = match bytes[at] {
+            b'"' => {
+                at = end_of_string(bytes, at);
+                continue;
+            }
+            b'-' | b'0'..=b'9' | b'N' | b'I' => {
+                let end = |byte: &u8| !(byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
+                let length = bytes[at..].iter().position(end).unwrap_or(bytes.len() - at);
+                &text[at..at + length]
+            }
+            _ => {
+                at += 1;
+                continue;
+            }
+        };
+        let other = match word {
+            "NaN" | "Infinity" | "-Infinity" => Some("null".to_string()),
+            number if !holds(number) => Some(format!("\"{number}\"")),
+            _ => None,
+        };
+        if let Some(other) = other {
+            written.push_str(&text[copied..at]);
+            written.push_str(&other);
+            copied = at + word.len();
+        }
+        at += word.len();
+    }
+    if copied == 0 { text.into() } else { (written + &text[copied..]).into() }
+}
+
+/// The place after a string that begins at `start`.
+fn end_of_string(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' => at += 2,
+            b'"' => return at + 1,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// Whether a JSON reader keeps a number as it is written; words that are no numbers are its to refuse.
+fn holds(word: &str) -> bool {
+    if word.parse::<i64>().is_ok() || word.parse::<u64>().is_ok() {
+        return true;
+    }
+    let Ok(value) = word.parse::<f64>() else { return true };
+    let mantissa = word.split(['e', 'E']).next().unwrap_or(word);
+    let whole = mantissa.len() == word.len() && !word.contains('.');
+    let digits = mantissa.bytes().filter(u8::is_ascii_digit).skip_while(|digit| *digit == b'0').count();
+    value.is_finite() && !whole && digits <= DIGITS
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn numbers_stay_what_is_written_or_become_a_text() {
+        let table = [
+            ("[12345678901234567890123]", json!(["12345678901234567890123"])),
+            ("[-9223372036854775809, 18446744073709551615]", json!(["-9223372036854775809", u64::MAX])),
+            ("[3.14159265358979323846, 0.1, 1e21, 1e999]", json!(["3.14159265358979323846", 0.1, 1e21, "1e999"])),
+            ("[NaN, -Infinity,Infinity ]", json!([null, null, null])),
+            (r#"{"NaN": "Infinity 12345678901234567890123", "\"": NaN}"#, {
+                json!({"NaN": "Infinity 12345678901234567890123", "\"": null})
+            }),
+        ];
+        for (text, want) in table {
+            assert_eq!(row::<Value>(text).unwrap(), want, "{text}");
+        }
+        for broken in ["[NaNo]", "[01]", "[1-2]", "{\"a\": 1", "\"", "\"\\", "Infinity1"] {
+            assert!(row::<Value>(broken).is_err(), "{broken}");
+        }
+    }
+}
