@@ -125,7 +125,7 @@ pub struct Graded {
     pub strict: Verdict,
     /// A stated answer or the last formula, anywhere, finished or not.
     pub lenient: Verdict,
-    /// The answer as found: the strict reading's, or else the lenient one's.
+    /// The answer as found: what the lenient verdict is of, and the strict one where there is an answer.
     pub extracted: Option<String>,
 }
 
