@@ -19,7 +19,11 @@ const PARTS: &[(&str, i64)] = &[
     ("half", 2), ("third", 3), ("quarter", 4), ("fourth", 4), ("fifth", 5), ("sixth", 6), ("seventh", 7),
     ("eighth", 8), ("ninth", 9), ("tenth", 10), ("twelfth", 12), ("hundredth", 100), ("thousandth", 1000),
 ];
-const MONTHS: &[&str] = &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+#[rustfmt::skip]
+const MONTHS: &[&str] = &[
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+];
 
 /// What a word multiplies the number before it by.
 pub(super) fn magnitude(word: &str) -> Option<i64> {
@@ -145,10 +149,10 @@ pub(super) fn date(tokens: &[Spaced]) -> Option<String> {
                 if matches!(word.as_str(), "st" | "nd" | "rd" | "th" | "of" | "the") {
                     continue;
                 }
-                let stem = word.get(..3).filter(|_| word.starts_with(char::is_uppercase))?.to_lowercase();
-                let full = word.len() == 3 || is_month(&word.to_lowercase());
-                let found = MONTHS.iter().position(|name| *name == stem).filter(|_| full)?;
-                month = Some(found).filter(|_| month.is_none());
+                let name = word.to_lowercase();
+                let is = |month: &&str| *month == name || (name.len() == 3 && month.starts_with(&name));
+                let found = MONTHS.iter().position(is)?;
+                month = Some(found).filter(|_| month.is_none() && word.starts_with(char::is_uppercase));
                 month?;
             }
             Token::Digits(digits) => {
@@ -163,15 +167,6 @@ pub(super) fn date(tokens: &[Spaced]) -> Option<String> {
     }
     let day = day.filter(|day| (1..=31).contains(day))?;
     Some(format!("month {} day {day} year {}", month? + 1, year.unwrap_or(0)))
-}
-
-fn is_month(word: &str) -> bool {
-    #[rustfmt::skip]
-    const NAMES: &[&str] = &[
-        "january", "february", "march", "april", "may", "june", "july", "august", "sept", "september", "october",
-        "november", "december",
-    ];
-    NAMES.contains(&word)
 }
 
 /// Whether two texts have the same words, plurals aside.
