@@ -72,21 +72,7 @@ impl Parser {
 
     fn product(&mut self) -> Result<Node> {
         if let Some(unit) = self.currency() {
-            let amount = match self.deeper(Self::sum)? {
-                Node::Measured(node, letter) if money(letter.written()).is_some() => {
-                    Node::Product(vec![*node, Node::integer(money(letter.written()).unwrap_or(1))])
-                }
-                // `\$3M`
-                Node::Product(mut factors) => {
-                    if let (2, Some(Node::Symbol(name))) = (factors.len(), factors.last())
-                        && let Some(factor) = money(name)
-                    {
-                        factors[1] = Node::integer(factor);
-                    }
-                    Node::Product(factors)
-                }
-                amount => amount,
-            };
+            let amount = in_full(self.deeper(Self::sum)?);
             return Ok(Node::Measured(Box::new(amount), unit));
         }
         let mut factors = vec![self.power()?];
@@ -487,6 +473,21 @@ impl Parser {
             _ => self.argument(),
         }
     }
+}
+
+/// A sum of money whose last letter counts thousands or millions, `3M` or `3\text{k}`, written out.
+fn in_full(amount: Node) -> Node {
+    let scaled =
+        |number: &Node, letter: &str| money(letter).map(|f| Node::Product(vec![number.clone(), Node::integer(f)]));
+    let full = match &amount {
+        Node::Measured(number, letter) => scaled(number, letter.written()),
+        Node::Product(factors) => match factors.as_slice() {
+            [number, Node::Symbol(letter)] => scaled(number, letter),
+            _ => None,
+        },
+        _ => None,
+    };
+    full.unwrap_or(amount)
 }
 
 fn sum_of(mut terms: Vec<Node>) -> Node {
