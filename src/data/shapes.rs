@@ -54,7 +54,7 @@ pub(super) fn problem(
     };
     let hashed = whole.contains("####");
     let answer = gold_answer(&whole);
-    let answer = if hashed { without_separators(answer) } else { answer.to_string() };
+    let answer = if hashed { without_separators(&answer) } else { answer.into_owned() };
     let gsm8k = hashed && prompt_field.eq_ignore_ascii_case("question");
     let extracted = answer != whole.trim();
 

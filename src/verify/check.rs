@@ -1,31 +1,99 @@
 //! A gold and an answer as people paste them: bare, or inside a whole completion.
 
-use super::parse::parse;
+use super::name::{constant, is_function};
+use super::parse::{is_separator, parse};
 use super::tree::{Fault, Node};
-use super::{Graded, Verdict, compare, gold_answer, grade, stated};
+use super::{Graded, Verdict, compare, compare_unlike, gold_answer, grade, stated};
 
 /// Grades an answer that may be bare or a whole, finished completion.
 pub fn check(gold: &str, answer: &str) -> Graded {
-    let verdict = compare(gold_answer(gold), answer);
-    if !verdict.is_right() && !is_bare(answer) {
-        return grade(gold, answer, true);
+    let verdict = compare(&gold_answer(gold), answer);
+    if is_bare(answer) || (verdict.is_right() && !is_sentence(answer)) {
+        return Graded { strict: verdict, lenient: verdict, extracted: Some(answer.trim().to_string()) };
     }
-    Graded { strict: verdict, lenient: verdict, extracted: Some(answer.trim().to_string()) }
+    grade(gold, answer, true)
 }
 
 /// Whether a text is an answer by itself: it states none, and is a formula or a few words on one line.
 fn is_bare(text: &str) -> bool {
-    let formula = || !matches!(parse(text), Ok(Node::Words(_)) | Err(_));
     let marked = text.contains("<think>") || text.contains("</think>");
-    !marked
-        && stated(text).is_none()
-        && !text.trim().contains('\n')
-        && (text.split_whitespace().count() <= 4 || formula())
+    if marked || stated(text).is_some() || text.trim().contains('\n') || is_sentence(text) {
+        return false;
+    }
+    let few = text.split_whitespace().count() <= 4 && !text.contains(['$', '\\']);
+    match parse(text) {
+        Ok(Node::Words(_)) => few,
+        Ok(_) => !begins_with_prose(text),
+        Err(_) => few && !begins_with_prose(text),
+    }
+}
+
+/// Whether words lead to a formula in marks: `Hence $x = 3$`.
+fn is_sentence(text: &str) -> bool {
+    let marked = ["$", "\\(", "\\["].iter().filter_map(|mark| text.find(mark)).min();
+    let mut words = text[..marked.unwrap_or(0)].split(|c: char| !c.is_ascii_alphabetic() && c != '\\');
+    words.any(|word| is_prose(word) && !matches!(word.to_lowercase().as_str(), "option" | "choice" | "answer"))
+}
+
+/// Whether a text begins with two words, or with a longer one, that are none of a formula.
+fn begins_with_prose(text: &str) -> bool {
+    let words: Vec<&str> = text.split_whitespace().take(2).take_while(|word| is_prose(word)).collect();
+    words.len() == 2 || words.first().is_some_and(|word| word.len() > 2 || matches!(*word, "so" | "So"))
+}
+
+fn is_prose(word: &str) -> bool {
+    word.len() > 1
+        && word.bytes().all(|b| b.is_ascii_alphabetic())
+        && !is_function(word)
+        && constant(word).is_none()
+        && !is_separator(word)
+}
+
+/// Whether two answers are the same once the comma of one is read as a decimal point, `3,14` beside 3.14, or its digits are
+/// grouped as in India, `1,00,000`.
+pub(super) fn same_by_commas(gold: &str, answer: &str) -> bool {
+    let same = |changed: Option<String>, other: &str, gold_changed: bool| {
+        changed.is_some_and(|changed| {
+            let verdict = if gold_changed { compare_unlike(&changed, other) } else { compare_unlike(other, &changed) };
+            verdict.is_right()
+        })
+    };
+    same(with_points(answer, gold), gold, false) || same(with_points(gold, answer), answer, true)
+}
+
+/// A text with points for decimal commas, where the other has points and the text none that could be.
+fn with_points(text: &str, other: &str) -> Option<String> {
+    let digit = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+    let between = |at: usize| at > 0 && digit(at - 1) && digit(at + 1);
+    let commas: Vec<usize> = text.match_indices(',').map(|(at, _)| at).filter(|at| between(*at)).collect();
+    let bare = text.trim_matches(|c: char| c.is_whitespace() || "$+-−".contains(c));
+    if commas.is_empty() || text.contains('.') {
+        return None;
+    }
+    let point = |text: &str| text.as_bytes().windows(2).any(|pair| pair[0] == b'.' && pair[1].is_ascii_digit());
+    let number = bare.bytes().all(|b| b.is_ascii_digit() || b == b',');
+    let thousands = bare.split(',').skip(1).all(|group| group.len() == 3) && bare.find(',') < Some(4);
+    if number && thousands && !bare.starts_with('0') {
+        return None;
+    }
+    if number && commas.len() > 1 {
+        let groups: Vec<&str> = bare.split(',').collect();
+        let (last, others) = groups.split_last()?;
+        let indian = last.len() == 3 && others[0].len() <= 2 && others[1..].iter().all(|group| group.len() == 2);
+        let whole = other.trim_matches(|c: char| c.is_whitespace() || "$+-−".contains(c));
+        return (indian && whole.bytes().all(|b| b.is_ascii_digit())).then(|| text.replace(',', ""));
+    }
+    // `(4,5; 0)`: another sign parts the members.
+    ((number || text.contains(';')) && point(other)).then(|| {
+        let mut bytes = text.to_string().into_bytes();
+        commas.iter().for_each(|at| bytes[*at] = b'.');
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
 }
 
 /// Says how a gold and an answer, each bare or a whole completion, are read, and what follows from that.
 pub fn explain(gold: &str, answer: &str) -> String {
-    let found = gold_answer(gold);
+    let found = &*gold_answer(gold);
     let graded = check(gold, answer);
     let why = match graded.strict {
         Verdict::Right => "they are the same",

@@ -1,14 +1,19 @@
 //! Whether two answers are the same.
 
+use std::collections::HashSet;
+
 use num_rational::BigRational;
 use num_traits::{Pow, Signed, ToPrimitive};
 
 use super::poly::{Algebra, Quotient};
 use super::tree::{Fault, Node, Result};
 use super::unit::Unit;
+use super::{matrix, words};
 
 /// Pairs of members of two lists that are compared at most.
 const MAX_PAIRS: usize = 4096;
+/// Lists with more members are compared by their normal forms first.
+const MANY: usize = 8;
 
 /// Compares answers; one per pair, since its steps are limited.
 pub(super) struct Comparer {
@@ -37,7 +42,7 @@ impl Comparer {
     pub(super) fn same(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
         self.algebra.spend(1)?;
         match (gold, answer) {
-            (Node::Words(a), Node::Words(b)) => return Ok(a == b),
+            (Node::Words(a), Node::Words(b)) => return Ok(words::same(a, b)),
             (Node::Choice(a, _), Node::Choice(b, _)) => return Ok(a == b),
             (Node::Choice(a, rest), other) => return Ok(is_letter(other, a) || self.same(rest, other)?),
             (other, Node::Choice(a, rest)) => return Ok(is_letter(other, a) || self.same(other, rest)?),
@@ -51,12 +56,26 @@ impl Comparer {
             (_, true) => return self.same(gold, &both_signs(answer)),
             _ => {}
         }
+        if let Some(parts) = approximated(gold) {
+            return self.same_as_either(parts, |comparer, part| comparer.same(part, answer));
+        }
+        if let Some(parts) = approximated(answer) {
+            return self.same_as_either(parts, |comparer, part| comparer.same(gold, part));
+        }
+        match (matrix::evaluated(gold)?, matrix::evaluated(answer)?) {
+            (Some(gold), _) => return self.same(&gold, answer),
+            (_, Some(answer)) => return self.same(gold, &answer),
+            _ => {}
+        }
         if (matches!(gold, Node::List(_)) || matches!(answer, Node::List(_)))
             && let Some(same) = self.united(gold, answer)?
         {
             return Ok(same);
         }
         match (gold, answer) {
+            (Node::Time(..) | Node::Modulo(..), _) | (_, Node::Time(..) | Node::Modulo(..)) => {
+                self.same_on_a_circle(gold, answer)
+            }
             (Node::Relation(..), Node::Relation(..)) => self.same_relations(gold, answer),
             (Node::List(a) | Node::Set(a), Node::List(b) | Node::Set(b)) => self.same_members(a, b),
             (Node::List(a), Node::Tuple(b)) | (Node::Tuple(a), Node::List(b)) => self.same_in_order(a, b),
@@ -65,34 +84,11 @@ impl Comparer {
             (Node::Measured(..) | Node::Percent(_) | Node::Degrees(_), _)
             | (_, Node::Measured(..) | Node::Percent(_) | Node::Degrees(_)) => self.same_quantities(gold, answer),
             (Node::Tuple(a), Node::Tuple(b)) => self.same_in_order(a, b),
-            (Node::Matrix(a), Node::Matrix(b)) => {
-                let shape = |rows: &[Vec<Node>]| (rows.len(), rows.first().map_or(0, Vec::len));
-                let (left, right): (Vec<Node>, Vec<Node>) = (a.concat(), b.concat());
-                Ok(shape(a) == shape(b) && self.same_in_order(&left, &right)?)
-            }
-            // A row or column of numbers is a vector.
-            (Node::Matrix(rows), Node::Tuple(list)) | (Node::Tuple(list), Node::Matrix(rows)) => {
-                let vector = rows.len() == 1 || rows.iter().all(|row| row.len() == 1);
-                let entries = rows.concat();
-                let (a, b) = if matches!(gold, Node::Tuple(_)) { (list, &entries) } else { (&entries, list) };
-                Ok(vector && self.same_in_order(a, b)?)
-            }
+            (Node::Matrix(_), _) | (_, Node::Matrix(_)) => self.same_matrices(gold, answer),
             (Node::Ratio(a), Node::Ratio(b)) => self.proportional(a, b),
             _ if is_set(gold) || is_set(answer) => self.same_sets(gold, answer),
-            (Node::List(_), other) | (other, Node::List(_)) if !matches!(other, Node::Tuple(_)) => {
-                let list = if let Node::List(list) = gold {
-                    list
-                } else if let Node::List(list) = answer {
-                    list
-                } else {
-                    return Ok(false);
-                };
-                for member in list {
-                    if !self.same(member, other)? {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
+            (Node::List(list), other) | (other, Node::List(list)) => {
+                list.iter().try_fold(true, |all, member| Ok(all && self.same(member, other)?))
             }
             _ => self.same_formulae(gold, answer),
         }
@@ -100,29 +96,129 @@ impl Comparer {
 
     /// The same members in any order, repetitions aside.
     pub(super) fn same_members(&mut self, gold: &[Node], answer: &[Node]) -> Result<bool> {
-        if gold.len() * answer.len() > MAX_PAIRS {
+        let mut unmatched = unmatched((gold, spellings(gold)), (answer, spellings(answer)));
+        if unmatched.0.len().max(unmatched.1.len()) > MANY {
+            unmatched = self::unmatched((gold, self.normals(gold)), (answer, self.normals(answer)));
+        }
+        let (missed, added) = unmatched;
+        // Only a rounded gold takes in another number.
+        let plain = |node: &Node| literal(node).is_some() && !is_rounded(node);
+        if missed.iter().any(plain) && gold.iter().chain(answer).all(|node| literal(node).is_some()) {
+            return Ok(false);
+        }
+        if missed.len() * answer.len() + added.len() * gold.len() > MAX_PAIRS {
             return Err(Fault::Limit);
         }
-        let mut found = vec![false; answer.len()];
         let mut undecided = false;
-        for member in gold {
-            let mut matched = false;
-            for (other, found) in answer.iter().zip(&mut found) {
-                match self.same(member, other) {
-                    Ok(true) => (matched, *found) = (true, true),
-                    Ok(false) => {}
-                    Err(_) => undecided = true,
+        for (members, others, forward) in [(&missed, answer, true), (&added, gold, false)] {
+            for member in members {
+                let mut found = false;
+                for other in others {
+                    let same = if forward { self.same(member, other) } else { self.same(other, member) };
+                    match same {
+                        Ok(same) => found |= same,
+                        Err(_) => undecided = true,
+                    }
+                    if found {
+                        break;
+                    }
+                }
+                if !found {
+                    return if undecided { Err(Fault::Limit) } else { Ok(false) };
                 }
             }
-            if !matched {
-                return if undecided { Err(Fault::Limit) } else { Ok(false) };
+        }
+        Ok(true)
+    }
+
+    /// The normal form of each member that has one as a text.
+    fn normals(&mut self, members: &[Node]) -> Vec<String> {
+        let mut text = |node: &Node| {
+            let normal = is_formula(node).then(|| self.algebra.normal(node).ok()).flatten()?;
+            Some(normal.as_constant().map_or_else(|| format!("{normal:?}"), |value| value.to_string()))
+        };
+        members.iter().map(|node| text(node).unwrap_or_else(|| node.to_string())).collect()
+    }
+
+    /// Times of day and numbers to a modulus.
+    fn same_on_a_circle(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
+        match (gold, answer) {
+            (Node::Time(a, left), Node::Time(b, right)) => {
+                // Without AM or PM, from one to twelve o'clock, it may be in either half of the day.
+                let either = |seconds: i64, half: bool| !half && (3600..46_800).contains(&seconds);
+                let half = |seconds: i64| seconds % 43_200;
+                let open = left != right && (either(*a, *left) || either(*b, *right));
+                Ok(if open { half(*a) == half(*b) } else { a == b })
+            }
+            (time @ Node::Time(..), Node::Ratio(parts)) | (Node::Ratio(parts), time @ Node::Time(..)) => {
+                let mut ratio = time.clone();
+                ratio.time_to_ratio();
+                Ok(matches!(&ratio, Node::Ratio(own) if self.proportional(parts, own)?))
+            }
+            (Node::Relation(..), Node::Time(..)) => self.same_as_side(gold, answer, true),
+            (Node::Time(..), Node::Relation(..)) => self.same_as_side(answer, gold, false),
+            (Node::Modulo(a, m), Node::Modulo(b, n)) => Ok(self.same(m, n)? && self.congruent(a, b, m)?),
+            (Node::Modulo(a, m), other) => Ok(self.is_residue(other, m)? && self.congruent(a, other, m)?),
+            (other, Node::Modulo(b, m)) => Ok(self.is_residue(other, m)? && self.congruent(other, b, m)?),
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether two numbers, or those that one symbol is congruent to, differ by a multiple.
+    fn congruent(&mut self, a: &Node, b: &Node, modulus: &Node) -> Result<bool> {
+        fn side(node: &Node) -> (Option<&Node>, &Node) {
+            match node {
+                Node::Relation(terms, relations) if relations.iter().all(|r| *r == super::tree::Relation::Equal) => {
+                    (Some(&terms[0]), &terms[terms.len() - 1])
+                }
+                node => (None, node),
             }
         }
-        match (found.iter().all(|found| *found), undecided) {
-            (true, _) => Ok(true),
-            (false, true) => Err(Fault::Limit),
-            (false, false) => Ok(false),
+        let ((x, a), (y, b)) = (side(a), side(b));
+        if let (Some(x), Some(y)) = (x, y)
+            && !self.same(x, y)?
+        {
+            return Ok(false);
         }
+        if !is_formula(a) || !is_formula(b) || !is_formula(modulus) {
+            return Ok(false);
+        }
+        let difference = Node::Sum(vec![a.clone(), b.clone().negative()]).over(modulus.clone());
+        Ok(self.algebra.normal(&difference)?.as_constant().is_some_and(|value| value.is_integer()))
+    }
+
+    /// Whether a number is one of 0 to m - 1, or what it is compared with says the same.
+    fn is_residue(&mut self, node: &Node, modulus: &Node) -> Result<bool> {
+        if !is_formula(node) || !is_formula(modulus) {
+            return Ok(false);
+        }
+        let (value, modulus) = (self.algebra.normal(node)?.as_constant(), self.algebra.normal(modulus)?.as_constant());
+        Ok(value.zip(modulus).is_some_and(|(value, modulus)| !value.is_negative() && value < modulus))
+    }
+
+    /// Whether the exact one of two spellings is the same, or the rounded one where it is the exact one rounded.
+    fn same_as_either(
+        &mut self,
+        (exact, rounded): (Node, Option<Node>),
+        mut same: impl FnMut(&mut Self, &Node) -> Result<bool>,
+    ) -> Result<bool> {
+        if same(self, &exact)? {
+            return Ok(true);
+        }
+        let value = match &exact {
+            Node::Relation(terms, _) => &terms[terms.len() - 1],
+            node => node,
+        };
+        let (Some(rounded), true) = (rounded, is_formula(value)) else { return Ok(false) };
+        let Some(number) = literal(&rounded) else { return Ok(false) };
+        let normal = self.algebra.normal(value)?;
+        let Some(float) = self.algebra.float(&normal) else { return Ok(false) };
+        let ten = BigRational::from_integer(10.into());
+        let Some(places) = (0..12i32).find(|places| (&number * ten.clone().pow(*places)).is_integer()) else {
+            return Ok(false);
+        };
+        let half = ten.pow(-places) / BigRational::from_integer(2.into());
+        Ok(near(float, &number, &half) && same(self, &rounded)?)
     }
 
     pub(super) fn same_in_order(&mut self, gold: &[Node], answer: &[Node]) -> Result<bool> {
@@ -183,7 +279,14 @@ impl Comparer {
                 self.same(&scaled(a, &left.factor), &scaled(b, &right.factor))
             }
             (Node::Percent(a), Node::Percent(b)) | (Node::Degrees(a), Node::Degrees(b)) => self.same(a, b),
+            (Node::Measured(_, unit), _) | (_, Node::Measured(_, unit)) if unit.mixed => Ok(false),
             (Node::Measured(a, unit), other) | (other, Node::Measured(a, unit)) => {
+                // 50 cents are 0.5 as well.
+                let whole =
+                    Node::Product(vec![(**a).clone(), Node::Number { value: unit.factor.clone(), place: None }]);
+                if unit.is_small_coin() && self.same(&whole, other)? {
+                    return Ok(true);
+                }
                 // A percentage is no length.
                 if matches!(other, Node::Percent(_) | Node::Degrees(_)) && !unit.powers.is_empty() {
                     return Ok(false);
@@ -287,10 +390,63 @@ pub(super) fn infinite(node: &Node) -> Option<bool> {
     }
 }
 
-/// A product that ends with the letter of a unit, as a quantity.
+/// Each member as it is written, numbers by their value.
+fn spellings(members: &[Node]) -> Vec<String> {
+    members.iter().map(|node| literal(node).map_or_else(|| node.to_string(), |value| value.to_string())).collect()
+}
+
+/// The members of each list whose texts the other has not.
+fn unmatched(gold: (&[Node], Vec<String>), answer: (&[Node], Vec<String>)) -> (Vec<Node>, Vec<Node>) {
+    let missing = |(members, texts): &(&[Node], Vec<String>), others: &[String]| -> Vec<Node> {
+        let others: HashSet<&String> = others.iter().collect();
+        members.iter().zip(texts).filter(|(_, text)| !others.contains(text)).map(|(node, _)| node.clone()).collect()
+    };
+    (missing(&gold, &answer.1), missing(&answer, &gold.1))
+}
+
+/// A product that ends with letters of units, `10 m/s^2`, as a quantity.
 fn lettered(factors: &[Node]) -> Option<Node> {
-    let (Node::Symbol(name), rest) = factors.split_last()? else { return None };
-    Some(Node::Measured(Box::new(Node::Product(rest.to_vec())), Unit::letter(name)?))
+    fn unit(node: &Node, sign: i32) -> Option<Unit> {
+        match node {
+            Node::Symbol(name) => Unit::letter(name, sign),
+            Node::Inverse(inner) => unit(inner, -sign),
+            Node::Product(factors) => {
+                let mut units = factors.iter().map(|factor| unit(factor, sign));
+                units.next()?.and_then(|first| units.try_fold(first, |product, next| Some(product.times(&next?))))
+            }
+            Node::Power(base, exponent) => match (&**base, literal(exponent)?.to_i32()?) {
+                (Node::Symbol(name), power) if power.abs() < 10 => Unit::letter(name, sign * power),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+    let units: Vec<Unit> = factors.iter().rev().map_while(|factor| unit(factor, 1)).collect();
+    let rest = factors[..factors.len() - units.len()].to_vec();
+    let product = units.into_iter().reduce(|a, b| a.times(&b))?;
+    (!rest.is_empty()).then(|| Node::Measured(Box::new(Node::Product(rest)), product))
+}
+
+/// What an approximation says exactly, and its last number: `x = 1/3 ≈ 0.33`.
+fn approximated(node: &Node) -> Option<(Node, Option<Node>)> {
+    use super::tree::Relation::{Equal, Near};
+    let Node::Relation(terms, relations) = node else { return None };
+    let at = relations.iter().position(|relation| *relation == Near)?;
+    if at == 0 && super::relation::is_name(&terms[0]) {
+        let relations = [&[Equal], &relations[1..]].concat();
+        return Some((Node::Relation(terms.clone(), relations), None));
+    }
+    let exact =
+        if at == 0 { terms[0].clone() } else { Node::Relation(terms[..=at].to_vec(), relations[..at].to_vec()) };
+    Some((exact, terms.last().cloned()))
+}
+
+/// Whether a decimal also takes what rounds to it.
+fn is_rounded(node: &Node) -> bool {
+    match node {
+        Node::Negative(node) => is_rounded(node),
+        node => matches!(node, Node::Number { place: Some(_), .. }),
+    }
 }
 
 fn is_letter(node: &Node, letter: &str) -> bool {
@@ -322,5 +478,6 @@ pub(super) fn is_formula(node: &Node) -> bool {
                 Node::Tuple(_) | Node::List(_) | Node::Matrix(_) | Node::Relation(..) | Node::Measured(..)
             )
             || matches!(node, Node::Words(_) | Node::Choice(..) | Node::PlusMinus(..) | Node::Infinity)
+            || matches!(node, Node::Time(..) | Node::Modulo(..))
     })
 }

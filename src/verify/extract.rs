@@ -1,10 +1,23 @@
 //! Finding the answer in a completion. All work is linear in its length.
 
-/// The answer within a solution: after the last `####`, or in the last `\boxed{}`, or else the whole text.
-pub fn gold_answer(text: &str) -> &str {
-    match text.rfind("####") {
-        Some(at) => text[at + 4..].trim(),
-        None => boxed(text).unwrap_or(text).trim(),
+use std::borrow::Cow;
+
+use super::announced::{announced, reads};
+
+/// The answer within a solution: on a last line `#### n`, in the last `\boxed{}`, after a last `####`, announced in words,
+/// or else the whole text.
+pub fn gold_answer(text: &str) -> Cow<'_, str> {
+    let marked = text.rfind("####");
+    let found = boxed(text);
+    match (marked, found) {
+        // A heading above or below the box.
+        (Some(at), Some(found)) if found.end > at || hashed(&text[at..]).is_none() => found.answer,
+        (Some(at), _) => text[at + 4..].trim().into(),
+        (None, Some(found)) => found.answer,
+        (None, None) => match announced(text) {
+            Some(found) if !reads(text) => found.answer.into(),
+            _ => text.trim().into(),
+        },
     }
 }
 
@@ -14,38 +27,114 @@ pub fn after_thinking(completion: &str) -> Option<&str> {
     if rest.contains("<think>") { None } else { Some(rest) }
 }
 
-/// A stated answer: the last `\boxed{}`, else the last `<answer>`, else a line `#### n`, else "the final answer is".
-pub fn stated(text: &str) -> Option<&str> {
-    boxed(text).or_else(|| tagged(text)).or_else(|| hashed(text)).or_else(|| spoken(text))
+/// A stated answer: the last `\boxed{}` unless a line after it announces another, else the last `<answer>`, else a line
+/// `#### n` or what the text announces as its answer, whichever comes last.
+pub fn stated(text: &str) -> Option<Cow<'_, str>> {
+    let announced = announced(text);
+    if let Some(found) = boxed(text) {
+        let Some(later) = announced.filter(|later| later.at > found.end) else { return Some(found.answer) };
+        // A letter is the choice of what is in the box.
+        let letter = |answer: &str| {
+            let letter = answer.trim_matches(|c: char| !c.is_alphanumeric());
+            matches!(letter.as_bytes(), [b'A'..=b'H']).then(|| letter.to_string())
+        };
+        if let Some(choice) = letter(&later.answer) {
+            let both = format!("({choice}) {}", found.answer);
+            return Some(if letter(&found.answer).is_none() && reads(&both) { both } else { later.answer }.into());
+        }
+        return Some(if later.formal && reads(&later.answer) { later.answer.into() } else { found.answer });
+    }
+    if let Some(answer) = tagged(text) {
+        return Some(answer.into());
+    }
+    match (hashed(text), announced) {
+        (Some((at, _)), Some(announced)) if announced.at > at => Some(announced.answer.into()),
+        (Some((_, answer)), _) => Some(answer.into()),
+        (None, announced) => announced.map(|announced| announced.answer.into()),
+    }
 }
 
-/// The content of the `\boxed{}`, `\fbox{}` or `\framebox{}` that begins last and is closed.
-pub(super) fn boxed(text: &str) -> Option<&str> {
+/// An answer and where what states it ends.
+pub(super) struct Found<'a> {
+    pub(super) answer: Cow<'a, str>,
+    pub(super) end: usize,
+}
+
+/// A box: where it begins and ends, and the same of its content.
+struct Framed {
+    outer: (usize, usize),
+    inner: (usize, usize),
+}
+
+/// The content of the box that begins last; of several that follow one another, as in "\boxed{3} and \boxed{5}", the list.
+/// Boxes without a letter or digit are mentions, unless there is no other.
+pub(super) fn boxed(text: &str) -> Option<Found<'_>> {
+    let mut frames = frames(text);
+    let content = |frame: &Framed| text[frame.inner.0..frame.inner.1].trim();
+    let mention = |frame: &Framed| is_mention(content(frame));
+    if !frames.iter().all(mention) {
+        frames.retain(|frame| !mention(frame));
+    }
+    frames.sort_by_key(|frame| frame.outer.0);
+    let last = frames.pop()?;
+    let (mut members, mut start) = (vec![content(&last)], last.outer.0);
+    while let Some(before) = frames.pop() {
+        if before.outer.1 > start || !joins(&text[before.outer.1..start]) {
+            break;
+        }
+        start = before.outer.0;
+        members.push(content(&before));
+    }
+    members.reverse();
+    let mut seen = std::collections::HashSet::new();
+    members.retain(|member| seen.insert(*member));
+    let answer = if let [one] = members[..] { one.into() } else { members.join(", ").into() };
+    Some(Found { answer, end: last.outer.1 })
+}
+
+/// Whether a box has nothing in it but the word that stands for an answer.
+fn is_mention(content: &str) -> bool {
+    const LONGEST: usize = 40;
+    if content.len() > LONGEST {
+        return false;
+    }
+    let words = content.replace("\\text", "").to_ascii_lowercase();
+    let words = words.trim_matches(|c: char| !c.is_alphanumeric());
+    !super::usable(content) || matches!(words, "answer" | "your answer" | "final answer" | "the answer")
+}
+
+/// All closed `\boxed{}`, `\fbox{}` and `\framebox{}`, and `\boxed 5`.
+fn frames(text: &str) -> Vec<Framed> {
     let bytes = text.as_bytes();
-    let mut open: Vec<Option<usize>> = Vec::new();
-    let mut last: Option<(usize, usize)> = None;
+    let mut open: Vec<Option<(usize, usize)>> = Vec::new();
+    let mut found = Vec::new();
     let mut at = 0;
     while at < bytes.len() {
         match bytes[at] {
             b'\\' => {
-                let command =
-                    ["\\boxed", "\\fbox", "\\framebox"].iter().find(|c| bytes[at..].starts_with(c.as_bytes()));
+                // A box after two backslashes was escaped twice, or begins a line.
+                let command = ["boxed", "fbox", "framebox"].iter().find(|c| bytes[at + 1..].starts_with(c.as_bytes()));
                 let Some(command) = command else {
-                    // An escaped brace or backslash is a character, not structure.
-                    at += if matches!(bytes.get(at + 1), Some(b'{' | b'}' | b'\\')) { 2 } else { 1 };
+                    // An escaped brace is a character, not structure.
+                    at += if matches!(bytes.get(at + 1), Some(b'{' | b'}')) { 2 } else { 1 };
                     continue;
                 };
-                at += command.len();
+                let begin = at;
+                at += 1 + command.len();
                 let blank = bytes[at..].iter().take_while(|b| **b == b' ').count();
-                if bytes.get(at + blank) == Some(&b'{') {
-                    at += blank + 1;
-                    open.push(Some(at));
+                let start = at + blank;
+                if bytes.get(start) == Some(&b'{') {
+                    at = start + 1;
+                    open.push(Some((begin, at)));
                 } else if blank > 0 {
-                    // `\boxed 5` boxes one word.
-                    let start = at + blank;
-                    let word = bytes[start..].iter().take_while(|b| !b.is_ascii_whitespace() && **b != b'$').count();
-                    if word > 0 {
-                        last = Some((start, start + word));
+                    // `\boxed 5` boxes one word, `\boxed as you asked` none.
+                    let length = bytes[start..].iter().take_while(|b| !b.is_ascii_whitespace() && **b != b'$').count();
+                    let word = &text[start..start + length];
+                    let letter = word.trim_end_matches(['.', ',', '`']);
+                    if word.starts_with(|c: char| c.is_ascii_digit() || "-+.\\".contains(c))
+                        || matches!(letter.as_bytes(), [b'A'..=b'H'])
+                    {
+                        found.push(Framed { outer: (begin, start + length), inner: (start, start + length) });
                     }
                 }
             }
@@ -54,17 +143,55 @@ pub(super) fn boxed(text: &str) -> Option<&str> {
                 at += 1;
             }
             b'}' => {
-                if let Some(Some(start)) = open.pop()
-                    && last.is_none_or(|(other, _)| other < start)
-                {
-                    last = Some((start, at));
+                if let Some(Some((begin, start))) = open.pop() {
+                    found.push(Framed { outer: (begin, at + 1), inner: (start, at) });
                 }
                 at += 1;
             }
             _ => at += 1,
         }
     }
-    last.map(|(start, end)| text[start..end].trim())
+    found
+}
+
+/// Whether what stands between two answers makes them parts of one: nothing, a comma, or an "and" with few other words.
+fn joins(between: &str) -> bool {
+    const LONGEST: usize = 80;
+    if between.len() > LONGEST {
+        return false;
+    }
+    let mut plain = between.to_lowercase();
+    for look in ["\\text", "\\mbox", "\\qquad", "\\quad", "\\(", "\\)", "\\[", "\\]", "\\,", "\\;", "\\ "] {
+        plain = plain.replace(look, " ");
+    }
+    // A symbol and its equals sign before the next: `x = 3, y = 5`.
+    let (words, assigned) = match plain.split_once('=') {
+        Some((words, rest)) if rest.trim_matches([' ', '$', '\n']).is_empty() => {
+            let words = words.trim_end_matches([' ', '$']);
+            let name = words.rsplit([' ', ',', '$']).next().unwrap_or_default();
+            if name.is_empty() || name.len() > 6 {
+                return false;
+            }
+            (&words[..words.len() - name.len()], true)
+        }
+        Some(_) => return false,
+        None => (plain.as_str(), false),
+    };
+    if words.contains(|c: char| "+-/<>|^.!?→≤≥\\".contains(c)) {
+        return false;
+    }
+    let comma = words.contains([',', ';', '、', '，', '&']);
+    let others: Vec<&str> = words.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let is_and = |word: &&str| matches!(*word, "and" | "or" | "和" | "或" | "及");
+    let and = others.iter().any(is_and);
+    let corrects = |word: &&str| {
+        matches!(*word, "rather" | "not" | "no" | "so" | "thus" | "hence" | "then" | "therefore" | "but" | "actually")
+            || matches!(*word, "is" | "gives" | "equals" | "wait" | "finally" | "instead" | "which")
+    };
+    match others.iter().filter(|word| !is_and(word)).count() {
+        0 => and || comma || !assigned,
+        count => and && count <= 3 && !others.iter().any(corrects),
+    }
 }
 
 fn tagged(text: &str) -> Option<&str> {
@@ -72,23 +199,21 @@ fn tagged(text: &str) -> Option<&str> {
     Some(rest[..rest.find("</answer>")?].trim())
 }
 
-/// The last line of the form `#### n`; a Markdown heading of that level is not an answer.
-fn hashed(text: &str) -> Option<&str> {
-    let number = |line: &str| line.starts_with(|c: char| c.is_ascii_digit() || "-+$.\\−".contains(c));
-    text.lines().rev().filter_map(|line| line.trim().strip_prefix("####")).map(str::trim).find(|rest| number(rest))
-}
-
-fn spoken(text: &str) -> Option<&str> {
-    const PHRASE: &str = "final answer is";
-    let at = text.to_ascii_lowercase().rfind(PHRASE)? + PHRASE.len();
-    let rest = text[at..].trim_start_matches(|c: char| c == ':' || c == '*' || c.is_whitespace());
-    let line = rest.lines().next()?;
-    let sentence = match line.strip_prefix('$') {
-        Some(math) if math.contains('$') => &math[..math.find('$')?],
-        _ => &line[..line.find(". ").unwrap_or(line.len())],
-    };
-    let answer = sentence.trim_matches(|c: char| c == '*' || c == '.' || c.is_whitespace());
-    if answer.is_empty() { None } else { Some(answer) }
+/// The last line of the form `#### n`, and where it begins; a Markdown heading of that level is not an answer.
+fn hashed(text: &str) -> Option<(usize, &str)> {
+    let mut end = text.len();
+    while let Some(at) = text[..end].rfind("####") {
+        let line = text[..at].rfind('\n').map_or(0, |before| before + 1);
+        let rest = text[at + 4..].lines().next().unwrap_or_default().trim_matches([' ', '\t', '\r', '*']);
+        let digits = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let heading = digits.len() < rest.len() && (digits.starts_with(") ") || digits.starts_with(". "));
+        let number = rest.starts_with(|c: char| c.is_ascii_digit() || "-+$.\\−".contains(c));
+        if text[line..at].trim().is_empty() && number && !heading {
+            return Some((at, rest));
+        }
+        end = line;
+    }
+    None
 }
 
 /// The last number of a text: digits with thousands commas, a decimal point or a fraction bar, and a sign.
@@ -122,6 +247,11 @@ pub(super) fn last_number(text: &str) -> Option<&str> {
         if !binary {
             start = signed;
         }
+    } else if let Some(before) = ["minus ", "negative "].iter().find_map(|sign| text[..start].strip_suffix(sign)) {
+        let binary = before.trim_end().ends_with(|c: char| c.is_ascii_digit() || ")]}$".contains(c));
+        if !binary && !before.ends_with(char::is_alphanumeric) {
+            start = before.len();
+        }
     }
     Some(&text[start..end])
 }
@@ -138,6 +268,30 @@ mod tests {
             ("\\boxed{\\frac{1}{2}}", Some("\\frac{1}{2}")),
             ("\\boxed{\\sqrt{\\frac{a}{b}} + \\{1\\}} done", Some("\\sqrt{\\frac{a}{b}} + \\{1\\}")),
             ("\\boxed{\\boxed{7}}", Some("7")),
+            ("\\boxed{8}, as \\boxed asks for", Some("8")),
+            ("\\boxed{8} (in \\boxed{})", Some("8")),
+            ("\\boxed{8}; the form `\\boxed{answer}` was asked for", Some("8")),
+            ("$\\boxed B$", Some("B")),
+            ("\\\\boxed{8}", Some("8")),
+            // Several that are one answer, and several that are not.
+            ("$\\boxed{2}$, $\\boxed{4}$ and $\\boxed{8}$", Some("2, 4, 8")),
+            ("p = \\boxed{2}, q = \\boxed{4}", Some("2, 4")),
+            ("\\boxed{2}\n\n\\boxed{4}", Some("2, 4")),
+            ("\\boxed{2} pens and \\boxed{4} books", Some("2, 4")),
+            ("\\boxed{2}, that is, \\boxed{2}", Some("2")),
+            ("\\boxed{2}. Checked: \\boxed{4}", Some("4")),
+            ("\\boxed{2} + \\boxed{4} = \\boxed{6}", Some("6")),
+            ("\\boxed{2}, so \\boxed{4}", Some("4")),
+            ("\\boxed{2} or rather \\boxed{4}", Some("4")),
+            ("step 1: \\boxed{2}\nstep 2: \\boxed{4}", Some("4")),
+            // A line after the box wins where it says something to compare.
+            ("so \\boxed{a \\gg b}.\n\n**Answer: C**", Some("(C) a \\gg b")),
+            ("so \\boxed{12}.\n\nHence the answer is (C).", Some("(C) 12")),
+            ("so \\boxed{A}.\n\nAnswer: C", Some("C")),
+            ("so \\boxed{11}.\n\nFinal answer: **12**", Some("12")),
+            ("so \\boxed{11}.\n\nAnswer: see above", Some("11")),
+            ("so \\boxed{11}. The answer is 12 less than 23.", Some("11")),
+            ("Answer: 12\n\nthat is \\boxed{11}", Some("11")),
             ("\\fbox{3}", Some("3")),
             ("\\framebox{204}", Some("204")),
             ("$\\boxed 12$", Some("12")),
@@ -152,11 +306,35 @@ mod tests {
             ("The final answer is **12**.", Some("12")),
             ("the final answer is: $\\frac{1}{2}$. I hope", Some("\\frac{1}{2}")),
             ("The Final Answer is 3.5. Good", Some("3.5")),
+            ("Answer: 58", Some("58")),
+            ("ANSWER: $58$.", Some("58")),
+            ("**Answer:** $\\frac{5}{8}$", Some("\\frac{5}{8}")),
+            ("**Final Answer: 58**", Some("58")),
+            ("Final Answer: **58** euros", Some("58 euros")),
+            ("Final Answer - 58", Some("58")),
+            ("Answer: -58", Some("-58")),
+            ("### Answer\n\n58\n\nas shown", Some("58")),
+            ("**Final Answer**\n\\[\n\\frac{5}{8}\n\\]", Some("\\frac{5}{8}")),
+            ("Answer: 57\nNo.\nAnswer: 58\n", Some("58")),
+            ("Hence the answer is $5,800.00.", Some("$5,800.00")),
+            ("Hence the answer is $x^2+5$. Done", Some("x^2+5")),
+            ("Answer: p+q = 50+8 = 58", Some("p+q = 50+8 = 58")),
+            ("Answer: The largest value is 58.", Some("58")),
+            ("The correct option is (C).", Some("(C)")),
+            ("所以答案是58。", Some("58")),
+            ("**答案：** $58$", Some("58")),
+            ("#### 5. Check\nAnswer: 58", Some("58")),
+            ("#### 58\nThis agrees.", Some("58")),
+            ("I answer: maybe 58", None),
+            ("The answer is not 58", None),
+            ("If the answer is 58, then no", None),
+            ("So the answer is 58?", None),
+            ("Option A: 58", None),
             ("12", None),
             ("", None),
         ];
         for (text, want) in table {
-            assert_eq!(stated(text), want, "{text:?}");
+            assert_eq!(stated(text).as_deref(), want, "{text:?}");
         }
     }
 
@@ -171,10 +349,28 @@ mod tests {
             ("half is 1/2", Some("1/2")),
             ("x=−7", Some("−7")),
             ("v1.2.3", Some("2.3")),
+            ("it is minus 4", Some("minus 4")),
+            ("8 minus 4", Some("4")),
             ("none", None),
         ];
         for (text, want) in table {
             assert_eq!(last_number(text), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn golds_are_found_in_solutions() {
+        let table = [
+            ("2+3\n#### 5", "5"),
+            ("#### Step 2\nso \\boxed{36}", "36"),
+            ("\\boxed{36}\n#### Remark\nnothing", "36"),
+            ("\\boxed{3} and \\boxed{6}", "3, 6"),
+            ("So 12 fit. The answer is 180.", "180"),
+            ("no solution", "no solution"),
+            (" 36 ", "36"),
+        ];
+        for (text, want) in table {
+            assert_eq!(gold_answer(text), want, "{text:?}");
         }
     }
 }

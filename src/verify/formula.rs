@@ -4,11 +4,13 @@ use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{One, Pow, Zero};
 
+use super::matrix::determinant;
 use super::name::{FOREIGN, is_function, symbol};
 use super::parse::{Parser, is_separator};
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
 use super::unit::Unit;
+use super::words::{magnitude, money, part};
 
 /// The largest power of ten in a number in scientific notation.
 const MAX_TEN: i32 = 5000;
@@ -70,7 +72,8 @@ impl Parser {
 
     fn product(&mut self) -> Result<Node> {
         if let Some(unit) = self.currency() {
-            return Ok(Node::Measured(Box::new(self.deeper(Self::sum)?), unit));
+            let amount = in_full(self.deeper(Self::sum)?);
+            return Ok(Node::Measured(Box::new(amount), unit));
         }
         let mut factors = vec![self.power()?];
         loop {
@@ -129,6 +132,37 @@ impl Parser {
 
     /// A quantity whose unit comes next.
     fn measured(&mut self, node: Node) -> Result<Node> {
+        let text = self.unit_text()?;
+        let mut text = text.trim();
+        let mut node = node;
+        // `3 million dollars`: the word multiplies; `3 tenths`: it divides.
+        loop {
+            let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+            // k is a thousand, K kelvins.
+            let word = if word.len() == 1 { word.to_string() } else { word.to_lowercase() };
+            node = match (magnitude(&word), part(&word)) {
+                (Some(factor), _) => Node::Product(vec![node, Node::integer(factor)]),
+                (_, Some(divisor)) => node.over(Node::integer(divisor)),
+                _ => break,
+            };
+            text = rest.trim();
+        }
+        if text.is_empty() {
+            return Ok(node);
+        }
+        match text {
+            "percent" | "percentage" | "pct" | "per cent" => Ok(Node::Percent(Box::new(node))),
+            "degrees" | "degree" | "deg" | "度" => Ok(Node::Degrees(Box::new(node))),
+            text => {
+                let text = text.strip_prefix("degrees ").or_else(|| text.strip_prefix("degree ")).unwrap_or(text);
+                let unit = Unit::parse(text).ok_or(Fault::Malformed)?;
+                self.smaller_units(node, unit)
+            }
+        }
+    }
+
+    /// The words, letters and signs of a unit.
+    fn unit_text(&mut self) -> Result<String> {
         let mut text = String::new();
         loop {
             match self.peek() {
@@ -151,22 +185,53 @@ impl Parser {
                         self.expect(&Token::Close)?;
                     }
                 }
-                _ => break,
+                _ => return Ok(text),
             }
-        }
-        match text.trim() {
-            "percent" => Ok(Node::Percent(Box::new(node))),
-            "degrees" | "degree" | "deg" => Ok(Node::Degrees(Box::new(node))),
-            text => Ok(Node::Measured(Box::new(node), Unit::parse(text).ok_or(Fault::Malformed)?)),
         }
     }
 
+    /// A quantity, with what follows in smaller units of its kind: `5 feet 6 inches`, `1 hour and 30 minutes`.
+    fn smaller_units(&mut self, node: Node, unit: Unit) -> Result<Node> {
+        let part = |node: Node, unit: &Unit| {
+            Node::Product(vec![node, Node::Number { value: unit.factor.clone(), place: None }])
+        };
+        let (mut parts, mut last) = (vec![node], unit.clone());
+        loop {
+            let start = self.at;
+            if matches!(self.peek(), Some(Token::Letters(word) | Token::Text(word)) if word == "and")
+                || self.peek_char() == Some(',')
+            {
+                self.at += 1;
+            }
+            let next = match self.peek() {
+                Some(Token::Digits(_)) => self.primary().ok().filter(|_| self.unit_ahead()),
+                _ => None,
+            };
+            let next = next.and_then(|node| Some((node, Unit::parse(&self.unit_text().ok()?)?)));
+            let Some((node, smaller)) = next.filter(|(_, u)| u.powers == last.powers && u.factor < last.factor) else {
+                self.at = start;
+                break;
+            };
+            if parts.len() == 1 {
+                parts = vec![part(parts.swap_remove(0), &unit)];
+            }
+            parts.push(part(node, &smaller));
+            last = smaller;
+        }
+        let several = parts.len() > 1;
+        let unit = if several { unit.of_several(&last) } else { unit };
+        Ok(Node::Measured(Box::new(sum_of(parts)), unit))
+    }
+
     pub(super) fn starts_factor(&self) -> bool {
+        if self.modulus_ahead() {
+            return false;
+        }
         match self.peek() {
             Some(Token::Digits(_) | Token::Open) => true,
             Some(Token::Letters(word) | Token::Text(word)) => !is_separator(word),
             Some(Token::Command(name)) => !FOREIGN.contains(&name.as_str()) || name == "begin",
-            Some(Token::Char(c)) => matches!(c, '(' | '[' | '⌊' | '⌈' | '∞') || (*c == '|' && self.bars == 0),
+            Some(Token::Char(c)) => matches!(c, '(' | '[' | '⌊' | '⌈' | '∞' | '…') || (*c == '|' && self.bars == 0),
             _ => false,
         }
     }
@@ -178,7 +243,10 @@ impl Parser {
             match self.peek_char() {
                 Some('!') => node = Node::apply("factorial", vec![node]),
                 Some('%') => node = Node::Percent(Box::new(node)),
-                Some('°') => node = Node::Degrees(Box::new(node)),
+                Some('°') => {
+                    self.at += 1;
+                    return self.degrees(node);
+                }
                 _ => break,
             }
             self.at += 1;
@@ -191,7 +259,7 @@ impl Parser {
             self.at += 1;
             let group = self.peek() == Some(&Token::Open);
             if self.eat_degree(group) {
-                return Ok(Node::Degrees(Box::new(node)));
+                return self.degrees(node);
             }
             let exponent = self.deeper(|parser| if group { parser.group() } else { parser.signed_power() })?;
             node = node.power(exponent);
@@ -205,9 +273,45 @@ impl Parser {
         Ok(node)
     }
 
+    /// What stands before a degree sign: an angle, perhaps with minutes and seconds, or a temperature.
+    fn degrees(&mut self, node: Node) -> Result<Node> {
+        let scale = match self.peek() {
+            Some(Token::Letters(word) | Token::Text(word)) => match word.as_str() {
+                "C" => "celsius",
+                "F" => "fahrenheit",
+                _ => "",
+            },
+            _ => "",
+        };
+        if let Some(unit) = Unit::parse(scale).filter(|_| !scale.is_empty()) {
+            self.at += 1;
+            return Ok(Node::Measured(Box::new(node), unit));
+        }
+        let mut parts = vec![node];
+        for (marks, under) in [(1, 60), (2, 3600)] {
+            let Some(Token::Digits(digits)) = self.peek() else { break };
+            let number = literal(digits)?;
+            let start = self.at;
+            self.at += 1;
+            let group = self.eat_char('^');
+            let braced = group && self.eat(&Token::Open);
+            let found = (0..marks).all(|_| self.eat_char('\''));
+            if !found || (braced && !self.eat(&Token::Close)) {
+                self.at = start;
+                break;
+            }
+            parts.push(number.over(Node::integer(under)));
+        }
+        Ok(Node::Degrees(Box::new(sum_of(parts))))
+    }
+
     fn eat_degree(&mut self, group: bool) -> bool {
         let at = self.at + usize::from(group);
-        let degree = matches!(self.tokens.get(at), Some(Spaced(Token::Char('°'), _)));
+        let degree = match self.tokens.get(at).map(|Spaced(token, _)| token) {
+            Some(Token::Char(c)) => *c == '°',
+            Some(Token::Letters(word)) => word == "o",
+            _ => false,
+        };
         let closed = !group || matches!(self.tokens.get(at + 1), Some(Spaced(Token::Close, _)));
         if degree && closed {
             self.at = at + 1 + usize::from(group);
@@ -277,12 +381,16 @@ impl Parser {
             Token::Char('∅') => Ok(Node::Set(Vec::new())),
             Token::Char('ℝ') => Ok(Node::Reals),
             Token::Char('∞') => Ok(Node::Infinity),
+            Token::Char('…') => Ok(Node::Symbol("…".to_string())),
             Token::Char('|') => {
                 self.bars += 1;
                 let inside = self.sum();
                 self.bars -= 1;
                 self.expect(&Token::Char('|'))?;
-                Ok(Node::apply("abs", vec![inside?]))
+                match inside? {
+                    Node::Matrix(rows) => determinant(&rows),
+                    inside => Ok(Node::apply("abs", vec![inside])),
+                }
             }
             Token::Char('⌊') => self.enclosed("floor", '⌋'),
             Token::Char('⌈') => self.enclosed("ceil", '⌉'),
@@ -312,6 +420,13 @@ impl Parser {
             return recurring(digits, &period);
         }
         let whole = literal(digits)?;
+        if self.peek_char() == Some('…') && !self.spaced() && digits.contains('.') {
+            self.at += 1;
+            // 0.1666… goes on with its last digit where that is there twice.
+            let last = &digits[digits.len() - 1..];
+            let repeats = digits.ends_with(&last.repeat(2));
+            return if repeats { recurring(digits, last) } else { Ok(whole) };
+        }
         let start = self.at;
         if digits.bytes().all(|b| b.is_ascii_digit())
             && let Some(fraction) = self.small_fraction()
@@ -358,6 +473,21 @@ impl Parser {
             _ => self.argument(),
         }
     }
+}
+
+/// A sum of money whose last letter counts thousands or millions, `3M` or `3\text{k}`, written out.
+fn in_full(amount: Node) -> Node {
+    let scaled =
+        |number: &Node, letter: &str| money(letter).map(|f| Node::Product(vec![number.clone(), Node::integer(f)]));
+    let full = match &amount {
+        Node::Measured(number, letter) => scaled(number, letter.written()),
+        Node::Product(factors) => match factors.as_slice() {
+            [number, Node::Symbol(letter)] => scaled(number, letter),
+            _ => None,
+        },
+        _ => None,
+    };
+    full.unwrap_or(amount)
 }
 
 fn sum_of(mut terms: Vec<Node>) -> Node {

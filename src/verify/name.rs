@@ -1,6 +1,7 @@
 //! Symbols, functions and commands of LaTeX.
 
 use super::formula::product_of;
+use super::matrix::determinant;
 use super::parse::Parser;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
@@ -11,51 +12,12 @@ const FUNCTIONS: &[&str] = &[
 ];
 
 /// Commands that end a formula or are beyond this reader.
+#[rustfmt::skip]
 pub(super) const FOREIGN: &[&str] = &[
-    "sum",
-    "int",
-    "prod",
-    "lim",
-    "iint",
-    "oint",
-    "ldots",
-    "cdots",
-    "dots",
-    "vdots",
-    "to",
-    "rightarrow",
-    "Rightarrow",
-    "implies",
-    "iff",
-    "begin",
-    "end",
-    "pmod",
-    "bmod",
-    "mod",
-    "choose",
-    "over",
-    "forall",
-    "exists",
-    "overline",
-    "underline",
-    "cancel",
-    "subset",
-    "subseteq",
-    "notin",
-    "nmid",
-    "sim",
-    "cong",
-    "perp",
-    "parallel",
-    "not",
-    "tag",
-    "label",
-    "href",
-    "xrightarrow",
-    "underbrace",
-    "overbrace",
-    "neg",
-    "propto",
+    "sum", "int", "prod", "lim", "iint", "oint", "vdots", "to", "rightarrow", "Rightarrow", "implies", "iff", "begin",
+    "end", "pmod", "bmod", "mod", "choose", "over", "forall", "exists", "overline", "underline", "cancel", "subset",
+    "subseteq", "notin", "nmid", "sim", "cong", "perp", "parallel", "not", "tag", "label", "href", "xrightarrow",
+    "underbrace", "overbrace", "neg", "propto",
 ];
 
 pub(super) fn is_function(name: &str) -> bool {
@@ -80,6 +42,10 @@ impl Parser {
         }
         if let Some(node) = constant(&run) {
             return self.subscripted(node);
+        }
+        // sympy's and numpy's name of a matrix.
+        if matches!(run.as_str(), "Matrix" | "array") && self.peek_char() == Some('(') {
+            return self.primary();
         }
         // The library's name in `np.sqrt(2)`.
         if matches!(run.as_str(), "np" | "numpy" | "math" | "sympy") && self.eat_char('.') {
@@ -158,7 +124,7 @@ impl Parser {
     }
 
     /// The text of an index, which only names.
-    fn index(&mut self) -> Result<String> {
+    pub(super) fn index(&mut self) -> Result<String> {
         let mut name = String::new();
         let mut open = 0;
         loop {
@@ -203,14 +169,9 @@ impl Parser {
                 };
                 Ok(radicand.power(Node::integer(1).over(degree)))
             }
-            "begin" => match self.environment()?.as_str() {
-                "array" => {
-                    if self.peek() == Some(&Token::Open) {
-                        self.index()?;
-                    }
-                    self.matrix()
-                }
-                name if name.ends_with("matrix") => self.matrix(),
+            "begin" => self.enclosure(),
+            "det" => match self.primary()? {
+                Node::Matrix(rows) => determinant(&rows),
                 _ => Err(Fault::Malformed),
             },
             "dot" | "ddot" | "tilde" | "hat" | "widehat" | "bar" => {

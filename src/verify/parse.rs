@@ -3,47 +3,108 @@
 use super::name::{constant, is_function};
 use super::token::{Spaced, Token, tokenize};
 use super::tree::{Fault, Node, Relation, Result};
-use super::unit::is_unit;
+use super::unit::{is_letter, is_unit};
+use super::words;
 
 /// How deep an answer may nest.
 const MAX_DEPTH: usize = 48;
 
 /// Reads an answer.
 pub(super) fn parse(answer: &str) -> Result<Node> {
-    let answer = answer.trim().trim_matches(|c: char| c == '*' || c == '"' || c == '`' || c.is_whitespace());
+    // Markdown's stars around the first words.
+    let unstarred = answer.trim().strip_prefix("**").map(|rest| rest.replacen("**", "", 1));
+    let answer = unstarred.as_deref().unwrap_or(answer).trim();
+    let answer = answer.trim_matches(|c: char| c == '*' || c == '"' || c == '`' || c.is_whitespace());
     let mut tokens = tokenize(answer)?;
-    while matches!(tokens.last(), Some(Spaced(Token::Char('.' | ',' | ';'), _))) {
-        tokens.pop();
-    }
+    drop_stops(&mut tokens);
     drop_prefix(&mut tokens);
     if tokens.is_empty() {
         return Err(Fault::Malformed);
     }
-    if let Some(words) = words(&tokens) {
-        return Ok(Node::Words(words));
+    if let Some((letter, rest)) = choice(&tokens) {
+        let text = plain_words(&rest).or_else(|| words::sentence(&rest));
+        if let Ok(node) = read(rest).or_else(|fault| text.map(Node::Words).ok_or(fault)) {
+            return Ok(Node::Choice(letter, Box::new(node)));
+        }
     }
-    if let Some((letter, rest)) = choice(&tokens)
-        && let Ok(node) = Parser::new(rest).whole()
-    {
-        return Ok(Node::Choice(letter, Box::new(node)));
-    }
-    Parser::new(tokens).whole()
+    read(tokens)
 }
 
-/// Takes away what announces an answer: `Option B`, `answer: 5`.
+/// Reads tokens after what announces them.
+fn read(mut tokens: Vec<Spaced>) -> Result<Node> {
+    if let Some(number) = words::number(&tokens) {
+        return Ok(number);
+    }
+    if let Some(words) = plain_words(&tokens).or_else(|| words::date(&tokens)) {
+        return Ok(Node::Words(words));
+    }
+    words::drop_remarks(&mut tokens);
+    match plain_words(&tokens) {
+        Some(words) => Ok(Node::Words(words)),
+        None => Ok(without_domain(Parser::new(tokens).whole()?)),
+    }
+}
+
+/// A list without the set that its last member only says a symbol of the others is of: `x = 2k, k ∈ ℤ`.
+fn without_domain(mut node: Node) -> Node {
+    if let Node::List(items) = &mut node
+        && let Some((Node::Relation(terms, relations), others)) = items.split_last()
+        && relations == &[Relation::In]
+        && matches!(terms[0], Node::Symbol(_))
+        && others.iter().any(|other| other.any(&|node| *node == terms[0]))
+    {
+        items.pop();
+        if items.len() == 1 {
+            return items.swap_remove(0);
+        }
+    }
+    node
+}
+
+/// Takes away the stops at the end, and dots after a word or a whole number.
+pub(super) fn drop_stops(tokens: &mut Vec<Spaced>) {
+    loop {
+        match tokens.as_slice() {
+            [.., Spaced(Token::Char('.' | ',' | ';'), _)] => {}
+            [.., Spaced(Token::Letters(_) | Token::Text(_), _), Spaced(Token::Char('…'), _)] => {}
+            [.., Spaced(Token::Digits(digits), _), Spaced(Token::Char('…'), _)] if !digits.contains('.') => {}
+            _ => return,
+        }
+        tokens.pop();
+    }
+}
+
+/// Takes away what announces an answer, `Option B`, `answer: 5`, `≈ 3.14`; `minus 3` becomes -3.
 fn drop_prefix(tokens: &mut Vec<Spaced>) {
-    let first = match tokens.first() {
-        Some(Spaced(Token::Letters(word) | Token::Text(word), _)) => word.to_lowercase(),
-        _ => return,
-    };
-    if tokens.len() > 1 && matches!(first.as_str(), "option" | "choice" | "answer") {
-        let colon = matches!(tokens.get(1), Some(Spaced(Token::Char(':' | '='), _)));
-        tokens.drain(..1 + usize::from(colon));
+    while tokens.len() > 1 {
+        let first = match &tokens[0].0 {
+            Token::Letters(word) | Token::Text(word) => word.to_lowercase(),
+            Token::Char('=' | '≈') => "=".to_string(),
+            _ => return,
+        };
+        match first.as_str() {
+            "option" | "choice" | "answer" => {
+                let colon = matches!(tokens[1].0, Token::Char(':' | '='));
+                tokens.drain(..1 + usize::from(colon));
+                return;
+            }
+            "us" | "usd" | "rs" if !matches!(tokens[1].0, Token::Digits(_) | Token::Char('＄')) => return,
+            "=" | "approximately" | "about" | "roughly" | "approx" | "约" | "约为" | "大约" | "us" | "usd" | "rs" =>
+            {
+                let point = first == "approx" && tokens[1].0 == Token::Char('.');
+                tokens.drain(..1 + usize::from(point));
+            }
+            "minus" | "negative" if matches!(tokens[1].0, Token::Digits(_) | Token::Command(_)) => {
+                tokens[0].0 = Token::Char('-');
+                return;
+            }
+            _ => return,
+        }
     }
 }
 
 /// The words of an answer that has nothing to compute with: lower case, single blanks, no punctuation.
-fn words(tokens: &[Spaced]) -> Option<String> {
+fn plain_words(tokens: &[Spaced]) -> Option<String> {
     let mut words: Vec<String> = Vec::new();
     let mut text = false;
     for Spaced(token, spaced) in tokens {
@@ -51,10 +112,7 @@ fn words(tokens: &[Spaced]) -> Option<String> {
             Token::Letters(run) | Token::Text(run) => {
                 let name = run.trim_matches(|c: char| !c.is_alphanumeric());
                 let single = name.chars().count() == 1;
-                // `xyz` is a product: a word has a vowel.
-                let word =
-                    name.chars().count() > 2 && name.contains(|c: char| !c.is_ascii() || "aeiouAEIOU".contains(c));
-                text |= !single && (word || words.len() > 1) && !is_mathematical(name);
+                text |= !single && (is_word(name) || words.len() > 1) && !is_mathematical(name);
                 if *spaced || words.is_empty() { words.push(run.clone()) } else { words.last_mut()?.push_str(run) }
             }
             Token::Char(c) if c.is_alphabetic() && *c != 'ℝ' => {
@@ -70,6 +128,14 @@ fn words(tokens: &[Spaced]) -> Option<String> {
     text.then(|| joined.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")).filter(|text| !text.is_empty())
 }
 
+/// Whether letters are a word: `xyz` is a product, a word has a vowel.
+pub(super) fn is_word(name: &str) -> bool {
+    name.eq_ignore_ascii_case("no")
+        || name.chars().count() > 2
+            && name.contains(|c: char| !c.is_ascii() || "aeiouAEIOU".contains(c))
+            && !is_mathematical(name)
+}
+
 /// Words that are part of a formula.
 fn is_mathematical(word: &str) -> bool {
     is_separator(word) || is_function(word) || constant(word).is_some()
@@ -79,15 +145,50 @@ pub(super) fn is_separator(word: &str) -> bool {
     matches!(word.to_ascii_lowercase().as_str(), "and" | "or" | "and/or")
 }
 
-/// A letter of multiple choice before its content: `(B) 42`, `B. 42`, `\textbf{(B)}\ 42`.
+/// A letter of multiple choice before its content: `(B) 42`, `B. 42`, `B: the second`, `\textbf{(B)}\ 42`.
 fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
+    const MARKS: [char; 4] = ['(', ')', '.', ':'];
     let letter = |run: &str| (run.len() == 1 && ("A"..="J").contains(&run)).then(|| run.to_string());
     let (letter, used, marked) = match tokens {
-        [Spaced(Token::Char('('), _), Spaced(Token::Letters(run), _), Spaced(Token::Char(')'), _), ..] => {
-            (letter(run)?, 3, false)
+        [
+            Spaced(Token::Char('('), _),
+            Spaced(Token::Letters(run) | Token::Text(run), _),
+            Spaced(Token::Char(')'), _),
+            ..,
+        ] => {
+            let colon = matches!(tokens.get(3), Some(Spaced(Token::Char(':' | '.'), _)));
+            (letter(run)?, 3 + usize::from(colon), false)
         }
-        [Spaced(Token::Text(text), _), ..] => (letter(text.strip_prefix('(')?.strip_suffix(')')?)?, 1, true),
-        [Spaced(Token::Letters(run), _), Spaced(Token::Char('.' | ')' | ':'), _), ..] => (letter(run)?, 2, false),
+        [Spaced(Token::Text(text), _), ..] if text.len() > 1 && letter(text.trim_matches(MARKS)).is_some() => {
+            (text.trim_matches(MARKS).to_string(), 1, true)
+        }
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('.' | ')' | ':'), _), ..] => {
+            (letter(run)?, 2, false)
+        }
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char(','), _), rest @ ..]
+            if words::is_reason(rest) =>
+        {
+            (letter(run)?, 2, false)
+        }
+        // `B (the second)`
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('('), true), rest @ ..]
+            if matches!(rest.last(), Some(Spaced(Token::Char(')'), _))) =>
+        {
+            plain_words(rest)?;
+            (letter(run)?, 1, true)
+        }
+        // `B - the second`: what follows must be words, or it is a difference.
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('-'), true), rest @ ..] => {
+            plain_words(rest)?;
+            (letter(run)?, 2, false)
+        }
+        [Spaced(Token::Text(text), _), rest @ ..] => {
+            // A choice and its text within one `\text{}`.
+            let (run, words) = text.split_once([':', '.', ')']).filter(|(_, words)| words.starts_with(' '))?;
+            let mut rest = rest.to_vec();
+            rest.insert(0, Spaced(Token::Text(words.trim().to_string()), true));
+            return Some((letter(run.trim_start_matches('('))?, rest));
+        }
         _ => return None,
     };
     let rest = tokens[used..].to_vec();
@@ -178,9 +279,21 @@ impl Parser {
                 return Ok(items);
             }
             items.push(self.relation()?);
+            self.spread_modulus(&mut items);
             if !self.separator() {
                 return Ok(items);
             }
+        }
+    }
+
+    /// Gives the modulus of the last member to those before it: `x ≡ 1, 3 (mod 8)`.
+    fn spread_modulus(&self, items: &mut [Node]) {
+        let Some((Node::Modulo(_, modulus), before)) = items.split_last() else { return };
+        let modulus = modulus.clone();
+        let count = before.iter().rev().take_while(|item| !matches!(item, Node::Modulo(..))).count();
+        let end = before.len();
+        for item in &mut items[end - count..end] {
+            *item = Node::Modulo(Box::new(item.clone()), modulus.clone());
         }
     }
 
@@ -198,15 +311,112 @@ impl Parser {
     fn relation(&mut self) -> Result<Node> {
         let mut terms = vec![self.ratio()?];
         let mut relations = Vec::new();
+        let mut modulus = self.modulus()?;
         while let Some(relation) = self.peek_char().and_then(Relation::of) {
+            // `17 mod 5 = 2`: the modulus is that of one term.
+            if let Some(modulus) = modulus.take() {
+                let term = terms.pop().ok_or(Fault::Malformed)?;
+                terms.push(Node::Modulo(Box::new(term), Box::new(modulus)));
+            }
             self.at += 1;
             relations.push(relation);
             terms.push(self.ratio()?);
+            modulus = self.modulus()?;
         }
-        if relations.is_empty() { Ok(terms.swap_remove(0)) } else { Ok(Node::Relation(terms, relations)) }
+        if terms.iter().any(|term| matches!(term, Node::Ratio(_))) {
+            terms.iter_mut().for_each(Node::time_to_ratio);
+        }
+        let node = if relations.is_empty() { terms.swap_remove(0) } else { Node::Relation(terms, relations) };
+        match modulus {
+            Some(modulus) => Ok(Node::Modulo(Box::new(node), Box::new(modulus))),
+            None => Ok(node),
+        }
+    }
+
+    /// The modulus of `\pmod{7}`, `(mod 7)` or `mod 7`.
+    fn modulus(&mut self) -> Result<Option<Node>> {
+        if !self.modulus_ahead() {
+            return Ok(None);
+        }
+        let bracket = self.eat_char('(');
+        let braced = matches!(self.peek(), Some(Token::Command(name)) if name == "pmod");
+        self.at += 1;
+        let modulus = if braced { self.argument_whole()? } else { self.deeper(Self::sum)? };
+        if bracket {
+            self.expect(&Token::Char(')'))?;
+        }
+        Ok(Some(modulus))
+    }
+
+    pub(super) fn modulus_ahead(&self) -> bool {
+        let at = self.at + usize::from(self.peek_char() == Some('('));
+        match self.tokens.get(at).map(|Spaced(token, _)| token) {
+            Some(Token::Letters(name) | Token::Text(name)) => name == "mod",
+            Some(Token::Command(name)) => matches!(name.as_str(), "mod" | "bmod" | "pmod"),
+            _ => false,
+        }
+    }
+
+    /// A time of day, `3:45`, `15:45:10`, `3:45 PM`; with blanks around the colon it is a ratio.
+    fn time(&mut self) -> Option<Node> {
+        let mut numbers = Vec::new();
+        let mut at = self.at;
+        loop {
+            let Spaced(Token::Digits(digits), spaced) = self.tokens.get(at)? else { return None };
+            let first = numbers.is_empty();
+            let written = if first { digits.len() <= 2 } else { digits.len() == 2 && !*spaced };
+            numbers.push(digits.parse::<i64>().ok().filter(|n| written && *n < if first { 25 } else { 60 })?);
+            at += 1;
+            if !matches!(self.tokens.get(at), Some(Spaced(Token::Char(':'), false))) {
+                break;
+            }
+            at += 1;
+        }
+        let (half, used) = self.half_of_day(at);
+        // `3 PM` is a time, 3 is not; of three numbers one begins with 0, or they are a ratio.
+        let clock = match numbers.as_slice() {
+            [_] => half.is_some(),
+            [_, _] => true,
+            [_, minutes, seconds] => minutes.min(seconds) < &10,
+            _ => false,
+        };
+        let ends = match self.tokens.get(at + used).map(|Spaced(token, _)| token) {
+            Some(Token::Char(c)) => !"*/^!%:°…'_".contains(*c),
+            Some(Token::Digits(_) | Token::Command(_) | Token::Open) => false,
+            _ => true,
+        };
+        if !clock || !ends {
+            return None;
+        }
+        self.at = at + used;
+        let hour = match half {
+            Some(afternoon) if (1..=12).contains(&numbers[0]) => numbers[0] % 12 + if afternoon { 12 } else { 0 },
+            Some(_) => return None,
+            None => numbers[0],
+        };
+        let part = |index: usize| numbers.get(index).copied().unwrap_or(0);
+        Some(Node::Time(hour * 3600 + part(1) * 60 + part(2), half.is_some()))
+    }
+
+    /// Whether PM (true) or AM stands at a token, and how many tokens that takes: `p.m.` is four.
+    fn half_of_day(&self, at: usize) -> (Option<bool>, usize) {
+        let letter = |at: usize| match self.tokens.get(at) {
+            Some(Spaced(Token::Letters(word) | Token::Text(word), _)) => word.replace(['.', ' '], "").to_lowercase(),
+            Some(Spaced(Token::Char('.'), _)) => ".".to_string(),
+            _ => String::new(),
+        };
+        let (half, used) = match (letter(at).as_str(), letter(at + 1).as_str(), letter(at + 2).as_str()) {
+            (word @ ("am" | "pm"), ..) => (word == "pm", 1),
+            (word @ ("a" | "p"), ".", "m") => (word == "p", if letter(at + 3) == "." { 4 } else { 3 }),
+            _ => return (None, 0),
+        };
+        (Some(half), used)
     }
 
     fn ratio(&mut self) -> Result<Node> {
+        if let Some(time) = self.time() {
+            return Ok(time);
+        }
         let mut parts = vec![self.union()?];
         while self.peek_char() == Some(':') {
             self.at += 1;
@@ -290,36 +500,80 @@ impl Parser {
         }
     }
 
-    /// A `pmatrix` or its like, after its `\begin`.
-    pub(super) fn matrix(&mut self) -> Result<Node> {
+    /// What stands between a `\begin` and its `\end`.
+    pub(super) fn enclosure(&mut self) -> Result<Node> {
+        match self.environment()?.as_str() {
+            "array" => {
+                if self.peek() == Some(&Token::Open) {
+                    self.index()?;
+                }
+                self.rows(true).map(Node::Matrix)
+            }
+            "vmatrix" => super::matrix::determinant(&self.rows(true)?),
+            "Vmatrix" => Err(Fault::Malformed),
+            name if name.ends_with("matrix") => self.rows(true).map(Node::Matrix),
+            "cases" => Ok(cases(self.rows(false)?)),
+            "aligned" | "gathered" => {
+                let rest = self.tokens.split_off(self.at);
+                self.tokens.extend(rest.into_iter().filter(|Spaced(token, _)| *token != Token::Cell));
+                Ok(cases(self.rows(false)?))
+            }
+            _ => Err(Fault::Malformed),
+        }
+    }
+
+    /// The rows of a `pmatrix` or its like, all of one length where it is a matrix, up to its `\end`.
+    fn rows(&mut self, matrix: bool) -> Result<Vec<Vec<Node>>> {
         let mut rows = vec![Vec::new()];
         loop {
-            let item = self.deeper(Self::list)?;
+            let item = if matrix { self.deeper(Self::list)? } else { self.deeper(Self::case)? };
             rows.last_mut().ok_or(Fault::Malformed)?.push(item);
-            match self.peek() {
-                Some(Token::Cell) => self.at += 1,
-                Some(Token::Row) => {
-                    self.at += 1;
-                    if !matches!(self.peek(), Some(Token::Command(name)) if name == "end") {
-                        rows.push(Vec::new());
-                    }
+            let part = matches!(self.peek(), Some(Token::Cell | Token::Row));
+            if self.eat(&Token::Row) {
+                if !self.end_ahead() {
+                    rows.push(Vec::new());
                 }
-                _ => {}
+            } else {
+                self.eat(&Token::Cell);
             }
-            if matches!(self.peek(), Some(Token::Command(name)) if name == "end") {
+            if self.end_ahead() {
                 self.at += 1;
                 self.environment()?;
                 let width = rows[0].len();
-                return if rows.iter().all(|row| row.len() == width) {
-                    Ok(Node::Matrix(rows))
+                return if !matrix || rows.iter().all(|row| row.len() == width) {
+                    Ok(rows)
                 } else {
                     Err(Fault::Malformed)
                 };
             }
-            if !matches!(self.tokens.get(self.at.wrapping_sub(1)), Some(Spaced(Token::Cell | Token::Row, _))) {
+            if !part {
                 return Err(Fault::Malformed);
             }
         }
+    }
+
+    /// A cell of `cases`: a formula, or a condition after its `if`.
+    fn case(&mut self) -> Result<Node> {
+        let text = |token: Option<&Token>| match token {
+            Some(Token::Text(word) | Token::Letters(word)) => word.trim_matches([',', '.', ' ']).to_lowercase(),
+            _ => String::new(),
+        };
+        if self.peek_char() == Some(',') {
+            self.at += 1;
+        }
+        match text(self.peek()).as_str() {
+            "if" | "for" | "when" => self.at += 1,
+            word @ ("otherwise" | "else") => {
+                self.at += 1;
+                return Ok(Node::Words(word.replace("else", "otherwise")));
+            }
+            _ => {}
+        }
+        self.list()
+    }
+
+    fn end_ahead(&self) -> bool {
+        matches!(self.peek(), Some(Token::Command(name)) if name == "end")
     }
 
     /// The name in the braces of a `\begin` or `\end`.
@@ -337,9 +591,31 @@ impl Parser {
     /// Whether the run of letters ahead is a unit after a quantity.
     pub(super) fn unit_ahead(&self) -> bool {
         match self.peek() {
+            Some(Token::Text(word) | Token::Letters(word)) if word == "mod" => false,
             Some(Token::Text(word)) => !is_separator(word) && !word.is_empty(),
-            Some(Token::Letters(word)) => is_unit(word) || (self.spaced() && word.len() > 2 && !is_mathematical(word)),
+            Some(Token::Letters(word)) => {
+                is_unit(word)
+                    || (self.spaced() && word.len() > 2 && !is_mathematical(word))
+                    || (self.spaced() && is_letter(word) && self.unit_goes_on())
+            }
             _ => false,
         }
     }
+
+    /// Whether what follows says that a letter is a unit: `m/s`, `h 30 min`.
+    fn unit_goes_on(&self) -> bool {
+        match self.tokens.get(self.at + 1..self.at + 3) {
+            Some([Spaced(Token::Char('/'), _), Spaced(Token::Letters(word), _)]) => is_letter(word) || is_unit(word),
+            Some([Spaced(Token::Digits(_), _), Spaced(Token::Letters(word), _)]) => is_unit(word),
+            _ => false,
+        }
+    }
+}
+
+/// Rows of one cell are several answers; of two, pairs of a value and its condition.
+fn cases(rows: Vec<Vec<Node>>) -> Node {
+    if rows.iter().all(|row| row.len() == 1) {
+        return Node::List(rows.concat());
+    }
+    Node::Set(rows.into_iter().map(Node::Tuple).collect())
 }

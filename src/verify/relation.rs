@@ -17,7 +17,12 @@ impl Comparer {
             // `x = 5`, `2 + 3 = 5` and `5 = x`
             return if is_name(last) && !is_name(first) {
                 compare(first)
-            } else if is_name(first) || !has_symbol(first) {
+            } else if is_name(first)
+                || !terms[terms.len() - 2..].iter().any(has_symbol)
+                || (terms.len() > 2 && is_name(&terms[terms.len() - 2]))
+                // `m + n = 7` answers a question for m + n; as a right answer it may be an equation.
+                || (!relation_is_gold && is_sum_of_symbols(first))
+            {
                 compare(last)
             } else {
                 Ok(false)
@@ -42,10 +47,10 @@ impl Comparer {
                         return Ok(true);
                     }
                 }
-                if a.len() == 2 && b.len() == 2 {
-                    return self.same_equations((&a[0], &a[1]), (&b[0], &b[1]), false);
+                match (a.as_slice(), b.as_slice()) {
+                    ([a, c], [b, d]) => self.same_equations((a, c), (b, d), false),
+                    _ => self.same_in_order(a, b),
                 }
-                Ok(false)
             }
             (false, false) => {
                 if let (Some((x, a)), Some((y, b))) = (solutions(gold), solutions(answer)) {
@@ -131,6 +136,7 @@ pub(super) fn solutions(node: &Node) -> Option<(String, Node)> {
     let Node::Relation(terms, relations) = node else { return None };
     let name = |node: &Node| match node {
         Node::Symbol(name) => Some(name.clone()),
+        Node::Apply(function, _) if function != "abs" && is_name(node) => Some(node.to_string()),
         _ => None,
     };
     let interval = |left: Node, right: Node, closed| Node::Interval { ends: Box::new((left, right)), closed };
@@ -182,14 +188,21 @@ fn has_symbol(node: &Node) -> bool {
     node.any(&|node| matches!(node, Node::Symbol(_)))
 }
 
-/// What an assignment may have on its left: a symbol, `f(x)`, `(x, y)`, or a product such as an angle's points.
-fn is_name(node: &Node) -> bool {
+/// What an assignment may have on its left: a symbol, `f(x)`, `(x, y)`, `AB`, `|AB|`, or a quotient or ratio of such.
+pub(super) fn is_name(node: &Node) -> bool {
+    let names = |list: &[Node]| list.iter().all(is_name);
     match node {
         Node::Symbol(_) => true,
+        Node::Apply(name, list) if name == "abs" => names(list),
         Node::Apply(name, _) => name.trim_end_matches('\'').split('_').next().is_some_and(|name| name.len() == 1),
-        Node::Product(list) | Node::Tuple(list) => list.iter().all(|node| matches!(node, Node::Symbol(_))),
+        Node::Product(list) | Node::Tuple(list) | Node::Ratio(list) => names(list),
+        Node::Inverse(node) => is_name(node),
         _ => false,
     }
+}
+
+fn is_sum_of_symbols(node: &Node) -> bool {
+    matches!(node, Node::Sum(terms) if terms.iter().all(|term| matches!(term, Node::Symbol(_))))
 }
 
 /// The parameters of one function by two names: `f(x)` and `f(t)` give t and x.

@@ -39,19 +39,21 @@ const CHARS: &[(&str, char)] = &[
     ("lfloor", '⌊'), ("rfloor", '⌋'), ("lceil", '⌈'), ("rceil", '⌉'), ("mid", '|'), ("vert", '|'), ("lvert", '|'),
     ("rvert", '|'), ("emptyset", '∅'), ("varnothing", '∅'), ("colon", ':'), ("lbrace", '{'), ("rbrace", '}'),
     ("lbrack", '['), ("rbrack", ']'), ("land", ','), ("wedge", ','), ("lor", ','), ("vee", ','), ("langle", '('),
-    ("rangle", ')'),
+    ("rangle", ')'), ("dots", '…'), ("ldots", '…'), ("cdots", '…'), ("dotsc", '…'), ("dotsb", '…'),
 ];
 
 /// Other spellings of a character.
 #[rustfmt::skip]
 const UNICODE: &[(char, &str)] = &[
-    ('−', "-"), ('–', "-"), ('×', "*"), ('·', "*"), ('⋅', "*"), ('∙', "*"), ('÷', "/"), ('∕', "/"), ('⁄', "/"),
-    ('º', "°"), ('′', "'"), ('’', "'"), ('⩽', "≤"), ('⩾', "≥"), ('，', ","), ('（', "("), ('）', ")"), ('：', ":"),
+    ('−', "-"), ('–', "-"), ('—', "-"), ('×', "*"), ('·', "*"), ('⋅', "*"), ('∙', "*"), ('÷', "/"), ('∕', "/"), ('⁄', "/"),
+    ('º', "°"), ('′', "'"), ('’', "'"), ('⩽', "≤"), ('⩾', "≥"),
     ('π', "\\pi "), ('√', "\\sqrt "), ('∛', "\\sqrt[3]"), ('½', "\\frac12"), ('⅓', "\\frac13"), ('⅔', "\\frac23"),
     ('¼', "\\frac14"), ('¾', "\\frac34"), ('⅕', "\\frac15"), ('⅛', "\\frac18"), ('α', "\\alpha "), ('β', "\\beta "),
     ('γ', "\\gamma "), ('δ', "\\delta "), ('ε', "\\epsilon "), ('θ', "\\theta "), ('λ', "\\lambda "), ('μ', "\\mu "),
     ('ρ', "\\rho "), ('σ', "\\sigma "), ('τ', "\\tau "), ('φ', "\\phi "), ('ω', "\\omega "), ('Δ', "\\Delta "),
-    ('…', "..."), ('\u{a0}', " "), ('\u{2009}', " "), ('“', "\""), ('”', "\""),
+    ('⋯', "…"), ('\u{a0}', " "), ('\u{2009}', " "), ('\u{202f}', " "), ('“', "\""), ('”', "\""), ('。', "."),
+    ('、', ","), ('￥', "¥"), ('¢', " cents "), ('℃', "°C"), ('℉', "°F"), ('✓', " "), ('✔', " "), ('✅', " "),
+    ('☑', " "), ('\u{fe0f}', " "), ('⟨', "("), ('⟩', ")"),
 ];
 
 /// Commands that only move or size things.
@@ -60,6 +62,7 @@ const LOOKS: &[&str] = &[
     "left", "right", "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr",
     "Biggl", "Biggr", "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "quad", "qquad", "rm", "bf",
     "it", "boxed", "fbox", "tiny", "large", "Large", "qed", "blacksquare",
+    "checkmark",
 ];
 
 /// Commands around words, and around a name or formula that reads the same without them.
@@ -79,6 +82,11 @@ fn is_formula(content: &str) -> bool {
     })
 }
 
+/// Whether a character is of a script without blanks between words.
+fn is_ideograph(c: char) -> bool {
+    matches!(c, '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}')
+}
+
 /// Cuts a text into tokens.
 pub(super) fn tokenize(text: &str) -> Result<Vec<Spaced>> {
     if text.len() > super::MAX_ANSWER {
@@ -88,8 +96,11 @@ pub(super) fn tokenize(text: &str) -> Result<Vec<Spaced>> {
     for c in text.chars() {
         match UNICODE.iter().find(|(from, _)| *from == c).filter(|_| !c.is_ascii()) {
             Some((_, to)) => plain.push_str(to),
-            None => plain.push(c),
+            None => plain.push(narrow(c)),
         }
+    }
+    if !plain.contains("\\begin") {
+        plain = single_backslashes(&plain);
     }
     let mut lexer = Lexer { rest: &plain, tokens: Vec::new(), spaced: false, brackets: 0, not_thousands: 0 };
     while !lexer.rest.is_empty() {
@@ -99,6 +110,27 @@ pub(super) fn tokenize(text: &str) -> Result<Vec<Spaced>> {
         }
     }
     Ok(lexer.tokens)
+}
+
+/// The ASCII character of which `c` is the full-width form.
+pub(super) fn narrow(c: char) -> char {
+    match c {
+        '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
+        '\u{3000}' => ' ',
+        _ => c,
+    }
+}
+
+/// A text that was escaped twice, `\\frac` for `\frac`, as it was before.
+fn single_backslashes(text: &str) -> String {
+    let mut single = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("\\\\") {
+        let letter = rest[at + 2..].starts_with(|c: char| c.is_ascii_alphabetic());
+        single.push_str(&rest[..at + if letter { 1 } else { 2 }]);
+        rest = &rest[at + 2..];
+    }
+    single + rest
 }
 
 struct Lexer<'a> {
@@ -129,11 +161,20 @@ impl<'a> Lexer<'a> {
         match c {
             '\\' => return self.command(depth),
             '0'..='9' => self.number(),
+            '.' if after.starts_with("..") => {
+                self.rest = self.rest.trim_start_matches('.');
+                self.push(Token::Char('…'));
+            }
             '.' if digit(after) => self.number(),
             _ if c.is_ascii_alphabetic() => {
                 let length = self.rest.bytes().take_while(u8::is_ascii_alphabetic).count();
                 let letters = self.take(length).to_string();
                 self.push(Token::Letters(letters));
+            }
+            _ if is_ideograph(c) => {
+                let length = self.rest.find(|c| !is_ideograph(c)).unwrap_or(self.rest.len());
+                let words = self.take(length).to_string();
+                self.push(Token::Text(words));
             }
             _ => {
                 self.rest = after;
@@ -149,6 +190,8 @@ impl<'a> Lexer<'a> {
                         self.rest = &after[1..];
                         self.push(Token::Char('^'));
                     }
+                    // `5!=120` has a factorial.
+                    '!' if self.after_number() => self.mark(c),
                     '<' | '>' | '!' | ':' if after.starts_with('=') => {
                         self.rest = &after[1..];
                         self.push(Token::Char(match c {
@@ -163,6 +206,10 @@ impl<'a> Lexer<'a> {
             }
         }
         Ok(())
+    }
+
+    fn after_number(&self) -> bool {
+        !self.spaced && matches!(self.tokens.last(), Some(Spaced(Token::Digits(_) | Token::Char(')'), _)))
     }
 
     /// Raised and lowered digits as `^{}` and `_{}`; everything else as it is.
@@ -260,7 +307,19 @@ impl<'a> Lexer<'a> {
         if !formula {
             let words = content.replace('~', " ");
             self.spaced |= words.starts_with(' ');
-            self.push(Token::Text(words.trim().to_string()));
+            let mut words = words.trim();
+            if let Some(rest) = words.strip_prefix('(').filter(|rest| !rest.contains(')')) {
+                self.mark('(');
+                words = rest;
+            }
+            match words.strip_suffix(" and") {
+                Some(before) => {
+                    self.push(Token::Text(before.trim_end().to_string()));
+                    self.spaced = true;
+                    self.push(Token::Text("and".to_string()));
+                }
+                None => self.push(Token::Text(words.to_string())),
+            }
         } else {
             if depth >= 8 {
                 return Err(Fault::Limit);
@@ -281,7 +340,7 @@ impl<'a> Lexer<'a> {
         let first = digits(self.rest);
         let mut number = self.take(first).to_string();
         if (1..=3).contains(&first) && number != "0" {
-            for separator in ["{,}", "\\,", ",", " ", "\\ ", "\\!"] {
+            for separator in ["{,}", " {,}", "{, }", " {, }", ",\\!", ",\\! ", "\\,", ",", " ", "\\ ", "\\!"] {
                 let mut groups = Vec::new();
                 let mut rest = self.rest;
                 while let Some(next) = rest.strip_prefix(separator).filter(|next| digits(next) > 0) {

@@ -29,12 +29,15 @@ pub(super) enum Relation {
     Greater,
     GreaterOrEqual,
     In,
+    /// `≈`: what stands after it is the value before it, rounded.
+    Near,
 }
 
 impl Relation {
     pub(super) fn of(symbol: char) -> Option<Self> {
         Some(match symbol {
-            '=' | '≈' | '≡' => Self::Equal,
+            '=' | '≡' => Self::Equal,
+            '≈' => Self::Near,
             '≠' => Self::Unequal,
             '<' => Self::Less,
             '≤' => Self::LessOrEqual,
@@ -65,6 +68,7 @@ impl Relation {
             Self::Greater => '>',
             Self::GreaterOrEqual => '≥',
             Self::In => '∈',
+            Self::Near => '≈',
         }
     }
 }
@@ -111,6 +115,10 @@ pub(super) enum Node {
     Without(Box<Node>, Box<Node>),
     Matrix(Vec<Vec<Node>>),
     Ratio(Vec<Node>),
+    /// A time of day in seconds since midnight, and whether AM or PM says which half of the day.
+    Time(i64, bool),
+    /// A number or an equation to a modulus.
+    Modulo(Box<Node>, Box<Node>),
     /// A chain such as `0 < x ≤ 1`: one relation fewer than terms.
     Relation(Vec<Node>, Vec<Relation>),
     Words(String),
@@ -139,6 +147,16 @@ impl Node {
         Self::Apply(name.to_string(), arguments)
     }
 
+    /// A time that may as well be a ratio becomes one: `11:20`, but not `11:05`.
+    pub(super) fn time_to_ratio(&mut self) {
+        if let Self::Time(seconds, false) = self
+            && *seconds % 60 == 0
+            && *seconds / 60 % 60 >= 10
+        {
+            *self = Self::Ratio(vec![Self::integer(*seconds / 3600), Self::integer(*seconds / 60 % 60)]);
+        }
+    }
+
     /// What kind of answer it is, for people.
     pub(super) fn kind(&self) -> &'static str {
         match self {
@@ -152,6 +170,8 @@ impl Node {
             Self::Words(_) => "the words",
             Self::Choice(..) => "the",
             Self::Ratio(_) => "the ratio",
+            Self::Time(..) => "the time",
+            Self::Modulo(..) => "the congruence",
             Self::Percent(_) | Self::Degrees(_) | Self::Measured(..) => "the quantity",
             _ => "the formula",
         }
@@ -165,6 +185,7 @@ impl Node {
             Self::Negative(a) | Self::Inverse(a) | Self::PlusMinus(_, a) | Self::Percent(a) => vec![a],
             Self::Degrees(a) | Self::Measured(a, _) | Self::Choice(_, a) => vec![a],
             Self::Power(a, b) | Self::Union(a, b) | Self::Intersection(a, b) | Self::Without(a, b) => vec![a, b],
+            Self::Modulo(a, b) => vec![a, b],
             Self::Interval { ends, .. } => vec![&ends.0, &ends.1],
             Self::Matrix(rows) => rows.iter().flatten().collect(),
             _ => Vec::new(),
@@ -200,6 +221,7 @@ impl Node {
             Self::Union(a, b) => Self::Union(one(a), one(b)),
             Self::Intersection(a, b) => Self::Intersection(one(a), one(b)),
             Self::Without(a, b) => Self::Without(one(a), one(b)),
+            Self::Modulo(a, b) => Self::Modulo(one(a), one(b)),
             Self::Interval { ends, closed } => {
                 Self::Interval { ends: Box::new((change(&ends.0), change(&ends.1))), closed: *closed }
             }
@@ -253,6 +275,10 @@ impl fmt::Display for Node {
                 let rows: Vec<String> = rows.iter().map(|row| list(row, ", ")).collect();
                 write!(f, "matrix [{}]", rows.join("; "))
             }
+            Self::Time(seconds, _) => {
+                write!(f, "{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+            }
+            Self::Modulo(value, modulus) => write!(f, "{value} mod {modulus}"),
             Self::Ratio(parts) => write!(f, "{}", list(parts, ":")),
             Self::Relation(terms, relations) => {
                 write!(f, "{}", terms[0])?;

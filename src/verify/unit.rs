@@ -11,6 +11,8 @@ use num_traits::{One, Pow};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unit {
     written: String,
+    /// Whether it is made of several, such as feet and inches: the number alone then says nothing.
+    pub(super) mixed: bool,
     pub(super) factor: BigRational,
     pub(super) powers: BTreeMap<String, i32>,
 }
@@ -19,28 +21,28 @@ pub(super) struct Unit {
 type Definition = (&'static [&'static str], &'static [(&'static str, i32)], i64, i64);
 
 const UNITS: &[Definition] = &[
-    (&["m", "meter", "metre"], &[("m", 1)], 1, 1),
-    (&["km", "kilometer", "kilometre"], &[("m", 1)], 1000, 1),
-    (&["dm", "decimeter"], &[("m", 1)], 1, 10),
-    (&["cm", "centimeter", "centimetre"], &[("m", 1)], 1, 100),
-    (&["mm", "millimeter", "millimetre"], &[("m", 1)], 1, 1000),
+    (&["m", "meter", "metre", "米"], &[("m", 1)], 1, 1),
+    (&["km", "kilometer", "kilometre", "千米", "公里"], &[("m", 1)], 1000, 1),
+    (&["dm", "decimeter", "分米"], &[("m", 1)], 1, 10),
+    (&["cm", "centimeter", "centimetre", "厘米"], &[("m", 1)], 1, 100),
+    (&["mm", "millimeter", "millimetre", "毫米"], &[("m", 1)], 1, 1000),
     (&["μm", "micron", "micrometer"], &[("m", 1)], 1, 1_000_000),
     (&["nm", "nanometer"], &[("m", 1)], 1, 1_000_000_000),
     (&["in", "inch", "inche"], &[("m", 1)], 254, 10_000),
     (&["ft", "foot", "feet"], &[("m", 1)], 3048, 10_000),
     (&["yd", "yard"], &[("m", 1)], 9144, 10_000),
     (&["mi", "mile"], &[("m", 1)], 1_609_344, 1000),
-    (&["s", "sec", "second"], &[("s", 1)], 1, 1),
+    (&["s", "sec", "second", "秒"], &[("s", 1)], 1, 1),
     (&["ms", "millisecond"], &[("s", 1)], 1, 1000),
-    (&["min", "minute"], &[("s", 1)], 60, 1),
-    (&["h", "hr", "hour"], &[("s", 1)], 3600, 1),
-    (&["day"], &[("s", 1)], 86_400, 1),
-    (&["week"], &[("s", 1)], 604_800, 1),
-    (&["kg", "kilogram"], &[("g", 1)], 1000, 1),
-    (&["g", "gram"], &[("g", 1)], 1, 1),
+    (&["min", "minute", "分钟"], &[("s", 1)], 60, 1),
+    (&["h", "hr", "hour", "小时"], &[("s", 1)], 3600, 1),
+    (&["day", "天"], &[("s", 1)], 86_400, 1),
+    (&["week", "周"], &[("s", 1)], 604_800, 1),
+    (&["kg", "kilogram", "千克", "公斤"], &[("g", 1)], 1000, 1),
+    (&["g", "gram", "克"], &[("g", 1)], 1, 1),
     (&["mg", "milligram"], &[("g", 1)], 1, 1000),
-    (&["l", "liter", "litre"], &[("m", 3)], 1, 1000),
-    (&["ml", "milliliter"], &[("m", 3)], 1, 1_000_000),
+    (&["l", "liter", "litre", "升"], &[("m", 3)], 1, 1000),
+    (&["ml", "milliliter", "毫升"], &[("m", 3)], 1, 1_000_000),
     (&["mph"], &[("m", 1), ("s", -1)], 1_609_344, 3_600_000),
     (&["kmh", "kph"], &[("m", 1), ("s", -1)], 1000, 3600),
     (&["n", "newton"], &[("g", 1), ("m", 1), ("s", -2)], 1000, 1),
@@ -52,6 +54,8 @@ const UNITS: &[Definition] = &[
     (&["ev"], &[("eV", 1)], 1, 1),
     (&["mol", "mole"], &[("mol", 1)], 1, 1),
     (&["k", "kelvin"], &[("K", 1)], 1, 1),
+    (&["celsius", "摄氏度"], &[("celsius", 1)], 1, 1),
+    (&["yuan", "元"], &[("yuan", 1)], 1, 1),
     (&["dollar", "usd"], &[("dollar", 1)], 1, 1),
     (&["cent"], &[("dollar", 1)], 1, 100),
     (&["euro", "eur"], &[("euro", 1)], 1, 1),
@@ -74,20 +78,52 @@ fn singular(word: &str) -> String {
     }
 }
 
+/// Whether a single letter names a unit of the table.
+pub(super) fn is_letter(name: &str) -> bool {
+    name.len() == 1 && known(&name.to_lowercase()).is_some()
+}
+
 /// Whether a run of two letters or more names a unit of the table.
 pub(super) fn is_unit(word: &str) -> bool {
-    word.len() > 1 && (known(&singular(word)).is_some() || word == "percent")
+    word.len() > 1 && (known(&singular(word)).is_some() || matches!(word, "percent" | "pct"))
 }
 
 impl Unit {
     /// The unit that a single letter stands for beside a quantity in units.
-    pub(super) fn letter(name: &str) -> Option<Self> {
-        if name.len() == 1 && known(&name.to_lowercase()).is_some() { Self::parse(name) } else { None }
+    pub(super) fn letter(name: &str, power: i32) -> Option<Self> {
+        let letter = is_letter(name) && power.abs() <= 9;
+        letter.then(|| Self::parse(&format!("{name}^{power}"))).flatten()
+    }
+
+    pub(super) fn written(&self) -> &str {
+        &self.written
+    }
+
+    /// Both units, one times the other.
+    pub(super) fn times(mut self, other: &Self) -> Self {
+        self.factor *= &other.factor;
+        for (base, exponent) in &other.powers {
+            *self.powers.entry(base.clone()).or_default() += exponent;
+        }
+        self.powers.retain(|_, power| *power != 0);
+        Self { written: format!("{} {}", self.written, other.written), ..self }
+    }
+
+    /// The base unit of a quantity in this unit and smaller ones.
+    pub(super) fn of_several(&self, smallest: &Self) -> Self {
+        let written = format!("{} and {}", self.written, smallest.written);
+        Self { written, mixed: true, factor: BigRational::one(), ..self.clone() }
+    }
+
+    /// Whether it is a part of a larger coin, which a number without a unit may count in either.
+    pub(super) fn is_small_coin(&self) -> bool {
+        self.powers.keys().eq(["dollar"]) && !self.factor.is_one()
     }
 
     /// Reads `km/h`, `cm^2`, `square meters`, `dollars per hour`, `ergs s^-1`; unknown words are units of their own.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let mut unit = Self { written: text.trim().to_string(), factor: BigRational::one(), powers: BTreeMap::new() };
+        let written = text.trim().to_string();
+        let mut unit = Self { written, mixed: false, factor: BigRational::one(), powers: BTreeMap::new() };
         let mut sign = 1;
         let mut next_power = 1;
         let spaced = text.replace('/', " / ").replace(['*', '·', '~', '(', ')', '.'], " ").replace(['{', '}'], "");
@@ -98,6 +134,13 @@ impl Unit {
                 "cubic" => next_power = 3,
                 "of" | "a" | "an" | "the" => {}
                 _ => {
+                    let word = match word.strip_prefix(['平', '立']).and_then(|rest| rest.strip_prefix('方')) {
+                        Some(length) => {
+                            next_power = if word.starts_with('平') { 2 } else { 3 };
+                            length
+                        }
+                        None => word,
+                    };
                     let (name, power) = match word.split_once('^') {
                         Some((name, power)) => (name, power.parse().ok().filter(|p: &i32| p.abs() <= 9)?),
                         None => (word, next_power),

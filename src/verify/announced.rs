@@ -1,0 +1,150 @@
+//! Answers that a text announces in words: `Answer: 34`, `**Final Answer:** $x + 1$`, "the answer is 12", 答案：12.
+
+use super::tree::Node;
+use super::{MAX_ANSWER, parse};
+
+/// Announcements that are looked at, from the last.
+const MAX_TRIALS: usize = 32;
+/// Bytes before "answer" that are looked at.
+const MAX_LEAD: usize = 40;
+
+/// What a text announces.
+pub(super) struct Announced {
+    /// Where "answer" stands.
+    pub(super) at: usize,
+    /// Whether it is a line or heading of its own or says "final": not a remark in passing.
+    pub(super) formal: bool,
+    pub(super) answer: String,
+}
+
+/// Whether a text is something to compare other than words.
+pub(super) fn reads(text: &str) -> bool {
+    !matches!(parse::parse(text), Ok(Node::Words(_)) | Err(_))
+}
+
+/// The last announcement that has something to announce.
+pub(super) fn announced(text: &str) -> Option<Announced> {
+    let lower = text.to_ascii_lowercase();
+    let find = |word: &str| {
+        let mut places = lower.rmatch_indices(word).take(MAX_TRIALS);
+        places.find_map(|(at, _)| english(text, &lower, at, word.trim_end_matches(':').len()))
+    };
+    let latin = ["answer", "ans:", "option", "choice"].into_iter().filter_map(find).max_by_key(|found| found.at);
+    let chinese = text.rmatch_indices('答').take(MAX_TRIALS).find_map(|(at, word)| {
+        let rest = text[at + word.len()..].trim_start_matches('案');
+        let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':'])?;
+        Some(Announced { at, formal: true, answer: value(rest.trim_start_matches(['：', ':']))? })
+    });
+    latin.into_iter().chain(chinese).max_by_key(|found| found.at)
+}
+
+fn is_mark(c: char) -> bool {
+    matches!(c, '*' | '_' | '#' | '>' | '`')
+}
+
+/// An announcement at one "answer" of the text.
+fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announced> {
+    let start = (at.saturating_sub(MAX_LEAD)..=at).find(|start| text.is_char_boundary(*start))?;
+    let line = lower[start..at].rsplit('\n').next().unwrap_or_default();
+    let lead = line.trim_matches(|c: char| is_mark(c) || c.is_whitespace() || ":,.-$([".contains(c));
+    let mut words = lead.rsplit(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let last = words.next().unwrap_or_default();
+    // The correct option answers, any other is only named.
+    let led = match last {
+        "final" | "correct" | "right" => true,
+        "" => lead.is_empty() && lower[at..].starts_with('a'),
+        "the" | "our" | "my" | "numerical" => lower[at..].starts_with('a'),
+        "an" => lower[at..].starts_with("answer of "),
+        _ => false,
+    };
+    let supposed = words.next().is_some_and(|word| matches!(word, "if" | "whether" | "suppose" | "unless" | "until"));
+    if !led || supposed {
+        return None;
+    }
+    let rest = &lower[at + length..];
+    let rest = rest.strip_prefix('s').unwrap_or(rest).trim_start_matches(is_mark);
+    let rest = rest.trim_start_matches([' ', '\t']);
+    let verb = ["is", "are", "would be", "must be", "of"].iter().find_map(|verb| {
+        let after = rest.strip_prefix(verb)?;
+        (!after.starts_with(|c: char| c.is_alphanumeric())).then_some(after)
+    });
+    let dash = ["- ", "– ", "— "].iter().find_map(|dash| rest.strip_prefix(dash));
+    let colon = rest.strip_prefix([':', '：', '=']).or(dash);
+    // `### Answer` above the value.
+    let heading = rest.starts_with(['\n', '\r']) && (lead.len() < 10 || line.trim_start().starts_with(is_mark));
+    let after = verb.or(colon).or(heading.then_some(rest))?;
+    let answer = value(&text[text.len() - after.len()..])?;
+    Some(Announced { at, formal: verb.is_none() || last == "final", answer })
+}
+
+/// The value after its announcement: on the same line, or on the next that is not blank.
+fn value(rest: &str) -> Option<String> {
+    let after = rest.trim_start_matches(|c: char| is_mark(c) || c == ':' || c == '：' || c.is_whitespace());
+    // On a line of its own a dash begins an item of a list.
+    let item = rest[..rest.len() - after.len()].contains('\n');
+    let rest = after.strip_prefix("- ").filter(|_| item).unwrap_or(after);
+    let end = (0..=rest.len().min(MAX_ANSWER)).rev().find(|end| rest.is_char_boundary(*end))?;
+    let rest = &rest[..end];
+    for (open, close) in [("$$", "$$"), ("\\[", "\\]")] {
+        if let Some(inside) = rest.strip_prefix(open) {
+            return inside.find(close).map(|end| inside[..end].trim().to_string());
+        }
+    }
+    let plain = without_stars(sentence(rest.lines().next()?));
+    let plain = plain.trim_matches(|c: char| is_mark(c) || c.is_whitespace()).trim_end_matches(['.', '*', ' ']);
+    let adverb = ["therefore ", "thus ", "then ", "hence ", "simply ", "just ", "equal to "];
+    let plain = adverb.iter().fold(plain, |plain, adverb| plain.strip_prefix(adverb).unwrap_or(plain));
+    if plain.is_empty() || plain.starts_with("not ") || plain.ends_with('?') {
+        return None;
+    }
+    if reads(plain) {
+        let one = plain.strip_prefix('$').and_then(|rest| rest.strip_suffix('$'));
+        return Some(one.filter(|inside| !inside.contains('$')).unwrap_or(plain).to_string());
+    }
+    // "The largest n is 34", or a formula with words after it.
+    let copulas = [" is ", " are ", " equals ", "equal to ", "为", "是"].iter();
+    let tail = copulas.filter_map(|verb| Some(plain.rfind(verb)? + verb.len())).max().map(|at| plain[at..].trim());
+    if let Some(formula) = tail.filter(|tail| reads(tail)).or_else(|| first_formula(plain)) {
+        return Some(formula.to_string());
+    }
+    // Many words with more to come are not the answer: "Answer: let us see."
+    let short = plain.split_whitespace().count() <= 4;
+    (short || rest.lines().skip(1).all(|line| line.trim().is_empty())).then(|| plain.to_string())
+}
+
+/// The formula that a sentence begins with.
+fn first_formula(sentence: &str) -> Option<&str> {
+    [("$", "$"), ("\\(", "\\)")].iter().find_map(|(open, close)| {
+        let inside = sentence.strip_prefix(open)?;
+        Some(inside[..inside.find(close)?].trim()).filter(|inside| reads(inside))
+    })
+}
+
+/// A line up to the end of its first sentence, formulae aside.
+fn sentence(line: &str) -> &str {
+    let paired = line.matches('$').count().is_multiple_of(2);
+    let mut inside = false;
+    for (at, c) in line.char_indices() {
+        let next = line[at + c.len_utf8()..].chars().next();
+        match c {
+            '$' => inside = paired && !inside,
+            '.' if !inside && next.is_none_or(char::is_whitespace) => return &line[..at],
+            '。' => return &line[..at],
+            _ => {}
+        }
+    }
+    line
+}
+
+/// A text without Markdown's pairs of stars; `x**2` keeps its.
+fn without_stars(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("**") {
+        let before = rest[..at].ends_with(|c: char| c.is_alphanumeric() || ")]}".contains(c));
+        let after = rest[at + 2..].starts_with(|c: char| c.is_alphanumeric() || "({-".contains(c));
+        plain.push_str(&rest[..at + if before && after { 2 } else { 0 }]);
+        rest = &rest[at + 2..];
+    }
+    plain + rest
+}
