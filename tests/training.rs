@@ -19,8 +19,8 @@ use tempering::train::{RlConfig, Trainer};
 use tempering::train::{Session, Start};
 
 use crate::support::{
-    Workshop, assert_close, column, device, device_name, figures, final_weights, interrupt_rl, interrupt_sft,
-    likelihood, read_lines, repository, resume_rl, resume_sft, run_rl, run_sft, tiny, within,
+    Workshop, assert_close, column, device, figures, final_weights, interrupt_rl, interrupt_sft, likelihood,
+    read_lines, repository, resume_rl, resume_sft, run_rl, run_sft, tiny, within,
 };
 
 #[test]
