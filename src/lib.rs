@@ -20,6 +20,7 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod conflict;
+mod contain;
 pub mod data;
 pub mod device;
 pub mod doctor;

@@ -10,18 +10,23 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::Value;
 
+use crate::contain::contained;
 use crate::error::{Error, Result};
 
 /// Hands every row to `take`, with its place.
 pub(super) fn rows(path: &Path, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
+    let file = File::open(path).map_err(Error::io(path))?;
     let broken =
         |e: ParquetError| Error::file(path, format!("not a whole Parquet file ({e}); copy or download it again"));
-    let file = File::open(path).map_err(Error::io(path))?;
-    let reader = SerializedFileReader::new(file).map_err(broken)?;
+    // The library panics on some files that are damaged.
+    let failed = || ParquetError::General("its numbers contradict each other".to_string());
+    let reader = contained(|| SerializedFileReader::new(file)).ok_or_else(failed).flatten().map_err(broken)?;
     for column in reader.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
         supported(path, column.compression())?;
     }
-    for (number, row) in (1..).zip(reader.get_row_iter(None).map_err(broken)?) {
+    let mut rows = contained(|| reader.get_row_iter(None)).ok_or_else(failed).flatten().map_err(broken)?;
+    for number in 1.. {
+        let Some(row) = contained(|| rows.next()).ok_or_else(failed).map_err(broken)? else { break };
         take(format!("{} row {number}", path.display()), object(&row.map_err(broken)?))?;
     }
     Ok(())

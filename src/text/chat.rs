@@ -185,7 +185,7 @@ fn without_generation_markers(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(open) = rest.find("{%") {
-        let Some(close) = rest[open..].find("%}").map(|close| open + close) else { break };
+        let Some(close) = rest[open + 2..].find("%}").map(|close| open + 2 + close) else { break };
         let word = rest[open + 2..close].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         let replacement = match word {
             "generation" => Some("if true"),
@@ -307,6 +307,15 @@ mod tests {
         {{- '<think>\n\n</think>\n\n' }}
     {%- endif %}
 {%- endif %}"#;
+
+    /// Found by fuzzing: `%}` was looked for where the opening of the tag had not ended.
+    #[test]
+    fn a_tag_that_closes_in_its_opening_is_no_marker() {
+        for source in ["{%}", "{%} {% x %}", "{{%}", "{% generation", "{%%}"] {
+            assert_eq!(without_generation_markers(source), source);
+        }
+        assert_eq!(without_generation_markers("{%- generation %}a{% endgeneration -%}"), "{%- if true %}a{% endif -%}");
+    }
 
     #[test]
     fn qwen3_template_renders_as_published() {

@@ -14,6 +14,7 @@ use super::folder::{CONFIG, Folder, GENERATION, SPECIAL, TEMPLATE, TOKENIZER, id
 use super::generation::{self, Recommended};
 use super::prompt::PromptConfig;
 use super::turn;
+use crate::contain::contained;
 use crate::error::{Error, Result};
 
 /// A tokenizer with its chat template, its stop tokens and the settings of `[prompt]`.
@@ -52,7 +53,9 @@ impl Tokenizer {
         let folder = Folder::open(dir)?;
         let file = folder.path(TOKENIZER);
         let bytes = folder.get(TOKENIZER).ok_or_else(|| Error::io(&file)(std::io::ErrorKind::NotFound.into()))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file(&file, e))?;
+        let read = contained(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let read = read.ok_or_else(|| Error::file(&file, "malformed: the tokenizers library cannot read it"))?;
+        let mut inner = read.map_err(|e| Error::file(&file, e))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&file, e))?;
         let vocab = inner.get_vocab(true);
@@ -182,14 +185,21 @@ impl Tokenizer {
 
     /// The ids of `text`. Nothing is added; the text of a special token inside becomes its id.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false);
-        Ok(encoding.map_err(|e| Error::Invalid(format!("cannot tokenize {text:?}: {e}")))?.get_ids().to_vec())
+        Ok(self.encoding(text, false)?.get_ids().to_vec())
+    }
+
+    fn encoding(&self, text: &str, add_special_tokens: bool) -> Result<tokenizers::Encoding> {
+        let fault = match contained(|| self.inner.encode_fast(text, add_special_tokens)) {
+            Some(Ok(encoding)) => return Ok(encoding),
+            Some(Err(error)) => error.to_string(),
+            None => "the tokenizers library fails on it".to_string(),
+        };
+        Err(Error::Invalid(format!("cannot tokenize {:?}: {fault}", text.chars().take(80).collect::<String>())))
     }
 
     /// The ids of `text` after those that the tokenizer begins every text with.
     fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, true);
-        let encoding = encoding.map_err(|e| Error::Invalid(format!("cannot tokenize {text:?}: {e}")))?;
+        let encoding = self.encoding(text, true)?;
         let mut ids = encoding.get_ids().to_vec();
         // A prompt goes on: what the tokenizer ends a text with is not part of it.
         let added = encoding.get_special_tokens_mask().iter().rev().take_while(|&&added| added == 1).count();
