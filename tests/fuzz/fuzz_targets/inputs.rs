@@ -12,6 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use tempering::config;
 use tempering::data::{Fields, Message, load_conversations, load_problems};
 use tempering::model::{self, CausalLm, ModelConfig};
+use tempering::text::chat::{ChatTemplate, SpecialTokens};
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::RlConfig;
 
@@ -58,9 +59,9 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         "template" => {
-            file("chat_template.jinja");
-            if let Ok(tokenizer) = Tokenizer::load(folder) {
-                drop(tokenizer.render(&[Message::user("2+3?"), Message::new("assistant", "5")], true));
+            let Ok(source) = std::str::from_utf8(data) else { return };
+            if let Ok(template) = ChatTemplate::new(source, Path::new("x.jinja"), SpecialTokens::default()) {
+                drop(template.render(&[Message::user("2+3?"), Message::new("assistant", "5")], true));
             }
         }
         // Turns, a line each, of the embedded template.
