@@ -33,7 +33,7 @@ for run in $(seq "$runs"); do
     sleep "$((RANDOM % 4)).$((RANDOM % 1000))"
     signals=(KILL KILL INT TERM "INT INT")
     for signal in ${signals[RANDOM % 5]}; do kill -"$signal" $process 2>/dev/null && kills=$((kills + 1)) || true; done
-    wait $process && break || true
+    { wait $process; } 2>/dev/null && break || true # Without the shell's own word on killed programs.
   done
   if [ -f "$folder/$name/config.toml" ]; then start=(--resume "$folder/$name"); else start=("${settings[@]}" --set name="$name"); fi
   if ! "$program" train "${start[@]}" >>"$folder/$name.log" 2>&1 || ! result "$name" | cmp -s - "$folder/whole.result"; then
