@@ -18,6 +18,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
 
 use super::python;
+use crate::contain::contained;
 use crate::error::{Error, Result};
 
 /// One turn of a conversation.
@@ -159,7 +160,12 @@ impl ChatTemplate {
         ];
         let own = self.kwargs.iter().map(|(name, value)| (name.as_str(), value.clone()));
         let variables: BTreeMap<&str, Value> = variables.into_iter().chain(own).collect();
-        self.environment.get_template(TEMPLATE).map_err(fail)?.render(Value::from_pairs(variables)).map_err(fail)
+        let template = self.environment.get_template(TEMPLATE).map_err(fail)?;
+        // The library panics on some formats of texts that are not ASCII.
+        match contained(|| template.render(Value::from_pairs(variables))) {
+            Some(rendered) => rendered.map_err(fail),
+            None => Err(Error::file(&self.file, "chat template: the minijinja library fails on it")),
+        }
     }
 }
 
@@ -307,6 +313,15 @@ mod tests {
         {{- '<think>\n\n</think>\n\n' }}
     {%- endif %}
 {%- endif %}"#;
+
+    /// Found by fuzzing: the library cut a character in two.
+    #[test]
+    fn a_panic_of_the_library_is_an_error() {
+        const FORMAT: &str = "{{ '{sorCCCCCCCCCCCCCaodd_g[CCeenrCCCojsonCCCCCXXXXXXXXXXXdivisiblebyXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXr k, 2΄ќojtentaessages[0].ocntent[FFFFFFFFFFFF|x\0k, 2΄ќojtentaessages[0].ocntent[FFFFFFFFFFFF|x\0\0\0XXXXXXXXXXXXXXXXXXXXXXCCCC vv{}'.format(mesa) }}";
+        let template = ChatTemplate::new(FORMAT, Path::new("dir/x.jinja"), SpecialTokens::default()).unwrap();
+        let error = template.render(&[Message::user("q")], true).unwrap_err().to_string();
+        assert_eq!(error, "dir/x.jinja: chat template: the minijinja library fails on it");
+    }
 
     /// Found by fuzzing: `%}` was looked for where the opening of the tag had not ended.
     #[test]
