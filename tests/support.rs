@@ -38,8 +38,8 @@ const SLACK: [(&str, f32); 8] = [
     ("ndarray", 1.0),
     // Products are summed in an order that tuning chooses by shape: on Mesa's llvmpipe a log-probability of 5 rows was once
     // 1.0014e-5 from that of one.
-    ("wgpu", 4.0),
-    ("cubecl-cpu", 4.0),
+    ("wgpu", 2.0),
+    ("cubecl-cpu", 1.0),
     // Not run by us: guesses, CUDA's from the 10 bits that TF32 leaves of a product's factors.
     ("vulkan", 10.0),
     ("metal", 10.0),

@@ -111,8 +111,9 @@ fn reinforcement_does_not_depend_on_the_size_of_micro_batches() {
         let mut config = workshop.rl(name);
         config.train.tokens_per_microbatch = tokens;
         // AdamW makes much of little: where a gradient is rounding alone, so is the step. Far above all gradients, this
-        // makes a step proportional to its gradient.
-        (config.optim.adam_epsilon, config.optim.learning_rate) = (1.0, 0.1);
+        // makes a step proportional to its gradient. At a rate of 0.1 gradient norms came to differ by 9.4e-6 of themselves: each
+        // update multiplies what rounding left.
+        (config.optim.adam_epsilon, config.optim.learning_rate) = (1.0, 0.003);
         let stage = &mut config.stages[0];
         stage.exit.max_steps = 4;
         stage.loss.steps_per_generation = 2;
@@ -125,13 +126,8 @@ fn reinforcement_does_not_depend_on_the_size_of_micro_batches() {
     let (whole, pieces) = (run("whole", 100_000), run("pieces", 64));
     for metric in ["loss", "policy_loss", "grad_norm", "kl", "reward", "entropy", "completions/mean_length"] {
         let (whole, pieces) = (column(&whole, metric), column(&pieces, metric));
-        // Later steps begin from weights that the rounding of those before has moved apart: gradient norms were met 1.4e-5
-        // of themselves apart at the third step (ndarray), and 9.4e-6 at the fourth (cpu).
-        let near = |(step, (a, b)): (usize, (&f64, &f64))| {
-            let tolerance = within(if step == 0 { 5e-6 } else { 3e-5 });
-            (a - b).abs() <= f64::from(tolerance) * a.abs().max(1.0)
-        };
-        assert!(whole.len() == 4 && whole.iter().zip(&pieces).enumerate().all(near), "{metric}: {whole:?} {pieces:?}");
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= f64::from(within(5e-6)) * a.abs().max(1.0);
+        assert!(whole.len() == 4 && whole.iter().zip(&pieces).all(near), "{metric}: {whole:?} {pieces:?}");
     }
     let (norms, kl) = (column(&whole, "grad_norm"), column(&whole, "kl"));
     assert!(norms.iter().all(|&norm| norm > 1e-3) && kl[3] > 1e-6, "the test needs learning: {norms:?} {kl:?}");

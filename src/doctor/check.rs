@@ -109,6 +109,9 @@ fn error(results: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
     results.iter().zip(expected).map(part).fold(0.0, f32::max)
 }
 
+/// Takes an operation's name, its tolerance and how to compute it.
+type Add<'a> = &'a mut dyn FnMut(&str, f32, Compute);
+
 /// The operations, in the order a training step has them.
 fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check> {
     // 24 bits of mantissa, sums of up to a few hundred terms; and products of factors with 10 bits.
@@ -118,6 +121,18 @@ fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check
         checks.push(Check { operation: operation.to_string(), tolerance, compute });
     };
     check("noise to the device and back, to the bit", 0.0, Box::new(noise_bits));
+    products(&mut check, reference, precision, product);
+    plain_operations(&mut check, plain);
+    own_operations(&mut check, plain, product);
+    check("drawing tokens", plain, Box::new(tokens));
+    check("a small model's log-probabilities", 5.0 * product, Box::new(|device| vec![small::log_probs(device)]));
+    check("a small model's gradient", 20.0 * product, Box::new(small::gradient));
+    check("a step of AdamW", plain, Box::new(small::step));
+    checks
+}
+
+/// Matrix products, and those in `precision`.
+fn products(check: Add, reference: Device, precision: Precision, product: f32) {
     for [m, k, n] in [[1, 256, 384], [33, 65, 17], [128, 128, 512]] {
         check(
             &format!("matrix product {m} x {k} x {n}"),
@@ -150,6 +165,10 @@ fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check
             }),
         );
     }
+}
+
+/// Operations of Burn.
+fn plain_operations(check: Add, plain: f32) {
     check(
         "sums and means",
         plain,
@@ -170,6 +189,10 @@ fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check
         }),
     );
     check("rows gathered and scattered", 0.0, Box::new(rows));
+}
+
+/// Operations of `ops`.
+fn own_operations(check: Add, plain: f32, product: f32) {
     check(
         "root mean square norm",
         plain,
@@ -212,11 +235,6 @@ fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check
             [scores.log_prob, scores.entropy, scores.entropy_sampling].map(to_host).to_vec()
         }),
     );
-    check("drawing tokens", plain, Box::new(tokens));
-    check("a small model's log-probabilities", 5.0 * product, Box::new(|device| vec![small::log_probs(device)]));
-    check("a small model's gradient", 20.0 * product, Box::new(small::gradient));
-    check("a step of AdamW", plain, Box::new(small::step));
-    checks
 }
 
 /// Values within ±2, the same on every device.

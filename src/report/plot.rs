@@ -1,11 +1,15 @@
 //! Line plots as SVG whose colours are CSS variables, so that they follow the page's theme.
 
+use plotters::coord::types::RangedCoordf64;
 use plotters::drawing::DrawingAreaErrorKind;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::numbers::fixed;
 use crate::error::{Error, Result};
+
+/// Whether the SVG could be written.
+type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 /// A colour by its role; the page gives it a value for light and for dark.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,13 +113,7 @@ impl Plot {
         Ok(Some(themed(&svg, &self.title)))
     }
 
-    fn draw(
-        &self,
-        svg: &mut String,
-        xs: std::ops::Range<f64>,
-        ys: std::ops::Range<f64>,
-        by_step: bool,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    fn draw(&self, svg: &mut String, xs: std::ops::Range<f64>, ys: std::ops::Range<f64>, by_step: bool) -> Drawn {
         let (top, height) = (ys.end, if self.small { 200 } else { 280 });
         let (x_axis, y_axis) = (Axis::of(&xs), Axis::of(&ys));
         let tick_width = [ys.start, ys.end].map(|y| text_width(&y_axis.label(y))).into_iter().max().unwrap_or(0);
@@ -163,36 +161,46 @@ impl Plot {
             chart.draw_series([EmptyElement::at((x, top)) + label])?;
         }
         for series in &self.series {
-            let ink = series.ink.stand_in();
-            let points = series.points.iter().copied();
-            let radius = 3 * SCALE;
-            match series.mark {
-                Mark::Line | Mark::ThinLine => {
-                    let width = if series.mark == Mark::Line { 2 } else { 1 } * SCALE;
-                    chart.draw_series(LineSeries::new(points, ink.stroke_width(width)))?;
-                }
-                Mark::Dots => {
-                    chart.draw_series(points.map(|p| Circle::new(p, radius + 1, ink.filled())))?;
-                }
-                Mark::FaintDots => {
-                    chart.draw_series(points.map(|p| Circle::new(p, SCALE, ink.mix(0.35).filled())))?;
-                }
-                Mark::Start | Mark::End => {
-                    let filled = series.mark == Mark::End;
-                    let shape = ShapeStyle { color: ink.to_rgba(), filled, stroke_width: 2 * SCALE };
-                    for (x, y) in points {
-                        // The label goes to the side with more room.
-                        let right = x < (xs.start + xs.end) / 2.0;
-                        let dx = if right { 9 } else { -9 } * SCALE as i32;
-                        let style = text(if right { HPos::Left } else { HPos::Right }, VPos::Center);
-                        chart.draw_series([EmptyElement::at((x, y))
-                            + Circle::new((0, 0), radius + 2, shape)
-                            + Text::new(series.label.clone(), (dx, 0), style)])?;
-                    }
+            series.draw(&mut chart, &text)?;
+        }
+        root.present()
+    }
+}
+
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+impl Series {
+    fn draw<'t>(&self, chart: &mut Chart, text: &dyn Fn(HPos, VPos) -> TextStyle<'t>) -> Drawn {
+        let ink = self.ink.stand_in();
+        let points = self.points.iter().copied();
+        let radius = 3 * SCALE;
+        match self.mark {
+            Mark::Line | Mark::ThinLine => {
+                let width = if self.mark == Mark::Line { 2 } else { 1 } * SCALE;
+                chart.draw_series(LineSeries::new(points, ink.stroke_width(width)))?;
+            }
+            Mark::Dots => {
+                chart.draw_series(points.map(|p| Circle::new(p, radius + 1, ink.filled())))?;
+            }
+            Mark::FaintDots => {
+                chart.draw_series(points.map(|p| Circle::new(p, SCALE, ink.mix(0.35).filled())))?;
+            }
+            Mark::Start | Mark::End => {
+                let filled = self.mark == Mark::End;
+                let shape = ShapeStyle { color: ink.to_rgba(), filled, stroke_width: 2 * SCALE };
+                let std::ops::Range { start, end } = chart.x_range();
+                for (x, y) in points {
+                    // The label goes to the side with more room.
+                    let right = x < (start + end) / 2.0;
+                    let dx = if right { 9 } else { -9 } * SCALE as i32;
+                    let style = text(if right { HPos::Left } else { HPos::Right }, VPos::Center);
+                    chart.draw_series([EmptyElement::at((x, y))
+                        + Circle::new((0, 0), radius + 2, shape)
+                        + Text::new(self.label.clone(), (dx, 0), style)])?;
                 }
             }
         }
-        root.present()
+        Ok(())
     }
 }
 

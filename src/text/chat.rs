@@ -161,7 +161,7 @@ impl ChatTemplate {
         let own = self.kwargs.iter().map(|(name, value)| (name.as_str(), value.clone()));
         let variables: BTreeMap<&str, Value> = variables.into_iter().chain(own).collect();
         let template = self.environment.get_template(TEMPLATE).map_err(fail)?;
-        // The library panics on some formats of texts that are not ASCII.
+        // minijinja 3.1 panics on a key in brackets that is not ASCII, as in `'{a[é]}'.format(a=1)`.
         match contained(|| template.render(Value::from_pairs(variables))) {
             Some(rendered) => rendered.map_err(fail),
             None => Err(Error::file(&self.file, "chat template: the minijinja library fails on it")),
@@ -317,7 +317,7 @@ mod tests {
     /// Found by fuzzing: the library cut a character in two.
     #[test]
     fn a_panic_of_the_library_is_an_error() {
-        const FORMAT: &str = "{{ '{sorCCCCCCCCCCCCCaodd_g[CCeenrCCCojsonCCCCCXXXXXXXXXXXdivisiblebyXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXr k, 2΄ќojtentaessages[0].ocntent[FFFFFFFFFFFF|x\0k, 2΄ќojtentaessages[0].ocntent[FFFFFFFFFFFF|x\0\0\0XXXXXXXXXXXXXXXXXXXXXXCCCC vv{}'.format(mesa) }}";
+        const FORMAT: &str = "{{ '{a[é]}'.format(a=1) }}";
         let template = ChatTemplate::new(FORMAT, Path::new("dir/x.jinja"), SpecialTokens::default()).unwrap();
         let error = template.render(&[Message::user("q")], true).unwrap_err().to_string();
         assert_eq!(error, "dir/x.jinja: chat template: the minijinja library fails on it");

@@ -1,19 +1,13 @@
 //! Whether two answers are the same.
 
-use std::collections::HashSet;
-
 use num_rational::BigRational;
 use num_traits::{Pow, Signed, ToPrimitive};
 
 use super::poly::{Algebra, Quotient};
+use super::rounded::{approximated, literal, near, rounds};
 use super::tree::{Fault, Node, Result};
 use super::unit::Unit;
 use super::{matrix, words};
-
-/// Pairs of members of two lists that are compared at most.
-const MAX_PAIRS: usize = 4096;
-/// Lists with more members are compared by their normal forms first.
-const MANY: usize = 8;
 
 /// Compares answers; one per pair, since its steps are limited.
 pub(super) struct Comparer {
@@ -92,52 +86,6 @@ impl Comparer {
             }
             _ => self.same_formulae(gold, answer),
         }
-    }
-
-    /// The same members in any order, repetitions aside.
-    pub(super) fn same_members(&mut self, gold: &[Node], answer: &[Node]) -> Result<bool> {
-        let mut unmatched = unmatched((gold, spellings(gold)), (answer, spellings(answer)));
-        if unmatched.0.len().max(unmatched.1.len()) > MANY {
-            unmatched = self::unmatched((gold, self.normals(gold)), (answer, self.normals(answer)));
-        }
-        let (missed, added) = unmatched;
-        // Only a rounded gold takes in another number.
-        let plain = |node: &Node| literal(node).is_some() && !is_rounded(node);
-        if missed.iter().any(plain) && gold.iter().chain(answer).all(|node| literal(node).is_some()) {
-            return Ok(false);
-        }
-        if missed.len() * answer.len() + added.len() * gold.len() > MAX_PAIRS {
-            return Err(Fault::Limit);
-        }
-        let mut undecided = false;
-        for (members, others, forward) in [(&missed, answer, true), (&added, gold, false)] {
-            for member in members {
-                let mut found = false;
-                for other in others {
-                    let same = if forward { self.same(member, other) } else { self.same(other, member) };
-                    match same {
-                        Ok(same) => found |= same,
-                        Err(_) => undecided = true,
-                    }
-                    if found {
-                        break;
-                    }
-                }
-                if !found {
-                    return if undecided { Err(Fault::Limit) } else { Ok(false) };
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// The normal form of each member that has one as a text.
-    fn normals(&mut self, members: &[Node]) -> Vec<String> {
-        let mut text = |node: &Node| {
-            let normal = is_formula(node).then(|| self.algebra.normal(node).ok()).flatten()?;
-            Some(normal.as_constant().map_or_else(|| format!("{normal:?}"), |value| value.to_string()))
-        };
-        members.iter().map(|node| text(node).unwrap_or_else(|| node.to_string())).collect()
     }
 
     /// Times of day and numbers to a modulus.
@@ -335,52 +283,6 @@ impl Comparer {
     }
 }
 
-fn near(float: f64, value: &BigRational, half: &BigRational) -> bool {
-    let (Some(value), Some(half)) = (value.to_f64(), half.to_f64()) else { return false };
-    (float - value).abs() <= half * (1.0 + 1e-9)
-}
-
-/// Whether a right answer that is a decimal of two places or more is what another value rounds to, given the test for
-/// "no further than half a unit of the last place".
-fn rounds(gold: &Node, within: impl Fn(&BigRational, &BigRational) -> bool) -> bool {
-    let (negative, node) = match gold {
-        Node::Negative(node) => (true, &**node),
-        node => (false, node),
-    };
-    let ten = BigRational::from_integer(10.into());
-    let (value, place, power) = match node {
-        Node::Number { value, place: Some(place) } => (value, *place, 0),
-        // 1.23 · 10^5
-        Node::Product(factors) => match factors.as_slice() {
-            [Node::Number { value, place: Some(place) }, Node::Power(base, exponent)] => {
-                match (literal(base), literal(exponent)) {
-                    (Some(base), Some(exponent)) if base == ten && exponent.is_integer() => {
-                        match i32::try_from(exponent.to_integer()) {
-                            Ok(power) if power.abs() < 1000 => (value, *place, power),
-                            _ => return false,
-                        }
-                    }
-                    _ => return false,
-                }
-            }
-            _ => return false,
-        },
-        _ => return false,
-    };
-    let half = ten.clone().pow(place + power) / BigRational::from_integer(2.into());
-    let value = value * ten.pow(power);
-    within(&if negative { -value } else { value }, &half)
-}
-
-/// The value of a literal, perhaps negative.
-fn literal(node: &Node) -> Option<BigRational> {
-    match node {
-        Node::Number { value, .. } => Some(value.clone()),
-        Node::Negative(node) => literal(node).map(|value| -value),
-        _ => None,
-    }
-}
-
 /// Whether the node is infinity, and then whether it is the positive one.
 pub(super) fn infinite(node: &Node) -> Option<bool> {
     match node {
@@ -388,20 +290,6 @@ pub(super) fn infinite(node: &Node) -> Option<bool> {
         Node::Negative(node) => infinite(node).map(|positive| !positive),
         _ => None,
     }
-}
-
-/// Each member as it is written, numbers by their value.
-fn spellings(members: &[Node]) -> Vec<String> {
-    members.iter().map(|node| literal(node).map_or_else(|| node.to_string(), |value| value.to_string())).collect()
-}
-
-/// The members of each list whose texts the other has not.
-fn unmatched(gold: (&[Node], Vec<String>), answer: (&[Node], Vec<String>)) -> (Vec<Node>, Vec<Node>) {
-    let missing = |(members, texts): &(&[Node], Vec<String>), others: &[String]| -> Vec<Node> {
-        let others: HashSet<&String> = others.iter().collect();
-        members.iter().zip(texts).filter(|(_, text)| !others.contains(text)).map(|(node, _)| node.clone()).collect()
-    };
-    (missing(&gold, &answer.1), missing(&answer, &gold.1))
 }
 
 /// A product that ends with letters of units, `10 m/s^2`, as a quantity.
@@ -425,28 +313,6 @@ fn lettered(factors: &[Node]) -> Option<Node> {
     let rest = factors[..factors.len() - units.len()].to_vec();
     let product = units.into_iter().reduce(|a, b| a.times(&b))?;
     (!rest.is_empty()).then(|| Node::Measured(Box::new(Node::Product(rest)), product))
-}
-
-/// What an approximation says exactly, and its last number: `x = 1/3 ≈ 0.33`.
-fn approximated(node: &Node) -> Option<(Node, Option<Node>)> {
-    use super::tree::Relation::{Equal, Near};
-    let Node::Relation(terms, relations) = node else { return None };
-    let at = relations.iter().position(|relation| *relation == Near)?;
-    if at == 0 && super::relation::is_name(&terms[0]) {
-        let relations = [&[Equal], &relations[1..]].concat();
-        return Some((Node::Relation(terms.clone(), relations), None));
-    }
-    let exact =
-        if at == 0 { terms[0].clone() } else { Node::Relation(terms[..=at].to_vec(), relations[..at].to_vec()) };
-    Some((exact, terms.last().cloned()))
-}
-
-/// Whether a decimal also takes what rounds to it.
-fn is_rounded(node: &Node) -> bool {
-    match node {
-        Node::Negative(node) => is_rounded(node),
-        node => matches!(node, Node::Number { place: Some(_), .. }),
-    }
 }
 
 fn is_letter(node: &Node, letter: &str) -> bool {

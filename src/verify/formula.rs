@@ -7,16 +7,15 @@ use num_traits::{One, Pow, Zero};
 use super::matrix::determinant;
 use super::name::{FOREIGN, is_function, symbol};
 use super::parse::{Parser, is_separator};
+use super::quantity::in_full;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
-use super::unit::Unit;
-use super::words::{magnitude, money, part};
 
 /// The largest power of ten in a number in scientific notation.
 const MAX_TEN: i32 = 5000;
 
 /// Reads the digits of a literal.
-fn literal(digits: &str) -> Result<Node> {
+pub(super) fn literal(digits: &str) -> Result<Node> {
     let (mantissa, exponent) = digits.split_once(['e', 'E']).unwrap_or((digits, "0"));
     let exponent: i32 = exponent.parse().ok().filter(|e: &i32| e.abs() <= MAX_TEN).ok_or(Fault::Limit)?;
     let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -117,112 +116,6 @@ impl Parser {
         Ok(if negative { node.negative() } else { node })
     }
 
-    fn currency(&mut self) -> Option<Unit> {
-        let name = match self.peek_char()? {
-            '＄' => "dollar",
-            '€' => "euro",
-            '£' => "pound",
-            '¥' => "yen",
-            '₹' => "rupee",
-            _ => return None,
-        };
-        self.at += 1;
-        Unit::parse(name)
-    }
-
-    /// A quantity whose unit comes next.
-    fn measured(&mut self, node: Node) -> Result<Node> {
-        let text = self.unit_text()?;
-        let mut text = text.trim();
-        let mut node = node;
-        // `3 million dollars`: the word multiplies; `3 tenths`: it divides.
-        loop {
-            let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
-            // k is a thousand, K kelvins.
-            let word = if word.len() == 1 { word.to_string() } else { word.to_lowercase() };
-            node = match (magnitude(&word), part(&word)) {
-                (Some(factor), _) => Node::Product(vec![node, Node::integer(factor)]),
-                (_, Some(divisor)) => node.over(Node::integer(divisor)),
-                _ => break,
-            };
-            text = rest.trim();
-        }
-        if text.is_empty() {
-            return Ok(node);
-        }
-        match text {
-            "percent" | "percentage" | "pct" | "per cent" => Ok(Node::Percent(Box::new(node))),
-            "degrees" | "degree" | "deg" | "度" => Ok(Node::Degrees(Box::new(node))),
-            text => {
-                let text = text.strip_prefix("degrees ").or_else(|| text.strip_prefix("degree ")).unwrap_or(text);
-                let unit = Unit::parse(text).ok_or(Fault::Malformed)?;
-                self.smaller_units(node, unit)
-            }
-        }
-    }
-
-    /// The words, letters and signs of a unit.
-    fn unit_text(&mut self) -> Result<String> {
-        let mut text = String::new();
-        loop {
-            match self.peek() {
-                Some(Token::Letters(word) | Token::Text(word)) if !is_separator(word) => {
-                    text = text + " " + word;
-                    self.at += 1;
-                }
-                Some(Token::Char(c @ ('/' | '*'))) => {
-                    text.push(*c);
-                    self.at += 1;
-                }
-                Some(Token::Char('^')) => {
-                    self.at += 1;
-                    let group = self.eat(&Token::Open);
-                    let sign = if self.eat_char('-') { "-" } else { "" };
-                    let Some(Token::Digits(power)) = self.peek() else { return Err(Fault::Malformed) };
-                    text = format!("{}^{sign}{power}", text.trim_end());
-                    self.at += 1;
-                    if group {
-                        self.expect(&Token::Close)?;
-                    }
-                }
-                _ => return Ok(text),
-            }
-        }
-    }
-
-    /// A quantity, with what follows in smaller units of its kind: `5 feet 6 inches`, `1 hour and 30 minutes`.
-    fn smaller_units(&mut self, node: Node, unit: Unit) -> Result<Node> {
-        let part = |node: Node, unit: &Unit| {
-            Node::Product(vec![node, Node::Number { value: unit.factor.clone(), place: None }])
-        };
-        let (mut parts, mut last) = (vec![node], unit.clone());
-        loop {
-            let start = self.at;
-            if matches!(self.peek(), Some(Token::Letters(word) | Token::Text(word)) if word == "and")
-                || self.peek_char() == Some(',')
-            {
-                self.at += 1;
-            }
-            let next = match self.peek() {
-                Some(Token::Digits(_)) => self.primary().ok().filter(|_| self.unit_ahead()),
-                _ => None,
-            };
-            let next = next.and_then(|node| Some((node, Unit::parse(&self.unit_text().ok()?)?)));
-            let Some((node, smaller)) = next.filter(|(_, u)| u.powers == last.powers && u.factor < last.factor) else {
-                self.at = start;
-                break;
-            };
-            if parts.len() == 1 {
-                parts = vec![part(parts.swap_remove(0), &unit)];
-            }
-            parts.push(part(node, &smaller));
-            last = smaller;
-        }
-        let several = parts.len() > 1;
-        let unit = if several { unit.of_several(&last) } else { unit };
-        Ok(Node::Measured(Box::new(sum_of(parts)), unit))
-    }
-
     pub(super) fn starts_factor(&self) -> bool {
         if self.modulus_ahead() {
             return false;
@@ -271,52 +164,6 @@ impl Parser {
             }
         }
         Ok(node)
-    }
-
-    /// What stands before a degree sign: an angle, perhaps with minutes and seconds, or a temperature.
-    fn degrees(&mut self, node: Node) -> Result<Node> {
-        let scale = match self.peek() {
-            Some(Token::Letters(word) | Token::Text(word)) => match word.as_str() {
-                "C" => "celsius",
-                "F" => "fahrenheit",
-                _ => "",
-            },
-            _ => "",
-        };
-        if let Some(unit) = Unit::parse(scale).filter(|_| !scale.is_empty()) {
-            self.at += 1;
-            return Ok(Node::Measured(Box::new(node), unit));
-        }
-        let mut parts = vec![node];
-        for (marks, under) in [(1, 60), (2, 3600)] {
-            let Some(Token::Digits(digits)) = self.peek() else { break };
-            let number = literal(digits)?;
-            let start = self.at;
-            self.at += 1;
-            let group = self.eat_char('^');
-            let braced = group && self.eat(&Token::Open);
-            let found = (0..marks).all(|_| self.eat_char('\''));
-            if !found || (braced && !self.eat(&Token::Close)) {
-                self.at = start;
-                break;
-            }
-            parts.push(number.over(Node::integer(under)));
-        }
-        Ok(Node::Degrees(Box::new(sum_of(parts))))
-    }
-
-    fn eat_degree(&mut self, group: bool) -> bool {
-        let at = self.at + usize::from(group);
-        let degree = match self.tokens.get(at).map(|Spaced(token, _)| token) {
-            Some(Token::Char(c)) => *c == '°',
-            Some(Token::Letters(word)) => word == "o",
-            _ => false,
-        };
-        let closed = !group || matches!(self.tokens.get(at + 1), Some(Spaced(Token::Close, _)));
-        if degree && closed {
-            self.at = at + 1 + usize::from(group);
-        }
-        degree && closed
     }
 
     /// The content of a pair of braces.
@@ -475,22 +322,7 @@ impl Parser {
     }
 }
 
-/// A sum of money whose last letter counts thousands or millions, `3M` or `3\text{k}`, written out.
-fn in_full(amount: Node) -> Node {
-    let scaled =
-        |number: &Node, letter: &str| money(letter).map(|f| Node::Product(vec![number.clone(), Node::integer(f)]));
-    let full = match &amount {
-        Node::Measured(number, letter) => scaled(number, letter.written()),
-        Node::Product(factors) => match factors.as_slice() {
-            [number, Node::Symbol(letter)] => scaled(number, letter),
-            _ => None,
-        },
-        _ => None,
-    };
-    full.unwrap_or(amount)
-}
-
-fn sum_of(mut terms: Vec<Node>) -> Node {
+pub(super) fn sum_of(mut terms: Vec<Node>) -> Node {
     if terms.len() == 1 { terms.swap_remove(0) } else { Node::Sum(terms) }
 }
 

@@ -4,8 +4,8 @@
 //! side by side. The strict one wants a finished completion that states its answer after its thinking; the lenient one
 //! takes whatever formula comes last. Their difference is how much of a gain is mere format.
 //!
-//! Extraction (`extract`, `announced`, `last`) finds a text, reading (`token`, `parse`, `formula`, `name`, `words`, `unit`)
-//! makes a tree of it, and comparison (`equal`, `relation`, `sets`, `matrix`, `normal` and below) decides.
+//! Extraction (`extract`, `announced`, `last`) finds a text, reading (`token`, `parse`, `brackets`, `clock`, `formula`, `quantity`, `name`, `words`, `unit`)
+//! makes a tree of it, and comparison (`equal`, `lists`, `rounded`, `relation`, `sets`, `matrix`, `normal` and below) decides.
 //!
 //! # What states an answer
 //!
@@ -49,18 +49,23 @@
 
 mod algebraic;
 mod announced;
+mod brackets;
 mod check;
+mod clock;
 mod equal;
 mod extract;
 mod formula;
 mod function;
 mod last;
+mod lists;
 mod matrix;
 mod name;
 mod normal;
 mod parse;
 mod poly;
+mod quantity;
 mod relation;
+mod rounded;
 mod sets;
 mod token;
 mod tree;

@@ -3,7 +3,6 @@
 use super::name::{constant, is_function};
 use super::token::{Spaced, Token, tokenize};
 use super::tree::{Fault, Node, Relation, Result};
-use super::unit::{is_letter, is_unit};
 use super::words;
 
 /// How deep an answer may nest.
@@ -137,7 +136,7 @@ pub(super) fn is_word(name: &str) -> bool {
 }
 
 /// Words that are part of a formula.
-fn is_mathematical(word: &str) -> bool {
+pub(super) fn is_mathematical(word: &str) -> bool {
     is_separator(word) || is_function(word) || constant(word).is_some()
 }
 
@@ -266,7 +265,7 @@ impl Parser {
         }
     }
 
-    fn items(&mut self) -> Result<Vec<Node>> {
+    pub(super) fn items(&mut self) -> Result<Vec<Node>> {
         let mut items = Vec::new();
         loop {
             while self.separator() {}
@@ -357,62 +356,6 @@ impl Parser {
         }
     }
 
-    /// A time of day, `3:45`, `15:45:10`, `3:45 PM`; with blanks around the colon it is a ratio.
-    fn time(&mut self) -> Option<Node> {
-        let mut numbers = Vec::new();
-        let mut at = self.at;
-        loop {
-            let Spaced(Token::Digits(digits), spaced) = self.tokens.get(at)? else { return None };
-            let first = numbers.is_empty();
-            let written = if first { digits.len() <= 2 } else { digits.len() == 2 && !*spaced };
-            numbers.push(digits.parse::<i64>().ok().filter(|n| written && *n < if first { 25 } else { 60 })?);
-            at += 1;
-            if !matches!(self.tokens.get(at), Some(Spaced(Token::Char(':'), false))) {
-                break;
-            }
-            at += 1;
-        }
-        let (half, used) = self.half_of_day(at);
-        // `3 PM` is a time, 3 is not; of three numbers one begins with 0, or they are a ratio.
-        let clock = match numbers.as_slice() {
-            [_] => half.is_some(),
-            [_, _] => true,
-            [_, minutes, seconds] => minutes.min(seconds) < &10,
-            _ => false,
-        };
-        let ends = match self.tokens.get(at + used).map(|Spaced(token, _)| token) {
-            Some(Token::Char(c)) => !"*/^!%:°…'_".contains(*c),
-            Some(Token::Digits(_) | Token::Command(_) | Token::Open) => false,
-            _ => true,
-        };
-        if !clock || !ends {
-            return None;
-        }
-        self.at = at + used;
-        let hour = match half {
-            Some(afternoon) if (1..=12).contains(&numbers[0]) => numbers[0] % 12 + if afternoon { 12 } else { 0 },
-            Some(_) => return None,
-            None => numbers[0],
-        };
-        let part = |index: usize| numbers.get(index).copied().unwrap_or(0);
-        Some(Node::Time(hour * 3600 + part(1) * 60 + part(2), half.is_some()))
-    }
-
-    /// Whether PM (true) or AM stands at a token, and how many tokens that takes: `p.m.` is four.
-    fn half_of_day(&self, at: usize) -> (Option<bool>, usize) {
-        let letter = |at: usize| match self.tokens.get(at) {
-            Some(Spaced(Token::Letters(word) | Token::Text(word), _)) => word.replace(['.', ' '], "").to_lowercase(),
-            Some(Spaced(Token::Char('.'), _)) => ".".to_string(),
-            _ => String::new(),
-        };
-        let (half, used) = match (letter(at).as_str(), letter(at + 1).as_str(), letter(at + 2).as_str()) {
-            (word @ ("am" | "pm"), ..) => (word == "pm", 1),
-            (word @ ("a" | "p"), ".", "m") => (word == "p", if letter(at + 3) == "." { 4 } else { 3 }),
-            _ => return (None, 0),
-        };
-        (Some(half), used)
-    }
-
     fn ratio(&mut self) -> Result<Node> {
         if let Some(time) = self.time() {
             return Ok(time);
@@ -443,179 +386,4 @@ impl Parser {
         }
         Ok(left)
     }
-
-    /// What follows an opening bracket: a group, a tuple or an interval.
-    pub(super) fn bracket(&mut self, open: char) -> Result<Node> {
-        let mut items = self.deeper(Self::items)?;
-        let close = self.peek_char().filter(|c| matches!(c, ')' | ']' | '['));
-        self.at += 1;
-        let closed = match (open, close) {
-            ('(', Some(')')) => None,
-            ('[', Some(']')) => Some((true, true)),
-            ('(', Some(']')) => Some((false, true)),
-            ('[', Some(')')) => Some((true, false)),
-            (']', Some('[')) => Some((false, false)),
-            _ => return Err(Fault::Malformed),
-        };
-        match (items.len(), closed) {
-            (0, _) => Err(Fault::Malformed),
-            (1, None | Some((true, true))) => Ok(items.swap_remove(0)),
-            (2, Some(closed)) => {
-                let right = items.swap_remove(1);
-                Ok(Node::Interval { ends: Box::new((items.swap_remove(0), right)), closed })
-            }
-            (_, None | Some((true, true))) => Ok(Node::Tuple(items)),
-            _ => Err(Fault::Malformed),
-        }
-    }
-
-    /// What follows the brace of a set: its members, or `x | condition`.
-    pub(super) fn set(&mut self) -> Result<Node> {
-        let items = self.deeper(|parser| {
-            parser.bars += 1;
-            let items = parser.items();
-            parser.bars -= 1;
-            items
-        })?;
-        if self.eat_char('|') {
-            let condition = self.deeper(Self::items)?;
-            self.expect(&Token::Char('}'))?;
-            return match <[Node; 1]>::try_from(condition) {
-                Ok([condition]) if items.len() == 1 => Ok(condition),
-                _ => Err(Fault::Malformed),
-            };
-        }
-        self.expect(&Token::Char('}'))?;
-        match items.as_slice() {
-            // `{x : x > 2}`
-            [Node::Relation(terms, relations)] if matches!(terms.first(), Some(Node::Ratio(_))) => {
-                let mut terms = terms.clone();
-                if let Node::Ratio(parts) = &mut terms[0] {
-                    let last = parts.pop().ok_or(Fault::Malformed)?;
-                    terms[0] = last;
-                }
-                Ok(Node::Relation(terms, relations.clone()))
-            }
-            _ => Ok(Node::Set(items)),
-        }
-    }
-
-    /// What stands between a `\begin` and its `\end`.
-    pub(super) fn enclosure(&mut self) -> Result<Node> {
-        match self.environment()?.as_str() {
-            "array" => {
-                if self.peek() == Some(&Token::Open) {
-                    self.index()?;
-                }
-                self.rows(true).map(Node::Matrix)
-            }
-            "vmatrix" => super::matrix::determinant(&self.rows(true)?),
-            "Vmatrix" => Err(Fault::Malformed),
-            name if name.ends_with("matrix") => self.rows(true).map(Node::Matrix),
-            "cases" => Ok(cases(self.rows(false)?)),
-            "aligned" | "gathered" => {
-                let rest = self.tokens.split_off(self.at);
-                self.tokens.extend(rest.into_iter().filter(|Spaced(token, _)| *token != Token::Cell));
-                Ok(cases(self.rows(false)?))
-            }
-            _ => Err(Fault::Malformed),
-        }
-    }
-
-    /// The rows of a `pmatrix` or its like, all of one length where it is a matrix, up to its `\end`.
-    fn rows(&mut self, matrix: bool) -> Result<Vec<Vec<Node>>> {
-        let mut rows = vec![Vec::new()];
-        loop {
-            let item = if matrix { self.deeper(Self::list)? } else { self.deeper(Self::case)? };
-            rows.last_mut().ok_or(Fault::Malformed)?.push(item);
-            let part = matches!(self.peek(), Some(Token::Cell | Token::Row));
-            if self.eat(&Token::Row) {
-                if !self.end_ahead() {
-                    rows.push(Vec::new());
-                }
-            } else {
-                self.eat(&Token::Cell);
-            }
-            if self.end_ahead() {
-                self.at += 1;
-                self.environment()?;
-                let width = rows[0].len();
-                return if !matrix || rows.iter().all(|row| row.len() == width) {
-                    Ok(rows)
-                } else {
-                    Err(Fault::Malformed)
-                };
-            }
-            if !part {
-                return Err(Fault::Malformed);
-            }
-        }
-    }
-
-    /// A cell of `cases`: a formula, or a condition after its `if`.
-    fn case(&mut self) -> Result<Node> {
-        let text = |token: Option<&Token>| match token {
-            Some(Token::Text(word) | Token::Letters(word)) => word.trim_matches([',', '.', ' ']).to_lowercase(),
-            _ => String::new(),
-        };
-        if self.peek_char() == Some(',') {
-            self.at += 1;
-        }
-        match text(self.peek()).as_str() {
-            "if" | "for" | "when" => self.at += 1,
-            word @ ("otherwise" | "else") => {
-                self.at += 1;
-                return Ok(Node::Words(word.replace("else", "otherwise")));
-            }
-            _ => {}
-        }
-        self.list()
-    }
-
-    fn end_ahead(&self) -> bool {
-        matches!(self.peek(), Some(Token::Command(name)) if name == "end")
-    }
-
-    /// The name in the braces of a `\begin` or `\end`.
-    pub(super) fn environment(&mut self) -> Result<String> {
-        self.expect(&Token::Open)?;
-        let name = match self.peek() {
-            Some(Token::Letters(name)) => name.clone(),
-            _ => return Err(Fault::Malformed),
-        };
-        self.at += 1;
-        self.expect(&Token::Close)?;
-        Ok(name)
-    }
-
-    /// Whether the run of letters ahead is a unit after a quantity.
-    pub(super) fn unit_ahead(&self) -> bool {
-        match self.peek() {
-            Some(Token::Text(word) | Token::Letters(word)) if word == "mod" => false,
-            Some(Token::Text(word)) => !is_separator(word) && !word.is_empty(),
-            Some(Token::Letters(word)) => {
-                is_unit(word)
-                    || (self.spaced() && word.len() > 2 && !is_mathematical(word))
-                    || (self.spaced() && is_letter(word) && self.unit_goes_on())
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether what follows says that a letter is a unit: `m/s`, `h 30 min`.
-    fn unit_goes_on(&self) -> bool {
-        match self.tokens.get(self.at + 1..self.at + 3) {
-            Some([Spaced(Token::Char('/'), _), Spaced(Token::Letters(word), _)]) => is_letter(word) || is_unit(word),
-            Some([Spaced(Token::Digits(_), _), Spaced(Token::Letters(word), _)]) => is_unit(word),
-            _ => false,
-        }
-    }
-}
-
-/// Rows of one cell are several answers; of two, pairs of a value and its condition.
-fn cases(rows: Vec<Vec<Node>>) -> Node {
-    if rows.iter().all(|row| row.len() == 1) {
-        return Node::List(rows.concat());
-    }
-    Node::Set(rows.into_iter().map(Node::Tuple).collect())
 }

@@ -1,0 +1,159 @@
+//! What stands in brackets: tuples, intervals, sets, and the environments of LaTeX.
+
+use super::parse::Parser;
+use super::token::{Spaced, Token};
+use super::tree::{Fault, Node, Result};
+
+impl Parser {
+    /// What follows an opening bracket: a group, a tuple or an interval.
+    pub(super) fn bracket(&mut self, open: char) -> Result<Node> {
+        let mut items = self.deeper(Self::items)?;
+        let close = self.peek_char().filter(|c| matches!(c, ')' | ']' | '['));
+        self.at += 1;
+        let closed = match (open, close) {
+            ('(', Some(')')) => None,
+            ('[', Some(']')) => Some((true, true)),
+            ('(', Some(']')) => Some((false, true)),
+            ('[', Some(')')) => Some((true, false)),
+            (']', Some('[')) => Some((false, false)),
+            _ => return Err(Fault::Malformed),
+        };
+        match (items.len(), closed) {
+            (0, _) => Err(Fault::Malformed),
+            (1, None | Some((true, true))) => Ok(items.swap_remove(0)),
+            (2, Some(closed)) => {
+                let right = items.swap_remove(1);
+                Ok(Node::Interval { ends: Box::new((items.swap_remove(0), right)), closed })
+            }
+            (_, None | Some((true, true))) => Ok(Node::Tuple(items)),
+            _ => Err(Fault::Malformed),
+        }
+    }
+
+    /// What follows the brace of a set: its members, or `x | condition`.
+    pub(super) fn set(&mut self) -> Result<Node> {
+        let items = self.deeper(|parser| {
+            parser.bars += 1;
+            let items = parser.items();
+            parser.bars -= 1;
+            items
+        })?;
+        if self.eat_char('|') {
+            let condition = self.deeper(Self::items)?;
+            self.expect(&Token::Char('}'))?;
+            return match <[Node; 1]>::try_from(condition) {
+                Ok([condition]) if items.len() == 1 => Ok(condition),
+                _ => Err(Fault::Malformed),
+            };
+        }
+        self.expect(&Token::Char('}'))?;
+        match items.as_slice() {
+            // `{x : x > 2}`
+            [Node::Relation(terms, relations)] if matches!(terms.first(), Some(Node::Ratio(_))) => {
+                let mut terms = terms.clone();
+                if let Node::Ratio(parts) = &mut terms[0] {
+                    let last = parts.pop().ok_or(Fault::Malformed)?;
+                    terms[0] = last;
+                }
+                Ok(Node::Relation(terms, relations.clone()))
+            }
+            _ => Ok(Node::Set(items)),
+        }
+    }
+
+    /// What stands between a `\begin` and its `\end`.
+    pub(super) fn enclosure(&mut self) -> Result<Node> {
+        match self.environment()?.as_str() {
+            "array" => {
+                if self.peek() == Some(&Token::Open) {
+                    self.index()?;
+                }
+                self.rows(true).map(Node::Matrix)
+            }
+            "vmatrix" => super::matrix::determinant(&self.rows(true)?),
+            "Vmatrix" => Err(Fault::Malformed),
+            name if name.ends_with("matrix") => self.rows(true).map(Node::Matrix),
+            "cases" => Ok(cases(self.rows(false)?)),
+            "aligned" | "gathered" => {
+                let rest = self.tokens.split_off(self.at);
+                self.tokens.extend(rest.into_iter().filter(|Spaced(token, _)| *token != Token::Cell));
+                Ok(cases(self.rows(false)?))
+            }
+            _ => Err(Fault::Malformed),
+        }
+    }
+
+    /// The rows of a `pmatrix` or its like, all of one length where it is a matrix, up to its `\end`.
+    fn rows(&mut self, matrix: bool) -> Result<Vec<Vec<Node>>> {
+        let mut rows = vec![Vec::new()];
+        loop {
+            let item = if matrix { self.deeper(Self::list)? } else { self.deeper(Self::case)? };
+            rows.last_mut().ok_or(Fault::Malformed)?.push(item);
+            let part = matches!(self.peek(), Some(Token::Cell | Token::Row));
+            if self.eat(&Token::Row) {
+                if !self.end_ahead() {
+                    rows.push(Vec::new());
+                }
+            } else {
+                self.eat(&Token::Cell);
+            }
+            if self.end_ahead() {
+                self.at += 1;
+                self.environment()?;
+                let width = rows[0].len();
+                return if !matrix || rows.iter().all(|row| row.len() == width) {
+                    Ok(rows)
+                } else {
+                    Err(Fault::Malformed)
+                };
+            }
+            if !part {
+                return Err(Fault::Malformed);
+            }
+        }
+    }
+
+    /// A cell of `cases`: a formula, or a condition after its `if`.
+    fn case(&mut self) -> Result<Node> {
+        let text = |token: Option<&Token>| match token {
+            Some(Token::Text(word) | Token::Letters(word)) => word.trim_matches([',', '.', ' ']).to_lowercase(),
+            _ => String::new(),
+        };
+        if self.peek_char() == Some(',') {
+            self.at += 1;
+        }
+        match text(self.peek()).as_str() {
+            "if" | "for" | "when" => self.at += 1,
+            word @ ("otherwise" | "else") => {
+                self.at += 1;
+                return Ok(Node::Words(word.replace("else", "otherwise")));
+            }
+            _ => {}
+        }
+        self.list()
+    }
+
+    fn end_ahead(&self) -> bool {
+        matches!(self.peek(), Some(Token::Command(name)) if name == "end")
+    }
+
+    /// The name in the braces of a `\begin` or `\end`.
+    pub(super) fn environment(&mut self) -> Result<String> {
+        self.expect(&Token::Open)?;
+        let name = match self.peek() {
+            Some(Token::Letters(name)) => name.clone(),
+            _ => return Err(Fault::Malformed),
+        };
+        self.at += 1;
+        self.expect(&Token::Close)?;
+        Ok(name)
+    }
+}
+
+/// Rows of one cell are several answers; of two, pairs of a value and its condition.
+fn cases(rows: Vec<Vec<Node>>) -> Node {
+    if rows.iter().all(|row| row.len() == 1) {
+        return Node::List(rows.concat());
+    }
+    Node::Set(rows.into_iter().map(Node::Tuple).collect())
+}

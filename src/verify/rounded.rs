@@ -1,0 +1,74 @@
+//! Decimals that stand for what rounds to them.
+
+use num_rational::BigRational;
+use num_traits::{Pow, ToPrimitive};
+
+use super::tree::{Node, Relation};
+
+pub(super) fn near(float: f64, value: &BigRational, half: &BigRational) -> bool {
+    let (Some(value), Some(half)) = (value.to_f64(), half.to_f64()) else { return false };
+    (float - value).abs() <= half * (1.0 + 1e-9)
+}
+
+/// Whether a right answer that is a decimal of two places or more is what another value rounds to, given the test for
+/// "no further than half a unit of the last place".
+pub(super) fn rounds(gold: &Node, within: impl Fn(&BigRational, &BigRational) -> bool) -> bool {
+    let (negative, node) = match gold {
+        Node::Negative(node) => (true, &**node),
+        node => (false, node),
+    };
+    let ten = BigRational::from_integer(10.into());
+    let (value, place, power) = match node {
+        Node::Number { value, place: Some(place) } => (value, *place, 0),
+        // 1.23 · 10^5
+        Node::Product(factors) => match factors.as_slice() {
+            [Node::Number { value, place: Some(place) }, Node::Power(base, exponent)] => {
+                match (literal(base), literal(exponent)) {
+                    (Some(base), Some(exponent)) if base == ten && exponent.is_integer() => {
+                        match i32::try_from(exponent.to_integer()) {
+                            Ok(power) if power.abs() < 1000 => (value, *place, power),
+                            _ => return false,
+                        }
+                    }
+                    _ => return false,
+                }
+            }
+            _ => return false,
+        },
+        _ => return false,
+    };
+    let half = ten.clone().pow(place + power) / BigRational::from_integer(2.into());
+    let value = value * ten.pow(power);
+    within(&if negative { -value } else { value }, &half)
+}
+
+/// The value of a literal, perhaps negative.
+pub(super) fn literal(node: &Node) -> Option<BigRational> {
+    match node {
+        Node::Number { value, .. } => Some(value.clone()),
+        Node::Negative(node) => literal(node).map(|value| -value),
+        _ => None,
+    }
+}
+
+/// What an approximation says exactly, and its last number: `x = 1/3 ≈ 0.33`.
+pub(super) fn approximated(node: &Node) -> Option<(Node, Option<Node>)> {
+    use Relation::{Equal, Near};
+    let Node::Relation(terms, relations) = node else { return None };
+    let at = relations.iter().position(|relation| *relation == Near)?;
+    if at == 0 && super::relation::is_name(&terms[0]) {
+        let relations = [&[Equal], &relations[1..]].concat();
+        return Some((Node::Relation(terms.clone(), relations), None));
+    }
+    let exact =
+        if at == 0 { terms[0].clone() } else { Node::Relation(terms[..=at].to_vec(), relations[..at].to_vec()) };
+    Some((exact, terms.last().cloned()))
+}
+
+/// Whether a decimal also takes what rounds to it.
+pub(super) fn is_rounded(node: &Node) -> bool {
+    match node {
+        Node::Negative(node) => is_rounded(node),
+        node => matches!(node, Node::Number { place: Some(_), .. }),
+    }
+}
