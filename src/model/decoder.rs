@@ -10,6 +10,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 
 use super::attention::{Attention, Rows, ids};
+use super::family::Multipliers;
 use super::norm::RmsNorm;
 use super::rope::Rope;
 use super::{KvCache, ModelConfig, Precision, params, shapes};
@@ -63,9 +64,8 @@ pub struct CausalLm {
     rope: Rope,
     #[module(skip)]
     precision: Precision,
-    /// Of the embedding's rows, and what logits are divided by.
     #[module(skip)]
-    scales: (f64, f64),
+    multipliers: Multipliers,
 }
 
 impl Mlp {
@@ -113,7 +113,6 @@ impl CausalLm {
     /// When the configuration has [problems](ModelConfig::problems).
     pub(super) fn new(config: &ModelConfig, precision: Precision, device: &Device) -> Self {
         let rope = Rope::read(config).unwrap_or_else(|problems| panic!("{}", problems.join("; ")));
-        let multipliers = config.multipliers();
         Self {
             model: Decoder {
                 embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device),
@@ -124,7 +123,7 @@ impl CausalLm {
                 .then(|| LinearConfig::new(config.hidden_size, config.vocab_size).with_bias(false).init(device)),
             rope,
             precision,
-            scales: (multipliers.embedding, multipliers.logits),
+            multipliers: config.multipliers(),
         }
     }
 
@@ -173,7 +172,7 @@ impl CausalLm {
 
     /// The final norm, of what the last block gave; divided as the logits are to be.
     fn finish(&self, x: Tensor<2>) -> Tensor<2> {
-        times(self.model.norm.forward(x), 1.0 / self.scales.1)
+        times(self.model.norm.forward(x), 1.0 / self.multipliers.logits)
     }
 
     fn rows(&self, positions: &[usize], lengths: &[usize]) -> Rows {
@@ -197,7 +196,7 @@ impl CausalLm {
     }
 
     fn embed_ids(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
-        times(self.model.embed_tokens.weight.val().select(0, tokens).cast(FloatDType::F32), self.scales.0)
+        times(self.model.embed_tokens.weight.val().select(0, tokens).cast(FloatDType::F32), self.multipliers.embedding)
     }
 
     /// Some of the blocks, one after another.
@@ -230,7 +229,7 @@ impl CausalLm {
 
     /// What the rows of the embedding are multiplied by.
     pub(crate) fn embedding_multiplier(&self) -> f64 {
-        self.scales.0
+        self.multipliers.embedding
     }
 
     /// Number of blocks.
