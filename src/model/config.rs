@@ -334,6 +334,16 @@ mod tests {
         for layers in [json!([1]), json!([1, 2]), json!("all")] {
             assert!(smollm(layers.clone())[0].starts_with("no_rope_layers = "), "{layers}");
         }
+        // Without a base of its own, SmolLM3 has 2e6, and Ministral 3 none.
+        let rope = |theta: Value| {
+            let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
+            (config.model_type, config.rope_theta) = ("smollm3".to_string(), theta.as_f64());
+            Rope::read(&config).unwrap()
+        };
+        assert!(rope(Value::Null) == rope(json!(2e6)) && rope(Value::Null) != rope(json!(1e4)));
+        let ministral =
+            json!({"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"], "rope_theta": null});
+        assert_eq!(mistakes(ministral), ["rope_parameters.rope_theta = missing must be a positive number"]);
         let granite = json!({"model_type": "granite", "architectures": ["GraniteForCausalLM"], "logits_scaling": 0});
         assert_eq!(mistakes(granite), ["logits_scaling = 0 must be a positive number"]);
     }

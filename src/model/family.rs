@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::ModelConfig;
 
 /// The facts of a family.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Family {
     /// `model_type` of its `config.json`.
     pub(super) name: &'static str,
@@ -19,6 +19,8 @@ pub(super) struct Family {
     mlp_bias: bool,
     /// Whether queries and keys are normalised per head.
     pub(super) qk_norm: bool,
+    /// Base of the rotary frequencies where the file names none; none where it must.
+    theta: Option<f64>,
     /// Every so many layers one does not rotate, where `no_rope_layers` does not say which; 0 for none.
     unrotated: usize,
     /// Whether queries grow with their position, by `llama_4_scaling_beta`.
@@ -46,6 +48,7 @@ const LLAMA: Family = Family {
     bias: Bias::Asked,
     mlp_bias: true,
     qk_norm: false,
+    theta: Some(10_000.0),
     unrotated: 0,
     scales_by_position: false,
     multipliers: false,
@@ -71,10 +74,11 @@ pub(super) const FAMILIES: [Family; 7] = [
         head_dim: Some(128),
         bias: Bias::None,
         mlp_bias: false,
+        theta: None,
         scales_by_position: true,
         ..LLAMA
     },
-    Family { name: "smollm3", class: "SmolLM3ForCausalLM", unrotated: 4, ..LLAMA },
+    Family { name: "smollm3", class: "SmolLM3ForCausalLM", theta: Some(2e6), unrotated: 4, ..LLAMA },
     Family { name: "granite", class: "GraniteForCausalLM", multipliers: true, ..LLAMA },
 ];
 
@@ -120,6 +124,11 @@ impl ModelConfig {
     /// Whether queries and keys are normalised per head.
     pub(crate) fn has_qk_norm(&self) -> bool {
         self.family().is_some_and(|family| family.qk_norm)
+    }
+
+    /// Base of the rotary frequencies where the table of rotary settings names none.
+    pub(super) fn rope_base(&self) -> Option<f64> {
+        self.rope_theta.or(self.family().map_or(LLAMA.theta, |family| family.theta))
     }
 
     /// Whether a layer rotates its queries and keys by their positions.

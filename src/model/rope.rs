@@ -62,8 +62,8 @@ impl Rope {
         if partial != 1.0 {
             settings.refuse("partial_rotary_factor", "is not 1: rotating a part of a head is not supported");
         }
-        let theta = settings.number("rope_theta", None, Some(config.rope_theta.unwrap_or(10_000.0)));
-        if theta <= 1.0 {
+        let theta = settings.number("rope_theta", None, config.rope_base());
+        if settings.problems.is_empty() && theta <= 1.0 {
             settings.refuse("rope_theta", "must be above 1");
         }
         // Sizes are checked elsewhere; a broken one must not be computed with.
