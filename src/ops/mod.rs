@@ -1,17 +1,33 @@
 //! The operations the decoder and the learner are made of.
 //!
 //! Each function here is the one definition of its operation. On the `cpu` device it runs as one fused pass with a
-//! hand-written backward (`ops/cpu`); everywhere else as the composition of tensor operations in `ops/plain.rs`, attention in
-//! blocks of query rows (`ops/blockwise.rs`). Tests hold the two equal.
+//! hand-written backward (`ops/cpu`), on GPU backends as kernels of our own (`ops/gpu`); everywhere else as the composition of
+//! tensor operations in `ops/plain.rs`, attention in blocks of query rows (`ops/blockwise.rs`). Tests hold them equal.
 
 mod blockwise;
 mod cpu;
+#[cfg(feature = "gpu")]
+mod gpu;
 pub(crate) mod path;
 mod plain;
 pub(crate) mod update;
 
 /// Row functions on host memory, for sampling.
 pub(crate) use cpu::host;
+
+/// Evaluates to the operation as the device has it: `ops/cpu`, `ops/gpu` where a GPU backend is compiled in, or `ops/plain.rs`.
+macro_rules! on {
+    ($device:expr, cpu: $cpu:expr, gpu: $gpu:expr, plain: $plain:expr) => {{
+        let device = $device;
+        #[cfg(feature = "gpu")]
+        if gpu::serves(&device) {
+            return $gpu;
+        }
+        if cpu::serves(&device) { $cpu } else { $plain }
+    }};
+}
+
+use on;
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -61,7 +77,12 @@ pub struct Scores {
 /// # Shapes
 /// - x, output: `[rows, hidden]`; weight: `[hidden]`
 pub(crate) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
-    if cpu::serves(&x.device()) { cpu::rms_norm(x, weight, epsilon) } else { plain::rms_norm(x, weight, epsilon) }
+    on!(
+        x.device(),
+        cpu: cpu::rms_norm(x, weight, epsilon),
+        gpu: gpu::rms_norm(x, weight, epsilon),
+        plain: plain::rms_norm(x, weight, epsilon)
+    )
 }
 
 /// `silu(gate) · up`.

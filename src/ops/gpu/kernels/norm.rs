@@ -1,0 +1,116 @@
+//! Root mean square norm.
+
+use cubecl::prelude::*;
+
+use super::sum;
+
+/// A cube per row.
+///
+/// # Shapes
+/// - x, out: `[rows, width]`; weight: `[width]`
+#[cube(launch)]
+pub(crate) fn rms_norm<O: Float>(
+    x: &Tensor<f32>,
+    weight: &Tensor<f32>,
+    out: &mut Tensor<O>,
+    epsilon: f32,
+    #[comptime] units: usize,
+    #[define(O)] _stored: ElemType,
+) {
+    let row = CUBE_POS;
+    if row >= x.shape(0) {
+        terminate!();
+    }
+    let width = x.shape(1);
+    let from = row * width;
+    let mut squares = 0.0f32;
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        let value = x[from + i];
+        squares += value * value;
+        i += CUBE_DIM as usize;
+    }
+    let scale = (sum(squares, units) / f32::cast_from(width) + epsilon).inverse_sqrt();
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        out[from + i] = O::cast_from(x[from + i] * scale * weight[i]);
+        i += CUBE_DIM as usize;
+    }
+}
+
+/// A cube for every `rows_per_cube` rows, one after another.
+///
+/// With `s = 1 / sqrt(mean(x²) + ε)`: `dx = s · (g·w − x · s² · mean(g·w·x))`, and of the weight the part of these rows.
+///
+/// # Shapes
+/// - x, upstream, dx: `[rows, width]`; weight: `[width]`; parts: `[cubes, width]`
+#[cube(launch)]
+pub(crate) fn rms_norm_backward(
+    x: &Tensor<f32>,
+    weight: &Tensor<f32>,
+    upstream: &Tensor<f32>,
+    dx: &mut Tensor<f32>,
+    parts: &mut Tensor<f32>,
+    epsilon: f32,
+    rows_per_cube: usize,
+    #[comptime] units: usize,
+) {
+    let cube = CUBE_POS;
+    if cube >= parts.shape(0) {
+        terminate!();
+    }
+    let (rows, width) = (x.shape(0), x.shape(1));
+    let part = cube * width;
+    // Each unit keeps to its own columns of the part, so that no two write to one place.
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        parts[part + i] = 0.0;
+        i += CUBE_DIM as usize;
+    }
+    let mut row = cube * rows_per_cube;
+    let end = clamp_max(row + rows_per_cube, rows);
+    while row < end {
+        let from = row * width;
+        let (mut squares, mut mixed) = (0.0f32, 0.0f32);
+        let mut i = UNIT_POS as usize;
+        while i < width {
+            let value = x[from + i];
+            squares += value * value;
+            mixed += upstream[from + i] * weight[i] * value;
+            i += CUBE_DIM as usize;
+        }
+        let scale = (sum(squares, units) / f32::cast_from(width) + epsilon).inverse_sqrt();
+        let pull = scale * scale * sum(mixed, units) / f32::cast_from(width);
+        let mut i = UNIT_POS as usize;
+        while i < width {
+            let (value, gradient) = (x[from + i], upstream[from + i]);
+            dx[from + i] = scale * (gradient * weight[i] - value * pull);
+            parts[part + i] += gradient * value * scale;
+            i += CUBE_DIM as usize;
+        }
+        row += 1;
+    }
+}
+
+/// The sum over rows; a unit per column.
+///
+/// # Shapes
+/// - x: `[rows, width]`; out: `[width]`
+#[cube(launch)]
+pub(crate) fn sum_rows(x: &Tensor<f32>, out: &mut Tensor<f32>) {
+    let column = ABSOLUTE_POS;
+    let (rows, width) = (x.shape(0), x.shape(1));
+    if column >= width {
+        terminate!();
+    }
+    let mut total = 0.0f32;
+    for row in 0..rows {
+        total += x[row * width + column];
+    }
+    out[column] = total;
+}
+
+#[cube]
+fn clamp_max(value: usize, most: usize) -> usize {
+    if value < most { value } else { most }
+}
