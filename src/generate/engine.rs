@@ -253,10 +253,15 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         let mut tokens = ids(&self.running_tokens(), &device);
         let mut numbers = Vec::with_capacity(ahead);
         for later in 0..ahead {
-            self.announce();
+            if later == 0 || self.cache.states().is_none() {
+                self.announce();
+            } else {
+                self.cache.step_on_device(&self.running_slots());
+            }
             let hidden = self.model.forward_ids(tokens, &vec![1; rows], Some(&mut self.cache));
-            let uniforms = uniforms.clone().narrow(1, later, 1);
-            let drawn = Drawn::on_device(self.model.logits(hidden), &self.sampling.distribution, uniforms);
+            let logits = self.model.logits(hidden);
+            let states = self.cache.states();
+            let drawn = Drawn::on_device(logits, &self.sampling.distribution, uniforms.clone(), later, states);
             tokens = drawn.tokens;
             numbers.push(drawn.numbers);
         }
@@ -271,8 +276,11 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
 
     /// Tells the cache of the next token of every running completion.
     fn announce(&mut self) {
-        let slots: Vec<usize> = self.running.iter().map(|row| row.slot).collect();
-        self.cache.step(&slots, self.rows());
+        self.cache.step(&self.running_slots(), self.rows());
+    }
+
+    fn running_slots(&self) -> Vec<usize> {
+        self.running.iter().map(|row| row.slot).collect()
     }
 
     /// The newest token of each row, padding included.

@@ -103,7 +103,7 @@ pub(crate) fn draw(
     let device = logits.device();
     if draws_on_device(&device, distribution) {
         let uniforms = Tensor::from_data(TensorData::new(uniforms.to_vec(), [rows, 1]), &device);
-        return read(Drawn::on_device(logits, distribution, uniforms).numbers);
+        return read(Drawn::on_device(logits, distribution, uniforms, 0, None).numbers);
     }
     let logits = ops::to_host(logits);
     // Few rows of a large vocabulary still use all cores; many small rows are handed out in bunches.
@@ -129,12 +129,25 @@ pub(super) struct Drawn {
 }
 
 impl Drawn {
-    /// The draw as tensor operations, without truncation.
+    /// A draw without truncation, of each row at the uniform in column `place`; on a GPU it counts the token in `states`.
     ///
     /// # Shapes
-    /// - logits: `[rows, vocab]`; uniforms: `[rows, 1]`
-    pub(super) fn on_device(logits: Tensor<2>, distribution: &Distribution, uniforms: Tensor<2>) -> Self {
+    /// - logits: `[rows, vocab]`; uniforms: `[rows, places]`; states: `[rows, 4]`, see `ops::Decoding`
+    pub(super) fn on_device(
+        logits: Tensor<2>,
+        distribution: &Distribution,
+        uniforms: Tensor<2>,
+        place: usize,
+        states: Option<Tensor<2, Int>>,
+    ) -> Self {
         let [rows, _] = logits.dims();
+        let device = logits.device();
+        if ops::decodes_on_device(&device) {
+            let states = states.unwrap_or_else(|| Tensor::<1, Int>::zeros([rows * 4], &device).reshape([rows, 4]));
+            let (tokens, numbers) = ops::sample(logits, distribution.temperature, uniforms, place, states);
+            return Self { tokens, numbers };
+        }
+        let uniforms = uniforms.narrow(1, place, 1);
         let temperature = distribution.softmax_temperature();
         let unit = log_softmax(logits.clone(), 1);
         let tempered = if temperature == 1.0 { unit.clone() } else { log_softmax(logits.div_scalar(temperature), 1) };

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::norm::RmsNorm;
 use super::{KvCache, ModelConfig, Precision};
@@ -33,10 +33,12 @@ pub struct Attention {
 pub(crate) struct Rows {
     /// Sequence lengths; their sum is the number of rows.
     pub lengths: Vec<usize>,
-    /// Rotary cosines and sines, `[rows, head_dim / 2]`, of keys and of queries.
-    pub rotary: [(Tensor<2>, Tensor<2>); 2],
+    /// Rotary cosines and sines, `[rows, head_dim / 2]`, of keys and of queries; none where the cache has them.
+    pub rotary: Option<[(Tensor<2>, Tensor<2>); 2]>,
     /// What matrix products are computed in.
     pub precision: Precision,
+    /// The format in which norms and activations hand their results to products; none where those convert them.
+    pub stored: Option<FloatDType>,
 }
 
 impl Attention {
@@ -72,7 +74,9 @@ impl Attention {
                 None => x.reshape([n, heads, dim]),
             }
         };
-        let [of_keys, of_queries] = &rows.rotary;
+        let Some([of_keys, of_queries]) = &rows.rotary else {
+            return self.decode(x, rows, cache.expect("a cache that has the rotations"));
+        };
         let rotate = |x, (cos, sin): &(Tensor<2>, Tensor<2>)| if self.rotates { ops::rotary(x, cos, sin) } else { x };
         // 1. Project (and normalise), 2. rotate.
         let q = rotate(project(&self.q_proj, &self.q_norm, x.clone()), of_queries);
@@ -87,6 +91,25 @@ impl Attention {
             }
         };
         // 4. Mix the heads.
+        rows.precision.linear(&self.o_proj, mixed)
+    }
+
+    /// [`Self::forward`] of one new token per sequence, on a GPU: 2 and 3 are one step of the cache, which adds biases, too,
+    /// unless a norm comes between.
+    fn decode(&self, x: Tensor<2>, rows: &Rows, (cache, layer): (&mut KvCache, usize)) -> Tensor<2> {
+        let norms = [&self.q_norm, &self.k_norm, &None];
+        let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let fused = self.q_norm.is_none() && layers.iter().all(|layer| layer.bias.is_some());
+        let mut projections = layers.iter().zip(norms).map(|(layer, norm)| {
+            let x =
+                if fused { rows.precision.product(layer, x.clone()) } else { rows.precision.linear(layer, x.clone()) };
+            let [n, width] = x.dims();
+            let head = |norm: &RmsNorm| norm.forward(x.clone().reshape([n * width / self.head_dim, self.head_dim]));
+            norm.as_ref().map_or(x.clone(), |norm| head(norm).reshape([n, width]))
+        });
+        let projections = [(); 3].map(|()| projections.next().expect("three projections"));
+        let biases = fused.then(|| layers.map(|layer| layer.bias.as_ref().expect("all have one").val()));
+        let mixed = cache.attend(layer, projections, biases, self.rotates, self.head_dim);
         rows.precision.linear(&self.o_proj, mixed)
     }
 }

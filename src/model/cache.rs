@@ -5,10 +5,10 @@
 //! takes over when it ends. So what a new token may see is two runs of rows, nothing is ever moved, and memory is known
 //! beforehand.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::ModelConfig;
-use crate::ops::{self, CacheCall};
+use crate::ops::{self, CacheCall, Decoding, Span};
 
 /// How many sequences a cache holds, and how long they may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct KvCache {
     /// Positions of the tokens of the announced pass, in their sequences.
     positions: Vec<usize>,
     call: CacheCall,
+    /// The announced step on a GPU, once the model has asked for it.
+    decoding: Option<Decoding>,
 }
 
 impl KvCache {
@@ -71,8 +73,8 @@ impl KvCache {
     pub fn new(config: &ModelConfig, shape: CacheShape, device: &Device) -> Self {
         // The last row is for what pads a pass.
         let size = [shape.tokens() + 1, config.num_key_value_heads * config.head_dim()];
-        let layers =
-            (0..config.num_hidden_layers).map(|_| (Tensor::zeros(size, device), Tensor::zeros(size, device))).collect();
+        let table = || ops::zeros(size[0] * size[1], device).reshape(size);
+        let layers = (0..config.num_hidden_layers).map(|_| (table(), table())).collect();
         Self {
             layers,
             shape,
@@ -80,6 +82,7 @@ impl KvCache {
             completions: vec![Completion::default(); shape.completions],
             positions: Vec::new(),
             call: CacheCall::default(),
+            decoding: None,
         }
     }
 
@@ -126,8 +129,62 @@ impl KvCache {
         let spare = self.shape.tokens();
         self.positions.resize(rows, 0);
         writes.resize(rows, spare);
-        spans.resize(rows, [spare..spare + 1, spare..spare]);
+        spans.resize(rows, [spare..spare, spare..spare + 1]);
         self.call = CacheCall::new(writes, spans);
+        self.stepped();
+    }
+
+    /// As [`Self::step`] for the same slots again, after tokens that were drawn and counted on the device.
+    pub(crate) fn step_on_device(&mut self, slots: &[usize]) {
+        assert!(self.decoding.is_some(), "a step that was announced by `step` and taken");
+        for &slot in slots {
+            let Completion { decoded, .. } = &mut self.completions[slot];
+            assert!(*decoded < self.shape.completion_length, "a slot of {decoded} tokens is full");
+            *decoded += 1;
+        }
+    }
+
+    /// Has the next step upload its state; what does not depend on it stays.
+    fn stepped(&mut self) {
+        if let Some(decoding) = &mut self.decoding {
+            decoding.states = states(self.call.spans(), &decoding.states.device());
+        }
+    }
+
+    /// The announced step as a GPU has it; none while prompts are read. `rotations` gives those of so many positions.
+    pub(super) fn decoding(
+        &mut self,
+        stored: FloatDType,
+        rotations: impl FnOnce(usize) -> [Tensor<2>; 2],
+    ) -> Option<&Decoding> {
+        if self.call.spans().is_empty() {
+            return None;
+        }
+        if self.decoding.is_none() {
+            let angles = rotations(self.shape.prompt_length + self.shape.completion_length);
+            let states = states(self.call.spans(), &angles[0].device());
+            self.decoding = Some(Decoding { states, angles, stored });
+        }
+        self.decoding.as_ref()
+    }
+
+    /// The state of each row of the announced step, where it is on a GPU.
+    pub(crate) fn states(&self) -> Option<Tensor<2, Int>> {
+        self.decoding.as_ref().map(|decoding| decoding.states.clone())
+    }
+
+    /// [`ops::attend`] of the announced step's tokens.
+    pub(super) fn attend(
+        &self,
+        layer: usize,
+        projections: [Tensor<2>; 3],
+        biases: Option<[Tensor<1>; 3]>,
+        rotates: bool,
+        dim: usize,
+    ) -> Tensor<2> {
+        let (keys, values) = &self.layers[layer];
+        let decoding = self.decoding.as_ref().expect("a step that the model has prepared");
+        ops::attend(projections, biases, rotates, [keys, values], dim, decoding)
     }
 
     /// Positions of the announced tokens.
@@ -153,4 +210,12 @@ impl KvCache {
         let (keys, values) = &self.layers[layer];
         (!self.call.spans().is_empty()).then(|| ops::attention_cached(q, keys, values, &self.call))
     }
+}
+
+/// See [`Decoding::states`].
+fn states(spans: &[Span], device: &Device) -> Tensor<2, Int> {
+    let state = |[prompt, own]: &Span| [prompt.start, prompt.len(), own.start, own.len() - 1].map(|field| field as i32);
+    let states: Vec<i32> = spans.iter().flat_map(state).collect();
+    // Without gaps between rows, which two dimensions may have.
+    Tensor::<1, Int>::from_data(TensorData::from(states.as_slice()), device).reshape([spans.len(), 4])
 }

@@ -69,9 +69,13 @@ pub struct CausalLm {
 }
 
 impl Mlp {
-    fn forward(&self, x: Tensor<2>, precision: Precision) -> Tensor<2> {
-        let gate = precision.linear(&self.gate_proj, x.clone());
-        precision.swiglu_linear(&self.down_proj, gate, precision.linear(&self.up_proj, x))
+    fn forward(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
+        let precision = rows.precision;
+        let (gate, up) = (precision.linear(&self.gate_proj, x.clone()), precision.linear(&self.up_proj, x));
+        match rows.stored {
+            Some(stored) => precision.linear(&self.down_proj, ops::swiglu_as(gate, up, stored)),
+            None => precision.swiglu_linear(&self.down_proj, gate, up),
+        }
     }
 }
 
@@ -94,10 +98,30 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Tensor<2> {
-        let x =
-            x.clone() + times(self.self_attn.forward(self.input_layernorm.forward(x), rows, cache), self.multiplier);
-        x.clone() + times(self.mlp.forward(self.post_attention_layernorm.forward(x), rows.precision), self.multiplier)
+    fn forward(&self, stream: Stream, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Stream {
+        let (x, normed) = self.input_layernorm.after(stream.x, stream.part, rows.stored);
+        let attended = self.self_attn.forward(normed, rows, cache);
+        let (x, normed) = self.post_attention_layernorm.after(x, Some((attended, self.multiplier)), rows.stored);
+        Stream { x, part: Some((self.mlp.forward(normed, rows), self.multiplier)) }
+    }
+}
+
+/// The residual stream, and what the last part adds to it, times a factor: the next norm adds the two as it reads them.
+struct Stream {
+    x: Tensor<2>,
+    part: Option<(Tensor<2>, f64)>,
+}
+
+impl Stream {
+    fn new(x: Tensor<2>) -> Self {
+        Self { x, part: None }
+    }
+
+    fn sum(self) -> Tensor<2> {
+        match self.part {
+            None => self.x,
+            Some((part, factor)) => self.x + times(part, factor),
+        }
     }
 }
 
@@ -158,30 +182,53 @@ impl CausalLm {
     ) -> Tensor<2> {
         let [count] = tokens.dims();
         assert_eq!(lengths.iter().sum::<usize>(), count, "sequence lengths and tokens");
-        let rows = match &cache {
-            Some(cache) => self.rows(cache.positions(), lengths),
+        let rows = match &mut cache {
+            Some(cache) => {
+                assert_eq!(cache.positions().len(), count, "tokens announced to the cache and tokens");
+                match self.decoding(cache) {
+                    true => Rows { rotary: None, ..self.rows(&[], lengths) },
+                    false => self.rows(cache.positions(), lengths),
+                }
+            }
             None => self.packed(lengths),
         };
-        assert_eq!(rows.rotary[0].0.dims()[0], count, "tokens announced to the cache and tokens");
-        let mut x = self.embed_ids(tokens);
+        let mut stream = Stream::new(self.embed_ids(tokens));
         for (index, layer) in self.model.layers.iter().enumerate() {
-            x = layer.forward(x, &rows, cache.as_deref_mut().map(|cache| (cache, index)));
+            stream = layer.forward(stream, &rows, cache.as_deref_mut().map(|cache| (cache, index)));
         }
-        self.finish(x)
+        self.finish(stream, rows.stored)
+    }
+
+    /// Whether the pass announced to the cache is one of decoding that a GPU keeps the state of.
+    fn decoding(&self, cache: &mut KvCache) -> bool {
+        let device = self.device();
+        let Some(stored) = self.stored(&device) else { return false };
+        let rotations = |positions| {
+            let positions: Vec<usize> = (0..positions).collect();
+            let [keys, queries] = self.rope.tables(&positions, &device);
+            [queries, keys].map(|(cos, sin)| Tensor::cat(vec![cos, sin], 1))
+        };
+        cache.decoding(stored, rotations).is_some()
+    }
+
+    /// The format of what products read, where norms write it themselves: on a GPU, without autodiff.
+    fn stored(&self, device: &Device) -> Option<FloatDType> {
+        (ops::decodes_on_device(device) && !device.is_autodiff()).then(|| self.precision.dtype())
     }
 
     /// The final norm, of what the last block gave; divided as the logits are to be.
-    fn finish(&self, x: Tensor<2>) -> Tensor<2> {
-        times(self.model.norm.forward(x), 1.0 / self.multipliers.logits)
+    fn finish(&self, stream: Stream, stored: Option<FloatDType>) -> Tensor<2> {
+        let (_, normed) = self.model.norm.after(stream.x, stream.part, stored);
+        times(normed, 1.0 / self.multipliers.logits)
     }
 
     fn rows(&self, positions: &[usize], lengths: &[usize]) -> Rows {
-        let device = self.device().inner();
+        let device = self.device();
         if !ops::is_host(&device) {
             shapes::note(lengths);
         }
-        let rotary = self.rope.tables(positions, &device);
-        Rows { lengths: lengths.to_vec(), rotary, precision: self.precision }
+        let rotary = Some(self.rope.tables(positions, &device.clone().inner()));
+        Rows { lengths: lengths.to_vec(), rotary, precision: self.precision, stored: self.stored(&device) }
     }
 
     /// What the blocks share in a pass over packed sequences that all start at position 0.
@@ -204,7 +251,8 @@ impl CausalLm {
     /// # Shapes
     /// - x, output: `[tokens, hidden]`
     pub(crate) fn blocks(&self, which: Range<usize>, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
-        self.model.layers[which].iter().fold(x, |x, layer| layer.forward(x, rows, None))
+        let stream = self.model.layers[which].iter().fold(Stream::new(x), |x, layer| layer.forward(x, rows, None));
+        stream.sum()
     }
 
     /// Final norm and logits of what the last block gave.
@@ -212,7 +260,7 @@ impl CausalLm {
     /// # Shapes
     /// - x: `[rows, hidden]`; output: `[rows, vocab]`
     pub(crate) fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        self.logits(self.finish(x))
+        self.logits(self.finish(Stream::new(x), self.stored(&self.device())))
     }
 
     /// Logits of hidden states.

@@ -78,6 +78,11 @@ impl Precision {
         self.adapted(ops::swiglu_linear(gate, up, layer.weight.base(), bias), low)
     }
 
+    /// `x W` alone, of a layer without an adapter.
+    pub(super) fn product(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
+        self.matmul(x, layer.weight.val())
+    }
+
     /// `x W + b`, of the matrix as it is stored.
     fn affine(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
         let bias = layer.bias.as_ref().map(|bias| bias.val());

@@ -20,19 +20,17 @@ macro_rules! on {
     ($device:expr, cpu: $cpu:expr, gpu: $gpu:expr, plain: $plain:expr) => {{
         let device = $device;
         #[cfg(feature = "gpu")]
-        if gpu::serves(&device) {
+        if gpu::serves(device) {
             return $gpu;
         }
-        if cpu::serves(&device) { $cpu } else { $plain }
+        if cpu::serves(device) { $cpu } else { $plain }
     }};
 }
-
-use on;
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 /// The two runs of table rows that a new token may see: its prompt, and its completion so far, itself included.
 pub(crate) type Span = [Range<usize>; 2];
@@ -46,17 +44,36 @@ pub(crate) struct CacheCall {
     spans: Arc<[Span]>,
     /// The same as tensors, made when first asked for.
     tensors: OnceLock<plain::CallTensors>,
+    /// Where the new tokens go, as a tensor, made when first asked for.
+    places: OnceLock<Tensor<1, Int>>,
 }
 
 impl CacheCall {
     pub(crate) fn new(writes: Vec<usize>, spans: Vec<Span>) -> Self {
-        Self { writes, spans: spans.into(), tensors: OnceLock::new() }
+        Self { writes, spans: spans.into(), tensors: OnceLock::new(), places: OnceLock::new() }
     }
 
     /// What each new token sees; none while prompts are read.
     pub(crate) fn spans(&self) -> &[Span] {
         &self.spans
     }
+}
+
+/// Decoding whose state is on a GPU: what each row is doing, and the rotations of all positions.
+#[derive(Debug, Clone)]
+pub(crate) struct Decoding {
+    /// `[rows, 4]`: first table row of the prompt, its length, first table row of the completion, its tokens so far without
+    /// the new one. [`sample`] counts the last up.
+    pub states: Tensor<2, Int>,
+    /// Cosines beside sines of queries and of keys, `[positions, head_dim]`.
+    pub angles: [Tensor<2>; 2],
+    /// The format that products read.
+    pub stored: FloatDType,
+}
+
+/// Whether [`add_rms_norm`], [`attend`] and [`sample`] have kernels on the device.
+pub(crate) fn decodes_on_device(device: &Device) -> bool {
+    on!(device, cpu: false, gpu: true, plain: false)
 }
 
 /// What the head says about one token per row, in nats; gradients flow through `log_prob` and `entropy_sampling`.
@@ -78,11 +95,89 @@ pub struct Scores {
 /// - x, output: `[rows, hidden]`; weight: `[hidden]`
 pub(crate) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     on!(
-        x.device(),
+        &x.device(),
         cpu: cpu::rms_norm(x, weight, epsilon),
         gpu: gpu::rms_norm(x, weight, epsilon),
         plain: plain::rms_norm(x, weight, epsilon)
     )
+}
+
+/// `x + factor · part` where there is a part, and its root mean square norm in the format `stored`. On a GPU, without gradients.
+///
+/// # Shapes
+/// - x, part, outputs: `[rows, width]`; weight: `[width]`
+#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
+pub(crate) fn add_rms_norm(
+    x: Tensor<2>,
+    part: Option<(Tensor<2>, f64)>,
+    weight: Tensor<1>,
+    epsilon: f64,
+    stored: FloatDType,
+) -> (Tensor<2>, Tensor<2>) {
+    on!(
+        &x.device(),
+        cpu: no_kernel(),
+        gpu: gpu::inference::add_rms_norm(x, part, weight, epsilon, stored),
+        plain: no_kernel()
+    )
+}
+
+/// `silu(gate) · up` in the format `stored`. On a GPU, without gradients.
+///
+/// # Shapes
+/// - all: `[rows, intermediate]`
+#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
+pub(crate) fn swiglu_as(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> Tensor<2> {
+    on!(&gate.device(), cpu: no_kernel(), gpu: gpu::inference::swiglu(gate, up, stored), plain: no_kernel())
+}
+
+/// Adds biases to the projections of new tokens, rotates queries and keys when `rotates`, puts keys and values into the tables,
+/// and attends to the tables. On a GPU, without gradients.
+///
+/// # Shapes
+/// - projections: `[rows, heads · head_dim]` of queries, `[rows, kv_heads · head_dim]` of keys and values; biases alike
+/// - tables: `[tokens, kv_heads · head_dim]`; output: `[rows, heads · head_dim]`
+#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
+pub(crate) fn attend(
+    projections: [Tensor<2>; 3],
+    biases: Option<[Tensor<1>; 3]>,
+    rotates: bool,
+    tables: [&Tensor<2>; 2],
+    dim: usize,
+    decoding: &Decoding,
+) -> Tensor<2> {
+    on!(
+        &tables[0].device(),
+        cpu: no_kernel(),
+        gpu: gpu::inference::attend(projections, biases, rotates, tables, dim, decoding),
+        plain: no_kernel()
+    )
+}
+
+/// Draws a token per row and counts it in `states`, where it is; `uniforms` is read in column `place`. On a GPU.
+///
+/// # Shapes
+/// - logits: `[rows, vocab]`; uniforms: `[rows, places]`; states: `[rows, 4]`, see [`Decoding`]
+/// - tokens: `[rows]`; numbers: `[rows, 7]`, the fields of `generate::Sampled`
+#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
+pub(crate) fn sample(
+    logits: Tensor<2>,
+    temperature: f32,
+    uniforms: Tensor<2>,
+    place: usize,
+    states: Tensor<2, Int>,
+) -> (Tensor<1, Int>, Tensor<2>) {
+    on!(
+        &logits.device(),
+        cpu: no_kernel(),
+        gpu: gpu::inference::sample(logits, temperature, uniforms, place, states),
+        plain: no_kernel()
+    )
+}
+
+/// Where [`decodes_on_device`] was not asked.
+fn no_kernel() -> ! {
+    panic!("a kernel of GPUs on another device")
 }
 
 /// `silu(gate) · up`.
@@ -167,11 +262,15 @@ pub(crate) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usi
 /// - table, output: `[tokens, width]`; rows: `[n, width]`
 pub(crate) fn write_rows(table: Tensor<2>, rows: Tensor<2>, call: &CacheCall) -> Tensor<2> {
     assert_eq!(rows.dims()[0], call.writes.len(), "new rows and their places");
-    if cpu::serves(&table.device()) {
-        cpu::write_rows(table, rows, &call.writes)
-    } else {
-        plain::write_rows(table, rows, call)
-    }
+    on!(
+        &table.device(),
+        cpu: cpu::write_rows(table, rows, &call.writes),
+        gpu: {
+            let writes = plain::writes(call, &table.device());
+            gpu::inference::write_rows(table, rows, writes)
+        },
+        plain: plain::write_rows(table, rows, call)
+    )
 }
 
 /// Attention of one new token per sequence over the cache, which already holds that token.

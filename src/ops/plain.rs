@@ -40,8 +40,6 @@ pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usi
 /// A [`CacheCall`] as tensors.
 #[derive(Debug)]
 pub(super) struct CallTensors {
-    /// Table row of each new token.
-    writes: Tensor<1, Int>,
     /// Table rows each new token sees, padded to `longest` with ones it must not see.
     reads: Tensor<1, Int>,
     /// `[n, 1, 1, longest]`: true where a read is padding.
@@ -62,9 +60,7 @@ fn call_tensors<'a>(call: &'a CacheCall, device: &Device) -> &'a CallTensors {
             reads.extend(rows.map(|row| row as i64));
             padding.extend((0..longest).map(|at| at >= seen(span)));
         }
-        let writes: Vec<i64> = call.writes.iter().map(|&row| row as i64).collect();
         CallTensors {
-            writes: super::index(&writes, device),
             reads: super::index(&reads, device),
             padding: Tensor::from_data(TensorData::new(padding, [call.spans.len(), 1, 1, longest]), device),
             longest,
@@ -72,8 +68,17 @@ fn call_tensors<'a>(call: &'a CacheCall, device: &Device) -> &'a CallTensors {
     })
 }
 
+/// The table row of each new token, `[n]`.
+pub(super) fn writes(call: &CacheCall, device: &Device) -> Tensor<1, Int> {
+    let upload = || {
+        let writes: Vec<i64> = call.writes.iter().map(|&row| row as i64).collect();
+        super::index(&writes, device)
+    };
+    call.places.get_or_init(upload).clone()
+}
+
 pub(super) fn write_rows(table: Tensor<2>, rows: Tensor<2>, call: &CacheCall) -> Tensor<2> {
-    let writes = call_tensors(call, &table.device()).writes.clone();
+    let writes = writes(call, &table.device());
     table.select_assign(0, writes, rows, IndexingUpdateOp::Assign)
 }
 

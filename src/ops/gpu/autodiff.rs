@@ -7,6 +7,7 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
+use burn::tensor::DType;
 
 use super::launch::{self, dense};
 use super::{GpuOps, Primitive};
@@ -50,7 +51,7 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
             RmsNormStep,
             [x_guard, weight_guard],
             (x, weight, epsilon),
-            launch::rms_norm(x.clone(), weight.clone(), epsilon)
+            launch::rms_norm(x.clone(), weight.clone(), epsilon, DType::F32)
         )
     }
 }

@@ -2,17 +2,19 @@
 //! CubeCL's CPU runtime, on which they are tested.
 //!
 //! [`kernels`] has the kernels, [`launch`] their launches as functions on Burn's primitive, this file connects them to
-//! tensors through Burn's backend-extension mechanism, and [`autodiff`] has the backward steps.
+//! tensors through Burn's backend-extension mechanism, [`autodiff`] has the backward steps, and [`inference`] what is computed
+//! without gradients alone.
 
 #![allow(missing_docs, reason = "the extension macro generates items that cannot carry documentation")]
 
 mod autodiff;
+pub(super) mod inference;
 mod kernels;
 mod launch;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Cube, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 
 type Primitive = CubeTensor;
@@ -34,6 +36,6 @@ pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
 
 impl GpuOps for Cube {
     fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        launch::rms_norm(x, weight, epsilon)
+        launch::rms_norm(x, weight, epsilon, DType::F32)
     }
 }

@@ -71,7 +71,8 @@ pub(crate) fn rms_norm_backward(
     let end = clamp_max(row + rows_per_cube, rows);
     while row < end {
         let from = row * width;
-        let (mut squares, mut mixed) = (0.0f32, 0.0f32);
+        let mut squares = 0.0f32;
+        let mut mixed = 0.0f32;
         let mut i = UNIT_POS as usize;
         while i < width {
             let value = x[from + i];
@@ -113,4 +114,43 @@ pub(crate) fn sum_rows(x: &Tensor<f32>, out: &mut Tensor<f32>) {
 #[cube]
 fn clamp_max(value: usize, most: usize) -> usize {
     if value < most { value } else { most }
+}
+
+/// [`rms_norm`] of `x + part`, and that sum; a cube per row.
+///
+/// # Shapes
+/// - x, part, total, out: `[rows, width]`; weight: `[width]`
+#[cube(launch)]
+pub(crate) fn add_rms_norm<O: Float>(
+    x: &Tensor<f32>,
+    part: &Tensor<f32>,
+    weight: &Tensor<f32>,
+    total: &mut Tensor<f32>,
+    out: &mut Tensor<O>,
+    epsilon: f32,
+    factor: f32,
+    #[comptime] units: usize,
+    #[define(O)] _stored: ElemType,
+) {
+    let row = CUBE_POS;
+    if row >= x.shape(0) {
+        terminate!();
+    }
+    let width = x.shape(1);
+    let from = row * width;
+    let mut squares = 0.0f32;
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        let value = x[from + i] + part[from + i] * factor;
+        total[from + i] = value;
+        squares += value * value;
+        i += CUBE_DIM as usize;
+    }
+    let scale = (sum(squares, units) / f32::cast_from(width) + epsilon).inverse_sqrt();
+    // Each unit reads again what it wrote itself.
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        out[from + i] = O::cast_from(total[from + i] * scale * weight[i]);
+        i += CUBE_DIM as usize;
+    }
 }
