@@ -126,7 +126,9 @@ fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check
     own_operations(&mut check, plain, product);
     check("drawing tokens", plain, Box::new(tokens));
     check("a small model's log-probabilities", 5.0 * product, Box::new(|device| vec![small::log_probs(device)]));
+    check("small models' logits with a cache", 5.0 * product, Box::new(small::decoded));
     check("a small model's gradient", 20.0 * product, Box::new(small::gradient));
+    check("the same a second time, to the bit", 0.0, Box::new(|device| vec![again(device)]));
     check("a step of AdamW", plain, Box::new(small::step));
     checks
 }
@@ -282,13 +284,26 @@ fn cached_attention(device: &Device) -> Vec<Vec<f32>> {
     vec![to_host(ops::attention_cached(random([3, 4, 16], 34, device), &keys, &values, &call)), to_host(keys)]
 }
 
-/// Draws at the middle of known tokens' share of the distribution, where rounding cannot choose another.
+/// One for each logit and gradient that a second run gives to the bit.
+fn again(device: &Device) -> Vec<f32> {
+    let run = || [small::decoded(device), small::gradient(device)].concat().concat();
+    run().into_iter().zip(run()).map(|(a, b)| if a.to_bits() == b.to_bits() { 1.0 } else { 0.0 }).collect()
+}
+
+/// Draws from vocabularies of several sizes.
 fn tokens(device: &Device) -> Vec<Vec<f32>> {
-    let (rows, vocab, temperature) = (40, 64, 0.9f32);
-    let logits: Tensor<2> = random([rows, vocab], 40, device);
+    [(40, 64), (9, 33), (5, 98), (3, 151_936)].map(|(rows, vocab)| tokens_of(rows, vocab, device)).concat()
+}
+
+/// Draws at the middle of known tokens' share of the distribution, where rounding cannot choose another.
+fn tokens_of(rows: usize, vocab: usize, device: &Device) -> Vec<Vec<f32>> {
+    let temperature = 0.9f32;
+    let logits: Tensor<2> = random([rows, vocab], 40, device).mul_scalar(if vocab > 1000 { 8.0 } else { 1.0 });
     let middle = |(row, logits): (usize, &[f32])| {
         let weights: Vec<f64> = logits.iter().map(|z| f64::from(z / temperature).exp()).collect();
-        let token = row * 29 % vocab;
+        // Of a large vocabulary a token that is not lost in it.
+        let large = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0);
+        let token = if vocab > 1000 { large } else { row * 29 % vocab };
         let before: f64 = weights[..token].iter().sum();
         ((before + weights[token] / 2.0) / weights.iter().sum::<f64>()) as f32
     };

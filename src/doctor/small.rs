@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::model::{CausalLm, ModelConfig, ParamPath};
+use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig, ParamPath};
 use crate::noise::{Stream, mix_text};
 use crate::ops::{self, to_host};
 use crate::optim::{AdamW, Gradients, OptimConfig};
@@ -39,6 +39,37 @@ pub(super) fn gradient(device: &Device) -> Vec<Vec<f32>> {
     let mut gradients = Gradients::default();
     gradients.add(&model, &mut loss.backward());
     gradients.0.into_values().map(to_host).collect()
+}
+
+/// Query heads, key heads and head size of models that decode.
+const HEADS: [[usize; 3]; 5] = [[4, 2, 8], [2, 1, 24], [8, 1, 8], [1, 1, 128], [2, 2, 80]];
+
+/// Logits of models of several head sizes, of two tokens each that follow two prompts in a cache.
+pub(super) fn decoded(device: &Device) -> Vec<Vec<f32>> {
+    HEADS
+        .map(|[heads, kv_heads, dim]| {
+            decoded_by(&ModelConfig::qwen2(VOCAB, heads * dim, 40, 2, heads, kv_heads), device)
+        })
+        .concat()
+}
+
+fn decoded_by(config: &ModelConfig, device: &Device) -> Vec<Vec<f32>> {
+    let config = ModelConfig { initializer_range: 0.2, ..config.clone() };
+    let model = CausalLm::random(&config, 3, device).for_inference();
+    let (lengths, slots) = ([37, 3], [1, 0, 3]);
+    let shape = CacheShape { prompts: 2, prompt_length: 40, completions: 4, completion_length: 3 };
+    let mut cache = KvCache::new(&config, shape, device);
+    cache.read(&[(0, lengths[0]), (1, lengths[1])]);
+    let tokens: Vec<u32> = (0..40).map(|i| i * 31 % VOCAB as u32).collect();
+    model.forward(&tokens, &lengths, Some(&mut cache));
+    // Two completions of the first prompt and one of the second.
+    slots.into_iter().zip([0, 1, 0]).for_each(|(slot, prompt)| cache.start(slot, prompt));
+    let step = |round: u32| {
+        cache.step(&slots, 3);
+        let tokens = [5 + round, 9 + round, 9];
+        to_host(model.logits(model.forward(&tokens, &[1; 3], Some(&mut cache))))
+    };
+    (0..2).map(step).collect()
 }
 
 /// The weights after two steps with given gradients, one result per parameter. (With computed ones, the sign of what

@@ -281,7 +281,7 @@ pub(super) fn sample(
     let [rows, vocab] = logits.meta.shape().dims::<2>();
     let tokens = empty(&logits, [rows], DType::I32);
     let numbers = empty(&logits, [rows, sample::NUMBERS], DType::F32);
-    let units = units(&client, (vocab as u32 / 16).next_power_of_two().clamp(32, 1024));
+    let units = units(&client, (vocab as u32 / 16).next_power_of_two().clamp(32, 512));
     let greedy = temperature == 0.0;
     sample::sample::launch(
         &client,

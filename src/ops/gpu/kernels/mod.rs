@@ -15,6 +15,12 @@ use cubecl::prelude::*;
 #[cube]
 pub(super) fn sum(value: f32, #[comptime] units: usize) -> f32 {
     let mut slots = Shared::new_slice(units);
+    sum_in(&mut slots, value)
+}
+
+/// [`sum`] in slots that are there already, one for each unit; what was in them is lost.
+#[cube]
+pub(super) fn sum_in(slots: &mut Shared<[f32]>, value: f32) -> f32 {
     slots[UNIT_POS as usize] = value;
     sync_cube();
     let mut active = CUBE_DIM;

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::decode::STATE;
-use super::{max, sum};
+use super::{max, sum_in};
 
 /// Numbers of a row of the result.
 pub(crate) const NUMBERS: usize = 7;
@@ -156,9 +156,12 @@ pub(crate) fn sample(
         sync_cube();
     }
 
-    let (one, one_log) = (sum(one, units), sum(one_log, units));
-    let (own, own_log) = (sum(own, units), sum(own_log, units));
-    let (square, square_log) = (sum(square, units), sum(square_log, units));
+    let one = sum_in(&mut runs, one);
+    let one_log = sum_in(&mut runs, one_log);
+    let own = sum_in(&mut runs, own);
+    let own_log = sum_in(&mut runs, own_log);
+    let square = sum_in(&mut runs, square);
+    let square_log = sum_in(&mut runs, square_log);
     if unit == 0 {
         let token = chosen[0];
         let z = logits[from + token as usize] - most;
