@@ -72,6 +72,20 @@ pub struct Scores {
     pub collision: Tensor<1>,
 }
 
+impl Scores {
+    /// From the figures in this order, `[4, rows]`.
+    fn of(figures: Tensor<2>) -> Self {
+        let [_, rows] = figures.dims();
+        let figure = |k: usize| figures.clone().slice([k..k + 1, 0..rows]).reshape([rows]);
+        Self {
+            log_prob: figure(0),
+            entropy: figure(1).detach(),
+            entropy_sampling: figure(2),
+            collision: figure(3).detach(),
+        }
+    }
+}
+
 /// `x / sqrt(mean(x²) + ε) · weight`, over the last dimension.
 ///
 /// # Shapes
@@ -90,7 +104,7 @@ pub(crate) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
 /// # Shapes
 /// - all: `[rows, intermediate]`
 pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    if cpu::serves(&gate.device()) { cpu::swiglu(gate, up) } else { plain::swiglu(gate, up) }
+    on!(gate.device(), cpu: cpu::swiglu(gate, up), gpu: gpu::swiglu(gate, up), plain: plain::swiglu(gate, up))
 }
 
 /// `x W + b`.
@@ -111,12 +125,15 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -
 /// # Shapes
 /// - gate, up: `[rows, intermediate]`; weight: `[intermediate, output]`; bias: `[output]`; output: `[rows, output]`
 pub(crate) fn swiglu_linear(gate: Tensor<2>, up: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    if cpu::serves(&gate.device()) {
-        let bias = bias.unwrap_or_else(|| no_bias(&gate.device()));
-        cpu::swiglu_linear(gate, up, weight, bias)
-    } else {
-        linear(plain::swiglu(gate, up), weight, bias)
-    }
+    on!(
+        gate.device(),
+        cpu: {
+            let bias = bias.unwrap_or_else(|| no_bias(&gate.device()));
+            cpu::swiglu_linear(gate, up, weight, bias)
+        },
+        gpu: linear(gpu::swiglu(gate, up), weight, bias),
+        plain: linear(plain::swiglu(gate, up), weight, bias)
+    )
 }
 
 /// What stands for no bias where an operation must have one.
@@ -146,11 +163,8 @@ pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 /// # Shapes
 /// - x, output: `[rows, heads, head_dim]`; cos, sin: `[rows, head_dim / 2]`
 pub(crate) fn rotary(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
-    if cpu::serves(&x.device()) {
-        cpu::rotary(x, cos.clone(), sin.clone())
-    } else {
-        plain::rotary(x, cos.clone(), sin.clone())
-    }
+    let (cos, sin) = (cos.clone(), sin.clone());
+    on!(x.device(), cpu: cpu::rotary(x, cos, sin), gpu: gpu::rotary(x, cos, sin), plain: plain::rotary(x, cos, sin))
 }
 
 /// Causal attention within each of the packed sequences; several query heads share a key head.
@@ -195,23 +209,29 @@ pub(crate) fn attention_cached(q: Tensor<3>, keys: &Tensor<2>, values: &Tensor<2
 /// - x, upstream: `[rows, width]`; upstream without autodiff
 pub(crate) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
     assert_eq!(x.dims(), upstream.dims(), "a value and its gradient");
-    if cpu::serves(&x.device()) { cpu::seed(x, upstream) } else { (x * Tensor::from_inner(upstream)).sum() }
+    on!(
+        x.device(),
+        cpu: cpu::seed(x, upstream),
+        gpu: gpu::seed(x, upstream),
+        plain: (x * Tensor::from_inner(upstream)).sum()
+    )
 }
 
 /// Log-probability of one token per row, and what the distribution it came from is like.
 ///
-/// `log_prob` is that of the distribution at `temperature`, the one tokens are sampled from. On the `cpu` device the
-/// backward pass writes the gradient into the logits' own memory.
+/// `log_prob` is that of the distribution at `temperature`, the one tokens are sampled from. Where the
+/// operation is one pass, backward writes the gradient into the logits' own memory.
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; targets: one per row; outputs: `[rows]`
 pub fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
     assert_eq!(logits.dims()[0], targets.len(), "one target per row");
-    if cpu::serves(&logits.device()) {
-        cpu::scores(logits, targets, temperature)
-    } else {
-        plain::scores(logits, targets, temperature)
-    }
+    on!(
+        logits.device(),
+        cpu: cpu::scores(logits, targets, temperature),
+        gpu: gpu::scores(logits, targets, temperature),
+        plain: plain::scores(logits, targets, temperature)
+    )
 }
 
 /// Packed rows as a padded batch: `[sum of lengths, width_of_row]` to `[sequences · longest, width_of_row]`.

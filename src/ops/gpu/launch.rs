@@ -2,14 +2,14 @@
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::CubeCountSelection;
 
-use super::kernels::norm;
+use super::kernels::{elements as each, norm, scores as rows_of_logits};
 
 /// Rows in memory one after another, without gaps: CUDA's own tensors have some where a row is no multiple of its unit.
 pub(super) fn dense(tensor: CubeTensor) -> CubeTensor {
@@ -121,4 +121,149 @@ pub(super) fn sum_rows(x: CubeTensor) -> CubeTensor {
         out.clone().into_tensor_arg(),
     );
     out
+}
+
+/// A tensor to be written element by element in the place of `input`, the argument at `position` of the launch: the same
+/// memory where nothing else holds it, else as much of it anew.
+fn in_place(input: &CubeTensor, position: usize) -> (CubeTensor, TensorArg) {
+    if input.can_mut() {
+        (input.clone(), input.as_tensor_alias(position))
+    } else {
+        let out = empty(input, input.meta.shape().clone(), input.dtype);
+        (out.clone(), out.into_tensor_arg())
+    }
+}
+
+/// Elements that a unit reads at once, of rows of `width`.
+fn vector(width: usize) -> usize {
+    if width.is_multiple_of(4) { 4 } else { 1 }
+}
+
+pub(super) fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+    let (gate, up) = (dense(gate), dense(up));
+    let client = gate.client.clone();
+    let [rows, width] = gate.meta.shape().dims();
+    let out = empty(&gate, [rows, width], DType::F32);
+    let (vector, units) = (vector(width), units(&client, 256));
+    each::swiglu::launch(
+        &client,
+        elements(&client, rows * width / vector, units),
+        CubeDim::new_1d(units),
+        gate.required_address_type().max(up.required_address_type()),
+        vector,
+        gate.into_tensor_arg(),
+        up.into_tensor_arg(),
+        out.clone().into_tensor_arg(),
+        elem(DType::F32),
+    );
+    out
+}
+
+/// The gradients of the gate and of the other factor, in their memory where nothing else holds them.
+pub(super) fn swiglu_backward(gate: CubeTensor, up: CubeTensor, upstream: CubeTensor) -> [CubeTensor; 2] {
+    let (gate, up, upstream) = (dense(gate), dense(up), dense(upstream));
+    let client = gate.client.clone();
+    let [rows, width] = gate.meta.shape().dims();
+    let (vector, units) = (vector(width), units(&client, 256));
+    let ((dgate, dgate_arg), (dup, dup_arg)) = (in_place(&gate, 0), in_place(&up, 1));
+    each::swiglu_backward::launch(
+        &client,
+        elements(&client, rows * width / vector, units),
+        CubeDim::new_1d(units),
+        gate.required_address_type().max(up.required_address_type()),
+        vector,
+        gate.into_tensor_arg(),
+        up.into_tensor_arg(),
+        upstream.into_tensor_arg(),
+        dgate_arg,
+        dup_arg,
+    );
+    [dgate, dup]
+}
+
+/// Rotates by `direction` times the angles, in the memory of `x` where nothing else holds it.
+pub(super) fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, direction: f32) -> CubeTensor {
+    let (x, cos, sin) = (dense(x), dense(cos), dense(sin));
+    let client = x.client.clone();
+    let [rows, heads, dim] = x.meta.shape().dims();
+    let units = units(&client, 256);
+    let (out, out_arg) = in_place(&x, 0);
+    each::rotary::launch(
+        &client,
+        elements(&client, rows * heads * dim / 2, units),
+        CubeDim::new_1d(units),
+        x.into_tensor_arg(),
+        cos.into_tensor_arg(),
+        sin.into_tensor_arg(),
+        out_arg,
+        direction,
+    );
+    out
+}
+
+/// A zero, `[1]`, on the device of `like`.
+pub(super) fn zero(like: &CubeTensor) -> CubeTensor {
+    zeros_client(like.client.clone(), like.device.clone(), Shape::new([1]), DType::F32)
+}
+
+/// Indices on the device of `like`.
+pub(super) fn upload(values: &[u32], like: &CubeTensor) -> CubeTensor {
+    let handle = like.client.create_from_slice(u32::as_bytes(values));
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), Shape::new([values.len()]), handle, DType::U32)
+}
+
+/// Units for a row of a vocabulary: there are few rows, so cubes are large.
+fn units_for_vocabulary(client: &Client, vocab: usize) -> u32 {
+    units(client, (vocab as u32).next_power_of_two().clamp(32, 512))
+}
+
+/// The figures of every row, `[4, rows]`, and the normalisers that [`scores_backward`] needs, `[3, rows]`.
+pub(super) fn scores(logits: CubeTensor, targets: CubeTensor, temperature: f32) -> [CubeTensor; 2] {
+    let logits = dense(logits);
+    let client = logits.client.clone();
+    let [rows, vocab] = logits.meta.shape().dims();
+    let (figures, normalisers) = (empty(&logits, [4, rows], DType::F32), empty(&logits, [3, rows], DType::F32));
+    let units = units_for_vocabulary(&client, vocab);
+    rows_of_logits::scores::launch(
+        &client,
+        cubes(&client, rows),
+        CubeDim::new_1d(units),
+        logits.required_address_type(),
+        logits.into_tensor_arg(),
+        targets.into_tensor_arg(),
+        figures.clone().into_tensor_arg(),
+        normalisers.clone().into_tensor_arg(),
+        1.0 / temperature,
+        temperature == 1.0,
+        units as usize,
+    );
+    [figures, normalisers]
+}
+
+/// The gradient of the logits, in their memory where nothing else holds them.
+pub(super) fn scores_backward(
+    logits: CubeTensor,
+    targets: CubeTensor,
+    normalisers: CubeTensor,
+    upstream: CubeTensor,
+    temperature: f32,
+) -> CubeTensor {
+    let (logits, upstream) = (dense(logits), dense(upstream));
+    let client = logits.client.clone();
+    let [rows, vocab] = logits.meta.shape().dims();
+    let units = units_for_vocabulary(&client, vocab);
+    let (gradient, gradient_arg) = in_place(&logits, 0);
+    rows_of_logits::scores_backward::launch(
+        &client,
+        cubes(&client, rows),
+        CubeDim::new_1d(units),
+        logits.required_address_type(),
+        logits.into_tensor_arg(),
+        targets.into_tensor_arg(),
+        normalisers.into_tensor_arg(),
+        upstream.into_tensor_arg(),
+        gradient_arg,
+        1.0 / temperature,
+    );
+    gradient
 }
