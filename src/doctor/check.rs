@@ -195,30 +195,39 @@ fn plain_operations(check: Add, plain: f32) {
 
 /// Operations of `ops`.
 fn own_operations(check: Add, plain: f32, product: f32) {
-    check(
-        "root mean square norm",
-        plain,
-        Box::new(|device| vec![to_host(ops::rms_norm(random([40, 96], 6, device), random([96], 7, device), 1e-6))]),
-    );
-    check(
-        "gated linear unit",
-        plain,
-        Box::new(|device| {
-            vec![to_host(ops::swiglu(random([31, 160], 8, device).mul_scalar(4.0), random([31, 160], 9, device)))]
-        }),
-    );
-    check(
-        "rotary positions",
-        plain,
-        Box::new(|device| {
+    gradients(check, "root mean square norm", plain, |device| {
+        let of = |rows, width| {
+            let (x, weight) = (leaf([rows, width], 6, device), leaf([width], 7, device));
+            (ops::rms_norm(x.1, weight.1, 1e-6), vec![x.0, weight.0])
+        };
+        vec![of(40, 96), of(1, 33), of(13, 98)]
+    });
+    gradients(check, "gated linear unit", plain, |device| {
+        let of = |rows, width| {
+            let (gate, up) = (leaf([rows, width], 8, device), leaf([rows, width], 9, device));
+            (ops::swiglu(gate.1.mul_scalar(4.0), up.1), vec![gate.0, up.0])
+        };
+        vec![of(31, 160), of(1, 33), of(5, 98)]
+    });
+    gradients(check, "gated linear unit and product", product.max(plain), |device| {
+        let (gate, up) = (leaf([9, 48], 60, device), leaf([9, 48], 61, device));
+        let (weight, bias) = (leaf([48, 33], 62, device), leaf([33], 63, device));
+        vec![(ops::swiglu_linear(gate.1, up.1, weight.1, Some(bias.1)), vec![gate.0, up.0, weight.0, bias.0])]
+    });
+    gradients(check, "rotary positions", plain, |device| {
+        let of = |rows: usize, heads, half: usize| {
             // Angles are taken on the host, as the model does.
             let angles = |f: fn(f32) -> f32| {
-                let values: Vec<f32> = (0..88).map(|i| f(i as f32 * 1.7)).collect();
-                Tensor::from_data(TensorData::new(values, [11, 8]), device)
+                let values: Vec<f32> = (0..rows * half).map(|i| f(i as f32 * 1.7)).collect();
+                Tensor::<2>::from_data(TensorData::new(values, [rows, half]), &device.clone().inner())
             };
-            vec![to_host(ops::rotary(random([11, 3, 16], 11, device), &angles(f32::cos), &angles(f32::sin)))]
-        }),
-    );
+            let (cos, sin) = (angles(f32::cos), angles(f32::sin));
+            let x = leaf([rows, heads, 2 * half], 11, device);
+            let rotated = ops::rotary(x.1, &Tensor::from_inner(cos), &Tensor::from_inner(sin));
+            (rotated.reshape([rows, heads * 2 * half]), vec![x.0])
+        };
+        vec![of(11, 3, 8), of(1, 1, 33), of(6, 5, 49)]
+    });
     check(
         "attention",
         product.max(plain),
@@ -228,15 +237,51 @@ fn own_operations(check: Add, plain: f32, product: f32) {
         }),
     );
     check("attention with a cache", product.max(plain), Box::new(cached_attention));
+    gradients(check, "log-probabilities and entropies", plain, |device| {
+        let of = |rows: usize, vocab: usize, temperature| {
+            let targets: Vec<u32> = (0..rows).map(|row| (row * 37 % vocab) as u32).collect();
+            let logits = leaf([rows, vocab], 15, device);
+            let scores = ops::scores(logits.1.mul_scalar(3.0), &targets, temperature);
+            let figures = [scores.log_prob, scores.entropy_sampling, scores.entropy, scores.collision];
+            (Tensor::stack(figures.to_vec(), 0), vec![logits.0])
+        };
+        vec![of(23, 301, 0.8), of(7, 33, 1.0), of(1, 98, 1.3), of(2, 151_936, 0.6)]
+    });
     check(
-        "log-probabilities and entropies",
-        plain,
+        "a gradient that is given",
+        0.0,
         Box::new(|device| {
-            let targets: Vec<u32> = (0..23).map(|row| row * 37 % 301).collect();
-            let scores = ops::scores(random([23, 301], 15, device).mul_scalar(3.0), &targets, 0.8);
-            [scores.log_prob, scores.entropy, scores.entropy_sampling].map(to_host).to_vec()
+            let device = device.clone().autodiff();
+            let (x, view): (Tensor<1>, Tensor<2>) = leaf([5, 33], 16, &device);
+            let upstream = random([5, 33], 17, &device.inner());
+            let gradients = ops::seed(view.mul_scalar(2.0), upstream).backward();
+            vec![to_host(x.grad(&gradients).expect("the input has a gradient"))]
         }),
     );
+}
+
+/// Results of an operation, and the leaves that they come from.
+type Recorded = Vec<(Tensor<2>, Vec<Tensor<1>>)>;
+
+/// Checks values, and the gradients of the leaves under a random gradient of each result.
+fn gradients(check: Add, operation: &str, tolerance: f32, results: impl Fn(&Device) -> Recorded + 'static) {
+    let compute = move |device: &Device| {
+        let mut found = Vec::new();
+        for (result, leaves) in results(&device.clone().autodiff()) {
+            let upstream: Tensor<2> = random(result.dims(), 99, &result.device());
+            let gradients = (result.clone() * upstream).sum().backward();
+            found.push(to_host(result.inner()));
+            found.extend(leaves.iter().map(|x| to_host(x.grad(&gradients).expect("a leaf has a gradient"))));
+        }
+        found
+    };
+    check(operation, tolerance, Box::new(compute));
+}
+
+/// A leaf of rank 1, so that all of them have one type, and its view.
+fn leaf<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> (Tensor<1>, Tensor<D>) {
+    let flat = random([shape.iter().product()], key, device).require_grad();
+    (flat.clone(), flat.reshape(shape))
 }
 
 /// Values within ±2, the same on every device.

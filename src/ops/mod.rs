@@ -20,10 +20,10 @@ macro_rules! on {
     ($device:expr, cpu: $cpu:expr, gpu: $gpu:expr, plain: $plain:expr) => {{
         let device = $device;
         #[cfg(feature = "gpu")]
-        if gpu::serves(device) {
+        if gpu::serves(&device) {
             return $gpu;
         }
-        if cpu::serves(device) { $cpu } else { $plain }
+        if cpu::serves(&device) { $cpu } else { $plain }
     }};
 }
 
@@ -73,7 +73,7 @@ pub(crate) struct Decoding {
 
 /// Whether [`add_rms_norm`], [`attend`] and [`sample`] have kernels on the device.
 pub(crate) fn decodes_on_device(device: &Device) -> bool {
-    on!(device, cpu: false, gpu: true, plain: false)
+    on!(device.clone(), cpu: false, gpu: true, plain: false)
 }
 
 /// What the head says about one token per row, in nats; gradients flow through `log_prob` and `entropy_sampling`.
@@ -89,13 +89,27 @@ pub struct Scores {
     pub collision: Tensor<1>,
 }
 
+impl Scores {
+    /// From the figures in this order, `[4, rows]`.
+    fn of(figures: Tensor<2>) -> Self {
+        let [_, rows] = figures.dims();
+        let figure = |k: usize| figures.clone().slice([k..k + 1, 0..rows]).reshape([rows]);
+        Self {
+            log_prob: figure(0),
+            entropy: figure(1).detach(),
+            entropy_sampling: figure(2),
+            collision: figure(3).detach(),
+        }
+    }
+}
+
 /// `x / sqrt(mean(x²) + ε) · weight`, over the last dimension.
 ///
 /// # Shapes
 /// - x, output: `[rows, hidden]`; weight: `[hidden]`
 pub(crate) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     on!(
-        &x.device(),
+        x.device(),
         cpu: cpu::rms_norm(x, weight, epsilon),
         gpu: gpu::rms_norm(x, weight, epsilon),
         plain: plain::rms_norm(x, weight, epsilon)
@@ -115,7 +129,7 @@ pub(crate) fn add_rms_norm(
     stored: FloatDType,
 ) -> (Tensor<2>, Tensor<2>) {
     on!(
-        &x.device(),
+        x.device(),
         cpu: no_kernel(),
         gpu: gpu::inference::add_rms_norm(x, part, weight, epsilon, stored),
         plain: no_kernel()
@@ -128,7 +142,7 @@ pub(crate) fn add_rms_norm(
 /// - all: `[rows, intermediate]`
 #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
 pub(crate) fn swiglu_as(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> Tensor<2> {
-    on!(&gate.device(), cpu: no_kernel(), gpu: gpu::inference::swiglu(gate, up, stored), plain: no_kernel())
+    on!(gate.device(), cpu: no_kernel(), gpu: gpu::inference::swiglu(gate, up, stored), plain: no_kernel())
 }
 
 /// Adds biases to the projections of new tokens, rotates queries and keys when `rotates`, puts keys and values into the tables,
@@ -147,7 +161,7 @@ pub(crate) fn attend(
     decoding: &Decoding,
 ) -> Tensor<2> {
     on!(
-        &tables[0].device(),
+        tables[0].device(),
         cpu: no_kernel(),
         gpu: gpu::inference::attend(projections, biases, rotates, tables, dim, decoding),
         plain: no_kernel()
@@ -168,7 +182,7 @@ pub(crate) fn sample(
     states: Tensor<2, Int>,
 ) -> (Tensor<1, Int>, Tensor<2>) {
     on!(
-        &logits.device(),
+        logits.device(),
         cpu: no_kernel(),
         gpu: gpu::inference::sample(logits, temperature, uniforms, place, states),
         plain: no_kernel()
@@ -185,7 +199,7 @@ fn no_kernel() -> ! {
 /// # Shapes
 /// - all: `[rows, intermediate]`
 pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    if cpu::serves(&gate.device()) { cpu::swiglu(gate, up) } else { plain::swiglu(gate, up) }
+    on!(gate.device(), cpu: cpu::swiglu(gate, up), gpu: gpu::swiglu(gate, up), plain: plain::swiglu(gate, up))
 }
 
 /// `x W + b`.
@@ -206,12 +220,15 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -
 /// # Shapes
 /// - gate, up: `[rows, intermediate]`; weight: `[intermediate, output]`; bias: `[output]`; output: `[rows, output]`
 pub(crate) fn swiglu_linear(gate: Tensor<2>, up: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    if cpu::serves(&gate.device()) {
-        let bias = bias.unwrap_or_else(|| no_bias(&gate.device()));
-        cpu::swiglu_linear(gate, up, weight, bias)
-    } else {
-        linear(plain::swiglu(gate, up), weight, bias)
-    }
+    on!(
+        gate.device(),
+        cpu: {
+            let bias = bias.unwrap_or_else(|| no_bias(&gate.device()));
+            cpu::swiglu_linear(gate, up, weight, bias)
+        },
+        gpu: linear(gpu::swiglu(gate, up), weight, bias),
+        plain: linear(plain::swiglu(gate, up), weight, bias)
+    )
 }
 
 /// What stands for no bias where an operation must have one.
@@ -241,11 +258,8 @@ pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 /// # Shapes
 /// - x, output: `[rows, heads, head_dim]`; cos, sin: `[rows, head_dim / 2]`
 pub(crate) fn rotary(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
-    if cpu::serves(&x.device()) {
-        cpu::rotary(x, cos.clone(), sin.clone())
-    } else {
-        plain::rotary(x, cos.clone(), sin.clone())
-    }
+    let (cos, sin) = (cos.clone(), sin.clone());
+    on!(x.device(), cpu: cpu::rotary(x, cos, sin), gpu: gpu::rotary(x, cos, sin), plain: plain::rotary(x, cos, sin))
 }
 
 /// Causal attention within each of the packed sequences; several query heads share a key head.
@@ -263,7 +277,7 @@ pub(crate) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usi
 pub(crate) fn write_rows(table: Tensor<2>, rows: Tensor<2>, call: &CacheCall) -> Tensor<2> {
     assert_eq!(rows.dims()[0], call.writes.len(), "new rows and their places");
     on!(
-        &table.device(),
+        table.device(),
         cpu: cpu::write_rows(table, rows, &call.writes),
         gpu: {
             let writes = plain::writes(call, &table.device());
@@ -294,23 +308,29 @@ pub(crate) fn attention_cached(q: Tensor<3>, keys: &Tensor<2>, values: &Tensor<2
 /// - x, upstream: `[rows, width]`; upstream without autodiff
 pub(crate) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
     assert_eq!(x.dims(), upstream.dims(), "a value and its gradient");
-    if cpu::serves(&x.device()) { cpu::seed(x, upstream) } else { (x * Tensor::from_inner(upstream)).sum() }
+    on!(
+        x.device(),
+        cpu: cpu::seed(x, upstream),
+        gpu: gpu::seed(x, upstream),
+        plain: (x * Tensor::from_inner(upstream)).sum()
+    )
 }
 
 /// Log-probability of one token per row, and what the distribution it came from is like.
 ///
-/// `log_prob` is that of the distribution at `temperature`, the one tokens are sampled from. On the `cpu` device the
-/// backward pass writes the gradient into the logits' own memory.
+/// `log_prob` is that of the distribution at `temperature`, the one tokens are sampled from. Where the
+/// operation is one pass, backward writes the gradient into the logits' own memory.
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; targets: one per row; outputs: `[rows]`
 pub fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
     assert_eq!(logits.dims()[0], targets.len(), "one target per row");
-    if cpu::serves(&logits.device()) {
-        cpu::scores(logits, targets, temperature)
-    } else {
-        plain::scores(logits, targets, temperature)
-    }
+    on!(
+        logits.device(),
+        cpu: cpu::scores(logits, targets, temperature),
+        gpu: gpu::scores(logits, targets, temperature),
+        plain: plain::scores(logits, targets, temperature)
+    )
 }
 
 /// Packed rows as a padded batch: `[sum of lengths, width_of_row]` to `[sequences · longest, width_of_row]`.

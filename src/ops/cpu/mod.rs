@@ -142,15 +142,8 @@ pub(super) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
 }
 
 pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
-    let stacked = <Dispatch as CpuOps>::op_scores(logits.into_dispatch(), targets.to_vec(), temperature);
-    let stacked = Tensor::<2>::from_dispatch(stacked);
-    let figure = |k: usize| stacked.clone().slice([k..k + 1, 0..targets.len()]).reshape([targets.len()]);
-    Scores {
-        log_prob: figure(0),
-        entropy: figure(1).detach(),
-        entropy_sampling: figure(2),
-        collision: figure(3).detach(),
-    }
+    let figures = <Dispatch as CpuOps>::op_scores(logits.into_dispatch(), targets.to_vec(), temperature);
+    Scores::of(Tensor::from_dispatch(figures))
 }
 
 /// A contiguous tensor of two dimensions as a matrix.

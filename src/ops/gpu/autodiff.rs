@@ -30,6 +30,72 @@ impl Backward<Cube, 2> for RmsNormStep {
     }
 }
 
+#[derive(Debug)]
+struct SwigluStep;
+
+impl Backward<Cube, 2> for SwigluStep {
+    type State = (Primitive, Primitive);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Cube>(&ops.node);
+        let (gate, up) = ops.state;
+        let gradients = launch::swiglu_backward(gate, up, upstream);
+        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(node) = node {
+                grads.register::<Cube>(node.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RotaryStep;
+
+impl Backward<Cube, 1> for RotaryStep {
+    type State = (Primitive, Primitive);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Cube>(&ops.node);
+        let (cos, sin) = ops.state;
+        if let [Some(node)] = ops.parents {
+            // The inverse of a rotation is its transpose.
+            grads.register::<Cube>(node.id, launch::rotary(upstream, cos, sin, -1.0));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct SeedStep;
+
+impl Backward<Cube, 1> for SeedStep {
+    type State = Primitive;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        grads.consume::<Cube>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<Cube>(node.id, ops.state);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ScoresStep;
+
+impl Backward<Cube, 1> for ScoresStep {
+    /// Logits, targets, normalisers and temperature.
+    type State = (Primitive, Primitive, Primitive, f32);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Cube>(&ops.node);
+        let (logits, targets, normalisers, temperature) = ops.state;
+        if let [Some(node)] = ops.parents {
+            // The logits become their own gradient where nothing else holds them.
+            let gradient = launch::scores_backward(logits, targets, normalisers, upstream, temperature);
+            grads.register::<Cube>(node.id, gradient);
+        }
+    }
+}
+
 /// Records `$step` with `$state` when a gradient is wanted, and returns the value either way.
 macro_rules! record {
     ($step:expr, $guards:expr, $state:expr, $value:expr) => {
@@ -53,5 +119,34 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
             (x, weight, epsilon),
             launch::rms_norm(x.clone(), weight.clone(), epsilon, DType::F32)
         )
+    }
+
+    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((gate, gate_guard), (up, up_guard)) = (gate.into_parts(), up.into_parts());
+        let (gate, up) = (dense(gate), dense(up));
+        record!(SwigluStep, [gate_guard, up_guard], (gate, up), launch::swiglu(gate.clone(), up.clone(), DType::F32))
+    }
+
+    fn gpu_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, guard) = x.into_parts();
+        let (cos, sin) = (dense(cos.into_primitive()), dense(sin.into_primitive()));
+        record!(RotaryStep, [guard], (cos, sin), launch::rotary(x, cos.clone(), sin.clone(), 1.0))
+    }
+
+    fn gpu_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, guard) = x.into_parts();
+        let upstream = upstream.into_primitive();
+        record!(SeedStep, [guard], upstream, launch::zero(&x))
+    }
+
+    fn gpu_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
+        let (logits, guard) = logits.into_parts();
+        let logits = dense(logits);
+        let targets = launch::upload(&targets, &logits);
+        let [figures, normalisers] = launch::scores(logits.clone(), targets.clone(), temperature);
+        match ScoresStep.prepare::<C>([guard]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((logits, targets, normalisers, temperature), figures),
+            OpsKind::UnTracked(prep) => prep.finish(figures),
+        }
     }
 }

@@ -2,10 +2,12 @@
 //! dozen launches.
 
 use burn::backend::Cube;
-use burn::tensor::{FloatDType, Int, Tensor};
+use burn::tensor::{DType, FloatDType, Int, Tensor};
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
 
-use super::launch;
+use super::kernels::{decode, sample as draw};
+use super::launch::{self, addresses, cubes, dense, elem, elements, empty, integers as indices, units, written};
 use crate::ops::Decoding;
 use crate::ops::plain::scale;
 
@@ -55,12 +57,12 @@ pub(crate) fn attend(
     let angles = rotates.then(|| decoding.angles.clone().map(primitive));
     let projections = projections.map(primitive);
     let biases = biases.map(|biases| biases.map(primitive));
-    let q = launch::rotate_and_store(projections, biases, angles, states(), tables(), dim);
-    tensor(launch::attention_cached(q, tables(), states(), dim, scale(dim) as f32, decoding.stored.into()))
+    let q = launch_rotate_and_store(projections, biases, angles, states(), tables(), dim);
+    tensor(launch_attention(q, tables(), states(), dim, scale(dim) as f32, decoding.stored.into()))
 }
 
 pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> Tensor<2> {
-    tensor(launch::swiglu_as(primitive(gate), primitive(up), stored.into()))
+    tensor(launch::swiglu(primitive(gate), primitive(up), stored.into()))
 }
 
 /// Writes rows into the table where it is.
@@ -68,7 +70,7 @@ pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> Tens
 /// # Shapes
 /// - table, output: `[tokens, width]`; rows: `[n, width]`; writes: `[n]`
 pub(crate) fn write_rows(table: Tensor<2>, rows: Tensor<2>, writes: Tensor<1, Int>) -> Tensor<2> {
-    tensor(launch::write_rows(primitive(table), primitive(rows), integers(writes)))
+    tensor(launch_write_rows(primitive(table), primitive(rows), integers(writes)))
 }
 
 pub(crate) fn sample(
@@ -78,7 +80,136 @@ pub(crate) fn sample(
     place: usize,
     states: Tensor<2, Int>,
 ) -> (Tensor<1, Int>, Tensor<2>) {
-    let (tokens, numbers) =
-        launch::sample(primitive(logits), primitive(uniforms), integers(states), temperature, place);
+    let (tokens, numbers) = launch_sample(primitive(logits), primitive(uniforms), integers(states), temperature, place);
     (Tensor::from_primitive::<Cube>(tokens), tensor(numbers))
+}
+
+/// See [`decode::rotate_and_store`]; `biases` and `angles` where there are some. Returns the queries; keys and values are
+/// written where the tables are.
+fn launch_rotate_and_store(
+    [q, k, v]: [CubeTensor; 3],
+    biases: Option<[CubeTensor; 3]>,
+    angles: Option<[CubeTensor; 2]>,
+    states: CubeTensor,
+    [keys, values]: [CubeTensor; 2],
+    dim: usize,
+) -> CubeTensor {
+    let [q, k, v] = [q, k, v].map(dense);
+    let ([keys, values], states) = ([keys, values].map(written), indices(states));
+    let client = q.client.clone();
+    let [rows, width] = q.meta.shape().dims();
+    let [_, kv_width] = k.meta.shape().dims::<2>();
+    let out = empty(&q, [rows, width], DType::F32);
+    let (biased, rotates) = (biases.is_some(), angles.is_some());
+    // What is not there is not read: anything stands for it.
+    let [q_bias, k_bias, v_bias] = biases.map_or_else(|| [q.clone(), q.clone(), q.clone()], |biases| biases.map(dense));
+    let [query_angles, angles] = angles.map_or_else(|| [q.clone(), q.clone()], |angles| angles.map(dense));
+    let units = units(&client, 128);
+    decode::rotate_and_store::launch(
+        &client,
+        elements(&client, rows * (width + 2 * kv_width) / 2, units),
+        CubeDim::new_1d(units),
+        addresses([&q, &keys, &values]),
+        q.into_tensor_arg(),
+        k.into_tensor_arg(),
+        v.into_tensor_arg(),
+        q_bias.into_tensor_arg(),
+        k_bias.into_tensor_arg(),
+        v_bias.into_tensor_arg(),
+        query_angles.into_tensor_arg(),
+        angles.into_tensor_arg(),
+        states.into_tensor_arg(),
+        keys.into_tensor_arg(),
+        values.into_tensor_arg(),
+        out.clone().into_tensor_arg(),
+        dim,
+        rotates,
+        biased,
+    );
+    out
+}
+
+/// Writes rows into the table where it is; nothing else may be reading it.
+fn launch_write_rows(table: CubeTensor, rows: CubeTensor, writes: CubeTensor) -> CubeTensor {
+    let (rows, table, writes) = (dense(rows), written(table), indices(writes));
+    let client = rows.client.clone();
+    let count = rows.meta.num_elements();
+    let units = units(&client, 128);
+    decode::write_rows::launch(
+        &client,
+        elements(&client, count, units),
+        CubeDim::new_1d(units),
+        addresses([&rows, &table]),
+        rows.into_tensor_arg(),
+        writes.into_tensor_arg(),
+        table.clone().into_tensor_arg(),
+    );
+    table
+}
+
+/// See [`decode::attention`].
+fn launch_attention(
+    q: CubeTensor,
+    [keys, values]: [CubeTensor; 2],
+    states: CubeTensor,
+    dim: usize,
+    scale: f32,
+    stored: DType,
+) -> CubeTensor {
+    let (q, states) = (dense(q), indices(states));
+    let client = q.client.clone();
+    let [rows, width] = q.meta.shape().dims();
+    let [_, kv_width] = keys.meta.shape().dims::<2>();
+    let out = empty(&q, [rows, width], stored);
+    let units = units(&client, 128);
+    decode::attention::launch(
+        &client,
+        cubes(&client, rows * (kv_width / dim)),
+        CubeDim::new_1d(units),
+        addresses([&q, &keys, &values]),
+        q.into_tensor_arg(),
+        keys.into_tensor_arg(),
+        values.into_tensor_arg(),
+        states.into_tensor_arg(),
+        out.clone().into_tensor_arg(),
+        scale,
+        width / kv_width,
+        dim,
+        elem(stored),
+    );
+    out
+}
+
+/// See [`draw::sample`]: the tokens and the numbers; `states` is advanced where it is.
+fn launch_sample(
+    logits: CubeTensor,
+    uniforms: CubeTensor,
+    states: CubeTensor,
+    temperature: f32,
+    place: usize,
+) -> (CubeTensor, CubeTensor) {
+    let (logits, uniforms, states) = (dense(logits), dense(uniforms), written(states));
+    assert_eq!(states.dtype, DType::I32, "states");
+    let client = logits.client.clone();
+    let [rows, vocab] = logits.meta.shape().dims::<2>();
+    let tokens = empty(&logits, [rows], DType::I32);
+    let numbers = empty(&logits, [rows, draw::NUMBERS], DType::F32);
+    let units = units(&client, (vocab as u32 / 16).next_power_of_two().clamp(32, 512));
+    let greedy = temperature == 0.0;
+    draw::sample::launch(
+        &client,
+        cubes(&client, rows),
+        CubeDim::new_1d(units),
+        addresses([&logits]),
+        logits.into_tensor_arg(),
+        uniforms.into_tensor_arg(),
+        states.into_tensor_arg(),
+        tokens.clone().into_tensor_arg(),
+        numbers.clone().into_tensor_arg(),
+        if greedy { 1.0 } else { 1.0 / temperature },
+        place,
+        greedy,
+        units as usize,
+    );
+    (tokens, numbers)
 }

@@ -2,14 +2,14 @@
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::{cast, into_contiguous};
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::CubeCountSelection;
 
-use super::kernels::{decode, norm, sample};
+use super::kernels::{elements as each, norm, scores as rows_of_logits};
 
 /// Rows in memory one after another, without gaps: CUDA's own tensors have some where a row is no multiple of its unit.
 pub(super) fn dense(tensor: CubeTensor) -> CubeTensor {
@@ -17,12 +17,12 @@ pub(super) fn dense(tensor: CubeTensor) -> CubeTensor {
 }
 
 /// Token ids, places and states as kernels read them.
-fn integers(tensor: CubeTensor) -> CubeTensor {
+pub(super) fn integers(tensor: CubeTensor) -> CubeTensor {
     dense(cast(tensor, DType::I32))
 }
 
 /// A tensor that a kernel writes to where it is, whatever else holds it.
-fn written(tensor: CubeTensor) -> CubeTensor {
+pub(super) fn written(tensor: CubeTensor) -> CubeTensor {
     assert!(tensor.is_contiguous() && tensor.dtype.size() == 4, "{tensor:?} is written where it is");
     tensor
 }
@@ -171,152 +171,147 @@ pub(super) fn addresses<const N: usize>(tensors: [&CubeTensor; N]) -> AddressTyp
     tensors.into_iter().map(CubeTensor::required_address_type).max().unwrap_or_default()
 }
 
-/// See [`decode::rotate_and_store`]; `biases` and `angles` where there are some. Returns the queries; keys and values are
-/// written where the tables are.
-pub(super) fn rotate_and_store(
-    [q, k, v]: [CubeTensor; 3],
-    biases: Option<[CubeTensor; 3]>,
-    angles: Option<[CubeTensor; 2]>,
-    states: CubeTensor,
-    [keys, values]: [CubeTensor; 2],
-    dim: usize,
-) -> CubeTensor {
-    let [q, k, v] = [q, k, v].map(dense);
-    let ([keys, values], states) = ([keys, values].map(written), integers(states));
-    let client = q.client.clone();
-    let [rows, width] = q.meta.shape().dims();
-    let [_, kv_width] = k.meta.shape().dims::<2>();
-    let out = empty(&q, [rows, width], DType::F32);
-    let (biased, rotates) = (biases.is_some(), angles.is_some());
-    // What is not there is not read: anything stands for it.
-    let [q_bias, k_bias, v_bias] = biases.map_or_else(|| [q.clone(), q.clone(), q.clone()], |biases| biases.map(dense));
-    let [query_angles, angles] = angles.map_or_else(|| [q.clone(), q.clone()], |angles| angles.map(dense));
-    let units = units(&client, 128);
-    decode::rotate_and_store::launch(
-        &client,
-        elements(&client, rows * (width + 2 * kv_width) / 2, units),
-        CubeDim::new_1d(units),
-        addresses([&q, &keys, &values]),
-        q.into_tensor_arg(),
-        k.into_tensor_arg(),
-        v.into_tensor_arg(),
-        q_bias.into_tensor_arg(),
-        k_bias.into_tensor_arg(),
-        v_bias.into_tensor_arg(),
-        query_angles.into_tensor_arg(),
-        angles.into_tensor_arg(),
-        states.into_tensor_arg(),
-        keys.into_tensor_arg(),
-        values.into_tensor_arg(),
-        out.clone().into_tensor_arg(),
-        dim,
-        rotates,
-        biased,
-    );
-    out
+/// A tensor to be written element by element in the place of `input`, the argument at `position` of the launch: the same
+/// memory where nothing else holds it, else as much of it anew.
+fn in_place(input: &CubeTensor, position: usize) -> (CubeTensor, TensorArg) {
+    if input.can_mut() {
+        (input.clone(), input.as_tensor_alias(position))
+    } else {
+        let out = empty(input, input.meta.shape().clone(), input.dtype);
+        (out.clone(), out.into_tensor_arg())
+    }
 }
 
-/// Writes rows into the table where it is; nothing else may be reading it.
-pub(super) fn write_rows(table: CubeTensor, rows: CubeTensor, writes: CubeTensor) -> CubeTensor {
-    let (rows, table, writes) = (dense(rows), written(table), integers(writes));
-    let client = rows.client.clone();
-    let count = rows.meta.num_elements();
-    let units = units(&client, 128);
-    decode::write_rows::launch(
-        &client,
-        elements(&client, count, units),
-        CubeDim::new_1d(units),
-        addresses([&rows, &table]),
-        rows.into_tensor_arg(),
-        writes.into_tensor_arg(),
-        table.clone().into_tensor_arg(),
-    );
-    table
+/// Elements that a unit reads at once, of rows of `width`.
+fn vector(width: usize) -> usize {
+    if width.is_multiple_of(4) { 4 } else { 1 }
 }
 
-/// See [`decode::attention`].
-pub(super) fn attention_cached(
-    q: CubeTensor,
-    [keys, values]: [CubeTensor; 2],
-    states: CubeTensor,
-    dim: usize,
-    scale: f32,
-    stored: DType,
-) -> CubeTensor {
-    let (q, states) = (dense(q), integers(states));
-    let client = q.client.clone();
-    let [rows, width] = q.meta.shape().dims();
-    let [_, kv_width] = keys.meta.shape().dims::<2>();
-    let out = empty(&q, [rows, width], stored);
-    let units = units(&client, 128);
-    decode::attention::launch(
-        &client,
-        cubes(&client, rows * (kv_width / dim)),
-        CubeDim::new_1d(units),
-        addresses([&q, &keys, &values]),
-        q.into_tensor_arg(),
-        keys.into_tensor_arg(),
-        values.into_tensor_arg(),
-        states.into_tensor_arg(),
-        out.clone().into_tensor_arg(),
-        scale,
-        width / kv_width,
-        dim,
-        elem(stored),
-    );
-    out
-}
-
-/// See [`sample::sample`]: the tokens and the numbers; `states` is advanced where it is.
-pub(super) fn sample(
-    logits: CubeTensor,
-    uniforms: CubeTensor,
-    states: CubeTensor,
-    temperature: f32,
-    place: usize,
-) -> (CubeTensor, CubeTensor) {
-    let (logits, uniforms, states) = (dense(logits), dense(uniforms), written(states));
-    assert_eq!(states.dtype, DType::I32, "states");
-    let client = logits.client.clone();
-    let [rows, vocab] = logits.meta.shape().dims::<2>();
-    let tokens = empty(&logits, [rows], DType::I32);
-    let numbers = empty(&logits, [rows, sample::NUMBERS], DType::F32);
-    let units = units(&client, (vocab as u32 / 16).next_power_of_two().clamp(32, 512));
-    let greedy = temperature == 0.0;
-    sample::sample::launch(
-        &client,
-        cubes(&client, rows),
-        CubeDim::new_1d(units),
-        addresses([&logits]),
-        logits.into_tensor_arg(),
-        uniforms.into_tensor_arg(),
-        states.into_tensor_arg(),
-        tokens.clone().into_tensor_arg(),
-        numbers.clone().into_tensor_arg(),
-        if greedy { 1.0 } else { 1.0 / temperature },
-        place,
-        greedy,
-        units as usize,
-    );
-    (tokens, numbers)
-}
-
-/// `silu(gate) · up` in the format `stored`.
-pub(super) fn swiglu_as(gate: CubeTensor, up: CubeTensor, stored: DType) -> CubeTensor {
+pub(super) fn swiglu(gate: CubeTensor, up: CubeTensor, stored: DType) -> CubeTensor {
     let (gate, up) = (dense(gate), dense(up));
     let client = gate.client.clone();
     let [rows, width] = gate.meta.shape().dims();
     let out = empty(&gate, [rows, width], stored);
-    let units = units(&client, 256);
-    decode::swiglu::launch(
+    let (vector, units) = (vector(width), units(&client, 256));
+    each::swiglu::launch(
         &client,
-        elements(&client, rows * width, units),
+        elements(&client, rows * width / vector, units),
         CubeDim::new_1d(units),
-        addresses([&gate, &out]),
+        gate.required_address_type().max(up.required_address_type()),
+        vector,
         gate.into_tensor_arg(),
         up.into_tensor_arg(),
         out.clone().into_tensor_arg(),
         elem(stored),
     );
     out
+}
+
+/// The gradients of the gate and of the other factor, in their memory where nothing else holds them.
+pub(super) fn swiglu_backward(gate: CubeTensor, up: CubeTensor, upstream: CubeTensor) -> [CubeTensor; 2] {
+    let (gate, up, upstream) = (dense(gate), dense(up), dense(upstream));
+    let client = gate.client.clone();
+    let [rows, width] = gate.meta.shape().dims();
+    let (vector, units) = (vector(width), units(&client, 256));
+    let ((dgate, dgate_arg), (dup, dup_arg)) = (in_place(&gate, 0), in_place(&up, 1));
+    each::swiglu_backward::launch(
+        &client,
+        elements(&client, rows * width / vector, units),
+        CubeDim::new_1d(units),
+        gate.required_address_type().max(up.required_address_type()),
+        vector,
+        gate.into_tensor_arg(),
+        up.into_tensor_arg(),
+        upstream.into_tensor_arg(),
+        dgate_arg,
+        dup_arg,
+    );
+    [dgate, dup]
+}
+
+/// Rotates by `direction` times the angles, in the memory of `x` where nothing else holds it.
+pub(super) fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, direction: f32) -> CubeTensor {
+    let (x, cos, sin) = (dense(x), dense(cos), dense(sin));
+    let client = x.client.clone();
+    let [rows, heads, dim] = x.meta.shape().dims();
+    let units = units(&client, 256);
+    let (out, out_arg) = in_place(&x, 0);
+    each::rotary::launch(
+        &client,
+        elements(&client, rows * heads * dim / 2, units),
+        CubeDim::new_1d(units),
+        x.into_tensor_arg(),
+        cos.into_tensor_arg(),
+        sin.into_tensor_arg(),
+        out_arg,
+        direction,
+    );
+    out
+}
+
+/// A zero, `[1]`, on the device of `like`.
+pub(super) fn zero(like: &CubeTensor) -> CubeTensor {
+    zeros_client(like.client.clone(), like.device.clone(), Shape::new([1]), DType::F32)
+}
+
+/// Indices on the device of `like`.
+pub(super) fn upload(values: &[u32], like: &CubeTensor) -> CubeTensor {
+    let handle = like.client.create_from_slice(u32::as_bytes(values));
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), Shape::new([values.len()]), handle, DType::U32)
+}
+
+/// Units for a row of a vocabulary: there are few rows, so cubes are large.
+fn units_for_vocabulary(client: &Client, vocab: usize) -> u32 {
+    units(client, (vocab as u32).next_power_of_two().clamp(32, 512))
+}
+
+/// The figures of every row, `[4, rows]`, and the normalisers that [`scores_backward`] needs, `[3, rows]`.
+pub(super) fn scores(logits: CubeTensor, targets: CubeTensor, temperature: f32) -> [CubeTensor; 2] {
+    let logits = dense(logits);
+    let client = logits.client.clone();
+    let [rows, vocab] = logits.meta.shape().dims();
+    let (figures, normalisers) = (empty(&logits, [4, rows], DType::F32), empty(&logits, [3, rows], DType::F32));
+    let units = units_for_vocabulary(&client, vocab);
+    rows_of_logits::scores::launch(
+        &client,
+        cubes(&client, rows),
+        CubeDim::new_1d(units),
+        logits.required_address_type(),
+        logits.into_tensor_arg(),
+        targets.into_tensor_arg(),
+        figures.clone().into_tensor_arg(),
+        normalisers.clone().into_tensor_arg(),
+        1.0 / temperature,
+        temperature == 1.0,
+        units as usize,
+    );
+    [figures, normalisers]
+}
+
+/// The gradient of the logits, in their memory where nothing else holds them.
+pub(super) fn scores_backward(
+    logits: CubeTensor,
+    targets: CubeTensor,
+    normalisers: CubeTensor,
+    upstream: CubeTensor,
+    temperature: f32,
+) -> CubeTensor {
+    let (logits, upstream) = (dense(logits), dense(upstream));
+    let client = logits.client.clone();
+    let [rows, vocab] = logits.meta.shape().dims();
+    let units = units_for_vocabulary(&client, vocab);
+    let (gradient, gradient_arg) = in_place(&logits, 0);
+    rows_of_logits::scores_backward::launch(
+        &client,
+        cubes(&client, rows),
+        CubeDim::new_1d(units),
+        logits.required_address_type(),
+        logits.into_tensor_arg(),
+        targets.into_tensor_arg(),
+        normalisers.into_tensor_arg(),
+        upstream.into_tensor_arg(),
+        gradient_arg,
+        1.0 / temperature,
+    );
+    gradient
 }

@@ -17,6 +17,8 @@ use burn::backend::{Backend, Cube, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 
+use super::Scores;
+
 type Primitive = CubeTensor;
 
 /// Whether tensors on `device` are served here.
@@ -27,6 +29,10 @@ pub(super) fn serves(device: &Device) -> bool {
 #[backend_extension(Cube, Autodiff)]
 pub(crate) trait GpuOps: Backend {
     fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn gpu_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn gpu_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn gpu_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self>;
 }
 
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
@@ -34,8 +40,44 @@ pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
     Tensor::from_dispatch(out)
 }
 
+pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_swiglu(gate.into_dispatch(), up.into_dispatch()))
+}
+
+pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
+    let out = <Dispatch as GpuOps>::gpu_rotary(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
+    Tensor::from_dispatch(out)
+}
+
+pub(super) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_seed(x.into_dispatch(), upstream.into_dispatch()))
+}
+
+pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
+    let figures = <Dispatch as GpuOps>::gpu_scores(logits.into_dispatch(), targets.to_vec(), temperature);
+    Scores::of(Tensor::from_dispatch(figures))
+}
+
 impl GpuOps for Cube {
     fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
         launch::rms_norm(x, weight, epsilon, DType::F32)
+    }
+
+    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        launch::swiglu(gate, up, DType::F32)
+    }
+
+    fn gpu_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        launch::rotary(x, cos, sin, 1.0)
+    }
+
+    fn gpu_seed(x: FloatTensor<Self>, _upstream: FloatTensor<Self>) -> FloatTensor<Self> {
+        launch::zero(&x)
+    }
+
+    fn gpu_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
+        let targets = launch::upload(&targets, &logits);
+        let [figures, _] = launch::scores(logits, targets, temperature);
+        figures
     }
 }

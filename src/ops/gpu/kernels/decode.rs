@@ -243,21 +243,3 @@ pub(crate) fn attention<O: Float>(
 fn token(at: usize, prompt: usize, prompt_start: usize, own_start: usize) -> usize {
     if at < prompt { prompt_start + at } else { own_start + (at - prompt) }
 }
-
-/// `silu(gate) · up`; a unit per element.
-///
-/// # Shapes
-/// - all: `[rows, width]`
-#[cube(launch, address_type = "dynamic")]
-pub(crate) fn swiglu<O: Float>(
-    gate: &Tensor<f32>,
-    up: &Tensor<f32>,
-    out: &mut Tensor<O>,
-    #[define(O)] _stored: ElemType,
-) {
-    if ABSOLUTE_POS >= gate.len() {
-        terminate!();
-    }
-    let value = gate[ABSOLUTE_POS];
-    out[ABSOLUTE_POS] = O::cast_from(value / (1.0f32 + (-value).exp()) * up[ABSOLUTE_POS]);
-}

@@ -1,0 +1,75 @@
+//! A unit per element or pair of elements: the gated linear unit, and rotary positions.
+
+use cubecl::prelude::*;
+
+#[cube]
+fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
+    let one = Vector::new(1.0f32);
+    one / (one + (-x).exp())
+}
+
+/// `gate · sigmoid(gate) · up`; a unit per vector.
+///
+/// # Shapes
+/// - all: `[rows, width]`, `width` a multiple of the vector
+#[cube(launch, address_type = "dynamic")]
+pub(crate) fn swiglu<O: Float, N: Size>(
+    gate: &Tensor<Vector<f32, N>>,
+    up: &Tensor<Vector<f32, N>>,
+    out: &mut Tensor<Vector<O, N>>,
+    #[define(O)] _stored: ElemType,
+) {
+    let i = ABSOLUTE_POS;
+    if i >= out.len() {
+        terminate!();
+    }
+    let gate = gate[i];
+    out[i] = Vector::cast_from(gate * sigmoid::<N>(gate) * up[i]);
+}
+
+/// With `s = sigmoid(gate)`: `dgate = g · up · (s + gate·s·(1 − s))` and `dup = g · gate·s`. Either may lie where its input
+/// does.
+///
+/// # Shapes
+/// - all: `[rows, width]`, `width` a multiple of the vector
+#[cube(launch, address_type = "dynamic")]
+pub(crate) fn swiglu_backward<N: Size>(
+    gate: &Tensor<Vector<f32, N>>,
+    up: &Tensor<Vector<f32, N>>,
+    upstream: &Tensor<Vector<f32, N>>,
+    dgate: &mut Tensor<Vector<f32, N>>,
+    dup: &mut Tensor<Vector<f32, N>>,
+) {
+    let i = ABSOLUTE_POS;
+    if i >= upstream.len() {
+        terminate!();
+    }
+    let (gate, up, upstream) = (gate[i], up[i], upstream[i]);
+    let share = sigmoid::<N>(gate);
+    let silu = gate * share;
+    dgate[i] = upstream * up * (share + silu * (Vector::new(1.0f32) - share));
+    dup[i] = upstream * silu;
+}
+
+/// Turns every pair `(i, i + dim / 2)` by `direction` times its angle; a unit per pair. The output may lie where the input
+/// does.
+///
+/// # Shapes
+/// - x, out: `[rows, heads, dim]`; cos, sin: `[rows, dim / 2]`
+#[cube(launch)]
+pub(crate) fn rotary(x: &Tensor<f32>, cos: &Tensor<f32>, sin: &Tensor<f32>, out: &mut Tensor<f32>, direction: f32) {
+    let pair = ABSOLUTE_POS;
+    let (heads, half) = (x.shape(1), x.shape(2) / 2);
+    let head = pair / half;
+    let row = head / heads;
+    if row >= x.shape(0) {
+        terminate!();
+    }
+    let i = pair % half;
+    let first = head * 2 * half + i;
+    let second = first + half;
+    let (cos, sin) = (cos[row * half + i], sin[row * half + i] * direction);
+    let (a, b) = (x[first], x[second]);
+    out[first] = a * cos - b * sin;
+    out[second] = b * cos + a * sin;
+}
