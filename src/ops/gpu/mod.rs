@@ -9,6 +9,7 @@
 mod autodiff;
 mod kernels;
 mod launch;
+pub(super) mod update;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Cube, Dispatch, DispatchDevice, backend_extension};

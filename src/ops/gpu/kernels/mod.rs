@@ -6,6 +6,7 @@
 //! unit's; grids may be larger than asked for, so every kernel looks whether there is anything for it.
 
 pub(super) mod norm;
+pub(super) mod update;
 
 use cubecl::prelude::*;
 
@@ -49,4 +50,9 @@ pub(super) fn max(value: f32, #[comptime] units: usize) -> f32 {
     let largest = slots[0];
     sync_cube(); // the slots may be used again
     largest
+}
+
+#[cube]
+pub(super) fn least(a: usize, b: usize) -> usize {
+    if a < b { a } else { b }
 }
