@@ -7,7 +7,7 @@ use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
 
 #[cfg(feature = "gpu")]
 use super::gpu;
-use super::{cpu, index, on, plain};
+use super::{cpu, index, on, plain, to_host};
 
 /// The numbers of one step of AdamW.
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +100,7 @@ pub(crate) fn sum_of_squares(tensors: &[&Tensor<1>]) -> f64 {
         first.device(),
         cpu: total(cpu::sum_of_squares),
         gpu: gpu::update::sum_of_squares(tensors),
-        plain: total(|x| f64::from(plain::sum(x.powi_scalar(2)).into_scalar::<f32>()))
+        plain: total(|x| f64::from(to_host(plain::sum(x.powi_scalar(2)))[0]))
     )
 }
 

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::kernels::update;
-use super::launch::{cubes, dense, elem, elements, empty, units, units_for};
+use super::launch::{cubes, dense, elem, elements, empty, send, units, units_for};
 use crate::ops::to_host;
 use crate::ops::update::AdamWStep;
 
@@ -123,9 +123,7 @@ impl GpuUpdates for Cube {
         let [height, width] = table.meta.shape().dims();
         assert!(at.iter().all(|&row| (row as usize) < height), "a place beyond the table");
         let (plan, places) = plan(&at);
-        let handle = client.create_from_slice(u32::as_bytes(&plan));
-        let (device, shape) = (table.device.clone(), [plan.len()].into());
-        let plan = CubeTensor::new_contiguous(client.clone(), device, shape, handle, DType::U32);
+        let plan = send(&table, &plan);
         let units = units_for(&client, width);
         update::add_rows::launch(
             &client,
