@@ -12,6 +12,9 @@ use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
 use crate::metrics::peak_rss_gb;
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision, names};
 use crate::objective::TokenTerm;
+
+use crate::ops::launches;
+use crate::ops::traffic::{Counter, Traffic};
 use crate::optim::{AdamW, Moments, OptimConfig};
 use crate::stage::Stage;
 use crate::train::Workload;
@@ -48,6 +51,50 @@ impl Size {
         };
         ModelConfig { max_position_embeddings: 8192, ..config }
     }
+}
+
+/// What passes between the host and a GPU in training, the same on every machine.
+///
+/// Bytes are those of tensors made on the host, without the shapes and numbers that go along with each launch.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct StepTraffic {
+    /// Kernels launched per forward and backward pass.
+    pub launches_per_micro_batch: f64,
+    /// Reads that wait for the device per forward and backward pass.
+    pub reads_per_micro_batch: f64,
+    /// Bytes sent to the device per forward and backward pass.
+    pub uploaded_bytes_per_micro_batch: f64,
+    /// Kernels launched per optimiser step, the gradient norm included.
+    pub launches_per_optimizer_step: f64,
+    /// Reads that wait for the device per optimiser step.
+    pub reads_per_optimizer_step: f64,
+    /// Bytes sent to the device per optimiser step.
+    pub uploaded_bytes_per_optimizer_step: f64,
+}
+
+impl StepTraffic {
+    fn of([passes, update]: [Traffic; 2], micro_batches: usize) -> Self {
+        let per = |count: u64| count as f64 / micro_batches.max(1) as f64;
+        Self {
+            launches_per_micro_batch: per(passes.launches),
+            reads_per_micro_batch: per(passes.reads),
+            uploaded_bytes_per_micro_batch: per(passes.sent),
+            launches_per_optimizer_step: update.launches as f64,
+            reads_per_optimizer_step: update.reads as f64,
+            uploaded_bytes_per_optimizer_step: update.sent as f64,
+        }
+    }
+}
+
+/// What passes between the host and a GPU in decoding, the same on every machine; as in [`StepTraffic`].
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct RolloutTraffic {
+    /// Kernels launched per decoded token: a decode step, which decodes one for each row.
+    pub launches_per_token: f64,
+    /// Reads that wait for the device per decoded token of each row.
+    pub reads_per_token: f64,
+    /// Bytes sent to the device per decoded token of each row.
+    pub uploaded_bytes_per_token: f64,
 }
 
 /// Amount of work of one benchmarked step.
@@ -95,6 +142,9 @@ pub struct StepTimes {
     pub estimated_gb: f64,
     /// Steps timed, after one that is not.
     pub steps: usize,
+    /// Launches, reads and bytes of the last step; none where no kernels are launched.
+    #[serde(flatten)]
+    pub traffic: Option<StepTraffic>,
 }
 
 /// Times GRPO steps (DAPO loss, AdamW) of a random model with every completion at full length and an advantage of ±1.
@@ -117,6 +167,7 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
     let mut times: Vec<[f64; 2]> = Vec::new();
     let (mut trained_tokens, mut work) = (0, 0.0);
     let mut estimated = 0;
+    let (counter, mut traffic) = (Counter::new(), None);
     for round in 0..steps as u64 + 1 {
         let start = Instant::now();
         // Prompts of 8 to 11 tokens, like the peer's short sums.
@@ -151,9 +202,15 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
             Lesson { place, sequence: sequence.clone(), terms, first: true }
         };
         let mut lessons: Vec<Lesson> = sequences.iter().enumerate().map(lesson).collect();
+        let before = counter.now();
         let (gradients, _, _) = update::gradients(&learner, &objective, &model, &mut lessons);
+        let learned = counter.now();
         let scale = (1.0 / gradients.norm()).min(1.0);
         model = optimizer.step(&optim, model, gradients, scale, optim.learning_rate);
+        traffic = launches(device).then(|| {
+            let micro_batches = micro_batches(&sequences, learner.tokens_per_microbatch).len();
+            StepTraffic::of([learned - before, counter.now() - learned], micro_batches)
+        });
         // The update would otherwise still be under way, and count in the next round.
         device.sync().expect("every operation of the step succeeds");
         let train = start.elapsed().as_secs_f64();
@@ -174,6 +231,7 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
         peak_rss_gb: peak_rss_gb(),
         estimated_gb: (estimated as f64 / f64::from(1 << 30) * 1000.0).round() / 1000.0,
         steps,
+        traffic,
     }
 }
 
@@ -254,6 +312,9 @@ pub struct RolloutTimes {
     pub peak_rss_gb: Option<f64>,
     /// Rollouts timed, after one that is not.
     pub steps: usize,
+    /// Launches, reads and bytes of the last rollout, without the prefill; none where no kernels are launched.
+    #[serde(flatten)]
+    pub traffic: Option<RolloutTraffic>,
 }
 
 /// Times rollouts at temperature 1 with every completion at full length.
@@ -270,28 +331,47 @@ pub fn rollout(config: &ModelConfig, model: &CausalLm, shape: &RolloutShape, ste
             key: [0, 0, p as u64, g as u64],
         })
         .collect();
+    let counter = Counter::new();
     let time = |max_completion_length: usize| {
+        let before = counter.now();
         let sampling = Sampling { max_completion_length, rows: shape.rows, ..Sampling::default() };
         let start = Instant::now();
         generate(model, config, &requests, &sampling, |_, _| Watch::Continue)
             .expect("a cache without a bound holds everything");
-        start.elapsed().as_secs_f64()
+        (start.elapsed().as_secs_f64(), counter.now() - before)
     };
     time(shape.tokens);
-    let whole = median((0..steps).map(|_| time(shape.tokens)));
-    let prefill = median((0..steps).map(|_| time(1)));
+    let timed = |tokens: usize| {
+        let mut last = Traffic::default();
+        let seconds = median((0..steps).map(|_| {
+            let (seconds, traffic) = time(tokens);
+            last = traffic;
+            seconds
+        }));
+        (seconds, last)
+    };
+    let ((whole, all), (prefill, reading)) = (timed(shape.tokens), timed(1));
     let sampling = Sampling { max_completion_length: shape.tokens, rows: shape.rows, ..Sampling::default() };
     let cache = cache_shape(&requests, &sampling).expect("a cache without a bound holds everything");
-    let rounds = requests.len().div_ceil(shape.rows);
+    let decoded = requests.len().div_ceil(shape.rows) * (shape.tokens - 1).max(1);
+    let traffic = launches(&model.device()).then(|| {
+        let per = |of: fn(Traffic) -> u64| of(all).saturating_sub(of(reading)) as f64 / decoded as f64;
+        RolloutTraffic {
+            launches_per_token: per(|traffic| traffic.launches),
+            reads_per_token: per(|traffic| traffic.reads),
+            uploaded_bytes_per_token: per(|traffic| traffic.sent),
+        }
+    });
     RolloutTimes {
         parameters: names(model).values().map(|shape| shape.iter().product::<usize>()).sum(),
         prefill_s: prefill,
         rollout_s: whole,
         tokens_per_s: (requests.len() * shape.tokens) as f64 / whole,
-        decode_step_s: (whole - prefill) / (rounds * (shape.tokens - 1).max(1)) as f64,
+        decode_step_s: (whole - prefill) / decoded as f64,
         cache_bytes: cache.bytes(config),
         peak_rss_gb: peak_rss_gb(),
         steps,
+        traffic,
     }
 }
 

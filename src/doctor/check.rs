@@ -7,7 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn::tensor::activation::{log_softmax, softmax};
-use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
 use serde::Serialize;
 
 use super::small;
@@ -15,6 +15,7 @@ use crate::device;
 use crate::generate::{Distribution, draw};
 use crate::model::Precision;
 use crate::noise::{self, Stream};
+use crate::ops::update::{self, AdamWStep};
 use crate::ops::{self, CacheCall, to_host};
 
 /// One operation's agreement with the CPU.
@@ -121,7 +122,7 @@ fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check
         checks.push(Check { operation: operation.to_string(), tolerance, compute });
     };
     check("noise to the device and back, to the bit", 0.0, Box::new(noise_bits));
-    products(&mut check, reference, precision, product);
+    products(&mut check, reference.clone(), precision, product);
     plain_operations(&mut check, plain);
     own_operations(&mut check, plain, product);
     check("drawing tokens", plain, Box::new(tokens));
@@ -129,6 +130,7 @@ fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check
     check("small models' logits with a cache", 5.0 * product, Box::new(small::decoded));
     check("a small model's gradient", 20.0 * product, Box::new(small::gradient));
     check("the same a second time, to the bit", 0.0, Box::new(|device| vec![again(device)]));
+    updates(&mut check, [device, &reference], plain);
     check("a step of AdamW", plain, Box::new(small::step));
     checks
 }
@@ -284,6 +286,29 @@ fn leaf<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> (Tensor
     (flat.clone(), flat.reshape(shape))
 }
 
+/// Operations on gradients and weights.
+fn updates(check: Add, devices: [&Device; 2], plain: f32) {
+    check(
+        "sums of gradients",
+        plain,
+        Box::new(|device| vec![to_host(update::accumulate(random([3_234], 50, device), random([3_234], 51, device)))]),
+    );
+    check("rows added to a table", plain, Box::new(added_rows));
+    check(
+        "global norm of gradients",
+        plain,
+        Box::new(|device| {
+            let parts = [1, 3_234, 70_001, 8].map(|count| random::<1>([count], 52, device));
+            vec![vec![update::sum_of_squares(&parts.each_ref()).sqrt() as f32]]
+        }),
+    );
+    check("AdamW on any number of weights", plain, Box::new(|device| adamw(device, FloatDType::F32)));
+    if devices.iter().all(|device| device.supports_dtype(FloatDType::BF16)) {
+        // One unit in the last of eight bits, where two sums round to different sides.
+        check("AdamW with moments in bf16", 1.0 / 128.0, Box::new(|device| adamw(device, FloatDType::BF16)));
+    }
+}
+
 /// Values within ±2, the same on every device.
 fn random<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> Tensor<D> {
     let mut stream = Stream::new(&[0xD0C, key]);
@@ -318,6 +343,40 @@ fn rows(device: &Device) -> Vec<Vec<f32>> {
         table.clone().select_assign(0, indices(&[3, 49, 10], device), whole([3, 24], 21), IndexingUpdateOp::Assign);
     let added = table.select_assign(0, indices(&picks, device), whole([5, 24], 22), IndexingUpdateOp::Add);
     [picked, gathered, written, added].map(to_host).to_vec()
+}
+
+/// Tables of odd widths that get rows, many of them at one place, none at others.
+fn added_rows(device: &Device) -> Vec<Vec<f32>> {
+    let table = |[height, width, count]: [usize; 3]| {
+        let at: Vec<u32> = (0..count).map(|row| (row * row % (height - 2)) as u32).collect();
+        let rows = random([count, width], 54, device);
+        to_host(update::add_rows(random([height, width], 53, device), rows, &at))
+    };
+    [[9, 33, 70], [50, 98, 3], [5, 300, 1]].map(table).to_vec()
+}
+
+/// Weights and moments after three steps, as many as are no multiple of a vector, and as many as are.
+fn adamw(device: &Device, moments: FloatDType) -> Vec<Vec<f32>> {
+    let trained = |count: usize| {
+        let mut value = random([count], 55, device);
+        let mut state = [(); 2].map(|()| Tensor::<1>::zeros([count], device).cast(moments));
+        for t in 1..=3 {
+            let step = AdamWStep {
+                scale: 0.7,
+                beta1: 0.9,
+                beta2: 0.95,
+                epsilon: 1e-8,
+                rate: 1e-2 / (1.0 - 0.9f32.powi(t)),
+                correction: 1.0 / (1.0 - 0.95f32.powi(t)),
+                keep: 0.999,
+            };
+            // Away from zero, where the sign of a gradient would be one of rounding.
+            let gradient = random([count], 55 + t as u64, device).add_scalar(2.5);
+            (value, state) = update::adamw(value, state, gradient, &step);
+        }
+        [value].into_iter().chain(state).map(|x| to_host(x.cast(FloatDType::F32)))
+    };
+    [3, 3_235, 4_096].into_iter().flat_map(trained).collect()
 }
 
 /// Two completions of one prompt and one of another, decoding one token each.

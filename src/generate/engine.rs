@@ -14,7 +14,7 @@ use super::{Completion, FinishReason, Request, Sampled, Sampling, Watch};
 use crate::error::{Error, Result};
 use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig, ids};
 use crate::noise;
-use crate::ops::is_host;
+use crate::ops::{self, is_host};
 
 /// Prompt tokens read in one pass at most, but for a single longer prompt.
 const READ_TOKENS: usize = 8192;
@@ -249,7 +249,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
             .flat_map(|request| (0..ahead).map(move |later| (request, later)))
             .map(|(request, later)| self.uniform(request, later))
             .collect();
-        let uniforms: Tensor<2> = Tensor::from_data(TensorData::new(uniforms, [rows, ahead]), &device);
+        let uniforms: Tensor<2> = ops::to_device(TensorData::new(uniforms, [rows, ahead]), &device);
         let mut tokens = ids(&self.running_tokens(), &device);
         let mut numbers = Vec::with_capacity(ahead);
         for later in 0..ahead {

@@ -102,7 +102,7 @@ pub(crate) fn draw(
     assert!(rows == uniforms.len() && rows == contexts.len(), "one uniform and one context per row");
     let device = logits.device();
     if draws_on_device(&device, distribution) {
-        let uniforms = Tensor::from_data(TensorData::new(uniforms.to_vec(), [rows, 1]), &device);
+        let uniforms = ops::to_device(TensorData::new(uniforms.to_vec(), [rows, 1]), &device);
         return read(Drawn::on_device(logits, distribution, uniforms, 0, None).numbers);
     }
     let logits = ops::to_host(logits);

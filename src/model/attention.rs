@@ -117,5 +117,5 @@ impl Attention {
 /// Token ids as a device tensor.
 pub(crate) fn ids(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
     let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
-    Tensor::from_data(TensorData::from(ids.as_slice()), device)
+    ops::to_device(TensorData::from(ids.as_slice()), device)
 }

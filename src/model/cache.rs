@@ -217,5 +217,5 @@ fn states(spans: &[Span], device: &Device) -> Tensor<2, Int> {
     let state = |[prompt, own]: &Span| [prompt.start, prompt.len(), own.start, own.len() - 1].map(|field| field as i32);
     let states: Vec<i32> = spans.iter().flat_map(state).collect();
     // Without gaps between rows, which two dimensions may have.
-    Tensor::<1, Int>::from_data(TensorData::from(states.as_slice()), device).reshape([spans.len(), 4])
+    ops::to_device::<1, Int>(TensorData::from(states.as_slice()), device).reshape([spans.len(), 4])
 }

@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::{Map, Value};
 
 use super::ModelConfig;
+use crate::ops;
 
 /// Cosines and sines, `[rows, head_dim / 2]` each.
 pub(super) type Tables = (Tensor<2>, Tensor<2>);
@@ -99,7 +100,7 @@ impl Rope {
     /// Tables whose rotation also multiplies by `scale` of the position.
     fn table(&self, positions: &[usize], scale: impl Fn(usize) -> f32, device: &Device) -> Tables {
         let shape = [positions.len(), self.frequencies.len()];
-        let table = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, shape), device);
+        let table = |values: Vec<f32>| ops::to_device(TensorData::new(values, shape), device);
         let fill = |of: fn(f32) -> f32| {
             let row = |&p: &usize| {
                 let factor = self.attention_factor * scale(p);

@@ -10,6 +10,7 @@ mod cpu;
 mod gpu;
 pub(crate) mod path;
 mod plain;
+pub(crate) mod traffic;
 pub(crate) mod update;
 
 /// Row functions on host memory, for sampling.
@@ -27,10 +28,13 @@ macro_rules! on {
     }};
 }
 
+use on;
+
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::kind::Basic;
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData, Transaction};
 
 /// The two runs of table rows that a new token may see: its prompt, and its completion so far, itself included.
 pub(crate) type Span = [Range<usize>; 2];
@@ -367,6 +371,17 @@ pub(crate) fn padding(lengths: &[usize], device: &Device) -> usize {
     if cpu::serves(device) { 0 } else { longest * lengths.len() - lengths.iter().sum::<usize>() }
 }
 
+/// Whether kernels are launched on the device: it is of a GPU backend.
+pub(crate) fn launches(device: &Device) -> bool {
+    #[cfg(feature = "gpu")]
+    return gpu::serves(device);
+    #[cfg(not(feature = "gpu"))]
+    return {
+        let _ = device;
+        false
+    };
+}
+
 /// Whether the device's memory is the host's and its operations are those of `ops/cpu`.
 pub(crate) fn is_host(device: &Device) -> bool {
     cpu::serves(device)
@@ -384,7 +399,32 @@ pub(crate) fn take_rows(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
 /// # Panics
 /// When the tensor is not f32.
 pub(crate) fn to_host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data().try_into_vec().unwrap_or_else(|error| panic!("tensor is not f32: {error:?}"))
+    traffic::note_read();
+    values(x.into_data())
+}
+
+/// The values of several tensors, in one read.
+///
+/// # Panics
+/// When a tensor is not f32.
+pub(crate) fn to_host_together(tensors: Vec<Tensor<1>>) -> Vec<Vec<f32>> {
+    if tensors.is_empty() {
+        return Vec::new();
+    }
+    traffic::note_read();
+    let all = tensors.into_iter().fold(Transaction::default(), Transaction::register);
+    all.execute().into_iter().map(values).collect()
+}
+
+fn values(data: TensorData) -> Vec<f32> {
+    data.try_into_vec().unwrap_or_else(|error| panic!("tensor is not f32: {error:?}"))
+}
+
+/// A tensor on the device, of the device's own format for its kind.
+pub(crate) fn to_device<const D: usize, K: Basic>(data: TensorData, device: &Device) -> Tensor<D, K> {
+    let tensor = Tensor::from_data(data, device);
+    traffic::note_sent(tensor.shape().num_elements() * tensor.dtype().size());
+    tensor
 }
 
 /// Where a tensor of the `cpu` device lies in memory.
@@ -394,7 +434,7 @@ pub(crate) fn address<const D: usize>(x: Tensor<D>) -> Vec<f32> {
 }
 
 fn index(indices: &[i64], device: &Device) -> Tensor<1, Int> {
-    Tensor::from_data(TensorData::from(indices), device)
+    to_device(TensorData::from(indices), device)
 }
 
 #[cfg(test)]

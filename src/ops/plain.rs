@@ -4,7 +4,7 @@
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
-use super::{CacheCall, Scores, Span, blockwise, pack, unpack};
+use super::{CacheCall, Scores, Span, blockwise, pack, to_device, unpack};
 
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     let scale = x.clone().powi_scalar(2).mean_dim(1).add_scalar(epsilon).sqrt();
@@ -62,7 +62,7 @@ fn call_tensors<'a>(call: &'a CacheCall, device: &Device) -> &'a CallTensors {
         }
         CallTensors {
             reads: super::index(&reads, device),
-            padding: Tensor::from_data(TensorData::new(padding, [call.spans.len(), 1, 1, longest]), device),
+            padding: to_device(TensorData::new(padding, [call.spans.len(), 1, 1, longest]), device),
             longest,
         }
     })
@@ -120,7 +120,7 @@ pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Sc
     let rows = targets.len();
     let device = logits.device();
     let targets: Vec<i64> = targets.iter().map(|&token| i64::from(token)).collect();
-    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [rows, 1]), &device);
+    let targets = to_device::<2, Int>(TensorData::new(targets, [rows, 1]), &device);
     let unit = log_softmax(logits.clone().detach(), 1);
     let sampling = log_softmax(logits.div_scalar(temperature), 1);
     let entropy = |log_probs: Tensor<2>| (log_probs.clone().exp() * log_probs).sum_dim(1).neg().reshape([rows]);

@@ -1,11 +1,13 @@
 //! What happens to gradients and weights after the backward pass: sums, norms, the update of AdamW.
 //!
-//! On the `cpu` device each is one pass on all cores that writes into memory that is there already; elsewhere the
-//! composition of tensor operations. No gradients flow through these.
+//! On the `cpu` device each is one pass on all cores, on GPU backends a kernel, that writes into memory that is there
+//! already; elsewhere the composition of tensor operations. No gradients flow through these.
 
 use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
 
-use super::{cpu, index, plain};
+#[cfg(feature = "gpu")]
+use super::gpu;
+use super::{cpu, index, on, plain, to_host};
 
 /// The numbers of one step of AdamW.
 #[derive(Debug, Clone, Copy)]
@@ -38,11 +40,12 @@ pub(crate) fn adamw(
     gradient: Tensor<1>,
     step: &AdamWStep,
 ) -> (Tensor<1>, [Tensor<1>; 2]) {
-    if cpu::serves(&value.device()) {
-        cpu::adamw(value, moments, gradient, *step)
-    } else {
-        adamw_plain(value, moments, gradient, step)
-    }
+    on!(
+        value.device(),
+        cpu: cpu::adamw(value, moments, gradient, *step),
+        gpu: gpu::update::adamw(value, moments, gradient, *step),
+        plain: adamw_plain(value, moments, gradient, step)
+    )
 }
 
 pub(super) fn adamw_plain(
@@ -61,7 +64,7 @@ pub(super) fn adamw_plain(
     (value, [m.cast(stored), v.cast(stored)])
 }
 
-/// `sum + part`, into the memory of `sum`.
+/// `sum + part`, into the memory of `sum`; on GPU backends, too, where that is how Burn adds.
 ///
 /// # Shapes
 /// - all: `[parameters]`
@@ -75,20 +78,30 @@ pub(crate) fn accumulate(sum: Tensor<1>, part: Tensor<1>) -> Tensor<1> {
 /// - table, output: `[n, width]`; rows: `[at.len(), width]`
 pub(crate) fn add_rows(table: Tensor<2>, rows: Tensor<2>, at: &[u32]) -> Tensor<2> {
     assert_eq!(rows.dims()[0], at.len(), "rows and their places");
-    if cpu::serves(&table.device()) {
-        return cpu::add_rows(table, rows, at);
-    }
+    on!(
+        table.device(),
+        cpu: cpu::add_rows(table, rows, at),
+        gpu: gpu::update::add_rows(table, rows, at),
+        plain: add_rows_plain(table, rows, at)
+    )
+}
+
+fn add_rows_plain(table: Tensor<2>, rows: Tensor<2>, at: &[u32]) -> Tensor<2> {
     let at: Vec<i64> = at.iter().map(|&row| i64::from(row)).collect();
     let at = index(&at, &table.device());
     table.select_assign(0, at, rows, IndexingUpdateOp::Add)
 }
 
-/// `Σ x²`.
-pub(crate) fn sum_of_squares(x: &Tensor<1>) -> f64 {
-    if cpu::serves(&x.device()) {
-        return cpu::sum_of_squares(x.clone());
-    }
-    f64::from(plain::sum(x.clone().powi_scalar(2)).into_scalar::<f32>())
+/// `Σ x²` over all of `tensors`, added in their order; one read from the device where that is a GPU.
+pub(crate) fn sum_of_squares(tensors: &[&Tensor<1>]) -> f64 {
+    let Some(first) = tensors.first() else { return 0.0 };
+    let total = |of: fn(Tensor<1>) -> f64| tensors.iter().fold(0.0, |sum, &x| sum + of(x.clone()));
+    on!(
+        first.device(),
+        cpu: total(cpu::sum_of_squares),
+        gpu: gpu::update::sum_of_squares(tensors),
+        plain: total(|x| f64::from(to_host(plain::sum(x.powi_scalar(2)))[0]))
+    )
 }
 
 #[cfg(test)]
@@ -155,7 +168,7 @@ mod tests {
     fn sums_fused_equal_plain() {
         let [fused, plain] = devices().map(|device| {
             let sum = accumulate(random(40_003, 1, &device), random(40_003, 2, &device));
-            let square = sum_of_squares(&sum) as f32;
+            let square = sum_of_squares(&[&sum]) as f32;
             // Row 3 is met twice.
             let table = random(35, 3, &device).reshape([5, 7]);
             let table = add_rows(table, random(21, 4, &device).reshape([3, 7]), &[3, 0, 3]);

@@ -188,7 +188,7 @@ impl Gradients {
 
     /// Global norm: the root of the sum of all squares.
     pub fn norm(&self) -> f64 {
-        self.0.values().map(update::sum_of_squares).fold(0.0, |sum, square| sum + square).sqrt()
+        update::sum_of_squares(&self.0.values().collect::<Vec<_>>()).sqrt()
     }
 
     /// Names of the parameters that received a gradient.

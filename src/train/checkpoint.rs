@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision, lora};
+use crate::ops::to_host_together;
 use crate::optim::AdamW;
 use crate::text::tokenizer::Tokenizer;
 
@@ -141,16 +142,16 @@ pub(super) fn save(
 
 /// Whether every weight is a finite number.
 fn is_finite(model: &CausalLm) -> bool {
-    struct Finite(bool);
-    impl ModuleVisitor for Finite {
+    struct Flaws(Vec<Tensor<1>>);
+    impl ModuleVisitor for Flaws {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             // A number that is not finite makes the sum of its products with 0 so.
-            self.0 &= param.val().mul_scalar(0.0).sum().into_scalar::<f32>() == 0.0;
+            self.0.push(param.val().mul_scalar(0.0).sum());
         }
     }
-    let mut finite = Finite(true);
-    model.valid().visit(&mut finite);
-    finite.0
+    let mut flaws = Flaws(Vec::new());
+    model.valid().visit(&mut flaws);
+    to_host_together(flaws.0).iter().all(|sum| sum[0] == 0.0)
 }
 
 /// Removes all but the `keep` newest checkpoints of a run; 0 keeps all.

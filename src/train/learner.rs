@@ -14,7 +14,7 @@ use super::batch::{Packed, Sequence, micro_batches};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, Rows};
 use crate::objective::Upstream;
-use crate::ops::{self, Scores, to_host};
+use crate::ops::{self, Scores, to_host_together};
 use crate::optim::Gradients;
 use crate::stop::Stop;
 
@@ -128,12 +128,7 @@ impl Learner<'_> {
             work.padding += ops::padding(&packed.lengths, &model.device());
             let blocks = Blocks::forward(self, model, &plain, &packed);
             let hidden = ops::take_rows(blocks.output.clone(), &packed.rows);
-            if !is_finite(&hidden) {
-                blocks.discard();
-                work.skipped += range.len();
-                continue;
-            }
-            let head = Head { learner: self, model, plain: &plain, packed: &packed, hidden };
+            let head = Head::new(self, model, &plain, &packed, hidden);
             let mut upstream = Vec::new();
             let mut learns = false;
             for run in head.runs() {
@@ -162,8 +157,8 @@ impl Learner<'_> {
             let rows = plain.packed(&packed.lengths);
             let hidden = plain.blocks(0..plain.num_blocks(), plain.embed(&packed.tokens), &rows);
             let hidden = ops::take_rows(hidden, &packed.rows);
-            let head = Head { learner: self, model, plain: &plain, packed: &packed, hidden };
-            let scores = head.values(&head.pieces(0..packed.targets.len()));
+            let head = Head::new(self, model, &plain, &packed, hidden);
+            let (scores, _) = head.values(&head.pieces(0..packed.targets.len()));
             lists.extend(packed.completions.iter().map(|completion| scores.slice(completion.clone())));
         }
         lists
@@ -259,9 +254,23 @@ struct Head<'a> {
     plain: &'a CausalLm,
     packed: &'a Packed,
     hidden: Tensor<2>,
+    /// Zero, or no finite number where the hidden rows have one that is none. Read with the scores: a read waits for the
+    /// device.
+    flaw: Tensor<1>,
 }
 
-impl Head<'_> {
+impl<'a> Head<'a> {
+    fn new(
+        learner: &'a Learner<'a>,
+        model: &'a CausalLm,
+        plain: &'a CausalLm,
+        packed: &'a Packed,
+        hidden: Tensor<2>,
+    ) -> Self {
+        let flaw = hidden.clone().mul_scalar(0.0).sum();
+        Self { learner, model, plain, packed, hidden, flaw }
+    }
+
     /// Rows whose logits exist at a time.
     fn most(&self) -> usize {
         (self.learner.logits / self.model.vocab_size()).max(1)
@@ -302,11 +311,11 @@ impl Head<'_> {
         let pieces = self.pieces(rows.clone());
         // A loss may need all of a sequence. So where that is more than one piece, it is read first and computed again.
         let mut kept = (pieces.len() == 1).then(|| self.piece(rows.clone()));
-        let seen = match &kept {
-            Some(piece) => piece.seen(),
+        let (seen, sound) = match &kept {
+            Some(piece) => self.read(vec![piece.scores.clone()]),
             None => self.values(&pieces),
         };
-        let upstream = if seen.is_finite() { loss(&seen) } else { None }.filter(|upstream| {
+        let upstream = if sound && seen.is_finite() { loss(&seen) } else { None }.filter(|upstream| {
             assert!(upstream.log_prob.len() == rows.len(), "one derivative per completion token");
             upstream.log_prob.iter().chain(&upstream.entropy).all(|x| x.is_finite())
         });
@@ -336,14 +345,27 @@ impl Head<'_> {
         Piece { leaf, scores: ops::scores(logits, &self.packed.targets[rows], self.learner.temperature) }
     }
 
-    /// Scores of rows, without anything kept.
-    fn values(&self, pieces: &[Range<usize>]) -> TokenScores {
-        let mut seen = TokenScores::default();
-        for piece in pieces {
+    /// Scores of rows, without anything kept, and whether all hidden rows are finite.
+    fn values(&self, pieces: &[Range<usize>]) -> (TokenScores, bool) {
+        let scores = |piece: &Range<usize>| {
             let logits = self.plain.head(self.rows(piece.clone()));
-            seen.extend(ops::scores(logits, &self.packed.targets[piece.clone()], self.learner.temperature));
+            ops::scores(logits, &self.packed.targets[piece.clone()], self.learner.temperature)
+        };
+        self.read(pieces.iter().map(scores).collect())
+    }
+
+    /// Scores end to end, and whether all hidden rows are finite, in one read.
+    fn read(&self, scores: Vec<Scores>) -> (TokenScores, bool) {
+        let lists = scores.into_iter().flat_map(|scores| [scores.log_prob, scores.entropy, scores.entropy_sampling]);
+        let read = to_host_together(lists.map(Tensor::inner).chain([self.flaw.clone()]).collect());
+        let (flaw, lists) = read.split_last().expect("the flaw is one");
+        let mut seen = TokenScores::default();
+        for [log_prob, entropy, sampling_entropy] in lists.as_chunks::<3>().0 {
+            seen.log_prob.extend(log_prob);
+            seen.entropy.extend(entropy);
+            seen.sampling_entropy.extend(sampling_entropy);
         }
-        seen
+        (seen, flaw[0] == 0.0)
     }
 }
 
@@ -354,15 +376,9 @@ struct Piece {
 }
 
 impl Piece {
-    fn seen(&self) -> TokenScores {
-        let mut seen = TokenScores::default();
-        seen.extend(self.scores.clone());
-        seen
-    }
-
     fn backward(self, model: &CausalLm, log_prob: &[f32], entropy: &[f32], gradients: &mut Gradients) -> Tensor<2> {
         let device = self.leaf.device();
-        let pull = |x: Tensor<1>, by: &[f32]| (x * Tensor::from_data(TensorData::from(by), &device)).sum();
+        let pull = |x: Tensor<1>, by: &[f32]| (x * ops::to_device(TensorData::from(by), &device)).sum();
         let mut product = pull(self.scores.log_prob, log_prob);
         if entropy.iter().any(|&derivative| derivative != 0.0) {
             product = product + pull(self.scores.entropy_sampling, entropy);
@@ -374,12 +390,6 @@ impl Piece {
 }
 
 impl TokenScores {
-    fn extend(&mut self, scores: Scores) {
-        self.log_prob.extend(to_host(scores.log_prob.inner()));
-        self.entropy.extend(to_host(scores.entropy.inner()));
-        self.sampling_entropy.extend(to_host(scores.entropy_sampling.inner()));
-    }
-
     fn slice(&self, tokens: Range<usize>) -> Self {
         let of = |values: &[f32]| values[tokens.clone()].to_vec();
         Self { log_prob: of(&self.log_prob), entropy: of(&self.entropy), sampling_entropy: of(&self.sampling_entropy) }
@@ -388,11 +398,6 @@ impl TokenScores {
     fn is_finite(&self) -> bool {
         self.log_prob.iter().chain(&self.sampling_entropy).all(|x| x.is_finite())
     }
-}
-
-/// Whether the sum of all elements is a finite number; one that is not makes the sum so.
-fn is_finite(x: &Tensor<2>) -> bool {
-    x.clone().mul_scalar(0.0).sum().into_scalar::<f32>() == 0.0
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use cubecl::prelude::*;
 use cubecl::server::CubeCountSelection;
 
 use super::kernels::{elements as each, norm, scores as rows_of_logits};
+use crate::ops::traffic;
 
 /// Rows in memory one after another, without gaps: CUDA's own tensors have some where a row is no multiple of its unit.
 pub(super) fn dense(tensor: CubeTensor) -> CubeTensor {
@@ -30,6 +31,15 @@ pub(super) fn written(tensor: CubeTensor) -> CubeTensor {
 /// A tensor to be written, on the device of `like`.
 pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
+}
+
+/// Numbers from the host, on the device of `like`.
+pub(super) fn send(like: &CubeTensor, values: &[u32]) -> CubeTensor {
+    let bytes = u32::as_bytes(values);
+    traffic::note_sent(bytes.len());
+    let (client, device) = (like.client.clone(), like.device.clone());
+    let handle = client.create_from_slice(bytes);
+    CubeTensor::new_contiguous(client, device, [values.len()].into(), handle, DType::U32)
 }
 
 /// Units of a cube: a power of two that the device allows, `most` at most.

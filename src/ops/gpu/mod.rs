@@ -11,6 +11,7 @@ mod autodiff;
 pub(super) mod inference;
 mod kernels;
 mod launch;
+pub(super) mod update;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Cube, Dispatch, DispatchDevice, backend_extension};

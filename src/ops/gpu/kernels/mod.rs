@@ -10,6 +10,7 @@ pub(super) mod elements;
 pub(super) mod norm;
 pub(super) mod sample;
 pub(super) mod scores;
+pub(super) mod update;
 
 use cubecl::prelude::*;
 
@@ -59,4 +60,9 @@ pub(super) fn max(value: f32, #[comptime] units: usize) -> f32 {
     let largest = slots[0];
     sync_cube(); // the slots may be used again
     largest
+}
+
+#[cube]
+pub(super) fn least(a: usize, b: usize) -> usize {
+    if a < b { a } else { b }
 }
