@@ -5,8 +5,8 @@
 //! run; nothing is added atomically. Numbers are f32 in the kernel whatever is stored. A row is a cube's, or an element a
 //! unit's; grids may be larger than asked for, so every kernel looks whether there is anything for it.
 
-pub(super) mod elements;
 pub(super) mod norm;
+pub(super) mod pointwise;
 pub(super) mod scores;
 
 use cubecl::prelude::*;

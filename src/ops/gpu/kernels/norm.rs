@@ -71,7 +71,8 @@ pub(crate) fn rms_norm_backward(
     let end = clamp_max(row + rows_per_cube, rows);
     while row < end {
         let from = row * width;
-        let (mut squares, mut mixed) = (0.0f32, 0.0f32);
+        let mut squares = 0.0f32;
+        let mut mixed = 0.0f32;
         let mut i = UNIT_POS as usize;
         while i < width {
             let value = x[from + i];
