@@ -225,7 +225,7 @@ fn own_operations(check: Add, plain: f32, product: f32) {
             };
             let (cos, sin) = (angles(f32::cos), angles(f32::sin));
             let x = leaf([rows, heads, 2 * half], 11, device);
-            let rotated = ops::rotary(x.1, &Tensor::from_inner(cos), &Tensor::from_inner(sin));
+            let rotated = ops::rotary(x.1.mul_scalar(2.0), &Tensor::from_inner(cos), &Tensor::from_inner(sin));
             (rotated.reshape([rows, heads * 2 * half]), vec![x.0])
         };
         vec![of(11, 3, 8), of(1, 1, 33), of(6, 5, 49)]
@@ -240,10 +240,12 @@ fn own_operations(check: Add, plain: f32, product: f32) {
     );
     check("attention with a cache", product.max(plain), Box::new(cached_attention));
     gradients(check, "log-probabilities and entropies", plain, |device| {
-        let of = |rows: usize, vocab: usize, temperature| {
+        let of = |rows: usize, vocab: usize, temperature: f32| {
             let targets: Vec<u32> = (0..rows).map(|row| (row * 37 % vocab) as u32).collect();
             let logits = leaf([rows, vocab], 15, device);
-            let scores = ops::scores(logits.1.mul_scalar(3.0), &targets, temperature);
+            // Its memory becomes the gradient's; that of the leaf itself must not.
+            let own = if temperature == 1.0 { logits.1 } else { logits.1.mul_scalar(3.0) };
+            let scores = ops::scores(own, &targets, temperature);
             let figures = [scores.log_prob, scores.entropy_sampling, scores.entropy, scores.collision];
             (Tensor::stack(figures.to_vec(), 0), vec![logits.0])
         };
@@ -265,7 +267,7 @@ fn own_operations(check: Add, plain: f32, product: f32) {
 /// Results of an operation, and the leaves that they come from.
 type Recorded = Vec<(Tensor<2>, Vec<Tensor<1>>)>;
 
-/// Checks values, and the gradients of the leaves under a random gradient of each result.
+/// Checks values, the gradients of the leaves under a random gradient of each result, and that the leaves are as they were.
 fn gradients(check: Add, operation: &str, tolerance: f32, results: impl Fn(&Device) -> Recorded + 'static) {
     let compute = move |device: &Device| {
         let mut found = Vec::new();
@@ -273,7 +275,10 @@ fn gradients(check: Add, operation: &str, tolerance: f32, results: impl Fn(&Devi
             let upstream: Tensor<2> = random(result.dims(), 99, &result.device());
             let gradients = (result.clone() * upstream).sum().backward();
             found.push(to_host(result.inner()));
-            found.extend(leaves.iter().map(|x| to_host(x.grad(&gradients).expect("a leaf has a gradient"))));
+            for leaf in leaves {
+                found.push(to_host(leaf.grad(&gradients).expect("a leaf has a gradient")));
+                found.push(to_host(leaf.inner()));
+            }
         }
         found
     };

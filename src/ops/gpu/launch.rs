@@ -9,7 +9,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::CubeCountSelection;
 
-use super::kernels::{elements as each, norm, scores as rows_of_logits};
+use super::kernels::{norm, pointwise, scores};
 use crate::ops::traffic;
 
 /// Rows in memory one after another, without gaps: CUDA's own tensors have some where a row is no multiple of its unit.
@@ -203,7 +203,7 @@ pub(super) fn swiglu(gate: CubeTensor, up: CubeTensor, stored: DType) -> CubeTen
     let [rows, width] = gate.meta.shape().dims();
     let out = empty(&gate, [rows, width], stored);
     let (vector, units) = (vector(width), units(&client, 256));
-    each::swiglu::launch(
+    pointwise::swiglu::launch(
         &client,
         elements(&client, rows * width / vector, units),
         CubeDim::new_1d(units),
@@ -224,7 +224,7 @@ pub(super) fn swiglu_backward(gate: CubeTensor, up: CubeTensor, upstream: CubeTe
     let [rows, width] = gate.meta.shape().dims();
     let (vector, units) = (vector(width), units(&client, 256));
     let ((dgate, dgate_arg), (dup, dup_arg)) = (in_place(&gate, 0), in_place(&up, 1));
-    each::swiglu_backward::launch(
+    pointwise::swiglu_backward::launch(
         &client,
         elements(&client, rows * width / vector, units),
         CubeDim::new_1d(units),
@@ -246,7 +246,7 @@ pub(super) fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, direction:
     let [rows, heads, dim] = x.meta.shape().dims();
     let units = units(&client, 256);
     let (out, out_arg) = in_place(&x, 0);
-    each::rotary::launch(
+    pointwise::rotary::launch(
         &client,
         elements(&client, rows * heads * dim / 2, units),
         CubeDim::new_1d(units),
@@ -282,7 +282,7 @@ pub(super) fn scores(logits: CubeTensor, targets: CubeTensor, temperature: f32) 
     let [rows, vocab] = logits.meta.shape().dims();
     let (figures, normalisers) = (empty(&logits, [4, rows], DType::F32), empty(&logits, [3, rows], DType::F32));
     let units = units_for_vocabulary(&client, vocab);
-    rows_of_logits::scores::launch(
+    scores::scores::launch(
         &client,
         cubes(&client, rows),
         CubeDim::new_1d(units),
@@ -311,7 +311,7 @@ pub(super) fn scores_backward(
     let [rows, vocab] = logits.meta.shape().dims();
     let units = units_for_vocabulary(&client, vocab);
     let (gradient, gradient_arg) = in_place(&logits, 0);
-    rows_of_logits::scores_backward::launch(
+    scores::scores_backward::launch(
         &client,
         cubes(&client, rows),
         CubeDim::new_1d(units),

@@ -6,8 +6,8 @@
 //! unit's; grids may be larger than asked for, so every kernel looks whether there is anything for it.
 
 pub(super) mod decode;
-pub(super) mod elements;
 pub(super) mod norm;
+pub(super) mod pointwise;
 pub(super) mod sample;
 pub(super) mod scores;
 pub(super) mod update;
