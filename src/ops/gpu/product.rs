@@ -240,8 +240,8 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
     let Problem { m, n, k, processor, cores: [registers, fragments] } = *problem;
     let mut order = Vec::new();
     if processor {
-        // Made for processors.
-        order.push(Routine::Processor);
+        // Made for processors; the units of the others wait for each other, which cores do badly.
+        return vec![Routine::Processor, Routine::Gemm, Routine::Naive];
     }
     // Large enough to fill a card with tiles of 128 x 128, and long enough for loads to hide behind products.
     let large = m >= 512 && n >= 512 && k >= 128;
@@ -308,6 +308,12 @@ pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, out: DType) -> CubeTenso
             // The first of its kind: whether it compiled is known when it has run.
             None => ran(&product).map(|()| product),
         });
+        if result.is_err() {
+            // What was never computed is no fault of the routine.
+            for factor in [&lhs, &rhs] {
+                ran(factor).unwrap_or_else(|reason| panic!("a factor of a matrix product was not computed: {reason}"));
+            }
+        }
         if known.is_none() {
             TRIED.lock().expect("no panic while it is held").get_or_insert_default().insert(key, result.is_ok());
         }
