@@ -1,6 +1,8 @@
 //! Benchmarks of the real paths: the same generation, loss and optimiser that `train` uses, on a random model.
 
 pub mod ops;
+#[cfg(feature = "gpu")]
+pub mod products;
 
 use std::time::Instant;
 

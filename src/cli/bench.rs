@@ -6,6 +6,8 @@ use clap::{Args, Subcommand};
 
 use super::{DeviceArgs, PrecisionArgs, print};
 use crate::bench::ops::{OpsShape, operations};
+#[cfg(feature = "gpu")]
+use crate::bench::products::{Shapes, products};
 use crate::bench::{RolloutShape, Size, StepShape, rollout, step};
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig};
 use crate::train::learner::ActivationCheckpointing;
@@ -24,6 +26,9 @@ enum What {
     Step(StepArgs),
     /// Each fused operation of the cpu device beside the same as a composition of tensor operations.
     Ops(OpsArgs),
+    /// The routines for matrix products on a GPU, on the shapes of a model, beside the one that the rule takes.
+    #[cfg(feature = "gpu")]
+    Products(ProductsArgs),
     /// Sampling alone, with a given model, every completion at full length.
     Rollout(RolloutArgs),
 }
@@ -85,6 +90,24 @@ struct OpsArgs {
     repeats: usize,
 }
 
+#[cfg(feature = "gpu")]
+#[derive(Debug, Args)]
+struct ProductsArgs {
+    /// The model whose shapes these are.
+    #[arg(long, value_enum, default_value = "0.5b")]
+    size: Size,
+    /// Which shapes.
+    #[arg(long, value_enum, default_value = "all")]
+    shapes: Shapes,
+    /// Begin no measurement after so many seconds.
+    #[arg(long, default_value_t = 90)]
+    seconds: u64,
+    #[command(flatten)]
+    precision: PrecisionArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
 #[derive(Debug, Args)]
 struct RolloutArgs {
     /// Hugging Face directory.
@@ -121,6 +144,8 @@ pub(super) fn bench(args: BenchArgs) -> anyhow::Result<()> {
     match args.what {
         What::Step(args) => bench_step(&args),
         What::Ops(args) => bench_ops(&args),
+        #[cfg(feature = "gpu")]
+        What::Products(args) => bench_products(&args),
         What::Rollout(args) => bench_rollout(&args),
     }
 }
@@ -134,6 +159,36 @@ fn bench_ops(args: &OpsArgs) -> anyhow::Result<()> {
         print(serde_json::to_string(&times)?)?;
     }
     Ok(())
+}
+
+/// A line of JSON per shape, and after them a table of all.
+#[cfg(feature = "gpu")]
+fn bench_products(args: &ProductsArgs) -> anyhow::Result<()> {
+    let device = device::parse(&args.device.device)?;
+    args.precision.dtype.check(&device)?;
+    if !crate::ops::gpu::serves(&device) {
+        return Err(
+            Error::Invalid("--device must be of a GPU backend: on the CPU there is nothing to choose".into()).into()
+        );
+    }
+    let mut table = String::new();
+    let longest = std::time::Duration::from_secs(args.seconds);
+    for times in products(&args.size.config(), args.shapes, args.precision.dtype.dtype(), &device, longest) {
+        print(serde_json::to_string(&times)?)?;
+        let [m, n, k] = times.mnk;
+        table += &format!("\n{}: {m} x {n} x {k}\n", times.name);
+        for routine in &times.routines {
+            let mark = if times.rule.as_ref() == Some(&routine.routine) { '*' } else { ' ' };
+            let told = match (routine.us, routine.tflops, &routine.failure) {
+                (Some(us), Some(tflops), _) => format!("{us:10.1} us {tflops:7.1} TFLOP/s"),
+                (_, _, failure) => {
+                    failure.as_deref().unwrap_or_default().lines().next().unwrap_or_default().to_string()
+                }
+            };
+            table += &format!("{mark} {:26} first {:7.0} ms {told}\n", routine.routine, routine.first_ms);
+        }
+    }
+    print(table)
 }
 
 fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {

@@ -7,7 +7,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn::tensor::activation::{log_softmax, softmax};
-use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
+use half::bf16;
 use serde::Serialize;
 
 use super::small;
@@ -121,7 +122,8 @@ fn checks(device: &Device, reference: Device, precision: Precision) -> Vec<Check
         checks.push(Check { operation: operation.to_string(), tolerance, compute });
     };
     check("noise to the device and back, to the bit", 0.0, Box::new(noise_bits));
-    products(&mut check, reference, precision, product);
+    products(&mut check, reference.clone(), precision, product);
+    layers(&mut check, device, &reference, product);
     plain_operations(&mut check, plain);
     own_operations(&mut check, plain, product);
     check("drawing tokens", plain, Box::new(tokens));
@@ -165,6 +167,79 @@ fn products(check: Add, reference: Device, precision: Precision, product: f32) {
             }),
         );
     }
+}
+
+/// Linear layers and attention with their gradients.
+fn layers(check: Add, device: &Device, reference: &Device, product: f32) {
+    // Factors of which bf16 holds all: only the order of sums differs, and how tensor cores round them.
+    let formats = [FloatDType::F32, FloatDType::BF16];
+    for format in formats.into_iter().filter(|format| device.supports_dtype(*format)) {
+        let name = if format == FloatDType::F32 { "f32" } else { "bf16" };
+        let tolerance = if format == FloatDType::F32 { product } else { 1e-4 };
+        let reference = reference.clone();
+        for [rows, input, output] in [[1, 33, 98], [37, 98, 33], [130, 64, 192], [600, 256, 513]] {
+            let reference = reference.clone();
+            check(
+                &format!("linear layer {rows} x {input} x {output} in {name}, with gradients"),
+                tolerance,
+                Box::new(move |device| {
+                    let format = if *device == reference { FloatDType::F32 } else { format };
+                    let inputs = [vec![rows, input], vec![input, output], vec![output]];
+                    gradients(&inputs, device, |[x, weight, bias]| {
+                        let (x, weight) = (x.reshape([rows, input]), weight.reshape([input, output]));
+                        ops::linear(x, weight, Some(bias), format)
+                    })
+                }),
+            );
+        }
+        check(
+            &format!("tied head in {name}, with gradients"),
+            tolerance,
+            Box::new(move |device| {
+                let format = if *device == reference { FloatDType::F32 } else { format };
+                gradients(&[vec![37, 33], vec![98, 33]], device, |[x, weight]| {
+                    ops::matmul_transposed(x.reshape([37, 33]), weight.reshape([98, 33]), format)
+                })
+            }),
+        );
+    }
+    for (dim, lengths) in [(16, vec![20, 1, 32]), (7, vec![33, 70]), (4, vec![1030, 3])] {
+        check(
+            &format!("attention over {lengths:?}, {dim} wide, with gradients"),
+            product.max(5e-5),
+            Box::new(move |device| {
+                let rows = lengths.iter().sum();
+                let inputs = [vec![rows, 4, dim], vec![rows, 2, dim], vec![rows, 2, dim]];
+                gradients(&inputs, device, |[q, k, v]| {
+                    let heads = |x: Tensor<1>, heads: usize| x.reshape([rows, heads, dim]);
+                    ops::attention(heads(q, 4), heads(k, 2), heads(v, 2), &lengths)
+                })
+            }),
+        );
+    }
+}
+
+/// The value of `f` and the gradients of its inputs, which it takes flat, under a random gradient of the value. All are
+/// numbers that bf16 holds.
+fn gradients<const N: usize>(
+    shapes: &[Vec<usize>; N],
+    device: &Device,
+    f: impl Fn([Tensor<1>; N]) -> Tensor<2>,
+) -> Vec<Vec<f32>> {
+    let rounded = |count: usize, key: u64, device: &Device| {
+        let mut stream = Stream::new(&[0xD0C, key]);
+        let values: Vec<f32> = (0..count).map(|_| bf16::from_f64(stream.unit() * 4.0 - 2.0).to_f32()).collect();
+        Tensor::<1>::from_data(TensorData::new(values, [count]), device)
+    };
+    let device = device.clone().autodiff();
+    let inputs: [Tensor<1>; N] =
+        std::array::from_fn(|i| rounded(shapes[i].iter().product(), 50 + i as u64, &device).require_grad());
+    let value = f(inputs.clone());
+    let [rows, width] = value.dims();
+    let upstream = rounded(rows * width, 60, &device).reshape([rows, width]);
+    let found = (value.clone() * upstream).sum().backward();
+    let gradients = inputs.map(|input| to_host(input.grad(&found).expect("each input has a gradient")));
+    std::iter::once(to_host(value.inner())).chain(gradients).collect()
 }
 
 /// Operations of Burn.

@@ -26,7 +26,7 @@ pub enum Precision {
 
 impl Precision {
     /// The format on a device.
-    pub(super) fn dtype(self) -> FloatDType {
+    pub(crate) fn dtype(self) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,
             Self::Bf16 => FloatDType::BF16,
@@ -68,27 +68,21 @@ impl Precision {
     /// # Shapes
     /// - gate, up: `[rows, input]`; output: `[rows, output]`
     pub(super) fn swiglu_linear(self, layer: &Linear, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+        let Some(adapter) = layer.weight.adapter() else {
+            return ops::swiglu_linear(gate, up, layer.weight.base(), bias(layer), self.dtype());
+        };
         if self != Self::F32 {
             return self.linear(layer, ops::swiglu(gate, up));
         }
         // Neither of the two keeps the product of the gate, which is as large as each of its factors.
-        let low = (layer.weight.adapter())
-            .map(|adapter| (adapter, ops::swiglu_linear(gate.clone(), up.clone(), adapter.a.val(), None)));
-        let bias = layer.bias.as_ref().map(|bias| bias.val());
-        self.adapted(ops::swiglu_linear(gate, up, layer.weight.base(), bias), low)
+        let low = ops::swiglu_linear(gate.clone(), up.clone(), adapter.a.val(), None, self.dtype());
+        let y = ops::swiglu_linear(gate, up, layer.weight.base(), bias(layer), self.dtype());
+        self.adapted(y, Some((adapter, low)))
     }
 
     /// `x W + b`, of the matrix as it is stored.
     fn affine(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let bias = layer.bias.as_ref().map(|bias| bias.val());
-        if self == Self::F32 {
-            return ops::linear(x, layer.weight.base(), bias);
-        }
-        let product = self.matmul(x, layer.weight.base());
-        match bias {
-            Some(bias) => product + bias.unsqueeze(),
-            None => product,
-        }
+        ops::linear(x, layer.weight.base(), bias(layer), self.dtype())
     }
 
     /// `y + s (x A) B`, given `x A`.
@@ -101,14 +95,15 @@ impl Precision {
 
     /// `x W` in this precision; input and output are f32.
     pub(crate) fn matmul(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-        if self == Self::F32 {
-            return x.matmul(weight);
-        }
-        x.cast(self.dtype()).matmul(weight.cast(self.dtype())).cast(FloatDType::F32)
+        ops::matmul(x, weight, self.dtype())
     }
 
     /// `x Wᵀ` in this precision; input and output are f32.
     pub(super) fn matmul_transposed(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-        if self == Self::F32 { ops::matmul_transposed(x, weight) } else { self.matmul(x, weight.transpose()) }
+        ops::matmul_transposed(x, weight, self.dtype())
     }
+}
+
+fn bias(layer: &Linear) -> Option<Tensor<1>> {
+    layer.bias.as_ref().map(|bias| bias.val())
 }

@@ -20,12 +20,25 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchKindConversion, DispatchTensor, Flex, NdArray, backend_extension};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Device, Tensor};
 
+#[cfg(feature = "gpu")]
+use super::gpu;
 use super::plain::scale;
 
-/// Query rows of a block.
+/// Query rows of a block on processors.
 pub(super) const BLOCK: usize = 256;
+
+/// Query rows of a block for `rows` rows of scores per query, over `time` keys: on a GPU as many as keep the scores of a
+/// block within 2^27 numbers, so that launches are few, up to 1024.
+pub(super) fn block(device: &Device, rows: usize, time: usize) -> usize {
+    #[cfg(feature = "gpu")]
+    if gpu::serves(device) {
+        return ((1 << 27) / (rows * time).max(1) / BLOCK * BLOCK).clamp(BLOCK, 4 * BLOCK);
+    }
+    let _ = (device, rows, time);
+    BLOCK
+}
 
 /// `softmax(q kᵀ / √d) v` over each row's own past, `block` query rows at a time.
 pub(super) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, block: usize) -> Tensor<4> {
@@ -49,48 +62,79 @@ fn grouped(x: Tensor<4>, kv_heads: usize) -> Tensor<4> {
     x.reshape([batch, kv_heads, heads / kv_heads * rows, dim])
 }
 
+/// A product without autodiff.
+fn product(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "gpu")]
+    if gpu::serves(&a.device()) {
+        return gpu::matmul(a, b);
+    }
+    a.matmul(b)
+}
+
 /// Attention weights of a block, `[batch, kv_heads, group · rows, rows.end]`.
 ///
 /// # Shapes
 /// - q: [`grouped`]; k: `[batch, kv_heads, rows.end, head_dim]`
 fn weights(q: Tensor<4>, k: Tensor<4>, rows: &Range<usize>) -> Tensor<4> {
     let [_, _, all, dim] = q.dims();
-    let past = Tensor::<2, Bool>::tril_mask([rows.len(), rows.end], rows.start as i64, &q.device());
+    let scores = product(q, k.swap_dims(2, 3));
+    #[cfg(feature = "gpu")]
+    if gpu::serves(&scores.device()) {
+        return gpu::attention_weights(scores, rows, scale(dim));
+    }
+    let past = Tensor::<2, Bool>::tril_mask([rows.len(), rows.end], rows.start as i64, &scores.device());
     let future: Tensor<4, Bool> = past.repeat_dim(0, all / rows.len()).unsqueeze();
-    let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar(scale(dim));
-    softmax(scores.mask_fill(future, f32::NEG_INFINITY), 3)
+    softmax(scores.mul_scalar(scale(dim)).mask_fill(future, f32::NEG_INFINITY), 3)
+}
+
+/// The gradient of the scores, through the softmax: `w ∘ (dw − Σ w ∘ dw)`, and the scale.
+fn through_softmax(weights: Tensor<4>, dweights: Tensor<4>, rows: &Range<usize>, dim: usize) -> Tensor<4> {
+    #[cfg(feature = "gpu")]
+    if gpu::serves(&weights.device()) {
+        return gpu::attention_weights_backward(weights, dweights, rows, scale(dim));
+    }
+    let _ = rows;
+    let weighted = dweights * weights.clone();
+    (weighted.clone() - weights * weighted.sum_dim(3)).mul_scalar(scale(dim))
 }
 
 fn forward(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, block: usize) -> Tensor<4> {
     let ([batch, heads, time, dim], [_, kv_heads, _, _]) = (q.dims(), k.dims());
     let mixed = blocks(time, block).map(|rows| {
         let weights = weights(grouped(at(q, rows.clone()), kv_heads), at(k, 0..rows.end), &rows);
-        weights.matmul(at(v, 0..rows.end)).reshape([batch, heads, rows.len(), dim])
+        product(weights, at(v, 0..rows.end)).reshape([batch, heads, rows.len(), dim])
     });
-    Tensor::cat(mixed.collect(), 2)
+    together(mixed.collect())
+}
+
+/// Blocks of query rows, one after another.
+fn together(mut blocks: Vec<Tensor<4>>) -> Tensor<4> {
+    if blocks.len() == 1 { blocks.remove(0) } else { Tensor::cat(blocks, 2) }
 }
 
 /// The gradients of q, k and v, from that of the output.
 fn backward([q, k, v]: &[Tensor<4>; 3], upstream: &Tensor<4>, block: usize) -> [Tensor<4>; 3] {
     let ([batch, heads, time, dim], [_, kv_heads, _, _]) = (q.dims(), k.dims());
-    let (mut dq, mut dk, mut dv) = (Vec::new(), k.zeros_like(), v.zeros_like());
-    for rows in blocks(time, block) {
+    let (mut dq, mut dk, mut dv) = (Vec::new(), None, None);
+    // From the last block, whose gradients are of all keys, to the first: the others add to it.
+    for rows in blocks(time, block).collect::<Vec<_>>().into_iter().rev() {
         let past = 0..rows.end;
         let (k, v) = (at(k, past.clone()), at(v, past.clone()));
         let [q, upstream] = [q, upstream].map(|x| grouped(at(x, rows.clone()), kv_heads));
         let weights = weights(q.clone(), k.clone(), &rows);
-        dv = add(dv, past.clone(), weights.clone().swap_dims(2, 3).matmul(upstream.clone()));
-        // Through the softmax: w ∘ (dw − Σ w ∘ dw).
-        let weighted = upstream.matmul(v.swap_dims(2, 3)) * weights.clone();
-        let dscores = (weighted.clone() - weights * weighted.sum_dim(3)).mul_scalar(scale(dim));
-        dk = add(dk, past, dscores.clone().swap_dims(2, 3).matmul(q));
-        dq.push(dscores.matmul(k).reshape([batch, heads, rows.len(), dim]));
+        dv = Some(add(dv, past.clone(), product(weights.clone().swap_dims(2, 3), upstream.clone())));
+        let dweights = product(upstream, v.swap_dims(2, 3));
+        let dscores = through_softmax(weights, dweights, &rows, dim);
+        dk = Some(add(dk, past, product(dscores.clone().swap_dims(2, 3), q)));
+        dq.push(product(dscores, k).reshape([batch, heads, rows.len(), dim]));
     }
-    [Tensor::cat(dq, 2), dk, dv]
+    dq.reverse();
+    [together(dq), dk.unwrap_or_else(|| k.zeros_like()), dv.unwrap_or_else(|| v.zeros_like())]
 }
 
-/// Adds to what stands at the given times.
-fn add(x: Tensor<4>, times: Range<usize>, part: Tensor<4>) -> Tensor<4> {
+/// Adds to what stands at the given times; the first part, which has all of them, is the sum.
+fn add(x: Option<Tensor<4>>, times: Range<usize>, part: Tensor<4>) -> Tensor<4> {
+    let Some(x) = x else { return part };
     let [batch, heads, _, dim] = x.dims();
     let sum = at(&x, times.clone()) + part;
     x.slice_assign([0..batch, 0..heads, times, 0..dim], sum)
@@ -191,7 +235,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::TensorData;
 
     use super::*;
     use crate::noise::Stream;

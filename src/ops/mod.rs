@@ -7,7 +7,7 @@
 mod blockwise;
 mod cpu;
 #[cfg(feature = "gpu")]
-mod gpu;
+pub(crate) mod gpu;
 pub(crate) mod path;
 mod plain;
 pub(crate) mod update;
@@ -27,12 +27,10 @@ macro_rules! on {
     }};
 }
 
-use on;
-
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 /// The two runs of table rows that a new token may see: its prompt, and its completion so far, itself included.
 pub(crate) type Span = [Range<usize>; 2];
@@ -93,29 +91,54 @@ pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     if cpu::serves(&gate.device()) { cpu::swiglu(gate, up) } else { plain::swiglu(gate, up) }
 }
 
-/// `x W + b`.
+/// `x W + b`, factors in `format`, the result in f32. Factors of another format are converted.
 ///
 /// # Shapes
 /// - x: `[rows, input]`; weight: `[input, output]`; bias: `[output]`; output: `[rows, output]`
-pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    if cpu::serves(&x.device()) {
-        let bias = bias.unwrap_or_else(|| no_bias(&x.device()));
-        cpu::linear(x, weight, bias)
-    } else {
-        burn::tensor::module::linear(x, weight, bias)
+pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, format: FloatDType) -> Tensor<2> {
+    if format != FloatDType::F32 {
+        return linear_in(x, weight, bias, format);
+    }
+    on!(
+        x.device(),
+        cpu: {
+            let bias = bias.unwrap_or_else(|| no_bias(&x.device()));
+            cpu::linear(x, weight, bias)
+        },
+        gpu: gpu::linear(x, weight, bias, format),
+        plain: burn::tensor::module::linear(x, weight, bias)
+    )
+}
+
+/// [`linear`] in 16 bits.
+fn linear_in(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, format: FloatDType) -> Tensor<2> {
+    #[cfg(feature = "gpu")]
+    if gpu::serves(&x.device()) {
+        return gpu::linear(x, weight, bias, format);
+    }
+    let product = x.cast(format).matmul(weight.cast(format)).cast(FloatDType::F32);
+    match bias {
+        Some(bias) => product + bias.unsqueeze(),
+        None => product,
     }
 }
 
-/// `(silu(gate) · up) W + b`: the second half of a gated feed-forward layer.
+/// `(silu(gate) · up) W + b`: the second half of a gated feed-forward layer; formats as in [`linear`].
 ///
 /// # Shapes
 /// - gate, up: `[rows, intermediate]`; weight: `[intermediate, output]`; bias: `[output]`; output: `[rows, output]`
-pub(crate) fn swiglu_linear(gate: Tensor<2>, up: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    if cpu::serves(&gate.device()) {
+pub(crate) fn swiglu_linear(
+    gate: Tensor<2>,
+    up: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    format: FloatDType,
+) -> Tensor<2> {
+    if format == FloatDType::F32 && cpu::serves(&gate.device()) {
         let bias = bias.unwrap_or_else(|| no_bias(&gate.device()));
         cpu::swiglu_linear(gate, up, weight, bias)
     } else {
-        linear(plain::swiglu(gate, up), weight, bias)
+        linear(swiglu(gate, up), weight, bias, format)
     }
 }
 
@@ -133,12 +156,29 @@ pub(crate) fn zeros(count: usize, device: &Device) -> Tensor<1> {
     }
 }
 
-/// `x Wᵀ`, for a head that is the embedding; the gradient of `W` comes in the orientation of `W`.
+/// `x W`: [`linear`] without a bias.
+pub(crate) fn matmul(x: Tensor<2>, weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
+    #[cfg(feature = "gpu")]
+    if gpu::serves(&x.device()) {
+        return gpu::linear(x, weight, None, format);
+    }
+    if format == FloatDType::F32 { x.matmul(weight) } else { linear_in(x, weight, None, format) }
+}
+
+/// `x Wᵀ`, for a head that is the embedding; the gradient of `W` comes in the orientation of `W`. Formats as in [`linear`].
 ///
 /// # Shapes
 /// - x: `[rows, hidden]`; weight: `[vocab, hidden]`; output: `[rows, vocab]`
-pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    if cpu::serves(&x.device()) { cpu::matmul_transposed(x, weight) } else { x.matmul(weight.transpose()) }
+pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
+    #[cfg(feature = "gpu")]
+    if gpu::serves(&x.device()) {
+        return gpu::matmul_transposed(x, weight, format);
+    }
+    match (format, cpu::serves(&x.device())) {
+        (FloatDType::F32, true) => cpu::matmul_transposed(x, weight),
+        (FloatDType::F32, false) => x.matmul(weight.transpose()),
+        _ => linear_in(x, weight.transpose(), None, format),
+    }
 }
 
 /// Rotates pairs `(i, i + head_dim / 2)` by the row's angles (the Hugging Face convention).
@@ -353,12 +393,12 @@ mod tests {
                 let (x, x_view) = leaf([rows, input], 1, device);
                 let (weight, weight_view) = leaf([input, output], 2, device);
                 let (bias, bias_view) = leaf([output], 3, device);
-                (linear(x_view, weight_view, Some(bias_view)), vec![x, weight, bias])
+                (linear(x_view, weight_view, Some(bias_view), FloatDType::F32), vec![x, weight, bias])
             });
             compare(|device| {
                 let (x, x_view) = leaf([rows, input], 1, device);
                 let (weight, weight_view) = leaf([input, output], 2, device);
-                (linear(x_view, weight_view, None), vec![x, weight])
+                (linear(x_view, weight_view, None, FloatDType::F32), vec![x, weight])
             });
         }
     }
@@ -372,7 +412,8 @@ mod tests {
                     let (up, up_view) = leaf([rows, inner], 2, device);
                     let (weight, weight_view) = leaf([inner, output], 3, device);
                     let (bias, bias_view) = leaf([output], 4, device);
-                    let out = swiglu_linear(gate_view, up_view, weight_view, with_bias.then_some(bias_view));
+                    let out =
+                        swiglu_linear(gate_view, up_view, weight_view, with_bias.then_some(bias_view), FloatDType::F32);
                     let mut inputs = vec![gate, up, weight];
                     inputs.extend(with_bias.then_some(bias));
                     (out, inputs)
@@ -387,7 +428,7 @@ mod tests {
             compare(|device| {
                 let (x, x_view) = leaf([rows, hidden], 1, device);
                 let (weight, weight_view) = leaf([vocab, hidden], 2, device);
-                (matmul_transposed(x_view, weight_view), vec![x, weight])
+                (matmul_transposed(x_view, weight_view, FloatDType::F32), vec![x, weight])
             });
         }
     }

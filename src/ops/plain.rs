@@ -33,7 +33,8 @@ pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usi
             .reshape([batch, longest, heads, dim])
             .swap_dims(1, 2)
     };
-    let mixed = blockwise::attention(spread(q), spread(k), spread(v), blockwise::BLOCK).swap_dims(1, 2);
+    let block = blockwise::block(&q.device(), batch * heads, longest);
+    let mixed = blockwise::attention(spread(q), spread(k), spread(v), block).swap_dims(1, 2);
     pack(mixed.reshape([batch * longest, heads * dim]), lengths, longest)
 }
 

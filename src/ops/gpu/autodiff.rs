@@ -7,9 +7,11 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
+use burn::tensor::DType;
 
 use super::launch::{self, dense};
-use super::{GpuOps, Primitive};
+use super::product::{product, transposed};
+use super::{Format, GpuOps, Primitive};
 
 #[derive(Debug)]
 struct RmsNormStep;
@@ -23,6 +25,65 @@ impl Backward<Cube, 2> for RmsNormStep {
         let gradients = launch::rms_norm_backward(x, weight, upstream, epsilon);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
+                grads.register::<Cube>(node.id, gradient);
+            }
+        }
+    }
+}
+
+/// The gradients of a product's factors that are wanted: `dx = dy · Wᵀ`, `dW = xᵀ · dy`, in the format of the product, sums
+/// and results in f32. `x` is in that format, the weight as it is stored.
+fn product_backward(
+    x: Primitive,
+    weight: Primitive,
+    format: Format,
+    upstream: Primitive,
+    wanted: [bool; 2],
+) -> [Option<Primitive>; 2] {
+    // Once for both.
+    let upstream = launch::cast(upstream, format.dtype);
+    let dx = || product(upstream.clone(), transposed(format.right(weight)), DType::F32);
+    let dweight = || match format.transposed {
+        true => product(transposed(upstream.clone()), x, DType::F32),
+        false => product(transposed(x), upstream.clone(), DType::F32),
+    };
+    [wanted[0].then(dx), wanted[1].then(dweight)]
+}
+
+#[derive(Debug)]
+struct ProductStep;
+
+impl Backward<Cube, 2> for ProductStep {
+    /// x in the format of the product, the weight as it is stored.
+    type State = (Primitive, Primitive, Format);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Cube>(&ops.node);
+        let (x, weight, format) = ops.state;
+        let wanted = [0, 1].map(|parent| ops.parents[parent].is_some());
+        let gradients = product_backward(x, weight, format, upstream, wanted);
+        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
+                grads.register::<Cube>(node.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LinearStep;
+
+impl Backward<Cube, 3> for LinearStep {
+    type State = (Primitive, Primitive, Format);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Cube>(&ops.node);
+        let (x, weight, format) = ops.state;
+        let wanted = [0, 1, 2].map(|parent| ops.parents[parent].is_some());
+        let dbias = wanted[2].then(|| launch::sum_rows(upstream.clone()));
+        let [dx, dweight] = product_backward(x, weight, format, upstream, [wanted[0], wanted[1]]);
+        for (node, gradient) in ops.parents.into_iter().zip([dx, dweight, dbias]) {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
                 grads.register::<Cube>(node.id, gradient);
             }
         }
@@ -43,6 +104,34 @@ macro_rules! record {
 }
 
 impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
+    fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self> {
+        let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
+        let x = launch::cast(x, format.dtype);
+        record!(
+            ProductStep,
+            [x_guard, weight_guard],
+            (x, weight, format),
+            Cube::gpu_product(x.clone(), weight.clone(), format)
+        )
+    }
+
+    fn gpu_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        format: Format,
+    ) -> FloatTensor<Self> {
+        let ((x, x_guard), (weight, weight_guard), (bias, bias_guard)) =
+            (x.into_parts(), weight.into_parts(), bias.into_parts());
+        let x = launch::cast(x, format.dtype);
+        record!(
+            LinearStep,
+            [x_guard, weight_guard, bias_guard],
+            (x, weight, format),
+            Cube::gpu_linear(x.clone(), weight.clone(), bias, format)
+        )
+    }
+
     fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
         let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
         let (x, weight) = (dense(x), dense(weight));

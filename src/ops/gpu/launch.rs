@@ -9,7 +9,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::CubeCountSelection;
 
-use super::kernels::norm;
+use super::kernels::{attention, linear, norm};
 
 /// Rows in memory one after another, without gaps: CUDA's own tensors have some where a row is no multiple of its unit.
 pub(super) fn dense(tensor: CubeTensor) -> CubeTensor {
@@ -106,19 +106,121 @@ pub(super) fn rms_norm_backward(
     [dx, sum_rows(parts)]
 }
 
-/// The sum over rows, `[width]`.
+/// The sum over rows, `[width]`: in parts of about the root of the rows, then of the parts.
 pub(super) fn sum_rows(x: CubeTensor) -> CubeTensor {
+    let [rows, width] = x.meta.shape().dims();
+    let each = (rows as f64).sqrt().ceil() as usize;
+    let out = sum_each(sum_each(x, each.max(1)), rows.max(1));
+    reshape(out, [width])
+}
+
+/// The sums over every `each` rows, `[parts, width]`.
+fn sum_each(x: CubeTensor, each: usize) -> CubeTensor {
     let x = dense(x);
     let client = x.client.clone();
-    let [_, width] = x.meta.shape().dims::<2>();
-    let out = empty(&x, [width], DType::F32);
+    let [rows, width] = x.meta.shape().dims();
+    let parts = rows.div_ceil(each);
+    let out = empty(&x, [parts, width], DType::F32);
     let units = units(&client, 64);
     norm::sum_rows::launch(
         &client,
-        elements(&client, width, units),
+        elements(&client, parts * width, units),
         CubeDim::new_1d(units),
+        x.required_address_type(),
         x.into_tensor_arg(),
         out.clone().into_tensor_arg(),
+        each,
     );
     out
+}
+
+/// The same elements of a dense tensor under another shape.
+pub(super) fn reshape(x: CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
+    CubeTensor::new_contiguous(x.client, x.device, shape.into(), x.handle, x.dtype)
+}
+
+/// In another format; the tensor itself where it has that one.
+pub(super) fn cast(x: CubeTensor, format: DType) -> CubeTensor {
+    burn_cubecl::kernel::cast(x, format)
+}
+
+/// Adds the bias to each row of a dense `x` that nothing else holds.
+pub(super) fn add_bias(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
+    let bias = dense(cast(bias, DType::F32));
+    let client = x.client.clone();
+    let units = units(&client, 256);
+    linear::add_bias::launch(
+        &client,
+        elements(&client, x.meta.num_elements(), units),
+        CubeDim::new_1d(units),
+        x.required_address_type(),
+        x.clone().into_tensor_arg(),
+        bias.into_tensor_arg(),
+    );
+    x
+}
+
+/// Rows of attention weights: shape, time of the first query row, and query rows of a block.
+type Block = (usize, usize);
+
+/// The attention weights of a block of scores, in their place.
+///
+/// # Shapes
+/// - scores, output: `[batch, kv_heads, group · rows, keys]`
+pub(super) fn attention_weights(scores: CubeTensor, (first, rows): Block, scale: f32) -> CubeTensor {
+    let shape = scores.meta.shape().clone();
+    let flat = rows_of(scores);
+    let client = flat.client.clone();
+    let [all, keys] = flat.meta.shape().dims();
+    let units = units_for(&client, keys);
+    attention::weights::launch(
+        &client,
+        cubes(&client, all),
+        CubeDim::new_1d(units),
+        flat.required_address_type(),
+        flat.clone().into_tensor_arg(),
+        first,
+        rows,
+        scale,
+        units as usize,
+    );
+    reshape(flat, shape)
+}
+
+/// The gradient of the scores, in the place of that of the weights.
+///
+/// # Shapes
+/// - weights, gradient, output: `[batch, kv_heads, group · rows, keys]`
+pub(super) fn attention_weights_backward(
+    weights: CubeTensor,
+    gradient: CubeTensor,
+    (first, rows): Block,
+    scale: f32,
+) -> CubeTensor {
+    let shape = gradient.meta.shape().clone();
+    let (weights, gradient) = (rows_of(weights), rows_of(gradient));
+    let client = weights.client.clone();
+    let [all, keys] = weights.meta.shape().dims();
+    let units = units_for(&client, keys);
+    attention::weights_backward::launch(
+        &client,
+        cubes(&client, all),
+        CubeDim::new_1d(units),
+        weights.required_address_type(),
+        weights.into_tensor_arg(),
+        gradient.clone().into_tensor_arg(),
+        first,
+        rows,
+        scale,
+        units as usize,
+    );
+    reshape(gradient, shape)
+}
+
+/// All but the last dimension as one, dense.
+fn rows_of(x: CubeTensor) -> CubeTensor {
+    let x = dense(x);
+    let keys = x.meta.shape()[x.meta.num_dims() - 1];
+    let all = x.meta.num_elements() / keys;
+    reshape(x, [all, keys])
 }

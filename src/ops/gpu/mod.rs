@@ -9,22 +9,51 @@
 mod autodiff;
 mod kernels;
 mod launch;
+pub(crate) mod product;
+
+use std::ops::Range;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Cube, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 
 type Primitive = CubeTensor;
 
 /// Whether tensors on `device` are served here.
-pub(super) fn serves(device: &Device) -> bool {
+pub(crate) fn serves(device: &Device) -> bool {
     matches!(device.clone().inner().as_dispatch(), DispatchDevice::Cube(_))
 }
 
 #[backend_extension(Cube, Autodiff)]
 pub(crate) trait GpuOps: Backend {
     fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+    fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self>;
+    fn gpu_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        format: Format,
+    ) -> FloatTensor<Self>;
+}
+
+/// What a product computes in, and whether its right factor is to be read as its transpose.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Format {
+    dtype: DType,
+    transposed: bool,
+}
+
+impl Format {
+    fn of(dtype: FloatDType) -> Self {
+        Self { dtype: dtype.into(), transposed: false }
+    }
+
+    /// The weight as the right factor: in this format, transposed or not.
+    fn right(self, weight: Primitive) -> Primitive {
+        let weight = launch::cast(weight, self.dtype);
+        if self.transposed { product::transposed(weight) } else { weight }
+    }
 }
 
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
@@ -32,7 +61,64 @@ pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
     Tensor::from_dispatch(out)
 }
 
+/// `x W + b`, factors in `format`, sums and the result in f32.
+pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, format: FloatDType) -> Tensor<2> {
+    let (x, weight, format) = (x.into_dispatch(), weight.into_dispatch(), Format::of(format));
+    Tensor::from_dispatch(match bias {
+        Some(bias) => <Dispatch as GpuOps>::gpu_linear(x, weight, bias.into_dispatch(), format),
+        None => <Dispatch as GpuOps>::gpu_product(x, weight, format),
+    })
+}
+
+/// `x Wᵀ`, as [`linear`].
+pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
+    let format = Format { transposed: true, ..Format::of(format) };
+    Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_product(x.into_dispatch(), weight.into_dispatch(), format))
+}
+
+/// A product without autodiff, in f32.
+pub(super) fn matmul(lhs: Tensor<4>, rhs: Tensor<4>) -> Tensor<4> {
+    from_primitive(product::product(primitive(lhs), primitive(rhs), DType::F32))
+}
+
+/// The attention weights of scores of the query rows at `rows`, without autodiff, in their place.
+pub(super) fn attention_weights(scores: Tensor<4>, rows: &Range<usize>, scale: f64) -> Tensor<4> {
+    from_primitive(launch::attention_weights(primitive(scores), (rows.start, rows.len()), scale as f32))
+}
+
+/// The gradient of the scores from the weights and theirs, in the place of the latter.
+pub(super) fn attention_weights_backward(
+    weights: Tensor<4>,
+    gradient: Tensor<4>,
+    rows: &Range<usize>,
+    scale: f64,
+) -> Tensor<4> {
+    let (weights, gradient) = (primitive(weights), primitive(gradient));
+    from_primitive(launch::attention_weights_backward(weights, gradient, (rows.start, rows.len()), scale as f32))
+}
+
+fn primitive<const D: usize>(tensor: Tensor<D>) -> Primitive {
+    tensor.try_into_primitive::<Cube>().expect("a tensor of a GPU backend, without autodiff")
+}
+
+fn from_primitive<const D: usize>(primitive: Primitive) -> Tensor<D> {
+    Tensor::from_primitive::<Cube>(primitive)
+}
+
 impl GpuOps for Cube {
+    fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self> {
+        product::product(launch::cast(x, format.dtype), format.right(weight), DType::F32)
+    }
+
+    fn gpu_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        format: Format,
+    ) -> FloatTensor<Self> {
+        launch::add_bias(Self::gpu_product(x, weight, format), bias)
+    }
+
     fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
         launch::rms_norm(x, weight, epsilon)
     }

@@ -5,6 +5,8 @@
 //! run; nothing is added atomically. Numbers are f32 in the kernel whatever is stored. A row is a cube's, or an element a
 //! unit's; grids may be larger than asked for, so every kernel looks whether there is anything for it.
 
+pub(super) mod attention;
+pub(super) mod linear;
 pub(super) mod norm;
 
 use cubecl::prelude::*;

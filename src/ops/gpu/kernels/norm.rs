@@ -71,7 +71,8 @@ pub(crate) fn rms_norm_backward(
     let end = clamp_max(row + rows_per_cube, rows);
     while row < end {
         let from = row * width;
-        let (mut squares, mut mixed) = (0.0f32, 0.0f32);
+        let mut squares = 0.0f32;
+        let mut mixed = 0.0f32;
         let mut i = UNIT_POS as usize;
         while i < width {
             let value = x[from + i];
@@ -92,22 +93,23 @@ pub(crate) fn rms_norm_backward(
     }
 }
 
-/// The sum over rows; a unit per column.
+/// The sums over every `each` rows; a unit per part and column.
 ///
 /// # Shapes
-/// - x: `[rows, width]`; out: `[width]`
-#[cube(launch)]
-pub(crate) fn sum_rows(x: &Tensor<f32>, out: &mut Tensor<f32>) {
-    let column = ABSOLUTE_POS;
+/// - x: `[rows, width]`; out: `[parts, width]`
+#[cube(launch, address_type = "dynamic")]
+pub(crate) fn sum_rows(x: &Tensor<f32>, out: &mut Tensor<f32>, each: usize) {
     let (rows, width) = (x.shape(0), x.shape(1));
-    if column >= width {
+    if ABSOLUTE_POS >= out.shape(0) * width {
         terminate!();
     }
+    let (part, column) = (ABSOLUTE_POS / width, ABSOLUTE_POS % width);
+    let end = clamp_max((part + 1) * each, rows);
     let mut total = 0.0f32;
-    for row in 0..rows {
+    for row in part * each..end {
         total += x[row * width + column];
     }
-    out[column] = total;
+    out[ABSOLUTE_POS] = total;
 }
 
 #[cube]

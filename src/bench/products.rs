@@ -1,0 +1,222 @@
+//! Times the routines for matrix products on the shapes that a model has, beside the one that the rule takes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use burn::backend::Cube;
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+use serde::Serialize;
+
+use crate::model::ModelConfig;
+use crate::ops::gpu::product::{Problem, Routine, launch, ran, routines, transposed};
+
+/// Rows decoded together.
+const DECODED: usize = 64;
+/// Tokens of a micro-batch.
+const TOKENS: usize = 8192;
+/// Rows of a micro-batch that the head is asked about.
+const HEAD_ROWS: usize = 2048;
+/// Rows of a result that are compared.
+const COMPARED: usize = 16;
+/// Timed launches of a routine at most, and about how long they may take.
+const LAUNCHES: usize = 10;
+const LONGEST: Duration = Duration::from_millis(40);
+
+/// Which shapes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Shapes {
+    /// Those of decoding 64 rows.
+    Decode,
+    /// Those of a micro-batch of 8192 tokens, forward and backward.
+    Train,
+    /// Both.
+    All,
+}
+
+/// One routine on one shape.
+#[derive(Debug, Clone, Serialize)]
+pub struct RoutineTime {
+    /// The routine.
+    pub routine: String,
+    /// One launch of many, microseconds; none where it failed.
+    pub us: Option<f64>,
+    /// Arithmetic per second, in 10^12.
+    pub tflops: Option<f64>,
+    /// The first launch, with the compilation, milliseconds.
+    pub first_ms: f64,
+    /// Why it failed.
+    pub failure: Option<String>,
+}
+
+/// All routines on one shape.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProductTimes {
+    /// What it is in the model.
+    pub name: String,
+    /// Rows, columns and terms of a sum.
+    pub mnk: [usize; 3],
+    /// The routine that the rule takes, of those that work.
+    pub rule: Option<String>,
+    /// The quickest first.
+    pub routines: Vec<RoutineTime>,
+}
+
+#[derive(Debug, Clone)]
+struct Shape {
+    name: String,
+    mnk: [usize; 3],
+    /// Whether the factor lies in memory as its transpose.
+    across: [bool; 2],
+}
+
+/// The products of a decoding step, and of a micro-batch; of equal ones the first.
+fn shapes(config: &ModelConfig, which: Shapes) -> Vec<Shape> {
+    let (hidden, inner, dim) = (config.hidden_size, config.intermediate_size, config.head_dim());
+    let (queries, keys) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
+    let mut all: Vec<Shape> = Vec::new();
+    let mut add = |name: String, mnk: [usize; 3], across: [bool; 2]| {
+        if !all.iter().any(|known| known.mnk == mnk && known.across == across) {
+            all.push(Shape { name, mnk, across });
+        }
+    };
+    // Input and output of each matrix.
+    let matrices = [
+        ("q", hidden, queries),
+        ("k, v", hidden, keys),
+        ("o", queries, hidden),
+        ("gate, up", hidden, inner),
+        ("down", inner, hidden),
+    ];
+    let (head, tied) = (config.vocab_size, config.tie_word_embeddings);
+    if which != Shapes::Train {
+        for (name, input, output) in matrices {
+            add(format!("decode {name}"), [DECODED, output, input], [false, false]);
+        }
+        add("decode head".to_string(), [DECODED, head, hidden], [false, tied]);
+    }
+    if which != Shapes::Decode {
+        for (name, input, output) in matrices {
+            add(format!("train {name}"), [TOKENS, output, input], [false, false]);
+            add(format!("train {name}, dx"), [TOKENS, input, output], [false, true]);
+            add(format!("train {name}, dW"), [input, output, TOKENS], [true, false]);
+        }
+        add("train head".to_string(), [HEAD_ROWS, head, hidden], [false, tied]);
+        add("train head, dx".to_string(), [HEAD_ROWS, hidden, head], [false, !tied]);
+        let [m, n] = if tied { [head, hidden] } else { [hidden, head] };
+        add("train head, dW".to_string(), [m, n, HEAD_ROWS], [true, false]);
+    }
+    all
+}
+
+/// Times the routines on the shapes of a model, one shape after another, until `longest` is over.
+pub fn products(
+    config: &ModelConfig,
+    which: Shapes,
+    format: FloatDType,
+    device: &Device,
+    longest: Duration,
+) -> impl Iterator<Item = ProductTimes> {
+    let (device, end) = (device.clone(), Instant::now() + longest);
+    shapes(config, which).into_iter().map(move |shape| times(&shape, format, &device, end))
+}
+
+fn times(shape: &Shape, format: FloatDType, device: &Device, end: Instant) -> ProductTimes {
+    let Shape { name, mnk: [m, n, k], across } = shape.clone();
+    let [left, right] =
+        [([m, k], across[0]), ([k, n], across[1])].map(|(shape, across)| factor(shape, across, format, device));
+    let problem = Problem::of(&left, &right, DType::F32);
+    let order = routines(&problem);
+    let expected = catch_unwind(AssertUnwindSafe(|| {
+        let few = primitive(tensor(left.clone()).narrow(0, m - COMPARED.min(m), COMPARED.min(m)));
+        launch(Routine::Unit { large: false }, few, right.clone(), DType::F32)
+            .and_then(|found| ran(&found).map(|()| found))
+    }));
+    let expected = expected.ok().and_then(Result::ok).map(tensor);
+    let serves = |routine: &Routine| match routine {
+        Routine::Processor => problem.processor,
+        // On tensor cores' ground the rest is for comparison only.
+        Routine::DoubleUnit { .. } | Routine::Naive => problem.cores == [None; 2],
+        _ => routine.cores().is_none_or(|cores| problem.cores.contains(&Some(cores))),
+    };
+    let mut found: Vec<(Routine, RoutineTime)> = Vec::new();
+    for routine in Routine::ALL.into_iter().filter(serves) {
+        let start = Instant::now();
+        let outcome = if start >= end {
+            Err("no time left".to_string())
+        } else {
+            timed(routine, &left, &right, expected.as_ref())
+        };
+        let (us, first, failure) = match outcome {
+            Ok((us, first)) => (Some(us), first, None),
+            Err(reason) => (None, start.elapsed(), Some(reason)),
+        };
+        let tflops = us.map(|us| 2.0 * (m * n * k) as f64 / us / 1e6);
+        let first_ms = 1e3 * first.as_secs_f64();
+        found.push((routine, RoutineTime { routine: routine.to_string(), us, tflops, first_ms, failure }));
+    }
+    let works = |routine: &&Routine| found.iter().any(|(tried, time)| tried == *routine && time.us.is_some());
+    let rule = order.iter().find(works).map(ToString::to_string);
+    let mut routines: Vec<RoutineTime> = found.into_iter().map(|(_, time)| time).collect();
+    routines.sort_by(|a, b| a.us.unwrap_or(f64::INFINITY).total_cmp(&b.us.unwrap_or(f64::INFINITY)));
+    ProductTimes { name, mnk: [m, n, k], rule, routines }
+}
+
+/// Microseconds of a launch, and the time of the first.
+fn timed(
+    routine: Routine,
+    left: &CubeTensor,
+    right: &CubeTensor,
+    expected: Option<&Tensor<2>>,
+) -> Result<(f64, Duration), String> {
+    let run = || launch(routine, left.clone(), right.clone(), DType::F32);
+    let whole = || {
+        let start = Instant::now();
+        let found = run()?;
+        ran(&found)?;
+        let first = start.elapsed();
+        if let Some(expected) = expected {
+            agree(tensor(found), expected)?;
+        }
+        let start = Instant::now();
+        ran(&run()?)?;
+        let once = start.elapsed().max(Duration::from_micros(1));
+        let launches = (LONGEST.as_secs_f64() / once.as_secs_f64()).clamp(1.0, LAUNCHES as f64) as usize;
+        let start = Instant::now();
+        let mut last = run()?;
+        for _ in 1..launches {
+            last = run()?;
+        }
+        ran(&last)?;
+        Ok((1e6 * start.elapsed().as_secs_f64() / launches as f64, first))
+    };
+    catch_unwind(AssertUnwindSafe(whole)).unwrap_or_else(|panic| {
+        let text =
+            (panic.downcast_ref::<String>().cloned()).or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        Err(format!("panic: {}", text.unwrap_or_default()))
+    })
+}
+
+/// Whether the last rows are what another routine finds.
+fn agree(found: Tensor<2>, expected: &Tensor<2>) -> Result<(), String> {
+    let [rows, _] = expected.dims();
+    let found = found.clone().narrow(0, found.dims()[0] - rows, rows);
+    let largest: f32 = expected.clone().abs().max().into_scalar();
+    let distance: f32 = (found - expected.clone()).abs().max().into_scalar();
+    if distance <= 1e-2 * largest { Ok(()) } else { Err(format!("wrong by {distance:.2e} of {largest:.2e}")) }
+}
+
+fn factor([rows, columns]: [usize; 2], across: bool, format: FloatDType, device: &Device) -> CubeTensor {
+    let shape = if across { [columns, rows] } else { [rows, columns] };
+    let factor = primitive(Tensor::<2>::random(shape, Distribution::Uniform(-1.0, 1.0), device).cast(format));
+    if across { transposed(factor) } else { factor }
+}
+
+fn primitive(tensor: Tensor<2>) -> CubeTensor {
+    tensor.try_into_primitive::<Cube>().expect("a tensor of a GPU backend, without autodiff")
+}
+
+fn tensor(primitive: CubeTensor) -> Tensor<2> {
+    Tensor::from_primitive::<Cube>(primitive)
+}

@@ -1,0 +1,89 @@
+//! The softmax of attention scores over each row's past, and its gradient.
+
+use cubecl::prelude::*;
+
+use super::{max, sum};
+
+/// Scores of a block of query rows become attention weights, in place: `softmax(scale · scores)` over a row's own past, 0
+/// over its future. A cube per row.
+///
+/// Rows are those of heads one after another: row `r` stands at time `first + r mod rows`, and sees that many keys and one.
+///
+/// # Shapes
+/// - scores: `[all, keys]`, `all` a multiple of `rows`
+#[cube(launch, address_type = "dynamic")]
+pub(crate) fn weights(scores: &mut Tensor<f32>, first: usize, rows: usize, scale: f32, #[comptime] units: usize) {
+    let row = CUBE_POS;
+    if row >= scores.shape(0) {
+        terminate!();
+    }
+    let keys = scores.shape(1);
+    let from = row * keys;
+    let seen = first + row % rows + 1;
+    // A finite floor: WGSL has no infinity.
+    let mut largest = f32::new(-3.0e38);
+    let mut key = UNIT_POS as usize;
+    while key < seen {
+        let score = scores[from + key] * scale;
+        if score > largest {
+            largest = score;
+        }
+        key += CUBE_DIM as usize;
+    }
+    let largest = max(largest, units);
+    let mut total = 0.0f32;
+    let mut key = UNIT_POS as usize;
+    while key < seen {
+        total += (scores[from + key] * scale - largest).exp();
+        key += CUBE_DIM as usize;
+    }
+    let factor = 1.0 / sum(total, units);
+    let mut key = UNIT_POS as usize;
+    while key < keys {
+        let mut weight = 0.0f32;
+        if key < seen {
+            weight = (scores[from + key] * scale - largest).exp() * factor;
+        }
+        scores[from + key] = weight;
+        key += CUBE_DIM as usize;
+    }
+}
+
+/// The gradient of the scores in the place of that of the weights: `w ∘ (dw − Σ w ∘ dw) · scale`. A cube per row, as
+/// [`weights`].
+///
+/// # Shapes
+/// - weights, gradient: `[all, keys]`
+#[cube(launch, address_type = "dynamic")]
+pub(crate) fn weights_backward(
+    weights: &Tensor<f32>,
+    gradient: &mut Tensor<f32>,
+    first: usize,
+    rows: usize,
+    scale: f32,
+    #[comptime] units: usize,
+) {
+    let row = CUBE_POS;
+    if row >= weights.shape(0) {
+        terminate!();
+    }
+    let keys = weights.shape(1);
+    let from = row * keys;
+    let seen = first + row % rows + 1;
+    let mut mixed = 0.0f32;
+    let mut key = UNIT_POS as usize;
+    while key < seen {
+        mixed += weights[from + key] * gradient[from + key];
+        key += CUBE_DIM as usize;
+    }
+    let mixed = sum(mixed, units);
+    let mut key = UNIT_POS as usize;
+    while key < keys {
+        let mut value = 0.0f32;
+        if key < seen {
+            value = weights[from + key] * (gradient[from + key] - mixed) * scale;
+        }
+        gradient[from + key] = value;
+        key += CUBE_DIM as usize;
+    }
+}

@@ -1,0 +1,418 @@
+//! Matrix products: `cubek`'s kernels, chosen by rule in the place of a tuner that compiles and times some twenty of them
+//! for every shape. `tempering bench products` measures what the rule chooses from.
+
+use std::collections::HashMap;
+use std::fmt::{Display, Formatter, Result as FmtResult};
+use std::sync::Mutex;
+
+use burn::tensor::DType;
+use burn_cubecl::CubeDevice;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
+use cubecl::future::block_on;
+use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
+use cubek::matmul::launch::launch_ref;
+use cubek::matmul::multi_level::Strategy as Levels;
+use cubek::matmul::multi_level::components::tile::TileMatmulKind;
+use cubek::matmul::multi_level::definition::adjust_dtypes;
+use cubek::matmul::multi_level::routines::TileSizeSelection;
+use cubek::matmul::multi_level::routines::batch::{
+    double_buffering::DoubleBufferingArgs, double_unit::DoubleUnitSelectionArgs,
+    ordered_double_buffering::OrderedSelectionArgs, simple::SimpleArgs, simple_unit::SimpleUnitSelectionArgs,
+    specialized::SpecializedStrategy,
+};
+use cubek::matmul::routine::BlueprintStrategy::Inferred;
+use cubek::matmul::strategy::Strategy;
+use cubek::matmul::tiled::Strategy as Tiled;
+use cubek::std::InputBinding;
+
+use super::launch::{elem, empty};
+
+/// How the tensor cores are reached: by fragments whose layout is the compiler's, or by registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Cores {
+    Cmma,
+    Mma,
+}
+
+use Cores::{Cmma, Mma};
+
+impl Cores {
+    fn kind(self) -> TileMatmulKind {
+        match self {
+            Cmma => TileMatmulKind::Cmma,
+            Mma => TileMatmulKind::Mma,
+        }
+    }
+
+    /// Whether the device has such an instruction for factors of these formats.
+    fn serve(self, client: &Client, dtypes: [DType; 3]) -> bool {
+        let mut elems = elems(dtypes);
+        // f32 becomes TF32 on tensor cores.
+        adjust_dtypes(client, &mut elems, true);
+        !self.kind().supported_sizes(client, elems.lhs_register, elems.rhs_register, elems.acc_register).is_empty()
+    }
+}
+
+/// The kernels to choose from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Routine {
+    /// Tensor cores, one stage in shared memory; two rows of tiles per plane where there are many rows.
+    Simple { cores: Cores, many_rows: bool },
+    /// Tensor cores, the next stage loaded while one is computed, each plane its own rows of the left factor.
+    Ordered { cores: Cores, rows: u32 },
+    /// Tensor cores, the next stage loaded while one is computed; specialized: by planes that do nothing else.
+    Double { cores: Cores, specialized: bool },
+    /// Tensor cores, loaded by planes that do nothing else with asynchronous copies.
+    Specialized { cores: Cores },
+    /// Tensor cores, loaded by the memory accelerator of Hopper and later.
+    Accelerated { cores: Cores, many_rows: bool },
+    /// The same, by planes that do nothing else.
+    AcceleratedSpecialized { cores: Cores },
+    /// No tensor cores: a unit per small tile, one stage.
+    Unit { large: bool },
+    /// The same in two stages.
+    DoubleUnit { large: bool },
+    /// No stages.
+    Gemm,
+    /// Register blocks, for processors.
+    Processor,
+    /// A unit per element of the result: works everywhere.
+    Naive,
+}
+
+impl Routine {
+    /// All of them, the quickest on large products expected first.
+    pub(crate) const ALL: [Self; 23] = [
+        Self::Ordered { cores: Mma, rows: 8 },
+        Self::Ordered { cores: Cmma, rows: 8 },
+        Self::Ordered { cores: Mma, rows: 4 },
+        Self::Ordered { cores: Cmma, rows: 4 },
+        Self::Double { cores: Mma, specialized: false },
+        Self::Double { cores: Cmma, specialized: false },
+        Self::Double { cores: Mma, specialized: true },
+        Self::Double { cores: Cmma, specialized: true },
+        Self::Simple { cores: Mma, many_rows: true },
+        Self::Simple { cores: Cmma, many_rows: true },
+        Self::Simple { cores: Mma, many_rows: false },
+        Self::Simple { cores: Cmma, many_rows: false },
+        Self::Specialized { cores: Mma },
+        Self::Specialized { cores: Cmma },
+        Self::Accelerated { cores: Mma, many_rows: true },
+        Self::Accelerated { cores: Cmma, many_rows: true },
+        Self::AcceleratedSpecialized { cores: Mma },
+        Self::AcceleratedSpecialized { cores: Cmma },
+        Self::Unit { large: true },
+        Self::DoubleUnit { large: true },
+        Self::Gemm,
+        Self::Processor,
+        Self::Naive,
+    ];
+
+    /// Whether it computes on tensor cores.
+    pub(crate) fn cores(self) -> Option<Cores> {
+        match self {
+            Self::Simple { cores, .. }
+            | Self::Ordered { cores, .. }
+            | Self::Double { cores, .. }
+            | Self::Specialized { cores }
+            | Self::Accelerated { cores, .. }
+            | Self::AcceleratedSpecialized { cores } => Some(cores),
+            _ => None,
+        }
+    }
+
+    fn strategy(self) -> Strategy {
+        let size = |large| if large { TileSizeSelection::MaxTileSize } else { TileSizeSelection::MinTileSize };
+        match self {
+            Self::Simple { cores, many_rows } => {
+                let args = SimpleArgs { tile_matmul: cores.kind(), multi_rows: many_rows };
+                match cores {
+                    Cmma => Levels::SimpleCyclicCmma(Inferred(args)).into(),
+                    Mma => Levels::SimpleCyclicMma(Inferred(args)).into(),
+                }
+            }
+            Self::Ordered { cores, rows } => {
+                let args = OrderedSelectionArgs {
+                    tile_matmul: cores.kind(),
+                    partition_k: Some(2),
+                    row_count: Some(rows),
+                    rows_per_plane: Some(2),
+                };
+                match cores {
+                    Cmma => Levels::OrderedDoubleCmma(Inferred(args)).into(),
+                    Mma => Levels::OrderedDoubleMma(Inferred(args)).into(),
+                }
+            }
+            Self::Double { cores, specialized } => {
+                let args = DoubleBufferingArgs { tile_matmul: cores.kind(), specialized };
+                match cores {
+                    Cmma => Levels::DoubleCyclicCmma(Inferred(args)).into(),
+                    Mma => Levels::DoubleCyclicMma(Inferred(args)).into(),
+                }
+            }
+            Self::Specialized { cores } => {
+                let args = SpecializedStrategy { tile_matmul: cores.kind() };
+                match cores {
+                    Cmma => Levels::SpecializedCyclicCmma(Inferred(args)).into(),
+                    Mma => Levels::SpecializedCyclicMma(Inferred(args)).into(),
+                }
+            }
+            Self::Accelerated { cores, many_rows } => {
+                let args = SimpleArgs { tile_matmul: cores.kind(), multi_rows: many_rows };
+                match cores {
+                    Cmma => Levels::SimpleTmaCmma(Inferred(args)).into(),
+                    Mma => Levels::SimpleTmaMma(Inferred(args)).into(),
+                }
+            }
+            Self::AcceleratedSpecialized { cores } => {
+                let args = SpecializedStrategy { tile_matmul: cores.kind() };
+                match cores {
+                    Cmma => Levels::SpecializedTmaCmma(Inferred(args)).into(),
+                    Mma => Levels::SpecializedTmaMma(Inferred(args)).into(),
+                }
+            }
+            Self::Unit { large } => {
+                Levels::SimpleUnit(Inferred(SimpleUnitSelectionArgs { tile_size: size(large) })).into()
+            }
+            Self::DoubleUnit { large } => {
+                Levels::DoubleUnit(Inferred(DoubleUnitSelectionArgs { tile_size: size(large) })).into()
+            }
+            Self::Gemm => Levels::Gemm(Inferred(Default::default())).into(),
+            Self::Processor => Tiled::CpuGemm(Inferred(Default::default())).into(),
+            Self::Naive => Levels::Naive.into(),
+        }
+    }
+}
+
+impl Display for Routine {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        let name = |cores: &Cores| if *cores == Cmma { "cmma" } else { "mma" };
+        match self {
+            Self::Simple { cores, many_rows: false } => write!(f, "simple-{}", name(cores)),
+            Self::Simple { cores, many_rows: true } => write!(f, "simple-{}-many-rows", name(cores)),
+            Self::Ordered { cores, rows } => write!(f, "ordered-{}-{rows}", name(cores)),
+            Self::Double { cores, specialized: false } => write!(f, "double-{}", name(cores)),
+            Self::Double { cores, specialized: true } => write!(f, "double-{}-specialized", name(cores)),
+            Self::Specialized { cores } => write!(f, "specialized-{}", name(cores)),
+            Self::Accelerated { cores, many_rows: false } => write!(f, "tma-{}", name(cores)),
+            Self::Accelerated { cores, many_rows: true } => write!(f, "tma-{}-many-rows", name(cores)),
+            Self::AcceleratedSpecialized { cores } => write!(f, "tma-{}-specialized", name(cores)),
+            Self::Unit { large } => write!(f, "unit-{}", if *large { "large" } else { "small" }),
+            Self::DoubleUnit { large } => write!(f, "double-unit-{}", if *large { "large" } else { "small" }),
+            Self::Gemm => f.write_str("gemm"),
+            Self::Processor => f.write_str("processor"),
+            Self::Naive => f.write_str("naive"),
+        }
+    }
+}
+
+/// A product as the rule sees it: `batch` times `[m, k]` and `[k, n]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Problem {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Whether the runtime's units are the cores of a processor.
+    pub processor: bool,
+    /// The tensor cores that take these formats, registers before fragments.
+    pub cores: [Option<Cores>; 2],
+}
+
+impl Problem {
+    pub(crate) fn of(lhs: &CubeTensor, rhs: &CubeTensor, out: DType) -> Self {
+        let client = &lhs.client;
+        let [m, k] = matrix(lhs.meta.shape());
+        let [_, n] = matrix(rhs.meta.shape());
+        let formats = [lhs.dtype, rhs.dtype, out];
+        Self {
+            m,
+            n,
+            k,
+            processor: client.properties().hardware.num_cpu_cores.is_some(),
+            cores: [Mma, Cmma].map(|cores| cores.serve(client, formats).then_some(cores)),
+        }
+    }
+}
+
+/// The rule: routines for a product, the first to be taken, the rest for where one cannot be set up or compiled.
+pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
+    let Problem { m, n, k, processor, cores: [registers, fragments] } = *problem;
+    let mut order = Vec::new();
+    if processor {
+        // Made for processors.
+        order.push(Routine::Processor);
+    }
+    // Large enough to fill a card with tiles of 128 x 128, and long enough for loads to hide behind products.
+    let large = m >= 512 && n >= 512 && k >= 128;
+    if let (true, Some(cores)) = (large, registers.or(fragments)) {
+        // Each left row is read once per plane and the loads of the next stage are hidden.
+        order.push(Routine::Ordered { cores, rows: 8 });
+        // The same without the order of rows, for layouts that the first does not take.
+        order.push(Routine::Double { cores, specialized: false });
+    }
+    if let Some(cores) = fragments {
+        // Few rows (decoding), or a narrow result: one stage, small tiles, so that there are enough of them.
+        order.push(Routine::Simple { cores, many_rows: large });
+    }
+    if let Some(cores) = registers {
+        // The same where a device has only the other kind.
+        order.push(Routine::Simple { cores, many_rows: large });
+    }
+    // No tensor cores, or none for this.
+    order.push(Routine::Unit { large: true });
+    // What always works.
+    order.push(Routine::Naive);
+    order
+}
+
+/// What a routine's success depends on: it is tried once for each, and what fails is not tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    routine: Routine,
+    device: CubeDevice,
+    dtypes: [DType; 3],
+    /// Logarithms of m, n and k: tiles are chosen by size.
+    sizes: [u32; 3],
+    /// Whether each factor is read along its rows, and the number of elements, to 16, that its lines are multiples of.
+    layouts: [(bool, usize); 2],
+    /// The same of the result.
+    width: usize,
+}
+
+static TRIED: Mutex<Option<HashMap<Key, bool>>> = Mutex::new(None);
+
+/// `lhs · rhs` in `out`, which may be wider than the factors: sums are in f32. Factors may be views with strides.
+///
+/// # Shapes
+/// - lhs: `[.., m, k]`; rhs: `[.., k, n]`; output: `[.., m, n]`
+pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, out: DType) -> CubeTensor {
+    let problem = Problem::of(&lhs, &rhs, out);
+    let mut reasons = Vec::new();
+    let layouts = [layout(&lhs), layout(&rhs)];
+    for routine in routines(&problem) {
+        let key = Key {
+            routine,
+            device: lhs.device.clone(),
+            dtypes: [lhs.dtype, rhs.dtype, out],
+            sizes: [problem.m, problem.n, problem.k].map(|size| (size.max(1) as u64).ilog2().min(13)),
+            layouts,
+            width: alignment(problem.n),
+        };
+        let known = TRIED.lock().expect("no panic while it is held").get_or_insert_default().get(&key).copied();
+        if known == Some(false) {
+            continue;
+        }
+        let result = launch(routine, lhs.clone(), rhs.clone(), out).and_then(|product| match known {
+            Some(_) => Ok(product),
+            // The first of its kind: whether it compiled is known when it has run.
+            None => ran(&product).map(|()| product),
+        });
+        if result.is_err() {
+            // What was never computed is no fault of the routine.
+            for factor in [&lhs, &rhs] {
+                ran(factor).unwrap_or_else(|reason| panic!("a factor of a matrix product was not computed: {reason}"));
+            }
+        }
+        if known.is_none() {
+            TRIED.lock().expect("no panic while it is held").get_or_insert_default().insert(key, result.is_ok());
+        }
+        match result {
+            Ok(product) => return product,
+            Err(reason) => {
+                tracing::debug!("matrix product by {routine}: {reason}");
+                reasons.push(format!("{routine}: {reason}"));
+            }
+        }
+    }
+    panic!("no routine computes the product {problem:?}: {}", reasons.join("; "))
+}
+
+/// Waits for a tensor, and says what failed on the way to it.
+pub(crate) fn ran(tensor: &CubeTensor) -> Result<(), String> {
+    block_on(tensor.client.sync_buffers([&tensor.handle])).map_err(|error| format!("{error:?}"))
+}
+
+/// The product by a given routine.
+///
+/// # Errors
+/// Why the routine cannot be set up for this; a kernel that does not compile shows later, in [`ran`].
+pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor, out: DType) -> Result<CubeTensor, String> {
+    let mut shape = lhs.meta.shape().clone();
+    let last = shape.num_dims() - 1;
+    shape[last] = rhs.meta.shape()[last];
+    let product = empty(&lhs, shape, out);
+    if product.meta.num_elements() == 0 {
+        return Ok(product);
+    }
+    let client = lhs.client.clone();
+    let mut elems = elems([lhs.dtype, rhs.dtype, out]);
+    let [lhs, rhs] = [lhs, rhs].map(|factor| {
+        let format = elem(factor.dtype);
+        InputBinding::new(factor.binding(), format)
+    });
+    launch_ref(&routine.strategy(), &client, lhs, rhs, product.clone().binding(), &mut elems)
+        .map_err(|error| error.to_string().trim().to_string())?;
+    Ok(product)
+}
+
+/// Swaps the last two dimensions; nothing is copied.
+pub(crate) fn transposed(mut tensor: CubeTensor) -> CubeTensor {
+    let dims = tensor.meta.num_dims();
+    tensor.meta.swap(dims - 2, dims - 1);
+    tensor
+}
+
+fn elems([lhs, rhs, out]: [DType; 3]) -> MatmulElems {
+    MatmulElems::from_globals(&MatmulGlobalElems { lhs: elem(lhs), rhs: elem(rhs), out: elem(out) })
+}
+
+fn matrix(shape: &[usize]) -> [usize; 2] {
+    let dims = shape.len();
+    [shape[dims - 2], shape[dims - 1]]
+}
+
+/// Whether the last dimension is the one without gaps, and what the lines are multiples of.
+fn layout(tensor: &CubeTensor) -> (bool, usize) {
+    let dims = tensor.meta.num_dims();
+    let (strides, shape) = (tensor.meta.strides(), tensor.meta.shape());
+    let by_rows = strides[dims - 1] <= strides[dims - 2];
+    let (line, stride) =
+        if by_rows { (shape[dims - 1], strides[dims - 2]) } else { (shape[dims - 2], strides[dims - 1]) };
+    (by_rows, alignment(line).min(alignment(stride)))
+}
+
+/// The largest power of two that divides `size`, to 16.
+fn alignment(size: usize) -> usize {
+    1 << size.max(1).trailing_zeros().min(4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Option<Cores>; 2] = [Some(Mma), Some(Cmma)];
+
+    fn rule(m: usize, n: usize, k: usize, processor: bool, cores: [Option<Cores>; 2]) -> Vec<Routine> {
+        routines(&Problem { m, n, k, processor, cores })
+    }
+
+    #[test]
+    fn the_last_resort_is_always_there_and_tensor_cores_only_where_they_are() {
+        for (m, n, k) in [(1, 1, 1), (64, 896, 896), (8192, 4864, 896), (896, 4864, 8192)] {
+            for (processor, cores) in [(false, ALL), (false, [None, Some(Cmma)]), (false, [None; 2]), (true, [None; 2])]
+            {
+                let order = rule(m, n, k, processor, cores);
+                assert_eq!(order.last(), Some(&Routine::Naive));
+                assert!(order.iter().filter_map(|routine| routine.cores()).all(|kind| cores.contains(&Some(kind))));
+                assert_eq!(order.contains(&Routine::Processor), processor);
+            }
+        }
+    }
+
+    #[test]
+    fn large_products_are_loaded_ahead() {
+        assert_eq!(rule(8192, 4864, 896, false, ALL)[0], Routine::Ordered { cores: Mma, rows: 8 });
+        assert_eq!(rule(64, 4864, 896, false, ALL)[0], Routine::Simple { cores: Cmma, many_rows: false });
+    }
+}
