@@ -119,7 +119,11 @@ pub fn products(
     longest: Duration,
 ) -> impl Iterator<Item = ProductTimes> {
     let (device, end) = (device.clone(), Instant::now() + longest);
-    shapes(config, which).into_iter().map(move |shape| times(&shape, format, &device, end))
+    // The first shapes have most of the compilations, but none has more than half of what is left.
+    shapes(config, which).into_iter().map(move |shape| {
+        let left = end.saturating_duration_since(Instant::now());
+        times(&shape, format, &device, Instant::now() + left / 2)
+    })
 }
 
 fn times(shape: &Shape, format: FloatDType, device: &Device, end: Instant) -> ProductTimes {
@@ -130,14 +134,16 @@ fn times(shape: &Shape, format: FloatDType, device: &Device, end: Instant) -> Pr
     let order = routines(&problem);
     let expected = catch_unwind(AssertUnwindSafe(|| {
         let few = primitive(tensor(left.clone()).narrow(0, m - COMPARED.min(m), COMPARED.min(m)));
-        launch(Routine::Unit { large: false }, few, right.clone(), DType::F32)
-            .and_then(|found| ran(&found).map(|()| found))
+        launch(Routine::Naive, few, right.clone(), DType::F32).and_then(|found| ran(&found).map(|()| found))
     }));
     let expected = expected.ok().and_then(Result::ok).map(tensor);
     let serves = |routine: &Routine| match routine {
         Routine::Processor => problem.processor,
-        // On tensor cores' ground the rest is for comparison only.
-        Routine::DoubleUnit { .. } | Routine::Naive => problem.cores == [None; 2],
+        Routine::Unit { .. } => !problem.processor,
+        // Where there are tensor cores, one routine without them is enough for comparison.
+        Routine::DoubleUnit { .. } => !problem.processor && problem.cores == [None; 2],
+        // The results of the others are compared with this one's.
+        Routine::Naive => false,
         _ => routine.cores().is_none_or(|cores| problem.cores.contains(&Some(cores))),
     };
     let mut found: Vec<(Routine, RoutineTime)> = Vec::new();

@@ -240,8 +240,8 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
     let Problem { m, n, k, processor, cores: [registers, fragments] } = *problem;
     let mut order = Vec::new();
     if processor {
-        // Made for processors.
-        order.push(Routine::Processor);
+        // Made for processors; the units of the others wait for each other, which cores do badly.
+        return vec![Routine::Processor, Routine::Gemm, Routine::Naive];
     }
     // Large enough to fill a card with tiles of 128 x 128, and long enough for loads to hide behind products.
     let large = m >= 512 && n >= 512 && k >= 128;
