@@ -19,7 +19,7 @@ use burn_cubecl::tensor::CubeTensor;
 type Primitive = CubeTensor;
 
 /// Whether tensors on `device` are served here.
-pub(super) fn serves(device: &Device) -> bool {
+pub(crate) fn serves(device: &Device) -> bool {
     matches!(device.clone().inner().as_dispatch(), DispatchDevice::Cube(_))
 }
 
