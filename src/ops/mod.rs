@@ -411,14 +411,13 @@ pub(crate) fn padding(lengths: &[usize], device: &Device) -> usize {
 }
 
 /// Whether kernels are launched on the device: it is of a GPU backend.
-pub(crate) fn launches(device: &Device) -> bool {
-    #[cfg(feature = "gpu")]
-    return gpu::serves(device);
-    #[cfg(not(feature = "gpu"))]
-    return {
-        let _ = device;
-        false
-    };
+#[cfg(feature = "gpu")]
+pub(crate) use gpu::serves as launches;
+
+/// Whether kernels are launched on the device: without a GPU backend, on none.
+#[cfg(not(feature = "gpu"))]
+pub(crate) fn launches(_: &Device) -> bool {
+    false
 }
 
 /// Whether the device's memory is the host's and its operations are those of `ops/cpu`.

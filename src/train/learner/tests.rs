@@ -61,12 +61,16 @@ fn completion_scores(model: &CausalLm, sequences: &[Sequence], temperature: f32)
     ops::scores(model.logits(ops::take_rows(hidden, &packed.rows)), &packed.targets, temperature)
 }
 
+fn on_host(scores: &Scores) -> TokenScores {
+    let of = |values: &Tensor<1>| ops::to_host(values.clone().inner());
+    let Scores { log_prob, entropy, entropy_sampling, .. } = scores;
+    TokenScores { log_prob: of(log_prob), entropy: of(entropy), sampling_entropy: of(entropy_sampling) }
+}
+
 /// The gradient through [`completion_scores`].
 fn plain(model: &CausalLm, temperature: f32) -> BTreeMap<String, Vec<f32>> {
     let scores = completion_scores(model, &sequences(), temperature);
-    let mut seen = TokenScores::default();
-    seen.extend(scores.clone());
-    let upstream = derivatives(&seen, 0);
+    let upstream = derivatives(&on_host(&scores), 0);
     let device = scores.log_prob.device();
     let pull = |x: Tensor<1>, by: &[f32]| (x * Tensor::from_data(TensorData::from(by), &device)).sum();
     let loss = pull(scores.log_prob, &upstream.log_prob) + pull(scores.entropy_sampling, &upstream.entropy);
@@ -240,13 +244,13 @@ fn scores_without_gradients_are_those_with_them() {
     let lists = learner.read(&model, &sequences());
     let lengths: Vec<usize> = sequences().iter().map(|sequence| sequence.completion().len()).collect();
     assert!(lists.iter().map(|scores| scores.log_prob.len()).eq(lengths));
-    let (mut read, mut recorded) = (TokenScores::default(), TokenScores::default());
+    let mut read = TokenScores::default();
     for scores in &lists {
         read.log_prob.extend(&scores.log_prob);
         read.entropy.extend(&scores.entropy);
         read.sampling_entropy.extend(&scores.sampling_entropy);
     }
-    recorded.extend(completion_scores(&model, &sequences(), 0.8));
+    let recorded = on_host(&completion_scores(&model, &sequences(), 0.8));
     for (read, recorded) in [
         (read.log_prob, recorded.log_prob),
         (read.entropy, recorded.entropy),
