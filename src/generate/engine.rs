@@ -18,6 +18,8 @@ use crate::ops::{self, is_host};
 
 /// Prompt tokens read in one pass at most, but for a single longer prompt.
 const READ_TOKENS: usize = 8192;
+/// Rows of a decoding pass off the CPU at least: tensor cores take so many at a time.
+const TILE: usize = 16;
 /// New prompts are read when one in so many slots is free, or nothing runs.
 const READ_SHARE: usize = 8;
 
@@ -271,7 +273,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
     /// Rows of a decoding pass. A device that compiles and tunes kernels for shapes sees few: powers of two.
     fn rows(&self) -> usize {
         let running = self.running.len();
-        if is_host(&self.model.device()) { running } else { running.next_power_of_two().min(self.slots) }
+        if is_host(&self.model.device()) { running } else { running.next_power_of_two().max(TILE) }
     }
 
     /// Tells the cache of the next token of every running completion.

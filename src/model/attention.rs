@@ -37,8 +37,16 @@ pub(crate) struct Rows {
     pub rotary: Option<[(Tensor<2>, Tensor<2>); 2]>,
     /// What matrix products are computed in.
     pub precision: Precision,
-    /// The format in which norms and activations hand their results to products; none where those convert them.
-    pub stored: Option<FloatDType>,
+    /// What [`Rows::stored`] gives while nothing is recorded.
+    pub(super) stored: Option<FloatDType>,
+}
+
+impl Rows {
+    /// The format in which norms and activations hand their results to products; none where those convert them, as they do
+    /// where gradients are recorded.
+    pub(super) fn stored(&self, x: &Tensor<2>) -> Option<FloatDType> {
+        self.stored.filter(|_| !x.device().is_autodiff())
+    }
 }
 
 impl Attention {

@@ -72,7 +72,7 @@ impl Mlp {
     fn forward(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
         let precision = rows.precision;
         let (gate, up) = (precision.linear(&self.gate_proj, x.clone()), precision.linear(&self.up_proj, x));
-        match rows.stored {
+        match rows.stored(&gate) {
             Some(stored) => precision.linear(&self.down_proj, ops::swiglu_as(gate, up, stored)),
             None => precision.swiglu_linear(&self.down_proj, gate, up),
         }
@@ -99,9 +99,10 @@ impl Layer {
     }
 
     fn forward(&self, stream: Stream, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Stream {
-        let (x, normed) = self.input_layernorm.after(stream.x, stream.part, rows.stored);
+        let stored = rows.stored(&stream.x);
+        let (x, normed) = self.input_layernorm.after(stream.x, stream.part, stored);
         let attended = self.self_attn.forward(normed, rows, cache);
-        let (x, normed) = self.post_attention_layernorm.after(x, Some((attended, self.multiplier)), rows.stored);
+        let (x, normed) = self.post_attention_layernorm.after(x, Some((attended, self.multiplier)), stored);
         Stream { x, part: Some((self.mlp.forward(normed, rows), self.multiplier)) }
     }
 }

@@ -10,6 +10,7 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::future::block_on;
+use cubecl::prelude::CubeDim;
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::launch_ref;
 use cubek::matmul::multi_level::Strategy as Levels;
@@ -26,7 +27,8 @@ use cubek::matmul::strategy::Strategy;
 use cubek::matmul::tiled::Strategy as Tiled;
 use cubek::std::InputBinding;
 
-use super::launch::{elem, empty};
+use super::kernels::few_rows::{self, TILE};
+use super::launch::{addresses, cubes, elem, empty};
 
 /// How the tensor cores are reached: by fragments whose layout is the compiler's, or by registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,6 +59,8 @@ impl Cores {
 /// The kernels to choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Routine {
+    /// Tensor cores, for so few rows that all of them are a plane's: our own, see `kernels/few_rows.rs`.
+    FewRows,
     /// Tensor cores, one stage in shared memory; two rows of tiles per plane where there are many rows.
     Simple { cores: Cores, many_rows: bool },
     /// Tensor cores, the next stage loaded while one is computed, each plane its own rows of the left factor.
@@ -83,7 +87,8 @@ pub(crate) enum Routine {
 
 impl Routine {
     /// All of them, the quickest on large products expected first.
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 24] = [
+        Self::FewRows,
         Self::Ordered { cores: Mma, rows: 8 },
         Self::Ordered { cores: Cmma, rows: 8 },
         Self::Ordered { cores: Mma, rows: 4 },
@@ -122,9 +127,11 @@ impl Routine {
         }
     }
 
-    fn strategy(self) -> Strategy {
+    /// None for our own.
+    fn strategy(self) -> Option<Strategy> {
         let size = |large| if large { TileSizeSelection::MaxTileSize } else { TileSizeSelection::MinTileSize };
-        match self {
+        Some(match self {
+            Self::FewRows => return None,
             Self::Simple { cores, many_rows } => {
                 let args = SimpleArgs { tile_matmul: cores.kind(), multi_rows: many_rows };
                 match cores {
@@ -181,7 +188,7 @@ impl Routine {
             Self::Gemm => Levels::Gemm(Inferred(Default::default())).into(),
             Self::Processor => Tiled::CpuGemm(Inferred(Default::default())).into(),
             Self::Naive => Levels::Naive.into(),
-        }
+        })
     }
 }
 
@@ -189,6 +196,7 @@ impl Display for Routine {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         let name = |cores: &Cores| if *cores == Cmma { "cmma" } else { "mma" };
         match self {
+            Self::FewRows => f.write_str("few-rows"),
             Self::Simple { cores, many_rows: false } => write!(f, "simple-{}", name(cores)),
             Self::Simple { cores, many_rows: true } => write!(f, "simple-{}-many-rows", name(cores)),
             Self::Ordered { cores, rows } => write!(f, "ordered-{}-{rows}", name(cores)),
@@ -217,7 +225,14 @@ pub(crate) struct Problem {
     pub processor: bool,
     /// The tensor cores that take these formats, registers before fragments.
     pub cores: [Option<Cores>; 2],
+    /// Whether [`Routine::FewRows`] serves it.
+    pub few_rows: bool,
 }
+
+/// Rows that [`Routine::FewRows`] serves at most: a plane keeps their sums in registers.
+const FEW_ROWS: usize = 128;
+/// Planes of a cube of [`Routine::FewRows`], and units of a plane.
+const PLANES: [u32; 2] = [16, 32];
 
 impl Problem {
     pub(crate) fn of(lhs: &CubeTensor, rhs: &CubeTensor, out: DType) -> Self {
@@ -225,23 +240,54 @@ impl Problem {
         let [m, k] = matrix(lhs.meta.shape());
         let [_, n] = matrix(rhs.meta.shape());
         let formats = [lhs.dtype, rhs.dtype, out];
-        Self {
-            m,
-            n,
-            k,
-            processor: client.properties().hardware.num_cpu_cores.is_some(),
-            cores: [Mma, Cmma].map(|cores| cores.serve(client, formats).then_some(cores)),
-        }
+        let cores = served(lhs, formats);
+        let hardware = &client.properties().hardware;
+        let [planes, units] = PLANES;
+        let planes = hardware.plane_size_min == units
+            && hardware.plane_size_max == units
+            && hardware.max_units_per_cube >= planes * units;
+        // Fragments begin at multiples of 32 bytes, and their lines are multiples of 16.
+        let tiles = [m, n, k].iter().all(|size| size.is_multiple_of(TILE))
+            && [lhs, rhs].iter().all(|factor| line(factor).is_some_and(|(_, stride)| stride.is_multiple_of(TILE)));
+        let halves = lhs.dtype.size() == 2 && rhs.dtype == lhs.dtype && out == DType::F32;
+        let matrices =
+            lhs.meta.num_dims() == 2 && rhs.meta.num_dims() == 2 && line(lhs).is_some_and(|(by_rows, _)| by_rows);
+        let few_rows = m <= FEW_ROWS && planes && tiles && halves && matrices && cores[1].is_some();
+        Self { m, n, k, processor: hardware.num_cpu_cores.is_some(), cores, few_rows }
     }
+}
+
+/// Whether the rows of a matrix are without gaps, or its columns, and how far apart they are.
+fn line(factor: &CubeTensor) -> Option<(bool, usize)> {
+    let strides = factor.meta.strides();
+    let dims = strides.len();
+    match (strides[dims - 2], strides[dims - 1]) {
+        (stride, 1) => Some((true, stride)),
+        (1, stride) => Some((false, stride)),
+        _ => None,
+    }
+}
+
+/// The tensor cores that take these formats on the device of `like`, asked for once.
+fn served(like: &CubeTensor, formats: [DType; 3]) -> [Option<Cores>; 2] {
+    type Served = HashMap<(CubeDevice, [DType; 3]), [Option<Cores>; 2]>;
+    static SERVED: Mutex<Option<Served>> = Mutex::new(None);
+    let mut served = SERVED.lock().expect("no panic while it is held");
+    let ask = || [Mma, Cmma].map(|cores| cores.serve(&like.client, formats).then_some(cores));
+    *served.get_or_insert_default().entry((like.device.clone(), formats)).or_insert_with(ask)
 }
 
 /// The rule: routines for a product, the first to be taken, the rest for where one cannot be set up or compiled.
 pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
-    let Problem { m, n, k, processor, cores: [registers, fragments] } = *problem;
+    let Problem { m, n, k, processor, cores: [registers, fragments], .. } = *problem;
     let mut order = Vec::new();
     if processor {
         // Made for processors; the units of the others wait for each other, which cores do badly.
         return vec![Routine::Processor, Routine::Gemm, Routine::Naive];
+    }
+    if problem.few_rows {
+        // Decoding: the others have too few cubes to read the right factor at the card's speed (H100, 64 x 896 x 896: 30 us).
+        order.push(Routine::FewRows);
     }
     // Large enough to fill a card with tiles of 128 x 128, and long enough for loads to hide behind products.
     let large = m >= 512 && n >= 512 && k >= 128;
@@ -251,13 +297,10 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
         // The same without the order of rows, for layouts that the first does not take.
         order.push(Routine::Double { cores, specialized: false });
     }
-    if let Some(cores) = fragments {
-        // Few rows (decoding), or a narrow result: one stage, small tiles, so that there are enough of them.
-        order.push(Routine::Simple { cores, many_rows: large });
-    }
-    if let Some(cores) = registers {
-        // The same where a device has only the other kind.
-        order.push(Routine::Simple { cores, many_rows: large });
+    for cores in [registers, fragments].into_iter().flatten() {
+        // A narrow or a short product: one stage, small tiles, so that there are enough of them. Registers are the quicker
+        // of the two (H100, all shapes of decoding).
+        order.push(Routine::Simple { cores, many_rows: m >= 512 });
     }
     // No tensor cores, or none for this.
     order.push(Routine::Unit { large: true });
@@ -345,15 +388,46 @@ pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor, out: DT
     if product.meta.num_elements() == 0 {
         return Ok(product);
     }
+    let Some(strategy) = routine.strategy() else {
+        few_rows(lhs, rhs, &product);
+        return Ok(product);
+    };
     let client = lhs.client.clone();
     let mut elems = elems([lhs.dtype, rhs.dtype, out]);
     let [lhs, rhs] = [lhs, rhs].map(|factor| {
         let format = elem(factor.dtype);
         InputBinding::new(factor.binding(), format)
     });
-    launch_ref(&routine.strategy(), &client, lhs, rhs, product.clone().binding(), &mut elems)
+    launch_ref(&strategy, &client, lhs, rhs, product.clone().binding(), &mut elems)
         .map_err(|error| error.to_string().trim().to_string())?;
     Ok(product)
+}
+
+/// [`Routine::FewRows`], of a problem that it serves.
+fn few_rows(lhs: CubeTensor, rhs: CubeTensor, out: &CubeTensor) {
+    let ([m, k], [_, n]) = (matrix(lhs.meta.shape()), matrix(rhs.meta.shape()));
+    let [(_, lhs_stride), (by_rows, rhs_stride)] =
+        [&lhs, &rhs].map(|factor| line(factor).expect("a factor whose rows or columns are without gaps"));
+    let client = lhs.client.clone();
+    let format = elem(lhs.dtype);
+    let [planes, units] = PLANES;
+    few_rows::few_rows::launch(
+        &client,
+        cubes(&client, n / TILE),
+        CubeDim::new_2d(units, planes),
+        addresses([&lhs, &rhs, out]),
+        lhs.into_buffer_arg(),
+        rhs.into_buffer_arg(),
+        out.clone().into_buffer_arg(),
+        lhs_stride as u32,
+        rhs_stride as u32,
+        n,
+        k,
+        m / TILE,
+        planes as usize,
+        !by_rows,
+        format,
+    );
 }
 
 /// Swaps the last two dimensions; nothing is copied.
@@ -394,7 +468,7 @@ mod tests {
     const ALL: [Option<Cores>; 2] = [Some(Mma), Some(Cmma)];
 
     fn rule(m: usize, n: usize, k: usize, processor: bool, cores: [Option<Cores>; 2]) -> Vec<Routine> {
-        routines(&Problem { m, n, k, processor, cores })
+        routines(&Problem { m, n, k, processor, cores, few_rows: false })
     }
 
     #[test]
@@ -413,6 +487,6 @@ mod tests {
     #[test]
     fn large_products_are_loaded_ahead() {
         assert_eq!(rule(8192, 4864, 896, false, ALL)[0], Routine::Ordered { cores: Mma, rows: 8 });
-        assert_eq!(rule(64, 4864, 896, false, ALL)[0], Routine::Simple { cores: Cmma, many_rows: false });
+        assert_eq!(rule(64, 4864, 896, false, ALL)[0], Routine::Simple { cores: Mma, many_rows: false });
     }
 }

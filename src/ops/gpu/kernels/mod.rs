@@ -7,6 +7,7 @@
 
 pub(super) mod attention;
 pub(super) mod decode;
+pub(super) mod few_rows;
 pub(super) mod linear;
 pub(super) mod norm;
 pub(super) mod pointwise;
