@@ -142,7 +142,7 @@ impl Drawn {
     ) -> Self {
         let [rows, _] = logits.dims();
         let device = logits.device();
-        if ops::decodes_on_device(&device) {
+        if ops::is_gpu(&device) {
             let states = states.unwrap_or_else(|| Tensor::<1, Int>::zeros([rows * 4], &device).reshape([rows, 4]));
             let (tokens, numbers) = ops::sample(logits, distribution.temperature, uniforms, place, states);
             return Self { tokens, numbers };

@@ -214,7 +214,7 @@ impl CausalLm {
 
     /// The format of what products read, where norms write it themselves: on a GPU, without autodiff.
     fn stored(&self, device: &Device) -> Option<FloatDType> {
-        (ops::decodes_on_device(device) && !device.is_autodiff()).then(|| self.precision.dtype())
+        (ops::is_gpu(device) && !device.is_autodiff()).then(|| self.precision.dtype())
     }
 
     /// The final norm, of what the last block gave; divided as the logits are to be.

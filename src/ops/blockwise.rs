@@ -29,12 +29,12 @@ use super::plain::scale;
 /// Query rows of a block on processors.
 pub(super) const BLOCK: usize = 256;
 
-/// Query rows of a block for `rows` rows of scores per query, over `time` keys: on a GPU as many as keep the scores of a
-/// block within 2^27 numbers, so that launches are few, up to 1024.
+/// Query rows of a block for `rows` rows of scores per query, over `time` keys: on a GPU so many that a block has some 2^25
+/// scores, up to 1024 rows. Fewer would be launches without work, more look at keys that no row sees.
 pub(super) fn block(device: &Device, rows: usize, time: usize) -> usize {
     #[cfg(feature = "gpu")]
     if gpu::serves(device) {
-        return ((1 << 27) / (rows * time).max(1) / BLOCK * BLOCK).clamp(BLOCK, 4 * BLOCK);
+        return ((1 << 25) / (rows * time).max(1) / BLOCK * BLOCK).clamp(BLOCK, 4 * BLOCK);
     }
     let _ = (device, rows, time);
     BLOCK

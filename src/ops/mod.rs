@@ -75,8 +75,8 @@ pub(crate) struct Decoding {
     pub stored: FloatDType,
 }
 
-/// Whether [`add_rms_norm`], [`attend`] and [`sample`] have kernels on the device.
-pub(crate) fn decodes_on_device(device: &Device) -> bool {
+/// Whether the device is of a GPU backend: [`add_rms_norm`], [`attend`] and [`sample`] have kernels there.
+pub(crate) fn is_gpu(device: &Device) -> bool {
     on!(device.clone(), cpu: false, gpu: true, plain: false)
 }
 
@@ -193,7 +193,7 @@ pub(crate) fn sample(
     )
 }
 
-/// Where [`decodes_on_device`] was not asked.
+/// Where [`is_gpu`] was not asked.
 fn no_kernel() -> ! {
     panic!("a kernel of GPUs on another device")
 }
