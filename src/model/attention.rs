@@ -107,16 +107,21 @@ impl Attention {
     fn decode(&self, x: Tensor<2>, rows: &Rows, (cache, layer): (&mut KvCache, usize)) -> Tensor<2> {
         let norms = [&self.q_norm, &self.k_norm, &None];
         let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let fused = self.q_norm.is_none() && layers.iter().all(|layer| layer.bias.is_some());
-        let mut projections = layers.iter().zip(norms).map(|(layer, norm)| {
-            let x =
-                if fused { rows.precision.product(layer, x.clone()) } else { rows.precision.linear(layer, x.clone()) };
+        let biased = layers.iter().filter(|layer| layer.bias.is_some()).count();
+        let later = biased == layers.len() && self.q_norm.is_none();
+        let projections = if later || biased == 0 {
+            rows.precision.products(layers, x)
+        } else {
+            layers.map(|layer| rows.precision.linear(layer, x.clone()))
+        };
+        let mut norms = norms.into_iter();
+        let projections = projections.map(|x| {
             let [n, width] = x.dims();
             let head = |norm: &RmsNorm| norm.forward(x.clone().reshape([n * width / self.head_dim, self.head_dim]));
-            norm.as_ref().map_or(x.clone(), |norm| head(norm).reshape([n, width]))
+            let norm = norms.next().and_then(Option::as_ref);
+            norm.map_or(x.clone(), |norm| head(norm).reshape([n, width]))
         });
-        let projections = [(); 3].map(|()| projections.next().expect("three projections"));
-        let biases = fused.then(|| layers.map(|layer| layer.bias.as_ref().expect("all have one").val()));
+        let biases = later.then(|| layers.map(|layer| layer.bias.as_ref().expect("all have one").val()));
         let mixed = cache.attend(layer, projections, biases, self.rotates, self.head_dim);
         rows.precision.linear(&self.o_proj, mixed)
     }

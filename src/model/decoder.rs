@@ -71,8 +71,15 @@ pub struct CausalLm {
 impl Mlp {
     fn forward(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
         let precision = rows.precision;
-        let (gate, up) = (precision.linear(&self.gate_proj, x.clone()), precision.linear(&self.up_proj, x));
-        match rows.stored(&gate) {
+        let layers = [&self.gate_proj, &self.up_proj];
+        let stored = rows.stored(&x);
+        let plain = |layer: &&Linear| layer.bias.is_none() && layer.weight.adapter().is_none();
+        let [gate, up] = if stored.is_some() && layers.iter().all(plain) {
+            precision.products(layers, x)
+        } else {
+            layers.map(|layer| precision.linear(layer, x.clone()))
+        };
+        match stored {
             Some(stored) => precision.linear(&self.down_proj, ops::swiglu_as(gate, up, stored)),
             None => precision.swiglu_linear(&self.down_proj, gate, up),
         }

@@ -80,9 +80,9 @@ impl Precision {
         self.adapted(y, Some((adapter, low)))
     }
 
-    /// `x W` alone, of a layer without an adapter.
-    pub(super) fn product(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
-        self.matmul(x, layer.weight.val())
+    /// `x W` for each layer, in this precision, without biases. On a GPU, without gradients.
+    pub(super) fn products<const N: usize>(self, layers: [&Linear; N], x: Tensor<2>) -> [Tensor<2>; N] {
+        ops::products(x, layers.map(|layer| layer.weight.val()), self.dtype())
     }
 
     /// `x W + b`, of the matrix as it is stored.

@@ -140,6 +140,15 @@ pub(crate) fn add_rms_norm(
     )
 }
 
+/// `x W` for each of the weights, factors in `format`, results in f32. On a GPU, without gradients.
+///
+/// # Shapes
+/// - x: `[rows, input]`; weights: `[input, output]` each; outputs: `[rows, output]`
+#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
+pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], format: FloatDType) -> [Tensor<2>; N] {
+    on!(x.device(), cpu: no_kernel(), gpu: gpu::inference::products(x, weights, format), plain: no_kernel())
+}
+
 /// `silu(gate) · up` in the format `stored`. On a GPU, without gradients.
 ///
 /// # Shapes

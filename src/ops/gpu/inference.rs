@@ -8,6 +8,7 @@ use cubecl::prelude::*;
 
 use super::kernels::{decode, sample as draw};
 use super::launch::{self, addresses, cubes, dense, elem, elements, empty, integers as indices, units, written};
+use super::product;
 use crate::ops::Decoding;
 use crate::ops::plain::scale;
 
@@ -63,6 +64,12 @@ pub(crate) fn attend(
 
 pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> Tensor<2> {
     tensor(launch::swiglu(primitive(gate), primitive(up), stored.into()))
+}
+
+pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], format: FloatDType) -> [Tensor<2>; N] {
+    let [x] = [x].map(|x| launch::cast(primitive(x), format.into()));
+    let weights = weights.map(|weight| launch::cast(primitive(weight), format.into()));
+    product::products(x, weights).map(tensor)
 }
 
 /// Writes rows into the table where it is.

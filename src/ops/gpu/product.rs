@@ -389,7 +389,7 @@ pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor, out: DT
         return Ok(product);
     }
     let Some(strategy) = routine.strategy() else {
-        few_rows(lhs, rhs, &product);
+        few_rows(lhs, &[rhs], std::slice::from_ref(&product));
         return Ok(product);
     };
     let client = lhs.client.clone();
@@ -403,26 +403,55 @@ pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor, out: DT
     Ok(product)
 }
 
-/// [`Routine::FewRows`], of a problem that it serves.
-fn few_rows(lhs: CubeTensor, rhs: CubeTensor, out: &CubeTensor) {
-    let ([m, k], [_, n]) = (matrix(lhs.meta.shape()), matrix(rhs.meta.shape()));
-    let [(_, lhs_stride), (by_rows, rhs_stride)] =
-        [&lhs, &rhs].map(|factor| line(factor).expect("a factor whose rows or columns are without gaps"));
+/// Products of one left factor with one to three right ones, in f32: one launch where [`Routine::FewRows`] serves them all.
+pub(crate) fn products<const N: usize>(lhs: CubeTensor, rhs: [CubeTensor; N]) -> [CubeTensor; N] {
+    let few = |rhs: &CubeTensor| Problem::of(&lhs, rhs, DType::F32).few_rows;
+    let alike = |rhs: &CubeTensor| line(rhs).map(|(by_rows, _)| by_rows);
+    if N > 3 || N < 2 || !rhs.iter().all(few) || rhs.iter().any(|other| alike(other) != alike(&rhs[0])) {
+        return rhs.map(|rhs| product(lhs.clone(), rhs, DType::F32));
+    }
+    let [m, _] = matrix(lhs.meta.shape());
+    let out = rhs.each_ref().map(|rhs| empty(&lhs, [m, matrix(rhs.meta.shape())[1]], DType::F32));
+    few_rows(lhs, &rhs, &out);
+    out
+}
+
+/// [`Routine::FewRows`], of one to three problems that it serves.
+fn few_rows(lhs: CubeTensor, rhs: &[CubeTensor], out: &[CubeTensor]) {
+    let [m, k] = matrix(lhs.meta.shape());
+    let line = |factor: &CubeTensor| line(factor).expect("a factor whose rows or columns are without gaps");
+    let (_, lhs_stride) = line(&lhs);
+    let (by_rows, _) = line(&rhs[0]);
     let client = lhs.client.clone();
     let format = elem(lhs.dtype);
     let [planes, units] = PLANES;
+    // What is not there is not read: the first stands for it.
+    let right = |i: usize| rhs.get(i).unwrap_or(&rhs[0]);
+    let buffer = |i: usize| right(i).clone().into_buffer_arg();
+    let result = |i: usize| out.get(i).unwrap_or(&out[0]).clone().into_buffer_arg();
+    let stride = |i: usize| line(right(i)).1 as u32;
+    let columns = [0, 1, 2].map(|i| rhs.get(i).map_or(0, |rhs| matrix(rhs.meta.shape())[1]));
     few_rows::few_rows::launch(
         &client,
-        cubes(&client, n / TILE),
+        cubes(&client, columns.iter().sum::<usize>() / TILE),
         CubeDim::new_2d(units, planes),
-        addresses([&lhs, &rhs, out]),
+        addresses([&lhs, right(0), right(1), right(2), &out[0]]),
         lhs.into_buffer_arg(),
-        rhs.into_buffer_arg(),
-        out.clone().into_buffer_arg(),
+        buffer(0),
+        buffer(1),
+        buffer(2),
+        result(0),
+        result(1),
+        result(2),
         lhs_stride as u32,
-        rhs_stride as u32,
-        n,
+        stride(0),
+        stride(1),
+        stride(2),
+        columns[0],
+        columns[1],
+        columns[2],
         k,
+        rhs.len(),
         m / TILE,
         planes as usize,
         !by_rows,

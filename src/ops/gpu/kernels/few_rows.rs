@@ -8,8 +8,8 @@ pub(crate) const TILE: usize = 16;
 /// Numbers of a fragment.
 const TILE_SIZE: usize = TILE * TILE;
 
-/// `lhs · rhs`; a cube per 16 columns of the result. Each plane sums every `planes`-th tile of terms for all rows; then the
-/// planes' sums are added in order.
+/// One to three products `lhs · rhs` with the same left factor; a cube per 16 columns of a result. Each plane sums every
+/// `planes`-th tile of terms for all rows; then the planes' sums are added in order.
 ///
 /// # Shapes
 /// - lhs: `[16 · tiles, terms]`, its rows `lhs_stride` apart; out: `[16 · tiles, columns]`, dense
@@ -17,21 +17,59 @@ const TILE_SIZE: usize = TILE * TILE;
 #[cube(launch, address_type = "dynamic")]
 pub(crate) fn few_rows<E: Float>(
     lhs: &[E],
-    rhs: &[E],
-    out: &mut [f32],
+    rhs_0: &[E],
+    rhs_1: &[E],
+    rhs_2: &[E],
+    out_0: &mut [f32],
+    out_1: &mut [f32],
+    out_2: &mut [f32],
     lhs_stride: u32,
-    rhs_stride: u32,
-    columns: usize,
+    rhs_strides_0: u32,
+    rhs_strides_1: u32,
+    rhs_strides_2: u32,
+    columns_0: usize,
+    columns_1: usize,
+    columns_2: usize,
     terms: usize,
+    #[comptime] factors: usize,
     #[comptime] tiles: usize,
     #[comptime] planes: usize,
     #[comptime] across: bool,
     #[define(E)] _format: ElemType,
 ) {
     let first = CUBE_POS * TILE;
-    if first >= columns {
-        terminate!();
+    if first < columns_0 {
+        columns::<E>(lhs, rhs_0, out_0, lhs_stride, rhs_strides_0, first, columns_0, terms, tiles, planes, across);
     }
+    if factors > 1 {
+        if first >= columns_0 && first < columns_0 + columns_1 {
+            let first = first - columns_0;
+            columns::<E>(lhs, rhs_1, out_1, lhs_stride, rhs_strides_1, first, columns_1, terms, tiles, planes, across);
+        }
+    }
+    if factors > 2 {
+        if first >= columns_0 + columns_1 && first < columns_0 + columns_1 + columns_2 {
+            let first = first - columns_0 - columns_1;
+            columns::<E>(lhs, rhs_2, out_2, lhs_stride, rhs_strides_2, first, columns_2, terms, tiles, planes, across);
+        }
+    }
+}
+
+/// The 16 columns from `first` on.
+#[cube]
+fn columns<E: Float>(
+    lhs: &[E],
+    rhs: &[E],
+    out: &mut [f32],
+    lhs_stride: u32,
+    rhs_stride: u32,
+    first: usize,
+    columns: usize,
+    terms: usize,
+    #[comptime] tiles: usize,
+    #[comptime] planes: usize,
+    #[comptime] across: bool,
+) {
     let plane = UNIT_POS_Y as usize;
     // What a fragment spans.
     let lhs_span = (TILE - 1) * lhs_stride as usize + TILE;
