@@ -12,6 +12,8 @@ pub(super) mod inference;
 mod kernels;
 mod launch;
 pub(crate) mod product;
+#[cfg(all(test, feature = "cuda"))]
+mod ptx;
 pub(super) mod update;
 
 use std::ops::Range;

@@ -1,0 +1,341 @@
+//! Every kernel is compiled for CUDA, without a device: to PTX, by the compiler that the CUDA backend has. As on a card, that
+//! needs the CUDA toolkit's `libdevice` (`CUDA_PATH`; `.ci/libdevice` gets it).
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock};
+
+use cubecl::ir::features::{Features, MmaConfig};
+use cubecl::ir::nvidia::SmArch;
+use cubecl::ir::{DeviceIdentity, ElemType, FloatKind, HardwareProperties, MemoryDeviceProperties};
+use cubecl::prelude::*;
+use cubecl::{Compiler, ExecutionMode};
+use cubecl_llvm::nvptx::ptx_version::PtxVersion;
+use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
+
+use super::kernels::{attention, decode, few_rows, linear, norm, pointwise, sample, scores, update};
+
+/// The files of kernels, and `kernels/mod.rs`.
+const SOURCES: [(&str, &str); 10] = [
+    ("mod", include_str!("kernels/mod.rs")),
+    ("attention", include_str!("kernels/attention.rs")),
+    ("decode", include_str!("kernels/decode.rs")),
+    ("few_rows", include_str!("kernels/few_rows.rs")),
+    ("linear", include_str!("kernels/linear.rs")),
+    ("norm", include_str!("kernels/norm.rs")),
+    ("pointwise", include_str!("kernels/pointwise.rs")),
+    ("sample", include_str!("kernels/sample.rs")),
+    ("scores", include_str!("kernels/scores.rs")),
+    ("update", include_str!("kernels/update.rs")),
+];
+
+const F32: ElemType = ElemType::Float(FloatKind::F32);
+const F16: ElemType = ElemType::Float(FloatKind::F16);
+const BF16: ElemType = ElemType::Float(FloatKind::BF16);
+const FORMATS: [ElemType; 3] = [F32, BF16, F16];
+
+/// A kernel in one form.
+struct Case {
+    kernel: Box<dyn CubeKernel>,
+    /// Its file and its function.
+    name: &'static str,
+    /// Which form it is.
+    form: String,
+}
+
+/// What the runtime tells a kernel of a card, as far as ours ask.
+fn device() -> Arc<DeviceProperties> {
+    static DEVICE: LazyLock<Arc<DeviceProperties>> = LazyLock::new(|| {
+        let hardware = HardwareProperties {
+            load_width: 128,
+            vector_register_count: None,
+            plane_size_min: 32,
+            plane_size_max: 32,
+            max_bindings: 1024,
+            max_shared_memory_size: 48 << 10,
+            max_cube_count: (i32::MAX as u32, u16::MAX.into(), u16::MAX.into()),
+            max_units_per_cube: 1024,
+            max_cube_dim: (1024, 1024, 64),
+            num_streaming_multiprocessors: Some(132),
+            num_tensor_cores: Some(4),
+            min_tensor_cores_dim: Some(8),
+            num_cpu_cores: None,
+            last_level_cache_size: None,
+            max_vector_size: VectorSize::MAX,
+            cube_mma_reserved_shared_memory: 0,
+        };
+        let memory = MemoryDeviceProperties::new(u64::MAX, 512);
+        let timing = cubecl::profile::TimingMethod::Device;
+        let mut device =
+            DeviceProperties::new(Features::default(), memory, hardware, timing, DeviceIdentity::default());
+        for format in [BF16, F16] {
+            let fragment = MmaConfig { a_type: format, b_type: format, cd_type: F32, m: 16, n: 16, k: 16 };
+            device.features.matmul.cmma.insert(fragment);
+        }
+        Arc::new(device)
+    });
+    DEVICE.clone()
+}
+
+fn buffer() -> BufferCompilationArg {
+    BufferCompilationArg { inplace: None }
+}
+
+fn tensor() -> TensorCompilationArg {
+    TensorCompilationArg { meta: TensorMetaCompilationArg { len: (), rank: () }, buffer: buffer() }
+}
+
+/// A tensor that lies where the input at `position` does.
+fn alias(position: usize) -> TensorCompilationArg {
+    TensorCompilationArg { buffer: BufferCompilationArg { inplace: Some(position) }, ..tensor() }
+}
+
+/// Where a result lies: in memory of its own, or in that of the input at `position`.
+fn places(position: usize) -> [(&'static str, TensorCompilationArg); 2] {
+    [("", tensor()), ("in place", alias(position))]
+}
+
+const ADDRESSES: [AddressType; 2] = [AddressType::U32, AddressType::U64];
+
+/// Appends a form of a kernel; after its cube and its addresses come its buffers and scalars, then what is known when it is
+/// compiled, the size of its vectors first.
+macro_rules! case {
+    ($cases:ident, $file:ident::$name:ident as $kernel:ident, $cube:expr, $addresses:expr, $form:expr, [$($argument:expr),* $(,)?]) => {
+        $cases.push(Case {
+            kernel: Box::new($file::$name::$kernel::new(
+                KernelSettings::new($cube.into(), ExecutionMode::Checked, $addresses),
+                device(),
+                Arc::default(),
+                $($argument),*
+            )),
+            name: concat!(stringify!($file), "::", stringify!($name)),
+            form: format!("{:?} {:?}", $addresses, $form),
+        })
+    };
+}
+
+/// Every kernel, in the forms in which it is launched.
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let line = CubeDim::new_1d;
+    let t = tensor;
+    let narrow = AddressType::U32;
+    for stored in FORMATS {
+        case!(cases, norm::rms_norm as RmsNorm, line(256), narrow, stored, [t(), t(), t(), (), 256, stored]);
+        case!(
+            cases,
+            norm::add_rms_norm as AddRmsNorm,
+            line(256),
+            narrow,
+            stored,
+            [t(), t(), t(), t(), t(), (), (), 256, stored]
+        );
+        for vector in [1, 4] {
+            case!(
+                cases,
+                update::adamw as Adamw,
+                line(256),
+                narrow,
+                (stored, vector),
+                [t(), t(), t(), t(), (), (), (), (), (), (), (), vector, stored]
+            );
+        }
+    }
+    case!(
+        cases,
+        norm::rms_norm_backward as RmsNormBackward,
+        line(256),
+        narrow,
+        "",
+        [t(), t(), t(), t(), t(), (), (), 256]
+    );
+    case!(cases, update::add_rows as AddRows, line(256), narrow, "", [t(), t(), t(), ()]);
+    case!(cases, update::sums_of_squares as SumsOfSquares, line(256), narrow, "", [t(), t(), (), 1 << 16, 256]);
+    for (place, out) in places(0) {
+        case!(cases, pointwise::rotary as Rotary, line(256), narrow, place, [t(), t(), t(), out, ()]);
+    }
+    for addresses in ADDRESSES {
+        case!(cases, attention::weights as Weights, line(256), addresses, "", [t(), (), (), (), 256]);
+        case!(
+            cases,
+            attention::weights_backward as WeightsBackward,
+            line(256),
+            addresses,
+            "",
+            [t(), t(), (), (), (), 256]
+        );
+        case!(cases, linear::add_bias as AddBias, line(256), addresses, "", [t(), t()]);
+        case!(cases, norm::sum_rows as SumRows, line(64), addresses, "", [t(), t(), ()]);
+        case!(cases, decode::write_rows as WriteRows, line(128), addresses, "", [t(), t(), t()]);
+        for (rotates, biased) in [(true, true), (true, false), (false, true), (false, false)] {
+            case!(
+                cases,
+                decode::rotate_and_store as RotateAndStore,
+                line(128),
+                addresses,
+                (rotates, biased),
+                [t(), t(), t(), t(), t(), t(), t(), t(), t(), t(), t(), t(), 64, rotates, biased]
+            );
+        }
+        for stored in FORMATS {
+            for (group, dim) in [(7, 64), (1, 128)] {
+                case!(
+                    cases,
+                    decode::attention as Attention,
+                    line(128),
+                    addresses,
+                    (stored, group, dim),
+                    [t(), t(), t(), t(), t(), (), group, dim, stored]
+                );
+            }
+            for vector in [1, 4] {
+                case!(
+                    cases,
+                    pointwise::swiglu as Swiglu,
+                    line(256),
+                    addresses,
+                    (stored, vector),
+                    [t(), t(), t(), vector, stored]
+                );
+            }
+        }
+        for vector in [1, 4] {
+            for ((place, dgate), (_, dup)) in places(0).into_iter().zip(places(1)) {
+                case!(
+                    cases,
+                    pointwise::swiglu_backward as SwigluBackward,
+                    line(256),
+                    addresses,
+                    (place, vector),
+                    [t(), t(), t(), dgate, dup, vector]
+                );
+            }
+        }
+        for greedy in [false, true] {
+            case!(
+                cases,
+                sample::sample as Sample,
+                line(512),
+                addresses,
+                greedy,
+                [t(), t(), t(), t(), t(), (), (), greedy, 512]
+            );
+        }
+        for same in [false, true] {
+            case!(cases, scores::scores as Scores, line(512), addresses, same, [t(), t(), t(), t(), (), same, 512]);
+        }
+        for (place, gradient) in places(0) {
+            case!(
+                cases,
+                scores::scores_backward as ScoresBackward,
+                line(512),
+                addresses,
+                place,
+                [t(), t(), t(), t(), gradient, ()]
+            );
+        }
+        for format in [BF16, F16] {
+            for (tiles, across) in [(1, false), (1, true), (4, false), (4, true)] {
+                case!(
+                    cases,
+                    few_rows::few_rows as FewRows,
+                    CubeDim::new_2d(32, 16),
+                    addresses,
+                    (format, tiles, across),
+                    [buffer(), buffer(), buffer(), (), (), (), (), tiles, 16, across, format]
+                );
+            }
+        }
+    }
+    cases
+}
+
+/// The PTX of a kernel, for the first driver of CUDA 12 and as the runtime has it.
+fn ptx_of(kernel: &dyn CubeKernel, architecture: u32) -> Result<String, String> {
+    let options = PlironOptions {
+        sm_arch: Some(SmArch::new(architecture, true)),
+        ptx_version: PtxVersion::for_driver(12000),
+        grid_constants: true,
+        ..Default::default()
+    };
+    match (PlironCompiler { target: LlvmTarget::Nvptx }).compile(kernel.define(), &options) {
+        Ok(PlironArtifact::NvptxCode(module)) => {
+            Ok(module.ptx.into_iter().map(|byte| byte as u8 as char).take_while(|&byte| byte != '\0').collect())
+        }
+        Ok(_) => Err("no PTX".to_string()),
+        Err(error) => Err(format!("{error:?}")),
+    }
+}
+
+/// What is wrong with the PTX of a kernel.
+fn mistakes(name: &str, form: &str, ptx: &str) -> Vec<&'static str> {
+    let instruction = |start: &str| ptx.split_whitespace().any(|word| word.starts_with(start));
+    let mut mistakes = Vec::new();
+    if !ptx.contains(".visible .entry ") {
+        mistakes.push("no entry point");
+    }
+    // An atomic operation, with and without a result: sums would depend on the order of cubes.
+    if instruction("atom.") || instruction("red.") {
+        mistakes.push("atomic operations");
+    }
+    // What should be in registers is in memory.
+    if instruction(".local") || instruction("ld.local") || instruction("st.local") {
+        mistakes.push("local memory");
+    }
+    let fragments = ptx.lines().filter(|line| line.contains("wmma.mma.sync"));
+    let in_bf16 = fragments.clone().any(|line| line.contains(".m16n16k16.f32.bf16.bf16.f32"));
+    if name == "few_rows::few_rows" && (fragments.count() == 0 || form.contains("BF16") != in_bf16) {
+        mistakes.push("no tensor cores for its format");
+    }
+    mistakes
+}
+
+fn compile_all(architecture: u32) {
+    let mut failures = Vec::new();
+    for Case { kernel, name, form } in cases() {
+        match ptx_of(&*kernel, architecture) {
+            Ok(ptx) => {
+                for mistake in mistakes(name, &form, &ptx) {
+                    failures.push(format!("{name}, {form}: {mistake}"));
+                }
+            }
+            Err(error) if error.contains("libdevice.10.bc was not found") => panic!("{error}\n.ci/libdevice gets it"),
+            Err(error) => failures.push(format!("{name}, {form}: {error}")),
+        }
+    }
+    assert!(failures.is_empty(), "sm_{architecture}:\n{}", failures.join("\n"));
+}
+
+#[test]
+fn every_kernel_compiles_for_ampere() {
+    compile_all(80);
+}
+
+#[test]
+fn every_kernel_compiles_for_hopper() {
+    compile_all(90);
+}
+
+/// The functions that are kernels, with their file.
+fn kernels(file: &str, source: &str) -> Vec<String> {
+    let functions = source.split("#[cube(launch").skip(1).map(|rest| {
+        let (_, rest) = rest.split_once("fn ").expect("a function after #[cube(launch…)]");
+        rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
+    });
+    functions.map(|name| format!("{file}::{name}")).collect()
+}
+
+#[test]
+fn no_kernel_is_forgotten() {
+    let (_, modules) = SOURCES[0];
+    let files: BTreeSet<&str> = modules
+        .lines()
+        .filter_map(|line| line.strip_suffix(';').and_then(|line| line.split_once("mod ")))
+        .map(|(_, name)| name)
+        .collect();
+    let read: BTreeSet<&str> = SOURCES[1..].iter().map(|(file, _)| *file).collect();
+    assert_eq!(files, read, "the files of kernels, and those that are read here");
+
+    let written: BTreeSet<String> = SOURCES.iter().flat_map(|(file, source)| kernels(file, source)).collect();
+    let compiled: BTreeSet<String> = cases().iter().map(|case| case.name.to_string()).collect();
+    assert_eq!(written, compiled, "the kernels of the sources, and those that are compiled here");
+}
