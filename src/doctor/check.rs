@@ -181,7 +181,9 @@ fn layers(check: Add, device: &Device, reference: &Device, product: f32) {
         let name = if format == FloatDType::F32 { "f32" } else { "bf16" };
         let tolerance = if format == FloatDType::F32 { product } else { 1e-4 };
         let reference = reference.clone();
-        for [rows, input, output] in [[1, 33, 98], [37, 98, 33], [130, 64, 192], [600, 256, 513]] {
+        for [rows, input, output] in
+            [[1, 33, 98], [16, 64, 48], [37, 98, 33], [64, 304, 160], [130, 64, 192], [600, 256, 513]]
+        {
             let reference = reference.clone();
             check(
                 &format!("linear layer {rows} x {input} x {output} in {name}, with gradients"),
@@ -196,6 +198,7 @@ fn layers(check: Add, device: &Device, reference: &Device, product: f32) {
                 }),
             );
         }
+        check(&format!("products of one factor in {name}"), tolerance, Box::new(move |device| shared(device, format)));
         check(
             &format!("tied head in {name}, with gradients"),
             tolerance,
@@ -221,6 +224,25 @@ fn layers(check: Add, device: &Device, reference: &Device, product: f32) {
             }),
         );
     }
+}
+
+/// Two and three products with one left factor.
+fn shared(device: &Device, format: FloatDType) -> Vec<Vec<f32>> {
+    let halves = |shape: [usize; 2], key: u64| {
+        let values = to_host(random::<2>(shape, key, &Device::flex())).into_iter().map(|x| bf16::from_f32(x).to_f32());
+        Tensor::<2>::from_data(TensorData::new(values.collect(), shape), device)
+    };
+    let x = halves([32, 80], 60);
+    let weights = [[80, 48], [80, 16], [80, 112]].map(|shape| halves(shape, 61 + shape[1] as u64));
+    let product =
+        |weights: &[Tensor<2>]| weights.iter().map(|w| to_host(x.clone().matmul(w.clone()))).collect::<Vec<_>>();
+    if !ops::is_gpu(device) {
+        return [product(&weights[..2]), product(&weights)].concat();
+    }
+    let [first, second, _] = weights.clone();
+    let two = ops::products(x.clone(), [first, second], format).map(to_host);
+    let three = ops::products(x.clone(), weights, format).map(to_host);
+    two.into_iter().chain(three).collect()
 }
 
 /// The value of `f` and the gradients of its inputs, which it takes flat, under a random gradient of the value. All are

@@ -234,14 +234,35 @@ fn cases() -> Vec<Case> {
             );
         }
         for format in [BF16, F16] {
-            for (tiles, across) in [(1, false), (1, true), (4, false), (4, true)] {
+            for (tiles, across, factors) in [(1, false, 1), (1, true, 1), (4, false, 3), (4, true, 2)] {
                 case!(
                     cases,
                     few_rows::few_rows as FewRows,
                     CubeDim::new_2d(32, 16),
                     addresses,
-                    (format, tiles, across),
-                    [buffer(), buffer(), buffer(), (), (), (), (), tiles, 16, across, format]
+                    (format, tiles, across, factors),
+                    [
+                        buffer(),
+                        buffer(),
+                        buffer(),
+                        buffer(),
+                        buffer(),
+                        buffer(),
+                        buffer(),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        factors,
+                        tiles,
+                        16,
+                        across,
+                        format
+                    ]
                 );
             }
         }
