@@ -65,6 +65,7 @@ impl CacheCall {
 
 /// Decoding whose state is on a GPU: what each row is doing, and the rotations of all positions.
 #[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 pub(crate) struct Decoding {
     /// `[rows, 4]`: first table row of the prompt, its length, first table row of the completion, its tokens so far without
     /// the new one. [`sample`] counts the last up.
