@@ -66,6 +66,21 @@ impl Backward<Cube, 1> for RotaryStep {
 }
 
 #[derive(Debug)]
+struct TakeRowsStep;
+
+impl Backward<Cube, 1> for TakeRowsStep {
+    /// Where the gradient of each row of the input stands in that of the output.
+    type State = Vec<u32>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Cube>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<Cube>(node.id, launch::take_rows(upstream, &ops.state));
+        }
+    }
+}
+
+#[derive(Debug)]
 struct SeedStep;
 
 impl Backward<Cube, 1> for SeedStep {
@@ -219,6 +234,11 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
         let (x, guard) = x.into_parts();
         let (cos, sin) = (dense(cos.into_primitive()), dense(sin.into_primitive()));
         record!(RotaryStep, [guard], (cos, sin), launch::rotary(x, cos.clone(), sin.clone(), 1.0))
+    }
+
+    fn gpu_take_rows(x: FloatTensor<Self>, from: Vec<u32>, back: Vec<u32>) -> FloatTensor<Self> {
+        let (x, guard) = x.into_parts();
+        record!(TakeRowsStep, [guard], back, launch::take_rows(x, &from))
     }
 
     fn gpu_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self> {

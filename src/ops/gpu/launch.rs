@@ -281,6 +281,26 @@ pub(super) fn upload(values: &[u32], like: &CubeTensor) -> CubeTensor {
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), Shape::new([values.len()]), handle, DType::U32)
 }
 
+/// The rows of `x` at `from`, zeros where that is no row.
+pub(super) fn take_rows(x: CubeTensor, from: &[u32]) -> CubeTensor {
+    let x = dense(x);
+    let client = x.client.clone();
+    let [_, width] = x.meta.shape().dims::<2>();
+    let out = empty(&x, [from.len(), width], DType::F32);
+    let from = upload(from, &x);
+    let units = units(&client, 256);
+    pointwise::take_rows::launch(
+        &client,
+        elements(&client, out.meta.num_elements(), units),
+        CubeDim::new_1d(units),
+        addresses([&x, &out]),
+        x.into_tensor_arg(),
+        from.into_tensor_arg(),
+        out.clone().into_tensor_arg(),
+    );
+    out
+}
+
 /// Units for a row of a vocabulary: there are few rows, so cubes are large.
 fn units_for_vocabulary(client: &Client, vocab: usize) -> u32 {
     units(client, (vocab as u32).next_power_of_two().clamp(32, 512))

@@ -37,6 +37,7 @@ pub(crate) trait GpuOps: Backend {
     fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
     fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
     fn gpu_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn gpu_take_rows(x: FloatTensor<Self>, from: Vec<u32>, back: Vec<u32>) -> FloatTensor<Self>;
     fn gpu_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self>;
     fn gpu_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self>;
     fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self>;
@@ -79,6 +80,11 @@ pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
     let out = <Dispatch as GpuOps>::gpu_rotary(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
     Tensor::from_dispatch(out)
+}
+
+/// The rows of `x` at `from`, zeros where that is no row; its gradient is that of the result's rows at `back`.
+pub(super) fn take_rows(x: Tensor<2>, from: Vec<u32>, back: Vec<u32>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_take_rows(x.into_dispatch(), from, back))
 }
 
 pub(super) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
@@ -158,6 +164,10 @@ impl GpuOps for Cube {
 
     fn gpu_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
         launch::rotary(x, cos, sin, 1.0)
+    }
+
+    fn gpu_take_rows(x: FloatTensor<Self>, from: Vec<u32>, _back: Vec<u32>) -> FloatTensor<Self> {
+        launch::take_rows(x, &from)
     }
 
     fn gpu_seed(x: FloatTensor<Self>, _upstream: FloatTensor<Self>) -> FloatTensor<Self> {

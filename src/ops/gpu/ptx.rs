@@ -210,6 +210,7 @@ fn cases() -> Vec<Case> {
                 );
             }
         }
+        case!(cases, pointwise::take_rows as TakeRows, line(256), addresses, "", [t(), t(), t()]);
         for greedy in [false, true] {
             case!(
                 cases,

@@ -73,3 +73,21 @@ pub(crate) fn rotary(x: &Tensor<f32>, cos: &Tensor<f32>, sin: &Tensor<f32>, out:
     out[first] = a * cos - b * sin;
     out[second] = b * cos + a * sin;
 }
+
+/// Rows of `x`, zeros where `from` names none; a unit per element.
+///
+/// # Shapes
+/// - x: `[rows, width]`; from: `[n]`; out: `[n, width]`
+#[cube(launch, address_type = "dynamic")]
+pub(crate) fn take_rows(x: &Tensor<f32>, from: &Tensor<u32>, out: &mut Tensor<f32>) {
+    if ABSOLUTE_POS >= out.len() {
+        terminate!();
+    }
+    let (rows, width) = (x.shape(0), x.shape(1));
+    let row = from[ABSOLUTE_POS / width] as usize;
+    let mut value = 0.0f32;
+    if row < rows {
+        value = x[row * width + ABSOLUTE_POS % width];
+    }
+    out[ABSOLUTE_POS] = value;
+}
