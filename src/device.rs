@@ -172,7 +172,7 @@ fn open(kind: &str, index: Option<&str>) -> Option<Device> {
     }
 }
 
-/// Has the GPU backends keep compiled kernels and tuning results in the user's cache directory, for all processes.
+/// Has the GPU backends keep compiled kernels in the user's cache directory, for all processes.
 ///
 /// Left alone they forget the kernels, and put the rest below the nearest Cargo workspace. A `cubecl.toml` counts, but for
 /// these two settings; it may name a directory. To be called before a backend is used: it reads its settings once.
@@ -191,14 +191,14 @@ fn keep_kernels() {
     });
 }
 
-/// The file in which the GPU backends keep compiled kernels and tuning results; none without one of them.
+/// The file in which the GPU backends keep compiled kernels; none without one of them.
 #[cfg(feature = "gpu")]
 pub fn kernel_cache() -> Option<std::path::PathBuf> {
     keep_kernels();
     Some(cubecl::environment::path())
 }
 
-/// The file in which the GPU backends keep compiled kernels and tuning results; none without one of them.
+/// The file in which the GPU backends keep compiled kernels; none without one of them.
 #[cfg(not(feature = "gpu"))]
 pub fn kernel_cache() -> Option<std::path::PathBuf> {
     None

@@ -49,7 +49,7 @@ fn text(examination: &Examination) -> String {
         format!("processor: {} threads, {}, {}", host.threads, or_none(&host.simd), bytes(host.memory)),
     ];
     lines.extend(examination.cuda_compiler.map(|compiler| format!("CUDA's kernels are compiled by {compiler}")));
-    let kept = |file: &PathBuf| format!("compiled kernels and tuning results are kept in {}", file.display());
+    let kept = |file: &PathBuf| format!("compiled kernels are kept in {}", file.display());
     lines.extend(examination.kernel_cache.as_ref().map(kept));
     if examination.adapters.is_empty() {
         lines.push("devices of GPU backends: none".to_string());

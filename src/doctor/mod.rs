@@ -54,7 +54,7 @@ pub struct Examination {
     pub compiled: Vec<&'static str>,
     /// What compiles CUDA's kernels, where CUDA is one of them.
     pub cuda_compiler: Option<&'static str>,
-    /// Where GPU backends keep compiled kernels and tuning results.
+    /// Where GPU backends keep compiled kernels.
     pub kernel_cache: Option<PathBuf>,
     /// Devices that the GPU backends found.
     pub adapters: Vec<Adapter>,

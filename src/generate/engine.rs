@@ -270,7 +270,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         read(Tensor::cat(numbers, 0))
     }
 
-    /// Rows of a decoding pass. A device that compiles and tunes kernels for shapes sees few: powers of two.
+    /// Rows of a decoding pass. Off the CPU few numbers of rows: powers of two.
     fn rows(&self) -> usize {
         let running = self.running.len();
         if is_host(&self.model.device()) { running } else { running.next_power_of_two().max(TILE) }

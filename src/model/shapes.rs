@@ -1,4 +1,4 @@
-//! How many shapes of forward passes a process has computed: a device compiles or tunes kernels for new ones.
+//! How many shapes of forward passes a process has computed: a device may compile kernels for new ones.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
