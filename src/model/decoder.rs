@@ -193,10 +193,8 @@ impl CausalLm {
         let rows = match &mut cache {
             Some(cache) => {
                 assert_eq!(cache.positions().len(), count, "tokens announced to the cache and tokens");
-                match self.decoding(cache) {
-                    true => Rows { rotary: None, ..self.rows(&[], lengths) },
-                    false => self.rows(cache.positions(), lengths),
-                }
+                let own = self.decoding(cache);
+                self.rows((!own).then(|| cache.positions()), lengths)
             }
             None => self.packed(lengths),
         };
@@ -230,19 +228,20 @@ impl CausalLm {
         times(normed, 1.0 / self.multipliers.logits)
     }
 
-    fn rows(&self, positions: &[usize], lengths: &[usize]) -> Rows {
+    /// What the blocks share in a pass; without positions where the cache has the rotations.
+    fn rows(&self, positions: Option<&[usize]>, lengths: &[usize]) -> Rows {
         let device = self.device();
         if !ops::is_host(&device) {
             shapes::note(lengths);
         }
-        let rotary = Some(self.rope.tables(positions, &device.clone().inner()));
+        let rotary = positions.map(|positions| self.rope.tables(positions, &device.clone().inner()));
         Rows { lengths: lengths.to_vec(), rotary, precision: self.precision, stored: self.stored(&device) }
     }
 
     /// What the blocks share in a pass over packed sequences that all start at position 0.
     pub(crate) fn packed(&self, lengths: &[usize]) -> Rows {
         let positions: Vec<usize> = lengths.iter().flat_map(|&length| 0..length).collect();
-        self.rows(&positions, lengths)
+        self.rows(Some(&positions), lengths)
     }
 
     /// The rows of the embedding, `[tokens, hidden]`.
