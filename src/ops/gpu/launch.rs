@@ -94,7 +94,7 @@ pub(super) fn rms_norm(x: CubeTensor, weight: CubeTensor, epsilon: f32, stored: 
     out
 }
 
-/// `x + factor · part` and its norm; the sum goes into the memory of x where nothing else holds it.
+/// `x + factor · part`, and its norm in the format `stored`.
 pub(super) fn add_rms_norm(
     x: CubeTensor,
     part: CubeTensor,
