@@ -15,7 +15,7 @@ use crate::metrics::peak_rss_gb;
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision, names};
 use crate::objective::TokenTerm;
 
-use crate::ops::launches;
+use crate::ops::is_gpu;
 use crate::ops::traffic::{Counter, Traffic};
 use crate::optim::{AdamW, Moments, OptimConfig};
 use crate::stage::Stage;
@@ -209,7 +209,7 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
         let learned = counter.now();
         let scale = (1.0 / gradients.norm()).min(1.0);
         model = optimizer.step(&optim, model, gradients, scale, optim.learning_rate);
-        traffic = launches(device).then(|| {
+        traffic = is_gpu(device).then(|| {
             let micro_batches = micro_batches(&sequences, learner.tokens_per_microbatch).len();
             StepTraffic::of([learned - before, counter.now() - learned], micro_batches)
         });
@@ -356,7 +356,7 @@ pub fn rollout(config: &ModelConfig, model: &CausalLm, shape: &RolloutShape, ste
     let sampling = Sampling { max_completion_length: shape.tokens, rows: shape.rows, ..Sampling::default() };
     let cache = cache_shape(&requests, &sampling).expect("a cache without a bound holds everything");
     let decoded = requests.len().div_ceil(shape.rows) * (shape.tokens - 1).max(1);
-    let traffic = launches(&model.device()).then(|| {
+    let traffic = is_gpu(&model.device()).then(|| {
         let per = |of: fn(Traffic) -> u64| of(all).saturating_sub(of(reading)) as f64 / decoded as f64;
         RolloutTraffic {
             launches_per_token: per(|traffic| traffic.launches),

@@ -6,6 +6,7 @@
 
 mod blockwise;
 mod cpu;
+mod decode;
 #[cfg(feature = "gpu")]
 pub(crate) mod gpu;
 pub(crate) mod path;
@@ -15,6 +16,7 @@ pub(crate) mod update;
 
 /// Row functions on host memory, for sampling.
 pub(crate) use cpu::host;
+pub(crate) use decode::{Decoding, add_rms_norm, attend, products, sample, swiglu_as};
 
 /// Evaluates to the operation as the device has it: `ops/cpu`, `ops/gpu` where a GPU backend is compiled in, or `ops/plain.rs`.
 macro_rules! on {
@@ -63,19 +65,6 @@ impl CacheCall {
     }
 }
 
-/// Decoding whose state is on a GPU: what each row is doing, and the rotations of all positions.
-#[derive(Debug, Clone)]
-#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
-pub(crate) struct Decoding {
-    /// `[rows, 4]`: first table row of the prompt, its length, first table row of the completion, its tokens so far without
-    /// the new one. [`sample`] counts the last up.
-    pub states: Tensor<2, Int>,
-    /// Cosines beside sines of queries and of keys, `[positions, head_dim]`.
-    pub angles: [Tensor<2>; 2],
-    /// The format that products read.
-    pub stored: FloatDType,
-}
-
 /// Whether the device is of a GPU backend: [`add_rms_norm`], [`attend`] and [`sample`] have kernels there.
 pub(crate) fn is_gpu(device: &Device) -> bool {
     on!(device.clone(), cpu: false, gpu: true, plain: false)
@@ -119,93 +108,6 @@ pub(crate) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
         gpu: gpu::rms_norm(x, weight, epsilon),
         plain: plain::rms_norm(x, weight, epsilon)
     )
-}
-
-/// `x + factor · part` where there is a part, and its root mean square norm in the format `stored`. On a GPU, without gradients.
-///
-/// # Shapes
-/// - x, part, outputs: `[rows, width]`; weight: `[width]`
-#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
-pub(crate) fn add_rms_norm(
-    x: Tensor<2>,
-    part: Option<(Tensor<2>, f64)>,
-    weight: Tensor<1>,
-    epsilon: f64,
-    stored: FloatDType,
-) -> (Tensor<2>, Tensor<2>) {
-    on!(
-        x.device(),
-        cpu: no_kernel(),
-        gpu: gpu::inference::add_rms_norm(x, part, weight, epsilon, stored),
-        plain: no_kernel()
-    )
-}
-
-/// `x W` for each of the weights, factors in `format`, results in f32. On a GPU, without gradients.
-///
-/// # Shapes
-/// - x: `[rows, input]`; weights: `[input, output]` each; outputs: `[rows, output]`
-#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
-pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], format: FloatDType) -> [Tensor<2>; N] {
-    on!(x.device(), cpu: no_kernel(), gpu: gpu::inference::products(x, weights, format), plain: no_kernel())
-}
-
-/// `silu(gate) · up` in the format `stored`. On a GPU, without gradients.
-///
-/// # Shapes
-/// - all: `[rows, intermediate]`
-#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
-pub(crate) fn swiglu_as(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> Tensor<2> {
-    on!(gate.device(), cpu: no_kernel(), gpu: gpu::inference::swiglu(gate, up, stored), plain: no_kernel())
-}
-
-/// Adds biases to the projections of new tokens, rotates queries and keys when `rotates`, puts keys and values into the tables,
-/// and attends to the tables. On a GPU, without gradients.
-///
-/// # Shapes
-/// - projections: `[rows, heads · head_dim]` of queries, `[rows, kv_heads · head_dim]` of keys and values; biases alike
-/// - tables: `[tokens, kv_heads · head_dim]`; output: `[rows, heads · head_dim]`
-#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
-pub(crate) fn attend(
-    projections: [Tensor<2>; 3],
-    biases: Option<[Tensor<1>; 3]>,
-    rotates: bool,
-    tables: [&Tensor<2>; 2],
-    dim: usize,
-    decoding: &Decoding,
-) -> Tensor<2> {
-    on!(
-        tables[0].device(),
-        cpu: no_kernel(),
-        gpu: gpu::inference::attend(projections, biases, rotates, tables, dim, decoding),
-        plain: no_kernel()
-    )
-}
-
-/// Draws a token per row and counts it in `states`, where it is; `uniforms` is read in column `place`. On a GPU.
-///
-/// # Shapes
-/// - logits: `[rows, vocab]`; uniforms: `[rows, places]`; states: `[rows, 4]`, see [`Decoding`]
-/// - tokens: `[rows]`; numbers: `[rows, 7]`, the fields of `generate::Sampled`
-#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
-pub(crate) fn sample(
-    logits: Tensor<2>,
-    temperature: f32,
-    uniforms: Tensor<2>,
-    place: usize,
-    states: Tensor<2, Int>,
-) -> (Tensor<1, Int>, Tensor<2>) {
-    on!(
-        logits.device(),
-        cpu: no_kernel(),
-        gpu: gpu::inference::sample(logits, temperature, uniforms, place, states),
-        plain: no_kernel()
-    )
-}
-
-/// Where [`is_gpu`] was not asked.
-fn no_kernel() -> ! {
-    panic!("a kernel of GPUs on another device")
 }
 
 /// `silu(gate) · up`.
@@ -436,16 +338,6 @@ fn permuted(rows: Tensor<2>, from: Vec<u32>, back: impl FnOnce() -> Vec<u32>) ->
 pub(crate) fn padding(lengths: &[usize], device: &Device) -> usize {
     let longest = lengths.iter().copied().max().unwrap_or(0);
     if cpu::serves(device) { 0 } else { longest * lengths.len() - lengths.iter().sum::<usize>() }
-}
-
-/// Whether kernels are launched on the device: it is of a GPU backend.
-#[cfg(feature = "gpu")]
-pub(crate) use gpu::serves as launches;
-
-/// Whether kernels are launched on the device: without a GPU backend, on none.
-#[cfg(not(feature = "gpu"))]
-pub(crate) fn launches(_: &Device) -> bool {
-    false
 }
 
 /// Whether the device's memory is the host's and its operations are those of `ops/cpu`.

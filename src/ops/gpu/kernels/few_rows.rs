@@ -1,5 +1,7 @@
 //! Products of few rows, as in decoding, on tensor cores: what counts is that the whole card reads the right factor at once.
 
+#![allow(clippy::collapsible_if, reason = "the outer condition is known when the kernel is compiled")]
+
 use cubecl::cmma;
 use cubecl::prelude::*;
 
