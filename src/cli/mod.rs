@@ -4,6 +4,7 @@ mod analyze;
 mod bench;
 mod compare;
 mod doctor;
+mod engine;
 mod eval;
 mod generate;
 mod merge;

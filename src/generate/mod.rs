@@ -2,11 +2,13 @@
 
 mod count;
 mod engine;
+mod read;
 mod room;
 mod sampling;
 
 pub use count::Count;
 pub use engine::{cache_shape, generate};
+pub use read::read;
 pub use room::Room;
 pub(crate) use sampling::draw;
 pub use sampling::{Distribution, Sampled, sample};
@@ -88,7 +90,8 @@ pub struct Completion {
 }
 
 impl Completion {
-    fn empty() -> Self {
+    /// A completion without tokens.
+    pub(crate) fn empty() -> Self {
         Self {
             tokens: Vec::new(),
             log_probs: Vec::new(),
@@ -102,7 +105,8 @@ impl Completion {
         }
     }
 
-    fn push(&mut self, sampled: &Sampled) {
+    /// Adds a token.
+    pub(crate) fn push(&mut self, sampled: &Sampled) {
         self.tokens.push(sampled.token);
         self.log_probs.push(sampled.log_prob);
         self.drawn_log_probs.push(sampled.drawn_log_prob);

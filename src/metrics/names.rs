@@ -64,6 +64,17 @@ pub const ALL: &[[&str; 3]] = &[
         "|log-probability of the trainer less that of the sampler|",
     ],
     ["sampling/importance_sampling_ratio/<statistic>", "", "probability of the trainer by that of the sampler"],
+    // Completions from servers.
+    ["rollout/servers", "servers", "servers that are asked"],
+    ["rollout/retries", "requests", "requests for a group that were made again"],
+    [
+        "rollout/sync_kl",
+        "nats per token",
+        "largest divergence of a server's model from the trained one after new weights",
+    ],
+    ["rollout/staleness_mean", "updates", "updates that completions lag behind, mean"],
+    ["rollout/staleness_max", "updates", "updates that completions lag behind, at most"],
+    ["rollout/dropped_stale", "completions", "completions asked for early and not used: their stage was over"],
     ["clip_ratio/low_mean", "share of tokens", "tokens clipped below"],
     ["clip_ratio/high_mean", "share of tokens", "tokens clipped above"],
     ["clip_ratio/region_mean", "share of tokens", "tokens clipped"],
@@ -86,6 +97,9 @@ pub const ALL: &[[&str; 3]] = &[
     // Time and work.
     ["timing_s/step", "s", "the whole step, evaluation and checkpoint left out"],
     ["timing_s/gen", "s", "sampling"],
+    ["timing_s/weight_sync", "s", "weights written and brought to servers"],
+    ["timing_s/verify", "s", "servers' models compared with the trained one"],
+    ["timing_s/score", "s", "servers' completions read by the trained model"],
     ["timing_s/reward", "s", "grading and rewards"],
     ["timing_s/update_actor", "s", "gradients and optimiser"],
     ["timing_s/old_log_prob", "s", "log-probabilities of the trainer before the first optimiser step"],

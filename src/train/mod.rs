@@ -7,6 +7,7 @@ pub mod checkpoint;
 mod conflict;
 pub mod cosine;
 mod describe;
+mod engine;
 mod folder;
 mod guard;
 pub mod learner;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::checkpoint::Trained;
 use super::conflict::ConflictMeter;
+use super::engine::Engine;
 use super::origin::dated;
 use super::policy::Policy;
 use super::rl::learn;
@@ -29,7 +30,7 @@ use crate::model::{self, CausalLm, ModelConfig, distinct_shapes, names};
 use crate::objective::entropy::EntropyControl;
 use crate::optim::learning_rate;
 use crate::reward::{Parts, Reward, Rewards};
-use crate::rollout::{Batch, Group, Prompts, Rollouts};
+use crate::rollout::{Batch, Group, Prompts, Rollouts, Sampler};
 use crate::stage::Stage;
 use crate::stop::Stop;
 use crate::tasks::Split;
@@ -125,6 +126,9 @@ impl<'a> Trainer<'a> {
         }
         let kinds = config.stages.iter().map(|stage| stage.rewards.as_slice());
         let rewards = Rewards::open(kinds, &config.reward, &self.rewards, &trial)?;
+        let stop = session.stop();
+        let model_config = model::config_of(&config.model.path)?;
+        let mut engine = Engine::open(config, &model_config, stop, &mut |line| session.observer.note(line))?;
         let (mut run, point) = Run::open(config, session, &device, held_out, || {
             let ModelSource { path, dtype } = &config.model;
             let opened = open_model(path, *dtype, config.lora.as_ref(), config.seed, &device.clone().autodiff())?;
@@ -156,7 +160,8 @@ impl<'a> Trainer<'a> {
             start,
             before: state.seconds,
         };
-        let ended = job.whole(&mut policy, &mut state, &mut run, &device, session);
+        let ended = job.whole(&mut engine, &mut policy, &mut state, &mut run, &device, session);
+        engine.close();
         ended.map_err(|error| run.ended(error, state.step, job.trained(&policy), &policy.optimizer, &state))
     }
 }
@@ -179,6 +184,7 @@ impl Job<'_> {
     /// From the evaluation of the base model to the summary.
     fn whole(
         &mut self,
+        engine: &mut Engine,
         policy: &mut Policy,
         state: &mut State,
         run: &mut Run,
@@ -186,9 +192,9 @@ impl Job<'_> {
         session: &mut Session,
     ) -> Result<Finished> {
         if state.base.is_null() {
-            state.base = self.evaluate_base(policy, run, session)?;
+            state.base = self.evaluate_base(engine, policy, state, run, session)?;
         }
-        run.catch_up(self.trained(policy), session)?;
+        run.catch_up(self.trained(policy), &mut *self.sampler(engine, policy, state), session)?;
         let total = self.config.max_steps();
         if state.reopen(self.config) {
             let step = state.step;
@@ -209,17 +215,26 @@ impl Job<'_> {
         self.reference = self.reference(policy.model(), state.stage, device)?;
         session.observer.begin("train", total);
         session.observer.resume(state.step);
-        learn(self, policy, state, run, session)?;
-        self.finish(policy, state, run, session)
+        learn(self, engine, policy, state, run, session)?;
+        self.finish(engine, policy, state, run, session)
     }
 
-    fn evaluate_base(&self, policy: &Policy, run: &mut Run, session: &mut Session) -> Result<Value> {
+    fn evaluate_base(
+        &self,
+        engine: &mut Engine,
+        policy: &Policy,
+        state: &State,
+        run: &mut Run,
+        session: &mut Session,
+    ) -> Result<Value> {
         let first = self.prompts.draw(0)?;
         let shown = self.rollouts.tokenizer.render_prompt(&first.problem.prompt)?;
         session.observer.note(&format!("first prompt: {shown:?}"));
         let parameters = names(policy.model()).values().map(|shape| shape.iter().product::<usize>()).sum();
         self.config.learning_rate_remark(parameters).into_iter().for_each(|remark| session.observer.note(&remark));
-        let evaluation = run.evaluate(self.trained(policy), "base", session)?;
+        let mut sampler = self.sampler(engine, policy, state);
+        let evaluation = run.evaluate(self.trained(policy), &mut *sampler, "base", session)?;
+        drop(sampler);
         let records = evaluation.groups.iter().flat_map(|group| &group.records);
         let lengths: Vec<usize> = records.map(|record| record.sample.length).collect();
         self.config.length_clip_remark(&lengths).into_iter().for_each(|remark| session.observer.note(&remark));
@@ -246,6 +261,28 @@ impl Job<'_> {
     fn trained<'b>(&'b self, policy: &'b Policy) -> Trained<'b> {
         let adapter = self.config.common().adapter();
         Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.rollouts.tokenizer }
+    }
+
+    /// What completions of the policy are sampled from, as it is after the steps of `state`.
+    pub(super) fn sampler<'b>(
+        &'b self,
+        engine: &'b mut Engine,
+        policy: &'b Policy,
+        state: &State,
+    ) -> Box<dyn Sampler + 'b> {
+        engine.sampler(self.trained(policy), (state.step, self.config.train.tokens_per_microbatch), self.stop)
+    }
+
+    /// Tells the sampler what the step after `next` will ask for, if there is one.
+    pub(super) fn announce(&self, sampler: &mut dyn Sampler, next: &State, stage: &Stage) -> Result<()> {
+        if !sampler.looks_ahead() || next.step == self.config.max_steps() {
+            return Ok(());
+        }
+        let wanted = self.config.train.prompts_per_step as u64;
+        let asked =
+            (next.next_draw..next.next_draw + wanted).map(|draw| self.prompts.draw(draw)).collect::<Result<_>>()?;
+        self.rollouts.announce(sampler, asked, stage);
+        Ok(())
     }
 
     /// Updates the policy on the groups of a step; gives the number of updates that were skipped.
@@ -285,6 +322,7 @@ impl Job<'_> {
     pub(super) fn log(
         &self,
         batch: &Batch,
+        engine: &mut Engine,
         policy: &Policy,
         state: &mut State,
         mut metrics: Metrics,
@@ -298,7 +336,8 @@ impl Job<'_> {
         }
         state.seconds = self.seconds();
         if due(train.eval_steps) && state.stage(self.config).is_some() {
-            run.log_evaluated(self.trained(policy), &mut metrics, session)?;
+            let mut sampler = self.sampler(engine, policy, state);
+            run.log_evaluated(self.trained(policy), &mut *sampler, &mut metrics, session)?;
             session.observer.begin("train", self.config.max_steps());
             session.observer.resume(state.step);
         } else {
@@ -342,8 +381,17 @@ impl Job<'_> {
         files::write_json_lines(&dir.join(format!("completions/step_{step:05}.jsonl")), rows)
     }
 
-    fn finish(&self, policy: &Policy, state: &State, run: &mut Run, session: &mut Session) -> Result<Finished> {
-        let evaluation = run.evaluate(self.trained(policy), "final", session)?;
+    fn finish(
+        &self,
+        engine: &mut Engine,
+        policy: &Policy,
+        state: &State,
+        run: &mut Run,
+        session: &mut Session,
+    ) -> Result<Finished> {
+        let mut sampler = self.sampler(engine, policy, state);
+        let evaluation = run.evaluate(self.trained(policy), &mut *sampler, "final", session)?;
+        drop(sampler);
         let mut metrics = Metrics::of_step(state.step);
         metrics.extend("eval/", evaluation.metrics());
         run.log(&metrics)?;
