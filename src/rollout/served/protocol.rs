@@ -230,3 +230,89 @@ fn excerpt(value: &Value) -> String {
     let text = value.to_string();
     text.chars().take(300).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(count: usize) -> Ask {
+        Ask { prompt: vec![1, 30], count, seed: 65536 }
+    }
+
+    fn sampling() -> Sampling {
+        Sampling { max_completion_length: 3, stop: vec![2], ..Sampling::default() }
+    }
+
+    fn read(engine: Engine, answer: &Value, count: usize) -> Result<Vec<Told>, Failure> {
+        completions(engine, answer, &ask(count), &sampling(), 400)
+    }
+
+    /// As vLLM 0.32 answered, out of order and shortened.
+    fn vllm_answer() -> Value {
+        json!({ "choices": [
+            { "index": 1, "token_ids": [22, 2], "finish_reason": "stop", "stop_reason": 2,
+              "logprobs": { "token_logprobs": [-0.25, -0.5] } },
+            { "index": 0, "token_ids": [399, 22, 15], "finish_reason": "length", "stop_reason": null,
+              "logprobs": { "token_logprobs": [-0.5352, -0.3623, -2.3e-6] } },
+        ]})
+    }
+
+    #[test]
+    fn completions_come_in_the_order_of_their_numbers() {
+        let told = read(Engine::Vllm, &vllm_answer(), 2).unwrap();
+        assert_eq!(told[0].tokens, [399, 22, 15]);
+        assert_eq!(
+            told[1],
+            Told { tokens: vec![22, 2], log_probs: vec![-0.25, -0.5], finish_reason: FinishReason::Stop }
+        );
+        // As SGLang 0.5.23 answers one completion: an object, no list.
+        let answer = json!({ "text": "5", "output_ids": [25, 2], "meta_info": {
+            "finish_reason": { "type": "stop", "matched": 2 }, "output_token_logprobs": [[-0.5497, 25, null], [-0.0088, 2, null]] }});
+        let told = read(Engine::Sglang, &answer, 1).unwrap();
+        assert_eq!((told[0].tokens.as_slice(), told[0].log_probs.as_slice()), (&[25, 2][..], &[-0.5497, -0.0088][..]));
+    }
+
+    #[test]
+    fn answers_that_cannot_be_trusted_are_refused() {
+        let changed = |change: &dyn Fn(&mut Value)| {
+            let mut answer = vllm_answer();
+            change(&mut answer);
+            read(Engine::Vllm, &answer, 2).unwrap_err()
+        };
+        let choice = |pointer: &'static str, value: Value| {
+            move |answer: &mut Value| *answer.pointer_mut(&format!("/choices/0{pointer}")).unwrap() = value.clone()
+        };
+        // An older server ignores the wish for token ids without a word.
+        for (failure, part) in [
+            (changed(&choice("/token_ids", Value::Null)), "0.10.2"),
+            (changed(&choice("/token_ids", json!([22, 400]))), "400 of the vocabulary"),
+            (changed(&choice("/logprobs/token_logprobs", json!([-0.25]))), "2 tokens came with 1"),
+            (changed(&choice("/logprobs/token_logprobs", json!([-0.25, null]))), "NaN"),
+            (changed(&choice("/logprobs/token_logprobs", json!([-0.25, 0.5]))), "0.5 is no log-probability"),
+            (changed(&choice("/token_ids", json!([22, 21]))), "none of the stop tokens"),
+            (
+                changed(&|answer| drop(answer["choices"].as_array_mut().unwrap().pop())),
+                "2 completions were asked for and 1",
+            ),
+        ] {
+            assert!(matches!(&failure, Failure::Lasting(why) if why.contains(part)), "{part}: {failure:?}");
+        }
+        // A server that makes room gives up completions: that passes.
+        assert!(matches!(changed(&choice("/finish_reason", json!("abort"))), Failure::Passing(_)));
+        // Cut although there was room, as a server does whose context is full: no error of its own tells it.
+        let cut = json!({ "choices": [{ "index": 0, "token_ids": [22], "finish_reason": "length",
+            "logprobs": { "token_logprobs": [-0.25] } }] });
+        let failure = read(Engine::Vllm, &cut, 1).unwrap_err();
+        assert!(failure.words().contains("after 1 of 3 tokens"), "{failure:?}");
+    }
+
+    #[test]
+    fn greedy_completions_are_asked_for_once() {
+        let mut greedy = sampling();
+        greedy.distribution.temperature = 0.0;
+        let (_, body) = request(Engine::Vllm, &ask(4), &greedy, &Weights::default());
+        assert_eq!(body["n"], 1);
+        let answer = json!({ "choices": [vllm_answer()["choices"][0]] });
+        assert_eq!(completions(Engine::Vllm, &answer, &ask(4), &greedy, 400).unwrap().len(), 4);
+    }
+}
