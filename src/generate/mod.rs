@@ -2,11 +2,13 @@
 
 mod count;
 mod engine;
+mod read;
 mod room;
 mod sampling;
 
 pub use count::Count;
 pub use engine::{cache_shape, generate};
+pub use read::read;
 pub use room::Room;
 pub(crate) use sampling::draw;
 pub use sampling::{Distribution, Sampled, sample};
@@ -100,6 +102,13 @@ impl Completion {
             collision_logs: Vec::new(),
             finish_reason: FinishReason::Length,
         }
+    }
+
+    /// Of tokens that are there already, with their figures, such as [`read`] gives.
+    pub fn of(sampled: &[Sampled], finish_reason: FinishReason) -> Self {
+        let mut completion = Self { finish_reason, ..Self::empty() };
+        sampled.iter().for_each(|sampled| completion.push(sampled));
+        completion
     }
 
     fn push(&mut self, sampled: &Sampled) {
