@@ -90,8 +90,7 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// A completion without tokens.
-    pub(crate) fn empty() -> Self {
+    fn empty() -> Self {
         Self {
             tokens: Vec::new(),
             log_probs: Vec::new(),
@@ -105,8 +104,14 @@ impl Completion {
         }
     }
 
-    /// Adds a token.
-    pub(crate) fn push(&mut self, sampled: &Sampled) {
+    /// Of tokens that are there already, with their figures, such as [`read`] gives.
+    pub fn of(sampled: &[Sampled], finish_reason: FinishReason) -> Self {
+        let mut completion = Self { finish_reason, ..Self::empty() };
+        sampled.iter().for_each(|sampled| completion.push(sampled));
+        completion
+    }
+
+    fn push(&mut self, sampled: &Sampled) {
         self.tokens.push(sampled.token);
         self.log_probs.push(sampled.log_prob);
         self.drawn_log_probs.push(sampled.drawn_log_prob);

@@ -19,6 +19,7 @@ pub use attention::Attention;
 pub(crate) use attention::{Rows, ids};
 pub use cache::{CacheShape, KvCache};
 pub use config::ModelConfig;
+pub(crate) use decoder::LOGITS;
 pub use decoder::{CausalLm, Decoder, Layer, Mlp};
 pub use lora::LoraConfig;
 pub use norm::RmsNorm;

@@ -383,15 +383,15 @@ fn bare(told: Told) -> Completion {
 /// A completion with the server's log-probabilities, and all else by our own model. Where the server's are of another
 /// distribution than the full softmax at the sampling temperature, theirs differ from ours as much as under that one.
 fn join(told: &Told, scored: &[Sampled], raw: bool) -> Completion {
-    let mut completion = Completion { finish_reason: told.finish_reason, ..Completion::empty() };
-    for (sampled, &theirs) in scored.iter().zip(&told.log_probs) {
+    let of_server = |(sampled, &theirs): (&Sampled, &f32)| {
         let same = same(sampled, raw);
         // Equal numbers take the server's as it is.
         let shifted = |ours: f32| if ours == same { theirs } else { ours + (theirs - same) };
         let (log_prob, drawn_log_prob) = (shifted(sampled.log_prob), shifted(sampled.drawn_log_prob));
-        completion.push(&Sampled { log_prob, drawn_log_prob, ..*sampled });
-    }
-    completion
+        Sampled { log_prob, drawn_log_prob, ..*sampled }
+    };
+    let sampled: Vec<Sampled> = scored.iter().zip(&told.log_probs).map(of_server).collect();
+    Completion::of(&sampled, told.finish_reason)
 }
 
 /// Our log-probability of the distribution that the server's are of.
