@@ -90,7 +90,7 @@ pub struct Completion {
 }
 
 impl Completion {
-    fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self {
             tokens: Vec::new(),
             log_probs: Vec::new(),
