@@ -148,8 +148,23 @@ pub fn evaluate(
     config: &EvalConfig,
     observe: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Vec<Record>> {
-    let Subject { model, model_config, tokenizer } = subject;
-    let mut sampler = Local { model, config: model_config };
+    let mut sampler = Local { model: subject.model, config: subject.model_config };
+    evaluate_by(&mut sampler, subject, problems, first, config, observe)
+}
+
+/// [`evaluate`], with completions of the subject from `sampler`.
+///
+/// # Errors
+/// As [`evaluate`], and what the sampler says.
+pub fn evaluate_by(
+    sampler: &mut dyn Sampler,
+    subject: Subject,
+    problems: &[Problem],
+    first: usize,
+    config: &EvalConfig,
+    observe: &mut dyn FnMut(Event) -> Result<()>,
+) -> Result<Vec<Record>> {
+    let Subject { model_config, tokenizer, .. } = subject;
     let sampling = Sampling {
         distribution: config.distribution(),
         max_completion_length: config.max_completion_length,

@@ -15,16 +15,18 @@ use serde_json::Value;
 use super::checkpoint::{self, Trained};
 use super::folder::{Folder, METRICS, name_mistake};
 use super::origin::{self, Origin};
+use super::team::Dealt;
 use super::{Session, Start};
 use crate::config::Settings;
 use crate::data::Problem;
 use crate::data::problems::DataConfig;
 use crate::error::{Error, Result};
-use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
+use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate_by, record};
 use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::optim::{AdamW, LrScheduler, OptimConfig};
+use crate::rollout::Local;
 
 const SUMMARY: &str = "summary.json";
 
@@ -246,10 +248,10 @@ impl Run {
     /// Evaluates; completions go to `completions/eval_<which>.jsonl`, but for evaluations `during` training.
     ///
     /// # Errors
-    /// As [`evaluate`], [`Error::Stopped`], and when the model gives no finite numbers.
+    /// As [`crate::eval::evaluate`], [`Error::Stopped`], and when the model gives no finite numbers.
     pub(super) fn evaluate(
         &self,
-        Trained { config, model, tokenizer, .. }: Trained,
+        Trained { config, model, tokenizer, team, .. }: Trained,
         which: &str,
         session: &mut Session,
     ) -> Result<Evaluation> {
@@ -258,7 +260,8 @@ impl Run {
         let mut writer = if which == "during" { None } else { Some(record::Writer::create(&path)?) };
         let mut done = 0;
         let (stop, subject) = (session.stop(), Subject { model, model_config: config, tokenizer });
-        let records = evaluate(subject, &self.held_out, 0, &self.eval, &mut |event| {
+        let mut sampler = Dealt { team, local: Local { model, config } };
+        let records = evaluate_by(&mut sampler, subject, &self.held_out, 0, &self.eval, &mut |event| {
             match event {
                 Event::Sampled(count) => session.observer.sampled(count),
                 Event::Graded(lines) => {
@@ -331,7 +334,7 @@ impl Run {
 
     /// Writes `final/`, for adapters `adapter/`, and `summary.json`; gives the folder of the final model.
     pub(super) fn finish(&mut self, step: usize, trained: Trained, summary: &Value) -> Result<PathBuf> {
-        let Trained { config, model, adapter, tokenizer } = trained;
+        let Trained { config, model, adapter, tokenizer, team: _ } = trained;
         let last = self.dir().join("final");
         checkpoint::export(&last, config, model, tokenizer)?;
         if let Some(adapter) = adapter {
