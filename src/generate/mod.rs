@@ -13,8 +13,10 @@ pub use room::Room;
 pub(crate) use sampling::draw;
 pub use sampling::{Distribution, Sampled, sample};
 
+use serde::{Deserialize, Serialize};
+
 /// How completions are sampled.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// What each token is drawn from.
     pub distribution: Distribution,
@@ -47,7 +49,7 @@ impl Default for Sampling {
 }
 
 /// A completion to sample.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
     /// Prompt tokens, with any forced start of the completion.
     pub prompt: Vec<u32>,
@@ -56,7 +58,7 @@ pub struct Request {
 }
 
 /// Why a completion ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
     /// A stop token, the last of the completion.
     Stop,
@@ -67,7 +69,7 @@ pub enum FinishReason {
 }
 
 /// A sampled completion and what the model said about each of its tokens, in nats.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     /// Tokens, with the stop token when there is one.
     pub tokens: Vec<u32>,

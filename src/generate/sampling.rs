@@ -5,12 +5,13 @@ use std::borrow::Cow;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::ops::{self, host};
 
 /// The distribution tokens are drawn from: the softmax of the logits after these, in this order. Names and defaults are
 /// those of TRL and Hugging Face.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Distribution {
     /// Logits of tokens that occurred before are divided by this when positive, multiplied when negative
     /// (arXiv 1909.05858); 1 for none.

@@ -13,6 +13,7 @@ mod precision;
 mod pretrained;
 mod rope;
 mod shapes;
+pub(crate) mod share;
 pub mod tensors;
 
 pub use attention::Attention;

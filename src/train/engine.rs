@@ -5,6 +5,7 @@ use std::path::Path;
 use super::checkpoint::{Trained, export, export_adapter};
 use super::run::RunSettings;
 use super::settings::RlConfig;
+use super::team::Dealt;
 use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::rollout::served::{Current, Needs, Remote, Served};
@@ -44,9 +45,9 @@ impl Engine {
         (step, tokens_per_pass): (usize, usize),
         stop: Stop<'a>,
     ) -> Box<dyn Sampler + 'a> {
-        let Trained { config, model, adapter, tokenizer } = trained;
+        let Trained { config, model, adapter, tokenizer, team } = trained;
         match self {
-            Self::Own => Box::new(Local { model, config }),
+            Self::Own => Box::new(Dealt { team, local: Local { model, config } }),
             Self::Served(served) => {
                 let adapter = adapter.filter(|_| served.takes_adapters());
                 let write = move |dir: &Path| match adapter {

@@ -69,7 +69,7 @@ pub struct TokenScores {
 }
 
 /// Amount of work.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
     /// Tokens of the sequences, the last of each left out: nothing is predicted from it.
     pub tokens: usize,

@@ -18,6 +18,7 @@ pub mod run;
 pub mod settings;
 pub mod sft;
 mod state;
+pub mod team;
 pub mod token_scores;
 mod trainer;
 pub(crate) mod update;

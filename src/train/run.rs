@@ -347,7 +347,7 @@ impl Run {
 
     /// Writes `final/`, for adapters `adapter/`, and `summary.json`; gives the folder of the final model.
     pub(super) fn finish(&mut self, step: usize, trained: Trained, summary: &Value) -> Result<PathBuf> {
-        let Trained { config, model, adapter, tokenizer } = trained;
+        let Trained { config, model, adapter, tokenizer, team: _ } = trained;
         let last = self.dir().join("final");
         checkpoint::export(&last, config, model, tokenizer)?;
         if let Some(adapter) = adapter {

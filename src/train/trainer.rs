@@ -16,6 +16,7 @@ use super::rl::learn;
 use super::run::{Point, Run, RunSettings};
 use super::settings::{ModelSource, RlConfig};
 use super::state::State;
+use super::team::Team;
 use super::update::{Update, examples};
 use super::{Session, open_model};
 use crate::data::Problem;
@@ -58,6 +59,7 @@ pub struct Trainer<'a> {
     rewards: Vec<Arc<dyn Reward>>,
     problems: Option<Vec<Problem>>,
     held_out: Option<Vec<Problem>>,
+    team: Option<&'a Team<'a>>,
 }
 
 /// What came out of a run.
@@ -73,7 +75,7 @@ pub struct Finished {
 impl<'a> Trainer<'a> {
     /// A run by settings alone.
     pub fn new(config: &'a RlConfig) -> Self {
-        Self { config, rewards: Vec::new(), problems: None, held_out: None }
+        Self { config, rewards: Vec::new(), problems: None, held_out: None, team: None }
     }
 
     /// Adds a reward, which stages name by `{ type = "custom", name = "…" }`.
@@ -94,6 +96,13 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn held_out(mut self, problems: Vec<Problem>) -> Self {
         self.held_out = Some(problems);
+        self
+    }
+
+    /// Trains on all ranks of a team.
+    #[must_use]
+    pub fn team(mut self, team: &'a Team<'a>) -> Self {
+        self.team = (team.size() > 1).then_some(team);
         self
     }
 
@@ -137,7 +146,12 @@ impl<'a> Trainer<'a> {
         })?;
         let Point::<State> { step, config: model_config, model, optimizer, mut state } = point;
         state.step = step;
-        let mut policy = Policy::new(model_config, model, optimizer);
+        let mut policy = Policy::new(model_config, model, optimizer).on(self.team);
+        if let Some(team) = self.team {
+            session.observer.note(&team.describe());
+            let shared = (&policy.config, policy.model(), &policy.optimizer);
+            team.share(shared, (config.model.dtype, config.lora.as_ref()), &config.optim, &config.device)?;
+        }
         let mut job = Job {
             config,
             prompts,
@@ -213,6 +227,9 @@ impl Job<'_> {
             return Ok(Finished { dir: run.dir().to_path_buf(), summary });
         }
         self.reference = self.reference(policy.model(), state.stage, device)?;
+        if let (Some(reference), Some(team)) = (&self.reference, policy.team) {
+            team.share_reference(reference, self.config.lora.is_some())?;
+        }
         session.observer.begin("train", total);
         session.observer.resume(state.step);
         learn(self, engine, policy, state, run, session)?;
@@ -260,7 +277,13 @@ impl Job<'_> {
 
     fn trained<'b>(&'b self, policy: &'b Policy) -> Trained<'b> {
         let adapter = self.config.common().adapter();
-        Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.rollouts.tokenizer }
+        Trained {
+            config: &policy.config,
+            model: policy.model(),
+            adapter,
+            tokenizer: &self.rollouts.tokenizer,
+            team: policy.team,
+        }
     }
 
     /// What completions of the policy are sampled from, as it is after the steps of `state`.
@@ -352,6 +375,9 @@ impl Job<'_> {
         let every = self.config.train.save_steps;
         if every > 0 && state.step.is_multiple_of(every) || state.stage(self.config).is_none() {
             state.seconds = self.seconds();
+            if let Some(team) = policy.team {
+                team.compare(policy.model(), &format!("after step {}", state.step))?;
+            }
             self.meter.write_types(run.dir(), &state.token_types)?;
             run.save(state.step, self.trained(policy), &policy.optimizer, state)?;
         }

@@ -17,6 +17,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::batch::Sequence;
 use super::learner::{Learner, Work, arrange};
 use super::policy::Policy;
@@ -82,7 +84,7 @@ pub(super) fn weights<'a>(examples: impl Iterator<Item = &'a Example<'a>> + Clon
 }
 
 /// A completion that has a gradient.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Lesson {
     /// Its place in the step.
     pub(crate) place: usize,
@@ -146,7 +148,7 @@ impl Update<'_> {
     ///
     /// # Errors
     /// When an advantage is not finite: then a reward is to blame. When an early end is asked for before the first update.
-    /// The policy is as it was, both times.
+    /// The policy is as it was, both times. What other ranks say.
     pub(super) fn run(
         &self,
         policy: &mut Policy,
@@ -157,7 +159,8 @@ impl Update<'_> {
         check(examples)?;
         let start = Instant::now();
         let batches = self.mini_batches(examples.len());
-        let mut known = Known { old: vec![Vec::new(); examples.len()], reference: self.references(examples, metrics) };
+        let reference = self.references(policy, examples, metrics)?;
+        let mut known = Known { old: vec![Vec::new(); examples.len()], reference };
         let (objective, mut log) = (self.stage.objective(), Log::default());
         let mut updated = false;
         let updates = (0..self.stage.loss.num_iterations).flat_map(|_| &batches).enumerate();
@@ -167,13 +170,13 @@ impl Update<'_> {
             arrange(&mut lessons, &policy.device(), |lesson| &lesson.sequence);
             lessons.iter_mut().for_each(|lesson| lesson.first = !updated);
             let learner = self.learner(if number == 0 { self.stop } else { Stop::NEVER });
-            let (gradients, seen, work) = gradients(&learner, &objective, policy.model(), &mut lessons);
+            let (gradients, seen, work) = policy.gradients(&learner, &objective, &mut lessons)?;
             if !updated {
                 known.keep(&lessons);
             }
             if number == 0 {
                 self.stop.check()?;
-                let reading = self.read(policy.model(), examples, &mut known.old);
+                let reading = self.read(policy, None, examples, &mut known.old)?;
                 metrics.set("timing_s/old_log_prob", reading.as_secs_f64());
             }
             let norm = gradients.norm();
@@ -242,27 +245,33 @@ impl Update<'_> {
     }
 
     /// Log-probabilities under the reference model, where there is one.
-    fn references(&self, examples: &[Example], metrics: &mut Metrics) -> Vec<Vec<f32>> {
+    fn references(&self, policy: &Policy, examples: &[Example], metrics: &mut Metrics) -> Result<Vec<Vec<f32>>> {
         let mut lists = vec![Vec::new(); examples.len()];
         if let Some(reference) = self.reference {
-            metrics.set("timing_s/ref", self.read(reference, examples, &mut lists).as_secs_f64());
+            metrics.set("timing_s/ref", self.read(policy, Some(reference), examples, &mut lists)?.as_secs_f64());
         }
-        lists
+        Ok(lists)
     }
 
-    /// Log-probabilities under `model` of those completions that take part and have none yet; the time it took.
-    fn read(&self, model: &CausalLm, examples: &[Example], lists: &mut [Vec<f32>]) -> Duration {
+    /// Log-probabilities, under the policy or a reference model, of those completions that take part and have none yet; the time it took.
+    fn read(
+        &self,
+        policy: &Policy,
+        reference: Option<&CausalLm>,
+        examples: &[Example],
+        lists: &mut [Vec<f32>],
+    ) -> Result<Duration> {
         let start = Instant::now();
         let mut missing: Vec<(usize, Sequence)> = (examples.iter().enumerate())
             .filter(|(place, example)| example.takes_part && lists[*place].is_empty())
             .map(|(place, example)| (place, example.sequence.clone()))
             .collect();
-        arrange(&mut missing, &model.device(), |(_, sequence)| sequence);
+        arrange(&mut missing, &policy.device(), |(_, sequence)| sequence);
         let (places, sequences): (Vec<usize>, Vec<Sequence>) = missing.into_iter().unzip();
-        for (place, scores) in places.into_iter().zip(self.learner(Stop::NEVER).read(model, &sequences)) {
-            lists[place] = scores.log_prob;
+        for (place, read) in places.into_iter().zip(policy.read(&self.learner(Stop::NEVER), reference, &sequences)?) {
+            lists[place] = read;
         }
-        start.elapsed()
+        Ok(start.elapsed())
     }
 
     fn describe(&self, log: &Log, metrics: &mut Metrics) {

@@ -239,6 +239,6 @@ impl Job<'_> {
 
     fn trained<'b>(&'b self, policy: &'b Policy) -> Trained<'b> {
         let adapter = self.config.common().adapter();
-        Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.tokenizer }
+        Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.tokenizer, team: None }
     }
 }

@@ -63,7 +63,7 @@ fn policy(model: &CausalLm) -> Policy {
     Policy::new(shape(), model.clone(), AdamW::default())
 }
 
-fn updated(stage: &Stage, lr: f64, model: &CausalLm, examples: &[Example]) -> (Policy, Metrics) {
+fn updated(stage: &Stage, lr: f64, model: &CausalLm, examples: &[Example]) -> (Policy<'static>, Metrics) {
     let config = RlConfig::default();
     let reference = stage.loss.kl.is_some().then_some(model);
     let update = Update { config: &config, stage, step: 1, lr, reference, stop: Stop::NEVER };
