@@ -63,7 +63,15 @@ pub const ALL: &[[&str; 3]] = &[
         "nats",
         "|log-probability of the trainer less that of the sampler|",
     ],
-    ["sampling/importance_sampling_ratio/<statistic>", "", "probability of the trainer by that of the sampler"],
+    [
+        "sampling/importance_sampling_ratio/<statistic>",
+        "",
+        "probability of the trainer by that of the sampler, of a token or a completion; with a correction, the factor",
+    ],
+    ["sampling/kl", "nats per token", "divergence of the trainer from the sampler, mean of r - 1 - ln r"],
+    ["sampling/mult_prob_error", "", "mean of e to |log-probability of the trainer less that of the sampler|"],
+    ["sampling/masked_share", "share", "tokens, or completions, whose factor is 0 by the correction"],
+    ["sampling/effective_sample_size", "share", "squared mean of the factors of the correction by the mean of squares"],
     // Completions from servers.
     ["rollout/servers", "servers", "servers that are asked"],
     ["rollout/retries", "requests", "requests for a group that were made again"],

@@ -63,7 +63,8 @@ pub enum KlEstimator {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "[f32; 7]", into = "[f32; 7]")]
 pub struct TokenTerm {
-    /// Its log-probability before the first update that uses it, as the trainer computes it, in nats.
+    /// Its log-probability before the first update that uses it, as the trainer computes it (or the engine that sampled it, if
+    /// the ratio is to be against that), in nats.
     pub old_log_prob: f32,
     /// Its log-probability under the reference model; read where `kl` is not 0.
     pub reference_log_prob: f32,

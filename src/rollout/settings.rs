@@ -5,23 +5,19 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config;
+use crate::objective::Correction;
 
 /// The engine that samples completions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "engine", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RolloutConfig {
     /// The engine of this process, on the weights that are trained: nothing to start, nothing to send.
+    #[default]
     Own,
     /// Servers of vLLM, from 0.10.2 on.
     Vllm(ServedConfig),
     /// Servers of SGLang, from 0.4.1 on.
     Sglang(ServedConfig),
-}
-
-impl Default for RolloutConfig {
-    fn default() -> Self {
-        Self::Own
-    }
 }
 
 /// How servers are reached, and how they get the weights.
@@ -53,6 +49,8 @@ pub struct ServedConfig {
     /// (mean of r - 1 - ln r, with r the ratio of the two probabilities); above it the run ends. Around 1e-3 is usual for
     /// servers in bf16.
     pub max_mean_kl: f64,
+    /// What makes up for the difference between the servers' model and the trained one.
+    pub correction: Correction,
     /// Seconds to wait for a connection.
     pub connect_timeout_s: f64,
     /// Seconds to wait for the completions of a group.
@@ -80,6 +78,7 @@ impl Default for ServedConfig {
             max_staleness: 0,
             logprobs: LogProbs::Auto,
             max_mean_kl: 0.01,
+            correction: Correction::default(),
             connect_timeout_s: 10.0,
             request_timeout_s: 600.0,
             sync_timeout_s: 600.0,
@@ -127,6 +126,11 @@ impl RolloutConfig {
             Self::Vllm(served) => Some((Engine::Vllm, served)),
             Self::Sglang(served) => Some((Engine::Sglang, served)),
         }
+    }
+
+    /// What makes up for completions from elsewhere; none for the engine of this process.
+    pub fn correction(&self) -> Correction {
+        self.served().map_or(Correction::NONE, |(_, served)| served.correction)
     }
 
     /// What cannot work, one line each.
@@ -179,6 +183,7 @@ impl ServedConfig {
             }
         }
         mistakes.extend(config::count("concurrency", self.concurrency, 1, 4096));
+        mistakes.extend(self.correction.mistakes().into_iter().map(|mistake| format!("correction.{mistake}")));
         mistakes.extend(config::count("retries", self.retries, 0, 100));
         if self.max_staleness > 1 {
             mistakes.push(format!("max_staleness = {} must be 0 or 1", self.max_staleness));

@@ -8,7 +8,7 @@ use super::team::{Dealt, Team};
 use super::update::{self, Lesson};
 use crate::error::Result;
 use crate::model::{CausalLm, ModelConfig};
-use crate::objective::{Objective, Statistics};
+use crate::objective::{Correction, Objective, Statistics};
 use crate::optim::{AdamW, Gradients, OptimConfig};
 use crate::rollout::Local;
 
@@ -54,11 +54,12 @@ impl<'a> Policy<'a> {
         &self,
         learner: &Learner,
         objective: &Objective,
+        correction: &Correction,
         lessons: &mut [Lesson],
     ) -> Result<(Gradients, Statistics, Work)> {
         match self.team {
-            Some(team) => team.gradients(learner, objective, self.model(), lessons),
-            None => Ok(update::gradients(learner, objective, self.model(), lessons)),
+            Some(team) => team.gradients(learner, (objective, correction), self.model(), lessons),
+            None => Ok(update::gradients(learner, objective, correction, self.model(), lessons)),
         }
     }
 

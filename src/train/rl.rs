@@ -60,7 +60,7 @@ pub(super) fn learn(
             session.observer.note(&format!("stage {} ends after step {}: {exit}", stage.name, next.step));
         }
         *state = next;
-        job.log(&batch, engine, policy, state, metrics, run, session)?;
+        job.log(&batch, (engine, policy), state, metrics, run, session)?;
         let sequences = batch.groups.iter().flat_map(Group::sequences);
         guard.check(skipped == 0, run.dir(), state.step, &job.rollouts.tokenizer, sequences)?;
         job.save(policy, state, run)?;

@@ -345,8 +345,7 @@ impl Job<'_> {
     pub(super) fn log(
         &self,
         batch: &Batch,
-        engine: &mut Engine,
-        policy: &Policy,
+        (engine, policy): (&mut Engine, &Policy),
         state: &mut State,
         mut metrics: Metrics,
         run: &mut Run,

@@ -76,8 +76,11 @@ pub struct Current<'a> {
     /// Tokens of one pass of the model at most.
     pub tokens_per_pass: usize,
     /// Writes the weights into a new folder: adapters where these are what the servers get, else a whole model.
-    pub write: Box<dyn Fn(&Path) -> Result<()> + 'a>,
+    pub write: Write<'a>,
 }
+
+/// Writes weights into a folder.
+pub type Write<'a> = Box<dyn Fn(&Path) -> Result<()> + 'a>;
 
 impl std::fmt::Debug for Current<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -327,7 +330,8 @@ impl Served {
         let raw = self.log_probs == LogProbs::Raw;
         self.figures.score += start.elapsed();
         let pairs = |(scored, told): (&Vec<Sampled>, &Told)| -> Vec<(f32, f32)> {
-            scored.iter().zip(&told.log_probs).map(|(ours, &theirs)| (same(ours, raw), theirs)).collect()
+            let all = scored.iter().zip(&told.log_probs).map(|(ours, &theirs)| (same(ours, raw), theirs));
+            all.filter(|(ours, _)| *ours != f32::NEG_INFINITY).collect()
         };
         let divergence = check::divergence(scored.iter().zip(&told).flat_map(pairs));
         // Of earlier weights more is expected.
@@ -384,7 +388,9 @@ fn bare(told: Told) -> Completion {
 /// distribution than the full softmax at the sampling temperature, theirs differ from ours as much as under that one.
 fn join(told: &Told, scored: &[Sampled], raw: bool) -> Completion {
     let of_server = |(sampled, &theirs): (&Sampled, &f32)| {
+        // A token at the edge of top-k or top-p, which ours leave out: compared under the whole softmax.
         let same = same(sampled, raw);
+        let same = if same.is_finite() { same } else { sampled.log_prob };
         // Equal numbers take the server's as it is.
         let shifted = |ours: f32| if ours == same { theirs } else { ours + (theirs - same) };
         let (log_prob, drawn_log_prob) = (shifted(sampled.log_prob), shifted(sampled.drawn_log_prob));

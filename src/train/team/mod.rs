@@ -16,7 +16,7 @@ use super::update::{self, Lesson};
 use crate::error::{Error, Result};
 use crate::generate::{Completion, Request, Sampling, Watch};
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision, share};
-use crate::objective::{Objective, Statistics};
+use crate::objective::{Correction, Objective, Statistics};
 use crate::optim::{AdamW, Gradients, OptimConfig};
 use crate::ranks::Reduce;
 use crate::rollout::{Local, Sampler};
@@ -162,18 +162,19 @@ impl<'a> Team<'a> {
     pub(super) fn gradients(
         &self,
         learner: &Learner,
-        objective: &Objective,
+        (objective, correction): (&Objective, &Correction),
         model: &CausalLm,
         lessons: &mut [Lesson],
     ) -> Result<(Gradients, Statistics, Work)> {
         let shares = deal(lessons.iter().map(|lesson| lesson.sequence.tokens.len()), self.size());
         let share = |rank: usize| shares[rank].iter().map(|&i| lessons[i].clone()).collect::<Vec<Lesson>>();
         for rank in self.others() {
-            let order = Order::Learn { manner: Manner::of(learner), objective: *objective, lessons: share(rank) };
-            self.order(rank, &order);
+            let (manner, objective, correction) = (Manner::of(learner), *objective, *correction);
+            self.order(rank, &Order::Learn { manner, objective, correction, lessons: share(rank) });
         }
         let mut own = share(0);
-        let (mut gradients, mut statistics, mut work) = update::gradients(learner, objective, model, &mut own);
+        let (mut gradients, mut statistics, mut work) =
+            update::gradients(learner, objective, correction, model, &mut own);
         shares[0].iter().zip(own).for_each(|(&i, lesson)| lessons[i] = lesson);
         for (reply, share) in self.replies()?.into_iter().zip(&shares[1..]) {
             let Reply::Learned { statistics: seen, work: done, old } = reply else {
@@ -183,8 +184,7 @@ impl<'a> Team<'a> {
             work.add(done);
             for (&i, old) in share.iter().zip(old) {
                 let Some(old) = old else { continue };
-                lessons[i].first = false;
-                lessons[i].terms.iter_mut().zip(old).for_each(|(term, old)| term.old_log_prob = old);
+                lessons[i].learn_old(&old, correction);
             }
         }
         if !learner.stop.requested() {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::generate::{Completion, Request, Sampling};
 use crate::model::{LoraConfig, Precision};
-use crate::objective::{Objective, Statistics};
+use crate::objective::{Correction, Objective, Statistics};
 use crate::optim::OptimConfig;
 use crate::stop::Stop;
 use crate::train::batch::Sequence;
@@ -26,7 +26,7 @@ pub(super) enum Order {
     /// End the sampling; of no effect once it has ended.
     Cancel,
     /// Compute the gradient of a loss over some lessons, and keep it.
-    Learn { manner: Manner, objective: Objective, lessons: Vec<Lesson> },
+    Learn { manner: Manner, objective: Objective, correction: Correction, lessons: Vec<Lesson> },
     /// Take part in the sum of the gradients.
     Sum,
     /// Take a step of the optimiser with the gradient that was summed.
@@ -117,9 +117,9 @@ mod tests {
     fn numbers_arrive_as_they_were() {
         let term = TokenTerm { old_log_prob: f32::NEG_INFINITY, advantage: 0.1, kl: 1e-40, ..TokenTerm::default() };
         let sequence = Sequence { tokens: vec![1, 151_935, u32::MAX], prompt: 2 };
-        let lesson = Lesson { place: 3, sequence, terms: vec![term], first: true };
-        let back: Vec<Lesson> = decode(&encode(&[lesson.clone()]));
-        assert_eq!((back[0].place, &back[0].sequence, back[0].first), (3, &lesson.sequence, true));
+        let lesson = Lesson { place: 3, sequence, terms: vec![term], sampled: vec![-0.5], old: Vec::new() };
+        let back: Vec<Lesson> = decode(&encode(&std::slice::from_ref(&lesson)));
+        assert_eq!((back[0].place, &back[0].sequence, &back[0].sampled), (3, &lesson.sequence, &lesson.sampled));
         assert_eq!(back[0].terms, lesson.terms);
         let read: Reply = decode(&encode(&Reply::LogProbs(vec![vec![f32::NAN, -0.0, f32::MAX]])));
         let Reply::LogProbs(lists) = read else { panic!("another message") };

@@ -8,7 +8,7 @@ use super::orders::{Manner, Order, Outline, Reply, decode, encode};
 use crate::error::{Error, Result};
 use crate::generate::{Request, Sampling, Watch, generate};
 use crate::model::{CausalLm, ModelConfig, Precision, lora, share};
-use crate::objective::Objective;
+use crate::objective::{Correction, Objective};
 use crate::optim::{AdamW, Gradients, OptimConfig};
 use crate::ranks::Reduce;
 use crate::train::update::{self, Lesson};
@@ -40,7 +40,9 @@ pub fn serve(ranks: &dyn Reduce, told: Vec<String>, open: &mut Open) {
             Order::Weights => Ok(worker.take_weights()),
             Order::Reference => Ok(worker.take_reference()),
             Order::Sample { requests, sampling } => worker.sample(&requests, &sampling),
-            Order::Learn { manner, objective, lessons } => Ok(worker.model().learn(manner, &objective, lessons)),
+            Order::Learn { manner, objective, correction, lessons } => {
+                Ok(worker.model().learn(manner, (&objective, &correction), lessons))
+            }
             Order::Sum => Ok(worker.sum()),
             Order::Read { manner, reference, sequences } => {
                 let model = worker.model();
@@ -145,15 +147,20 @@ impl Model {
         self.reference.as_ref().expect("the reference model comes before it is asked for")
     }
 
-    fn learn(&mut self, manner: Manner, objective: &Objective, mut lessons: Vec<Lesson>) -> Reply {
+    fn learn(
+        &mut self,
+        manner: Manner,
+        (objective, correction): (&Objective, &Correction),
+        mut lessons: Vec<Lesson>,
+    ) -> Reply {
         // The last gradient goes before the next comes.
         self.gradients = Gradients::default();
-        let first: Vec<bool> = lessons.iter().map(|lesson| lesson.first).collect();
-        let (gradients, statistics, work) = update::gradients(&manner.learner(), objective, &self.policy, &mut lessons);
+        let new: Vec<bool> = lessons.iter().map(|lesson| lesson.old.is_empty()).collect();
+        let (gradients, statistics, work) =
+            update::gradients(&manner.learner(), objective, correction, &self.policy, &mut lessons);
         self.gradients = gradients;
-        let old = lessons.iter().zip(first).map(|(lesson, first)| {
-            (first && !lesson.first).then(|| lesson.terms.iter().map(|term| term.old_log_prob).collect())
-        });
+        let old =
+            lessons.into_iter().zip(new).map(|(lesson, new)| (new && !lesson.old.is_empty()).then_some(lesson.old));
         Reply::Learned { statistics, work, old: old.collect() }
     }
 
