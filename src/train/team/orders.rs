@@ -118,7 +118,7 @@ mod tests {
         let term = TokenTerm { old_log_prob: f32::NEG_INFINITY, advantage: 0.1, kl: 1e-40, ..TokenTerm::default() };
         let sequence = Sequence { tokens: vec![1, 151_935, u32::MAX], prompt: 2 };
         let lesson = Lesson { place: 3, sequence, terms: vec![term], first: true };
-        let back: Vec<Lesson> = decode(&encode(&[lesson.clone()]));
+        let back: Vec<Lesson> = decode(&encode(&std::slice::from_ref(&lesson)));
         assert_eq!((back[0].place, &back[0].sequence, back[0].first), (3, &lesson.sequence, true));
         assert_eq!(back[0].terms, lesson.terms);
         let read: Reply = decode(&encode(&Reply::LogProbs(vec![vec![f32::NAN, -0.0, f32::MAX]])));

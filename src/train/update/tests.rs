@@ -59,11 +59,11 @@ impl Drawn {
 
 const ADVANTAGES: [f32; 6] = [1.0, -1.0, 0.7, -0.7, -0.5, 0.5];
 
-fn policy(model: &CausalLm) -> Policy {
+fn policy(model: &CausalLm) -> Policy<'static> {
     Policy::new(shape(), model.clone(), AdamW::default())
 }
 
-fn updated(stage: &Stage, lr: f64, model: &CausalLm, examples: &[Example]) -> (Policy, Metrics) {
+fn updated(stage: &Stage, lr: f64, model: &CausalLm, examples: &[Example]) -> (Policy<'static>, Metrics) {
     let config = RlConfig::default();
     let reference = stage.loss.kl.is_some().then_some(model);
     let update = Update { config: &config, stage, step: 1, lr, reference, stop: Stop::NEVER };
