@@ -396,7 +396,7 @@ mod tests {
     #[test]
     fn the_largest_goes_first_to_the_rank_that_has_least() {
         let shares = deal([3, 9, 4, 5, 1].into_iter(), 2);
-        assert_eq!(shares, [vec![1, 4], vec![0, 2, 3]]);
+        assert_eq!(shares, [vec![0, 1], vec![2, 3, 4]]);
         assert_eq!(deal([2].into_iter(), 3), [vec![0], vec![], vec![]]);
         assert_eq!(deal([0, 0, 0].into_iter(), 3), [vec![0], vec![1], vec![2]]);
     }
