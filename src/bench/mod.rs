@@ -3,6 +3,7 @@
 pub mod ops;
 #[cfg(feature = "gpu")]
 pub mod products;
+pub mod scale;
 
 use std::time::Instant;
 

@@ -12,7 +12,7 @@ mod folder;
 mod guard;
 pub mod learner;
 mod origin;
-mod policy;
+pub(crate) mod policy;
 mod rl;
 pub mod run;
 pub mod settings;

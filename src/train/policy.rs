@@ -14,35 +14,35 @@ use crate::rollout::Local;
 
 /// A model in training.
 #[derive(Debug)]
-pub(super) struct Policy<'a> {
-    pub(super) config: ModelConfig,
+pub(crate) struct Policy<'a> {
+    pub(crate) config: ModelConfig,
     /// Missing within [`Policy::apply`] only.
     model: Option<CausalLm>,
-    pub(super) optimizer: AdamW,
+    pub(crate) optimizer: AdamW,
     /// Ranks that have the same model and take the same steps, where there are several.
-    pub(super) team: Option<&'a Team<'a>>,
+    pub(crate) team: Option<&'a Team<'a>>,
 }
 
 impl<'a> Policy<'a> {
-    pub(super) fn new(config: ModelConfig, model: CausalLm, optimizer: AdamW) -> Self {
+    pub(crate) fn new(config: ModelConfig, model: CausalLm, optimizer: AdamW) -> Self {
         Self { config, model: Some(model), optimizer, team: None }
     }
 
     /// The same on all ranks of a team, which have been given it.
-    pub(super) fn on(self, team: Option<&'a Team<'a>>) -> Self {
+    pub(crate) fn on(self, team: Option<&'a Team<'a>>) -> Self {
         Self { team, ..self }
     }
 
-    pub(super) fn model(&self) -> &CausalLm {
+    pub(crate) fn model(&self) -> &CausalLm {
         self.model.as_ref().expect("the model is there between two updates")
     }
 
-    pub(super) fn device(&self) -> Device {
+    pub(crate) fn device(&self) -> Device {
         self.model().device()
     }
 
     /// What completions are sampled from.
-    pub(super) fn sampler(&self) -> Dealt<'_> {
+    pub(crate) fn sampler(&self) -> Dealt<'_> {
         Dealt { team: self.team, local: Local { model: self.model(), config: &self.config } }
     }
 
@@ -50,7 +50,7 @@ impl<'a> Policy<'a> {
     ///
     /// # Errors
     /// What other ranks say.
-    pub(super) fn gradients(
+    pub(crate) fn gradients(
         &self,
         learner: &Learner,
         objective: &Objective,
@@ -67,7 +67,7 @@ impl<'a> Policy<'a> {
     ///
     /// # Errors
     /// What other ranks say.
-    pub(super) fn read(
+    pub(crate) fn read(
         &self,
         learner: &Learner,
         reference: Option<&CausalLm>,
@@ -81,7 +81,7 @@ impl<'a> Policy<'a> {
     }
 
     /// One optimiser step in place, with gradients times `scale`.
-    pub(super) fn apply(&mut self, optim: &OptimConfig, gradients: Gradients, scale: f64, learning_rate: f64) {
+    pub(crate) fn apply(&mut self, optim: &OptimConfig, gradients: Gradients, scale: f64, learning_rate: f64) {
         if let Some(team) = self.team {
             team.apply(scale, learning_rate);
         }

