@@ -9,7 +9,7 @@ use super::{StepShape, median};
 use crate::error::Result;
 use crate::generate::{Request, Sampling, Watch};
 use crate::model::{CausalLm, ModelConfig};
-use crate::objective::TokenTerm;
+use crate::objective::{Correction, TokenTerm};
 use crate::optim::{AdamW, OptimConfig};
 use crate::rollout::Sampler;
 use crate::stage::Stage;
@@ -137,11 +137,17 @@ pub fn scale(
             let advantage = if place.is_multiple_of(2) { 1.0 } else { -1.0 };
             let terms = vec![TokenTerm { advantage, weight, ..TokenTerm::default() }; completion.tokens.len()];
             let tokens = [request.prompt.as_slice(), &completion.tokens].concat();
-            Lesson { place, sequence: Sequence { tokens, prompt: request.prompt.len() }, terms, first: true }
+            Lesson {
+                place,
+                sequence: Sequence { tokens, prompt: request.prompt.len() },
+                terms,
+                sampled: Vec::new(),
+                old: Vec::new(),
+            }
         };
         let mut lessons: Vec<Lesson> = requests.iter().zip(completions).enumerate().map(lesson).collect();
         let start = Instant::now();
-        let (gradients, _, _) = policy.gradients(&learner, &objective, &mut lessons)?;
+        let (gradients, _, _) = policy.gradients(&learner, &objective, &Correction::NONE, &mut lessons)?;
         device.sync().expect("every operation of the step succeeds");
         let learned = start.elapsed().as_secs_f64();
         let summed = team.map_or(0.0, Team::summing);
