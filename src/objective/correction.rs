@@ -93,6 +93,11 @@ impl Correction {
     /// For an engine that samples from the trained model itself.
     pub const NONE: Self = Self { old_log_probs: OldLogProbs::Trainer, mode: Mode::None, max: None, min: None };
 
+    /// Whether it makes use of what the engine says of its tokens.
+    pub fn reads_sampled(&self) -> bool {
+        self.mode != Mode::None || self.old_log_probs == OldLogProbs::Engine
+    }
+
     /// Whether all tokens of a completion have one factor.
     pub fn is_of_sequences(&self) -> bool {
         matches!(self.mode, Mode::SequenceTruncate | Mode::SequenceMask | Mode::GeometricMask)

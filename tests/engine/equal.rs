@@ -14,13 +14,13 @@ use super::fake::{Fake, Kind, Setup};
 use crate::support::Workshop;
 
 /// Trains; gives the run's folder.
-fn train(config: &RlConfig, start: Start) -> tempering::Result<std::path::PathBuf> {
+pub(super) fn train(config: &RlConfig, start: Start) -> tempering::Result<std::path::PathBuf> {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let mut session = Session { observer: &mut (), stop: &stop, start };
     Ok(Trainer::new(config).run(&mut session)?.dir)
 }
 
-fn lines(dir: &Path) -> Vec<Map<String, Value>> {
+pub(super) fn lines(dir: &Path) -> Vec<Map<String, Value>> {
     let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -32,9 +32,14 @@ fn assert_alike(own: &Path, served: &Path) {
     for (own, served) in own.iter().zip(&served) {
         for (name, value) in own.iter().filter(|(name, _)| !name.starts_with("timing_s/") && !name.starts_with("perf/"))
         {
-            let (a, b) = (value.as_f64(), served[name].as_f64());
-            let alike =
-                value == &served[name] || a.zip(b).is_some_and(|(a, b)| (a - b).abs() <= 1e-4 * a.abs().max(1.0));
+            let close = |a: &Value, b: &Value| match (a.as_f64(), b.as_f64()) {
+                (Some(a), Some(b)) => (a - b).abs() <= 1e-4 * a.abs().max(1.0),
+                _ => a == b,
+            };
+            let alike = match (value.as_array(), served[name].as_array()) {
+                (Some(a), Some(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(a, b)),
+                _ => close(value, &served[name]),
+            };
             assert!(alike, "{name}: {value} and {}", served[name]);
         }
     }
@@ -47,7 +52,7 @@ fn know(fake: &Fake, workshop: &Workshop, config: &RlConfig) {
     problems.iter().for_each(|problem| fake.know([config.eval.seed, 0, problem.id]));
 }
 
-fn served(kind: Kind, fakes: &[&Fake]) -> RolloutConfig {
+pub(super) fn served(kind: Kind, fakes: &[&Fake]) -> RolloutConfig {
     let served = ServedConfig {
         urls: fakes.iter().map(|fake| fake.url()).collect(),
         start_timeout_s: 5.0,

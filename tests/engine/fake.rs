@@ -74,6 +74,8 @@ impl Default for Setup {
 /// What goes wrong with a request.
 #[derive(Clone)]
 pub(crate) enum Fault {
+    /// Nothing.
+    Not,
     /// This status in the place of an answer, with some words.
     Status(u16),
     /// The answer of an endpoint that is not there.
@@ -128,14 +130,21 @@ struct Shared {
     url: String,
     setup: Mutex<Setup>,
     weights: Mutex<Weights>,
-    /// Beginning of a path, how often, what.
-    faults: Mutex<Vec<(String, usize, Fault)>>,
+    faults: Mutex<Vec<Order>>,
     keys: Mutex<HashMap<i64, [u64; 3]>>,
     seen: Mutex<Vec<(String, Value)>>,
     busy: AtomicUsize,
     busiest: AtomicUsize,
     gone: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
+}
+
+/// What goes wrong: the next `times` requests whose path begins with `path`, once `after` has been asked for so often.
+struct Order {
+    after: (String, usize),
+    path: String,
+    times: usize,
+    fault: Fault,
 }
 
 /// A running server; it ends when this is dropped.
@@ -195,7 +204,19 @@ impl Fake {
 
     /// The next `times` requests whose path begins with `path` go wrong.
     pub(crate) fn fail(&self, path: &str, times: usize, fault: Fault) {
-        self.0.faults.lock().unwrap().push((path.to_string(), times, fault));
+        let after = (String::new(), 0);
+        self.0.faults.lock().unwrap().push(Order { after, path: path.to_string(), times, fault });
+    }
+
+    /// The next `times` requests whose path begins with `path` go well, whatever is ordered after this.
+    pub(crate) fn skip(&self, path: &str, times: usize) {
+        self.fail(path, times, Fault::Not);
+    }
+
+    /// Once a path that begins with `event` has been asked for `count` times, every request for `path` goes wrong.
+    pub(crate) fn fail_after(&self, event: &str, count: usize, path: &str, fault: Fault) {
+        let after = (event.to_string(), count);
+        self.0.faults.lock().unwrap().push(Order { after, path: path.to_string(), times: usize::MAX, fault });
     }
 
     /// Nothing goes wrong any more.
@@ -305,10 +326,15 @@ impl Shared {
     }
 
     fn fault(&self, path: &str) -> Option<Fault> {
+        let seen = self.seen.lock().unwrap();
+        let asked = |event: &str| seen.iter().filter(|(place, _)| place.starts_with(event)).count();
         let mut faults = self.faults.lock().unwrap();
-        let (_, times, fault) = faults.iter_mut().find(|(place, times, _)| path.starts_with(place) && *times > 0)?;
-        *times -= 1;
-        Some(fault.clone())
+        let due = |order: &&mut Order| {
+            path.starts_with(&order.path) && order.times > 0 && asked(&order.after.0) >= order.after.1
+        };
+        let order = faults.iter_mut().find(due)?;
+        order.times -= 1;
+        Some(order.fault.clone())
     }
 
     fn answer(&self, ask: &Ask, idle: bool) -> Answer {

@@ -1,6 +1,7 @@
 //! Servers that sample completions: a fake one, which can be told to misbehave, and a real vLLM.
 
 mod equal;
+mod failures;
 mod fake;
 
 use serde_json::{Value, json};

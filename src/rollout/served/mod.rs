@@ -262,6 +262,15 @@ impl Served {
                 self.config.max_mean_kl
             )));
         }
+        let corrects = self.publisher.how() != Sync::None && self.config.correction.reads_sampled();
+        if reading == LogProbs::Raw && corrects && sampling.distribution != Distribution::default() {
+            return Err(Error::Engine(format!(
+                "{} gives raw log-probabilities, those at temperature 1, and rollout.correction needs those of the \
+                 distribution that tokens are drawn from: start it with --logprobs-mode processed_logprobs, or set \
+                 rollout.correction.mode = \"none\"",
+                server.client.url()
+            )));
+        }
         self.log_probs = reading;
         self.figures.divergence = Some(self.figures.divergence.unwrap_or(0.0).max(divergence));
         if current.version == 0 {
