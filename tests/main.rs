@@ -6,6 +6,7 @@ mod checkpoint; // Directories written and read again, and broken ones refused.
 mod cli; // The program as people run it: exit codes, files, interruptions.
 mod conflict; // What accuracy and length do to the same tokens, in runs and without them.
 mod devices; // The main job on the device under test and on the CPU.
+mod engine; // Completions from servers: a fake that misbehaves on order, and a real vLLM.
 mod evaluation; // Figures against figures by hand, and interruptions that change nothing.
 mod families; // Each model family against transformers, PyTorch and PEFT.
 mod generation; // Sampling against the plain forward pass.

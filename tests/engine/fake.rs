@@ -1,0 +1,669 @@
+//! A server that speaks vLLM's or SGLang's protocol and samples by our own engine, so that it gives the very completions that
+//! `engine = "own"` gives; and one that does what real servers do at their worst, when it is told so.
+//!
+//! The shapes of the answers are those of vLLM 0.32.0, looked at, and of SGLang 0.5.23. Weights are really read from the
+//! folders that are named: a server that is told to stay idle serves stale ones.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempering::generate::{Completion, Distribution, FinishReason, Request, Sampling, generate};
+use tempering::model::{self, CausalLm, ModelConfig};
+use tempering::noise::mix;
+
+use crate::support::device;
+
+/// A kind of server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Vllm,
+    Sglang,
+}
+
+/// How a server was started. May be changed while it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// Name of the model.
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) max_model_len: usize,
+    pub(crate) dtype: String,
+    pub(crate) quantization: Option<String>,
+    pub(crate) data_parallel_size: usize,
+    /// Log-probabilities at temperature 1.
+    pub(crate) raw: bool,
+    /// Started with `--enable-lora`.
+    pub(crate) lora: bool,
+    /// VLLM_ALLOW_RUNTIME_LORA_UPDATING.
+    pub(crate) loads_adapters: bool,
+    /// VLLM_SERVER_DEV_MODE.
+    pub(crate) managed: bool,
+    pub(crate) api_key: Option<String>,
+    /// Answers prompts that it knows, under the same salt, from the weights of then. SGLang empties its cache with an update.
+    pub(crate) prefix_cache: bool,
+    /// Every group takes so long.
+    pub(crate) delay: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            name: "policy".to_string(),
+            version: "0.32.0".to_string(),
+            max_model_len: 1024,
+            dtype: "float32".to_string(),
+            quantization: None,
+            data_parallel_size: 1,
+            raw: false,
+            lora: true,
+            loads_adapters: true,
+            managed: true,
+            api_key: None,
+            prefix_cache: false,
+            delay: Duration::ZERO,
+        }
+    }
+}
+
+/// What goes wrong with a request.
+#[derive(Clone)]
+pub(crate) enum Fault {
+    /// This status in the place of an answer, with some words.
+    Status(u16),
+    /// The answer of an endpoint that is not there.
+    Missing,
+    /// No answer while the server lives.
+    Hang,
+    /// The connection is cut.
+    Reset,
+    /// The server is gone, with all its connections.
+    Die,
+    /// The answer says that it is done, and nothing is.
+    Idle,
+    /// The answer is changed.
+    Change(Arc<dyn Fn(&mut Value) + Send + Sync>),
+    /// The text of the answer is changed.
+    Text(Arc<dyn Fn(String) -> String + Send + Sync>),
+}
+
+impl Fault {
+    pub(crate) fn change(change: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
+        Self::Change(Arc::new(change))
+    }
+
+    /// Changes each completion of the answer.
+    pub(crate) fn choices(change: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
+        Self::change(move |answer| match answer {
+            Value::Array(list) => list.iter_mut().for_each(&change),
+            answer if answer.get("choices").is_some() => {
+                answer["choices"].as_array_mut().unwrap().iter_mut().for_each(&change);
+            }
+            single => change(single),
+        })
+    }
+}
+
+/// A model, with its shape.
+type Model = (ModelConfig, CausalLm);
+
+struct Weights {
+    base: Model,
+    adapters: BTreeMap<String, Model>,
+    /// Label of the weights.
+    version: String,
+    /// An update failed: the next request ends the server.
+    broken: bool,
+    /// By salt and prompt.
+    cache: HashMap<(String, Vec<u32>), Model>,
+}
+
+struct Shared {
+    kind: Kind,
+    url: String,
+    setup: Mutex<Setup>,
+    weights: Mutex<Weights>,
+    /// Beginning of a path, how often, what.
+    faults: Mutex<Vec<(String, usize, Fault)>>,
+    keys: Mutex<HashMap<i64, [u64; 3]>>,
+    seen: Mutex<Vec<(String, Value)>>,
+    busy: AtomicUsize,
+    busiest: AtomicUsize,
+    gone: AtomicBool,
+    connections: Mutex<Vec<TcpStream>>,
+}
+
+/// A running server; it ends when this is dropped.
+pub(crate) struct Fake(Arc<Shared>);
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.0.die();
+    }
+}
+
+impl Fake {
+    /// Serves the model in `dir`.
+    pub(crate) fn start(kind: Kind, dir: &Path, setup: Setup) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let shared = Arc::new(Shared {
+            kind,
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            setup: Mutex::new(setup),
+            weights: Mutex::new(Weights {
+                base: model::load(dir, &device()).unwrap(),
+                adapters: BTreeMap::new(),
+                version: "default".to_string(),
+                broken: false,
+                cache: HashMap::new(),
+            }),
+            faults: Mutex::default(),
+            keys: Mutex::default(),
+            seen: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            busiest: AtomicUsize::new(0),
+            gone: AtomicBool::new(false),
+            connections: Mutex::default(),
+        });
+        let server = shared.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if server.is_gone() {
+                    return; // and the port is closed
+                }
+                server.connections.lock().unwrap().push(stream.try_clone().unwrap());
+                let server = server.clone();
+                std::thread::spawn(move || server.converse(&stream));
+            }
+        });
+        Self(shared)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.0.url.clone()
+    }
+
+    /// Changes how it was started.
+    pub(crate) fn set(&self, change: impl FnOnce(&mut Setup)) {
+        change(&mut self.0.setup.lock().unwrap());
+    }
+
+    /// The next `times` requests whose path begins with `path` go wrong.
+    pub(crate) fn fail(&self, path: &str, times: usize, fault: Fault) {
+        self.0.faults.lock().unwrap().push((path.to_string(), times, fault));
+    }
+
+    /// Nothing goes wrong any more.
+    pub(crate) fn mend(&self) {
+        self.0.faults.lock().unwrap().clear();
+    }
+
+    /// Groups with this key get the completions that our own engine draws for them. The seed of a group is a hash of its
+    /// key (see `seed` in `rollout/served/pool.rs`), from which it cannot be told.
+    pub(crate) fn know(&self, key: [u64; 3]) {
+        self.0.keys.lock().unwrap().insert(group_of((mix(&key) >> 1).cast_signed()), key);
+    }
+
+    /// Path and body of every request so far whose path begins with `path`.
+    pub(crate) fn seen(&self, path: &str) -> Vec<(String, Value)> {
+        self.0.seen.lock().unwrap().iter().filter(|(place, _)| place.starts_with(path)).cloned().collect()
+    }
+
+    /// The largest number of requests for completions at a time.
+    pub(crate) fn busiest(&self) -> usize {
+        self.0.busiest.load(Ordering::SeqCst)
+    }
+
+    /// Names of the adapters that it holds.
+    pub(crate) fn adapters(&self) -> Vec<String> {
+        self.0.weights.lock().unwrap().adapters.keys().cloned().collect()
+    }
+
+    /// Whether it has ended of itself.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.is_gone()
+    }
+
+    pub(crate) fn die(&self) {
+        self.0.die();
+    }
+}
+
+/// The low 16 bits of a seed count the completions of a group.
+fn group_of(seed: i64) -> i64 {
+    seed & !0xffff
+}
+
+struct Ask {
+    path: String,
+    key: Option<String>,
+    body: Value,
+}
+
+/// Status and body.
+type Answer = (u16, Value);
+
+impl Shared {
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    fn die(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+        for stream in self.connections.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        // Wakes the thread that waits for connections.
+        let _ = TcpStream::connect(self.url.trim_start_matches("http://"));
+    }
+
+    /// Answers the requests of a connection.
+    fn converse(&self, stream: &TcpStream) {
+        let mut reader = BufReader::new(stream);
+        while let Some(ask) = read(&mut reader) {
+            let fault = self.fault(&ask.path);
+            self.seen.lock().unwrap().push((ask.path.clone(), ask.body.clone()));
+            let (status, mut value) = match &fault {
+                Some(Fault::Status(status)) => (*status, error(*status, "InternalServerError", "told to fail")),
+                Some(Fault::Missing) => (404, json!({ "detail": "Not Found" })),
+                Some(Fault::Hang) => {
+                    while !self.is_gone() {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    break;
+                }
+                Some(Fault::Reset) => break,
+                Some(Fault::Die) => {
+                    self.die();
+                    break;
+                }
+                fault => self.answer(&ask, matches!(fault, Some(Fault::Idle))),
+            };
+            if let Some(Fault::Change(change)) = &fault {
+                change(&mut value);
+            }
+            let mut text = match value {
+                Value::Null => String::new(),
+                Value::String(text) => text,
+                value => value.to_string(),
+            };
+            if let Some(Fault::Text(change)) = &fault {
+                text = change(text);
+            }
+            let head =
+                format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}", text.len());
+            if self.is_gone() || { stream }.write_all(format!("{head}\r\n\r\n{text}").as_bytes()).is_err() {
+                break;
+            }
+        }
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+
+    fn fault(&self, path: &str) -> Option<Fault> {
+        let mut faults = self.faults.lock().unwrap();
+        let (_, times, fault) = faults.iter_mut().find(|(place, times, _)| path.starts_with(place) && *times > 0)?;
+        *times -= 1;
+        Some(fault.clone())
+    }
+
+    fn answer(&self, ask: &Ask, idle: bool) -> Answer {
+        let setup = self.setup.lock().unwrap().clone();
+        let guarded = self.kind == Kind::Sglang || ask.path.starts_with("/v1/");
+        if guarded && setup.api_key.as_ref().is_some_and(|key| ask.key.as_ref() != Some(&format!("Bearer {key}"))) {
+            return (401, json!({ "error": "Unauthorized" }));
+        }
+        let path = ask.path.split('?').next().unwrap();
+        match (self.kind, path) {
+            (_, "/health") => (200, Value::Null),
+            (_, "/v1/models") => (200, self.models(&setup)),
+            (Kind::Vllm, "/version") => (200, json!({ "version": setup.version })),
+            (Kind::Vllm, "/v1/completions") => self.completions(&ask.body, &setup),
+            (Kind::Vllm, "/v1/load_lora_adapter") if setup.lora && setup.loads_adapters => {
+                self.load_adapter(&ask.body, idle)
+            }
+            (Kind::Vllm, "/v1/unload_lora_adapter") if setup.lora && setup.loads_adapters => {
+                self.unload_adapter(&ask.body)
+            }
+            (Kind::Vllm, "/server_info") if setup.managed => (200, vllm_info(&setup)),
+            (Kind::Vllm, "/collective_rpc") if setup.managed => self.reload(&ask.body["kwargs"]["weights_path"], idle),
+            (Kind::Vllm, "/update_weight_version") if setup.managed => {
+                self.label(&ask.body["new_version"]);
+                (200, json!({ "success": true, "new_version": ask.body["new_version"] }))
+            }
+            (Kind::Vllm, "/reset_prefix_cache") if setup.managed => {
+                self.weights.lock().unwrap().cache.clear();
+                (200, json!({ "success": true }))
+            }
+            (Kind::Sglang, "/model_info") => {
+                let version = &self.weights.lock().unwrap().version;
+                (200, json!({ "model_path": setup.name, "is_generation": true, "weight_version": version }))
+            }
+            (Kind::Sglang, "/server_info") => (200, sglang_info(&setup)),
+            (Kind::Sglang, "/generate") => self.generate(&ask.body, &setup),
+            (Kind::Sglang, "/update_weights_from_disk") => self.update(&ask.body, idle),
+            (Kind::Sglang, "/flush_cache") => {
+                self.weights.lock().unwrap().cache.clear();
+                (200, json!("Cache flushed."))
+            }
+            (Kind::Sglang, "/load_lora_adapter" | "/unload_lora_adapter") if !setup.lora => (
+                400,
+                json!({ "error": { "message": "LoRA is not enabled. Please set `--enable-lora` to enable LoRA." } }),
+            ),
+            (Kind::Sglang, "/load_lora_adapter") => flagged(self.load_adapter(&ask.body, idle)),
+            (Kind::Sglang, "/unload_lora_adapter") => flagged(self.unload_adapter(&ask.body)),
+            _ => (404, json!({ "detail": "Not Found" })),
+        }
+    }
+
+    fn models(&self, setup: &Setup) -> Value {
+        let weights = self.weights.lock().unwrap();
+        let base = json!({ "id": setup.name, "object": "model", "root": "/model", "parent": null, "max_model_len": setup.max_model_len });
+        let adapter =
+            |name: &String| json!({ "id": name, "object": "model", "root": "/adapter", "parent": setup.name });
+        let data: Vec<Value> = std::iter::once(base).chain(weights.adapters.keys().map(adapter)).collect();
+        json!({ "object": "list", "data": data })
+    }
+
+    fn label(&self, version: &Value) {
+        self.weights.lock().unwrap().version = version.as_str().unwrap_or_default().to_string();
+    }
+
+    /// vLLM's full update. After one that failed, some weights are nowhere, and nothing says so but the next request.
+    fn reload(&self, path: &Value, idle: bool) -> Answer {
+        if idle {
+            return (200, json!({ "results": [null] }));
+        }
+        let loaded = model::load(Path::new(path.as_str().unwrap_or_default()), &device());
+        let mut weights = self.weights.lock().unwrap();
+        match loaded {
+            Ok(loaded) => {
+                weights.base = loaded;
+                (200, json!({ "results": [null] }))
+            }
+            Err(why) => {
+                weights.broken = true;
+                (500, error(500, "InternalServerError", &why.to_string()))
+            }
+        }
+    }
+
+    /// SGLang's full update. One that fails changes nothing.
+    fn update(&self, body: &Value, idle: bool) -> Answer {
+        let version = &body["weight_version"];
+        if !idle {
+            match model::load(Path::new(body["model_path"].as_str().unwrap_or_default()), &device()) {
+                Ok(loaded) => self.weights.lock().unwrap().base = loaded,
+                Err(why) => {
+                    let message = format!("Failed to get weights iterator: {why}");
+                    return (400, json!({ "success": false, "message": message }));
+                }
+            }
+        }
+        if body["flush_cache"] != json!(false) {
+            self.weights.lock().unwrap().cache.clear();
+        }
+        self.label(version);
+        let message = format!("Succeeded to update model weights. Weight version updated to {version}.");
+        (200, json!({ "success": true, "message": message, "num_paused_requests": 0 }))
+    }
+
+    fn load_adapter(&self, body: &Value, idle: bool) -> Answer {
+        let name = body["lora_name"].as_str().unwrap_or_default().to_string();
+        let path = Path::new(body["lora_path"].as_str().unwrap_or_default());
+        if self.weights.lock().unwrap().adapters.contains_key(&name) {
+            let words = format!("The lora adapter '{name}' has already been loaded.");
+            return (400, error(400, "InvalidUserInput", &words));
+        }
+        let loaded = if idle { Ok(self.weights.lock().unwrap().base.clone()) } else { model::load(path, &device()) };
+        match loaded {
+            Ok(loaded) => {
+                self.weights.lock().unwrap().adapters.insert(name.clone(), loaded);
+                (200, json!(format!("Success: LoRA adapter '{name}' added successfully.")))
+            }
+            Err(why) if path.is_dir() => (500, error(500, "InternalServerError", &why.to_string())),
+            Err(_) => {
+                let words = format!("Loading lora {name} failed: No adapter found for {}", path.display());
+                (404, error(404, "NotFoundError", &words))
+            }
+        }
+    }
+
+    fn unload_adapter(&self, body: &Value) -> Answer {
+        let name = body["lora_name"].as_str().unwrap_or_default();
+        match self.weights.lock().unwrap().adapters.remove(name) {
+            Some(_) => (200, json!(format!("Success: LoRA adapter '{name}' removed successfully."))),
+            None => (404, error(404, "NotFoundError", &format!("The lora adapter '{name}' cannot be found."))),
+        }
+    }
+
+    /// vLLM's completions.
+    fn completions(&self, body: &Value, setup: &Setup) -> Answer {
+        let bad = |words: &str| (400, error(400, "BadRequestError", words));
+        let name = body["model"].as_str().unwrap_or_default();
+        let n = body["n"].as_u64().unwrap_or(1);
+        let distribution = distribution(body);
+        if n > 1 && distribution.temperature == 0.0 {
+            return bad(&format!("n must be 1 when using greedy sampling, got {n}."));
+        }
+        let length = body["max_tokens"].as_u64().unwrap_or(16) as usize;
+        if length > setup.max_model_len {
+            let most = setup.max_model_len;
+            return bad(&format!("max_tokens={length} cannot be greater than max_model_len={most}."));
+        }
+        let adapter = (name != setup.name).then_some(name);
+        let wanted = Wanted { prompt: &body["prompt"], n, seed: &body["seed"], length, distribution, adapter };
+        let drawn = match self.draw(&wanted, &body["stop_token_ids"], &body["cache_salt"], setup) {
+            Ok(drawn) => drawn,
+            Err(answer) => return answer,
+        };
+        let choice = |(index, completion): (usize, &Completion)| {
+            let tokens = &completion.tokens;
+            let names: Vec<String> = tokens.iter().map(|token| format!("token_id:{token}")).collect();
+            let log_probs = if setup.raw { &completion.unit_log_probs } else { &completion.drawn_log_probs };
+            let stopped = completion.finish_reason == FinishReason::Stop;
+            json!({
+                "index": index,
+                "text": "",
+                "logprobs": { "token_logprobs": log_probs, "tokens": names },
+                "finish_reason": if stopped { "stop" } else { "length" },
+                "stop_reason": if stopped { json!(tokens.last()) } else { Value::Null },
+                "token_ids": tokens,
+                "prompt_token_ids": body["prompt"],
+            })
+        };
+        let choices: Vec<Value> = drawn.iter().enumerate().map(choice).collect();
+        (200, json!({ "id": "cmpl-1", "object": "text_completion", "model": name, "choices": choices }))
+    }
+
+    /// SGLang's completions. Its log-probabilities are those before truncation.
+    fn generate(&self, body: &Value, setup: &Setup) -> Answer {
+        let sampling = &body["sampling_params"];
+        let n = sampling["n"].as_u64().unwrap_or(1);
+        let length = sampling["max_new_tokens"].as_u64().unwrap_or(128) as usize;
+        let adapter = body["lora_path"].as_str();
+        let (prompt, seed, distribution) = (&body["input_ids"], &sampling["sampling_seed"], distribution(sampling));
+        let wanted = Wanted { prompt, n, seed, length, distribution, adapter };
+        let drawn = match self.draw(&wanted, &sampling["stop_token_ids"], &body["extra_key"], setup) {
+            Ok(drawn) => drawn,
+            Err(answer) => return answer,
+        };
+        let version = self.weights.lock().unwrap().version.clone();
+        let one = |completion: &Completion| {
+            let tokens = &completion.tokens;
+            let log_probs = if setup.raw { &completion.unit_log_probs } else { &completion.log_probs };
+            let pairs: Vec<Value> =
+                log_probs.iter().zip(tokens).map(|(log_prob, token)| json!([log_prob, token, null])).collect();
+            let reason = match completion.finish_reason {
+                FinishReason::Stop => json!({ "type": "stop", "matched": tokens.last() }),
+                _ => json!({ "type": "length", "length": tokens.len() }),
+            };
+            json!({
+                "text": "",
+                "output_ids": tokens,
+                "meta_info": {
+                    "id": "1",
+                    "finish_reason": reason,
+                    "completion_tokens": tokens.len(),
+                    "weight_version": version,
+                    "output_token_logprobs": pairs,
+                },
+            })
+        };
+        let mut answers: Vec<Value> = drawn.iter().map(one).collect();
+        (200, if n == 1 { answers.remove(0) } else { Value::Array(answers) })
+    }
+
+    fn draw(&self, wanted: &Wanted, stop: &Value, salt: &Value, setup: &Setup) -> Result<Vec<Completion>, Answer> {
+        let busy = self.busy.fetch_add(1, Ordering::SeqCst) + 1;
+        self.busiest.fetch_max(busy, Ordering::SeqCst);
+        std::thread::sleep(setup.delay);
+        let drawn = self.sample(wanted, &ids(stop), salt.as_str().unwrap_or_default(), setup);
+        self.busy.fetch_sub(1, Ordering::SeqCst);
+        drawn
+    }
+
+    fn sample(&self, wanted: &Wanted, stop: &[u32], salt: &str, setup: &Setup) -> Result<Vec<Completion>, Answer> {
+        let prompt = ids(wanted.prompt);
+        let (config, model) = self.model(wanted.adapter, (salt.to_string(), prompt.clone()), setup)?;
+        let bad = |words: String| Err((400, error(400, "BadRequestError", &words)));
+        if let Some(token) = prompt.iter().find(|&&token| token as usize >= config.vocab_size) {
+            return bad(format!("Token id {token} is out of vocabulary"));
+        }
+        if prompt.is_empty() || prompt.len() >= setup.max_model_len {
+            return bad(format!("a prompt of {} tokens", prompt.len()));
+        }
+        let seed = wanted.seed.as_i64().unwrap_or(0);
+        let key = self.keys.lock().unwrap().get(&group_of(seed)).copied();
+        let request = |index: u64| {
+            let seed = seed.cast_unsigned() + index;
+            let key = key.map_or([0, 0, 0, seed], |[a, b, c]| [a, b, c, seed & 0xffff]);
+            Request { prompt: prompt.clone(), key }
+        };
+        let requests: Vec<Request> = (0..wanted.n).map(request).collect();
+        let sampling = Sampling {
+            distribution: wanted.distribution,
+            // In silence, as both do.
+            max_completion_length: wanted.length.min(setup.max_model_len - prompt.len()),
+            stop: stop.to_vec(),
+            ..Sampling::default()
+        };
+        let drawn = generate(&model, &config, &requests, &sampling, |_, _| tempering::generate::Watch::Continue);
+        Ok(drawn.unwrap())
+    }
+
+    /// The model that a request is for.
+    fn model(&self, adapter: Option<&str>, place: (String, Vec<u32>), setup: &Setup) -> Result<Model, Answer> {
+        let mut weights = self.weights.lock().unwrap();
+        if weights.broken {
+            drop(weights);
+            self.die();
+            return Err((500, error(500, "EngineDeadError", "EngineCore encountered an issue.")));
+        }
+        let model = match adapter {
+            None => weights.base.clone(),
+            Some(name) => weights.adapters.get(name).cloned().ok_or_else(|| {
+                let words = format!("The model `{name}` does not exist. Valid aliases: {}.", setup.name);
+                (404, error(404, "NotFoundError", &words))
+            })?,
+        };
+        Ok(if setup.prefix_cache { weights.cache.entry(place).or_insert(model).clone() } else { model })
+    }
+}
+
+/// What both protocols ask for.
+struct Wanted<'a> {
+    prompt: &'a Value,
+    n: u64,
+    seed: &'a Value,
+    length: usize,
+    distribution: Distribution,
+    adapter: Option<&'a str>,
+}
+
+fn distribution(body: &Value) -> Distribution {
+    let number = |key: &str, default: f64| body[key].as_f64().unwrap_or(default) as f32;
+    Distribution {
+        repetition_penalty: number("repetition_penalty", 1.0),
+        temperature: number("temperature", 1.0),
+        top_k: body["top_k"].as_u64().unwrap_or(0) as usize,
+        top_p: number("top_p", 1.0),
+        min_p: number("min_p", 0.0),
+    }
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().into_iter().flatten().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn error(status: u16, kind: &str, message: &str) -> Value {
+    json!({ "error": { "message": message, "type": kind, "param": null, "code": status } })
+}
+
+/// SGLang's manner of saying whether an adapter was loaded.
+fn flagged((status, body): Answer) -> Answer {
+    match status {
+        200 => (200, json!({ "success": true, "loaded_adapters": {} })),
+        _ => (400, json!({ "success": false, "error_message": body["error"]["message"] })),
+    }
+}
+
+fn vllm_info(setup: &Setup) -> Value {
+    json!({
+        "vllm_config": {
+            "model_config": {
+                "dtype": format!("torch.{}", setup.dtype),
+                "logprobs_mode": if setup.raw { "raw_logprobs" } else { "processed_logprobs" },
+                "max_model_len": setup.max_model_len,
+                "quantization": setup.quantization,
+            },
+            "lora_config": if setup.lora { json!({ "max_lora_rank": 16, "max_loras": 4 }) } else { Value::Null },
+            "weight_transfer_config": null,
+            "parallel_config": { "data_parallel_size": setup.data_parallel_size, "tensor_parallel_size": 1 },
+            "cache_config": { "enable_prefix_caching": setup.prefix_cache },
+        },
+        "vllm_env": {},
+        "system_env": {},
+    })
+}
+
+fn sglang_info(setup: &Setup) -> Value {
+    json!({
+        "version": setup.version,
+        "dtype": setup.dtype,
+        "quantization": setup.quantization,
+        "dp_size": setup.data_parallel_size,
+        "enable_lora": setup.lora,
+        "context_length": setup.max_model_len,
+    })
+}
+
+/// The next request of a connection.
+fn read(reader: &mut BufReader<&TcpStream>) -> Option<Ask> {
+    let mut line = || {
+        let mut line = String::new();
+        (reader.read_line(&mut line).ok()? > 0).then(|| line.trim_end().to_string())
+    };
+    let path = line()?.split(' ').nth(1)?.to_string();
+    let (mut length, mut key) = (0, None);
+    loop {
+        let header = line()?;
+        if header.is_empty() {
+            break;
+        }
+        let (name, value) = header.split_once(": ")?;
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.parse().ok()?,
+            "authorization" => key = Some(value.to_string()),
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+    Some(Ask { path, key, body })
+}
