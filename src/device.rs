@@ -33,7 +33,15 @@ const SINGLE: [&str; 4] = ["cpu", "ndarray", "metal", "cubecl-cpu"];
 /// not have; the message says what to do.
 pub fn parse(name: &str) -> Result<Device> {
     let fail = |message: String| Error::Device { name: name.to_string(), message };
-    let (kind, index) = name.split_once(':').map_or((name, None), |(kind, index)| (kind, Some(index)));
+    if let Some((first, _)) = name.split_once(',') {
+        let kind = first.split(':').next().unwrap_or_default();
+        return Err(fail(format!(
+            "a process computes on one device: start one for each card, `mpirun -n 2 tempering train … --device {kind}`, with a \
+             binary built with `--features mpi`"
+        )));
+    }
+    let name = &crate::ranks::own_device(name);
+    let (kind, index) = name.split_once(':').map_or((name.as_str(), None), |(kind, index)| (kind, Some(index)));
     let Some((_, feature)) = KNOWN.iter().find(|(known, _)| *known == kind) else {
         let known: Vec<&str> = KNOWN.iter().map(|(known, _)| *known).collect();
         return Err(fail(format!("unknown device; known are {}", known.join(", "))));
@@ -57,7 +65,7 @@ pub fn parse(name: &str) -> Result<Device> {
         if names.is_empty() {
             return Err(fail(absent(kind)));
         }
-        if index.is_some() && !names.contains(&name) {
+        if index.is_some() && !names.contains(&name.as_str()) {
             return Err(fail(format!("this machine has {}", names.join(", "))));
         }
     }

@@ -38,6 +38,10 @@ pub enum Error {
         /// What to do.
         message: String,
     },
+    /// A server that samples completions, or a process that shares the work, fails. The state of a run is saved where there is
+    /// one.
+    #[error("{0}")]
+    Engine(String),
     /// Everything else a user can mend.
     #[error("{0}")]
     Invalid(String),

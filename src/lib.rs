@@ -35,6 +35,7 @@ pub mod noise;
 pub mod objective;
 pub mod ops;
 pub mod optim;
+pub mod ranks;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod reward;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tempering::cli::{Cli, exit_code, message, run};
+use tempering::ranks;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -20,7 +21,15 @@ fn main() -> ExitCode {
         .log_internal_errors(false)
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
         .init();
-    match run(Cli::parse()) {
+    // Of the processes that train together rank 0 speaks; the others have told it what they have to say.
+    let speaks = ranks::Place::here().is_none_or(|place| place.rank == 0);
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(_) if !speaks => return ExitCode::SUCCESS,
+        Err(error) => error.exit(),
+    };
+    match run(cli) {
+        Err(_) if !speaks => ExitCode::SUCCESS,
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be gone, or on a full disk.
@@ -44,5 +53,10 @@ fn keep_freed_pages() {
 ///
 /// So no thread outside the pool may be waited for that needs the pool: with one core there would be no other thread in it.
 fn join_the_pool() {
-    rayon::ThreadPoolBuilder::new().use_current_thread().build_global().expect("nothing has used the pool yet");
+    let pool = rayon::ThreadPoolBuilder::new().use_current_thread();
+    let pool = match ranks::threads() {
+        Some(threads) => pool.num_threads(threads),
+        None => pool,
+    };
+    pool.build_global().expect("nothing has used the pool yet");
 }

@@ -7,6 +7,7 @@ use tempering::eval::figures::{Percentiles, Scores};
 use tempering::eval::saved::{Manifest, evaluate_into};
 use tempering::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use tempering::generate::Count;
+use tempering::rollout::Local;
 use tempering::{Result, model};
 
 use crate::support::{Workshop, device, device_name, repository, tokenizer};
@@ -119,8 +120,9 @@ fn run(workshop: &Workshop, dir: &Path, config: &EvalConfig) -> Result<Evaluatio
     let problems = load_problems(&workshop.path("sums.jsonl"), &Fields::default()).unwrap();
     let data = vec![("sums.jsonl".into(), DataReport::of(&problems))];
     let manifest = Manifest::new(&path, &device_name(), data, &problems, config)?;
-    let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer() };
-    evaluate_into(dir, &manifest, subject, &problems, config, &mut |_| Ok(()))
+    let subject = Subject { model_config: &model_config, tokenizer: &tokenizer() };
+    let mut sampler = Local { model: &model, config: &model_config };
+    evaluate_into(dir, &manifest, &mut sampler, subject, &problems, config, &mut |_| Ok(()))
 }
 
 fn files(dir: &Path) -> [Vec<u8>; 2] {
@@ -194,7 +196,8 @@ fn a_problem_that_occurs_twice_is_two_problems() {
     let mut problems = load_problems(&workshop.path("sums.jsonl"), &Fields::default()).unwrap();
     problems.truncate(2);
     problems.push(problems[0].clone());
-    let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer() };
+    let subject = Subject { model_config: &model_config, tokenizer: &tokenizer() };
+    let mut sampler = Local { model: &model, config: &model_config };
     let mut lines = 0;
     let mut sampled = Count::default();
     let observe = &mut |event: Event| {
@@ -205,7 +208,8 @@ fn a_problem_that_occurs_twice_is_two_problems() {
         }
         Ok(())
     };
-    let evaluation = Evaluation::new(evaluate(subject, &problems, 0, &config(), observe).unwrap()).unwrap();
+    let evaluation =
+        Evaluation::new(evaluate(&mut sampler, subject, &problems, 0, &config(), observe).unwrap()).unwrap();
     assert_eq!((lines, evaluation.overall().problems, evaluation.overall().samples), (6, 3, 2));
     let tokens = (6.0 * evaluation.overall().mean_length).round() as usize;
     assert_eq!((sampled.total, sampled.ended, sampled.tokens, sampled.ended_tokens), (6, 6, tokens, tokens));

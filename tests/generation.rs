@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use tempering::generate::{Completion, Distribution, FinishReason, Request, Sampling, Watch, cache_shape, generate};
+use tempering::generate::{
+    Completion, Distribution, FinishReason, Request, Sampling, Watch, cache_shape, generate, read,
+};
 use tempering::model::{CacheShape, CausalLm, KvCache, ModelConfig};
 use tempering::train::batch::Sequence;
 use tempering::train::learner::{Learner, TokenScores};
@@ -217,4 +219,70 @@ fn how_often_tokens_are_read_changes_no_completion() {
             }
         }
     }
+}
+
+/// Every figure of a completion, token by token.
+fn columns(completion: &Completion) -> [&[f32]; 7] {
+    [
+        &completion.log_probs,
+        &completion.drawn_log_probs,
+        &completion.unit_log_probs,
+        &completion.entropies,
+        &completion.sampling_entropies,
+        &completion.collisions,
+        &completion.collision_logs,
+    ]
+}
+
+/// What is said of a sampled completion is said of the same tokens when they are given, however they are cut into passes.
+#[test]
+fn given_completions_have_the_figures_of_sampled_ones() {
+    let (config, model) = tiny(10, &device());
+    let all = Distribution::default();
+    for distribution in [
+        all,
+        Distribution::at(0.0),
+        Distribution::at(0.6),
+        Distribution::at(1.4),
+        Distribution { top_k: 5, ..Distribution::at(1.2) },
+        Distribution { top_p: 0.8, min_p: 0.01, ..all },
+        Distribution { repetition_penalty: 1.3, ..all },
+        Distribution { repetition_penalty: 1.3, top_k: 7, top_p: 0.9, ..Distribution::at(0.8) },
+        Distribution { repetition_penalty: 1.3, ..Distribution::at(0.0) },
+    ] {
+        let sampling = Sampling { distribution, ..sampling() };
+        let requests = requests(&ragged_prompts(), 2);
+        let sampled = generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue).unwrap();
+        let mut sequences: Vec<(&[u32], &[u32])> =
+            requests.iter().zip(&sampled).map(|(request, of)| (&request.prompt[..], &of.tokens[..])).collect();
+        sequences.insert(3, (&requests[0].prompt, &[]));
+        for tokens_per_pass in [1, 30, usize::MAX] {
+            let mut read = read(&model, &sequences, &distribution, tokens_per_pass);
+            assert!(read.remove(3).is_empty());
+            for (read, sampled) in read.iter().zip(&sampled) {
+                let read = Completion::of(read, sampled.finish_reason);
+                assert_eq!(read.tokens, sampled.tokens);
+                for (column, (read, sampled)) in columns(&read).iter().zip(columns(sampled)).enumerate() {
+                    let far = distance(read, sampled);
+                    assert!(
+                        far < within(1e-5),
+                        "{distribution:?}, {tokens_per_pass} tokens per pass, figure {column}: {far}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_given_token_that_truncation_leaves_out_was_not_drawn() {
+    let (_, model) = tiny(11, &device());
+    let (prompt, completion): (&[u32], Vec<u32>) = (&[5, 9], (0..512).collect());
+    let alone: Vec<(&[u32], &[u32])> = completion.iter().map(|token| (prompt, std::slice::from_ref(token))).collect();
+    let distribution = Distribution { top_k: 4, ..Distribution::default() };
+    let read = read(&model, &alone, &distribution, usize::MAX).concat();
+    let kept: Vec<f32> = read.iter().map(|token| token.drawn_log_prob).filter(|log| log.is_finite()).collect();
+    assert_eq!(kept.len(), 4);
+    assert!((kept.iter().map(|log| log.exp()).sum::<f32>() - 1.0).abs() < within(1e-5));
+    assert!(read.iter().all(|token| token.log_prob.is_finite()));
 }

@@ -9,7 +9,7 @@ use crate::support::repository;
 /// From the ground up; the rooms of one floor do not use each other.
 const FLOORS: [&[&str]; 20] = [
     &["error"],
-    &["contain", "noise", "files", "json", "stop"],
+    &["contain", "noise", "files", "json", "stop", "ranks"],
     &["metrics", "config", "device"],
     &["verify"],
     &["text"],

@@ -16,6 +16,7 @@ mod lora; // Adapters, and models stored in half precision.
 mod methods; // Advantages as others compute them, and every file in configs/methods.
 mod objective; // The loss of a step against TRL.
 mod pages; // The pages in a real browser.
+mod ranks; // One run on several processes.
 mod reference; // The base model against Hugging Face transformers.
 mod run; // A run's folder: who may replace it, go on with it, and with which settings.
 mod score; // Log-probabilities of given tokens.

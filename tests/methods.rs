@@ -165,9 +165,12 @@ fn every_method_trains() {
         }
     }
     let unused: Vec<&str> = ALL.iter().map(|[pattern, ..]| *pattern).filter(|name| !metrics.contains(name)).collect();
-    // Of fine-tuning, of programs, of masks that no method has, and of what four steps of a small model need not meet.
+    // Of fine-tuning, of programs, of masks that no method has, of completions from servers, and of what four steps of a small model need not meet.
     let rare = |name: &&str| {
         ["num_tokens", "rewards/command/restarts", "tokens/masked_completions"].contains(name)
+            || ["sampling/masked_share", "sampling/effective_sample_size"].contains(name)
+            || ["timing_s/weight_sync", "timing_s/verify", "timing_s/score"].contains(name)
+            || name.starts_with("rollout/")
             || ["target_<difficulty>", "conflict/connectors/", "conflict/steps/"].iter().any(|part| name.contains(part))
     };
     let unused: Vec<&&str> = unused.iter().filter(|name| !rare(name)).collect();

@@ -1,10 +1,12 @@
 //! The loss of a mini-batch and its derivatives against TRL's own code (`assets/fixtures/loss_reference.py`) and against
-//! formulae of TRL, verl and papers (`update_reference.py`, beside it).
+//! formulae of TRL, verl and papers (`update_reference.py`, beside it); corrections of another engine's sampling against TRL's
+//! (`correction_reference.py`).
 
 use serde_json::{Map, Value, json};
 use tempering::noise::Stream;
+use tempering::objective::correction::differences;
 use tempering::objective::entropy::{EntropyControl, EntropyTarget};
-use tempering::objective::{Aggregate, Drawn, Objective, Ratio, Statistics, Upstream};
+use tempering::objective::{Aggregate, Correction, Drawn, Objective, Ratio, Statistics, Upstream};
 use tempering::stage::Stage;
 
 use crate::support::repository;
@@ -39,6 +41,10 @@ impl Reference {
         let objective = objective(&stage, case);
         let [old, log_prob, reference, entropy] =
             ["old_log_prob", "log_prob", "reference_log_prob", "entropy"].map(|key| self.rows(key));
+        let (correction, sampled) = match case.get("correction") {
+            Some(settings) => (correction(settings), self.rows("sampled_log_prob")),
+            None => (Correction::NONE, vec![Vec::new(); old.len()]),
+        };
         let limit = self.value["max_completion_length"].as_u64().unwrap() as usize;
         let mut places = 0..old.len();
         let mut length = |length: usize| if masked.contains(&places.next().unwrap()) { 0 } else { length };
@@ -58,9 +64,8 @@ impl Reference {
         let (mut terms, counts) = stage.token_rules(stage.entropy_coef()).terms(&drawn, &mut Stream::new(&[0]));
         let (mut statistics, mut upstream) = (Statistics::default(), Upstream::default());
         for (i, terms) in terms.iter_mut().enumerate() {
-            for (t, term) in terms.iter_mut().enumerate() {
-                (term.old_log_prob, term.reference_log_prob) = (old[i][t], reference[i][t]);
-            }
+            terms.iter_mut().zip(&reference[i]).for_each(|(term, &log_prob)| term.reference_log_prob = log_prob);
+            correction.apply(terms, &old[i], &sampled[i]);
             objective.evaluate(terms, &log_prob[i], &entropy[i], &mut statistics, &mut upstream);
         }
         (statistics, upstream, counts.covariance)
@@ -92,6 +97,17 @@ fn stage(case: &Value) -> Stage {
         tokens.insert("entropy_bonus".to_string(), json!({ "type": "fixed", "entropy_coef": case["entropy_coef"] }));
     }
     serde_json::from_value(json!({ "loss": loss, "tokens": tokens })).unwrap()
+}
+
+/// TRL's bounds; where it has none above, one that is above all ratios.
+fn correction(settings: &Value) -> Correction {
+    let mut settings = settings.clone();
+    if settings["max"].is_null() {
+        settings["max"] = json!(1e9);
+    }
+    let correction: Correction = serde_json::from_value(settings).unwrap();
+    assert!(correction.mistakes().is_empty(), "{:?}", correction.mistakes());
+    correction
 }
 
 /// The objective of a case: TRL takes the ratio of whole completions with any type, settings only with GSPO's.
@@ -145,6 +161,35 @@ fn losses_and_gradients_are_trls() {
         }
     }
     assert_eq!(cases.len(), 112);
+}
+
+#[test]
+fn corrections_are_trls() {
+    let reference = Reference::read("correction_reference.json");
+    let cases = reference.value["cases"].as_array().unwrap();
+    let [old, sampled] = ["old_log_prob", "sampled_log_prob"].map(|key| reference.rows(key));
+    for case in cases {
+        let what = json!([case["loss_type"], case["importance_sampling_level"], case["correction"]]).to_string();
+        let correction = correction(&case["correction"]);
+        let factors =
+            old.iter().zip(&sampled).flat_map(|(old, sampled)| correction.factors(&differences(old, sampled)));
+        close(&factors.collect::<Vec<f32>>(), &numbers(&case["factors"]), &what);
+        let (statistics, upstream, _) = reference.evaluate(case, &[]);
+        let loss = case["loss"].as_f64().unwrap();
+        assert!((statistics.loss - loss).abs() < 1e-5, "{what}: loss {} against {loss}", statistics.loss);
+        close(&upstream.log_prob, &numbers(&case["d_log_prob"]), &what);
+    }
+    assert_eq!(cases.len(), 72);
+    // Unknown and large differences, and a completion without tokens.
+    let odd: Vec<Vec<Option<f32>>> = serde_json::from_value(reference.value["odd"].clone()).unwrap();
+    for case in reference.value["odd_cases"].as_array().unwrap() {
+        let factors = odd.iter().flat_map(|row| {
+            let settings = json!({ "mode": case["mode"], "min": case["min"], "max": case["max"] });
+            correction(&settings)
+                .factors(&row.iter().map(|difference| difference.unwrap_or(f32::NAN)).collect::<Vec<f32>>())
+        });
+        close(&factors.collect::<Vec<f32>>(), &numbers(&case["factors"]), &case.to_string());
+    }
 }
 
 /// Two groups of different sizes, with all completions and with some left out of the loss. TRL counts those that are left

@@ -169,10 +169,15 @@ impl Writer<'_> {
 
     /// The types of a tagged table, each with its keys.
     fn kinds(&mut self, hash: &str, path: &[&str], kinds: &[Key]) {
-        for Key { doc, name, of } in kinds {
-            self.line(hash, &format!("#   type = {name:?}: {}", doc.join(" ")));
+        let tag = if path == ["rollout"] { "engine" } else { "type" };
+        for (index, Key { doc, name, of }) in kinds.iter().enumerate() {
+            self.line(hash, &format!("#   {tag} = {name:?}: {}", doc.join(" ")));
             let Some(Type::Struct(keys)) = self.types.get(of) else { continue };
-            let table = Table::from_iter([("type".to_string(), Value::from(name.as_str()))]);
+            if let Some(same) = kinds[..index].iter().find(|same| same.of == *of) {
+                self.line(hash, &format!("#     the keys of {tag} = {:?}", same.name));
+                continue;
+            }
+            let table = Table::from_iter([(tag.to_string(), Value::from(name.as_str()))]);
             let (found, required) = self.default(path, Value::Table(table));
             for Key { doc, name, .. } in keys {
                 let value = found.as_ref().and_then(|found| found.get(name)).filter(|_| !required.contains(name));

@@ -16,6 +16,7 @@ use tempering::model::{CausalLm, ModelConfig};
 use tempering::objective::Upstream;
 use tempering::optim::{Gradients, OptimConfig};
 use tempering::reward::{Accuracy, Format, RewardCommand};
+use tempering::rollout::settings::RolloutConfig;
 use tempering::stage::StageExit;
 use tempering::stage::{Stage, StageSampling};
 use tempering::text::prompt::PromptConfig;
@@ -188,6 +189,7 @@ impl Workshop {
             lora: None,
             data: self.data(),
             prompt: as_taught(),
+            rollout: RolloutConfig::default(),
             train: RlTrain {
                 prompts_per_step: 4,
                 num_generations: 4,

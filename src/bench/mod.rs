@@ -3,6 +3,7 @@
 pub mod ops;
 #[cfg(feature = "gpu")]
 pub mod products;
+pub mod scale;
 
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use crate::doctor::estimate;
 use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
 use crate::metrics::peak_rss_gb;
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision, names};
-use crate::objective::TokenTerm;
+use crate::objective::{Correction, TokenTerm};
 
 use crate::ops::is_gpu;
 use crate::ops::traffic::{Counter, Traffic};
@@ -201,11 +202,11 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
             let advantage = if place.is_multiple_of(2) { 1.0 } else { -1.0 };
             let term = TokenTerm { advantage, weight, ..TokenTerm::default() };
             let terms = vec![term; sequence.completion().len()];
-            Lesson { place, sequence: sequence.clone(), terms, first: true }
+            Lesson { place, sequence: sequence.clone(), terms, sampled: Vec::new(), old: Vec::new() }
         };
         let mut lessons: Vec<Lesson> = sequences.iter().enumerate().map(lesson).collect();
         let before = counter.now();
-        let (gradients, _, _) = update::gradients(&learner, &objective, &model, &mut lessons);
+        let (gradients, _, _) = update::gradients(&learner, &objective, &Correction::NONE, &model, &mut lessons);
         let learned = counter.now();
         let scale = (1.0 / gradients.norm()).min(1.0);
         model = optimizer.step(&optim, model, gradients, scale, optim.learning_rate);

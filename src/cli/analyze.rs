@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::engine::EngineArgs;
 use super::problems::ProblemArgs;
 use super::progress::{Progress, say};
 use super::{DeviceArgs, PrecisionArgs, PromptArgs};
@@ -17,7 +18,7 @@ use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
 use crate::train::analyze::{AnalyzeConfig, Event, analyze};
 use crate::train::settings::RlConfig;
-use crate::{device, files, model, report};
+use crate::{device, files, report};
 
 /// Measure the entropy conflict of a model without training it.
 ///
@@ -62,6 +63,8 @@ pub(super) struct AnalyzeArgs {
     asked: PromptArgs,
     #[command(flatten)]
     problems: ProblemArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
@@ -127,7 +130,9 @@ fn named(stages: &[Stage], name: &str, file: &Path) -> Result<Stage> {
 pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     let (config, asked) = args.settings()?;
     let device = device::parse(&args.device.device)?;
-    let (model_config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
+    let (at, longest) = ((&device, args.device.device.as_str()), config.stage.sampling.max_completion_length);
+    let mut opened = args.engine.open(&args.model, at, args.precision.dtype, longest, true)?;
+    let (mut sampler, model_config) = opened.sampler();
     let tokenizer = args.asked.tokenizer(&args.model, asked)?;
     tokenizer.check_vocab(model_config.vocab_size, &args.model)?;
     let mut problems = Vec::new();
@@ -137,10 +142,10 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
         say(format_args!("{}: {report}", data.display()));
         problems.extend(found);
     }
-    let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
+    let subject = Subject { model_config, tokenizer: &tokenizer };
     let mut progress = Progress::new();
     progress.begin("analyze", problems.len());
-    let analysis = analyze(subject, &problems, &config, &[], &mut |event| {
+    let analysis = analyze(&mut *sampler, subject, &problems, &config, &[], &mut |event| {
         match event {
             Event::Sampled(count) => progress.sampled(count),
             Event::Done(problems) => progress.advance(problems, None),

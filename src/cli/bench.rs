@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::Device;
 use clap::{Args, Subcommand};
 
 use super::{DeviceArgs, PrecisionArgs, print};
 use crate::bench::ops::{OpsShape, operations};
 #[cfg(feature = "gpu")]
 use crate::bench::products::{Shapes, products};
+use crate::bench::scale::scale;
 use crate::bench::{RolloutShape, Size, StepShape, rollout, step};
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig};
 use crate::train::learner::ActivationCheckpointing;
-use crate::{device, error::Error};
+use crate::{device, doctor, error::Error, ranks, train::team};
 
 /// Measure speed and memory; prints JSON.
 #[derive(Debug, Args)]
@@ -24,6 +26,8 @@ pub(super) struct BenchArgs {
 enum What {
     /// One GRPO step: sampling, forward, backward, update, every completion at full length.
     Step(StepArgs),
+    /// The same step on the ranks that mpirun or srun has started, by part, and a model of it on more.
+    Scale(ScaleArgs),
     /// Each fused operation of the cpu device beside the same as a composition of tensor operations.
     Ops(OpsArgs),
     /// The routines for matrix products on a GPU, on the shapes of a model, beside the one that the rule takes.
@@ -75,6 +79,15 @@ struct StepArgs {
     precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+struct ScaleArgs {
+    #[command(flatten)]
+    step: StepArgs,
+    /// Bandwidth between ranks of the model, in 10^9 bytes per second [default: as measured].
+    #[arg(long)]
+    gb_per_s: Option<f64>,
 }
 
 #[derive(Debug, Args)]
@@ -141,8 +154,12 @@ struct RolloutArgs {
 }
 
 pub(super) fn bench(args: BenchArgs) -> anyhow::Result<()> {
+    if !matches!(args.what, What::Scale(_)) {
+        ranks::refuse()?;
+    }
     match args.what {
         What::Step(args) => bench_step(&args),
+        What::Scale(args) => bench_scale(&args),
         What::Ops(args) => bench_ops(&args),
         #[cfg(feature = "gpu")]
         What::Products(args) => bench_products(&args),
@@ -217,7 +234,38 @@ fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
     print(serde_json::to_string(&rollout(&config, &model, &shape, steps))?)
 }
 
+fn bench_scale(args: &ScaleArgs) -> anyhow::Result<()> {
+    let (ranks, told) = (ranks::join()?, vec![format!("{args:?}")]);
+    if ranks.rank() > 0 {
+        team::serve(&*ranks, told, &mut |_, precision| {
+            let name = &args.step.device.device;
+            let device = device::parse(name)?;
+            doctor::require(name, &device, precision)?;
+            Ok(device)
+        });
+        return Ok(());
+    }
+    let team = team::Team::gather(&*ranks, &told)?;
+    let (config, shape, device) = step_shape(&args.step)?;
+    if !shape.sampled {
+        return Err(Error::Invalid("--no-sampling: `bench scale` times the whole step".to_string()).into());
+    }
+    let bandwidth = args.gb_per_s.map(|gb| 1e9 * gb);
+    if bandwidth.is_some_and(|bandwidth| !(bandwidth > 0.0 && bandwidth.is_finite())) {
+        return Err(Error::Invalid("--gb-per-s must be a positive number".to_string()).into());
+    }
+    let several = (team.size() > 1).then_some(&team);
+    let times = scale(&config, &shape, args.step.steps, (&args.step.device.device, &device), several, bandwidth)?;
+    print(serde_json::to_string(&times)?)
+}
+
 fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
+    let (config, shape, device) = step_shape(args)?;
+    super::print(serde_json::to_string(&step(&config, &shape, args.steps, &device))?)
+}
+
+/// The model, the work and the device that arguments describe.
+fn step_shape(args: &StepArgs) -> anyhow::Result<(ModelConfig, StepShape, Device)> {
     let config = match args.size {
         Some(size) => size.config(),
         None => step_model(args)?,
@@ -241,7 +289,7 @@ fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
         },
         lora: args.lora.map(|r| LoraConfig { r, ..LoraConfig::default() }),
     };
-    super::print(serde_json::to_string(&step(&config, &shape, args.steps, &device))?)
+    Ok((config, shape, device))
 }
 
 /// The model that --hidden, --layers and --vocab describe.

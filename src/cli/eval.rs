@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::engine::EngineArgs;
 use super::problems::{ProblemArgs, is_tasks};
 use super::progress::{Progress, say};
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs, print};
@@ -12,7 +13,7 @@ use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::generate::Distribution;
 use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
-use crate::{device, error::Error, model};
+use crate::{device, error::Error};
 
 /// Sample completions of held-out problems and grade them.
 #[derive(Debug, Args)]
@@ -54,6 +55,8 @@ pub(super) struct EvalArgs {
     #[command(flatten)]
     problems: ProblemArgs,
     #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -89,7 +92,10 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     };
     let config = args.config()?;
     let device = device::parse(&args.device.device)?;
-    let (model_config, model) = model::load_as(model_dir, &device, args.precision.dtype)?;
+    let at = (&device, args.device.device.as_str());
+    let mut opened = args.engine.open(model_dir, at, args.precision.dtype, config.max_completion_length, false)?;
+    let place = opened.place.clone();
+    let (mut sampler, model_config) = opened.sampler();
     let tokenizer = args.asked.tokenizer(model_dir, PromptConfig::default())?;
     tokenizer.check_vocab(model_config.vocab_size, model_dir)?;
     let mut problems = Vec::new();
@@ -102,7 +108,7 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
         reports.push((data.clone(), report));
         problems.extend(found);
     }
-    let subject = Subject { model: &model, model_config: &model_config, tokenizer: &tokenizer };
+    let subject = Subject { model_config, tokenizer: &tokenizer };
     let mut progress = Progress::new();
     progress.begin("evaluate", problems.len());
     let mut done = 0;
@@ -122,11 +128,11 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     };
     let evaluation = match &args.output {
         Some(dir) => {
-            let mut manifest = Manifest::new(model_dir, &args.device.device, reports, &problems, &config)?;
+            let mut manifest = Manifest::new(model_dir, &place, reports, &problems, &config)?;
             manifest.settings.insert("prompt".to_string(), serde_json::json!(tokenizer.prompt()));
-            evaluate_into(dir, &manifest, subject, &problems, &config, &mut follow)?
+            evaluate_into(dir, &manifest, &mut *sampler, subject, &problems, &config, &mut follow)?
         }
-        None => Evaluation::new(evaluate(subject, &problems, 0, &config, &mut follow)?)?,
+        None => Evaluation::new(evaluate(&mut *sampler, subject, &problems, 0, &config, &mut follow)?)?,
     };
     drop(progress);
     print(evaluation.table())

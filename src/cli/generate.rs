@@ -5,17 +5,18 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::engine::EngineArgs;
 use super::progress::say;
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs};
+use crate::device;
 use crate::error::Result;
-use crate::generate::{Distribution, FinishReason, Request, Room, Sampling, Watch, generate};
+use crate::generate::{Distribution, FinishReason, Request, Room, Sampling, Watch};
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
 use crate::text::prompt::PromptConfig;
 use crate::text::stop::StopStrings;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::Tokenizer;
-use crate::{device, model};
 
 /// Answer one prompt, as it comes.
 #[derive(Debug, Args)]
@@ -39,6 +40,8 @@ pub(super) struct GenerateArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -46,7 +49,9 @@ pub(super) struct GenerateArgs {
 
 pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let device = device::parse(&args.device.device)?;
-    let (config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
+    let at = (&device, args.device.device.as_str());
+    let mut opened = args.engine.open(&args.model, at, args.precision.dtype, args.max_completion_length, false)?;
+    let (mut sampler, config) = opened.sampler();
     let tokenizer = args.asked.tokenizer(&args.model, PromptConfig::default())?;
     tokenizer.check_vocab(config.vocab_size, &args.model)?;
     let distribution = args.distribution.distribution(published(&tokenizer)?)?;
@@ -72,16 +77,17 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let mut text = TextStream::new(&tokenizer, true);
     let mut out = std::io::stdout().lock();
     let mut failure = None;
-    let completions = generate(&model, &config, &[request], &sampling, |_, token| {
-        match write!(out, "{}", text.push(token)).and_then(|()| out.flush()) {
+    let completions =
+        sampler.sample(&[request], &sampling, &mut |_, token| match write!(out, "{}", text.push(token))
+            .and_then(|()| out.flush())
+        {
             Ok(()) if stop.push(0, token) => Watch::EndCompletion,
             Ok(()) => Watch::Continue,
             Err(error) => {
                 failure = Some(error);
                 Watch::EndAll
             }
-        }
-    })?;
+        })?;
     if let Some(error) = failure {
         return Err(error.into());
     }

@@ -4,6 +4,7 @@ mod analyze;
 mod bench;
 mod compare;
 mod doctor;
+mod engine;
 mod eval;
 mod generate;
 mod merge;
@@ -29,6 +30,7 @@ use self::progress::say;
 use crate::error::Error;
 use crate::generate::Distribution;
 use crate::model::Precision;
+use crate::ranks;
 use crate::text::prompt::PromptConfig;
 use crate::text::tokenizer::Tokenizer;
 
@@ -205,6 +207,9 @@ fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
 }
 
 fn dispatch(command: Command) -> anyhow::Result<()> {
+    if !matches!(command, Command::Train(_) | Command::Bench(_)) {
+        ranks::refuse()?;
+    }
     match command {
         Command::Train(args) => train::train(&args),
         Command::Sft(args) => train::sft(&args),

@@ -14,10 +14,12 @@ use crate::doctor::estimate;
 use crate::doctor::{self, fit, memory};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::ranks;
 use crate::report;
 use crate::train::RlConfig;
 use crate::train::run::RunSettings;
 use crate::train::sft::SftConfig;
+use crate::train::team::{self, Team};
 use crate::train::{self, Observer, Session, Start, Trainer, Workload};
 
 /// What to train and where.
@@ -61,6 +63,27 @@ impl TrainArgs {
             (None, _) if self.overwrite => Start::Overwrite,
             (None, _) => Start::New,
         }
+    }
+
+    /// What all ranks of a run must be told alike.
+    fn told(&self) -> Vec<String> {
+        let Self { config, sets, seed, dtype, device: _, resume, from_checkpoint, overwrite, dry_run } = self;
+        let mut told = vec![format!("version {}", env!("CARGO_PKG_VERSION"))];
+        told.extend(config.as_ref().map(|path| path.display().to_string()));
+        told.extend(sets.iter().map(|set| format!("--set {set}")));
+        told.extend(seed.map(|seed| format!("--seed {seed}")));
+        told.extend(dtype.as_ref().map(|dtype| format!("--dtype {dtype}")));
+        told.extend(
+            resume.as_ref().map(|run| format!("--resume {}", run.as_deref().unwrap_or(Path::new("")).display())),
+        );
+        told.extend(from_checkpoint.map(|step| format!("--from-checkpoint {step}")));
+        told.extend(
+            [(*overwrite, "--overwrite"), (*dry_run, "--dry-run")]
+                .iter()
+                .filter(|(set, _)| *set)
+                .map(|(_, name)| name.to_string()),
+        );
+        told
     }
 
     fn settings<S: RunSettings>(&self) -> Result<S> {
@@ -155,8 +178,21 @@ pub(super) fn sft(args: &TrainArgs) -> anyhow::Result<()> {
 }
 
 pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
+    let ranks = ranks::join()?;
+    if ranks.rank() > 0 {
+        // Rank 0 ends the run, when it is told to; until then the others go on.
+        ctrlc::set_handler(|| {})?;
+        team::serve(&*ranks, args.told(), &mut |name, precision| {
+            let name = args.device.as_deref().unwrap_or(name);
+            let device = device::parse(name)?;
+            doctor::require(name, &device, precision)?;
+            Ok(device)
+        });
+        return Ok(());
+    }
+    let team = Team::gather(&*ranks, &args.told())?;
     if let Some(finished) = start(args, RlConfig::check_embedded_model, RlConfig::workload, |config, session| {
-        Trainer::new(config).run(session)
+        Trainer::new(config).team(&team).run(session)
     })? {
         print(conclusion(&finished.summary))?;
         let report = report::write(&finished.dir)?;

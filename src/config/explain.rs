@@ -5,6 +5,9 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// Keys that say which other keys a table has.
+const TAGS: [&str; 2] = ["type", "engine"];
+
 /// Takes the key at `path` out; false when there is none or it is an entry of an array.
 pub(super) fn remove(table: &mut DeTable<'_>, path: &[String]) -> bool {
     let Some((name, rest)) = path.split_first() else { return false };
@@ -78,7 +81,7 @@ fn at<'a, 'i>(table: &'a DeTable<'i>, path: &[String]) -> Option<&'a Spanned<DeV
 }
 
 /// The path and the position of the key at fault, where the deserialiser only knows the table that it is in: it buffers a
-/// table with a `type`. That is the key that the message names, or the one without which the message changes.
+/// table with one of [`TAGS`]. That is the key that the message names, or the one without which the message changes.
 pub(super) fn narrow(
     document: &Spanned<DeTable<'_>>,
     mut path: Vec<String>,
@@ -108,16 +111,15 @@ pub(super) fn narrow(
             None => (path, span),
         };
     }
-    if !message.starts_with("invalid") || !table.contains_key("type") {
-        return (path, span);
-    }
+    let tag = TAGS.into_iter().find(|tag| table.contains_key(*tag));
+    let Some(tag) = tag.filter(|_| message.starts_with("invalid")) else { return (path, span) };
     let without = |name: &str| {
         let (mut document, path) = (document.clone(), [&path[..], &[name.to_string()]].concat());
         remove(document.get_mut(), &path);
         read(&document)
     };
     let changes = |name: &str| without(name).is_none_or(|other| other != message);
-    let culprit = table.iter().find(|(key, _)| *key.get_ref() != "type" && changes(key.get_ref()));
+    let culprit = table.iter().find(|(key, _)| *key.get_ref() != tag && changes(key.get_ref()));
     let Some((key, value)) = culprit else { return (path, span) };
     path.push(key.get_ref().to_string());
     narrow(document, path, value.span(), message, read)

@@ -22,8 +22,8 @@ use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::generate::{Completion, Count, Distribution, Room, Sampling, Watch};
 use crate::metrics::Metrics;
-use crate::model::{CausalLm, ModelConfig};
-use crate::rollout::{Asked, Local, Sampler, requests};
+use crate::model::ModelConfig;
+use crate::rollout::{Asked, Sampler, requests};
 use crate::text::tokenizer::Tokenizer;
 pub use figures::Figures;
 pub use record::{Line, Record, Sample};
@@ -112,11 +112,9 @@ impl EvalConfig {
     }
 }
 
-/// What is evaluated.
+/// What is evaluated, beside the sampler that has its weights.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
-    /// Weights.
-    pub model: &'a CausalLm,
     /// Shape.
     pub model_config: &'a ModelConfig,
     /// Text to tokens and back.
@@ -140,16 +138,16 @@ pub enum Event<'a> {
 ///
 /// # Errors
 /// A prompt that cannot be rendered, one that leaves no room for the longest completion in the context of the model, and an
-/// error of `observe`.
+/// error of the sampler or of `observe`.
 pub fn evaluate(
+    sampler: &mut dyn Sampler,
     subject: Subject,
     problems: &[Problem],
     first: usize,
     config: &EvalConfig,
     observe: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Vec<Record>> {
-    let Subject { model, model_config, tokenizer } = subject;
-    let mut sampler = Local { model, config: model_config };
+    let Subject { model_config, tokenizer } = subject;
     let sampling = Sampling {
         distribution: config.distribution(),
         max_completion_length: config.max_completion_length,
@@ -213,8 +211,10 @@ impl Sampled<'_> {
     fn line(&self, tokenizer: &Tokenizer) -> Line {
         let completion = &self.completion;
         let ids = [self.forced.as_slice(), &completion.tokens].concat();
+        // A server alone says nothing of entropies.
+        let known = completion.entropies.len() == completion.tokens.len();
         let rounded = completion.entropies.iter().map(|h| (h * 1e4).round() / 1e4);
-        let entropy: Vec<f32> = self.forced.iter().map(|_| 0.0).chain(rounded).collect();
+        let entropy: Vec<f32> = self.forced.iter().map(|_| 0.0).chain(rounded).filter(|_| known).collect();
         let floor = self.problem.floor.as_ref().and_then(|floor| tokenizer.encode(floor).ok());
         let sample = Sample {
             problem: self.problem.id.to_string(),
@@ -226,7 +226,7 @@ impl Sampled<'_> {
             finished: completion.finished(),
             length: ids.len(),
             floor: floor.map(|tokens| tokens.len() + 1),
-            entropy_sum: Some(record::entropy_sum(&entropy)),
+            entropy_sum: known.then(|| record::entropy_sum(&entropy)),
         };
         let tokens = ids.iter().map(|&id| tokenizer.token_text(id)).collect();
         Line { record: Record::new(sample), tokens, entropy }

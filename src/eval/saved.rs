@@ -12,6 +12,7 @@ use super::{EvalConfig, Evaluation, Event, Record, Subject, evaluate};
 use crate::data::{DataReport, Problem};
 use crate::error::{Error, Result};
 use crate::model::lora;
+use crate::rollout::Sampler;
 use crate::{files, noise};
 
 /// `eval.json`: what the completions in a folder are completions of.
@@ -118,6 +119,7 @@ fn digest(model: &Path) -> Result<u64> {
 pub fn evaluate_into(
     dir: &Path,
     manifest: &Manifest,
+    sampler: &mut dyn Sampler,
     subject: Subject,
     problems: &[Problem],
     config: &EvalConfig,
@@ -151,7 +153,7 @@ pub fn evaluate_into(
         }
         observe(event)
     };
-    records.extend(evaluate(subject, problems, done, config, &mut write)?);
+    records.extend(evaluate(sampler, subject, problems, done, config, &mut write)?);
     let evaluation = Evaluation::new(records)?;
     files::write_json(&dir.join("summary.json"), &evaluation.summary())?;
     Ok(evaluation)

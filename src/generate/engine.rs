@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use burn::tensor::{Tensor, TensorData};
 
-use super::sampling::{Drawn, draw, draws_on_device, read};
+use super::sampling::{Drawn, draw, draws_on_device, fetch};
 use super::{Completion, FinishReason, Request, Sampled, Sampling, Watch};
 use crate::error::{Error, Result};
 use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig, ids};
@@ -267,7 +267,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
             tokens = drawn.tokens;
             numbers.push(drawn.numbers);
         }
-        read(Tensor::cat(numbers, 0))
+        fetch(Tensor::cat(numbers, 0))
     }
 
     /// Rows of a decoding pass. Off the CPU few numbers of rows: powers of two.

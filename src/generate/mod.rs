@@ -2,17 +2,21 @@
 
 mod count;
 mod engine;
+mod read;
 mod room;
 mod sampling;
 
 pub use count::Count;
 pub use engine::{cache_shape, generate};
+pub use read::read;
 pub use room::Room;
 pub(crate) use sampling::draw;
 pub use sampling::{Distribution, Sampled, sample};
 
+use serde::{Deserialize, Serialize};
+
 /// How completions are sampled.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// What each token is drawn from.
     pub distribution: Distribution,
@@ -45,7 +49,7 @@ impl Default for Sampling {
 }
 
 /// A completion to sample.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
     /// Prompt tokens, with any forced start of the completion.
     pub prompt: Vec<u32>,
@@ -54,7 +58,7 @@ pub struct Request {
 }
 
 /// Why a completion ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
     /// A stop token, the last of the completion.
     Stop,
@@ -65,7 +69,7 @@ pub enum FinishReason {
 }
 
 /// A sampled completion and what the model said about each of its tokens, in nats.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     /// Tokens, with the stop token when there is one.
     pub tokens: Vec<u32>,
@@ -88,7 +92,7 @@ pub struct Completion {
 }
 
 impl Completion {
-    fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self {
             tokens: Vec::new(),
             log_probs: Vec::new(),
@@ -100,6 +104,13 @@ impl Completion {
             collision_logs: Vec::new(),
             finish_reason: FinishReason::Length,
         }
+    }
+
+    /// Of tokens that are there already, with their figures, such as [`read`] gives.
+    pub fn of(sampled: &[Sampled], finish_reason: FinishReason) -> Self {
+        let mut completion = Self { finish_reason, ..Self::empty() };
+        sampled.iter().for_each(|sampled| completion.push(sampled));
+        completion
     }
 
     fn push(&mut self, sampled: &Sampled) {

@@ -5,12 +5,13 @@ use std::borrow::Cow;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::ops::{self, host};
 
 /// The distribution tokens are drawn from: the softmax of the logits after these, in this order. Names and defaults are
 /// those of TRL and Hugging Face.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Distribution {
     /// Logits of tokens that occurred before are divided by this when positive, multiplied when negative
     /// (arXiv 1909.05858); 1 for none.
@@ -60,7 +61,7 @@ impl Distribution {
     }
 
     /// The temperature statistics are taken at: greedy decoding reports those at 1.
-    fn softmax_temperature(&self) -> f32 {
+    pub(super) fn softmax_temperature(&self) -> f32 {
         if self.temperature == 0.0 { 1.0 } else { self.temperature }
     }
 }
@@ -103,7 +104,7 @@ pub(crate) fn draw(
     let device = logits.device();
     if draws_on_device(&device, distribution) {
         let uniforms = ops::to_device(TensorData::new(uniforms.to_vec(), [rows, 1]), &device);
-        return read(Drawn::on_device(logits, distribution, uniforms, 0, None).numbers);
+        return fetch(Drawn::on_device(logits, distribution, uniforms, 0, None).numbers);
     }
     let logits = ops::to_host(logits);
     // Few rows of a large vocabulary still use all cores; many small rows are handed out in bunches.
@@ -200,7 +201,7 @@ fn invert_on_device(weights: Tensor<2>, uniforms: Tensor<2>) -> Tensor<2, Int> {
 }
 
 /// Reads drawn tokens back, row by row.
-pub(super) fn read(numbers: Tensor<2>) -> Vec<Sampled> {
+pub(super) fn fetch(numbers: Tensor<2>) -> Vec<Sampled> {
     let row = |row: &[f32; 7]| {
         let [token, log_prob, unit_log_prob, entropy, sampling_entropy, collision, collision_log] = *row;
         Sampled {
@@ -217,11 +218,39 @@ pub(super) fn read(numbers: Tensor<2>) -> Vec<Sampled> {
     ops::to_host(numbers).as_chunks::<7>().0.iter().map(row).collect()
 }
 
+/// Where a row's token comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Choice {
+    /// It is drawn at this uniform.
+    Drawn(f32),
+    /// It is known.
+    Given(u32),
+}
+
+impl Choice {
+    fn token(self, draw: impl FnOnce(f32) -> usize) -> usize {
+        match self {
+            Self::Drawn(uniform) => draw(uniform),
+            Self::Given(token) => token as usize,
+        }
+    }
+}
+
 /// Draws from one row of logits at `uniform`; `context` gives the tokens before it.
 pub fn sample(
     logits: &[f32],
     distribution: &Distribution,
     uniform: f32,
+    context: impl Iterator<Item = u32>,
+) -> Sampled {
+    figures(logits, distribution, Choice::Drawn(uniform), context)
+}
+
+/// The token of one row of logits and the figures of its distribution; `context` gives the tokens before it.
+pub(super) fn figures(
+    logits: &[f32],
+    distribution: &Distribution,
+    choice: Choice,
     context: impl Iterator<Item = u32>,
 ) -> Sampled {
     let inverse = 1.0 / distribution.softmax_temperature();
@@ -231,16 +260,16 @@ pub fn sample(
         |z: f32, softmax: &host::Softmax, inverse: f32| (z - softmax.max) * inverse - softmax.normaliser.ln();
     let penalised = penalise(logits, distribution.repetition_penalty, context);
     let (token, drawn_log_prob) = if distribution.temperature == 0.0 {
-        let token = most_probable(&penalised);
+        let token = choice.token(|_| most_probable(&penalised));
         (token, log_prob(logits[token], &unit, 1.0))
     } else if distribution.truncates() {
-        draw_truncated(&penalised, distribution, uniform)
+        choose_truncated(&penalised, distribution, choice)
     } else {
         let softmax = match &penalised {
             Cow::Borrowed(_) => tempered,
             Cow::Owned(penalised) => host::softmax(penalised, inverse),
         };
-        let token = invert(&penalised, softmax.max, inverse, uniform);
+        let token = choice.token(|uniform| invert(&penalised, softmax.max, inverse, uniform));
         (token, log_prob(penalised[token], &softmax, inverse))
     };
     Sampled {
@@ -315,17 +344,26 @@ fn invert(logits: &[f32], max: f32, inverse: f32, uniform: f32) -> usize {
     first + drawn.unwrap_or_else(|| most_probable(tokens))
 }
 
-/// The token drawn among those that top-k, top-p and min-p leave, and its log-probability among them.
-fn draw_truncated(logits: &[f32], distribution: &Distribution, uniform: f32) -> (usize, f32) {
+/// The token among those that top-k, top-p and min-p leave, and its log-probability among them: −∞ for a given token that is
+/// none of them.
+fn choose_truncated(logits: &[f32], distribution: &Distribution, choice: Choice) -> (usize, f32) {
     let kept = truncate(logits, distribution);
     let total: f64 = kept.iter().map(|&(_, weight)| f64::from(weight)).sum();
-    let mut sum = 0.0;
-    let drawn = kept.iter().find(|&&(_, weight)| {
-        sum += f64::from(weight);
-        sum > f64::from(uniform) * total
-    });
-    // Nothing is kept of logits that are not numbers.
-    let &(token, weight) = drawn.or(kept.first()).unwrap_or(&(0, f32::NAN));
+    let (token, weight) = match choice {
+        Choice::Drawn(uniform) => {
+            let mut sum = 0.0;
+            let drawn = kept.iter().find(|&&(_, weight)| {
+                sum += f64::from(weight);
+                sum > f64::from(uniform) * total
+            });
+            // Nothing is kept of logits that are not numbers.
+            drawn.or(kept.first()).copied().unwrap_or((0, f32::NAN))
+        }
+        Choice::Given(token) => {
+            let token = token as usize;
+            (token, kept.iter().find(|(kept, _)| *kept == token).map_or(0.0, |&(_, weight)| weight))
+        }
+    };
     (token, (f64::from(weight) / total).ln() as f32)
 }
 

@@ -138,6 +138,11 @@ fn times(x: Tensor<2>, factor: f64) -> Tensor<2> {
     if factor == 1.0 { x } else { x.mul_scalar(factor) }
 }
 
+/// Logits that exist at a time where a pass needs those of many rows: 128 MiB.
+pub(crate) const LOGITS: usize = 32 << 20;
+/// How many times as many a GPU takes at once: its products want a thousand rows, not two hundred.
+const ON_GPUS: usize = 8;
+
 impl CausalLm {
     /// The structure alone: [`super::load`] and [`CausalLm::random`] give it its weights.
     ///
@@ -295,6 +300,13 @@ impl CausalLm {
     /// Number of tokens.
     pub(crate) fn vocab_size(&self) -> usize {
         self.model.embed_tokens.weight.lazy_shape()[0]
+    }
+
+    /// Rows whose logits exist at a time where these are at most `logits` numbers, [`ON_GPUS`] times as many on a GPU; one row
+    /// of a larger vocabulary.
+    pub(crate) fn rows_at_once(&self, logits: usize) -> usize {
+        let times = if ops::is_gpu(&self.device()) { ON_GPUS } else { 1 };
+        (times * logits / self.vocab_size()).max(1)
     }
 
     /// The device the weights are on.

@@ -13,12 +13,14 @@ mod precision;
 mod pretrained;
 mod rope;
 mod shapes;
+pub(crate) mod share;
 pub mod tensors;
 
 pub use attention::Attention;
 pub(crate) use attention::{Rows, ids};
 pub use cache::{CacheShape, KvCache};
 pub use config::ModelConfig;
+pub(crate) use decoder::LOGITS;
 pub use decoder::{CausalLm, Decoder, Layer, Mlp};
 pub use lora::LoraConfig;
 pub use norm::RmsNorm;

@@ -17,7 +17,7 @@ pub enum Ratio {
 }
 
 /// How a token's ratio and advantage become its loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Surrogate {
     /// `−min(min(ρ, δ)·A, clip(ρ, 1 − ε, 1 + ε_high)·A)` (PPO, arXiv 1707.06347; two bounds: DAPO; δ: the dual clip of
     /// arXiv 1912.09729 as TRL has it).
@@ -60,9 +60,11 @@ pub enum KlEstimator {
 }
 
 /// Figures of a token that are known before the update.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "[f32; 7]", into = "[f32; 7]")]
 pub struct TokenTerm {
-    /// Its log-probability before the first update that uses it, as the trainer computes it, in nats.
+    /// Its log-probability before the first update that uses it, as the trainer computes it (or the engine that sampled it, if
+    /// the ratio is to be against that), in nats.
     pub old_log_prob: f32,
     /// Its log-probability under the reference model; read where `kl` is not 0.
     pub reference_log_prob: f32,
@@ -78,6 +80,20 @@ pub struct TokenTerm {
     pub entropy: f32,
 }
 
+impl From<TokenTerm> for [f32; 7] {
+    fn from(term: TokenTerm) -> Self {
+        let TokenTerm { old_log_prob, reference_log_prob, advantage, weight, kl, covariance_kl, entropy } = term;
+        [old_log_prob, reference_log_prob, advantage, weight, kl, covariance_kl, entropy]
+    }
+}
+
+impl From<[f32; 7]> for TokenTerm {
+    fn from(numbers: [f32; 7]) -> Self {
+        let [old_log_prob, reference_log_prob, advantage, weight, kl, covariance_kl, entropy] = numbers;
+        Self { old_log_prob, reference_log_prob, advantage, weight, kl, covariance_kl, entropy }
+    }
+}
+
 impl TokenTerm {
     /// Whether the token has a gradient at all.
     pub fn learns(&self) -> bool {
@@ -86,7 +102,7 @@ impl TokenTerm {
 }
 
 /// How token terms become a loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Objective {
     /// Ratios of tokens or of completions.
     pub ratio: Ratio,
@@ -216,7 +232,7 @@ impl KlEstimator {
 }
 
 /// Sums over the tokens of an update.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Statistics {
     /// The loss: surrogate, divergence and entropy bonus.
     pub loss: f64,

@@ -2,9 +2,11 @@
 //!
 //! An objective is a composition of independent choices; a method of the literature is a set of them in a config file.
 //! The way of the data: [`crate::reward`] scores completions, [`advantage`] compares scores, [`terms`] says which tokens
-//! learn and with how much, [`loss`] is the loss of a token and its derivative.
+//! learn and with how much, [`correction`] makes up for another engine's sampling, [`loss`] is the loss of a token and its
+//! derivative.
 
 pub mod advantage;
+pub mod correction;
 pub mod entropy;
 pub mod loss;
 pub mod terms;
@@ -12,6 +14,7 @@ pub mod terms;
 use serde::{Deserialize, Serialize};
 
 pub use advantage::{Advantage, DifficultyWeighting, advantages};
+pub use correction::Correction;
 pub use loss::{KlEstimator, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
 pub use terms::{Drawn, TokenRules};
 

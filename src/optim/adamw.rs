@@ -51,6 +51,31 @@ impl AdamW {
         model.map(&mut Update { path: ParamPath::default(), state: self, gradients, step, keep, format })
     }
 
+    /// The number of steps taken, and name and size of each parameter with moments.
+    pub(crate) fn outline(&self) -> (i32, Vec<(String, usize)>) {
+        (self.steps, self.moments.iter().map(|(name, [m, _])| (name.clone(), m.dims()[0])).collect())
+    }
+
+    /// Both moments of each parameter, in the order of [`Self::outline`].
+    pub(crate) fn moments(&self) -> impl Iterator<Item = Vec<f32>> {
+        self.moments.values().flatten().map(|values| ops::to_host(values.clone().cast(FloatDType::F32)))
+    }
+
+    /// Builds the state of an outline, whose moments `fetch` fills in their order.
+    pub(crate) fn rebuild(
+        (steps, outline): (i32, Vec<(String, usize)>),
+        device: &Device,
+        mut fetch: impl FnMut(&mut [f32]),
+    ) -> Self {
+        let mut moment = |count: usize| {
+            let mut values = vec![0.0; count];
+            fetch(&mut values);
+            Tensor::from_data(TensorData::from(values.as_slice()), device)
+        };
+        let moments = outline.into_iter().map(|(name, count)| (name, [(); 2].map(|()| moment(count)))).collect();
+        Self { moments, steps }
+    }
+
     /// Writes the moments and the step count.
     ///
     /// # Errors

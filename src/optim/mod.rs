@@ -9,12 +9,13 @@ pub use schedule::{LrScheduler, learning_rate};
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, FloatDType, Gradients as BurnGradients, Tensor};
+use burn::tensor::{Device, FloatDType, Gradients as BurnGradients, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::model::{CausalLm, ParamPath};
 use crate::ops::{self, update};
+use crate::ranks::Reduce;
 
 /// The format of the optimiser's moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +137,9 @@ impl OptimConfig {
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
+/// Numbers that ranks sum at a time, but for a single larger parameter: few calls, and little memory beside the gradient.
+const SUMMED: usize = 4 << 20;
+
 /// Gradients by parameter name, flattened; sums over micro-batches.
 #[derive(Debug, Default)]
 pub struct Gradients(pub(crate) BTreeMap<String, Tensor<1>>);
@@ -186,6 +190,47 @@ impl Gradients {
         self.0.insert(EMBEDDING.to_string(), sum.reshape([shape[0] * shape[1]]));
     }
 
+    /// Replaces the gradient of the parameters of `model` by its sum over all ranks; a rank may have none of some. Every rank
+    /// must call it.
+    pub fn sum(&mut self, model: &CausalLm, ranks: &dyn Reduce) {
+        if ranks.size() == 1 {
+            return;
+        }
+        let (device, trained) = (model.device().inner(), trained(model));
+        let mut holders: Vec<f32> =
+            trained.iter().map(|(name, _)| f32::from(u8::from(self.0.contains_key(name)))).collect();
+        ranks.sum(&mut holders);
+        let held: Vec<(String, usize)> =
+            trained.into_iter().zip(holders).filter(|(_, holders)| *holders > 0.0).map(|(part, _)| part).collect();
+        let mut rest = &held[..];
+        while !rest.is_empty() {
+            let mut count = 0;
+            let fits = |(_, size): &&(String, usize)| {
+                count += size;
+                count == *size || count <= SUMMED
+            };
+            let (bucket, later) = rest.split_at(rest.iter().take_while(fits).count());
+            rest = later;
+            let mine: Vec<bool> = bucket.iter().map(|(name, _)| self.0.contains_key(name)).collect();
+            let own = bucket.iter().filter_map(|(name, _)| self.0.remove(name)).collect();
+            let mut own = ops::to_host_together(own).into_iter();
+            let mut flat = Vec::with_capacity(bucket.iter().map(|(_, size)| size).sum());
+            for ((_, size), mine) in bucket.iter().zip(mine) {
+                match if mine { own.next() } else { None } {
+                    Some(values) => flat.extend(values),
+                    None => flat.resize(flat.len() + size, 0.0),
+                }
+            }
+            ranks.sum(&mut flat);
+            let mut first = 0;
+            for (name, size) in bucket {
+                let values = TensorData::from(&flat[first..first + size]);
+                self.0.insert(name.clone(), ops::to_device(values, &device));
+                first += size;
+            }
+        }
+    }
+
     /// Global norm: the root of the sum of all squares.
     pub fn norm(&self) -> f64 {
         update::sum_of_squares(&self.0.values().collect::<Vec<_>>()).sqrt()
@@ -200,6 +245,28 @@ impl Gradients {
     pub fn to_host(&self) -> BTreeMap<String, Vec<f32>> {
         self.0.iter().map(|(name, gradient)| (name.clone(), ops::to_host(gradient.clone()))).collect()
     }
+}
+
+/// The parameters that are trained, by name, and their sizes.
+fn trained(model: &CausalLm) -> Vec<(String, usize)> {
+    struct Trained(ParamPath, Vec<(String, usize)>);
+    impl ModuleVisitor for Trained {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.0.enter(name);
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.0.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.base();
+            if value.is_require_grad() {
+                self.1.push((self.0.name(), value.shape().num_elements()));
+            }
+        }
+    }
+    let mut found = Trained(ParamPath::default(), Vec::new());
+    model.visit(&mut found);
+    found.1
 }
 
 #[cfg(test)]

@@ -76,9 +76,9 @@ impl Rollouts {
         let start = Instant::now();
         let Now { stage, step, memory, stop } = now;
         let limit = stage.sampling.max_completion_length;
-        let sampling =
-            Sampling { distribution: stage.distribution(), max_completion_length: limit, ..self.engine.clone() };
+        let sampling = self.sampling(stage);
         let completions = self.sample(sampler, &asked, &sampling, follow)?;
+        sampler.describe(metrics);
         metrics.add("timing_s/gen", start.elapsed().as_secs_f64());
 
         let start = Instant::now();
@@ -95,6 +95,16 @@ impl Rollouts {
         drop(graded);
         metrics.add("timing_s/reward", start.elapsed().as_secs_f64());
         Ok(assemble(asked, completions, answers, scores, hard))
+    }
+
+    fn sampling(&self, stage: &Stage) -> Sampling {
+        let max_completion_length = stage.sampling.max_completion_length;
+        Sampling { distribution: stage.distribution(), max_completion_length, ..self.engine.clone() }
+    }
+
+    /// Tells the sampler that the completions of `asked` come next, if the stage stays as it is.
+    pub fn announce(&self, sampler: &mut dyn Sampler, asked: Vec<Asked>, stage: &Stage) {
+        sampler.prepare(&requests(&asked, self.num_generations, self.seed), &self.sampling(stage));
     }
 
     fn sample(

@@ -8,6 +8,8 @@ mod collect;
 mod group;
 mod prompts;
 mod sampler;
+pub mod served;
+pub mod settings;
 
 pub use collect::{Batch, Follow, Now, Rollouts};
 pub use group::{Group, Rollout, assign_advantages};

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::generate::{Completion, Request, Sampling, Watch, generate};
+use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelConfig};
 
 /// An engine that samples completions. Token ids, log-probabilities and finish reasons cross this seam, never text that
@@ -19,6 +20,18 @@ pub trait Sampler {
         sampling: &Sampling,
         watch: &mut dyn FnMut(usize, u32) -> Watch,
     ) -> Result<Vec<Completion>>;
+
+    /// Whether it makes use of [`Self::prepare`].
+    fn looks_ahead(&self) -> bool {
+        false
+    }
+
+    /// Announces what will be asked for next. An engine that is not busy with anything else may begin with it, from the
+    /// weights it has now.
+    fn prepare(&mut self, _requests: &[Request], _sampling: &Sampling) {}
+
+    /// Writes down what the engine has to say of its work since the last time.
+    fn describe(&mut self, _metrics: &mut Metrics) {}
 }
 
 /// The engine of this process, on the model that is trained.

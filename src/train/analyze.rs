@@ -13,7 +13,7 @@ use crate::generate::{Count, Room, Sampling};
 use crate::metrics::{Metrics, mean};
 use crate::objective::Parts;
 use crate::reward::{Memory, Reward, RewardCommand, Rewards};
-use crate::rollout::{Asked, Group, Local, Now, Rollout, Rollouts, assign_advantages};
+use crate::rollout::{Asked, Group, Now, Rollout, Rollouts, Sampler, assign_advantages};
 use crate::stage::Stage;
 use crate::stop::Stop;
 
@@ -103,6 +103,7 @@ pub enum Event<'a> {
 /// # Errors
 /// A prompt that cannot be rendered or leaves no room for a completion, and what a reward or `observe` says.
 pub fn analyze(
+    sampler: &mut dyn Sampler,
     subject: Subject,
     problems: &[Problem],
     config: &AnalyzeConfig,
@@ -135,9 +136,8 @@ pub fn analyze(
     let keyed: Vec<_> = Asked::keys(problems, 0).collect();
     for keyed in keyed.chunks(at_once) {
         let asked = keyed.iter().map(|&keyed| Asked::of(keyed, &[], tokenizer, room)).collect::<Result<_>>()?;
-        let mut sampler = Local { model: subject.model, config: subject.model_config };
         let mut follow = |count: &Count| observe(Event::Sampled(count));
-        let mut sampled = rollouts.groups(&mut sampler, asked, now, &mut metrics, &mut follow)?;
+        let mut sampled = rollouts.groups(sampler, asked, now, &mut metrics, &mut follow)?;
         assign_advantages(&mut sampled, stage);
         groups.extend(sampled);
         observe(Event::Done(groups.len()))?;

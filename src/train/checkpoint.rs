@@ -12,6 +12,7 @@ use burn::tensor::{Device, Tensor};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::team::Team;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision, lora};
@@ -34,6 +35,8 @@ pub struct Trained<'a> {
     pub adapter: Option<(&'a LoraConfig, &'a Path)>,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
+    /// Ranks that have the same model, where there are several.
+    pub team: Option<&'a Team<'a>>,
 }
 
 /// Writes a Hugging Face directory: configuration, weights (adapters merged), tokenizer files.
@@ -115,7 +118,7 @@ pub(super) fn save(
     optimizer: &AdamW,
     state: &impl Serialize,
 ) -> Result<PathBuf> {
-    let Trained { config, model, adapter, tokenizer } = trained;
+    let Trained { config, model, adapter, tokenizer, team: _ } = trained;
     let path = dir.join(format!("checkpoint-{step}"));
     if !is_finite(model) {
         return Err(Error::Invalid(format!(

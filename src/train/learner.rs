@@ -12,16 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::{Packed, Sequence, micro_batches};
 use crate::metrics::Metrics;
-use crate::model::{CausalLm, Rows};
+use crate::model::{CausalLm, LOGITS, Rows};
 use crate::objective::Upstream;
 use crate::ops::{self, Scores, to_host_together};
 use crate::optim::Gradients;
 use crate::stop::Stop;
-
-/// 128 MiB.
-pub(crate) const LOGITS: usize = 32 << 20;
-/// How many times as many logits a GPU takes at once: its products want a thousand rows, not two hundred.
-const ON_GPUS: usize = 8;
 
 /// The part of a micro-batch that is kept for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -74,7 +69,7 @@ pub struct TokenScores {
 }
 
 /// Amount of work.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
     /// Tokens of the sequences, the last of each left out: nothing is predicted from it.
     pub tokens: usize,
@@ -275,8 +270,7 @@ impl<'a> Head<'a> {
 
     /// Rows whose logits exist at a time.
     fn most(&self) -> usize {
-        let times = if ops::is_gpu(&self.hidden.device()) { ON_GPUS } else { 1 };
-        (times * self.learner.logits / self.model.vocab_size()).max(1)
+        self.model.rows_at_once(self.learner.logits)
     }
 
     /// Runs of whole sequences of at most [`Self::most`] rows; one longer sequence makes a run of its own.

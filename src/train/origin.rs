@@ -21,7 +21,7 @@ const SETTINGS: &str = "config.toml";
 
 /// Settings that a resumed run may change: how long it is, how often it reports and saves, and what memory it takes. None
 /// of them changes a step that both lengths of the run have. `*` stands for the number of a table.
-const FREE: [&str; 17] = [
+const FREE: [&str; 28] = [
     "output_dir",
     "name",
     "device",
@@ -39,6 +39,17 @@ const FREE: [&str; 17] = [
     "train.generation_cache_tokens",
     "train.generation_tokens_per_read",
     "eval.rows",
+    "rollout.urls",
+    "rollout.model",
+    "rollout.api_key_env",
+    "rollout.concurrency",
+    "rollout.sync_dir",
+    "rollout.server_dir",
+    "rollout.connect_timeout_s",
+    "rollout.request_timeout_s",
+    "rollout.sync_timeout_s",
+    "rollout.start_timeout_s",
+    "rollout.retries",
 ];
 
 /// `run.json`: the mark of a folder that is a run, and its identity.

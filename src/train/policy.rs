@@ -2,39 +2,89 @@
 
 use burn::tensor::Device;
 
+use super::batch::Sequence;
+use super::learner::{Learner, Work};
+use super::team::{Dealt, Team};
+use super::update::{self, Lesson};
+use crate::error::Result;
 use crate::model::{CausalLm, ModelConfig};
+use crate::objective::{Correction, Objective, Statistics};
 use crate::optim::{AdamW, Gradients, OptimConfig};
 use crate::rollout::Local;
 
 /// A model in training.
 #[derive(Debug)]
-pub(super) struct Policy {
-    pub(super) config: ModelConfig,
+pub(crate) struct Policy<'a> {
+    pub(crate) config: ModelConfig,
     /// Missing within [`Policy::apply`] only.
     model: Option<CausalLm>,
-    pub(super) optimizer: AdamW,
+    pub(crate) optimizer: AdamW,
+    /// Ranks that have the same model and take the same steps, where there are several.
+    pub(crate) team: Option<&'a Team<'a>>,
 }
 
-impl Policy {
-    pub(super) fn new(config: ModelConfig, model: CausalLm, optimizer: AdamW) -> Self {
-        Self { config, model: Some(model), optimizer }
+impl<'a> Policy<'a> {
+    pub(crate) fn new(config: ModelConfig, model: CausalLm, optimizer: AdamW) -> Self {
+        Self { config, model: Some(model), optimizer, team: None }
     }
 
-    pub(super) fn model(&self) -> &CausalLm {
+    /// The same on all ranks of a team, which have been given it.
+    pub(crate) fn on(self, team: Option<&'a Team<'a>>) -> Self {
+        Self { team, ..self }
+    }
+
+    pub(crate) fn model(&self) -> &CausalLm {
         self.model.as_ref().expect("the model is there between two updates")
     }
 
-    pub(super) fn device(&self) -> Device {
+    pub(crate) fn device(&self) -> Device {
         self.model().device()
     }
 
     /// What completions are sampled from.
-    pub(super) fn sampler(&self) -> Local<'_> {
-        Local { model: self.model(), config: &self.config }
+    pub(crate) fn sampler(&self) -> Dealt<'_> {
+        Dealt { team: self.team, local: Local { model: self.model(), config: &self.config } }
+    }
+
+    /// The gradient of a loss over `lessons`, its statistics, and the amount of work.
+    ///
+    /// # Errors
+    /// What other ranks say.
+    pub(crate) fn gradients(
+        &self,
+        learner: &Learner,
+        objective: &Objective,
+        correction: &Correction,
+        lessons: &mut [Lesson],
+    ) -> Result<(Gradients, Statistics, Work)> {
+        match self.team {
+            Some(team) => team.gradients(learner, (objective, correction), self.model(), lessons),
+            None => Ok(update::gradients(learner, objective, correction, self.model(), lessons)),
+        }
+    }
+
+    /// Log-probabilities of the completion tokens of each sequence, in nats, under the policy or a reference model.
+    ///
+    /// # Errors
+    /// What other ranks say.
+    pub(crate) fn read(
+        &self,
+        learner: &Learner,
+        reference: Option<&CausalLm>,
+        sequences: &[Sequence],
+    ) -> Result<Vec<Vec<f32>>> {
+        let model = reference.unwrap_or(self.model());
+        match self.team {
+            Some(team) => team.read(learner, (model, reference.is_some()), sequences),
+            None => Ok(learner.read(model, sequences).into_iter().map(|scores| scores.log_prob).collect()),
+        }
     }
 
     /// One optimiser step in place, with gradients times `scale`.
-    pub(super) fn apply(&mut self, optim: &OptimConfig, gradients: Gradients, scale: f64, learning_rate: f64) {
+    pub(crate) fn apply(&mut self, optim: &OptimConfig, gradients: Gradients, scale: f64, learning_rate: f64) {
+        if let Some(team) = self.team {
+            team.apply(scale, learning_rate);
+        }
         let model = self.model.take().expect("the model is there between two updates");
         self.model = Some(self.optimizer.step(optim, model, gradients, scale, learning_rate));
     }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::Session;
 use super::describe::{describe, diagnose};
+use super::engine::Engine;
 use super::guard::Guard;
 use super::policy::Policy;
 use super::run::Run;
@@ -23,6 +24,7 @@ use crate::rollout::{Group, Now, assign_advantages};
 /// What rewards and files say, three steps in a row with numbers that are not finite, and [`crate::Error::Stopped`].
 pub(super) fn learn(
     job: &Job,
+    engine: &mut Engine,
     policy: &mut Policy,
     state: &mut State,
     run: &mut Run,
@@ -37,9 +39,11 @@ pub(super) fn learn(
 
         // 1. Sample a group of completions per problem; grade and score them; replace groups without spread.
         let now = Now { stage, step: state.history.len(), memory: &state.memory, stop: session.stop() };
+        let mut sampler = job.sampler(engine, policy, state);
         let drawn = (&job.prompts, job.config.train.prompts_per_step, &mut next.next_draw);
-        let mut batch =
-            job.rollouts.collect(&mut policy.sampler(), drawn, now, &mut metrics, &mut session.sampling())?;
+        let mut batch = job.rollouts.collect(&mut *sampler, drawn, now, &mut metrics, &mut session.sampling())?;
+        job.announce(&mut *sampler, &next, stage)?;
+        drop(sampler);
         job.rollouts.remember(&batch, stage, &mut next.memory, &mut metrics);
         // 2. Compare the rewards of each group.
         assign_advantages(&mut batch.groups, stage);
@@ -56,7 +60,7 @@ pub(super) fn learn(
             session.observer.note(&format!("stage {} ends after step {}: {exit}", stage.name, next.step));
         }
         *state = next;
-        job.log(&batch, policy, state, metrics, run, session)?;
+        job.log(&batch, (engine, policy), state, metrics, run, session)?;
         let sequences = batch.groups.iter().flat_map(Group::sequences);
         guard.check(skipped == 0, run.dir(), state.step, &job.rollouts.tokenizer, sequences)?;
         job.save(policy, state, run)?;

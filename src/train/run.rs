@@ -25,6 +25,7 @@ use crate::files;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::optim::{AdamW, LrScheduler, OptimConfig};
+use crate::rollout::Sampler;
 
 const SUMMARY: &str = "summary.json";
 
@@ -224,11 +225,12 @@ impl Run {
     pub(super) fn log_evaluated(
         &mut self,
         trained: Trained,
+        sampler: &mut dyn Sampler,
         metrics: &mut Metrics,
         session: &mut Session,
     ) -> Result<()> {
         self.unlogged = Some(metrics.clone());
-        let evaluation = self.evaluate(trained, "during", session)?;
+        let evaluation = self.evaluate(trained, sampler, "during", session)?;
         metrics.extend("eval/", evaluation.metrics());
         let step = metrics.get("step").unwrap_or_default();
         session.observer.note(&format!("step {step}: held-out {}", evaluation.line()));
@@ -238,9 +240,14 @@ impl Run {
     }
 
     /// Makes up for an evaluation that was interrupted.
-    pub(super) fn catch_up(&mut self, trained: Trained, session: &mut Session) -> Result<()> {
+    pub(super) fn catch_up(
+        &mut self,
+        trained: Trained,
+        sampler: &mut dyn Sampler,
+        session: &mut Session,
+    ) -> Result<()> {
         let unlogged = self.unlogged.take();
-        unlogged.map_or(Ok(()), |mut metrics| self.log_evaluated(trained, &mut metrics, session))
+        unlogged.map_or(Ok(()), |mut metrics| self.log_evaluated(trained, sampler, &mut metrics, session))
     }
 
     /// Evaluates; completions go to `completions/eval_<which>.jsonl`, but for evaluations `during` training.
@@ -249,7 +256,8 @@ impl Run {
     /// As [`evaluate`], [`Error::Stopped`], and when the model gives no finite numbers.
     pub(super) fn evaluate(
         &self,
-        Trained { config, model, tokenizer, .. }: Trained,
+        Trained { config, tokenizer, .. }: Trained,
+        sampler: &mut dyn Sampler,
         which: &str,
         session: &mut Session,
     ) -> Result<Evaluation> {
@@ -257,8 +265,8 @@ impl Run {
         let path = self.dir().join(format!("completions/eval_{which}.jsonl"));
         let mut writer = if which == "during" { None } else { Some(record::Writer::create(&path)?) };
         let mut done = 0;
-        let (stop, subject) = (session.stop(), Subject { model, model_config: config, tokenizer });
-        let records = evaluate(subject, &self.held_out, 0, &self.eval, &mut |event| {
+        let (stop, subject) = (session.stop(), Subject { model_config: config, tokenizer });
+        let records = evaluate(sampler, subject, &self.held_out, 0, &self.eval, &mut |event| {
             match event {
                 Event::Sampled(count) => session.observer.sampled(count),
                 Event::Graded(lines) => {
@@ -303,8 +311,8 @@ impl Run {
         Ok(path)
     }
 
-    /// The error that a run ends with after `error`: where an early end was asked for, the state after `step`, the last that
-    /// is done, is saved first.
+    /// The error that a run ends with after `error`: where an early end was asked for, or what samples is gone, the state after
+    /// `step`, the last that is done, is saved first.
     pub(super) fn ended(
         &mut self,
         error: Error,
@@ -316,6 +324,14 @@ impl Run {
         match error {
             Error::Stopped if step > 0 => match self.save(step, trained, optimizer, state) {
                 Ok(checkpoint) => Error::Interrupted { checkpoint },
+                Err(error) => error,
+            },
+            Error::Engine(why) if step > 0 => match self.save(step, trained, optimizer, state) {
+                Ok(checkpoint) => Error::Engine(format!(
+                    "{why}\nThe state is saved in {}: continue with --resume {}",
+                    checkpoint.display(),
+                    self.dir().display()
+                )),
                 Err(error) => error,
             },
             error => error,
@@ -331,7 +347,7 @@ impl Run {
 
     /// Writes `final/`, for adapters `adapter/`, and `summary.json`; gives the folder of the final model.
     pub(super) fn finish(&mut self, step: usize, trained: Trained, summary: &Value) -> Result<PathBuf> {
-        let Trained { config, model, adapter, tokenizer } = trained;
+        let Trained { config, model, adapter, tokenizer, team: _ } = trained;
         let last = self.dir().join("final");
         checkpoint::export(&last, config, model, tokenizer)?;
         if let Some(adapter) = adapter {

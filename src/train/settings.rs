@@ -14,6 +14,7 @@ use crate::eval::EvalConfig;
 use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
 use crate::reward::{RewardCommand, RewardKind};
+use crate::rollout::settings::{RolloutConfig, Sync};
 use crate::stage::Controller;
 use crate::stage::Stage;
 use crate::text::prompt::PromptConfig;
@@ -48,6 +49,9 @@ pub struct RlConfig {
     /// How the model is asked.
     #[serde(default)]
     pub prompt: PromptConfig,
+    /// Who samples the completions.
+    #[serde(default)]
+    pub rollout: RolloutConfig,
     /// Batches and checkpoints.
     #[serde(default)]
     pub train: RlTrain,
@@ -180,6 +184,17 @@ impl Settings for RlConfig {
         if train.num_generations == 1 {
             problems
                 .push("train.num_generations = 1 must be at least 2: an advantage compares completions".to_string());
+        }
+        problems.extend(self.rollout.mistakes());
+        match self.rollout.served().map(|(_, served)| served.sync) {
+            Some(Sync::None) => {
+                problems.push("rollout.sync = \"none\" brings no new weights, which training needs".to_string());
+            }
+            Some(Sync::Lora) if self.lora.is_none() => {
+                problems
+                    .push("rollout.sync = \"lora\" needs adapters: add a section [lora], or take \"disk\"".to_string());
+            }
+            _ => {}
         }
         if self.stages.is_empty() {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());

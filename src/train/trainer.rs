@@ -9,12 +9,14 @@ use serde_json::{Value, json};
 
 use super::checkpoint::Trained;
 use super::conflict::ConflictMeter;
+use super::engine::Engine;
 use super::origin::dated;
 use super::policy::Policy;
 use super::rl::learn;
 use super::run::{Point, Run, RunSettings};
 use super::settings::{ModelSource, RlConfig};
 use super::state::State;
+use super::team::Team;
 use super::update::{Update, examples};
 use super::{Session, open_model};
 use crate::data::Problem;
@@ -29,7 +31,7 @@ use crate::model::{self, CausalLm, ModelConfig, distinct_shapes, names};
 use crate::objective::entropy::EntropyControl;
 use crate::optim::learning_rate;
 use crate::reward::{Parts, Reward, Rewards};
-use crate::rollout::{Batch, Group, Prompts, Rollouts};
+use crate::rollout::{Batch, Group, Prompts, Rollouts, Sampler};
 use crate::stage::Stage;
 use crate::stop::Stop;
 use crate::tasks::Split;
@@ -57,6 +59,7 @@ pub struct Trainer<'a> {
     rewards: Vec<Arc<dyn Reward>>,
     problems: Option<Vec<Problem>>,
     held_out: Option<Vec<Problem>>,
+    team: Option<&'a Team<'a>>,
 }
 
 /// What came out of a run.
@@ -72,7 +75,7 @@ pub struct Finished {
 impl<'a> Trainer<'a> {
     /// A run by settings alone.
     pub fn new(config: &'a RlConfig) -> Self {
-        Self { config, rewards: Vec::new(), problems: None, held_out: None }
+        Self { config, rewards: Vec::new(), problems: None, held_out: None, team: None }
     }
 
     /// Adds a reward, which stages name by `{ type = "custom", name = "…" }`.
@@ -93,6 +96,13 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn held_out(mut self, problems: Vec<Problem>) -> Self {
         self.held_out = Some(problems);
+        self
+    }
+
+    /// Trains on all ranks of a team.
+    #[must_use]
+    pub fn team(mut self, team: &'a Team<'a>) -> Self {
+        self.team = (team.size() > 1).then_some(team);
         self
     }
 
@@ -125,6 +135,9 @@ impl<'a> Trainer<'a> {
         }
         let kinds = config.stages.iter().map(|stage| stage.rewards.as_slice());
         let rewards = Rewards::open(kinds, &config.reward, &self.rewards, &trial)?;
+        let stop = session.stop();
+        let model_config = model::config_of(&config.model.path)?;
+        let mut engine = Engine::open(config, &model_config, stop, &mut |line| session.observer.note(line))?;
         let (mut run, point) = Run::open(config, session, &device, held_out, || {
             let ModelSource { path, dtype } = &config.model;
             let opened = open_model(path, *dtype, config.lora.as_ref(), config.seed, &device.clone().autodiff())?;
@@ -133,7 +146,12 @@ impl<'a> Trainer<'a> {
         })?;
         let Point::<State> { step, config: model_config, model, optimizer, mut state } = point;
         state.step = step;
-        let mut policy = Policy::new(model_config, model, optimizer);
+        let mut policy = Policy::new(model_config, model, optimizer).on(self.team);
+        if let Some(team) = self.team {
+            session.observer.note(&team.describe());
+            let shared = (&policy.config, policy.model(), &policy.optimizer);
+            team.share(shared, (config.model.dtype, config.lora.as_ref()), &config.optim, &config.device)?;
+        }
         let mut job = Job {
             config,
             prompts,
@@ -156,7 +174,8 @@ impl<'a> Trainer<'a> {
             start,
             before: state.seconds,
         };
-        let ended = job.whole(&mut policy, &mut state, &mut run, &device, session);
+        let ended = job.whole(&mut engine, &mut policy, &mut state, &mut run, &device, session);
+        engine.close();
         ended.map_err(|error| run.ended(error, state.step, job.trained(&policy), &policy.optimizer, &state))
     }
 }
@@ -179,6 +198,7 @@ impl Job<'_> {
     /// From the evaluation of the base model to the summary.
     fn whole(
         &mut self,
+        engine: &mut Engine,
         policy: &mut Policy,
         state: &mut State,
         run: &mut Run,
@@ -186,9 +206,9 @@ impl Job<'_> {
         session: &mut Session,
     ) -> Result<Finished> {
         if state.base.is_null() {
-            state.base = self.evaluate_base(policy, run, session)?;
+            state.base = self.evaluate_base(engine, policy, state, run, session)?;
         }
-        run.catch_up(self.trained(policy), session)?;
+        run.catch_up(self.trained(policy), &mut *self.sampler(engine, policy, state), session)?;
         let total = self.config.max_steps();
         if state.reopen(self.config) {
             let step = state.step;
@@ -207,19 +227,31 @@ impl Job<'_> {
             return Ok(Finished { dir: run.dir().to_path_buf(), summary });
         }
         self.reference = self.reference(policy.model(), state.stage, device)?;
+        if let (Some(reference), Some(team)) = (&self.reference, policy.team) {
+            team.share_reference(reference, self.config.lora.is_some())?;
+        }
         session.observer.begin("train", total);
         session.observer.resume(state.step);
-        learn(self, policy, state, run, session)?;
-        self.finish(policy, state, run, session)
+        learn(self, engine, policy, state, run, session)?;
+        self.finish(engine, policy, state, run, session)
     }
 
-    fn evaluate_base(&self, policy: &Policy, run: &mut Run, session: &mut Session) -> Result<Value> {
+    fn evaluate_base(
+        &self,
+        engine: &mut Engine,
+        policy: &Policy,
+        state: &State,
+        run: &mut Run,
+        session: &mut Session,
+    ) -> Result<Value> {
         let first = self.prompts.draw(0)?;
         let shown = self.rollouts.tokenizer.render_prompt(&first.problem.prompt)?;
         session.observer.note(&format!("first prompt: {shown:?}"));
         let parameters = names(policy.model()).values().map(|shape| shape.iter().product::<usize>()).sum();
         self.config.learning_rate_remark(parameters).into_iter().for_each(|remark| session.observer.note(&remark));
-        let evaluation = run.evaluate(self.trained(policy), "base", session)?;
+        let mut sampler = self.sampler(engine, policy, state);
+        let evaluation = run.evaluate(self.trained(policy), &mut *sampler, "base", session)?;
+        drop(sampler);
         let records = evaluation.groups.iter().flat_map(|group| &group.records);
         let lengths: Vec<usize> = records.map(|record| record.sample.length).collect();
         self.config.length_clip_remark(&lengths).into_iter().for_each(|remark| session.observer.note(&remark));
@@ -245,7 +277,35 @@ impl Job<'_> {
 
     fn trained<'b>(&'b self, policy: &'b Policy) -> Trained<'b> {
         let adapter = self.config.common().adapter();
-        Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.rollouts.tokenizer }
+        Trained {
+            config: &policy.config,
+            model: policy.model(),
+            adapter,
+            tokenizer: &self.rollouts.tokenizer,
+            team: policy.team,
+        }
+    }
+
+    /// What completions of the policy are sampled from, as it is after the steps of `state`.
+    pub(super) fn sampler<'b>(
+        &'b self,
+        engine: &'b mut Engine,
+        policy: &'b Policy,
+        state: &State,
+    ) -> Box<dyn Sampler + 'b> {
+        engine.sampler(self.trained(policy), (state.step, self.config.train.tokens_per_microbatch), self.stop)
+    }
+
+    /// Tells the sampler what the step after `next` will ask for, if there is one.
+    pub(super) fn announce(&self, sampler: &mut dyn Sampler, next: &State, stage: &Stage) -> Result<()> {
+        if !sampler.looks_ahead() || next.step == self.config.max_steps() {
+            return Ok(());
+        }
+        let wanted = self.config.train.prompts_per_step as u64;
+        let asked =
+            (next.next_draw..next.next_draw + wanted).map(|draw| self.prompts.draw(draw)).collect::<Result<_>>()?;
+        self.rollouts.announce(sampler, asked, stage);
+        Ok(())
     }
 
     /// Updates the policy on the groups of a step; gives the number of updates that were skipped.
@@ -285,7 +345,7 @@ impl Job<'_> {
     pub(super) fn log(
         &self,
         batch: &Batch,
-        policy: &Policy,
+        (engine, policy): (&mut Engine, &Policy),
         state: &mut State,
         mut metrics: Metrics,
         run: &mut Run,
@@ -298,7 +358,8 @@ impl Job<'_> {
         }
         state.seconds = self.seconds();
         if due(train.eval_steps) && state.stage(self.config).is_some() {
-            run.log_evaluated(self.trained(policy), &mut metrics, session)?;
+            let mut sampler = self.sampler(engine, policy, state);
+            run.log_evaluated(self.trained(policy), &mut *sampler, &mut metrics, session)?;
             session.observer.begin("train", self.config.max_steps());
             session.observer.resume(state.step);
         } else {
@@ -313,6 +374,9 @@ impl Job<'_> {
         let every = self.config.train.save_steps;
         if every > 0 && state.step.is_multiple_of(every) || state.stage(self.config).is_none() {
             state.seconds = self.seconds();
+            if let Some(team) = policy.team {
+                team.compare(policy.model(), &format!("after step {}", state.step))?;
+            }
             self.meter.write_types(run.dir(), &state.token_types)?;
             run.save(state.step, self.trained(policy), &policy.optimizer, state)?;
         }
@@ -342,8 +406,17 @@ impl Job<'_> {
         files::write_json_lines(&dir.join(format!("completions/step_{step:05}.jsonl")), rows)
     }
 
-    fn finish(&self, policy: &Policy, state: &State, run: &mut Run, session: &mut Session) -> Result<Finished> {
-        let evaluation = run.evaluate(self.trained(policy), "final", session)?;
+    fn finish(
+        &self,
+        engine: &mut Engine,
+        policy: &Policy,
+        state: &State,
+        run: &mut Run,
+        session: &mut Session,
+    ) -> Result<Finished> {
+        let mut sampler = self.sampler(engine, policy, state);
+        let evaluation = run.evaluate(self.trained(policy), &mut *sampler, "final", session)?;
+        drop(sampler);
         let mut metrics = Metrics::of_step(state.step);
         metrics.extend("eval/", evaluation.metrics());
         run.log(&metrics)?;

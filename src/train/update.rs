@@ -6,8 +6,9 @@
 //! (prompts of a mini-batch) and `ppo_epochs`.
 //!
 //! The ratio compares with the policy before the first of these updates, as the trainer itself computes it: the sampler's
-//! log-probabilities, which differ by rounding or more, serve for choosing tokens and for the mismatch metrics only. Up to
-//! the first update the old log-probabilities are those of the pass that is learned from, so that the ratio is 1 exactly.
+//! log-probabilities, which differ by rounding or more, serve for choosing tokens, for the mismatch metrics, and for the
+//! factors that make up for another engine's sampling ([`Correction`]; there, too, what compares with that engine instead). Up
+//! to the first update the old log-probabilities are those of the pass that is learned from, so that the ratio is 1 exactly.
 //! All other completions go through one forward pass without gradients before that update: those of later mini-batches,
 //! and, for the mismatch metrics, those without a gradient. It takes about a third of the time of learning from them.
 //!
@@ -17,6 +18,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::batch::Sequence;
 use super::learner::{Learner, Work, arrange};
 use super::policy::Policy;
@@ -25,8 +28,9 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
 use crate::noise::{Purpose, Stream};
+use crate::objective::correction::{Mode, OldLogProbs, differences, ratio};
 use crate::objective::entropy::EntropyControl;
-use crate::objective::{Drawn, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
+use crate::objective::{Correction, Drawn, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
 use crate::optim::Gradients;
 use crate::rollout::{Group, Rollout};
 use crate::stage::Stage;
@@ -82,7 +86,7 @@ pub(super) fn weights<'a>(examples: impl Iterator<Item = &'a Example<'a>> + Clon
 }
 
 /// A completion that has a gradient.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Lesson {
     /// Its place in the step.
     pub(crate) place: usize,
@@ -90,14 +94,25 @@ pub(crate) struct Lesson {
     pub(crate) sequence: Sequence,
     /// One per token.
     pub(crate) terms: Vec<TokenTerm>,
-    /// Whether the model has not been updated in this step: then the pass to come gives the old log-probabilities.
-    pub(crate) first: bool,
+    /// The sampler's log-probability of each token; read where a correction asks for it.
+    pub(crate) sampled: Vec<f32>,
+    /// The model's before the first update of the step; empty where the pass to come gives them.
+    pub(crate) old: Vec<f32>,
+}
+
+impl Lesson {
+    /// Takes the model's log-probabilities before the first update of the step.
+    pub(super) fn learn_old(&mut self, old: &[f32], correction: &Correction) {
+        self.old = old.to_vec();
+        correction.apply(&mut self.terms, old, &self.sampled);
+    }
 }
 
 /// The gradient of a loss over `lessons`, its statistics, and the amount of work.
 pub(crate) fn gradients(
     learner: &Learner,
     objective: &Objective,
+    correction: &Correction,
     model: &CausalLm,
     lessons: &mut [Lesson],
 ) -> (Gradients, Statistics, Work) {
@@ -110,8 +125,8 @@ pub(crate) fn gradients(
             let tokens = first..first + lesson.terms.len();
             first = tokens.end;
             let (log_prob, entropy) = (&scores.log_prob[tokens.clone()], &scores.sampling_entropy[tokens]);
-            if std::mem::take(&mut lesson.first) {
-                lesson.terms.iter_mut().zip(log_prob).for_each(|(term, &now)| term.old_log_prob = now);
+            if lesson.old.is_empty() {
+                lesson.learn_old(log_prob, correction);
             }
             objective.evaluate(&lesson.terms, log_prob, entropy, &mut seen, &mut upstream);
         }
@@ -146,7 +161,7 @@ impl Update<'_> {
     ///
     /// # Errors
     /// When an advantage is not finite: then a reward is to blame. When an early end is asked for before the first update.
-    /// The policy is as it was, both times.
+    /// The policy is as it was, both times. What other ranks say.
     pub(super) fn run(
         &self,
         policy: &mut Policy,
@@ -157,23 +172,29 @@ impl Update<'_> {
         check(examples)?;
         let start = Instant::now();
         let batches = self.mini_batches(examples.len());
-        let mut known = Known { old: vec![Vec::new(); examples.len()], reference: self.references(examples, metrics) };
+        let reference = self.references(policy, examples, metrics)?;
+        let mut known = Known { old: vec![Vec::new(); examples.len()], reference };
         let (objective, mut log) = (self.stage.objective(), Log::default());
+        let correction = self.config.rollout.correction();
         let mut updated = false;
         let updates = (0..self.stage.loss.num_iterations).flat_map(|_| &batches).enumerate();
         for (number, batch) in updates {
             let batch = MiniBatch { number, examples: batch.iter().map(|&place| (place, &examples[place])).collect() };
             let mut lessons = self.lessons(&batch, &known, control, &mut log);
             arrange(&mut lessons, &policy.device(), |lesson| &lesson.sequence);
-            lessons.iter_mut().for_each(|lesson| lesson.first = !updated);
+            for lesson in lessons.iter_mut().filter(|lesson| updated && !known.old[lesson.place].is_empty()) {
+                lesson.learn_old(&known.old[lesson.place], &correction);
+            }
             let learner = self.learner(if number == 0 { self.stop } else { Stop::NEVER });
-            let (gradients, seen, work) = gradients(&learner, &objective, policy.model(), &mut lessons);
+            let (gradients, seen, work) = policy.gradients(&learner, &objective, &correction, &mut lessons)?;
             if !updated {
                 known.keep(&lessons);
             }
             if number == 0 {
                 self.stop.check()?;
-                let reading = self.read(policy.model(), examples, &mut known.old);
+            }
+            if number == 0 && correction.old_log_probs == OldLogProbs::Trainer {
+                let reading = self.read(policy, None, examples, &mut known.old)?;
                 metrics.set("timing_s/old_log_prob", reading.as_secs_f64());
             }
             let norm = gradients.norm();
@@ -193,7 +214,7 @@ impl Update<'_> {
             let masked = examples.iter().filter(|example| !example.takes_part).count();
             metrics.set("tokens/masked_completions", masked as f64 / examples.len().max(1) as f64);
         }
-        mismatch(examples, &known.old, metrics);
+        mismatch(&correction, examples, &known.old, metrics);
         metrics.set("timing_s/update_actor", start.elapsed().as_secs_f64());
         Ok(log.skipped)
     }
@@ -222,11 +243,15 @@ impl Update<'_> {
         log.coefficients.push(f64::from(control.observe(counts.entropy, stage.entropy_target())));
         let taught = batch.examples.iter().zip(terms).filter(|(_, terms)| terms.iter().any(TokenTerm::learns));
         let lesson = |(&(place, example), mut terms): (&(usize, &Example), Vec<TokenTerm>)| {
-            let old = &known.old[place];
-            terms.iter_mut().zip(old).for_each(|(term, &log_prob)| term.old_log_prob = log_prob);
             let reference = &known.reference[place];
             terms.iter_mut().zip(reference).for_each(|(term, &log_prob)| term.reference_log_prob = log_prob);
-            Lesson { place, sequence: example.sequence.clone(), terms, first: false }
+            Lesson {
+                place,
+                sequence: example.sequence.clone(),
+                terms,
+                sampled: example.sampled.to_vec(),
+                old: Vec::new(),
+            }
         };
         taught.map(lesson).collect()
     }
@@ -242,27 +267,33 @@ impl Update<'_> {
     }
 
     /// Log-probabilities under the reference model, where there is one.
-    fn references(&self, examples: &[Example], metrics: &mut Metrics) -> Vec<Vec<f32>> {
+    fn references(&self, policy: &Policy, examples: &[Example], metrics: &mut Metrics) -> Result<Vec<Vec<f32>>> {
         let mut lists = vec![Vec::new(); examples.len()];
         if let Some(reference) = self.reference {
-            metrics.set("timing_s/ref", self.read(reference, examples, &mut lists).as_secs_f64());
+            metrics.set("timing_s/ref", self.read(policy, Some(reference), examples, &mut lists)?.as_secs_f64());
         }
-        lists
+        Ok(lists)
     }
 
-    /// Log-probabilities under `model` of those completions that take part and have none yet; the time it took.
-    fn read(&self, model: &CausalLm, examples: &[Example], lists: &mut [Vec<f32>]) -> Duration {
+    /// Log-probabilities, under the policy or a reference model, of those completions that take part and have none yet; the time it took.
+    fn read(
+        &self,
+        policy: &Policy,
+        reference: Option<&CausalLm>,
+        examples: &[Example],
+        lists: &mut [Vec<f32>],
+    ) -> Result<Duration> {
         let start = Instant::now();
         let mut missing: Vec<(usize, Sequence)> = (examples.iter().enumerate())
             .filter(|(place, example)| example.takes_part && lists[*place].is_empty())
             .map(|(place, example)| (place, example.sequence.clone()))
             .collect();
-        arrange(&mut missing, &model.device(), |(_, sequence)| sequence);
+        arrange(&mut missing, &policy.device(), |(_, sequence)| sequence);
         let (places, sequences): (Vec<usize>, Vec<Sequence>) = missing.into_iter().unzip();
-        for (place, scores) in places.into_iter().zip(self.learner(Stop::NEVER).read(model, &sequences)) {
-            lists[place] = scores.log_prob;
+        for (place, read) in places.into_iter().zip(policy.read(&self.learner(Stop::NEVER), reference, &sequences)?) {
+            lists[place] = read;
         }
-        start.elapsed()
+        Ok(start.elapsed())
     }
 
     fn describe(&self, log: &Log, metrics: &mut Metrics) {
@@ -309,8 +340,8 @@ struct Known {
 impl Known {
     /// Takes the old log-probabilities of lessons that a pass has gone over.
     fn keep(&mut self, lessons: &[Lesson]) {
-        for lesson in lessons.iter().filter(|lesson| !lesson.first) {
-            self.old[lesson.place] = lesson.terms.iter().map(|term| term.old_log_prob).collect();
+        for lesson in lessons.iter().filter(|lesson| !lesson.old.is_empty()) {
+            self.old[lesson.place].clone_from(&lesson.old);
         }
     }
 }
@@ -387,21 +418,39 @@ fn check(examples: &[Example]) -> Result<()> {
     )))
 }
 
-/// How far the sampler's log-probabilities are from the trainer's, over all tokens that take part (TRL's
-/// `sampling/…`, which it writes with vLLM): `|log π_old − log π_sampler|`, and the ratio `π_old / π_sampler`.
-fn mismatch(examples: &[Example], old: &[Vec<f32>], metrics: &mut Metrics) {
-    let pairs = examples.iter().zip(old).flat_map(|(example, old)| old.iter().zip(example.sampled));
-    let logs: Vec<f64> = pairs.map(|(old, sampled)| f64::from(old - sampled)).filter(|log| log.is_finite()).collect();
+/// How far the sampler's log-probabilities are from the trainer's, over all completions whose old ones are known (TRL's
+/// `sampling/…`, which it writes with vLLM), and what the correction makes of it: ratios are those after it, of tokens or of
+/// completions as it has them.
+fn mismatch(correction: &Correction, examples: &[Example], old: &[Vec<f32>], metrics: &mut Metrics) {
+    let compared = examples.iter().zip(old).map(|(example, old)| differences(old, example.sampled));
+    let compared: Vec<Vec<f32>> = compared.filter(|differences| !differences.is_empty()).collect();
+    let logs: Vec<f64> = compared.iter().flatten().map(|&log| f64::from(log)).filter(|log| log.is_finite()).collect();
     if logs.is_empty() {
         return;
     }
-    let count = logs.len() as f64;
-    let largest = |of: fn(f64) -> f64| logs.iter().map(|&log| of(log)).fold(f64::NEG_INFINITY, f64::max);
-    metrics.set("sampling/sampling_logp_difference/mean", logs.iter().map(|log| log.abs()).sum::<f64>() / count);
-    metrics.set("sampling/sampling_logp_difference/max", largest(f64::abs));
-    metrics.set("sampling/importance_sampling_ratio/min", (-largest(|log| -log)).exp());
-    metrics.set("sampling/importance_sampling_ratio/mean", logs.iter().map(|log| log.exp()).sum::<f64>() / count);
-    metrics.set("sampling/importance_sampling_ratio/max", largest(|log| log).exp());
+    let mean = |values: &[f64], of: fn(f64) -> f64| values.iter().map(|&x| of(x)).sum::<f64>() / values.len() as f64;
+    let largest = |values: &[f64], of: fn(f64) -> f64| values.iter().map(|&x| of(x)).fold(f64::NEG_INFINITY, f64::max);
+    metrics.set("sampling/sampling_logp_difference/mean", mean(&logs, f64::abs));
+    metrics.set("sampling/sampling_logp_difference/max", largest(&logs, f64::abs));
+    metrics.set("sampling/kl", mean(&logs, |log| ratio(log) - 1.0 - log));
+    metrics.set("sampling/mult_prob_error", mean(&logs, |log| ratio(log.abs())));
+    let factors = |differences: &Vec<f32>| {
+        let factors = correction.factors(differences);
+        let count = if correction.is_of_sequences() { 1 } else { factors.len() };
+        factors.into_iter().take(count).map(f64::from)
+    };
+    let none = correction.mode == Mode::None;
+    let ratios: Vec<f64> =
+        if none { logs.iter().map(|&log| ratio(log)).collect() } else { compared.iter().flat_map(factors).collect() };
+    metrics.set("sampling/importance_sampling_ratio/min", -largest(&ratios, |ratio| -ratio));
+    metrics.set("sampling/importance_sampling_ratio/mean", mean(&ratios, |ratio| ratio));
+    metrics.set("sampling/importance_sampling_ratio/max", largest(&ratios, |ratio| ratio));
+    if !none {
+        metrics.set("sampling/masked_share", mean(&ratios, |ratio| f64::from(ratio == 0.0)));
+        let squares = mean(&ratios, |ratio| ratio * ratio);
+        let size = if squares == 0.0 { 0.0 } else { mean(&ratios, |ratio| ratio).powi(2) / squares };
+        metrics.set("sampling/effective_sample_size", size);
+    }
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ impl Job<'_> {
             let shown = self.tokenizer.render_prompt(&first.prompt)?;
             session.observer.note(&format!("first prompt: {shown:?}"));
         }
-        run.catch_up(self.trained(policy), session)?;
+        run.catch_up(self.trained(policy), &mut policy.sampler(), session)?;
         if state.step >= last && run.finished(state.step)?.is_some() {
             let message = "nothing to do; raise train.max_steps to go on";
             session.observer.note(&format!("{}: finished after step {}, {message}", run.dir().display(), state.step));
@@ -139,7 +139,7 @@ impl Job<'_> {
         session.observer.begin("sft", last);
         session.observer.resume(state.step);
         self.learn(policy, state, run, session)?;
-        let evaluation = run.evaluate(self.trained(policy), "final", session)?;
+        let evaluation = run.evaluate(self.trained(policy), &mut policy.sampler(), "final", session)?;
         session.observer.note(&evaluation.table());
         run.finish(state.step, self.trained(policy), &evaluation.summary())
     }
@@ -157,7 +157,7 @@ impl Job<'_> {
             *state = next;
             let over = state.step == train.max_steps;
             if train.eval_steps > 0 && state.step.is_multiple_of(train.eval_steps) && !over {
-                run.log_evaluated(self.trained(policy), &mut metrics, session)?;
+                run.log_evaluated(self.trained(policy), &mut policy.sampler(), &mut metrics, session)?;
                 session.observer.begin("sft", train.max_steps);
                 session.observer.resume(state.step);
             } else {
@@ -239,6 +239,6 @@ impl Job<'_> {
 
     fn trained<'b>(&'b self, policy: &'b Policy) -> Trained<'b> {
         let adapter = self.config.common().adapter();
-        Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.tokenizer }
+        Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.tokenizer, team: None }
     }
 }

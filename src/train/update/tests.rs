@@ -6,6 +6,7 @@ use crate::model::ModelConfig;
 use crate::objective::terms::Covariance;
 use crate::ops::to_host;
 use crate::optim::AdamW;
+use crate::rollout::settings::{RolloutConfig, ServedConfig};
 
 const VOCAB: usize = 37;
 
@@ -59,12 +60,24 @@ impl Drawn {
 
 const ADVANTAGES: [f32; 6] = [1.0, -1.0, 0.7, -0.7, -0.5, 0.5];
 
-fn policy(model: &CausalLm) -> Policy {
+fn policy(model: &CausalLm) -> Policy<'static> {
     Policy::new(shape(), model.clone(), AdamW::default())
 }
 
-fn updated(stage: &Stage, lr: f64, model: &CausalLm, examples: &[Example]) -> (Policy, Metrics) {
-    let config = RlConfig::default();
+fn updated(stage: &Stage, lr: f64, model: &CausalLm, examples: &[Example]) -> (Policy<'static>, Metrics) {
+    updated_after(Correction::NONE, stage, lr, model, examples)
+}
+
+/// The same for completions that a server sampled.
+fn updated_after(
+    correction: Correction,
+    stage: &Stage,
+    lr: f64,
+    model: &CausalLm,
+    examples: &[Example],
+) -> (Policy<'static>, Metrics) {
+    let rollout = RolloutConfig::Vllm(ServedConfig { correction, ..ServedConfig::default() });
+    let config = RlConfig { rollout, ..RlConfig::default() };
     let reference = stage.loss.kl.is_some().then_some(model);
     let update = Update { config: &config, stage, step: 1, lr, reference, stop: Stop::NEVER };
     let (mut policy, mut metrics) = (policy(model), Metrics::of_step(1));
@@ -116,6 +129,92 @@ fn the_mismatch_metrics_count_every_completion() {
         assert!((get("importance_sampling_ratio/max") - 0.5f64.exp()).abs() < 1e-4);
         assert!((get("importance_sampling_ratio/min") - 1.0).abs() < 1e-5);
     }
+}
+
+/// Completions whose ratios to the engine are 1.5, 0.5, 4, 1, 1 and 0.8.
+fn from_another_engine(model: &CausalLm) -> (Drawn, [f32; 6]) {
+    let ratios = [1.5f32, 0.5, 4.0, 1.0, 1.0, 0.8];
+    let mut drawn = Drawn::new(model, 0.0);
+    for (sampled, ratio) in drawn.sampled.iter_mut().zip(ratios) {
+        sampled[0] -= ratio.ln();
+    }
+    (drawn, ratios)
+}
+
+fn of(mode: Mode, max: f64) -> Correction {
+    Correction { mode, max: Some(max), ..Correction::NONE }
+}
+
+/// A factor of a whole completion is as good as one of its advantage, in the first update of a step and in later ones, where
+/// the policy has moved: the factor is that of the old one.
+#[test]
+fn a_correction_multiplies_what_a_completion_has_to_say() {
+    let model = model();
+    let (drawn, ratios) = from_another_engine(&model);
+    let mut stage = Stage::default();
+    (stage.loss.steps_per_generation, stage.loss.num_iterations) = (2, 2);
+    let weights = |correction: Correction, advantages: [f32; 6]| {
+        weights_of(updated_after(correction, &stage, 1e-2, &model, &drawn.examples(advantages)).0.model())
+    };
+    let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let plain = weights(Correction::NONE, ADVANTAGES);
+    for (mode, above) in [(Mode::SequenceTruncate, 3.0), (Mode::SequenceMask, 0.0)] {
+        let scaled: [f32; 6] = std::array::from_fn(|i| ADVANTAGES[i] * if ratios[i] > 3.0 { above } else { ratios[i] });
+        let (ours, expected) = (weights(of(mode, 3.0), ADVANTAGES), weights(Correction::NONE, scaled));
+        assert!(far(&ours, &expected) < 1e-4, "{mode:?}: {}", far(&ours, &expected));
+        assert!(far(&ours, &plain) > 2e-3, "{mode:?}: {}", far(&ours, &plain));
+    }
+}
+
+#[test]
+fn the_metrics_of_a_correction_are_those_of_its_factors() {
+    let model = model();
+    let (drawn, ratios) = from_another_engine(&model);
+    let tokens = drawn.sampled.iter().map(Vec::len).sum::<usize>() as f64;
+    // A completion without gradient counts, too.
+    let advantages = [1.0, -1.0, 0.7, -0.7, 0.0, 0.0];
+    let metrics =
+        |correction| updated_after(correction, &Stage::default(), 1e-3, &model, &drawn.examples(advantages)).1;
+    let near = |metrics: &Metrics, name: &str, expected: f64| {
+        let ours = metrics.get(&format!("sampling/{name}")).unwrap();
+        assert!((ours - expected).abs() < 1e-4, "{name}: {ours}, not {expected}");
+    };
+    let sum = |of: fn(f64) -> f64| ratios.iter().map(|&ratio| of(f64::from(ratio))).sum::<f64>();
+    let of_sequences = metrics(of(Mode::SequenceMask, 3.0));
+    near(&of_sequences, "importance_sampling_ratio/min", 0.0);
+    near(&of_sequences, "importance_sampling_ratio/mean", 4.8 / 6.0);
+    near(&of_sequences, "importance_sampling_ratio/max", 1.5);
+    near(&of_sequences, "masked_share", 1.0 / 6.0);
+    near(&of_sequences, "effective_sample_size", 4.8f64.powi(2) / (6.0 * 5.14));
+    let of_tokens = metrics(of(Mode::TokenTruncate, 3.0));
+    near(&of_tokens, "importance_sampling_ratio/mean", (tokens - 6.0 + 7.8) / tokens);
+    near(&of_tokens, "importance_sampling_ratio/max", 3.0);
+    near(&of_tokens, "masked_share", 0.0);
+    let none = metrics(Correction::NONE);
+    near(&none, "importance_sampling_ratio/max", 4.0);
+    assert!(none.get("sampling/masked_share").is_none());
+    for metrics in [of_sequences, of_tokens, none] {
+        near(&metrics, "kl", sum(|ratio| ratio - 1.0 - ratio.ln()) / tokens);
+        near(&metrics, "mult_prob_error", (tokens - 6.0 + sum(|ratio| ratio.max(1.0 / ratio))) / tokens);
+        near(&metrics, "sampling_logp_difference/max", 4f64.ln());
+    }
+}
+
+/// With the engine's log-probabilities as the old ones the first update meets the clip already, and no pass is made for the
+/// trainer's own.
+#[test]
+fn the_ratio_may_be_against_the_engine() {
+    let model = model();
+    let (drawn, _) = from_another_engine(&model);
+    let engine = Correction { old_log_probs: OldLogProbs::Engine, ..Correction::NONE };
+    let mut stage = Stage::default();
+    stage.loss.steps_per_generation = 2;
+    let run = |correction| updated_after(correction, &stage, 0.0, &model, &drawn.examples(ADVANTAGES)).1;
+    let clipped = |metrics: &Metrics| metrics.get("clip_ratio/region_mean").unwrap();
+    let (against_engine, against_trainer) = (run(engine), run(Correction::NONE));
+    assert!(clipped(&against_engine) > 0.0 && clipped(&against_trainer) == 0.0);
+    assert!(against_engine.get("timing_s/old_log_prob").is_none());
+    assert!(against_engine.get("sampling/sampling_logp_difference/max").unwrap() > 0.1);
 }
 
 /// The same two updates put together by hand: gradients of the first three completions in the step's order with the old

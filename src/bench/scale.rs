@@ -1,0 +1,186 @@
+//! A GRPO step on several ranks: what each part takes, and a model of what it would take on more.
+
+use std::time::Instant;
+
+use burn::tensor::Device;
+use serde::Serialize;
+
+use super::{StepShape, median};
+use crate::error::Result;
+use crate::generate::{Request, Sampling, Watch};
+use crate::model::{CausalLm, ModelConfig};
+use crate::objective::{Correction, TokenTerm};
+use crate::optim::{AdamW, OptimConfig};
+use crate::rollout::Sampler;
+use crate::stage::Stage;
+use crate::train::batch::Sequence;
+use crate::train::learner::Learner;
+use crate::train::policy::Policy;
+use crate::train::team::Team;
+use crate::train::update::Lesson;
+
+/// Seconds of each part of a step.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Parts {
+    /// Sampling, every completion at full length.
+    pub sampling_s: f64,
+    /// Forward and backward passes.
+    pub learning_s: f64,
+    /// The sum of the gradients over ranks.
+    pub all_reduce_s: f64,
+    /// What every rank does: norm and AdamW.
+    pub update_s: f64,
+    /// Their sum.
+    pub step_s: f64,
+}
+
+impl Parts {
+    fn of([sampling_s, learning_s, all_reduce_s, update_s]: [f64; 4]) -> Self {
+        let step_s = sampling_s + learning_s + all_reduce_s + update_s;
+        Self { sampling_s, learning_s, all_reduce_s, update_s, step_s }
+    }
+
+    /// The largest part.
+    fn bound(&self) -> &'static str {
+        let parts = [
+            ("sampling", self.sampling_s),
+            ("learning", self.learning_s),
+            ("all_reduce", self.all_reduce_s),
+            ("update", self.update_s),
+        ];
+        parts.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name)
+    }
+}
+
+/// A step on a number of ranks that was not measured.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Modelled {
+    /// The number of ranks.
+    pub ranks: usize,
+    /// What each part would take.
+    #[serde(flatten)]
+    pub parts: Parts,
+    /// The part that takes longest.
+    pub bound: &'static str,
+}
+
+/// What was measured, and what follows from it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ScaleTimes {
+    /// The ranks that were measured.
+    pub ranks: usize,
+    /// Parameters that are trained.
+    pub trained_parameters: usize,
+    /// Bytes of a gradient, which each sum takes: 4 for each of these.
+    pub all_reduce_bytes: usize,
+    /// Medians over the timed steps.
+    pub measured: Parts,
+    /// The part that took longest.
+    pub bound: &'static str,
+    /// Steps timed, after one that is not.
+    pub steps: usize,
+    /// Bytes per second of each rank in a ring, measured or given; none where neither.
+    pub bytes_per_s: Option<f64>,
+    /// How the rest was computed.
+    pub model: &'static str,
+    /// Other numbers of ranks, by the model.
+    pub modelled: Vec<Modelled>,
+}
+
+const MODEL: &str = "not measured: t(n) = (t_sampling + t_learning) r / n + 2 (n - 1) / n bytes / bandwidth + t_update, r the ranks \
+                     that were measured: work that divides evenly among equal ranks, a ring, each rank with a device of its own";
+
+/// Times GRPO steps of a random model, completions and lessons dealt to the ranks of `team`; none for one rank alone.
+/// `bandwidth` is that of the model, in bytes per second, in the place of what is measured.
+///
+/// # Errors
+/// What other ranks say.
+pub fn scale(
+    config: &ModelConfig,
+    shape: &StepShape,
+    steps: usize,
+    (name, device): (&str, &Device),
+    team: Option<&Team>,
+    bandwidth: Option<f64>,
+) -> Result<ScaleTimes> {
+    let mut model = CausalLm::random_as(config, 0, &device.clone().autodiff(), shape.precision);
+    if let Some(lora) = &shape.lora {
+        model = lora.attach(model, 0);
+    }
+    let optim = OptimConfig { learning_rate: 1e-4, ..OptimConfig::default() };
+    let mut policy = Policy::new(config.clone(), model, AdamW::default()).on(team);
+    if let Some(team) = team {
+        let shared = (config, policy.model(), &policy.optimizer);
+        team.share(shared, (shape.precision, shape.lora.as_ref()), &optim, name)?;
+    }
+    let objective = Stage::default().objective();
+    let learner = Learner {
+        tokens_per_microbatch: shape.tokens_per_microbatch,
+        activation_checkpointing: shape.activation_checkpointing,
+        ..Learner::default()
+    };
+    let sampling =
+        Sampling { max_completion_length: shape.tokens, rows: shape.group * shape.prompts, ..Sampling::default() };
+    let (mut times, mut trained_parameters): (Vec<[f64; 4]>, usize) = (Vec::new(), 0);
+    for round in 0..steps as u64 + 1 {
+        let prompt = |p: usize| (0..8 + p % 4).map(|i| ((p * 31 + i * 7) % config.vocab_size) as u32).collect();
+        let requests: Vec<Request> = (0..shape.prompts)
+            .flat_map(|p| (0..shape.group).map(move |g| (p, g)))
+            .map(|(p, g)| Request { prompt: prompt(p), key: [0, round, p as u64, g as u64] })
+            .collect();
+        let start = Instant::now();
+        let completions = policy.sampler().sample(&requests, &sampling, &mut |_, _| Watch::Continue)?;
+        let sampled = start.elapsed().as_secs_f64();
+
+        let weight = 1.0 / (shape.tokens * requests.len()) as f32;
+        let lesson = |(place, (request, completion)): (usize, (&Request, crate::generate::Completion))| {
+            let advantage = if place.is_multiple_of(2) { 1.0 } else { -1.0 };
+            let terms = vec![TokenTerm { advantage, weight, ..TokenTerm::default() }; completion.tokens.len()];
+            let tokens = [request.prompt.as_slice(), &completion.tokens].concat();
+            Lesson {
+                place,
+                sequence: Sequence { tokens, prompt: request.prompt.len() },
+                terms,
+                sampled: Vec::new(),
+                old: Vec::new(),
+            }
+        };
+        let mut lessons: Vec<Lesson> = requests.iter().zip(completions).enumerate().map(lesson).collect();
+        let start = Instant::now();
+        let (gradients, _, _) = policy.gradients(&learner, &objective, &Correction::NONE, &mut lessons)?;
+        device.sync().expect("every operation of the step succeeds");
+        let learned = start.elapsed().as_secs_f64();
+        let summed = team.map_or(0.0, Team::summing);
+        trained_parameters = gradients.0.values().map(|gradient| gradient.dims()[0]).sum();
+        let start = Instant::now();
+        let scale = optim.clip(gradients.norm());
+        policy.apply(&optim, gradients, scale, optim.learning_rate);
+        device.sync().expect("every operation of the step succeeds");
+        if round > 0 {
+            times.push([sampled, learned - summed, summed, start.elapsed().as_secs_f64()]);
+        }
+    }
+    let parts = [0, 1, 2, 3].map(|part| median(times.iter().map(|times| times[part])));
+    let [sampling_s, learning_s, all_reduce_s, update_s] = parts;
+    let (ranks, all_reduce_bytes) = (team.map_or(1, Team::size), 4 * trained_parameters);
+    let sent = |ranks: usize| 2.0 * (ranks - 1) as f64 / ranks as f64 * all_reduce_bytes as f64;
+    let bytes_per_s = bandwidth.or((ranks > 1).then(|| sent(ranks) / all_reduce_s));
+    let modelled = |n: usize| {
+        let divided = ranks as f64 / n as f64;
+        let summing = if n == 1 { Some(0.0) } else { bytes_per_s.map(|bytes_per_s| sent(n) / bytes_per_s) }?;
+        let parts = Parts::of([sampling_s * divided, learning_s * divided, summing, update_s]);
+        Some(Modelled { ranks: n, parts, bound: parts.bound() })
+    };
+    let measured = Parts::of(parts);
+    Ok(ScaleTimes {
+        ranks,
+        trained_parameters,
+        all_reduce_bytes,
+        measured,
+        bound: measured.bound(),
+        steps,
+        bytes_per_s,
+        model: MODEL,
+        modelled: [1, 2, 4, 8, 16, 32].into_iter().filter(|&n| n != ranks).filter_map(modelled).collect(),
+    })
+}

@@ -1,0 +1,149 @@
+//! What the model says of completions that are there already: sampled by another engine, or before an update.
+
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor};
+use rayon::prelude::*;
+
+use super::sampling::{Choice, draws_on_device, figures};
+use super::{Distribution, Sampled};
+use crate::model::{CausalLm, LOGITS};
+use crate::ops::{self, is_host, to_host_together};
+
+/// For each `(prompt, completion)`, the tokens of the completion with the figures that [`generate`](super::generate) gives for
+/// the tokens it draws from `distribution`. Passes have at most `tokens_per_pass` tokens, but for a single longer sequence.
+///
+/// A token that top-k, top-p or min-p leave out has a `drawn_log_prob` of −∞; where logits are not finite numbers, the
+/// `log_prob` is NaN. On the CPU the figures of a completion depend on the others by rounding only, since products add in an
+/// order that goes by the number of rows.
+///
+/// # Panics
+/// When a prompt is empty, or a token is none of the model's.
+pub fn read(
+    model: &CausalLm,
+    sequences: &[(&[u32], &[u32])],
+    distribution: &Distribution,
+    tokens_per_pass: usize,
+) -> Vec<Vec<Sampled>> {
+    let model = model.for_inference();
+    let vocab = model.vocab_size();
+    for (prompt, completion) in sequences {
+        assert!(!prompt.is_empty(), "empty prompt");
+        assert!(
+            prompt.iter().chain(*completion).all(|&token| (token as usize) < vocab),
+            "a token that is not the model's"
+        );
+    }
+    let mut read = vec![Vec::new(); sequences.len()];
+    for places in passes(sequences, &model.device(), tokens_per_pass) {
+        let pass = Pass::of(places.iter().map(|&place| sequences[place]));
+        let hidden = ops::take_rows(model.forward(&pass.tokens, &pass.lengths, None), &pass.rows);
+        let [rows, width] = hidden.dims();
+        let most = model.rows_at_once(LOGITS);
+        let mut sampled = Vec::with_capacity(rows);
+        for first in (0..rows).step_by(most) {
+            let part = first..(first + most).min(rows);
+            let logits = model.logits(hidden.clone().slice([part.clone(), 0..width]));
+            sampled.extend(score(logits, distribution, &pass.targets[part]));
+        }
+        let mut rest = sampled.into_iter();
+        for place in places {
+            read[place] = rest.by_ref().take(sequences[place].1.len()).collect();
+        }
+    }
+    read
+}
+
+/// Places of the sequences of each pass: those with a completion, of like length where the device pads to the longest.
+fn passes(sequences: &[(&[u32], &[u32])], device: &Device, tokens_per_pass: usize) -> Vec<Vec<usize>> {
+    let length = |place: usize| sequences[place].0.len() + sequences[place].1.len() - 1;
+    let mut places: Vec<usize> = (0..sequences.len()).filter(|&place| !sequences[place].1.is_empty()).collect();
+    if !is_host(device) {
+        places.sort_by_key(|&place| length(place));
+    }
+    let (mut passes, mut held): (Vec<Vec<usize>>, usize) = (Vec::new(), 0);
+    for place in places {
+        match passes.last_mut() {
+            Some(pass) if held + length(place) <= tokens_per_pass => pass.push(place),
+            _ => {
+                passes.push(vec![place]);
+                held = 0;
+            }
+        }
+        held += length(place);
+    }
+    passes
+}
+
+/// Sequences end to end; nothing is predicted from the last token of each.
+struct Pass<'a> {
+    tokens: Vec<u32>,
+    lengths: Vec<usize>,
+    /// Rows that predict a completion token.
+    rows: Vec<usize>,
+    targets: Vec<Target<'a>>,
+}
+
+/// A completion token, and those before it.
+struct Target<'a> {
+    token: u32,
+    context: [&'a [u32]; 2],
+}
+
+impl<'a> Pass<'a> {
+    fn of(sequences: impl Iterator<Item = (&'a [u32], &'a [u32])>) -> Self {
+        let (mut tokens, mut lengths, mut rows, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (prompt, completion) in sequences {
+            let (first, count) = (tokens.len(), prompt.len() + completion.len() - 1);
+            tokens.extend(prompt.iter().chain(completion).take(count));
+            lengths.push(count);
+            let predicting: Range<usize> = first + prompt.len() - 1..first + count;
+            rows.extend(predicting);
+            let target = |(at, &token): (usize, &u32)| Target { token, context: [prompt, &completion[..at]] };
+            targets.extend(completion.iter().enumerate().map(target));
+        }
+        Self { tokens, lengths, rows, targets }
+    }
+}
+
+/// The figures of one token per row of `[rows, vocab]` logits, computed where [`draw`](super::draw) computes them.
+fn score(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<Sampled> {
+    if draws_on_device(&logits.device(), distribution) {
+        return score_on_device(logits, distribution, targets);
+    }
+    let [_, vocab] = logits.dims();
+    let logits = ops::to_host(logits);
+    let row = |(logits, target): (&[f32], &Target)| {
+        let context = target.context.iter().copied().flatten().copied();
+        figures(logits, distribution, Choice::Given(target.token), context)
+    };
+    logits.par_chunks_exact(vocab).zip(targets).with_min_len((4096 / vocab).max(1)).map(row).collect()
+}
+
+/// By the operation that the learner has its log-probabilities from, at three temperatures. For what it does not give: with
+/// `C = Σ p²`, the distribution at half the temperature is `q = p²/C`, so that `Σ p² ln p = C (ln C − H(q)) / 2`.
+fn score_on_device(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<Sampled> {
+    let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
+    let temperature = distribution.softmax_temperature();
+    let at = |temperature: f32| ops::scores(logits.clone(), &tokens, temperature);
+    let tempered = at(temperature);
+    let unit = if temperature == 1.0 { tempered.log_prob.clone() } else { at(1.0).log_prob };
+    let squared = at(temperature / 2.0).entropy_sampling;
+    let columns = [tempered.log_prob, unit, tempered.entropy, tempered.entropy_sampling, tempered.collision, squared];
+    let columns = to_host_together(columns.into());
+    let row = |(row, &token): (usize, &u32)| {
+        let [log_prob, unit_log_prob, entropy, sampling_entropy, collision, squared] =
+            std::array::from_fn(|column| columns[column][row]);
+        Sampled {
+            token,
+            log_prob,
+            drawn_log_prob: log_prob,
+            unit_log_prob,
+            entropy,
+            sampling_entropy,
+            collision,
+            collision_log: collision * (collision.ln() - squared) / 2.0,
+        }
+    };
+    tokens.iter().enumerate().map(row).collect()
+}

@@ -1,0 +1,51 @@
+//! A model's weights as a list of tensors that another process builds the same model from.
+
+use burn::tensor::{Device, FloatDType, TensorData};
+use sha2::{Digest, Sha256};
+
+use super::params::{ADAPTER, entries, replace};
+use super::tensors::Entry;
+use super::{CausalLm, LoraConfig, ModelConfig, Precision, lora};
+
+/// The weights below adapters, and then those of the adapters, each tensor's values fetched when their turn comes.
+pub(crate) fn weights(model: &CausalLm) -> impl Iterator<Item = Entry> {
+    let adapters = entries(model).into_iter().filter(|entry| entry.name.starts_with(ADAPTER));
+    entries(&lora::detach(model)).into_iter().chain(adapters)
+}
+
+/// The values of a tensor of [`weights`].
+pub(crate) fn values(entry: &Entry) -> Vec<f32> {
+    (entry.values)().try_into_vec().unwrap_or_else(|error| panic!("not f32: {error:?}"))
+}
+
+/// Builds a model to train, of which `fetch` fills the tensors of [`weights`] in their order.
+pub(crate) fn rebuild(
+    config: &ModelConfig,
+    precision: Precision,
+    lora: Option<&LoraConfig>,
+    device: &Device,
+    mut fetch: impl FnMut(&mut [f32]),
+) -> CausalLm {
+    let mut values = |shape: &[usize]| {
+        let mut values = vec![0.0; shape.iter().product()];
+        fetch(&mut values);
+        Some(TensorData::new(values, shape.to_vec()))
+    };
+    let dtype = if device.is_autodiff() { FloatDType::F32 } else { precision.dtype() };
+    let model = replace(CausalLm::new(config, precision, device), dtype, |_, shape| values(shape));
+    let Some(lora) = lora else { return model };
+    let adapter = |name: &str| name.starts_with(ADAPTER);
+    replace(lora.attach(model, 0), FloatDType::F32, |name, shape| if adapter(name) { values(shape) } else { None })
+}
+
+/// SHA-256 of all weights: equal for models that are equal to the bit.
+pub(crate) fn digest(model: &CausalLm) -> String {
+    let mut sum = Sha256::new();
+    for entry in weights(model) {
+        values(&entry).chunks(1 << 16).for_each(|part| {
+            let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
+            sum.update(&bytes);
+        });
+    }
+    format!("{:x}", sum.finalize())
+}

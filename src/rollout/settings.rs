@@ -1,0 +1,219 @@
+//! The section `rollout`: who samples the completions.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config;
+use crate::objective::Correction;
+
+/// The engine that samples completions.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "engine", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RolloutConfig {
+    /// The engine of this process, on the weights that are trained: nothing to start, nothing to send.
+    #[default]
+    Own,
+    /// Servers of vLLM, from 0.10.2 on.
+    Vllm(ServedConfig),
+    /// Servers of SGLang, from 0.4.1 on.
+    Sglang(ServedConfig),
+}
+
+/// How servers are reached, and how they get the weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServedConfig {
+    /// One server each: `http://10.0.0.5:8000`. Groups of completions go to the least busy one.
+    pub urls: Vec<String>,
+    /// Name under which the servers serve the model; empty for the first one they list.
+    pub model: String,
+    /// Name of the environment variable with the servers' API key; empty for none.
+    pub api_key_env: String,
+    /// Groups that a server is asked for at a time.
+    pub concurrency: usize,
+    /// How the servers get new weights.
+    pub sync: Sync,
+    /// Program of sync = "command" with its arguments. It is given a line of JSON, `{"version", "path", "urls"}`, on
+    /// standard input and has done its work when it ends with success.
+    pub command: Vec<String>,
+    /// Folder that weights for the servers are written to; empty for `sync` in the run's folder.
+    pub sync_dir: PathBuf,
+    /// The same folder as the servers see it, where that is another path; empty for the same.
+    pub server_dir: PathBuf,
+    /// Updates that sampling may lag behind. 1 samples the completions of the next step while this one is learned from.
+    pub max_staleness: usize,
+    /// What the servers' log-probabilities are.
+    pub logprobs: LogProbs,
+    /// Largest divergence of the servers' model from the trained one right after they got its weights, in nats a token
+    /// (mean of r - 1 - ln r, with r the ratio of the two probabilities); above it the run ends. Around 1e-3 is usual for
+    /// servers in bf16.
+    pub max_mean_kl: f64,
+    /// What makes up for the difference between the servers' model and the trained one.
+    pub correction: Correction,
+    /// Seconds to wait for a connection.
+    pub connect_timeout_s: f64,
+    /// Seconds to wait for the completions of a group.
+    pub request_timeout_s: f64,
+    /// Seconds to wait until a server has taken new weights.
+    pub sync_timeout_s: f64,
+    /// Seconds to wait at the start until the servers answer.
+    pub start_timeout_s: f64,
+    /// Times that a group is asked for again after a failure that may pass; the first after a second, each later one after
+    /// twice the time.
+    pub retries: usize,
+}
+
+impl Default for ServedConfig {
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            model: String::new(),
+            api_key_env: String::new(),
+            concurrency: 64,
+            sync: Sync::Auto,
+            command: Vec::new(),
+            sync_dir: PathBuf::new(),
+            server_dir: PathBuf::new(),
+            max_staleness: 0,
+            logprobs: LogProbs::Auto,
+            max_mean_kl: 0.01,
+            correction: Correction::default(),
+            connect_timeout_s: 10.0,
+            request_timeout_s: 600.0,
+            sync_timeout_s: 600.0,
+            start_timeout_s: 240.0,
+            retries: 5,
+        }
+    }
+}
+
+/// How servers get new weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sync {
+    /// `lora` where adapters are trained, else `disk`.
+    #[default]
+    Auto,
+    /// Adapters, each version under a name of its own.
+    Lora,
+    /// All weights, which the servers read from a folder.
+    Disk,
+    /// A program of the user brings them.
+    Command,
+    /// Not at all: for evaluation.
+    None,
+}
+
+/// The temperature of the log-probabilities that a server gives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogProbs {
+    /// Found out by comparing with the trained model.
+    #[default]
+    Auto,
+    /// Those of the distribution that tokens are drawn from (vLLM: `--logprobs-mode processed_logprobs`; SGLang's default).
+    Processed,
+    /// Those of the model at temperature 1 (vLLM's default).
+    Raw,
+}
+
+impl RolloutConfig {
+    /// The servers' section, and whether they are vLLM's or SGLang's; none for the engine of this process.
+    pub fn served(&self) -> Option<(Engine, &ServedConfig)> {
+        match self {
+            Self::Own => None,
+            Self::Vllm(served) => Some((Engine::Vllm, served)),
+            Self::Sglang(served) => Some((Engine::Sglang, served)),
+        }
+    }
+
+    /// What makes up for completions from elsewhere; none for the engine of this process.
+    pub fn correction(&self) -> Correction {
+        self.served().map_or(Correction::NONE, |(_, served)| served.correction)
+    }
+
+    /// What cannot work, one line each.
+    pub fn mistakes(&self) -> Vec<String> {
+        let found = self.served().map(|(_, served)| served.mistakes()).unwrap_or_default();
+        found.into_iter().map(|mistake| format!("rollout.{mistake}")).collect()
+    }
+}
+
+/// A kind of server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// vLLM.
+    Vllm,
+    /// SGLang.
+    Sglang,
+}
+
+impl Engine {
+    /// As it is written in sentences.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vllm => "vLLM",
+            Self::Sglang => "SGLang",
+        }
+    }
+}
+
+impl ServedConfig {
+    /// How weights are brought when adapters are trained, or all of them.
+    pub fn sync_for(&self, adapters: bool) -> Sync {
+        match self.sync {
+            Sync::Auto if adapters => Sync::Lora,
+            Sync::Auto => Sync::Disk,
+            sync => sync,
+        }
+    }
+
+    fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if self.urls.is_empty() {
+            mistakes.push("urls is empty: name the servers, as in urls = [\"http://127.0.0.1:8000\"]".to_string());
+        }
+        for (index, url) in self.urls.iter().enumerate() {
+            if !["http://", "https://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme)) {
+                mistakes.push(format!("urls.{index} = {url:?} must begin with http:// or https:// and name a host"));
+            }
+            if self.urls[..index].contains(url) {
+                mistakes.push(format!("urls.{index} = {url:?} is there twice"));
+            }
+        }
+        mistakes.extend(config::count("concurrency", self.concurrency, 1, 4096));
+        mistakes.extend(self.correction.mistakes().into_iter().map(|mistake| format!("correction.{mistake}")));
+        mistakes.extend(config::count("retries", self.retries, 0, 100));
+        if self.max_staleness > 1 {
+            mistakes.push(format!("max_staleness = {} must be 0 or 1", self.max_staleness));
+        }
+        let folder = matches!(self.sync, Sync::None | Sync::Command);
+        for (key, given, needless) in [
+            ("command", !self.command.is_empty(), self.sync != Sync::Command),
+            ("sync_dir", !self.sync_dir.as_os_str().is_empty(), self.sync == Sync::None),
+            ("server_dir", !self.server_dir.as_os_str().is_empty(), folder),
+        ] {
+            if given && needless {
+                mistakes.push(format!("{key} does nothing with this sync: remove it"));
+            }
+        }
+        if self.sync == Sync::Command && self.command.first().is_none_or(String::is_empty) {
+            mistakes.push("command is empty: name the program that sync = \"command\" runs".to_string());
+        }
+        if !(self.max_mean_kl > 0.0 && self.max_mean_kl.is_finite()) {
+            mistakes.push(format!("max_mean_kl = {} must be positive", self.max_mean_kl));
+        }
+        for (key, seconds) in [
+            ("connect_timeout_s", self.connect_timeout_s),
+            ("request_timeout_s", self.request_timeout_s),
+            ("sync_timeout_s", self.sync_timeout_s),
+            ("start_timeout_s", self.start_timeout_s),
+        ] {
+            if !(seconds > 0.0 && seconds <= 1e6) {
+                mistakes.push(format!("{key} = {seconds} must be positive and at most 1000000"));
+            }
+        }
+        mistakes
+    }
+}

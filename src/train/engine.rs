@@ -1,0 +1,69 @@
+//! Who samples the completions of a run.
+
+use std::path::Path;
+
+use super::checkpoint::{Trained, export, export_adapter};
+use super::run::RunSettings;
+use super::settings::RlConfig;
+use super::team::Dealt;
+use crate::error::Result;
+use crate::model::ModelConfig;
+use crate::rollout::served::{Current, Needs, Remote, Served};
+use crate::rollout::{Local, Sampler};
+use crate::stop::Stop;
+
+/// The engine of this process, or servers.
+#[derive(Debug)]
+pub(super) enum Engine {
+    Own,
+    Served(Box<Served>),
+}
+
+impl Engine {
+    /// Opens the engine that the settings name; nothing is written.
+    ///
+    /// # Errors
+    /// As [`Served::open`].
+    pub(super) fn open(config: &RlConfig, model: &ModelConfig, stop: Stop, note: &mut dyn FnMut(&str)) -> Result<Self> {
+        let Some(served) = config.rollout.served() else { return Ok(Self::Own) };
+        let clips = config.stages.iter().flat_map(|stage| stage.sampling.clips());
+        let longest = clips.chain([config.eval.max_completion_length]).max().unwrap_or(0);
+        let needs = Needs {
+            model: &config.model.path,
+            vocab_size: model.vocab_size,
+            longest: config.data.max_prompt_length + longest,
+            lora: config.lora.as_ref(),
+            trains: true,
+        };
+        Ok(Self::Served(Box::new(Served::open(served, &needs, &config.common().dir(), stop, note)?)))
+    }
+
+    /// What completions of the model after `step` steps are sampled from. Servers get its weights before the first of them.
+    pub(super) fn sampler<'a>(
+        &'a mut self,
+        trained: Trained<'a>,
+        (step, tokens_per_pass): (usize, usize),
+        stop: Stop<'a>,
+    ) -> Box<dyn Sampler + 'a> {
+        let Trained { config, model, adapter, tokenizer, team } = trained;
+        match self {
+            Self::Own => Box::new(Dealt { team, local: Local { model, config } }),
+            Self::Served(served) => {
+                let adapter = adapter.filter(|_| served.takes_adapters());
+                let write = move |dir: &Path| match adapter {
+                    Some(adapter) => export_adapter(dir, model, adapter, tokenizer),
+                    None => export(dir, config, model, tokenizer),
+                };
+                let current = Current { version: step as u64, model, tokens_per_pass, write: Box::new(write) };
+                Box::new(Remote { served, current: Some(current), stop })
+            }
+        }
+    }
+
+    /// Takes back from servers what they hold for this run.
+    pub(super) fn close(&mut self) {
+        if let Self::Served(served) = self {
+            served.close();
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! One run on several processes: the same numbers as one, and an end of all when one is lost.
+//!
+//! Needs `mpirun`, and a binary with the feature `mpi`: without them these tests say so and do nothing.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempering::config::to_toml;
+use tempering::train::RlConfig;
+
+use crate::support::{Workshop, column, device_name, figures, final_weights, repository};
+
+/// Why there are no ranks here, if there are none.
+fn missing() -> Option<&'static str> {
+    let mpirun = || Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
+    let why = match () {
+        () if !cfg!(feature = "mpi") => "built without --features mpi",
+        () if device_name() != "cpu" => "ranks share the device under test only where that is the CPU",
+        () if !mpirun() => "there is no mpirun",
+        () => return None,
+    };
+    eprintln!("SKIPPED, nothing on several ranks is tested: {why}");
+    Some(why)
+}
+
+/// `mpirun` with so many ranks of the program.
+fn mpirun(ranks: usize, args: &[&dyn AsRef<OsStr>]) -> Command {
+    let mut command = Command::new("mpirun");
+    command.args(["--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n", &ranks.to_string()]);
+    command.arg(env!("CARGO_BIN_EXE_tempering")).args(args.iter().map(|arg| arg.as_ref()));
+    command.env("TEMPERING_DEVICE", device_name()).env("RAYON_NUM_THREADS", "1").current_dir(repository(""));
+    command
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Trains on so many ranks by the settings in `file`.
+#[track_caller]
+fn train(ranks: usize, args: &[&dyn AsRef<OsStr>]) -> String {
+    let output = mpirun(ranks, &[&[&"train" as &dyn AsRef<OsStr>], args].concat()).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    said(&output)
+}
+
+fn write(workshop: &Workshop, config: &RlConfig) -> std::path::PathBuf {
+    let file = workshop.path(&format!("{}.toml", config.name));
+    std::fs::write(&file, to_toml(config)).unwrap();
+    file
+}
+
+/// Three steps with two updates each, over few problems.
+fn short(workshop: &Workshop, name: &str) -> RlConfig {
+    let mut config = workshop.rl(name);
+    config.stages[0].exit.max_steps = 3;
+    config.stages[0].loss.steps_per_generation = 2;
+    config.train.save_steps = 2;
+    config
+}
+
+/// The weights of a safetensors file in f32, all in one list.
+fn numbers(file: &[u8]) -> Vec<f32> {
+    let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    file[8 + header..].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+/// `‖a − b‖ / ‖b‖`.
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    (a.iter().zip(b).map(|(a, b)| square(a - b)).sum::<f64>() / b.iter().map(|b| square(*b)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn one_two_and_four_ranks_learn_what_one_process_learns() {
+    if missing().is_some() {
+        return;
+    }
+    let workshop = Workshop::new();
+    let run = |ranks: usize, name: &str| {
+        train(ranks, &[&write(&workshop, &short(&workshop, name))]);
+        let run = workshop.run(name);
+        (column(&figures(&run), "loss"), column(&figures(&run), "eval/accuracy"), final_weights(&run))
+    };
+    let alone = run(1, "one");
+    assert!(alone.0.len() == 3 && alone.0.iter().any(|loss| *loss != 0.0), "{:?}", alone.0);
+    let two = run(2, "two");
+    for (losses, accuracies, weights) in [&two, &run(4, "four")] {
+        assert_eq!(accuracies, &alone.1);
+        // A loss is a mean of terms of the size of an advantage, 1, that cancel.
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-6;
+        assert!(losses.len() == 3 && losses.iter().zip(&alone.0).all(near), "{losses:?} {:?}", alone.0);
+        let apart = difference(&numbers(weights), &numbers(&alone.2));
+        assert!(apart < 1e-6, "weights {apart}");
+    }
+    // For one number of ranks all is as exact as for one process.
+    assert!(run(2, "again") == two);
+}
+
+/// Adapters, a reference model, and the old log-probabilities of later iterations.
+#[test]
+fn adapters_and_a_reference_model_are_on_all_ranks() {
+    if missing().is_some() {
+        return;
+    }
+    let workshop = Workshop::new();
+    for lora in [false, true] {
+        let run = |ranks: usize| {
+            let mut config = short(&workshop, &format!("{ranks}{lora}"));
+            config.stages[0].loss.kl = Some(tempering::stage::Kl::default());
+            config.stages[0].loss.num_iterations = 2;
+            config.lora = lora.then(|| tempering::model::LoraConfig { r: 4, ..Default::default() });
+            train(ranks, &[&write(&workshop, &config)]);
+            let run = workshop.run(&config.name);
+            (column(&figures(&run), "kl"), final_weights(&run))
+        };
+        let (alone, two) = (run(1), run(2));
+        assert!(alone.0.iter().any(|kl| *kl != 0.0), "{:?}", alone.0);
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-4 * b.abs().max(1e-4);
+        assert!(alone.0.iter().zip(&two.0).all(near), "{:?} {:?}", alone.0, two.0);
+        let apart = difference(&numbers(&two.1), &numbers(&alone.1));
+        assert!(apart < 1e-6, "weights {apart}");
+    }
+}
+
+#[test]
+fn a_run_on_two_ranks_that_is_resumed_ends_as_one_that_was_not_interrupted() {
+    if missing().is_some() {
+        return;
+    }
+    let workshop = Workshop::new();
+    train(2, &[&write(&workshop, &short(&workshop, "whole"))]);
+    let halves = write(&workshop, &short(&workshop, "halves"));
+    train(2, &[&halves, &"--set", &"stages.0.exit.max_steps=2"]);
+    let said = train(2, &[&"--resume", &workshop.run("halves"), &"--set", &"stages.0.exit.max_steps=3"]);
+    assert!(said.contains("resumed after step 2"), "{said}");
+    assert!(final_weights(&workshop.run("halves")) == final_weights(&workshop.run("whole")));
+}
+
+#[test]
+fn mistakes_are_said_once_and_the_ranks_that_differ_are_named() {
+    if missing().is_some() {
+        return;
+    }
+    let workshop = Workshop::new();
+    let file = write(&workshop, &short(&workshop, "differ"));
+    let mut command = mpirun(1, &[&"train", &file]);
+    command.args([":", "-n", "1", env!("CARGO_BIN_EXE_tempering"), "train"]).arg(&file).args(["--seed", "7"]);
+    let output = command.output().unwrap();
+    let error = said(&output);
+    assert!(
+        output.status.code() == Some(2) && error.contains("rank 1 has --seed 7, rank 0 has nothing more"),
+        "{error}"
+    );
+    assert!(!workshop.run("differ").exists());
+    let output = mpirun(2, &[&"train", &"--set", &"optim.learning_rat=1"]).output().unwrap();
+    let error = said(&output);
+    assert!(output.status.code() == Some(2) && error.matches("unknown key").count() == 1, "{error}");
+    let output = mpirun(2, &[&"tasks"]).output().unwrap();
+    assert!(said(&output).contains("start it alone"), "{}", said(&output));
+}
+
+/// The process of a rank among the descendants of `mpirun`.
+#[cfg(target_os = "linux")]
+fn process(rank: usize, file: &Path) -> Option<u32> {
+    let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
+    let has = |path: std::path::PathBuf, text: &str| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        bytes.split(|byte| *byte == 0).any(|part| part == text.as_bytes())
+    };
+    let processes =
+        std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    let is = |id: &u32| {
+        let folder = Path::new("/proc").join(id.to_string());
+        has(folder.join("environ"), &wanted) && has(folder.join("cmdline"), file.to_str().unwrap())
+    };
+    processes.filter_map(|name| name.parse().ok()).find(is)
+}
+
+/// Ended with the test.
+struct Ranks(Child);
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_rank_that_is_killed_ends_all_and_the_run_can_be_resumed() {
+    if missing().is_some() {
+        return;
+    }
+    let workshop = Workshop::new();
+    for rank in [1, 0] {
+        let mut config = short(&workshop, &format!("lost{rank}"));
+        config.stages[0].exit.max_steps = 2000;
+        let (file, run) = (write(&workshop, &config), workshop.run(&config.name));
+        let mut command = mpirun(2, &[&"train", &file]);
+        let mut ranks = Ranks(command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+        let start = Instant::now();
+        while !run.join("checkpoint-4").is_dir() {
+            assert!(ranks.0.try_wait().unwrap().is_none(), "ended too early");
+            assert!(start.elapsed() < Duration::from_secs(120), "waited in vain");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let victim = process(rank, &file).unwrap();
+        assert!(Command::new("kill").args(["-9", &victim.to_string()]).status().unwrap().success());
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = ranks.0.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "the other rank goes on");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let mut error = String::new();
+        std::io::Read::read_to_string(&mut ranks.0.stderr.take().unwrap(), &mut error).unwrap();
+        assert!(!status.success() && error.contains(&format!("rank {rank}")), "{status}: {error}");
+        assert!(process(1 - rank, &file).is_none(), "rank {} is left", 1 - rank);
+        let done = column(&figures(&run), "step").last().copied().unwrap() as usize;
+        train(2, &[&"--resume", &run, &"--set", &format!("stages.0.exit.max_steps={}", done + 1)]);
+    }
+}
+
+/// Otherwise the processes would be in each other's way in the folder of the run.
+#[test]
+fn a_program_that_cannot_join_the_others_says_what_to_build() {
+    if cfg!(feature = "mpi") {
+        return;
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tempering"));
+    for (key, value) in [("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_LOCALID", "0")] {
+        command.env(key, value);
+    }
+    let output = command.arg("train").output().unwrap();
+    assert!(output.status.code() == Some(2) && said(&output).contains("--features mpi"), "{}", said(&output));
+}
