@@ -1,5 +1,6 @@
 //! Servers that sample completions: a fake one, which can be told to misbehave, and a real vLLM.
 
+mod equal;
 mod fake;
 
 use serde_json::{Value, json};

@@ -1,0 +1,85 @@
+//! A run whose completions come from a server is the run of our own engine.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use tempering::data::{Fields, load_problems};
+use tempering::model::LoraConfig;
+use tempering::noise::Purpose;
+use tempering::objective::Correction;
+use tempering::rollout::settings::{RolloutConfig, ServedConfig};
+use tempering::train::{RlConfig, Session, Start, Trainer};
+
+use super::fake::{Fake, Kind, Setup};
+use crate::support::Workshop;
+
+/// Trains; gives the run's folder.
+fn train(config: &RlConfig, start: Start) -> tempering::Result<std::path::PathBuf> {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let mut session = Session { observer: &mut (), stop: &stop, start };
+    Ok(Trainer::new(config).run(&mut session)?.dir)
+}
+
+fn lines(dir: &Path) -> Vec<Map<String, Value>> {
+    let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The figures of two runs, but for times and for what only servers have. Entropies come from other passes.
+fn assert_alike(own: &Path, served: &Path) {
+    let (own, served) = (lines(own), lines(served));
+    assert_eq!(own.len(), served.len());
+    for (own, served) in own.iter().zip(&served) {
+        for (name, value) in own.iter().filter(|(name, _)| !name.starts_with("timing_s/") && !name.starts_with("perf/"))
+        {
+            let (a, b) = (value.as_f64(), served[name].as_f64());
+            let alike =
+                value == &served[name] || a.zip(b).is_some_and(|(a, b)| (a - b).abs() <= 1e-4 * a.abs().max(1.0));
+            assert!(alike, "{name}: {value} and {}", served[name]);
+        }
+    }
+}
+
+/// Makes a server answer the requests of a run on the sums as our own engine does.
+fn know(fake: &Fake, workshop: &Workshop, config: &RlConfig) {
+    (0..64).for_each(|draw| fake.know([config.seed, Purpose::Rollouts.word(), draw]));
+    let problems = load_problems(&workshop.path("sums.jsonl"), &Fields::default()).unwrap();
+    problems.iter().for_each(|problem| fake.know([config.eval.seed, 0, problem.id]));
+}
+
+fn served(kind: Kind, fakes: &[&Fake]) -> RolloutConfig {
+    let served = ServedConfig {
+        urls: fakes.iter().map(|fake| fake.url()).collect(),
+        start_timeout_s: 5.0,
+        retries: 1,
+        correction: Correction::NONE,
+        ..ServedConfig::default()
+    };
+    match kind {
+        Kind::Vllm => RolloutConfig::Vllm(served),
+        Kind::Sglang => RolloutConfig::Sglang(served),
+    }
+}
+
+#[test]
+fn a_run_on_servers_is_to_the_bit_the_run_of_our_own_engine() {
+    for (kind, lora) in [(Kind::Vllm, false), (Kind::Vllm, true), (Kind::Sglang, false), (Kind::Sglang, true)] {
+        let workshop = Workshop::new();
+        let lora = lora.then(|| LoraConfig { r: 4, ..LoraConfig::default() });
+        let own = RlConfig { lora, ..workshop.rl("own") };
+        let fakes = [(); 2].map(|()| Fake::start(kind, &workshop.path("model"), Setup::default()));
+        fakes.iter().for_each(|fake| know(fake, &workshop, &own));
+        let ours = train(&own, Start::New).unwrap();
+        let remote =
+            RlConfig { rollout: served(kind, &[&fakes[0], &fakes[1]]), ..RlConfig { name: "remote".into(), ..own } };
+        let theirs = train(&remote, Start::New).unwrap();
+        assert_alike(&ours, &theirs);
+        let weights = |dir: &Path| std::fs::read(dir.join("final/model.safetensors")).unwrap();
+        assert!(weights(&ours) == weights(&theirs), "{kind:?}");
+        // Both servers had work, and nothing of the run is left with them.
+        let generate = if kind == Kind::Vllm { "/v1/completions" } else { "/generate" };
+        assert!(fakes.iter().all(|fake| !fake.seen(generate).is_empty()));
+        assert!(fakes.iter().all(|fake| fake.adapters().is_empty()), "{:?}", fakes[0].adapters());
+        assert!(std::fs::read_dir(theirs.join("sync")).unwrap().next().is_none());
+    }
+}
