@@ -3,6 +3,7 @@
 //!
 //! The shapes of the answers are those of vLLM 0.32.0, looked at, and of SGLang 0.5.23. Weights are really read from the
 //! folders that are named: a server that is told to stay idle serves stale ones.
+#![allow(dead_code, reason = "what the tests of failures will use")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};

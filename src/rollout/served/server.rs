@@ -323,7 +323,11 @@ impl Says {
                 if is_before(&says.version, VLLM_SINCE) {
                     return Err(format!("{url}: vLLM {} gives no token ids: 0.10.2 or later is needed", says.version));
                 }
-                let info = first(&["/server_info?config_format=json"])?;
+                // vLLM 0.32.0 answers 500 where its Python environment has no pip, which it lists packages by.
+                let info = match ask("/server_info?config_format=json") {
+                    Err(Failure::Missing(_)) => None,
+                    told => Some(told.unwrap_or_default()),
+                };
                 says.managed = info.is_some();
                 says.vllm(&info.unwrap_or_default()["vllm_config"]);
             }
