@@ -103,7 +103,7 @@ fn what_passes_is_asked_for_again_and_counted() {
 fn what_does_not_pass_ends_the_run_at_once_with_its_state_saved() {
     let workshop = Workshop::new();
     let faults: [(&str, Fault, &str); 4] = [
-        ("ids", Fault::choices(|choice| choice["token_ids"] = Value::Null), "gives them"),
+        ("ids", Fault::choices(|choice| choice["token_ids"] = Value::Null), "has no token ids"),
         ("vocabulary", Fault::choices(|choice| choice["token_ids"][0] = json!(100_000)), "none of the"),
         (
             "nan",

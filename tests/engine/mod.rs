@@ -3,6 +3,7 @@
 mod equal;
 mod failures;
 mod fake;
+mod real;
 
 use serde_json::{Value, json};
 use tempering::generate::{Distribution, Request, Sampling, Watch, generate};

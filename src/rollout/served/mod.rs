@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use self::http::Failure;
 use self::pool::{Call, Pending};
 use self::protocol::{Told, Weights};
 pub use self::server::Needs;
@@ -154,6 +155,9 @@ impl Served {
         let known = self.current.as_ref().is_some_and(|(version, _)| *version == current.version);
         if !known {
             self.publish(current, requests, sampling, stop)?;
+        } else if self.log_probs == LogProbs::Auto && tested(sampling).temperature != 1.0 {
+            // At temperature 1 it could not be told what the log-probabilities are.
+            self.check_all(current, requests, &tested(sampling), sampling, stop)?;
         }
         self.take_back(current, requests, sampling, stop)
     }
@@ -241,11 +245,21 @@ impl Served {
         let server = &servers[index];
         let limit = check::limit(self.config.max_mean_kl, server.is_f32, self.before[index]);
         let mut found = self.compare(server, current, requests, distribution, sampling, stop)?;
-        if found.1 > limit {
+        if matches!(&found, Ok((_, divergence)) if *divergence > limit) {
             self.publisher.reset_cache(server);
             found = self.compare(server, current, requests, distribution, sampling, stop)?;
         }
-        let (reading, divergence) = found;
+        let (reading, divergence) = match found {
+            Ok(found) => found,
+            Err(failure) => {
+                let others = (0..servers.len()).any(|other| other != index && servers[other].is_good());
+                if others && !matches!(failure, Failure::Lasting(_)) {
+                    server.lose(failure.words());
+                    return Ok(());
+                }
+                return Err(Error::Engine(format!("{}: {}", server.client.url(), failure.words())));
+            }
+        };
         if divergence.is_nan() || divergence > limit {
             let what = match (&self.current, current.version) {
                 (Some((0, _)), 0) => "another model than model.path, or other weights of it".to_string(),
@@ -288,7 +302,7 @@ impl Served {
         distribution: &Distribution,
         sampling: &Sampling,
         stop: Stop,
-    ) -> Result<(LogProbs, f64)> {
+    ) -> Result<std::result::Result<(LogProbs, f64), Failure>> {
         let weights = self.current.as_ref().map_or_else(|| self.publisher.base(), |(_, weights)| weights.clone());
         let max_completion_length = check::TOKENS.min(sampling.max_completion_length);
         let short = Sampling { distribution: *distribution, max_completion_length, ..sampling.clone() };
@@ -309,15 +323,16 @@ impl Served {
                 // A short completion ends at its length, whatever the context is.
                 protocol::completions(self.engine, &answer, ask, &short, self.vocab_size)
             });
-            told.extend(
-                found.map_err(|failure| Error::Engine(format!("{}: {}", server.client.url(), failure.words())))?,
-            );
+            match found {
+                Ok(found) => told.extend(found),
+                Err(failure) => return Ok(Err(failure)),
+            }
         }
         let sequences: Vec<(&[u32], &[u32])> =
             asks.iter().zip(&told).map(|(ask, told)| (&ask.prompt[..], &told.tokens[..])).collect();
         let scored = read(current.model, &sequences, distribution, current.tokens_per_pass);
         let temperature = distribution.temperature;
-        Ok(check::reading(self.log_probs, check::divergences(&told, &scored), temperature))
+        Ok(Ok(check::reading(self.log_probs, check::divergences(&told, &scored), temperature)))
     }
 
     /// Completions as our own engine gives them.

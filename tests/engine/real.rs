@@ -1,0 +1,78 @@
+//! A real vLLM, as `.ci/vllm` starts it, on the embedded model and on a copy of it that stores its output matrix.
+
+use std::path::{Path, PathBuf};
+
+use tempering::config::load;
+use tempering::train::{RlConfig, Start};
+
+use super::equal::{lines, train};
+use crate::support::repository;
+
+/// The server of that variable; none, and a line about it, where there is none.
+fn server(variable: &str) -> Option<String> {
+    let url = std::env::var(variable).ok();
+    if url.is_none() {
+        eprintln!("SKIPPED: {variable} is not set: no real vLLM to test with (.ci/vllm starts one)");
+    }
+    url
+}
+
+/// A step of few short completions at each of three temperatures.
+fn config(url: &str, model: &Path, dir: &Path, sets: &[&str]) -> RlConfig {
+    let stage = |temperature: &str| {
+        format!(
+            "{{ name = \"t{temperature}\", rewards = [{{ type = \"accuracy\" }}], sampling = {{ temperature = {temperature}, \
+             max_completion_length = 96 }}, advantage = {{ type = \"absolute\" }}, exit = {{ max_steps = 1 }} }}"
+        )
+    };
+    let stages = ["1.0", "0.5", "1.2"].map(stage).join(", ");
+    let all = [
+        "name=real".to_string(),
+        format!("output_dir={}", dir.display()),
+        format!("model.path={}", model.display()),
+        format!("stages=[{stages}]"),
+        "train.prompts_per_step=8".to_string(),
+        "train.num_generations=4".to_string(),
+        "train.save_steps=1".to_string(),
+        "eval.num_problems=4".to_string(),
+        "eval.max_completion_length=96".to_string(),
+        "optim.learning_rate=0.003".to_string(),
+        "optim.warmup_steps=0".to_string(),
+        "rollout.engine=vllm".to_string(),
+        format!("rollout.urls=[\"{url}\"]"),
+        "rollout.retries=1".to_string(),
+    ];
+    load(None, &all.into_iter().chain(sets.iter().map(ToString::to_string)).collect::<Vec<_>>()).unwrap()
+}
+
+/// The server's log-probabilities are the trainer's, of the weights that it has just been given, at every temperature.
+fn assert_no_mismatch(dir: &Path) {
+    let name = "sampling/sampling_logp_difference/max";
+    let found: Vec<f64> = lines(dir).iter().filter_map(|line| line.get(name)?.as_f64()).collect();
+    assert!(found.len() == 3 && found.iter().all(|difference| *difference < 1e-4), "{found:?}");
+}
+
+#[test]
+fn a_real_vllm_samples_from_adapters_of_every_step_and_an_old_output_matrix_is_caught() {
+    let Some(url) = server("TEMPERING_VLLM_URL") else { return };
+    let (base, dir) = (repository("assets/base"), tempfile::tempdir().unwrap());
+    let run = train(&config(&url, &base, dir.path(), &["lora.r=8"]), Start::New).unwrap();
+    assert_no_mismatch(&run);
+    // A folder that the server does not see: its own words, and nothing lost.
+    let sets = ["lora.r=8", "name=unseen", "rollout.server_dir=/nowhere"];
+    let error = train(&config(&url, &base, dir.path(), &sets), Start::New).unwrap_err().to_string();
+    assert!(error.contains("/v1/load_lora_adapter answers 404") && error.contains("The state is saved"), "{error}");
+    // vLLM 0.32 on a CPU answers 200 and keeps the output matrix of a model whose embedding it is. This comes last: the
+    // server is of no use after it.
+    let error = train(&config(&url, &base, dir.path(), &["name=tied"]), Start::New).unwrap_err().to_string();
+    assert!(error.contains("other weights than those after 1 updates"), "{error}");
+}
+
+#[test]
+fn a_real_vllm_reads_all_weights_of_every_step_from_a_folder() {
+    let Some(url) = server("TEMPERING_VLLM_UNTIED_URL") else { return };
+    let model = PathBuf::from(std::env::var("TEMPERING_VLLM_UNTIED").expect("the folder of the model that it serves"));
+    let dir = tempfile::tempdir().unwrap();
+    let run = train(&config(&url, &model, dir.path(), &[]), Start::New).unwrap();
+    assert_no_mismatch(&run);
+}
