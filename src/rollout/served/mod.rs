@@ -24,7 +24,7 @@ use self::http::Failure;
 use self::pool::{Call, Pending};
 use self::protocol::{Told, Weights};
 pub use self::server::Needs;
-use self::server::{Server, find, obituary};
+use self::server::{Server, find, obituary, pause};
 use self::sync::Publisher;
 use super::Sampler;
 use super::settings::{Engine, LogProbs, ServedConfig, Sync};
@@ -244,21 +244,32 @@ impl Served {
         let servers = self.servers.clone();
         let server = &servers[index];
         let limit = check::limit(self.config.max_mean_kl, server.is_f32, self.before[index]);
-        let mut found = self.compare(server, current, requests, distribution, sampling, stop)?;
-        if matches!(&found, Ok((_, divergence)) if *divergence > limit) {
-            self.publisher.reset_cache(server);
-            found = self.compare(server, current, requests, distribution, sampling, stop)?;
-        }
-        let (reading, divergence) = match found {
-            Ok(found) => found,
-            Err(failure) => {
-                let others = (0..servers.len()).any(|other| other != index && servers[other].is_good());
-                if others && !matches!(failure, Failure::Lasting(_)) {
-                    server.lose(failure.words());
-                    return Ok(());
+        let (mut emptied, mut tried) = (false, 0);
+        let (reading, divergence) = loop {
+            let failure = match self.compare(server, current, requests, distribution, sampling, stop)? {
+                Ok((_, divergence)) if divergence > limit && !emptied => {
+                    self.publisher.reset_cache(server);
+                    emptied = true;
+                    continue;
                 }
-                return Err(Error::Engine(format!("{}: {}", server.client.url(), failure.words())));
+                Ok(found) => break found,
+                Err(failure) => failure,
+            };
+            let others = (0..servers.len()).any(|other| other != index && servers[other].is_good());
+            if others && !matches!(failure, Failure::Lasting(_)) {
+                server.lose(failure.words());
+                return Ok(());
             }
+            if !matches!(failure, Failure::Passing(_)) || tried == self.config.retries {
+                let (url, why, retries) = (server.client.url(), failure.words(), self.config.retries);
+                return Err(Error::Engine(format!(
+                    "{url}: {why} (tried {} times: rollout.retries = {retries})",
+                    tried + 1
+                )));
+            }
+            pause(Duration::from_secs(1 << tried.min(6)), stop)?;
+            tried += 1;
+            self.figures.retried += 1;
         };
         if divergence.is_nan() || divergence > limit {
             let what = match (&self.current, current.version) {
