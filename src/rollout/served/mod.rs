@@ -89,6 +89,15 @@ impl std::fmt::Debug for Current<'_> {
     }
 }
 
+/// What is about to be sampled, and from which weights.
+#[derive(Debug, Clone, Copy)]
+struct Moment<'a> {
+    current: &'a Current<'a>,
+    requests: &'a [Request],
+    sampling: &'a Sampling,
+    stop: Stop<'a>,
+}
+
 /// Samples from servers for a model at a point of its run, or, without one, from what they serve.
 #[derive(Debug)]
 pub struct Remote<'a> {
@@ -151,24 +160,24 @@ impl Served {
     }
 
     /// Sees to it that the servers have the weights of `current`, those that were away included.
-    fn refresh(&mut self, current: &Current, requests: &[Request], sampling: &Sampling, stop: Stop) -> Result<()> {
-        let known = self.current.as_ref().is_some_and(|(version, _)| *version == current.version);
+    fn refresh(&mut self, at: &Moment) -> Result<()> {
+        let known = self.current.as_ref().is_some_and(|(version, _)| *version == at.current.version);
         if !known {
-            self.publish(current, requests, sampling, stop)?;
-        } else if self.log_probs == LogProbs::Auto && tested(sampling).temperature != 1.0 {
+            self.publish(at)?;
+        } else if self.log_probs == LogProbs::Auto && tested(at.sampling).temperature != 1.0 {
             // At temperature 1 it could not be told what the log-probabilities are.
-            self.check_all(current, requests, &tested(sampling), sampling, stop)?;
+            self.check_all(at)?;
         }
-        self.take_back(current, requests, sampling, stop)
+        self.take_back(at)
     }
 
-    fn publish(&mut self, current: &Current, requests: &[Request], sampling: &Sampling, stop: Stop) -> Result<()> {
-        let distribution = tested(sampling);
+    fn publish(&mut self, at: &Moment) -> Result<()> {
+        let (current, stop) = (at.current, at.stop);
         let first = current.version == 0 && self.current.is_none();
         if first || self.publisher.how() == Sync::None {
             // The weights that they were started with, as far as one can know.
             self.current = Some((current.version, self.publisher.base()));
-            match self.check_all(current, requests, &distribution, sampling, stop) {
+            match self.check_all(at) {
                 Ok(()) => return Ok(()),
                 // A server may have the weights of an earlier run.
                 Err(Error::Engine(_)) if matches!(self.publisher.how(), Sync::Disk | Sync::Command) => {}
@@ -188,21 +197,20 @@ impl Served {
         let weights = self.publisher.publish(current.version, &self.servers, &*current.write, stop)?;
         self.current = Some((current.version, weights));
         self.figures.sync += start.elapsed();
-        self.check_all(current, requests, &distribution, sampling, stop)?;
+        self.check_all(at)?;
         self.publisher.forget(&self.servers)
     }
 
     /// Gives servers that were left out the newest weights and takes them back, where they can be reached again.
-    fn take_back(&mut self, current: &Current, requests: &[Request], sampling: &Sampling, stop: Stop) -> Result<()> {
+    fn take_back(&mut self, at: &Moment) -> Result<()> {
         let servers = self.servers.clone();
         for (index, server) in servers.iter().enumerate().filter(|(_, server)| server.is_lost()) {
             if server.client.get("/health", Duration::from_secs_f64(self.config.connect_timeout_s)).is_err() {
                 continue;
             }
-            if self.publisher.bring(server, stop)?.is_ok() {
+            if self.publisher.bring(server, at.stop)?.is_ok() {
                 server.rejoin();
-                if let Err(Error::Engine(why)) = self.check(index, current, requests, &tested(sampling), sampling, stop)
-                {
+                if let Err(Error::Engine(why)) = self.check(index, at) {
                     server.lose(&why);
                 }
             }
@@ -213,18 +221,11 @@ impl Served {
         Err(Error::Engine(format!("no server of rollout.urls is left:{}", obituary(&servers))))
     }
 
-    fn check_all(
-        &mut self,
-        current: &Current,
-        requests: &[Request],
-        distribution: &Distribution,
-        sampling: &Sampling,
-        stop: Stop,
-    ) -> Result<()> {
+    fn check_all(&mut self, at: &Moment) -> Result<()> {
         let start = Instant::now();
         for index in 0..self.servers.len() {
             if self.servers[index].is_good() {
-                self.check(index, current, requests, distribution, sampling, stop)?;
+                self.check(index, at)?;
             }
         }
         self.figures.check += start.elapsed();
@@ -232,21 +233,13 @@ impl Served {
     }
 
     /// Compares the model of a server with ours, once more with an empty prefix cache where they differ.
-    fn check(
-        &mut self,
-        index: usize,
-        current: &Current,
-        requests: &[Request],
-        distribution: &Distribution,
-        sampling: &Sampling,
-        stop: Stop,
-    ) -> Result<()> {
+    fn check(&mut self, index: usize, at: &Moment) -> Result<()> {
         let servers = self.servers.clone();
-        let server = &servers[index];
+        let (server, version) = (&servers[index], at.current.version);
         let limit = check::limit(self.config.max_mean_kl, server.is_f32, self.before[index]);
         let (mut emptied, mut tried) = (false, 0);
         let (reading, divergence) = loop {
-            let failure = match self.compare(server, current, requests, distribution, sampling, stop)? {
+            let failure = match self.compare(server, at)? {
                 Ok((_, divergence)) if divergence > limit && !emptied => {
                     self.publisher.reset_cache(server);
                     emptied = true;
@@ -267,12 +260,12 @@ impl Served {
                     tried + 1
                 )));
             }
-            pause(Duration::from_secs(1 << tried.min(6)), stop)?;
+            pause(Duration::from_secs(1 << tried.min(6)), at.stop)?;
             tried += 1;
             self.figures.retried += 1;
         };
         if divergence.is_nan() || divergence > limit {
-            let what = match (&self.current, current.version) {
+            let what = match (&self.current, version) {
                 (Some((0, _)), 0) => "another model than model.path, or other weights of it".to_string(),
                 (_, version) => format!(
                     "other weights than those after {version} updates, which it said to have taken: vLLM on a CPU keeps an \
@@ -288,7 +281,7 @@ impl Served {
             )));
         }
         let corrects = self.publisher.how() != Sync::None && self.config.correction.reads_sampled();
-        if reading == LogProbs::Raw && corrects && sampling.distribution != Distribution::default() {
+        if reading == LogProbs::Raw && corrects && at.sampling.distribution != Distribution::default() {
             return Err(Error::Engine(format!(
                 "{} gives raw log-probabilities, those at temperature 1, and rollout.correction needs those of the \
                  distribution that tokens are drawn from: start it with --logprobs-mode processed_logprobs, or set \
@@ -298,25 +291,19 @@ impl Served {
         }
         self.log_probs = reading;
         self.figures.divergence = Some(self.figures.divergence.unwrap_or(0.0).max(divergence));
-        if current.version == 0 {
+        if version == 0 {
             self.before[index] = Some(divergence);
         }
         Ok(())
     }
 
     /// What a server's log-probabilities are, and how far its model is from ours, on a few short completions.
-    fn compare(
-        &self,
-        server: &Server,
-        current: &Current,
-        requests: &[Request],
-        distribution: &Distribution,
-        sampling: &Sampling,
-        stop: Stop,
-    ) -> Result<std::result::Result<(LogProbs, f64), Failure>> {
+    fn compare(&self, server: &Server, at: &Moment) -> Result<std::result::Result<(LogProbs, f64), Failure>> {
+        let Moment { current, requests, sampling, stop } = *at;
+        let distribution = tested(sampling);
         let weights = self.current.as_ref().map_or_else(|| self.publisher.base(), |(_, weights)| weights.clone());
         let max_completion_length = check::TOKENS.min(sampling.max_completion_length);
-        let short = Sampling { distribution: *distribution, max_completion_length, ..sampling.clone() };
+        let short = Sampling { distribution, max_completion_length, ..sampling.clone() };
         let mut asks: Vec<protocol::Ask> = Vec::new();
         for request in requests {
             if asks.len() < check::PROMPTS && asks.iter().all(|ask| ask.prompt != request.prompt) {
@@ -341,7 +328,7 @@ impl Served {
         }
         let sequences: Vec<(&[u32], &[u32])> =
             asks.iter().zip(&told).map(|(ask, told)| (&ask.prompt[..], &told.tokens[..])).collect();
-        let scored = read(current.model, &sequences, distribution, current.tokens_per_pass);
+        let scored = read(current.model, &sequences, &distribution, current.tokens_per_pass);
         let temperature = distribution.temperature;
         Ok(Ok(check::reading(self.log_probs, check::divergences(&told, &scored), temperature)))
     }
@@ -452,7 +439,7 @@ impl Sampler for Remote<'_> {
             return Ok(requests.iter().map(|_| bare(Told::default())).collect());
         }
         if let Some(current) = current {
-            served.refresh(current, requests, sampling, *stop)?;
+            served.refresh(&Moment { current, requests, sampling, stop: *stop })?;
         }
         let early = served.ahead.take_if(|ahead| ahead.is_of(requests, sampling));
         let mut pending = early.unwrap_or_else(|| served.ask(requests, sampling));
