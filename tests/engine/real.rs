@@ -36,7 +36,7 @@ fn config(url: &str, model: &Path, dir: &Path, sets: &[&str]) -> RlConfig {
         "train.save_steps=1".to_string(),
         "eval.num_problems=4".to_string(),
         "eval.max_completion_length=96".to_string(),
-        "optim.learning_rate=0.003".to_string(),
+        "optim.learning_rate=0.001".to_string(),
         "optim.warmup_steps=0".to_string(),
         "rollout.engine=vllm".to_string(),
         format!("rollout.urls=[\"{url}\"]"),
@@ -45,11 +45,14 @@ fn config(url: &str, model: &Path, dir: &Path, sets: &[&str]) -> RlConfig {
     load(None, &all.into_iter().chain(sets.iter().map(ToString::to_string)).collect::<Vec<_>>()).unwrap()
 }
 
-/// The server's log-probabilities are the trainer's, of the weights that it has just been given, at every temperature.
+/// The server's log-probabilities are the trainer's, of the weights that it has just been given, at every temperature. Those of
+/// the step before, or half of them, are 1e-2 nats off in the mean; of the rounding of a single token 1.5e-4 was seen.
 fn assert_no_mismatch(dir: &Path) {
-    let name = "sampling/sampling_logp_difference/max";
-    let found: Vec<f64> = lines(dir).iter().filter_map(|line| line.get(name)?.as_f64()).collect();
-    assert!(found.len() == 3 && found.iter().all(|difference| *difference < 1e-4), "{found:?}");
+    for (statistic, most) in [("mean", 1e-5), ("max", 1e-3)] {
+        let name = format!("sampling/sampling_logp_difference/{statistic}");
+        let found: Vec<f64> = lines(dir).iter().filter_map(|line| line.get(&name)?.as_f64()).collect();
+        assert!(found.len() == 3 && found.iter().all(|difference| *difference < most), "{name}: {found:?}");
+    }
 }
 
 #[test]
