@@ -349,10 +349,10 @@ impl Served {
         let sequences: Vec<(&[u32], &[u32])> =
             requests.iter().zip(&told).map(|(request, told)| (&request.prompt[..], &told.tokens[..])).collect();
         let scored = read(current.model, &sequences, &sampling.distribution, current.tokens_per_pass);
-        let raw = self.log_probs == LogProbs::Raw;
+        let same = self.same();
         self.figures.score += start.elapsed();
         let pairs = |(scored, told): (&Vec<Sampled>, &Told)| -> Vec<(f32, f32)> {
-            let all = scored.iter().zip(&told.log_probs).map(|(ours, &theirs)| (same(ours, raw), theirs));
+            let all = scored.iter().zip(&told.log_probs).map(|(ours, &theirs)| (same(ours), theirs));
             all.filter(|(ours, _)| *ours != f32::NEG_INFINITY).collect()
         };
         let divergence = check::divergence(scored.iter().zip(&told).flat_map(pairs));
@@ -365,7 +365,16 @@ impl Served {
                 self.config.max_mean_kl
             )));
         }
-        Ok(told.iter().zip(&scored).map(|(told, scored)| join(told, scored, raw)).collect())
+        Ok(told.iter().zip(&scored).map(|(told, scored)| join(told, scored, same)).collect())
+    }
+
+    /// Our log-probability of the distribution that the servers' are of: SGLang's are taken before top-k, top-p and min-p.
+    fn same(&self) -> fn(&Sampled) -> f32 {
+        match (self.log_probs, self.engine) {
+            (LogProbs::Raw, _) => |sampled| sampled.unit_log_prob,
+            (_, Engine::Vllm) => |sampled| sampled.drawn_log_prob,
+            (_, Engine::Sglang) => |sampled| sampled.log_prob,
+        }
     }
 
     /// Whether the servers get adapters, not all weights.
@@ -408,10 +417,10 @@ fn bare(told: Told) -> Completion {
 
 /// A completion with the server's log-probabilities, and all else by our own model. Where the server's are of another
 /// distribution than the full softmax at the sampling temperature, theirs differ from ours as much as under that one.
-fn join(told: &Told, scored: &[Sampled], raw: bool) -> Completion {
+fn join(told: &Told, scored: &[Sampled], same: fn(&Sampled) -> f32) -> Completion {
     let of_server = |(sampled, &theirs): (&Sampled, &f32)| {
         // A token at the edge of top-k or top-p, which ours leave out: compared under the whole softmax.
-        let same = same(sampled, raw);
+        let same = same(sampled);
         let same = if same.is_finite() { same } else { sampled.log_prob };
         // Equal numbers take the server's as it is.
         let shifted = |ours: f32| if ours == same { theirs } else { ours + (theirs - same) };
@@ -420,11 +429,6 @@ fn join(told: &Told, scored: &[Sampled], raw: bool) -> Completion {
     };
     let sampled: Vec<Sampled> = scored.iter().zip(&told.log_probs).map(of_server).collect();
     Completion::of(&sampled, told.finish_reason)
-}
-
-/// Our log-probability of the distribution that the server's are of.
-fn same(sampled: &Sampled, raw: bool) -> f32 {
-    if raw { sampled.unit_log_prob } else { sampled.drawn_log_prob }
 }
 
 impl Sampler for Remote<'_> {
