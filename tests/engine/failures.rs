@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempering::generate::Distribution;
 use tempering::model::LoraConfig;
-use tempering::rollout::settings::{LogProbs, RolloutConfig, ServedConfig};
+use tempering::rollout::settings::{LogProbs, RolloutConfig, ServedConfig, Sync};
 use tempering::stage::{Stage, StageExit, StageSampling};
 use tempering::train::{RlConfig, Start};
 
@@ -218,4 +218,31 @@ fn completions_of_the_next_step_may_be_asked_for_early() {
 fn steps(dir: &Path, name: &str) -> Vec<f64> {
     let steps = lines(dir).into_iter().filter(|line| line["step"].as_f64() > Some(0.0) && line.contains_key("loss"));
     steps.map(|line| line[name].as_f64().unwrap()).collect()
+}
+
+#[test]
+fn a_server_that_hangs_and_a_program_that_fails_end_the_run_in_time() {
+    let workshop = Workshop::new();
+    let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
+    let mut config = short(&workshop, "hangs", true, Kind::Vllm, &[&fake]);
+    change(&mut config.rollout, |served| (served.retries, served.request_timeout_s) = (0, 1.0));
+    fake.fail_after("/v1/load_lora_adapter", 1, "/v1/completions", Fault::Hang);
+    refused(&config, Start::New, &["has not answered within 1 s", "rollout.retries = 0", "The state is saved"]);
+
+    // A program that brings the weights: its end says whether it did.
+    let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup { managed: false, ..Setup::default() });
+    for (name, script, part) in [
+        ("fails", "exit 3", "exit status: 3"),
+        ("sleeps", "sleep 60", "has not ended within rollout.sync_timeout_s = 1 s"),
+        // And one that says it did.
+        ("lies", "read line", "other weights than those after 1 updates"),
+    ] {
+        let mut config = short(&workshop, name, false, Kind::Vllm, &[&fake]);
+        change(&mut config.rollout, |served| {
+            served.sync = Sync::Command;
+            served.command = ["sh", "-c", script].map(String::from).to_vec();
+            served.sync_timeout_s = 1.0;
+        });
+        refused(&config, Start::New, &[part, "The state is saved"]);
+    }
 }
