@@ -3,7 +3,6 @@
 //!
 //! The shapes of the answers are those of vLLM 0.32.0, looked at, and of SGLang 0.5.23. Weights are really read from the
 //! folders that are named: a server that is told to stay idle serves stale ones.
-#![allow(dead_code, reason = "what the tests of failures will use")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -27,7 +26,7 @@ pub(crate) enum Kind {
     Sglang,
 }
 
-/// How a server was started. May be changed while it runs.
+/// How a server was started.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     /// Name of the model.
@@ -79,8 +78,6 @@ pub(crate) enum Fault {
     Not,
     /// This status in the place of an answer, with some words.
     Status(u16),
-    /// The answer of an endpoint that is not there.
-    Missing,
     /// No answer while the server lives.
     Hang,
     /// The connection is cut.
@@ -91,8 +88,6 @@ pub(crate) enum Fault {
     Idle,
     /// The answer is changed.
     Change(Arc<dyn Fn(&mut Value) + Send + Sync>),
-    /// The text of the answer is changed.
-    Text(Arc<dyn Fn(String) -> String + Send + Sync>),
 }
 
 impl Fault {
@@ -198,11 +193,6 @@ impl Fake {
         self.0.url.clone()
     }
 
-    /// Changes how it was started.
-    pub(crate) fn set(&self, change: impl FnOnce(&mut Setup)) {
-        change(&mut self.0.setup.lock().unwrap());
-    }
-
     /// The next `times` requests whose path begins with `path` go wrong.
     pub(crate) fn fail(&self, path: &str, times: usize, fault: Fault) {
         let after = (String::new(), 0);
@@ -292,7 +282,6 @@ impl Shared {
             self.seen.lock().unwrap().push((ask.path.clone(), ask.body.clone()));
             let (status, mut value) = match &fault {
                 Some(Fault::Status(status)) => (*status, error(*status, "InternalServerError", "told to fail")),
-                Some(Fault::Missing) => (404, json!({ "detail": "Not Found" })),
                 Some(Fault::Hang) => {
                     while !self.is_gone() {
                         std::thread::sleep(Duration::from_millis(20));
@@ -309,14 +298,11 @@ impl Shared {
             if let Some(Fault::Change(change)) = &fault {
                 change(&mut value);
             }
-            let mut text = match value {
+            let text = match value {
                 Value::Null => String::new(),
                 Value::String(text) => text,
                 value => value.to_string(),
             };
-            if let Some(Fault::Text(change)) = &fault {
-                text = change(text);
-            }
             let head =
                 format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}", text.len());
             if self.is_gone() || { stream }.write_all(format!("{head}\r\n\r\n{text}").as_bytes()).is_err() {

@@ -24,7 +24,7 @@ use self::http::Failure;
 use self::pool::{Call, Pending};
 use self::protocol::{Told, Weights};
 pub use self::server::Needs;
-use self::server::{Server, find, obituary, pause};
+use self::server::{Server, find, has_other, obituary, pause};
 use self::sync::Publisher;
 use super::Sampler;
 use super::settings::{Engine, LogProbs, ServedConfig, Sync};
@@ -248,8 +248,7 @@ impl Served {
                 Ok(found) => break found,
                 Err(failure) => failure,
             };
-            let others = (0..servers.len()).any(|other| other != index && servers[other].is_good());
-            if others && !matches!(failure, Failure::Lasting(_)) {
+            if has_other(&servers, index) && !matches!(failure, Failure::Lasting(_)) {
                 server.lose(failure.words());
                 return Ok(());
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::http::Failure;
 use super::protocol::{Ask, Told, Weights, completions, request};
-use super::server::{GLANCE, Server, least_busy, obituary};
+use super::server::{GLANCE, Server, has_other, least_busy, obituary};
 use crate::error::{Error, Result};
 use crate::generate::{Request, Sampling};
 use crate::rollout::settings::Engine;
@@ -198,7 +198,7 @@ impl Shared {
             drop(occupied);
             let told = answer.and_then(|answer| completions(*engine, &answer, ask, sampling, *vocab_size));
             let failures = server.note(told.is_ok());
-            let others = (0..servers.len()).any(|other| other != index && servers[other].is_good());
+            let others = has_other(servers, index);
             let why = match told {
                 Ok(told) => return Ok(told),
                 Err(Failure::Passing(why)) => why,

@@ -128,6 +128,11 @@ pub(super) fn least_busy(servers: &[Server], avoid: Option<usize>) -> Option<usi
         .min_by_key(|&index| (Some(index) == avoid, servers[index].busy.load(Ordering::SeqCst)))
 }
 
+/// Whether another server than number `index` is good.
+pub(super) fn has_other(servers: &[Server], index: usize) -> bool {
+    servers.iter().enumerate().any(|(other, server)| other != index && server.is_good())
+}
+
 /// Why there is no good server, a line for each.
 pub(super) fn obituary(servers: &[Server]) -> String {
     let line = |server: &Server| match server.state() {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::http::Failure;
 use super::protocol::Weights;
-use super::server::{GLANCE, Server, pause};
+use super::server::{GLANCE, Server, has_other, pause};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::rollout::settings::{Engine, ServedConfig, Sync};
@@ -94,7 +94,7 @@ impl Publisher {
         for (index, server) in servers.iter().enumerate().filter(|(_, server)| server.is_good()) {
             if let Err(why) = self.bring(server, stop)? {
                 // Nothing else is known to hold these weights: the last server's failure is the run's.
-                if !servers.iter().enumerate().any(|(other, server)| other != index && server.is_good()) {
+                if !has_other(servers, index) {
                     return Err(Error::Engine(why));
                 }
             }
