@@ -6,7 +6,8 @@ use clap::Args;
 
 use crate::data::problems::{DataConfig, TASKS};
 use crate::data::{DataReport, Problem};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::tasks::Family;
 use crate::text::tokenizer::Tokenizer;
 
 /// How data sets are read.
@@ -24,6 +25,8 @@ pub(super) struct ProblemArgs {
     /// Difficulties of the embedded tasks, within 1 and 4.
     #[arg(long, value_name = "FROM-TO", default_value = "1-3", value_parser = difficulties)]
     difficulties: [u8; 2],
+    #[command(flatten)]
+    families: FamilyArgs,
     /// Field with the prompt.
     #[arg(long)]
     prompt_field: Option<String>,
@@ -52,6 +55,7 @@ impl ProblemArgs {
     ) -> Result<(Vec<Problem>, DataReport)> {
         let config = DataConfig {
             eval: data.to_path_buf(),
+            families: self.families.chosen()?,
             difficulties: self.difficulties,
             tasks_seed: self.tasks_seed,
             prompt_field: self.prompt_field.clone(),
@@ -62,6 +66,26 @@ impl ProblemArgs {
             ..DataConfig::default()
         };
         config.held_out(limit, tokenizer)
+    }
+}
+
+/// Which families of the embedded tasks are meant.
+#[derive(Debug, Args)]
+pub(super) struct FamilyArgs {
+    /// Families of the embedded tasks, the usual six when not given (guarded and dead_ends are those of assets/study).
+    #[arg(long = "family", value_name = "NAME")]
+    families: Vec<String>,
+}
+
+impl FamilyArgs {
+    /// Those that were named, or the usual ones.
+    pub(super) fn chosen(&self) -> Result<Vec<Family>> {
+        let known = || Family::ALL.map(Family::name).join(", ");
+        let parse = |name: &String| {
+            Family::parse(name)
+                .ok_or_else(|| Error::Invalid(format!("--family {name}: unknown; known are {}", known())))
+        };
+        if self.families.is_empty() { Ok(Family::USUAL.to_vec()) } else { self.families.iter().map(parse).collect() }
     }
 }
 

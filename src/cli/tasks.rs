@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::print;
+use super::problems::FamilyArgs;
 use crate::data::problems::DataConfig;
 use crate::error::Error;
 use crate::files;
-use crate::tasks::{Family, Generator, Split, summary};
+use crate::tasks::{Generator, Split, summary};
 use crate::text::tokenizer::Tokenizer;
 
 /// Write generated problems with their reference traces as JSONL.
@@ -24,9 +25,8 @@ pub(super) struct TasksArgs {
     /// Seed of the problems.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Families, all when not given.
-    #[arg(long = "family", value_name = "NAME")]
-    families: Vec<String>,
+    #[command(flatten)]
+    families: FamilyArgs,
     /// Lowest difficulty.
     #[arg(long, default_value_t = DataConfig::default().difficulties[0])]
     from: u8,
@@ -55,14 +55,7 @@ pub(super) fn tasks(args: TasksArgs) -> anyhow::Result<()> {
     }
     let mut generator = Generator::new(args.seed);
     generator.difficulties = args.from..=args.to;
-    if !args.families.is_empty() {
-        let known = || Family::ALL.map(Family::name).join(", ");
-        let parse = |name: &String| {
-            Family::parse(name)
-                .ok_or_else(|| Error::Invalid(format!("--family {name}: unknown; known are {}", known())))
-        };
-        generator.families = args.families.iter().map(parse).collect::<Result<_, _>>()?;
-    }
+    generator.families = args.families.chosen()?;
     if let Some(model) = args.summary {
         let tokenizer = Tokenizer::load(&model)?;
         let tokens = |text: &str| tokenizer.encode(text).map_or(0, |tokens| tokens.len());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::print;
+use super::problems::FamilyArgs;
 use crate::files;
 use crate::tasks::{Generator, Split};
 use crate::text::bpe;
@@ -23,10 +24,12 @@ pub(super) struct TokenizerArgs {
     /// Seed of the problems.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    families: FamilyArgs,
 }
 
 pub(super) fn run(args: TokenizerArgs) -> anyhow::Result<()> {
-    let generator = Generator::new(args.seed);
+    let generator = Generator { families: args.families.chosen()?, ..Generator::new(args.seed) };
     let texts = (0..args.count).flat_map(move |index| {
         generator.row(Split::Train, index).messages.into_iter().flat_map(|message| [message.role, message.content])
     });

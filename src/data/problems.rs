@@ -25,7 +25,8 @@ pub struct DataConfig {
     pub train: PathBuf,
     /// `"tasks"` for their held-out split, or such a file.
     pub eval: PathBuf,
-    /// Families of the embedded tasks, all when empty.
+    /// Families of the embedded tasks; arithmetic, equation, remainder, story, sequence and base when empty. The others,
+    /// guarded and dead_ends, are those of `assets/study`.
     pub families: Vec<Family>,
     /// Difficulties of the embedded tasks, from and to, within 1 and 4.
     pub difficulties: [u8; 2],
@@ -75,7 +76,7 @@ impl DataConfig {
 
     /// The embedded tasks these settings describe.
     pub fn generator(&self) -> Generator {
-        let families = if self.families.is_empty() { Family::ALL.to_vec() } else { self.families.clone() };
+        let families = if self.families.is_empty() { Family::USUAL.to_vec() } else { self.families.clone() };
         Generator { families, difficulties: self.difficulties[0]..=self.difficulties[1], seed: self.tasks_seed }
     }
 
@@ -187,7 +188,7 @@ impl Problems {
                 let task = generator.task(*split, index);
                 let prompt = Prompt::Messages(vec![Message::user(task.question.as_str())]);
                 let mut problem = Problem::new(prompt, task.answer.as_str());
-                problem.data_source = task.family.name().to_string();
+                problem.data_source = task.data_source();
                 problem.floor = Some(task.floor_text());
                 problem.extra.insert("terse_opening".to_string(), task.terse_opening().into());
                 problem

@@ -15,6 +15,7 @@ pub const ALL: &[[&str; 3]] = &[
     ["max_completion_length", "tokens", "length limit of the step"],
     ["entropy_coef", "", "factor of the entropy bonus"],
     ["num_tokens", "tokens", "tokens trained on so far (sft)"],
+    ["sampled_tokens", "tokens", "tokens sampled so far to learn from"],
     ["skipped_updates", "updates", "updates left out so far because of a value that was not finite"],
     ["skipped_sequences", "sequences", "sequences left out of the step because of a value that was not finite"],
     // Rewards.
@@ -34,6 +35,12 @@ pub const ALL: &[[&str; 3]] = &[
     ["advantage/positive_share", "share of completions", "completions with a positive advantage"],
     ["advantage/negative_share", "share of completions", "completions with a negative advantage"],
     ["advantage/correct_but_negative_share", "share of completions", "right completions with a negative advantage"],
+    [
+        "advantage/all_right_std",
+        "",
+        "standard deviation of advantages within a group whose completions are all right, mean over these groups: what \
+         length alone does there",
+    ],
     // Completions.
     ["completions/mean_length", "tokens", "mean length of completions"],
     ["completions/min_length", "tokens", "shortest completion"],

@@ -1,8 +1,9 @@
 //! Procedurally generated mathematics with verifiable answers and reference traces.
 //!
 //! Six families draw problems of difficulty 1 to 4 as a list of abstract steps (`steps`); one writer (`prose`) turns the
-//! steps into a trace in a [`Manner`]: terse, lean, or in the wordy ways of a large reasoning model. Everything is a pure
-//! function of seed, split and index. A question belongs to the held-out split iff its text's hash says so, whatever the
+//! steps into a trace in a [`Manner`]: terse, lean, or in the wordy ways of a large reasoning model. Two more, made for the
+//! study of methods, write traces of many small pieces (`guarded`, `dead_ends`). Everything is a pure function of seed,
+//! split and index. A question belongs to the held-out split iff its text's hash says so, whatever the
 //! seed, so the splits are disjoint by construction.
 
 use std::ops::RangeInclusive;
@@ -16,7 +17,10 @@ use crate::text::chat::Message;
 
 mod arithmetic;
 mod base;
+mod dead_ends;
 mod equation;
+mod guarded;
+mod pieces;
 mod prose;
 mod remainder;
 mod sequence;
@@ -26,7 +30,7 @@ mod summary;
 
 /// A family of problems; its name is the `data_source` of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Family {
     /// Expressions with `+`, `-`, `*` and brackets.
     Arithmetic,
@@ -40,11 +44,26 @@ pub enum Family {
     Sequence,
     /// Conversion between bases.
     Base,
+    /// Products, with a check that is cheaper than doing them again.
+    Guarded,
+    /// Search for the door that leads to the goal.
+    DeadEnds,
 }
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 6] =
+    pub const ALL: [Self; 8] = [
+        Self::Arithmetic,
+        Self::Equation,
+        Self::Remainder,
+        Self::Story,
+        Self::Sequence,
+        Self::Base,
+        Self::Guarded,
+        Self::DeadEnds,
+    ];
+    /// Those that are meant where none is named: what the base model knows.
+    pub const USUAL: [Self; 6] =
         [Self::Arithmetic, Self::Equation, Self::Remainder, Self::Story, Self::Sequence, Self::Base];
 
     /// The name used in rows and settings.
@@ -56,6 +75,8 @@ impl Family {
             Self::Story => "story",
             Self::Sequence => "sequence",
             Self::Base => "base",
+            Self::Guarded => "guarded",
+            Self::DeadEnds => "dead_ends",
         }
     }
 
@@ -64,15 +85,45 @@ impl Family {
         Self::ALL.into_iter().find(|family| family.name() == name)
     }
 
-    fn draw(self, difficulty: u8, random: &mut Stream) -> Draft {
-        match self {
-            Self::Arithmetic => arithmetic::draw(difficulty, random),
-            Self::Equation => equation::draw(difficulty, random),
-            Self::Remainder => remainder::draw(difficulty, random),
-            Self::Story => story::draw(difficulty, random),
-            Self::Sequence => sequence::draw(difficulty, random),
-            Self::Base => base::draw(difficulty, random),
+    /// Whether traces are made of small pieces, of which each is there or not by itself. Such a family knows three manners:
+    /// terse, lean, and any other, which are alike.
+    pub fn is_in_pieces(self) -> bool {
+        matches!(self, Self::Guarded | Self::DeadEnds)
+    }
+
+    /// The manner's share of the mixture that traces come in.
+    pub fn weight(self, manner: Manner) -> f64 {
+        match (self.is_in_pieces(), manner) {
+            (false, _) => prose::style(manner).weight,
+            (true, Manner::Usual) => 1.0,
+            (true, _) => 0.0,
         }
+    }
+
+    /// Draws a manner from the mixture.
+    pub fn draw_manner(self, random: &mut Stream) -> Manner {
+        let mut left = random.unit() * Manner::ALL.iter().map(|manner| self.weight(*manner)).sum::<f64>();
+        for manner in Manner::ALL {
+            left -= self.weight(manner);
+            if left < 0.0 {
+                return manner;
+            }
+        }
+        Manner::Rambling
+    }
+
+    fn draw(self, difficulty: u8, random: &mut Stream) -> Solution {
+        let draw = match self {
+            Self::Arithmetic => arithmetic::draw,
+            Self::Equation => equation::draw,
+            Self::Remainder => remainder::draw,
+            Self::Story => story::draw,
+            Self::Sequence => sequence::draw,
+            Self::Base => base::draw,
+            Self::Guarded => return Solution::Guarded(guarded::draw(difficulty, random)),
+            Self::DeadEnds => return Solution::DeadEnds(dead_ends::draw(difficulty, random)),
+        };
+        Solution::Steps(draw(difficulty, random))
     }
 }
 
@@ -126,26 +177,10 @@ impl Manner {
             Self::Rambling => "rambling",
         }
     }
-
-    /// The manner's share of the mixture.
-    pub fn weight(self) -> f64 {
-        prose::style(self).weight
-    }
-
-    /// Draws a manner from the mixture.
-    pub fn draw(random: &mut Stream) -> Self {
-        let mut left = random.unit() * Self::ALL.iter().map(|manner| manner.weight()).sum::<f64>();
-        for manner in Self::ALL {
-            left -= manner.weight();
-            if left < 0.0 {
-                return manner;
-            }
-        }
-        Self::Rambling
-    }
 }
 
-/// What a family contributes: a question, its steps, and words for the prose.
+/// A question, its steps, and words for the prose.
+#[derive(Debug, Clone)]
 struct Draft {
     question: String,
     /// What is sought, as a noun phrase.
@@ -153,6 +188,33 @@ struct Draft {
     /// How it is done, as a sentence.
     approach: &'static str,
     plan: steps::Plan,
+}
+
+/// What traces are written from.
+#[derive(Debug, Clone)]
+enum Solution {
+    Steps(Draft),
+    Guarded(guarded::Products),
+    DeadEnds(dead_ends::Doors),
+}
+
+impl Solution {
+    fn question(&self) -> &str {
+        match self {
+            Self::Steps(draft) => &draft.question,
+            Self::Guarded(products) => &products.question,
+            Self::DeadEnds(doors) => &doors.question,
+        }
+    }
+
+    /// `None` when the right solution is not presentable (a negative or four-digit number on the way).
+    fn answer(&self) -> Option<String> {
+        match self {
+            Self::Steps(Draft { plan, .. }) => Some(plan.answer(&plan.finish(&[])?)),
+            Self::Guarded(products) => Some(products.answer()),
+            Self::DeadEnds(doors) => Some(doors.answer().to_string()),
+        }
+    }
 }
 
 /// A problem with its answer and its solution.
@@ -166,33 +228,53 @@ pub struct Task {
     pub question: String,
     /// The right answer.
     pub answer: String,
-    goal: String,
-    approach: &'static str,
-    plan: steps::Plan,
+    solution: Solution,
 }
 
 impl Task {
-    /// `None` for a draft whose right solution is not presentable (a negative or four-digit number on the way).
-    fn new(family: Family, difficulty: u8, draft: Draft) -> Option<Self> {
-        let Draft { question, goal, approach, plan } = draft;
-        let answer = plan.answer(&plan.finish(&[])?);
-        Some(Self { family, difficulty, question, answer, goal, approach, plan })
+    /// `None` where the right solution is not presentable.
+    fn new(family: Family, difficulty: u8, solution: Solution) -> Option<Self> {
+        Some(Self {
+            family,
+            difficulty,
+            question: solution.question().to_owned(),
+            answer: solution.answer()?,
+            solution,
+        })
+    }
+
+    /// Where the problem counts as coming from in tables: the family, with the difficulty where that is what a study is
+    /// about.
+    pub fn data_source(&self) -> String {
+        let name = self.family.name();
+        if self.family.is_in_pieces() { format!("{name}-{}", self.difficulty) } else { name.to_owned() }
     }
 
     /// Writes a trace in the given manner; with `slips`, some are wrong.
     pub fn trace(&self, manner: Manner, slips: bool, random: &mut Stream) -> Trace {
-        prose::write(self, manner, slips, random)
+        let (text, answer) = match &self.solution {
+            Solution::Steps(draft) => prose::write(draft, manner, slips, random),
+            Solution::Guarded(products) => products.trace(manner, slips, random),
+            Solution::DeadEnds(doors) => doors.trace(manner, slips, random),
+        };
+        Trace { text, manner, correct: answer == self.answer, answer }
     }
 
-    /// The shortest reference: the terse trace without a slip.
+    /// The shortest reference: the terse trace without a slip, and without a wrong turn.
     pub fn floor_text(&self) -> String {
-        self.trace(Manner::Terse, false, &mut Stream::new(&[0])).text
+        match &self.solution {
+            Solution::DeadEnds(doors) => doors.floor(),
+            _ => self.trace(Manner::Terse, false, &mut Stream::new(&[0])).text,
+        }
     }
 
-    /// The start of the terse trace, up to the first `=`, such as `<think>47*6=`: forced in front of a completion, it
-    /// makes a model terse.
+    /// What makes a model terse when it is forced in front of a completion: the start of the terse trace up to the first
+    /// `=`, such as `<think>47*6=`, or that of a guess.
     pub fn terse_opening(&self) -> String {
-        self.floor_text().split_inclusive('=').next().unwrap_or_default().to_owned()
+        match &self.solution {
+            Solution::DeadEnds(_) => dead_ends::GUESS_OPENING.to_owned(),
+            _ => self.floor_text().split_inclusive('=').next().unwrap_or_default().to_owned(),
+        }
     }
 }
 
@@ -240,9 +322,9 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Every family and difficulty.
+    /// The usual families in every difficulty.
     pub fn new(seed: u64) -> Self {
-        Self { families: Family::ALL.to_vec(), difficulties: 1..=4, seed }
+        Self { families: Family::USUAL.to_vec(), difficulties: 1..=4, seed }
     }
 
     /// The problem at `index` of a split.
@@ -266,14 +348,14 @@ impl Generator {
 
     /// The problem at `index` with a trace in a drawn manner, slips included.
     pub fn row(&self, split: Split, index: u64) -> Row {
-        self.row_in(split, index, Manner::draw)
+        self.row_in(split, index, Family::draw_manner)
     }
 
     /// The same with the manner chosen by the caller.
-    pub fn row_in(&self, split: Split, index: u64, manner: impl FnOnce(&mut Stream) -> Manner) -> Row {
+    pub fn row_in(&self, split: Split, index: u64, manner: impl FnOnce(Family, &mut Stream) -> Manner) -> Row {
         let task = self.task(split, index);
         let mut random = self.stream("trace", split, index);
-        let manner = manner(&mut random);
+        let manner = manner(task.family, &mut random);
         let trace = task.trace(manner, true, &mut random);
         let message = |role: &str, content: String| Message::new(role, content);
         let question = message("user", task.question.clone());
@@ -334,6 +416,10 @@ mod tests {
         }
     }
 
+    fn all(seed: u64) -> Generator {
+        Generator { families: Family::ALL.to_vec(), ..Generator::new(seed) }
+    }
+
     fn numbers(text: &str) -> Vec<i64> {
         text.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
     }
@@ -392,6 +478,22 @@ mod tests {
                 assert_eq!(i64::from_str_radix(&task.answer, numbers[1] as u32), Ok(numbers[0]), "{question}");
                 return Some(task.answer.clone());
             }
+            Family::Guarded => {
+                let text = question.trim_start_matches("Compute ").trim_start_matches("What are ");
+                let each = text[..text.len() - 1].split(" and ").map(|product| Evaluator(product.as_bytes()).sum());
+                return Some(each.map(|value| value.to_string()).collect::<Vec<_>>().join(","));
+            }
+            Family::DeadEnds => {
+                // From the goal back: every node has one edge that leads to it.
+                let edges: Vec<&str> = question.split(' ').filter(|word| word.contains('>')).collect();
+                let mut at = "G";
+                while let Some((from, _)) =
+                    edges.iter().filter_map(|edge| edge.trim_end_matches('.').split_once('>')).find(|edge| edge.1 == at)
+                {
+                    at = from;
+                }
+                return Some(at.to_owned());
+            }
             Family::Story => return None,
         };
         Some(value.to_string())
@@ -399,8 +501,8 @@ mod tests {
 
     #[test]
     fn answers_agree_with_an_independent_evaluation() {
-        let generator = Generator::new(3);
-        for index in 0..6000 {
+        let generator = all(3);
+        for index in 0..8000 {
             let task = generator.task(Split::Train, index);
             if let Some(answer) = independent(&task) {
                 assert_eq!(task.answer, answer, "{}", task.question);
@@ -415,7 +517,8 @@ mod tests {
         for index in 0..500 {
             let task = generator.task(Split::Train, index);
             let mut known = numbers(&task.question);
-            for step in task.plan.finish(&[]).unwrap() {
+            let Solution::Steps(draft) = &task.solution else { unreachable!("a word problem has steps") };
+            for step in draft.plan.finish(&[]).unwrap() {
                 let calculation = step.calculation;
                 assert!(known.contains(&calculation.left) && known.contains(&calculation.right), "{}", task.question);
                 known.push(step.outcome.value);
@@ -426,7 +529,7 @@ mod tests {
     #[test]
     fn splits_are_disjoint_whatever_the_seed() {
         let questions = |seed, split| -> std::collections::HashSet<String> {
-            let generator = Generator::new(seed);
+            let generator = all(seed);
             (0..10_000).map(|index| generator.task(split, index).question).collect()
         };
         let held_out = questions(1, Split::HeldOut);
@@ -436,8 +539,8 @@ mod tests {
 
     #[test]
     fn a_trace_without_slips_ends_with_the_right_answer_in_every_manner() {
-        let generator = Generator::new(5);
-        for index in 0..1200 {
+        let generator = all(5);
+        for index in 0..1600 {
             let task = generator.task(Split::HeldOut, index);
             for manner in Manner::ALL {
                 let trace = task.trace(manner, false, &mut Stream::new(&[index]));
@@ -460,6 +563,25 @@ mod tests {
         let (terse, lean, usual) = (accuracy(Manner::Terse), accuracy(Manner::Lean), accuracy(Manner::Usual));
         // Standard deviations are below 0.8 points; the bounds leave five of them.
         assert!((0.75..0.88).contains(&terse) && lean > terse + 0.05 && usual > lean, "{terse} {lean} {usual}");
+    }
+
+    /// Of the study's families: each piece is there or not by itself, so that no part of a trace tells how the rest is
+    /// written; hard problems need the check, and easy ones do not.
+    #[test]
+    fn pieces_are_drawn_one_by_one() {
+        let generator = Generator { families: vec![Family::Guarded], ..Generator::new(11) };
+        let count = 2000;
+        let texts: Vec<String> =
+            (0..count).map(|index| generator.row(Split::Train, index).messages[1].content.clone()).collect();
+        let share = |has: &dyn Fn(&str) -> bool| texts.iter().filter(|text| has(text)).count() as f64 / count as f64;
+        let checked = |text: &str| text.contains("Wait, check");
+        let closing = |text: &str| text.contains("Therefore");
+        let both = share(&|text| checked(text) && closing(text));
+        assert!((both - share(&checked) * share(&closing)).abs() < 0.02);
+        for (manner, checks) in [(Manner::Terse, false), (Manner::Lean, true)] {
+            let text = generator.task(Split::Train, 0).trace(manner, true, &mut Stream::new(&[1])).text;
+            assert!(checked(&text) == checks && !closing(&text), "{text}");
+        }
     }
 
     #[test]
@@ -490,8 +612,10 @@ mod tests {
 
     #[test]
     fn the_manners_cover_the_mixture_and_the_summary_names_every_family() {
-        assert!((Manner::ALL.iter().map(|manner| manner.weight()).sum::<f64>() - 1.0).abs() < 1e-9);
-        let table = summary(&Generator::new(10), 60, str::len);
+        for family in Family::ALL {
+            assert!((Manner::ALL.iter().map(|manner| family.weight(*manner)).sum::<f64>() - 1.0).abs() < 1e-9);
+        }
+        let table = summary(&all(10), 80, str::len);
         assert!(Family::ALL.iter().all(|family| table.contains(family.name())), "{table}");
     }
 }

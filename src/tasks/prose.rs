@@ -1,7 +1,7 @@
 //! Writes a planned solution as a reference trace in one of the manners, with slips, checks and second thoughts.
 
 use super::steps::{Calculation, Done, Op, Outcome};
-use super::{Manner, Stream, Task, Trace};
+use super::{Draft, Manner, Stream};
 
 /// What sets the manners apart; the one table to tune.
 pub(super) struct Style {
@@ -126,7 +126,7 @@ impl Pile {
 }
 
 struct Writer<'a> {
-    task: &'a Task,
+    draft: &'a Draft,
     manner: Manner,
     style: Style,
     slips: bool,
@@ -138,9 +138,9 @@ struct Writer<'a> {
     connectors: Pile,
 }
 
-pub(super) fn write(task: &Task, manner: Manner, slips: bool, random: &mut Stream) -> Trace {
+pub(super) fn write(draft: &Draft, manner: Manner, slips: bool, random: &mut Stream) -> (String, String) {
     let mut writer = Writer {
-        task,
+        draft,
         manner,
         style: style(manner),
         slips,
@@ -159,7 +159,7 @@ pub(super) fn write(task: &Task, manner: Manner, slips: bool, random: &mut Strea
     if wordy {
         writer.reconsider();
     }
-    let answer = task.plan.answer(&writer.done);
+    let answer = draft.plan.answer(&writer.done);
     let text = if wordy {
         writer.sentences.push(format!("Therefore, the answer is {answer}."));
         format!("<think>{}</think>The answer is \\boxed{{{answer}}}.", writer.sentences.join(" "))
@@ -167,7 +167,7 @@ pub(super) fn write(task: &Task, manner: Manner, slips: bool, random: &mut Strea
         let body = writer.sentences.join(";");
         format!("<think>{}{body}</think>\\boxed{{{answer}}}", writer.style.opening)
     };
-    Trace { text, manner, correct: answer == task.answer, answer }
+    (text, answer)
 }
 
 impl Writer<'_> {
@@ -176,19 +176,19 @@ impl Writer<'_> {
     }
 
     fn introduce(&mut self) {
-        self.say(format!("{} {}.", self.style.opening, self.task.goal));
+        self.say(format!("{} {}.", self.style.opening, self.draft.goal));
         let mut hedges = Pile::new(&HEDGES);
         for at in 0..self.style.hedges {
             let hedge = hedges.draw(self.random);
             self.say(hedge);
             if at == 0 {
-                self.say(self.task.approach);
+                self.say(self.draft.approach);
             }
         }
     }
 
     fn solve(&mut self, wordy: bool) {
-        while let Some((calculation, label)) = self.task.plan.next(&self.done) {
+        while let Some((calculation, label)) = self.draft.plan.next(&self.done) {
             let (text, outcome) = self.carry_out(&calculation, label);
             let first = self.done.is_empty();
             self.done.push(Done { calculation, label, outcome });
@@ -229,7 +229,7 @@ impl Writer<'_> {
             };
             let mut done = self.done.clone();
             done.push(Done { calculation: *calculation, label, outcome });
-            if self.task.plan.finish(&done).is_some() {
+            if self.draft.plan.finish(&done).is_some() {
                 return (text, outcome);
             }
         }
@@ -263,7 +263,7 @@ impl Writer<'_> {
     /// Further checks, whole second derivations and remarks, until the manner's budget is spent.
     fn reconsider(&mut self) {
         // The right solution always finishes: it was checked when the problem was drawn.
-        let floor = self.task.plan.finish(&[]).map_or(0.0, |done| cost(&terse(&done)));
+        let floor = self.draft.plan.finish(&[]).map_or(0.0, |done| cost(&terse(&done)));
         let budget = (self.style.budget.0 + self.style.budget.1 * floor).min(MOST_TOKENS);
         let budget = budget * (0.8 + 0.4 * self.random.unit()) - 22.0;
         let mut remarks = Pile::new(&REMARKS);
@@ -284,8 +284,8 @@ impl Writer<'_> {
                 let intro = format!("Let me check {} again:", self.done[index].label);
                 self.check(index, &intro)
             } else if turn < 3 * REMARKS.len() {
-                let answer = self.task.plan.answer(&self.done);
-                remarks.draw(self.random).replace("{goal}", &self.task.goal).replace("{answer}", &answer)
+                let answer = self.draft.plan.answer(&self.done);
+                remarks.draw(self.random).replace("{goal}", &self.draft.goal).replace("{answer}", &answer)
             } else {
                 break;
             };
@@ -298,7 +298,7 @@ impl Writer<'_> {
     fn derive_again(&mut self, intro: &str) -> String {
         let mut again: Vec<Done> = Vec::new();
         let mut steps = Vec::new();
-        while let Some((calculation, label)) = self.task.plan.next(&again) {
+        while let Some((calculation, label)) = self.draft.plan.next(&again) {
             let before = self.done.get(again.len()).filter(|step| step.calculation == calculation);
             let outcome = match before.map(|step| step.outcome) {
                 Some(outcome) if outcome != calculation.exact() && !self.random.chance(NOTICE) => outcome,
@@ -308,7 +308,7 @@ impl Writer<'_> {
             steps.push(if slipped { calculation.one_go(outcome) } else { careful(&calculation) });
             again.push(Done { calculation, label, outcome });
         }
-        let (old, new) = (self.task.plan.answer(&self.done), self.task.plan.answer(&again));
+        let (old, new) = (self.draft.plan.answer(&self.done), self.draft.plan.answer(&again));
         self.done = again;
         let steps = steps.join(", ");
         if old == new {

@@ -13,10 +13,12 @@ pub fn summary(generator: &Generator, tasks: u64, tokens: impl Fn(&str) -> usize
     for index in 0..tasks {
         let task = generator.task(Split::Train, index);
         let mut random = generator.stream("trace", Split::Train, index);
-        let drawn = Manner::draw(&mut random);
+        let drawn = task.family.draw_manner(&mut random);
+        let mut expected = 0.0;
         for (column, manner) in Manner::ALL.into_iter().enumerate() {
             let trace = task.trace(manner, true, &mut random);
             let length = tokens(&trace.text) + 1;
+            expected += task.family.weight(manner) * length as f64;
             if manner == drawn {
                 mixed.push(length);
             }
@@ -28,13 +30,14 @@ pub fn summary(generator: &Generator, tasks: u64, tokens: impl Fn(&str) -> usize
         }
         for row in [task.family as usize, Family::ALL.len()] {
             rows[row][6][0] += (tokens(&task.floor_text()) + 1) as f64;
+            rows[row][6][1] += expected;
             rows[row][6][2] += 1.0;
         }
     }
     let names = Family::ALL.iter().map(|family| family.name()).chain(["all"]);
     for (name, row) in names.zip(&rows).filter(|(_, row)| row[6][2] > 0.0) {
         let mean = |column: usize, what: usize| row[column][what] / row[column][2];
-        let trace: f64 = Manner::ALL.iter().enumerate().map(|(at, manner)| manner.weight() * mean(at, 0)).sum();
+        let trace = mean(6, 1);
         text += &format!("\n{name:<11}{:>6.1}{trace:>7.1}{:>7.2}", mean(6, 0), trace / mean(6, 0));
         for column in 0..6 {
             text += &format!("{:>8.1} {:>5.1}%", mean(column, 0), 100.0 * mean(column, 1));

@@ -21,7 +21,7 @@ const SETTINGS: &str = "config.toml";
 
 /// Settings that a resumed run may change: how long it is, how often it reports and saves, and what memory it takes. None
 /// of them changes a step that both lengths of the run have. `*` stands for the number of a table.
-const FREE: [&str; 28] = [
+const FREE: [&str; 29] = [
     "output_dir",
     "name",
     "device",
@@ -29,6 +29,7 @@ const FREE: [&str; 28] = [
     "controller.max_steps",
     "stages.*.exit.max_steps",
     "train.max_steps",
+    "train.max_sampled_tokens",
     "train.save_steps",
     "train.save_total_limit",
     "train.eval_steps",

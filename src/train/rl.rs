@@ -49,6 +49,8 @@ pub(super) fn learn(
         assign_advantages(&mut batch.groups, stage);
         // 3. Describe the completions, and what accuracy and length do to the same tokens.
         let mut figures = describe(&batch, stage, &mut metrics);
+        next.sampled_tokens += batch.all().flat_map(|group| &group.rollouts).map(|r| r.length() as u64).sum::<u64>();
+        metrics.set("sampled_tokens", next.sampled_tokens as f64);
         job.meter.step(next.step, policy.model(), &batch.groups, stage, &mut next.token_types, &mut metrics)?;
         figures.cancelled = metrics.get("conflict/cancellation");
         // 4. Update the policy.

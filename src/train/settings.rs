@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Workload;
 use super::learner::{ActivationCheckpointing, Learner};
 use super::run::{Common, RunSettings};
-use crate::config::{self, LENGTHS, ROWS, Settings};
+use crate::config::{self, COUNTS, LENGTHS, ROWS, Settings};
 use crate::data::problems::DataConfig;
 use crate::error::Result;
 use crate::eval::EvalConfig;
@@ -104,6 +104,9 @@ pub struct RlTrain {
     pub prompts_per_step: usize,
     /// Completions per problem: the group.
     pub num_generations: usize,
+    /// The run is over with the step in which it has sampled so many tokens to learn from, those of replaced groups
+    /// included; 0 for no bound. For comparisons at equal budget.
+    pub max_sampled_tokens: u64,
     /// Completions decoded together at most.
     pub generation_rows: usize,
     /// Tokens the cache may hold while sampling; fewer completions are decoded together to keep to it. 0 for no bound.
@@ -137,6 +140,7 @@ impl Default for RlTrain {
         Self {
             prompts_per_step: 8,
             num_generations: 8,
+            max_sampled_tokens: 0,
             generation_rows: 256,
             generation_cache_tokens: 0,
             generation_tokens_per_read: 8,
@@ -181,6 +185,7 @@ impl Settings for RlConfig {
         ] {
             problems.extend(config::count(&format!("train.{key}"), value, 1, most));
         }
+        problems.extend(config::count("train.max_sampled_tokens", train.max_sampled_tokens as usize, 0, COUNTS));
         if train.num_generations == 1 {
             problems
                 .push("train.num_generations = 1 must be at least 2: an advantage compares completions".to_string());

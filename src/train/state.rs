@@ -25,6 +25,9 @@ pub(super) struct State {
     pub(super) history: Vec<StepFigures>,
     /// Problems drawn so far.
     pub(super) next_draw: u64,
+    /// Tokens sampled so far to learn from, those of replaced groups included.
+    #[serde(default)]
+    pub(super) sampled_tokens: u64,
     /// Stages so far.
     pub(super) stages: Vec<StageRecord>,
     /// Seconds spent.
@@ -54,11 +57,19 @@ impl State {
     /// The stage of the next step; none when the run is over.
     pub(super) fn stage<'a>(&self, config: &'a RlConfig) -> Option<&'a Stage> {
         let stages = &config.stages;
+        if self.is_spent(config) {
+            return None;
+        }
         match &config.controller {
             Some(controller) if self.step >= controller.max_steps => None,
             Some(controller) => Some(&stages[controller.stage(stages, !self.enhancing)]),
             None => (self.stage < stages.len() * config.cycles).then(|| &stages[self.stage % stages.len()]),
         }
+    }
+
+    /// Whether the run has sampled what it may.
+    fn is_spent(&self, config: &RlConfig) -> bool {
+        config.train.max_sampled_tokens > 0 && self.sampled_tokens >= config.train.max_sampled_tokens
     }
 
     /// The state that a step of `stage` changes, while this one stays as it is until the step is done.
@@ -95,6 +106,9 @@ impl State {
 
     /// Why the current stage is over, if it is.
     fn exit(&mut self, config: &RlConfig) -> Option<String> {
+        if self.is_spent(config) {
+            return Some("sampled tokens".to_string());
+        }
         let Some(controller) = &config.controller else {
             return config.stages[self.stage % config.stages.len()].exit(&self.history).map(str::to_string);
         };

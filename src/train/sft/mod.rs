@@ -28,7 +28,7 @@ use crate::noise::Stream;
 use crate::objective::Upstream;
 use crate::optim::{Gradients, learning_rate};
 use crate::stop::Stop;
-use crate::tasks::{Generator, Manner, Split};
+use crate::tasks::{Family, Generator, Manner, Split};
 use crate::text::chat::Prompt;
 use crate::text::tokenizer::Tokenizer;
 
@@ -50,7 +50,8 @@ impl Conversations {
     fn get(&self, seed: u64, index: u64, lean: bool) -> Conversation {
         match self {
             Self::Tasks(generator) => {
-                let manner = |random: &mut Stream| if lean { Manner::Lean } else { Manner::draw(random) };
+                let manner =
+                    |family: Family, random: &mut Stream| if lean { Manner::Lean } else { family.draw_manner(random) };
                 let mut messages = generator.row_in(Split::Train, index, manner).messages;
                 let completion = messages.pop().map(|message| message.content).unwrap_or_default();
                 Conversation { prompt: Prompt::Messages(messages), completion }

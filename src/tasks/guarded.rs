@@ -1,0 +1,194 @@
+//! Guarded arithmetic: products, some of which a small model cannot do in one go, and a check that is cheaper than doing
+//! them again.
+//!
+//! Every product is written in one go. Before it is known whether it is right, it may be checked by casting out nines: the
+//! digital root of each number, digit by digit, and that of the product of the roots. A check that fails is followed by long
+//! multiplication. Three digits by one are beyond what a model of this size does in one go, however greedily it answers,
+//! while table facts and round numbers are not: a check is worth its tokens on the first and never on the second, and which
+//! is which shows in the digits alone.
+//!
+//! ```text
+//! 347*6=2092. Wait, check: 375*6=3,2224. No: 7*6=42,4*6+4=28,3*6+2=20,2082. 40*7=280.
+//! ```
+
+use super::pieces::Pieces;
+use super::steps::{Calculation, Op};
+use super::{Manner, Stream};
+
+/// Chance that a product is checked.
+const CHECK: f64 = 0.3;
+/// Chance that a hard product is written wrong: enough to teach what follows a check that fails. Most of what a model gets
+/// wrong, it gets wrong by itself.
+const SLIP: f64 = 0.06;
+/// The same in a lean trace, where every product is checked and doing it again is learnt.
+const SLIP_LEAN: f64 = 0.2;
+
+const OPENINGS: [&str; 3] = ["Okay, let me work this out.", "Let me start.", "Alright, I should compute this with care."];
+const HEDGES: [&[&str]; 3] = [
+    &["Let me take it step by step.", "I go one step at a time, from left to right."],
+    &["I should be careful with the numbers here.", "It is easy to slip in one of the products."],
+    &["I write every product down so that nothing gets lost.", "There is no need to rush."],
+];
+const LOOKS_RIGHT: [&str; 3] = ["That looks about right.", "So far so good.", "The size of it is plausible."];
+const SAME: [&str; 2] = ["It comes out the same.", "That is the same result."];
+const REMARKS: [&[&str]; 2] = [
+    &["Everything seems to fit.", "I see no mistake in the steps."],
+    &["I am fairly sure now, but let me not be careless.", "That should be the answer to the question."],
+];
+
+/// Two or three products, all of which are asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Products {
+    pub(super) question: String,
+    expressions: String,
+    products: Vec<(i64, i64)>,
+}
+
+pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Products {
+    // Difficulty is the number of hard products, less one: of two, or of three.
+    let count = if difficulty == 4 { 3 } else { 2 };
+    let mut hard: Vec<bool> = (1..=count).map(|at| at < usize::from(difficulty)).collect();
+    random.shuffle(&mut hard);
+    let products: Vec<(i64, i64)> = hard.into_iter().map(|hard| product(hard, random)).collect();
+    let expressions: Vec<String> = products.iter().map(|(left, right)| format!("{left}*{right}")).collect();
+    let expressions = expressions.join(" and ");
+    let question =
+        if random.chance(0.5) { format!("Compute {expressions}.") } else { format!("What are {expressions}?") };
+    Products { question, expressions, products }
+}
+
+fn product(hard: bool, random: &mut Stream) -> (i64, i64) {
+    let factor = random.range(3, 9);
+    match (hard, random.range(0, 2)) {
+        (true, _) => (random.range(102, 999), factor),
+        (false, 0) => (100 * random.range(1, 9), factor),
+        (false, 1) => (10 * random.range(1, 9), factor),
+        (false, _) => (random.range(2, 9), factor),
+    }
+}
+
+/// The digital root of a number above 0, from 1 to 9.
+fn root(number: i64) -> i64 {
+    (number - 1).rem_euclid(9) + 1
+}
+
+fn digits(number: i64) -> impl DoubleEndedIterator<Item = i64> {
+    number.to_string().into_bytes().into_iter().map(|digit| i64::from(digit - b'0'))
+}
+
+/// The digital root of each start of a number: 347 gives 375.
+fn roots(number: i64) -> String {
+    let step = |sum: &mut i64, digit: i64| {
+        *sum = if *sum + digit == 0 { 0 } else { root(*sum + digit) };
+        Some(sum.to_string())
+    };
+    digits(number).scan(0, step).collect()
+}
+
+/// The check of a product, `375*6=3,2213`: it holds where the last two digits agree.
+fn nines((left, right): (i64, i64), result: i64) -> String {
+    format!("{}*{right}={},{}", roots(left), root(root(left) * right), roots(result))
+}
+
+/// Long multiplication, from the last digit, with what is carried: `7*6=42,4*6+4=28,3*6+2=20,2082`.
+fn long((left, right): (i64, i64)) -> String {
+    let mut carried = 0;
+    let mut lines = Vec::new();
+    for digit in digits(left).rev() {
+        let value = digit * right + carried;
+        let plus = if carried > 0 { format!("+{carried}") } else { String::new() };
+        lines.push(format!("{digit}*{right}{plus}={value}"));
+        carried = value / 10;
+    }
+    format!("{},{}", lines.join(","), left * right)
+}
+
+impl Products {
+    pub(super) fn answer(&self) -> String {
+        list(self.products.iter().map(|(left, right)| left * right))
+    }
+
+    pub(super) fn trace(&self, manner: Manner, slips: bool, random: &mut Stream) -> (String, String) {
+        let mut pieces = Pieces::new(manner, random);
+        pieces.remark(0.9, &OPENINGS);
+        if pieces.filler(0.9) {
+            pieces.say(format!("I need to find {}.", self.expressions));
+        }
+        for hedges in HEDGES {
+            pieces.remark(0.85, hedges);
+        }
+        let results: Vec<i64> = self.products.iter().map(|product| step(*product, slips, &mut pieces)).collect();
+        if pieces.filler(0.6) {
+            let again: Vec<String> = (self.products.iter().zip(&results))
+                .map(|((left, right), result)| format!("{left}*{right}={result}"))
+                .collect();
+            pieces.say(format!("Let me go over it again: {}.", again.join(", ")));
+            pieces.remark(0.8, &SAME);
+        }
+        for remarks in REMARKS {
+            pieces.remark(0.8, remarks);
+        }
+        let answer = list(results.into_iter());
+        if pieces.filler(0.9) {
+            pieces.say(format!("Therefore, the answer is {answer}."));
+        }
+        (pieces.finish(&answer), answer)
+    }
+}
+
+fn list(values: impl Iterator<Item = i64>) -> String {
+    values.map(|value| value.to_string()).collect::<Vec<_>>().join(",")
+}
+
+fn step((left, right): (i64, i64), slips: bool, pieces: &mut Pieces<'_>) -> i64 {
+    let exact = left * right;
+    let calculation = Calculation { op: Op::Mul, left, right, addend: 0 };
+    let rate = if pieces.is_lean() { SLIP_LEAN } else { SLIP };
+    let slip = slips && calculation.is_hard() && pieces.random().chance(rate);
+    let mut result = if slip { calculation.slip(pieces.random()).value } else { exact };
+    pieces.say(format!("{left}*{right}={result}."));
+    if pieces.useful(CHECK) {
+        let check = nines((left, right), result);
+        if root(result) == root(exact) {
+            pieces.say(format!("Wait, check: {check}. Good."));
+        } else {
+            pieces.say(format!("Wait, check: {check}. No: {}.", long((left, right))));
+            result = exact;
+        }
+    }
+    if pieces.filler(0.6) {
+        pieces.say(format!("So that makes {result}."));
+    }
+    pieces.remark(0.4, &LOOKS_RIGHT);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_and_long_multiplication_by_hand() {
+        assert_eq!(nines((347, 6), 2082), "375*6=3,2213");
+        assert_eq!(nines((347, 6), 2092), "375*6=3,2224");
+        assert_eq!((roots(900), roots(102)), ("999".into(), "113".into()));
+        assert_eq!(long((347, 6)), "7*6=42,4*6+4=28,3*6+2=20,2082");
+        assert_eq!(long((102, 3)), "2*3=6,0*3=0,1*3=3,306");
+    }
+
+    /// A check holds for a right product; for a wrong one unless it is off by a multiple of nine.
+    #[test]
+    fn a_check_tells_right_from_wrong() {
+        for left in 2..400 {
+            for (right, off) in [(3, 1), (7, 10), (9, 9)] {
+                let holds = |result: i64| {
+                    let check = nines((left, right), result);
+                    let (expected, of_result) = check.split_once(',').unwrap();
+                    expected.chars().last() == of_result.chars().last()
+                };
+                assert!(holds(left * right));
+                assert_eq!(holds(left * right + off), off % 9 == 0);
+            }
+        }
+    }
+}
