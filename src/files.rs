@@ -212,6 +212,13 @@ pub(crate) fn sha256(path: &Path) -> Result<String> {
     Ok(hex(hash))
 }
 
+/// SHA-256 of bytes, in hexadecimal.
+pub(crate) fn sha256_of(bytes: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(bytes);
+    hex(hash)
+}
+
 /// A hash of a file's size and content that takes a fraction of a second for files of any size: of all of a file up to
 /// 16 MiB; of a larger one its size, its first and last MiB and 64 KiB at each of 64 places between them.
 ///

@@ -42,6 +42,7 @@ pub mod reward;
 pub mod rollout;
 pub mod stage;
 pub mod stop;
+pub mod study;
 pub mod tasks;
 pub mod text;
 pub mod train;

@@ -24,7 +24,7 @@ const FLOORS: [&[&str]; 20] = [
     &["rollout"],
     &["eval"],
     &["train"],
-    &["doctor"],
+    &["doctor", "study"],
     &["bench"],
     &["report"],
     &["cli"],

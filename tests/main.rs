@@ -22,6 +22,7 @@ mod run; // A run's folder: who may replace it, go on with it, and with which se
 mod score; // Log-probabilities of given tokens.
 mod settings; // The list of all settings.
 mod shipped; // The configurations and data sets that come with the repository.
+mod study; // Methods compared: arms, settings and seeds at equal budget.
 mod text; // What a model is asked, and the settings it was published with.
 mod training; // SFT and RL: what must not change the result, and what must.
 mod verify; // The verifier: graded pairs, published answers, the command.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tempering::config::load;
 use tempering::data::{Fields, load_problems};
+use tempering::study::{Plan, StudyConfig};
 use tempering::train::RlConfig;
 use tempering::train::sft::SftConfig;
 
@@ -24,6 +25,11 @@ fn every_configuration_is_valid() {
         let name = file.file_name().unwrap().to_string_lossy();
         if name == "base.toml" && file.parent().unwrap() != repository("configs") {
             continue; // read with each file that lies over it
+        }
+        if file.parent().unwrap() == repository("configs/studies") {
+            let study: StudyConfig = load(Some(&file), &[]).unwrap_or_else(|error| panic!("{error}"));
+            Plan::new(study, &repository("configs/studies")).unwrap_or_else(|error| panic!("{error}"));
+            continue;
         }
         if name.starts_with("base") || name.starts_with("sft") {
             load::<SftConfig>(Some(&file), &[]).unwrap_or_else(|error| panic!("{error}"));

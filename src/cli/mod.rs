@@ -14,6 +14,7 @@ mod progress;
 mod report;
 mod score;
 mod settings;
+mod study;
 mod tasks;
 mod tokenizer;
 mod train;
@@ -48,6 +49,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Fine-tune on conversations.
     Sft(train::TrainArgs),
+    /// Compare methods: arms, settings and seeds at an equal budget.
+    Study(study::StudyArgs),
     /// Evaluate a model on files of problems or on the embedded tasks ("tasks").
     Eval(eval::EvalArgs),
     /// Compare two evaluations of the same problems.
@@ -213,6 +216,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Train(args) => train::train(&args),
         Command::Sft(args) => train::sft(&args),
+        Command::Study(args) => study::study(&args),
         Command::Eval(args) => eval::run(args),
         Command::Compare(args) => compare::run(&args),
         Command::Analyze(args) => analyze::run(&args),

@@ -5,6 +5,7 @@
 //! from that of its own sampling.
 
 pub mod bootstrap;
+pub mod budgets;
 pub mod compare;
 pub mod figures;
 pub mod record;
@@ -358,12 +359,17 @@ impl Evaluation {
         metrics
     }
 
+    /// The completions under smaller limits of length.
+    pub fn budgets(&self) -> Vec<budgets::Budget> {
+        budgets::budgets(&self.groups.iter().flat_map(|group| &group.records).collect::<Vec<_>>())
+    }
+
     /// Everything, as JSON.
     pub fn summary(&self) -> Value {
         let mut families = self.rows();
         let overall = families.pop().map(|(_, figures)| figures);
         let families: BTreeMap<String, Figures> = families.into_iter().collect();
-        json!({ "overall": overall, "families": families, "verdicts": self.verdicts() })
+        json!({ "overall": overall, "families": families, "verdicts": self.verdicts(), "budgets": self.budgets() })
     }
 
     /// One line.
@@ -383,6 +389,7 @@ impl Evaluation {
     /// Tables of all data sources, and the verdicts.
     pub fn table(&self) -> String {
         let verdicts: Vec<String> = self.verdicts().iter().map(|(name, count)| format!("{name} {count}")).collect();
-        format!("{}\nverdicts: {}", table::tables(&self.rows()), verdicts.join(", "))
+        let budgets = budgets::table(&self.budgets());
+        format!("{}\n{budgets}\nverdicts: {}", table::tables(&self.rows()), verdicts.join(", "))
     }
 }

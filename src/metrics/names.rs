@@ -30,6 +30,8 @@ pub const ALL: &[[&str; 3]] = &[
     ["rewards/ceeh_length/hard_share", "share of completions", "completions of problems that count as hard"],
     ["rewards/ceeh_length/problems", "problems", "problems that the reward has a record of"],
     ["rewards/lazy_length/best_accuracy", "share", "best accuracy of a step so far, which the reward goes by"],
+    ["rewards/acoer/alpha", "", "weight of brevity that the control loop has come to"],
+    ["rewards/acoer/budget", "tokens", "length from which nothing is paid for brevity"],
     ["rewards/deep_compress/pass_rate", "share", "moving average of the pass rate that the reward goes by"],
     ["rewards/<reward>/target_<difficulty>", "tokens", "target length of a difficulty (LASER-D, LASER-DE)"],
     ["advantage/positive_share", "share of completions", "completions with a positive advantage"],

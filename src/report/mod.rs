@@ -1,4 +1,4 @@
-//! HTML pages of a run, of a comparison of two evaluations, and of an analysis.
+//! HTML pages of a run, of a comparison of two evaluations, of an analysis and of a study.
 
 mod analysis;
 mod compare;
@@ -11,6 +11,7 @@ mod outcome;
 mod plot;
 mod plots;
 mod run;
+mod study;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ pub(crate) use numbers::duration;
 use outcome::{FamilyRow, Tile, family_row, runtime, sentence, tiles};
 use plots::{Figure, figure, plots};
 use run::{Metrics, Summary, optional, read_lines};
+pub use study::{study, study_text};
 
 /// Reads the run directory `run` and writes `run/report.html`, a page that needs nothing but itself.
 ///

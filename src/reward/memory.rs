@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::acoer::Loop;
 use super::ceeh_length::Record;
 use super::laser_d::Targets;
 
@@ -20,6 +21,9 @@ pub struct Memory {
     /// Best accuracy of a step so far ([`super::LazyLength`]).
     #[serde(default)]
     pub(super) best_accuracy: Option<f64>,
+    /// The control loop of [`super::Acoer`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) acoer: Option<Loop>,
 }
 
 #[cfg(test)]

@@ -19,15 +19,18 @@
 //! Where the code of a method is public, the formula is that of the code; "reconstruction" marks choices of this project.
 
 mod accuracy;
+mod acoer;
 mod arora_zanette;
 mod ceeh_length;
 pub mod command;
 mod cosine;
 mod custom;
 mod deep_compress;
+mod dot;
 mod etr;
 mod format;
 mod group;
+mod grpo_lambda;
 mod grpo_lead;
 mod kimi_length;
 mod l1;
@@ -43,6 +46,7 @@ mod registry;
 mod repetition;
 mod shaped;
 mod shorter_better;
+mod smart_thinker;
 mod soft_overlong;
 mod stop_properly;
 #[cfg(test)]

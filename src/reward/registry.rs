@@ -85,6 +85,14 @@ rewards! {
     ceeh_length::CeehLength,
     /// Short-RL.
     lazy_length::LazyLength,
+    /// SmartThinker.
+    smart_thinker::SmartThinker,
+    /// ACOER.
+    acoer::Acoer,
+    /// GRPO-λ.
+    grpo_lambda::GrpoLambda,
+    /// DOT.
+    dot::Dot,
 }
 
 impl RewardKind {

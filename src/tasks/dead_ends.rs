@@ -5,7 +5,7 @@
 //! tokens; the same words after G was found are not.
 //!
 //! ```text
-//! 1>k>m>t. Hmm, dead end. Let me go back. 2>p>r>G. Found it.
+//! 1 k m t. Hmm, dead end. Let me go back. 2 p r G. Found it.
 //! ```
 
 use super::pieces::Pieces;
@@ -62,12 +62,12 @@ pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Doors {
         .collect();
     let mut edges: Vec<String> = (1..).zip(&ways).flat_map(|(door, way)| edges(door, way)).collect();
     random.shuffle(&mut edges);
-    Doors { question: format!("Edges: {}. Which door leads to G?", edges.join(" ")), ways, edges, right }
+    Doors { question: format!("Edges: {}. Which door leads to G?", edges.join(";")), ways, edges, right }
 }
 
 fn edges(door: usize, way: &str) -> Vec<String> {
     let nodes: Vec<String> = std::iter::once(door.to_string()).chain(way.chars().map(String::from)).collect();
-    nodes.windows(2).map(|pair| pair.join(">")).collect()
+    nodes.windows(2).map(|pair| pair.join(" ")).collect()
 }
 
 impl Doors {
@@ -77,7 +77,7 @@ impl Doors {
 
     fn walk(&self, door: usize) -> String {
         let nodes = self.ways[door].chars().map(String::from);
-        std::iter::once((door + 1).to_string()).chain(nodes).collect::<Vec<_>>().join(">")
+        std::iter::once((door + 1).to_string()).chain(nodes).collect::<Vec<_>>().join(" ")
     }
 
     /// The right door at once.
@@ -89,7 +89,7 @@ impl Doors {
         let mut pieces = Pieces::new(manner, random);
         pieces.remark(0.9, &OPENINGS);
         if pieces.filler(0.5) {
-            pieces.say(format!("The edges are {}.", self.edges.join(" ")));
+            pieces.say(format!("The edges are {}.", self.edges.join(";")));
         }
         pieces.remark(0.8, &RULES);
         for hedges in HEDGES {

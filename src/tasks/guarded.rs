@@ -3,16 +3,15 @@
 //!
 //! Every product is written in one go. Before it is known whether it is right, it may be checked by casting out nines: the
 //! digital root of each number, digit by digit, and that of the product of the roots. A check that fails is followed by long
-//! multiplication. Three digits by one are beyond what a model of this size does in one go, however greedily it answers,
+//! multiplication. Four digits by one are beyond what a model of this size does in one go, however greedily it answers,
 //! while table facts and round numbers are not: a check is worth its tokens on the first and never on the second, and which
 //! is which shows in the digits alone.
 //!
 //! ```text
-//! 347*6=2092. Wait, check: 375*6=3,2224. No: 7*6=42,4*6+4=28,3*6+2=20,2082. 40*7=280.
+//! 1347*6=8092. Wait, check: 1486*6=9,8881. No: 7*6=42,4*6+4=28,3*6+2=20,1*6+2=8,8082. 40*7=280.
 //! ```
 
 use super::pieces::Pieces;
-use super::steps::{Calculation, Op};
 use super::{Manner, Stream};
 
 /// Chance that a product is checked.
@@ -60,7 +59,7 @@ pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Products {
 fn product(hard: bool, random: &mut Stream) -> (i64, i64) {
     let factor = random.range(3, 9);
     match (hard, random.range(0, 2)) {
-        (true, _) => (random.range(102, 999), factor),
+        (true, _) => (random.range(1012, 9999), factor),
         (false, 0) => (100 * random.range(1, 9), factor),
         (false, 1) => (10 * random.range(1, 9), factor),
         (false, _) => (random.range(2, 9), factor),
@@ -140,12 +139,17 @@ fn list(values: impl Iterator<Item = i64>) -> String {
     values.map(|value| value.to_string()).collect::<Vec<_>>().join(",")
 }
 
+/// A product with a digit that is off by one or two.
+fn wrong(exact: i64, random: &mut Stream) -> i64 {
+    let place = 10_i64.pow(random.range(0, 3) as u32);
+    exact + place * *random.choose(&[-2, -1, 1, 2])
+}
+
 fn step((left, right): (i64, i64), slips: bool, pieces: &mut Pieces<'_>) -> i64 {
     let exact = left * right;
-    let calculation = Calculation { op: Op::Mul, left, right, addend: 0 };
     let rate = if pieces.is_lean() { SLIP_LEAN } else { SLIP };
-    let slip = slips && calculation.is_hard() && pieces.random().chance(rate);
-    let mut result = if slip { calculation.slip(pieces.random()).value } else { exact };
+    let slip = slips && left > 1000 && pieces.random().chance(rate);
+    let mut result = if slip { wrong(exact, pieces.random()) } else { exact };
     pieces.say(format!("{left}*{right}={result}."));
     if pieces.useful(CHECK) {
         let check = nines((left, right), result);

@@ -22,6 +22,7 @@ mod equation;
 mod guarded;
 mod pieces;
 mod prose;
+pub mod reading;
 mod remainder;
 mod sequence;
 mod steps;
@@ -485,11 +486,10 @@ mod tests {
             }
             Family::DeadEnds => {
                 // From the goal back: every node has one edge that leads to it.
-                let edges: Vec<&str> = question.split(' ').filter(|word| word.contains('>')).collect();
+                let edges = question.trim_start_matches("Edges: ").split('.').next().unwrap();
+                let edges: Vec<(&str, &str)> = edges.split(';').map(|edge| edge.split_once(' ').unwrap()).collect();
                 let mut at = "G";
-                while let Some((from, _)) =
-                    edges.iter().filter_map(|edge| edge.trim_end_matches('.').split_once('>')).find(|edge| edge.1 == at)
-                {
+                while let Some((from, _)) = edges.iter().find(|edge| edge.1 == at) {
                     at = from;
                 }
                 return Some(at.to_owned());

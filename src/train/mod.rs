@@ -24,6 +24,7 @@ mod trainer;
 pub(crate) mod update;
 mod workload;
 
+pub(crate) use origin::digests_of;
 pub use settings::RlConfig;
 pub use trainer::{Finished, Trainer};
 pub use workload::Workload;

@@ -163,6 +163,11 @@ fn random_id(now: u128) -> String {
     format!("{:016x}{:016x}", word(), word())
 }
 
+/// SHA-256 of the files that decide what a run of these settings learns, by `setting: file`.
+pub(crate) fn digests_of<C: RunSettings>(config: &C) -> Result<BTreeMap<String, String>> {
+    digests(&config.common())
+}
+
 /// SHA-256 of the files that decide what is learned, by `setting: file`.
 fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
     const NAMES: [&str; 10] = [

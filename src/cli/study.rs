@@ -1,0 +1,103 @@
+//! `study`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::progress::say;
+use super::{print, stop_on_signal};
+use crate::config;
+use crate::error::Error;
+use crate::files;
+use crate::report;
+use crate::stop::Stop;
+use crate::study::{Done, Findings, Plan, Planned, Store, StudyConfig, work};
+
+/// Compare methods: arms, settings and seeds at an equal budget of sampled tokens. Goes on where it was left.
+#[derive(Debug, Args)]
+pub(super) struct StudyArgs {
+    /// The study (TOML).
+    file: PathBuf,
+    /// Change a setting of the study: key=value; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Train nothing: write the page of the runs that are done.
+    #[arg(long)]
+    report: bool,
+    /// Print the runs that are to be done, and stop.
+    #[arg(long, conflicts_with = "report")]
+    dry_run: bool,
+}
+
+pub(super) fn study(args: &StudyArgs) -> anyhow::Result<()> {
+    let study: StudyConfig = config::load(Some(&args.file), &args.sets)?;
+    let folder = args.file.parent().unwrap_or(Path::new(""));
+    let results = match &study.results {
+        path if path.as_os_str().is_empty() => study.output_dir.join(&study.name).join("results.jsonl"),
+        path => folder.join(path),
+    };
+    let plan = Plan::new(study, folder)?;
+    let mut store = Store::open(&results)?;
+    let choosing = plan.choosing();
+    let reported = plan.config.arms.len() * plan.config.report_seeds.len();
+    say(format_args!(
+        "{} runs to choose by, {} of them done; then up to {reported} to report; {} tokens each; results in {}",
+        choosing.len(),
+        choosing.iter().filter(|planned| store.get(planned).is_some()).count(),
+        plan.config.sampled_tokens,
+        results.display()
+    ));
+    if args.dry_run {
+        choosing.iter().try_for_each(|planned| print(format!("{} {}", planned.key, planned.config.name)))?;
+        return Ok(());
+    }
+    let mut missing = Vec::new();
+    if !args.report {
+        let stop = stop_on_signal()?;
+        let program = std::env::current_exe().map_err(Error::io(Path::new("the program itself")))?;
+        let phase = |runs: Vec<Planned>, store: &mut Store| -> crate::error::Result<Vec<String>> {
+            let (mut done, total) = (0, runs.iter().filter(|planned| store.get(planned).is_none()).count());
+            work(&plan, runs, store, &program, Stop::new(&stop), &mut |event| tell(event, &mut done, total))
+        };
+        missing.extend(phase(choosing, &mut store)?);
+        let chosen = Findings::new(&plan, &store).chosen();
+        missing.extend(phase(plan.reporting(&chosen), &mut store)?);
+    }
+    let findings = Findings::new(&plan, &store);
+    files::create_dir(&plan.folder())?;
+    let written = report::study(&findings, &plan.folder())?;
+    print(report::study_text(&findings))?;
+    print(format!("page: {}", written.display()))?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{} runs ended with an error twice and are missing: {}; their logs are in {}",
+        missing.len(),
+        missing.join(", "),
+        plan.folder().display()
+    ))
+    .into())
+}
+
+fn tell(event: Done<'_>, done: &mut usize, total: usize) {
+    match event {
+        Done::Run(outcome) => {
+            *done += 1;
+            let (right, count, tokens) = outcome.last.values().fold((0, 0, 0), |(right, count, tokens), source| {
+                let ones = source.correct.bytes().filter(|bit| *bit == b'1').count();
+                (right + ones, count + source.correct.len(), tokens + source.lengths.iter().sum::<usize>())
+            });
+            say(format_args!(
+                "{done} of {total}: {}  {:.1}% right  {:.1} tokens  {} steps  {:.0} s",
+                outcome.run,
+                100.0 * right as f64 / count as f64,
+                tokens as f64 / count as f64,
+                outcome.steps,
+                outcome.seconds
+            ));
+        }
+        Done::Again(name, error) => say(format_args!("{name} is tried once more: {error}")),
+        Done::Missing(name, error) => say(format_args!("{name} is missing: {error}")),
+    }
+}

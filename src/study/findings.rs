@@ -1,0 +1,271 @@
+//! What a study comes to: the setting of each arm that is best on some seeds, and what it is worth on others.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::{Outcome, Plan, Planned, Source, Store};
+use crate::eval::bootstrap::crossed_interval;
+use crate::eval::figures::Estimate;
+use crate::metrics::mean;
+use crate::tasks::reading::Reading;
+
+/// What came out of the runs that are done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Findings {
+    /// Name of the study.
+    pub name: String,
+    /// Tokens that each run samples.
+    pub sampled_tokens: u64,
+    /// The share of the base's length that a chosen setting keeps to.
+    pub length_budget: f64,
+    /// Seeds to choose by, and to report.
+    pub seeds: [Vec<u64>; 2],
+    /// The arm that others are compared with.
+    pub against: String,
+    /// The model at the start; none where no run is done.
+    pub base: Option<Measured>,
+    /// Each arm.
+    pub arms: Vec<ArmFindings>,
+    /// Runs that are not done yet, or ended with an error.
+    pub missing: Vec<String>,
+}
+
+impl Measured {
+    /// Share of the products that were checked, over the data sources whose names begin with `prefix`.
+    pub fn checked(&self, prefix: &str) -> Option<f64> {
+        let sum = self.read(prefix);
+        (sum.products > 0).then(|| sum.checked as f64 / sum.products as f64)
+    }
+
+    /// Mean entropy where it is decided whether to check, in nats.
+    pub fn decision_entropy(&self, prefix: &str) -> Option<f64> {
+        let sum = self.read(prefix);
+        (sum.decisions > 0).then(|| sum.decision_entropy / sum.decisions as f64)
+    }
+
+    /// Mean entropy where a door is chosen, in nats.
+    pub fn door_entropy(&self) -> Option<f64> {
+        let sum = self.read("");
+        (sum.doors > 0).then(|| sum.door_entropy / sum.doors as f64)
+    }
+
+    fn read(&self, prefix: &str) -> Reading {
+        let mut sum = Reading::default();
+        self.readings.iter().filter(|(name, _)| name.starts_with(prefix)).for_each(|(_, reading)| sum.add(reading));
+        sum
+    }
+}
+
+/// One arm.
+#[derive(Debug, Clone, Serialize)]
+pub struct ArmFindings {
+    /// Its name.
+    pub name: String,
+    /// Each setting: what it changes, and its mean over the seeds to choose by; none where runs are missing.
+    pub settings: Vec<(BTreeMap<String, String>, Option<Measured>)>,
+    /// Number of the chosen setting; none where all are longer than the budget, or a run is missing.
+    pub chosen: Option<usize>,
+    /// The chosen setting over the seeds that are reported.
+    pub reported: Option<Measured>,
+    /// Accuracy less that of the arm to compare with, paired by problem.
+    pub difference: Option<Estimate>,
+    /// End points of the settings, to see what a setting can move.
+    pub spread: Option<Spread>,
+    /// The way of each reported run: tokens sampled, accuracy, length, entropy, deviation in groups that are all right.
+    pub curves: Vec<Vec<super::Moment>>,
+}
+
+/// The least and the greatest over the settings of an arm.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Spread {
+    /// Accuracy.
+    pub accuracy: [f64; 2],
+    /// Length over that of the base.
+    pub length_ratio: [f64; 2],
+}
+
+/// Held-out figures over some runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    /// Runs.
+    pub runs: usize,
+    /// Share of right completions, with an interval over seeds and problems.
+    pub accuracy: Estimate,
+    /// Mean length in tokens.
+    pub length: f64,
+    /// Mean length over that of the base.
+    pub length_ratio: f64,
+    /// The least and the greatest accuracy of a run.
+    pub accuracy_of_runs: [f64; 2],
+    /// Share of completions that were cut.
+    pub cut: f64,
+    /// Accuracy and length by data source.
+    pub sources: BTreeMap<String, [f64; 2]>,
+    /// What can be read in traces, by data source.
+    pub readings: BTreeMap<String, Reading>,
+    /// Standard deviation of advantages in training groups whose completions are all right.
+    pub all_right_std: Option<f64>,
+    /// Entropy over training, from the first part to the last, in nats per token.
+    pub entropy: Option<[f64; 2]>,
+}
+
+type Sources = BTreeMap<String, Source>;
+
+impl Findings {
+    /// What the runs that are done come to.
+    pub fn new(plan: &Plan, store: &Store) -> Self {
+        let config = &plan.config;
+        let base = plan.choosing().iter().find_map(|planned| store.get(planned)).map(|outcome| outcome.base.clone());
+        let base = base.map(|base| measured(&[&base], &[], f64::NAN));
+        let length = base.as_ref().map_or(f64::NAN, |base| base.length);
+        let mut missing = Vec::new();
+        let mut arms: Vec<ArmFindings> =
+            (0..config.arms.len()).map(|arm| arm_findings(plan, store, arm, length, &mut missing)).collect();
+        let ends = |arm: usize| -> Vec<&Sources> {
+            let setting = arms[arm].chosen;
+            setting.map_or_else(Vec::new, |setting| {
+                let done = |&seed: &u64| store.get(&plan.run(arm, setting, seed)).map(|outcome| &outcome.last);
+                config.report_seeds.iter().filter_map(done).collect()
+            })
+        };
+        let against = ends(config.against());
+        let differences: Vec<Option<Estimate>> =
+            (0..arms.len()).map(|arm| difference(&ends(arm), &against).filter(|_| arm != config.against())).collect();
+        arms.iter_mut().zip(differences).for_each(|(arm, difference)| arm.difference = difference);
+        Self {
+            name: config.name.clone(),
+            sampled_tokens: config.sampled_tokens,
+            length_budget: config.length_budget,
+            seeds: [config.choose_seeds.clone(), config.report_seeds.clone()],
+            against: config.arms.get(config.against()).map(|arm| arm.name.clone()).unwrap_or_default(),
+            base: base.map(|base| Measured { length_ratio: 1.0, ..base }),
+            arms,
+            missing,
+        }
+    }
+
+    /// The number of the chosen setting of each arm.
+    pub fn chosen(&self) -> Vec<Option<usize>> {
+        self.arms.iter().map(|arm| arm.chosen).collect()
+    }
+}
+
+fn arm_findings(plan: &Plan, store: &Store, arm: usize, base: f64, missing: &mut Vec<String>) -> ArmFindings {
+    let config = &plan.config;
+    let mut outcomes = |setting: usize, seeds: &[u64]| -> Option<Vec<&Outcome>> {
+        let planned: Vec<Planned> = seeds.iter().map(|&seed| plan.run(arm, setting, seed)).collect();
+        let lacking = planned.iter().filter(|planned| store.get(planned).is_none());
+        missing.extend(lacking.map(|planned| planned.config.name.clone()));
+        let found: Vec<&Outcome> = planned.iter().filter_map(|planned| store.get(planned)).collect();
+        (found.len() == planned.len()).then_some(found)
+    };
+    let of = |outcomes: Vec<&Outcome>| {
+        measured(&outcomes.iter().map(|outcome| &outcome.last).collect::<Vec<_>>(), &outcomes, base)
+    };
+    let settings: Vec<(BTreeMap<String, String>, Option<Measured>)> = (0..config.arms[arm].settings.len())
+        .map(|setting| (plan.described(arm, setting), outcomes(setting, &config.choose_seeds).map(of)))
+        .collect();
+    let whole: Option<Vec<&Measured>> = settings.iter().map(|(_, measured)| measured.as_ref()).collect();
+    let fits = |measured: &Measured| config.arms[arm].any_length || measured.length_ratio <= config.length_budget;
+    let chosen = whole.as_ref().and_then(|all| {
+        let fitting = all.iter().enumerate().filter(|(_, measured)| fits(measured));
+        // The first of the best.
+        fitting.rev().max_by(|a, b| a.1.accuracy.value.total_cmp(&b.1.accuracy.value)).map(|(setting, _)| setting)
+    });
+    let range = |value: &dyn Fn(&Measured) -> f64, all: &[&Measured]| {
+        let values = || all.iter().map(|measured| value(measured));
+        [values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max)]
+    };
+    let spread = whole.as_ref().filter(|all| !all.is_empty()).map(|all| Spread {
+        accuracy: range(&|m| m.accuracy.value, all),
+        length_ratio: range(&|m| m.length_ratio, all),
+    });
+    let reported = chosen.and_then(|setting| outcomes(setting, &config.report_seeds));
+    ArmFindings {
+        name: config.arms[arm].name.clone(),
+        settings,
+        chosen,
+        curves: reported.iter().flatten().map(|outcome| outcome.curve.clone()).collect(),
+        reported: reported.map(of),
+        difference: None,
+        spread,
+    }
+}
+
+/// For each run, whether each problem was solved.
+fn right(runs: &[&Sources]) -> Vec<Vec<f64>> {
+    let bits = |sources: &Sources| sources.values().flat_map(|source| source.correct.bytes()).collect::<Vec<_>>();
+    runs.iter().map(|sources| bits(sources).into_iter().map(|bit| f64::from(u8::from(bit == b'1'))).collect()).collect()
+}
+
+fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
+    let right = right(runs);
+    let count = right.first().map_or(0, Vec::len);
+    let of_runs: Vec<f64> = right.iter().map(|run| mean(run)).collect();
+    let lengths = |sources: &Sources| sources.values().flat_map(|source| source.lengths.clone()).collect::<Vec<_>>();
+    let average = |lengths: Vec<usize>| lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64;
+    let length = mean(&runs.iter().map(|sources| average(lengths(sources))).collect::<Vec<_>>());
+    let names: BTreeSet<&String> = runs.iter().flat_map(|sources| sources.keys()).collect();
+    let of_source = |name: &String| {
+        let found: Vec<&Source> = runs.iter().filter_map(|sources| sources.get(name)).collect();
+        let all: Vec<f64> =
+            found.iter().flat_map(|source| source.correct.bytes()).map(|bit| f64::from(u8::from(bit == b'1'))).collect();
+        [mean(&all), average(found.iter().flat_map(|source| source.lengths.clone()).collect())]
+    };
+    let reading = |name: &String| {
+        let mut sum = Reading::default();
+        runs.iter().filter_map(|sources| sources.get(name)).for_each(|source| sum.add(&source.reading));
+        sum
+    };
+    let entropies = |at: fn(&[super::Moment]) -> Option<&super::Moment>| {
+        let values: Vec<f64> = outcomes.iter().filter_map(|outcome| at(&outcome.curve)).map(|m| m.entropy).collect();
+        (!values.is_empty()).then(|| mean(&values))
+    };
+    let spreads: Vec<f64> =
+        outcomes.iter().flat_map(|outcome| &outcome.curve).filter_map(|moment| moment.all_right_std).collect();
+    let cut: usize = runs.iter().flat_map(|sources| sources.values()).map(|source| source.cut).sum();
+    Measured {
+        runs: runs.len(),
+        accuracy: Estimate {
+            value: mean(&of_runs),
+            interval: crossed_interval(runs.len(), count, |runs, problems| average_of(&right, runs, problems)),
+        },
+        length,
+        length_ratio: length / base,
+        accuracy_of_runs: [
+            of_runs.iter().copied().fold(f64::INFINITY, f64::min),
+            of_runs.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        ],
+        cut: cut as f64 / (runs.len() * count).max(1) as f64,
+        sources: names.iter().map(|name| ((*name).clone(), of_source(name))).collect(),
+        readings: names.iter().map(|name| ((*name).clone(), reading(name))).collect(),
+        all_right_std: (!spreads.is_empty()).then(|| mean(&spreads)),
+        entropy: entropies(|curve| curve.first()).zip(entropies(|curve| curve.last())).map(|(first, last)| [first, last]),
+    }
+}
+
+fn average_of(right: &[Vec<f64>], runs: &[usize], problems: &[usize]) -> f64 {
+    let sum: f64 = runs.iter().map(|&run| problems.iter().map(|&problem| right[run][problem]).sum::<f64>()).sum();
+    sum / (runs.len() * problems.len()).max(1) as f64
+}
+
+/// Accuracy less the other's. Problems are paired; seeds are not, since runs of two methods have nothing but the order of
+/// problems in common.
+fn difference(of: &[&Sources], other: &[&Sources]) -> Option<Estimate> {
+    let (of, other) = (right(of), right(other));
+    let count = of.first()?.len();
+    if other.first()?.len() != count {
+        return None;
+    }
+    let all: Vec<usize> = (0..count).collect();
+    let every = |runs: &[Vec<f64>]| (0..runs.len()).collect::<Vec<_>>();
+    let value = average_of(&of, &every(&of), &all) - average_of(&other, &every(&other), &all);
+    let total = of.len() + other.len();
+    let interval = crossed_interval(total, count, |runs, problems| {
+        // One draw of runs serves both: each side takes as many as it has, of its own.
+        let side = |first: usize, len: usize| runs[first..first + len].iter().map(|run| run % len).collect::<Vec<_>>();
+        average_of(&of, &side(0, of.len()), problems) - average_of(&other, &side(of.len(), other.len()), problems)
+    });
+    Some(Estimate { value, interval })
+}

@@ -1,0 +1,165 @@
+//! The runs of a study.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use toml::Value;
+
+use super::{Arm, StudyConfig};
+use crate::config::{self, to_toml};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::optim::LrScheduler;
+use crate::train::{RlConfig, digests_of};
+
+/// Every setting of every arm, as a run would have it.
+#[derive(Debug)]
+pub struct Plan {
+    /// The study.
+    pub config: StudyConfig,
+    /// For each arm, for each of its settings: the run with seed 0, and digests of what it reads.
+    runs: Vec<Vec<(RlConfig, String)>>,
+}
+
+/// One run of a study.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// Number of the arm.
+    pub arm: usize,
+    /// Number of the setting.
+    pub setting: usize,
+    /// Settings of the run; its name tells arm, setting and seed.
+    pub config: RlConfig,
+    /// Digest of all settings that count.
+    pub key: String,
+}
+
+/// The settings of a table as `section.key`, those of tables within it included.
+pub(super) fn keys(table: &toml::Table) -> impl Iterator<Item = String> {
+    flat(table).into_iter().map(|(key, _)| key)
+}
+
+fn flat(table: &toml::Table) -> Vec<(String, &Value)> {
+    let mut found = Vec::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) => found.extend(flat(inner).into_iter().map(|(rest, value)| (format!("{key}.{rest}"), value))),
+            value => found.push((key.clone(), value)),
+        }
+    }
+    found
+}
+
+/// A setting in words: `optim.learning_rate=0.0003 stages.0.sampling.max_completion_length=96`.
+pub(super) fn described(table: &toml::Table) -> BTreeMap<String, String> {
+    flat(table).into_iter().map(|(key, value)| (key, value.to_string())).collect()
+}
+
+impl Plan {
+    /// Reads the files of all arms; `folder` is the study's own.
+    ///
+    /// # Errors
+    /// Mistakes in the study or in a run's settings, and what would make the comparison uneven: other learning rates in one
+    /// arm than in another, a learning rate that depends on the number of steps.
+    pub fn new(config: StudyConfig, folder: &Path) -> Result<Self> {
+        let runs = config
+            .arms
+            .iter()
+            .map(|arm| arm.settings.iter().map(|setting| run(&config, arm, setting, folder)).collect())
+            .collect::<Result<Vec<Vec<_>>>>()?;
+        let rates = |runs: &[(RlConfig, String)]| {
+            let mut rates: Vec<f64> = runs.iter().map(|(run, _)| run.optim.learning_rate).collect();
+            rates.sort_by(f64::total_cmp);
+            rates.dedup();
+            rates
+        };
+        let mut problems = Vec::new();
+        for (arm, settings) in config.arms.iter().zip(&runs) {
+            let (own, first) = (rates(settings), rates(&runs[0]));
+            if own != first {
+                problems.push(format!(
+                    "arm {:?} has the learning rates {own:?}, {:?} has {first:?}: give each arm the same",
+                    arm.name, config.arms[0].name
+                ));
+            }
+            if settings.iter().any(|(run, _)| run.optim.lr_scheduler_type != LrScheduler::Constant) {
+                problems.push(format!(
+                    "arm {:?}: optim.lr_scheduler_type must be \"constant\": runs end by tokens, and how many steps that \
+                     takes is not known before",
+                    arm.name
+                ));
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self { config, runs })
+        } else {
+            Err(Error::Config { origin: "study".to_string(), problems })
+        }
+    }
+
+    /// The run of a setting with a seed.
+    pub fn run(&self, arm: usize, setting: usize, seed: u64) -> Planned {
+        let (mut config, reads) = self.runs[arm][setting].clone();
+        config.seed = seed;
+        let slug: String = (self.config.arms[arm].name.chars())
+            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+            .collect();
+        // What a run is called, and where it is, does not count.
+        (config.name, config.output_dir, config.note) = ("run".to_string(), "runs".into(), None);
+        let key = files::sha256_of((to_toml(&config) + &reads).as_bytes())[..16].to_string();
+        config.name = format!("{arm:02}_{slug}-{setting}-seed{seed}");
+        config.output_dir = self.folder();
+        Planned { arm, setting, config, key }
+    }
+
+    /// The runs by which settings are chosen.
+    pub fn choosing(&self) -> Vec<Planned> {
+        let seeds = &self.config.choose_seeds;
+        // Settings before seeds, so that a study that is stopped early has something of every arm.
+        let settings = self.runs.first().map_or(0, Vec::len);
+        let of = |setting: usize, seed: u64| (0..self.runs.len()).map(move |arm| self.run(arm, setting, seed));
+        seeds.iter().flat_map(|&seed| (0..settings).flat_map(move |setting| of(setting, seed))).collect()
+    }
+
+    /// The runs that are reported, where a setting was chosen for each arm.
+    pub fn reporting(&self, chosen: &[Option<usize>]) -> Vec<Planned> {
+        let of = |seed: u64| {
+            chosen.iter().enumerate().filter_map(move |(arm, setting)| Some(self.run(arm, (*setting)?, seed)))
+        };
+        self.config.report_seeds.iter().flat_map(|&seed| of(seed)).collect()
+    }
+
+    /// The study's folder.
+    pub fn folder(&self) -> std::path::PathBuf {
+        self.config.output_dir.join(&self.config.name)
+    }
+
+    /// What a setting changes, by key.
+    pub fn described(&self, arm: usize, setting: usize) -> BTreeMap<String, String> {
+        described(&self.config.arms[arm].settings[setting])
+    }
+}
+
+fn run(study: &StudyConfig, arm: &Arm, setting: &toml::Table, folder: &Path) -> Result<(RlConfig, String)> {
+    let tables = [&study.set, &arm.set, setting];
+    let mut sets: Vec<String> =
+        tables.into_iter().flat_map(flat).map(|(key, value)| format!("{key}={value}")).collect();
+    sets.push(format!("train.max_sampled_tokens={}", study.sampled_tokens));
+    let file = folder.join(&arm.file);
+    let mut config: RlConfig = config::load(Some(&file), &sets).map_err(|error| {
+        Error::Invalid(format!("arm {:?} of study {:?}: {error}", arm.name, study.name))
+    })?;
+    // The budget ends the run, not the number of steps; a stage before the last has its own end.
+    const NO_END: usize = 1_000_000;
+    match &mut config.controller {
+        Some(controller) => controller.max_steps = NO_END,
+        None => {
+            if let Some(last) = config.stages.last_mut() {
+                last.exit.max_steps = NO_END;
+            }
+        }
+    }
+    (config.train.save_steps, config.train.eval_steps, config.train.log_completions_steps) = (0, 0, 0);
+    let reads = digests_of(&config)?.into_iter().map(|(key, digest)| format!("{key} {digest}\n")).collect();
+    Ok((config, reads))
+}

@@ -1,0 +1,152 @@
+use std::path::Path;
+
+use super::*;
+use crate::config::load;
+use crate::error::Result;
+
+fn study(text: &str) -> Result<StudyConfig> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    load(Some(file.path()), &[])
+}
+
+fn refused(text: &str) -> String {
+    study(text).unwrap_err().to_string()
+}
+
+const TWO_ARMS: &str = r#"
+choose_seeds = [0, 1]
+report_seeds = [2, 3]
+set.data.families = ["arithmetic"]
+
+[[arms]]
+name = "GRPO"
+file = "configs/methods/grpo.toml"
+any_length = true
+settings = [{ optim.learning_rate = 1e-4 }, { optim.learning_rate = 3e-4 }]
+
+[[arms]]
+name = "fixed clip"
+file = "configs/methods/grpo.toml"
+set.stages.0.sampling.max_completion_length = 96
+settings = [{ optim.learning_rate = 3e-4 }, { optim.learning_rate = 1e-4 }]
+"#;
+
+fn plan(text: &str) -> Result<Plan> {
+    Plan::new(study(text)?, Path::new(env!("CARGO_MANIFEST_DIR")))
+}
+
+#[test]
+fn a_study_that_would_be_uneven_is_refused() {
+    let message = refused(&TWO_ARMS.replace("[2, 3]", "[1, 3]"));
+    assert!(message.contains("report_seeds has 1, by which settings are chosen"), "{message}");
+    let message = refused(&TWO_ARMS.replace("settings = [{ optim.learning_rate = 3e-4 }, ", "settings = ["));
+    assert!(message.contains("arms.1.settings has 1 tables where arms.0 has 2"), "{message}");
+    let message = refused(&TWO_ARMS.replace("set.stages.0.sampling", "set.train.max_sampled_tokens = 9\nset.stages.0.sampling"));
+    assert!(message.contains("arms.1 sets train.max_sampled_tokens, which must be alike in all arms"), "{message}");
+    let message = refused(&TWO_ARMS.replace("set.stages.0.sampling", "set.eval.num_problems = 9\nset.stages.0.sampling"));
+    assert!(message.contains("arms.1 sets eval.num_problems"), "{message}");
+    let message = refused(&TWO_ARMS.replace("name = \"fixed clip\"", "name = \"GRPO\""));
+    assert!(message.contains("arms.1.name = \"GRPO\" must be a name of its own"), "{message}");
+
+    let message = plan(&TWO_ARMS.replace("[{ optim.learning_rate = 3e-4 }, ", "[{ optim.learning_rate = 9e-4 }, "))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("\"fixed clip\" has the learning rates [0.0001, 0.0009]"), "{message}");
+    let message = plan(&TWO_ARMS.replace("set.data", "set.optim.lr_scheduler_type = \"cosine\"\nset.data"));
+    assert!(message.unwrap_err().to_string().contains("must be \"constant\""));
+    let message = plan(&TWO_ARMS.replace("max_completion_length = 96", "max_completion_lenght = 96"));
+    let message = message.unwrap_err().to_string();
+    assert!(message.contains("arm \"fixed clip\"") && message.contains("max_completion_lenght"), "{message}");
+}
+
+#[test]
+fn runs_are_alike_but_for_what_their_arm_and_setting_say() {
+    let plan = plan(TWO_ARMS).unwrap();
+    let (choosing, reporting) = (plan.choosing(), plan.reporting(&[Some(1), None]));
+    assert_eq!((choosing.len(), reporting.len()), (2 * 2 * 2, 2));
+    assert_eq!(reporting[0].config.optim.learning_rate, 3e-4);
+    let clip = |planned: &Planned| planned.config.stages[0].sampling.max_completion_length;
+    assert_eq!((clip(&plan.run(0, 0, 0)), clip(&plan.run(1, 0, 0))), (384, 96));
+    assert!(choosing.iter().all(|planned| planned.config.train.max_sampled_tokens == 500_000));
+    let mut keys: Vec<&String> = choosing.iter().chain(&reporting).map(|planned| &planned.key).collect();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), 10);
+    // What a run is called does not count, so that an arm may be renamed or moved.
+    let renamed = self::plan(&TWO_ARMS.replace("\"fixed clip\"", "\"clip\"")).unwrap();
+    assert_eq!(renamed.run(1, 0, 5).key, plan.run(1, 0, 5).key);
+}
+
+/// An outcome by hand: `correct` for each of four problems of one source, all of the same length.
+fn outcome(planned: &Planned, correct: &str, length: usize) -> Outcome {
+    let source = |correct: &str, length: usize| {
+        let source = Source {
+            correct: correct.to_string(),
+            lengths: vec![length; correct.len()],
+            ..Source::default()
+        };
+        [("s".to_string(), source)].into()
+    };
+    Outcome {
+        key: planned.key.clone(),
+        run: planned.config.name.clone(),
+        steps: 1,
+        seconds: 1.0,
+        sampled_tokens: 1,
+        base: source("1100", 100),
+        last: source(correct, length),
+        curve: Vec::new(),
+    }
+}
+
+#[test]
+fn a_setting_is_chosen_within_the_length_budget_and_reported_on_other_seeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan(TWO_ARMS).unwrap();
+    let mut store = Store::open(&folder.path().join("results.jsonl")).unwrap();
+    assert_eq!(Findings::new(&plan, &store).missing.len(), 8);
+    // The second setting of the clip is more accurate, and too long.
+    for seed in [0, 1] {
+        for (arm, setting, correct, length) in
+            [(0, 0, "1110", 100), (0, 1, "1111", 110), (1, 0, "1110", 30), (1, 1, "1111", 50)]
+        {
+            store.add(outcome(&plan.run(arm, setting, seed), correct, length)).unwrap();
+        }
+    }
+    let findings = Findings::new(&plan, &store);
+    assert_eq!(findings.chosen(), [Some(1), Some(0)]);
+    assert!(findings.arms.iter().all(|arm| arm.reported.is_none()) && findings.missing.len() == 4);
+    for (seed, correct) in [(2, "1100"), (3, "1110")] {
+        store.add(outcome(&plan.run(0, 1, seed), "1111", 100)).unwrap();
+        store.add(outcome(&plan.run(1, 0, seed), correct, 20)).unwrap();
+    }
+    let findings = Findings::new(&plan, &store);
+    assert!(findings.missing.is_empty());
+    let (grpo, clip) = (&findings.arms[0], &findings.arms[1]);
+    let reported = clip.reported.as_ref().unwrap();
+    assert_eq!((reported.accuracy.value, reported.length_ratio, reported.runs), (0.625, 0.2, 2));
+    assert_eq!(reported.accuracy_of_runs, [0.5, 0.75]);
+    assert_eq!((clip.difference.unwrap().value, grpo.difference), (-0.375, None));
+    assert_eq!(clip.spread.unwrap().length_ratio, [0.3, 0.5]);
+    assert_eq!(findings.base.unwrap().accuracy.value, 0.5);
+}
+
+/// The file is a line for each run; a process that was killed while it wrote leaves half a line.
+#[test]
+fn results_outlive_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.jsonl");
+    let plan = plan(TWO_ARMS).unwrap();
+    let mut store = Store::open(&path).unwrap();
+    store.add(outcome(&plan.run(0, 0, 0), "1110", 7)).unwrap();
+    store.add(outcome(&plan.run(0, 0, 1), "1110", 7)).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 9]).unwrap();
+    let mut store = Store::open(&path).unwrap();
+    assert!(store.get(&plan.run(0, 0, 0)).is_some() && store.get(&plan.run(0, 0, 1)).is_none());
+    store.add(outcome(&plan.run(0, 0, 1), "1110", 7)).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
+    std::fs::write(&path, "{}\n{}\n").unwrap();
+    assert!(Store::open(&path).unwrap_err().to_string().contains("line 1"));
+}

@@ -1,0 +1,152 @@
+//! The work of a study: runs, several at a time, each in a process of its own.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use super::{Outcome, Plan, Planned, Store};
+use crate::config::to_toml;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::stop::Stop;
+
+/// How a run ended, told as it happens.
+#[derive(Debug)]
+pub enum Done<'a> {
+    /// It is done, and kept.
+    Run(&'a Outcome),
+    /// It ended with an error, and is tried once more.
+    Again(&'a str, String),
+    /// It ended with an error twice, and is missing.
+    Missing(&'a str, String),
+}
+
+/// How often a run is started before it is given up.
+const TRIES: usize = 2;
+
+/// How long to wait before looking again whether a process has ended.
+const LOOK: Duration = Duration::from_millis(100);
+
+struct Running {
+    child: Child,
+    planned: Planned,
+    tries: usize,
+}
+
+impl Drop for Running {
+    /// A process that is given up, because of an error or an early end, does not go on by itself.
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Does the runs that the store has not, by `program` (this one, but in tests), and adds them to it. What is left of a run
+/// is one line: its folder is removed. Gives the names of the runs that ended with an error twice.
+///
+/// # Errors
+/// Files that cannot be written, and [`Error::Stopped`] soon after an early end was asked for.
+pub fn work(
+    plan: &Plan,
+    runs: Vec<Planned>,
+    store: &mut Store,
+    program: &Path,
+    stop: Stop,
+    told: &mut dyn FnMut(Done<'_>),
+) -> Result<Vec<String>> {
+    let folder = plan.folder();
+    files::create_dir(&folder)?;
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let most = if plan.config.processes == 0 { cores } else { plan.config.processes };
+    let threads = (cores / most).max(1);
+    let mut waiting: VecDeque<(Planned, usize)> =
+        runs.into_iter().filter(|planned| store.get(planned).is_none()).map(|planned| (planned, 0)).collect();
+    let mut running: Vec<Running> = Vec::new();
+    let mut missing = Vec::new();
+    while !(waiting.is_empty() && running.is_empty()) {
+        stop.check()?;
+        while running.len() < most
+            && let Some((planned, tries)) = waiting.pop_front()
+        {
+            let child = start(&planned, program, threads)?;
+            running.push(Running { child, planned, tries: tries + 1 });
+        }
+        thread::sleep(LOOK);
+        let mut at = 0;
+        while at < running.len() {
+            let Some(status) = running[at].child.try_wait().map_err(Error::io(program))? else {
+                at += 1;
+                continue;
+            };
+            let Running { planned, tries, .. } = &running[at];
+            let (planned, tries) = (planned.clone(), *tries);
+            drop(running.swap_remove(at));
+            stop.check()?;
+            let (name, dir) = (&planned.config.name, place(&planned));
+            let outcome = if status.success() {
+                Outcome::read(&planned, &dir).map_err(|error| error.to_string())
+            } else {
+                Err(format!("{status}; its last words: {}", last_words(&log(&planned))))
+            };
+            match outcome {
+                Ok(outcome) => {
+                    told(Done::Run(&outcome));
+                    store.add(outcome)?;
+                    files::remove_dir(&dir)?;
+                    let _ = std::fs::remove_file(log(&planned));
+                    let _ = std::fs::remove_file(settings(&planned));
+                }
+                Err(error) if tries < TRIES => {
+                    told(Done::Again(name, error));
+                    waiting.push_front((planned, tries));
+                }
+                Err(error) => {
+                    told(Done::Missing(name, error));
+                    missing.push(name.clone());
+                }
+            }
+        }
+    }
+    Ok(missing)
+}
+
+fn place(planned: &Planned) -> PathBuf {
+    planned.config.output_dir.join(&planned.config.name)
+}
+
+fn log(planned: &Planned) -> PathBuf {
+    planned.config.output_dir.join(format!("{}.log", planned.config.name))
+}
+
+fn settings(planned: &Planned) -> PathBuf {
+    planned.config.output_dir.join(format!("{}.toml", planned.config.name))
+}
+
+/// A run takes a minute or some, so one that was cut off begins again.
+fn start(planned: &Planned, program: &Path, threads: usize) -> Result<Child> {
+    let file = settings(planned);
+    files::write(&file, to_toml(&planned.config).as_bytes())?;
+    let path = log(planned);
+    let out = File::create(&path).map_err(Error::io(&path))?;
+    let also = out.try_clone().map_err(Error::io(&path))?;
+    Command::new(program)
+        .args(["train", "--overwrite"])
+        .arg(&file)
+        .env("RAYON_NUM_THREADS", threads.to_string())
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(also)
+        .spawn()
+        .map_err(Error::io(program))
+}
+
+/// The last line of a log that says something.
+fn last_words(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("nothing").to_string()
+}
