@@ -11,7 +11,8 @@
 //! [`model`] (the decoder) → [`ops`] (its operations). The way of the data: [`data`] are rendered by
 //! [`text`], completed by [`generate`], graded by [`verify`], turned into advantages by [`objective`], into gradients by
 //! [`train::batch`], into a step by [`optim`]; [`conflict`] measures what
-//! accuracy and length do to the same tokens, [`metrics`] and [`report`] say what happened, [`eval`] what it is worth.
+//! accuracy and length do to the same tokens, [`metrics`] and [`report`] say what happened, [`eval`] what it is worth;
+//! [`study`] compares methods.
 //!
 //! A program that trains with a reward or problems of its own begins at [`train::Trainer`].
 

@@ -3,8 +3,8 @@
 //!
 //! Every product is written in one go. Before it is known whether it is right, it may be checked by casting out nines: the
 //! digital root of each number, digit by digit, and that of the product of the roots. A check that fails is followed by long
-//! multiplication. Four digits by one are beyond what a model of this size does in one go, however greedily it answers,
-//! while table facts and round numbers are not: a check is worth its tokens on the first and never on the second, and which
+//! multiplication. Four or five digits by one are often beyond what a model of this size does in one go, however greedily it
+//! answers, while table facts and round numbers are not: a check is worth its tokens on the first and never on the second, and which
 //! is which shows in the digits alone.
 //!
 //! ```text
@@ -20,7 +20,7 @@ const CHECK: f64 = 0.3;
 /// wrong, it gets wrong by itself.
 const SLIP: f64 = 0.06;
 /// The same in a lean trace, where every product is checked and doing it again is learnt.
-const SLIP_LEAN: f64 = 0.2;
+const SLIP_LEAN: f64 = 0.5;
 
 const OPENINGS: [&str; 3] = ["Okay, let me work this out.", "Let me start.", "Alright, I should compute this with care."];
 const HEDGES: [&[&str]; 3] = [
@@ -59,7 +59,8 @@ pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Products {
 fn product(hard: bool, random: &mut Stream) -> (i64, i64) {
     let factor = random.range(3, 9);
     match (hard, random.range(0, 2)) {
-        (true, _) => (random.range(1012, 9999), factor),
+        (true, _) if random.chance(0.5) => (random.range(1012, 9999), factor),
+        (true, _) => (random.range(10_012, 99_999), factor),
         (false, 0) => (100 * random.range(1, 9), factor),
         (false, 1) => (10 * random.range(1, 9), factor),
         (false, _) => (random.range(2, 9), factor),
