@@ -92,5 +92,7 @@ fn a_run_that_dies_is_tried_again_and_then_reported_as_missing() {
     std::fs::write(&file, text).unwrap();
     let message = user_error(&[&"study", &file]);
     assert_eq!(message.matches("is tried once more").count(), 4, "{message}");
-    assert!(message.contains("4 runs ended with an error twice and are missing") && message.contains("max_prompt_length"));
+    assert!(
+        message.contains("4 runs ended with an error twice and are missing") && message.contains("max_prompt_length")
+    );
 }

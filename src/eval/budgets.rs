@@ -34,7 +34,8 @@ pub(super) fn budgets(records: &[&Record]) -> Vec<Budget> {
             tokens,
             accuracy: share(kept.iter().filter(|record| right(record)).count(), records.len()),
             cut: share(cut.len(), records.len()),
-            cut_but_right: (!cut.is_empty()).then(|| share(cut.iter().filter(|record| right(record)).count(), cut.len())),
+            cut_but_right: (!cut.is_empty())
+                .then(|| share(cut.iter().filter(|record| right(record)).count(), cut.len())),
         }
     };
     (0..LIMITS).rev().map(|halvings| largest >> halvings).filter(|&tokens| tokens > 0).map(of).collect()

@@ -207,7 +207,8 @@ fn front(findings: &Findings) -> Plot {
     }));
     Plot {
         title: "Accuracy against length".to_string(),
-        note: "Numbers are the rows of the table: the chosen setting of an arm, over the seeds that are reported.".into(),
+        note: "Numbers are the rows of the table: the chosen setting of an arm, over the seeds that are reported."
+            .into(),
         x_label: "mean length (% of the base's)",
         y_label: "accuracy (%)",
         from_zero: false,
@@ -272,7 +273,14 @@ fn curves(findings: &Findings, arm: &ArmFindings) -> Plot {
 pub fn study_text(findings: &Findings) -> String {
     let mut text = format!(
         "{:<3}{:<28}{:>6}{:>10}{:>16}{:>18}{:>10}{:>9}\n",
-        "", "arm", "runs", "accuracy", "95%", format!("to {}", short(&findings.against, 12)), "length", "% base"
+        "",
+        "arm",
+        "runs",
+        "accuracy",
+        "95%",
+        format!("to {}", short(&findings.against, 12)),
+        "length",
+        "% base"
     );
     let mut line = |number: String, name: &str, measured: &Measured, difference: Option<Estimate>| {
         let bounds = |estimate: Estimate, text: &dyn Fn(f64) -> String| {
@@ -321,7 +329,8 @@ fn short(text: &str, most: usize) -> String {
 
 /// Every setting and every report, a line each.
 fn csv(findings: &Findings) -> String {
-    let mut text = "arm,setting,seeds,chosen,runs,accuracy,low,high,length,length_ratio,cut,all_right_std\n".to_string();
+    let mut text =
+        "arm,setting,seeds,chosen,runs,accuracy,low,high,length,length_ratio,cut,all_right_std\n".to_string();
     let mut line = |arm: &str, setting: &str, seeds: &str, chosen: bool, measured: &Measured| {
         let [low, high] = measured.accuracy.interval.unwrap_or([f64::NAN; 2]);
         let spread = measured.all_right_std.map_or_else(String::new, |spread| spread.to_string());

@@ -209,8 +209,11 @@ fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
     let names: BTreeSet<&String> = runs.iter().flat_map(|sources| sources.keys()).collect();
     let of_source = |name: &String| {
         let found: Vec<&Source> = runs.iter().filter_map(|sources| sources.get(name)).collect();
-        let all: Vec<f64> =
-            found.iter().flat_map(|source| source.correct.bytes()).map(|bit| f64::from(u8::from(bit == b'1'))).collect();
+        let all: Vec<f64> = found
+            .iter()
+            .flat_map(|source| source.correct.bytes())
+            .map(|bit| f64::from(u8::from(bit == b'1')))
+            .collect();
         [mean(&all), average(found.iter().flat_map(|source| source.lengths.clone()).collect())]
     };
     let reading = |name: &String| {
@@ -241,7 +244,9 @@ fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
         sources: names.iter().map(|name| ((*name).clone(), of_source(name))).collect(),
         readings: names.iter().map(|name| ((*name).clone(), reading(name))).collect(),
         all_right_std: (!spreads.is_empty()).then(|| mean(&spreads)),
-        entropy: entropies(|curve| curve.first()).zip(entropies(|curve| curve.last())).map(|(first, last)| [first, last]),
+        entropy: entropies(|curve| curve.first())
+            .zip(entropies(|curve| curve.last()))
+            .map(|(first, last)| [first, last]),
     }
 }
 

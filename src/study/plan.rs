@@ -43,7 +43,9 @@ fn flat(table: &toml::Table) -> Vec<(String, &Value)> {
     let mut found = Vec::new();
     for (key, value) in table {
         match value {
-            Value::Table(inner) => found.extend(flat(inner).into_iter().map(|(rest, value)| (format!("{key}.{rest}"), value))),
+            Value::Table(inner) => {
+                found.extend(flat(inner).into_iter().map(|(rest, value)| (format!("{key}.{rest}"), value)))
+            }
             value => found.push((key.clone(), value)),
         }
     }
@@ -146,9 +148,8 @@ fn run(study: &StudyConfig, arm: &Arm, setting: &toml::Table, folder: &Path) -> 
         tables.into_iter().flat_map(flat).map(|(key, value)| format!("{key}={value}")).collect();
     sets.push(format!("train.max_sampled_tokens={}", study.sampled_tokens));
     let file = folder.join(&arm.file);
-    let mut config: RlConfig = config::load(Some(&file), &sets).map_err(|error| {
-        Error::Invalid(format!("arm {:?} of study {:?}: {error}", arm.name, study.name))
-    })?;
+    let mut config: RlConfig = config::load(Some(&file), &sets)
+        .map_err(|error| Error::Invalid(format!("arm {:?} of study {:?}: {error}", arm.name, study.name)))?;
     // The budget ends the run, not the number of steps; a stage before the last has its own end.
     const NO_END: usize = 1_000_000;
     match &mut config.controller {

@@ -42,9 +42,11 @@ fn a_study_that_would_be_uneven_is_refused() {
     assert!(message.contains("report_seeds has 1, by which settings are chosen"), "{message}");
     let message = refused(&TWO_ARMS.replace("settings = [{ optim.learning_rate = 3e-4 }, ", "settings = ["));
     assert!(message.contains("arms.1.settings has 1 tables where arms.0 has 2"), "{message}");
-    let message = refused(&TWO_ARMS.replace("set.stages.0.sampling", "set.train.max_sampled_tokens = 9\nset.stages.0.sampling"));
+    let message =
+        refused(&TWO_ARMS.replace("set.stages.0.sampling", "set.train.max_sampled_tokens = 9\nset.stages.0.sampling"));
     assert!(message.contains("arms.1 sets train.max_sampled_tokens, which must be alike in all arms"), "{message}");
-    let message = refused(&TWO_ARMS.replace("set.stages.0.sampling", "set.eval.num_problems = 9\nset.stages.0.sampling"));
+    let message =
+        refused(&TWO_ARMS.replace("set.stages.0.sampling", "set.eval.num_problems = 9\nset.stages.0.sampling"));
     assert!(message.contains("arms.1 sets eval.num_problems"), "{message}");
     let message = refused(&TWO_ARMS.replace("name = \"fixed clip\"", "name = \"GRPO\""));
     assert!(message.contains("arms.1.name = \"GRPO\" must be a name of its own"), "{message}");
@@ -81,11 +83,7 @@ fn runs_are_alike_but_for_what_their_arm_and_setting_say() {
 /// An outcome by hand: `correct` for each of four problems of one source, all of the same length.
 fn outcome(planned: &Planned, correct: &str, length: usize) -> Outcome {
     let source = |correct: &str, length: usize| {
-        let source = Source {
-            correct: correct.to_string(),
-            lengths: vec![length; correct.len()],
-            ..Source::default()
-        };
+        let source = Source { correct: correct.to_string(), lengths: vec![length; correct.len()], ..Source::default() };
         [("s".to_string(), source)].into()
     };
     Outcome {

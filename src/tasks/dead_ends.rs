@@ -101,7 +101,7 @@ impl Doors {
         let mut answer = self.right;
         let mut found = false;
         let mut chance = GUESS;
-        while let Some(door) = doors.next() {
+        for door in doors.by_ref() {
             if slips && !pieces.useful(1.0 - chance) {
                 pieces.say(format!("I guess door {}.", door + 1));
                 answer = door;

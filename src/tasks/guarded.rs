@@ -22,7 +22,8 @@ const SLIP: f64 = 0.06;
 /// The same in a lean trace, where every product is checked and doing it again is learnt.
 const SLIP_LEAN: f64 = 0.5;
 
-const OPENINGS: [&str; 3] = ["Okay, let me work this out.", "Let me start.", "Alright, I should compute this with care."];
+const OPENINGS: [&str; 3] =
+    ["Okay, let me work this out.", "Let me start.", "Alright, I should compute this with care."];
 const HEDGES: [&[&str]; 3] = [
     &["Let me take it step by step.", "I go one step at a time, from left to right."],
     &["I should be careful with the numbers here.", "It is easy to slip in one of the products."],

@@ -52,9 +52,8 @@ pub(super) fn describe(batch: &Batch, stage: &Stage, metrics: &mut Metrics) -> S
     let against = |r: &Rollout| r.advantage.total() < 0.0 && r.answer.correct == Some(true);
     metrics.set("advantage/correct_but_negative_share", share(&against));
     let all_right = |group: &&Group| group.rollouts.iter().all(|r| r.answer.correct == Some(true));
-    let spread = |group: &Group| {
-        deviation(&group.rollouts.iter().map(|r| f64::from(r.advantage.total())).collect::<Vec<_>>())
-    };
+    let spread =
+        |group: &Group| deviation(&group.rollouts.iter().map(|r| f64::from(r.advantage.total())).collect::<Vec<_>>());
     metrics.set_mean("advantage/all_right_std", &batch.groups.iter().filter(all_right).map(spread).collect::<Vec<_>>());
     figures(&batch.all().flat_map(|group| &group.rollouts).collect::<Vec<_>>())
 }
