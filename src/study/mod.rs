@@ -157,7 +157,7 @@ impl Settings for StudyConfig {
                 }
             }
         }
-        for key in plan::keys(&self.set).filter(|key| RESERVED[..4].contains(&key.as_str())) {
+        for key in plan::keys(&self.set).filter(|key| RESERVED[..6].contains(&key.as_str())) {
             mistakes.push(format!("set.{key} is the study's own to give: remove it"));
         }
         mistakes

@@ -150,15 +150,29 @@ fn run(study: &StudyConfig, arm: &Arm, setting: &toml::Table, folder: &Path) -> 
     let file = folder.join(&arm.file);
     let mut config: RlConfig = config::load(Some(&file), &sets)
         .map_err(|error| Error::Invalid(format!("arm {:?} of study {:?}: {error}", arm.name, study.name)))?;
-    // The budget ends the run, not the number of steps; a stage before the last has its own end.
+    // The budget ends the run, not the number of steps: the last stage goes on until then, or the cycle of stages, or the
+    // controller. What a study says of that end would do nothing.
     const NO_END: usize = 1_000_000;
-    match &mut config.controller {
-        Some(controller) => controller.max_steps = NO_END,
-        None => {
-            if let Some(last) = config.stages.last_mut() {
-                last.exit.max_steps = NO_END;
-            }
+    let end = match (&mut config.controller, config.cycles) {
+        (Some(controller), _) => {
+            controller.max_steps = NO_END;
+            "controller.max_steps".to_string()
         }
+        (None, 1) => {
+            let last = config.stages.len() - 1;
+            config.stages[last].exit.max_steps = NO_END;
+            format!("stages.{last}.exit.max_steps")
+        }
+        (None, _) => {
+            config.cycles = NO_END;
+            "cycles".to_string()
+        }
+    };
+    if tables.into_iter().flat_map(keys).any(|key| key == end) {
+        return Err(Error::Invalid(format!(
+            "arm {:?} of study {:?}: {end} does nothing, since sampled_tokens ends the run: remove it",
+            arm.name, study.name
+        )));
     }
     (config.train.save_steps, config.train.eval_steps, config.train.log_completions_steps) = (0, 0, 0);
     let reads = digests_of(&config)?.into_iter().map(|(key, digest)| format!("{key} {digest}\n")).collect();

@@ -57,6 +57,9 @@ fn a_study_that_would_be_uneven_is_refused() {
     assert!(message.contains("\"fixed clip\" has the learning rates [0.0001, 0.0009]"), "{message}");
     let message = plan(&TWO_ARMS.replace("set.data", "set.optim.lr_scheduler_type = \"cosine\"\nset.data"));
     assert!(message.unwrap_err().to_string().contains("must be \"constant\""));
+    let message =
+        plan(&TWO_ARMS.replace("set.stages.0.sampling", "set.stages.0.exit.max_steps = 9\nset.stages.0.sampling"));
+    assert!(message.unwrap_err().to_string().contains("stages.0.exit.max_steps does nothing"));
     let message = plan(&TWO_ARMS.replace("max_completion_length = 96", "max_completion_lenght = 96"));
     let message = message.unwrap_err().to_string();
     assert!(message.contains("arm \"fixed clip\"") && message.contains("max_completion_lenght"), "{message}");
@@ -78,6 +81,14 @@ fn runs_are_alike_but_for_what_their_arm_and_setting_say() {
     // What a run is called does not count, so that an arm may be renamed or moved.
     let renamed = self::plan(&TWO_ARMS.replace("\"fixed clip\"", "\"clip\"")).unwrap();
     assert_eq!(renamed.run(1, 0, 5).key, plan.run(1, 0, 5).key);
+}
+
+/// A method that repeats its stages once lost all cycles but the first.
+#[test]
+fn stages_that_are_repeated_are_repeated_until_the_budget_is_spent() {
+    let text = TWO_ARMS.replace("methods/grpo.toml", "methods/siri.toml");
+    let config = plan(&text).unwrap().run(0, 0, 0).config;
+    assert_eq!((config.cycles, config.stages[0].exit.max_steps), (1_000_000, 60));
 }
 
 /// An outcome by hand: `correct` for each of four problems of one source, all of the same length.

@@ -104,8 +104,8 @@ pub struct RlTrain {
     pub prompts_per_step: usize,
     /// Completions per problem: the group.
     pub num_generations: usize,
-    /// The run is over with the step in which it has sampled so many tokens to learn from, those of replaced groups
-    /// included; 0 for no bound. For comparisons at equal budget.
+    /// Tokens sampled to learn from, those of replaced groups included, with whose last step the run ends; 0 for no bound.
+    /// For comparisons at equal budget.
     pub max_sampled_tokens: u64,
     /// Completions decoded together at most.
     pub generation_rows: usize,
