@@ -9,6 +9,7 @@ mod devices; // The main job on the device under test and on the CPU.
 mod engine; // Completions from servers: a fake that misbehaves on order, and a real vLLM.
 mod evaluation; // Figures against figures by hand, and interruptions that change nothing.
 mod families; // Each model family against transformers, PyTorch and PEFT.
+mod follow; // Who follows a run: TensorBoard, and a program that is fed its metrics.
 mod generation; // Sampling against the plain forward pass.
 mod golden; // Curves of four methods, as recorded.
 mod layers; // The direction between rooms.

@@ -12,6 +12,7 @@ use tempering::data::problems::DataConfig;
 use tempering::eval::EvalConfig;
 use tempering::generate::{Request, Sampling};
 use tempering::metrics::Metrics;
+use tempering::metrics::follow::LogConfig;
 use tempering::model::{CausalLm, ModelConfig};
 use tempering::objective::Upstream;
 use tempering::optim::{Gradients, OptimConfig};
@@ -201,6 +202,7 @@ impl Workshop {
             },
             optim: OptimConfig { learning_rate: 1e-3, warmup_steps: 2, ..OptimConfig::default() },
             eval: EvalConfig { num_problems: 4, max_completion_length: 8, ..EvalConfig::default() },
+            log: LogConfig::default(),
             reward: RewardCommand::default(),
             cycles: 1,
             controller: None,

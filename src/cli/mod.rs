@@ -19,6 +19,7 @@ mod tasks;
 mod tokenizer;
 mod train;
 mod verify;
+mod watch;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -67,6 +68,8 @@ enum Command {
     Merge(merge::MergeArgs),
     /// Write a run's report again.
     Report(report::ReportArgs),
+    /// Show a run's curves in the terminal, live.
+    Watch(watch::WatchArgs),
     /// List all settings with their defaults, as a file of settings.
     Settings(settings::SettingsArgs),
     /// List all metrics with their units.
@@ -225,6 +228,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Score(args) => score::score(&args),
         Command::Merge(args) => merge::merge(&args),
         Command::Report(args) => report::run(&args),
+        Command::Watch(args) => watch::run(&args),
         Command::Settings(args) => settings::run(&args),
         Command::Metrics => metrics::run(),
         Command::Bench(args) => bench::bench(args),

@@ -1,6 +1,8 @@
-//! One object per step in `metrics.jsonl`, under TRL's names.
+//! One object per step in `metrics.jsonl`, under TRL's names, and what follows it.
 
+pub mod follow;
 pub mod names;
+mod tensorboard;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -71,6 +73,11 @@ impl Metrics {
         &self.0
     }
 
+    /// The line of `metrics.jsonl`, its end included.
+    fn line(&self) -> String {
+        serde_json::to_string(&self.0).expect("an object of numbers, texts and lists is JSON") + "\n"
+    }
+
     /// Adds all of `other` under `prefix`.
     pub fn extend(&mut self, prefix: &str, other: Metrics) {
         self.0.extend(other.0.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)));
@@ -130,9 +137,8 @@ impl MetricsLog {
     /// # Errors
     /// When it cannot be written.
     pub fn append(&mut self, metrics: &Metrics) -> Result<()> {
-        let line = Value::Object(metrics.0.clone()).to_string();
         let append = || {
-            writeln!(&self.file, "{line}")?;
+            (&self.file).write_all(metrics.line().as_bytes())?;
             self.file.sync_data()
         };
         append().map_err(Error::io(&self.path))

@@ -12,6 +12,7 @@ mod plot;
 mod plots;
 mod run;
 mod study;
+mod terminal;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ use outcome::{FamilyRow, Tile, family_row, runtime, sentence, tiles};
 use plots::{Figure, figure, plots};
 use run::{Metrics, Summary, optional, read_lines};
 pub use study::{study, study_text};
+pub use terminal::{Screen, screen};
 
 /// Reads the run directory `run` and writes `run/report.html`, a page that needs nothing but itself.
 ///

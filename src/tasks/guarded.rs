@@ -1,14 +1,18 @@
 //! Guarded arithmetic: products, some of which a small model cannot do in one go, and a check that is cheaper than doing
 //! them again.
 //!
-//! Every product is written in one go. Before it is known whether it is right, it may be checked by casting out nines: the
+//! A product is written in one go. Before it is known whether it is right, it may be checked by casting out nines: the
 //! digital root of each number, digit by digit, and that of the product of the roots. A check that fails is followed by long
-//! multiplication. Four or five digits by one are often beyond what a model of this size does in one go, however greedily it
-//! answers, while table facts and round numbers are not: a check is worth its tokens on the first and never on the second, and which
-//! is which shows in the digits alone.
+//! multiplication; now and then a hard product is done so at once, which is the dearest way.
+//!
+//! A hard product has six digits. Whoever writes it in one go has a wrong habit: a carry of 4 or more out of the last digit is
+//! forgotten, in a quarter of all cases and always in the same ones. So no sharpening makes one go reliable, however greedily
+//! it answers, as random slips would let it: what is most probable is wrong there. Table facts and round numbers are right: a
+//! check is worth its tokens on the hard products and never on the easy ones, and which is which shows in the digits alone.
 //!
 //! ```text
-//! 1347*6=8092. Wait, check: 1486*6=9,8881. No: 7*6=42,4*6+4=28,3*6+2=20,1*6+2=8,8082. 40*7=280.
+//! 201347*6=1208042. Wait, check: 223618*6=3,1332268. No: 201347*6: 7*6+0=42,4*6+4=28,3*6+2=20,1*6+2=08,0*6+0=00,2*6+0=12,1208082.
+//! 40*7=280.
 //! ```
 
 use super::pieces::Pieces;
@@ -16,11 +20,17 @@ use super::{Manner, Stream};
 
 /// Chance that a product is checked.
 const CHECK: f64 = 0.3;
-/// Chance that a hard product is written wrong: enough to teach what follows a check that fails. Most of what a model gets
-/// wrong, it gets wrong by itself.
-const SLIP: f64 = 0.06;
+/// The smallest carry out of the last digit that one go forgets.
+const FORGOTTEN: i64 = 4;
+/// Chance that a hard product has a digit wrong beside that, so that what follows a check that fails is not learnt of the habit
+/// alone.
+const SLIP: f64 = 0.05;
 /// The same in a lean trace, where every product is checked and doing it again is learnt.
-const SLIP_LEAN: f64 = 0.5;
+const SLIP_LEAN: f64 = 0.3;
+/// Chance that a hard product is done by long multiplication at once.
+const LONG: f64 = 0.1;
+/// The same in a lean trace: long multiplication is learnt on its own before it is the answer to a check.
+const LONG_LEAN: f64 = 0.4;
 
 const OPENINGS: [&str; 3] =
     ["Okay, let me work this out.", "Let me start.", "Alright, I should compute this with care."];
@@ -60,8 +70,7 @@ pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Products {
 fn product(hard: bool, random: &mut Stream) -> (i64, i64) {
     let factor = random.range(3, 9);
     match (hard, random.range(0, 2)) {
-        (true, _) if random.chance(0.5) => (random.range(1012, 9999), factor),
-        (true, _) => (random.range(10_012, 99_999), factor),
+        (true, _) => (random.range(100_012, 999_999), factor),
         (false, 0) => (100 * random.range(1, 9), factor),
         (false, 1) => (10 * random.range(1, 9), factor),
         (false, _) => (random.range(2, 9), factor),
@@ -91,17 +100,17 @@ fn nines((left, right): (i64, i64), result: i64) -> String {
     format!("{}*{right}={},{}", roots(left), root(root(left) * right), roots(result))
 }
 
-/// Long multiplication, from the last digit, with what is carried: `7*6=42,4*6+4=28,3*6+2=20,2082`.
+/// Long multiplication, from the last digit, with what is carried: `347*6: 7*6+0=42,4*6+4=28,3*6+2=20,2082`. Every line is
+/// as long as every other, so that what it needs is as far behind it as in every other.
 fn long((left, right): (i64, i64)) -> String {
     let mut carried = 0;
-    let mut lines = Vec::new();
+    let mut lines = format!("{left}*{right}: ");
     for digit in digits(left).rev() {
         let value = digit * right + carried;
-        let plus = if carried > 0 { format!("+{carried}") } else { String::new() };
-        lines.push(format!("{digit}*{right}{plus}={value}"));
+        lines += &format!("{digit}*{right}+{carried}={value:02},");
         carried = value / 10;
     }
-    format!("{},{}", lines.join(","), left * right)
+    format!("{lines}{}", left * right)
 }
 
 impl Products {
@@ -141,6 +150,12 @@ fn list(values: impl Iterator<Item = i64>) -> String {
     values.map(|value| value.to_string()).collect::<Vec<_>>().join(",")
 }
 
+/// A hard product in one go: a large carry out of the last digit is forgotten.
+fn one_go((left, right): (i64, i64)) -> i64 {
+    let carried = left % 10 * right / 10;
+    left * right - if carried >= FORGOTTEN { 10 * carried } else { 0 }
+}
+
 /// A product with a digit that is off by one or two.
 fn wrong(exact: i64, random: &mut Stream) -> i64 {
     let place = 10_i64.pow(random.range(0, 3) as u32);
@@ -148,10 +163,16 @@ fn wrong(exact: i64, random: &mut Stream) -> i64 {
 }
 
 fn step((left, right): (i64, i64), slips: bool, pieces: &mut Pieces<'_>) -> i64 {
-    let exact = left * right;
-    let rate = if pieces.is_lean() { SLIP_LEAN } else { SLIP };
-    let slip = slips && left > 1000 && pieces.random().chance(rate);
-    let mut result = if slip { wrong(exact, pieces.random()) } else { exact };
+    let (exact, is_hard) = (left * right, left > 1000);
+    let (slip, at_once) = if pieces.is_lean() { (SLIP_LEAN, LONG_LEAN) } else { (SLIP, LONG) };
+    if is_hard && pieces.may(at_once) {
+        pieces.say(format!("{}.", long((left, right))));
+        return exact;
+    }
+    let mut result = if slips && is_hard { one_go((left, right)) } else { exact };
+    if slips && is_hard && pieces.random().chance(slip) {
+        result = wrong(result, pieces.random());
+    }
     pieces.say(format!("{left}*{right}={result}."));
     if pieces.useful(CHECK) {
         let check = nines((left, right), result);
@@ -178,8 +199,22 @@ mod tests {
         assert_eq!(nines((347, 6), 2082), "375*6=3,2213");
         assert_eq!(nines((347, 6), 2092), "375*6=3,2224");
         assert_eq!((roots(900), roots(102)), ("999".into(), "113".into()));
-        assert_eq!(long((347, 6)), "7*6=42,4*6+4=28,3*6+2=20,2082");
-        assert_eq!(long((102, 3)), "2*3=6,0*3=0,1*3=3,306");
+        assert_eq!(long((347, 6)), "347*6: 7*6+0=42,4*6+4=28,3*6+2=20,2082");
+        assert_eq!(long((102, 3)), "102*3: 2*3+0=06,0*3+0=00,1*3+0=03,306");
+    }
+
+    /// The habit is wrong in a quarter of the cases, and a check finds all of them.
+    #[test]
+    fn a_forgotten_carry_is_found() {
+        let mut forgotten = 0;
+        for left in 100_000..100_010 {
+            for right in 3..=9 {
+                let (exact, result) = (left * right, one_go((left, right)));
+                forgotten += usize::from(result != exact);
+                assert!(result == exact || root(result) != root(exact), "{left}*{right}={result}");
+            }
+        }
+        assert_eq!((one_go((201_347, 6)), forgotten), (1_208_042, 19));
     }
 
     /// A check holds for a right product; for a wrong one unless it is off by a multiple of nine.

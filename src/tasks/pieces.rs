@@ -44,6 +44,11 @@ impl<'a> Pieces<'a> {
         }
     }
 
+    /// Whether a dearer way is taken where a cheaper one would do: never in a terse trace.
+    pub(super) fn may(&mut self, chance: f64) -> bool {
+        self.manner != Manner::Terse && self.random.chance(chance)
+    }
+
     /// One of `phrases`, with a chance of `chance` where the manner has words.
     pub(super) fn remark(&mut self, chance: f64, phrases: &[&str]) {
         if self.filler(chance) {

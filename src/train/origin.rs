@@ -21,7 +21,9 @@ const SETTINGS: &str = "config.toml";
 
 /// Settings that a resumed run may change: how long it is, how often it reports and saves, and what memory it takes. None
 /// of them changes a step that both lengths of the run have. `*` stands for the number of a table.
-const FREE: [&str; 29] = [
+const FREE: [&str; 31] = [
+    "log.report_to",
+    "log.command",
     "output_dir",
     "name",
     "device",

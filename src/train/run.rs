@@ -22,6 +22,7 @@ use crate::data::problems::DataConfig;
 use crate::error::{Error, Result};
 use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::files;
+use crate::metrics::follow::{Followers, LogConfig, Sample};
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::optim::{AdamW, LrScheduler, OptimConfig};
@@ -71,6 +72,8 @@ pub struct Common<'a> {
     pub eval: &'a EvalConfig,
     /// Checkpoints kept; 0 for all.
     pub save_total_limit: usize,
+    /// Who follows the metrics.
+    pub log: &'a LogConfig,
 }
 
 impl<'a> Common<'a> {
@@ -120,6 +123,7 @@ pub(super) struct Run {
     origin: Origin,
     /// Opened by the first line: a run that has nothing left to do keeps all of its lines.
     log: Option<MetricsLog>,
+    followers: Followers,
     /// The step whose line is the last that stays; none for a new run.
     logged: Option<usize>,
     save_total_limit: usize,
@@ -198,8 +202,11 @@ impl Run {
         origin::write_settings(&dir, config)?;
         files::create_dir(&dir.join("completions"))?;
         let logged = newest.as_ref().map(|(step, _)| step - usize::from(unlogged.is_some()));
+        let followers = Followers::open(common.log, &dir, &origin.id, logged)?;
         let (save_total_limit, eval) = (common.save_total_limit, common.eval.clone());
-        Ok((Self { folder, origin, log: None, logged, save_total_limit, newest, held_out, eval, unlogged }, point))
+        let run =
+            Self { folder, origin, log: None, followers, logged, save_total_limit, newest, held_out, eval, unlogged };
+        Ok((run, point))
     }
 
     /// The run's folder.
@@ -213,11 +220,17 @@ impl Run {
             self.log = Some(MetricsLog::open(&self.dir().join(METRICS), self.logged)?);
         }
         self.log.as_mut().map_or(Ok(()), |log| log.append(metrics))?;
+        self.followers.metrics(metrics)?;
         if metrics.get("step").is_some_and(|step| step > 0.0) && self.folder.keep()? {
             self.origin.replaces = None;
             self.origin.write(self.folder.dir())?;
         }
         Ok(())
+    }
+
+    /// Shows those who follow the run what the completions of a step are like, after its metrics.
+    pub(super) fn show(&mut self, step: usize, sample: impl FnOnce() -> Sample) -> Result<()> {
+        self.followers.sample(step, sample)
     }
 
     /// Evaluates after a step, and logs what came out with the step's own figures. Where that is interrupted, a resumed run

@@ -11,6 +11,7 @@ use crate::config::{self, COUNTS, LENGTHS, ROWS, Settings};
 use crate::data::problems::DataConfig;
 use crate::error::Result;
 use crate::eval::EvalConfig;
+use crate::metrics::follow::LogConfig;
 use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
 use crate::reward::{RewardCommand, RewardKind};
@@ -61,6 +62,9 @@ pub struct RlConfig {
     /// Evaluation before, during and after.
     #[serde(default)]
     pub eval: EvalConfig,
+    /// Where metrics go beside `metrics.jsonl`.
+    #[serde(default)]
+    pub log: LogConfig,
     /// The user's own reward, for stages that have a reward of type `command`.
     #[serde(default)]
     pub reward: RewardCommand,
@@ -169,9 +173,16 @@ impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
         let name = self.common().mistakes();
-        let mut problems =
-            [name, self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora]
-                .concat();
+        let mut problems = [
+            name,
+            self.data.mistakes(),
+            self.prompt.mistakes(),
+            self.optim.mistakes(),
+            self.eval.mistakes(),
+            self.log.mistakes(),
+            lora,
+        ]
+        .concat();
         if self.model.path.as_os_str().is_empty() {
             problems.push("model.path is empty: name the folder of the model, --set model.path=FOLDER".to_string());
         }
@@ -292,6 +303,7 @@ impl RunSettings for RlConfig {
             optim: &self.optim,
             eval: &self.eval,
             save_total_limit: self.train.save_total_limit,
+            log: &self.log,
         }
     }
 

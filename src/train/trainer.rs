@@ -26,12 +26,13 @@ use crate::error::Result;
 use crate::eval::Evaluation;
 use crate::files;
 use crate::generate::{Room, Sampling};
+use crate::metrics::follow::Sample;
 use crate::metrics::{Metrics, peak_rss_gb};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes, names};
 use crate::objective::entropy::EntropyControl;
 use crate::optim::learning_rate;
 use crate::reward::{Parts, Reward, Rewards};
-use crate::rollout::{Batch, Group, Prompts, Rollouts, Sampler};
+use crate::rollout::{Batch, Group, Prompts, Rollout, Rollouts, Sampler};
 use crate::stage::Stage;
 use crate::stop::Stop;
 use crate::tasks::Split;
@@ -353,7 +354,8 @@ impl Job<'_> {
     ) -> Result<()> {
         let due = |every: usize| every > 0 && state.step.is_multiple_of(every);
         let train = &self.config.train;
-        if due(train.log_completions_steps) || (train.log_completions_steps > 0 && state.step == 1) {
+        let shown = due(train.log_completions_steps) || (train.log_completions_steps > 0 && state.step == 1);
+        if shown {
             self.write_completions(run.dir(), state.step, &batch.groups)?;
         }
         state.seconds = self.seconds();
@@ -365,6 +367,7 @@ impl Job<'_> {
         } else {
             run.log(&metrics)?;
         }
+        run.show(state.step, || self.sample(&batch.groups, shown))?;
         session.observer.advance(state.step, Some(&metrics));
         Ok(())
     }
@@ -385,6 +388,22 @@ impl Job<'_> {
 
     fn seconds(&self) -> f64 {
         self.before + self.start.elapsed().as_secs_f64()
+    }
+
+    /// What the completions of a step are like; with texts of its first group where these are `shown`.
+    fn sample(&self, groups: &[Group], shown: bool) -> Sample {
+        let rollouts = || groups.iter().flat_map(|group| &group.rollouts);
+        let tokenizer = &self.rollouts.tokenizer;
+        let text = |group: &Group, rollout: &Rollout| {
+            let prompt = tokenizer.decode(&group.prompt, false);
+            format!("{prompt}\n\n---\n\n{}", tokenizer.decode(&rollout.completion.tokens, false))
+        };
+        let first = groups.iter().take(usize::from(shown));
+        Sample {
+            lengths: rollouts().map(|rollout| rollout.length() as f64).collect(),
+            entropies: rollouts().flat_map(|r| &r.completion.entropies).map(|&entropy| entropy.into()).collect(),
+            texts: first.flat_map(|group| group.rollouts.iter().map(move |rollout| text(group, rollout))).collect(),
+        }
     }
 
     /// The first completions of a step, with rewards and advantages.

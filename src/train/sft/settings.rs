@@ -9,6 +9,7 @@ use crate::config::Settings;
 use crate::data::problems::DataConfig;
 use crate::error::{Error, Result};
 use crate::eval::EvalConfig;
+use crate::metrics::follow::LogConfig;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
 use crate::text::prompt::PromptConfig;
@@ -45,6 +46,8 @@ pub struct SftConfig {
     pub optim: OptimConfig,
     /// Evaluation on held-out problems.
     pub eval: EvalConfig,
+    /// Where metrics go beside `metrics.jsonl`.
+    pub log: LogConfig,
 }
 
 /// A checkpoint to start from, or the shape of a new model.
@@ -140,6 +143,7 @@ impl Default for SftConfig {
             train: SftTrain::default(),
             optim: OptimConfig { learning_rate: 2e-5, ..OptimConfig::default() },
             eval: EvalConfig::default(),
+            log: LogConfig::default(),
         }
     }
 }
@@ -153,9 +157,16 @@ impl Settings for SftConfig {
     fn validate(&self) -> Vec<String> {
         let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
         let name = self.common().mistakes();
-        let mut problems =
-            [name, self.data.mistakes(), self.prompt.mistakes(), self.optim.mistakes(), self.eval.mistakes(), lora]
-                .concat();
+        let mut problems = [
+            name,
+            self.data.mistakes(),
+            self.prompt.mistakes(),
+            self.optim.mistakes(),
+            self.eval.mistakes(),
+            self.log.mistakes(),
+            lora,
+        ]
+        .concat();
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),
@@ -265,6 +276,7 @@ impl RunSettings for SftConfig {
             optim: &self.optim,
             eval: &self.eval,
             save_total_limit: self.train.save_total_limit,
+            log: &self.log,
         }
     }
 

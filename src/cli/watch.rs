@@ -1,0 +1,53 @@
+//! `watch`.
+
+use std::io::{IsTerminal, stdout};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use console::Term;
+
+use super::print;
+use crate::report::screen;
+
+/// Columns where standard output is no terminal.
+const COLUMNS: usize = 80;
+
+/// Show a run's curves in the terminal, live.
+#[derive(Debug, Args)]
+pub(super) struct WatchArgs {
+    /// Run directory.
+    run: PathBuf,
+    /// Metric to show; may be repeated [default: accuracy, length, entropy, reward, cancellation, loss]
+    #[arg(long = "metric", value_name = "NAME")]
+    metrics: Vec<String>,
+    /// Seconds between two looks
+    #[arg(long, default_value_t = 2.0, value_parser = positive)]
+    every: f64,
+    /// Show it once; so does an output that is no terminal
+    #[arg(long)]
+    once: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number".to_string())?;
+    if seconds > 0.0 && seconds < 1e6 { Ok(seconds) } else { Err("must be positive".to_string()) }
+}
+
+/// Shows the run until it is over.
+pub(super) fn run(args: &WatchArgs) -> anyhow::Result<()> {
+    let terminal = Term::stdout();
+    let once = args.once || !stdout().is_terminal();
+    let mut drawn = 0;
+    loop {
+        let columns = if once { COLUMNS } else { terminal.size().1.into() };
+        let screen = screen(&args.run, &args.metrics, columns)?;
+        terminal.clear_last_lines(drawn)?;
+        print(&screen.text)?;
+        if once || screen.over {
+            return Ok(());
+        }
+        drawn = screen.text.lines().count();
+        std::thread::sleep(Duration::from_secs_f64(args.every));
+    }
+}
