@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tempering::config::{Settings, to_toml};
+use tempering::study::StudyConfig;
 use tempering::train::settings::RlConfig;
 use tempering::train::sft::SftConfig;
 use toml::{Table, Value};
@@ -100,7 +101,7 @@ fn read_sources(folder: &Path, types: &mut Types) {
 }
 
 /// Arrays of tables.
-const ARRAYS: [&str; 3] = ["stages", "rewards", "max_completion_length_schedule"];
+const ARRAYS: [&str; 4] = ["stages", "rewards", "max_completion_length_schedule", "arms"];
 
 /// `value` within tables, and in an array where the key is one of [`ARRAYS`].
 fn within(path: &[&str], value: Value) -> Value {
@@ -281,4 +282,9 @@ fn all_settings_of_train_are_listed_with_their_defaults() {
 #[test]
 fn all_settings_of_sft_are_listed_with_their_defaults() {
     check::<SftConfig>("sft", "SftConfig", "");
+}
+
+#[test]
+fn all_settings_of_study_are_listed_with_their_defaults() {
+    check::<StudyConfig>("study", "StudyConfig", "arms = [{}]\n");
 }

@@ -16,12 +16,14 @@ pub(super) struct SettingsArgs {
 enum Command {
     Train,
     Sft,
+    Study,
 }
 
 pub(super) fn run(args: &SettingsArgs) -> anyhow::Result<()> {
     print(match args.command {
         Command::Train => include_str!("../../assets/settings/train.toml").trim_end(),
         Command::Sft => include_str!("../../assets/settings/sft.toml").trim_end(),
+        Command::Study => include_str!("../../assets/settings/study.toml").trim_end(),
     })?;
     Ok(())
 }
