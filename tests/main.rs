@@ -11,6 +11,7 @@ mod evaluation; // Figures against figures by hand, and interruptions that chang
 mod families; // Each model family against transformers, PyTorch and PEFT.
 mod generation; // Sampling against the plain forward pass.
 mod golden; // Curves of four methods, as recorded.
+mod hub; // Models and data sets by name, from a double of the Hub.
 mod layers; // The direction between rooms.
 mod lora; // Adapters, and models stored in half precision.
 mod methods; // Advantages as others compute them, and every file in configs/methods.

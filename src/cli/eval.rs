@@ -11,6 +11,7 @@ use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs, print};
 use crate::eval::saved::{Manifest, evaluate_into};
 use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::generate::Distribution;
+use crate::hub::{self, Kind};
 use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
 use crate::{device, error::Error};
@@ -18,10 +19,10 @@ use crate::{device, error::Error};
 /// Sample completions of held-out problems and grade them.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
-    /// Hugging Face directory.
+    /// Hugging Face directory, or owner/name[@revision] of the Hub.
     #[arg(required_unless_present = "from")]
     model: Option<PathBuf>,
-    /// Files (.jsonl, .json, .parquet), or "tasks" for the embedded problems.
+    /// Files (.jsonl, .json, .parquet), owner/name[:config][:split][@revision] of the Hub, or "tasks" for the embedded problems.
     #[arg(required_unless_present = "from")]
     data: Vec<PathBuf>,
     /// Sample nothing; grade a completions file, or that of an --output folder, again.
@@ -105,7 +106,7 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
         let limit = args.num_problems.unwrap_or(if is_tasks(data) { EvalConfig::default().num_problems } else { 0 });
         let (found, report) = args.problems.open(data, limit, context, &tokenizer)?;
         say(format_args!("{}: {report}", data.display()));
-        reports.push((data.clone(), report));
+        reports.push((hub::pinned(Kind::Data, data)?, report));
         problems.extend(found);
     }
     let subject = Subject { model_config, tokenizer: &tokenizer };

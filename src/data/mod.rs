@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::Result;
+use crate::hub;
 use crate::noise::mix_text;
 pub use crate::text::chat::{Message, Prompt};
 
@@ -127,15 +128,20 @@ fn is_prose(answer: &str) -> bool {
     answer.trim().contains('\n') || answer.split_whitespace().filter(word).count() > WORDS
 }
 
-/// Reads problems from a file.
+/// Reads problems from a file, or from the data set of that name on the Hub.
 ///
 /// Empty answers and repeated prompts are kept; a warning counts them.
 ///
 /// # Errors
-/// A file that is missing, of an unknown kind or corrupt, and the first row that is not a problem, by its line.
+/// A file that is missing, of an unknown kind or corrupt, the first row that is not a problem, by its line, and what
+/// [`hub::data`] says of a name.
 pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
-    let source = source_name(path);
-    let problems = files::rows(path, |row| shapes::problem(row, fields, &source))?;
+    let found = hub::data(path)?;
+    let source = found.name.unwrap_or_else(|| source_name(path));
+    let mut problems = Vec::new();
+    for file in &found.files {
+        problems.extend(files::rows(file, |row| shapes::problem(row, fields, &source))?);
+    }
     let report = DataReport::of(&problems);
     if !report.is_clean() {
         tracing::warn!("{}: {report}", path.display());
@@ -143,13 +149,15 @@ pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// Reads conversations from a file: rows with `messages` that end with an assistant's turn, or with `prompt` and
+/// Reads conversations from a file, or from the data set of that name on the Hub: rows with `messages` that end with an assistant's turn, or with `prompt` and
 /// `completion` (each a text or messages).
 ///
 /// # Errors
 /// As [`load_problems`].
 pub fn load_conversations(path: &Path) -> Result<Vec<Conversation>> {
-    files::rows(path, |row| shapes::conversation(&row))
+    let found = hub::data(path)?.files;
+    let rows = found.iter().map(|file| files::rows(file, |row| shapes::conversation(&row)));
+    Ok(rows.collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// The file's name without its ending; its folder's name when the file is only called after its split.

@@ -126,8 +126,8 @@ impl Name {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// The name at a commit, as settings keep it: no path, wherever it is read.
-    pub(super) fn at(&self, commit: &str) -> String {
+    /// The name at a commit or another revision, as settings keep it: no path, wherever it is read.
+    pub fn at(&self, commit: &str) -> String {
         format!("{MARK}{}", Self { revision: Some(commit.to_string()), ..self.clone() })
     }
 }
