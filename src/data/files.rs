@@ -28,7 +28,8 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Res
         _ => {
             let message = format!(
                 "the ending {ending:?} is no known kind of data; known are .jsonl, .json, .parquet; a data set of the Hugging Face Hub \
-                 is owner/name:config:split"
+                 is owner/name:config:split, and benchmarks with names of their own are {}",
+                super::benchmarks::names()
             );
             return Err(Error::file(path, message));
         }

@@ -47,15 +47,6 @@ pub enum Part {
     Whole,
 }
 
-/// Files of a data set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Data {
-    /// On this machine, in order.
-    pub files: Vec<PathBuf>,
-    /// The repository's own name, where they are of one.
-    pub name: Option<String>,
-}
-
 /// The folder of the model that `path` is or names.
 ///
 /// # Errors
@@ -67,17 +58,14 @@ pub fn model(path: &Path, part: Part) -> Result<PathBuf> {
     }
 }
 
-/// The files of the data set that `path` is or names.
+/// The files of the data set that `path` is or names, in order.
 ///
 /// # Errors
 /// A path that is mistyped, and, of a name, what [`Hub::data`] says.
-pub fn data(path: &Path) -> Result<Data> {
+pub fn data(path: &Path) -> Result<Vec<PathBuf>> {
     match named(Kind::Data, path)? {
-        Some(name) => {
-            let own = name.repository.rsplit('/').next().map(str::to_string);
-            Ok(Data { files: Hub::from_env().data(&name)?, name: own })
-        }
-        None => Ok(Data { files: vec![path.to_path_buf()], name: None }),
+        Some(name) => Hub::from_env().data(&name),
+        None => Ok(vec![path.to_path_buf()]),
     }
 }
 
@@ -99,9 +87,17 @@ pub fn pinned(kind: Kind, path: &Path) -> Result<PathBuf> {
 /// A path that is mistyped, and what the Hub says.
 pub fn commit(kind: Kind, path: &Path) -> Result<Option<String>> {
     let Some(name) = named(kind, path)? else { return Ok(None) };
+    commit_of(&name).map(Some)
+}
+
+/// The commit that a name means.
+///
+/// # Errors
+/// What the Hub says.
+pub fn commit_of(name: &Name) -> Result<String> {
     match name.commit() {
-        Some(commit) => Ok(Some(commit.to_string())),
-        None => Hub::from_env().open(&name).map(|opened| Some(opened.commit)),
+        Some(commit) => Ok(commit.to_string()),
+        None => Hub::from_env().open(name).map(|opened| opened.commit),
     }
 }
 

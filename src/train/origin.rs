@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::run::{Common, RunSettings};
 use crate::config::{self, to_toml};
+use crate::data::benchmarks;
 use crate::data::problems::TASKS;
 use crate::error::{Error, Result};
 use crate::files;
@@ -186,7 +187,10 @@ fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
     ];
     let mut found = BTreeMap::new();
     for (key, path) in data_names(common) {
-        let content = hub::commit(Kind::Data, path)?.map_or_else(|| files::sha256(path), Ok)?;
+        let content = match benchmarks::hub_name(path)? {
+            Some(name) => hub::commit_of(&name)?,
+            None => files::sha256(path)?,
+        };
         found.insert(format!("{key}: {}", path.display()), content);
     }
     for (key, dir) in models(common)? {
@@ -304,22 +308,28 @@ pub(crate) fn settled<C: RunSettings>(config: &C, resumed: Option<&Path>) -> Res
     }
     let known = stored.as_mut().map_or(Ok(Vec::new()), named)?;
     for (kind, path) in config.names() {
-        let Some(name) = Name::of(kind, path)? else { continue };
+        let Some(name) = name_of(kind, path)? else { continue };
         let same = |other: &&Name| {
             (other.kind, &other.repository, &other.parts) == (kind, &name.repository, &name.parts)
                 && name.revision.is_none()
         };
-        *path = match known.iter().find(same).and_then(Name::commit) {
-            Some(commit) => name.at(commit).into(),
-            None => hub::pinned(kind, path)?,
+        let commit = match known.iter().find(same).and_then(Name::commit) {
+            Some(commit) => commit.to_string(),
+            None => hub::commit_of(&name)?,
         };
+        *path = if kind == Kind::Data { benchmarks::at(path, &name, &commit) } else { name.at(&commit).into() };
     }
     Ok(config)
 }
 
+/// The repository of the Hub that a setting names.
+fn name_of(kind: Kind, path: &Path) -> Result<Option<Name>> {
+    if kind == Kind::Data { benchmarks::hub_name(path) } else { Name::of(kind, path) }
+}
+
 /// The names of the Hub in settings.
 fn named<C: RunSettings>(config: &mut C) -> Result<Vec<Name>> {
-    let names = config.names().into_iter().map(|(kind, path)| Name::of(kind, path));
+    let names = config.names().into_iter().map(|(kind, path)| name_of(kind, path));
     Ok(names.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
