@@ -192,3 +192,64 @@ fn adapters_name_their_base_and_its_revision_and_are_merged_by_name() {
     let bytes = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
     assert!(bytes(&merged) == bytes(&lab.workshop.run("adapter").join("final")));
 }
+
+#[test]
+fn benchmarks_are_fetched_by_name_and_asked_by_the_protocol_of_papers() {
+    let lab = Lab::new();
+    let rows = |question: &str, answer: &str| -> Vec<u8> {
+        let row = |n: u32| {
+            format!("{{\"{question}\": \"Compute {n}+1.\", \"solution\": \"no\", \"answer\": \"{answer}{}\"}}\n", n + 1)
+        };
+        (0..3).map(row).collect::<String>().into_bytes()
+    };
+    let math = lab.double.publish("datasets/HuggingFaceH4/MATH-500", &[("test.jsonl", rows("problem", ""))]);
+    let card = "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: test\n    path: main/test-*\n---\n";
+    let files = [("README.md", card.as_bytes().to_vec()), ("main/test-0.jsonl", rows("question", "#### "))];
+    lab.double.publish("datasets/openai/gsm8k", &files);
+    let out = lab.workshop.path("out");
+    let few: [&dyn AsRef<OsStr>; 6] = [&"-n", &"2", &"--num-problems", &"2", &"--max-completion-length", &"8"];
+    let start: [&dyn AsRef<OsStr>; 6] = [&"eval", &"model", &"math500", &"gsm8k", &"--output", &out];
+    let ended = lab.succeed(&[&start[..], &few].concat(), &[]);
+    assert!(
+        ended.out.contains("math500") && ended.out.contains("gsm8k") && ended.out.contains("lenient found"),
+        "{}",
+        ended.out
+    );
+    assert!(
+        ended.err.contains("protocol paper, where no option says otherwise: temperature 0.6, top-p 0.95"),
+        "{}",
+        ended.err
+    );
+    assert!(ended.err.contains("HuggingFaceH4/MATH-500:test has 3 problems, and 500 were published"), "{}", ended.err);
+    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("eval.json")).unwrap()).unwrap();
+    let settings = &manifest["settings"];
+    let number = |key: &str| settings[key].as_f64().unwrap() as f32;
+    assert_eq!((number("temperature"), number("top_p"), number("num_generations")), (0.6, 0.95, 2.0));
+    assert!(
+        settings["prompt"]["suffix"].as_str().unwrap().ends_with("put your final answer within \\boxed{}."),
+        "{settings}"
+    );
+    assert_eq!(manifest["data"][0][0], format!("math500@{math}"));
+
+    // What is given wins, the protocol, too; and so does a file of the name.
+    let plain: [&dyn AsRef<OsStr>; 7] =
+        [&"eval", &"model", &"math500", &"--protocol", &"plain", &"--num-problems", &"1"];
+    assert!(!lab.succeed(&plain, &[]).err.contains("protocol paper"));
+    std::fs::write(lab.workshop.path("aime24"), rows("problem", "")).unwrap();
+    lab.double.seen();
+    let error = lab.refuse(&[&"eval", &"model", &"aime24"], &[]);
+    assert!(
+        error.contains("aime24: the file of this name is taken") && error.contains("no known kind of data"),
+        "{error}"
+    );
+    assert!(error.contains("benchmarks with names of their own are math500, aime24"), "{error}");
+    assert!(lab.double.seen().is_empty());
+
+    let told = lab.succeed(&[&"eval", &"--protocol", &"paper"], &[]).out;
+    assert!(
+        told.contains("at most 32768 tokens") && told.contains("Hothan/OlympiadBench:OE_TO_maths_en_COMP:train"),
+        "{told}"
+    );
+    let error = lab.refuse(&[&"eval", &"model", &"--protocol", &"paper"], &[]);
+    assert!(error.contains("name what to evaluate on"), "{error}");
+}
