@@ -1,12 +1,9 @@
 //! How papers evaluate, in one word.
 
-use serde::{Deserialize, Serialize};
-
 use super::EvalConfig;
 
 /// Defaults of an evaluation. Whatever is given beside it wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Protocol {
     /// One completion of at most 512 tokens at temperature 1

@@ -62,8 +62,8 @@ impl Head {
     }
 }
 
-/// A connection to the Hub.
-#[derive(Debug, Clone)]
+/// A connection to the Hub. Not to be shown: it has the token.
+#[derive(Clone)]
 pub(super) struct Client {
     agent: Agent,
     endpoint: String,
@@ -109,7 +109,8 @@ impl Client {
             let found = self.once(&url, name, &ask)?;
             let headers = found.headers();
             // The Hub itself says what the file is; where its content lies (a storage that it points to) need not.
-            let pointed = text(headers, "x-linked-etag").is_some() || !found.status().is_redirection();
+            let linked = ["x-linked-etag", "x-linked-size"].iter().all(|name| headers.contains_key(*name));
+            let pointed = linked || !found.status().is_redirection();
             let next = text(headers, "location").map(|to| joined(&url, to)).unwrap_or(url.clone());
             if pointed {
                 answer = Some((found, next));

@@ -2,7 +2,7 @@
 //!
 //! [`model`] and [`data`] turn what a user wrote into places on this machine: a path stays what it is, and a name of a
 //! repository (`owner/name@revision`; of a data set with configuration and split, `owner/name:config:split`) is fetched into
-//! the cache that `huggingface_hub` has, too ([`cache`]). In one process a name means one commit. What begins with `.`, `/` or
+//! the cache that `huggingface_hub` has, too (`cache.rs`). In one process a name means one commit. What begins with `.`, `/` or
 //! `~`, has other than one slash, exists, or lies in a folder that exists is a path ([`Name::of`]); `hf:owner/name` is none.
 //!
 //! | variable | meaning |
@@ -25,6 +25,7 @@ mod name;
 mod progress;
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -127,7 +128,7 @@ fn say_hidden(path: &Path, name: &Name) {
 }
 
 /// Where repositories are asked for and kept.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Hub {
     /// Address.
     pub endpoint: String,
@@ -139,6 +140,16 @@ pub struct Hub {
     pub offline: bool,
     /// The longest wait for an answer, or for a part of one.
     pub patience: Duration,
+}
+
+impl fmt::Debug for Hub {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint, cache, token: _, offline, patience } = self;
+        let mut shown = f.debug_struct("Hub");
+        shown.field("endpoint", endpoint).field("cache", cache).field("offline", offline).field("patience", patience);
+        shown.finish_non_exhaustive()
+    }
 }
 
 /// A repository at a commit.

@@ -152,6 +152,11 @@ impl Shared {
                 let revision = path.split("/revision/").nth(1).unwrap_or_default();
                 self.list(stream, &seen, &format!("{kind}/{owner}/{name}"), revision);
             }
+            ["cached", kind, owner, name, commit, file] => {
+                let repository = format!("{kind}/{owner}/{name}");
+                let content = self.repositories.lock().unwrap()[&repository].commits[*commit][*file].clone();
+                send(stream, &seen, "ETag: \"ca11ed\"\r\n", content, fault);
+            }
             ["datasets", owner, name, "resolve", commit, ..] => {
                 self.resolve(stream, &seen, &format!("datasets/{owner}/{name}"), commit, &parts[5..].join("/"), fault);
             }
@@ -208,6 +213,11 @@ impl Shared {
                 self.storage
             );
             return reply(stream, seen, 302, &headers, b"moved", usize::MAX);
+        }
+        // As the Hub does for small files: elsewhere on the same host, by a path alone.
+        if file == "config.json" {
+            let headers = format!("X-Repo-Commit: {commit}\r\nLocation: /cached/{repository}/{commit}/{file}\r\n");
+            return reply(stream, seen, 307, &headers, b"moved", usize::MAX);
         }
         let headers = format!("X-Repo-Commit: {commit}\r\nETag: W/\"{}\"\r\n", &sha256[..40]);
         send(stream, seen, &headers, content, fault);
