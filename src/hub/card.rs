@@ -195,7 +195,7 @@ mod tests {
         let main = made("main", false, &[("train", &["main/train-*"]), ("test", &["main/test-*"])]);
         let as_the_hub_writes_it = "configs:\n- config_name: main\n  data_files:\n  - split: train\n    path: main/train-*\n  - \
                                     split: test\n    path: main/test-*\n";
-        assert_eq!(read(as_the_hub_writes_it), [main.clone()]);
+        assert_eq!(read(as_the_hub_writes_it), std::slice::from_ref(&main));
         let by_hand = "configs:\n  # two splits\n  - config_name: \"main\"\n    data_files:\n      - split: train\n        path:\n          \
                        - main/train-*\n      - split: 'test'\n        path: [\"main/test-*\"]\n";
         assert_eq!(read(by_hand), [main]);

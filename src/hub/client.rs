@@ -204,15 +204,15 @@ impl Client {
                 name.revision()
             )),
             (404, Some("EntryNotFound")) => lasting(format!("{url}: there is no such file")),
-            (401, _) => {
-                lasting(format!("the Hub answers 401: there is no such repository, or it is not public; {token}"))
-            }
+            (401, _) => lasting(format!(
+                "the Hub answers 401: there is no such repository (or path, where one was meant), or it is not public; {token}"
+            )),
             (403, _) => lasting(format!(
                 "the Hub answers 403: {token}; of a gated one accept the terms at {endpoint}{page}/{repository}"
             )),
-            (404, _) => {
-                lasting(format!("the Hub has no such repository or revision: check owner, name and revision; {token}"))
-            }
+            (404, _) => lasting(format!(
+                "the Hub has no such repository or revision: check owner, name and revision (or the path, where one was meant); {token}"
+            )),
             (408 | 425 | 429 | 500..=599, _) => Failure::Passing(format!("{url} answers {status}{said}")),
             _ => lasting(format!("{url} answers {status}")),
         }

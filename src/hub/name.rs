@@ -110,7 +110,7 @@ impl Name {
             && is_word(name)
             && (kind == Kind::Model || !ENDINGS.contains(&ending))
             && parts.len() <= most
-            && parts.iter().any(|part| !part.is_empty()) == !parts.is_empty()
+            && (parts.is_empty() || parts.iter().any(|part| !part.is_empty()))
             && revision.is_none_or(is_revision);
         let revision = revision.map(str::to_string);
         well.then(|| Self { kind, repository: repository.to_string(), parts, revision })

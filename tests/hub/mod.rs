@@ -214,7 +214,9 @@ fn a_file_with_another_content_than_its_hash_is_thrown_away() {
 fn refusals_say_what_to_do() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
     double.publish("models/lab/two", &shards());
-    let table: [(&str, Option<&str>, u16, &str, &[&str]); 7] = [
+    /// Name, token, status and code of the answer, and what is said.
+    type Row = (&'static str, Option<&'static str>, u16, &'static str, &'static [&'static str]);
+    let table: [Row; 7] = [
         ("lab/none", None, 0, "", &["lab/none: the Hub has no such repository", "set HF_TOKEN"]),
         ("lab/two@v9", None, 0, "", &["lab/two@v9: has no revision \"v9\""]),
         ("lab/two@a", None, 401, "RepoNotFound", &["401", "not public", "set HF_TOKEN to a token"]),
