@@ -29,6 +29,7 @@ pub mod error;
 pub mod eval;
 mod files;
 pub mod generate;
+pub mod hub;
 mod json;
 pub mod metrics;
 pub mod model;

@@ -10,7 +10,7 @@ use crate::support::repository;
 const FLOORS: [&[&str]; 20] = [
     &["error"],
     &["contain", "noise", "files", "json", "stop", "ranks"],
-    &["metrics", "config", "device"],
+    &["metrics", "config", "device", "hub"],
     &["verify"],
     &["text"],
     &["tasks"],

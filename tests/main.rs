@@ -12,6 +12,7 @@ mod families; // Each model family against transformers, PyTorch and PEFT.
 mod follow; // Who follows a run: TensorBoard, and a program that is fed its metrics.
 mod generation; // Sampling against the plain forward pass.
 mod golden; // Curves of four methods, as recorded.
+mod hub; // Models and data sets by name, from a double of the Hub.
 mod layers; // The direction between rooms.
 mod lora; // Adapters, and models stored in half precision.
 mod methods; // Advantages as others compute them, and every file in configs/methods.

@@ -27,9 +27,9 @@ use crate::{device, files, report};
 /// that of configs/methods/kimi_k15.toml: GRPO with accuracy and Kimi's length reward (weight 0.4).
 #[derive(Debug, Args)]
 pub(super) struct AnalyzeArgs {
-    /// Hugging Face directory.
+    /// Hugging Face directory, or owner/name[@revision] of the Hub.
     model: PathBuf,
-    /// Files (.jsonl, .json, .parquet), or "tasks" for the embedded problems.
+    /// Files (.jsonl, .json, .parquet), owner/name[:config][:split][@revision] of the Hub, or "tasks" for the embedded problems.
     #[arg(required = true)]
     data: Vec<PathBuf>,
     /// Problems of each data set: the first so many; 0 for all of a file.

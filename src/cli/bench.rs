@@ -123,7 +123,7 @@ struct ProductsArgs {
 
 #[derive(Debug, Args)]
 struct RolloutArgs {
-    /// Hugging Face directory.
+    /// Hugging Face directory, or owner/name[@revision] of the Hub.
     #[arg(required_unless_present = "size")]
     model: Option<PathBuf>,
     /// A random model of one of these sizes, in the place of MODEL.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::progress::say;
 use crate::config::{self, Settings};
 use crate::error::Result;
+use crate::hub::{self, Part};
 use crate::model::{self, CausalLm, ModelConfig, Precision};
 use crate::rollout::served::{Current, Needs, Remote, Served};
 use crate::rollout::settings::{Engine, RolloutConfig};
@@ -71,8 +72,9 @@ impl EngineArgs {
         } else {
             (model::config_of(dir)?, None)
         };
+        let folder = hub::model(dir, Part::Settings)?;
         let needs = Needs {
-            model: dir,
+            model: &folder,
             vocab_size: config.vocab_size,
             longest: max_completion_length,
             lora: None,

@@ -8,6 +8,8 @@ use super::engine::EngineArgs;
 use super::problems::{ProblemArgs, is_tasks};
 use super::progress::{Progress, say};
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs, print};
+use crate::data::benchmarks;
+use crate::eval::protocol::Protocol;
 use crate::eval::saved::{Manifest, evaluate_into};
 use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::generate::Distribution;
@@ -18,28 +20,33 @@ use crate::{device, error::Error};
 /// Sample completions of held-out problems and grade them.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
-    /// Hugging Face directory.
-    #[arg(required_unless_present = "from")]
+    /// Hugging Face directory, or owner/name[@revision] of the Hub.
+    #[arg(required_unless_present_any = ["from", "protocol"])]
     model: Option<PathBuf>,
-    /// Files (.jsonl, .json, .parquet), or "tasks" for the embedded problems.
-    #[arg(required_unless_present = "from")]
+    /// Files (.jsonl, .json, .parquet), owner/name[:config][:split][@revision] of the Hub, a benchmark (math500, aime24, aime25,
+    /// amc23, olympiadbench, minerva, gsm8k), or "tasks" for the embedded problems.
+    #[arg(required_unless_present_any = ["from", "protocol"])]
     data: Vec<PathBuf>,
     /// Sample nothing; grade a completions file, or that of an --output folder, again.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "data", "output"])]
     from: Option<PathBuf>,
+    /// What is not given otherwise; alone: say what it stands for, and where benchmarks come from [default: paper where a
+    /// benchmark is named, else plain].
+    #[arg(long, value_enum)]
+    protocol: Option<Protocol>,
     /// Number of problems, from the start of each data set [default: 600 of the tasks, all of a file].
     #[arg(long)]
     num_problems: Option<usize>,
-    /// Completions per problem.
-    #[arg(long, short = 'n', default_value_t = 1)]
-    num_generations: usize,
+    /// Completions per problem [default: the protocol's, 1 or 16].
+    #[arg(long, short = 'n')]
+    num_generations: Option<usize>,
     #[command(flatten)]
     asked: PromptArgs,
     #[command(flatten)]
     distribution: DistributionArgs,
-    /// Longest completion, in tokens.
-    #[arg(long, default_value_t = 512)]
-    max_completion_length: usize,
+    /// Longest completion, in tokens [default: the protocol's, 512 or 32768].
+    #[arg(long)]
+    max_completion_length: Option<usize>,
     /// Rows decoded together at most.
     #[arg(long, default_value_t = 128)]
     rows: usize,
@@ -63,18 +70,27 @@ pub(super) struct EvalArgs {
 }
 
 impl EvalArgs {
+    /// The protocol that is asked for, or that of the data.
+    fn protocol(&self) -> Protocol {
+        let benchmark = self.data.iter().any(|data| benchmarks::of(data).is_some());
+        self.protocol.unwrap_or(if benchmark { Protocol::Paper } else { Protocol::Plain })
+    }
+
     fn config(&self) -> Result<EvalConfig, Error> {
+        let protocol = self.protocol().config();
+        let defaults =
+            Distribution { temperature: protocol.temperature, top_p: protocol.top_p, ..Distribution::default() };
         let Distribution { repetition_penalty, temperature, top_k, top_p, min_p } =
-            self.distribution.distribution(Distribution::default())?;
+            self.distribution.distribution(defaults)?;
         let config = EvalConfig {
             num_problems: self.num_problems.unwrap_or(0),
-            num_generations: self.num_generations,
+            num_generations: self.num_generations.unwrap_or(protocol.num_generations),
             temperature,
             top_k,
             top_p,
             min_p,
             repetition_penalty,
-            max_completion_length: self.max_completion_length,
+            max_completion_length: self.max_completion_length.unwrap_or(protocol.max_completion_length),
             rows: self.rows,
             seed: self.seed,
             terse: self.terse,
@@ -85,18 +101,32 @@ impl EvalArgs {
 }
 
 pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
+    if let (None, None, Some(protocol)) = (&args.model, &args.from, args.protocol) {
+        return print(explained(protocol));
+    }
     let Some(model_dir) = &args.model else {
         // Without a model there is a file: the command line was refused otherwise.
         let path = record::locate(&args.from.unwrap_or_default())?;
         return print(Evaluation::new(record::read(&path)?)?.table());
     };
-    let config = args.config()?;
+    if args.data.is_empty() {
+        return Err(Error::Invalid(
+            "name what to evaluate on: files, data sets of the Hub, benchmarks or tasks".to_string(),
+        )
+        .into());
+    }
+    let (config, protocol) = (args.config()?, args.protocol());
+    if protocol == Protocol::Paper {
+        say(format_args!("protocol paper, where no option says otherwise: {}", protocol.describe()));
+    }
     let device = device::parse(&args.device.device)?;
     let at = (&device, args.device.device.as_str());
     let mut opened = args.engine.open(model_dir, at, args.precision.dtype, config.max_completion_length, false)?;
     let place = opened.place.clone();
     let (mut sampler, model_config) = opened.sampler();
-    let tokenizer = args.asked.tokenizer(model_dir, PromptConfig::default())?;
+    let tokenizer = args
+        .asked
+        .tokenizer(model_dir, PromptConfig { suffix: protocol.suffix().to_string(), ..PromptConfig::default() })?;
     tokenizer.check_vocab(model_config.vocab_size, model_dir)?;
     let mut problems = Vec::new();
     let mut reports = Vec::new();
@@ -105,7 +135,7 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
         let limit = args.num_problems.unwrap_or(if is_tasks(data) { EvalConfig::default().num_problems } else { 0 });
         let (found, report) = args.problems.open(data, limit, context, &tokenizer)?;
         say(format_args!("{}: {report}", data.display()));
-        reports.push((data.clone(), report));
+        reports.push((benchmarks::pinned(data)?, report));
         problems.extend(found);
     }
     let subject = Subject { model_config, tokenizer: &tokenizer };
@@ -136,4 +166,19 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     };
     drop(progress);
     print(evaluation.table())
+}
+
+/// What a protocol stands for, and where benchmarks come from.
+fn explained(protocol: Protocol) -> String {
+    let name = if protocol == Protocol::Paper { "paper" } else { "plain" };
+    let mut text = format!("protocol {name}: {}\n\n", protocol.describe());
+    text += &format!(
+        "{:<14} {:>8}  {:<47} {:<22} {}\n",
+        "benchmark", "problems", "data set of the Hub", "columns", "licence"
+    );
+    for row in benchmarks::ALL {
+        let columns = format!("{}, {}", row.question, row.answer);
+        text += &format!("{:<14} {:>8}  {:<47} {columns:<22} {}\n", row.name, row.problems, row.source, row.licence);
+    }
+    text + "\nOptions given beside it win. Strict counts a stated answer of a finished completion, lenient the last formula or number."
 }

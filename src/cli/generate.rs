@@ -21,7 +21,7 @@ use crate::text::tokenizer::Tokenizer;
 /// Answer one prompt, as it comes.
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
-    /// Hugging Face directory.
+    /// Hugging Face directory, or owner/name[@revision] of the Hub.
     model: PathBuf,
     /// The user's message.
     #[arg(long, short, default_value = "Compute 47*6-(18+5).")]

@@ -22,7 +22,7 @@ use crate::{device, files, json};
 /// position i is about the token at i, in nats.
 #[derive(Debug, Args)]
 pub(super) struct ScoreArgs {
-    /// Hugging Face directory.
+    /// Hugging Face directory, or owner/name[@revision] of the Hub.
     model: PathBuf,
     /// JSONL file of rows.
     #[arg(long, short)]

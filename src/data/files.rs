@@ -26,15 +26,11 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Res
         "jsonl" | "json" => lines(path, ending == "json", &mut take)?,
         "parquet" => super::parquet::rows(path, &mut take)?,
         _ => {
-            let hub = match (ending.as_str(), path.exists(), path.iter().count()) {
-                ("", false, 2) => {
-                    "; nothing is downloaded: if this names a data set of the Hugging Face hub, get its file first \
-                     (`hf download --repo-type dataset …`)"
-                }
-                _ => "",
-            };
-            let message =
-                format!("the ending {ending:?} is no known kind of data; known are .jsonl, .json, .parquet{hub}");
+            let message = format!(
+                "the ending {ending:?} is no known kind of data; known are .jsonl, .json, .parquet; a data set of the Hugging Face Hub \
+                 is owner/name:config:split, and benchmarks with names of their own are {}",
+                super::benchmarks::names()
+            );
             return Err(Error::file(path, message));
         }
     }

@@ -3,6 +3,7 @@
 //! Files are `.jsonl` (one object per line), `.json` (the same, or one list) and `.parquet`. The shapes that are
 //! recognised are listed in [`shapes`]; others are mapped with [`Fields`].
 
+pub mod benchmarks;
 mod files;
 mod parquet;
 pub mod problems;
@@ -11,12 +12,13 @@ pub mod shuffle;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::Result;
+use crate::hub::{self, Hub};
 use crate::noise::mix_text;
 pub use crate::text::chat::{Message, Prompt};
 
@@ -127,15 +129,28 @@ fn is_prose(answer: &str) -> bool {
     answer.trim().contains('\n') || answer.split_whitespace().filter(word).count() > WORDS
 }
 
-/// Reads problems from a file.
+/// Reads problems from a file, or from the data set or the benchmark of that name on the Hub.
 ///
 /// Empty answers and repeated prompts are kept; a warning counts them.
 ///
 /// # Errors
-/// A file that is missing, of an unknown kind or corrupt, and the first row that is not a problem, by its line.
+/// A file that is missing, of an unknown kind or corrupt, the first row that is not a problem, by its line, and what
+/// [`Hub::data`] says of a name.
 pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
-    let source = source_name(path);
-    let problems = files::rows(path, |row| shapes::problem(row, fields, &source))?;
+    let benchmark = benchmarks::of(path);
+    let fields = &benchmark.map_or_else(|| fields.clone(), |benchmark| benchmark.fields(fields));
+    let (files, source) = located(path)?;
+    let mut problems = Vec::new();
+    for file in &files {
+        problems.extend(files::rows(file, |row| shapes::problem(row, fields, &source))?);
+    }
+    if let Some(benchmark) = benchmark.filter(|benchmark| benchmark.problems != problems.len()) {
+        let (name, known, found) = (benchmark.name, benchmark.problems, problems.len());
+        tracing::warn!(
+            "{name}: {} has {found} problems, and {known} were published: figures may not compare",
+            benchmark.source
+        );
+    }
     let report = DataReport::of(&problems);
     if !report.is_clean() {
         tracing::warn!("{}: {report}", path.display());
@@ -143,13 +158,28 @@ pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// Reads conversations from a file: rows with `messages` that end with an assistant's turn, or with `prompt` and
+/// Reads conversations from a file, or from the data set of that name on the Hub: rows with `messages` that end with an assistant's turn, or with `prompt` and
 /// `completion` (each a text or messages).
 ///
 /// # Errors
 /// As [`load_problems`].
 pub fn load_conversations(path: &Path) -> Result<Vec<Conversation>> {
-    files::rows(path, |row| shapes::conversation(&row))
+    let (files, _) = located(path)?;
+    let rows = files.iter().map(|file| files::rows(file, |row| shapes::conversation(&row)));
+    Ok(rows.collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// The files that `path` is or names, and the source of rows that name none.
+fn located(path: &Path) -> Result<(Vec<PathBuf>, String)> {
+    let benchmark = benchmarks::of(path).map(|benchmark| benchmark.name.to_string());
+    match benchmarks::hub_name(path)? {
+        Some(name) => {
+            let own = name.repository.rsplit('/').next().unwrap_or_default().to_string();
+            Ok((Hub::from_env().data(&name)?, benchmark.unwrap_or(own)))
+        }
+        // The Hub says, too, where a file hides a name.
+        None => Ok((hub::data(path)?, source_name(path))),
+    }
 }
 
 /// The file's name without its ending; its folder's name when the file is only called after its split.
@@ -166,8 +196,6 @@ fn source_name(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
     use crate::verify::grade;
 

@@ -21,9 +21,10 @@ pub const TASKS: &str = "tasks";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// `"tasks"` for the embedded tasks, or a file (`.jsonl`, `.json`, `.parquet`).
+    /// `"tasks"` for the embedded tasks, a file (`.jsonl`, `.json`, `.parquet`), or a data set of the Hugging Face Hub,
+    /// `owner/name[:config][:split][@revision]`.
     pub train: PathBuf,
-    /// `"tasks"` for their held-out split, or such a file.
+    /// `"tasks"` for their held-out split, or such a file or name.
     pub eval: PathBuf,
     /// Families of the embedded tasks; arithmetic, equation, remainder, story, sequence and base when empty. The others,
     /// guarded and dead_ends, are those of `assets/study`.

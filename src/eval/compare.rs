@@ -156,8 +156,24 @@ impl Comparison {
             "Problems are paired; beside a figure its 95% bootstrap interval over problems, none where drawing other problems \
              changes nothing. AES: accuracy-efficiency score (arXiv 2501.12570), length saved plus 3 times the relative gain \
              of accuracy (5 times a loss); above 0 the second evaluation is better. Gained and lost: problems of which a \
-             larger or smaller share is right.{left_out}"
+             larger or smaller share is right.{left_out}{}",
+            self.graders()
         )
+    }
+
+    /// Where one reading says better and the other worse: the style of answers has changed, not only their worth.
+    fn graders(&self) -> String {
+        let apart = |(name, row): (&str, &Difference)| {
+            let [strict, lenient] = [row.accuracy_difference.value, row.accuracy_lenient_difference.value];
+            (strict * lenient < 0.0).then(|| {
+                format!(
+                    " The sign of the difference of {name} depends on the grader: {:+.1} points strict, {:+.1} lenient.",
+                    100.0 * strict,
+                    100.0 * lenient
+                )
+            })
+        };
+        self.rows().filter_map(apart).collect()
     }
 }
 
@@ -244,7 +260,15 @@ mod tests {
         assert_eq!((all.accuracy, all.accuracy_lenient), ([0.5, 0.25], [0.5, 0.75]));
         assert_eq!(all.accuracy_difference.value, -0.25);
         assert!((all.length_ratio.value - (7.0 + 9.0 + 9.0 + 8.0) / 36.0).abs() < 1e-12);
+        // Of y the one is right in the lenient reading alone now; of all the two readings part.
         let table = comparison.table().replace('\n', " ");
+        assert!(
+            table.contains(
+                "The sign of the difference of all depends on the grader: -25.0 points strict, +25.0 lenient"
+            ),
+            "{table}"
+        );
+        assert!(!table.contains("difference of x depends"), "{table}");
         assert!(table.contains("1 problems that only the first has and 1 that only the second has"), "{table}");
     }
 

@@ -75,6 +75,10 @@ pub struct Figures {
     pub accuracy: f64,
     /// Share right when the last formula or number counts.
     pub accuracy_lenient: f64,
+    /// Share of completions in which the strict reading finds an answer, right or not.
+    pub found: f64,
+    /// Share of completions in which the lenient reading finds one.
+    pub found_lenient: f64,
     /// Scores in the strict reading.
     pub strict: Scores,
     /// Scores in the lenient reading.
@@ -142,6 +146,8 @@ impl Figures {
             samples,
             accuracy: share(&is_right),
             accuracy_lenient: share(&|record| record.graded.lenient.is_right()),
+            found: share(&|record| found(record.graded.strict)),
+            found_lenient: share(&|record| found(record.graded.lenient)),
             strict,
             lenient,
             mean_length: per_completion(&everything),
@@ -178,6 +184,11 @@ fn entropy(records: &[&Record]) -> Option<f64> {
     let known = records.iter().filter_map(|r| Some((r.sample.entropy_sum?, r.sample.length as f64)));
     let (nats, tokens) = known.fold((0.0, 0.0), |(nats, tokens), (n, t)| (nats + n, tokens + t));
     (tokens > 0.0).then(|| nats / tokens)
+}
+
+/// Whether a verdict is one of an answer.
+fn found(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Right | Verdict::Wrong | Verdict::Undecided)
 }
 
 /// Which of the two grades counts.
@@ -302,6 +313,22 @@ mod tests {
                 assert!((pass_at(k, n, c) - expected).abs() < 1e-12, "n {n} c {c} k {k}");
             }
         }
+    }
+
+    /// By hand: stated and right, stated and wrong, only in passing, nothing; and a stated one that was cut.
+    #[test]
+    fn each_reading_says_how_often_it_finds_an_answer() {
+        let mut records: Vec<Record> = ["\\boxed{5}", "\\boxed{4}", "perhaps 5", "no idea", "\\boxed{5}"]
+            .iter()
+            .enumerate()
+            .map(|(i, text)| record("s", "1", i, text))
+            .collect();
+        let cut = Sample { finished: false, ..records[4].sample.clone() };
+        records[4] = Record::new(cut);
+        let key = super::super::Key { data_source: "s".to_string(), problem: "1".to_string(), repeat: 0 };
+        let figures = Figures::of(&[&Group { key, records }], false);
+        assert_eq!((figures.found, figures.found_lenient), (0.4, 0.8));
+        assert_eq!((figures.accuracy, figures.accuracy_lenient), (0.2, 0.6));
     }
 
     #[test]

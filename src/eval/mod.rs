@@ -8,6 +8,7 @@ pub mod bootstrap;
 pub mod budgets;
 pub mod compare;
 pub mod figures;
+pub mod protocol;
 pub mod record;
 pub mod saved;
 pub(crate) mod table;

@@ -11,6 +11,7 @@ use super::record::{Writer, parse};
 use super::{EvalConfig, Evaluation, Event, Record, Subject, evaluate};
 use crate::data::{DataReport, Problem};
 use crate::error::{Error, Result};
+use crate::hub::{self, Kind, Part};
 use crate::model::lora;
 use crate::rollout::Sampler;
 use crate::{files, noise};
@@ -18,7 +19,7 @@ use crate::{files, noise};
 /// `eval.json`: what the completions in a folder are completions of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Where the model was.
+    /// Where the model was; of one of the Hub its name with the commit.
     pub model: PathBuf,
     /// Where the problems were, with what was odd about them.
     pub data: Vec<(PathBuf, DataReport)>,
@@ -47,12 +48,13 @@ impl Manifest {
         settings.remove("num_problems");
         settings.insert("problems".to_string(), json!(problems.len()));
         settings.insert("problems_digest".to_string(), format!("{:016x}", noise::mix(&words)).into());
-        settings.insert("model_digest".to_string(), format!("{:016x}", digest(model)?).into());
-        if lora::is_adapter(model) {
-            settings.insert("base_digest".to_string(), format!("{:016x}", digest(&lora::base(model)?)?).into());
+        settings.insert("model_digest".to_string(), identity(model)?.into());
+        let folder = hub::model(model, Part::Settings)?;
+        if lora::is_adapter(&folder) {
+            settings.insert("base_digest".to_string(), identity(&lora::base_name(&folder)?)?.into());
         }
         settings.insert("device".to_string(), device.into());
-        Ok(Self { model: model.to_path_buf(), data, settings })
+        Ok(Self { model: hub::pinned(Kind::Model, model)?, data, settings })
     }
 
     /// Reads the manifest of a folder, if there is one.
@@ -75,6 +77,14 @@ impl Manifest {
             .map(|name| (name.clone(), [shown(&self.settings, name), shown(&other.settings, name)]))
             .filter(|(_, [here, there])| here != there)
             .collect()
+    }
+}
+
+/// What tells a model from others: its commit on the Hub, or a hash of its files.
+fn identity(model: &Path) -> Result<String> {
+    match hub::commit(Kind::Model, model)? {
+        Some(commit) => Ok(commit),
+        None => Ok(format!("{:016x}", digest(model)?)),
     }
 }
 

@@ -12,13 +12,15 @@ pub(super) fn tables(rows: &[(String, Figures)]) -> String {
     let mean = format!("mean@{samples}");
     let mut scores = vec![["scores in %".to_string(), "problems".to_string()].to_vec()];
     let head = names.iter().map(|name| format!("strict {name}"));
-    scores[0].extend(head.chain([format!("lenient {mean}")]));
+    let graders = [format!("lenient {mean}"), "strict found".to_string(), "lenient found".to_string()];
+    scores[0].extend(head.chain(graders));
     let head = ["tokens", "mean", "correct", "wrong", "p50", "p95", "max", "cut", "per correct", "floor"];
     let mut lengths = vec![head.map(str::to_string).to_vec()];
     for (name, f) in rows {
         let mut row = vec![name.clone(), f.problems.to_string()];
         row.extend(names.iter().map(|score| estimate(f.strict.get(score), 100.0, 1, false)));
         row.push(estimate(f.lenient.get(&mean), 100.0, 1, false));
+        row.extend([f.found, f.found_lenient].map(|share| format!("{:.1}", 100.0 * share)));
         scores.push(row);
 
         let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.1}"));
@@ -40,7 +42,8 @@ pub(super) fn tables(rows: &[(String, Figures)]) -> String {
     }
     let legend = wrapped(
         "In brackets 95% bootstrap intervals over problems; none where drawing other problems changes nothing. strict: a \
-         stated answer of a finished completion; lenient: the last formula or number. cut: share of completions ended by the length \
+         stated answer of a finished completion; lenient: the last formula or number; found: \
+         share of completions in which that way of reading finds an answer, right or not. cut: share of completions ended by the length \
          limit; per correct: tokens of all completions for each right one; floor: mean length of the shortest reference \
          solutions, where known.",
     );

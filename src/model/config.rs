@@ -156,8 +156,7 @@ impl ModelConfig {
     /// # Errors
     /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.
     pub fn load(dir: &Path) -> Result<Self> {
-        crate::text::directory::check(dir)?;
-        let path = dir.join("config.json");
+        let path = crate::text::directory::find(dir, crate::hub::Part::Settings)?.join("config.json");
         let mut config: Self = files::read_json(&path)?;
         if config.num_key_value_heads == 0 {
             config.num_key_value_heads = config.num_attention_heads;

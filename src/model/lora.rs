@@ -13,10 +13,11 @@ use super::pretrained::{Weights, load_full};
 use super::{CausalLm, ModelConfig, Precision};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::hub::{Kind, Name, Part};
 use crate::model::tensors::{self, Dtype};
 use crate::noise::{Stream, mix_text};
-use crate::text::directory::{ADAPTER_CONFIG as CONFIG, base_fault};
-pub use crate::text::directory::{base, is_adapter};
+use crate::text::directory::ADAPTER_CONFIG as CONFIG;
+pub use crate::text::directory::{base, base_name, is_adapter};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -93,7 +94,6 @@ pub fn detach(model: &CausalLm) -> CausalLm {
 #[derive(Debug, Deserialize)]
 struct AdapterFile {
     peft_type: String,
-    base_model_name_or_path: Option<PathBuf>,
     r: usize,
     lora_alpha: f64,
     target_modules: Value,
@@ -103,7 +103,8 @@ struct AdapterFile {
 
 /// Settings of PEFT that change nothing in what an adapter computes once it is trained, or are read here. All others, also those of a PEFT
 /// that is yet to come, must be off.
-const HARMLESS: [&str; 16] = [
+const HARMLESS: [&str; 17] = [
+    "base_model_name_or_path",
     "task_type",
     "auto_mapping",
     "revision",
@@ -173,10 +174,8 @@ fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
     let lora_alpha = file.lora_alpha * if by_root { (file.r as f64).sqrt() } else { 1.0 };
     let config = LoraConfig { r: file.r, lora_alpha, target_modules };
     problems.extend(config.mistakes());
-    let base = file.base_model_name_or_path.unwrap_or_default();
-    problems.extend(base_fault(&base));
     if problems.is_empty() {
-        Ok((config, base))
+        Ok((config, base(dir, Part::Whole)?))
     } else {
         Err(Error::Config { origin: path.display().to_string(), problems })
     }
@@ -213,16 +212,21 @@ pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelC
     Ok((config, weights.fill(model, FloatDType::F32)?, lora))
 }
 
-/// Writes the adapters of `model` into an existing directory; `base` is the directory of the model without them.
+/// Writes the adapters of `model` into an existing directory; `base` is the directory of the model without them, or its name on
+/// the Hub, which is written with its revision, as PEFT has it.
 ///
 /// # Errors
 /// When a file cannot be written.
 pub fn save(dir: &Path, model: &CausalLm, lora: &LoraConfig, base: &Path) -> Result<()> {
-    let base = std::path::absolute(base).map_err(Error::io(base))?;
+    let (base, revision) = match Name::of(Kind::Model, base)? {
+        Some(name) => (name.repository.into(), name.revision),
+        None => (std::path::absolute(base).map_err(Error::io(base))?, None),
+    };
     let config = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
         "target_modules": lora.target_modules,

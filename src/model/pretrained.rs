@@ -11,8 +11,9 @@ use super::params::{cast, entries, initialise, names, replace};
 use super::{CausalLm, ModelConfig, Precision, lora};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::hub::Part;
 use crate::model::tensors::{self, Dtype, Entry, TensorFile};
-use crate::text::directory::{MODEL_INDEX as INDEX, MODEL_WEIGHTS as WEIGHTS};
+use crate::text::directory::{MODEL_INDEX as INDEX, MODEL_WEIGHTS as WEIGHTS, find};
 
 const MASTERS: &str = "master.safetensors";
 /// Weights of more bytes than this are written in shards.
@@ -33,7 +34,7 @@ impl CausalLm {
     }
 }
 
-/// Loads a model from a Hugging Face directory or, merged into its base, a PEFT adapter's; in f32.
+/// Loads a model from a Hugging Face directory or, merged into its base, a PEFT adapter's, or by its name on the Hub; in f32.
 ///
 /// # Errors
 /// A missing or corrupt file, an unsupported configuration, or tensors that are missing, left over, of another shape or
@@ -49,20 +50,22 @@ pub fn load(dir: &Path, device: &Device) -> Result<(ModelConfig, CausalLm)> {
 /// # Errors
 /// As [`load`], and a precision that the device does not compute in.
 pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
-    if !lora::is_adapter(dir) {
-        return load_full(dir, device, precision);
+    let dir = find(dir, Part::Whole)?;
+    if !lora::is_adapter(&dir) {
+        return load_full(&dir, device, precision);
     }
-    let (config, model, _) = lora::load(dir, device, precision)?;
+    let (config, model, _) = lora::load(&dir, device, precision)?;
     let model = model.materialize();
     Ok((config, if device.is_autodiff() { model } else { cast(model, precision.dtype()) }))
 }
 
-/// The configuration of the model in `dir`, or of the one that the adapter in it belongs to.
+/// The configuration of the model in `dir` (or of that name on the Hub), or of the one that the adapter in it belongs to.
 ///
 /// # Errors
 /// When it is missing, malformed, or of a kind that is not supported.
 pub fn config_of(dir: &Path) -> Result<ModelConfig> {
-    if lora::is_adapter(dir) { ModelConfig::load(&lora::base(dir)?) } else { ModelConfig::load(dir) }
+    let dir = find(dir, Part::Settings)?;
+    if lora::is_adapter(&dir) { ModelConfig::load(&lora::base(&dir, Part::Settings)?) } else { ModelConfig::load(&dir) }
 }
 
 /// A directory with a model of its own.

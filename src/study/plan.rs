@@ -10,7 +10,7 @@ use crate::config::{self, to_toml};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::optim::LrScheduler;
-use crate::train::{RlConfig, digests_of};
+use crate::train::{RlConfig, digests_of, settled};
 
 /// Every setting of every arm, as a run would have it.
 #[derive(Debug)]
@@ -175,6 +175,8 @@ fn run(study: &StudyConfig, arm: &Arm, setting: &toml::Table, folder: &Path) -> 
         )));
     }
     (config.train.save_steps, config.train.eval_steps, config.train.log_completions_steps) = (0, 0, 0);
+    // All runs of a study are of one commit, whatever a branch does meanwhile.
+    let config = settled(&config, None)?;
     let reads = digests_of(&config)?.into_iter().map(|(key, digest)| format!("{key} {digest}\n")).collect();
     Ok((config, reads))
 }

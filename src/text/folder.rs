@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::directory;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::hub::Part;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
@@ -39,18 +40,18 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Reads the files in `dir`. What the folder of an adapter lacks is read from its base model's: all files when the
+    /// Reads the files in `dir`, or of the model of that name on the Hub. What the folder of an adapter lacks is read from its base model's: all files when the
     /// adapter has no `tokenizer.json`, else only `generation_config.json`, which belongs to the model.
     pub(super) fn open(dir: &Path) -> Result<Self> {
-        directory::check(dir)?;
-        let base = if directory::is_adapter(dir) { Some(directory::base(dir)?) } else { None };
+        let dir = &directory::find(dir, Part::Settings)?;
+        let base = if directory::is_adapter(dir) { Some(directory::base(dir, Part::Settings)?) } else { None };
         let has_own = dir.join(TOKENIZER).is_file();
         let mut files = Vec::new();
         for name in FILES {
             // A template file of the base would hide the template in the adapter's tokenizer_config.json.
             let hides = name == TEMPLATE && dir.join(CONFIG).is_file();
             let base = base.as_deref().filter(|_| (!has_own || name == GENERATION) && !hides);
-            for place in [Some(dir), base].into_iter().flatten() {
+            for place in [Some(dir.as_path()), base].into_iter().flatten() {
                 if let Some(bytes) = read_optional(&place.join(name))? {
                     files.push((name, place.to_path_buf(), bytes));
                     break;
@@ -154,5 +155,17 @@ pub(super) fn ids(value: &Value) -> std::result::Result<Vec<u32>, &Value> {
         Value::Null => Ok(Vec::new()),
         Value::Array(list) => list.iter().map(one).collect(),
         value => one(value).map(|id| vec![id]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that is read here and not fetched would be missing without a word.
+    #[test]
+    fn every_file_is_among_those_that_are_fetched() {
+        let missing: Vec<&&str> = FILES.iter().filter(|file| !crate::hub::choose::SMALL.contains(file)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 }

@@ -7,6 +7,7 @@ use super::run::RunSettings;
 use super::settings::RlConfig;
 use super::team::Dealt;
 use crate::error::Result;
+use crate::hub::{self, Part};
 use crate::model::ModelConfig;
 use crate::rollout::served::{Current, Needs, Remote, Served};
 use crate::rollout::{Local, Sampler};
@@ -28,8 +29,9 @@ impl Engine {
         let Some(served) = config.rollout.served() else { return Ok(Self::Own) };
         let clips = config.stages.iter().flat_map(|stage| stage.sampling.clips());
         let longest = clips.chain([config.eval.max_completion_length]).max().unwrap_or(0);
+        let folder = hub::model(&config.model.path, Part::Settings)?;
         let needs = Needs {
-            model: &config.model.path,
+            model: &folder,
             vocab_size: model.vocab_size,
             longest: config.data.max_prompt_length + longest,
             lora: config.lora.as_ref(),

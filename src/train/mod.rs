@@ -24,7 +24,7 @@ mod trainer;
 pub(crate) mod update;
 mod workload;
 
-pub(crate) use origin::digests_of;
+pub(crate) use origin::{digests_of, settled};
 pub use settings::RlConfig;
 pub use trainer::{Finished, Trainer};
 pub use workload::Workload;
@@ -36,6 +36,7 @@ use burn::tensor::Device;
 
 use crate::error::{Error, Result};
 use crate::generate::Count;
+use crate::hub::{self, Part};
 use crate::metrics::Metrics;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::stop::Stop;
@@ -121,7 +122,7 @@ fn open_model(
     seed: u64,
     device: &Device,
 ) -> Result<(ModelConfig, CausalLm)> {
-    if lora.is_some() && model::lora::is_adapter(path) {
+    if lora.is_some() && model::lora::is_adapter(&hub::model(path, Part::Settings)?) {
         let message = "is an adapter already, and [lora] asks for another: `tempering merge` it and train the result";
         return Err(Error::file(path, message));
     }

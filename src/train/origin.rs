@@ -11,9 +11,11 @@ use serde_json::Value;
 
 use super::run::{Common, RunSettings};
 use crate::config::{self, to_toml};
+use crate::data::benchmarks;
 use crate::data::problems::TASKS;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::hub::{self, Kind, Name, Part};
 use crate::model::lora;
 
 const FILE: &str = "run.json";
@@ -66,7 +68,8 @@ pub(super) struct Origin {
     pub(super) id: String,
     /// Seconds since 1970 at the start.
     pub(super) started: u64,
-    /// SHA-256 of each file that decides what is learned, by the setting that names it; that of weights is of a sample.
+    /// SHA-256 of each file that decides what is learned, by the setting that names it; that of weights is of a sample. Of what
+    /// is from the Hub the commit.
     pub(super) reads: BTreeMap<String, String>,
     /// Folder beside this one of the run that it replaces, until its first step is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,7 +173,7 @@ pub(crate) fn digests_of<C: RunSettings>(config: &C) -> Result<BTreeMap<String, 
     digests(&config.common())
 }
 
-/// SHA-256 of the files that decide what is learned, by `setting: file`.
+/// SHA-256 of the files, or commits of the names, that decide what is learned, by `setting: file`.
 fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
     const NAMES: [&str; 10] = [
         "config.json",
@@ -185,12 +188,18 @@ fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
         "merges.txt",
     ];
     let mut found = BTreeMap::new();
-    for (key, path) in [("data.train", &common.data.train), ("data.eval", &common.data.eval)] {
-        if path.as_os_str() != TASKS {
-            found.insert(format!("{key}: {}", path.display()), files::sha256(path)?);
-        }
+    for (key, path) in data_names(common) {
+        let content = match benchmarks::hub_name(path)? {
+            Some(name) => hub::commit_of(&name)?,
+            None => files::sha256(path)?,
+        };
+        found.insert(format!("{key}: {}", path.display()), content);
     }
-    for (key, dir) in model_dirs(common)? {
+    for (key, dir) in models(common)? {
+        if let Some(commit) = hub::commit(Kind::Model, &dir)? {
+            found.insert(format!("{key}: {}", dir.display()), commit);
+            continue;
+        }
         for (name, path) in files::entries(&dir)? {
             if name.ends_with(".safetensors") {
                 found.insert(format!("{key}: {name}"), files::sampled_sha256(&path)?);
@@ -202,26 +211,34 @@ fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Folders of model, tokenizer and, below an adapter, its base, by the setting that names them.
-fn model_dirs(common: &Common) -> Result<Vec<(&'static str, PathBuf)>> {
+/// Files, and names of the Hub, of problems, by the setting that names them.
+fn data_names<'a>(common: &Common<'a>) -> impl Iterator<Item = (&'static str, &'a PathBuf)> + use<'a> {
+    let data = common.data;
+    let both = [("data.train", &data.train), ("data.eval", &data.eval)];
+    both.into_iter().filter(|(_, path)| path.as_os_str() != TASKS)
+}
+
+/// Folders, or names of the Hub, of model, tokenizer and, below an adapter, its base, by the setting that names them.
+fn models(common: &Common) -> Result<Vec<(&'static str, PathBuf)>> {
     let mut dirs = Vec::new();
     for (key, dir) in [("model.path", common.model), ("model.tokenizer", common.tokenizer)] {
         if dir.as_os_str().is_empty() || dirs.iter().any(|(_, other): &(_, PathBuf)| other == dir) {
             continue;
         }
         dirs.push((key, dir.to_path_buf()));
-        if lora::is_adapter(dir) {
-            dirs.push(("base model of model.path", lora::base(dir)?));
+        let folder = hub::model(dir, Part::Settings)?;
+        if lora::is_adapter(&folder) {
+            dirs.push(("base model of model.path", lora::base_name(&folder)?));
         }
     }
     Ok(dirs)
 }
 
-/// Everything a run reads, by the setting that names it: what `--overwrite` must not replace.
+/// Everything on this machine that a run reads, by the setting that names it: what `--overwrite` must not replace.
 pub(super) fn reads(common: &Common) -> Result<Vec<(&'static str, PathBuf)>> {
-    let mut paths = model_dirs(common)?;
-    let data = [("data.train", &common.data.train), ("data.eval", &common.data.eval)];
-    paths.extend(data.into_iter().map(|(key, path)| (key, path.clone())).filter(|(_, path)| path.as_os_str() != TASKS));
+    let mut paths = models(common)?;
+    paths.extend(data_names(common).map(|(key, path)| (key, path.clone())));
+    paths.retain(|(_, path)| path.exists());
     Ok(paths)
 }
 
@@ -273,21 +290,49 @@ fn short(number: &serde_json::Number) -> String {
     }
 }
 
-/// `config` with the date that chat templates see: where it is empty, that of the run that goes on. A new run's is that
-/// of its start, where its template reads one ([`Tokenizer::prompt`](crate::text::tokenizer::Tokenizer::prompt)).
+/// `config` with what a resumed run must find as it was, where it leaves that open. The date that chat templates see is, where
+/// it is empty, that of the run that goes on; a new run's is that of its start, where its template reads one
+/// ([`Tokenizer::prompt`](crate::text::tokenizer::Tokenizer::prompt)). A name of the Hub without a revision is at the commit of the
+/// run that goes on; a new run's is at the one that it has now.
 ///
 /// # Errors
-/// When the settings of the run that goes on cannot be read.
-pub(super) fn dated<C: RunSettings>(config: &C, resumed: Option<&Path>) -> Result<C> {
+/// When the settings of the run that goes on cannot be read, and what the Hub says.
+pub(crate) fn settled<C: RunSettings>(config: &C, resumed: Option<&Path>) -> Result<C> {
     let mut config = config.clone();
     // What is no run, or one of another command, is told of when the folder is opened.
     let ours = |dir: &&Path| Origin::read(dir).is_ok_and(|origin| origin.command == C::COMMAND);
-    if let (Some(dir), Some(date)) = (resumed.filter(ours), config.date().filter(|date| date.is_empty()))
-        && let Some(stored) = settings::<C>(dir)?.date()
+    let open = config.date().is_some_and(|date| date.is_empty()) || !named(&mut config)?.is_empty();
+    let mut stored = resumed.filter(|dir| open && ours(dir)).map(settings::<C>).transpose()?;
+    if let (Some(date), Some(stored)) =
+        (config.date().filter(|date| date.is_empty()), stored.as_mut().and_then(C::date))
     {
         date.clone_from(stored);
     }
+    let known = stored.as_mut().map_or(Ok(Vec::new()), named)?;
+    for (kind, path) in config.names() {
+        let Some(name) = name_of(kind, path)? else { continue };
+        let same = |other: &&Name| {
+            (other.kind, &other.repository, &other.parts) == (kind, &name.repository, &name.parts)
+                && name.revision.is_none()
+        };
+        let commit = match known.iter().find(same).and_then(Name::commit) {
+            Some(commit) => commit.to_string(),
+            None => hub::commit_of(&name)?,
+        };
+        *path = if kind == Kind::Data { benchmarks::at(path, &name, &commit) } else { name.at(&commit).into() };
+    }
     Ok(config)
+}
+
+/// The repository of the Hub that a setting names.
+fn name_of(kind: Kind, path: &Path) -> Result<Option<Name>> {
+    if kind == Kind::Data { benchmarks::hub_name(path) } else { Name::of(kind, path) }
+}
+
+/// The names of the Hub in settings.
+fn named<C: RunSettings>(config: &mut C) -> Result<Vec<Name>> {
+    let names = config.names().into_iter().map(|(kind, path)| name_of(kind, path));
+    Ok(names.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 #[cfg(test)]

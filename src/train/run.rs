@@ -22,6 +22,7 @@ use crate::data::problems::DataConfig;
 use crate::error::{Error, Result};
 use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::files;
+use crate::hub::Kind;
 use crate::metrics::follow::{Followers, LogConfig, Sample};
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
@@ -37,6 +38,9 @@ pub trait RunSettings: Settings + Clone {
 
     /// What every run has.
     fn common(&self) -> Common<'_>;
+
+    /// Settings that may name a repository of the Hub.
+    fn names(&mut self) -> Vec<(Kind, &mut PathBuf)>;
 
     /// `output_dir` and `name`.
     fn place(&mut self) -> (&mut PathBuf, &mut String);

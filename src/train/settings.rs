@@ -11,6 +11,7 @@ use crate::config::{self, COUNTS, LENGTHS, ROWS, Settings};
 use crate::data::problems::DataConfig;
 use crate::error::Result;
 use crate::eval::EvalConfig;
+use crate::hub::Kind;
 use crate::metrics::follow::LogConfig;
 use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
@@ -94,7 +95,7 @@ fn cpu() -> String {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSource {
-    /// Hugging Face directory, or a PEFT adapter's, which is merged into its base.
+    /// Hugging Face directory, or a PEFT adapter's, which is merged into its base; or `owner/name[@revision]` of the Hub.
     pub path: PathBuf,
     /// Number format of matrix products: f32 or bf16; weights, and all between the products, are f32.
     pub dtype: Precision,
@@ -184,7 +185,10 @@ impl Settings for RlConfig {
         ]
         .concat();
         if self.model.path.as_os_str().is_empty() {
-            problems.push("model.path is empty: name the folder of the model, --set model.path=FOLDER".to_string());
+            problems.push(
+                "model.path is empty: name the folder of the model, or owner/name of the Hub: --set model.path=MODEL"
+                    .to_string(),
+            );
         }
         let train = &self.train;
         for (key, value, most) in [
@@ -305,6 +309,11 @@ impl RunSettings for RlConfig {
             save_total_limit: self.train.save_total_limit,
             log: &self.log,
         }
+    }
+
+    fn names(&mut self) -> Vec<(Kind, &mut PathBuf)> {
+        let DataConfig { train, eval, .. } = &mut self.data;
+        vec![(Kind::Model, &mut self.model.path), (Kind::Data, train), (Kind::Data, eval)]
     }
 
     fn place(&mut self) -> (&mut PathBuf, &mut String) {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::checkpoint::Trained;
 use super::conflict::ConflictMeter;
 use super::engine::Engine;
-use super::origin::dated;
+use super::origin::settled;
 use super::policy::Policy;
 use super::rl::learn;
 use super::run::{Point, Run, RunSettings};
@@ -115,7 +115,7 @@ impl<'a> Trainer<'a> {
     pub fn run(self, session: &mut Session) -> Result<Finished> {
         let start = Instant::now();
         let resumed = session.start.resumes().then(|| self.config.common().dir());
-        let config = &dated(self.config, resumed.as_deref())?;
+        let config = &settled(self.config, resumed.as_deref())?;
         let device = device::parse(&config.device)?;
         config.optim.check(&device)?;
         let tokenizer = Tokenizer::load(&config.model.path)?.with_prompt(&config.prompt)?;

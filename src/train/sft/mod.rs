@@ -15,7 +15,7 @@ use super::batch::Sequence;
 use super::checkpoint::Trained;
 use super::guard::Guard;
 use super::learner::{Learner, arrange};
-use super::origin::dated;
+use super::origin::settled;
 use super::policy::Policy;
 use super::run::{Point, Run, RunSettings};
 use crate::data::problems::{DataConfig, TASKS};
@@ -101,7 +101,7 @@ struct Job<'a> {
 /// [`crate::Error::Interrupted`].
 pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     let resumed = session.start.resumes().then(|| config.common().dir());
-    let config = &dated(config, resumed.as_deref())?;
+    let config = &settled(config, resumed.as_deref())?;
     let device = device::parse(&config.device)?;
     config.optim.check(&device)?;
     let tokenizer = Tokenizer::load(config.tokenizer_dir())?.with_prompt(&config.prompt)?;

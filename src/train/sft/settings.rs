@@ -9,6 +9,7 @@ use crate::config::Settings;
 use crate::data::problems::DataConfig;
 use crate::error::{Error, Result};
 use crate::eval::EvalConfig;
+use crate::hub::Kind;
 use crate::metrics::follow::LogConfig;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
@@ -54,9 +55,9 @@ pub struct SftConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SftModel {
-    /// Hugging Face directory to start from; empty for a new model.
+    /// Hugging Face directory, or `owner/name[@revision]` of the Hub, to start from; empty for a new model.
     pub path: PathBuf,
-    /// Directory of the tokenizer; that of `path` when empty.
+    /// Directory of the tokenizer, or such a name; that of `path` when empty.
     pub tokenizer: PathBuf,
     /// What matrix products are computed in, with `path`: f32 or bf16; weights, and all between the products, are f32.
     pub dtype: Precision,
@@ -278,6 +279,11 @@ impl RunSettings for SftConfig {
             save_total_limit: self.train.save_total_limit,
             log: &self.log,
         }
+    }
+
+    fn names(&mut self) -> Vec<(Kind, &mut PathBuf)> {
+        let (SftModel { path, tokenizer, .. }, DataConfig { train, eval, .. }) = (&mut self.model, &mut self.data);
+        vec![(Kind::Model, path), (Kind::Model, tokenizer), (Kind::Data, train), (Kind::Data, eval)]
     }
 
     fn place(&mut self) -> (&mut PathBuf, &mut String) {

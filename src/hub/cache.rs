@@ -1,0 +1,160 @@
+//! The folder that `huggingface_hub` keeps repositories in, shared with it.
+//!
+//! ```text
+//! models--owner--name/refs/main                  the commit that a branch had when it was last asked for
+//! models--owner--name/blobs/<etag>               contents; `<etag>.incomplete` one that is being fetched
+//! models--owner--name/snapshots/<commit>/<path>  links to contents
+//! models--owner--name/.listings/<commit>.json    ours alone: all files of a commit, by which a part is told from the whole
+//! .locks/models--owner--name/<etag>.lock         held while a content is fetched
+//! ```
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Component, Path, PathBuf};
+
+use super::name::{Name, is_commit};
+use crate::error::{Error, Result};
+use crate::files;
+
+/// The folder of a repository.
+#[derive(Debug, Clone)]
+pub(super) struct Cache {
+    /// Folder of all repositories.
+    root: PathBuf,
+    /// The repository's name in it.
+    folder: String,
+}
+
+impl Cache {
+    pub(super) fn of(root: &Path, name: &Name) -> Self {
+        let folder = format!("{}--{}", name.kind.plural(), name.repository.replace('/', "--"));
+        Self { root: root.to_path_buf(), folder }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.root.join(&self.folder)
+    }
+
+    /// Whether there is anything of the repository.
+    pub(super) fn exists(&self) -> bool {
+        self.dir().is_dir()
+    }
+
+    /// Folder of the files of a commit.
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.dir().join("snapshots").join(commit)
+    }
+
+    /// Where a content is, or will be.
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.dir().join("blobs").join(etag)
+    }
+
+    /// The commit that a branch or a tag had when it was last asked for.
+    pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
+        let text = std::fs::read_to_string(self.dir().join("refs").join(revision)).ok()?;
+        Some(text.trim().to_string()).filter(|commit| is_commit(commit))
+    }
+
+    /// Keeps the commit of a branch or a tag.
+    pub(super) fn keep_ref(&self, revision: &str, commit: &str) -> Result<()> {
+        if revision == commit || self.commit_of(revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        let path = self.dir().join("refs").join(revision);
+        files::create_dir(path.parent().unwrap_or(&path))?;
+        files::write(&path, commit.as_bytes())
+    }
+
+    /// All files of a commit, where that was asked for before.
+    pub(super) fn listing(&self, commit: &str) -> Option<Vec<String>> {
+        files::read_json(&self.listing_path(commit)).ok()
+    }
+
+    /// Keeps the list of all files of a commit.
+    pub(super) fn keep_listing(&self, commit: &str, listing: &[String]) -> Result<()> {
+        let path = self.listing_path(commit);
+        files::create_dir(path.parent().unwrap_or(&path))?;
+        files::write_json(&path, &listing)
+    }
+
+    fn listing_path(&self, commit: &str) -> PathBuf {
+        self.dir().join(".listings").join(format!("{commit}.json"))
+    }
+
+    /// The files of a commit that are here, as paths within it: what another program has fetched may be a part.
+    pub(super) fn present(&self, commit: &str) -> Vec<String> {
+        let root = self.snapshot(commit);
+        let (mut found, mut folders) = (Vec::new(), vec![root.clone()]);
+        while let Some(folder) = folders.pop() {
+            for (_, path) in files::entries(&folder).unwrap_or_default() {
+                if path.is_dir() {
+                    folders.push(path);
+                } else if let Some(inside) = path.strip_prefix(&root).ok().and_then(Path::to_str) {
+                    found.push(inside.to_string());
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Puts a content under its path in a commit.
+    pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
+        let place = self.snapshot(commit).join(file);
+        files::create_dir(place.parent().unwrap_or(&place))?;
+        if place.symlink_metadata().is_ok() {
+            std::fs::remove_file(&place).map_err(Error::io(&place))?;
+        }
+        let up = "../".repeat(2 + Path::new(file).components().count() - 1);
+        symlink(&PathBuf::from(format!("{up}blobs/{etag}")), &self.blob(etag), &place).map_err(Error::io(&place))
+    }
+
+    /// Waits for the right to fetch a content; `told` is called when another process has it.
+    pub(super) fn lock(&self, etag: &str, told: impl FnOnce()) -> Result<File> {
+        let path = self.root.join(".locks").join(&self.folder).join(format!("{etag}.lock"));
+        files::create_dir(path.parent().unwrap_or(&path))?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(Error::io(&path))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                told();
+                file.lock().map_err(Error::io(&path))?;
+            }
+            // Some network file systems have no locks.
+            Err(TryLockError::Error(error)) => tracing::warn!("{}: cannot be locked ({error})", path.display()),
+            Ok(()) => {}
+        }
+        Ok(file)
+    }
+}
+
+#[cfg(unix)]
+fn symlink(relative: &Path, _blob: &Path, place: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(relative, place)
+}
+
+/// As `huggingface_hub` does where links need rights that users have not.
+#[cfg(not(unix))]
+fn symlink(_relative: &Path, blob: &Path, place: &Path) -> std::io::Result<()> {
+    std::fs::copy(blob, place).map(drop)
+}
+
+/// Whether a path of a repository stays within the folder it is put in.
+pub(super) fn is_inside(file: &str) -> bool {
+    !file.is_empty()
+        && !file.contains('\\')
+        && Path::new(file).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_lead_out_are_told() {
+        for bad in ["", "../x", "/x", "a/../../x", "a\\..\\x", "./x"] {
+            assert!(!is_inside(bad), "{bad:?}");
+        }
+        assert!(is_inside("main/test-0.parquet") && is_inside("config.json"));
+    }
+}

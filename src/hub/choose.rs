@@ -1,0 +1,399 @@
+//! Which files of a repository are used.
+
+use super::card;
+use super::name::{ENDINGS, Name};
+
+/// The small files of a model: its configuration and all that belongs to its tokenizer.
+pub(crate) const SMALL: [&str; 12] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    ADAPTER,
+];
+
+const ADAPTER: &str = "adapter_config.json";
+const WHOLE: &str = "model.safetensors";
+/// Which file has which tensor, where weights are in several.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+const FACTORS: &str = "adapter_model.safetensors";
+
+fn has(listing: &[String], file: &str) -> bool {
+    listing.iter().any(|other| other == file)
+}
+
+/// The small files of a model that it has. Beside a model of its own the configuration of an adapter is none of them.
+pub(super) fn small(listing: &[String]) -> Vec<String> {
+    let whole = has(listing, WHOLE) || has(listing, INDEX);
+    let wanted = SMALL.into_iter().filter(|file| has(listing, file) && !(whole && *file == ADAPTER));
+    wanted.map(str::to_string).collect()
+}
+
+/// The weights of a model: one file, the list of several, or those of an adapter.
+///
+/// # Errors
+/// When there are none that are read here.
+pub(super) fn weights(listing: &[String]) -> Result<&'static str, String> {
+    if let Some(file) = [WHOLE, INDEX].into_iter().find(|file| has(listing, file)) {
+        return Ok(file);
+    }
+    if has(listing, ADAPTER) && has(listing, FACTORS) {
+        return Ok(FACTORS);
+    }
+    let pickled = |file: &&String| [".bin", ".pt", ".pth", ".ckpt", ".pkl"].iter().any(|ending| file.ends_with(ending));
+    let others = |file: &&String| file.ends_with(".safetensors") || file.ends_with(".gguf");
+    let (wanted, found): (_, Vec<&String>) = if has(listing, ADAPTER) {
+        (FACTORS.to_string(), listing.iter().filter(pickled).collect())
+    } else {
+        (format!("{WHOLE} or {INDEX}"), listing.iter().filter(|file| pickled(file) || others(file)).collect())
+    };
+    let found = found.iter().take(5).map(|file| file.as_str()).collect::<Vec<_>>().join(", ");
+    Err(if found.is_empty() {
+        format!("has no weights ({wanted} is expected)")
+    } else {
+        format!(
+            "has {found} and not {wanted}. Pickled weights run code when they are read, and are not fetched: look for a pull request \
+             of the repository that has safetensors (…@refs/pr/1), or convert it with transformers or PEFT (`save_pretrained`) and \
+             give the folder"
+        )
+    })
+}
+
+/// A split of a data set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Split {
+    config: String,
+    split: String,
+    files: Vec<String>,
+    /// Its configuration is the one that is meant where none is named.
+    default: bool,
+    /// The card names its files.
+    declared: bool,
+}
+
+/// The files of a data set that `name` means, in order; `readme` is its card.
+///
+/// # Errors
+/// When it means none of them or several, which are listed.
+pub(super) fn data(name: &Name, listing: &[String], readme: Option<&str>) -> Result<Vec<String>, String> {
+    if let [file] = &name.parts[..]
+        && is_data(file)
+    {
+        let found = has(listing, file).then(|| vec![file.clone()]);
+        return found.ok_or_else(|| {
+            format!("there is no file {file}; there are {}", some(listing.iter().filter(|file| is_data(file))))
+        });
+    }
+    let splits = splits(listing, readme)?;
+    if splits.is_empty() {
+        return Err(format!(
+            "has no .parquet, .jsonl or .json file (it has {}); the Hub keeps a conversion of many data sets: {}@refs/convert/parquet",
+            some(listing.iter()),
+            name.repository
+        ));
+    }
+    let all = |splits: &[&Split]| -> String {
+        let lines = splits.iter().map(|split| format!("\n  {}:{}:{}", name.repository, split.config, split.split));
+        lines.collect()
+    };
+    let every: Vec<&Split> = splits.iter().collect();
+    let mut found: Vec<&Split> = match &name.parts[..] {
+        [] => every.clone(),
+        [one] => {
+            let by = |is: &dyn Fn(&Split) -> bool| every.iter().copied().filter(|split| is(split)).collect::<Vec<_>>();
+            let configs = by(&|split| split.config == *one);
+            if configs.is_empty() { by(&|split| split.split == *one) } else { configs }
+        }
+        [config, split, ..] => {
+            let is = |other: &&Split| (config.is_empty() || other.config == *config) && other.split == *split;
+            every.iter().copied().filter(is).collect()
+        }
+    };
+    let configs = |found: &[&Split]| found.iter().any(|split| split.config != found[0].config);
+    if found.len() > 1 && configs(&found) && found.iter().any(|split| split.default) {
+        found.retain(|split| split.default);
+    }
+    match &found[..] {
+        [] => Err(format!("has no {:?}; it has{}", name.parts.join(":"), all(&every))),
+        [one] => whole(name, one),
+        several => Err(format!("has several parts; name one:{}", all(several))),
+    }
+}
+
+/// The files of a split, once it is sure that they belong together.
+fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
+    let files = &split.files;
+    // `train-00000-of-00002.parquet`: the last number says how many there are.
+    let of =
+        |file: &String| file.rsplit_once("-of-").and_then(|(_, rest)| rest.split('.').next()?.parse::<usize>().ok());
+    if let Some(count) = files.first().and_then(of).filter(|count| *count != files.len()) {
+        return Err(format!(
+            "{} of the {count} files of {}:{} are here: {}",
+            files.len(),
+            split.config,
+            split.split,
+            some(files.iter())
+        ));
+    }
+    // Without digits the names of what was cut into pieces are one.
+    let bare = |file: &String| file.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    if split.declared || files.iter().all(|file| bare(file) == bare(&files[0])) {
+        return Ok(files.clone());
+    }
+    let lines: String = files.iter().map(|file| format!("\n  {}:{file}", name.repository)).collect();
+    Err(format!("has several files for {}:{}; name one:{lines}", split.config, split.split))
+}
+
+/// The splits as the card declares them, or else as names of files tell.
+fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<Split>, String> {
+    let declared = match readme.map_or(Ok(Vec::new()), card::configs) {
+        Ok(declared) => declared,
+        Err(why) => {
+            tracing::warn!("README.md of the data set: {why}; its parts are told by the names of its files");
+            Vec::new()
+        }
+    };
+    if declared.is_empty() {
+        return Ok(by_names(listing));
+    }
+    let single = declared.len() == 1;
+    let mut found = Vec::new();
+    for config in declared {
+        let default = single || config.default || config.name == "default";
+        for (split, patterns) in config.splits {
+            let mut files = Vec::new();
+            for pattern in &patterns {
+                if pattern.contains(['[', '{', '?']) || pattern.contains("://") {
+                    return Err(format!(
+                        "the files of {}:{split} are {pattern:?}, a pattern that is not read here; name a file",
+                        config.name
+                    ));
+                }
+                files.extend(listing.iter().filter(|file| matches(pattern, file)).cloned());
+            }
+            files.sort();
+            files.dedup();
+            if let Some(file) = files.iter().find(|file| !is_data(file)) {
+                return Err(format!(
+                    "{}:{split} is in {file}, which is not read (.parquet, .jsonl and .json are); the Hub keeps a conversion of many data \
+                     sets: …@refs/convert/parquet",
+                    config.name
+                ));
+            }
+            // Nothing of it is here: offline, or a card that is wrong.
+            if !files.is_empty() {
+                found.push(Split { config: config.name.clone(), split, files, default, declared: true });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The splits that names of files tell: `main/train-00000-of-00001.parquet`, `data/test.jsonl`, `default/train/0000.parquet`.
+fn by_names(listing: &[String]) -> Vec<Split> {
+    let mut found: Vec<Split> = Vec::new();
+    for file in listing.iter().filter(|file| is_data(file)) {
+        let parts: Vec<&str> = file.split('/').collect();
+        let split = parts.iter().rev().find_map(|part| split_in(part)).unwrap_or("train");
+        let folders = &parts[..parts.len() - 1];
+        let config = folders.iter().find(|folder| **folder != "data" && split_in(folder).is_none());
+        let config = config.map_or("default", |folder| *folder);
+        match found.iter_mut().find(|known| known.config == config && known.split == split) {
+            Some(known) => known.files.push(file.clone()),
+            None => found.push(Split {
+                config: config.to_string(),
+                split: split.to_string(),
+                files: vec![file.clone()],
+                default: config == "default",
+                declared: false,
+            }),
+        }
+    }
+    found.iter_mut().for_each(|split| split.files.sort());
+    found
+}
+
+/// The split that a part of a path names, as a word of its own.
+fn split_in(part: &str) -> Option<&'static str> {
+    const WORDS: [(&str, &[&str]); 3] = [
+        ("train", &["train", "training"]),
+        ("validation", &["validation", "valid", "val", "dev"]),
+        ("test", &["test", "testing", "eval", "evaluation"]),
+    ];
+    let lower = part.to_ascii_lowercase();
+    let mut words = lower.split(|c: char| !c.is_ascii_alphabetic());
+    words.find_map(|word| WORDS.iter().find(|(_, words)| words.contains(&word)).map(|(split, _)| *split))
+}
+
+/// Whether a file holds rows.
+fn is_data(file: &str) -> bool {
+    const FACTS: [&str; 5] =
+        ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"];
+    let name = file.rsplit('/').next().unwrap_or(file);
+    let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
+    ENDINGS.contains(&ending) && !FACTS.contains(&name) && !file.starts_with('.')
+}
+
+/// Whether a path fits a pattern in which `*` is any part of a name, and `**` any path.
+fn matches(pattern: &str, path: &str) -> bool {
+    match pattern.find('*') {
+        None => pattern == path,
+        Some(at) => {
+            let Some(rest) = path.strip_prefix(&pattern[..at]) else { return false };
+            let (after, crosses) = match pattern[at..].strip_prefix("**") {
+                Some(after) => (after, true),
+                None => (&pattern[at + 1..], false),
+            };
+            // `**/x` is `x`, too.
+            if let Some(bare) = after.strip_prefix('/').filter(|_| crosses)
+                && matches(bare, rest)
+            {
+                return true;
+            }
+            let reach = if crosses { rest.len() } else { rest.find('/').unwrap_or(rest.len()) };
+            (0..=reach).filter(|&end| rest.is_char_boundary(end)).any(|end| matches(after, &rest[end..]))
+        }
+    }
+}
+
+/// The first of some names.
+fn some<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    const MOST: usize = 8;
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    match names.len() {
+        0 => "none".to_string(),
+        count if count > MOST => format!("{}, and {} more", names[..MOST].join(", "), count - MOST),
+        _ => names.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::name::Kind;
+    use super::*;
+
+    fn files(list: &[&str]) -> Vec<String> {
+        list.iter().map(|file| file.to_string()).collect()
+    }
+
+    fn chosen(name: &str, listing: &[&str], readme: Option<&str>) -> Result<Vec<String>, String> {
+        data(&Name::of(Kind::Data, Path::new(name)).unwrap().unwrap(), &files(listing), readme)
+    }
+
+    const GSM8K: [&str; 6] = [
+        ".gitattributes",
+        "README.md",
+        "main/test-00000-of-00001.parquet",
+        "main/train-00000-of-00001.parquet",
+        "socratic/test-00000-of-00001.parquet",
+        "socratic/train-00000-of-00001.parquet",
+    ];
+
+    #[test]
+    fn parts_are_told_by_names_of_files() {
+        for (name, listing, want) in [
+            ("o/g:main:test", &GSM8K[..], &["main/test-00000-of-00001.parquet"][..]),
+            ("o/m", &["test.jsonl", "README.md"], &["test.jsonl"]),
+            ("o/m:test", &["data/train-0.parquet", "data/test-0.parquet"], &["data/test-0.parquet"]),
+            (
+                "o/m:train",
+                &["train-00001-of-00002.jsonl", "train-00000-of-00002.jsonl", "test.jsonl"],
+                &["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"],
+            ),
+            (
+                "o/m:default:train",
+                &["default/train/0000.parquet", "default/test/0000.parquet"],
+                &["default/train/0000.parquet"],
+            ),
+            (
+                "o/m::train",
+                &["default/train/0001.parquet", "default/train/0000.parquet", "x/train/0000.parquet"],
+                &["default/train/0000.parquet", "default/train/0001.parquet"],
+            ),
+            ("o/m", &["problems.jsonl", "dataset_infos.json"], &["problems.jsonl"]),
+            ("o/m:a/two.jsonl", &["one.jsonl", "a/two.jsonl"], &["a/two.jsonl"]),
+            ("o/m:validation", &["contest.jsonl", "dev.jsonl"], &["dev.jsonl"]),
+        ] {
+            assert_eq!(chosen(name, listing, None).unwrap(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_card_goes_before_the_names() {
+        let card = "---\nconfigs:\n- config_name: 2025-I\n  data_files:\n  - split: test\n    path: a-I.jsonl\n- config_name: 2025-II\n  \
+                    data_files:\n  - split: test\n    path: \"a-II.jsonl\"\n---\n";
+        let listing = ["a-I.jsonl", "a-II.jsonl", "README.md"];
+        assert_eq!(chosen("o/m:2025-II:test", &listing, Some(card)).unwrap(), ["a-II.jsonl"]);
+        assert_eq!(chosen("o/m:2025-I", &listing, Some(card)).unwrap(), ["a-I.jsonl"]);
+        let error = chosen("o/m:test", &listing, Some(card)).unwrap_err();
+        assert_eq!(error, "has several parts; name one:\n  o/m:2025-I:test\n  o/m:2025-II:test");
+        // Several files of one split are one where the card says so.
+        let both = "---\nconfigs:\n- config_name: default\n  data_files: \"*.jsonl\"\n---\n";
+        assert_eq!(chosen("o/m", &listing, Some(both)).unwrap(), ["a-I.jsonl", "a-II.jsonl"]);
+        let csv = "---\nconfigs:\n- config_name: default\n  data_files: x.csv\n---\n";
+        assert!(chosen("o/m", &["x.csv", "x.jsonl"], Some(csv)).unwrap_err().contains("default:train is in x.csv"));
+    }
+
+    #[test]
+    fn what_is_not_one_thing_is_refused_with_the_list() {
+        let error = chosen("o/g", &GSM8K, None).unwrap_err();
+        assert!(error.contains("name one:\n  o/g:main:test\n  o/g:main:train\n  o/g:socratic:test"), "{error}");
+        let error = chosen("o/g:test", &GSM8K, None).unwrap_err();
+        assert_eq!(error, "has several parts; name one:\n  o/g:main:test\n  o/g:socratic:test");
+        let error = chosen("o/g:mian", &GSM8K, None).unwrap_err();
+        assert!(error.starts_with("has no \"mian\"; it has\n  o/g:main:test"), "{error}");
+        let error = chosen("o/m", &["a.jsonl", "b.jsonl"], None).unwrap_err();
+        assert_eq!(error, "has several files for default:train; name one:\n  o/m:a.jsonl\n  o/m:b.jsonl");
+        let error = chosen("o/m:c.jsonl", &["a.jsonl"], None).unwrap_err();
+        assert_eq!(error, "there is no file c.jsonl; there are a.jsonl");
+        let error = chosen("o/m", &["data.csv"], None).unwrap_err();
+        assert!(error.contains("it has data.csv") && error.contains("o/m@refs/convert/parquet"), "{error}");
+        // Offline, after a fetch that was cut between two files.
+        let error = chosen("o/m", &["train-00000-of-00002.parquet"], None).unwrap_err();
+        assert!(error.contains("1 of the 2 files of default:train are here"), "{error}");
+    }
+
+    #[test]
+    fn patterns_are_those_of_the_hub() {
+        for (pattern, yes, no) in [
+            ("main/train-*", "main/train-0.parquet", "main/sub/train-0.parquet"),
+            ("**/*.jsonl", "a.jsonl", "a.json"),
+            ("data/**", "data/a/b.parquet", "b.parquet"),
+            ("*.jsonl", "a.jsonl", "b/a.jsonl"),
+            ("a*b*c", "a1b2c", "a1c"),
+        ] {
+            assert!(matches(pattern, yes) && !matches(pattern, no), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn weights_are_safetensors_or_refused() {
+        let of = |list: &[&str]| weights(&files(list));
+        assert_eq!(
+            of(&["model.safetensors", "pytorch_model.bin", "consolidated.safetensors"]),
+            Ok("model.safetensors")
+        );
+        assert_eq!(of(&["model.safetensors.index.json", "model-00001-of-00002.safetensors"]), Ok(INDEX));
+        assert_eq!(of(&[ADAPTER, FACTORS]), Ok(FACTORS));
+        let error = of(&["config.json", "pytorch_model.bin"]).unwrap_err();
+        assert!(
+            error.starts_with("has pytorch_model.bin and not model.safetensors") && error.contains("run code"),
+            "{error}"
+        );
+        let error = of(&[ADAPTER, "adapter_model.bin"]).unwrap_err();
+        assert!(error.starts_with("has adapter_model.bin and not adapter_model.safetensors"), "{error}");
+        assert!(of(&["config.json"]).unwrap_err().contains("has no weights"));
+        let both = files(&["config.json", ADAPTER, "model.safetensors", "optimizer.pt", "onnx/model.onnx"]);
+        assert_eq!(small(&both), ["config.json"]);
+        assert_eq!(small(&files(&[ADAPTER, FACTORS])), [ADAPTER]);
+    }
+}

@@ -1,0 +1,283 @@
+//! What is asked of the Hub, and what its refusals mean.
+
+use std::io::Read;
+use std::time::Duration;
+
+use serde::Deserialize;
+use ureq::http::{HeaderMap, Response};
+use ureq::typestate::WithoutBody;
+use ureq::{Agent, Body};
+
+use super::name::{Kind, Name, is_commit};
+
+/// Bytes of a list of files at most.
+const LARGEST_LIST: u64 = 64 << 20;
+/// Times that an answer may point elsewhere.
+const REDIRECTS: usize = 6;
+
+/// Why there is no good answer.
+#[derive(Debug, Clone)]
+pub(super) enum Failure {
+    /// It may pass: no connection, a time-out, a server that is overloaded or stumbles.
+    Passing(String),
+    /// It will not pass.
+    Lasting(String),
+}
+
+/// What the Hub says of a repository at a revision.
+#[derive(Debug, Deserialize)]
+pub(super) struct Listing {
+    pub(super) sha: String,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+impl Listing {
+    /// Paths of its files.
+    pub(super) fn files(self) -> Vec<String> {
+        self.siblings.into_iter().map(|sibling| sibling.rfilename).collect()
+    }
+}
+
+/// What the Hub says of a file before it is fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Its name among the blobs; of a large file its SHA-256.
+    pub(super) etag: String,
+    /// Bytes.
+    pub(super) size: u64,
+    /// Where it is.
+    url: String,
+}
+
+impl Head {
+    /// The SHA-256 of the content, where the Hub says it.
+    pub(super) fn sha256(&self) -> Option<&str> {
+        (self.etag.len() == 64).then_some(self.etag.as_str())
+    }
+}
+
+/// A connection to the Hub. Not to be shown: it has the token.
+#[derive(Clone)]
+pub(super) struct Client {
+    agent: Agent,
+    endpoint: String,
+    token: Option<String>,
+}
+
+impl Client {
+    /// A client of the Hub at `endpoint`, which waits for so long for each answer and each part of one.
+    pub(super) fn new(endpoint: &str, token: Option<String>, patience: Duration) -> Self {
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_connect(Some(patience))
+            .timeout_recv_response(Some(patience))
+            .timeout_per_read(Some(patience))
+            .user_agent(concat!("tempering/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Self { agent, endpoint: endpoint.trim_end_matches('/').to_string(), token }
+    }
+
+    /// The commit and the files of a revision.
+    pub(super) fn list(&self, name: &Name) -> Result<Listing, Failure> {
+        let revision = encoded(name.revision(), false);
+        let url = format!("{}/api/{}/{}/revision/{revision}", self.endpoint, name.kind.plural(), name.repository);
+        let (_, mut answer) = self.follow(&url, name, &|url| self.agent.get(url))?;
+        let body = answer.body_mut().with_config().limit(LARGEST_LIST).read_to_vec();
+        let body = body.map_err(|error| Failure::Passing(format!("{url}: {error}")))?;
+        let strange =
+            |why: String| Failure::Lasting(format!("{url}: not an answer of the Hub's ({why}): check HF_ENDPOINT"));
+        let listing: Listing = serde_json::from_slice(&body).map_err(|error| strange(error.to_string()))?;
+        if is_commit(&listing.sha) { Ok(listing) } else { Err(strange(format!("the commit is {:?}", listing.sha))) }
+    }
+
+    /// What is to be known of a file before it is fetched.
+    pub(super) fn head(&self, name: &Name, commit: &str, file: &str) -> Result<Head, Failure> {
+        let folder = if name.kind == Kind::Data { "datasets/" } else { "" };
+        let url = format!("{}/{folder}{}/resolve/{commit}/{}", self.endpoint, name.repository, encoded(file, true));
+        let ask = |url: &str| self.agent.head(url).header("Accept-Encoding", "identity");
+        let (mut url, mut answer) = (url, None);
+        for _ in 0..REDIRECTS {
+            let found = self.once(&url, name, &ask)?;
+            let headers = found.headers();
+            // The Hub itself says what the file is; where its content lies (a storage that it points to) need not.
+            let linked = ["x-linked-etag", "x-linked-size"].iter().all(|name| headers.contains_key(*name));
+            let pointed = linked || !found.status().is_redirection();
+            let next = text(headers, "location").map(|to| joined(&url, to)).unwrap_or(url.clone());
+            if pointed {
+                answer = Some((found, next));
+                break;
+            }
+            url = next;
+        }
+        let Some((found, url)) = answer else { return Err(circles(&url)) };
+        let headers = found.headers();
+        let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag")).map(plain).unwrap_or_default();
+        let size = text(headers, "x-linked-size").or_else(|| text(headers, "content-length"));
+        let size = size.and_then(|size| size.parse().ok());
+        // It becomes the name of a file.
+        let usable = !etag.is_empty() && etag.len() <= 128 && etag.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        match (usable, size) {
+            (true, Some(size)) => Ok(Head { etag: etag.to_string(), size, url }),
+            _ => Err(Failure::Lasting(format!(
+                "{url}: the answer has no usable ETag and size ({etag:?}, {size:?}): not the Hub's, check HF_ENDPOINT"
+            ))),
+        }
+    }
+
+    /// The content of a file from byte `from` on, with whether it begins there: a server that cannot go on begins anew.
+    pub(super) fn content(&self, name: &Name, head: &Head, from: u64) -> Result<(bool, impl Read + use<>), Failure> {
+        let ask = |url: &str| {
+            let request = self.agent.get(url).header("Accept-Encoding", "identity");
+            if from > 0 { request.header("Range", format!("bytes={from}-")) } else { request }
+        };
+        let (url, answer) = self.follow(&head.url, name, &ask)?;
+        let goes_on = match answer.status().as_u16() {
+            206 => {
+                let range = text(answer.headers(), "content-range").unwrap_or_default();
+                if !range.starts_with(&format!("bytes {from}-")) {
+                    return Err(Failure::Lasting(format!("{url}: asked for bytes from {from}, got {range:?}")));
+                }
+                true
+            }
+            _ => from == 0,
+        };
+        Ok((goes_on, answer.into_body().into_reader()))
+    }
+
+    /// Asks, and again where the answer points to; gives the last address, too.
+    fn follow(&self, url: &str, name: &Name, ask: Ask) -> Result<(String, Response<Body>), Failure> {
+        let mut url = url.to_string();
+        for _ in 0..REDIRECTS {
+            let answer = self.once(&url, name, ask)?;
+            match text(answer.headers(), "location").filter(|_| answer.status().is_redirection()) {
+                Some(next) => url = joined(&url, next),
+                None => return Ok((url, answer)),
+            }
+        }
+        Err(circles(&url))
+    }
+
+    /// Asks once. The token is shown to the Hub alone, not to a host that it points to.
+    fn once(&self, url: &str, name: &Name, ask: Ask) -> Result<Response<Body>, Failure> {
+        let own = origin(url) == origin(&self.endpoint);
+        let mut request = ask(url);
+        if let Some(token) = self.token.as_ref().filter(|_| own) {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let answer = request.call().map_err(|error| unreachable(url, &error))?;
+        match answer.status().as_u16() {
+            200..=399 => Ok(answer),
+            // A link of the storage that has run out: the Hub gives a new one.
+            status if !own => Err(Failure::Passing(format!("{} answers {status}", origin(url)))),
+            status => Err(self.refusal(url, name, status, answer.headers())),
+        }
+    }
+
+    /// What a status of the Hub's means, and what to do.
+    fn refusal(&self, url: &str, name: &Name, status: u16, headers: &HeaderMap) -> Failure {
+        let (code, said) = (text(headers, "x-error-code"), text(headers, "x-error-message").unwrap_or_default());
+        let (endpoint, repository) = (&self.endpoint, &name.repository);
+        let page = if name.kind == Kind::Data { "/datasets" } else { "" };
+        let token = match self.token {
+            Some(_) => {
+                "the account of HF_TOKEN (or of the token file in HF_HOME) may not read it, or the token has run out"
+            }
+            None => "if it is private, set HF_TOKEN to a token that may read it",
+        };
+        let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
+        let lasting = |message: String| Failure::Lasting(format!("{message}{said}"));
+        match (status, code) {
+            (_, Some("GatedRepo")) => lasting(format!(
+                "gated: accept its terms at {endpoint}{page}/{repository}, and set HF_TOKEN to a token of the account that did"
+            )),
+            (404, Some("RevisionNotFound")) => lasting(format!(
+                "has no revision {:?}: its page at {endpoint}{page}/{repository} lists them",
+                name.revision()
+            )),
+            (404, Some("EntryNotFound")) => lasting(format!("{url}: there is no such file")),
+            (401, _) => lasting(format!(
+                "the Hub answers 401: there is no such repository (or path, where one was meant), or it is not public; {token}"
+            )),
+            (403, _) => lasting(format!(
+                "the Hub answers 403: {token}; of a gated one accept the terms at {endpoint}{page}/{repository}"
+            )),
+            (404, _) => lasting(format!(
+                "the Hub has no such repository or revision: check owner, name and revision (or the path, where one was meant); {token}"
+            )),
+            (408 | 425 | 429 | 500..=599, _) => Failure::Passing(format!("{url} answers {status}{said}")),
+            _ => lasting(format!("{url} answers {status}")),
+        }
+    }
+}
+
+/// A request to an address.
+type Ask<'a> = &'a dyn Fn(&str) -> ureq::RequestBuilder<WithoutBody>;
+
+fn unreachable(url: &str, error: &ureq::Error) -> Failure {
+    let message = format!("{url}: {error}");
+    match error {
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_) => Failure::Lasting(message),
+        _ => Failure::Passing(message),
+    }
+}
+
+fn circles(url: &str) -> Failure {
+    Failure::Lasting(format!("{url}: points elsewhere more than {REDIRECTS} times"))
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// An ETag without its quotes.
+fn plain(etag: &str) -> &str {
+    etag.trim_start_matches("W/").trim_matches('"')
+}
+
+/// Scheme, host and port.
+fn origin(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    &url[..url[host..].find(['/', '?']).map_or(url.len(), |end| host + end)]
+}
+
+/// Where an answer from `url` points to.
+fn joined(url: &str, to: &str) -> String {
+    match to {
+        to if to.contains("://") => to.to_string(),
+        to if to.starts_with('/') => format!("{}{to}", origin(url)),
+        to => format!("{}/{to}", url.rsplit_once('/').map_or(url, |(folder, _)| folder)),
+    }
+}
+
+/// A path as part of an address.
+fn encoded(path: &str, keep_slashes: bool) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) || (keep_slashes && byte == b'/');
+    let each = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    path.bytes().map(each).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_put_together_and_taken_apart() {
+        assert_eq!(encoded("a b/ü.jsonl", true), "a%20b/%C3%BC.jsonl");
+        assert_eq!(encoded("refs/pr/1", false), "refs%2Fpr%2F1");
+        assert_eq!(origin("https://hub:8080/a/b?c"), "https://hub:8080");
+        assert_eq!(origin("http://hub"), "http://hub");
+        assert_eq!(joined("http://a/b/c", "/d"), "http://a/d");
+        assert_eq!(joined("http://a/b/c", "d"), "http://a/b/d");
+        assert_eq!(joined("http://a/b/c", "http://e/d"), "http://e/d");
+        assert_eq!(plain("W/\"abc\""), "abc");
+    }
+}

@@ -1,0 +1,167 @@
+//! One file, from the Hub into the cache: gone on with where it was cut, and whole before it is used.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::cache::Cache;
+use super::client::{Client, Failure, Head};
+use super::name::Name;
+use super::progress::{Progress, say};
+use crate::error::{Error, Result};
+use crate::files;
+
+/// Times that something is asked for again without a byte gained, each after twice the wait of the one before.
+pub(super) const TRIES: u32 = 4;
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+/// Asks until there is an answer, a failure that lasts, or too many that pass.
+pub(super) fn insist<T>(name: &Name, mut ask: impl FnMut() -> std::result::Result<T, Failure>) -> Result<T> {
+    let mut tried = 0;
+    loop {
+        match ask() {
+            Ok(found) => return Ok(found),
+            Err(Failure::Lasting(why)) => return Err(Error::Invalid(format!("{name}: {why}"))),
+            Err(Failure::Passing(why)) => {
+                tried += 1;
+                if tried == TRIES {
+                    return Err(Error::Engine(why));
+                }
+                std::thread::sleep(FIRST_WAIT * 2u32.pow(tried - 1));
+            }
+        }
+    }
+}
+
+/// Has `file` of a commit in the cache.
+///
+/// # Errors
+/// What the Hub says, a connection that does not come back, a content of another size or SHA-256 than the Hub names, and a
+/// full disk.
+pub(super) fn fetch(client: &Client, cache: &Cache, name: &Name, commit: &str, file: &str) -> Result<()> {
+    let broken = |error| match error {
+        Error::Engine(why) => Error::Invalid(format!(
+            "{name}: {file} could not be fetched: {why}. What has come is kept: the same command goes on with it"
+        )),
+        other => other,
+    };
+    let head = insist(name, || client.head(name, commit, file)).map_err(broken)?;
+    let blob = cache.blob(&head.etag);
+    files::create_dir(blob.parent().unwrap_or(&blob))?;
+    let what = format!("{}/{file}", name.repository);
+    let _lock = cache.lock(&head.etag, || say(&format!("{what}: another process is fetching it; waiting")))?;
+    if !blob.is_file() {
+        let mut part = Part::open(incomplete(&blob), &head)?;
+        let mut progress = Progress::new(&what, head.size, part.size);
+        let mut link = Some(head.clone());
+        while part.size < head.size {
+            let had = part.size;
+            let went_on = insist(name, || {
+                // Links to storage run out: a connection after a failure has a new one.
+                let head = link.take().map_or_else(|| client.head(name, commit, file), Ok)?;
+                match part.go_on(client, name, &head, &mut progress) {
+                    Err(Failure::Passing(_)) if part.size > had => Ok(()),
+                    other => other,
+                }
+            });
+            went_on.map_err(broken)?;
+        }
+        drop(progress);
+        part.finish(name, file, &head, &blob)?;
+    }
+    cache.link(commit, file, &head.etag)
+}
+
+fn incomplete(blob: &Path) -> PathBuf {
+    let mut name = blob.as_os_str().to_os_string();
+    name.push(".incomplete");
+    name.into()
+}
+
+/// The beginning of a file, with its hash.
+struct Part {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    hash: Sha256,
+}
+
+impl Part {
+    /// What an earlier time left, or nothing.
+    fn open(path: PathBuf, head: &Head) -> Result<Self> {
+        let open = OpenOptions::new().read(true).append(true).create(true).open(&path);
+        let mut part = Self { file: open.map_err(Error::io(&path))?, path, size: 0, hash: Sha256::new() };
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = part.file.read(&mut buffer).map_err(Error::io(&part.path))?;
+            if read == 0 {
+                break;
+            }
+            part.hash.update(&buffer[..read]);
+            part.size += read as u64;
+        }
+        if part.size > head.size {
+            part.empty()?;
+        }
+        Ok(part)
+    }
+
+    fn empty(&mut self) -> Result<()> {
+        self.file.set_len(0).map_err(Error::io(&self.path))?;
+        (self.size, self.hash) = (0, Sha256::new());
+        Ok(())
+    }
+
+    /// Takes what a connection brings. That of a disk which is full, too, ends this as a failure that lasts.
+    fn go_on(
+        &mut self,
+        client: &Client,
+        name: &Name,
+        head: &Head,
+        progress: &mut Progress,
+    ) -> std::result::Result<(), Failure> {
+        let own = |error: Error| Failure::Lasting(error.to_string());
+        let (goes_on, mut content) = client.content(name, head, self.size)?;
+        if !goes_on {
+            self.empty().map_err(own)?;
+        }
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            let read = content.read(&mut buffer).map_err(|error| Failure::Passing(error.to_string()))?;
+            if read == 0 {
+                break;
+            }
+            if self.size + read as u64 > head.size {
+                self.empty().map_err(own)?;
+                return Err(Failure::Lasting(format!(
+                    "{} has more bytes than the {} that were announced",
+                    head.etag, head.size
+                )));
+            }
+            self.file.write_all(&buffer[..read]).map_err(|error| own(Error::io(&self.path)(error)))?;
+            self.hash.update(&buffer[..read]);
+            self.size += read as u64;
+            progress.at(self.size);
+        }
+        if self.size < head.size {
+            return Err(Failure::Passing(format!("the connection ended after {} of {} bytes", self.size, head.size)));
+        }
+        Ok(())
+    }
+
+    /// Compares what has come with what the Hub says of it, and gives it its name.
+    fn finish(mut self, name: &Name, file: &str, head: &Head, blob: &Path) -> Result<()> {
+        let found: String = self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if let Some(sha256) = head.sha256().filter(|sha256| *sha256 != found) {
+            self.empty()?;
+            return Err(Error::Invalid(format!(
+                "{name}: {file} came damaged: its SHA-256 is {found}, and the Hub names {sha256}. It is thrown away; try again"
+            )));
+        }
+        self.file.sync_all().map_err(Error::io(&self.path))?;
+        files::rename(&self.path, blob)
+    }
+}

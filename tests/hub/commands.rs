@@ -1,0 +1,255 @@
+//! Commands with names in the place of folders and files.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use tempering::config::to_toml;
+
+use super::double::Double;
+use crate::support::{Workshop, device_name, final_weights, repository, run_rl};
+
+/// The small model as `lab/small` and its sums as `lab/sums`.
+struct Lab {
+    workshop: Workshop,
+    double: Double,
+    model: String,
+}
+
+struct Ended {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let (workshop, double) = (Workshop::new(), Double::start());
+        let model =
+            double.publish_folder("models/lab/small", &workshop.path("model"), &[("pytorch_model.bin", vec![0; 9])]);
+        let sums = std::fs::read(workshop.path("sums.jsonl")).unwrap();
+        double.publish(
+            "datasets/lab/sums",
+            &[("train.jsonl", sums.clone()), ("test.jsonl", sums), ("README.md", b"# x".to_vec())],
+        );
+        Self { workshop, double, model }
+    }
+
+    fn run(&self, args: &[&dyn AsRef<OsStr>], variables: &[(&str, &str)]) -> Ended {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tempering"));
+        command.args(args.iter().map(|arg| arg.as_ref())).current_dir(self.workshop.path(""));
+        for name in [
+            "HF_TOKEN",
+            "HF_HUB_CACHE",
+            "HF_HUB_OFFLINE",
+            "http_proxy",
+            "https_proxy",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "ALL_PROXY",
+        ] {
+            command.env_remove(name);
+        }
+        command.env("HF_HOME", self.workshop.path("home")).env("HF_ENDPOINT", self.double.url());
+        command.env("TEMPERING_DEVICE", device_name()).envs(variables.iter().copied());
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    fn succeed(&self, args: &[&dyn AsRef<OsStr>], variables: &[(&str, &str)]) -> Ended {
+        let ended = self.run(args, variables);
+        assert_eq!(ended.code, Some(0), "{}", ended.err);
+        ended
+    }
+
+    fn refuse(&self, args: &[&dyn AsRef<OsStr>], variables: &[(&str, &str)]) -> String {
+        let ended = self.run(args, variables);
+        assert_eq!(ended.code, Some(2), "{}", ended.err);
+        ended.err
+    }
+}
+
+const OFFLINE: (&str, &str) = ("HF_HUB_OFFLINE", "1");
+
+#[test]
+fn eval_by_names_is_eval_of_the_files_and_works_offline_afterwards() {
+    let lab = Lab::new();
+    let eval =
+        |model: &dyn AsRef<OsStr>, data: &dyn AsRef<OsStr>, variables: &[(&str, &str)], more: &[&dyn AsRef<OsStr>]| {
+            let start: [&dyn AsRef<OsStr>; 7] =
+                [&"eval", &model, &data, &"--max-completion-length", &"8", &"--temperature", &"0"];
+            lab.succeed(&[&start[..], more].concat(), variables).out
+        };
+    let by_path = eval(&lab.workshop.path("model"), &lab.workshop.path("sums.jsonl"), &[], &[]);
+    assert!(lab.double.seen().is_empty(), "nothing is fetched where paths are meant");
+    let out = lab.workshop.path("out");
+    let by_name = eval(&"lab/small", &"lab/sums:test", &[], &[&"--output", &out]);
+    assert_eq!(by_name, by_path);
+    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("eval.json")).unwrap()).unwrap();
+    assert_eq!(manifest["model"], format!("hf:lab/small@{}", lab.model));
+    assert_eq!(manifest["settings"]["model_digest"], lab.model);
+    assert!(manifest["data"][0][0].as_str().unwrap().starts_with("hf:lab/sums:test@"), "{manifest}");
+    lab.double.seen();
+    assert_eq!(eval(&"lab/small", &"lab/sums:test", &[OFFLINE], &[&"--output", &out]), by_path);
+    assert!(lab.double.seen().is_empty());
+    let error = lab.refuse(&[&"eval", &"lab/small", &"lab/sums"], &[]);
+    assert!(
+        error.contains("has several parts; name one:\n  lab/sums:default:test\n  lab/sums:default:train"),
+        "{error}"
+    );
+}
+
+#[test]
+fn paths_that_are_mistyped_and_folders_of_a_name_ask_nothing() {
+    let lab = Lab::new();
+    let error = lab.refuse(&[&"generate", &"model/non"], &[]);
+    assert!(error.contains("model/non: no such folder. The folder model is here"), "{error}");
+    let error = lab.refuse(&[&"eval", &"model", &"model/none"], &[]);
+    assert!(error.contains("model/none: no such file. The folder model is here"), "{error}");
+    for path in ["./lab/small", "a/b/c", "small"] {
+        let error = lab.refuse(&[&"generate", &path], &[]);
+        assert!(error.contains("no such folder"), "{error}");
+    }
+    assert!(lab.double.seen().is_empty());
+    // Once it is in the cache a folder of the same name is told.
+    let generate =
+        |name: &str| lab.succeed(&[&"generate", &name, &"--max-completion-length", &"4", &"-p", &"Compute 1+1."], &[]);
+    generate("lab/small");
+    lab.double.seen();
+    std::fs::create_dir(lab.workshop.path("lab")).unwrap();
+    std::fs::rename(lab.workshop.path("model"), lab.workshop.path("lab/small")).unwrap();
+    let ended = generate("lab/small");
+    assert!(
+        ended.err.contains("lab/small: what is here under this name is taken; hf:lab/small names the repository"),
+        "{}",
+        ended.err
+    );
+    assert!(lab.double.seen().is_empty());
+    generate("hf:lab/small");
+    assert!(!lab.double.seen().is_empty());
+}
+
+#[test]
+fn a_run_by_names_is_the_run_of_the_files_and_keeps_its_commits() {
+    let lab = Lab::new();
+    let whole = lab.workshop.rl("whole");
+    run_rl(&whole).unwrap();
+    let mut config = lab.workshop.rl("named");
+    config.model.path = "lab/small".into();
+    (config.data.train, config.data.eval) = ("lab/sums:train".into(), "lab/sums:test".into());
+    config.train.save_steps = 2;
+    let file = lab.workshop.path("named.toml");
+    std::fs::write(&file, to_toml(&config)).unwrap();
+    lab.succeed(&[&"train", &file, &"--set", &"stages.0.exit.max_steps=3"], &[]);
+    let run = lab.workshop.run("named");
+    let written = std::fs::read_to_string(run.join("config.toml")).unwrap();
+    assert!(written.contains(&format!("path = \"hf:lab/small@{}\"", lab.model)), "{written}");
+    assert!(written.contains("train = \"hf:lab/sums:train@"), "{written}");
+    let origin: Value = serde_json::from_slice(&std::fs::read(run.join("run.json")).unwrap()).unwrap();
+    assert_eq!(origin["reads"][format!("model.path: hf:lab/small@{}", lab.model)], lab.model);
+
+    // The branch moves on: the run does not, whether its own settings are taken or the file's, which name no revision.
+    let other = lab.double.publish_folder("models/lab/small", &repository("assets/base"), &[]);
+    lab.double.publish("datasets/lab/sums", &[("train.jsonl", b"{}".to_vec()), ("test.jsonl", b"{}".to_vec())]);
+    lab.double.seen();
+    lab.succeed(&[&"train", &"--resume", &run, &"--set", &"stages.0.exit.max_steps=4"], &[OFFLINE]);
+    lab.succeed(&[&"train", &file, &"--resume"], &[]);
+    assert!(lab.double.seen().is_empty());
+    assert!(final_weights(&run) == final_weights(&lab.workshop.run("whole")));
+    let set = format!("model.path=lab/small@{other}");
+    let error = lab.refuse(&[&"train", &file, &"--resume", &"--set", &set], &[]);
+    assert!(
+        error.contains(&format!("model.path = \"hf:lab/small@{other}\" (was \"hf:lab/small@{}\")", lab.model)),
+        "{error}"
+    );
+    let error = lab.refuse(&[&"train", &file, &"--resume", &"--set", &"model.path=lab/small@main"], &[]);
+    assert!(error.contains(&other), "{error}");
+}
+
+#[test]
+fn adapters_name_their_base_and_its_revision_and_are_merged_by_name() {
+    let lab = Lab::new();
+    let mut config = lab.workshop.sft("adapter");
+    config.model.path = "lab/small".into();
+    config.lora = Some(tempering::model::LoraConfig { r: 4, ..tempering::model::LoraConfig::default() });
+    let file = lab.workshop.path("adapter.toml");
+    std::fs::write(&file, to_toml(&config)).unwrap();
+    lab.succeed(&[&"sft", &file], &[]);
+    let adapter = lab.workshop.run("adapter").join("adapter");
+    let written: Value = serde_json::from_slice(&std::fs::read(adapter.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&written["base_model_name_or_path"], &written["revision"]),
+        (&"lab/small".into(), &lab.model.as_str().into())
+    );
+    // Another machine: the adapter is published, the cache is empty, and the base has moved on.
+    lab.double.publish_folder("models/lab/adapter", &adapter, &[("adapter_model.bin", vec![1; 9])]);
+    lab.double.publish_folder("models/lab/small", &repository("assets/base"), &[]);
+    std::fs::remove_dir_all(lab.workshop.path("home")).unwrap();
+    let merged = lab.workshop.path("merged");
+    lab.succeed(&[&"merge", &"lab/adapter", &"-o", &merged], &[]);
+    let bytes = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    assert!(bytes(&merged) == bytes(&lab.workshop.run("adapter").join("final")));
+}
+
+#[test]
+fn benchmarks_are_fetched_by_name_and_asked_by_the_protocol_of_papers() {
+    let lab = Lab::new();
+    let rows = |question: &str, answer: &str| -> Vec<u8> {
+        let row = |n: u32| {
+            format!("{{\"{question}\": \"Compute {n}+1.\", \"solution\": \"no\", \"answer\": \"{answer}{}\"}}\n", n + 1)
+        };
+        (0..3).map(row).collect::<String>().into_bytes()
+    };
+    let math = lab.double.publish("datasets/HuggingFaceH4/MATH-500", &[("test.jsonl", rows("problem", ""))]);
+    let card = "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: test\n    path: main/test-*\n---\n";
+    let files = [("README.md", card.as_bytes().to_vec()), ("main/test-0.jsonl", rows("question", "#### "))];
+    lab.double.publish("datasets/openai/gsm8k", &files);
+    let out = lab.workshop.path("out");
+    let few: [&dyn AsRef<OsStr>; 6] = [&"-n", &"2", &"--num-problems", &"2", &"--max-completion-length", &"8"];
+    let start: [&dyn AsRef<OsStr>; 6] = [&"eval", &"model", &"math500", &"gsm8k", &"--output", &out];
+    let ended = lab.succeed(&[&start[..], &few].concat(), &[]);
+    assert!(
+        ended.out.contains("math500") && ended.out.contains("gsm8k") && ended.out.contains("lenient found"),
+        "{}",
+        ended.out
+    );
+    assert!(
+        ended.err.contains("protocol paper, where no option says otherwise: temperature 0.6, top-p 0.95"),
+        "{}",
+        ended.err
+    );
+    assert!(ended.err.contains("HuggingFaceH4/MATH-500:test has 3 problems, and 500 were published"), "{}", ended.err);
+    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("eval.json")).unwrap()).unwrap();
+    let settings = &manifest["settings"];
+    let number = |key: &str| settings[key].as_f64().unwrap() as f32;
+    assert_eq!((number("temperature"), number("top_p"), number("num_generations")), (0.6, 0.95, 2.0));
+    assert!(
+        settings["prompt"]["suffix"].as_str().unwrap().ends_with("put your final answer within \\boxed{}."),
+        "{settings}"
+    );
+    assert_eq!(manifest["data"][0][0], format!("math500@{math}"));
+
+    // What is given wins, the protocol, too; and so does a file of the name.
+    let plain: [&dyn AsRef<OsStr>; 7] =
+        [&"eval", &"model", &"math500", &"--protocol", &"plain", &"--num-problems", &"1"];
+    assert!(!lab.succeed(&plain, &[]).err.contains("protocol paper"));
+    std::fs::write(lab.workshop.path("aime24"), rows("problem", "")).unwrap();
+    lab.double.seen();
+    let error = lab.refuse(&[&"eval", &"model", &"aime24"], &[]);
+    assert!(
+        error.contains("aime24: the file of this name is taken") && error.contains("no known kind of data"),
+        "{error}"
+    );
+    assert!(error.contains("benchmarks with names of their own are math500, aime24"), "{error}");
+    assert!(lab.double.seen().is_empty());
+
+    let told = lab.succeed(&[&"eval", &"--protocol", &"paper"], &[]).out;
+    assert!(
+        told.contains("at most 32768 tokens") && told.contains("Hothan/OlympiadBench:OE_TO_maths_en_COMP:train"),
+        "{told}"
+    );
+    let error = lab.refuse(&[&"eval", &"model", &"--protocol", &"paper"], &[]);
+    assert!(error.contains("name what to evaluate on"), "{error}");
+}
