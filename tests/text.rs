@@ -99,16 +99,16 @@ fn settings_of_the_prompt_that_do_nothing_are_refused() {
     assert!(run_rl(&config).unwrap_err().to_string().contains("messages is set by the program"));
 }
 
-/// `m: entity not found: entity not found`, and no word of downloading.
+/// `m: entity not found: entity not found`, and no word of what would be found.
 #[test]
 fn what_is_missing_is_said_once() {
     let workshop = Workshop::new();
-    let error = user_error(&[&"eval", &"SomeLab/Small-1B", &"tasks"]);
-    assert!(error.contains("SomeLab/Small-1B: no such folder") && error.contains("hf download"), "{error}");
+    let error = user_error(&[&"eval", &"./Small-1B", &"tasks"]);
+    assert!(error.contains("./Small-1B: no such folder") && error.contains("(owner/name)"), "{error}");
     let error = user_error(&[&"eval", &workshop.path("model"), &workshop.path("none.jsonl")]);
     assert_eq!(error.matches("No such file or directory").count(), 1, "{error}");
-    let error = user_error(&[&"eval", &workshop.path("model"), &"somelab/sums"]);
-    assert!(error.contains("somelab/sums: the ending \"\"") && error.contains("hf download"), "{error}");
+    let error = user_error(&[&"eval", &workshop.path("model"), &"./sums"]);
+    assert!(error.contains("./sums: the ending \"\"") && error.contains("owner/name:config:split"), "{error}");
     let rows = workshop.write_lines("rows.jsonl", [json!({"messages": [{"role": "user", "content": "q"}]})]);
     let mut config = workshop.sft("x");
     config.data.train = rows;
