@@ -16,7 +16,18 @@ use tempering::train::learner::Learner;
 
 use crate::support::{device, distance, likelihood, logits, repository, values, within};
 
-const FAMILIES: [&str; 8] = ["qwen2", "qwen3", "llama", "llama_old", "mistral", "ministral3", "smollm3", "granite"];
+const FAMILIES: [&str; 10] = [
+    "qwen2",
+    "qwen2_window",
+    "qwen3",
+    "llama",
+    "llama_old",
+    "mistral",
+    "mistral_window",
+    "ministral3",
+    "smollm3",
+    "granite",
+];
 
 fn fixture(name: &str) -> PathBuf {
     repository("assets/fixtures/models").join(name)

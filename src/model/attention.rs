@@ -26,6 +26,8 @@ pub struct Attention {
     head_dim: usize,
     /// Whether queries and keys are rotated by their positions.
     rotates: bool,
+    /// How many tokens a query sees at most.
+    window: Option<usize>,
 }
 
 /// What every layer of one forward pass shares.
@@ -64,6 +66,7 @@ impl Attention {
             k_norm: head_norm(),
             head_dim: dim,
             rotates: config.rotates(layer),
+            window: config.window(layer),
         }
     }
 
@@ -92,10 +95,11 @@ impl Attention {
         let v = project(&self.v_proj, &None, x);
         // 3. Attend: to the own sequence, or to the cache when decoding.
         let mixed = match cache {
-            None => ops::attention(q, k, v, &rows.lengths),
+            None => ops::attention(q, k, v, &rows.lengths, self.window),
             Some((cache, layer)) => {
                 cache.write(layer, k.clone(), v.clone());
-                cache.attention(layer, q.clone()).unwrap_or_else(|| ops::attention(q, k, v, &rows.lengths))
+                let whole = |q| ops::attention(q, k, v, &rows.lengths, self.window);
+                cache.attention(layer, q).unwrap_or_else(whole)
             }
         };
         // 4. Mix the heads.

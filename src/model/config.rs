@@ -76,7 +76,7 @@ pub struct ModelConfig {
     /// Stored precision, as transformers 5 names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
-    /// Sliding-window attention; refused when in use.
+    /// Whether layers attend within a window, where the family asks (`qwen2`, `qwen3`, `smollm3`).
     #[serde(default, deserialize_with = "or_default")]
     pub use_sliding_window: bool,
     /// Everything else in the file.
@@ -256,22 +256,7 @@ impl ModelConfig {
                 problems.push(format!("{key} = {}: {reason}", shorten(value)));
             }
         }
-        if self.slides() {
-            let window = self.rest.get("sliding_window").unwrap_or(&Value::Null);
-            problems
-                .push(format!("sliding-window attention (sliding_window = {window}) is in use; it is not supported"));
-        }
         problems
-    }
-
-    /// Whether any layer attends within a window: as `layer_types` says, or else as Qwen's older keys say.
-    fn slides(&self) -> bool {
-        if let Some(types) = self.rest.get("layer_types").and_then(Value::as_array) {
-            return types.iter().any(|kind| kind != "full_attention");
-        }
-        let full_layers = self.rest.get("max_window_layers").and_then(Value::as_u64).unwrap_or(0);
-        let window = self.rest.get("sliding_window").is_none_or(|window| !window.is_null());
-        self.use_sliding_window && window && full_layers < self.num_hidden_layers as u64
     }
 }
 
@@ -320,11 +305,12 @@ mod tests {
             mistakes(all)
         };
         assert_eq!(mistral(json!({"sliding_window": null})), Vec::<String>::new());
-        assert_eq!(mistral(json!({"max_position_embeddings": 4096})), Vec::<String>::new());
-        for edit in [json!({"max_position_embeddings": 8192}), json!({"sliding_window": 512})] {
-            let found = mistral(edit);
-            assert!(found.len() == 1 && found[0].starts_with("sliding-window attention"), "{found:?}");
+        for window in [json!(0), json!("4096"), json!(-1)] {
+            let found = mistral(json!({"sliding_window": window}));
+            assert_eq!(found, [format!("sliding_window = {window} must be a positive whole number, or null for none")]);
         }
+        let found = mistral(json!({"layer_types": ["full_attention", "sliding_attention"]}));
+        assert!(found.len() == 1 && found[0].starts_with("layer_types has"), "{found:?}");
         let smollm = |layers: Value| {
             mistakes(
                 json!({"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": layers}),
@@ -365,15 +351,35 @@ mod tests {
         assert!(serde_json::from_value::<ModelConfig>(value).unwrap().architectures.is_empty());
     }
 
+    /// As transformers reads these keys.
     #[test]
-    fn a_sliding_window_is_refused_only_where_a_layer_uses_it() {
-        let window = |edit: Value| mistakes(edit).iter().any(|problem| problem.contains("sliding-window"));
+    fn the_window_of_a_layer_follows_from_the_keys_of_its_family() {
+        let windows = |edit: Value| {
+            let mut value = serde_json::to_value(ModelConfig::qwen2(512, 64, 128, 2, 4, 2)).unwrap();
+            value["max_position_embeddings"] = json!(32_768);
+            value.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+            let config: ModelConfig = serde_json::from_value(value).unwrap();
+            [config.window(0), config.window(1)]
+        };
         // The published Qwen2.5 files name a window and do not use it.
-        assert!(!window(json!({"use_sliding_window": false, "sliding_window": 131_072, "max_window_layers": 1})));
-        assert!(!window(json!({"use_sliding_window": true, "sliding_window": 4096, "max_window_layers": 2})));
-        assert!(window(json!({"use_sliding_window": true, "sliding_window": 4096, "max_window_layers": 1})));
-        assert!(window(json!({"layer_types": ["full_attention", "sliding_attention"]})));
-        assert!(!window(json!({"layer_types": ["full_attention", "full_attention"]})));
+        let qwen = |asked: bool, first: u64| {
+            windows(json!({"use_sliding_window": asked, "sliding_window": 512, "max_window_layers": first}))
+        };
+        assert_eq!([qwen(false, 1), qwen(true, 2), qwen(true, 1)], [[None; 2], [None; 2], [None, Some(512)]]);
+        let typed = json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"]});
+        assert_eq!(windows(typed), [Some(8), None]);
+        assert_eq!(windows(json!({"model_type": "mistral"})), [Some(4096); 2]);
+        assert_eq!(windows(json!({"model_type": "mistral", "max_position_embeddings": 4096})), [None; 2]);
+        assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": null})), [None; 2]);
+        assert_eq!(windows(json!({"model_type": "ministral3"})), [None; 2]);
+        let smol =
+            json!({"model_type": "smollm3", "use_sliding_window": true, "sliding_window": 8, "no_rope_layers": [1, 0]});
+        assert_eq!(windows(smol), [None, Some(8)]);
+        let found = mistakes(json!({"layer_types": ["full_attention", "sliding_attention"]}));
+        assert!(found[0].contains("use_sliding_window = false and sliding_window = null"), "{found:?}");
+        let found = mistakes(json!({"layer_types": ["full_attention", "chunked_attention"]}));
+        assert!(found[0].starts_with("layer_types = ["), "{found:?}");
     }
 
     #[test]

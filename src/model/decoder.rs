@@ -66,6 +66,9 @@ pub struct CausalLm {
     precision: Precision,
     #[module(skip)]
     multipliers: Multipliers,
+    /// Whether a GPU has the kernels that keep the state of decoding: not with windows.
+    #[module(skip)]
+    decodes_there: bool,
 }
 
 impl Mlp {
@@ -161,6 +164,7 @@ impl CausalLm {
             rope,
             precision,
             multipliers: config.multipliers(),
+            decodes_there: (0..config.num_hidden_layers).all(|layer| config.window(layer).is_none()),
         }
     }
 
@@ -213,7 +217,7 @@ impl CausalLm {
     /// Whether the pass announced to the cache is one of decoding that a GPU keeps the state of.
     fn decoding(&self, cache: &mut KvCache) -> bool {
         let device = self.device();
-        let Some(stored) = self.stored(&device) else { return false };
+        let Some(stored) = self.stored(&device).filter(|_| self.decodes_there) else { return false };
         let rotations = |positions| {
             let positions: Vec<usize> = (0..positions).collect();
             let [keys, queries] = self.rope.tables(&positions, &device);

@@ -27,9 +27,24 @@ pub(super) struct Family {
     scales_by_position: bool,
     /// Whether the embedding, the attention, the sums and the logits have multipliers.
     multipliers: bool,
-    /// The window of attention where the file is silent on it: the file must say null to have none.
-    window: Option<u64>,
+    /// Which layers attend within a window.
+    windows: Windows,
 }
+
+/// Which layers attend to the last tokens only, `sliding_window` of them; the number is that where the file is silent.
+#[derive(Debug, PartialEq, Eq)]
+enum Windows {
+    None,
+    /// All, where there is a number at all.
+    All(Option<u64>),
+    /// Where `use_sliding_window` says so: those of `layer_types`, else from `max_window_layers` on or, in a family that has some,
+    /// the layers that do not rotate.
+    Asked(Option<u64>),
+}
+
+/// What `layer_types` calls a layer with a window, and one without.
+const SLIDING: &str = "sliding_attention";
+const FULL: &str = "full_attention";
 
 /// Which projections of attention have a bias.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,20 +67,35 @@ const LLAMA: Family = Family {
     unrotated: 0,
     scales_by_position: false,
     multipliers: false,
-    window: None,
+    windows: Windows::None,
 };
 
 /// All families. Mistral's window is that of its first version; later ones write null.
 pub(super) const FAMILIES: [Family; 7] = [
-    Family { name: "qwen2", class: "Qwen2ForCausalLM", bias: Bias::Inputs, mlp_bias: false, ..LLAMA },
-    Family { name: "qwen3", class: "Qwen3ForCausalLM", head_dim: Some(128), qk_norm: true, mlp_bias: false, ..LLAMA },
+    Family {
+        name: "qwen2",
+        class: "Qwen2ForCausalLM",
+        bias: Bias::Inputs,
+        mlp_bias: false,
+        windows: Windows::Asked(Some(4096)),
+        ..LLAMA
+    },
+    Family {
+        name: "qwen3",
+        class: "Qwen3ForCausalLM",
+        head_dim: Some(128),
+        qk_norm: true,
+        mlp_bias: false,
+        windows: Windows::Asked(Some(4096)),
+        ..LLAMA
+    },
     LLAMA,
     Family {
         name: "mistral",
         class: "MistralForCausalLM",
         bias: Bias::None,
         mlp_bias: false,
-        window: Some(4096),
+        windows: Windows::All(Some(4096)),
         ..LLAMA
     },
     Family {
@@ -76,9 +106,17 @@ pub(super) const FAMILIES: [Family; 7] = [
         mlp_bias: false,
         theta: None,
         scales_by_position: true,
+        windows: Windows::All(None),
         ..LLAMA
     },
-    Family { name: "smollm3", class: "SmolLM3ForCausalLM", theta: Some(2e6), unrotated: 4, ..LLAMA },
+    Family {
+        name: "smollm3",
+        class: "SmolLM3ForCausalLM",
+        theta: Some(2e6),
+        unrotated: 4,
+        windows: Windows::Asked(None),
+        ..LLAMA
+    },
     Family { name: "granite", class: "GraniteForCausalLM", multipliers: true, ..LLAMA },
 ];
 
@@ -182,23 +220,78 @@ impl ModelConfig {
                 problems.push(format!("no_rope_layer_interval = {value} must be a positive number"));
             }
         }
-        if let Some(window) = self.window()
-            && window < self.max_position_embeddings as u64
-        {
-            problems.push(format!(
-                "sliding-window attention (sliding_window = {window}) is not supported; with max_position_embeddings = \
-                 {window} in config.json the model is used within its window"
-            ));
-        }
+        problems.extend(self.window_mistakes());
         problems
     }
 
-    /// The window that attention has in every layer, by the keys of the family.
-    fn window(&self) -> Option<u64> {
-        let default = self.family()?.window?;
-        match self.rest.get("sliding_window") {
-            Some(Value::Null) => None,
-            given => Some(given.and_then(Value::as_u64).unwrap_or(default)),
+    /// How many tokens a layer attends to, the own one the last of them; none where it attends to all that the model may be given.
+    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
+        let window = self.width().filter(|_| self.slides(layer))? as usize;
+        (window < self.max_position_embeddings).then_some(window)
+    }
+
+    /// Whether a layer is one of those with a window.
+    pub(super) fn slides(&self, layer: usize) -> bool {
+        match self.family().map(|family| &family.windows) {
+            None | Some(Windows::None) => false,
+            Some(Windows::All(_)) => true,
+            Some(Windows::Asked(_)) => {
+                self.use_sliding_window
+                    && self.is_sliding(layer).unwrap_or_else(|| match self.family() {
+                        Some(family) if family.unrotated > 0 => !self.rotates(layer),
+                        _ => {
+                            let full = self.rest.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28);
+                            layer as u64 >= full
+                        }
+                    })
+            }
         }
+    }
+
+    /// Whether `layer_types`, where there is such a list, calls a layer sliding.
+    fn is_sliding(&self, layer: usize) -> Option<bool> {
+        let types = self.rest.get("layer_types")?.as_array()?;
+        types.get(layer).map(|kind| kind == SLIDING)
+    }
+
+    /// `sliding_window`, or what stands for it in the family.
+    fn width(&self) -> Option<u64> {
+        let default = match self.family()?.windows {
+            Windows::None => return None,
+            Windows::All(default) | Windows::Asked(default) => default,
+        };
+        match self.rest.get("sliding_window") {
+            None => default,
+            Some(given) => given.as_u64(),
+        }
+    }
+
+    fn window_mistakes(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let Some(family) = self.family() else { return problems };
+        let given = |key: &str| self.rest.get(key).filter(|value| !value.is_null());
+        if let Some(types) = given("layer_types") {
+            let list = types.as_array().filter(|list| list.iter().all(|kind| *kind == SLIDING || *kind == FULL));
+            let slides = list.is_some_and(|list| list.iter().any(|kind| *kind == SLIDING));
+            if list.is_none_or(|list| list.len() < self.num_hidden_layers) {
+                problems.push(format!("layer_types = {types} must have \"{FULL}\" or \"{SLIDING}\" for each layer"));
+            } else if slides && matches!(family.windows, Windows::None | Windows::All(_)) {
+                problems.push(format!("layer_types has \"{SLIDING}\", which {} does not have by layer", family.name));
+            } else if slides && (self.width().is_none() || !(0..self.num_hidden_layers).any(|layer| self.slides(layer)))
+            {
+                let (asked, window) =
+                    (self.use_sliding_window, self.rest.get("sliding_window").unwrap_or(&Value::Null));
+                problems.push(format!(
+                    "layer_types has \"{SLIDING}\", but use_sliding_window = {asked} and sliding_window = {window}: name a window"
+                ));
+            }
+        }
+        if let Some(window) = given("sliding_window")
+            && family.windows != Windows::None
+            && window.as_u64().is_none_or(|window| window == 0)
+        {
+            problems.push(format!("sliding_window = {window} must be a positive whole number, or null for none"));
+        }
+        problems
     }
 }

@@ -217,12 +217,20 @@ pub(crate) fn rotary(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3
     on!(x.device(), cpu: cpu::rotary(x, cos, sin), gpu: gpu::rotary(x, cos, sin), plain: plain::rotary(x, cos, sin))
 }
 
-/// Causal attention within each of the packed sequences; several query heads share a key head.
+/// Causal attention within each of the packed sequences; several query heads share a key head. With a window a query sees
+/// that many keys at most, its own the last of them; on GPUs this is a composition of tensor operations.
 ///
 /// # Shapes
 /// - q: `[rows, heads, head_dim]`; k, v: `[rows, kv_heads, head_dim]`; output: `[rows, heads · head_dim]`
-pub(crate) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usize]) -> Tensor<2> {
-    if cpu::serves(&q.device()) { cpu::attention(q, k, v, lengths) } else { plain::attention(q, k, v, lengths) }
+pub(crate) fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    lengths: &[usize],
+    window: Option<usize>,
+) -> Tensor<2> {
+    let attention = if cpu::serves(&q.device()) { cpu::attention } else { plain::attention };
+    attention(q, k, v, lengths, window)
 }
 
 /// Puts new rows into a table, in place where nothing else holds it.
@@ -545,8 +553,47 @@ mod tests {
                 let (q, q_view) = leaf([rows, heads, dim], 1, device);
                 let (k, k_view) = leaf([rows, kv_heads, dim], 2, device);
                 let (v, v_view) = leaf([rows, kv_heads, dim], 3, device);
-                (attention(q_view, k_view, v_view, &lengths), vec![q, k, v])
+                (attention(q_view, k_view, v_view, &lengths, None), vec![q, k, v])
             });
+        }
+    }
+
+    /// Windows of one key, of less and more than a block of rows of either path, and of all keys but one.
+    #[test]
+    fn attention_in_a_window_fused_equals_plain() {
+        let long = blockwise::BLOCK + 90;
+        for (heads, kv_heads, dim, lengths, window) in [
+            (2, 1, 6, vec![5, 1, 33, 7], 1),
+            (4, 2, 8, vec![40, 3, 110], 7),
+            (3, 3, 10, vec![long, 20], 50),
+            (2, 1, 4, vec![long], blockwise::BLOCK + 3),
+            (1, 1, 32, vec![70, 100], 99),
+        ] {
+            compare(|device| {
+                let rows = lengths.iter().sum();
+                let (q, q_view) = leaf([rows, heads, dim], 1, device);
+                let (k, k_view) = leaf([rows, kv_heads, dim], 2, device);
+                let (v, v_view) = leaf([rows, kv_heads, dim], 3, device);
+                (attention(q_view, k_view, v_view, &lengths, Some(window)), vec![q, k, v])
+            });
+        }
+    }
+
+    /// What a window hides has no say, and a window that hides nothing changes nothing.
+    #[test]
+    fn a_window_hides_what_is_before_it_and_nothing_else() {
+        for device in devices() {
+            let device = device.inner();
+            let of = |k: Tensor<3>, window| {
+                let (q, v) = (random([9, 2, 4], 1, &device), random([9, 1, 4], 3, &device));
+                to_host(attention(q, k, v, &[9], window))
+            };
+            let keys: Tensor<3> = random([9, 1, 4], 2, &device);
+            let other = Tensor::cat(vec![random([1, 1, 4], 4, &device), keys.clone().narrow(0, 1, 8)], 0);
+            let (ours, changed) = (of(keys.clone(), Some(3)), of(other, Some(3)));
+            assert!(ours[..8] == of(keys.clone(), None)[..8] && ours[3 * 8..] == changed[3 * 8..]);
+            assert!(ours[2 * 8..3 * 8] != changed[2 * 8..3 * 8]);
+            close(&of(keys.clone(), Some(9)), &of(keys, None), "a window of all");
         }
     }
 
@@ -572,15 +619,15 @@ mod tests {
 
     #[test]
     fn the_cache_fused_equals_plain() {
-        // Two completions of one prompt and one of another; what lies between them must not be looked at.
-        let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22]];
+        // Two completions of one prompt, one of another and one without; what lies between them must not be looked at.
+        let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22], [9..9, 23..25]];
         let call = CacheCall::new(spans.iter().map(|[_, own]| own.end - 1).collect(), spans);
         let [fused, plain] = devices().map(|device| {
             let device = device.inner();
             // Each device has its own copy of the call: it keeps tensors.
             let call = CacheCall::new(call.writes.clone(), call.spans.to_vec());
-            let q = random([3, 4, 8], 1, &device);
-            let table = |seed| write_rows(random([25, 16], seed, &device), random([3, 16], seed + 10, &device), &call);
+            let q = random([4, 4, 8], 1, &device);
+            let table = |seed| write_rows(random([25, 16], seed, &device), random([4, 16], seed + 10, &device), &call);
             let (keys, values) = (table(2), table(3));
             [to_host(attention_cached(q, &keys, &values, &call)), to_host(keys)]
         });

@@ -23,7 +23,13 @@ pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> 
     Tensor::cat(rotated.to_vec(), 2)
 }
 
-pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usize]) -> Tensor<2> {
+pub(super) fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    lengths: &[usize],
+    window: Option<usize>,
+) -> Tensor<2> {
     let [_, heads, dim] = q.dims();
     let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
     // [rows, heads, dim] -> [batch, heads, longest, dim]
@@ -34,7 +40,7 @@ pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usi
             .swap_dims(1, 2)
     };
     let block = blockwise::block(&q.device(), batch * heads, longest);
-    let mixed = blockwise::attention(spread(q), spread(k), spread(v), block).swap_dims(1, 2);
+    let mixed = blockwise::attention(spread(q), spread(k), spread(v), block, window).swap_dims(1, 2);
     pack(mixed.reshape([batch * longest, heads * dim]), lengths, longest)
 }
 

@@ -72,12 +72,12 @@ impl Backward<Flex, 1> for RotaryStep {
 struct AttentionStep;
 
 impl Backward<Flex, 3> for AttentionStep {
-    type State = ([Primitive; 3], Vec<usize>);
+    type State = ([Primitive; 3], Vec<usize>, Option<usize>);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let ([q, k, v], lengths) = ops.state;
-        let shape = attention::Heads::of(dims(&q), dims(&k));
+        let ([q, k, v], lengths, window) = ops.state;
+        let shape = attention::Heads::of(dims(&q), k.shape()[1], window);
         let gradients = attention::backward(values!(&q), values!(&k), values!(&v), values!(&upstream), &lengths, shape);
         for ((node, gradient), like) in ops.parents.into_iter().zip(gradients).zip([&q, &k, &v]) {
             if let Some(node) = node {
@@ -238,14 +238,15 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         lengths: Vec<usize>,
+        window: Option<usize>,
     ) -> FloatTensor<Self> {
         let ((q, q_guard), (k, k_guard), (v, v_guard)) = (q.into_parts(), k.into_parts(), v.into_parts());
         let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
         record!(
             AttentionStep,
             [q_guard, k_guard, v_guard],
-            ([q, k, v], lengths),
-            Flex::op_attention(q.clone(), k.clone(), v.clone(), lengths.clone())
+            ([q, k, v], lengths, window),
+            Flex::op_attention(q.clone(), k.clone(), v.clone(), lengths.clone(), window)
         )
     }
 
