@@ -5,8 +5,9 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::family::FAMILIES;
+use super::family::{FAMILIES, MISSING};
 use super::rope::Rope;
+use super::wrapped;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::tensors::Dtype;
@@ -17,7 +18,7 @@ pub struct ModelConfig {
     /// Class names, such as `["Qwen2ForCausalLM"]`.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub architectures: Vec<String>,
-    /// Family: `qwen2`, `qwen3`, `llama`, `mistral`, `ministral3`, `smollm3` or `granite`.
+    /// Family, one of those of README's table.
     pub model_type: String,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -35,7 +36,7 @@ pub struct ModelConfig {
     /// Width of one head where it is not `hidden_size / num_attention_heads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
-    /// Activation of the gate; only `silu`.
+    /// Activation of the gate: `silu`, or `gelu_pytorch_tanh` in `gemma3_text`.
     #[serde(default = "silu")]
     pub hidden_act: String,
     /// Longest sequence, in tokens.
@@ -100,7 +101,7 @@ fn initializer_range() -> f64 {
 }
 
 /// Keys that say that a model is of a kind this decoder does not compute.
-const FOREIGN: [(&str, &str); 9] = [
+const FOREIGN: [(&str, &str); 12] = [
     ("num_experts", "mixtures of experts are not supported"),
     ("num_local_experts", "mixtures of experts are not supported"),
     ("n_routed_experts", "mixtures of experts are not supported"),
@@ -110,6 +111,9 @@ const FOREIGN: [(&str, &str); 9] = [
     ("quantization_config", "quantised weights are not supported; give the f32, bf16 or f16 original"),
     ("auto_map", "code that comes with a model is not run"),
     ("pruned_heads", "pruned heads are not supported"),
+    ("final_logit_softcapping", "soft caps of logits are not supported"),
+    ("attn_logit_softcapping", "soft caps of attention are not supported"),
+    ("use_bidirectional_attention", "attention to later tokens is not supported"),
 ];
 
 impl ModelConfig {
@@ -158,7 +162,9 @@ impl ModelConfig {
     pub fn load(dir: &Path) -> Result<Self> {
         crate::text::directory::check(dir)?;
         let path = dir.join("config.json");
-        let mut config: Self = files::read_json(&path)?;
+        let mut config: Self = files::read_json(&path).and_then(|value| {
+            serde_json::from_value(wrapped::completed(value)).map_err(|error| Error::file(&path, error.to_string()))
+        })?;
         if config.num_key_value_heads == 0 {
             config.num_key_value_heads = config.num_attention_heads;
         }
@@ -218,7 +224,8 @@ impl ModelConfig {
             kv > 0 && !heads.is_multiple_of(kv),
             format!("num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv}"),
         );
-        refuse(self.hidden_act != "silu", format!("hidden_act = \"{}\" is not supported (silu is)", self.hidden_act));
+        let (gate, found) = (self.gate().name(), &self.hidden_act);
+        refuse(found != gate, format!("hidden_act = \"{found}\" is not supported ({gate} is)"));
         refuse(
             !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0),
             format!("rms_norm_eps = {} must lie between 0 and 1", self.rms_norm_eps),
@@ -229,7 +236,7 @@ impl ModelConfig {
             format!("dtype = \"{dtype}\" is not supported (float32, bfloat16, float16 are)"),
         );
         problems.extend(self.family_mistakes());
-        if let Err(found) = Rope::read(self) {
+        if let Err(found) = Rope::kinds(self) {
             problems.extend(found);
         }
         problems
@@ -241,7 +248,9 @@ impl ModelConfig {
         match self.family() {
             None => {
                 let known = FAMILIES.map(|family| family.name).join(", ");
-                problems.push(format!("model_type = \"{}\" is not supported ({known} are)", self.model_type));
+                let missing = MISSING.iter().find(|(name, _)| *name == self.model_type);
+                let missing = missing.map_or(String::new(), |(_, what)| format!("; missing: {what}"));
+                problems.push(format!("model_type = \"{}\" is not supported ({known} are){missing}", self.model_type));
             }
             Some(family) => {
                 for other in self.architectures.iter().filter(|name| *name != family.class) {
@@ -251,8 +260,9 @@ impl ModelConfig {
         }
         for (key, reason) in FOREIGN {
             let value = self.rest.get(key).unwrap_or(&Value::Null);
-            let empty = value.is_null() || *value == json!({}) || *value == json!([]) || *value == json!(0);
-            if !empty {
+            let empty = [json!({}), json!([]), json!(0), json!(false), Value::Null].contains(value);
+            let ours = key == "auto_map" && self.family().is_some_and(|family| family.had_code);
+            if !empty && !ours {
                 problems.push(format!("{key} = {}: {reason}", shorten(value)));
             }
         }
@@ -324,7 +334,7 @@ mod tests {
         let rope = |theta: Value| {
             let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
             (config.model_type, config.rope_theta) = ("smollm3".to_string(), theta.as_f64());
-            Rope::read(&config).unwrap()
+            Rope::kinds(&config).unwrap()
         };
         assert!(rope(Value::Null) == rope(json!(2e6)) && rope(Value::Null) != rope(json!(1e4)));
         let ministral =

@@ -3,6 +3,10 @@
 use serde_json::Value;
 
 use super::ModelConfig;
+use super::tensors::Dtype;
+
+/// What products of queries and keys are divided by the root of, where a family has such a key.
+const SCALAR: &str = "query_pre_attn_scalar";
 
 /// The facts of a family.
 #[derive(Debug, PartialEq)]
@@ -17,34 +21,91 @@ pub(super) struct Family {
     bias: Bias,
     /// Whether `mlp_bias` counts.
     mlp_bias: bool,
-    /// Whether queries and keys are normalised per head.
-    pub(super) qk_norm: bool,
+    /// What normalises queries and keys.
+    qk_norm: HeadNorm,
+    /// Where the norms of a block are.
+    norms: Norms,
+    /// Whether norms multiply by 1 + weight.
+    unit_norms: bool,
+    /// The gate's activation.
+    pub(super) gate: Gate,
+    /// Whether the embedding's rows are multiplied by `√hidden_size`.
+    scaled_embedding: bool,
+    /// What `query_pre_attn_scalar` is where the file is silent on it, in a family that divides by its root.
+    query_scalar: Option<f64>,
+    /// Whether the projections of queries, keys and values are one matrix, and those of gate and up another.
+    fused: bool,
+    /// Whether a part of a head may rotate, by the frequencies of `longrope`, too.
+    pub(super) partial: bool,
+    /// Whether published files name code (`auto_map`) in whose place transformers has a class of its own.
+    pub(super) had_code: bool,
     /// Base of the rotary frequencies where the file names none; none where it must.
-    theta: Option<f64>,
+    pub(super) theta: Option<f64>,
+    /// The same of layers with a window, in a family whose two kinds of layers have rotary settings of their own.
+    pub(super) local_theta: Option<f64>,
     /// Every so many layers one does not rotate, where `no_rope_layers` does not say which; 0 for none.
-    unrotated: usize,
+    pub(super) unrotated: usize,
     /// Whether queries grow with their position, by `llama_4_scaling_beta`.
     scales_by_position: bool,
     /// Whether the embedding, the attention, the sums and the logits have multipliers.
     multipliers: bool,
     /// Which layers attend within a window.
-    windows: Windows,
+    pub(super) windows: Windows,
+    /// Keys that files leave out, with the values transformers gives them.
+    pub(super) defaults: &'static str,
+}
+
+/// What normalises queries and keys.
+#[derive(Debug, PartialEq, Eq)]
+enum HeadNorm {
+    None,
+    /// Each head by itself.
+    Each,
+    /// All heads together.
+    Whole,
+}
+
+/// Where the norms of a block are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Norms {
+    /// Before attention and before the feed-forward part.
+    Before,
+    /// After each.
+    After,
+    /// Before and after each.
+    Around,
+}
+
+/// The activation of the feed-forward part's gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    Silu,
+    /// The GELU with the hyperbolic tangent.
+    Gelu,
+}
+
+impl Gate {
+    /// Its name in `config.json`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::Gelu => "gelu_pytorch_tanh",
+        }
+    }
 }
 
 /// Which layers attend to the last tokens only, `sliding_window` of them; the number is that where the file is silent.
 #[derive(Debug, PartialEq, Eq)]
-enum Windows {
+pub(super) enum Windows {
     None,
     /// All, where there is a number at all.
     All(Option<u64>),
     /// Where `use_sliding_window` says so: those of `layer_types`, else from `max_window_layers` on or, in a family that has some,
     /// the layers that do not rotate.
     Asked(Option<u64>),
+    /// Those of `layer_types`, else all but every so many-th.
+    But(u64, Option<u64>),
 }
-
-/// What `layer_types` calls a layer with a window, and one without.
-const SLIDING: &str = "sliding_attention";
-const FULL: &str = "full_attention";
 
 /// Which projections of attention have a bias.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,16 +123,26 @@ const LLAMA: Family = Family {
     head_dim: None,
     bias: Bias::Asked,
     mlp_bias: true,
-    qk_norm: false,
+    qk_norm: HeadNorm::None,
+    norms: Norms::Before,
+    unit_norms: false,
+    gate: Gate::Silu,
+    scaled_embedding: false,
+    query_scalar: None,
+    fused: false,
+    partial: false,
+    had_code: false,
     theta: Some(10_000.0),
+    local_theta: None,
     unrotated: 0,
     scales_by_position: false,
     multipliers: false,
     windows: Windows::None,
+    defaults: "{}",
 };
 
 /// All families. Mistral's window is that of its first version; later ones write null.
-pub(super) const FAMILIES: [Family; 7] = [
+pub(super) const FAMILIES: [Family; 11] = [
     Family {
         name: "qwen2",
         class: "Qwen2ForCausalLM",
@@ -84,7 +155,7 @@ pub(super) const FAMILIES: [Family; 7] = [
         name: "qwen3",
         class: "Qwen3ForCausalLM",
         head_dim: Some(128),
-        qk_norm: true,
+        qk_norm: HeadNorm::Each,
         mlp_bias: false,
         windows: Windows::Asked(Some(4096)),
         ..LLAMA
@@ -118,9 +189,84 @@ pub(super) const FAMILIES: [Family; 7] = [
         ..LLAMA
     },
     Family { name: "granite", class: "GraniteForCausalLM", multipliers: true, ..LLAMA },
+    Family {
+        name: "olmo2",
+        class: "Olmo2ForCausalLM",
+        mlp_bias: false,
+        qk_norm: HeadNorm::Whole,
+        norms: Norms::After,
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
+        ..LLAMA
+    },
+    Family {
+        name: "olmo3",
+        class: "Olmo3ForCausalLM",
+        mlp_bias: false,
+        qk_norm: HeadNorm::Whole,
+        norms: Norms::After,
+        theta: Some(5e5),
+        local_theta: Some(5e5),
+        windows: Windows::But(4, Some(4096)),
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
+        ..LLAMA
+    },
+    Family {
+        name: "gemma3_text",
+        class: "Gemma3ForCausalLM",
+        head_dim: Some(256),
+        mlp_bias: false,
+        qk_norm: HeadNorm::Each,
+        norms: Norms::Around,
+        unit_norms: true,
+        gate: Gate::Gelu,
+        scaled_embedding: true,
+        query_scalar: Some(256.0),
+        theta: Some(1e6),
+        local_theta: Some(1e4),
+        windows: Windows::But(6, Some(4096)),
+        defaults: r#"{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_activation": "gelu_pytorch_tanh",
+            "max_position_embeddings": 131072, "tie_word_embeddings": true}"#,
+        ..LLAMA
+    },
+    Family {
+        name: "phi3",
+        class: "Phi3ForCausalLM",
+        bias: Bias::None,
+        mlp_bias: false,
+        fused: true,
+        partial: true,
+        had_code: true,
+        windows: Windows::All(None),
+        defaults: r#"{"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}"#,
+        ..LLAMA
+    },
 ];
 
-/// Factors of Granite; 1 elsewhere.
+/// Models that people may bring, and what of them is missing here.
+pub(super) const MISSING: [(&str, &str); 19] = [
+    ("deepseek_v2", "mixtures of experts and latent attention"),
+    ("deepseek_v3", "mixtures of experts and latent attention"),
+    ("falcon_h1", "Mamba layers"),
+    ("gemma2", "soft caps of attention and logits; Gemma 3 is here"),
+    ("gemma3n", "embeddings per layer and shared keys and values"),
+    ("gemma4", "embeddings per layer and shared keys and values"),
+    ("glm4_moe", "mixtures of experts"),
+    ("gpt_oss", "mixtures of experts and attention sinks"),
+    ("granitemoehybrid", "Mamba layers and mixtures of experts"),
+    ("lfm2", "short convolutions"),
+    ("llama4", "mixtures of experts and chunked attention"),
+    ("mimo", "layers that predict further tokens, for which transformers has no class"),
+    ("mixtral", "mixtures of experts"),
+    ("nemotron_h", "Mamba layers and mixtures of experts"),
+    ("olmoe", "mixtures of experts"),
+    ("qwen3_5", "gated DeltaNet layers"),
+    ("qwen3_5_text", "gated DeltaNet layers"),
+    ("qwen3_moe", "mixtures of experts"),
+    ("qwen3_next", "gated DeltaNet layers and mixtures of experts"),
+];
+
+/// Factors of Granite and Gemma; 1 elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Multipliers {
     /// Of the embedding's rows.
@@ -159,14 +305,45 @@ impl ModelConfig {
         self.mlp_bias.unwrap_or(false) && self.family().is_some_and(|family| family.mlp_bias)
     }
 
-    /// Whether queries and keys are normalised per head.
-    pub(crate) fn has_qk_norm(&self) -> bool {
-        self.family().is_some_and(|family| family.qk_norm)
+    /// Widths of what the norms of queries and of keys take together; none without such norms.
+    pub(crate) fn qk_norm_widths(&self) -> Option<[usize; 2]> {
+        let heads = match self.family()?.qk_norm {
+            HeadNorm::None => return None,
+            HeadNorm::Each => [1, 1],
+            HeadNorm::Whole => [self.num_attention_heads, self.num_key_value_heads],
+        };
+        Some(heads.map(|heads| heads * self.head_dim()))
     }
 
-    /// Base of the rotary frequencies where the table of rotary settings names none.
-    pub(super) fn rope_base(&self) -> Option<f64> {
-        self.rope_theta.or(self.family().map_or(LLAMA.theta, |family| family.theta))
+    /// Where the norms of a block are.
+    pub(super) fn norms(&self) -> Norms {
+        self.family().map_or(Norms::Before, |family| family.norms)
+    }
+
+    /// How many norms as wide as the model a block has.
+    pub(crate) fn norms_per_block(&self) -> usize {
+        if self.norms() == Norms::Around { 4 } else { 2 }
+    }
+
+    /// Whether norms multiply by 1 + weight.
+    pub(super) fn has_unit_norms(&self) -> bool {
+        self.family().is_some_and(|family| family.unit_norms)
+    }
+
+    /// The gate's activation.
+    pub(super) fn gate(&self) -> Gate {
+        self.family().map_or(Gate::Silu, |family| family.gate)
+    }
+
+    /// Whether projections that read the same are one matrix.
+    pub(super) fn is_fused(&self) -> bool {
+        self.family().is_some_and(|family| family.fused)
+    }
+
+    /// Which of the model's rotary settings a layer has; none where it does not rotate.
+    pub(super) fn rope_of(&self, layer: usize) -> Option<usize> {
+        let local = self.family().is_some_and(|family| family.local_theta.is_some());
+        self.rotates(layer).then(|| usize::from(local && self.slides(layer)))
     }
 
     /// Whether a layer rotates its queries and keys by their positions.
@@ -188,12 +365,26 @@ impl ModelConfig {
     pub(super) fn multipliers(&self) -> Multipliers {
         let given = self.family().is_some_and(|family| family.multipliers);
         let number = |key: &str| self.rest.get(key).and_then(Value::as_f64).filter(|_| given);
+        let scalar = self.family().and_then(|family| family.query_scalar);
+        let scalar = scalar.map(|own| self.rest.get(SCALAR).and_then(Value::as_f64).unwrap_or(own));
+        let attention = given.then(|| number("attention_multiplier").unwrap_or(1.0));
         Multipliers {
-            embedding: number("embedding_multiplier").unwrap_or(1.0),
+            embedding: self.embedding_scale().or(number("embedding_multiplier")).unwrap_or(1.0),
             residual: number("residual_multiplier").unwrap_or(1.0),
-            attention: given.then(|| number("attention_multiplier").unwrap_or(1.0)),
+            attention: attention.or(scalar.map(|scalar| scalar.powf(-0.5))),
             logits: number("logits_scaling").unwrap_or(1.0),
         }
+    }
+
+    /// Gemma's `√hidden_size`, rounded to the stored precision as transformers does: 33.94 becomes 34 in bfloat16.
+    fn embedding_scale(&self) -> Option<f64> {
+        let scale = (self.hidden_size as f64).sqrt();
+        let rounded = match self.stored() {
+            Some(Dtype::Bf16) => half::bf16::from_f64(scale).to_f64(),
+            Some(Dtype::F16) => half::f16::from_f64(scale).to_f64(),
+            Some(Dtype::F32) | None => f64::from(scale as f32),
+        };
+        self.family().filter(|family| family.scaled_embedding).map(|_| rounded)
     }
 
     /// What is wrong with the keys of a family, one line each.
@@ -208,6 +399,9 @@ impl ModelConfig {
                 }
             }
         }
+        if let Some(value) = given(SCALAR).filter(|value| !positive(value)) {
+            problems.push(format!("{SCALAR} = {value} must be a positive number"));
+        }
         if self.family().is_some_and(|family| family.unrotated > 0) {
             if let Some(value) = given("no_rope_layers") {
                 let marks =
@@ -221,77 +415,6 @@ impl ModelConfig {
             }
         }
         problems.extend(self.window_mistakes());
-        problems
-    }
-
-    /// How many tokens a layer attends to, the own one the last of them; none where it attends to all that the model may be given.
-    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
-        let window = self.width().filter(|_| self.slides(layer))? as usize;
-        (window < self.max_position_embeddings).then_some(window)
-    }
-
-    /// Whether a layer is one of those with a window.
-    pub(super) fn slides(&self, layer: usize) -> bool {
-        match self.family().map(|family| &family.windows) {
-            None | Some(Windows::None) => false,
-            Some(Windows::All(_)) => true,
-            Some(Windows::Asked(_)) => {
-                self.use_sliding_window
-                    && self.is_sliding(layer).unwrap_or_else(|| match self.family() {
-                        Some(family) if family.unrotated > 0 => !self.rotates(layer),
-                        _ => {
-                            let full = self.rest.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28);
-                            layer as u64 >= full
-                        }
-                    })
-            }
-        }
-    }
-
-    /// Whether `layer_types`, where there is such a list, calls a layer sliding.
-    fn is_sliding(&self, layer: usize) -> Option<bool> {
-        let types = self.rest.get("layer_types")?.as_array()?;
-        types.get(layer).map(|kind| kind == SLIDING)
-    }
-
-    /// `sliding_window`, or what stands for it in the family.
-    fn width(&self) -> Option<u64> {
-        let default = match self.family()?.windows {
-            Windows::None => return None,
-            Windows::All(default) | Windows::Asked(default) => default,
-        };
-        match self.rest.get("sliding_window") {
-            None => default,
-            Some(given) => given.as_u64(),
-        }
-    }
-
-    fn window_mistakes(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let Some(family) = self.family() else { return problems };
-        let given = |key: &str| self.rest.get(key).filter(|value| !value.is_null());
-        if let Some(types) = given("layer_types") {
-            let list = types.as_array().filter(|list| list.iter().all(|kind| *kind == SLIDING || *kind == FULL));
-            let slides = list.is_some_and(|list| list.iter().any(|kind| *kind == SLIDING));
-            if list.is_none_or(|list| list.len() < self.num_hidden_layers) {
-                problems.push(format!("layer_types = {types} must have \"{FULL}\" or \"{SLIDING}\" for each layer"));
-            } else if slides && matches!(family.windows, Windows::None | Windows::All(_)) {
-                problems.push(format!("layer_types has \"{SLIDING}\", which {} does not have by layer", family.name));
-            } else if slides && (self.width().is_none() || !(0..self.num_hidden_layers).any(|layer| self.slides(layer)))
-            {
-                let (asked, window) =
-                    (self.use_sliding_window, self.rest.get("sliding_window").unwrap_or(&Value::Null));
-                problems.push(format!(
-                    "layer_types has \"{SLIDING}\", but use_sliding_window = {asked} and sliding_window = {window}: name a window"
-                ));
-            }
-        }
-        if let Some(window) = given("sliding_window")
-            && family.windows != Windows::None
-            && window.as_u64().is_none_or(|window| window == 0)
-        {
-            problems.push(format!("sliding_window = {window} must be a positive whole number, or null for none"));
-        }
         problems
     }
 }

@@ -1,4 +1,4 @@
-//! The decoder of Qwen, Llama, Mistral, SmolLM and Granite models: configured by Hugging Face `config.json`, with weights under Hugging
+//! The decoder of Qwen, Llama, Mistral, SmolLM, Granite, OLMo, Gemma and Phi models: configured by Hugging Face `config.json`, with weights under Hugging
 //! Face names, with or without LoRA adapters.
 
 mod attention;
@@ -15,6 +15,8 @@ mod rope;
 mod shapes;
 pub(crate) mod share;
 pub mod tensors;
+mod windows;
+mod wrapped;
 
 pub use attention::Attention;
 pub(crate) use attention::{Rows, ids};

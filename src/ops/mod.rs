@@ -118,6 +118,14 @@ pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     on!(gate.device(), cpu: cpu::swiglu(gate, up), gpu: gpu::swiglu(gate, up), plain: plain::swiglu(gate, up))
 }
 
+/// `gelu(gate) · up`, with the hyperbolic tangent's approximation; on GPUs a composition of tensor operations.
+///
+/// # Shapes
+/// - all: `[rows, intermediate]`
+pub(crate) fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    if cpu::serves(&gate.device()) { cpu::geglu(gate, up) } else { plain::geglu(gate, up) }
+}
+
 /// `x W + b`, factors in `format`, the result in f32. Factors of another format are converted.
 ///
 /// # Shapes
@@ -208,11 +216,16 @@ pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDT
     }
 }
 
-/// Rotates pairs `(i, i + head_dim / 2)` by the row's angles (the Hugging Face convention).
+/// Rotates pairs `(i, i + width / 2)` of the first numbers of a head by the row's angles (the Hugging Face convention).
 ///
 /// # Shapes
-/// - x, output: `[rows, heads, head_dim]`; cos, sin: `[rows, head_dim / 2]`
+/// - x, output: `[rows, heads, head_dim]`; cos, sin: `[rows, width / 2]`, `width` at most `head_dim`
 pub(crate) fn rotary(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
+    let ([_, _, dim], width) = (x.dims(), 2 * cos.dims()[1]);
+    if width < dim {
+        let (rotated, rest) = (x.clone().narrow(2, 0, width), x.narrow(2, width, dim - width));
+        return Tensor::cat(vec![rotary(rotated, cos, sin), rest], 2);
+    }
     let (cos, sin) = (cos.clone(), sin.clone());
     on!(x.device(), cpu: cpu::rotary(x, cos, sin), gpu: gpu::rotary(x, cos, sin), plain: plain::rotary(x, cos, sin))
 }
@@ -469,6 +482,42 @@ mod tests {
             let (up, up_view) = leaf([37, 129], 2, device);
             (swiglu(gate_view.mul_scalar(10.0), up_view), vec![gate, up])
         });
+    }
+
+    #[test]
+    fn geglu_fused_equals_plain() {
+        compare(|device| {
+            let (gate, gate_view) = leaf([37, 129], 1, device);
+            let (up, up_view) = leaf([37, 129], 2, device);
+            (geglu(gate_view.mul_scalar(4.0), up_view), vec![gate, up])
+        });
+        // 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))), written down in f64.
+        let gate = [-3.0f32, -0.5, 0.0, 1e-3, 0.7, 9.0];
+        let inner = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+        let expected = gate.map(|x| (0.5 * f64::from(x) * (1.0 + inner(x.into()).tanh())) as f32);
+        for device in devices() {
+            let row = |values: [f32; 6]| Tensor::from_data(TensorData::new(values.to_vec(), [1, 6]), &device);
+            close(&to_host(geglu(row(gate), row([1.0; 6])).inner()), &expected, "gelu");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_head_rotates_and_the_rest_stays() {
+        compare(|device| {
+            let (x, x_view) = leaf([11, 3, 10], 1, device);
+            let angles = random([11, 3], 2, device).detach();
+            (rotary(x_view, &angles.clone().cos(), &angles.sin()), vec![x])
+        });
+        for device in devices() {
+            let x: Tensor<3> = random([4, 2, 10], 1, &device);
+            let angles: Tensor<2> = random([4, 3], 2, &device);
+            let (cos, sin) = (angles.clone().cos(), angles.sin());
+            let whole = rotary(x.clone(), &cos, &sin);
+            let rest = |x: Tensor<3>| to_host(x.narrow(2, 6, 4).inner());
+            assert_eq!(rest(whole.clone()), rest(x.clone()));
+            let part = rotary(x.narrow(2, 0, 6), &cos, &sin);
+            assert_eq!(to_host(whole.narrow(2, 0, 6).inner()), to_host(part.inner()));
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The operations as compositions of tensor operations: the reference, and the path of every device without its own.
 //! Attention alone has a backward of its own here too, in `ops/blockwise.rs`.
 
-use burn::tensor::activation::{log_softmax, silu, softmax};
+use burn::tensor::activation::{log_softmax, sigmoid, silu, softmax};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::{CacheCall, Scores, Span, blockwise, pack, to_device, unpack};
@@ -14,6 +14,17 @@ pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
 pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     silu(gate) * up
 }
+
+pub(super) fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    // 0.5 (1 + tanh u) is the sigmoid of 2u.
+    let inner = gate.clone() + gate.clone().powi_scalar(3).mul_scalar(CUBIC);
+    gate * sigmoid(inner.mul_scalar(2.0 * SLOPE)) * up
+}
+
+/// `gelu(x) ≈ x / 2 · (1 + tanh(SLOPE · (x + CUBIC · x³)))` (arXiv 1606.08415).
+pub(super) const CUBIC: f64 = 0.044715;
+/// `√(2 / π)`.
+pub(super) const SLOPE: f64 = 0.797_884_560_802_865_4;
 
 pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
     let half = x.dims()[2] / 2;

@@ -1,5 +1,7 @@
 //! The operations with autodiff: the value, and the step that turns its gradient into those of the inputs.
 
+use std::fmt::Debug;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use burn::backend::autodiff::Autodiff;
@@ -32,16 +34,17 @@ impl Backward<Flex, 2> for RmsNormStep {
     }
 }
 
+/// Of the activation's kernel.
 #[derive(Debug)]
-struct SwigluStep;
+struct GatedStep<A>(PhantomData<A>);
 
-impl Backward<Flex, 2> for SwigluStep {
+impl<A: kernels::Activation + Send + Debug + 'static> Backward<Flex, 2> for GatedStep<A> {
     type State = (Primitive, Primitive);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
         let (gate, up) = ops.state;
-        let (dgate, dup) = kernels::swiglu_backward(values!(&gate), values!(&up), values!(&upstream));
+        let (dgate, dup) = kernels::gated_backward::<A>(values!(&gate), values!(&up), values!(&upstream));
         for (node, gradient) in ops.parents.into_iter().zip([dgate, dup]) {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, tensor(gradient, gate.shape()));
@@ -153,7 +156,7 @@ impl Backward<Flex, 4> for SwigluLinearStep {
             grads.register::<Flex>(node.id, tensor(kernels::sum_rows(values!(&upstream), width), [width]));
         }
         let dx = product(matrix!(&upstream), matrix!(&weight).transposed());
-        let (dgate, dup) = kernels::swiglu_backward(values!(&gate), values!(&up), &dx);
+        let (dgate, dup) = kernels::gated_backward::<kernels::Silu>(values!(&gate), values!(&up), &dx);
         for (node, gradient) in [gate_node, up_node].into_iter().zip([dgate, dup]) {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, tensor(gradient, gate.shape()));
@@ -224,7 +227,15 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
     fn op_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let ((gate, gate_guard), (up, up_guard)) = (gate.into_parts(), up.into_parts());
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        record!(SwigluStep, [gate_guard, up_guard], (gate, up), Flex::op_swiglu(gate.clone(), up.clone()))
+        let step = GatedStep(PhantomData::<kernels::Silu>);
+        record!(step, [gate_guard, up_guard], (gate, up), Flex::op_swiglu(gate.clone(), up.clone()))
+    }
+
+    fn op_geglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((gate, gate_guard), (up, up_guard)) = (gate.into_parts(), up.into_parts());
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let step = GatedStep(PhantomData::<kernels::Gelu>);
+        record!(step, [gate_guard, up_guard], (gate, up), Flex::op_geglu(gate.clone(), up.clone()))
     }
 
     fn op_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {

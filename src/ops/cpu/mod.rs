@@ -65,6 +65,7 @@ pub(super) fn serves(device: &Device) -> bool {
 pub(crate) trait CpuOps: Backend {
     fn op_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
     fn op_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn op_geglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
     fn op_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
     fn op_attention(
         q: FloatTensor<Self>,
@@ -99,6 +100,10 @@ pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
 
 pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_swiglu(gate.into_dispatch(), up.into_dispatch()))
+}
+
+pub(super) fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_geglu(gate.into_dispatch(), up.into_dispatch()))
 }
 
 pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
@@ -180,7 +185,12 @@ impl CpuOps for Flex {
 
     fn op_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        tensor(kernels::swiglu(values!(&gate), values!(&up)), gate.shape())
+        tensor(kernels::gated::<kernels::Silu>(values!(&gate), values!(&up)), gate.shape())
+    }
+
+    fn op_geglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        tensor(kernels::gated::<kernels::Gelu>(values!(&gate), values!(&up)), gate.shape())
     }
 
     fn op_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
