@@ -1,6 +1,6 @@
 //! Each model family against transformers, PyTorch and PEFT: `assets/fixtures/models`, written by `models.py` there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -95,6 +95,26 @@ fn stored(model: &CausalLm, mut tensors: BTreeMap<String, Vec<f32>>) -> BTreeMap
 
 fn whole_sequences() -> Vec<Sequence> {
     sequences().into_iter().map(|tokens| Sequence { tokens, prompt: 1 }).collect()
+}
+
+/// README's table has the families that these tests run, and no others are read.
+#[test]
+fn the_table_of_families_is_what_is_tested() {
+    let text = std::fs::read_to_string(repository("README.md")).unwrap();
+    let rows = text.lines().skip_while(|line| !line.starts_with("| `model_type`")).skip(2);
+    let table: BTreeSet<String> =
+        rows.map_while(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_string())).collect();
+    let kind = |name: &str| read_json(&fixture(name).join("config.json"))["model_type"].as_str().unwrap().to_string();
+    let tested: BTreeSet<String> = FAMILIES.into_iter().chain(["gemma3"]).map(kind).collect();
+    assert_eq!(table, tested);
+    let dir = tempfile::tempdir().unwrap();
+    let mut unknown = read_json(&fixture("qwen2").join("config.json"));
+    unknown["model_type"] = "unknown".into();
+    std::fs::write(dir.path().join("config.json"), unknown.to_string()).unwrap();
+    let error = model::config_of(dir.path()).unwrap_err().to_string();
+    let known = error.split_once("not supported (").unwrap().1.split_once(" are)").unwrap().0;
+    let known: BTreeSet<String> = known.split(", ").map(str::to_string).chain(["gemma3".to_string()]).collect();
+    assert_eq!(known, tested);
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Attention {
             Some((cache, layer)) => {
                 cache.write(layer, k.clone(), v.clone());
                 let whole = |q| ops::attention(q, k, v, &rows.lengths, self.window);
-                cache.attention(layer, q).unwrap_or_else(whole)
+                cache.attention(layer, q.clone()).unwrap_or_else(|| whole(q))
             }
         };
         // 4. Mix the heads.

@@ -215,14 +215,14 @@ impl KvCache {
         stored_values.inplace(|table| ops::write_rows(table, flat(values), call));
     }
 
-    /// Attention of the announced tokens; their queries again while prompts are read: those see only themselves.
-    pub(super) fn attention(&self, layer: usize, q: Tensor<3>) -> Result<Tensor<2>, Tensor<3>> {
+    /// Attention of the announced tokens, or `None` while prompts are read: those see only themselves.
+    pub(super) fn attention(&self, layer: usize, q: Tensor<3>) -> Option<Tensor<2>> {
         if self.call.spans().is_empty() {
-            return Err(q);
+            return None;
         }
         let (keys, values) = &self.layers[layer];
         let own = |window| self.within.iter().find(|(other, _)| *other == window).map(|(_, call)| call);
-        Ok(ops::attention_cached(q, keys, values, self.windows[layer].and_then(own).unwrap_or(&self.call)))
+        Some(ops::attention_cached(q, keys, values, self.windows[layer].and_then(own).unwrap_or(&self.call)))
     }
 }
 

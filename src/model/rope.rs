@@ -357,6 +357,55 @@ mod tests {
         assert!((magnitude(with("factor", json!(0.5))) - 1.0).abs() < 1e-6);
     }
 
+    /// Tables by kind of layer, of older files and of newer ones, as transformers reads them.
+    #[test]
+    fn layers_with_a_window_have_a_base_of_their_own() {
+        let read = |edit: Value| {
+            let mut config = serde_json::to_value(ModelConfig::qwen2(512, 64, 128, 2, 4, 2)).unwrap();
+            config["rope_theta"] = Value::Null;
+            config["model_type"] = json!("gemma3_text");
+            config.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+            Rope::kinds(&serde_json::from_value(config).unwrap())
+        };
+        let old = read(
+            json!({"rope_theta": 5e5, "rope_local_base_freq": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 8}}),
+        );
+        let new = read(json!({"rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+            "full_attention": {"rope_type": "linear", "factor": 8, "rope_theta": 5e5}}}));
+        assert!(old == new && old.as_ref().unwrap()[0] != old.as_ref().unwrap()[1]);
+        let plain = read(json!({})).unwrap();
+        let given = read(json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}})).unwrap();
+        assert!(plain == given && plain[1] == read(json!({"rope_local_base_freq": 1e4})).unwrap()[1]);
+        assert!(read(json!({"rope_parameters": {"rope_theta": 1e6}})).unwrap_err()[0].contains("by kind of layer"));
+        assert!(read(json!({"model_type": "olmo3"})).unwrap()[1] == read(json!({"rope_theta": 5e5})).unwrap()[0]);
+    }
+
+    #[test]
+    fn longrope_needs_a_factor_for_each_pair() {
+        let read = |edit: Value| {
+            let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
+            config.model_type = "phi3".to_string();
+            config.rest.insert(ORIGINAL.to_string(), json!(256));
+            let mut table = json!({"type": "su", "short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2], "partial_rotary_factor": 0.5});
+            table.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+            config.rope_scaling = Some(table);
+            Rope::kinds(&config)
+        };
+        let rope = read(json!({})).unwrap().remove(0);
+        // √(1 + ln 4 / ln 256).
+        assert!((rope.attention_factor - 1.25f32.sqrt()).abs() < 1e-6 && rope.long.as_ref().unwrap().0 == 256);
+        assert!(!rope.rotates_all(16) && rope.frequencies.len() == 4);
+        for (edit, text) in [
+            (json!({"long_factor": [1, 2]}), "long_factor must be a list of 4 positive numbers"),
+            (json!({"short_factor": [1, 1, 1, 0]}), "short_factor must be"),
+            (json!({"partial_rotary_factor": 0.2}), "rotates 3 of 16 numbers"),
+            (json!({"partial_rotary_factor": 1.5}), "rotating a part of a head is not supported"),
+        ] {
+            let found = read(edit).unwrap_err();
+            assert!(found.iter().any(|problem| problem.contains(text)), "{text}: {found:?}");
+        }
+    }
+
     #[test]
     fn every_missing_or_senseless_number_is_named() {
         let found = read(json!({"rope_type": "llama3", "factor": -8, "low_freq_factor": "1"})).unwrap_err();
