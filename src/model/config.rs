@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::family::{FAMILIES, MISSING};
 use super::rope::Rope;
 use super::wrapped;
 use crate::error::{Error, Result};
@@ -99,22 +98,6 @@ fn rms_norm_eps() -> f64 {
 fn initializer_range() -> f64 {
     0.02
 }
-
-/// Keys that say that a model is of a kind this decoder does not compute.
-const FOREIGN: [(&str, &str); 12] = [
-    ("num_experts", "mixtures of experts are not supported"),
-    ("num_local_experts", "mixtures of experts are not supported"),
-    ("n_routed_experts", "mixtures of experts are not supported"),
-    ("vision_config", "models that see are not supported"),
-    ("audio_config", "models that hear are not supported"),
-    ("text_config", "nested configurations are not supported; give the language model's own directory"),
-    ("quantization_config", "quantised weights are not supported; give the f32, bf16 or f16 original"),
-    ("auto_map", "code that comes with a model is not run"),
-    ("pruned_heads", "pruned heads are not supported"),
-    ("final_logit_softcapping", "soft caps of logits are not supported"),
-    ("attn_logit_softcapping", "soft caps of attention are not supported"),
-    ("use_bidirectional_attention", "attention to later tokens is not supported"),
-];
 
 impl ModelConfig {
     /// A Qwen2 configuration of the given shape with a tied head and the family's other defaults.
@@ -241,43 +224,12 @@ impl ModelConfig {
         }
         problems
     }
-
-    /// Families, classes and features of other models.
-    fn foreign(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        match self.family() {
-            None => {
-                let known = FAMILIES.map(|family| family.name).join(", ");
-                let missing = MISSING.iter().find(|(name, _)| *name == self.model_type);
-                let missing = missing.map_or(String::new(), |(_, what)| format!("; missing: {what}"));
-                problems.push(format!("model_type = \"{}\" is not supported ({known} are){missing}", self.model_type));
-            }
-            Some(family) => {
-                for other in self.architectures.iter().filter(|name| *name != family.class) {
-                    problems.push(format!("architectures = [\"{other}\"] is not supported ({} is)", family.class));
-                }
-            }
-        }
-        for (key, reason) in FOREIGN {
-            let value = self.rest.get(key).unwrap_or(&Value::Null);
-            let empty = [json!({}), json!([]), json!(0), json!(false), Value::Null].contains(value);
-            let ours = key == "auto_map" && self.family().is_some_and(|family| family.had_code);
-            if !empty && !ours {
-                problems.push(format!("{key} = {}: {reason}", shorten(value)));
-            }
-        }
-        problems
-    }
-}
-
-/// A value as a message shows it.
-fn shorten(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() > 60 { text.chars().take(60).chain(['…']).collect() } else { text }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn mistakes(edit: Value) -> Vec<String> {

@@ -243,29 +243,6 @@ pub(super) const FAMILIES: [Family; 11] = [
     },
 ];
 
-/// Models that people may bring, and what of them is missing here.
-pub(super) const MISSING: [(&str, &str); 19] = [
-    ("deepseek_v2", "mixtures of experts and latent attention"),
-    ("deepseek_v3", "mixtures of experts and latent attention"),
-    ("falcon_h1", "Mamba layers"),
-    ("gemma2", "soft caps of attention and logits; Gemma 3 is here"),
-    ("gemma3n", "embeddings per layer and shared keys and values"),
-    ("gemma4", "embeddings per layer and shared keys and values"),
-    ("glm4_moe", "mixtures of experts"),
-    ("gpt_oss", "mixtures of experts and attention sinks"),
-    ("granitemoehybrid", "Mamba layers and mixtures of experts"),
-    ("lfm2", "short convolutions"),
-    ("llama4", "mixtures of experts and chunked attention"),
-    ("mimo", "layers that predict further tokens, for which transformers has no class"),
-    ("mixtral", "mixtures of experts"),
-    ("nemotron_h", "Mamba layers and mixtures of experts"),
-    ("olmoe", "mixtures of experts"),
-    ("qwen3_5", "gated DeltaNet layers"),
-    ("qwen3_5_text", "gated DeltaNet layers"),
-    ("qwen3_moe", "mixtures of experts"),
-    ("qwen3_next", "gated DeltaNet layers and mixtures of experts"),
-];
-
 /// Factors of Granite and Gemma; 1 elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Multipliers {

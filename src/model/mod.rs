@@ -6,6 +6,7 @@ mod cache;
 mod config;
 mod decoder;
 mod family;
+mod foreign;
 pub mod lora;
 mod norm;
 mod params;
