@@ -1,6 +1,6 @@
 //! Each model family against transformers, PyTorch and PEFT: `assets/fixtures/models`, written by `models.py` there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -16,7 +16,22 @@ use tempering::train::learner::Learner;
 
 use crate::support::{device, distance, likelihood, logits, repository, values, within};
 
-const FAMILIES: [&str; 8] = ["qwen2", "qwen3", "llama", "llama_old", "mistral", "ministral3", "smollm3", "granite"];
+const FAMILIES: [&str; 14] = [
+    "qwen2",
+    "qwen2_window",
+    "qwen3",
+    "llama",
+    "llama_old",
+    "mistral",
+    "mistral_window",
+    "ministral3",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "olmo3",
+    "gemma3_text",
+    "phi3",
+];
 
 fn fixture(name: &str) -> PathBuf {
     repository("assets/fixtures/models").join(name)
@@ -82,6 +97,26 @@ fn whole_sequences() -> Vec<Sequence> {
     sequences().into_iter().map(|tokens| Sequence { tokens, prompt: 1 }).collect()
 }
 
+/// README's table has the families that these tests run, and no others are read.
+#[test]
+fn the_table_of_families_is_what_is_tested() {
+    let text = std::fs::read_to_string(repository("README.md")).unwrap();
+    let rows = text.lines().skip_while(|line| !line.starts_with("| `model_type`")).skip(2);
+    let table: BTreeSet<String> =
+        rows.map_while(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_string())).collect();
+    let kind = |name: &str| read_json(&fixture(name).join("config.json"))["model_type"].as_str().unwrap().to_string();
+    let tested: BTreeSet<String> = FAMILIES.into_iter().chain(["gemma3"]).map(kind).collect();
+    assert_eq!(table, tested);
+    let dir = tempfile::tempdir().unwrap();
+    let mut unknown = read_json(&fixture("qwen2").join("config.json"));
+    unknown["model_type"] = "unknown".into();
+    std::fs::write(dir.path().join("config.json"), unknown.to_string()).unwrap();
+    let error = model::config_of(dir.path()).unwrap_err().to_string();
+    let known = error.split_once("not supported (").unwrap().1.split_once(" are)").unwrap().0;
+    let known: BTreeSet<String> = known.split(", ").map(str::to_string).chain(["gemma3".to_string()]).collect();
+    assert_eq!(known, tested);
+}
+
 #[test]
 fn logits_are_those_of_transformers() {
     for family in FAMILIES {
@@ -90,6 +125,44 @@ fn logits_are_those_of_transformers() {
         for (index, tokens) in sequences().iter().enumerate() {
             assert_agree(&logits(&model, &[tokens]), &expected[&format!("logits.{index}")], family);
         }
+    }
+}
+
+/// What the learner says of each token, against transformers' logits in f64.
+#[test]
+fn log_probabilities_and_entropies_are_those_of_transformers() {
+    for family in FAMILIES {
+        let (config, model) = model::load(&fixture(family), &device()).unwrap();
+        let (expected, mut farthest) = (expected(family), [0f64; 2]);
+        let read = Learner::default().read(&model, &whole_sequences());
+        for (index, (tokens, read)) in sequences().iter().zip(read).enumerate() {
+            let logits = &expected[&format!("logits.{index}")];
+            for (t, row) in logits.chunks_exact(config.vocab_size).take(tokens.len() - 1).enumerate() {
+                let normaliser = row.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
+                let log_prob = |token: usize| f64::from(row[token]) - normaliser;
+                let entropy: f64 = (0..row.len()).map(|token| -log_prob(token).exp() * log_prob(token)).sum();
+                let found = [read.log_prob[t], read.entropy[t]].map(f64::from);
+                for (far, (found, theirs)) in
+                    farthest.iter_mut().zip(found.into_iter().zip([log_prob(tokens[t + 1] as usize), entropy]))
+                {
+                    *far = far.max((found - theirs).abs());
+                }
+            }
+        }
+        println!("{family}: log-probabilities to {:.1e}, entropies to {:.1e} nats", farthest[0], farthest[1]);
+        assert!(farthest.iter().all(|far| *far <= within(1e-5).into()), "{family}: {farthest:?}");
+    }
+}
+
+/// What stands beside a sequence in a pass has no say.
+#[test]
+fn packed_sequences_are_each_alone() {
+    for family in FAMILIES {
+        let (_, model) = model::load(&fixture(family), &device()).unwrap();
+        let sequences = sequences();
+        let [first, second] = &sequences[..] else { panic!("two sequences") };
+        let apart = [logits(&model, &[second]), logits(&model, &[first])].concat();
+        assert_agree(&logits(&model, &[second, first]), &apart, family);
     }
 }
 
@@ -144,9 +217,11 @@ fn ten_steps_of_adamw_end_where_pytorch_ends() {
 fn cached_and_batched_is_uncached_and_single() {
     for family in FAMILIES {
         let (config, model) = model::load(&fixture(family), &device()).unwrap();
-        let requests: Vec<Request> = (sequences().into_iter().enumerate())
-            .map(|(index, prompt)| Request { prompt, key: [1, 2, 3, index as u64] })
-            .collect();
+        // Within the original context of Phi's LongRoPE.
+        let most = if family == "phi3" { 12 } else { usize::MAX };
+        let prompts = sequences().into_iter().map(|tokens| tokens[..tokens.len().min(most)].to_vec());
+        let requests: Vec<Request> =
+            (prompts.enumerate()).map(|(index, prompt)| Request { prompt, key: [1, 2, 3, index as u64] }).collect();
         let sampling = Sampling { max_completion_length: 20, rows: 8, ..Sampling::default() };
         let completions = generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue).unwrap();
         for (request, completion) in requests.iter().zip(completions) {
@@ -160,16 +235,74 @@ fn cached_and_batched_is_uncached_and_single() {
 
 #[test]
 fn an_adapter_of_peft_computes_what_it_computes_there() {
-    let expected = expected("adapter");
-    let (_, merged) = model::load(&fixture("adapter"), &device()).unwrap();
-    let (_, attached, _) = model::lora::load(&fixture("adapter"), &device(), Precision::F32).unwrap();
-    let (_, base) = model::load(&fixture("llama"), &device()).unwrap();
+    for (adapter, base) in [("adapter", "llama"), ("adapter_gemma3", "gemma3_text"), ("adapter_phi3", "phi3")] {
+        let expected = expected(adapter);
+        let (_, merged) = model::load(&fixture(adapter), &device()).unwrap();
+        let (_, attached, lora) = model::lora::load(&fixture(adapter), &device(), Precision::F32).unwrap();
+        let (_, unadapted) = model::load(&fixture(base), &device()).unwrap();
+        let again = tempfile::tempdir().unwrap();
+        model::lora::save(again.path(), &attached, &lora, &fixture(base)).unwrap();
+        let (_, again) = model::load(again.path(), &device()).unwrap();
+        for (index, tokens) in sequences().iter().enumerate() {
+            let expected = &expected[&format!("logits.{index}")];
+            assert_agree(&logits(&merged, &[tokens]), expected, "merged");
+            assert_agree(&logits(&attached, &[tokens]), expected, "attached");
+            assert_agree(&logits(&again, &[tokens]), expected, "saved and loaded");
+            assert!(distance(&logits(&unadapted, &[tokens]), expected) > 0.1);
+            assert_agree(&logits(&model::lora::detach(&attached), &[tokens]), &logits(&unadapted, &[tokens]), "below");
+        }
+    }
+}
+
+/// PEFT finds the names of its base in `target_modules`: ours of all projections are those of the fused ones there.
+#[test]
+fn adapters_of_fused_projections_carry_their_names() {
+    let (_, model) = model::load(&fixture("phi3"), &device()).unwrap();
+    let lora = model::LoraConfig { r: 2, ..model::LoraConfig::default() };
+    let model = lora.attach(model, 0);
+    let adapters = names(&model).into_keys().filter(|name| name.ends_with("lora_A.weight"));
+    assert_eq!(adapters.count(), 3 * 4);
+    let dir = tempfile::tempdir().unwrap();
+    model::lora::save(dir.path(), &model, &lora, &fixture("phi3")).unwrap();
+    let written = read_json(&dir.path().join("adapter_config.json"));
+    assert_eq!(written["target_modules"], serde_json::json!(["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]));
+    let (_, _, again) = model::lora::load(dir.path(), &device(), Precision::F32).unwrap();
+    assert_eq!(again.target_modules.len(), 4);
+}
+
+/// Gemma 3 and Ministral 3 are published inside a model that sees: what is not of the language model is left where it is, and
+/// what is saved is the language model alone.
+#[test]
+fn a_language_model_inside_a_wrapper_is_read_alone() {
+    let expected = expected("gemma3");
+    let (config, model) = model::load(&fixture("gemma3"), &device()).unwrap();
+    assert_eq!((config.model_type.as_str(), config.num_hidden_layers), ("gemma3_text", 3));
+    assert_eq!(config.eos_token_id, Some(serde_json::json!([1, 2])));
+    let dir = tempfile::tempdir().unwrap();
+    model::save(dir.path(), &config, &model).unwrap();
+    let written = read_json(&dir.path().join("config.json"));
+    assert_eq!(written["architectures"], serde_json::json!(["Gemma3ForCausalLM"]));
+    let (again, saved) = model::load(dir.path(), &device()).unwrap();
+    assert_eq!(again, config);
     for (index, tokens) in sequences().iter().enumerate() {
         let expected = &expected[&format!("logits.{index}")];
-        assert_agree(&logits(&merged, &[tokens]), expected, "merged");
-        assert_agree(&logits(&attached, &[tokens]), expected, "attached");
-        assert!(distance(&logits(&base, &[tokens]), expected) > 0.1);
+        assert_agree(&logits(&model, &[tokens]), expected, "inside");
+        assert_agree(&logits(&saved, &[tokens]), expected, "alone");
     }
+}
+
+/// LongRoPE rotates a sequence that grows beyond the original context in another way from its first token on.
+#[test]
+fn sampling_beyond_the_original_context_of_longrope_is_refused() {
+    let (config, model) = model::load(&fixture("phi3"), &device()).unwrap();
+    let sample = |max_completion_length| {
+        let requests = [Request { prompt: sequences()[1].clone(), key: [1; 4] }];
+        let sampling = Sampling { max_completion_length, ..Sampling::default() };
+        generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue)
+    };
+    assert!(sample(23).is_ok());
+    let error = sample(24).unwrap_err().to_string();
+    assert!(error.contains("original_max_position_embeddings = 32") && error.contains("9 tokens"), "{error}");
 }
 
 #[test]

@@ -222,7 +222,7 @@ fn layers(check: Add, device: &Device, reference: &Device, product: f32) {
                 let inputs = [vec![rows, 4, dim], vec![rows, 2, dim], vec![rows, 2, dim]];
                 layer_gradients(&inputs, device, |[q, k, v]| {
                     let heads = |x: Tensor<1>, heads: usize| x.reshape([rows, heads, dim]);
-                    ops::attention(heads(q, 4), heads(k, 2), heads(v, 2), &lengths)
+                    ops::attention(heads(q, 4), heads(k, 2), heads(v, 2), &lengths, None)
                 })
             }),
         );
@@ -338,7 +338,7 @@ fn own_operations(check: Add, plain: f32, product: f32) {
         product.max(plain),
         Box::new(|device| {
             let [q, k, v] = [(4, 12), (2, 13), (2, 14)].map(|(heads, key)| random([53, heads, 16], key, device));
-            vec![to_host(ops::attention(q, k, v, &[20, 1, 32]))]
+            vec![to_host(ops::attention(q, k, v, &[20, 1, 32], None))]
         }),
     );
     check("attention with a cache", product.max(plain), Box::new(cached_attention));

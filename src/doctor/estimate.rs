@@ -43,10 +43,10 @@ fn block(config: &ModelConfig) -> (usize, usize) {
     let (q, kv) = widths(config);
     let matrices = hidden * (q + 2 * kv) + q * hidden + 3 * hidden * inner;
     let (bias, output_bias) = config.attention_biases();
-    let mut vectors = 2 * hidden;
+    let mut vectors = config.norms_per_block() * hidden;
     vectors += if bias { q + 2 * kv } else { 0 } + if output_bias { hidden } else { 0 };
     vectors += if config.has_mlp_bias() { 2 * inner + hidden } else { 0 };
-    vectors += if config.has_qk_norm() { 2 * config.head_dim() } else { 0 };
+    vectors += config.qk_norm_widths().map_or(0, |widths| widths.iter().sum());
     (matrices, vectors)
 }
 
@@ -71,6 +71,8 @@ fn adapters(config: &ModelConfig, lora: &LoraConfig) -> (usize, usize) {
     let shape = |name: &str| match name {
         "q_proj" => (hidden, q),
         "k_proj" | "v_proj" => (hidden, kv),
+        "qkv_proj" => (hidden, q + 2 * kv),
+        "gate_up_proj" => (hidden, 2 * inner),
         "o_proj" => (q, hidden),
         "down_proj" => (inner, hidden),
         _ => (hidden, inner),
@@ -91,7 +93,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
 
     // Per token and block: input, two norms' outputs, the sum between them; queries, keys, values, their mixture; gate, up
     // and, but in f32, what they make.
-    let normed = if config.has_qk_norm() { q + kv } else { 0 };
+    let normed = if config.qk_norm_widths().is_some() { q + kv } else { 0 };
     let gated = if work.precision == Precision::F32 { 2 } else { 3 };
     let low = work.lora.as_ref().map_or(0, |lora| lora.r * lora.target_modules.len());
     let kept = 4 * hidden + 2 * q + 2 * kv + normed + gated * inner + low;

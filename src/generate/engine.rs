@@ -46,6 +46,16 @@ pub fn generate(
         return Ok(vec![Completion::empty(); requests.len()]);
     }
     let mut shape = cache_shape(requests, sampling)?;
+    if let Some(longest) =
+        config.longest_sampled().filter(|longest| shape.prompt_length + shape.completion_length > *longest)
+    {
+        return Err(Error::Invalid(format!(
+            "a prompt of {} tokens and max_completion_length = {} are more than original_max_position_embeddings = {longest}: \
+             beyond it longrope rotates the whole sequence in another way, which sampling does not do; lower \
+             max_completion_length",
+            shape.prompt_length, shape.completion_length
+        )));
+    }
     let device = model.device();
     let ahead = if draws_on_device(&device, &sampling.distribution) { sampling.tokens_per_read.max(1) } else { 1 };
     // Room for what is decoded past the length limit before it is seen.

@@ -5,27 +5,33 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::norm::RmsNorm;
+use super::rope::Tables;
 use super::{KvCache, ModelConfig, Precision};
 use crate::ops;
 
 /// `softmax(q kᵀ / √d) v` per head, over the sequence's own past.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Queries, `[hidden, heads · head_dim]`.
-    pub q_proj: Linear,
+    /// Queries, `[hidden, heads · head_dim]`; none where the three are one.
+    pub q_proj: Option<Linear>,
     /// Keys, `[hidden, kv_heads · head_dim]`.
-    pub k_proj: Linear,
+    pub k_proj: Option<Linear>,
     /// Values, `[hidden, kv_heads · head_dim]`.
-    pub v_proj: Linear,
+    pub v_proj: Option<Linear>,
+    /// Queries, keys and values as one matrix (Phi 3), `[hidden, (heads + 2 · kv_heads) · head_dim]`.
+    pub qkv_proj: Option<Linear>,
     /// Output, `[heads · head_dim, hidden]`.
     pub o_proj: Linear,
-    /// Norm of each head's query (Qwen3).
+    /// Norm of each head's query (Qwen3, Gemma 3), or of all together (OLMo 2).
     pub q_norm: Option<RmsNorm>,
-    /// Norm of each head's key (Qwen3).
+    /// Norm of each head's key, or of all together.
     pub k_norm: Option<RmsNorm>,
     head_dim: usize,
-    /// Whether queries and keys are rotated by their positions.
-    rotates: bool,
+    kv_heads: usize,
+    /// Which of the model's rotations queries and keys have, if any.
+    rope: Option<usize>,
+    /// How many tokens a query sees at most.
+    window: Option<usize>,
 }
 
 /// What every layer of one forward pass shares.
@@ -33,8 +39,8 @@ pub struct Attention {
 pub(crate) struct Rows {
     /// Sequence lengths; their sum is the number of rows.
     pub lengths: Vec<usize>,
-    /// Rotary cosines and sines, `[rows, head_dim / 2]`, of keys and of queries; none where the cache has them.
-    pub rotary: Option<[(Tensor<2>, Tensor<2>); 2]>,
+    /// Rotary cosines and sines of keys and of queries, for each rotation that layers have; none where the cache has them.
+    pub rotary: Option<Vec<[Tables; 2]>>,
     /// What matrix products are computed in.
     pub precision: Precision,
     /// What [`Rows::stored`] gives while nothing is recorded.
@@ -54,16 +60,22 @@ impl Attention {
         let (hidden, dim) = (config.hidden_size, config.head_dim());
         let (bias, output_bias) = config.attention_biases();
         let projection = |input, output: usize, bias| LinearConfig::new(input, output).with_bias(bias).init(device);
-        let head_norm = || config.has_qk_norm().then(|| RmsNorm::new(dim, config.rms_norm_eps, device));
+        let (q, kv, fused) = (config.num_attention_heads * dim, config.num_key_value_heads * dim, config.is_fused());
+        let separate = |output| (!fused).then(|| projection(hidden, output, bias));
+        let norms = config.qk_norm_widths().map(|widths| widths.map(|width| RmsNorm::new(config, width, device)));
+        let [q_norm, k_norm] = norms.map_or([None, None], |norms| norms.map(Some));
         Self {
-            q_proj: projection(hidden, config.num_attention_heads * dim, bias),
-            k_proj: projection(hidden, config.num_key_value_heads * dim, bias),
-            v_proj: projection(hidden, config.num_key_value_heads * dim, bias),
-            o_proj: projection(config.num_attention_heads * dim, hidden, output_bias),
-            q_norm: head_norm(),
-            k_norm: head_norm(),
+            q_proj: separate(q),
+            k_proj: separate(kv),
+            v_proj: separate(kv),
+            qkv_proj: fused.then(|| projection(hidden, q + 2 * kv, bias)),
+            o_proj: projection(q, hidden, output_bias),
+            q_norm,
+            k_norm,
             head_dim: dim,
-            rotates: config.rotates(layer),
+            kv_heads: config.num_key_value_heads,
+            rope: config.rope_of(layer),
+            window: config.window(layer),
         }
     }
 
@@ -73,56 +85,72 @@ impl Attention {
     /// - x, output: `[rows, hidden]`
     pub(super) fn forward(&self, x: Tensor<2>, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Tensor<2> {
         let [n, _] = x.dims();
-        let dim = self.head_dim;
-        let project = |layer: &Linear, norm: &Option<RmsNorm>, x: Tensor<2>| -> Tensor<3> {
-            let x = rows.precision.linear(layer, x);
-            let heads = x.dims()[1] / dim;
-            match norm {
-                Some(norm) => norm.forward(x.reshape([n * heads, dim])).reshape([n, heads, dim]),
-                None => x.reshape([n, heads, dim]),
-            }
-        };
-        let Some([of_keys, of_queries]) = &rows.rotary else {
+        let Some(rotations) = &rows.rotary else {
             return self.decode(x, rows, cache.expect("a cache that has the rotations"));
         };
-        let rotate = |x, (cos, sin): &(Tensor<2>, Tensor<2>)| if self.rotates { ops::rotary(x, cos, sin) } else { x };
+        let heads = |x: Tensor<2>, norm: &Option<RmsNorm>| -> Tensor<3> {
+            let x = norm.iter().fold(x, |x, norm| norm.parts(x));
+            let [_, width] = x.dims();
+            x.reshape([n, width / self.head_dim, self.head_dim])
+        };
+        let rotate = |x, which: usize| match self.rope.map(|rope| &rotations[rope][which]) {
+            Some((cos, sin)) => ops::rotary(x, cos, sin),
+            None => x,
+        };
         // 1. Project (and normalise), 2. rotate.
-        let q = rotate(project(&self.q_proj, &self.q_norm, x.clone()), of_queries);
-        let k = rotate(project(&self.k_proj, &self.k_norm, x.clone()), of_keys);
-        let v = project(&self.v_proj, &None, x);
+        let [q, k, v] = match self.separate() {
+            Some(layers) => layers.map(|layer| rows.precision.linear(layer, x.clone())),
+            None => self.together(x, rows),
+        };
+        let (q, k) = (rotate(heads(q, &self.q_norm), 1), rotate(heads(k, &self.k_norm), 0));
+        let v = heads(v, &None);
         // 3. Attend: to the own sequence, or to the cache when decoding.
         let mixed = match cache {
-            None => ops::attention(q, k, v, &rows.lengths),
+            None => ops::attention(q, k, v, &rows.lengths, self.window),
             Some((cache, layer)) => {
                 cache.write(layer, k.clone(), v.clone());
-                cache.attention(layer, q.clone()).unwrap_or_else(|| ops::attention(q, k, v, &rows.lengths))
+                let whole = |q| ops::attention(q, k, v, &rows.lengths, self.window);
+                cache.attention(layer, q.clone()).unwrap_or_else(|| whole(q))
             }
         };
         // 4. Mix the heads.
         rows.precision.linear(&self.o_proj, mixed)
     }
 
+    /// The projections of queries, keys and values, where they are not one.
+    fn separate(&self) -> Option<[&Linear; 3]> {
+        Some([self.q_proj.as_ref()?, self.k_proj.as_ref()?, self.v_proj.as_ref()?])
+    }
+
+    /// Queries, keys and values where they are one projection.
+    fn together(&self, x: Tensor<2>, rows: &Rows) -> [Tensor<2>; 3] {
+        let layer = self.qkv_proj.as_ref().expect("one projection or three");
+        let x = rows.precision.linear(layer, x);
+        let ([_, width], kv) = (x.dims(), self.kv_heads * self.head_dim);
+        let q = width - 2 * kv;
+        [(0, q), (q, kv), (q + kv, kv)].map(|(from, width)| x.clone().narrow(1, from, width))
+    }
+
     /// [`Self::forward`] of one new token per sequence, on a GPU: 2 and 3 are one step of the cache, which adds biases, too,
     /// unless a norm comes between.
     fn decode(&self, x: Tensor<2>, rows: &Rows, (cache, layer): (&mut KvCache, usize)) -> Tensor<2> {
-        let norms = [&self.q_norm, &self.k_norm, &None];
-        let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let biased = layers.iter().filter(|layer| layer.bias.is_some()).count();
-        let later = biased == layers.len() && self.q_norm.is_none();
-        let projections = if later || biased == 0 {
-            rows.precision.products(layers, x)
-        } else {
-            layers.map(|layer| rows.precision.linear(layer, x.clone()))
+        let (projections, biases) = match self.separate() {
+            None => (self.together(x, rows), None),
+            Some(layers) => {
+                let biased = layers.iter().filter(|layer| layer.bias.is_some()).count();
+                let later = biased == layers.len() && self.q_norm.is_none();
+                let projections = if later || biased == 0 {
+                    rows.precision.products(layers, x)
+                } else {
+                    layers.map(|layer| rows.precision.linear(layer, x.clone()))
+                };
+                (projections, later.then(|| layers.map(|layer| layer.bias.as_ref().expect("all have one").val())))
+            }
         };
-        let mut norms = norms.into_iter();
-        let projections = projections.map(|x| {
-            let [n, width] = x.dims();
-            let head = |norm: &RmsNorm| norm.forward(x.clone().reshape([n * width / self.head_dim, self.head_dim]));
-            let norm = norms.next().and_then(Option::as_ref);
-            norm.map_or(x.clone(), |norm| head(norm).reshape([n, width]))
-        });
-        let biases = later.then(|| layers.map(|layer| layer.bias.as_ref().expect("all have one").val()));
-        let mixed = cache.attend(layer, projections, biases, self.rotates, self.head_dim);
+        let [q, k, v] = projections;
+        let normed = |x, norm: &Option<RmsNorm>| norm.iter().fold(x, |x, norm| norm.parts(x));
+        let projections = [normed(q, &self.q_norm), normed(k, &self.k_norm), v];
+        let mixed = cache.attend(layer, projections, biases, self.rope.is_some(), self.head_dim);
         rows.precision.linear(&self.o_proj, mixed)
     }
 }

@@ -5,6 +5,8 @@
 //! takes over when it ends. So what a new token may see is two runs of rows, nothing is ever moved, and memory is known
 //! beforehand.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::ModelConfig;
@@ -64,6 +66,9 @@ pub struct KvCache {
     /// Positions of the tokens of the announced pass, in their sequences.
     positions: Vec<usize>,
     call: CacheCall,
+    /// The window of each layer, and what the new tokens of a step see within each.
+    windows: Vec<Option<usize>>,
+    within: Vec<(usize, CacheCall)>,
     /// The announced step on a GPU, once the model has asked for it.
     decoding: Option<Decoding>,
 }
@@ -82,6 +87,8 @@ impl KvCache {
             completions: vec![Completion::default(); shape.completions],
             positions: Vec::new(),
             call: CacheCall::default(),
+            windows: (0..config.num_hidden_layers).map(|layer| config.window(layer)).collect(),
+            within: Vec::new(),
             decoding: None,
         }
     }
@@ -130,6 +137,9 @@ impl KvCache {
         self.positions.resize(rows, 0);
         writes.resize(rows, spare);
         spans.resize(rows, [spare..spare, spare..spare + 1]);
+        self.within = distinct(&self.windows)
+            .map(|window| (window, CacheCall::new(Vec::new(), spans.iter().map(|span| last(span, window)).collect())))
+            .collect();
         self.call = CacheCall::new(writes, spans);
         self.stepped();
     }
@@ -207,9 +217,26 @@ impl KvCache {
 
     /// Attention of the announced tokens, or `None` while prompts are read: those see only themselves.
     pub(super) fn attention(&self, layer: usize, q: Tensor<3>) -> Option<Tensor<2>> {
+        if self.call.spans().is_empty() {
+            return None;
+        }
         let (keys, values) = &self.layers[layer];
-        (!self.call.spans().is_empty()).then(|| ops::attention_cached(q, keys, values, &self.call))
+        let own = |window| self.within.iter().find(|(other, _)| *other == window).map(|(_, call)| call);
+        Some(ops::attention_cached(q, keys, values, self.windows[layer].and_then(own).unwrap_or(&self.call)))
     }
+}
+
+/// Each window once.
+fn distinct(windows: &[Option<usize>]) -> impl Iterator<Item = usize> {
+    let new = |(layer, window): (usize, &Option<usize>)| window.filter(|_| !windows[..layer].contains(window));
+    windows.iter().enumerate().filter_map(new)
+}
+
+/// The last rows of a span, as many as a window shows.
+fn last([prompt, own]: &Span, window: usize) -> Span {
+    let cut = |run: &Range<usize>, count: usize| run.end - run.len().min(count)..run.end;
+    let own = cut(own, window);
+    [cut(prompt, window - own.len()), own]
 }
 
 /// See [`Decoding::states`].

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::family::FAMILIES;
 use super::rope::Rope;
+use super::wrapped;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::tensors::Dtype;
@@ -17,7 +17,7 @@ pub struct ModelConfig {
     /// Class names, such as `["Qwen2ForCausalLM"]`.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub architectures: Vec<String>,
-    /// Family: `qwen2`, `qwen3`, `llama`, `mistral`, `ministral3`, `smollm3` or `granite`.
+    /// Family, one of those of README's table.
     pub model_type: String,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -35,7 +35,7 @@ pub struct ModelConfig {
     /// Width of one head where it is not `hidden_size / num_attention_heads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
-    /// Activation of the gate; only `silu`.
+    /// Activation of the gate: `silu`, or `gelu_pytorch_tanh` in `gemma3_text`.
     #[serde(default = "silu")]
     pub hidden_act: String,
     /// Longest sequence, in tokens.
@@ -76,7 +76,7 @@ pub struct ModelConfig {
     /// Stored precision, as transformers 5 names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
-    /// Sliding-window attention; refused when in use.
+    /// Whether layers attend within a window, where the family asks (`qwen2`, `qwen3`, `smollm3`).
     #[serde(default, deserialize_with = "or_default")]
     pub use_sliding_window: bool,
     /// Everything else in the file.
@@ -98,19 +98,6 @@ fn rms_norm_eps() -> f64 {
 fn initializer_range() -> f64 {
     0.02
 }
-
-/// Keys that say that a model is of a kind this decoder does not compute.
-const FOREIGN: [(&str, &str); 9] = [
-    ("num_experts", "mixtures of experts are not supported"),
-    ("num_local_experts", "mixtures of experts are not supported"),
-    ("n_routed_experts", "mixtures of experts are not supported"),
-    ("vision_config", "models that see are not supported"),
-    ("audio_config", "models that hear are not supported"),
-    ("text_config", "nested configurations are not supported; give the language model's own directory"),
-    ("quantization_config", "quantised weights are not supported; give the f32, bf16 or f16 original"),
-    ("auto_map", "code that comes with a model is not run"),
-    ("pruned_heads", "pruned heads are not supported"),
-];
 
 impl ModelConfig {
     /// A Qwen2 configuration of the given shape with a tied head and the family's other defaults.
@@ -157,7 +144,9 @@ impl ModelConfig {
     /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = crate::text::directory::find(dir, crate::hub::Part::Settings)?.join("config.json");
-        let mut config: Self = files::read_json(&path)?;
+        let mut config: Self = files::read_json(&path).and_then(|value| {
+            serde_json::from_value(wrapped::completed(value)).map_err(|error| Error::file(&path, error.to_string()))
+        })?;
         if config.num_key_value_heads == 0 {
             config.num_key_value_heads = config.num_attention_heads;
         }
@@ -217,7 +206,8 @@ impl ModelConfig {
             kv > 0 && !heads.is_multiple_of(kv),
             format!("num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv}"),
         );
-        refuse(self.hidden_act != "silu", format!("hidden_act = \"{}\" is not supported (silu is)", self.hidden_act));
+        let (gate, found) = (self.gate().name(), &self.hidden_act);
+        refuse(found != gate, format!("hidden_act = \"{found}\" is not supported ({gate} is)"));
         refuse(
             !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0),
             format!("rms_norm_eps = {} must lie between 0 and 1", self.rms_norm_eps),
@@ -228,60 +218,17 @@ impl ModelConfig {
             format!("dtype = \"{dtype}\" is not supported (float32, bfloat16, float16 are)"),
         );
         problems.extend(self.family_mistakes());
-        if let Err(found) = Rope::read(self) {
+        if let Err(found) = Rope::kinds(self) {
             problems.extend(found);
         }
         problems
     }
-
-    /// Families, classes and features of other models.
-    fn foreign(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        match self.family() {
-            None => {
-                let known = FAMILIES.map(|family| family.name).join(", ");
-                problems.push(format!("model_type = \"{}\" is not supported ({known} are)", self.model_type));
-            }
-            Some(family) => {
-                for other in self.architectures.iter().filter(|name| *name != family.class) {
-                    problems.push(format!("architectures = [\"{other}\"] is not supported ({} is)", family.class));
-                }
-            }
-        }
-        for (key, reason) in FOREIGN {
-            let value = self.rest.get(key).unwrap_or(&Value::Null);
-            let empty = value.is_null() || *value == json!({}) || *value == json!([]) || *value == json!(0);
-            if !empty {
-                problems.push(format!("{key} = {}: {reason}", shorten(value)));
-            }
-        }
-        if self.slides() {
-            let window = self.rest.get("sliding_window").unwrap_or(&Value::Null);
-            problems
-                .push(format!("sliding-window attention (sliding_window = {window}) is in use; it is not supported"));
-        }
-        problems
-    }
-
-    /// Whether any layer attends within a window: as `layer_types` says, or else as Qwen's older keys say.
-    fn slides(&self) -> bool {
-        if let Some(types) = self.rest.get("layer_types").and_then(Value::as_array) {
-            return types.iter().any(|kind| kind != "full_attention");
-        }
-        let full_layers = self.rest.get("max_window_layers").and_then(Value::as_u64).unwrap_or(0);
-        let window = self.rest.get("sliding_window").is_none_or(|window| !window.is_null());
-        self.use_sliding_window && window && full_layers < self.num_hidden_layers as u64
-    }
-}
-
-/// A value as a message shows it.
-fn shorten(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() > 60 { text.chars().take(60).chain(['…']).collect() } else { text }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn mistakes(edit: Value) -> Vec<String> {
@@ -319,11 +266,12 @@ mod tests {
             mistakes(all)
         };
         assert_eq!(mistral(json!({"sliding_window": null})), Vec::<String>::new());
-        assert_eq!(mistral(json!({"max_position_embeddings": 4096})), Vec::<String>::new());
-        for edit in [json!({"max_position_embeddings": 8192}), json!({"sliding_window": 512})] {
-            let found = mistral(edit);
-            assert!(found.len() == 1 && found[0].starts_with("sliding-window attention"), "{found:?}");
+        for window in [json!(0), json!("4096"), json!(-1)] {
+            let found = mistral(json!({"sliding_window": window}));
+            assert_eq!(found, [format!("sliding_window = {window} must be a positive whole number, or null for none")]);
         }
+        let found = mistral(json!({"layer_types": ["full_attention", "sliding_attention"]}));
+        assert!(found.len() == 1 && found[0].starts_with("layer_types has"), "{found:?}");
         let smollm = |layers: Value| {
             mistakes(
                 json!({"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": layers}),
@@ -337,7 +285,7 @@ mod tests {
         let rope = |theta: Value| {
             let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
             (config.model_type, config.rope_theta) = ("smollm3".to_string(), theta.as_f64());
-            Rope::read(&config).unwrap()
+            Rope::kinds(&config).unwrap()
         };
         assert!(rope(Value::Null) == rope(json!(2e6)) && rope(Value::Null) != rope(json!(1e4)));
         let ministral =
@@ -364,15 +312,35 @@ mod tests {
         assert!(serde_json::from_value::<ModelConfig>(value).unwrap().architectures.is_empty());
     }
 
+    /// As transformers reads these keys.
     #[test]
-    fn a_sliding_window_is_refused_only_where_a_layer_uses_it() {
-        let window = |edit: Value| mistakes(edit).iter().any(|problem| problem.contains("sliding-window"));
+    fn the_window_of_a_layer_follows_from_the_keys_of_its_family() {
+        let windows = |edit: Value| {
+            let mut value = serde_json::to_value(ModelConfig::qwen2(512, 64, 128, 2, 4, 2)).unwrap();
+            value["max_position_embeddings"] = json!(32_768);
+            value.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+            let config: ModelConfig = serde_json::from_value(value).unwrap();
+            [config.window(0), config.window(1)]
+        };
         // The published Qwen2.5 files name a window and do not use it.
-        assert!(!window(json!({"use_sliding_window": false, "sliding_window": 131_072, "max_window_layers": 1})));
-        assert!(!window(json!({"use_sliding_window": true, "sliding_window": 4096, "max_window_layers": 2})));
-        assert!(window(json!({"use_sliding_window": true, "sliding_window": 4096, "max_window_layers": 1})));
-        assert!(window(json!({"layer_types": ["full_attention", "sliding_attention"]})));
-        assert!(!window(json!({"layer_types": ["full_attention", "full_attention"]})));
+        let qwen = |asked: bool, first: u64| {
+            windows(json!({"use_sliding_window": asked, "sliding_window": 512, "max_window_layers": first}))
+        };
+        assert_eq!([qwen(false, 1), qwen(true, 2), qwen(true, 1)], [[None; 2], [None; 2], [None, Some(512)]]);
+        let typed = json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"]});
+        assert_eq!(windows(typed), [Some(8), None]);
+        assert_eq!(windows(json!({"model_type": "mistral"})), [Some(4096); 2]);
+        assert_eq!(windows(json!({"model_type": "mistral", "max_position_embeddings": 4096})), [None; 2]);
+        assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": null})), [None; 2]);
+        assert_eq!(windows(json!({"model_type": "ministral3"})), [None; 2]);
+        let smol =
+            json!({"model_type": "smollm3", "use_sliding_window": true, "sliding_window": 8, "no_rope_layers": [1, 0]});
+        assert_eq!(windows(smol), [None, Some(8)]);
+        let found = mistakes(json!({"layer_types": ["full_attention", "sliding_attention"]}));
+        assert!(found[0].contains("use_sliding_window = false and sliding_window = null"), "{found:?}");
+        let found = mistakes(json!({"layer_types": ["full_attention", "chunked_attention"]}));
+        assert!(found[0].starts_with("layer_types = ["), "{found:?}");
     }
 
     #[test]

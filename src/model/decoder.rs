@@ -10,24 +10,28 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 
 use super::attention::{Attention, Rows, ids};
-use super::family::Multipliers;
+use super::family::{Gate, Multipliers, Norms};
 use super::norm::RmsNorm;
 use super::rope::Rope;
 use super::{KvCache, ModelConfig, Precision, params, shapes};
 use crate::ops;
 
-/// SwiGLU: `down(silu(gate(x)) · up(x))` (arXiv 2002.05202).
+/// `down(silu(gate(x)) · up(x))`, SwiGLU, or with another activation of the gate (arXiv 2002.05202).
 #[derive(Module, Debug)]
 pub struct Mlp {
+    /// `[hidden, intermediate]`; none where the two are one.
+    pub gate_proj: Option<Linear>,
     /// `[hidden, intermediate]`.
-    pub gate_proj: Linear,
-    /// `[hidden, intermediate]`.
-    pub up_proj: Linear,
+    pub up_proj: Option<Linear>,
+    /// Gate and up as one matrix (Phi 3), `[hidden, 2 · intermediate]`.
+    pub gate_up_proj: Option<Linear>,
     /// `[intermediate, hidden]`.
     pub down_proj: Linear,
+    /// Whether the gate's activation is Gemma's.
+    gelu: bool,
 }
 
-/// One block: attention and SwiGLU, each normalised before and added after.
+/// One block: attention and a gated feed-forward part, each normalised before or after or both, and added.
 #[derive(Module, Debug)]
 pub struct Layer {
     /// Causal self-attention.
@@ -35,9 +39,13 @@ pub struct Layer {
     /// Feed-forward part.
     pub mlp: Mlp,
     /// Norm before attention.
-    pub input_layernorm: RmsNorm,
-    /// Norm before the feed-forward part.
+    pub input_layernorm: Option<RmsNorm>,
+    /// Norm before the feed-forward part or, where that has one after it, after attention.
     pub post_attention_layernorm: RmsNorm,
+    /// Norm before the feed-forward part where there are norms after both parts, too.
+    pub pre_feedforward_layernorm: Option<RmsNorm>,
+    /// Norm after the feed-forward part.
+    pub post_feedforward_layernorm: Option<RmsNorm>,
     /// Of what both parts add.
     multiplier: f64,
 }
@@ -61,27 +69,43 @@ pub struct CausalLm {
     /// The head, `[hidden, vocab]`; `None` when it is the transposed embedding.
     pub lm_head: Option<Linear>,
     #[module(skip)]
-    rope: Rope,
+    ropes: Vec<Rope>,
     #[module(skip)]
     precision: Precision,
     #[module(skip)]
     multipliers: Multipliers,
+    /// Whether a GPU has the kernels that keep the state of decoding: not with windows, several rotations or parts of heads.
+    #[module(skip)]
+    decodes_there: bool,
 }
 
 impl Mlp {
     fn forward(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
         let precision = rows.precision;
-        let layers = [&self.gate_proj, &self.up_proj];
         let stored = rows.stored(&x);
-        let plain = |layer: &&Linear| layer.bias.is_none() && layer.weight.adapter().is_none();
-        let [gate, up] = if stored.is_some() && layers.iter().all(plain) {
-            precision.products(layers, x)
-        } else {
-            layers.map(|layer| precision.linear(layer, x.clone()))
-        };
+        let [gate, up] = self.gate_and_up(x, rows);
+        if self.gelu {
+            return precision.linear(&self.down_proj, ops::geglu(gate, up));
+        }
         match stored {
             Some(stored) => precision.linear(&self.down_proj, ops::swiglu_as(gate, up, stored)),
             None => precision.swiglu_linear(&self.down_proj, gate, up),
+        }
+    }
+
+    fn gate_and_up(&self, x: Tensor<2>, rows: &Rows) -> [Tensor<2>; 2] {
+        let precision = rows.precision;
+        if let Some(layer) = &self.gate_up_proj {
+            let x = precision.linear(layer, x);
+            let inner = x.dims()[1] / 2;
+            return [0, inner].map(|from| x.clone().narrow(1, from, inner));
+        }
+        let layers = [&self.gate_proj, &self.up_proj].map(|layer| layer.as_ref().expect("one projection or two"));
+        let plain = |layer: &&Linear| layer.bias.is_none() && layer.weight.adapter().is_none();
+        if rows.stored(&x).is_some() && layers.iter().all(plain) {
+            precision.products(layers, x)
+        } else {
+            layers.map(|layer| precision.linear(layer, x.clone()))
         }
     }
 }
@@ -90,27 +114,38 @@ impl Layer {
     fn new(config: &ModelConfig, index: usize, device: &Device) -> Self {
         let bias = config.has_mlp_bias();
         let linear = |input, output| LinearConfig::new(input, output).with_bias(bias).init(device);
-        let norm = || RmsNorm::new(config.hidden_size, config.rms_norm_eps, device);
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (hidden, inner, fused) = (config.hidden_size, config.intermediate_size, config.is_fused());
+        let norm = || RmsNorm::new(config, hidden, device);
+        let norm_of = |others: [Norms; 2]| others.contains(&config.norms()).then(norm);
         Self {
             self_attn: Attention::new(config, index, device),
             mlp: Mlp {
-                gate_proj: linear(hidden, inner),
-                up_proj: linear(hidden, inner),
+                gate_proj: (!fused).then(|| linear(hidden, inner)),
+                up_proj: (!fused).then(|| linear(hidden, inner)),
+                gate_up_proj: fused.then(|| linear(hidden, 2 * inner)),
                 down_proj: linear(inner, hidden),
+                gelu: config.gate() == Gate::Gelu,
             },
-            input_layernorm: norm(),
+            input_layernorm: norm_of([Norms::Before, Norms::Around]),
             post_attention_layernorm: norm(),
+            pre_feedforward_layernorm: norm_of([Norms::Around; 2]),
+            post_feedforward_layernorm: norm_of([Norms::After, Norms::Around]),
             multiplier: config.multipliers().residual,
         }
     }
 
     fn forward(&self, stream: Stream, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Stream {
         let stored = rows.stored(&stream.x);
-        let (x, normed) = self.input_layernorm.after(stream.x, stream.part, stored);
+        let (x, normed) = stream.normed(self.input_layernorm.as_ref(), stored);
         let attended = self.self_attn.forward(normed, rows, cache);
-        let (x, normed) = self.post_attention_layernorm.after(x, Some((attended, self.multiplier)), stored);
-        Stream { x, part: Some((self.mlp.forward(normed, rows), self.multiplier)) }
+        let Some(last) = &self.post_feedforward_layernorm else {
+            let (x, normed) = self.post_attention_layernorm.after(x, Some((attended, self.multiplier)), stored);
+            return Stream { x, part: Some((self.mlp.forward(normed, rows), self.multiplier)) };
+        };
+        let attended = self.post_attention_layernorm.forward(attended);
+        let stream = Stream { x, part: Some((attended, self.multiplier)) };
+        let (x, normed) = stream.normed(self.pre_feedforward_layernorm.as_ref(), stored);
+        Stream { x, part: Some((last.forward(self.mlp.forward(normed, rows)), self.multiplier)) }
     }
 }
 
@@ -123,6 +158,17 @@ struct Stream {
 impl Stream {
     fn new(x: Tensor<2>) -> Self {
         Self { x, part: None }
+    }
+
+    /// The sum, and its norm; twice the sum without one.
+    fn normed(self, norm: Option<&RmsNorm>, stored: Option<FloatDType>) -> (Tensor<2>, Tensor<2>) {
+        match norm {
+            Some(norm) => norm.after(self.x, self.part, stored),
+            None => {
+                let x = self.sum();
+                (x.clone(), x)
+            }
+        }
     }
 
     fn sum(self) -> Tensor<2> {
@@ -149,18 +195,21 @@ impl CausalLm {
     /// # Panics
     /// When the configuration has [problems](ModelConfig::problems).
     pub(super) fn new(config: &ModelConfig, precision: Precision, device: &Device) -> Self {
-        let rope = Rope::read(config).unwrap_or_else(|problems| panic!("{}", problems.join("; ")));
+        let ropes = Rope::kinds(config).unwrap_or_else(|problems| panic!("{}", problems.join("; ")));
+        let windows = (0..config.num_hidden_layers).any(|layer| config.window(layer).is_some());
+        let decodes_there = !windows && ropes.len() == 1 && ropes[0].rotates_all(config.head_dim());
         Self {
             model: Decoder {
                 embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device),
                 layers: (0..config.num_hidden_layers).map(|index| Layer::new(config, index, device)).collect(),
-                norm: RmsNorm::new(config.hidden_size, config.rms_norm_eps, device),
+                norm: RmsNorm::new(config, config.hidden_size, device),
             },
             lm_head: (!config.tie_word_embeddings)
                 .then(|| LinearConfig::new(config.hidden_size, config.vocab_size).with_bias(false).init(device)),
-            rope,
+            ropes,
             precision,
             multipliers: config.multipliers(),
+            decodes_there,
         }
     }
 
@@ -213,10 +262,10 @@ impl CausalLm {
     /// Whether the pass announced to the cache is one of decoding that a GPU keeps the state of.
     fn decoding(&self, cache: &mut KvCache) -> bool {
         let device = self.device();
-        let Some(stored) = self.stored(&device) else { return false };
+        let Some(stored) = self.stored(&device).filter(|_| self.decodes_there) else { return false };
         let rotations = |positions| {
             let positions: Vec<usize> = (0..positions).collect();
-            let [keys, queries] = self.rope.tables(&positions, &device);
+            let [keys, queries] = self.ropes[0].tables(&positions, &[], &device);
             [queries, keys].map(|(cos, sin)| Tensor::cat(vec![cos, sin], 1))
         };
         cache.decoding(stored, rotations).is_some()
@@ -239,7 +288,11 @@ impl CausalLm {
         if !ops::is_host(&device) {
             shapes::note(lengths);
         }
-        let rotary = positions.map(|positions| self.rope.tables(positions, &device.clone().inner()));
+        let tables = |positions| {
+            let inner = device.clone().inner();
+            self.ropes.iter().map(|rope| rope.tables(positions, lengths, &inner)).collect()
+        };
+        let rotary = positions.map(tables);
         Rows { lengths: lengths.to_vec(), rotary, precision: self.precision, stored: self.stored(&device) }
     }
 

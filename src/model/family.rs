@@ -3,6 +3,10 @@
 use serde_json::Value;
 
 use super::ModelConfig;
+use super::tensors::Dtype;
+
+/// What products of queries and keys are divided by the root of, where a family has such a key.
+const SCALAR: &str = "query_pre_attn_scalar";
 
 /// The facts of a family.
 #[derive(Debug, PartialEq)]
@@ -17,18 +21,90 @@ pub(super) struct Family {
     bias: Bias,
     /// Whether `mlp_bias` counts.
     mlp_bias: bool,
-    /// Whether queries and keys are normalised per head.
-    pub(super) qk_norm: bool,
+    /// What normalises queries and keys.
+    qk_norm: HeadNorm,
+    /// Where the norms of a block are.
+    norms: Norms,
+    /// Whether norms multiply by 1 + weight.
+    unit_norms: bool,
+    /// The gate's activation.
+    pub(super) gate: Gate,
+    /// Whether the embedding's rows are multiplied by `√hidden_size`.
+    scaled_embedding: bool,
+    /// What `query_pre_attn_scalar` is where the file is silent on it, in a family that divides by its root.
+    query_scalar: Option<f64>,
+    /// Whether the projections of queries, keys and values are one matrix, and those of gate and up another.
+    fused: bool,
+    /// Whether a part of a head may rotate, by the frequencies of `longrope`, too.
+    pub(super) partial: bool,
+    /// Whether published files name code (`auto_map`) in whose place transformers has a class of its own.
+    pub(super) had_code: bool,
     /// Base of the rotary frequencies where the file names none; none where it must.
-    theta: Option<f64>,
+    pub(super) theta: Option<f64>,
+    /// The same of layers with a window, in a family whose two kinds of layers have rotary settings of their own.
+    pub(super) local_theta: Option<f64>,
     /// Every so many layers one does not rotate, where `no_rope_layers` does not say which; 0 for none.
-    unrotated: usize,
+    pub(super) unrotated: usize,
     /// Whether queries grow with their position, by `llama_4_scaling_beta`.
     scales_by_position: bool,
     /// Whether the embedding, the attention, the sums and the logits have multipliers.
     multipliers: bool,
-    /// The window of attention where the file is silent on it: the file must say null to have none.
-    window: Option<u64>,
+    /// Which layers attend within a window.
+    pub(super) windows: Windows,
+    /// Keys that files leave out, with the values transformers gives them.
+    pub(super) defaults: &'static str,
+}
+
+/// What normalises queries and keys.
+#[derive(Debug, PartialEq, Eq)]
+enum HeadNorm {
+    None,
+    /// Each head by itself.
+    Each,
+    /// All heads together.
+    Whole,
+}
+
+/// Where the norms of a block are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Norms {
+    /// Before attention and before the feed-forward part.
+    Before,
+    /// After each.
+    After,
+    /// Before and after each.
+    Around,
+}
+
+/// The activation of the feed-forward part's gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    Silu,
+    /// The GELU with the hyperbolic tangent.
+    Gelu,
+}
+
+impl Gate {
+    /// Its name in `config.json`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::Gelu => "gelu_pytorch_tanh",
+        }
+    }
+}
+
+/// Which layers attend to the last tokens only, `sliding_window` of them; the number is that where the file is silent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Windows {
+    None,
+    /// All, where there is a number at all.
+    All(Option<u64>),
+    /// Where `use_sliding_window` says so: those of `layer_types`, else from `max_window_layers` on or, in a family that has some,
+    /// the layers that do not rotate.
+    Asked(Option<u64>),
+    /// Those of `layer_types`, else all but every so many-th.
+    But(u64, Option<u64>),
 }
 
 /// Which projections of attention have a bias.
@@ -47,25 +123,50 @@ const LLAMA: Family = Family {
     head_dim: None,
     bias: Bias::Asked,
     mlp_bias: true,
-    qk_norm: false,
+    qk_norm: HeadNorm::None,
+    norms: Norms::Before,
+    unit_norms: false,
+    gate: Gate::Silu,
+    scaled_embedding: false,
+    query_scalar: None,
+    fused: false,
+    partial: false,
+    had_code: false,
     theta: Some(10_000.0),
+    local_theta: None,
     unrotated: 0,
     scales_by_position: false,
     multipliers: false,
-    window: None,
+    windows: Windows::None,
+    defaults: "{}",
 };
 
 /// All families. Mistral's window is that of its first version; later ones write null.
-pub(super) const FAMILIES: [Family; 7] = [
-    Family { name: "qwen2", class: "Qwen2ForCausalLM", bias: Bias::Inputs, mlp_bias: false, ..LLAMA },
-    Family { name: "qwen3", class: "Qwen3ForCausalLM", head_dim: Some(128), qk_norm: true, mlp_bias: false, ..LLAMA },
+pub(super) const FAMILIES: [Family; 11] = [
+    Family {
+        name: "qwen2",
+        class: "Qwen2ForCausalLM",
+        bias: Bias::Inputs,
+        mlp_bias: false,
+        windows: Windows::Asked(Some(4096)),
+        ..LLAMA
+    },
+    Family {
+        name: "qwen3",
+        class: "Qwen3ForCausalLM",
+        head_dim: Some(128),
+        qk_norm: HeadNorm::Each,
+        mlp_bias: false,
+        windows: Windows::Asked(Some(4096)),
+        ..LLAMA
+    },
     LLAMA,
     Family {
         name: "mistral",
         class: "MistralForCausalLM",
         bias: Bias::None,
         mlp_bias: false,
-        window: Some(4096),
+        windows: Windows::All(Some(4096)),
         ..LLAMA
     },
     Family {
@@ -76,13 +177,73 @@ pub(super) const FAMILIES: [Family; 7] = [
         mlp_bias: false,
         theta: None,
         scales_by_position: true,
+        windows: Windows::All(None),
         ..LLAMA
     },
-    Family { name: "smollm3", class: "SmolLM3ForCausalLM", theta: Some(2e6), unrotated: 4, ..LLAMA },
+    Family {
+        name: "smollm3",
+        class: "SmolLM3ForCausalLM",
+        theta: Some(2e6),
+        unrotated: 4,
+        windows: Windows::Asked(None),
+        ..LLAMA
+    },
     Family { name: "granite", class: "GraniteForCausalLM", multipliers: true, ..LLAMA },
+    Family {
+        name: "olmo2",
+        class: "Olmo2ForCausalLM",
+        mlp_bias: false,
+        qk_norm: HeadNorm::Whole,
+        norms: Norms::After,
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
+        ..LLAMA
+    },
+    Family {
+        name: "olmo3",
+        class: "Olmo3ForCausalLM",
+        mlp_bias: false,
+        qk_norm: HeadNorm::Whole,
+        norms: Norms::After,
+        theta: Some(5e5),
+        local_theta: Some(5e5),
+        windows: Windows::But(4, Some(4096)),
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
+        ..LLAMA
+    },
+    Family {
+        name: "gemma3_text",
+        class: "Gemma3ForCausalLM",
+        head_dim: Some(256),
+        mlp_bias: false,
+        qk_norm: HeadNorm::Each,
+        norms: Norms::Around,
+        unit_norms: true,
+        gate: Gate::Gelu,
+        scaled_embedding: true,
+        query_scalar: Some(256.0),
+        theta: Some(1e6),
+        local_theta: Some(1e4),
+        windows: Windows::But(6, Some(4096)),
+        defaults: r#"{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_activation": "gelu_pytorch_tanh",
+            "max_position_embeddings": 131072, "tie_word_embeddings": true}"#,
+        ..LLAMA
+    },
+    Family {
+        name: "phi3",
+        class: "Phi3ForCausalLM",
+        bias: Bias::None,
+        mlp_bias: false,
+        fused: true,
+        partial: true,
+        had_code: true,
+        windows: Windows::All(None),
+        defaults: r#"{"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}"#,
+        ..LLAMA
+    },
 ];
 
-/// Factors of Granite; 1 elsewhere.
+/// Factors of Granite and Gemma; 1 elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Multipliers {
     /// Of the embedding's rows.
@@ -121,14 +282,45 @@ impl ModelConfig {
         self.mlp_bias.unwrap_or(false) && self.family().is_some_and(|family| family.mlp_bias)
     }
 
-    /// Whether queries and keys are normalised per head.
-    pub(crate) fn has_qk_norm(&self) -> bool {
-        self.family().is_some_and(|family| family.qk_norm)
+    /// Widths of what the norms of queries and of keys take together; none without such norms.
+    pub(crate) fn qk_norm_widths(&self) -> Option<[usize; 2]> {
+        let heads = match self.family()?.qk_norm {
+            HeadNorm::None => return None,
+            HeadNorm::Each => [1, 1],
+            HeadNorm::Whole => [self.num_attention_heads, self.num_key_value_heads],
+        };
+        Some(heads.map(|heads| heads * self.head_dim()))
     }
 
-    /// Base of the rotary frequencies where the table of rotary settings names none.
-    pub(super) fn rope_base(&self) -> Option<f64> {
-        self.rope_theta.or(self.family().map_or(LLAMA.theta, |family| family.theta))
+    /// Where the norms of a block are.
+    pub(super) fn norms(&self) -> Norms {
+        self.family().map_or(Norms::Before, |family| family.norms)
+    }
+
+    /// How many norms as wide as the model a block has.
+    pub(crate) fn norms_per_block(&self) -> usize {
+        if self.norms() == Norms::Around { 4 } else { 2 }
+    }
+
+    /// Whether norms multiply by 1 + weight.
+    pub(super) fn has_unit_norms(&self) -> bool {
+        self.family().is_some_and(|family| family.unit_norms)
+    }
+
+    /// The gate's activation.
+    pub(super) fn gate(&self) -> Gate {
+        self.family().map_or(Gate::Silu, |family| family.gate)
+    }
+
+    /// Whether projections that read the same are one matrix.
+    pub(super) fn is_fused(&self) -> bool {
+        self.family().is_some_and(|family| family.fused)
+    }
+
+    /// Which of the model's rotary settings a layer has; none where it does not rotate.
+    pub(super) fn rope_of(&self, layer: usize) -> Option<usize> {
+        let local = self.family().is_some_and(|family| family.local_theta.is_some());
+        self.rotates(layer).then(|| usize::from(local && self.slides(layer)))
     }
 
     /// Whether a layer rotates its queries and keys by their positions.
@@ -150,12 +342,26 @@ impl ModelConfig {
     pub(super) fn multipliers(&self) -> Multipliers {
         let given = self.family().is_some_and(|family| family.multipliers);
         let number = |key: &str| self.rest.get(key).and_then(Value::as_f64).filter(|_| given);
+        let scalar = self.family().and_then(|family| family.query_scalar);
+        let scalar = scalar.map(|own| self.rest.get(SCALAR).and_then(Value::as_f64).unwrap_or(own));
+        let attention = given.then(|| number("attention_multiplier").unwrap_or(1.0));
         Multipliers {
-            embedding: number("embedding_multiplier").unwrap_or(1.0),
+            embedding: self.embedding_scale().or(number("embedding_multiplier")).unwrap_or(1.0),
             residual: number("residual_multiplier").unwrap_or(1.0),
-            attention: given.then(|| number("attention_multiplier").unwrap_or(1.0)),
+            attention: attention.or(scalar.map(|scalar| scalar.powf(-0.5))),
             logits: number("logits_scaling").unwrap_or(1.0),
         }
+    }
+
+    /// Gemma's `√hidden_size`, rounded to the stored precision as transformers does: 33.94 becomes 34 in bfloat16.
+    fn embedding_scale(&self) -> Option<f64> {
+        let scale = (self.hidden_size as f64).sqrt();
+        let rounded = match self.stored() {
+            Some(Dtype::Bf16) => half::bf16::from_f64(scale).to_f64(),
+            Some(Dtype::F16) => half::f16::from_f64(scale).to_f64(),
+            Some(Dtype::F32) | None => f64::from(scale as f32),
+        };
+        self.family().filter(|family| family.scaled_embedding).map(|_| rounded)
     }
 
     /// What is wrong with the keys of a family, one line each.
@@ -170,6 +376,9 @@ impl ModelConfig {
                 }
             }
         }
+        if let Some(value) = given(SCALAR).filter(|value| !positive(value)) {
+            problems.push(format!("{SCALAR} = {value} must be a positive number"));
+        }
         if self.family().is_some_and(|family| family.unrotated > 0) {
             if let Some(value) = given("no_rope_layers") {
                 let marks =
@@ -182,23 +391,7 @@ impl ModelConfig {
                 problems.push(format!("no_rope_layer_interval = {value} must be a positive number"));
             }
         }
-        if let Some(window) = self.window()
-            && window < self.max_position_embeddings as u64
-        {
-            problems.push(format!(
-                "sliding-window attention (sliding_window = {window}) is not supported; with max_position_embeddings = \
-                 {window} in config.json the model is used within its window"
-            ));
-        }
+        problems.extend(self.window_mistakes());
         problems
-    }
-
-    /// The window that attention has in every layer, by the keys of the family.
-    fn window(&self) -> Option<u64> {
-        let default = self.family()?.window?;
-        match self.rest.get("sliding_window") {
-            Some(Value::Null) => None,
-            given => Some(given.and_then(Value::as_u64).unwrap_or(default)),
-        }
     }
 }

@@ -1,5 +1,6 @@
 //! Low-rank adapters (LoRA, arXiv 2106.09685) by Burn's `apply_lora`, read and written in PEFT's format.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Lora, Module, Param, ParamGroup};
@@ -20,7 +21,18 @@ use crate::text::directory::ADAPTER_CONFIG as CONFIG;
 pub use crate::text::directory::{base, base_name, is_adapter};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
-const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+const PROJECTIONS: [&str; 9] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"];
+/// All of a model whose projections are separate.
+const SEPARATE: usize = 7;
+/// What they are part of in a model that has them as one.
+const FUSED: [(&str, &str); 5] = [
+    ("q_proj", "qkv_proj"),
+    ("k_proj", "qkv_proj"),
+    ("v_proj", "qkv_proj"),
+    ("gate_proj", "gate_up_proj"),
+    ("up_proj", "gate_up_proj"),
+];
 
 /// Which projections get an adapter, and how large; keys are PEFT's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,7 +48,8 @@ pub struct LoraConfig {
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { r: 16, lora_alpha: 32.0, target_modules: PROJECTIONS.map(str::to_string).to_vec() }
+        let target_modules = PROJECTIONS[..SEPARATE].iter().map(ToString::to_string).collect();
+        Self { r: 16, lora_alpha: 32.0, target_modules }
     }
 }
 
@@ -63,7 +76,7 @@ impl LoraConfig {
     /// Freezes the model and gives its projections adapters that change nothing yet: the second factor is zero, the first
     /// uniform within `±1/√input` as in PEFT, a function of seed and name.
     pub fn attach(&self, model: CausalLm, seed: u64) -> CausalLm {
-        let targets = self.target_modules.iter().map(|name| format!(".{name}.weight")).collect();
+        let targets = self.targets(&model).iter().map(|name| format!(".{name}.weight")).collect();
         let lora = Lora::new(self.r, self.lora_alpha).set_param_group(ParamGroup::from_any_predicates(targets));
         replace(model.apply_lora(lora), FloatDType::F32, |name, shape| {
             if !name.ends_with(".lora_A.weight") {
@@ -78,12 +91,25 @@ impl LoraConfig {
     }
 }
 
+impl LoraConfig {
+    /// The projections of the model that the names mean: where one holds several (Phi 3), each of their names means it.
+    fn targets(&self, model: &CausalLm) -> Vec<String> {
+        let fused = model.model.layers.first().is_some_and(|layer| layer.self_attn.qkv_proj.is_some());
+        let whole = |name: &str| FUSED.iter().find(|(part, _)| fused && *part == name).map(|(_, whole)| *whole);
+        let names = self.target_modules.iter().map(|name| whole(name).unwrap_or(name).to_string());
+        names.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
 /// The model below its adapters, without autodiff. It shares the weights' memory.
 pub fn detach(model: &CausalLm) -> CausalLm {
     let mut model = model.valid();
     for Layer { self_attn, mlp, .. } in &mut model.model.layers {
-        let of_attention = [&mut self_attn.q_proj, &mut self_attn.k_proj, &mut self_attn.v_proj, &mut self_attn.o_proj];
-        for layer in of_attention.into_iter().chain([&mut mlp.gate_proj, &mut mlp.up_proj, &mut mlp.down_proj]) {
+        let of_attention =
+            [&mut self_attn.q_proj, &mut self_attn.k_proj, &mut self_attn.v_proj, &mut self_attn.qkv_proj];
+        let of_mlp = [&mut mlp.gate_proj, &mut mlp.up_proj, &mut mlp.gate_up_proj];
+        let always = [&mut self_attn.o_proj, &mut mlp.down_proj];
+        for layer in of_attention.into_iter().chain(of_mlp).flatten().chain(always) {
             layer.weight = Param::initialized(layer.weight.id, layer.weight.base());
         }
     }
@@ -229,7 +255,7 @@ pub fn save(dir: &Path, model: &CausalLm, lora: &LoraConfig, base: &Path) -> Res
         "revision": revision,
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
-        "target_modules": lora.target_modules,
+        "target_modules": lora.targets(model),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": false,

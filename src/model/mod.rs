@@ -1,4 +1,4 @@
-//! The decoder of Qwen, Llama, Mistral, SmolLM and Granite models: configured by Hugging Face `config.json`, with weights under Hugging
+//! The decoder of Qwen, Llama, Mistral, SmolLM, Granite, OLMo, Gemma and Phi models: configured by Hugging Face `config.json`, with weights under Hugging
 //! Face names, with or without LoRA adapters.
 
 mod attention;
@@ -6,6 +6,7 @@ mod cache;
 mod config;
 mod decoder;
 mod family;
+mod foreign;
 pub mod lora;
 mod norm;
 mod params;
@@ -15,6 +16,8 @@ mod rope;
 mod shapes;
 pub(crate) mod share;
 pub mod tensors;
+mod windows;
+mod wrapped;
 
 pub use attention::Attention;
 pub(crate) use attention::{Rows, ids};

@@ -3,23 +3,38 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Device, FloatDType, Tensor};
 
+use super::ModelConfig;
 use crate::ops;
 
-/// `x / sqrt(mean(x²) + ε) · weight`.
+/// `x / sqrt(mean(x²) + ε) · weight`, or `· (1 + weight)` in a family that has it so.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
     /// Scale, `[width]`.
     pub weight: Param<Tensor<1>>,
     epsilon: f64,
+    unit: bool,
 }
 
 impl RmsNorm {
-    pub(super) fn new(width: usize, epsilon: f64, device: &Device) -> Self {
-        Self { weight: Initializer::Ones.init([width], device), epsilon }
+    pub(super) fn new(config: &ModelConfig, width: usize, device: &Device) -> Self {
+        let weight = Initializer::Ones.init([width], device);
+        Self { weight, epsilon: config.rms_norm_eps, unit: config.has_unit_norms() }
     }
 
     pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::rms_norm(x, self.weight.val(), self.epsilon)
+        ops::rms_norm(x, self.scale(), self.epsilon)
+    }
+
+    /// [`Self::forward`] of parts of rows, each as wide as the norm.
+    pub(super) fn parts(&self, x: Tensor<2>) -> Tensor<2> {
+        let ([rows, width], [own]) = (x.dims(), self.weight.lazy_shape().dims());
+        self.forward(x.reshape([rows * width / own, own])).reshape([rows, width])
+    }
+
+    /// What the normed values are multiplied by.
+    fn scale(&self) -> Tensor<1> {
+        let weight = self.weight.val();
+        if self.unit { weight.add_scalar(1.0) } else { weight }
     }
 
     /// `x + factor · part` where there is a part, and its norm in the format `stored` where one is asked for.
@@ -30,7 +45,7 @@ impl RmsNorm {
         stored: Option<FloatDType>,
     ) -> (Tensor<2>, Tensor<2>) {
         if let Some(stored) = stored {
-            return ops::add_rms_norm(x, part, self.weight.val(), self.epsilon, stored);
+            return ops::add_rms_norm(x, part, self.scale(), self.epsilon, stored);
         }
         let x = match part {
             None => x,

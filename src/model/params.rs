@@ -140,13 +140,13 @@ fn contiguous<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     Tensor::from_data(tensor.into_data(), &device)
 }
 
-/// Fresh weights: normal with the given standard deviation, norms one, biases zero; projections back into the residual
+/// Fresh weights: normal with the given standard deviation, norms one (`norm`: what their weights are then), biases zero; projections back into the residual
 /// stream are scaled by `1 / √(2 · layers)` (GPT-2). A function of the seed and the parameter's name only.
-pub(super) fn initialise(model: CausalLm, deviation: f64, layers: usize, seed: u64) -> CausalLm {
+pub(super) fn initialise(model: CausalLm, deviation: f64, norm: f32, layers: usize, seed: u64) -> CausalLm {
     replace(model, FloatDType::F32, |name, shape| {
         let count = shape.iter().product();
         let values: Vec<f32> = if name.ends_with("norm.weight") {
-            vec![1.0; count]
+            vec![norm; count]
         } else if name.ends_with(".bias") {
             vec![0.0; count]
         } else {

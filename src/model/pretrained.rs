@@ -8,7 +8,7 @@ use burn::tensor::{Device, FloatDType, TensorData};
 use serde::Deserialize;
 
 use super::params::{cast, entries, initialise, names, replace};
-use super::{CausalLm, ModelConfig, Precision, lora};
+use super::{CausalLm, ModelConfig, Precision, lora, wrapped};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::hub::Part;
@@ -28,7 +28,8 @@ impl CausalLm {
     /// [`Self::random`], with matrix products in the given precision and matrices held as [`load_as`] does.
     pub fn random_as(config: &ModelConfig, seed: u64, device: &Device, precision: Precision) -> Self {
         let model = Self::new(config, precision, device);
-        let model = initialise(model, config.initializer_range, config.num_hidden_layers, seed);
+        let norm = if config.has_unit_norms() { 0.0 } else { 1.0 };
+        let model = initialise(model, config.initializer_range, norm, config.num_hidden_layers, seed);
         let masters = device.is_autodiff() || precision == Precision::F32;
         if masters { model } else { cast(model, precision.dtype()) }
     }
@@ -72,11 +73,18 @@ pub fn config_of(dir: &Path) -> Result<ModelConfig> {
 pub(super) fn load_full(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
     precision.check(device)?;
     let mut config = ModelConfig::load(dir)?;
-    let weights = Weights::open(dir)?;
+    let mut weights = Weights::open(dir)?;
+    if wrapped::is_wrapper(&files::read_json(&dir.join("config.json"))?) {
+        weights.unwrap();
+    }
     // A layer has nine tensors at least: more layers than tensors need not even be listed.
     if config.num_hidden_layers > weights.place.len() {
         let (layers, tensors) = (config.num_hidden_layers, weights.place.len());
         return Err(weights.unfit(&[format!("{tensors} tensors cannot be num_hidden_layers = {layers} layers")]));
+    }
+    // Before the model is made: the scale of Gemma's embedding is rounded to it.
+    if let Some(dtype) = weights.dtype() {
+        config.set_stored(dtype);
     }
     let model = CausalLm::new(&config, precision, device);
     let wanted = names(&model);
@@ -90,9 +98,6 @@ pub(super) fn load_full(dir: &Path, device: &Device, precision: Precision) -> Re
     if !problems.is_empty() {
         return Err(weights.unfit(&problems));
     }
-    if let Some(dtype) = weights.dtype() {
-        config.set_stored(dtype);
-    }
     let dtype = if device.is_autodiff() { FloatDType::F32 } else { precision.dtype() };
     Ok((config, weights.fill(model, dtype)?))
 }
@@ -105,7 +110,21 @@ pub(super) struct Weights {
     /// The file to name in messages.
     path: PathBuf,
     files: Vec<TensorFile>,
-    place: BTreeMap<String, usize>,
+    place: BTreeMap<String, Place>,
+}
+
+/// Where a tensor is.
+#[derive(Debug)]
+struct Place {
+    file: usize,
+    /// What it is called there.
+    name: String,
+}
+
+impl Place {
+    fn of(file: usize, name: &str) -> (String, Self) {
+        (name.to_string(), Self { file, name: name.to_string() })
+    }
 }
 
 #[derive(Deserialize)]
@@ -117,7 +136,7 @@ impl Weights {
     /// One safetensors file.
     pub(super) fn single(path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let place = file.names().map(|name| (name.to_string(), 0)).collect();
+        let place = file.names().map(|name| Place::of(0, name)).collect();
         Ok(Self { path: path.to_path_buf(), files: vec![file], place })
     }
 
@@ -146,12 +165,12 @@ impl Weights {
             return Err(Error::file(&path, message));
         }
         let files = shards.iter().map(|shard| TensorFile::open(&dir.join(shard))).collect::<Result<Vec<_>>>()?;
-        let mut place: BTreeMap<String, usize> = BTreeMap::new();
+        let mut place = BTreeMap::new();
         let mut problems = Vec::new();
         for (number, (file, shard)) in files.iter().zip(&shards).enumerate() {
             for name in file.names() {
                 if index.weight_map.get(name) == Some(shard) {
-                    place.insert(name.to_string(), number);
+                    place.extend([Place::of(number, name)]);
                 } else {
                     problems.push(format!("{shard} holds {name}, which the index does not place there"));
                 }
@@ -165,7 +184,17 @@ impl Weights {
 
     /// Names and shapes of all tensors.
     pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.place.iter().filter_map(|(name, &file)| Some((name.as_str(), self.files[file].info(name)?.0)))
+        self.place.iter().filter_map(|(name, place)| Some((name.as_str(), self.info(place)?.0)))
+    }
+
+    fn info(&self, Place { file, name }: &Place) -> Option<(&[usize], std::result::Result<Dtype, String>)> {
+        self.files[*file].info(name)
+    }
+
+    /// Leaves those of the language model inside a wrapper, under its own names.
+    fn unwrap(&mut self) {
+        let inner = |(name, place): (String, Place)| Some((wrapped::inner_name(&name)?, place));
+        self.place = std::mem::take(&mut self.place).into_iter().filter_map(inner).collect();
     }
 
     fn has(&self, name: &str) -> bool {
@@ -173,7 +202,8 @@ impl Weights {
     }
 
     fn read(&self, name: &str) -> Result<Vec<f32>> {
-        self.files[self.place[name]].read(name)
+        let Place { file, name } = &self.place[name];
+        self.files[*file].read(name)
     }
 
     /// The values of a tensor.
@@ -194,8 +224,7 @@ impl Weights {
 
     /// The widest precision among the tensors.
     fn dtype(&self) -> Option<Dtype> {
-        let of = |(name, &file): (&String, &usize)| self.files[file].info(name)?.1.ok();
-        self.place.iter().filter_map(of).max()
+        self.place.values().filter_map(|place| self.info(place)?.1.ok()).max()
     }
 
     /// Whether a stored head is the embedding, as a tied head must be.
@@ -211,7 +240,7 @@ impl Weights {
     ) -> Vec<String> {
         let mut problems = Vec::new();
         for (name, expected) in wanted {
-            let found = self.place.get(name).and_then(|&file| self.files[file].info(name));
+            let found = self.place.get(name).and_then(|place| self.info(place));
             problems.extend(match found {
                 None => Some(format!("missing {name} {expected:?}")),
                 Some((shape, _)) if shape != expected => {

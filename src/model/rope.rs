@@ -1,7 +1,7 @@
 //! Rotary positions: the frequencies of each scaling type, and the tables of cosines and sines.
 //!
-//! The types are those of transformers: `default` (RoFormer, arXiv 2104.09864), `linear`, `yarn` (arXiv 2309.00071) and
-//! `llama3` (Llama 3.1). Computed in f32, as there.
+//! The types are those of transformers: `default` (RoFormer, arXiv 2104.09864), `linear`, `yarn` (arXiv 2309.00071),
+//! `llama3` (Llama 3.1) and `longrope` (arXiv 2402.13753). Computed in f32, as there.
 
 use std::f64::consts::{PI, TAU};
 
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::ModelConfig;
 use crate::ops;
 
-/// Cosines and sines, `[rows, head_dim / 2]` each.
+/// Cosines and sines, `[rows, width / 2]` each, of the part of a head that rotates.
 pub(super) type Tables = (Tensor<2>, Tensor<2>);
 
 /// How queries grow with their position (Ministral 3).
@@ -19,10 +19,16 @@ const BETA: &str = "llama_4_scaling_beta";
 /// The context the model was first trained on.
 const ORIGINAL: &str = "original_max_position_embeddings";
 
+/// What `rope_theta` is called for layers with a window (Gemma 3), and the two kinds of layers in tables.
+const LOCAL: &str = "rope_local_base_freq";
+const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
+
 /// Frequencies of the pairs of one head, and what cosines and sines are multiplied by.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rope {
     frequencies: Vec<f32>,
+    /// LongRoPE: the frequencies of sequences of more tokens than this.
+    long: Option<(usize, Vec<f32>)>,
     attention_factor: f32,
     queries: QueryScale,
 }
@@ -35,9 +41,43 @@ struct QueryScale {
     by_position: Option<(f64, f64)>,
 }
 
+impl ModelConfig {
+    /// The longest sequence that can be sampled token by token: beyond it LongRoPE rotates what has been read, too, in another
+    /// way. None where there is no such length.
+    pub(crate) fn longest_sampled(&self) -> Option<usize> {
+        Rope::kinds(self).ok()?.iter().filter_map(|rope| rope.long.as_ref().map(|(longest, _)| *longest)).min()
+    }
+}
+
 impl Rope {
-    /// What `rope_theta`, `rope_scaling` and `rope_parameters` say; problems name the key.
-    pub(super) fn read(config: &ModelConfig) -> Result<Self, Vec<String>> {
+    /// The rotations that layers have: one, or that of layers without and of those with a window; problems name the key.
+    pub(super) fn kinds(config: &ModelConfig) -> Result<Vec<Self>, Vec<String>> {
+        let Some(local) = config.family().and_then(|family| family.local_theta) else {
+            return Ok(vec![Self::read(config)?]);
+        };
+        let mut one = config.clone();
+        let kind = |kind: &str| match &config.rope_parameters {
+            Some(table) if !table.is_null() => match table.get(kind) {
+                Some(table) => table.clone(),
+                None if KINDS.iter().any(|kind| table.get(kind).is_some()) => Value::Null,
+                // Not by kind of layer: refused below by what it holds.
+                None => table.clone(),
+            },
+            _ => Value::Null,
+        };
+        if let Some(flat) = config.rope_parameters.as_ref().filter(|table| table.get("rope_theta").is_some()) {
+            return Err(vec![format!("rope_parameters = {flat} must be by kind of layer, {}", KINDS.join(" and "))]);
+        }
+        one.rope_parameters = Some(kind(KINDS[0])).filter(|table| !table.is_null());
+        let full = Self::read(&one)?;
+        // The scaling of older files is that of layers without a window.
+        (one.rope_parameters, one.rope_scaling) = (Some(kind(KINDS[1])).filter(|table| !table.is_null()), None);
+        one.rope_theta = Some(config.rest.get(LOCAL).and_then(Value::as_f64).unwrap_or(local));
+        Ok(vec![full, Self::read(&one)?])
+    }
+
+    /// What `rope_theta`, `rope_scaling` and `rope_parameters` say.
+    fn read(config: &ModelConfig) -> Result<Self, Vec<String>> {
         let (key, value) = match (&config.rope_parameters, &config.rope_scaling) {
             (Some(_), Some(_)) => {
                 return Err(vec!["both rope_parameters and rope_scaling are given; leave one of them".to_string()]);
@@ -60,18 +100,28 @@ impl Rope {
             settings.refuse(name, "is an object: rotary settings per kind of layer are not supported");
         }
         let partial = settings.number("partial_rotary_factor", config.rest.get("partial_rotary_factor"), Some(1.0));
-        if partial != 1.0 {
+        let parts = config.family().is_some_and(|family| family.partial);
+        if partial != 1.0 && !(parts && partial < 1.0) {
             settings.refuse("partial_rotary_factor", "is not 1: rotating a part of a head is not supported");
         }
-        let theta = settings.number("rope_theta", None, config.rope_base());
+        let base = config.rope_theta.or(config.family().map_or(Some(10_000.0), |family| family.theta));
+        let theta = settings.number("rope_theta", None, base);
         if settings.problems.is_empty() && theta <= 1.0 {
             settings.refuse("rope_theta", "must be above 1");
         }
         // Sizes are checked elsewhere; a broken one must not be computed with.
         let dim = if config.num_attention_heads == 0 { 2 } else { config.head_dim() };
+        let rotated = (dim.min(1 << 16) as f64 * partial) as usize;
+        if !rotated.is_multiple_of(2) {
+            settings.refuse("partial_rotary_factor", &format!("rotates {rotated} of {dim} numbers; they need pairs"));
+        }
         let plain: Vec<f32> =
-            (0..dim.min(1 << 16) / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / dim as f32)).collect();
-        let mut scaled = settings.scale(plain, theta, dim, config.max_position_embeddings);
+            (0..rotated / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / rotated as f32)).collect();
+        let mut scaled = if parts && settings.is_long() {
+            settings.long(plain, config.max_position_embeddings)
+        } else {
+            settings.scale(plain, theta, dim, config.max_position_embeddings)
+        };
         if let Some(product) = config.multipliers().attention {
             scaled.queries.constant = product * (dim as f64).sqrt();
         }
@@ -82,31 +132,43 @@ impl Rope {
         if settings.problems.is_empty() { Ok(scaled) } else { Err(settings.problems) }
     }
 
-    /// Cosines and sines of the given positions for keys, and for queries.
-    pub(super) fn tables(&self, positions: &[usize], device: &Device) -> [Tables; 2] {
-        let keys = self.table(positions, |_| 1.0, device);
+    /// Whether heads of this width rotate whole, sequences of all lengths alike.
+    pub(super) fn rotates_all(&self, head_dim: usize) -> bool {
+        self.long.is_none() && 2 * self.frequencies.len() == head_dim
+    }
+
+    /// Cosines and sines of the given positions for keys, and for queries; `lengths` are those of the sequences they are in.
+    pub(super) fn tables(&self, positions: &[usize], lengths: &[usize], device: &Device) -> [Tables; 2] {
+        let keys = self.table(positions, lengths, |_| 1.0, device);
         let queries = match self.queries {
             QueryScale { constant: 1.0, by_position: None } => keys.clone(),
             QueryScale { constant, by_position } => {
                 let grown =
                     |(beta, length): (f64, f64), p: usize| 1.0 + beta * (1.0 + (p as f64 / length).floor()).ln();
                 let scale = |p| (constant * by_position.map_or(1.0, |by| grown(by, p))) as f32;
-                self.table(positions, scale, device)
+                self.table(positions, lengths, scale, device)
             }
         };
         [keys, queries]
     }
 
     /// Tables whose rotation also multiplies by `scale` of the position.
-    fn table(&self, positions: &[usize], scale: impl Fn(usize) -> f32, device: &Device) -> Tables {
+    fn table(&self, positions: &[usize], lengths: &[usize], scale: impl Fn(usize) -> f32, device: &Device) -> Tables {
+        let long: Vec<bool> = self.long.as_ref().map_or(Vec::new(), |(longest, _)| {
+            lengths.iter().flat_map(|&length| std::iter::repeat_n(length > *longest, length)).collect()
+        });
+        let frequencies = |row: usize| match &self.long {
+            Some((_, frequencies)) if long.get(row) == Some(&true) => frequencies,
+            _ => &self.frequencies,
+        };
         let shape = [positions.len(), self.frequencies.len()];
         let table = |values: Vec<f32>| ops::to_device(TensorData::new(values, shape), device);
         let fill = |of: fn(f32) -> f32| {
-            let row = |&p: &usize| {
+            let row = |(row, &p): (usize, &usize)| {
                 let factor = self.attention_factor * scale(p);
-                self.frequencies.iter().map(move |f| of(p as f32 * f) * factor)
+                frequencies(row).iter().map(move |f| of(p as f32 * f) * factor)
             };
-            table(positions.iter().flat_map(row).collect())
+            table(positions.iter().enumerate().flat_map(row).collect())
         };
         (fill(f32::cos), fill(f32::sin))
     }
@@ -138,9 +200,42 @@ impl Settings<'_> {
         })
     }
 
+    fn kind(&self) -> Value {
+        self.table.get("rope_type").or_else(|| self.table.get("type")).unwrap_or(&Value::Null).clone()
+    }
+
+    /// Whether `rope_type` is `longrope`, or what Phi's older files call it.
+    fn is_long(&self) -> bool {
+        self.kind().as_str().is_some_and(|kind| ["longrope", "su", "yarn"].contains(&kind))
+    }
+
+    /// Each pair is slowed by a factor of its own, one for sequences within the original context and another beyond it.
+    fn long(&mut self, plain: Vec<f32>, max_positions: usize) -> Rope {
+        let original = self.number(ORIGINAL, None, Some(max_positions as f64));
+        let factor = self.number("factor", None, Some(max_positions as f64 / original));
+        let inferred = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+        let attention_factor = self.number("attention_factor", None, Some(inferred)) as f32;
+        let [frequencies, far] = ["short_factor", "long_factor"].map(|name| self.slowed(&plain, name));
+        let queries = QueryScale { constant: 1.0, by_position: None };
+        Rope { frequencies, long: Some((original as usize, far)), attention_factor, queries }
+    }
+
+    fn slowed(&mut self, plain: &[f32], name: &str) -> Vec<f32> {
+        let list = self.table.get(name).and_then(Value::as_array);
+        let factors: Option<Vec<f64>> = list.and_then(|list| list.iter().map(Value::as_f64).collect());
+        match factors.filter(|list| list.len() == plain.len() && list.iter().all(|factor| *factor > 0.0)) {
+            Some(factors) => plain.iter().zip(factors).map(|(f, factor)| f / factor as f32).collect(),
+            None => {
+                let count = plain.len();
+                self.problems.push(format!("{}.{name} must be a list of {count} positive numbers", self.key));
+                plain.to_vec()
+            }
+        }
+    }
+
     /// Applies the scaling that `rope_type` names.
     fn scale(&mut self, plain: Vec<f32>, theta: f64, dim: usize, max_positions: usize) -> Rope {
-        let kind = self.table.get("rope_type").or_else(|| self.table.get("type")).unwrap_or(&Value::Null).clone();
+        let kind = self.kind();
         let (frequencies, attention_factor) = match kind.as_str() {
             Some("default") => (plain, 1.0),
             None if kind.is_null() => (plain, 1.0),
@@ -158,7 +253,7 @@ impl Settings<'_> {
             }
         };
         let queries = QueryScale { constant: 1.0, by_position: None };
-        Rope { frequencies, attention_factor, queries }
+        Rope { frequencies, long: None, attention_factor, queries }
     }
 
     /// Long waves are stretched, short ones stay, those between are blended.
@@ -260,6 +355,55 @@ mod tests {
         equal["mscale_all_dim"] = json!(1.0);
         assert!((magnitude(equal) - 1.0).abs() < 1e-6);
         assert!((magnitude(with("factor", json!(0.5))) - 1.0).abs() < 1e-6);
+    }
+
+    /// Tables by kind of layer, of older files and of newer ones, as transformers reads them.
+    #[test]
+    fn layers_with_a_window_have_a_base_of_their_own() {
+        let read = |edit: Value| {
+            let mut config = serde_json::to_value(ModelConfig::qwen2(512, 64, 128, 2, 4, 2)).unwrap();
+            config["rope_theta"] = Value::Null;
+            config["model_type"] = json!("gemma3_text");
+            config.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+            Rope::kinds(&serde_json::from_value(config).unwrap())
+        };
+        let old = read(
+            json!({"rope_theta": 5e5, "rope_local_base_freq": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 8}}),
+        );
+        let new = read(json!({"rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+            "full_attention": {"rope_type": "linear", "factor": 8, "rope_theta": 5e5}}}));
+        assert!(old == new && old.as_ref().unwrap()[0] != old.as_ref().unwrap()[1]);
+        let plain = read(json!({})).unwrap();
+        let given = read(json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}})).unwrap();
+        assert!(plain == given && plain[1] == read(json!({"rope_local_base_freq": 1e4})).unwrap()[1]);
+        assert!(read(json!({"rope_parameters": {"rope_theta": 1e6}})).unwrap_err()[0].contains("by kind of layer"));
+        assert!(read(json!({"model_type": "olmo3"})).unwrap()[1] == read(json!({"rope_theta": 5e5})).unwrap()[0]);
+    }
+
+    #[test]
+    fn longrope_needs_a_factor_for_each_pair() {
+        let read = |edit: Value| {
+            let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
+            config.model_type = "phi3".to_string();
+            config.rest.insert(ORIGINAL.to_string(), json!(256));
+            let mut table = json!({"type": "su", "short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2], "partial_rotary_factor": 0.5});
+            table.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+            config.rope_scaling = Some(table);
+            Rope::kinds(&config)
+        };
+        let rope = read(json!({})).unwrap().remove(0);
+        // √(1 + ln 4 / ln 256).
+        assert!((rope.attention_factor - 1.25f32.sqrt()).abs() < 1e-6 && rope.long.as_ref().unwrap().0 == 256);
+        assert!(!rope.rotates_all(16) && rope.frequencies.len() == 4);
+        for (edit, text) in [
+            (json!({"long_factor": [1, 2]}), "long_factor must be a list of 4 positive numbers"),
+            (json!({"short_factor": [1, 1, 1, 0]}), "short_factor must be"),
+            (json!({"partial_rotary_factor": 0.2}), "rotates 3 of 16 numbers"),
+            (json!({"partial_rotary_factor": 1.5}), "rotating a part of a head is not supported"),
+        ] {
+            let found = read(edit).unwrap_err();
+            assert!(found.iter().any(|problem| problem.contains(text)), "{text}: {found:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Causal attention over one block of query rows at a time, on any backend: nothing of size `T x T` is ever kept.
 //!
-//! Only the keys up to a block's end are looked at. The backward pass computes the weights of each block again from
+//! Only the keys up to a block's end are looked at, and within a window only those that one of its rows sees. The backward pass computes the weights of each block again from
 //! queries and keys, as FlashAttention does (arXiv 2205.14135). [`forward`] and [`backward`] are functions on tensors without
 //! autodiff; the rest of this file makes one recorded step of them, through Burn's backend-extension mechanism.
 //!
@@ -40,15 +40,26 @@ pub(super) fn block(device: &Device, rows: usize, time: usize) -> usize {
     BLOCK
 }
 
-/// `softmax(q kᵀ / √d) v` over each row's own past, `block` query rows at a time.
-pub(super) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, block: usize) -> Tensor<4> {
+/// `softmax(q kᵀ / √d) v` over each row's own past, of which a window leaves the last keys, `block` query rows at a time.
+pub(super) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, block: usize, window: Option<usize>) -> Tensor<4> {
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as BlockwiseOps>::op_blockwise_attention(q, k, v, block))
+    Tensor::from_dispatch(<Dispatch as BlockwiseOps>::op_blockwise_attention(q, k, v, block, window))
 }
 
-/// The query rows of each block.
-fn blocks(time: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..time.div_ceil(block)).map(move |index| index * block..time.min((index + 1) * block))
+/// Query rows, and the keys that one of them sees.
+#[derive(Clone)]
+struct Block {
+    rows: Range<usize>,
+    keys: Range<usize>,
+    window: Option<usize>,
+}
+
+fn blocks(time: usize, block: usize, window: Option<usize>) -> impl Iterator<Item = Block> {
+    (0..time.div_ceil(block)).map(move |index| {
+        let rows = index * block..time.min((index + 1) * block);
+        let keys = window.map_or(0, |window| (rows.start + 1).saturating_sub(window))..rows.end;
+        Block { rows, keys, window }
+    })
 }
 
 /// What stands at the given times.
@@ -71,38 +82,43 @@ fn product(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
     a.matmul(b)
 }
 
-/// Attention weights of a block, `[batch, kv_heads, group · rows, rows.end]`.
+/// Attention weights of a block, `[batch, kv_heads, group · rows, keys]`.
 ///
 /// # Shapes
-/// - q: [`grouped`]; k: `[batch, kv_heads, rows.end, head_dim]`
-fn weights(q: Tensor<4>, k: Tensor<4>, rows: &Range<usize>) -> Tensor<4> {
+/// - q: [`grouped`]; k: `[batch, kv_heads, keys, head_dim]`
+fn weights(q: Tensor<4>, k: Tensor<4>, Block { rows, keys, window }: &Block) -> Tensor<4> {
     let [_, _, all, dim] = q.dims();
     let scores = product(q, k.swap_dims(2, 3));
     #[cfg(feature = "gpu")]
-    if gpu::serves(&scores.device()) {
+    if window.is_none() && gpu::serves(&scores.device()) {
         return gpu::attention_weights(scores, rows, scale(dim));
     }
-    let past = Tensor::<2, Bool>::tril_mask([rows.len(), rows.end], rows.start as i64, &scores.device());
-    let future: Tensor<4, Bool> = past.repeat_dim(0, all / rows.len()).unsqueeze();
-    softmax(scores.mul_scalar(scale(dim)).mask_fill(future, f32::NEG_INFINITY), 3)
+    let (shape, ahead) = ([rows.len(), keys.len()], (rows.start - keys.start) as i64);
+    let mut hidden = Tensor::<2, Bool>::tril_mask(shape, ahead, &scores.device());
+    if let Some(window) = window {
+        hidden = hidden.bool_or(Tensor::triu_mask(shape, ahead + 1 - *window as i64, &scores.device()));
+    }
+    let hidden: Tensor<4, Bool> = hidden.repeat_dim(0, all / rows.len()).unsqueeze();
+    softmax(scores.mul_scalar(scale(dim)).mask_fill(hidden, f32::NEG_INFINITY), 3)
 }
 
 /// The gradient of the scores, through the softmax: `w ∘ (dw − Σ w ∘ dw)`, and the scale.
-fn through_softmax(weights: Tensor<4>, dweights: Tensor<4>, rows: &Range<usize>, dim: usize) -> Tensor<4> {
+fn through_softmax(weights: Tensor<4>, dweights: Tensor<4>, block: &Block, dim: usize) -> Tensor<4> {
     #[cfg(feature = "gpu")]
-    if gpu::serves(&weights.device()) {
-        return gpu::attention_weights_backward(weights, dweights, rows, scale(dim));
+    if block.window.is_none() && gpu::serves(&weights.device()) {
+        return gpu::attention_weights_backward(weights, dweights, &block.rows, scale(dim));
     }
-    let _ = rows;
+    let _ = block;
     let weighted = dweights * weights.clone();
     (weighted.clone() - weights * weighted.sum_dim(3)).mul_scalar(scale(dim))
 }
 
-fn forward(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, block: usize) -> Tensor<4> {
+fn forward(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, block: usize, window: Option<usize>) -> Tensor<4> {
     let ([batch, heads, time, dim], [_, kv_heads, _, _]) = (q.dims(), k.dims());
-    let mixed = blocks(time, block).map(|rows| {
-        let weights = weights(grouped(at(q, rows.clone()), kv_heads), at(k, 0..rows.end), &rows);
-        product(weights, at(v, 0..rows.end)).reshape([batch, heads, rows.len(), dim])
+    let mixed = blocks(time, block, window).map(|block| {
+        let Block { rows, keys, .. } = block.clone();
+        let weights = weights(grouped(at(q, rows.clone()), kv_heads), at(k, keys.clone()), &block);
+        product(weights, at(v, keys)).reshape([batch, heads, rows.len(), dim])
     });
     together(mixed.collect())
 }
@@ -113,19 +129,20 @@ fn together(mut blocks: Vec<Tensor<4>>) -> Tensor<4> {
 }
 
 /// The gradients of q, k and v, from that of the output.
-fn backward([q, k, v]: &[Tensor<4>; 3], upstream: &Tensor<4>, block: usize) -> [Tensor<4>; 3] {
+fn backward([q, k, v]: &[Tensor<4>; 3], upstream: &Tensor<4>, block: usize, window: Option<usize>) -> [Tensor<4>; 3] {
     let ([batch, heads, time, dim], [_, kv_heads, _, _]) = (q.dims(), k.dims());
-    let (mut dq, mut dk, mut dv) = (Vec::new(), None, None);
-    // From the last block, whose gradients are of all keys, to the first: the others add to it.
-    for rows in blocks(time, block).collect::<Vec<_>>().into_iter().rev() {
-        let past = 0..rows.end;
-        let (k, v) = (at(k, past.clone()), at(v, past.clone()));
+    let mut dq = Vec::new();
+    // From the last block, whose gradients are of all keys unless a window hides some, to the first: the others add to it.
+    let [mut dk, mut dv] = [k, v].map(|x| window.map(|_| x.zeros_like()));
+    for block in blocks(time, block, window).collect::<Vec<_>>().into_iter().rev() {
+        let Block { rows, keys, .. } = block.clone();
+        let (k, v) = (at(k, keys.clone()), at(v, keys.clone()));
         let [q, upstream] = [q, upstream].map(|x| grouped(at(x, rows.clone()), kv_heads));
-        let weights = weights(q.clone(), k.clone(), &rows);
-        dv = Some(add(dv, past.clone(), product(weights.clone().swap_dims(2, 3), upstream.clone())));
+        let weights = weights(q.clone(), k.clone(), &block);
+        dv = Some(add(dv, keys.clone(), product(weights.clone().swap_dims(2, 3), upstream.clone())));
         let dweights = product(upstream, v.swap_dims(2, 3));
-        let dscores = through_softmax(weights, dweights, &rows, dim);
-        dk = Some(add(dk, past, product(dscores.clone().swap_dims(2, 3), q)));
+        let dscores = through_softmax(weights, dweights, &block, dim);
+        dk = Some(add(dk, keys, product(dscores.clone().swap_dims(2, 3), q)));
         dq.push(product(dscores, k).reshape([batch, heads, rows.len(), dim]));
     }
     dq.reverse();
@@ -152,6 +169,7 @@ pub(crate) trait BlockwiseOps: Backend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         block: usize,
+        window: Option<usize>,
     ) -> FloatTensor<Self>;
 }
 
@@ -178,9 +196,10 @@ macro_rules! value {
                 k: FloatTensor<Self>,
                 v: FloatTensor<Self>,
                 block: usize,
+                window: Option<usize>,
             ) -> FloatTensor<Self> {
                 let [q, k, v] = [q, k, v].map(tensor::<Self>);
-                primitive::<Self>(forward(&q, &k, &v, block))
+                primitive::<Self>(forward(&q, &k, &v, block, window))
             }
         }
     };
@@ -198,13 +217,13 @@ impl<B: Backend> Backward<B, 3> for AttentionStep
 where
     DispatchTensor: DispatchKindConversion<B>,
 {
-    /// q, k and v, and the rows of a block.
-    type State = ([Tensor<4>; 3], usize);
+    /// q, k and v, the rows of a block, and the window.
+    type State = ([Tensor<4>; 3], usize, Option<usize>);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = tensor::<B>(grads.consume::<B>(&ops.node));
-        let (inputs, block) = ops.state;
-        for (node, gradient) in ops.parents.into_iter().zip(backward(&inputs, &upstream, block)) {
+        let (inputs, block, window) = ops.state;
+        for (node, gradient) in ops.parents.into_iter().zip(backward(&inputs, &upstream, block, window)) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, primitive::<B>(gradient));
             }
@@ -221,13 +240,14 @@ where
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         block: usize,
+        window: Option<usize>,
     ) -> FloatTensor<Self> {
         let ((q, q_guard), (k, k_guard), (v, v_guard)) = (q.into_parts(), k.into_parts(), v.into_parts());
         let inputs = [q, k, v].map(tensor::<B>);
         let [q, k, v] = &inputs;
-        let out = primitive::<B>(forward(q, k, v, block));
+        let out = primitive::<B>(forward(q, k, v, block, window));
         match Backward::<B, 3>::prepare::<C>(AttentionStep, [q_guard, k_guard, v_guard]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((inputs, block), out),
+            OpsKind::Tracked(prep) => prep.finish((inputs, block, window), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -241,17 +261,19 @@ mod tests {
     use crate::noise::Stream;
     use crate::ops::to_host;
 
-    /// All of it at once, under autodiff.
-    fn whole(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    /// All of it at once, under autodiff; which keys a row sees is written down one by one.
+    fn whole(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, window: Option<usize>) -> Tensor<4> {
         let [_, heads, time, dim] = q.dims();
         let group = heads / k.dims()[1];
         let [k, v] = [k, v].map(|x| {
             let [batch, kv_heads, _, _] = x.dims();
             x.reshape([batch, kv_heads, 1, time * dim]).repeat_dim(2, group).reshape([batch, heads, time, dim])
         });
-        let future = Tensor::<2, Bool>::tril_mask([time, time], 0, &q.device()).unsqueeze::<4>();
+        let sees = |row: usize, key: usize| key <= row && window.is_none_or(|window| key + window > row);
+        let hidden: Vec<bool> = (0..time * time).map(|at| !sees(at / time, at % time)).collect();
+        let hidden = Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, time, time]), &q.device());
         let scores = q.matmul(k.swap_dims(2, 3)).div_scalar((dim as f64).sqrt());
-        softmax(scores.mask_fill(future, f32::NEG_INFINITY), 3).matmul(v)
+        softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3).matmul(v)
     }
 
     fn random(shape: [usize; 4], seed: u64, device: &Device) -> Tensor<4> {
@@ -273,7 +295,10 @@ mod tests {
     fn blocks_give_the_value_and_the_gradients_of_the_whole() {
         let block = 4;
         for device in [Device::ndarray().autodiff(), Device::flex().autodiff()] {
-            for time in [1, 2, 3, 4, 5, 8, 11, 12] {
+            for (time, window) in [1, 2, 3, 4, 5, 8, 11, 12]
+                .into_iter()
+                .flat_map(|time| [None, Some(1), Some(3), Some(6)].map(|window| (time, window)))
+            {
                 for (batch, heads, kv_heads, dim) in [(1, 1, 1, 2), (2, 4, 2, 6), (3, 3, 1, 5), (2, 2, 2, 8)] {
                     let run = |attend: &dyn Fn(Tensor<4>, Tensor<4>, Tensor<4>) -> Tensor<4>| {
                         let of = |heads, seed| random([batch, heads, time, dim], seed, &device).require_grad();
@@ -288,13 +313,13 @@ mod tests {
                             v.grad(&gradients).unwrap(),
                         ]
                     };
-                    let found = run(&|q, k, v| attention(q, k, v, block));
-                    for ((found, expected), name) in found.into_iter().zip(run(&whole)).zip(["value", "dq", "dk", "dv"])
-                    {
+                    let found = run(&|q, k, v| attention(q, k, v, block, window));
+                    let expected = run(&|q, k, v| whole(q, k, v, window));
+                    for ((found, expected), name) in found.into_iter().zip(expected).zip(["value", "dq", "dk", "dv"]) {
                         assert_close(
                             found,
                             expected,
-                            &format!("{name} for {time} tokens, {heads} of {kv_heads} heads"),
+                            &format!("{name} for {time} tokens, {heads} of {kv_heads} heads, window {window:?}"),
                         );
                     }
                 }
@@ -307,8 +332,8 @@ mod tests {
         let device = Device::ndarray().autodiff();
         let of = |seed| random([1, 2, 5, 4], seed, &device);
         let (q, k, v) = (of(1), of(2).require_grad(), of(3));
-        let gradients = attention(q.clone(), k.clone(), v.clone(), 2).sum().backward();
-        let expected = whole(q, k.clone(), v).sum().backward();
+        let gradients = attention(q.clone(), k.clone(), v.clone(), 2, None).sum().backward();
+        let expected = whole(q, k.clone(), v, None).sum().backward();
         assert_close(k.grad(&gradients).unwrap(), k.grad(&expected).unwrap(), "dk");
     }
 
@@ -317,7 +342,7 @@ mod tests {
     fn without_autodiff_the_value_is_the_same() {
         let [plain, recorded] = [Device::ndarray(), Device::ndarray().autodiff()].map(|device| {
             let of = |seed| random([2, 2, 7, 4], seed, &device);
-            to_host(attention(of(1), of(2), of(3), 3))
+            to_host(attention(of(1), of(2), of(3), 3, Some(4)))
         });
         assert_eq!(plain, recorded);
     }

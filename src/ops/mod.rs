@@ -118,6 +118,14 @@ pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     on!(gate.device(), cpu: cpu::swiglu(gate, up), gpu: gpu::swiglu(gate, up), plain: plain::swiglu(gate, up))
 }
 
+/// `gelu(gate) · up`, with the hyperbolic tangent's approximation; on GPUs a composition of tensor operations.
+///
+/// # Shapes
+/// - all: `[rows, intermediate]`
+pub(crate) fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    if cpu::serves(&gate.device()) { cpu::geglu(gate, up) } else { plain::geglu(gate, up) }
+}
+
 /// `x W + b`, factors in `format`, the result in f32. Factors of another format are converted.
 ///
 /// # Shapes
@@ -208,21 +216,34 @@ pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDT
     }
 }
 
-/// Rotates pairs `(i, i + head_dim / 2)` by the row's angles (the Hugging Face convention).
+/// Rotates pairs `(i, i + width / 2)` of the first numbers of a head by the row's angles (the Hugging Face convention).
 ///
 /// # Shapes
-/// - x, output: `[rows, heads, head_dim]`; cos, sin: `[rows, head_dim / 2]`
+/// - x, output: `[rows, heads, head_dim]`; cos, sin: `[rows, width / 2]`, `width` at most `head_dim`
 pub(crate) fn rotary(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
+    let ([_, _, dim], width) = (x.dims(), 2 * cos.dims()[1]);
+    if width < dim {
+        let (rotated, rest) = (x.clone().narrow(2, 0, width), x.narrow(2, width, dim - width));
+        return Tensor::cat(vec![rotary(rotated, cos, sin), rest], 2);
+    }
     let (cos, sin) = (cos.clone(), sin.clone());
     on!(x.device(), cpu: cpu::rotary(x, cos, sin), gpu: gpu::rotary(x, cos, sin), plain: plain::rotary(x, cos, sin))
 }
 
-/// Causal attention within each of the packed sequences; several query heads share a key head.
+/// Causal attention within each of the packed sequences; several query heads share a key head. With a window a query sees
+/// that many keys at most, its own the last of them; on GPUs this is a composition of tensor operations.
 ///
 /// # Shapes
 /// - q: `[rows, heads, head_dim]`; k, v: `[rows, kv_heads, head_dim]`; output: `[rows, heads · head_dim]`
-pub(crate) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usize]) -> Tensor<2> {
-    if cpu::serves(&q.device()) { cpu::attention(q, k, v, lengths) } else { plain::attention(q, k, v, lengths) }
+pub(crate) fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    lengths: &[usize],
+    window: Option<usize>,
+) -> Tensor<2> {
+    let attention = if cpu::serves(&q.device()) { cpu::attention } else { plain::attention };
+    attention(q, k, v, lengths, window)
 }
 
 /// Puts new rows into a table, in place where nothing else holds it.
@@ -464,6 +485,42 @@ mod tests {
     }
 
     #[test]
+    fn geglu_fused_equals_plain() {
+        compare(|device| {
+            let (gate, gate_view) = leaf([37, 129], 1, device);
+            let (up, up_view) = leaf([37, 129], 2, device);
+            (geglu(gate_view.mul_scalar(4.0), up_view), vec![gate, up])
+        });
+        // 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))), written down in f64.
+        let gate = [-3.0f32, -0.5, 0.0, 1e-3, 0.7, 9.0];
+        let inner = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+        let expected = gate.map(|x| (0.5 * f64::from(x) * (1.0 + inner(x.into()).tanh())) as f32);
+        for device in devices() {
+            let row = |values: [f32; 6]| Tensor::from_data(TensorData::new(values.to_vec(), [1, 6]), &device);
+            close(&to_host(geglu(row(gate), row([1.0; 6])).inner()), &expected, "gelu");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_head_rotates_and_the_rest_stays() {
+        compare(|device| {
+            let (x, x_view) = leaf([11, 3, 10], 1, device);
+            let angles = random([11, 3], 2, device).detach();
+            (rotary(x_view, &angles.clone().cos(), &angles.sin()), vec![x])
+        });
+        for device in devices() {
+            let x: Tensor<3> = random([4, 2, 10], 1, &device);
+            let angles: Tensor<2> = random([4, 3], 2, &device);
+            let (cos, sin) = (angles.clone().cos(), angles.sin());
+            let whole = rotary(x.clone(), &cos, &sin);
+            let rest = |x: Tensor<3>| to_host(x.narrow(2, 6, 4).inner());
+            assert_eq!(rest(whole.clone()), rest(x.clone()));
+            let part = rotary(x.narrow(2, 0, 6), &cos, &sin);
+            assert_eq!(to_host(whole.narrow(2, 0, 6).inner()), to_host(part.inner()));
+        }
+    }
+
+    #[test]
     fn linear_fused_equals_plain_with_and_without_bias() {
         for (rows, input, output) in [(1, 1, 1), (5, 17, 33), (300, 64, 48)] {
             compare(|device| {
@@ -545,8 +602,47 @@ mod tests {
                 let (q, q_view) = leaf([rows, heads, dim], 1, device);
                 let (k, k_view) = leaf([rows, kv_heads, dim], 2, device);
                 let (v, v_view) = leaf([rows, kv_heads, dim], 3, device);
-                (attention(q_view, k_view, v_view, &lengths), vec![q, k, v])
+                (attention(q_view, k_view, v_view, &lengths, None), vec![q, k, v])
             });
+        }
+    }
+
+    /// Windows of one key, of less and more than a block of rows of either path, and of all keys but one.
+    #[test]
+    fn attention_in_a_window_fused_equals_plain() {
+        let long = blockwise::BLOCK + 90;
+        for (heads, kv_heads, dim, lengths, window) in [
+            (2, 1, 6, vec![5, 1, 33, 7], 1),
+            (4, 2, 8, vec![40, 3, 110], 7),
+            (3, 3, 10, vec![long, 20], 50),
+            (2, 1, 4, vec![long], blockwise::BLOCK + 3),
+            (1, 1, 32, vec![70, 100], 99),
+        ] {
+            compare(|device| {
+                let rows = lengths.iter().sum();
+                let (q, q_view) = leaf([rows, heads, dim], 1, device);
+                let (k, k_view) = leaf([rows, kv_heads, dim], 2, device);
+                let (v, v_view) = leaf([rows, kv_heads, dim], 3, device);
+                (attention(q_view, k_view, v_view, &lengths, Some(window)), vec![q, k, v])
+            });
+        }
+    }
+
+    /// What a window hides has no say, and a window that hides nothing changes nothing.
+    #[test]
+    fn a_window_hides_what_is_before_it_and_nothing_else() {
+        for device in devices() {
+            let device = device.inner();
+            let of = |k: Tensor<3>, window| {
+                let (q, v) = (random([9, 2, 4], 1, &device), random([9, 1, 4], 3, &device));
+                to_host(attention(q, k, v, &[9], window))
+            };
+            let keys: Tensor<3> = random([9, 1, 4], 2, &device);
+            let other = Tensor::cat(vec![random([1, 1, 4], 4, &device), keys.clone().narrow(0, 1, 8)], 0);
+            let (ours, changed) = (of(keys.clone(), Some(3)), of(other, Some(3)));
+            assert!(ours[..8] == of(keys.clone(), None)[..8] && ours[3 * 8..] == changed[3 * 8..]);
+            assert!(ours[2 * 8..3 * 8] != changed[2 * 8..3 * 8]);
+            close(&of(keys.clone(), Some(9)), &of(keys, None), "a window of all");
         }
     }
 
@@ -572,15 +668,15 @@ mod tests {
 
     #[test]
     fn the_cache_fused_equals_plain() {
-        // Two completions of one prompt and one of another; what lies between them must not be looked at.
-        let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22]];
+        // Two completions of one prompt, one of another and one without; what lies between them must not be looked at.
+        let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22], [9..9, 23..25]];
         let call = CacheCall::new(spans.iter().map(|[_, own]| own.end - 1).collect(), spans);
         let [fused, plain] = devices().map(|device| {
             let device = device.inner();
             // Each device has its own copy of the call: it keeps tensors.
             let call = CacheCall::new(call.writes.clone(), call.spans.to_vec());
-            let q = random([3, 4, 8], 1, &device);
-            let table = |seed| write_rows(random([25, 16], seed, &device), random([3, 16], seed + 10, &device), &call);
+            let q = random([4, 4, 8], 1, &device);
+            let table = |seed| write_rows(random([25, 16], seed, &device), random([4, 16], seed + 10, &device), &call);
             let (keys, values) = (table(2), table(3));
             [to_host(attention_cached(q, &keys, &values, &call)), to_host(keys)]
         });

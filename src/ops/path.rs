@@ -28,7 +28,7 @@ pub(crate) const FUSED: Path = Path {
         cpu::swiglu_linear(gate, up, weight, bias)
     },
     rotary: cpu::rotary,
-    attention: cpu::attention,
+    attention: |q, k, v, lengths| cpu::attention(q, k, v, lengths, None),
     scores: cpu::scores,
     adamw: |value, moments, gradient, step| cpu::adamw(value, moments, gradient, *step),
 };
@@ -39,7 +39,7 @@ pub(crate) const PLAIN: Path = Path {
     swiglu: plain::swiglu,
     swiglu_linear: |gate, up, weight| burn::tensor::module::linear(plain::swiglu(gate, up), weight, None),
     rotary: plain::rotary,
-    attention: plain::attention,
+    attention: |q, k, v, lengths| plain::attention(q, k, v, lengths, None),
     scores: plain::scores,
     adamw: adamw_plain,
 };

@@ -1,7 +1,7 @@
 //! The operations as compositions of tensor operations: the reference, and the path of every device without its own.
 //! Attention alone has a backward of its own here too, in `ops/blockwise.rs`.
 
-use burn::tensor::activation::{log_softmax, silu, softmax};
+use burn::tensor::activation::{log_softmax, sigmoid, silu, softmax};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::{CacheCall, Scores, Span, blockwise, pack, to_device, unpack};
@@ -15,6 +15,17 @@ pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     silu(gate) * up
 }
 
+pub(super) fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    // 0.5 (1 + tanh u) is the sigmoid of 2u.
+    let inner = gate.clone() + gate.clone().powi_scalar(3).mul_scalar(CUBIC);
+    gate * sigmoid(inner.mul_scalar(2.0 * SLOPE)) * up
+}
+
+/// `gelu(x) ≈ x / 2 · (1 + tanh(SLOPE · (x + CUBIC · x³)))` (arXiv 1606.08415).
+pub(super) const CUBIC: f64 = 0.044715;
+/// `√(2 / π)`.
+pub(super) const SLOPE: f64 = 0.797_884_560_802_865_4;
+
 pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
     let half = x.dims()[2] / 2;
     let (first, second) = (x.clone().narrow(2, 0, half), x.narrow(2, half, half));
@@ -23,7 +34,13 @@ pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> 
     Tensor::cat(rotated.to_vec(), 2)
 }
 
-pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usize]) -> Tensor<2> {
+pub(super) fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    lengths: &[usize],
+    window: Option<usize>,
+) -> Tensor<2> {
     let [_, heads, dim] = q.dims();
     let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
     // [rows, heads, dim] -> [batch, heads, longest, dim]
@@ -34,7 +51,7 @@ pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usi
             .swap_dims(1, 2)
     };
     let block = blockwise::block(&q.device(), batch * heads, longest);
-    let mixed = blockwise::attention(spread(q), spread(k), spread(v), block).swap_dims(1, 2);
+    let mixed = blockwise::attention(spread(q), spread(k), spread(v), block, window).swap_dims(1, 2);
     pack(mixed.reshape([batch * longest, heads * dim]), lengths, longest)
 }
 

@@ -1,7 +1,7 @@
 //! Causal attention on slices, a few rows of scores at a time: nothing of size `T x T` is ever kept.
 //!
 //! One task is one query head of one sequence: keys and values are laid out once in the orientation each product wants.
-//! The backward pass recomputes the scores.
+//! The backward pass recomputes the scores. Within a window only the columns that a few rows see are looked at.
 
 use std::ops::Range;
 
@@ -12,17 +12,28 @@ use super::kernels::{exp, max};
 use super::rows::{ROWS, product};
 use crate::ops::Span;
 
-/// Head counts and width.
+/// Head counts and width, and how many keys a query sees at most, its own included.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heads {
     pub heads: usize,
     pub kv_heads: usize,
     pub dim: usize,
+    window: usize,
 }
 
 impl Heads {
-    pub(super) fn of([_, heads, dim]: [usize; 3], [_, kv_heads, _]: [usize; 3]) -> Self {
-        Self { heads, kv_heads, dim }
+    pub(super) fn of([_, heads, dim]: [usize; 3], kv_heads: usize, window: Option<usize>) -> Self {
+        Self { heads, kv_heads, dim, window: window.unwrap_or(usize::MAX) }
+    }
+
+    /// The first key that the query of a row sees.
+    fn seen_from(self, row: usize) -> usize {
+        (row + 1).saturating_sub(self.window)
+    }
+
+    /// The same for several rows from `row` on, rounded down, so that columns start at whole vectors.
+    fn columns_from(self, row: usize) -> usize {
+        self.seen_from(row) / COLUMNS * COLUMNS
     }
 
     fn q_width(self) -> usize {
@@ -47,9 +58,12 @@ fn head(x: &[f32], width: usize, index: usize, dim: usize) -> Vec<f32> {
     x.chunks_exact(width).flat_map(|row| &row[index * dim..][..dim]).copied().collect()
 }
 
-/// Columns of a transposed head: its length rounded up, so that products work in whole vectors of any width.
+/// Columns come in multiples of this, so that products work in whole vectors of any width.
+const COLUMNS: usize = 32;
+
+/// Columns of a transposed head: its length rounded up.
 fn padded(length: usize) -> usize {
-    length.next_multiple_of(32)
+    length.next_multiple_of(COLUMNS)
 }
 
 /// `[T, dim]` to `[dim, padded(T)]`, zeros in the padding.
@@ -205,17 +219,17 @@ impl WithSimd for Forward<'_> {
         let whole = length / ROWS * ROWS;
         for first in (0..whole).step_by(ROWS) {
             weigh::<S, ROWS>(simd, &mut scores, &q, &keys, stride, first, shape);
-            mix::<S, ROWS>(simd, &mut out, &scores, &values, stride, first, dim);
+            mix::<S, ROWS>(simd, &mut out, &scores, &values, stride, first, shape);
         }
         for first in whole..length {
             weigh::<S, 1>(simd, &mut scores, &q, &keys, stride, first, shape);
-            mix::<S, 1>(simd, &mut out, &scores, &values, stride, first, dim);
+            mix::<S, 1>(simd, &mut out, &scores, &values, stride, first, shape);
         }
         out
     }
 }
 
-/// Softmax weights of `R` query rows from `first` on, each over its own past; zero after it.
+/// Softmax weights of `R` query rows from `first` on, each over what it sees; zero elsewhere from [`Heads::columns_from`] on.
 #[inline(always)]
 fn weigh<S: Simd, const R: usize>(
     simd: S,
@@ -227,10 +241,13 @@ fn weigh<S: Simd, const R: usize>(
     shape: Heads,
 ) {
     let rows: [&[f32]; R] = std::array::from_fn(|r| &q[(first + r) * shape.dim..][..shape.dim]);
-    product(simd, (scores, stride), rows, (keys, stride), padded(first + R), false);
+    let from = shape.columns_from(first);
+    product(simd, (&mut scores[from..], stride), rows, (&keys[from..], stride), padded(first + R) - from, false);
     for r in 0..R {
         let row = &mut scores[r * stride..][..first + R];
-        softmax(&mut row[..first + r + 1], shape.scale());
+        let seen = shape.seen_from(first + r);
+        softmax(&mut row[seen..first + r + 1], shape.scale());
+        row[from..seen].fill(0.0);
         row[first + r + 1..].fill(0.0);
     }
 }
@@ -244,10 +261,11 @@ fn mix<S: Simd, const R: usize>(
     matrix: &[f32],
     stride: usize,
     first: usize,
-    dim: usize,
+    shape: Heads,
 ) {
-    let rows: [&[f32]; R] = std::array::from_fn(|r| &weights[r * stride..][..first + R]);
-    product(simd, (&mut out[first * dim..], dim), rows, (matrix, dim), dim, false);
+    let (dim, from) = (shape.dim, shape.columns_from(first));
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &weights[r * stride + from..][..first + R - from]);
+    product(simd, (&mut out[first * dim..], dim), rows, (&matrix[from * dim..], dim), dim, false);
 }
 
 /// Gradients with respect to q, k and v.
@@ -279,6 +297,8 @@ const BLOCK: usize = 48;
 struct Block {
     weights: Vec<f32>,
     slopes: Vec<f32>,
+    /// The first key that counts, a multiple of [`ROWS`]; lines before it are of an earlier block.
+    from: usize,
 }
 
 /// The gradients of a part, from q, k, v and the gradient of its output.
@@ -302,11 +322,12 @@ impl WithSimd for Slopes<'_> {
         let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; length * dim]);
         let [mut weights, mut slopes] = [(); 2].map(|()| vec![0.0; ROWS * stride]);
         let [block_weights, block_slopes] = [(); 2].map(|()| vec![0.0; length * BLOCK]);
-        let mut block = Block { weights: block_weights, slopes: block_slopes };
+        let mut block = Block { weights: block_weights, slopes: block_slopes, from: 0 };
         let inputs = [&q[..], &upstream, &keys, &keys_t, &values_t];
         for start in (0..length).step_by(BLOCK) {
             let end = (start + BLOCK).min(length);
             let whole = start + (end - start) / ROWS * ROWS;
+            block.from = shape.seen_from(start) / ROWS * ROWS;
             for first in (start..whole).step_by(ROWS) {
                 slope::<S, ROWS>(simd, &mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
             }
@@ -318,11 +339,11 @@ impl WithSimd for Slopes<'_> {
                 let x = &x[start * dim..end * dim];
                 let whole = end / ROWS * ROWS;
                 let line = |key: usize| &coefficients[key * BLOCK..][..end - start];
-                for key in (0..whole).step_by(ROWS) {
+                for key in (block.from..whole).step_by(ROWS) {
                     let lines: [&[f32]; ROWS] = std::array::from_fn(|r| line(key + r));
                     product(simd, (&mut sum[key * dim..], dim), lines, (x, dim), dim, true);
                 }
-                for key in whole..end {
+                for key in block.from.max(whole)..end {
                     product(simd, (&mut sum[key * dim..], dim), [line(key)], (x, dim), dim, true);
                 }
             }
@@ -348,18 +369,23 @@ fn slope<S: Simd, const R: usize>(
     let stride = weights.len() / ROWS;
     weigh::<S, R>(simd, weights, q, keys_t, stride, first, shape);
     let rows: [&[f32]; R] = std::array::from_fn(|r| &upstream[(first + r) * dim..][..dim]);
-    product(simd, (slopes, stride), rows, (values_t, stride), padded(first + R), false);
+    let from = shape.columns_from(first);
+    product(simd, (&mut slopes[from..], stride), rows, (&values_t[from..], stride), padded(first + R) - from, false);
     let scale = shape.scale();
     for r in 0..R {
-        let (weights, slopes) = (&weights[r * stride..][..first + R], &mut slopes[r * stride..][..first + R]);
+        let columns = r * stride + from..r * stride + first + R;
+        let (weights, slopes) = (&weights[columns.clone()], &mut slopes[columns]);
         let [mean] = dot_rows(weights, [slopes]);
         for (slope, &weight) in slopes.iter_mut().zip(weights) {
             *slope = weight * (*slope - mean) * scale;
         }
     }
-    mix::<S, R>(simd, dq, slopes, keys, stride, first, dim);
+    mix::<S, R>(simd, dq, slopes, keys, stride, first, shape);
     for (rows, lines) in [(&*weights, &mut block.weights), (&*slopes, &mut block.slopes)] {
-        for (key, line) in lines.chunks_exact_mut(BLOCK).enumerate().take(first + R) {
+        for line in lines.chunks_exact_mut(BLOCK).take(from).skip(block.from) {
+            line[first % BLOCK..][..R].fill(0.0);
+        }
+        for (key, line) in lines.chunks_exact_mut(BLOCK).enumerate().take(first + R).skip(from.max(block.from)) {
             for r in 0..R {
                 line[first % BLOCK + r] = rows[r * stride + key];
             }
@@ -377,7 +403,10 @@ pub(super) fn cached(q: &[f32], keys: &[f32], values: &[f32], spans: &[Span], sh
         let mut part = vec![0.0; dim];
         for kv in 0..shape.kv_heads {
             // One head of a run of table rows: what lies between its rows belongs to the other heads.
-            let head = |run: &Range<usize>| run.start * stride + kv * dim..(run.end - 1) * stride + (kv + 1) * dim;
+            let head = |run: &Range<usize>| match run.is_empty() {
+                true => 0..0,
+                false => run.start * stride + kv * dim..(run.end - 1) * stride + (kv + 1) * dim,
+            };
             let [prompt_keys, own_keys] = [prompt, own].map(|run| &keys[head(run)]);
             let [prompt_values, own_values] = [prompt, own].map(|run| &values[head(run)]);
             for h in kv * shape.group()..(kv + 1) * shape.group() {

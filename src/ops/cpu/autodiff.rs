@@ -1,5 +1,7 @@
 //! The operations with autodiff: the value, and the step that turns its gradient into those of the inputs.
 
+use std::fmt::Debug;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use burn::backend::autodiff::Autodiff;
@@ -32,16 +34,17 @@ impl Backward<Flex, 2> for RmsNormStep {
     }
 }
 
+/// Of the activation's kernel.
 #[derive(Debug)]
-struct SwigluStep;
+struct GatedStep<A>(PhantomData<A>);
 
-impl Backward<Flex, 2> for SwigluStep {
+impl<A: kernels::Activation + Send + Debug + 'static> Backward<Flex, 2> for GatedStep<A> {
     type State = (Primitive, Primitive);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
         let (gate, up) = ops.state;
-        let (dgate, dup) = kernels::swiglu_backward(values!(&gate), values!(&up), values!(&upstream));
+        let (dgate, dup) = kernels::gated_backward::<A>(values!(&gate), values!(&up), values!(&upstream));
         for (node, gradient) in ops.parents.into_iter().zip([dgate, dup]) {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, tensor(gradient, gate.shape()));
@@ -72,12 +75,12 @@ impl Backward<Flex, 1> for RotaryStep {
 struct AttentionStep;
 
 impl Backward<Flex, 3> for AttentionStep {
-    type State = ([Primitive; 3], Vec<usize>);
+    type State = ([Primitive; 3], Vec<usize>, Option<usize>);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let ([q, k, v], lengths) = ops.state;
-        let shape = attention::Heads::of(dims(&q), dims(&k));
+        let ([q, k, v], lengths, window) = ops.state;
+        let shape = attention::Heads::of(dims(&q), k.shape()[1], window);
         let gradients = attention::backward(values!(&q), values!(&k), values!(&v), values!(&upstream), &lengths, shape);
         for ((node, gradient), like) in ops.parents.into_iter().zip(gradients).zip([&q, &k, &v]) {
             if let Some(node) = node {
@@ -153,7 +156,7 @@ impl Backward<Flex, 4> for SwigluLinearStep {
             grads.register::<Flex>(node.id, tensor(kernels::sum_rows(values!(&upstream), width), [width]));
         }
         let dx = product(matrix!(&upstream), matrix!(&weight).transposed());
-        let (dgate, dup) = kernels::swiglu_backward(values!(&gate), values!(&up), &dx);
+        let (dgate, dup) = kernels::gated_backward::<kernels::Silu>(values!(&gate), values!(&up), &dx);
         for (node, gradient) in [gate_node, up_node].into_iter().zip([dgate, dup]) {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, tensor(gradient, gate.shape()));
@@ -224,7 +227,15 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
     fn op_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let ((gate, gate_guard), (up, up_guard)) = (gate.into_parts(), up.into_parts());
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        record!(SwigluStep, [gate_guard, up_guard], (gate, up), Flex::op_swiglu(gate.clone(), up.clone()))
+        let step = GatedStep(PhantomData::<kernels::Silu>);
+        record!(step, [gate_guard, up_guard], (gate, up), Flex::op_swiglu(gate.clone(), up.clone()))
+    }
+
+    fn op_geglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((gate, gate_guard), (up, up_guard)) = (gate.into_parts(), up.into_parts());
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let step = GatedStep(PhantomData::<kernels::Gelu>);
+        record!(step, [gate_guard, up_guard], (gate, up), Flex::op_geglu(gate.clone(), up.clone()))
     }
 
     fn op_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -238,14 +249,15 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         lengths: Vec<usize>,
+        window: Option<usize>,
     ) -> FloatTensor<Self> {
         let ((q, q_guard), (k, k_guard), (v, v_guard)) = (q.into_parts(), k.into_parts(), v.into_parts());
         let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
         record!(
             AttentionStep,
             [q_guard, k_guard, v_guard],
-            ([q, k, v], lengths),
-            Flex::op_attention(q.clone(), k.clone(), v.clone(), lengths.clone())
+            ([q, k, v], lengths, window),
+            Flex::op_attention(q.clone(), k.clone(), v.clone(), lengths.clone(), window)
         )
     }
 

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::ops::plain;
+
 /// Elements a task should at least have, so that handing it out costs little.
 pub(super) const GRAIN: usize = 16 * 1024;
 
@@ -163,27 +165,59 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-pub(super) fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+/// An activation of the form `x · σ(v(x))`.
+pub(super) trait Activation {
+    /// `v(x)` and its derivative.
+    fn inner(x: f32) -> (f32, f32);
+}
+
+/// `x · σ(x)`.
+#[derive(Debug)]
+pub(super) struct Silu;
+
+impl Activation for Silu {
+    #[inline(always)]
+    fn inner(x: f32) -> (f32, f32) {
+        (x, 1.0)
+    }
+}
+
+/// The GELU with the hyperbolic tangent: `(1 + tanh u) / 2 = σ(2u)`.
+#[derive(Debug)]
+pub(super) struct Gelu;
+
+impl Activation for Gelu {
+    #[inline(always)]
+    fn inner(x: f32) -> (f32, f32) {
+        const SLOPE: f32 = 2.0 * plain::SLOPE as f32;
+        const CUBIC: f32 = plain::CUBIC as f32;
+        (SLOPE * (x + CUBIC * x * x * x), SLOPE * (1.0 + 3.0 * CUBIC * x * x))
+    }
+}
+
+/// `activation(gate) · up`.
+pub(super) fn gated<A: Activation>(gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut out = buffer(gate.len());
     out.par_chunks_mut(GRAIN).zip(gate.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN)).for_each(|((out, gate), up)| {
         for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-            *out = gate * sigmoid(gate) * up;
+            *out = gate * sigmoid(A::inner(gate).0) * up;
         }
     });
     out
 }
 
-/// Gradients of [`swiglu`] with respect to `gate` and `up`.
-pub(super) fn swiglu_backward(gate: &[f32], up: &[f32], upstream: &[f32]) -> (Vec<f32>, Vec<f32>) {
+/// Gradients of [`gated`] with respect to `gate` and `up`.
+pub(super) fn gated_backward<A: Activation>(gate: &[f32], up: &[f32], upstream: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (mut dgate, mut dup) = (buffer(gate.len()), buffer(gate.len()));
     let outputs = dgate.par_chunks_mut(GRAIN).zip(dup.par_chunks_mut(GRAIN));
     let inputs = gate.par_chunks(GRAIN).zip(up.par_chunks(GRAIN)).zip(upstream.par_chunks(GRAIN));
     outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), g))| {
         for i in 0..gate.len() {
-            let s = sigmoid(gate[i]);
-            let silu = gate[i] * s;
-            dgate[i] = g[i] * up[i] * (s + silu * (1.0 - s));
-            dup[i] = g[i] * silu;
+            let (inner, slope) = A::inner(gate[i]);
+            let s = sigmoid(inner);
+            let activated = gate[i] * s;
+            dgate[i] = g[i] * up[i] * (s + activated * (1.0 - s) * slope);
+            dup[i] = g[i] * activated;
         }
     });
     (dgate, dup)

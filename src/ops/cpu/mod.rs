@@ -65,12 +65,14 @@ pub(super) fn serves(device: &Device) -> bool {
 pub(crate) trait CpuOps: Backend {
     fn op_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
     fn op_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn op_geglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
     fn op_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
     fn op_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         lengths: Vec<usize>,
+        window: Option<usize>,
     ) -> FloatTensor<Self>;
     fn op_attention_cached(
         q: FloatTensor<Self>,
@@ -100,14 +102,24 @@ pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_swiglu(gate.into_dispatch(), up.into_dispatch()))
 }
 
+pub(super) fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_geglu(gate.into_dispatch(), up.into_dispatch()))
+}
+
 pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
     let out = <Dispatch as CpuOps>::op_rotary(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
     Tensor::from_dispatch(out)
 }
 
-pub(super) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, lengths: &[usize]) -> Tensor<2> {
+pub(super) fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    lengths: &[usize],
+    window: Option<usize>,
+) -> Tensor<2> {
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as CpuOps>::op_attention(q, k, v, lengths.to_vec()))
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_attention(q, k, v, lengths.to_vec(), window))
 }
 
 pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<2>, values: Tensor<2>, spans: &Arc<[Span]>) -> Tensor<2> {
@@ -173,7 +185,12 @@ impl CpuOps for Flex {
 
     fn op_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        tensor(kernels::swiglu(values!(&gate), values!(&up)), gate.shape())
+        tensor(kernels::gated::<kernels::Silu>(values!(&gate), values!(&up)), gate.shape())
+    }
+
+    fn op_geglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        tensor(kernels::gated::<kernels::Gelu>(values!(&gate), values!(&up)), gate.shape())
     }
 
     fn op_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -187,9 +204,10 @@ impl CpuOps for Flex {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         lengths: Vec<usize>,
+        window: Option<usize>,
     ) -> FloatTensor<Self> {
         let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
-        let shape = attention::Heads::of(dims(&q), dims(&k));
+        let shape = attention::Heads::of(dims(&q), k.shape()[1], window);
         let out = attention::forward(values!(&q), values!(&k), values!(&v), &lengths, shape);
         let [rows, heads, dim] = dims(&q);
         tensor(out, [rows, heads * dim])
@@ -203,7 +221,7 @@ impl CpuOps for Flex {
     ) -> FloatTensor<Self> {
         let (q, keys, values) = (q.to_contiguous(), keys.to_contiguous(), values.to_contiguous());
         let [rows, heads, dim] = dims(&q);
-        let shape = attention::Heads { heads, kv_heads: keys.shape()[1] / dim, dim };
+        let shape = attention::Heads::of([rows, heads, dim], keys.shape()[1] / dim, None);
         tensor(attention::cached(values!(&q), values!(&keys), values!(&values), &spans, shape), [rows, heads * dim])
     }
 

@@ -1,0 +1,80 @@
+//! The refusal of families, classes and features of other models, by name.
+
+use serde_json::{Value, json};
+
+use super::ModelConfig;
+use super::family::FAMILIES;
+
+/// Models that people may bring, and what of them is missing here.
+const MISSING: [(&str, &str); 19] = [
+    ("deepseek_v2", "mixtures of experts and latent attention"),
+    ("deepseek_v3", "mixtures of experts and latent attention"),
+    ("falcon_h1", "Mamba layers"),
+    ("gemma2", "soft caps of attention and logits; Gemma 3 is here"),
+    ("gemma3n", "embeddings per layer and shared keys and values"),
+    ("gemma4", "embeddings per layer and shared keys and values"),
+    ("glm4_moe", "mixtures of experts"),
+    ("gpt_oss", "mixtures of experts and attention sinks"),
+    ("granitemoehybrid", "Mamba layers and mixtures of experts"),
+    ("lfm2", "short convolutions"),
+    ("llama4", "mixtures of experts and chunked attention"),
+    ("mimo", "layers that predict further tokens, for which transformers has no class"),
+    ("mixtral", "mixtures of experts"),
+    ("nemotron_h", "Mamba layers and mixtures of experts"),
+    ("olmoe", "mixtures of experts"),
+    ("qwen3_5", "gated DeltaNet layers"),
+    ("qwen3_5_text", "gated DeltaNet layers"),
+    ("qwen3_moe", "mixtures of experts"),
+    ("qwen3_next", "gated DeltaNet layers and mixtures of experts"),
+];
+
+/// Keys that say that a model is of a kind this decoder does not compute.
+const FOREIGN: [(&str, &str); 12] = [
+    ("num_experts", "mixtures of experts are not supported"),
+    ("num_local_experts", "mixtures of experts are not supported"),
+    ("n_routed_experts", "mixtures of experts are not supported"),
+    ("vision_config", "models that see are not supported"),
+    ("audio_config", "models that hear are not supported"),
+    ("text_config", "nested configurations are not supported; give the language model's own directory"),
+    ("quantization_config", "quantised weights are not supported; give the f32, bf16 or f16 original"),
+    ("auto_map", "code that comes with a model is not run"),
+    ("pruned_heads", "pruned heads are not supported"),
+    ("final_logit_softcapping", "soft caps of logits are not supported"),
+    ("attn_logit_softcapping", "soft caps of attention are not supported"),
+    ("use_bidirectional_attention", "attention to later tokens is not supported"),
+];
+
+impl ModelConfig {
+    /// Families, classes and features of other models.
+    pub(super) fn foreign(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        match self.family() {
+            None => {
+                let known = FAMILIES.map(|family| family.name).join(", ");
+                let missing = MISSING.iter().find(|(name, _)| *name == self.model_type);
+                let missing = missing.map_or(String::new(), |(_, what)| format!("; missing: {what}"));
+                problems.push(format!("model_type = \"{}\" is not supported ({known} are){missing}", self.model_type));
+            }
+            Some(family) => {
+                for other in self.architectures.iter().filter(|name| *name != family.class) {
+                    problems.push(format!("architectures = [\"{other}\"] is not supported ({} is)", family.class));
+                }
+            }
+        }
+        for (key, reason) in FOREIGN {
+            let value = self.rest.get(key).unwrap_or(&Value::Null);
+            let empty = [json!({}), json!([]), json!(0), json!(false), Value::Null].contains(value);
+            let ours = key == "auto_map" && self.family().is_some_and(|family| family.had_code);
+            if !empty && !ours {
+                problems.push(format!("{key} = {}: {reason}", shorten(value)));
+            }
+        }
+        problems
+    }
+}
+
+/// A value as a message shows it.
+fn shorten(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() > 60 { text.chars().take(60).chain(['…']).collect() } else { text }
+}
