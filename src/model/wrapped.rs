@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn what_is_missing_of_a_model_is_named() {
         let shape = json!({"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "max_position_embeddings": 8});
+            "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 8});
         let mistakes = |edit: Value| {
             let mut all = shape.clone();
             all.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
