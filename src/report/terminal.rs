@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use textplots::{Chart, LabelBuilder, LabelFormat, Plot, Shape, TickDisplay, TickDisplayBuilder};
+use textplots::{Chart, Plot, Shape};
 
 use super::duration;
 use super::run::{Metrics, Summary, optional};
@@ -118,15 +118,23 @@ fn curve(name: &str, points: &[(f64, f64)]) -> Vec<String> {
     if points.len() < 2 {
         return vec![title];
     }
-    let points: Vec<(f32, f32)> = points.iter().map(|&(step, value)| (step as f32, value as f32)).collect();
-    let lines = Shape::Lines(&points);
+    let values = || points.iter().map(|point| point.1);
+    let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+    let drawn: Vec<(f32, f32)> = points.iter().map(|&(step, value)| (step as f32, value as f32)).collect();
+    let lines = Shape::Lines(&drawn);
     let mut chart = Chart::new(CURVE as u32, (4 * ROWS) as u32, first.0 as f32, end.0 as f32);
-    let label = |value: f32| format!("{value:.0}");
-    let chart =
-        chart.x_label_format(LabelFormat::Custom(Box::new(label))).y_tick_display(TickDisplay::None).lineplot(&lines);
+    let chart = chart.lineplot(&lines);
     chart.axis();
     chart.figures();
-    std::iter::once(title).chain(chart.to_string().lines().map(str::to_string)).collect()
+    let mut rows: Vec<String> = chart.frame().lines().map(str::to_string).collect();
+    // The library's own labels have one decimal, whatever the numbers are.
+    for (row, value) in [(0, high), (rows.len().saturating_sub(1), low)] {
+        if let Some(row) = rows.get_mut(row) {
+            *row += &format!(" {}", figure(value));
+        }
+    }
+    let steps = format!("{}{:>width$}", first.0, end.0, width = CURVE / 2 + 1 - first.0.to_string().len());
+    std::iter::once(title).chain(rows).chain([steps]).collect()
 }
 
 #[cfg(test)]
