@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use console::Term;
+use console::{Term, truncate_str};
 
 use super::print;
 use crate::report::screen;
@@ -24,7 +24,7 @@ pub(super) struct WatchArgs {
     /// Seconds between two looks
     #[arg(long, default_value_t = 2.0, value_parser = positive)]
     every: f64,
-    /// Show it once; so does an output that is no terminal
+    /// Show it once; so does an output that is no terminal, or a dumb one
     #[arg(long)]
     once: bool,
 }
@@ -37,17 +37,25 @@ fn positive(text: &str) -> Result<f64, String> {
 /// Shows the run until it is over.
 pub(super) fn run(args: &WatchArgs) -> anyhow::Result<()> {
     let terminal = Term::stdout();
-    let once = args.once || !stdout().is_terminal();
-    let mut drawn = 0;
+    let dumb = std::env::var_os("TERM").is_none_or(|kind| kind == "dumb");
+    if args.once || dumb || !stdout().is_terminal() {
+        return print(&screen(&args.run, &args.metrics, COLUMNS)?.text);
+    }
     loop {
-        let columns = if once { COLUMNS } else { terminal.size().1.into() };
-        let screen = screen(&args.run, &args.metrics, columns)?;
-        terminal.clear_last_lines(drawn)?;
-        print(&screen.text)?;
-        if once || screen.over {
+        let (rows, columns) = terminal.size();
+        let screen = screen(&args.run, &args.metrics, columns.into())?;
+        // A line that wraps, or a screen that scrolls, would leave parts of it behind.
+        let lines: Vec<_> = screen
+            .text
+            .lines()
+            .map(|line| truncate_str(line, columns.into(), "…"))
+            .take(rows.saturating_sub(1).into())
+            .collect();
+        terminal.clear_screen()?;
+        print(lines.join("\n"))?;
+        if screen.over {
             return Ok(());
         }
-        drawn = screen.text.lines().count();
         std::thread::sleep(Duration::from_secs_f64(args.every));
     }
 }

@@ -4,6 +4,7 @@
 //! tested, so what differs is said when a benchmark is read.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use super::Fields;
 use crate::error::Result;
@@ -66,11 +67,20 @@ fn read(path: &Path) -> Option<(&'static Benchmark, Option<&str>)> {
         None => (text, None),
     };
     let found = ALL.iter().find(|benchmark| benchmark.name == name)?;
+    if !revision.is_none_or(hub::is_revision) {
+        return None;
+    }
     if path.is_file() {
-        tracing::warn!("{text}: the file of this name is taken, not the benchmark");
+        static SAID: Once = Once::new();
+        SAID.call_once(|| tracing::warn!("{text}: the file of this name is taken, not the benchmark"));
         return None;
     }
     Some((found, revision))
+}
+
+/// Whether `path` is the name of a benchmark, be there a file of that name or not.
+pub(super) fn is_name(path: &Path) -> bool {
+    ALL.iter().any(|benchmark| path == Path::new(benchmark.name))
 }
 
 /// The benchmark that `path` names; none where there is a file of that name.
@@ -129,7 +139,7 @@ mod tests {
         let name = |text: &str| hub_name(Path::new(text)).unwrap().map(|name| name.to_string());
         assert_eq!(name("gsm8k").as_deref(), Some("openai/gsm8k:main:test"));
         assert_eq!(name("aime24@v1").as_deref(), Some("HuggingFaceH4/aime_2024:train@v1"));
-        assert_eq!((name("aime23"), name("./gsm8k")), (None, None));
+        assert_eq!((name("aime23"), name("./gsm8k"), name("math500@../../x")), (None, None, None));
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let named = hub_name(Path::new("math500")).unwrap().unwrap();
         let kept = at(Path::new("math500"), &named, commit);

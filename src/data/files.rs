@@ -23,6 +23,8 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Res
     };
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
     match ending.as_str() {
+        // A file that has the name of a benchmark has no ending: it is read as JSON.
+        "" if super::benchmarks::is_name(path) => lines(path, true, &mut take)?,
         "jsonl" | "json" => lines(path, ending == "json", &mut take)?,
         "parquet" => super::parquet::rows(path, &mut take)?,
         _ => {

@@ -56,13 +56,10 @@ impl Cache {
     }
 
     /// Keeps the commit of a branch or a tag.
-    pub(super) fn keep_ref(&self, revision: &str, commit: &str) -> Result<()> {
-        if revision == commit || self.commit_of(revision).as_deref() == Some(commit) {
-            return Ok(());
+    pub(super) fn keep_ref(&self, revision: &str, commit: &str) {
+        if revision != commit && self.commit_of(revision).as_deref() != Some(commit) {
+            keep(&self.dir().join("refs").join(revision), commit.as_bytes());
         }
-        let path = self.dir().join("refs").join(revision);
-        files::create_dir(path.parent().unwrap_or(&path))?;
-        files::write(&path, commit.as_bytes())
     }
 
     /// All files of a commit, where that was asked for before.
@@ -71,10 +68,10 @@ impl Cache {
     }
 
     /// Keeps the list of all files of a commit.
-    pub(super) fn keep_listing(&self, commit: &str, listing: &[String]) -> Result<()> {
-        let path = self.listing_path(commit);
-        files::create_dir(path.parent().unwrap_or(&path))?;
-        files::write_json(&path, &listing)
+    pub(super) fn keep_listing(&self, commit: &str, listing: &[String]) {
+        if self.listing(commit).as_deref() != Some(listing) {
+            keep(&self.listing_path(commit), &serde_json::to_vec(listing).expect("texts are JSON"));
+        }
     }
 
     fn listing_path(&self, commit: &str) -> PathBuf {
@@ -101,12 +98,15 @@ impl Cache {
     /// Puts a content under its path in a commit.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
         let place = self.snapshot(commit).join(file);
-        files::create_dir(place.parent().unwrap_or(&place))?;
-        if place.symlink_metadata().is_ok() {
-            std::fs::remove_file(&place).map_err(Error::io(&place))?;
-        }
         let up = "../".repeat(2 + Path::new(file).components().count() - 1);
-        symlink(&PathBuf::from(format!("{up}blobs/{etag}")), &self.blob(etag), &place).map_err(Error::io(&place))
+        let target = PathBuf::from(format!("{up}blobs/{etag}"));
+        if std::fs::read_link(&place).is_ok_and(|there| there == target) {
+            return Ok(());
+        }
+        files::create_dir(place.parent().unwrap_or(&place))?;
+        let own = own_name(&place);
+        let put = || symlink(&target, &self.blob(etag), &own).and_then(|()| std::fs::rename(&own, &place));
+        put().inspect_err(|_| drop(std::fs::remove_file(&own))).map_err(Error::io(&place))
     }
 
     /// Waits for the right to fetch a content; `told` is called when another process has it.
@@ -125,6 +125,27 @@ impl Cache {
             Ok(()) => {}
         }
         Ok(file)
+    }
+}
+
+/// A name beside `path` that no other process takes.
+fn own_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{}-{name}", std::process::id()))
+}
+
+/// Writes a note of the cache. Processes that write the same at the same time do not get in each other's way; where it cannot be written, as in
+/// a cache that others own, the next start asks the Hub again, and that is told.
+fn keep(path: &Path, bytes: &[u8]) {
+    let own = own_name(path);
+    let put = || {
+        std::fs::create_dir_all(path.parent().unwrap_or(path))?;
+        std::fs::write(&own, bytes)?;
+        std::fs::rename(&own, path)
+    };
+    if let Err(error) = put() {
+        let _ = std::fs::remove_file(&own);
+        tracing::warn!("{}: cannot be written ({error}); the Hub will be asked again", path.display());
     }
 }
 

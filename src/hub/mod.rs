@@ -35,6 +35,7 @@ use serde_json::Value;
 use self::cache::{Cache, is_inside};
 use self::client::Client;
 use self::name::is_commit;
+pub(crate) use self::name::is_revision;
 pub use self::name::{Kind, Name};
 use crate::error::{Error, Result};
 use crate::files;
@@ -294,7 +295,7 @@ impl Hub {
         })?;
         let commit = listing.sha.clone();
         let listing: Vec<String> = listing.files().into_iter().filter(|file| is_inside(file)).collect();
-        cache.keep_listing(&commit, &listing)?;
+        cache.keep_listing(&commit, &listing);
         Ok(Opened { commit, listing, whole: true })
     }
 
@@ -340,7 +341,7 @@ impl Hub {
     /// All that was wanted of a commit is here: from now on the cache says that the branch is there.
     fn settle(&self, name: &Name, opened: &Opened) -> Result<PathBuf> {
         if !self.offline {
-            Cache::of(&self.cache, name).keep_ref(name.revision(), &opened.commit)?;
+            Cache::of(&self.cache, name).keep_ref(name.revision(), &opened.commit);
         }
         Ok(self.snapshot(name, opened))
     }

@@ -47,6 +47,9 @@ pub struct Name {
 /// What begins a name that is no path, whatever lies in the working directory.
 const MARK: &str = "hf:";
 
+/// Folders of our own tree: what the embedded settings name lies there, and is asked for nowhere else.
+const OWN: [&str; 3] = ["assets", "configs", "runs"];
+
 /// Endings of files of data: a name that has one is a path.
 pub(super) const ENDINGS: [&str; 3] = ["parquet", "jsonl", "json"];
 
@@ -78,10 +81,11 @@ impl Name {
         }
         let Some(named) = named else { return Ok(None) };
         let (owner, _) = named.repository.split_once('/').unwrap_or_default();
-        if Path::new(owner).is_dir() {
+        if OWN.contains(&owner) || Path::new(owner).is_dir() {
             let what = if kind == Kind::Model { "folder" } else { "file" };
+            let why = if Path::new(owner).is_dir() { "is here" } else { "is one of this project's" };
             let message = format!(
-                "no such {what}. The folder {owner} is here, so this is taken for a path and nothing is fetched; write \
+                "no such {what}. The folder {owner} {why}, so this is taken for a path and nothing is fetched; write \
                  {MARK}{text} to name a repository of the Hub"
             );
             return Err(Error::file(path, message));
@@ -144,10 +148,10 @@ fn is_word(text: &str) -> bool {
         && !text.contains("--")
 }
 
-fn is_revision(text: &str) -> bool {
-    !text.is_empty()
-        && !text.contains("..")
-        && !text.starts_with('/')
+/// Whether a text may name a branch, a tag or a commit; it is a path in the cache, too, and stays within its folder there.
+pub(crate) fn is_revision(text: &str) -> bool {
+    !text.contains("..")
+        && text.split('/').all(|part| !part.is_empty() && part != ".")
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
 }
 

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +20,9 @@ use crate::files;
 pub const TENSORBOARD: &str = "tensorboard";
 /// What the program of `log.command` says, within a run's folder.
 pub const SAID: &str = "log_command.txt";
-/// How long its last lines may take the program after the run.
+/// How long the program is waited for in silence after the run.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long its last lines may take it.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// Where the metrics of a run go beside `metrics.jsonl`.
@@ -133,8 +137,9 @@ struct Program {
     child: Child,
     /// None once the program is known to have ended.
     lines: Option<Sender<String>>,
-    /// Closed when the thread has written all lines, or cannot any more.
-    written: Receiver<()>,
+    /// Lines that it was sent, and those of them that it has taken.
+    sent: usize,
+    taken: Arc<AtomicUsize>,
 }
 
 impl Program {
@@ -153,20 +158,22 @@ impl Program {
             .map_err(|error| Error::Invalid(format!("log.command = {command:?} cannot be started: {error}")))?;
         let mut stdin = child.stdin.take().expect("standard input is piped");
         let (lines, to_write) = channel::<String>();
-        let (writing, written) = channel();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&taken);
         std::thread::spawn(move || {
-            let _writing = writing;
             for line in to_write {
                 if stdin.write_all(line.as_bytes()).is_err() {
                     break;
                 }
+                count.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Ok(Self { command: command.to_vec(), child, lines: Some(lines), written })
+        Ok(Self { command: command.to_vec(), child, lines: Some(lines), sent: 0, taken })
     }
 
     fn tell(&mut self, metrics: &Metrics) {
         let Some(lines) = &self.lines else { return };
+        self.sent += 1;
         let ended = match self.child.try_wait() {
             Ok(None) => lines.send(metrics.line()).err().map(|_| "has closed its standard input".to_string()),
             Ok(Some(status)) => Some(format!("ended with {status}")),
@@ -184,24 +191,35 @@ impl Program {
     }
 }
 
+/// Kills the program and all that it started.
+fn end_group(child: &mut Child) {
+    // It leads a group of its own.
+    #[cfg(unix)]
+    let _ = nix::sys::signal::killpg(
+        nix::unistd::Pid::from_raw(child.id().cast_signed()),
+        nix::sys::signal::Signal::SIGKILL,
+    );
+    let _ = child.kill();
+}
+
 impl Drop for Program {
     /// Ends the lines, and waits for the program, which may still be sending them somewhere.
     fn drop(&mut self) {
         let told = self.lines.take().is_some();
-        let start = Instant::now();
-        while let Err(RecvTimeoutError::Timeout) = self.written.recv_timeout(Duration::from_millis(50)) {
-            if start.elapsed() > GRACE {
-                break;
-            }
-        }
+        let (start, mut patient) = (Instant::now(), true);
+        let command = &self.command;
         while let Ok(None) = self.child.try_wait() {
+            if patient && start.elapsed() > PATIENCE {
+                patient = false;
+                tracing::warn!("waiting for log.command = {command:?}, {} s at most", GRACE.as_secs());
+            }
             if start.elapsed() > GRACE {
-                let command = &self.command;
+                let (taken, sent) = (self.taken.load(Ordering::Relaxed), self.sent);
                 tracing::warn!(
-                    "log.command = {command:?} has not ended {} s after its last line; killed",
+                    "log.command = {command:?} has not ended {} s after the run, with {taken} of {sent} lines taken; killed",
                     GRACE.as_secs()
                 );
-                let _ = self.child.kill();
+                end_group(&mut self.child);
                 break;
             }
             std::thread::sleep(Duration::from_millis(20));

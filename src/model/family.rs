@@ -178,6 +178,7 @@ pub(super) const FAMILIES: [Family; 11] = [
         theta: None,
         scales_by_position: true,
         windows: Windows::All(None),
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
         ..LLAMA
     },
     Family {
@@ -186,6 +187,7 @@ pub(super) const FAMILIES: [Family; 11] = [
         theta: Some(2e6),
         unrotated: 4,
         windows: Windows::Asked(None),
+        defaults: r#"{"tie_word_embeddings": true}"#,
         ..LLAMA
     },
     Family { name: "granite", class: "GraniteForCausalLM", multipliers: true, ..LLAMA },
@@ -387,8 +389,10 @@ impl ModelConfig {
                     problems.push(format!("no_rope_layers = {value} must have a 0 or a 1 for each layer"));
                 }
             }
-            if let Some(value) = given("no_rope_layer_interval").filter(|value| !positive(value)) {
-                problems.push(format!("no_rope_layer_interval = {value} must be a positive number"));
+            if let Some(value) =
+                given("no_rope_layer_interval").filter(|value| value.as_u64().is_none_or(|every| every == 0))
+            {
+                problems.push(format!("no_rope_layer_interval = {value} must be a positive whole number"));
             }
         }
         problems.extend(self.window_mistakes());

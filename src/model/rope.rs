@@ -60,19 +60,29 @@ impl Rope {
             Some(table) if !table.is_null() => match table.get(kind) {
                 Some(table) => table.clone(),
                 None if KINDS.iter().any(|kind| table.get(kind).is_some()) => Value::Null,
-                // Not by kind of layer: refused below by what it holds.
-                None => table.clone(),
+                None => Value::Null,
             },
             _ => Value::Null,
         };
-        if let Some(flat) = config.rope_parameters.as_ref().filter(|table| table.get("rope_theta").is_some()) {
+        let is_flat = |table: &&Value| {
+            table
+                .as_object()
+                .is_some_and(|table| !table.is_empty() && KINDS.iter().all(|kind| !table.contains_key(*kind)))
+        };
+        if let Some(flat) = config.rope_parameters.as_ref().filter(is_flat) {
             return Err(vec![format!("rope_parameters = {flat} must be by kind of layer, {}", KINDS.join(" and "))]);
         }
         one.rope_parameters = Some(kind(KINDS[0])).filter(|table| !table.is_null());
         let full = Self::read(&one)?;
         // The scaling of older files is that of layers without a window.
         (one.rope_parameters, one.rope_scaling) = (Some(kind(KINDS[1])).filter(|table| !table.is_null()), None);
-        one.rope_theta = Some(config.rest.get(LOCAL).and_then(Value::as_f64).unwrap_or(local));
+        one.rope_theta = match config.rest.get(LOCAL).filter(|base| !base.is_null()) {
+            None => Some(local),
+            Some(base) => match base.as_f64().filter(|base| *base > 1.0 && base.is_finite()) {
+                Some(base) => Some(base),
+                None => return Err(vec![format!("{LOCAL} = {base} must be a number above 1")]),
+            },
+        };
         Ok(vec![full, Self::read(&one)?])
     }
 
@@ -111,8 +121,11 @@ impl Rope {
         }
         // Sizes are checked elsewhere; a broken one must not be computed with.
         let dim = if config.num_attention_heads == 0 { 2 } else { config.head_dim() };
+        if !settings.problems.is_empty() {
+            return Err(settings.problems);
+        }
         let rotated = (dim.min(1 << 16) as f64 * partial) as usize;
-        if !rotated.is_multiple_of(2) {
+        if rotated == 0 || !rotated.is_multiple_of(2) {
             settings.refuse("partial_rotary_factor", &format!("rotates {rotated} of {dim} numbers; they need pairs"));
         }
         let plain: Vec<f32> =

@@ -85,6 +85,11 @@ impl ModelConfig {
                 "layer_types has \"{SLIDING}\", but use_sliding_window = {asked} and sliding_window = {window}: name a window"
             ));
         }
+        for (key, least) in [("max_window_layers", 0), ("sliding_window_pattern", 1)] {
+            if let Some(value) = given(key).filter(|value| value.as_u64().is_none_or(|number| number < least)) {
+                problems.push(format!("{key} = {value} must be a whole number of at least {least}"));
+            }
+        }
         if !window.is_null() && family.windows != Windows::None && window.as_u64().is_none_or(|window| window == 0) {
             problems.push(format!("sliding_window = {window} must be a positive whole number, or null for none"));
         }

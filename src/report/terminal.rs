@@ -33,11 +33,15 @@ pub struct Screen {
 /// A folder that is no run or has no line yet, a malformed file, a metric that the run does not have.
 pub fn screen(run: &Path, metrics: &[String], columns: usize) -> Result<Screen> {
     let path = run.join("metrics.jsonl");
-    let all = Metrics::read(&path)?;
-    if all.0.is_empty() {
-        return Err(Error::file(&path, "has no line yet"));
-    }
-    let over = optional(files::read_json::<Summary>(&run.join("summary.json")))?;
+    let Some(all) = optional(Metrics::read(&path))?.filter(|all| !all.0.is_empty()) else {
+        if !run.join("run.json").is_file() {
+            return Err(Error::file(run, "is no run (it has no run.json)"));
+        }
+        return Ok(Screen { text: format!("{}: nothing is measured yet", run.display()), over: false });
+    };
+    // A run that goes on after its end has the summary of that end still.
+    let over = optional(files::read_json::<Summary>(&run.join("summary.json")))?
+        .filter(|summary| summary.steps == all.0.keys().next_back().copied());
     let names = chosen(&path, &all, metrics)?;
     let curves: Vec<Vec<String>> = names.iter().map(|name| curve(name, &all.points(name))).collect();
     let beside = (columns / (CURVE / 2 + FIGURES + 3)).clamp(1, 3);
@@ -62,8 +66,11 @@ fn chosen<'a>(path: &Path, all: &Metrics, asked: &'a [String]) -> Result<Vec<&'a
     }
     for name in asked {
         if all.points(name).is_empty() {
-            let known = all.0.values().flat_map(|row| row.keys());
-            let near = known.max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+            let numbers = |row: &'_ serde_json::Map<String, serde_json::Value>| {
+                row.iter().filter(|(_, value)| value.is_number()).map(|(name, _)| name.clone()).collect::<Vec<_>>()
+            };
+            let known = all.0.values().flat_map(numbers);
+            let near = known.max_by(|a: &String, b: &String| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
             let near = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
             return Err(Error::file(path, format!("has no numbers under --metric {name}{near}")));
         }
@@ -82,7 +89,9 @@ fn headline(run: &Path, all: &Metrics, over: bool) -> String {
     parts.extend(last("timing_s/step").map(|seconds| format!("{seconds:.2} s a step")));
     parts.extend(last("perf/sampling_throughput").map(|speed| format!("{speed:.0} tokens/s sampled")));
     let seconds: f64 = all.points("timing_s/step").iter().map(|point| point.1).sum();
-    parts.push(format!("{} in steps", duration(seconds.round())));
+    if seconds > 0.0 {
+        parts.push(format!("{} in steps", duration(seconds.round())));
+    }
     if over {
         parts.push("finished".to_string());
     }
@@ -169,7 +178,19 @@ mod tests {
         let dir = run("{\"step\":1,\"loss\":0.5}\n");
         let error = screen(dir.path(), &["los".to_string()], 80).unwrap_err().to_string();
         assert!(error.contains("--metric los") && error.contains("did you mean loss?"), "{error}");
-        assert!(screen(&dir.path().join("none"), &[], 80).is_err());
-        assert!(screen(run("").path(), &[], 80).unwrap_err().to_string().contains("no line yet"));
+        assert!(screen(&dir.path().join("none"), &[], 80).unwrap_err().to_string().contains("is no run"));
+        let fresh = run("");
+        std::fs::write(fresh.path().join("run.json"), "{}").unwrap();
+        assert!(screen(fresh.path(), &[], 80).unwrap().text.contains("nothing is measured yet"));
+    }
+
+    /// A run that was extended was said to be over while it went on.
+    #[test]
+    fn a_run_is_over_with_the_step_of_its_summary() {
+        let dir = run("{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.5}\n");
+        for (steps, over) in [(2, true), (1, false)] {
+            std::fs::write(dir.path().join("summary.json"), format!("{{\"steps\":{steps}}}")).unwrap();
+            assert_eq!(screen(dir.path(), &[], 80).unwrap().over, over);
+        }
     }
 }
