@@ -10,6 +10,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::name::{Name, is_commit};
 use crate::error::{Error, Result};
@@ -128,10 +129,12 @@ impl Cache {
     }
 }
 
-/// A name beside `path` that no other process takes.
+/// A name beside `path` that no other process takes, nor another thread.
 fn own_name(path: &Path) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{}-{name}", std::process::id()))
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".{}-{count}-{name}", std::process::id()))
 }
 
 /// Writes a note of the cache. Processes that write the same at the same time do not get in each other's way; where it cannot be written, as in
@@ -170,6 +173,29 @@ pub(super) fn is_inside(file: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two processes that fetched one repository at a time took the same temporary file from each other.
+    #[test]
+    fn the_same_is_kept_by_many_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = Name { kind: super::super::Kind::Model, repository: "o/n".into(), parts: vec![], revision: None };
+        let (cache, commit) = (Cache::of(dir.path(), &name), "0".repeat(40));
+        let listing: Vec<String> = (0..500).map(|number| format!("file-{number}")).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        cache.keep_ref("main", &commit);
+                        cache.keep_listing(&commit, &listing);
+                        cache.link(&commit, "config.json", "etag").unwrap();
+                        assert_eq!(cache.listing(&commit).as_ref(), Some(&listing));
+                    }
+                });
+            }
+        });
+        assert_eq!(cache.commit_of("main"), Some(commit.clone()));
+        assert_eq!(std::fs::read_dir(cache.snapshot(&commit)).unwrap().count(), 1);
+    }
 
     #[test]
     fn paths_that_lead_out_are_told() {

@@ -168,6 +168,14 @@ mod tests {
         Name::of(kind, Path::new(text)).unwrap().map(|name| name.to_string())
     }
 
+    /// Outside the repository the quickstart fetched a stranger's `assets/base`.
+    #[test]
+    fn the_projects_own_folders_are_never_names() {
+        for path in ["assets/none", "runs/none", "configs/none"] {
+            assert!(Name::of(Kind::Model, Path::new(path)).is_err(), "{path}");
+        }
+    }
+
     #[test]
     fn names_are_read_and_written() {
         for text in ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B@v1.0", "a_b/c@refs/pr/1"] {
