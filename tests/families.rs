@@ -150,7 +150,7 @@ fn log_probabilities_and_entropies_are_those_of_transformers() {
             }
         }
         println!("{family}: log-probabilities to {:.1e}, entropies to {:.1e} nats", farthest[0], farthest[1]);
-        assert!(farthest.iter().all(|far| *far <= within(1e-5).into()), "{family}: {farthest:?}");
+        assert!(farthest.iter().all(|far| *far <= f64::from(within(1e-5))), "{family}: {farthest:?}");
     }
 }
 
