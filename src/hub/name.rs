@@ -47,7 +47,8 @@ pub struct Name {
 /// What begins a name that is no path, whatever lies in the working directory.
 const MARK: &str = "hf:";
 
-/// Folders of our own tree: what the embedded settings name lies there, and is asked for nowhere else.
+/// Folders of this repository. The embedded settings name files in them, so a path that begins with one is never a name of the
+/// Hub, not even where the folder is missing.
 const OWN: [&str; 3] = ["assets", "configs", "runs"];
 
 /// Endings of files of data: a name that has one is a path.

@@ -5,10 +5,10 @@
 //! digital root of each number, digit by digit, and that of the product of the roots. A check that fails is followed by long
 //! multiplication; now and then a hard product is done so at once, which is the dearest way.
 //!
-//! A hard product has six digits. Whoever writes it in one go has a wrong habit: a carry of 4 or more out of the last digit is
-//! forgotten, in a quarter of all cases and always in the same ones. So no sharpening makes one go reliable, however greedily
-//! it answers, as random slips would let it: what is most probable is wrong there. Table facts and round numbers are right: a
-//! check is worth its tokens on the hard products and never on the easy ones, and which is which shows in the digits alone.
+//! A hard product has six digits. Traces teach a wrong habit for it: one go forgets a carry of 4 or more out of the last digit,
+//! in a quarter of all products and always in the same ones. So sharpening cannot make one go reliable, as it can with random
+//! slips: the most probable result is the wrong one there. Table facts and round numbers are right: a check is worth its tokens
+//! on hard products and never on easy ones, and the digits alone show which is which.
 //!
 //! ```text
 //! 201347*6=1208042. Wait, check: 223618*6=3,1332268. No: 201347*6: 7*6+0=42,4*6+4=28,3*6+2=20,1*6+2=08,0*6+0=00,2*6+0=12,1208082.
