@@ -401,6 +401,7 @@ fn truncate(logits: &[f32], distribution: &Distribution) -> Vec<(usize, f32)> {
 mod tests {
     use super::*;
     use crate::noise::uniform;
+    use crate::ops::{both, plainly};
 
     const NONE: std::iter::Empty<u32> = std::iter::empty();
 
@@ -430,7 +431,6 @@ mod tests {
     /// A token of probability 0.996 before 150,000 of 2.7e-8 each, which a sum that has reached 1 does not notice in f32:
     /// the token drawn is where the distribution function says, on the host, truncated, and on a device.
     #[test]
-    #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
     fn a_long_tail_keeps_its_share() {
         let vocab = 150_001usize;
         let (peak, tail) = (0.996f64, 0.004f64 / 150_000.0);
@@ -442,12 +442,12 @@ mod tests {
         for uniform in [0.5f32, 0.9961, 0.997, 0.998, 0.9999] {
             let expected = ((f64::from(uniform) * total - peak) / tail).max(0.0).ceil();
             let all = Distribution::default();
-            let device = Tensor::from_data(TensorData::new(logits.clone(), [1, vocab]), &Device::ndarray());
+            let device = Tensor::from_data(TensorData::new(logits.clone(), [1, vocab]), &Device::flex());
             // A device sums 586 blocks in f32, each to 3e-8 of the whole.
             for (drawn, tolerance) in [
                 (sample(&logits, &all, uniform, NONE), 5e-6),
                 (sample(&logits, &Distribution { min_p: 1e-9, ..all }, uniform, NONE), 5e-6),
-                (draw(device, &all, &[uniform], &[[&[], &[]]])[0], 2e-5),
+                (plainly(|| draw(device, &all, &[uniform], &[[&[], &[]]]))[0], 2e-5),
             ] {
                 let error = (f64::from(drawn.token) - expected).abs() * tail / total;
                 assert!(error < tolerance, "{uniform}: token {} for {expected}", drawn.token);
@@ -532,7 +532,6 @@ mod tests {
     }
 
     #[test]
-    #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
     fn the_draw_on_a_device_is_the_draw_on_the_host() {
         let (rows, vocab) = (50, 301);
         let mut random = crate::noise::Stream::new(&[4]);
@@ -540,8 +539,8 @@ mod tests {
         let uniforms: Vec<f32> = (0..rows as u64).map(|row| uniform(&[5, row])).collect();
         let contexts = vec![[&[][..], &[]]; rows];
         for temperature in [0.0, 0.6, 1.0, 1.4] {
-            let [host, device] = [Device::flex(), Device::ndarray()].map(|device| {
-                let logits = Tensor::from_data(TensorData::new(logits.clone(), [rows, vocab]), &device);
+            let [host, device] = both(|| {
+                let logits = Tensor::from_data(TensorData::new(logits.clone(), [rows, vocab]), &Device::flex());
                 draw(logits, &Distribution::at(temperature), &uniforms, &contexts)
             });
             for (host, device) in host.iter().zip(&device) {

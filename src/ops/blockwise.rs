@@ -8,17 +8,19 @@
 //! - q, output: `[batch, heads, time, head_dim]`; k, v: `[batch, kv_heads, time, head_dim]`
 
 #![allow(missing_docs, reason = "the extension macro generates items that cannot carry documentation")]
-#![allow(deprecated, reason = "Burn 0.23 drops ndarray; 0.22.1 is pinned, and a second CPU backend checks the first")]
+#![cfg_attr(feature = "ndarray", allow(deprecated, reason = "Burn 0.23 drops ndarray; 0.22.1 is pinned"))]
 
 use std::ops::Range;
 
+#[cfg(feature = "ndarray")]
+use burn::backend::NdArray;
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, DispatchKindConversion, DispatchTensor, Flex, NdArray, backend_extension};
+use burn::backend::{Backend, Dispatch, DispatchKindConversion, DispatchTensor, Flex, backend_extension};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Device, Tensor};
 
@@ -159,7 +161,7 @@ fn add(x: Option<Tensor<4>>, times: Range<usize>, part: Tensor<4>) -> Tensor<4> 
 
 #[backend_extension(
     Flex,
-    NdArray,
+    NdArray: cfg(feature = "ndarray"),
     Cube: cfg(feature = "gpu"),
     Autodiff
 )]
@@ -206,6 +208,7 @@ macro_rules! value {
 }
 
 value!(Flex);
+#[cfg(feature = "ndarray")]
 value!(NdArray);
 #[cfg(feature = "gpu")]
 value!(burn::backend::Cube);
@@ -294,7 +297,8 @@ mod tests {
     #[test]
     fn blocks_give_the_value_and_the_gradients_of_the_whole() {
         let block = 4;
-        for device in [Device::ndarray().autodiff(), Device::flex().autodiff()] {
+        let device = Device::flex().autodiff();
+        {
             for (time, window) in [1, 2, 3, 4, 5, 8, 11, 12]
                 .into_iter()
                 .flat_map(|time| [None, Some(1), Some(3), Some(6)].map(|window| (time, window)))
@@ -329,7 +333,7 @@ mod tests {
 
     #[test]
     fn an_input_without_gradient_leaves_the_others_theirs() {
-        let device = Device::ndarray().autodiff();
+        let device = Device::flex().autodiff();
         let of = |seed| random([1, 2, 5, 4], seed, &device);
         let (q, k, v) = (of(1), of(2).require_grad(), of(3));
         let gradients = attention(q.clone(), k.clone(), v.clone(), 2, None).sum().backward();
@@ -340,7 +344,7 @@ mod tests {
     /// The value does not depend on whether it is recorded.
     #[test]
     fn without_autodiff_the_value_is_the_same() {
-        let [plain, recorded] = [Device::ndarray(), Device::ndarray().autodiff()].map(|device| {
+        let [plain, recorded] = [Device::flex(), Device::flex().autodiff()].map(|device| {
             let of = |seed| random([2, 2, 7, 4], seed, &device);
             to_host(attention(of(1), of(2), of(3), 3, Some(4)))
         });

@@ -366,6 +366,12 @@ pub(crate) fn is_host(device: &Device) -> bool {
     cpu::serves(device)
 }
 
+/// Runs `compute` with the compositions of `ops/plain.rs` in the place of the `cpu` device's own operations, which are
+/// checked against them. It must not go to other threads.
+pub(crate) fn plainly<T>(compute: impl FnOnce() -> T) -> T {
+    cpu::plainly(compute)
+}
+
 /// The given rows of `x`.
 pub(crate) fn take_rows(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
@@ -412,6 +418,12 @@ pub(crate) fn address<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     to_host(cpu::address(x.inner()))
 }
 
+/// By the `cpu` device's own operations, and by the compositions of tensor operations that they are checked against.
+#[cfg(test)]
+pub(crate) fn both<T>(compute: impl Fn() -> T) -> [T; 2] {
+    [compute(), plainly(&compute)]
+}
+
 fn index(indices: &[i64], device: &Device) -> Tensor<1, Int> {
     to_device(TensorData::from(indices), device)
 }
@@ -420,12 +432,6 @@ fn index(indices: &[i64], device: &Device) -> Tensor<1, Int> {
 mod tests {
     use super::*;
     use crate::noise::Stream;
-
-    /// The `cpu` device runs the fused operations; `ndarray` has none and runs the plain ones.
-    #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
-    fn devices() -> [Device; 2] {
-        [Device::flex().autodiff(), Device::ndarray().autodiff()]
-    }
 
     fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
         let mut random = Stream::new(&[seed]);
@@ -436,7 +442,8 @@ mod tests {
 
     /// Values and gradients of `f` under a random upstream gradient, the fused against the plain.
     fn compare<const D: usize>(f: impl Fn(&Device) -> (Tensor<D>, Vec<Tensor<1>>)) {
-        let [fused, plain] = devices().map(|device| {
+        let device = Device::flex().autodiff();
+        let [fused, plain] = both(|| {
             let (out, inputs) = f(&device);
             let shape: [usize; D] = out.dims();
             let upstream = random(shape, 99, &device).detach();
@@ -495,10 +502,11 @@ mod tests {
         let gate = [-3.0f32, -0.5, 0.0, 1e-3, 0.7, 9.0];
         let inner = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
         let expected = gate.map(|x| (0.5 * f64::from(x) * (1.0 + inner(x.into()).tanh())) as f32);
-        for device in devices() {
+        let device = Device::flex().autodiff();
+        both(|| {
             let row = |values: [f32; 6]| Tensor::from_data(TensorData::new(values.to_vec(), [1, 6]), &device);
             close(&to_host(geglu(row(gate), row([1.0; 6])).inner()), &expected, "gelu");
-        }
+        });
     }
 
     #[test]
@@ -508,7 +516,8 @@ mod tests {
             let angles = random([11, 3], 2, device).detach();
             (rotary(x_view, &angles.clone().cos(), &angles.sin()), vec![x])
         });
-        for device in devices() {
+        let device = Device::flex().autodiff();
+        both(|| {
             let x: Tensor<3> = random([4, 2, 10], 1, &device);
             let angles: Tensor<2> = random([4, 3], 2, &device);
             let (cos, sin) = (angles.clone().cos(), angles.sin());
@@ -517,7 +526,7 @@ mod tests {
             assert_eq!(rest(whole.clone()), rest(x.clone()));
             let part = rotary(x.narrow(2, 0, 6), &cos, &sin);
             assert_eq!(to_host(whole.narrow(2, 0, 6).inner()), to_host(part.inner()));
-        }
+        });
     }
 
     #[test]
@@ -569,13 +578,14 @@ mod tests {
 
     #[test]
     fn a_seeded_backward_pass_goes_on_from_the_given_gradient() {
-        for device in devices() {
+        let device = Device::flex().autodiff();
+        both(|| {
             let x: Tensor<2> = random([3, 5], 1, &device);
             let upstream: Tensor<2> = random([3, 5], 2, &device.clone().inner());
             let gradients = seed(x.clone().mul_scalar(2.0), upstream.clone()).backward();
             let expected = to_host(upstream.mul_scalar(2.0));
             close(&to_host(x.grad(&gradients).unwrap()), &expected, "gradient");
-        }
+        });
     }
 
     #[test]
@@ -631,8 +641,8 @@ mod tests {
     /// What a window hides has no say, and a window that hides nothing changes nothing.
     #[test]
     fn a_window_hides_what_is_before_it_and_nothing_else() {
-        for device in devices() {
-            let device = device.inner();
+        let device = Device::flex();
+        both(|| {
             let of = |k: Tensor<3>, window| {
                 let (q, v) = (random([9, 2, 4], 1, &device), random([9, 1, 4], 3, &device));
                 to_host(attention(q, k, v, &[9], window))
@@ -643,7 +653,7 @@ mod tests {
             assert!(ours[..8] == of(keys.clone(), None)[..8] && ours[3 * 8..] == changed[3 * 8..]);
             assert!(ours[2 * 8..3 * 8] != changed[2 * 8..3 * 8]);
             close(&of(keys.clone(), Some(9)), &of(keys, None), "a window of all");
-        }
+        });
     }
 
     #[test]
@@ -657,7 +667,8 @@ mod tests {
             compare(|device| of(device, |scores| scores.log_prob));
             compare(|device| of(device, |scores| scores.entropy_sampling));
             compare(|device| of(device, |scores| scores.log_prob.mul_scalar(0.3) + scores.entropy_sampling));
-            let [fused, plain] = devices().map(|device| {
+            let device = Device::flex().autodiff();
+            let [fused, plain] = both(|| {
                 let scores = scores(random([rows, vocab], 5, &device), &targets, temperature);
                 [to_host(scores.entropy.inner()), to_host(scores.collision.inner())]
             });
@@ -671,9 +682,9 @@ mod tests {
         // Two completions of one prompt, one of another and one without; what lies between them must not be looked at.
         let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22], [9..9, 23..25]];
         let call = CacheCall::new(spans.iter().map(|[_, own]| own.end - 1).collect(), spans);
-        let [fused, plain] = devices().map(|device| {
-            let device = device.inner();
-            // Each device has its own copy of the call: it keeps tensors.
+        let device = Device::flex();
+        let [fused, plain] = both(|| {
+            // Each way has its own copy of the call: it keeps tensors.
             let call = CacheCall::new(call.writes.clone(), call.spans.to_vec());
             let q = random([4, 4, 8], 1, &device);
             let table = |seed| write_rows(random([25, 16], seed, &device), random([4, 16], seed + 10, &device), &call);

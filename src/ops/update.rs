@@ -110,12 +110,7 @@ mod tests {
 
     use super::*;
     use crate::noise::Stream;
-    use crate::ops::to_host;
-
-    #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
-    fn devices() -> [Device; 2] {
-        [Device::flex(), Device::ndarray()]
-    }
+    use crate::ops::{both, to_host};
 
     fn random(len: usize, seed: u64, device: &Device) -> Tensor<1> {
         let mut random = Stream::new(&[seed]);
@@ -166,7 +161,8 @@ mod tests {
 
     #[test]
     fn sums_fused_equal_plain() {
-        let [fused, plain] = devices().map(|device| {
+        let device = Device::flex();
+        let [fused, plain] = both(|| {
             let sum = accumulate(random(40_003, 1, &device), random(40_003, 2, &device));
             let square = sum_of_squares(&[&sum]) as f32;
             // Row 3 is met twice.

@@ -293,8 +293,11 @@ mod tests {
         assert!(config.mistakes()[0].contains("adam_beta2 = 0.999"), "{:?}", config.mistakes());
         assert!(OptimConfig { adam_beta2: 0.95, ..config.clone() }.mistakes().is_empty());
         assert!(config.check(&Device::flex()).is_ok());
-        #[allow(deprecated, reason = "the second CPU backend of the pinned Burn version")]
-        let refused = config.check(&Device::ndarray()).unwrap_err().to_string();
-        assert!(refused.contains("use \"f32\""), "{refused}");
+        #[cfg(feature = "ndarray")]
+        {
+            let ndarray = crate::device::parse("ndarray").unwrap();
+            let refused = config.check(&ndarray).unwrap_err().to_string();
+            assert!(refused.contains("use \"f32\""), "{refused}");
+        }
     }
 }

@@ -40,6 +40,7 @@ pub(crate) mod host {
     pub(crate) use super::kernels::{Softmax, exp, softmax};
 }
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use burn::backend::ops::FloatTensorOps;
@@ -55,10 +56,27 @@ pub(super) use update::{accumulate, adamw, add_rows, sum_of_squares};
 
 type Primitive = FloatTensor<Flex>;
 
+thread_local! {
+    /// Whether operations of this thread are compositions of tensor operations, on this device, too.
+    static PLAINLY: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Whether tensors on `device` are served here.
 pub(super) fn serves(device: &Device) -> bool {
     static FLEX: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
-    device.clone().inner() == *FLEX.get_or_init(Device::flex)
+    !PLAINLY.get() && device.clone().inner() == *FLEX.get_or_init(Device::flex)
+}
+
+/// Runs `compute` with this device as one that has no operations of its own.
+pub(super) fn plainly<T>(compute: impl FnOnce() -> T) -> T {
+    struct Back(bool);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            PLAINLY.set(self.0);
+        }
+    }
+    let _back = Back(PLAINLY.replace(true));
+    compute()
 }
 
 #[backend_extension(Flex, Autodiff)]
