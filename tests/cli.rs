@@ -216,6 +216,11 @@ fn bad_input_to_eval_is_named() {
     assert!(error.contains("more than max_prompt_length = 3") && error.contains("Compute 1+1."), "{error}");
     let error = eval(&sums, &[&"--max-prompt-length", &"3", &"--filter-overlong-prompts"]);
     assert!(error.contains("sums.jsonl: all prompts are longer than max_prompt_length = 3"), "{error}");
+    // Nothing is sampled, so nothing of it can be asked for.
+    for option in [["--protocol", "paper"], ["-n", "4"], ["--seed", "3"]] {
+        let error = user_error(&[&"eval", &"--from", &sums, &option[0], &option[1]]);
+        assert!(error.contains("cannot be used with"), "{error}");
+    }
 }
 
 #[test]

@@ -28,7 +28,8 @@ pub(super) struct EvalArgs {
     #[arg(required_unless_present_any = ["from", "protocol"])]
     data: Vec<PathBuf>,
     /// Sample nothing; grade a completions file, or that of an --output folder, again.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "data", "output"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "data", "output", "protocol", "num_problems",
+        "num_generations", "max_completion_length", "rows", "seed", "terse"])]
     from: Option<PathBuf>,
     /// What is not given otherwise; alone: say what it stands for, and where benchmarks come from [default: paper where a
     /// benchmark is named, else plain].

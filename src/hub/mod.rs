@@ -283,6 +283,7 @@ impl Hub {
         if self.offline {
             return self.look_in(name, &cache);
         }
+        self.check().map_err(|why| Error::Invalid(format!("{name}: {why}")))?;
         let listing = download::insist(name, || self.client().list(name)).map_err(|error| match error {
             Error::Engine(why) => Error::Invalid(format!(
                 "{name}: the Hub cannot be reached: {why}{}",
@@ -297,6 +298,23 @@ impl Hub {
         let listing: Vec<String> = listing.files().into_iter().filter(|file| is_inside(file)).collect();
         cache.keep_listing(&commit, &listing);
         Ok(Opened { commit, listing, whole: true })
+    }
+
+    /// Whether address and token can be sent.
+    fn check(&self) -> std::result::Result<(), String> {
+        let endpoint = &self.endpoint;
+        if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
+            return Err(format!("HF_ENDPOINT is {endpoint:?}: write the whole address, as \"https://huggingface.co\""));
+        }
+        // Not to be shown, not even in part.
+        if self.token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(
+                "the token (HF_TOKEN, or the file token in HF_HOME) has a space, a line break or another character \
+                        that no token has"
+                    .to_string(),
+            );
+        }
+        Ok(())
     }
 
     /// What the cache has.

@@ -298,34 +298,27 @@ mod tests {
     fn blocks_give_the_value_and_the_gradients_of_the_whole() {
         let block = 4;
         let device = Device::flex().autodiff();
+        for (time, window) in [1, 2, 3, 4, 5, 8, 11, 12]
+            .into_iter()
+            .flat_map(|time| [None, Some(1), Some(3), Some(6)].map(|window| (time, window)))
         {
-            for (time, window) in [1, 2, 3, 4, 5, 8, 11, 12]
-                .into_iter()
-                .flat_map(|time| [None, Some(1), Some(3), Some(6)].map(|window| (time, window)))
-            {
-                for (batch, heads, kv_heads, dim) in [(1, 1, 1, 2), (2, 4, 2, 6), (3, 3, 1, 5), (2, 2, 2, 8)] {
-                    let run = |attend: &dyn Fn(Tensor<4>, Tensor<4>, Tensor<4>) -> Tensor<4>| {
-                        let of = |heads, seed| random([batch, heads, time, dim], seed, &device).require_grad();
-                        let (q, k, v) = (of(heads, 1), of(kv_heads, 2), of(kv_heads, 3));
-                        let out = attend(q.clone(), k.clone(), v.clone());
-                        let upstream = random(out.dims(), 4, &device);
-                        let gradients = (out.clone() * upstream).sum().backward();
-                        [
-                            out.inner(),
-                            q.grad(&gradients).unwrap(),
-                            k.grad(&gradients).unwrap(),
-                            v.grad(&gradients).unwrap(),
-                        ]
-                    };
-                    let found = run(&|q, k, v| attention(q, k, v, block, window));
-                    let expected = run(&|q, k, v| whole(q, k, v, window));
-                    for ((found, expected), name) in found.into_iter().zip(expected).zip(["value", "dq", "dk", "dv"]) {
-                        assert_close(
-                            found,
-                            expected,
-                            &format!("{name} for {time} tokens, {heads} of {kv_heads} heads, window {window:?}"),
-                        );
-                    }
+            for (batch, heads, kv_heads, dim) in [(1, 1, 1, 2), (2, 4, 2, 6), (3, 3, 1, 5), (2, 2, 2, 8)] {
+                let run = |attend: &dyn Fn(Tensor<4>, Tensor<4>, Tensor<4>) -> Tensor<4>| {
+                    let of = |heads, seed| random([batch, heads, time, dim], seed, &device).require_grad();
+                    let (q, k, v) = (of(heads, 1), of(kv_heads, 2), of(kv_heads, 3));
+                    let out = attend(q.clone(), k.clone(), v.clone());
+                    let upstream = random(out.dims(), 4, &device);
+                    let gradients = (out.clone() * upstream).sum().backward();
+                    [out.inner(), q.grad(&gradients).unwrap(), k.grad(&gradients).unwrap(), v.grad(&gradients).unwrap()]
+                };
+                let found = run(&|q, k, v| attention(q, k, v, block, window));
+                let expected = run(&|q, k, v| whole(q, k, v, window));
+                for ((found, expected), name) in found.into_iter().zip(expected).zip(["value", "dq", "dk", "dv"]) {
+                    assert_close(
+                        found,
+                        expected,
+                        &format!("{name} for {time} tokens, {heads} of {kv_heads} heads, window {window:?}"),
+                    );
                 }
             }
         }

@@ -147,6 +147,18 @@ fn a_cache_that_python_has_filled_is_used_offline() {
     assert!(error.contains("has no weights") && error.contains("which may be a part"), "{error}");
 }
 
+/// The request library said "invalid format" of both.
+#[test]
+fn an_address_and_a_token_that_cannot_be_sent_are_named() {
+    let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
+    let hub = client(&double, home.path());
+    let refused = |hub: Hub| hub.model(&model("lab/two"), Part::Settings).unwrap_err().to_string();
+    let error = refused(Hub { endpoint: "huggingface.co".to_string(), ..hub.clone() });
+    assert!(error.contains("HF_ENDPOINT") && error.contains("https://huggingface.co"), "{error}");
+    let error = refused(Hub { token: Some("hf_secret\nline".to_string()), ..hub });
+    assert!(error.contains("HF_TOKEN") && error.contains("line break") && !error.contains("secret"), "{error}");
+}
+
 #[test]
 fn a_connection_that_is_cut_is_gone_on_with_where_it_was() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());

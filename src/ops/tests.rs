@@ -1,0 +1,274 @@
+use super::*;
+use crate::noise::Stream;
+
+fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    let mut random = Stream::new(&[seed]);
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| (random.unit() * 4.0 - 2.0) as f32).collect();
+    let tensor = Tensor::from_data(TensorData::new(values, shape), device);
+    if device.is_autodiff() { tensor.require_grad() } else { tensor }
+}
+
+/// Values and gradients of `f` under a random upstream gradient, the fused against the plain.
+fn compare<const D: usize>(f: impl Fn(&Device) -> (Tensor<D>, Vec<Tensor<1>>)) {
+    let device = Device::flex().autodiff();
+    let [fused, plain] = both(|| {
+        let (out, inputs) = f(&device);
+        let shape: [usize; D] = out.dims();
+        let upstream = random(shape, 99, &device).detach();
+        let gradients = (out.clone() * upstream).sum().backward();
+        let gradients: Vec<Vec<f32>> =
+            inputs.iter().map(|x| to_host(x.grad(&gradients).expect("input has a gradient"))).collect();
+        (to_host(out.inner()), gradients)
+    });
+    close(&fused.0, &plain.0, "value");
+    for (index, (fused, plain)) in fused.1.iter().zip(&plain.1).enumerate() {
+        close(fused, plain, &format!("gradient of input {index}"));
+    }
+}
+
+fn close(a: &[f32], b: &[f32], what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((a - b).abs() <= 2e-5 * (1.0 + b.abs()), "{what} at {i}: {a} against {b}");
+    }
+}
+
+/// A leaf of rank 1, so that gradients of all inputs have one type, and its reshaped view.
+fn leaf<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> (Tensor<1>, Tensor<D>) {
+    let flat = random([shape.iter().product()], seed, device);
+    (flat.clone(), flat.reshape(shape))
+}
+
+#[test]
+fn rms_norm_fused_equals_plain() {
+    for (rows, width) in [(1, 1), (3, 17), (300, 64)] {
+        compare(|device| {
+            let (x, x_view) = leaf([rows, width], 1, device);
+            let (w, w_view) = leaf([width], 2, device);
+            (rms_norm(x_view, w_view, 1e-6), vec![x, w])
+        });
+    }
+}
+
+#[test]
+fn swiglu_fused_equals_plain() {
+    compare(|device| {
+        let (gate, gate_view) = leaf([37, 129], 1, device);
+        let (up, up_view) = leaf([37, 129], 2, device);
+        (swiglu(gate_view.mul_scalar(10.0), up_view), vec![gate, up])
+    });
+}
+
+#[test]
+fn geglu_fused_equals_plain() {
+    compare(|device| {
+        let (gate, gate_view) = leaf([37, 129], 1, device);
+        let (up, up_view) = leaf([37, 129], 2, device);
+        (geglu(gate_view.mul_scalar(4.0), up_view), vec![gate, up])
+    });
+    // 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))), written down in f64.
+    let gate = [-3.0f32, -0.5, 0.0, 1e-3, 0.7, 9.0];
+    let inner = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    let expected = gate.map(|x| (0.5 * f64::from(x) * (1.0 + inner(x.into()).tanh())) as f32);
+    let device = Device::flex().autodiff();
+    both(|| {
+        let row = |values: [f32; 6]| Tensor::from_data(TensorData::new(values.to_vec(), [1, 6]), &device);
+        close(&to_host(geglu(row(gate), row([1.0; 6])).inner()), &expected, "gelu");
+    });
+}
+
+#[test]
+fn a_part_of_a_head_rotates_and_the_rest_stays() {
+    compare(|device| {
+        let (x, x_view) = leaf([11, 3, 10], 1, device);
+        let angles = random([11, 3], 2, device).detach();
+        (rotary(x_view, &angles.clone().cos(), &angles.sin()), vec![x])
+    });
+    let device = Device::flex().autodiff();
+    both(|| {
+        let x: Tensor<3> = random([4, 2, 10], 1, &device);
+        let angles: Tensor<2> = random([4, 3], 2, &device);
+        let (cos, sin) = (angles.clone().cos(), angles.sin());
+        let whole = rotary(x.clone(), &cos, &sin);
+        let rest = |x: Tensor<3>| to_host(x.narrow(2, 6, 4).inner());
+        assert_eq!(rest(whole.clone()), rest(x.clone()));
+        let part = rotary(x.narrow(2, 0, 6), &cos, &sin);
+        assert_eq!(to_host(whole.narrow(2, 0, 6).inner()), to_host(part.inner()));
+    });
+}
+
+#[test]
+fn linear_fused_equals_plain_with_and_without_bias() {
+    for (rows, input, output) in [(1, 1, 1), (5, 17, 33), (300, 64, 48)] {
+        compare(|device| {
+            let (x, x_view) = leaf([rows, input], 1, device);
+            let (weight, weight_view) = leaf([input, output], 2, device);
+            let (bias, bias_view) = leaf([output], 3, device);
+            (linear(x_view, weight_view, Some(bias_view), FloatDType::F32), vec![x, weight, bias])
+        });
+        compare(|device| {
+            let (x, x_view) = leaf([rows, input], 1, device);
+            let (weight, weight_view) = leaf([input, output], 2, device);
+            (linear(x_view, weight_view, None, FloatDType::F32), vec![x, weight])
+        });
+    }
+}
+
+#[test]
+fn swiglu_linear_fused_equals_plain_with_and_without_bias() {
+    for (rows, inner, output) in [(1, 1, 1), (5, 17, 33), (300, 96, 48)] {
+        for with_bias in [false, true] {
+            compare(|device| {
+                let (gate, gate_view) = leaf([rows, inner], 1, device);
+                let (up, up_view) = leaf([rows, inner], 2, device);
+                let (weight, weight_view) = leaf([inner, output], 3, device);
+                let (bias, bias_view) = leaf([output], 4, device);
+                let out =
+                    swiglu_linear(gate_view, up_view, weight_view, with_bias.then_some(bias_view), FloatDType::F32);
+                let mut inputs = vec![gate, up, weight];
+                inputs.extend(with_bias.then_some(bias));
+                (out, inputs)
+            });
+        }
+    }
+}
+
+#[test]
+fn matmul_transposed_equals_the_product_with_the_transpose() {
+    for (rows, hidden, vocab) in [(1, 1, 1), (5, 17, 33)] {
+        compare(|device| {
+            let (x, x_view) = leaf([rows, hidden], 1, device);
+            let (weight, weight_view) = leaf([vocab, hidden], 2, device);
+            (matmul_transposed(x_view, weight_view, FloatDType::F32), vec![x, weight])
+        });
+    }
+}
+
+#[test]
+fn a_seeded_backward_pass_goes_on_from_the_given_gradient() {
+    let device = Device::flex().autodiff();
+    both(|| {
+        let x: Tensor<2> = random([3, 5], 1, &device);
+        let upstream: Tensor<2> = random([3, 5], 2, &device.clone().inner());
+        let gradients = seed(x.clone().mul_scalar(2.0), upstream.clone()).backward();
+        let expected = to_host(upstream.mul_scalar(2.0));
+        close(&to_host(x.grad(&gradients).unwrap()), &expected, "gradient");
+    });
+}
+
+#[test]
+fn rotary_fused_equals_plain() {
+    compare(|device| {
+        let (x, x_view) = leaf([11, 3, 10], 1, device);
+        let angles = random([11, 5], 2, device).detach();
+        (rotary(x_view, &angles.clone().cos(), &angles.sin()), vec![x])
+    });
+}
+
+#[test]
+fn attention_fused_equals_plain_for_ragged_sequences_and_shared_heads() {
+    let above = blockwise::BLOCK + 9;
+    for (heads, kv_heads, dim, lengths) in [
+        (4, 2, 8, vec![5, 1, 33, 7]),
+        (3, 1, 6, vec![2, 9]),
+        (2, 2, 32, vec![70]),
+        (4, 2, 40, vec![1]),
+        (2, 1, 4, vec![3, above, 1, blockwise::BLOCK]),
+    ] {
+        compare(|device| {
+            let rows = lengths.iter().sum();
+            let (q, q_view) = leaf([rows, heads, dim], 1, device);
+            let (k, k_view) = leaf([rows, kv_heads, dim], 2, device);
+            let (v, v_view) = leaf([rows, kv_heads, dim], 3, device);
+            (attention(q_view, k_view, v_view, &lengths, None), vec![q, k, v])
+        });
+    }
+}
+
+/// Windows of one key, of less and more than a block of rows of either path, and of all keys but one.
+#[test]
+fn attention_in_a_window_fused_equals_plain() {
+    let long = blockwise::BLOCK + 90;
+    for (heads, kv_heads, dim, lengths, window) in [
+        (2, 1, 6, vec![5, 1, 33, 7], 1),
+        (4, 2, 8, vec![40, 3, 110], 7),
+        (3, 3, 10, vec![long, 20], 50),
+        (2, 1, 4, vec![long], blockwise::BLOCK + 3),
+        (1, 1, 32, vec![70, 100], 99),
+    ] {
+        compare(|device| {
+            let rows = lengths.iter().sum();
+            let (q, q_view) = leaf([rows, heads, dim], 1, device);
+            let (k, k_view) = leaf([rows, kv_heads, dim], 2, device);
+            let (v, v_view) = leaf([rows, kv_heads, dim], 3, device);
+            (attention(q_view, k_view, v_view, &lengths, Some(window)), vec![q, k, v])
+        });
+    }
+}
+
+/// What a window hides has no say, and a window that hides nothing changes nothing.
+#[test]
+fn a_window_hides_what_is_before_it_and_nothing_else() {
+    let device = Device::flex();
+    both(|| {
+        let of = |k: Tensor<3>, window| {
+            let (q, v) = (random([9, 2, 4], 1, &device), random([9, 1, 4], 3, &device));
+            to_host(attention(q, k, v, &[9], window))
+        };
+        let keys: Tensor<3> = random([9, 1, 4], 2, &device);
+        let other = Tensor::cat(vec![random([1, 1, 4], 4, &device), keys.clone().narrow(0, 1, 8)], 0);
+        let (ours, changed) = (of(keys.clone(), Some(3)), of(other, Some(3)));
+        assert!(ours[..8] == of(keys.clone(), None)[..8] && ours[3 * 8..] == changed[3 * 8..]);
+        assert!(ours[2 * 8..3 * 8] != changed[2 * 8..3 * 8]);
+        close(&of(keys.clone(), Some(9)), &of(keys, None), "a window of all");
+    });
+}
+
+#[test]
+fn scores_fused_equal_plain() {
+    for (rows, vocab, temperature) in [(1, 3, 1.0), (1, 1, 1.0), (19, 101, 1.0), (8, 640, 0.6), (5, 33, 1.7)] {
+        let targets: Vec<u32> = (0..rows).map(|row| (row * 7 % vocab) as u32).collect();
+        let of = |device: &Device, pick: fn(Scores) -> Tensor<1>| {
+            let (logits, view) = leaf([rows, vocab], 5, device);
+            (pick(scores(view.mul_scalar(3.0), &targets, temperature)), vec![logits])
+        };
+        compare(|device| of(device, |scores| scores.log_prob));
+        compare(|device| of(device, |scores| scores.entropy_sampling));
+        compare(|device| of(device, |scores| scores.log_prob.mul_scalar(0.3) + scores.entropy_sampling));
+        let device = Device::flex().autodiff();
+        let [fused, plain] = both(|| {
+            let scores = scores(random([rows, vocab], 5, &device), &targets, temperature);
+            [to_host(scores.entropy.inner()), to_host(scores.collision.inner())]
+        });
+        close(&fused[0], &plain[0], "entropy");
+        close(&fused[1], &plain[1], "collision probability");
+    }
+}
+
+#[test]
+fn the_cache_fused_equals_plain() {
+    // Two completions of one prompt, one of another and one without; what lies between them must not be looked at.
+    let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22], [9..9, 23..25]];
+    let call = CacheCall::new(spans.iter().map(|[_, own]| own.end - 1).collect(), spans);
+    let device = Device::flex();
+    let [fused, plain] = both(|| {
+        // Each way has its own copy of the call: it keeps tensors.
+        let call = CacheCall::new(call.writes.clone(), call.spans.to_vec());
+        let q = random([4, 4, 8], 1, &device);
+        let table = |seed| write_rows(random([25, 16], seed, &device), random([4, 16], seed + 10, &device), &call);
+        let (keys, values) = (table(2), table(3));
+        [to_host(attention_cached(q, &keys, &values, &call)), to_host(keys)]
+    });
+    close(&fused[0], &plain[0], "attention");
+    assert_eq!(fused[1], plain[1], "table");
+}
+
+/// Without it everything above would compare an operation with itself.
+#[test]
+fn plain_operations_are_taken_in_the_closure_alone_even_if_it_panics() {
+    let device = Device::flex();
+    assert!(is_host(&device) && !plainly(|| is_host(&device)));
+    assert_eq!(both(|| is_host(&device)), [true, false]);
+    assert!(std::panic::catch_unwind(|| plainly(|| panic!("a check that fails"))).is_err());
+    assert!(is_host(&device));
+}
