@@ -72,7 +72,8 @@ fn parameters(model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
             self.0.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.1.insert(self.0.join("."), values(param.val()));
+            let value = param.val().cast(burn::tensor::FloatDType::F32);
+            self.1.insert(self.0.join("."), values(value));
         }
     }
     let mut visit = Visit(Vec::new(), BTreeMap::new());

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use tempering::Error;
 use tempering::config::Settings;
 use tempering::data::{Fields, load_problems};
-use tempering::model::names;
+use tempering::model::{Precision, names};
 use tempering::reward::{Accuracy, Command, Custom, Group, Memory, Parts, Reward};
+use tempering::rollout::settings::{OwnConfig, RolloutConfig};
 use tempering::stage::{Controller, Plateau, PlateauMetric, StageExit};
 use tempering::stage::{EntropyBonus, Kl, Stage, StageSampling};
 use tempering::train::batch::Sequence;
@@ -449,4 +450,23 @@ fn problems_without_spread_are_replaced_up_to_the_cap_which_is_reported() {
         assert!(value("frac_reward_zero_std") == 0.0 || missing == wanted, "{row:?}");
     }
     assert!(replaced > 0.0, "this model answers some sums always alike");
+}
+
+/// Sampling in another format than learning: half of the memory that is read for a token.
+#[test]
+fn completions_sampled_in_bf16_are_learned_from_in_f32_with_the_difference_told() {
+    if !device().supports_dtype(burn::tensor::FloatDType::BF16) {
+        eprintln!("SKIPPED completions_sampled_in_bf16…: the device does not compute in bf16");
+        return;
+    }
+    let workshop = Workshop::new();
+    let divergence = |dtype: Option<Precision>| {
+        let mut config = workshop.rl(&format!("{dtype:?}"));
+        config.rollout = RolloutConfig::Own(OwnConfig { dtype, ..OwnConfig::default() });
+        run_rl(&config).unwrap();
+        column(&figures(&workshop.run(&config.name)), "sampling/kl")
+    };
+    let (own, short) = (divergence(None), divergence(Some(Precision::Bf16)));
+    assert!(!own.is_empty() && own.len() == short.len());
+    assert!(own.iter().all(|kl| *kl < 1e-9) && short.iter().all(|kl| (1e-9..1e-2).contains(kl)), "{own:?} {short:?}");
 }

@@ -7,17 +7,18 @@ pub mod scale;
 
 use std::time::Instant;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use serde::Serialize;
 
 use crate::doctor::estimate;
 use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
 use crate::metrics::peak_rss_gb;
+use crate::model::tensors::Dtype;
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision, names};
 use crate::objective::{Correction, TokenTerm};
 
-use crate::ops::is_gpu;
 use crate::ops::traffic::{Counter, Traffic};
+use crate::ops::{is_gpu, is_host};
 use crate::optim::{AdamW, Moments, OptimConfig};
 use crate::stage::Stage;
 use crate::train::Workload;
@@ -152,10 +153,14 @@ pub struct StepTimes {
 
 /// Times GRPO steps (DAPO loss, AdamW) of a random model with every completion at full length and an advantage of ±1.
 pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
-    let mut model = CausalLm::random_as(config, 0, &device.clone().autodiff(), shape.precision);
+    let (mut config, mut model) =
+        (config.clone(), CausalLm::random_as(config, 0, &device.clone().autodiff(), shape.precision));
     if let Some(lora) = &shape.lora {
-        model = lora.attach(model, 0);
+        // As most checkpoints are.
+        config.set_stored(Dtype::Bf16);
+        model = lora.attach(if is_host(device) { model.in_16_bits() } else { model }, 0);
     }
+    let config = &config;
     let parameters = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
     let optim = OptimConfig { learning_rate: 1e-4, ..OptimConfig::default() };
     let objective = Stage::default().objective();
@@ -371,7 +376,7 @@ pub fn rollout(config: &ModelConfig, model: &CausalLm, shape: &RolloutShape, ste
         rollout_s: whole,
         tokens_per_s: (requests.len() * shape.tokens) as f64 / whole,
         decode_step_s: (whole - prefill) / decoded as f64,
-        cache_bytes: cache.bytes(config),
+        cache_bytes: cache.bytes(config, DType::from(model.cache_format()).size()),
         peak_rss_gb: peak_rss_gb(),
         steps,
         traffic,

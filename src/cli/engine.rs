@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::progress::say;
 use crate::config::{self, Settings};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hub::{self, Part};
 use crate::model::{self, CausalLm, ModelConfig, Precision};
 use crate::rollout::served::{Current, Needs, Remote, Served};
-use crate::rollout::settings::{Engine, RolloutConfig};
+use crate::rollout::settings::{Engine, OwnConfig, RolloutConfig};
 use crate::rollout::{Local, Sampler};
 use crate::stop::Stop;
 
@@ -62,6 +62,11 @@ impl EngineArgs {
     ) -> Result<Opened> {
         let sets: Vec<String> = self.rollout.iter().map(|set| format!("rollout.{set}")).collect();
         let section: Section = config::load(None, &sets)?;
+        if section.rollout.own().is_some_and(|own| *own != OwnConfig::default()) {
+            let message =
+                "--rollout dtype and correction are for training; here --dtype says what products are computed in";
+            return Err(Error::Invalid(message.to_string()));
+        }
         let Some((engine, served)) = section.rollout.served() else {
             let (config, model) = model::load_as(dir, device, precision)?;
             return Ok(Opened { config, model: Some(model), served: None, place: name.to_string() });

@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::model::tensors::Dtype;
 use crate::model::{LoraConfig, ModelConfig, Precision};
 use crate::train::Workload;
 use crate::train::learner::ActivationCheckpointing;
@@ -15,7 +16,7 @@ use crate::train::learner::ActivationCheckpointing;
 /// Bytes, by what they are for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Estimate {
-    /// Weights in f32, adapters and a reference model included.
+    /// Weights, adapters and a reference model included: in f32, or bf16 where they are not trained and the checkpoint is in it.
     pub weights: usize,
     /// One gradient per trained weight.
     pub gradients: usize,
@@ -32,6 +33,7 @@ pub struct Estimate {
 }
 
 const F32: usize = 4;
+const BF16: usize = 2;
 
 /// Resident memory of a process without a model, 24 MiB, and what its allocator holds beyond what is asked of it, 30 MiB:
 /// measured over shapes of 0.1 M to 494 M parameters (LOG.md).
@@ -106,15 +108,27 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     let rows = work.completion_tokens.min(most);
     let head_gradient =
         if work.completion_tokens > most && work.lora.is_none() { config.vocab_size * hidden } else { 0 };
-    let converted =
-        if work.precision == Precision::F32 { 0 } else { 2 * (layers * block(config).0 + config.vocab_size * hidden) };
+    // The numbers of a checkpoint in bf16 are held so where they are not trained, and then no matrix is merged or converted.
+    let short = config.stored() == Some(Dtype::Bf16);
+    let held = if short { BF16 } else { F32 };
+    let (base, reference) = match &work.lora {
+        Some(_) => (held * whole, 0),
+        None => (F32 * whole, if work.reference { held * whole } else { 0 }),
+    };
+    let merged = if short { 0 } else { F32 * adapted };
+    let number = if work.precision == Precision::Bf16 { BF16 } else { F32 };
+    let converted = if work.precision == Precision::F32 || (short && work.lora.is_some()) {
+        0
+    } else {
+        2 * (layers * block(config).0 + config.vocab_size * hidden)
+    };
     Estimate {
-        weights: F32 * (whole + factors + if work.reference && work.lora.is_none() { whole } else { 0 }),
+        weights: base + F32 * factors + reference,
         gradients: F32 * trained,
         optimizer: 2 * work.moments.bytes() * trained,
         activations: F32 * work.tokens * (of_blocks + passing),
         head: F32 * (rows * config.vocab_size + head_gradient + 3 * work.completion_tokens * hidden),
-        cache: work.cache.map_or(0, |cache| cache.bytes(config) + F32 * adapted) + converted,
+        cache: work.cache.map_or(0, |cache| cache.bytes(config, number) + merged) + converted,
         program: PROGRAM,
     }
 }

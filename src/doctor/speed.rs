@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use serde::Serialize;
 
 use crate::generate::{Request, Sampling, Watch, generate};
-use crate::model::{CausalLm, ModelConfig, Precision};
+use crate::model::{CausalLm, ModelConfig};
+use crate::ops;
 
 /// Speed of a device, the best of several repeats after one that is not counted.
 #[derive(Debug, Clone, Serialize)]
@@ -23,7 +24,8 @@ pub struct Speed {
 pub fn speed(device: &Device) -> Speed {
     const SIDE: usize = 1024;
     let square: Tensor<2> = Tensor::ones([SIDE, SIDE], device).div_scalar(SIDE as f32);
-    let product = best(|| read(Precision::F32.matmul(square.clone(), square.clone()).narrow(0, 0, 1).narrow(1, 0, 1)));
+    let product = || ops::linear(square.clone(), square.clone(), None, FloatDType::F32);
+    let product = best(|| read(product().narrow(0, 0, 1).narrow(1, 0, 1)));
     const FLOATS: usize = 1 << 24;
     let long: Tensor<2> = Tensor::zeros([FLOATS / 4096, 4096], device);
     let pass = best(|| read(long.clone().add_scalar(1.0).narrow(0, 0, 1).narrow(1, 0, 1)));

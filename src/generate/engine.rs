@@ -41,7 +41,10 @@ pub fn generate(
     sampling: &Sampling,
     watch: impl FnMut(usize, u32) -> Watch,
 ) -> Result<Vec<Completion>> {
-    let model = model.for_inference();
+    let model = match sampling.precision {
+        Some(precision) => model.in_precision(precision).for_inference(),
+        None => model.for_inference(),
+    };
     if requests.is_empty() || sampling.max_completion_length == 0 {
         return Ok(vec![Completion::empty(); requests.len()]);
     }
@@ -60,7 +63,7 @@ pub fn generate(
     let ahead = if draws_on_device(&device, &sampling.distribution) { sampling.tokens_per_read.max(1) } else { 1 };
     // Room for what is decoded past the length limit before it is seen.
     shape.completion_length += ahead - 1;
-    let cache = KvCache::new(config, shape, &device);
+    let cache = KvCache::new(config, shape, &model);
     let engine = Engine {
         model: &model,
         requests,

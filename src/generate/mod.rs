@@ -15,6 +15,8 @@ pub use sampling::{Distribution, Sampled, sample};
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::Precision;
+
 /// How completions are sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
@@ -33,6 +35,8 @@ pub struct Sampling {
     /// looking waits for the device. What was decoded past an end is dropped, so no completion changes. Penalties and
     /// truncations look at every token.
     pub tokens_per_read: usize,
+    /// Number format of matrix products; none for the model's own.
+    pub precision: Option<Precision>,
 }
 
 impl Default for Sampling {
@@ -44,6 +48,7 @@ impl Default for Sampling {
             rows: 128,
             cache_tokens: 0,
             tokens_per_read: 8,
+            precision: None,
         }
     }
 }

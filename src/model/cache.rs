@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
-use super::ModelConfig;
+use super::{CausalLm, ModelConfig};
 use crate::ops::{self, CacheCall, Decoding, Span};
 
 /// How many sequences a cache holds, and how long they may be.
@@ -31,9 +31,9 @@ impl CacheShape {
         self.prompts * self.prompt_length + self.completions * self.completion_length
     }
 
-    /// Memory of the whole cache in f32: keys and values of every layer.
-    pub fn bytes(&self, config: &ModelConfig) -> usize {
-        2 * 4 * config.num_hidden_layers * self.tokens() * config.num_key_value_heads * config.head_dim()
+    /// Memory of the whole cache, of numbers of so many bytes: keys and values of every layer.
+    pub fn bytes(&self, config: &ModelConfig, number: usize) -> usize {
+        2 * number * config.num_hidden_layers * self.tokens() * config.num_key_value_heads * config.head_dim()
     }
 
     fn prompt(&self, slot: usize) -> usize {
@@ -74,11 +74,11 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache on a device without autodiff.
-    pub fn new(config: &ModelConfig, shape: CacheShape, device: &Device) -> Self {
+    /// An empty cache for a model without autodiff, in [`CausalLm::cache_format`].
+    pub fn new(config: &ModelConfig, shape: CacheShape, model: &CausalLm) -> Self {
         // The last row is for what pads a pass.
         let size = [shape.tokens() + 1, config.num_key_value_heads * config.head_dim()];
-        let table = || ops::zeros(size[0] * size[1], device).reshape(size);
+        let table = || ops::zeros(size[0] * size[1], model.cache_format(), &model.device()).reshape(size);
         let layers = (0..config.num_hidden_layers).map(|_| (table(), table())).collect();
         Self {
             layers,

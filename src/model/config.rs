@@ -165,7 +165,7 @@ impl ModelConfig {
     }
 
     /// Names another stored precision, under the key the file has it.
-    pub(super) fn set_stored(&mut self, dtype: Dtype) {
+    pub(crate) fn set_stored(&mut self, dtype: Dtype) {
         let key = if self.dtype.is_some() { &mut self.dtype } else { &mut self.torch_dtype };
         *key = Some(dtype.name().to_string());
     }

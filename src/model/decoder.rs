@@ -13,7 +13,7 @@ use super::attention::{Attention, Rows, ids};
 use super::family::{Gate, Multipliers, Norms};
 use super::norm::RmsNorm;
 use super::rope::Rope;
-use super::{KvCache, ModelConfig, Precision, params, shapes};
+use super::{KvCache, ModelConfig, Precision, lora, params, shapes};
 use crate::ops;
 
 /// `down(silu(gate(x)) · up(x))`, SwiGLU, or with another activation of the gate (arXiv 2002.05202).
@@ -213,11 +213,24 @@ impl CausalLm {
         }
     }
 
-    /// The model as generation wants it: without autodiff (a recorded graph would never be freed), adapters merged,
-    /// matrices in the precision they are multiplied in.
+    /// The model as generation wants it: without autodiff (a recorded graph would never be freed), matrices in the precision
+    /// they are multiplied in, adapters merged; but on the `cpu` device they stay beside a base in 16 bits, which so keeps
+    /// its size, and its products are those of training.
     pub fn for_inference(&self) -> Self {
-        let model = self.valid().materialize();
+        let model = self.valid();
+        let apart = ops::is_host(&model.device()) && lora::beside_short_base(&model);
+        let model = if apart { model } else { model.materialize() };
         if self.precision == Precision::F32 { model } else { params::cast(model, self.precision.dtype()) }
+    }
+
+    /// Matrices in bf16, whatever that loses.
+    pub(crate) fn in_16_bits(self) -> Self {
+        params::cast(self, FloatDType::BF16)
+    }
+
+    /// The same weights, with products in another precision.
+    pub(crate) fn in_precision(&self, precision: Precision) -> Self {
+        Self { precision, ..self.clone() }
     }
 
     /// Hidden states after the final norm, one row per token, for packed sequences.
@@ -360,6 +373,12 @@ impl CausalLm {
     pub(crate) fn rows_at_once(&self, logits: usize) -> usize {
         let times = if ops::is_gpu(&self.device()) { ON_GPUS } else { 1 };
         (times * logits / self.vocab_size()).max(1)
+    }
+
+    /// What keys and values are kept in: on the `cpu` device the format of products, else f32.
+    pub fn cache_format(&self) -> FloatDType {
+        let short = self.precision == Precision::Bf16 && ops::is_host(&self.device());
+        if short { FloatDType::BF16 } else { FloatDType::F32 }
     }
 
     /// The device the weights are on.

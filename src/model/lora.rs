@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Lora, Module, Param, ParamGroup};
-use burn::tensor::{Device, FloatDType, TensorData};
+use burn::tensor::{DType, Device, FloatDType, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::decoder::Layer;
-use super::params::{ADAPTER, entries, names, replace};
+use super::params::{ADAPTER, Held, entries, names, replace};
 use super::pretrained::{Weights, load_full};
 use super::{CausalLm, ModelConfig, Precision};
 use crate::error::{Error, Result};
@@ -78,7 +78,11 @@ impl LoraConfig {
     pub fn attach(&self, model: CausalLm, seed: u64) -> CausalLm {
         let targets = self.targets(&model).iter().map(|name| format!(".{name}.weight")).collect();
         let lora = Lora::new(self.r, self.lora_alpha).set_param_group(ParamGroup::from_any_predicates(targets));
-        replace(model.apply_lora(lora), FloatDType::F32, |name, shape| {
+        replace(model.apply_lora(lora), Held::As(FloatDType::F32), |name, shape| {
+            if name.ends_with(".lora_B.weight") {
+                // In f32, too, above a base in another format.
+                return Some(TensorData::zeros::<f32, _>(shape.to_vec()));
+            }
             if !name.ends_with(".lora_A.weight") {
                 return None;
             }
@@ -99,6 +103,14 @@ impl LoraConfig {
         let names = self.target_modules.iter().map(|name| whole(name).unwrap_or(name).to_string());
         names.collect::<BTreeSet<_>>().into_iter().collect()
     }
+}
+
+/// Whether adapters lie beside a base in 16 bits.
+pub(super) fn beside_short_base(model: &CausalLm) -> bool {
+    let Some(layer) = model.model.layers.first() else { return false };
+    let weight = &layer.self_attn.o_proj.weight;
+    let adapted = names(model).keys().any(|name| name.starts_with(ADAPTER));
+    adapted && weight.base().dtype() != DType::F32
 }
 
 /// The model below its adapters, without autodiff. It shares the weights' memory.
@@ -228,14 +240,14 @@ pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelC
         let problems: Vec<String> = wrong.into_iter().map(describe).collect();
         return Err(weights.unfit(if problems.is_empty() { std::slice::from_ref(&none) } else { &problems }));
     }
-    let (config, model) = load_full(&base, device, precision)?;
+    let (config, model) = load_full(&base, device, precision, Held::below_adapters(precision, device))?;
     let model = lora.attach(model, 0);
     let wanted = names(&model).into_iter().filter(|(name, _)| name.starts_with(ADAPTER)).collect();
     let problems = weights.mismatches(&wanted, |_| false);
     if !problems.is_empty() {
         return Err(weights.unfit(&problems));
     }
-    Ok((config, weights.fill(model, FloatDType::F32)?, lora))
+    Ok((config, weights.fill(model, Held::As(FloatDType::F32))?, lora))
 }
 
 /// Writes the adapters of `model` into an existing directory; `base` is the directory of the model without them, or its name on

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::CausalLm;
+use super::{CausalLm, Precision};
 use crate::model::tensors::Entry;
 use crate::noise::{Stream, mix_text};
+use crate::ops;
 
 /// The dotted name of the module being visited.
 #[derive(Debug, Default)]
@@ -92,14 +93,48 @@ pub fn names(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
     names.1
 }
 
-/// Replaces parameters by `value(name, shape)`, data in the checkpoint's orientation; those without a value stay. Matrices
-/// are kept as `dtype`.
+/// What the matrices of a model are held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    /// One format.
+    As(FloatDType),
+    /// bf16 where that holds all numbers of a matrix, as it does those of most published checkpoints, else f32.
+    Exactly,
+}
+
+impl Held {
+    /// What holds the matrices of a model that is not trained: what products read. The `cpu` device reads bf16 in products of
+    /// f32, too.
+    pub(super) fn for_products(precision: Precision, device: &Device) -> Self {
+        match precision {
+            Precision::F32 if ops::is_host(device) => Self::Exactly,
+            _ => Self::As(precision.dtype()),
+        }
+    }
+
+    /// What holds the matrices below adapters: converted for each product but where it reads them as they are.
+    pub(super) fn below_adapters(precision: Precision, device: &Device) -> Self {
+        if ops::is_host(device) { Self::for_products(precision, device) } else { Self::As(FloatDType::F32) }
+    }
+
+    fn format(self, data: &TensorData) -> FloatDType {
+        let is_short = |x: &f32| x.to_bits() & 0xffff == 0;
+        match self {
+            Self::As(format) => format,
+            Self::Exactly if data.as_slice::<f32>().is_ok_and(|values| values.iter().all(is_short)) => FloatDType::BF16,
+            Self::Exactly => FloatDType::F32,
+        }
+    }
+}
+
+/// Replaces parameters by `value(name, shape)`, data in the checkpoint's orientation; those without a value stay. `held` is
+/// for matrices; vectors (norms and biases) are in f32.
 pub(super) fn replace(
     model: CausalLm,
-    dtype: FloatDType,
+    held: Held,
     value: impl FnMut(&str, &[usize]) -> Option<TensorData>,
 ) -> CausalLm {
-    struct Replace<F>(Path, FloatDType, F);
+    struct Replace<F>(Path, Held, F);
     impl<F: FnMut(&str, &[usize]) -> Option<TensorData>> ModuleMapper for Replace<F> {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.0.enter(name);
@@ -115,23 +150,31 @@ pub(super) fn replace(
                 shape.reverse();
             }
             let Some(data) = (self.2)(&name, &shape) else { return param };
+            let format = if D < 2 { FloatDType::F32 } else { self.1.format(&data) };
             let tensor = Tensor::<D>::from_data(data, &device);
             let tensor = if transposed { contiguous(tensor.swap_dims(D - 2, D - 1)) } else { tensor };
-            Param::from_tensor(if D < 2 { tensor } else { tensor.cast(self.1) })
+            Param::from_tensor(tensor.cast(format))
         }
     }
-    model.map(&mut Replace(Path::default(), dtype, value))
+    model.map(&mut Replace(Path::default(), held, value))
 }
 
-/// Matrices in the given precision; vectors (norms and biases) stay in f32. For inference.
+/// Matrices in the given precision; vectors (norms and biases) and adapters stay in f32. For inference.
 pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
-    struct Cast(FloatDType);
+    struct Cast(Path, FloatDType);
     impl ModuleMapper for Cast {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.0.enter(name);
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.0.exit();
+        }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            if D < 2 { param } else { param.map(|value| value.cast(self.0)) }
+            let keep = D < 2 || stored(&self.0.name()).0.starts_with(ADAPTER);
+            if keep { param } else { param.map(|value| value.cast(self.1)) }
         }
     }
-    model.map(&mut Cast(dtype))
+    model.map(&mut Cast(Path::default(), dtype))
 }
 
 /// A copy whose memory order is its logical order.
@@ -143,7 +186,7 @@ fn contiguous<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 /// Fresh weights: normal with the given standard deviation, norms one (`norm`: what their weights are then), biases zero; projections back into the residual
 /// stream are scaled by `1 / √(2 · layers)` (GPT-2). A function of the seed and the parameter's name only.
 pub(super) fn initialise(model: CausalLm, deviation: f64, norm: f32, layers: usize, seed: u64) -> CausalLm {
-    replace(model, FloatDType::F32, |name, shape| {
+    replace(model, Held::As(FloatDType::F32), |name, shape| {
         let count = shape.iter().product();
         let values: Vec<f32> = if name.ends_with("norm.weight") {
             vec![norm; count]

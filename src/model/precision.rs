@@ -46,7 +46,9 @@ impl Precision {
         }
         if !device.supports_dtype(self.dtype()) {
             let formats = crate::device::float_formats(device).join(", ");
-            return Err(Error::Invalid(format!("--dtype {name} (model.dtype): this device computes in {formats}")));
+            return Err(Error::Invalid(format!(
+                "--dtype {name} (model.dtype, rollout.dtype): this device computes in {formats}"
+            )));
         }
         Ok(())
     }
@@ -98,9 +100,10 @@ impl Precision {
         }
     }
 
-    /// `x W` in this precision; input and output are f32.
-    pub(crate) fn matmul(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-        ops::matmul(x, weight, self.dtype())
+    /// `x W` of an adapter's factor, in this precision; on the `cpu` device in f32. Input and output are f32.
+    fn matmul(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+        let precision = if ops::is_host(&x.device()) { Self::F32 } else { self };
+        ops::linear(x, weight, None, precision.dtype())
     }
 
     /// `x Wᵀ` in this precision; input and output are f32.

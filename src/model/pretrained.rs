@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType, TensorData};
 use serde::Deserialize;
 
-use super::params::{cast, entries, initialise, names, replace};
+use super::params::{Held, cast, entries, initialise, names, replace};
 use super::{CausalLm, ModelConfig, Precision, lora, wrapped};
 use crate::error::{Error, Result};
 use crate::files;
@@ -35,6 +35,15 @@ impl CausalLm {
     }
 }
 
+/// Loads the model below adapters, on a device with autodiff, too: its matrices, which are not trained, are held as products
+/// read them.
+///
+/// # Errors
+/// As [`load_as`].
+pub(crate) fn load_base(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
+    load_full(&find(dir, Part::Whole)?, device, precision, Held::below_adapters(precision, device))
+}
+
 /// Loads a model from a Hugging Face directory or, merged into its base, a PEFT adapter's, or by its name on the Hub; in f32.
 ///
 /// # Errors
@@ -46,18 +55,20 @@ pub fn load(dir: &Path, device: &Device) -> Result<(ModelConfig, CausalLm)> {
 
 /// [`load`], with matrix products in the given precision.
 ///
-/// Matrices are held in that precision; on a device with autodiff they are f32 masters, converted for each product.
+/// Matrices are held in that precision, on the `cpu` device in bf16 where that loses nothing; on a device with autodiff they
+/// are f32 masters, converted for each product. There an adapter stays beside a base in bf16, which would take twice the
+/// memory with the adapter merged into it.
 ///
 /// # Errors
 /// As [`load`], and a precision that the device does not compute in.
 pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
     let dir = find(dir, Part::Whole)?;
+    let held = if device.is_autodiff() { Held::As(FloatDType::F32) } else { Held::for_products(precision, device) };
     if !lora::is_adapter(&dir) {
-        return load_full(&dir, device, precision);
+        return load_full(&dir, device, precision, held);
     }
     let (config, model, _) = lora::load(&dir, device, precision)?;
-    let model = model.materialize();
-    Ok((config, if device.is_autodiff() { model } else { cast(model, precision.dtype()) }))
+    Ok((config, if device.is_autodiff() { model.materialize() } else { model.for_inference() }))
 }
 
 /// The configuration of the model in `dir` (or of that name on the Hub), or of the one that the adapter in it belongs to.
@@ -70,7 +81,12 @@ pub fn config_of(dir: &Path) -> Result<ModelConfig> {
 }
 
 /// A directory with a model of its own.
-pub(super) fn load_full(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
+pub(super) fn load_full(
+    dir: &Path,
+    device: &Device,
+    precision: Precision,
+    held: Held,
+) -> Result<(ModelConfig, CausalLm)> {
     precision.check(device)?;
     let mut config = ModelConfig::load(dir)?;
     let mut weights = Weights::open(dir)?;
@@ -98,8 +114,7 @@ pub(super) fn load_full(dir: &Path, device: &Device, precision: Precision) -> Re
     if !problems.is_empty() {
         return Err(weights.unfit(&problems));
     }
-    let dtype = if device.is_autodiff() { FloatDType::F32 } else { precision.dtype() };
-    Ok((config, weights.fill(model, dtype)?))
+    Ok((config, weights.fill(model, held)?))
 }
 
 const HEAD: &str = "lm_head.weight";
@@ -261,9 +276,9 @@ impl Weights {
     }
 
     /// Gives the model its weights, one tensor at a time; parameters that are not here stay.
-    pub(super) fn fill(&self, model: CausalLm, dtype: FloatDType) -> Result<CausalLm> {
+    pub(super) fn fill(&self, model: CausalLm, held: Held) -> Result<CausalLm> {
         let mut failure = None;
-        let model = replace(model, dtype, |name, shape| {
+        let model = replace(model, held, |name, shape| {
             if failure.is_some() || !self.has(name) {
                 return None;
             }
@@ -351,5 +366,5 @@ pub fn load_masters(dir: &Path, model: CausalLm) -> Result<CausalLm> {
     }
     let weights = Weights::single(&path)?;
     let problems = weights.mismatches(&names(&model), |_| false);
-    if problems.is_empty() { weights.fill(model, FloatDType::F32) } else { Err(weights.unfit(&problems)) }
+    if problems.is_empty() { weights.fill(model, Held::As(FloatDType::F32)) } else { Err(weights.unfit(&problems)) }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, FloatDType, TensorData};
 use sha2::{Digest, Sha256};
 
-use super::params::{ADAPTER, entries, replace};
+use super::params::{ADAPTER, Held, entries, replace};
 use super::tensors::Entry;
 use super::{CausalLm, LoraConfig, ModelConfig, Precision, lora};
 
@@ -31,11 +31,19 @@ pub(crate) fn rebuild(
         fetch(&mut values);
         Some(TensorData::new(values, shape.to_vec()))
     };
-    let dtype = if device.is_autodiff() { FloatDType::F32 } else { precision.dtype() };
-    let model = replace(CausalLm::new(config, precision, device), dtype, |_, shape| values(shape));
+    let held = match (lora, device.is_autodiff()) {
+        (Some(_), _) => Held::below_adapters(precision, device),
+        (None, true) => Held::As(FloatDType::F32),
+        (None, false) => Held::for_products(precision, device),
+    };
+    let model = replace(CausalLm::new(config, precision, device), held, |_, shape| values(shape));
     let Some(lora) = lora else { return model };
     let adapter = |name: &str| name.starts_with(ADAPTER);
-    replace(lora.attach(model, 0), FloatDType::F32, |name, shape| if adapter(name) { values(shape) } else { None })
+    replace(
+        lora.attach(model, 0),
+        Held::As(FloatDType::F32),
+        |name, shape| if adapter(name) { values(shape) } else { None },
+    )
 }
 
 /// SHA-256 of all weights: equal for models that are equal to the bit.

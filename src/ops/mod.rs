@@ -36,7 +36,8 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::kind::Basic;
-use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData, Transaction};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, Transaction};
+use half::bf16;
 
 /// The two runs of table rows that a new token may see: its prompt, and its completion so far, itself included.
 pub(crate) type Span = [Range<usize>; 2];
@@ -126,36 +127,31 @@ pub(crate) fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     if cpu::serves(&gate.device()) { cpu::geglu(gate, up) } else { plain::geglu(gate, up) }
 }
 
-/// `x W + b`, factors in `format`, the result in f32. Factors of another format are converted.
+/// `x W + b`, factors in `format`, the result in f32. Factors of another format are converted, but on the `cpu` device: there
+/// weights in f32 or bf16 are multiplied as they are stored, with `x` in f32, and bf16 as `format` rounds weights only.
 ///
 /// # Shapes
 /// - x: `[rows, input]`; weight: `[input, output]`; bias: `[output]`; output: `[rows, output]`
 pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, format: FloatDType) -> Tensor<2> {
-    if format != FloatDType::F32 {
-        return linear_in(x, weight, bias, format);
+    if on_host(&x, format) {
+        let bias = bias.unwrap_or_else(|| no_bias(&x.device()));
+        return cpu::linear(x, rounded(weight, format), bias);
     }
-    on!(
-        x.device(),
-        cpu: {
-            let bias = bias.unwrap_or_else(|| no_bias(&x.device()));
-            cpu::linear(x, weight, bias)
-        },
-        gpu: gpu::linear(x, weight, bias, format),
-        plain: burn::tensor::module::linear(x, weight, bias)
-    )
-}
-
-/// [`linear`] in 16 bits.
-fn linear_in(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, format: FloatDType) -> Tensor<2> {
     #[cfg(feature = "gpu")]
     if gpu::serves(&x.device()) {
         return gpu::linear(x, weight, bias, format);
     }
-    let product = x.cast(format).matmul(weight.cast(format)).cast(FloatDType::F32);
-    match bias {
-        Some(bias) => product + bias.unsqueeze(),
-        None => product,
-    }
+    plain::linear(x, weight, bias, format)
+}
+
+/// Whether a product is one of `ops/cpu`, which has none in f16.
+fn on_host(x: &Tensor<2>, format: FloatDType) -> bool {
+    format != FloatDType::F16 && cpu::serves(&x.device())
+}
+
+/// A weight for a product in `format` on the `cpu` device: one in 16 bits stays.
+fn rounded(weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
+    if format == FloatDType::BF16 { weight.cast(format) } else { weight }
 }
 
 /// `(silu(gate) · up) W + b`: the second half of a gated feed-forward layer; formats as in [`linear`].
@@ -169,9 +165,9 @@ pub(crate) fn swiglu_linear(
     bias: Option<Tensor<1>>,
     format: FloatDType,
 ) -> Tensor<2> {
-    if format == FloatDType::F32 && cpu::serves(&gate.device()) {
+    if on_host(&gate, format) {
         let bias = bias.unwrap_or_else(|| no_bias(&gate.device()));
-        cpu::swiglu_linear(gate, up, weight, bias)
+        cpu::swiglu_linear(gate, up, rounded(weight, format), bias)
     } else {
         linear(swiglu(gate, up), weight, bias, format)
     }
@@ -182,22 +178,17 @@ fn no_bias(device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(Vec::<f32>::new(), [0]), &device.clone().inner())
 }
 
-/// Zeros in memory taken once.
-pub(crate) fn zeros(count: usize, device: &Device) -> Tensor<1> {
-    if cpu::serves(device) {
-        Tensor::from_data(TensorData::new(vec![0.0f32; count], [count]), device)
-    } else {
-        Tensor::zeros([count], device)
+/// Zeros in memory taken once, in f32 or bf16.
+pub(crate) fn zeros(count: usize, format: FloatDType, device: &Device) -> Tensor<1> {
+    let options = (device, DType::from(format));
+    if !cpu::serves(device) {
+        return Tensor::zeros([count], options);
     }
-}
-
-/// `x W`: [`linear`] without a bias.
-pub(crate) fn matmul(x: Tensor<2>, weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
-    #[cfg(feature = "gpu")]
-    if gpu::serves(&x.device()) {
-        return gpu::linear(x, weight, None, format);
-    }
-    if format == FloatDType::F32 { x.matmul(weight) } else { linear_in(x, weight, None, format) }
+    let data = match format {
+        FloatDType::BF16 => TensorData::new(vec![bf16::ZERO; count], [count]),
+        _ => TensorData::new(vec![0.0f32; count], [count]),
+    };
+    Tensor::from_data(data, options)
 }
 
 /// `x Wᵀ`, for a head that is the embedding; the gradient of `W` comes in the orientation of `W`. Formats as in [`linear`].
@@ -205,15 +196,14 @@ pub(crate) fn matmul(x: Tensor<2>, weight: Tensor<2>, format: FloatDType) -> Ten
 /// # Shapes
 /// - x: `[rows, hidden]`; weight: `[vocab, hidden]`; output: `[rows, vocab]`
 pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
+    if on_host(&x, format) {
+        return cpu::matmul_transposed(x, rounded(weight, format));
+    }
     #[cfg(feature = "gpu")]
     if gpu::serves(&x.device()) {
         return gpu::matmul_transposed(x, weight, format);
     }
-    match (format, cpu::serves(&x.device())) {
-        (FloatDType::F32, true) => cpu::matmul_transposed(x, weight),
-        (FloatDType::F32, false) => x.matmul(weight.transpose()),
-        _ => linear_in(x, weight.transpose(), None, format),
-    }
+    plain::linear(x, weight.transpose(), None, format)
 }
 
 /// Rotates pairs `(i, i + width / 2)` of the first numbers of a head by the row's angles (the Hugging Face convention).

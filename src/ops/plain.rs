@@ -2,13 +2,24 @@
 //! Attention alone has a backward of its own here too, in `ops/blockwise.rs`.
 
 use burn::tensor::activation::{log_softmax, sigmoid, silu, softmax};
-use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::{CacheCall, Scores, Span, blockwise, pack, to_device, unpack};
 
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     let scale = x.clone().powi_scalar(2).mean_dim(1).add_scalar(epsilon).sqrt();
     x / scale * weight.unsqueeze()
+}
+
+pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, format: FloatDType) -> Tensor<2> {
+    if format == FloatDType::F32 {
+        return burn::tensor::module::linear(x, weight.cast(format), bias);
+    }
+    let product = x.cast(format).matmul(weight.cast(format)).cast(FloatDType::F32);
+    match bias {
+        Some(bias) => product + bias.unsqueeze(),
+        None => product,
+    }
 }
 
 pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {

@@ -144,6 +144,76 @@ fn matmul_transposed_equals_the_product_with_the_transpose() {
     }
 }
 
+/// Sizes on both sides of the switches between kernels, with groups of columns and of depth that are not whole.
+#[test]
+fn products_with_weights_in_16_and_32_bits_equal_the_plain_ones() {
+    let device = Device::flex();
+    for rows in [1, 2, 3, 7, 16, 17, 64, 65] {
+        for (input, output) in [(64, 64), (67, 97), (260, 200), (300, 1000), (5, 70), (70, 5)] {
+            let x: Tensor<2> = random([rows, input], 1, &device);
+            let bias: Tensor<1> = random([output], 2, &device);
+            for format in [DType::F32, DType::BF16] {
+                let weight = |shape| random::<2>(shape, 3, &device).cast(DType::BF16).cast(format);
+                let [fused, plain] = both(|| {
+                    let bias = Some(bias.clone());
+                    let products = [
+                        linear(x.clone(), weight([input, output]), bias, FloatDType::F32),
+                        matmul_transposed(x.clone(), weight([output, input]), FloatDType::F32),
+                    ];
+                    products.map(to_host)
+                });
+                for (fused, plain) in fused.iter().zip(&plain) {
+                    close(fused, plain, &format!("{rows} x {input} x {output} in {format:?}"));
+                }
+            }
+        }
+    }
+}
+
+/// What a completion is must not depend on what it is decoded beside.
+#[test]
+fn a_row_of_a_product_does_not_depend_on_the_rows_beside_it() {
+    let device = Device::flex();
+    for (format, by_columns) in [(DType::F32, 16), (DType::BF16, 64)] {
+        let weight = |shape| random::<2>(shape, 3, &device).cast(format);
+        let (weight, transposed) = (weight([300, 500]), weight([500, 300]));
+        let linear = |x| linear(x, weight.clone(), None, FloatDType::F32);
+        let by_columns_of = |x| matmul_transposed(x, transposed.clone(), FloatDType::F32);
+        let check = |rows: usize, product: &dyn Fn(Tensor<2>) -> Tensor<2>| {
+            let x: Tensor<2> = random([rows, 300], 1, &device);
+            let together = to_host(product(x.clone()));
+            let alone: Vec<f32> = (0..rows).flat_map(|row| to_host(product(x.clone().narrow(0, row, 1)))).collect();
+            assert!(together == alone, "{rows} rows in {format:?}");
+        };
+        check(64, &linear);
+        check(by_columns, &by_columns_of);
+    }
+}
+
+#[test]
+fn a_frozen_weight_in_16_bits_hands_gradients_on() {
+    for rows in [5, 100] {
+        let device = Device::flex().autodiff();
+        let weight = |shape: [usize; 2]| {
+            let weight: Tensor<2> = random(shape, 3, &device.clone().inner());
+            Tensor::from_inner(weight.cast(DType::BF16))
+        };
+        compare(|device| {
+            let (x, x_view) = leaf([rows, 67], 1, device);
+            (linear(x_view, weight([67, 97]), None, FloatDType::F32), vec![x])
+        });
+        compare(|device| {
+            let (x, x_view) = leaf([rows, 67], 1, device);
+            (matmul_transposed(x_view, weight([97, 67]), FloatDType::F32), vec![x])
+        });
+        compare(|device| {
+            let (gate, gate_view) = leaf([rows, 67], 1, device);
+            let (up, up_view) = leaf([rows, 67], 2, device);
+            (swiglu_linear(gate_view, up_view, weight([67, 97]), None, FloatDType::F32), vec![gate, up])
+        });
+    }
+}
+
 #[test]
 fn a_seeded_backward_pass_goes_on_from_the_given_gradient() {
     let device = Device::flex().autodiff();

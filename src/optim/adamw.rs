@@ -136,7 +136,7 @@ impl ModuleMapper for Update<'_> {
         let name = self.path.name();
         let Some(gradient) = self.gradients.0.remove(&name) else { return param };
         let (count, device) = (gradient.dims()[0], gradient.device());
-        let zeros = || ops::zeros(count, &device).cast(self.format);
+        let zeros = || ops::zeros(count, self.format, &device);
         let moments = self.state.moments.remove(&name).unwrap_or_else(|| [zeros(), zeros()]);
         // A checkpoint's moments come in f32.
         let moments = moments.map(|moment| moment.cast(self.format));

@@ -185,7 +185,8 @@ impl Gradients {
             multiplier => rows.mul_scalar(multiplier),
         };
         // A head that is the embedding has put its part there already.
-        let sum = self.0.remove(EMBEDDING).unwrap_or_else(|| ops::zeros(shape[0] * shape[1], &rows.device()));
+        let zeros = || ops::zeros(shape[0] * shape[1], FloatDType::F32, &rows.device());
+        let sum = self.0.remove(EMBEDDING).unwrap_or_else(zeros);
         let sum = update::add_rows(sum.reshape(shape), rows, tokens);
         self.0.insert(EMBEDDING.to_string(), sum.reshape([shape[0] * shape[1]]));
     }

@@ -5,19 +5,50 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config;
+use crate::model::Precision;
 use crate::objective::Correction;
 
 /// The engine that samples completions.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "engine", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RolloutConfig {
     /// The engine of this process, on the weights that are trained: nothing to start, nothing to send.
-    #[default]
-    Own,
+    Own(OwnConfig),
     /// Servers of vLLM, from 0.10.2 on.
     Vllm(ServedConfig),
     /// Servers of SGLang, from 0.4.1 on.
     Sglang(ServedConfig),
+}
+
+/// How the engine of this process computes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OwnConfig {
+    /// Number format of matrix products while sampling; model.dtype unless given. bf16 halves what is read for a token, and on
+    /// the cpu device rounds weights, keys and values only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Precision>,
+    /// What makes up for the difference between the model in this format and the trained one.
+    pub correction: Correction,
+}
+
+impl OwnConfig {
+    fn mistakes(&self) -> Vec<String> {
+        let mut mistakes: Vec<String> =
+            self.correction.mistakes().into_iter().map(|mistake| format!("correction.{mistake}")).collect();
+        if self.dtype.is_none() && self.correction != Correction::default() {
+            let message =
+                "correction does nothing without a dtype of sampling that is not the trained model's: remove it";
+            mistakes.push(message.to_string());
+        }
+        mistakes
+    }
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        Self::Own(OwnConfig::default())
+    }
 }
 
 /// How servers are reached, and how they get the weights.
@@ -122,20 +153,32 @@ impl RolloutConfig {
     /// The servers' section, and whether they are vLLM's or SGLang's; none for the engine of this process.
     pub fn served(&self) -> Option<(Engine, &ServedConfig)> {
         match self {
-            Self::Own => None,
+            Self::Own(_) => None,
             Self::Vllm(served) => Some((Engine::Vllm, served)),
             Self::Sglang(served) => Some((Engine::Sglang, served)),
         }
     }
 
-    /// What makes up for completions from elsewhere; none for the engine of this process.
+    /// The section of the engine of this process.
+    pub fn own(&self) -> Option<&OwnConfig> {
+        if let Self::Own(own) = self { Some(own) } else { None }
+    }
+
+    /// What makes up for completions that the trained model would have sampled otherwise.
     pub fn correction(&self) -> Correction {
-        self.served().map_or(Correction::NONE, |(_, served)| served.correction)
+        match self {
+            Self::Own(OwnConfig { dtype: None, .. }) => Correction::NONE,
+            Self::Own(own) => own.correction,
+            Self::Vllm(served) | Self::Sglang(served) => served.correction,
+        }
     }
 
     /// What cannot work, one line each.
     pub fn mistakes(&self) -> Vec<String> {
-        let found = self.served().map(|(_, served)| served.mistakes()).unwrap_or_default();
+        let found = match self {
+            Self::Own(own) => own.mistakes(),
+            Self::Vllm(served) | Self::Sglang(served) => served.mistakes(),
+        };
         found.into_iter().map(|mistake| format!("rollout.{mistake}")).collect()
     }
 }

@@ -126,9 +126,7 @@ fn open_model(
         let message = "is an adapter already, and [lora] asks for another: `tempering merge` it and train the result";
         return Err(Error::file(path, message));
     }
-    let (config, model) = model::load_as(path, device, precision)?;
-    Ok(match lora {
-        Some(lora) => (config, lora.attach(model, seed)),
-        None => (config, model),
-    })
+    let Some(lora) = lora else { return model::load_as(path, device, precision) };
+    let (config, model) = model::load_base(path, device, precision)?;
+    Ok((config, lora.attach(model, seed)))
 }

@@ -210,6 +210,9 @@ impl Settings for RlConfig {
             Some(Sync::None) => {
                 problems.push("rollout.sync = \"none\" brings no new weights, which training needs".to_string());
             }
+            None if self.rollout.own().is_some_and(|own| own.dtype == Some(self.model.dtype)) => {
+                problems.push("rollout.dtype is model.dtype, which holds without it: remove it".to_string());
+            }
             Some(Sync::Lora) if self.lora.is_none() => {
                 problems
                     .push("rollout.sync = \"lora\" needs adapters: add a section [lora], or take \"disk\"".to_string());

@@ -118,6 +118,7 @@ impl<'a> Trainer<'a> {
         let config = &settled(self.config, resumed.as_deref())?;
         let device = device::parse(&config.device)?;
         config.optim.check(&device)?;
+        config.rollout.own().and_then(|own| own.dtype).map_or(Ok(()), |dtype| dtype.check(&device))?;
         let tokenizer = Tokenizer::load(&config.model.path)?.with_prompt(&config.prompt)?;
         tokenizer.notes().iter().for_each(|note| session.observer.note(note));
         let problems = self.problems.map_or_else(|| config.data.open(Split::Train), |rows| Ok(Problems::Rows(rows)))?;
@@ -163,6 +164,7 @@ impl<'a> Trainer<'a> {
                     rows: config.train.generation_rows,
                     cache_tokens: config.train.generation_cache_tokens,
                     tokens_per_read: config.train.generation_tokens_per_read,
+                    precision: config.rollout.own().and_then(|own| own.dtype),
                     ..Sampling::default()
                 },
                 tokenizer,

@@ -8,6 +8,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::few_rows::Format;
 use super::kernels::{exp, max};
 use super::rows::{ROWS, product};
 use crate::ops::Span;
@@ -82,18 +83,18 @@ fn transposed(x: &[f32], dim: usize) -> Vec<f32> {
 ///
 /// Columns go in blocks whose sums stay in registers over all coefficients.
 #[inline(always)]
-fn combine(out: &mut [f32], coefficients: &[f32], matrix: &[f32], stride: usize) {
-    let mut done = combine_blocks::<64>(out, coefficients, matrix, stride, 0);
-    done = combine_blocks::<32>(out, coefficients, matrix, stride, done);
-    done = combine_blocks::<16>(out, coefficients, matrix, stride, done);
-    combine_blocks::<1>(out, coefficients, matrix, stride, done);
+fn combine<F: Format>(out: &mut [f32], coefficients: &[f32], matrix: &[F], stride: usize) {
+    let mut done = combine_blocks::<64, F>(out, coefficients, matrix, stride, 0);
+    done = combine_blocks::<32, F>(out, coefficients, matrix, stride, done);
+    done = combine_blocks::<16, F>(out, coefficients, matrix, stride, done);
+    combine_blocks::<1, F>(out, coefficients, matrix, stride, done);
 }
 
 #[inline(always)]
-fn combine_blocks<const WIDTH: usize>(
+fn combine_blocks<const WIDTH: usize, F: Format>(
     out: &mut [f32],
     coefficients: &[f32],
-    matrix: &[f32],
+    matrix: &[F],
     stride: usize,
     done: usize,
 ) -> usize {
@@ -111,9 +112,9 @@ fn combine_blocks<const WIDTH: usize>(
 }
 
 #[inline(always)]
-fn add_scaled(sums: &mut [f32], c: f32, row: &[f32]) {
+fn add_scaled<F: Format>(sums: &mut [f32], c: f32, row: &[F]) {
     for (sum, &value) in sums.iter_mut().zip(row) {
-        *sum = c.mul_add(value, *sum);
+        *sum = c.mul_add(value.wide(), *sum);
     }
 }
 
@@ -394,7 +395,7 @@ fn slope<S: Simd, const R: usize>(
 }
 
 /// One query row per sequence over the tables, `[tokens, kv_heads · dim]`: the two runs of rows that each may see.
-pub(super) fn cached(q: &[f32], keys: &[f32], values: &[f32], spans: &[Span], shape: Heads) -> Vec<f32> {
+pub(super) fn cached<F: Format>(q: &[f32], keys: &[F], values: &[F], spans: &[Span], shape: Heads) -> Vec<f32> {
     let (dim, stride) = (shape.dim, shape.kv_width());
     let mut out = vec![0.0; q.len()];
     let rows = out.par_chunks_exact_mut(shape.q_width()).zip(q.par_chunks_exact(shape.q_width())).zip(spans);
@@ -426,7 +427,7 @@ pub(super) fn cached(q: &[f32], keys: &[f32], values: &[f32], spans: &[Span], sh
 }
 
 /// `out[t] = q · keys[t · stride..]`, four rows at a time, so that their sums do not wait for each other.
-fn dots(out: &mut [f32], q: &[f32], keys: &[f32], stride: usize) {
+fn dots<F: Format>(out: &mut [f32], q: &[f32], keys: &[F], stride: usize) {
     let dim = q.len();
     let row = |t: usize| &keys[t * stride..][..dim];
     let (blocks, rest) = out.as_chunks_mut::<4>();
@@ -442,14 +443,14 @@ fn dots(out: &mut [f32], q: &[f32], keys: &[f32], stride: usize) {
 
 /// The products of one row with `N` others.
 #[inline(always)]
-fn dot_rows<const N: usize>(q: &[f32], rows: [&[f32]; N]) -> [f32; N] {
+fn dot_rows<const N: usize, F: Format>(q: &[f32], rows: [&[F]; N]) -> [f32; N] {
     let mut sums = [[0.0f32; 8]; N];
     let (whole, tail) = q.as_chunks::<8>();
     for (at, q) in whole.iter().enumerate() {
         for n in 0..N {
             let row = &rows[n][8 * at..][..8];
             for i in 0..8 {
-                sums[n][i] = q[i].mul_add(row[i], sums[n][i]);
+                sums[n][i] = q[i].mul_add(row[i].wide(), sums[n][i]);
             }
         }
     }
@@ -457,6 +458,6 @@ fn dot_rows<const N: usize>(q: &[f32], rows: [&[f32]; N]) -> [f32; N] {
     std::array::from_fn(|n| {
         let s = sums[n];
         let sum = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-        tail.iter().zip(&rows[n][first..]).fold(sum, |sum, (q, k)| q.mul_add(*k, sum))
+        tail.iter().zip(&rows[n][first..]).fold(sum, |sum, (q, k)| q.mul_add(k.wide(), sum))
     })
 }

@@ -101,10 +101,10 @@ impl Backward<Flex, 2> for MatmulTransposedStep {
         let (x, weight) = ops.state;
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = x_node {
-            grads.register::<Flex>(node.id, tensor(product(matrix!(&upstream), matrix!(&weight)), x.shape()));
+            grads.register::<Flex>(node.id, tensor(product(matrix(&upstream), matrix(&weight)), x.shape()));
         }
         if let Some(node) = weight_node {
-            let gradient = product(matrix!(&upstream).transposed(), matrix!(&x));
+            let gradient = product(matrix(&upstream).transposed(), matrix(&x));
             grads.register::<Flex>(node.id, tensor(gradient, weight.shape()));
         }
     }
@@ -121,11 +121,11 @@ impl Backward<Flex, 3> for LinearStep {
         let (x, weight) = ops.state;
         let [x_node, weight_node, bias_node] = ops.parents;
         if let Some(node) = x_node {
-            let gradient = product(matrix!(&upstream), matrix!(&weight).transposed());
+            let gradient = product(matrix(&upstream), matrix(&weight).transposed());
             grads.register::<Flex>(node.id, tensor(gradient, x.shape()));
         }
         if let Some(node) = weight_node {
-            let gradient = product(matrix!(&x).transposed(), matrix!(&upstream));
+            let gradient = product(matrix(&x).transposed(), matrix(&upstream));
             grads.register::<Flex>(node.id, tensor(gradient, weight.shape()));
         }
         if let Some(node) = bias_node {
@@ -148,14 +148,14 @@ impl Backward<Flex, 4> for SwigluLinearStep {
         let [gate_node, up_node, weight_node, bias_node] = ops.parents;
         if let Some(node) = weight_node {
             let x = Flex::op_swiglu(gate.clone(), up.clone());
-            let gradient = product(matrix!(&x).transposed(), matrix!(&upstream));
+            let gradient = product(matrix(&x).transposed(), matrix(&upstream));
             grads.register::<Flex>(node.id, tensor(gradient, weight.shape()));
         }
         if let Some(node) = bias_node {
             let [_, width] = dims(&upstream);
             grads.register::<Flex>(node.id, tensor(kernels::sum_rows(values!(&upstream), width), [width]));
         }
-        let dx = product(matrix!(&upstream), matrix!(&weight).transposed());
+        let dx = product(matrix(&upstream), matrix(&weight).transposed());
         let (dgate, dup) = kernels::gated_backward::<kernels::Silu>(values!(&gate), values!(&up), &dx);
         for (node, gradient) in [gate_node, up_node].into_iter().zip([dgate, dup]) {
             if let Some(node) = node {

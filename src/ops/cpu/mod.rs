@@ -8,6 +8,7 @@
 
 mod attention;
 mod autodiff;
+mod few_rows;
 mod kernels;
 mod product;
 mod rows;
@@ -16,11 +17,14 @@ mod update;
 
 /// A tensor's values in logical order.
 macro_rules! values {
-    ($tensor:expr) => {{
+    ($tensor:expr) => {
+        values!($tensor, f32)
+    };
+    ($tensor:expr, $element:ty) => {{
         let tensor = $tensor;
         let (start, end) =
             (tensor.layout().start_offset(), tensor.layout().start_offset() + tensor.shape().num_elements());
-        &tensor.storage::<f32>()[start..end]
+        &tensor.storage::<$element>()[start..end]
     }};
 }
 
@@ -46,9 +50,10 @@ use std::sync::Arc;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use half::bf16;
 
-use self::product::product;
+use self::product::{Matrix, product};
 use super::{Scores, Span};
 #[cfg(test)]
 pub(super) use update::address;
@@ -176,16 +181,14 @@ pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Sc
     Scores::of(Tensor::from_dispatch(figures))
 }
 
-/// A contiguous tensor of two dimensions as a matrix.
-macro_rules! matrix {
-    ($tensor:expr) => {{
-        let tensor = $tensor;
-        let [rows, columns] = dims(tensor);
-        product::Matrix::new(values!(tensor), rows, columns)
-    }};
+/// A contiguous tensor of two dimensions as a matrix, in f32 or bf16.
+fn matrix(tensor: &Primitive) -> Matrix<'_> {
+    let [rows, columns] = dims(tensor);
+    match tensor.dtype() {
+        DType::BF16 => Matrix::new(values!(tensor, bf16), rows, columns),
+        _ => Matrix::new(values!(tensor), rows, columns),
+    }
 }
-
-use matrix;
 
 fn dims<const D: usize>(tensor: &Primitive) -> [usize; D] {
     tensor.shape().dims()
@@ -240,16 +243,27 @@ impl CpuOps for Flex {
         let (q, keys, values) = (q.to_contiguous(), keys.to_contiguous(), values.to_contiguous());
         let [rows, heads, dim] = dims(&q);
         let shape = attention::Heads::of([rows, heads, dim], keys.shape()[1] / dim, None);
-        tensor(attention::cached(values!(&q), values!(&keys), values!(&values), &spans, shape), [rows, heads * dim])
+        let mixed = match keys.dtype() {
+            DType::BF16 => attention::cached(values!(&q), values!(&keys, bf16), values!(&values, bf16), &spans, shape),
+            _ => attention::cached(values!(&q), values!(&keys), values!(&values), &spans, shape),
+        };
+        tensor(mixed, [rows, heads * dim])
     }
 
     fn op_write_rows(mut table: FloatTensor<Self>, rows: FloatTensor<Self>, at: Vec<usize>) -> FloatTensor<Self> {
         let rows = rows.to_contiguous();
         let [_, width] = dims(&rows);
         assert!(table.is_contiguous() && table.layout().start_offset() == 0, "a cache table is never a view");
-        let storage = table.storage_mut::<f32>();
-        for (row, at) in values!(&rows).chunks_exact(width).zip(at) {
-            storage[at * width..(at + 1) * width].copy_from_slice(row);
+        let rows = values!(&rows).chunks_exact(width).zip(at);
+        if table.dtype() == DType::BF16 {
+            let storage = table.storage_mut::<bf16>();
+            for (row, at) in rows {
+                let place = &mut storage[at * width..(at + 1) * width];
+                place.iter_mut().zip(row).for_each(|(place, &x)| *place = bf16::from_f32(x));
+            }
+        } else {
+            let storage = table.storage_mut::<f32>();
+            rows.for_each(|(row, at)| storage[at * width..(at + 1) * width].copy_from_slice(row));
         }
         table
     }
@@ -257,14 +271,14 @@ impl CpuOps for Flex {
     fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
         let ([rows, _], [vocab, _]) = (dims(&x), dims(&weight));
-        tensor(product(matrix!(&x), matrix!(&weight).transposed()), [rows, vocab])
+        tensor(product(matrix(&x), matrix(&weight).transposed()), [rows, vocab])
     }
 
     fn op_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let ([rows, _], [_, width]) = (dims(&x), dims(&weight));
         let mut out = kernels::repeat(values!(&bias), rows, width);
-        product::multiply(matrix!(&x), matrix!(&weight), &mut out, bias.shape()[0] > 0);
+        product::multiply(matrix(&x), matrix(&weight), &mut out, bias.shape()[0] > 0);
         tensor(out, [rows, width])
     }
 

@@ -2,35 +2,62 @@
 //!
 //! burn-flex 0.22.1 allocates the output of every product twice, zeroes it and copies it over before it computes: its
 //! byte vector never has the alignment that it asks for. For a head of 150,000 tokens that is half a gigabyte, twice, for
-//! each chunk. This calls the same kernels.
+//! each chunk. This calls the same kernels, or our own for few rows.
 
 use gemm::Parallelism;
+use half::bf16;
+use rayon::prelude::*;
+
+use super::few_rows::{self, Format};
 
 /// A matrix in a slice, by rows or by columns.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Matrix<'a> {
-    values: &'a [f32],
+    values: Values<'a>,
     rows: usize,
     columns: usize,
-    row_stride: usize,
-    column_stride: usize,
+    /// Whether its columns, not its rows, lie one after another.
+    transposed: bool,
+}
+
+/// A matrix's numbers. Those in 16 bits are the left factor of nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Values<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> From<&'a [f32]> for Values<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Self::F32(values)
+    }
+}
+
+impl<'a> From<&'a [bf16]> for Values<'a> {
+    fn from(values: &'a [bf16]) -> Self {
+        Self::Bf16(values)
+    }
 }
 
 impl<'a> Matrix<'a> {
     /// `rows` rows one after another.
-    pub(super) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
-        assert_eq!(values.len(), rows * columns, "a matrix of {rows} x {columns}");
-        Self { values, rows, columns, row_stride: columns, column_stride: 1 }
+    pub(super) fn new(values: impl Into<Values<'a>>, rows: usize, columns: usize) -> Self {
+        let values = values.into();
+        let count = match values {
+            Values::F32(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+        };
+        assert_eq!(count, rows * columns, "a matrix of {rows} x {columns}");
+        Self { values, rows, columns, transposed: false }
     }
 
     pub(super) fn transposed(self) -> Self {
-        Self {
-            values: self.values,
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-        }
+        Self { rows: self.columns, columns: self.rows, transposed: !self.transposed, ..self }
+    }
+
+    /// How far apart the numbers of a column and of a row are.
+    fn strides(&self) -> (isize, isize) {
+        if self.transposed { (1, self.rows as isize) } else { (self.columns as isize, 1) }
     }
 }
 
@@ -38,17 +65,91 @@ impl<'a> Matrix<'a> {
 ///
 /// # Shapes
 /// - out: `left.rows · right.columns` numbers, by rows
-#[allow(unsafe_code)]
 pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) {
     let (m, k, n) = (left.rows, left.columns, right.columns);
     assert_eq!(k, right.rows, "inner sizes");
     assert_eq!(out.len(), m * n, "size of the product");
+    let Values::F32(values) = left.values else { panic!("a left factor in 16 bits") };
     if m == 0 || n == 0 {
         return;
     }
+    let sizes = [m, k, n];
+    match right.values {
+        Values::F32(right_values) if !left.transposed && is_fast_with_few_rows(sizes, right.transposed) => {
+            few_rows::multiply(values, right_values, right.transposed, sizes, out, add);
+        }
+        Values::F32(right_values) => {
+            blocked(values, left.strides(), right_values, right.strides(), sizes, (out, n), add);
+        }
+        Values::Bf16(right_values) if !left.transposed && m <= few_rows::MOST && k > 0 => {
+            few_rows::multiply(values, right_values, right.transposed, sizes, out, add);
+        }
+        Values::Bf16(right_values) => {
+            converted(values, left.strides(), right_values, right.transposed, sizes, out, add);
+        }
+    }
+}
+
+/// Whether the kernel for few rows is faster than the library's, with a right factor in f32 (measured: LOG.md).
+fn is_fast_with_few_rows([m, k, n]: [usize; 3], transposed: bool) -> bool {
+    let most = if transposed { few_rows::MOST_BY_COLUMNS } else { few_rows::MOST };
+    // A thin matrix is no work, and sums of a few numbers cost more in being put away than in being added.
+    m <= most.min(k / 4) && k.min(n) >= 64
+}
+
+/// Numbers of a matrix in 16 bits that are converted at a time: 4 MiB of them.
+const CONVERTED: usize = 1 << 20;
+
+/// The product with a matrix in 16 bits, some of whose columns at a time are converted.
+fn converted(
+    left: &[f32],
+    left_strides: (isize, isize),
+    right: &[bf16],
+    transposed: bool,
+    [m, k, n]: [usize; 3],
+    out: &mut [f32],
+    add: bool,
+) {
+    let width = (CONVERTED / k.max(1)).next_multiple_of(64).min(n);
+    let mut columns = vec![0.0f32; k * width];
+    for from in (0..n).step_by(width) {
+        let width = width.min(n - from);
+        let columns = &mut columns[..k * width];
+        let strides = if transposed {
+            let pairs = columns.par_chunks_mut(k.max(1)).zip(right[from * k..].par_chunks(k.max(1)));
+            pairs.for_each(|(to, from)| convert(to, from));
+            (1, k as isize)
+        } else {
+            let rows = columns.par_chunks_mut(width).zip(right.par_chunks(n));
+            rows.for_each(|(to, row)| convert(to, &row[from..from + width]));
+            (width as isize, 1)
+        };
+        blocked(left, left_strides, columns, strides, [m, k, width], (&mut out[from..], n), add);
+    }
+}
+
+fn convert(to: &mut [f32], from: &[bf16]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.wide());
+}
+
+/// By the library's kernel.
+///
+/// # Shapes
+/// - out: `n` numbers of each of `m` rows that begin `stride` apart
+#[allow(unsafe_code)]
+fn blocked(
+    left: &[f32],
+    (left_rows, left_columns): (isize, isize),
+    right: &[f32],
+    (right_rows, right_columns): (isize, isize),
+    [m, k, n]: [usize; 3],
+    (out, stride): (&mut [f32], usize),
+    add: bool,
+) {
+    assert!(left.len() >= m * k && right.len() >= k * n && n <= stride && out.len() >= (m - 1) * stride + n, "sizes");
     // SAFETY: a matrix's values are as many as its sizes say, and its strides are those of rows or of columns without
-    // gaps, which `Matrix::new` and `transposed` alone make: no element is out of bounds. `out` is as large as the product,
-    // by rows, and borrowed for writing, so nothing else is read or written through it.
+    // gaps (`Matrix::strides`, `converted`): no element is out of bounds. `out` holds `n` numbers from each multiple of
+    // `stride` on, and is borrowed for writing, so nothing else is read or written through it.
     unsafe {
         gemm::gemm(
             m,
@@ -56,14 +157,14 @@ pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) 
             k,
             out.as_mut_ptr(),
             1,
-            n as isize,
+            stride as isize,
             add,
-            left.values.as_ptr(),
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.values.as_ptr(),
-            right.column_stride as isize,
-            right.row_stride as isize,
+            left.as_ptr(),
+            left_columns,
+            left_rows,
+            right.as_ptr(),
+            right_columns,
+            right_rows,
             1.0,
             1.0,
             false,

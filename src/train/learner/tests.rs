@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 
 use burn::module::{ModuleMapper, Param};
 
+use burn::tensor::DType;
+
 use super::*;
 use crate::model::{LoraConfig, ModelConfig, ParamPath};
 use crate::objective::{Statistics, TokenTerm};
@@ -10,10 +12,14 @@ use crate::stage::Stage;
 
 const VOCAB: usize = 37;
 
-fn model(tied: bool, device: &Device) -> CausalLm {
+fn config(tied: bool) -> ModelConfig {
     let mut config = ModelConfig::qwen2(VOCAB, 16, 24, 3, 4, 2);
     (config.tie_word_embeddings, config.initializer_range) = (tied, 0.3);
-    CausalLm::random(&config, 3, device)
+    config
+}
+
+fn model(tied: bool, device: &Device) -> CausalLm {
+    CausalLm::random(&config(tied), 3, device)
 }
 
 fn sequences() -> Vec<Sequence> {
@@ -169,7 +175,7 @@ fn the_gradient_is_that_of_finite_differences() {
     assert!((slope - norm).abs() < 2e-3 * norm, "{slope} along a gradient of length {norm}");
 }
 
-/// The model with every parameter moved by `scale` times its entry in `direction`.
+/// The model with every parameter moved by `scale` times its entry in `direction`, where it has one.
 fn moved(model: &CausalLm, direction: &BTreeMap<String, Vec<f32>>, scale: f32) -> CausalLm {
     struct Move<'a>(ParamPath, &'a BTreeMap<String, Vec<f32>>, f32);
     impl ModuleMapper for Move<'_> {
@@ -180,7 +186,8 @@ fn moved(model: &CausalLm, direction: &BTreeMap<String, Vec<f32>>, scale: f32) -
             self.0.exit();
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let by = TensorData::from(self.1[&self.0.name()].as_slice());
+            let Some(by) = self.1.get(&self.0.name()) else { return param };
+            let by = TensorData::from(by.as_slice());
             param.map(|x| {
                 let by = Tensor::<1>::from_data(by, &x.device().inner()).reshape(x.dims()).mul_scalar(self.2);
                 Tensor::from_inner(x.inner() + by).require_grad()
@@ -200,6 +207,42 @@ fn adapters_have_the_same_gradient_and_the_model_below_them_none() {
     for activation_checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
         let learner = Learner { activation_checkpointing, logits: 5 * VOCAB, ..Learner::default() };
         assert_equal(&learned(&learner, &model), &expected, 1e-5);
+    }
+}
+
+/// A checkpoint in bf16, as most are: below adapters, and where nothing is trained, it takes two bytes a number, and nothing
+/// that is computed changes.
+#[test]
+fn a_checkpoint_in_bf16_is_held_so_and_computed_as_in_f32() {
+    use crate::generate::{Request, Sampling, Watch, generate};
+    use crate::model::{Precision, load_as, load_base, save};
+
+    let (dir, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let config = ModelConfig { torch_dtype: Some("bfloat16".to_string()), ..config(false) };
+    save(dir.path(), &config, &CausalLm::random(&config, 5, &device)).unwrap();
+    let training = device.clone().autodiff();
+    let lora = LoraConfig { r: 2, ..LoraConfig::default() };
+    let held = load_base(dir.path(), &training, Precision::F32).unwrap().1;
+    let masters = load_as(dir.path(), &training, Precision::F32).unwrap().1;
+    let format = |model: &CausalLm| model.model.embed_tokens.weight.base().dtype();
+    assert_eq!([format(&held), format(&masters)], [DType::BF16, DType::F32]);
+    assert_eq!(format(&load_as(dir.path(), &device, Precision::F32).unwrap().1), DType::BF16);
+    let [held, masters] = [held, masters].map(|model| lora.attach(model, 1));
+    let learner = Learner::default();
+    let [held_gradients, expected] = [&held, &masters].map(|model| learned(&learner, model));
+    assert_equal(&held_gradients, &expected, 1e-5);
+    // Moved adapters, which sampling keeps beside the base.
+    let gradients = held_gradients;
+    let [held, masters] = [held, masters].map(|model| moved(&model, &gradients, 0.01));
+    let requests: Vec<Request> =
+        (0..6).map(|i| Request { prompt: vec![1, 2 + i / 3, 3], key: [0, 0, 0, i.into()] }).collect();
+    let sampling = Sampling { max_completion_length: 12, ..Sampling::default() };
+    let [held, merged] =
+        [held, masters].map(|model| generate(&model, &config, &requests, &sampling, |_, _| Watch::Continue).unwrap());
+    for (held, merged) in held.iter().zip(&merged) {
+        assert_eq!(held.tokens, merged.tokens);
+        let apart = held.log_probs.iter().zip(&merged.log_probs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart < 1e-5, "{apart}");
     }
 }
 
