@@ -181,8 +181,11 @@ impl Writer<'_> {
             let table = Table::from_iter([(tag.to_string(), Value::from(name.as_str()))]);
             let (found, required) = self.default(path, Value::Table(table));
             for Key { doc, name, .. } in keys {
-                let value = found.as_ref().and_then(|found| found.get(name)).filter(|_| !required.contains(name));
-                let value = value.map_or("must be given".to_string(), shown);
+                let value = match found.as_ref().and_then(|found| found.get(name)) {
+                    _ if required.contains(name) => "must be given".to_string(),
+                    Some(value) => shown(value),
+                    None => "not set".to_string(),
+                };
                 self.line(hash, &format!("#     {name} ({value}): {}", doc.join(" ")));
             }
         }

@@ -17,8 +17,8 @@ use crate::model::tensors::Dtype;
 use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision, names};
 use crate::objective::{Correction, TokenTerm};
 
+use crate::ops::is_gpu;
 use crate::ops::traffic::{Counter, Traffic};
-use crate::ops::{is_gpu, is_host};
 use crate::optim::{AdamW, Moments, OptimConfig};
 use crate::stage::Stage;
 use crate::train::Workload;
@@ -153,13 +153,14 @@ pub struct StepTimes {
 
 /// Times GRPO steps (DAPO loss, AdamW) of a random model with every completion at full length and an advantage of ±1.
 pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
-    let (mut config, mut model) =
-        (config.clone(), CausalLm::random_as(config, 0, &device.clone().autodiff(), shape.precision));
-    if let Some(lora) = &shape.lora {
-        // As most checkpoints are.
-        config.set_stored(Dtype::Bf16);
-        model = lora.attach(if is_host(device) { model.in_16_bits() } else { model }, 0);
-    }
+    let (mut config, training) = (config.clone(), device.clone().autodiff());
+    let mut model = match &shape.lora {
+        Some(lora) => {
+            config.set_stored(Dtype::Bf16);
+            lora.attach(CausalLm::random_base(&config, 0, &training, shape.precision), 0)
+        }
+        None => CausalLm::random_as(&config, 0, &training, shape.precision),
+    };
     let config = &config;
     let parameters = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
     let optim = OptimConfig { learning_rate: 1e-4, ..OptimConfig::default() };

@@ -223,11 +223,6 @@ impl CausalLm {
         if self.precision == Precision::F32 { model } else { params::cast(model, self.precision.dtype()) }
     }
 
-    /// Matrices in bf16, whatever that loses.
-    pub(crate) fn in_16_bits(self) -> Self {
-        params::cast(self, FloatDType::BF16)
-    }
-
     /// The same weights, with products in another precision.
     pub(crate) fn in_precision(&self, precision: Precision) -> Self {
         Self { precision, ..self.clone() }

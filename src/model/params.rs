@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::{CausalLm, Precision};
+use super::{CausalLm, ModelConfig, Precision};
 use crate::model::tensors::Entry;
 use crate::noise::{Stream, mix_text};
 use crate::ops;
@@ -183,10 +183,13 @@ fn contiguous<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     Tensor::from_data(tensor.into_data(), &device)
 }
 
-/// Fresh weights: normal with the given standard deviation, norms one (`norm`: what their weights are then), biases zero; projections back into the residual
-/// stream are scaled by `1 / √(2 · layers)` (GPT-2). A function of the seed and the parameter's name only.
-pub(super) fn initialise(model: CausalLm, deviation: f64, norm: f32, layers: usize, seed: u64) -> CausalLm {
-    replace(model, Held::As(FloatDType::F32), |name, shape| {
+/// Fresh weights: normal with the configuration's standard deviation, norms such that they change nothing, biases zero;
+/// projections back into the residual stream are scaled by `1 / √(2 · layers)` (GPT-2). A function of the seed and the
+/// parameter's name only.
+pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: Held, seed: u64) -> CausalLm {
+    let (deviation, layers) = (config.initializer_range, config.num_hidden_layers);
+    let norm = if config.has_unit_norms() { 0.0 } else { 1.0 };
+    replace(model, held, |name, shape| {
         let count = shape.iter().product();
         let values: Vec<f32> = if name.ends_with("norm.weight") {
             vec![norm; count]

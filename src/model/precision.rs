@@ -61,8 +61,13 @@ impl Precision {
     /// # Shapes
     /// - x: `[rows, input]`; output: `[rows, output]`
     pub(super) fn linear(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let low = layer.weight.adapter().map(|adapter| (adapter, self.matmul(x.clone(), adapter.a.val())));
-        self.adapted(self.affine(layer, x), low)
+        let (weight, bias) = (layer.weight.base(), bias(layer));
+        match layer.weight.adapter() {
+            Some(LoraAdapter { a, b, scale }) => {
+                ops::adapted_linear(x, weight, bias, ([a.val(), b.val()], *scale), self.dtype())
+            }
+            None => ops::linear(x, weight, bias, self.dtype()),
+        }
     }
 
     /// `(silu(gate) · up) W + b` in this precision, with an adapter as [`Self::linear`]; inputs and output are f32.
@@ -70,40 +75,22 @@ impl Precision {
     /// # Shapes
     /// - gate, up: `[rows, input]`; output: `[rows, output]`
     pub(super) fn swiglu_linear(self, layer: &Linear, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+        let (weight, bias) = (layer.weight.base(), bias(layer));
         let Some(adapter) = layer.weight.adapter() else {
-            return ops::swiglu_linear(gate, up, layer.weight.base(), bias(layer), self.dtype());
+            return ops::swiglu_linear(gate, up, weight, bias, self.dtype());
         };
-        if self != Self::F32 {
+        if self != Self::F32 || !gate.device().is_autodiff() {
             return self.linear(layer, ops::swiglu(gate, up));
         }
         // Neither of the two keeps the product of the gate, which is as large as each of its factors.
         let low = ops::swiglu_linear(gate.clone(), up.clone(), adapter.a.val(), None, self.dtype());
-        let y = ops::swiglu_linear(gate, up, layer.weight.base(), bias(layer), self.dtype());
-        self.adapted(y, Some((adapter, low)))
+        let low = ops::linear(low.mul_scalar(adapter.scale), adapter.b.val(), None, self.dtype());
+        ops::swiglu_linear(gate, up, weight, bias, self.dtype()) + low
     }
 
     /// `x W` for each layer, in this precision, without biases. On a GPU, without gradients.
     pub(super) fn products<const N: usize>(self, layers: [&Linear; N], x: Tensor<2>) -> [Tensor<2>; N] {
         ops::products(x, layers.map(|layer| layer.weight.val()), self.dtype())
-    }
-
-    /// `x W + b`, of the matrix as it is stored.
-    fn affine(self, layer: &Linear, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(x, layer.weight.base(), bias(layer), self.dtype())
-    }
-
-    /// `y + s (x A) B`, given `x A`.
-    fn adapted(self, y: Tensor<2>, low: Option<(&LoraAdapter, Tensor<2>)>) -> Tensor<2> {
-        match low {
-            Some((adapter, low)) => y + self.matmul(low.mul_scalar(adapter.scale), adapter.b.val()),
-            None => y,
-        }
-    }
-
-    /// `x W` of an adapter's factor, in this precision; on the `cpu` device in f32. Input and output are f32.
-    fn matmul(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-        let precision = if ops::is_host(&x.device()) { Self::F32 } else { self };
-        ops::linear(x, weight, None, precision.dtype())
     }
 
     /// `x Wᵀ` in this precision; input and output are f32.

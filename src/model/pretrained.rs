@@ -7,12 +7,13 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType, TensorData};
 use serde::Deserialize;
 
-use super::params::{Held, cast, entries, initialise, names, replace};
+use super::params::{Held, entries, initialise, names, replace};
 use super::{CausalLm, ModelConfig, Precision, lora, wrapped};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::hub::Part;
 use crate::model::tensors::{self, Dtype, Entry, TensorFile};
+use crate::ops::is_host;
 use crate::text::directory::{MODEL_INDEX as INDEX, MODEL_WEIGHTS as WEIGHTS, find};
 
 const MASTERS: &str = "master.safetensors";
@@ -27,11 +28,15 @@ impl CausalLm {
 
     /// [`Self::random`], with matrix products in the given precision and matrices held as [`load_as`] does.
     pub fn random_as(config: &ModelConfig, seed: u64, device: &Device, precision: Precision) -> Self {
-        let model = Self::new(config, precision, device);
-        let norm = if config.has_unit_norms() { 0.0 } else { 1.0 };
-        let model = initialise(model, config.initializer_range, norm, config.num_hidden_layers, seed);
         let masters = device.is_autodiff() || precision == Precision::F32;
-        if masters { model } else { cast(model, precision.dtype()) }
+        let held = Held::As(if masters { FloatDType::F32 } else { precision.dtype() });
+        initialise(Self::new(config, precision, device), config, held, seed)
+    }
+
+    /// [`Self::random_as`], with matrices held as those of a checkpoint in bf16 are below adapters.
+    pub(crate) fn random_base(config: &ModelConfig, seed: u64, device: &Device, precision: Precision) -> Self {
+        let held = Held::As(if is_host(device) { FloatDType::BF16 } else { FloatDType::F32 });
+        initialise(Self::new(config, precision, device), config, held, seed)
     }
 }
 

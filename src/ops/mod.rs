@@ -144,6 +144,30 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, f
     plain::linear(x, weight, bias, format)
 }
 
+/// `x W + b + s (x A) B` of an adapter beside a weight; formats as in [`linear`], on the `cpu` device without gradients in one
+/// step.
+///
+/// # Shapes
+/// - x: `[rows, input]`; weight: `[input, output]`; bias: `[output]`; factors: `[input, rank]`, `[rank, output]`; output:
+///   `[rows, output]`
+pub(crate) fn adapted_linear(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    ([a, b], scale): ([Tensor<2>; 2], f64),
+    format: FloatDType,
+) -> Tensor<2> {
+    let host = on_host(&x, format);
+    if host && !x.device().is_autodiff() {
+        let bias = bias.unwrap_or_else(|| no_bias(&x.device()));
+        return cpu::adapted_linear(x, rounded(weight, format), bias, [a, b], scale as f32);
+    }
+    // The factors are held in f32, and so are their products where that is no slower.
+    let factors = if host { FloatDType::F32 } else { format };
+    let low = linear(x.clone(), a, None, factors).mul_scalar(scale);
+    linear(x, weight, bias, format) + linear(low, b, None, factors)
+}
+
 /// Whether a product is one of `ops/cpu`, which has none in f16.
 fn on_host(x: &Tensor<2>, format: FloatDType) -> bool {
     format != FloatDType::F16 && cpu::serves(&x.device())

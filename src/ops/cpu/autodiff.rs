@@ -297,6 +297,17 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         )
     }
 
+    fn op_adapted_linear(
+        _x: FloatTensor<Self>,
+        _weight: FloatTensor<Self>,
+        _bias: FloatTensor<Self>,
+        _a: FloatTensor<Self>,
+        _b: FloatTensor<Self>,
+        _scale: f32,
+    ) -> FloatTensor<Self> {
+        panic!("one step without gradients: with them it is several")
+    }
+
     fn op_swiglu_linear(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,

@@ -106,6 +106,14 @@ pub(crate) trait CpuOps: Backend {
     fn op_write_rows(table: FloatTensor<Self>, rows: FloatTensor<Self>, at: Vec<usize>) -> FloatTensor<Self>;
     fn op_matmul_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
     fn op_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn op_adapted_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f32,
+    ) -> FloatTensor<Self>;
     fn op_swiglu_linear(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
@@ -163,6 +171,19 @@ pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_linear(x, weight, bias.into_dispatch()))
+}
+
+/// An empty `bias` is none. Without gradients.
+pub(super) fn adapted_linear(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Tensor<1>,
+    factors: [Tensor<2>; 2],
+    scale: f32,
+) -> Tensor<2> {
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    let [a, b] = factors.map(Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as CpuOps>::op_adapted_linear(x, weight, bias, a, b, scale))
 }
 
 /// An empty `bias` is none.
@@ -279,6 +300,25 @@ impl CpuOps for Flex {
         let ([rows, _], [_, width]) = (dims(&x), dims(&weight));
         let mut out = kernels::repeat(values!(&bias), rows, width);
         product::multiply(matrix(&x), matrix(&weight), &mut out, bias.shape()[0] > 0);
+        tensor(out, [rows, width])
+    }
+
+    fn op_adapted_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let (a, b) = (a.to_contiguous(), b.to_contiguous());
+        let ([rows, _], [_, width], [_, rank]) = (dims(&x), dims(&weight), dims(&a));
+        let mut out = kernels::repeat(values!(&bias), rows, width);
+        product::multiply(matrix(&x), matrix(&weight), &mut out, bias.shape()[0] > 0);
+        let mut low = product(matrix(&x), matrix(&a));
+        low.iter_mut().for_each(|low| *low *= scale);
+        product::multiply(Matrix::new(&low[..], rows, rank), matrix(&b), &mut out, true);
         tensor(out, [rows, width])
     }
 
