@@ -32,7 +32,7 @@ fn decoding_with_a_cache_gives_the_logits_of_one_full_pass() {
         completions: 2 * count,
         completion_length: steps,
     };
-    let mut cache = KvCache::new(&config, shape, &model);
+    let mut cache = KvCache::new(&config, shape, burn::tensor::FloatDType::F32, &device());
     // Slots in an order of their own: where a sequence lies must not matter.
     let read: Vec<(usize, usize)> = (0..count).map(|row| ((row + 1) % (count + 1), lengths[row])).collect();
     let slots: Vec<usize> = (0..count).map(|row| 2 * count - 1 - 2 * row).collect();

@@ -164,13 +164,37 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     assert!(error.contains("no adapter_model.safetensors is here; pickled adapters are not read"), "{error}");
 }
 
-#[test]
-fn a_model_stored_in_half_precision_keeps_it_and_goes_on_exactly() {
+/// A workshop whose model is stored in bf16.
+fn in_half_precision() -> Workshop {
     let workshop = Workshop::new();
     let dir = workshop.path("model");
     let (mut config, model) = model::load(&dir, &device()).unwrap();
     config.torch_dtype = Some("bfloat16".to_string());
     model::save(&dir, &config, &model).unwrap();
+    workshop
+}
+
+/// Below adapters such a model is held as it is stored.
+#[test]
+fn an_adapter_run_on_a_model_in_half_precision_goes_on_exactly() {
+    let workshop = in_half_precision();
+    let config = |name: &str| {
+        let mut config = workshop.rl(name);
+        config.lora = Some(small());
+        config
+    };
+    run_rl(&config("whole")).unwrap();
+    interrupt_rl(&config("parts"), 3).unwrap_err();
+    resume_rl(&config("parts")).unwrap();
+    assert_eq!(figures(&workshop.run("whole")), figures(&workshop.run("parts")));
+    assert_eq!(final_weights(&workshop.run("whole")), final_weights(&workshop.run("parts")));
+    // Sampled from what is trained.
+    assert!(column(&figures(&workshop.run("whole")), "sampling/kl").iter().all(|kl| *kl < 1e-9));
+}
+
+#[test]
+fn a_model_stored_in_half_precision_keeps_it_and_goes_on_exactly() {
+    let workshop = in_half_precision();
     run_rl(&workshop.rl("whole")).unwrap();
     interrupt_rl(&workshop.rl("parts"), 3).unwrap_err();
     resume_rl(&workshop.rl("parts")).unwrap();

@@ -279,6 +279,7 @@ fn workload(
         completion_tokens: largest(|sequence| sequence.completion().len()),
         learner: *learner,
         precision: shape.precision,
+        sampled_in: shape.precision,
         moments: Moments::F32,
         lora: shape.lora.clone(),
         cache: (shape.sampled)

@@ -116,8 +116,9 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
         None => (F32 * whole, if work.reference { held * whole } else { 0 }),
     };
     let merged = if short { 0 } else { F32 * adapted };
-    let number = if work.precision == Precision::Bf16 { BF16 } else { F32 };
-    let converted = if work.precision == Precision::F32 || (short && work.lora.is_some()) {
+    // Only a format of sampling's own is that of keys and values, too.
+    let number = if work.sampled_in == work.precision { F32 } else { BF16 };
+    let converted = if work.sampled_in == Precision::F32 || (short && work.lora.is_some()) {
         0
     } else {
         2 * (layers * block(config).0 + config.vocab_size * hidden)
@@ -181,6 +182,7 @@ mod tests {
             completion_tokens: 80,
             learner: Learner::default(),
             precision: Precision::F32,
+            sampled_in: Precision::F32,
             moments: Moments::F32,
             lora: None,
             cache: None,
@@ -227,5 +229,15 @@ mod tests {
         let lora = memory(&config(), &Workload { lora: Some(LoraConfig::default()), cache, ..work() });
         let full = memory(&config(), &Workload { cache, ..work() });
         assert_eq!(lora.cache - full.cache, 4 * adapters(&config(), &LoraConfig::default()).1);
+        // Not beside a checkpoint in bf16, half of which is held.
+        let published = ModelConfig { torch_dtype: Some("bfloat16".to_string()), ..config() };
+        let short = memory(&published, &Workload { lora: Some(LoraConfig::default()), cache, ..work() });
+        assert_eq!((short.cache, short.gradients), (full.cache, lora.gradients));
+        assert_eq!(lora.weights - short.weights, 2 * parameters(&config()));
+        // Sampling in bf16: a copy of two bytes a number, and half of the keys and values.
+        let sampled = memory(&config(), &Workload { sampled_in: Precision::Bf16, cache, ..work() });
+        let keys = cache.map_or(0, |cache| cache.bytes(&config(), 4));
+        let (layers, rest) = (config().num_hidden_layers * super::block(&config()).0, 64 * 16);
+        assert_eq!(sampled.cache + keys / 2, full.cache + 2 * (layers + rest));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig, ParamPath};
 use crate::noise::{Stream, mix_text};
@@ -58,7 +58,7 @@ fn decoded_by(config: &ModelConfig, device: &Device) -> Vec<Vec<f32>> {
     let model = CausalLm::random(&config, 3, device).for_inference();
     let (lengths, slots) = ([37, 3], [1, 0, 3]);
     let shape = CacheShape { prompts: 2, prompt_length: 40, completions: 4, completion_length: 3 };
-    let mut cache = KvCache::new(&config, shape, &model);
+    let mut cache = KvCache::new(&config, shape, FloatDType::F32, device);
     cache.read(&[(0, lengths[0]), (1, lengths[1])]);
     let tokens: Vec<u32> = (0..40).map(|i| i * 31 % VOCAB as u32).collect();
     model.forward(&tokens, &lengths, Some(&mut cache));

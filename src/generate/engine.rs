@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use super::sampling::{Drawn, draw, draws_on_device, fetch};
 use super::{Completion, FinishReason, Request, Sampled, Sampling, Watch};
@@ -41,6 +41,8 @@ pub fn generate(
     sampling: &Sampling,
     watch: impl FnMut(usize, u32) -> Watch,
 ) -> Result<Vec<Completion>> {
+    // What is learned from is sampled with keys and values as the trainer has them, unless another format is asked for.
+    let trained = model.device().is_autodiff() && sampling.precision.is_none();
     let model = match sampling.precision {
         Some(precision) => model.in_precision(precision).for_inference(),
         None => model.for_inference(),
@@ -63,7 +65,7 @@ pub fn generate(
     let ahead = if draws_on_device(&device, &sampling.distribution) { sampling.tokens_per_read.max(1) } else { 1 };
     // Room for what is decoded past the length limit before it is seen.
     shape.completion_length += ahead - 1;
-    let cache = KvCache::new(config, shape, &model);
+    let cache = KvCache::new(config, shape, if trained { FloatDType::F32 } else { model.cache_format() }, &device);
     let engine = Engine {
         model: &model,
         requests,

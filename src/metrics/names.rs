@@ -70,7 +70,8 @@ pub const ALL: &[[&str; 3]] = &[
     [
         "sampling/sampling_logp_difference/<statistic>",
         "nats",
-        "|log-probability of the trainer less that of the sampler|",
+        "|log-probability of the trainer less that of the sampler|, of completions that are learned from or, with another \
+         engine or rollout.dtype, of all",
     ],
     [
         "sampling/importance_sampling_ratio/<statistic>",

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
-use super::{CausalLm, ModelConfig};
+use super::ModelConfig;
 use crate::ops::{self, CacheCall, Decoding, Span};
 
 /// How many sequences a cache holds, and how long they may be.
@@ -74,11 +74,11 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for a model without autodiff, in [`CausalLm::cache_format`].
-    pub fn new(config: &ModelConfig, shape: CacheShape, model: &CausalLm) -> Self {
+    /// An empty cache on a device without autodiff; in f32, or another format that [`CausalLm::cache_format`] gives.
+    pub fn new(config: &ModelConfig, shape: CacheShape, format: FloatDType, device: &Device) -> Self {
         // The last row is for what pads a pass.
         let size = [shape.tokens() + 1, config.num_key_value_heads * config.head_dim()];
-        let table = || ops::zeros(size[0] * size[1], model.cache_format(), &model.device()).reshape(size);
+        let table = || ops::zeros(size[0] * size[1], format, device).reshape(size);
         let layers = (0..config.num_hidden_layers).map(|_| (table(), table())).collect();
         Self {
             layers,

@@ -370,7 +370,7 @@ impl CausalLm {
         (times * logits / self.vocab_size()).max(1)
     }
 
-    /// What keys and values are kept in: on the `cpu` device the format of products, else f32.
+    /// What keys and values may be kept in: on the `cpu` device the format of products, else f32.
     pub fn cache_format(&self) -> FloatDType {
         let short = self.precision == Precision::Bf16 && ops::is_host(&self.device());
         if short { FloatDType::BF16 } else { FloatDType::F32 }

@@ -164,10 +164,15 @@ impl RolloutConfig {
         if let Self::Own(own) = self { Some(own) } else { None }
     }
 
+    /// Whether completions come from the trained model itself, in its own format.
+    pub fn is_exact(&self) -> bool {
+        matches!(self, Self::Own(OwnConfig { dtype: None, .. }))
+    }
+
     /// What makes up for completions that the trained model would have sampled otherwise.
     pub fn correction(&self) -> Correction {
         match self {
-            Self::Own(OwnConfig { dtype: None, .. }) => Correction::NONE,
+            Self::Own(_) if self.is_exact() => Correction::NONE,
             Self::Own(own) => own.correction,
             Self::Vllm(served) | Self::Sglang(served) => served.correction,
         }

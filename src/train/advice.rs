@@ -2,8 +2,12 @@
 
 use std::path::Path;
 
+use burn::tensor::Device;
+
 use super::settings::RlConfig;
 use crate::error::{Error, Result};
+use crate::model::Precision;
+use crate::ops;
 
 /// Learning rate of the recipes for all weights of a model, and for adapters.
 const RECIPE: [f64; 2] = [1e-6, 1e-5];
@@ -45,6 +49,16 @@ impl RlConfig {
         (parameters >= REAL && far).then(|| {
             let millions = parameters / 1_000_000;
             format!("optim.learning_rate = {rate:e} is far from the recipes' {usual:e} for {what} of a model of {millions} M parameters")
+        })
+    }
+
+    /// A remark on training all weights in bf16 on the `cpu` device.
+    pub fn precision_remark(&self, device: &Device) -> Option<String> {
+        let converts = self.model.dtype == Precision::Bf16 && self.lora.is_none() && ops::is_host(device);
+        converts.then(|| {
+            "model.dtype = \"bf16\" on the cpu device rounds all weights anew for each product, which takes time and saves no \
+             memory; what it makes faster is sampling, which rollout.dtype = \"bf16\" does alone"
+                .to_string()
         })
     }
 

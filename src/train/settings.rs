@@ -97,7 +97,8 @@ fn cpu() -> String {
 pub struct ModelSource {
     /// Hugging Face directory, or a PEFT adapter's, which is merged into its base; or `owner/name[@revision]` of the Hub.
     pub path: PathBuf,
-    /// Number format of matrix products: f32 or bf16; weights, and all between the products, are f32.
+    /// Number format of matrix products: f32 or bf16; weights, and all between the products, are f32. On the cpu device
+    /// bf16 rounds weights only, which takes time in training.
     pub dtype: Precision,
 }
 
@@ -285,6 +286,7 @@ impl RlConfig {
                 ..Learner::default()
             },
             precision: self.model.dtype,
+            sampled_in: self.rollout.own().and_then(|own| own.dtype).unwrap_or(self.model.dtype),
             moments: self.optim.adam_moments,
             lora: self.lora.clone(),
             cache: Some(cache),

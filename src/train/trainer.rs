@@ -251,7 +251,8 @@ impl Job<'_> {
         let shown = self.rollouts.tokenizer.render_prompt(&first.problem.prompt)?;
         session.observer.note(&format!("first prompt: {shown:?}"));
         let parameters = names(policy.model()).values().map(|shape| shape.iter().product::<usize>()).sum();
-        self.config.learning_rate_remark(parameters).into_iter().for_each(|remark| session.observer.note(&remark));
+        let remarks = [self.config.learning_rate_remark(parameters), self.config.precision_remark(&policy.device())];
+        remarks.into_iter().flatten().for_each(|remark| session.observer.note(&remark));
         let mut sampler = self.sampler(engine, policy, state);
         let evaluation = run.evaluate(self.trained(policy), &mut *sampler, "base", session)?;
         drop(sampler);

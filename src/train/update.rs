@@ -193,7 +193,9 @@ impl Update<'_> {
             if number == 0 {
                 self.stop.check()?;
             }
-            if number == 0 && correction.old_log_probs == OldLogProbs::Trainer {
+            // Of completions that teach nothing they tell only how far another engine, or format, is from the trainer.
+            let wanted = batches.len() > 1 || !self.config.rollout.is_exact();
+            if number == 0 && wanted && correction.old_log_probs == OldLogProbs::Trainer {
                 let reading = self.read(policy, None, examples, &mut known.old)?;
                 metrics.set("timing_s/old_log_prob", reading.as_secs_f64());
             }
@@ -419,7 +421,8 @@ fn check(examples: &[Example]) -> Result<()> {
 }
 
 /// How far the sampler's log-probabilities are from the trainer's, over all completions whose old ones are known (TRL's
-/// `sampling/…`, which it writes with vLLM), and what the correction makes of it: ratios are those after it, of tokens or of
+/// `sampling/…`, which it writes with vLLM): of all of them, or where the trained model itself samples of those that are learned
+/// from. And what the correction makes of it: ratios are those after it, of tokens or of
 /// completions as it has them.
 fn mismatch(correction: &Correction, examples: &[Example], old: &[Vec<f32>], metrics: &mut Metrics) {
     let compared = examples.iter().zip(old).map(|(example, old)| differences(old, example.sampled));

@@ -15,6 +15,8 @@ pub struct Workload {
     pub learner: Learner<'static>,
     /// What products are computed in.
     pub precision: Precision,
+    /// What they are computed in while sampling.
+    pub sampled_in: Precision,
     /// The format of the optimiser's moments.
     pub moments: Moments,
     /// Adapters, when only they are trained.

@@ -398,11 +398,15 @@ fn slope<S: Simd, const R: usize>(
 pub(super) fn cached<F: Format>(q: &[f32], keys: &[F], values: &[F], spans: &[Span], shape: Heads) -> Vec<f32> {
     let (dim, stride) = (shape.dim, shape.kv_width());
     let mut out = vec![0.0; q.len()];
-    let rows = out.par_chunks_exact_mut(shape.q_width()).zip(q.par_chunks_exact(shape.q_width())).zip(spans);
-    rows.for_each(|((out, q), [prompt, own])| {
-        let mut scores = vec![0.0; prompt.len() + own.len()];
-        let mut part = vec![0.0; dim];
-        for kv in 0..shape.kv_heads {
+    // A task is a key head of a sequence or, with sequences enough for all cores, all of them.
+    let at_least = if spans.len() < 2 * rayon::current_num_threads() { 1 } else { shape.kv_heads };
+    let width = shape.group() * dim;
+    let heads = out.par_chunks_exact_mut(width).zip(q.par_chunks_exact(width)).enumerate().with_min_len(at_least);
+    heads.for_each_init(
+        || (Vec::new(), vec![0.0; dim]),
+        |(scores, part), (index, (out, q))| {
+            let ([prompt, own], kv) = (&spans[index / shape.kv_heads], index % shape.kv_heads);
+            scores.resize(prompt.len() + own.len(), 0.0);
             // One head of a run of table rows: what lies between its rows belongs to the other heads.
             let head = |run: &Range<usize>| match run.is_empty() {
                 true => 0..0,
@@ -410,19 +414,17 @@ pub(super) fn cached<F: Format>(q: &[f32], keys: &[F], values: &[F], spans: &[Sp
             };
             let [prompt_keys, own_keys] = [prompt, own].map(|run| &keys[head(run)]);
             let [prompt_values, own_values] = [prompt, own].map(|run| &values[head(run)]);
-            for h in kv * shape.group()..(kv + 1) * shape.group() {
-                let q = &q[h * dim..][..dim];
+            for (out, q) in out.chunks_exact_mut(dim).zip(q.chunks_exact(dim)) {
                 let (prompt_scores, own_scores) = scores.split_at_mut(prompt.len());
                 dots(prompt_scores, q, prompt_keys, stride);
                 dots(own_scores, q, own_keys, stride);
-                softmax(&mut scores, shape.scale());
-                let out = &mut out[h * dim..][..dim];
+                softmax(scores, shape.scale());
                 combine(out, &scores[..prompt.len()], prompt_values, stride);
-                combine(&mut part, &scores[prompt.len()..], own_values, stride);
-                out.iter_mut().zip(&part).for_each(|(out, part)| *out += part);
+                combine(part, &scores[prompt.len()..], own_values, stride);
+                out.iter_mut().zip(part.iter()).for_each(|(out, part)| *out += part);
             }
-        }
-    });
+        },
+    );
     out
 }
 

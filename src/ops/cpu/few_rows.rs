@@ -2,7 +2,7 @@
 //!
 //! Each of its numbers is read once, converted once where it has 16 bits, and multiplied with all rows; the library's kernel
 //! first copies it into another order. The order in which a number of the result is summed depends neither on the other rows
-//! nor on which core computes it: a completion is the same, whatever it is decoded beside.
+//! nor on which core computes it: with such products a completion is the same, whatever it is decoded beside.
 
 #![allow(clippy::needless_range_loop, reason = "loops over rows and vectors at once; closures would not be vectorised")]
 

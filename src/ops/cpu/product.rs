@@ -93,8 +93,8 @@ pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) 
 /// Whether the kernel for few rows is faster than the library's, with a right factor in f32 (measured: LOG.md).
 fn is_fast_with_few_rows([m, k, n]: [usize; 3], transposed: bool) -> bool {
     let most = if transposed { few_rows::MOST_BY_COLUMNS } else { few_rows::MOST };
-    // A thin matrix is no work, and sums of a few numbers cost more in being put away than in being added.
-    m <= most.min(k / 4) && k.min(n) >= 64
+    // A small or thin matrix is in the cache before it is copied.
+    m <= most && k * n > 1 << 17 && k.min(n) >= 64
 }
 
 /// Numbers of a matrix in 16 bits that are converted at a time: 4 MiB of them.

@@ -59,7 +59,8 @@ pub struct SftModel {
     pub path: PathBuf,
     /// Directory of the tokenizer, or such a name; that of `path` when empty.
     pub tokenizer: PathBuf,
-    /// What matrix products are computed in, with `path`: f32 or bf16; weights, and all between the products, are f32.
+    /// What matrix products are computed in, with `path`: f32 or bf16; weights, and all between the products, are f32. On
+    /// the cpu device bf16 rounds weights only, which takes time in training.
     pub dtype: Precision,
     /// Width of a new model.
     pub hidden_size: usize,
@@ -240,6 +241,7 @@ impl SftConfig {
             completion_tokens: tokens,
             learner: self.learner(),
             precision: self.model.dtype,
+            sampled_in: self.model.dtype,
             moments: self.optim.adam_moments,
             lora: self.lora.clone(),
             cache: None,
