@@ -34,7 +34,9 @@ fn every_configuration_is_valid() {
         if name.starts_with("base") || name.starts_with("sft") {
             load::<SftConfig>(Some(&file), &[]).unwrap_or_else(|error| panic!("{error}"));
         } else {
-            let recipe = file.parent().unwrap() == repository("configs/recipes");
+            let recipe = ["configs/recipes", "configs/studies/gsm8k"]
+                .iter()
+                .any(|dir| file.parent().unwrap() == repository(dir));
             let model = ["model.path=MODEL".to_string()];
             let sets: &[String] = if recipe { &model } else { &[] };
             load::<RlConfig>(Some(&file), sets).unwrap_or_else(|error| panic!("{error}"));
