@@ -394,12 +394,17 @@ fn slope<S: Simd, const R: usize>(
     }
 }
 
+/// Numbers of the key table, of all queries together, for which heads are tasks.
+const WORTH_SHARING: usize = 1 << 16;
+
 /// One query row per sequence over the tables, `[tokens, kv_heads · dim]`: the two runs of rows that each may see.
 pub(super) fn cached<F: Format>(q: &[f32], keys: &[F], values: &[F], spans: &[Span], shape: Heads) -> Vec<f32> {
     let (dim, stride) = (shape.dim, shape.kv_width());
     let mut out = vec![0.0; q.len()];
-    // A task is a key head of a sequence or, with sequences enough for all cores, all of them.
-    let at_least = if spans.len() < 2 * rayon::current_num_threads() { 1 } else { shape.kv_heads };
+    // A task is a sequence or, where few of them see much, a key head of one.
+    let seen: usize = spans.iter().flatten().map(Range::len).sum();
+    let apart = spans.len() < 2 * rayon::current_num_threads() && seen * stride >= WORTH_SHARING;
+    let at_least = if apart { 1 } else { shape.kv_heads };
     let width = shape.group() * dim;
     let heads = out.par_chunks_exact_mut(width).zip(q.par_chunks_exact(width)).enumerate().with_min_len(at_least);
     heads.for_each_init(
