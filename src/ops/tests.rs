@@ -144,12 +144,13 @@ fn matmul_transposed_equals_the_product_with_the_transpose() {
     }
 }
 
-/// Sizes on both sides of the switches between kernels, with groups of columns and of depth that are not whole.
+/// Sizes on both sides of the switches between kernels, with groups of columns and of depth that are not whole, and one that is
+/// converted in two parts.
 #[test]
 fn products_with_weights_in_16_and_32_bits_equal_the_plain_ones() {
     let device = Device::flex();
     for rows in [1, 2, 3, 7, 16, 17, 64, 65] {
-        for (input, output) in [(64, 64), (67, 97), (260, 200), (300, 1000), (5, 70), (70, 5)] {
+        for (input, output) in [(64, 64), (67, 97), (260, 200), (300, 1000), (1100, 1000), (5, 70), (70, 5)] {
             let x: Tensor<2> = random([rows, input], 1, &device);
             let bias: Tensor<1> = random([output], 2, &device);
             for format in [DType::F32, DType::BF16] {
