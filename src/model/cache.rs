@@ -74,7 +74,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache on a device without autodiff; in f32, or another format that [`CausalLm::cache_format`] gives.
+    /// An empty cache on a device without autodiff; in f32, or another format that [`cache_format`](super::CausalLm::cache_format) gives.
     pub fn new(config: &ModelConfig, shape: CacheShape, format: FloatDType, device: &Device) -> Self {
         // The last row is for what pads a pass.
         let size = [shape.tokens() + 1, config.num_key_value_heads * config.head_dim()];
