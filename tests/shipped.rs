@@ -1,5 +1,6 @@
 //! The configurations and data sets that come with the repository.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use tempering::config::load;
@@ -8,7 +9,7 @@ use tempering::study::{Plan, StudyConfig};
 use tempering::train::RlConfig;
 use tempering::train::sft::SftConfig;
 
-use crate::support::{Workshop, column, figures, repository, run_rl};
+use crate::support::{Workshop, column, figures, read_lines, repository, run_rl};
 
 /// TOML files under a folder.
 fn toml_files(folder: &Path) -> Vec<PathBuf> {
@@ -41,6 +42,26 @@ fn every_configuration_is_valid() {
             let sets: &[String] = if recipe { &model } else { &[] };
             load::<RlConfig>(Some(&file), sets).unwrap_or_else(|error| panic!("{error}"));
         }
+    }
+}
+
+/// Runs are found again by a digest of all their settings: a new one that is written with its default orphaned 54 of them.
+#[test]
+fn committed_results_belong_to_their_study() {
+    let folder = repository("configs/studies");
+    let study: StudyConfig = load(Some(&folder.join("big.toml")), &[]).unwrap();
+    let plan = Plan::new(study, &folder).unwrap();
+    let arms =
+        (0..plan.config.arms.len()).flat_map(|arm| (0..plan.config.arms[arm].settings.len()).map(move |at| (arm, at)));
+    let seeds = || plan.config.choose_seeds.iter().chain(&plan.config.report_seeds);
+    let planned: BTreeSet<String> = arms
+        .flat_map(|(arm, at)| seeds().map(move |&seed| (arm, at, seed)))
+        .map(|(arm, at, seed)| plan.run(arm, at, seed).key)
+        .collect();
+    let results = read_lines(&folder.join("big.jsonl"));
+    assert!(!results.is_empty());
+    for result in &results {
+        assert!(planned.contains(result["key"].as_str().unwrap()), "{} is no run of the study", result["run"]);
     }
 }
 

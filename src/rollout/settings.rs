@@ -29,14 +29,20 @@ pub struct OwnConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Precision>,
     /// What makes up for the difference between the model in this format and the trained one.
+    #[serde(skip_serializing_if = "is_default")]
     pub correction: Correction,
+}
+
+/// Not written where it is the default: what runs and studies had written before is theirs still.
+fn is_default(correction: &Correction) -> bool {
+    *correction == Correction::default()
 }
 
 impl OwnConfig {
     fn mistakes(&self) -> Vec<String> {
         let mut mistakes: Vec<String> =
             self.correction.mistakes().into_iter().map(|mistake| format!("correction.{mistake}")).collect();
-        if self.dtype.is_none() && self.correction != Correction::default() {
+        if self.dtype.is_none() && !is_default(&self.correction) {
             let message =
                 "correction does nothing without a dtype of sampling that is not the trained model's: remove it";
             mistakes.push(message.to_string());
