@@ -10,8 +10,8 @@ use tempering::train::batch::Sequence;
 
 use crate::cli::{succeed, user_error};
 use crate::support::{
-    Workshop, column, device, figures, final_weights, interrupt_rl, likelihood, logits, resume_rl, run_rl, run_sft,
-    tiny, tokenizer,
+    Workshop, column, device, device_name, figures, final_weights, interrupt_rl, likelihood, logits, resume_rl, run_rl,
+    run_sft, tiny, tokenizer,
 };
 
 fn small() -> LoraConfig {
@@ -188,8 +188,23 @@ fn an_adapter_run_on_a_model_in_half_precision_goes_on_exactly() {
     resume_rl(&config("parts")).unwrap();
     assert_eq!(figures(&workshop.run("whole")), figures(&workshop.run("parts")));
     assert_eq!(final_weights(&workshop.run("whole")), final_weights(&workshop.run("parts")));
-    // Sampled from what is trained.
-    assert!(column(&figures(&workshop.run("whole")), "sampling/kl").iter().all(|kl| *kl < 1e-9));
+}
+
+/// Keys and values in bf16, while the trainer has them in f32, had put the sampler 0.1 nats from it at most.
+#[test]
+fn what_is_learned_from_is_sampled_as_the_trainer_computes_it() {
+    if device_name() != "cpu" {
+        eprintln!("SKIPPED what_is_learned_from…: other devices round what is between products, too");
+        return;
+    }
+    let workshop = in_half_precision();
+    for (lora, dtype) in [(None, Precision::Bf16), (Some(small()), Precision::F32), (Some(small()), Precision::Bf16)] {
+        let mut config = workshop.rl(&format!("{}-{dtype:?}", lora.is_some()));
+        (config.lora, config.model.dtype) = (lora, dtype);
+        run_rl(&config).unwrap();
+        let divergence = column(&figures(&workshop.run(&config.name)), "sampling/kl");
+        assert!(!divergence.is_empty() && divergence.iter().all(|kl| *kl < 1e-9), "{}: {divergence:?}", config.name);
+    }
 }
 
 #[test]

@@ -105,11 +105,16 @@ pub(super) enum Held {
 impl Held {
     /// What holds the matrices of a model that is not trained: what products read. The `cpu` device reads bf16 in products of
     /// f32, too.
-    pub(super) fn for_products(precision: Precision, device: &Device) -> Self {
+    fn for_products(precision: Precision, device: &Device) -> Self {
         match precision {
             Precision::F32 if ops::is_host(device) => Self::Exactly,
             _ => Self::As(precision.dtype()),
         }
+    }
+
+    /// What holds the matrices of a model that is trained on a device with autodiff, in f32, and is not on another.
+    pub(super) fn on(precision: Precision, device: &Device) -> Self {
+        if device.is_autodiff() { Self::As(FloatDType::F32) } else { Self::for_products(precision, device) }
     }
 
     /// What holds the matrices below adapters: converted for each product but where it reads them as they are.

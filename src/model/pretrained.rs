@@ -28,9 +28,7 @@ impl CausalLm {
 
     /// [`Self::random`], with matrix products in the given precision and matrices held as [`load_as`] does.
     pub fn random_as(config: &ModelConfig, seed: u64, device: &Device, precision: Precision) -> Self {
-        let masters = device.is_autodiff() || precision == Precision::F32;
-        let held = Held::As(if masters { FloatDType::F32 } else { precision.dtype() });
-        initialise(Self::new(config, precision, device), config, held, seed)
+        initialise(Self::new(config, precision, device), config, Held::on(precision, device), seed)
     }
 
     /// [`Self::random_as`], with matrices held as those of a checkpoint in bf16 are below adapters.
@@ -68,9 +66,8 @@ pub fn load(dir: &Path, device: &Device) -> Result<(ModelConfig, CausalLm)> {
 /// As [`load`], and a precision that the device does not compute in.
 pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
     let dir = find(dir, Part::Whole)?;
-    let held = if device.is_autodiff() { Held::As(FloatDType::F32) } else { Held::for_products(precision, device) };
     if !lora::is_adapter(&dir) {
-        return load_full(&dir, device, precision, held);
+        return load_full(&dir, device, precision, Held::on(precision, device));
     }
     let (config, model, _) = lora::load(&dir, device, precision)?;
     Ok((config, if device.is_autodiff() { model.materialize() } else { model.for_inference() }))

@@ -31,11 +31,7 @@ pub(crate) fn rebuild(
         fetch(&mut values);
         Some(TensorData::new(values, shape.to_vec()))
     };
-    let held = match (lora, device.is_autodiff()) {
-        (Some(_), _) => Held::below_adapters(precision, device),
-        (None, true) => Held::As(FloatDType::F32),
-        (None, false) => Held::for_products(precision, device),
-    };
+    let held = if lora.is_some() { Held::below_adapters(precision, device) } else { Held::on(precision, device) };
     let model = replace(CausalLm::new(config, precision, device), held, |_, shape| values(shape));
     let Some(lora) = lora else { return model };
     let adapter = |name: &str| name.starts_with(ADAPTER);

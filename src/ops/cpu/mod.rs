@@ -311,15 +311,13 @@ impl CpuOps for Flex {
         b: FloatTensor<Self>,
         scale: f32,
     ) -> FloatTensor<Self> {
-        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
-        let (a, b) = (a.to_contiguous(), b.to_contiguous());
-        let ([rows, _], [_, width], [_, rank]) = (dims(&x), dims(&weight), dims(&a));
-        let mut out = kernels::repeat(values!(&bias), rows, width);
-        product::multiply(matrix(&x), matrix(&weight), &mut out, bias.shape()[0] > 0);
+        let (x, a, b) = (x.to_contiguous(), a.to_contiguous(), b.to_contiguous());
+        let ([rows, _], [_, rank]) = (dims(&x), dims(&a));
         let mut low = product(matrix(&x), matrix(&a));
         low.iter_mut().for_each(|low| *low *= scale);
-        product::multiply(Matrix::new(&low[..], rows, rank), matrix(&b), &mut out, true);
-        tensor(out, [rows, width])
+        let mut out = Self::op_linear(x, weight, bias);
+        product::multiply(Matrix::new(&low[..], rows, rank), matrix(&b), values_mut!(&mut out, f32), true);
+        out
     }
 
     fn op_swiglu_linear(
