@@ -316,7 +316,9 @@ impl CausalLm {
     }
 
     fn embed_ids(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
-        times(self.model.embed_tokens.weight.val().select(0, tokens).cast(FloatDType::F32), self.multipliers.embedding)
+        // Rounded as the matrix is where it is held in the precision: what samples reads the same rows as what is trained.
+        let rows = self.model.embed_tokens.weight.val().select(0, tokens).cast(self.precision.dtype());
+        times(rows.cast(FloatDType::F32), self.multipliers.embedding)
     }
 
     /// Some of the blocks, one after another.
