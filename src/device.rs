@@ -106,14 +106,15 @@ pub fn cuda_compiler() -> Option<&'static str> {
     }
 }
 
-/// The number formats a device computes in, of those that models come in.
+/// The number formats a device computes in, of those that models come in or products take.
 pub fn float_formats(device: &Device) -> Vec<&'static str> {
     let formats = [("f32", FloatDType::F32), ("f16", FloatDType::F16), ("bf16", FloatDType::BF16)];
-    formats.into_iter().filter(|(_, dtype)| device.supports_dtype(*dtype)).map(|(name, _)| name).collect()
+    let formats = formats.into_iter().filter(|(_, dtype)| device.supports_dtype(*dtype)).map(|(name, _)| name);
+    formats.chain(has_tf32(device).then_some("tf32")).collect()
 }
 
-/// Whether the device rounds the factors of an f32 product to TF32 (10 bits of mantissa), as tensor cores do.
-pub fn computes_in_tf32(device: &Device) -> bool {
+/// Whether the device multiplies f32 with factors rounded to TF32 (10 bits of mantissa) where it is asked to, on tensor cores.
+pub fn has_tf32(device: &Device) -> bool {
     identity(device).is_some_and(|identity| identity.target.starts_with("ptx"))
 }
 

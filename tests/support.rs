@@ -45,8 +45,7 @@ const SLACK: [(&str, f32); 8] = [
     ("vulkan", 10.0),
     ("metal", 10.0),
     ("rocm", 10.0),
-    // From the 10 bits that TF32 leaves of a product's factors. Not enough: see LOG.md, 2026-11-26, the first card.
-    ("cuda", 100.0),
+    ("cuda", 2.0),
 ];
 
 /// A tolerance of the CPU as one of the device under test.

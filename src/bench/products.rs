@@ -4,11 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use burn::backend::Cube;
-use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use serde::Serialize;
 
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Precision};
 use crate::ops::gpu::product::{Problem, Routine, launch, ran, routines, transposed};
 
 /// Rows decoded together.
@@ -33,6 +33,17 @@ pub enum Shapes {
     Train,
     /// Both.
     All,
+}
+
+/// What is timed.
+#[derive(Debug, Clone, Copy)]
+pub struct Chosen<'a> {
+    /// Which shapes.
+    pub shapes: Shapes,
+    /// What products are computed in.
+    pub precision: Precision,
+    /// Beginnings of the names of routines; all of them where there is none. What the rule takes is always timed.
+    pub routines: &'a [String],
 }
 
 /// One routine on one shape.
@@ -113,32 +124,33 @@ fn shapes(config: &ModelConfig, which: Shapes) -> Vec<Shape> {
 /// Times the routines on the shapes of a model, one shape after another, until `longest` is over.
 pub fn products(
     config: &ModelConfig,
-    which: Shapes,
-    format: FloatDType,
+    chosen: Chosen<'_>,
     device: &Device,
     longest: Duration,
 ) -> impl Iterator<Item = ProductTimes> {
     let (device, end) = (device.clone(), Instant::now() + longest);
     // The first shapes have most of the compilations, but none has more than half of what is left.
-    shapes(config, which).into_iter().map(move |shape| {
+    shapes(config, chosen.shapes).into_iter().map(move |shape| {
         let left = end.saturating_duration_since(Instant::now());
-        times(&shape, format, &device, Instant::now() + left / 2)
+        times(&shape, chosen, &device, Instant::now() + left / 2)
     })
 }
 
-fn times(shape: &Shape, format: FloatDType, device: &Device, end: Instant) -> ProductTimes {
+fn times(shape: &Shape, chosen: Chosen<'_>, device: &Device, end: Instant) -> ProductTimes {
     let Shape { name, mnk: [m, n, k], across } = shape.clone();
-    let [left, right] =
-        [([m, k], across[0]), ([k, n], across[1])].map(|(shape, across)| factor(shape, across, format, device));
-    let problem = Problem::of(&left, &right, DType::F32);
+    let precision = chosen.precision;
+    let [left, right] = [([m, k], across[0]), ([k, n], across[1])]
+        .map(|(shape, across)| factor(shape, across, precision.stored(), device));
+    let problem = Problem::of(&left, &right, precision == Precision::Tf32);
     let order = routines(&problem);
     let expected = catch_unwind(AssertUnwindSafe(|| {
         let few = primitive(tensor(left.clone()).narrow(0, m - COMPARED.min(m), COMPARED.min(m)));
-        launch(Routine::Naive, few, right.clone(), DType::F32).and_then(|found| ran(&found).map(|()| found))
+        launch(Routine::Naive, few, right.clone()).and_then(|found| ran(&found).map(|()| found))
     }));
     let expected = expected.ok().and_then(Result::ok).map(tensor);
     let serves = |routine: &Routine| match routine {
         Routine::FewRows => problem.few_rows,
+        Routine::Tiles => problem.tiles,
         Routine::Processor => problem.processor,
         // Where there are tensor cores, the others are no match: 5 to 50 times as slow on an H100.
         Routine::Unit { .. } | Routine::DoubleUnit { .. } => !problem.processor && problem.cores == [None; 2],
@@ -148,7 +160,13 @@ fn times(shape: &Shape, format: FloatDType, device: &Device, end: Instant) -> Pr
         _ => routine.cores().is_none_or(|cores| problem.cores.contains(&Some(cores))),
     };
     let mut found: Vec<(Routine, RoutineTime)> = Vec::new();
-    for routine in Routine::ALL.into_iter().filter(serves) {
+    let wanted = |routine: &Routine| {
+        let name = routine.to_string();
+        order.first() == Some(routine)
+            || chosen.routines.is_empty()
+            || chosen.routines.iter().any(|start| name.starts_with(start))
+    };
+    for routine in Routine::ALL.into_iter().filter(serves).filter(wanted) {
         let start = Instant::now();
         let outcome = if start >= end {
             Err("no time left".to_string())
@@ -177,7 +195,7 @@ fn timed(
     right: &CubeTensor,
     expected: Option<&Tensor<2>>,
 ) -> Result<(f64, Duration), String> {
-    let run = || launch(routine, left.clone(), right.clone(), DType::F32);
+    let run = || launch(routine, left.clone(), right.clone());
     let whole = || {
         let start = Instant::now();
         let found = run()?;

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::{DeviceArgs, PrecisionArgs, print};
 use crate::bench::ops::{OpsShape, operations};
 #[cfg(feature = "gpu")]
-use crate::bench::products::{Shapes, products};
+use crate::bench::products::{Chosen, Shapes, products};
 use crate::bench::scale::scale;
 use crate::bench::{RolloutShape, Size, StepShape, rollout, step};
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig};
@@ -112,6 +112,9 @@ struct ProductsArgs {
     /// Which shapes.
     #[arg(long, value_enum, default_value = "all")]
     shapes: Shapes,
+    /// Only the routines whose names begin so, and the one that the rule takes; may be repeated.
+    #[arg(long = "routine", value_name = "NAME")]
+    routines: Vec<String>,
     /// Begin no measurement after so many seconds.
     #[arg(long, default_value_t = 90)]
     seconds: u64,
@@ -190,7 +193,8 @@ fn bench_products(args: &ProductsArgs) -> anyhow::Result<()> {
     }
     let mut table = String::new();
     let longest = std::time::Duration::from_secs(args.seconds);
-    for times in products(&args.size.config(), args.shapes, args.precision.dtype.dtype(), &device, longest) {
+    let chosen = Chosen { shapes: args.shapes, precision: args.precision.dtype, routines: &args.routines };
+    for times in products(&args.size.config(), chosen, &device, longest) {
         print(serde_json::to_string(&times)?)?;
         let [m, n, k] = times.mnk;
         table += &format!("\n{}: {m} x {n} x {k}\n", times.name);

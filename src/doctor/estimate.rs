@@ -9,7 +9,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::model::tensors::Dtype;
-use crate::model::{LoraConfig, ModelConfig, Precision};
+use crate::model::{LoraConfig, ModelConfig};
 use crate::train::Workload;
 use crate::train::learner::ActivationCheckpointing;
 
@@ -96,7 +96,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     // Per token and block: input, two norms' outputs, the sum between them; queries, keys, values, their mixture; gate, up
     // and, but in f32, what they make.
     let normed = if config.qk_norm_widths().is_some() { q + kv } else { 0 };
-    let gated = if work.precision == Precision::F32 { 2 } else { 3 };
+    let gated = if work.precision.is_short() { 3 } else { 2 };
     let low = work.lora.as_ref().map_or(0, |lora| lora.r * lora.target_modules.len());
     let kept = 4 * hidden + 2 * q + 2 * kv + normed + gated * inner + low;
     // While one block goes backward: gradients of the last three and of queries, keys and values per head.
@@ -118,7 +118,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     let merged = if short { 0 } else { F32 * adapted };
     // Only a format of sampling's own is that of keys and values, too.
     let number = if work.sampled_in == work.precision { F32 } else { BF16 };
-    let converted = if work.sampled_in == Precision::F32 || (short && work.lora.is_some()) {
+    let converted = if !work.sampled_in.is_short() || (short && work.lora.is_some()) {
         0
     } else {
         2 * (layers * block(config).0 + config.vocab_size * hidden)

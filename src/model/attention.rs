@@ -43,16 +43,8 @@ pub(crate) struct Rows {
     pub rotary: Option<Vec<[Tables; 2]>>,
     /// What matrix products are computed in.
     pub precision: Precision,
-    /// What [`Rows::stored`] gives while nothing is recorded.
+    /// The format in which norms and activations hand their results to products; none where products convert them.
     pub(super) stored: Option<FloatDType>,
-}
-
-impl Rows {
-    /// The format in which norms and activations hand their results to products; none where those convert them, as they do
-    /// where gradients are recorded.
-    pub(super) fn stored(&self, x: &Tensor<2>) -> Option<FloatDType> {
-        self.stored.filter(|_| !x.device().is_autodiff())
-    }
 }
 
 impl Attention {
@@ -104,13 +96,13 @@ impl Attention {
         };
         let (q, k) = (rotate(heads(q, &self.q_norm), 1), rotate(heads(k, &self.k_norm), 0));
         let v = heads(v, &None);
+        let attend = |q, k, v| ops::attention(q, k, v, &rows.lengths, self.window, rows.precision.dtype());
         // 3. Attend: to the own sequence, or to the cache when decoding.
         let mixed = match cache {
-            None => ops::attention(q, k, v, &rows.lengths, self.window),
+            None => attend(q, k, v),
             Some((cache, layer)) => {
                 cache.write(layer, k.clone(), v.clone());
-                let whole = |q| ops::attention(q, k, v, &rows.lengths, self.window);
-                cache.attention(layer, q.clone()).unwrap_or_else(|| whole(q))
+                cache.attention(layer, q.clone()).unwrap_or_else(|| attend(q, k, v))
             }
         };
         // 4. Mix the heads.

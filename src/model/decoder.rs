@@ -82,12 +82,11 @@ pub struct CausalLm {
 impl Mlp {
     fn forward(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
         let precision = rows.precision;
-        let stored = rows.stored(&x);
         let [gate, up] = self.gate_and_up(x, rows);
         if self.gelu {
             return precision.linear(&self.down_proj, ops::geglu(gate, up));
         }
-        match stored {
+        match rows.stored {
             Some(stored) => precision.linear(&self.down_proj, ops::swiglu_as(gate, up, stored)),
             None => precision.swiglu_linear(&self.down_proj, gate, up),
         }
@@ -102,7 +101,7 @@ impl Mlp {
         }
         let layers = [&self.gate_proj, &self.up_proj].map(|layer| layer.as_ref().expect("one projection or two"));
         let plain = |layer: &&Linear| layer.bias.is_none() && layer.weight.adapter().is_none();
-        if rows.stored(&x).is_some() && layers.iter().all(plain) {
+        if rows.stored.is_some() && !x.device().is_autodiff() && layers.iter().all(plain) {
             precision.products(layers, x)
         } else {
             layers.map(|layer| precision.linear(layer, x.clone()))
@@ -135,7 +134,7 @@ impl Layer {
     }
 
     fn forward(&self, stream: Stream, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Stream {
-        let stored = rows.stored(&stream.x);
+        let stored = rows.stored;
         let (x, normed) = stream.normed(self.input_layernorm.as_ref(), stored);
         let attended = self.self_attn.forward(normed, rows, cache);
         let Some(last) = &self.post_feedforward_layernorm else {
@@ -220,7 +219,7 @@ impl CausalLm {
         let model = self.valid();
         let apart = ops::is_host(&model.device()) && lora::beside_short_base(&model);
         let model = if apart { model } else { model.materialize() };
-        if self.precision == Precision::F32 { model } else { params::cast(model, self.precision.dtype()) }
+        if !self.precision.is_short() { model } else { params::cast(model, self.precision.dtype()) }
     }
 
     /// The same weights, with products in another precision.
@@ -270,7 +269,8 @@ impl CausalLm {
     /// Whether the pass announced to the cache is one of decoding that a GPU keeps the state of.
     fn decoding(&self, cache: &mut KvCache) -> bool {
         let device = self.device();
-        let Some(stored) = self.stored(&device).filter(|_| self.decodes_there) else { return false };
+        let there = self.decodes_there && !device.is_autodiff();
+        let Some(stored) = self.stored(&device).filter(|_| there) else { return false };
         let rotations = |positions| {
             let positions: Vec<usize> = (0..positions).collect();
             let [keys, queries] = self.ropes[0].tables(&positions, &[], &device);
@@ -279,9 +279,9 @@ impl CausalLm {
         cache.decoding(stored, rotations).is_some()
     }
 
-    /// The format of what products read, where norms write it themselves: on a GPU, without autodiff.
+    /// The format of what products read, where norms write it themselves: on a GPU.
     fn stored(&self, device: &Device) -> Option<FloatDType> {
-        (ops::is_gpu(device) && !device.is_autodiff()).then(|| self.precision.dtype())
+        ops::is_gpu(device).then(|| self.precision.stored())
     }
 
     /// The final norm, of what the last block gave; divided as the logits are to be.

@@ -16,6 +16,9 @@ pub enum Precision {
     #[default]
     #[serde(alias = "float32")]
     F32,
+    /// Single precision, but products round their factors to 10 bits of mantissa (TF32), as NVIDIA's tensor cores do.
+    #[serde(alias = "tensorfloat32")]
+    Tf32,
     /// bfloat16: the range of f32 with 8 bits of mantissa.
     #[serde(alias = "bfloat16")]
     Bf16,
@@ -25,13 +28,24 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The format on a device.
+    /// The format of products; Burn's Flex32 is kept in 32 bits and may be multiplied with fewer.
     pub(crate) fn dtype(self) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,
+            Self::Tf32 => FloatDType::Flex32,
             Self::Bf16 => FloatDType::BF16,
             Self::F16 => FloatDType::F16,
         }
+    }
+
+    /// Whether products have factors in 16 bits.
+    pub(crate) fn is_short(self) -> bool {
+        matches!(self, Self::Bf16 | Self::F16)
+    }
+
+    /// The format of what products read.
+    pub(crate) fn stored(self) -> FloatDType {
+        if self.is_short() { self.dtype() } else { FloatDType::F32 }
     }
 
     /// Refuses what a device does not compute, and half precision of too small a range for gradients.
@@ -44,7 +58,11 @@ impl Precision {
             let message = "model.dtype = \"f16\": small gradients vanish in f16; train in bf16 or f32";
             return Err(Error::Invalid(message.to_string()));
         }
-        if !device.supports_dtype(self.dtype()) {
+        let computed = match self {
+            Self::Tf32 => crate::device::has_tf32(device),
+            _ => device.supports_dtype(self.dtype()),
+        };
+        if !computed {
             let formats = crate::device::float_formats(device).join(", ");
             return Err(Error::Invalid(format!(
                 "--dtype {name} (model.dtype, rollout.dtype): this device computes in {formats}"

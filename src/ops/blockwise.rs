@@ -22,7 +22,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchKindConversion, DispatchTensor, Flex, backend_extension};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Bool, Device, FloatDType, Tensor};
 
 #[cfg(feature = "gpu")]
 use super::gpu;
@@ -42,10 +42,21 @@ pub(super) fn block(device: &Device, rows: usize, time: usize) -> usize {
     BLOCK
 }
 
-/// `softmax(q kᵀ / √d) v` over each row's own past, of which a window leaves the last keys, `block` query rows at a time.
-pub(super) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, block: usize, window: Option<usize>) -> Tensor<4> {
+/// How it is computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    /// Query rows at a time.
+    pub block: usize,
+    /// How many keys a query sees at most.
+    pub window: Option<usize>,
+    /// What products read on a GPU, which has kernels for that; elsewhere it is f32.
+    pub format: FloatDType,
+}
+
+/// `softmax(q kᵀ / √d) v` over each row's own past, of which a window leaves the last keys.
+pub(super) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, how: How) -> Tensor<4> {
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as BlockwiseOps>::op_blockwise_attention(q, k, v, block, window))
+    Tensor::from_dispatch(<Dispatch as BlockwiseOps>::op_blockwise_attention(q, k, v, how))
 }
 
 /// Query rows, and the keys that one of them sees.
@@ -54,13 +65,14 @@ struct Block {
     rows: Range<usize>,
     keys: Range<usize>,
     window: Option<usize>,
+    format: FloatDType,
 }
 
-fn blocks(time: usize, block: usize, window: Option<usize>) -> impl Iterator<Item = Block> {
+fn blocks(time: usize, How { block, window, format }: How) -> impl Iterator<Item = Block> {
     (0..time.div_ceil(block)).map(move |index| {
         let rows = index * block..time.min((index + 1) * block);
         let keys = window.map_or(0, |window| (rows.start + 1).saturating_sub(window))..rows.end;
-        Block { rows, keys, window }
+        Block { rows, keys, window, format }
     })
 }
 
@@ -75,25 +87,36 @@ fn grouped(x: Tensor<4>, kv_heads: usize) -> Tensor<4> {
     x.reshape([batch, kv_heads, heads / kv_heads * rows, dim])
 }
 
-/// A product without autodiff.
-fn product(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
+/// As products read it.
+fn factor(x: Tensor<4>, format: FloatDType) -> Tensor<4> {
+    #[cfg(feature = "gpu")]
+    if gpu::serves(&x.device()) {
+        return gpu::factor(x, format);
+    }
+    let _ = format;
+    x
+}
+
+/// A product of [`factor`]s in f32, without autodiff.
+fn product(a: Tensor<4>, b: Tensor<4>, format: FloatDType) -> Tensor<4> {
     #[cfg(feature = "gpu")]
     if gpu::serves(&a.device()) {
-        return gpu::matmul(a, b);
+        return gpu::matmul(a, b, format);
     }
+    let _ = format;
     a.matmul(b)
 }
 
-/// Attention weights of a block, `[batch, kv_heads, group · rows, keys]`.
+/// Attention weights of a block, `[batch, kv_heads, group · rows, keys]`, as products read them.
 ///
 /// # Shapes
 /// - q: [`grouped`]; k: `[batch, kv_heads, keys, head_dim]`
-fn weights(q: Tensor<4>, k: Tensor<4>, Block { rows, keys, window }: &Block) -> Tensor<4> {
+fn weights(q: Tensor<4>, k: Tensor<4>, Block { rows, keys, window, format }: &Block) -> Tensor<4> {
     let [_, _, all, dim] = q.dims();
-    let scores = product(q, k.swap_dims(2, 3));
+    let scores = product(q, k.swap_dims(2, 3), *format);
     #[cfg(feature = "gpu")]
     if window.is_none() && gpu::serves(&scores.device()) {
-        return gpu::attention_weights(scores, rows, scale(dim));
+        return gpu::attention_weights(scores, rows, scale(dim), *format);
     }
     let (shape, ahead) = ([rows.len(), keys.len()], (rows.start - keys.start) as i64);
     let mut hidden = Tensor::<2, Bool>::tril_mask(shape, ahead, &scores.device());
@@ -101,7 +124,7 @@ fn weights(q: Tensor<4>, k: Tensor<4>, Block { rows, keys, window }: &Block) -> 
         hidden = hidden.bool_or(Tensor::triu_mask(shape, ahead + 1 - *window as i64, &scores.device()));
     }
     let hidden: Tensor<4, Bool> = hidden.repeat_dim(0, all / rows.len()).unsqueeze();
-    softmax(scores.mul_scalar(scale(dim)).mask_fill(hidden, f32::NEG_INFINITY), 3)
+    factor(softmax(scores.mul_scalar(scale(dim)).mask_fill(hidden, f32::NEG_INFINITY), 3), *format)
 }
 
 /// The gradient of the scores, through the softmax: `w ∘ (dw − Σ w ∘ dw)`, and the scale.
@@ -110,17 +133,18 @@ fn through_softmax(weights: Tensor<4>, dweights: Tensor<4>, block: &Block, dim: 
     if block.window.is_none() && gpu::serves(&weights.device()) {
         return gpu::attention_weights_backward(weights, dweights, &block.rows, scale(dim));
     }
-    let _ = block;
+    let weights = weights.cast(FloatDType::F32);
     let weighted = dweights * weights.clone();
-    (weighted.clone() - weights * weighted.sum_dim(3)).mul_scalar(scale(dim))
+    factor((weighted.clone() - weights * weighted.sum_dim(3)).mul_scalar(scale(dim)), block.format)
 }
 
-fn forward(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, block: usize, window: Option<usize>) -> Tensor<4> {
+/// The output in f32, of [`factor`]s.
+fn forward([q, k, v]: &[Tensor<4>; 3], how: How) -> Tensor<4> {
     let ([batch, heads, time, dim], [_, kv_heads, _, _]) = (q.dims(), k.dims());
-    let mixed = blocks(time, block, window).map(|block| {
+    let mixed = blocks(time, how).map(|block| {
         let Block { rows, keys, .. } = block.clone();
         let weights = weights(grouped(at(q, rows.clone()), kv_heads), at(k, keys.clone()), &block);
-        product(weights, at(v, keys)).reshape([batch, heads, rows.len(), dim])
+        product(weights, at(v, keys), how.format).reshape([batch, heads, rows.len(), dim])
     });
     together(mixed.collect())
 }
@@ -130,13 +154,15 @@ fn together(mut blocks: Vec<Tensor<4>>) -> Tensor<4> {
     if blocks.len() == 1 { blocks.remove(0) } else { Tensor::cat(blocks, 2) }
 }
 
-/// The gradients of q, k and v, from that of the output.
-fn backward([q, k, v]: &[Tensor<4>; 3], upstream: &Tensor<4>, block: usize, window: Option<usize>) -> [Tensor<4>; 3] {
+/// The gradients of q, k and v in f32, from that of the output; all are [`factor`]s.
+fn backward([q, k, v]: &[Tensor<4>; 3], upstream: &Tensor<4>, how: How) -> [Tensor<4>; 3] {
     let ([batch, heads, time, dim], [_, kv_heads, _, _]) = (q.dims(), k.dims());
+    let product = |a, b| product(a, b, how.format);
+    let nothing = |x: &Tensor<4>| x.zeros_like().cast(FloatDType::F32);
     let mut dq = Vec::new();
     // From the last block, whose gradients are of all keys unless a window hides some, to the first: the others add to it.
-    let [mut dk, mut dv] = [k, v].map(|x| window.map(|_| x.zeros_like()));
-    for block in blocks(time, block, window).collect::<Vec<_>>().into_iter().rev() {
+    let [mut dk, mut dv] = [k, v].map(|x| how.window.map(|_| nothing(x)));
+    for block in blocks(time, how).collect::<Vec<_>>().into_iter().rev() {
         let Block { rows, keys, .. } = block.clone();
         let (k, v) = (at(k, keys.clone()), at(v, keys.clone()));
         let [q, upstream] = [q, upstream].map(|x| grouped(at(x, rows.clone()), kv_heads));
@@ -148,7 +174,7 @@ fn backward([q, k, v]: &[Tensor<4>; 3], upstream: &Tensor<4>, block: usize, wind
         dq.push(product(dscores, k).reshape([batch, heads, rows.len(), dim]));
     }
     dq.reverse();
-    [together(dq), dk.unwrap_or_else(|| k.zeros_like()), dv.unwrap_or_else(|| v.zeros_like())]
+    [together(dq), dk.unwrap_or_else(|| nothing(k)), dv.unwrap_or_else(|| nothing(v))]
 }
 
 /// Adds to what stands at the given times; the first part, which has all of them, is the sum.
@@ -170,8 +196,7 @@ pub(crate) trait BlockwiseOps: Backend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        block: usize,
-        window: Option<usize>,
+        how: How,
     ) -> FloatTensor<Self>;
 }
 
@@ -197,11 +222,9 @@ macro_rules! value {
                 q: FloatTensor<Self>,
                 k: FloatTensor<Self>,
                 v: FloatTensor<Self>,
-                block: usize,
-                window: Option<usize>,
+                how: How,
             ) -> FloatTensor<Self> {
-                let [q, k, v] = [q, k, v].map(tensor::<Self>);
-                primitive::<Self>(forward(&q, &k, &v, block, window))
+                primitive::<Self>(forward(&[q, k, v].map(|x| factor(tensor::<Self>(x), how.format)), how))
             }
         }
     };
@@ -220,13 +243,14 @@ impl<B: Backend> Backward<B, 3> for AttentionStep
 where
     DispatchTensor: DispatchKindConversion<B>,
 {
-    /// q, k and v, the rows of a block, and the window.
-    type State = ([Tensor<4>; 3], usize, Option<usize>);
+    /// q, k and v as products read them.
+    type State = ([Tensor<4>; 3], How);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = tensor::<B>(grads.consume::<B>(&ops.node));
-        let (inputs, block, window) = ops.state;
-        for (node, gradient) in ops.parents.into_iter().zip(backward(&inputs, &upstream, block, window)) {
+        let (inputs, how) = ops.state;
+        let gradients = backward(&inputs, &factor(upstream, how.format), how);
+        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, primitive::<B>(gradient));
             }
@@ -242,15 +266,13 @@ where
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        block: usize,
-        window: Option<usize>,
+        how: How,
     ) -> FloatTensor<Self> {
         let ((q, q_guard), (k, k_guard), (v, v_guard)) = (q.into_parts(), k.into_parts(), v.into_parts());
-        let inputs = [q, k, v].map(tensor::<B>);
-        let [q, k, v] = &inputs;
-        let out = primitive::<B>(forward(q, k, v, block, window));
+        let inputs = [q, k, v].map(|x| factor(tensor::<B>(x), how.format));
+        let out = primitive::<B>(forward(&inputs, how));
         match Backward::<B, 3>::prepare::<C>(AttentionStep, [q_guard, k_guard, v_guard]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((inputs, block, window), out),
+            OpsKind::Tracked(prep) => prep.finish((inputs, how), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -311,7 +333,7 @@ mod tests {
                     let gradients = (out.clone() * upstream).sum().backward();
                     [out.inner(), q.grad(&gradients).unwrap(), k.grad(&gradients).unwrap(), v.grad(&gradients).unwrap()]
                 };
-                let found = run(&|q, k, v| attention(q, k, v, block, window));
+                let found = run(&|q, k, v| attention(q, k, v, How { block, window, format: FloatDType::F32 }));
                 let expected = run(&|q, k, v| whole(q, k, v, window));
                 for ((found, expected), name) in found.into_iter().zip(expected).zip(["value", "dq", "dk", "dv"]) {
                     assert_close(
@@ -329,7 +351,8 @@ mod tests {
         let device = Device::flex().autodiff();
         let of = |seed| random([1, 2, 5, 4], seed, &device);
         let (q, k, v) = (of(1), of(2).require_grad(), of(3));
-        let gradients = attention(q.clone(), k.clone(), v.clone(), 2, None).sum().backward();
+        let how = How { block: 2, window: None, format: FloatDType::F32 };
+        let gradients = attention(q.clone(), k.clone(), v.clone(), how).sum().backward();
         let expected = whole(q, k.clone(), v, None).sum().backward();
         assert_close(k.grad(&gradients).unwrap(), k.grad(&expected).unwrap(), "dk");
     }
@@ -339,7 +362,7 @@ mod tests {
     fn without_autodiff_the_value_is_the_same() {
         let [plain, recorded] = [Device::flex(), Device::flex().autodiff()].map(|device| {
             let of = |seed| random([2, 2, 7, 4], seed, &device);
-            to_host(attention(of(1), of(2), of(3), 3, Some(4)))
+            to_host(attention(of(1), of(2), of(3), How { block: 3, window: Some(4), format: FloatDType::F32 }))
         });
         assert_eq!(plain, recorded);
     }

@@ -21,7 +21,7 @@ pub(crate) struct Decoding {
     pub stored: FloatDType,
 }
 
-/// `x + factor · part` where there is a part, and its root mean square norm in the format `stored`. On a GPU, without gradients.
+/// `x + factor · part` where there is a part, and its root mean square norm in the format `stored`. On a GPU.
 ///
 /// # Shapes
 /// - x, part, outputs: `[rows, width]`; weight: `[width]`
@@ -36,7 +36,7 @@ pub(crate) fn add_rms_norm(
     on!(
         x.device(),
         cpu: no_kernel(),
-        gpu: gpu::inference::add_rms_norm(x, part, weight, epsilon, stored),
+        gpu: gpu::add_rms_norm(x, part, weight, epsilon, stored),
         plain: no_kernel()
     )
 }
@@ -50,13 +50,13 @@ pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], fo
     on!(x.device(), cpu: no_kernel(), gpu: gpu::inference::products(x, weights, format), plain: no_kernel())
 }
 
-/// `silu(gate) · up` in the format `stored`. On a GPU, without gradients.
+/// `silu(gate) · up` in the format `stored`. On a GPU.
 ///
 /// # Shapes
 /// - all: `[rows, intermediate]`
 #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
 pub(crate) fn swiglu_as(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> Tensor<2> {
-    on!(gate.device(), cpu: no_kernel(), gpu: gpu::inference::swiglu(gate, up, stored), plain: no_kernel())
+    on!(gate.device(), cpu: no_kernel(), gpu: gpu::swiglu(gate, up, stored), plain: no_kernel())
 }
 
 /// Adds biases to the projections of new tokens, rotates queries and keys when `rotates`, puts keys and values into the tables,

@@ -106,7 +106,7 @@ pub(crate) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
     on!(
         x.device(),
         cpu: cpu::rms_norm(x, weight, epsilon),
-        gpu: gpu::rms_norm(x, weight, epsilon),
+        gpu: gpu::rms_norm(x, weight, epsilon, FloatDType::F32),
         plain: plain::rms_norm(x, weight, epsilon)
     )
 }
@@ -116,7 +116,7 @@ pub(crate) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<
 /// # Shapes
 /// - all: `[rows, intermediate]`
 pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    on!(gate.device(), cpu: cpu::swiglu(gate, up), gpu: gpu::swiglu(gate, up), plain: plain::swiglu(gate, up))
+    on!(gate.device(), cpu: cpu::swiglu(gate, up), gpu: gpu::swiglu(gate, up, FloatDType::F32), plain: plain::swiglu(gate, up))
 }
 
 /// `gelu(gate) · up`, with the hyperbolic tangent's approximation; on GPUs a composition of tensor operations.
@@ -245,7 +245,8 @@ pub(crate) fn rotary(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3
 }
 
 /// Causal attention within each of the packed sequences; several query heads share a key head. With a window a query sees
-/// that many keys at most, its own the last of them; on GPUs this is a composition of tensor operations.
+/// that many keys at most, its own the last of them; on GPUs this is a composition of tensor operations. Products are in
+/// `format` on GPUs, in f32 elsewhere; the output is in f32.
 ///
 /// # Shapes
 /// - q: `[rows, heads, head_dim]`; k, v: `[rows, kv_heads, head_dim]`; output: `[rows, heads · head_dim]`
@@ -255,9 +256,13 @@ pub(crate) fn attention(
     v: Tensor<3>,
     lengths: &[usize],
     window: Option<usize>,
+    format: FloatDType,
 ) -> Tensor<2> {
-    let attention = if cpu::serves(&q.device()) { cpu::attention } else { plain::attention };
-    attention(q, k, v, lengths, window)
+    if cpu::serves(&q.device()) {
+        cpu::attention(q, k, v, lengths, window)
+    } else {
+        plain::attention(q, k, v, lengths, window, format)
+    }
 }
 
 /// Puts new rows into a table, in place where nothing else holds it.

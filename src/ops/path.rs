@@ -1,6 +1,6 @@
 //! The two ways of each operation, side by side, for benchmarks.
 
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 
 use super::update::{AdamWStep, adamw_plain};
 use super::{Scores, cpu, plain};
@@ -39,7 +39,7 @@ pub(crate) const PLAIN: Path = Path {
     swiglu: plain::swiglu,
     swiglu_linear: |gate, up, weight| burn::tensor::module::linear(plain::swiglu(gate, up), weight, None),
     rotary: plain::rotary,
-    attention: |q, k, v, lengths| plain::attention(q, k, v, lengths, None),
+    attention: |q, k, v, lengths| plain::attention(q, k, v, lengths, None, FloatDType::F32),
     scores: plain::scores,
     adamw: adamw_plain,
 };

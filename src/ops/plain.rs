@@ -51,6 +51,7 @@ pub(super) fn attention(
     v: Tensor<3>,
     lengths: &[usize],
     window: Option<usize>,
+    format: FloatDType,
 ) -> Tensor<2> {
     let [_, heads, dim] = q.dims();
     let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
@@ -61,8 +62,8 @@ pub(super) fn attention(
             .reshape([batch, longest, heads, dim])
             .swap_dims(1, 2)
     };
-    let block = blockwise::block(&q.device(), batch * heads, longest);
-    let mixed = blockwise::attention(spread(q), spread(k), spread(v), block, window).swap_dims(1, 2);
+    let how = blockwise::How { block: blockwise::block(&q.device(), batch * heads, longest), window, format };
+    let mixed = blockwise::attention(spread(q), spread(k), spread(v), how).swap_dims(1, 2);
     pack(mixed.reshape([batch * longest, heads * dim]), lengths, longest)
 }
 

@@ -252,7 +252,7 @@ fn attention_fused_equals_plain_for_ragged_sequences_and_shared_heads() {
             let (q, q_view) = leaf([rows, heads, dim], 1, device);
             let (k, k_view) = leaf([rows, kv_heads, dim], 2, device);
             let (v, v_view) = leaf([rows, kv_heads, dim], 3, device);
-            (attention(q_view, k_view, v_view, &lengths, None), vec![q, k, v])
+            (attention(q_view, k_view, v_view, &lengths, None, FloatDType::F32), vec![q, k, v])
         });
     }
 }
@@ -273,7 +273,7 @@ fn attention_in_a_window_fused_equals_plain() {
             let (q, q_view) = leaf([rows, heads, dim], 1, device);
             let (k, k_view) = leaf([rows, kv_heads, dim], 2, device);
             let (v, v_view) = leaf([rows, kv_heads, dim], 3, device);
-            (attention(q_view, k_view, v_view, &lengths, Some(window)), vec![q, k, v])
+            (attention(q_view, k_view, v_view, &lengths, Some(window), FloatDType::F32), vec![q, k, v])
         });
     }
 }
@@ -285,7 +285,7 @@ fn a_window_hides_what_is_before_it_and_nothing_else() {
     both(|| {
         let of = |k: Tensor<3>, window| {
             let (q, v) = (random([9, 2, 4], 1, &device), random([9, 1, 4], 3, &device));
-            to_host(attention(q, k, v, &[9], window))
+            to_host(attention(q, k, v, &[9], window, FloatDType::F32))
         };
         let keys: Tensor<3> = random([9, 1, 4], 2, &device);
         let other = Tensor::cat(vec![random([1, 1, 4], 4, &device), keys.clone().narrow(0, 1, 8)], 0);

@@ -10,7 +10,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
 
 use super::launch::{self, dense};
-use super::product::{product, transposed};
+use super::product::transposed;
 use super::{Format, GpuOps, Primitive};
 
 #[derive(Debug)]
@@ -122,11 +122,11 @@ fn product_backward(
     wanted: [bool; 2],
 ) -> [Option<Primitive>; 2] {
     // Once for both.
-    let upstream = launch::cast(upstream, format.dtype);
-    let dx = || product(upstream.clone(), transposed(format.right(weight)), DType::F32);
+    let upstream = format.factor(upstream);
+    let dx = || format.product(upstream.clone(), transposed(format.right(weight)));
     let dweight = || match format.transposed {
-        true => product(transposed(upstream.clone()), x, DType::F32),
-        false => product(transposed(x), upstream.clone(), DType::F32),
+        true => format.product(transposed(upstream.clone()), x),
+        false => format.product(transposed(x), upstream.clone()),
     };
     [wanted[0].then(dx), wanted[1].then(dweight)]
 }
@@ -187,7 +187,7 @@ macro_rules! record {
 impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
     fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self> {
         let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
-        let x = launch::cast(x, format.dtype);
+        let x = format.factor(x);
         record!(
             ProductStep,
             [x_guard, weight_guard],
@@ -204,7 +204,7 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
     ) -> FloatTensor<Self> {
         let ((x, x_guard), (weight, weight_guard), (bias, bias_guard)) =
             (x.into_parts(), weight.into_parts(), bias.into_parts());
-        let x = launch::cast(x, format.dtype);
+        let x = format.factor(x);
         record!(
             LinearStep,
             [x_guard, weight_guard, bias_guard],
@@ -213,21 +213,21 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
         )
     }
 
-    fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
+    fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32, stored: DType) -> FloatTensor<Self> {
         let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
         let (x, weight) = (dense(x), dense(weight));
         record!(
             RmsNormStep,
             [x_guard, weight_guard],
             (x, weight, epsilon),
-            launch::rms_norm(x.clone(), weight.clone(), epsilon, DType::F32)
+            launch::rms_norm(x.clone(), weight.clone(), epsilon, stored)
         )
     }
 
-    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>, stored: DType) -> FloatTensor<Self> {
         let ((gate, gate_guard), (up, up_guard)) = (gate.into_parts(), up.into_parts());
         let (gate, up) = (dense(gate), dense(up));
-        record!(SwigluStep, [gate_guard, up_guard], (gate, up), launch::swiglu(gate.clone(), up.clone(), DType::F32))
+        record!(SwigluStep, [gate_guard, up_guard], (gate, up), launch::swiglu(gate.clone(), up.clone(), stored))
     }
 
     fn gpu_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {

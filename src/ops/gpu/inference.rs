@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::kernels::{decode, sample as draw};
 use super::launch::{self, addresses, cubes, dense, elem, elements, empty, integers as indices, units, written};
-use super::product;
+use super::{is_relaxed, product};
 use crate::ops::Decoding;
 use crate::ops::plain::scale;
 
@@ -24,25 +24,18 @@ fn tensor<const D: usize>(primitive: CubeTensor) -> Tensor<D> {
     Tensor::from_primitive::<Cube>(primitive)
 }
 
-pub(crate) fn add_rms_norm(
+/// `x + factor · part`, and its norm as products in `format` read it.
+pub(super) fn add_rms_norm(
     x: Tensor<2>,
-    part: Option<(Tensor<2>, f64)>,
+    (part, factor): (Tensor<2>, f64),
     weight: Tensor<1>,
     epsilon: f64,
-    stored: FloatDType,
+    format: FloatDType,
 ) -> (Tensor<2>, Tensor<2>) {
-    let (weight, epsilon) = (primitive(weight), epsilon as f32);
-    match part {
-        None => {
-            let normed = launch::rms_norm(primitive(x.clone()), weight, epsilon, stored.into());
-            (x, tensor(normed))
-        }
-        Some((part, factor)) => {
-            let (x, part) = (primitive(x), primitive(part));
-            let (sum, normed) = launch::add_rms_norm(x, part, weight, factor as f32, epsilon, stored.into());
-            (tensor(sum), tensor(normed))
-        }
-    }
+    let [x, part] = [x, part].map(primitive);
+    let (factor, epsilon, stored) = (factor as f32, epsilon as f32, launch::stored(format));
+    let (sum, normed) = launch::add_rms_norm(x, part, primitive(weight), factor, epsilon, stored);
+    (tensor(sum), tensor(normed))
 }
 
 pub(crate) fn attend(
@@ -59,17 +52,12 @@ pub(crate) fn attend(
     let projections = projections.map(primitive);
     let biases = biases.map(|biases| biases.map(primitive));
     let q = launch_rotate_and_store(projections, biases, angles, states(), tables(), dim);
-    tensor(launch_attention(q, tables(), states(), dim, scale(dim) as f32, decoding.stored.into()))
-}
-
-pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> Tensor<2> {
-    tensor(launch::swiglu(primitive(gate), primitive(up), stored.into()))
+    tensor(launch_attention(q, tables(), states(), dim, scale(dim) as f32, launch::stored(decoding.stored)))
 }
 
 pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], format: FloatDType) -> [Tensor<2>; N] {
-    let [x] = [x].map(|x| launch::cast(primitive(x), format.into()));
-    let weights = weights.map(|weight| launch::cast(primitive(weight), format.into()));
-    product::products(x, weights).map(tensor)
+    let factor = |x| launch::cast(primitive(x), launch::stored(format));
+    product::products(factor(x), weights.map(factor), is_relaxed(format)).map(tensor)
 }
 
 /// Writes rows into the table where it is.
@@ -167,21 +155,33 @@ fn launch_attention(
     let client = q.client.clone();
     let [rows, width] = q.meta.shape().dims();
     let [_, kv_width] = keys.meta.shape().dims::<2>();
+    let (kv_heads, group, vector) = (kv_width / dim, width / kv_width, launch::vector(dim));
+    let vectors = dim / vector;
     let out = empty(&q, [rows, width], stored);
-    let units = units(&client, 128);
+    // A key a unit, and fewer where weights and queries of all heads would not fit.
+    let hardware = &client.properties().hardware;
+    let shared = |units: u32| 4 * (group * (units as usize + dim + 1) + units as usize + units as usize * vector);
+    let least = (vectors.max(group) as u32).next_power_of_two();
+    let mut units = units(&client, 256);
+    while units > least && shared(units) > hardware.max_shared_memory_size {
+        units /= 2;
+    }
     decode::attention::launch(
         &client,
-        cubes(&client, rows * (kv_width / dim)),
+        cubes(&client, rows * kv_heads),
         CubeDim::new_1d(units),
         addresses([&q, &keys, &values]),
+        vector,
         q.into_tensor_arg(),
         keys.into_tensor_arg(),
         values.into_tensor_arg(),
         states.into_tensor_arg(),
         out.clone().into_tensor_arg(),
         scale,
-        width / kv_width,
-        dim,
+        kv_heads,
+        group,
+        vectors,
+        units as usize,
         elem(stored),
     );
     out

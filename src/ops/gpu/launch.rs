@@ -1,6 +1,6 @@
 //! The launches: shapes, memory and grids of the kernels.
 
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, FloatDType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
@@ -71,6 +71,14 @@ pub(super) fn elem(dtype: DType) -> ElemType {
         DType::F16 => ElemType::Float(FloatKind::F16),
         DType::BF16 => ElemType::Float(FloatKind::BF16),
         other => panic!("no kernel for {other:?}"),
+    }
+}
+
+/// The format in which factors of products in `format` are kept.
+pub(super) fn stored(format: FloatDType) -> DType {
+    match format {
+        FloatDType::Flex32 => DType::F32,
+        format => format.into(),
     }
 }
 
@@ -162,29 +170,31 @@ pub(super) fn rms_norm_backward(
 /// The sum over rows, `[width]`: in parts of about the root of the rows, then of the parts.
 pub(super) fn sum_rows(x: CubeTensor) -> CubeTensor {
     let [rows, width] = x.meta.shape().dims();
-    let each = (rows as f64).sqrt().ceil() as usize;
-    let out = sum_each(sum_each(x, each.max(1)), rows.max(1));
+    let each = ((rows as f64).sqrt().ceil() as usize).max(1);
+    let parts = empty(&x, [rows.div_ceil(each), width], DType::F32);
+    let out = empty(&x, [1, width], DType::F32);
+    sum_each(x, each, parts.clone());
+    sum_each(parts, rows.max(1), out.clone());
     reshape(out, [width])
 }
 
-/// The sums over every `each` rows, `[parts, width]`.
-fn sum_each(x: CubeTensor, each: usize) -> CubeTensor {
+/// The sums over every `each` rows, in order.
+///
+/// # Shapes
+/// - out: `[parts, width]`
+pub(super) fn sum_each(x: CubeTensor, each: usize, out: CubeTensor) {
     let x = dense(x);
     let client = x.client.clone();
-    let [rows, width] = x.meta.shape().dims();
-    let parts = rows.div_ceil(each);
-    let out = empty(&x, [parts, width], DType::F32);
     let units = units(&client, 64);
     norm::sum_rows::launch(
         &client,
-        elements(&client, parts * width, units),
+        elements(&client, out.meta.num_elements(), units),
         CubeDim::new_1d(units),
         x.required_address_type(),
         x.into_tensor_arg(),
-        out.clone().into_tensor_arg(),
+        out.into_tensor_arg(),
         each,
     );
-    out
 }
 
 /// The largest address type of these tensors.
@@ -195,16 +205,21 @@ pub(super) fn addresses<const N: usize>(tensors: [&CubeTensor; N]) -> AddressTyp
 /// A tensor to be written element by element in the place of `input`, the argument at `position` of the launch: the same
 /// memory where nothing else holds it, else as much of it anew.
 fn in_place(input: &CubeTensor, position: usize) -> (CubeTensor, TensorArg) {
-    if input.can_mut() {
+    in_place_as(input, position, input.dtype)
+}
+
+/// [`in_place`], but in memory of its own where the format is not the input's.
+fn in_place_as(input: &CubeTensor, position: usize, format: DType) -> (CubeTensor, TensorArg) {
+    if input.can_mut() && format == input.dtype {
         (input.clone(), input.as_tensor_alias(position))
     } else {
-        let out = empty(input, input.meta.shape().clone(), input.dtype);
+        let out = empty(input, input.meta.shape().clone(), format);
         (out.clone(), out.into_tensor_arg())
     }
 }
 
 /// Elements that a unit reads at once, of rows of `width`.
-fn vector(width: usize) -> usize {
+pub(super) fn vector(width: usize) -> usize {
     if width.is_multiple_of(4) { 4 } else { 1 }
 }
 
@@ -386,31 +401,34 @@ pub(super) fn add_bias(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
 /// Rows of attention weights: shape, time of the first query row, and query rows of a block.
 type Block = (usize, usize);
 
-/// The attention weights of a block of scores, in their place.
+/// The attention weights of a block of scores, in f32 in their place.
 ///
 /// # Shapes
 /// - scores, output: `[batch, kv_heads, group · rows, keys]`
-pub(super) fn attention_weights(scores: CubeTensor, (first, rows): Block, scale: f32) -> CubeTensor {
+pub(super) fn attention_weights(scores: CubeTensor, (first, rows): Block, scale: f32, stored: DType) -> CubeTensor {
     let shape = scores.meta.shape().clone();
-    let flat = rows_of(scores);
-    let client = flat.client.clone();
-    let [all, keys] = flat.meta.shape().dims();
+    let scores = rows_of(scores);
+    let client = scores.client.clone();
+    let [all, keys] = scores.meta.shape().dims();
     let units = units_for(&client, keys);
+    let (out, out_arg) = in_place_as(&scores, 0, stored);
     attention::weights::launch(
         &client,
         cubes(&client, all),
         CubeDim::new_1d(units),
-        flat.required_address_type(),
-        flat.clone().into_tensor_arg(),
+        scores.required_address_type(),
+        scores.into_tensor_arg(),
+        out_arg,
         first,
         rows,
         scale,
         units as usize,
+        elem(stored),
     );
-    reshape(flat, shape)
+    reshape(out, shape)
 }
 
-/// The gradient of the scores, in the place of that of the weights.
+/// The gradient of the scores, in the format of the weights; in f32 in the place of theirs.
 ///
 /// # Shapes
 /// - weights, gradient, output: `[batch, kv_heads, group · rows, keys]`
@@ -424,20 +442,23 @@ pub(super) fn attention_weights_backward(
     let (weights, gradient) = (rows_of(weights), rows_of(gradient));
     let client = weights.client.clone();
     let [all, keys] = weights.meta.shape().dims();
-    let units = units_for(&client, keys);
+    let (units, stored) = (units_for(&client, keys), weights.dtype);
+    let (out, out_arg) = in_place_as(&gradient, 1, stored);
     attention::weights_backward::launch(
         &client,
         cubes(&client, all),
         CubeDim::new_1d(units),
-        weights.required_address_type(),
+        gradient.required_address_type(),
         weights.into_tensor_arg(),
-        gradient.clone().into_tensor_arg(),
+        gradient.into_tensor_arg(),
+        out_arg,
         first,
         rows,
         scale,
         units as usize,
+        elem(stored),
     );
-    reshape(gradient, shape)
+    reshape(out, shape)
 }
 
 /// All but the last dimension as one, dense.

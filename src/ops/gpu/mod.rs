@@ -14,6 +14,7 @@ mod launch;
 pub(crate) mod product;
 #[cfg(all(test, feature = "cuda"))]
 mod ptx;
+mod tensor_cores;
 pub(super) mod update;
 
 use std::ops::Range;
@@ -34,8 +35,8 @@ pub(crate) fn serves(device: &Device) -> bool {
 
 #[backend_extension(Cube, Autodiff)]
 pub(crate) trait GpuOps: Backend {
-    fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
-    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32, stored: DType) -> FloatTensor<Self>;
+    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>, stored: DType) -> FloatTensor<Self>;
     fn gpu_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
     fn gpu_take_rows(x: FloatTensor<Self>, from: Vec<u32>, back: Vec<u32>) -> FloatTensor<Self>;
     fn gpu_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -52,29 +53,66 @@ pub(crate) trait GpuOps: Backend {
 /// What a product computes in, and whether its right factor is to be read as its transpose.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Format {
-    dtype: DType,
+    dtype: FloatDType,
     transposed: bool,
 }
 
 impl Format {
     fn of(dtype: FloatDType) -> Self {
-        Self { dtype: dtype.into(), transposed: false }
+        Self { dtype, transposed: false }
+    }
+
+    /// A factor in this format.
+    fn factor(self, x: Primitive) -> Primitive {
+        launch::cast(x, launch::stored(self.dtype))
     }
 
     /// The weight as the right factor: in this format, transposed or not.
     fn right(self, weight: Primitive) -> Primitive {
-        let weight = launch::cast(weight, self.dtype);
+        let weight = self.factor(weight);
         if self.transposed { product::transposed(weight) } else { weight }
+    }
+
+    /// A product of factors in this format, in f32.
+    fn product(self, lhs: Primitive, rhs: Primitive) -> Primitive {
+        product::product(lhs, rhs, is_relaxed(self.dtype))
     }
 }
 
-pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
-    let out = <Dispatch as GpuOps>::gpu_rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon as f32);
-    Tensor::from_dispatch(out)
+/// Whether products may round factors in f32 to what tensor cores take.
+fn is_relaxed(format: FloatDType) -> bool {
+    format == FloatDType::Flex32
 }
 
-pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_swiglu(gate.into_dispatch(), up.into_dispatch()))
+/// In the format in which products in `format` read it.
+pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64, format: FloatDType) -> Tensor<2> {
+    let (x, weight, stored) = (x.into_dispatch(), weight.into_dispatch(), launch::stored(format));
+    Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_rms_norm(x, weight, epsilon as f32, stored))
+}
+
+/// As [`rms_norm`], of `x + factor · part` where there is a part, and that sum.
+pub(super) fn add_rms_norm(
+    x: Tensor<2>,
+    part: Option<(Tensor<2>, f64)>,
+    weight: Tensor<1>,
+    epsilon: f64,
+    format: FloatDType,
+) -> (Tensor<2>, Tensor<2>) {
+    let x = match part {
+        Some(part) if !x.device().is_autodiff() => {
+            return inference::add_rms_norm(x, part, weight, epsilon, format);
+        }
+        Some((part, 1.0)) => x + part,
+        Some((part, factor)) => x + part.mul_scalar(factor),
+        None => x,
+    };
+    (x.clone(), rms_norm(x, weight, epsilon, format))
+}
+
+/// In the format in which products in `format` read it.
+pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>, format: FloatDType) -> Tensor<2> {
+    let (gate, up, stored) = (gate.into_dispatch(), up.into_dispatch(), launch::stored(format));
+    Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_swiglu(gate, up, stored))
 }
 
 pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
@@ -111,17 +149,23 @@ pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDT
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_product(x.into_dispatch(), weight.into_dispatch(), format))
 }
 
-/// A product without autodiff, in f32.
-pub(super) fn matmul(lhs: Tensor<4>, rhs: Tensor<4>) -> Tensor<4> {
-    from_primitive(product::product(primitive(lhs), primitive(rhs), DType::F32))
+/// `x` as products in `format` read it, without autodiff.
+pub(super) fn factor(x: Tensor<4>, format: FloatDType) -> Tensor<4> {
+    from_primitive(Format::of(format).factor(primitive(x)))
 }
 
-/// The attention weights of scores of the query rows at `rows`, without autodiff, in their place.
-pub(super) fn attention_weights(scores: Tensor<4>, rows: &Range<usize>, scale: f64) -> Tensor<4> {
-    from_primitive(launch::attention_weights(primitive(scores), (rows.start, rows.len()), scale as f32))
+/// A product of two [`factor`]s, without autodiff, in f32.
+pub(super) fn matmul(lhs: Tensor<4>, rhs: Tensor<4>, format: FloatDType) -> Tensor<4> {
+    from_primitive(Format::of(format).product(primitive(lhs), primitive(rhs)))
 }
 
-/// The gradient of the scores from the weights and theirs, in the place of the latter.
+/// The attention weights of scores of the query rows at `rows`, without autodiff, as a [`factor`].
+pub(super) fn attention_weights(scores: Tensor<4>, rows: &Range<usize>, scale: f64, format: FloatDType) -> Tensor<4> {
+    let rows = (rows.start, rows.len());
+    from_primitive(launch::attention_weights(primitive(scores), rows, scale as f32, launch::stored(format)))
+}
+
+/// The gradient of the scores from the weights and theirs, as a [`factor`].
 pub(super) fn attention_weights_backward(
     weights: Tensor<4>,
     gradient: Tensor<4>,
@@ -142,7 +186,7 @@ fn from_primitive<const D: usize>(primitive: Primitive) -> Tensor<D> {
 
 impl GpuOps for Cube {
     fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self> {
-        product::product(launch::cast(x, format.dtype), format.right(weight), DType::F32)
+        format.product(format.factor(x), format.right(weight))
     }
 
     fn gpu_linear(
@@ -154,12 +198,12 @@ impl GpuOps for Cube {
         launch::add_bias(Self::gpu_product(x, weight, format), bias)
     }
 
-    fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        launch::rms_norm(x, weight, epsilon, DType::F32)
+    fn gpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32, stored: DType) -> FloatTensor<Self> {
+        launch::rms_norm(x, weight, epsilon, stored)
     }
 
-    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        launch::swiglu(gate, up, DType::F32)
+    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>, stored: DType) -> FloatTensor<Self> {
+        launch::swiglu(gate, up, stored)
     }
 
     fn gpu_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {

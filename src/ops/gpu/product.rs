@@ -10,7 +10,6 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::future::block_on;
-use cubecl::prelude::CubeDim;
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::launch_ref;
 use cubek::matmul::multi_level::Strategy as Levels;
@@ -27,8 +26,8 @@ use cubek::matmul::strategy::Strategy;
 use cubek::matmul::tiled::Strategy as Tiled;
 use cubek::std::InputBinding;
 
-use super::kernels::few_rows::{self, TILE};
-use super::launch::{addresses, cubes, elem, empty};
+use super::launch::{elem, empty};
+use super::tensor_cores::{alike, few_rows, few_rows_serves, tiles, tiles_serves};
 
 /// How the tensor cores are reached: by fragments whose layout is the compiler's, or by registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,7 +47,7 @@ impl Cores {
     }
 
     /// Whether the device has such an instruction for factors of these formats.
-    fn serve(self, client: &Client, dtypes: [DType; 3]) -> bool {
+    fn serve(self, client: &Client, dtypes: [DType; 2]) -> bool {
         let mut elems = elems(dtypes);
         // f32 becomes TF32 on tensor cores.
         adjust_dtypes(client, &mut elems, true);
@@ -61,6 +60,8 @@ impl Cores {
 pub(crate) enum Routine {
     /// Tensor cores, for so few rows that all of them are a plane's: our own, see `kernels/few_rows.rs`.
     FewRows,
+    /// Tensor cores, for many rows: our own, see `kernels/tiles.rs`.
+    Tiles,
     /// Tensor cores, one stage in shared memory; two rows of tiles per plane where there are many rows.
     Simple { cores: Cores, many_rows: bool },
     /// Tensor cores, the next stage loaded while one is computed, each plane its own rows of the left factor.
@@ -87,8 +88,9 @@ pub(crate) enum Routine {
 
 impl Routine {
     /// All of them, the quickest on large products expected first.
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::FewRows,
+        Self::Tiles,
         Self::Ordered { cores: Mma, rows: 8 },
         Self::Ordered { cores: Cmma, rows: 8 },
         Self::Ordered { cores: Mma, rows: 4 },
@@ -131,7 +133,7 @@ impl Routine {
     fn strategy(self) -> Option<Strategy> {
         let size = |large| if large { TileSizeSelection::MaxTileSize } else { TileSizeSelection::MinTileSize };
         Some(match self {
-            Self::FewRows => return None,
+            Self::FewRows | Self::Tiles => return None,
             Self::Simple { cores, many_rows } => {
                 let args = SimpleArgs { tile_matmul: cores.kind(), multi_rows: many_rows };
                 match cores {
@@ -197,6 +199,7 @@ impl Display for Routine {
         let name = |cores: &Cores| if *cores == Cmma { "cmma" } else { "mma" };
         match self {
             Self::FewRows => f.write_str("few-rows"),
+            Self::Tiles => f.write_str("tiles"),
             Self::Simple { cores, many_rows: false } => write!(f, "simple-{}", name(cores)),
             Self::Simple { cores, many_rows: true } => write!(f, "simple-{}-many-rows", name(cores)),
             Self::Ordered { cores, rows } => write!(f, "ordered-{}-{rows}", name(cores)),
@@ -227,50 +230,32 @@ pub(crate) struct Problem {
     pub cores: [Option<Cores>; 2],
     /// Whether [`Routine::FewRows`] serves it.
     pub few_rows: bool,
+    /// Whether [`Routine::Tiles`] serves it.
+    pub tiles: bool,
 }
 
-/// Rows that [`Routine::FewRows`] serves at most: a plane keeps their sums in registers.
-const FEW_ROWS: usize = 128;
-/// Planes of a cube of [`Routine::FewRows`], and units of a plane.
-const PLANES: [u32; 2] = [16, 32];
-
 impl Problem {
-    pub(crate) fn of(lhs: &CubeTensor, rhs: &CubeTensor, out: DType) -> Self {
+    pub(crate) fn of(lhs: &CubeTensor, rhs: &CubeTensor, relaxed: bool) -> Self {
         let client = &lhs.client;
         let [m, k] = matrix(lhs.meta.shape());
         let [_, n] = matrix(rhs.meta.shape());
-        let formats = [lhs.dtype, rhs.dtype, out];
-        let cores = served(lhs, formats);
-        let hardware = &client.properties().hardware;
-        let [planes, units] = PLANES;
-        let planes = hardware.plane_size_min == units
-            && hardware.plane_size_max == units
-            && hardware.max_units_per_cube >= planes * units;
-        // Fragments begin at multiples of 32 bytes, and their lines are multiples of 16.
-        let tiles = [m, n, k].iter().all(|size| size.is_multiple_of(TILE))
-            && [lhs, rhs].iter().all(|factor| line(factor).is_some_and(|(_, stride)| stride.is_multiple_of(TILE)));
-        let halves = lhs.dtype.size() == 2 && rhs.dtype == lhs.dtype && out == DType::F32;
-        let matrices =
-            lhs.meta.num_dims() == 2 && rhs.meta.num_dims() == 2 && line(lhs).is_some_and(|(by_rows, _)| by_rows);
-        let few_rows = m <= FEW_ROWS && planes && tiles && halves && matrices && cores[1].is_some();
-        Self { m, n, k, processor: hardware.num_cpu_cores.is_some(), cores, few_rows }
-    }
-}
-
-/// Whether the rows of a matrix are without gaps, or its columns, and how far apart they are.
-fn line(factor: &CubeTensor) -> Option<(bool, usize)> {
-    let strides = factor.meta.strides();
-    let dims = strides.len();
-    match (strides[dims - 2], strides[dims - 1]) {
-        (stride, 1) => Some((true, stride)),
-        (1, stride) => Some((false, stride)),
-        _ => None,
+        let exact = lhs.dtype == DType::F32 && !relaxed;
+        let cores = if exact { [None; 2] } else { served(lhs, [lhs.dtype, rhs.dtype]) };
+        Self {
+            m,
+            n,
+            k,
+            processor: client.properties().hardware.num_cpu_cores.is_some(),
+            cores,
+            few_rows: cores[1].is_some() && few_rows_serves(lhs, rhs),
+            tiles: tiles_serves(lhs, rhs),
+        }
     }
 }
 
 /// The tensor cores that take these formats on the device of `like`, asked for once.
-fn served(like: &CubeTensor, formats: [DType; 3]) -> [Option<Cores>; 2] {
-    type Served = HashMap<(CubeDevice, [DType; 3]), [Option<Cores>; 2]>;
+fn served(like: &CubeTensor, formats: [DType; 2]) -> [Option<Cores>; 2] {
+    type Served = HashMap<(CubeDevice, [DType; 2]), [Option<Cores>; 2]>;
     static SERVED: Mutex<Option<Served>> = Mutex::new(None);
     let mut served = SERVED.lock().expect("no panic while it is held");
     let ask = || [Mma, Cmma].map(|cores| cores.serve(&like.client, formats).then_some(cores));
@@ -288,6 +273,9 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
     if problem.few_rows {
         // Decoding: the others have too few cubes to read the right factor at the card's speed (H100, 64 x 896 x 896: 30 us).
         order.push(Routine::FewRows);
+    }
+    if problem.tiles {
+        order.push(Routine::Tiles);
     }
     // Large enough to fill a card with tiles of 128 x 128, and long enough for loads to hide behind products.
     let large = m >= 512 && n >= 512 && k >= 128;
@@ -314,7 +302,7 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
 struct Key {
     routine: Routine,
     device: CubeDevice,
-    dtypes: [DType; 3],
+    dtypes: [DType; 2],
     /// Logarithms of m, n and k: tiles are chosen by size.
     sizes: [u32; 3],
     /// Whether each factor is read along its rows, and the number of elements, to 16, that its lines are multiples of.
@@ -325,19 +313,20 @@ struct Key {
 
 static TRIED: Mutex<Option<HashMap<Key, bool>>> = Mutex::new(None);
 
-/// `lhs · rhs` in `out`, which may be wider than the factors: sums are in f32. Factors may be views with strides.
+/// `lhs · rhs`, sums and result in f32. Factors may be views with strides; those in f32 may be rounded to what tensor cores
+/// take where the product is `relaxed`.
 ///
 /// # Shapes
 /// - lhs: `[.., m, k]`; rhs: `[.., k, n]`; output: `[.., m, n]`
-pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, out: DType) -> CubeTensor {
-    let problem = Problem::of(&lhs, &rhs, out);
+pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, relaxed: bool) -> CubeTensor {
+    let problem = Problem::of(&lhs, &rhs, relaxed);
     let mut reasons = Vec::new();
     let layouts = [layout(&lhs), layout(&rhs)];
     for routine in routines(&problem) {
         let key = Key {
             routine,
             device: lhs.device.clone(),
-            dtypes: [lhs.dtype, rhs.dtype, out],
+            dtypes: [lhs.dtype, rhs.dtype],
             sizes: [problem.m, problem.n, problem.k].map(|size| (size.max(1) as u64).ilog2().min(13)),
             layouts,
             width: alignment(problem.n),
@@ -346,7 +335,7 @@ pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, out: DType) -> CubeTenso
         if known == Some(false) {
             continue;
         }
-        let result = launch(routine, lhs.clone(), rhs.clone(), out).and_then(|product| match known {
+        let result = launch(routine, lhs.clone(), rhs.clone()).and_then(|product| match known {
             Some(_) => Ok(product),
             // The first of its kind: whether it compiled is known when it has run.
             None => ran(&product).map(|()| product),
@@ -380,20 +369,23 @@ pub(crate) fn ran(tensor: &CubeTensor) -> Result<(), String> {
 ///
 /// # Errors
 /// Why the routine cannot be set up for this; a kernel that does not compile shows later, in [`ran`].
-pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor, out: DType) -> Result<CubeTensor, String> {
+pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor) -> Result<CubeTensor, String> {
     let mut shape = lhs.meta.shape().clone();
     let last = shape.num_dims() - 1;
     shape[last] = rhs.meta.shape()[last];
-    let product = empty(&lhs, shape, out);
+    let product = empty(&lhs, shape, DType::F32);
     if product.meta.num_elements() == 0 {
         return Ok(product);
     }
     let Some(strategy) = routine.strategy() else {
-        few_rows(lhs, &[rhs], std::slice::from_ref(&product));
+        match routine {
+            Routine::FewRows => few_rows(lhs, &[rhs], std::slice::from_ref(&product)),
+            _ => tiles(lhs, rhs, product.clone()),
+        }
         return Ok(product);
     };
     let client = lhs.client.clone();
-    let mut elems = elems([lhs.dtype, rhs.dtype, out]);
+    let mut elems = elems([lhs.dtype, rhs.dtype]);
     let [lhs, rhs] = [lhs, rhs].map(|factor| {
         let format = elem(factor.dtype);
         InputBinding::new(factor.binding(), format)
@@ -404,59 +396,15 @@ pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor, out: DT
 }
 
 /// Products of one left factor with one to three right ones, in f32: one launch where [`Routine::FewRows`] serves them all.
-pub(crate) fn products<const N: usize>(lhs: CubeTensor, rhs: [CubeTensor; N]) -> [CubeTensor; N] {
-    let few = |rhs: &CubeTensor| Problem::of(&lhs, rhs, DType::F32).few_rows;
-    let alike = |rhs: &CubeTensor| line(rhs).map(|(by_rows, _)| by_rows);
-    if N > 3 || N < 2 || !rhs.iter().all(few) || rhs.iter().any(|other| alike(other) != alike(&rhs[0])) {
-        return rhs.map(|rhs| product(lhs.clone(), rhs, DType::F32));
+pub(crate) fn products<const N: usize>(lhs: CubeTensor, rhs: [CubeTensor; N], relaxed: bool) -> [CubeTensor; N] {
+    let few = |rhs: &CubeTensor| Problem::of(&lhs, rhs, relaxed).few_rows;
+    if N > 3 || N < 2 || !rhs.iter().all(few) || !alike(&rhs) {
+        return rhs.map(|rhs| product(lhs.clone(), rhs, relaxed));
     }
     let [m, _] = matrix(lhs.meta.shape());
     let out = rhs.each_ref().map(|rhs| empty(&lhs, [m, matrix(rhs.meta.shape())[1]], DType::F32));
     few_rows(lhs, &rhs, &out);
     out
-}
-
-/// [`Routine::FewRows`], of one to three problems that it serves.
-fn few_rows(lhs: CubeTensor, rhs: &[CubeTensor], out: &[CubeTensor]) {
-    let [m, k] = matrix(lhs.meta.shape());
-    let line = |factor: &CubeTensor| line(factor).expect("a factor whose rows or columns are without gaps");
-    let (_, lhs_stride) = line(&lhs);
-    let (by_rows, _) = line(&rhs[0]);
-    let client = lhs.client.clone();
-    let format = elem(lhs.dtype);
-    let [planes, units] = PLANES;
-    // What is not there is not read: the first stands for it.
-    let right = |i: usize| rhs.get(i).unwrap_or(&rhs[0]);
-    let buffer = |i: usize| right(i).clone().into_buffer_arg();
-    let result = |i: usize| out.get(i).unwrap_or(&out[0]).clone().into_buffer_arg();
-    let stride = |i: usize| line(right(i)).1 as u32;
-    let columns = [0, 1, 2].map(|i| rhs.get(i).map_or(0, |rhs| matrix(rhs.meta.shape())[1]));
-    few_rows::few_rows::launch(
-        &client,
-        cubes(&client, columns.iter().sum::<usize>() / TILE),
-        CubeDim::new_2d(units, planes),
-        addresses([&lhs, right(0), right(1), right(2), &out[0]]),
-        lhs.into_buffer_arg(),
-        buffer(0),
-        buffer(1),
-        buffer(2),
-        result(0),
-        result(1),
-        result(2),
-        lhs_stride as u32,
-        stride(0),
-        stride(1),
-        stride(2),
-        columns[0],
-        columns[1],
-        columns[2],
-        k,
-        rhs.len(),
-        m / TILE,
-        planes as usize,
-        !by_rows,
-        format,
-    );
 }
 
 /// Swaps the last two dimensions; nothing is copied.
@@ -466,11 +414,12 @@ pub(crate) fn transposed(mut tensor: CubeTensor) -> CubeTensor {
     tensor
 }
 
-fn elems([lhs, rhs, out]: [DType; 3]) -> MatmulElems {
-    MatmulElems::from_globals(&MatmulGlobalElems { lhs: elem(lhs), rhs: elem(rhs), out: elem(out) })
+fn elems([lhs, rhs]: [DType; 2]) -> MatmulElems {
+    MatmulElems::from_globals(&MatmulGlobalElems { lhs: elem(lhs), rhs: elem(rhs), out: elem(DType::F32) })
 }
 
-fn matrix(shape: &[usize]) -> [usize; 2] {
+/// Rows and columns.
+pub(super) fn matrix(shape: &[usize]) -> [usize; 2] {
     let dims = shape.len();
     [shape[dims - 2], shape[dims - 1]]
 }
@@ -497,7 +446,7 @@ mod tests {
     const ALL: [Option<Cores>; 2] = [Some(Mma), Some(Cmma)];
 
     fn rule(m: usize, n: usize, k: usize, processor: bool, cores: [Option<Cores>; 2]) -> Vec<Routine> {
-        routines(&Problem { m, n, k, processor, cores, few_rows: false })
+        routines(&Problem { m, n, k, processor, cores, few_rows: false, tiles: false })
     }
 
     #[test]

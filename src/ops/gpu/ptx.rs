@@ -12,10 +12,10 @@ use cubecl::{Compiler, ExecutionMode};
 use cubecl_llvm::nvptx::ptx_version::PtxVersion;
 use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
 
-use super::kernels::{attention, decode, few_rows, linear, norm, pointwise, sample, scores, update};
+use super::kernels::{attention, decode, few_rows, linear, norm, pointwise, sample, scores, tiles, update};
 
 /// The files of kernels, and `kernels/mod.rs`.
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 11] = [
     ("mod", include_str!("kernels/mod.rs")),
     ("attention", include_str!("kernels/attention.rs")),
     ("decode", include_str!("kernels/decode.rs")),
@@ -25,6 +25,7 @@ const SOURCES: [(&str, &str); 10] = [
     ("pointwise", include_str!("kernels/pointwise.rs")),
     ("sample", include_str!("kernels/sample.rs")),
     ("scores", include_str!("kernels/scores.rs")),
+    ("tiles", include_str!("kernels/tiles.rs")),
     ("update", include_str!("kernels/update.rs")),
 ];
 
@@ -70,6 +71,8 @@ fn device() -> Arc<DeviceProperties> {
         for format in [BF16, F16] {
             let fragment = MmaConfig { a_type: format, b_type: format, cd_type: F32, m: 16, n: 16, k: 16 };
             device.features.matmul.cmma.insert(fragment);
+            device.features.matmul.mma.insert(MmaConfig { n: 8, ..fragment });
+            device.features.matmul.ldmatrix.insert(format);
         }
         Arc::new(device)
     });
@@ -154,15 +157,25 @@ fn cases() -> Vec<Case> {
         case!(cases, pointwise::rotary as Rotary, line(256), narrow, place, [t(), t(), t(), out, ()]);
     }
     for addresses in ADDRESSES {
-        case!(cases, attention::weights as Weights, line(256), addresses, "", [t(), (), (), (), 256]);
-        case!(
-            cases,
-            attention::weights_backward as WeightsBackward,
-            line(256),
-            addresses,
-            "",
-            [t(), t(), (), (), (), 256]
-        );
+        for (stored, place) in [(F32, 0), (F32, 1), (BF16, 1), (F16, 1)] {
+            let [weights, gradient] = [0, 1].map(|input| if place == 0 { alias(input) } else { t() });
+            case!(
+                cases,
+                attention::weights as Weights,
+                line(256),
+                addresses,
+                (stored, place),
+                [t(), weights, (), (), (), 256, stored]
+            );
+            case!(
+                cases,
+                attention::weights_backward as WeightsBackward,
+                line(256),
+                addresses,
+                (stored, place),
+                [t(), t(), gradient, (), (), (), 256, stored]
+            );
+        }
         case!(cases, linear::add_bias as AddBias, line(256), addresses, "", [t(), t()]);
         case!(cases, norm::sum_rows as SumRows, line(64), addresses, "", [t(), t(), ()]);
         case!(cases, decode::write_rows as WriteRows, line(128), addresses, "", [t(), t(), t()]);
@@ -177,14 +190,14 @@ fn cases() -> Vec<Case> {
             );
         }
         for stored in FORMATS {
-            for (group, dim) in [(7, 64), (1, 128)] {
+            for (group, dim, vector) in [(7, 64, 4), (1, 128, 4), (3, 18, 1)] {
                 case!(
                     cases,
                     decode::attention as Attention,
-                    line(128),
+                    line(256),
                     addresses,
                     (stored, group, dim),
-                    [t(), t(), t(), t(), t(), (), group, dim, stored]
+                    [t(), t(), t(), t(), t(), (), (), vector, group, dim / vector, 256, stored]
                 );
             }
             for vector in [1, 4] {
@@ -235,6 +248,47 @@ fn cases() -> Vec<Case> {
             );
         }
         for format in [BF16, F16] {
+            for (planes, lhs_along, rhs_along, ragged) in [
+                ([2, 2], true, true, false),
+                ([2, 2], true, false, false),
+                ([2, 2], false, false, true),
+                ([4, 1], true, false, false),
+                ([4, 1], false, true, true),
+            ] {
+                let [planes_m, planes_n] = planes;
+                case!(
+                    cases,
+                    tiles::tiles as Tiles,
+                    line((planes_m * planes_n * 32) as u32),
+                    addresses,
+                    (format, planes, lhs_along, rhs_along, ragged),
+                    [
+                        buffer(),
+                        buffer(),
+                        buffer(),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        (),
+                        8,
+                        2,
+                        planes_m,
+                        planes_n,
+                        lhs_along,
+                        rhs_along,
+                        ragged,
+                        format
+                    ]
+                );
+            }
             for (tiles, across, factors) in [(1, false, 1), (1, true, 1), (4, false, 3), (4, true, 2)] {
                 case!(
                     cases,
@@ -316,6 +370,11 @@ fn compile_all(architecture: u32) {
     for Case { kernel, name, form } in cases() {
         match ptx_of(&*kernel, architecture) {
             Ok(ptx) => {
+                if let Ok(dir) = std::env::var("PTX_DIR") {
+                    let file = format!("{dir}/{architecture} {name} {form}.ptx").replace("::", "-");
+                    std::fs::write(file.replace(['"', '[', ']', '(', ')', ',', ' '], "_").replace("__", "_"), &ptx)
+                        .unwrap();
+                }
                 for mistake in mistakes(name, &form, &ptx) {
                     failures.push(format!("{name}, {form}: {mistake}"));
                 }

@@ -4,15 +4,23 @@ use cubecl::prelude::*;
 
 use super::{max, sum};
 
-/// Scores of a block of query rows become attention weights, in place: `softmax(scale · scores)` over a row's own past, 0
-/// over its future. A cube per row.
+/// Attention weights of scores of a block of query rows: `softmax(scale · scores)` over a row's own past, 0 over its future.
+/// A cube per row. The output may lie where the scores do.
 ///
 /// Rows are those of heads one after another: row `r` stands at time `first + r mod rows`, and sees that many keys and one.
 ///
 /// # Shapes
-/// - scores: `[all, keys]`, `all` a multiple of `rows`
+/// - scores, out: `[all, keys]`, `all` a multiple of `rows`
 #[cube(launch, address_type = "dynamic")]
-pub(crate) fn weights(scores: &mut Tensor<f32>, first: usize, rows: usize, scale: f32, #[comptime] units: usize) {
+pub(crate) fn weights<O: Float>(
+    scores: &Tensor<f32>,
+    out: &mut Tensor<O>,
+    first: usize,
+    rows: usize,
+    scale: f32,
+    #[comptime] units: usize,
+    #[define(O)] _stored: ElemType,
+) {
     let row = CUBE_POS;
     if row >= scores.shape(0) {
         terminate!();
@@ -44,24 +52,26 @@ pub(crate) fn weights(scores: &mut Tensor<f32>, first: usize, rows: usize, scale
         if key < seen {
             weight = (scores[from + key] * scale - largest).exp() * factor;
         }
-        scores[from + key] = weight;
+        out[from + key] = O::cast_from(weight);
         key += CUBE_DIM as usize;
     }
 }
 
-/// The gradient of the scores in the place of that of the weights: `w ∘ (dw − Σ w ∘ dw) · scale`. A cube per row, as
-/// [`weights`].
+/// The gradient of the scores from that of the weights: `w ∘ (dw − Σ w ∘ dw) · scale`. A cube per row, as [`weights`]. The
+/// output may lie where the gradient does.
 ///
 /// # Shapes
-/// - weights, gradient: `[all, keys]`
+/// - weights, gradient, out: `[all, keys]`
 #[cube(launch, address_type = "dynamic")]
-pub(crate) fn weights_backward(
-    weights: &Tensor<f32>,
-    gradient: &mut Tensor<f32>,
+pub(crate) fn weights_backward<O: Float>(
+    weights: &Tensor<O>,
+    gradient: &Tensor<f32>,
+    out: &mut Tensor<O>,
     first: usize,
     rows: usize,
     scale: f32,
     #[comptime] units: usize,
+    #[define(O)] _stored: ElemType,
 ) {
     let row = CUBE_POS;
     if row >= weights.shape(0) {
@@ -73,7 +83,7 @@ pub(crate) fn weights_backward(
     let mut mixed = 0.0f32;
     let mut key = UNIT_POS as usize;
     while key < seen {
-        mixed += weights[from + key] * gradient[from + key];
+        mixed += f32::cast_from(weights[from + key]) * gradient[from + key];
         key += CUBE_DIM as usize;
     }
     let mixed = sum(mixed, units);
@@ -81,9 +91,9 @@ pub(crate) fn weights_backward(
     while key < keys {
         let mut value = 0.0f32;
         if key < seen {
-            value = weights[from + key] * (gradient[from + key] - mixed) * scale;
+            value = f32::cast_from(weights[from + key]) * (gradient[from + key] - mixed) * scale;
         }
-        gradient[from + key] = value;
+        out[from + key] = O::cast_from(value);
         key += CUBE_DIM as usize;
     }
 }

@@ -5,11 +5,10 @@
 
 use cubecl::prelude::*;
 
+use super::least;
+
 /// Fields of a row's state.
 pub(crate) const STATE: usize = 4;
-
-/// Keys looked at between two rescalings of the sums of attention.
-pub(crate) const TILE: usize = 32;
 
 /// Adds biases, rotates queries and keys, and stores keys and values in the tables; a unit per pair of elements.
 ///
@@ -110,131 +109,195 @@ pub(crate) fn write_rows(rows: &Tensor<f32>, writes: &Tensor<i32>, table: &mut T
 }
 
 /// `softmax(q kᵀ · scale) v` over the prompt and the completion of each row, the new token included; a cube per row and key
-/// head, which serves the `group` query heads that share it.
+/// head, which serves the `group` query heads that share it: every key and value is read once.
 ///
-/// The sums run over tiles of keys with the largest score so far taken out, as in FlashAttention (arXiv 2205.14135).
+/// Keys come in tiles of one per unit. The sums run over tiles with the largest score so far taken out, as in FlashAttention
+/// (arXiv 2205.14135).
 ///
 /// # Shapes
-/// - q, out: `[rows, kv_heads · group · dim]`; keys, values: `[tokens, kv_heads · dim]`; states: `[rows, 4]`
+/// - q, out: `[rows, kv_heads · group · dim]`; keys, values: `[tokens, kv_heads · dim]`; states: `[rows, 4]`; `dim` a multiple
+///   of the vector
 #[cube(launch, address_type = "dynamic")]
-pub(crate) fn attention<O: Float>(
-    q: &Tensor<f32>,
-    keys: &Tensor<f32>,
-    values: &Tensor<f32>,
+pub(crate) fn attention<O: Float, N: Size>(
+    q: &Tensor<Vector<f32, N>>,
+    keys: &Tensor<Vector<f32, N>>,
+    values: &Tensor<Vector<f32, N>>,
     states: &Tensor<i32>,
-    out: &mut Tensor<O>,
+    out: &mut Tensor<Vector<O, N>>,
     scale: f32,
+    kv_heads: usize,
     #[comptime] group: usize,
-    #[comptime] dim: usize,
+    #[comptime] vectors: usize,
+    #[comptime] units: usize,
     #[define(O)] _stored: ElemType,
 ) {
-    let kv_width = keys.shape(1);
-    let kv_heads = kv_width / dim;
-    if CUBE_POS >= q.shape(0) * kv_heads {
+    let head = CUBE_POS % kv_heads;
+    let row = CUBE_POS / kv_heads;
+    if row >= states.shape(0) {
         terminate!();
     }
-    let (row, head) = (CUBE_POS / kv_heads, CUBE_POS % kv_heads);
-    let (unit, units) = (UNIT_POS as usize, CUBE_DIM as usize);
+    let unit = UNIT_POS as usize;
     let state = row * STATE;
     let (prompt_start, prompt) = (states[state] as usize, states[state + 1] as usize);
     let (own_start, own) = (states[state + 2] as usize, states[state + 3] as usize + 1);
     let count = prompt + own;
+    let line = kv_heads * vectors;
+    let from = CUBE_POS * comptime!(group * vectors);
 
-    // A key has one number more than it needs, so that units of a column meet different banks.
-    let padded = comptime!(dim + 1);
-    let width = comptime!(group * dim);
-    let mut tile = Shared::new_slice(comptime!(TILE * (dim + 1)));
-    let mut queries = Shared::new_slice(width);
-    let mut sums = Shared::new_slice(width);
-    let mut weights = Shared::new_slice(comptime!(group * TILE));
-    let mut largest = Shared::new_slice(group);
-    let mut total = Shared::new_slice(group);
-    let mut fade = Shared::new_slice(group);
-
-    let from = (row * kv_heads + head) * width;
+    let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(group * vectors));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(group * units));
+    let mut fades = Shared::<[f32]>::new_slice(group);
+    let mut slots = Shared::<[f32]>::new_slice(units);
     let mut i = unit;
-    while i < width {
-        queries[i] = q[from + i] * scale;
-        sums[i] = 0.0f32;
+    while i < comptime!(group * vectors) {
+        queries[i] = q[from + i] * Vector::new(scale);
         i += units;
     }
-    let mut g = unit;
-    while g < group {
-        largest[g] = f32::new(-1e30);
-        total[g] = 0.0f32;
-        g += units;
+    // For scores a unit is one of a head's, for values it has one vector of some keys.
+    let per_head = comptime!(units / group.next_power_of_two());
+    let (own_head, lane) = (unit / per_head, unit % per_head);
+    let mut largest = f32::new(-1e30);
+    let mut total = 0.0f32;
+    let parts = comptime!(units / vectors);
+    let (part, vector) = (unit / vectors, unit % vectors);
+    let mut sums = Array::<Vector<f32, N>>::new(group);
+    #[unroll]
+    for g in 0..group {
+        sums[g] = Vector::new(0.0f32);
     }
+    sync_cube();
 
     let mut start = 0usize;
     while start < count {
-        let mut here = count - start;
-        if here > TILE {
-            here = TILE;
-        }
-        // 1. The keys of the tile.
-        let mut i = unit;
-        while i < here * dim {
-            let (j, d) = (i / dim, i % dim);
-            let token = token(start + j, prompt, prompt_start, own_start);
-            tile[j * padded + d] = keys[token * kv_width + head * dim + d];
-            i += units;
-        }
-        sync_cube();
-        // 2. Scores.
-        let mut i = unit;
-        while i < here * group {
-            let (g, j) = (i / here, i % here);
-            let mut score = 0.0f32;
-            for d in 0..dim {
-                score += queries[g * dim + d] * tile[j * padded + d];
+        let here = least(units, count - start);
+        // 1. Scores of one key.
+        if unit < here {
+            let at = token(start + unit, prompt, prompt_start, own_start) * line + head * vectors;
+            let mut scores = Array::<Vector<f32, N>>::new(group);
+            #[unroll]
+            for g in 0..group {
+                scores[g] = Vector::new(0.0f32);
             }
-            weights[g * TILE + j] = score;
-            i += units;
+            #[unroll]
+            for i in 0..vectors {
+                let key = keys[at + i];
+                #[unroll]
+                for g in 0..group {
+                    scores[g] += key * queries[comptime!(g * vectors + i)];
+                }
+            }
+            #[unroll]
+            for g in 0..group {
+                let mut score = 0.0f32;
+                #[unroll]
+                for i in 0..N::value() {
+                    score += scores[g].extract(i);
+                }
+                weights[comptime!(g * units) + unit] = score;
+            }
         }
         sync_cube();
-        // 3. What takes the largest out, head by head.
-        let mut g = unit;
-        while g < group {
-            let before = largest[g];
-            let mut most = before;
-            for j in 0..here {
-                let score = weights[g * TILE + j];
+        // 2. Weights, head by head, with the largest score taken out.
+        let mut most = largest;
+        if own_head < group {
+            let mut j = lane;
+            while j < here {
+                let score = weights[own_head * units + j];
                 if score > most {
                     most = score;
                 }
+                j += per_head;
             }
-            let mut sum = 0.0f32;
-            for j in 0..here {
-                let weight = (weights[g * TILE + j] - most).exp();
-                weights[g * TILE + j] = weight;
+        }
+        slots[unit] = most;
+        sync_cube();
+        for i in 0..per_head {
+            let other = slots[own_head * per_head + i];
+            if other > most {
+                most = other;
+            }
+        }
+        sync_cube();
+        let mut sum = 0.0f32;
+        if own_head < group {
+            let mut j = lane;
+            while j < here {
+                let weight = (weights[own_head * units + j] - most).exp();
+                weights[own_head * units + j] = weight;
                 sum += weight;
+                j += per_head;
             }
-            let factor = (before - most).exp();
-            largest[g] = most;
-            fade[g] = factor;
-            total[g] = total[g] * factor + sum;
-            g += units;
         }
+        slots[unit] = sum;
+        let fade = (largest - most).exp();
+        if own_head < group && lane == 0 {
+            fades[own_head] = fade;
+        }
+        largest = most;
         sync_cube();
-        // 4. Values.
-        let mut i = unit;
-        while i < width {
-            let (g, d) = (i / dim, i % dim);
-            let mut sum = sums[i] * fade[g];
-            for j in 0..here {
+        total *= fade;
+        for i in 0..per_head {
+            total += slots[own_head * per_head + i];
+        }
+        // 3. Values.
+        #[unroll]
+        for g in 0..group {
+            sums[g] *= Vector::new(fades[g]);
+        }
+        if part < parts {
+            let column = head * vectors + vector;
+            let mut j = part;
+            // Several loads are under way at a time.
+            while j + 3 * parts < here {
+                let mut values_here = Array::<Vector<f32, N>>::new(4usize);
+                #[unroll]
+                for i in 0..4 {
+                    let token = token(start + j + i * parts, prompt, prompt_start, own_start);
+                    values_here[i] = values[token * line + column];
+                }
+                #[unroll]
+                for i in 0..4 {
+                    #[unroll]
+                    for g in 0..group {
+                        sums[g] += values_here[i] * Vector::new(weights[comptime!(g * units) + j + i * parts]);
+                    }
+                }
+                j += 4 * parts;
+            }
+            while j < here {
                 let token = token(start + j, prompt, prompt_start, own_start);
-                sum += weights[g * TILE + j] * values[token * kv_width + head * dim + d];
+                let value = values[token * line + column];
+                #[unroll]
+                for g in 0..group {
+                    sums[g] += value * Vector::new(weights[comptime!(g * units) + j]);
+                }
+                j += parts;
             }
-            sums[i] = sum;
-            i += units;
         }
         sync_cube();
-        start += TILE;
+        start += units;
     }
-    let mut i = unit;
-    while i < width {
-        out[from + i] = O::cast_from(sums[i] / total[i / dim]);
-        i += units;
+
+    // The parts of the sums, in order.
+    if own_head < group && lane == 0 {
+        fades[own_head] = 1.0 / total;
+    }
+    let mut shares = Shared::<[Vector<f32, N>]>::new_slice(comptime!(parts * vectors));
+    #[unroll]
+    for g in 0..group {
+        if part < parts {
+            shares[unit] = sums[g];
+        }
+        sync_cube();
+        if unit < vectors {
+            let mut sum = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for other in 0..parts {
+                sum += shares[other * vectors + unit];
+            }
+            out[from + comptime!(g * vectors) + unit] = Vector::cast_from(sum * Vector::new(fades[g]));
+        }
+        sync_cube();
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) mod norm;
 pub(super) mod pointwise;
 pub(super) mod sample;
 pub(super) mod scores;
+pub(super) mod tiles;
 pub(super) mod update;
 
 use cubecl::prelude::*;

@@ -1,0 +1,259 @@
+//! Products of many rows on tensor cores, by the registers of each unit (`mma`, 16 x 8 x 16) and with the loads of the next
+//! terms under way while these are multiplied.
+
+use cubecl::cmma::{MatrixIdent, MmaDefinition};
+use cubecl::prelude::*;
+
+use super::least;
+
+/// Numbers of a vector: 16 bytes.
+pub(crate) const VECTOR: usize = 8;
+/// Terms that are in shared memory at a time, twice: one lot is filled while the other is multiplied.
+pub(crate) const TERMS: usize = 32;
+/// Rows and columns of a plane's part of the result, in registers.
+pub(crate) const PART: usize = 64;
+/// Tiles of rows that are next to each other in the order of cubes: what they read of the right factor is still in the cache.
+const GROUP: usize = 8;
+/// Units of a plane.
+const UNITS: usize = 32;
+
+/// `lhs · rhs` for each batch; a cube per tile of `PART · planes_m` rows and `PART · planes_n` columns and part of the terms.
+/// Parts of the terms are results of their own.
+///
+/// # Shapes
+/// - lhs: `[batches, m, terms]`; rhs: `[batches, terms, n]`; a factor whose terms are next to each other in memory has them
+///   *along*, the other has its rows or columns so. Strides are in vectors, of lines and of the two dimensions of batches.
+/// - out: `[parts, batches, m, n]`, dense
+/// - `terms` is a multiple of a vector where a factor has them along, and of [`TERMS`] unless `ragged`; `m` and `n` are of a
+///   vector where a factor has not
+#[cube(launch, address_type = "dynamic")]
+pub(crate) fn tiles<E: Float, V: Size, P: Size>(
+    lhs: &[Vector<E, V>],
+    rhs: &[Vector<E, V>],
+    out: &mut [Vector<f32, P>],
+    m: usize,
+    n: usize,
+    terms: usize,
+    lhs_line: usize,
+    lhs_outer: usize,
+    lhs_inner: usize,
+    rhs_line: usize,
+    rhs_outer: usize,
+    rhs_inner: usize,
+    inner: usize,
+    batches: usize,
+    parts: usize,
+    #[comptime] planes_m: usize,
+    #[comptime] planes_n: usize,
+    #[comptime] lhs_along: bool,
+    #[comptime] rhs_along: bool,
+    #[comptime] ragged: bool,
+    #[define(E)] _format: ElemType,
+) {
+    let rows = comptime!(planes_m * PART);
+    let columns = comptime!(planes_n * PART);
+    let units = comptime!(planes_m * planes_n * UNITS);
+    let (tiles_m, tiles_n) = (m.div_ceil(rows), n.div_ceil(columns));
+    let tiles = tiles_m * tiles_n;
+    let (which, place) = (CUBE_POS / tiles, CUBE_POS % tiles);
+    if which >= parts * batches {
+        terminate!();
+    }
+    let (part, batch) = (which / batches, which % batches);
+    let group = place / (GROUP * tiles_n);
+    let height = least(GROUP, tiles_m - group * GROUP);
+    let within = place % (GROUP * tiles_n);
+    let first_row = (group * GROUP + within % height) * rows;
+    let first_column = within / height * columns;
+    let share = terms.div_ceil(TERMS).div_ceil(parts) * TERMS;
+    let end = least(terms, (part + 1) * share);
+    let lhs_from = batch / inner * lhs_outer + batch % inner * lhs_inner;
+    let rhs_from = batch / inner * rhs_outer + batch % inner * rhs_inner;
+
+    let lhs_size = comptime!(stage(rows, lhs_along));
+    let size = comptime!(lhs_size + stage(columns, rhs_along));
+    let mut stages = Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(2 * size), 16usize);
+    let plane = UNIT_POS as usize / UNITS;
+    let plane_row = plane / planes_n * PART;
+    let plane_column = plane % planes_n * PART;
+
+    let definition = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+    let mut sums = Array::<Vector<f32, P>>::new(comptime!(PART / 16 * PART / 8 * 2));
+    #[unroll]
+    for i in 0..comptime!(PART / 16 * PART / 8 * 2) {
+        sums[i] = Vector::new(0.0f32);
+    }
+
+    let mut term = part * share;
+    let left = fetch::<E, V>(lhs, lhs_from, lhs_line, first_row, m, term, end, rows, lhs_along, ragged, units);
+    let right = fetch::<E, V>(rhs, rhs_from, rhs_line, first_column, n, term, end, columns, rhs_along, false, units);
+    put::<E, V>(&mut stages, 0usize, &left, rows, lhs_along, units);
+    put::<E, V>(&mut stages, lhs_size, &right, columns, rhs_along, units);
+    sync_cube();
+    let mut from = 0usize;
+    while term < end {
+        term += TERMS;
+        // The loads of the last time are for nothing, of terms that are there.
+        let left = fetch::<E, V>(lhs, lhs_from, lhs_line, first_row, m, term, end, rows, lhs_along, ragged, units);
+        let right =
+            fetch::<E, V>(rhs, rhs_from, rhs_line, first_column, n, term, end, columns, rhs_along, false, units);
+        #[unroll]
+        for step in 0..comptime!(TERMS / 16) {
+            let mut factors = Sequence::<Array<Vector<E, P>>>::new();
+            #[unroll]
+            for j in 0..comptime!(PART / 16) {
+                let at = from + lhs_size + place_of(plane_column + j * 16, step, columns, rhs_along, true);
+                let four = definition.load_matrix::<Vector<E, V>, P>(
+                    &stages[at..at + 1],
+                    MatrixIdent::B,
+                    4usize,
+                    comptime!(!rhs_along),
+                );
+                factors.push(four);
+            }
+            #[unroll]
+            for i in 0..comptime!(PART / 16) {
+                let at = from + place_of(plane_row + i * 16, step, rows, lhs_along, false);
+                let a = definition.load_matrix::<Vector<E, V>, P>(
+                    &stages[at..at + 1],
+                    MatrixIdent::A,
+                    4usize,
+                    comptime!(!lhs_along),
+                );
+                #[unroll]
+                for j in 0..comptime!(PART / 8) {
+                    let four = factors.index(comptime!(j / 2));
+                    let mut b = Array::<Vector<E, P>>::new(2usize);
+                    b[0] = four[comptime!(j % 2 * 2)];
+                    b[1] = four[comptime!(j % 2 * 2 + 1)];
+                    let at = comptime!((i * (PART / 8) + j) * 2);
+                    let mut sum = Array::<Vector<f32, P>>::new(2usize);
+                    sum[0] = sums[at];
+                    sum[1] = sums[at + 1];
+                    let sum = definition.execute(&a, &b, &sum);
+                    sums[at] = sum[0];
+                    sums[at + 1] = sum[1];
+                }
+            }
+        }
+        from = size - from;
+        put::<E, V>(&mut stages, from, &left, rows, lhs_along, units);
+        put::<E, V>(&mut stages, from + lhs_size, &right, columns, rhs_along, units);
+        sync_cube();
+    }
+
+    let unit = UNIT_POS as usize % UNITS;
+    let result = which * m * n;
+    #[unroll]
+    for i in 0..comptime!(PART / 16) {
+        #[unroll]
+        for half in 0..2 {
+            let row = first_row + plane_row + i * 16 + half * 8 + unit / 4;
+            if row < m {
+                #[unroll]
+                for j in 0..comptime!(PART / 8) {
+                    let column = first_column + plane_column + j * 8 + unit % 4 * 2;
+                    if column < n {
+                        out[(result + row * n + column) / 2] = sums[comptime!((i * (PART / 8) + j) * 2 + half)];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Vectors between the lines of a stage: one more than a line has, so that eight of them are in all banks.
+const fn line(rows: usize, along: bool) -> usize {
+    if along { TERMS / VECTOR + 1 } else { rows / VECTOR + 1 }
+}
+
+/// Vectors of the stage of a factor.
+pub(crate) const fn stage(rows: usize, along: bool) -> usize {
+    line(rows, along) * if along { rows } else { TERMS }
+}
+
+/// This unit's share of a tile of a factor; beyond its end what is there, or zeros for terms beyond the last where one of
+/// the factors has to have them.
+#[cube]
+fn fetch<E: Float, V: Size>(
+    source: &[Vector<E, V>],
+    from: usize,
+    stride: usize,
+    first: usize,
+    size: usize,
+    term: usize,
+    end: usize,
+    #[comptime] rows: usize,
+    #[comptime] along: bool,
+    #[comptime] zeros: bool,
+    #[comptime] units: usize,
+) -> Array<Vector<E, V>> {
+    let count = comptime!(rows * TERMS / VECTOR / units);
+    let width = comptime!(if along { TERMS / VECTOR } else { rows / VECTOR });
+    let mut share = Array::<Vector<E, V>>::new(count);
+    #[unroll]
+    for i in 0..count {
+        let at = UNIT_POS as usize + i * units;
+        let (line, vector) = (at / width, at % width);
+        let value = if comptime!(along) {
+            let term = term + vector * VECTOR;
+            let row = least(first + line, size - 1);
+            let value = source[from + row * stride + least(term, end - VECTOR) / VECTOR];
+            zero_unless::<E, V>(value, term < end, zeros)
+        } else {
+            let term = term + line;
+            let row = least(first / VECTOR + vector, size / VECTOR - 1);
+            let value = source[from + least(term, end - 1) * stride + row];
+            zero_unless::<E, V>(value, term < end, zeros)
+        };
+        share[i] = value;
+    }
+    share
+}
+
+#[cube]
+fn zero_unless<E: Float, V: Size>(value: Vector<E, V>, valid: bool, #[comptime] zeros: bool) -> Vector<E, V> {
+    if comptime!(zeros) { select(valid, value, Vector::new(E::new(0.0))) } else { value }
+}
+
+/// Puts what [`fetch`] got into the stage that begins at `from`.
+#[cube]
+fn put<E: Float, V: Size>(
+    stages: &mut Shared<[Vector<E, V>]>,
+    from: usize,
+    share: &Array<Vector<E, V>>,
+    #[comptime] rows: usize,
+    #[comptime] along: bool,
+    #[comptime] units: usize,
+) {
+    let width = comptime!(if along { TERMS / VECTOR } else { rows / VECTOR });
+    let stride = comptime!(line(rows, along));
+    #[unroll]
+    for i in 0..comptime!(rows * TERMS / VECTOR / units) {
+        let at = UNIT_POS as usize + i * units;
+        stages[from + at / width * stride + at % width] = share[i];
+    }
+}
+
+/// Where in a stage this unit's line is of the four matrices of 8 x 8 that make 16 rows by 16 terms, rows first where
+/// `right` is false, terms first where it is true: the order of the instruction's registers.
+#[cube]
+fn place_of(
+    row: usize,
+    step: usize,
+    #[comptime] rows: usize,
+    #[comptime] along: bool,
+    #[comptime] right: bool,
+) -> usize {
+    let unit = UNIT_POS as usize % UNITS;
+    let stride = comptime!(line(rows, along));
+    // Of the four matrices the second is 8 lines below the first, or 8 numbers beside it.
+    let below = comptime!(along != right);
+    let (line, vector) =
+        if comptime!(below) { (unit % 16, unit / 16) } else { (unit % 8 + unit / 16 * 8, unit / 8 % 2) };
+    if comptime!(along) {
+        (row + line) * stride + step * 2 + vector
+    } else {
+        (step * 16 + line) * stride + row / VECTOR + vector
+    }
+}

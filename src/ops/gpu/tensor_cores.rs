@@ -1,0 +1,219 @@
+//! Launches of our own kernels for products on tensor cores: [`few_rows`] and [`tiles`], and what they serve.
+
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
+use cubecl::ir::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::CubeDim;
+
+use super::kernels::few_rows::{self as few, TILE};
+use super::kernels::tiles::{self as tiled, PART, TERMS, VECTOR, stage};
+use super::launch::{addresses, cubes, elem, empty, reshape, sum_each};
+use super::product::matrix;
+
+/// Rows that [`few_rows`] serves at most: a plane keeps their sums in registers.
+const FEW_ROWS: usize = 128;
+/// Planes of a cube of [`few_rows`], and units of a plane.
+const PLANES: [u32; 2] = [16, 32];
+
+/// Whether the device's planes are the 32 units that both kernels are written for, and a cube may have `units`.
+fn planes(client: &Client, units: u32) -> bool {
+    let hardware = &client.properties().hardware;
+    let [_, plane] = PLANES;
+    hardware.plane_size_min == plane && hardware.plane_size_max == plane && hardware.max_units_per_cube >= units
+}
+
+/// How a matrix lies: whether its rows are without gaps, or its columns, and how far apart they are.
+fn line(factor: &CubeTensor) -> Option<(bool, usize)> {
+    let strides = factor.meta.strides();
+    let dims = strides.len();
+    match (strides[dims - 2], strides[dims - 1]) {
+        (stride, 1) => Some((true, stride)),
+        (1, stride) => Some((false, stride)),
+        _ => None,
+    }
+}
+
+/// Whether [`few_rows`] computes `lhs · rhs`, where the device has fragments of the factors' format.
+pub(super) fn few_rows_serves(lhs: &CubeTensor, rhs: &CubeTensor) -> bool {
+    let ([m, k], [_, n]) = (matrix(lhs.meta.shape()), matrix(rhs.meta.shape()));
+    // Fragments begin at multiples of 32 bytes, and their lines are multiples of 16.
+    let fits = [m, n, k].iter().all(|size| size.is_multiple_of(TILE))
+        && [lhs, rhs].iter().all(|factor| line(factor).is_some_and(|(_, stride)| stride.is_multiple_of(TILE)));
+    let halves = lhs.dtype.size() == 2 && rhs.dtype == lhs.dtype;
+    let matrices =
+        lhs.meta.num_dims() == 2 && rhs.meta.num_dims() == 2 && line(lhs).is_some_and(|(by_rows, _)| by_rows);
+    m <= FEW_ROWS && planes(&lhs.client, PLANES[0] * PLANES[1]) && fits && halves && matrices
+}
+
+/// Whether the right factors of products that [`few_rows`] serves one by one can be served in one launch.
+pub(super) fn alike(factors: &[CubeTensor]) -> bool {
+    let by_rows = |factor: &CubeTensor| line(factor).map(|(by_rows, _)| by_rows);
+    factors.iter().all(|factor| by_rows(factor) == by_rows(&factors[0]))
+}
+
+/// One to three products of one left factor, each of which [`few_rows_serves`].
+pub(super) fn few_rows(lhs: CubeTensor, rhs: &[CubeTensor], out: &[CubeTensor]) {
+    let [m, k] = matrix(lhs.meta.shape());
+    let line = |factor: &CubeTensor| line(factor).expect("a factor whose rows or columns are without gaps");
+    let (_, lhs_stride) = line(&lhs);
+    let (by_rows, _) = line(&rhs[0]);
+    let client = lhs.client.clone();
+    let format = elem(lhs.dtype);
+    let [planes, units] = PLANES;
+    // What is not there is not read: the first stands for it.
+    let right = |i: usize| rhs.get(i).unwrap_or(&rhs[0]);
+    let buffer = |i: usize| right(i).clone().into_buffer_arg();
+    let result = |i: usize| out.get(i).unwrap_or(&out[0]).clone().into_buffer_arg();
+    let stride = |i: usize| line(right(i)).1 as u32;
+    let columns = [0, 1, 2].map(|i| rhs.get(i).map_or(0, |rhs| matrix(rhs.meta.shape())[1]));
+    few::few_rows::launch(
+        &client,
+        cubes(&client, columns.iter().sum::<usize>() / TILE),
+        CubeDim::new_2d(units, planes),
+        addresses([&lhs, right(0), right(1), right(2), &out[0]]),
+        lhs.into_buffer_arg(),
+        buffer(0),
+        buffer(1),
+        buffer(2),
+        result(0),
+        result(1),
+        result(2),
+        lhs_stride as u32,
+        stride(0),
+        stride(1),
+        stride(2),
+        columns[0],
+        columns[1],
+        columns[2],
+        k,
+        rhs.len(),
+        m / TILE,
+        planes as usize,
+        !by_rows,
+        format,
+    );
+}
+
+/// How a factor of [`tiles`] lies in memory, in vectors.
+struct Lie {
+    /// Whether its terms are next to each other.
+    along: bool,
+    /// From one line to the next.
+    line: usize,
+    /// From one batch to the next, of the two dimensions of batches.
+    batches: [usize; 2],
+}
+
+/// None where lines, batches or the beginning are not at multiples of a vector.
+fn lie(factor: &CubeTensor, right: bool) -> Option<Lie> {
+    let (by_rows, stride) = line(factor)?;
+    let (along, dims) = (by_rows != right, factor.meta.num_dims());
+    let batch = |back: usize| dims.checked_sub(back).map_or(0, |dim| factor.meta.strides()[dim]);
+    let (batches, [rows, columns]) = ([batch(4), batch(3)], matrix(factor.meta.shape()));
+    let width = if by_rows { columns } else { rows };
+    let whole = |count: &usize| count.is_multiple_of(VECTOR);
+    let begins = factor.handle.offset_start.is_none_or(|bytes| bytes.is_multiple_of(16));
+    let fits = dims <= 4 && begins && whole(&stride) && whole(&width) && batches.iter().all(whole);
+    fits.then(|| Lie { along, line: stride / VECTOR, batches: batches.map(|stride| stride / VECTOR) })
+}
+
+/// Whether [`tiles`] computes `lhs · rhs`.
+pub(super) fn tiles_serves(lhs: &CubeTensor, rhs: &CubeTensor) -> bool {
+    let ([_, n], format) = (matrix(rhs.meta.shape()), elem(lhs.dtype));
+    let [batches, others] = [lhs, rhs].map(|factor| &factor.meta.shape()[..factor.meta.num_dims() - 2]);
+    let matmul = &lhs.client.features().matmul;
+    let f32 = ElemType::Float(FloatKind::F32);
+    let instruction = MmaConfig { a_type: format, b_type: format, cd_type: f32, m: 16, n: 8, k: 16 };
+    rhs.dtype == lhs.dtype
+        && n.is_multiple_of(2)
+        && batches == others
+        && matmul.mma.contains(&instruction)
+        && matmul.ldmatrix.contains(&format)
+        && lie(lhs, false).is_some()
+        && lie(rhs, true).is_some()
+        && planes(&lhs.client, 128)
+        && lhs.client.properties().hardware.max_shared_memory_size >= shared([4, 1], [false, true])
+}
+
+/// Shared memory of a cube, bytes.
+fn shared([planes_m, planes_n]: [usize; 2], [lhs, rhs]: [bool; 2]) -> usize {
+    2 * 2 * VECTOR * (stage(planes_m * PART, lhs) + stage(planes_n * PART, rhs))
+}
+
+/// `lhs · rhs` in f32, where [`tiles_serves`].
+pub(super) fn tiles(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
+    let ([m, terms], [_, n]) = (matrix(lhs.meta.shape()), matrix(rhs.meta.shape()));
+    let [left, right] = [lie(&lhs, false), lie(&rhs, true)].map(|lie| lie.expect("a product that is served"));
+    let (client, format, dims) = (lhs.client.clone(), elem(lhs.dtype), lhs.meta.num_dims());
+    let inner = if dims < 3 { 1 } else { lhs.meta.shape()[dims - 3] };
+    let batches: usize = lhs.meta.shape()[..dims - 2].iter().product();
+    // A head's width is one plane's columns.
+    let [planes_m, planes_n] = if n <= PART { [4, 1] } else { [2, 2] };
+    let tiles = m.div_ceil(planes_m * PART) * n.div_ceil(planes_n * PART) * batches;
+    let parts = parts(tiles, terms, client.properties().hardware.num_streaming_multiprocessors);
+    let sums = if parts == 1 { out.clone() } else { empty(&lhs, [parts, batches * m * n], DType::F32) };
+    tiled::tiles::launch(
+        &client,
+        cubes(&client, tiles * parts),
+        CubeDim::new_1d((planes_m * planes_n) as u32 * PLANES[1]),
+        addresses([&lhs, &rhs, &sums]),
+        VECTOR,
+        2,
+        lhs.into_buffer_arg(),
+        rhs.into_buffer_arg(),
+        sums.clone().into_buffer_arg(),
+        m,
+        n,
+        terms,
+        left.line,
+        left.batches[0],
+        left.batches[1],
+        right.line,
+        right.batches[0],
+        right.batches[1],
+        inner,
+        batches,
+        parts,
+        planes_m,
+        planes_n,
+        left.along,
+        right.along,
+        !terms.is_multiple_of(TERMS),
+        format,
+    );
+    if parts > 1 {
+        sum_each(sums, parts, reshape(out, [1, batches * m * n]));
+    }
+}
+
+/// Parts of the terms, so that a large card has work for two cubes on each of its processors: each of 8 loads at least.
+fn parts(tiles: usize, terms: usize, processors: Option<u32>) -> usize {
+    let places = 2 * processors.unwrap_or(1) as usize;
+    (places / tiles).min(terms.div_ceil(TERMS) / 8).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A weight's gradient has few tiles and many terms.
+    #[test]
+    fn terms_are_divided_where_tiles_are_few() {
+        let tiles = |m: usize, n: usize| m.div_ceil(128) * n.div_ceil(128);
+        assert_eq!(parts(tiles(8192, 896), 896, Some(132)), 1);
+        assert_eq!(parts(tiles(896, 896), 8192, Some(132)), 5);
+        assert_eq!(parts(tiles(896, 128), 8192, Some(132)), 32);
+        assert_eq!(parts(tiles(64, 64), 64, Some(132)), 1);
+        assert_eq!(parts(1, 8192, None), 2);
+    }
+
+    /// Static shared memory of a cube on every card.
+    #[test]
+    fn stages_fit() {
+        for along in [[true, true], [true, false], [false, true], [false, false]] {
+            assert!(shared([2, 2], along) <= 48 << 10 && shared([4, 1], along) <= 56 << 10, "{along:?}");
+        }
+    }
+}
