@@ -150,7 +150,7 @@ fn times(shape: &Shape, chosen: Chosen<'_>, device: &Device, end: Instant) -> Pr
     let expected = expected.ok().and_then(Result::ok).map(tensor);
     let serves = |routine: &Routine| match routine {
         Routine::FewRows => problem.few_rows,
-        Routine::Tiles => problem.tiles,
+        Routine::Tiles(tiling) => problem.tilings.contains(tiling),
         Routine::Processor => problem.processor,
         // Where there are tensor cores, the others are no match: 5 to 50 times as slow on an H100.
         Routine::Unit { .. } | Routine::DoubleUnit { .. } => !problem.processor && problem.cores == [None; 2],

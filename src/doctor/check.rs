@@ -144,20 +144,24 @@ fn products(check: Add, device: &Device, precision: Precision, product: f32) {
         check(
             &format!("matrix product {m} x {k} x {n}"),
             product,
-            Box::new(move |device| vec![to_host(random([m, k], 1, device).matmul(random([k, n], 2, device)))]),
+            Box::new(move |device| {
+                vec![to_host(ops::matmul::<2>(random([m, k], 1, device), random([k, n], 2, device)))]
+            }),
         );
     }
     check(
         "matrix product, transposed",
         product,
-        Box::new(|device| vec![to_host(random([70, 48], 1, device).matmul(random([90, 48], 2, device).transpose()))]),
+        Box::new(|device| {
+            vec![to_host(ops::matmul::<2>(random([70, 48], 1, device), random([90, 48], 2, device).transpose()))]
+        }),
     );
     check(
         "matrix product, batched",
         product,
         Box::new(|device| {
             let (a, b): (Tensor<4>, Tensor<4>) = (random([3, 2, 9, 16], 1, device), random([3, 2, 16, 33], 2, device));
-            vec![to_host(a.matmul(b))]
+            vec![to_host(ops::matmul(a, b))]
         }),
     );
     if precision != Precision::F32 {

@@ -7,14 +7,14 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use burn::tensor::{FloatDType, Tensor, TensorData};
+use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 
 use super::sampling::{Drawn, draw, draws_on_device, fetch};
 use super::{Completion, FinishReason, Request, Sampled, Sampling, Watch};
 use crate::error::{Error, Result};
 use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig, ids};
 use crate::noise;
-use crate::ops::{self, is_host};
+use crate::ops::{self, Repeated, is_host};
 
 /// Prompt tokens read in one pass at most, but for a single longer prompt.
 const READ_TOKENS: usize = 8192;
@@ -22,6 +22,8 @@ const READ_TOKENS: usize = 8192;
 const TILE: usize = 16;
 /// New prompts are read when one in so many slots is free, or nothing runs.
 const READ_SHARE: usize = 8;
+/// Reads that must be possible yet for steps to be recorded: that takes three of them.
+const WORTH: usize = 8;
 
 /// Samples one completion per request, in the order of the requests.
 ///
@@ -73,6 +75,9 @@ pub fn generate(
         watch,
         cache,
         ahead,
+        records: true,
+        alike: (0, 0),
+        repeated: Vec::new(),
         slots: shape.completions,
         free_prompts: (0..shape.prompts).rev().collect(),
         free_slots: (0..shape.completions).rev().collect(),
@@ -138,6 +143,12 @@ struct Engine<'a, W> {
     cache: KvCache,
     /// Tokens decoded between two looks at what has ended.
     ahead: usize,
+    /// Whether the device records what it computes, so far as is known.
+    records: bool,
+    /// Rows of the newest steps, and how many in a row had as many.
+    alike: (usize, usize),
+    /// The recorded steps for a number of rows.
+    repeated: Vec<(usize, Repeated)>,
     slots: usize,
     free_prompts: Vec<usize>,
     free_slots: Vec<usize>,
@@ -268,21 +279,76 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
             .collect();
         let uniforms: Tensor<2> = ops::to_device(TensorData::new(uniforms, [rows, ahead]), &device);
         let mut tokens = ids(&self.running_tokens(), &device);
+        self.announce();
+        if let Some(numbers) = self.replay(&tokens, &uniforms) {
+            (1..ahead).for_each(|_| self.cache.step_on_device(&self.running_slots()));
+            return fetch(numbers);
+        }
         let mut numbers = Vec::with_capacity(ahead);
         for later in 0..ahead {
-            if later == 0 || self.cache.states().is_none() {
+            if later > 0 && self.cache.states().is_none() {
                 self.announce();
-            } else {
+            } else if later > 0 {
                 self.cache.step_on_device(&self.running_slots());
             }
-            let hidden = self.model.forward_ids(tokens, &vec![1; rows], Some(&mut self.cache));
-            let logits = self.model.logits(hidden);
-            let states = self.cache.states();
-            let drawn = Drawn::on_device(logits, &self.sampling.distribution, uniforms.clone(), later, states);
+            let drawn = self.draw_on_device(tokens, &uniforms, later);
             tokens = drawn.tokens;
             numbers.push(drawn.numbers);
         }
         fetch(Tensor::cat(numbers, 0))
+    }
+
+    /// The next token of each row, which stays on the device.
+    fn draw_on_device(&mut self, tokens: Tensor<1, Int>, uniforms: &Tensor<2>, later: usize) -> Drawn {
+        let [rows, _] = uniforms.dims();
+        let hidden = self.model.forward_ids(tokens, &vec![1; rows], Some(&mut self.cache));
+        let logits = self.model.logits(hidden);
+        Drawn::on_device(logits, &self.sampling.distribution, uniforms.clone(), later, self.cache.states())
+    }
+
+    /// What [`Self::decode_ahead`] draws after an announced step, by a replay where it has been recorded. It is recorded the
+    /// third time as many rows are decoded, where enough may follow.
+    fn replay(&mut self, tokens: &Tensor<1, Int>, uniforms: &Tensor<2>) -> Option<Tensor<2>> {
+        let [rows, ahead] = uniforms.dims();
+        let states = self.cache.states()?;
+        if !self.repeated.iter().any(|(count, _)| *count == rows) {
+            self.alike = if self.alike.0 == rows { (rows, self.alike.1 + 1) } else { (rows, 1) };
+            let left = |row: &Running| self.sampling.max_completion_length - self.completions[row.request].tokens.len();
+            let left = self.running.iter().map(left).max().unwrap_or(0);
+            if self.records && self.alike.1 > 2 && left >= WORTH * ahead {
+                self.record(tokens.clone(), uniforms.clone());
+            }
+        }
+        let (_, repeated) = self.repeated.iter().find(|(count, _)| *count == rows)?;
+        match repeated.replay(tokens.clone(), uniforms.clone(), states) {
+            Ok(numbers) => Some(numbers),
+            Err(reason) => panic!("a recorded step of decoding cannot be replayed: {reason}"),
+        }
+    }
+
+    /// Records the steps of [`Self::decode_ahead`] for as many rows as are announced. Meanwhile padding is decoded, which
+    /// leaves the cache of the sequences as it is.
+    fn record(&mut self, tokens: Tensor<1, Int>, uniforms: Tensor<2>) {
+        let [rows, ahead] = uniforms.dims();
+        let (Some(padding), Some(announced)) = (self.cache.padding_states(rows), self.cache.states()) else { return };
+        let recorded = Repeated::record(tokens, uniforms, padding, |mut tokens, uniforms, states| {
+            self.cache.set_states(states);
+            let mut numbers = Vec::with_capacity(ahead);
+            for later in 0..ahead {
+                let drawn = self.draw_on_device(tokens, &uniforms, later);
+                tokens = drawn.tokens;
+                numbers.push(drawn.numbers);
+            }
+            Tensor::cat(numbers, 0)
+        });
+        self.cache.set_states(announced);
+        match recorded {
+            Ok(repeated) => self.repeated.push((rows, repeated)),
+            Err(reason) => {
+                tracing::debug!("decoding is not recorded: {reason}");
+                self.records = false;
+            }
+        }
     }
 
     /// Rows of a decoding pass. Off the CPU few numbers of rows: powers of two.

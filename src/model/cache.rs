@@ -183,6 +183,19 @@ impl KvCache {
         self.decoding.as_ref().map(|decoding| decoding.states.clone())
     }
 
+    /// States of `rows` rows of padding, as [`Self::step`] has them.
+    pub(crate) fn padding_states(&self, rows: usize) -> Option<Tensor<2, Int>> {
+        let (decoding, spare) = (self.decoding.as_ref()?, self.shape.tokens());
+        Some(states(&vec![[spare..spare, spare..spare + 1]; rows], &decoding.states.device()))
+    }
+
+    /// Has the announced step read its state from other memory, until the next is announced.
+    pub(crate) fn set_states(&mut self, states: Tensor<2, Int>) {
+        if let Some(decoding) = &mut self.decoding {
+            decoding.states = states;
+        }
+    }
+
     /// [`ops::attend`] of the announced step's tokens.
     pub(super) fn attend(
         &self,

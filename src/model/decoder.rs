@@ -218,8 +218,8 @@ impl CausalLm {
     pub fn for_inference(&self) -> Self {
         let model = self.valid();
         let apart = ops::is_host(&model.device()) && lora::beside_short_base(&model);
-        let model = if apart { model } else { model.materialize() };
-        if !self.precision.is_short() { model } else { params::cast(model, self.precision.dtype()) }
+        let model = if apart { model } else { lora::merge(model) };
+        if self.precision.is_short() { params::cast(model, self.precision.dtype()) } else { model }
     }
 
     /// The same weights, with products in another precision.
@@ -317,7 +317,7 @@ impl CausalLm {
 
     fn embed_ids(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
         // Rounded as the matrix is where it is held in the precision: what samples reads the same rows as what is trained.
-        let rows = self.model.embed_tokens.weight.val().select(0, tokens).cast(self.precision.dtype());
+        let rows = self.model.embed_tokens.weight.val().select(0, tokens).cast(self.precision.stored());
         times(rows.cast(FloatDType::F32), self.multipliers.embedding)
     }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use burn::module::{Lora, Module, Param, ParamGroup};
-use burn::tensor::{DType, Device, FloatDType, TensorData};
+use burn::module::{Lora, LoraAdapter, Module, Param, ParamGroup};
+use burn::nn::Linear;
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -17,6 +18,7 @@ use crate::files;
 use crate::hub::{Kind, Name, Part};
 use crate::model::tensors::{self, Dtype};
 use crate::noise::{Stream, mix_text};
+use crate::ops;
 use crate::text::directory::ADAPTER_CONFIG as CONFIG;
 pub use crate::text::directory::{base, base_name, is_adapter};
 
@@ -116,16 +118,34 @@ pub(super) fn beside_short_base(model: &CausalLm) -> bool {
 /// The model below its adapters, without autodiff. It shares the weights' memory.
 pub fn detach(model: &CausalLm) -> CausalLm {
     let mut model = model.valid();
-    for Layer { self_attn, mlp, .. } in &mut model.model.layers {
+    for layer in projections(&mut model) {
+        layer.weight = Param::initialized(layer.weight.id, layer.weight.base());
+    }
+    model
+}
+
+/// The model with its adapters added to what they are attached to, in f32 on every device.
+pub(super) fn merge(mut model: CausalLm) -> CausalLm {
+    for layer in projections(&mut model) {
+        if let Some(LoraAdapter { a, b, scale }) = layer.weight.adapter() {
+            let trained = layer.weight.base().device().is_autodiff();
+            let [base, a, b] = [layer.weight.base(), a.val(), b.val()].map(|x| if trained { x.inner() } else { x });
+            let merged = base.cast(FloatDType::F32) + ops::matmul(a, b).mul_scalar(*scale);
+            layer.weight = Param::from_tensor(if trained { Tensor::from_inner(merged) } else { merged });
+        }
+    }
+    model
+}
+
+/// The projections that can have adapters.
+fn projections(model: &mut CausalLm) -> impl Iterator<Item = &mut Linear> {
+    model.model.layers.iter_mut().flat_map(|Layer { self_attn, mlp, .. }| {
         let of_attention =
             [&mut self_attn.q_proj, &mut self_attn.k_proj, &mut self_attn.v_proj, &mut self_attn.qkv_proj];
         let of_mlp = [&mut mlp.gate_proj, &mut mlp.up_proj, &mut mlp.gate_up_proj];
         let always = [&mut self_attn.o_proj, &mut mlp.down_proj];
-        for layer in of_attention.into_iter().chain(of_mlp).flatten().chain(always) {
-            layer.weight = Param::initialized(layer.weight.id, layer.weight.base());
-        }
-    }
-    model
+        of_attention.into_iter().chain(of_mlp).flatten().chain(always)
+    })
 }
 
 /// What `adapter_config.json` says that is used here.

@@ -108,7 +108,7 @@ impl Held {
     fn for_products(precision: Precision, device: &Device) -> Self {
         match precision {
             Precision::F32 if ops::is_host(device) => Self::Exactly,
-            _ => Self::As(precision.dtype()),
+            _ => Self::As(precision.stored()),
         }
     }
 

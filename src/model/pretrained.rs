@@ -70,7 +70,7 @@ pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(Mod
         return load_full(&dir, device, precision, Held::on(precision, device));
     }
     let (config, model, _) = lora::load(&dir, device, precision)?;
-    Ok((config, if device.is_autodiff() { model.materialize() } else { model.for_inference() }))
+    Ok((config, if device.is_autodiff() { lora::merge(model) } else { model.for_inference() }))
 }
 
 /// The configuration of the model in `dir` (or of that name on the Hub), or of the one that the adapter in it belongs to.
@@ -318,7 +318,7 @@ pub fn save(dir: &Path, config: &ModelConfig, model: &CausalLm) -> Result<()> {
 pub fn save_sharded(dir: &Path, config: &ModelConfig, model: &CausalLm, limit: usize) -> Result<()> {
     files::write_json(&dir.join("config.json"), config)?;
     let dtype = config.stored().expect("a configuration without problems names a precision");
-    let entries = entries(&model.valid().materialize());
+    let entries = entries(&lora::merge(model.valid()));
     let total: usize = entries.iter().map(|entry| entry.bytes(dtype)).sum();
     if total <= limit {
         return tensors::write(&dir.join(WEIGHTS), dtype, &entries);

@@ -103,6 +103,68 @@ pub(crate) fn sample(
     )
 }
 
+/// A computation from some inputs that is recorded on a GPU and replayed on others.
+///
+/// The device has what it reads and writes by address, so it keeps its inputs and its output itself, and whoever has it
+/// keeps all else: the weights, and the tables of the cache.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+pub(crate) struct Repeated {
+    tokens: Tensor<1, Int>,
+    uniforms: Tensor<2>,
+    states: Tensor<2, Int>,
+    output: Tensor<2>,
+    #[cfg(feature = "gpu")]
+    recording: gpu::recording::Recording,
+}
+
+impl Repeated {
+    /// Records `compute`, which is run on the given inputs three times, of which it may write `states`. Which tokens and
+    /// uniforms these are does not matter.
+    ///
+    /// # Errors
+    /// Where the runtime records nothing, with the reason.
+    #[cfg_attr(not(feature = "gpu"), allow(unused_variables, unused_mut))]
+    pub(crate) fn record(
+        tokens: Tensor<1, Int>,
+        uniforms: Tensor<2>,
+        states: Tensor<2, Int>,
+        mut compute: impl FnMut(Tensor<1, Int>, Tensor<2>, Tensor<2, Int>) -> Tensor<2>,
+    ) -> Result<Self, String> {
+        #[cfg(feature = "gpu")]
+        {
+            let (tokens, states) = (gpu::recording::own_ints(tokens), gpu::recording::own_ints(states));
+            let uniforms = gpu::recording::own(uniforms);
+            let once = || compute(tokens.clone(), uniforms.clone(), states.clone());
+            let (recording, output) = gpu::recording::record(&states, once)?;
+            Ok(Self { tokens, uniforms, states, output, recording })
+        }
+        #[cfg(not(feature = "gpu"))]
+        Err("no GPU backend is part of this program".to_string())
+    }
+
+    /// The output for these inputs; a later replay writes it anew.
+    ///
+    /// # Errors
+    /// What the driver says.
+    #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
+    pub(crate) fn replay(
+        &self,
+        tokens: Tensor<1, Int>,
+        uniforms: Tensor<2>,
+        states: Tensor<2, Int>,
+    ) -> Result<Tensor<2>, String> {
+        #[cfg(feature = "gpu")]
+        {
+            gpu::recording::overwrite_ints(&self.tokens, tokens);
+            gpu::recording::overwrite(&self.uniforms, uniforms);
+            gpu::recording::overwrite_ints(&self.states, states);
+            self.recording.replay()?;
+        }
+        Ok(self.output.clone())
+    }
+}
+
 /// Where [`is_gpu`] was not asked.
 fn no_kernel() -> ! {
     panic!("a kernel of GPUs on another device")

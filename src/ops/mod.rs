@@ -16,7 +16,7 @@ pub(crate) mod update;
 
 /// Row functions on host memory, for sampling.
 pub(crate) use cpu::host;
-pub(crate) use decode::{Decoding, add_rms_norm, attend, products, sample, swiglu_as};
+pub(crate) use decode::{Decoding, Repeated, add_rms_norm, attend, products, sample, swiglu_as};
 
 /// Evaluates to the operation as the device has it: `ops/cpu`, `ops/gpu` where a GPU backend is compiled in, or `ops/plain.rs`.
 macro_rules! on {
@@ -228,6 +228,18 @@ pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDT
         return gpu::matmul_transposed(x, weight, format);
     }
     plain::linear(x, weight.transpose(), None, format)
+}
+
+/// `a b` in f32, without gradients on GPUs: Burn's own product rounds factors to TF32 there.
+///
+/// # Shapes
+/// - a: `[.., m, k]`; b: `[.., k, n]`; output: `[.., m, n]`
+pub(crate) fn matmul<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "gpu")]
+    if gpu::serves(&a.device()) {
+        return gpu::matmul(a, b, FloatDType::F32);
+    }
+    a.matmul(b)
 }
 
 /// Rotates pairs `(i, i + width / 2)` of the first numbers of a head by the row's angles (the Hugging Face convention).

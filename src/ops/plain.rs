@@ -120,9 +120,9 @@ pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<2>, values: Tensor<2>,
         table.select(0, tensors.reads.clone()).reshape([rows, tensors.longest, kv_heads, dim]).swap_dims(1, 2)
     };
     let q = q.reshape([rows, kv_heads, heads / kv_heads, dim]);
-    let scores = q.matmul(gather(keys).swap_dims(2, 3)).mul_scalar(scale(dim));
+    let scores = super::matmul(q, gather(keys).swap_dims(2, 3)).mul_scalar(scale(dim));
     let scores = scores.mask_fill(tensors.padding.clone(), f32::NEG_INFINITY);
-    softmax(scores, 3).matmul(gather(values)).reshape([rows, heads * dim])
+    super::matmul(softmax(scores, 3), gather(values)).reshape([rows, heads * dim])
 }
 
 /// What attention scores are multiplied by.

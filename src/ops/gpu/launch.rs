@@ -63,13 +63,14 @@ pub(super) fn elements(client: &Client, count: usize, units: u32) -> CubeCount {
     cubes(client, count.div_ceil(units as usize))
 }
 
-/// A float format as kernels name it.
+/// A number format as kernels name it.
 pub(super) fn elem(dtype: DType) -> ElemType {
     use cubecl::ir::FloatKind;
     match dtype {
         DType::F32 => ElemType::Float(FloatKind::F32),
         DType::F16 => ElemType::Float(FloatKind::F16),
         DType::BF16 => ElemType::Float(FloatKind::BF16),
+        DType::I32 => ElemType::Int(cubecl::ir::IntKind::I32),
         other => panic!("no kernel for {other:?}"),
     }
 }
@@ -398,6 +399,11 @@ pub(super) fn add_bias(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
     x
 }
 
+/// Units for a row of attention weights: there are many rows, and what a row waits for is its own units.
+fn units_for_keys(client: &Client, keys: usize) -> u32 {
+    units_for(client, keys / 16)
+}
+
 /// Rows of attention weights: shape, time of the first query row, and query rows of a block.
 type Block = (usize, usize);
 
@@ -410,7 +416,7 @@ pub(super) fn attention_weights(scores: CubeTensor, (first, rows): Block, scale:
     let scores = rows_of(scores);
     let client = scores.client.clone();
     let [all, keys] = scores.meta.shape().dims();
-    let units = units_for(&client, keys);
+    let units = units_for_keys(&client, keys);
     let (out, out_arg) = in_place_as(&scores, 0, stored);
     attention::weights::launch(
         &client,
@@ -442,7 +448,7 @@ pub(super) fn attention_weights_backward(
     let (weights, gradient) = (rows_of(weights), rows_of(gradient));
     let client = weights.client.clone();
     let [all, keys] = weights.meta.shape().dims();
-    let (units, stored) = (units_for(&client, keys), weights.dtype);
+    let (units, stored) = (units_for_keys(&client, keys), weights.dtype);
     let (out, out_arg) = in_place_as(&gradient, 1, stored);
     attention::weights_backward::launch(
         &client,

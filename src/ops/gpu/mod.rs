@@ -14,6 +14,7 @@ mod launch;
 pub(crate) mod product;
 #[cfg(all(test, feature = "cuda"))]
 mod ptx;
+pub(super) mod recording;
 mod tensor_cores;
 pub(super) mod update;
 
@@ -155,7 +156,7 @@ pub(super) fn factor(x: Tensor<4>, format: FloatDType) -> Tensor<4> {
 }
 
 /// A product of two [`factor`]s, without autodiff, in f32.
-pub(super) fn matmul(lhs: Tensor<4>, rhs: Tensor<4>, format: FloatDType) -> Tensor<4> {
+pub(super) fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>, format: FloatDType) -> Tensor<D> {
     from_primitive(Format::of(format).product(primitive(lhs), primitive(rhs)))
 }
 

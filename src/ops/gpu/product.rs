@@ -27,7 +27,7 @@ use cubek::matmul::tiled::Strategy as Tiled;
 use cubek::std::InputBinding;
 
 use super::launch::{elem, empty};
-use super::tensor_cores::{alike, few_rows, few_rows_serves, tiles, tiles_serves};
+use super::tensor_cores::{Tiling, alike, few_rows, few_rows_serves, tiles, tilings};
 
 /// How the tensor cores are reached: by fragments whose layout is the compiler's, or by registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,8 +60,8 @@ impl Cores {
 pub(crate) enum Routine {
     /// Tensor cores, for so few rows that all of them are a plane's: our own, see `kernels/few_rows.rs`.
     FewRows,
-    /// Tensor cores, for many rows: our own, see `kernels/tiles.rs`.
-    Tiles,
+    /// Tensor cores: our own, see `kernels/tiles.rs`.
+    Tiles(Tiling),
     /// Tensor cores, one stage in shared memory; two rows of tiles per plane where there are many rows.
     Simple { cores: Cores, many_rows: bool },
     /// Tensor cores, the next stage loaded while one is computed, each plane its own rows of the left factor.
@@ -88,9 +88,12 @@ pub(crate) enum Routine {
 
 impl Routine {
     /// All of them, the quickest on large products expected first.
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::FewRows,
-        Self::Tiles,
+        Self::Tiles(Tiling::Few),
+        Self::Tiles(Tiling::Square),
+        Self::Tiles(Tiling::Wide),
+        Self::Tiles(Tiling::Narrow),
         Self::Ordered { cores: Mma, rows: 8 },
         Self::Ordered { cores: Cmma, rows: 8 },
         Self::Ordered { cores: Mma, rows: 4 },
@@ -133,7 +136,7 @@ impl Routine {
     fn strategy(self) -> Option<Strategy> {
         let size = |large| if large { TileSizeSelection::MaxTileSize } else { TileSizeSelection::MinTileSize };
         Some(match self {
-            Self::FewRows | Self::Tiles => return None,
+            Self::FewRows | Self::Tiles(_) => return None,
             Self::Simple { cores, many_rows } => {
                 let args = SimpleArgs { tile_matmul: cores.kind(), multi_rows: many_rows };
                 match cores {
@@ -199,7 +202,7 @@ impl Display for Routine {
         let name = |cores: &Cores| if *cores == Cmma { "cmma" } else { "mma" };
         match self {
             Self::FewRows => f.write_str("few-rows"),
-            Self::Tiles => f.write_str("tiles"),
+            Self::Tiles(tiling) => write!(f, "tiles-{}", format!("{tiling:?}").to_lowercase()),
             Self::Simple { cores, many_rows: false } => write!(f, "simple-{}", name(cores)),
             Self::Simple { cores, many_rows: true } => write!(f, "simple-{}-many-rows", name(cores)),
             Self::Ordered { cores, rows } => write!(f, "ordered-{}-{rows}", name(cores)),
@@ -219,7 +222,7 @@ impl Display for Routine {
 }
 
 /// A product as the rule sees it: `batch` times `[m, k]` and `[k, n]`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Problem {
     pub m: usize,
     pub n: usize,
@@ -230,8 +233,8 @@ pub(crate) struct Problem {
     pub cores: [Option<Cores>; 2],
     /// Whether [`Routine::FewRows`] serves it.
     pub few_rows: bool,
-    /// Whether [`Routine::Tiles`] serves it.
-    pub tiles: bool,
+    /// How [`Routine::Tiles`] serves it.
+    pub tilings: Vec<Tiling>,
 }
 
 impl Problem {
@@ -248,7 +251,7 @@ impl Problem {
             processor: client.properties().hardware.num_cpu_cores.is_some(),
             cores,
             few_rows: cores[1].is_some() && few_rows_serves(lhs, rhs),
-            tiles: tiles_serves(lhs, rhs),
+            tilings: tilings(lhs, rhs),
         }
     }
 }
@@ -270,12 +273,16 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
         // Made for processors; the units of the others wait for each other, which cores do badly.
         return vec![Routine::Processor, Routine::Gemm, Routine::Naive];
     }
-    if problem.few_rows {
-        // Decoding: the others have too few cubes to read the right factor at the card's speed (H100, 64 x 896 x 896: 30 us).
-        order.push(Routine::FewRows);
-    }
-    if problem.tiles {
-        order.push(Routine::Tiles);
+    let own = |tiling: Tiling| problem.tilings.contains(&tiling).then_some(Routine::Tiles(tiling));
+    // Decoding: the others have too few cubes to read the right factor at the card's speed (H100, 64 x 896 x 896: 30 us).
+    let few = problem.few_rows.then_some(Routine::FewRows);
+    if m <= 64 && n.max(k) >= 2048 {
+        order.extend(own(Tiling::Few));
+        order.extend(few);
+    } else {
+        order.extend(few);
+        order.extend((n <= 64).then(|| own(Tiling::Narrow)).flatten());
+        order.extend(own(Tiling::Square));
     }
     // Large enough to fill a card with tiles of 128 x 128, and long enough for loads to hide behind products.
     let large = m >= 512 && n >= 512 && k >= 128;
@@ -380,7 +387,8 @@ pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor) -> Resu
     let Some(strategy) = routine.strategy() else {
         match routine {
             Routine::FewRows => few_rows(lhs, &[rhs], std::slice::from_ref(&product)),
-            _ => tiles(lhs, rhs, product.clone()),
+            Routine::Tiles(tiling) => tiles(lhs, rhs, product.clone(), tiling),
+            _ => unreachable!("a routine of cubek"),
         }
         return Ok(product);
     };
@@ -397,7 +405,7 @@ pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor) -> Resu
 
 /// Products of one left factor with one to three right ones, in f32: one launch where [`Routine::FewRows`] serves them all.
 pub(crate) fn products<const N: usize>(lhs: CubeTensor, rhs: [CubeTensor; N], relaxed: bool) -> [CubeTensor; N] {
-    let few = |rhs: &CubeTensor| Problem::of(&lhs, rhs, relaxed).few_rows;
+    let few = |rhs: &CubeTensor| routines(&Problem::of(&lhs, rhs, relaxed)).first() == Some(&Routine::FewRows);
     if N > 3 || N < 2 || !rhs.iter().all(few) || !alike(&rhs) {
         return rhs.map(|rhs| product(lhs.clone(), rhs, relaxed));
     }
@@ -446,7 +454,7 @@ mod tests {
     const ALL: [Option<Cores>; 2] = [Some(Mma), Some(Cmma)];
 
     fn rule(m: usize, n: usize, k: usize, processor: bool, cores: [Option<Cores>; 2]) -> Vec<Routine> {
-        routines(&Problem { m, n, k, processor, cores, few_rows: false, tiles: false })
+        routines(&Problem { m, n, k, processor, cores, few_rows: false, tilings: Vec::new() })
     }
 
     #[test]

@@ -223,6 +223,11 @@ fn cases() -> Vec<Case> {
                 );
             }
         }
+        if addresses == narrow {
+            for format in [F32, ElemType::Int(cubecl::ir::IntKind::I32)] {
+                case!(cases, pointwise::overwrite as Overwrite, line(128), narrow, format, [t(), t(), format]);
+            }
+        }
         case!(cases, pointwise::take_rows as TakeRows, line(256), addresses, "", [t(), t(), t()]);
         for greedy in [false, true] {
             case!(
@@ -248,20 +253,23 @@ fn cases() -> Vec<Case> {
             );
         }
         for format in [BF16, F16] {
-            for (planes, lhs_along, rhs_along, ragged) in [
-                ([2, 2], true, true, false),
-                ([2, 2], true, false, false),
-                ([2, 2], false, false, true),
-                ([4, 1], true, false, false),
-                ([4, 1], false, true, true),
+            for (planes, part, lhs_along, rhs_along, ragged) in [
+                ([2, 2, 1], [64, 64], true, true, false),
+                ([2, 2, 1], [64, 64], true, false, false),
+                ([2, 2, 1], [64, 64], false, false, true),
+                ([2, 4, 1], [64, 64], true, false, false),
+                ([4, 1, 1], [64, 64], true, false, false),
+                ([4, 1, 1], [64, 64], false, true, true),
+                ([1, 2, 2], [64, 32], true, false, false),
+                ([1, 2, 2], [16, 32], true, true, true),
             ] {
-                let [planes_m, planes_n] = planes;
+                let ([planes_m, planes_n, planes_k], [part_m, part_n]) = (planes, part);
                 case!(
                     cases,
                     tiles::tiles as Tiles,
-                    line((planes_m * planes_n * 32) as u32),
+                    line((planes_m * planes_n * planes_k * 32) as u32),
                     addresses,
-                    (format, planes, lhs_along, rhs_along, ragged),
+                    (format, planes, part, lhs_along, rhs_along, ragged),
                     [
                         buffer(),
                         buffer(),
@@ -282,6 +290,9 @@ fn cases() -> Vec<Case> {
                         2,
                         planes_m,
                         planes_n,
+                        planes_k,
+                        part_m,
+                        part_n,
                         lhs_along,
                         rhs_along,
                         ragged,

@@ -8,7 +8,7 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::CubeDim;
 
 use super::kernels::few_rows::{self as few, TILE};
-use super::kernels::tiles::{self as tiled, PART, TERMS, VECTOR, stage};
+use super::kernels::tiles::{self as tiled, TERMS, VECTOR, stage};
 use super::launch::{addresses, cubes, elem, empty, reshape, sum_each};
 use super::product::matrix;
 
@@ -119,45 +119,101 @@ fn lie(factor: &CubeTensor, right: bool) -> Option<Lie> {
     fits.then(|| Lie { along, line: stride / VECTOR, batches: batches.map(|stride| stride / VECTOR) })
 }
 
-/// Whether [`tiles`] computes `lhs · rhs`.
-pub(super) fn tiles_serves(lhs: &CubeTensor, rhs: &CubeTensor) -> bool {
-    let ([_, n], format) = (matrix(rhs.meta.shape()), elem(lhs.dtype));
+/// How [`tiles`] divides a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Tiling {
+    /// 128 x 128 a cube.
+    Square,
+    /// 128 x 256 a cube: less is read, and there are fewer cubes.
+    Wide,
+    /// 256 x 64 a cube, for results as wide as a head.
+    Narrow,
+    /// All of up to 64 rows and 64 columns a cube, whose planes divide the terms.
+    Few,
+}
+
+/// Planes of a cube by rows, columns and terms, and rows and columns of a plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Division {
+    planes: [usize; 3],
+    part: [usize; 2],
+}
+
+impl Tiling {
+    pub(super) const ALL: [Self; 4] = [Self::Square, Self::Wide, Self::Narrow, Self::Few];
+
+    fn of(self, m: usize) -> Division {
+        match self {
+            Self::Square => Division { planes: [2, 2, 1], part: [64, 64] },
+            Self::Wide => Division { planes: [2, 4, 1], part: [64, 64] },
+            Self::Narrow => Division { planes: [4, 1, 1], part: [64, 64] },
+            Self::Few => Division { planes: [1, 2, 2], part: [m.next_power_of_two().clamp(16, 64), 32] },
+        }
+    }
+}
+
+impl Division {
+    /// Rows and columns of a cube.
+    fn tile(&self) -> [usize; 2] {
+        let ([m, n, _], [rows, columns]) = (self.planes, self.part);
+        [m * rows, n * columns]
+    }
+
+    /// Terms in shared memory at a time.
+    fn at_once(&self) -> usize {
+        self.planes[2] * TERMS
+    }
+
+    fn units(&self) -> usize {
+        self.planes.iter().product::<usize>() * PLANES[1] as usize
+    }
+
+    /// Shared memory of a cube, bytes.
+    fn shared(&self, [lhs, rhs]: [bool; 2]) -> usize {
+        let [rows, columns] = self.tile();
+        let sums = if self.planes[2] > 1 { 4 * rows * columns } else { 0 };
+        2 * 2 * VECTOR * (stage(rows, self.at_once(), lhs) + stage(columns, self.at_once(), rhs)) + sums
+    }
+}
+
+/// The ways in which [`tiles`] computes `lhs · rhs`; none where the device or how the factors lie does not allow it.
+pub(super) fn tilings(lhs: &CubeTensor, rhs: &CubeTensor) -> Vec<Tiling> {
+    let ([m, _], [_, n], format) = (matrix(lhs.meta.shape()), matrix(rhs.meta.shape()), elem(lhs.dtype));
     let [batches, others] = [lhs, rhs].map(|factor| &factor.meta.shape()[..factor.meta.num_dims() - 2]);
-    let matmul = &lhs.client.features().matmul;
+    let (matmul, hardware) = (&lhs.client.features().matmul, &lhs.client.properties().hardware);
     let f32 = ElemType::Float(FloatKind::F32);
     let instruction = MmaConfig { a_type: format, b_type: format, cd_type: f32, m: 16, n: 8, k: 16 };
-    rhs.dtype == lhs.dtype
+    let able = rhs.dtype == lhs.dtype
         && n.is_multiple_of(2)
         && batches == others
         && matmul.mma.contains(&instruction)
-        && matmul.ldmatrix.contains(&format)
-        && lie(lhs, false).is_some()
-        && lie(rhs, true).is_some()
-        && planes(&lhs.client, 128)
-        && lhs.client.properties().hardware.max_shared_memory_size >= shared([4, 1], [false, true])
-}
-
-/// Shared memory of a cube, bytes.
-fn shared([planes_m, planes_n]: [usize; 2], [lhs, rhs]: [bool; 2]) -> usize {
-    2 * 2 * VECTOR * (stage(planes_m * PART, lhs) + stage(planes_n * PART, rhs))
+        && matmul.ldmatrix.contains(&format);
+    let (true, Some(left), Some(right)) = (able, lie(lhs, false), lie(rhs, true)) else { return Vec::new() };
+    let fits = |tiling: &Tiling| {
+        let division = tiling.of(m);
+        division.shared([left.along, right.along]) <= hardware.max_shared_memory_size
+            && planes(&lhs.client, division.units() as u32)
+    };
+    Tiling::ALL.into_iter().filter(fits).collect()
 }
 
 /// `lhs · rhs` in f32, where [`tiles_serves`].
-pub(super) fn tiles(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
+pub(super) fn tiles(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor, tiling: Tiling) {
     let ([m, terms], [_, n]) = (matrix(lhs.meta.shape()), matrix(rhs.meta.shape()));
     let [left, right] = [lie(&lhs, false), lie(&rhs, true)].map(|lie| lie.expect("a product that is served"));
     let (client, format, dims) = (lhs.client.clone(), elem(lhs.dtype), lhs.meta.num_dims());
     let inner = if dims < 3 { 1 } else { lhs.meta.shape()[dims - 3] };
     let batches: usize = lhs.meta.shape()[..dims - 2].iter().product();
-    // A head's width is one plane's columns.
-    let [planes_m, planes_n] = if n <= PART { [4, 1] } else { [2, 2] };
-    let tiles = m.div_ceil(planes_m * PART) * n.div_ceil(planes_n * PART) * batches;
-    let parts = parts(tiles, terms, client.properties().hardware.num_streaming_multiprocessors);
+    let division = tiling.of(m);
+    let ([rows, columns], steps) = (division.tile(), terms.div_ceil(division.at_once()));
+    let tiles = m.div_ceil(rows) * n.div_ceil(columns) * batches;
+    let parts = parts(tiles, steps, client.properties().hardware.num_streaming_multiprocessors);
     let sums = if parts == 1 { out.clone() } else { empty(&lhs, [parts, batches * m * n], DType::F32) };
+    let ([planes_m, planes_n, planes_k], [part_m, part_n]) = (division.planes, division.part);
     tiled::tiles::launch(
         &client,
         cubes(&client, tiles * parts),
-        CubeDim::new_1d((planes_m * planes_n) as u32 * PLANES[1]),
+        CubeDim::new_1d(division.units() as u32),
         addresses([&lhs, &rhs, &sums]),
         VECTOR,
         2,
@@ -178,9 +234,12 @@ pub(super) fn tiles(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
         parts,
         planes_m,
         planes_n,
+        planes_k,
+        part_m,
+        part_n,
         left.along,
         right.along,
-        !terms.is_multiple_of(TERMS),
+        !terms.is_multiple_of(division.at_once()),
         format,
     );
     if parts > 1 {
@@ -189,9 +248,9 @@ pub(super) fn tiles(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
 }
 
 /// Parts of the terms, so that a large card has work for two cubes on each of its processors: each of 8 loads at least.
-fn parts(tiles: usize, terms: usize, processors: Option<u32>) -> usize {
+fn parts(tiles: usize, steps: usize, processors: Option<u32>) -> usize {
     let places = 2 * processors.unwrap_or(1) as usize;
-    (places / tiles).min(terms.div_ceil(TERMS) / 8).max(1)
+    (places / tiles).min(steps / 8).max(1)
 }
 
 #[cfg(test)]
@@ -202,18 +261,34 @@ mod tests {
     #[test]
     fn terms_are_divided_where_tiles_are_few() {
         let tiles = |m: usize, n: usize| m.div_ceil(128) * n.div_ceil(128);
-        assert_eq!(parts(tiles(8192, 896), 896, Some(132)), 1);
-        assert_eq!(parts(tiles(896, 896), 8192, Some(132)), 5);
-        assert_eq!(parts(tiles(896, 128), 8192, Some(132)), 32);
-        assert_eq!(parts(tiles(64, 64), 64, Some(132)), 1);
-        assert_eq!(parts(1, 8192, None), 2);
+        let steps = |terms: usize| terms.div_ceil(TERMS);
+        assert_eq!(parts(tiles(8192, 896), steps(896), Some(132)), 1);
+        assert_eq!(parts(tiles(896, 896), steps(8192), Some(132)), 5);
+        assert_eq!(parts(tiles(896, 128), steps(8192), Some(132)), 32);
+        assert_eq!(parts(tiles(64, 64), steps(64), Some(132)), 1);
+        assert_eq!(parts(1, steps(8192), None), 2);
     }
 
-    /// Static shared memory of a cube on every card.
+    /// A card of this decade has 64 KB for a cube, or 99.
     #[test]
     fn stages_fit() {
         for along in [[true, true], [true, false], [false, true], [false, false]] {
-            assert!(shared([2, 2], along) <= 48 << 10 && shared([4, 1], along) <= 56 << 10, "{along:?}");
+            for (tiling, most) in Tiling::ALL.into_iter().zip([48, 64, 56, 64]) {
+                assert!(tiling.of(64).shared(along) <= most << 10, "{tiling:?}, {along:?}");
+            }
+        }
+    }
+
+    /// The units of a cube fetch whole vectors, as many each.
+    #[test]
+    fn units_share_what_is_fetched() {
+        for tiling in Tiling::ALL {
+            for m in [1, 16, 17, 32, 64, 8192] {
+                let division = tiling.of(m);
+                for lines in division.tile() {
+                    assert_eq!(lines * division.at_once() % (VECTOR * division.units()), 0, "{tiling:?}, {m} rows");
+                }
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use super::launch::{cubes, dense, elem, elements, empty, send, units, units_for}
 use crate::ops::to_host;
 use crate::ops::update::AdamWStep;
 
-/// Elements whose squares are one number of those that the host adds: 256 KiB.
-const CHUNK: usize = 1 << 16;
+/// Elements whose squares are one number of those that the host adds: 32 KiB, so that a large card has enough of them.
+const CHUNK: usize = 1 << 13;
 
 #[backend_extension(Cube)]
 pub(crate) trait GpuUpdates: Backend {

@@ -93,6 +93,9 @@ pub(crate) fn rms_norm_backward(
     }
 }
 
+/// Rows that a unit of [`sum_rows`] loads at a time.
+const LOADS: usize = 8;
+
 /// The sums over every `each` rows; a unit per part and column.
 ///
 /// # Shapes
@@ -106,8 +109,23 @@ pub(crate) fn sum_rows(x: &Tensor<f32>, out: &mut Tensor<f32>, each: usize) {
     let (part, column) = (ABSOLUTE_POS / width, ABSOLUTE_POS % width);
     let end = clamp_max((part + 1) * each, rows);
     let mut total = 0.0f32;
-    for row in part * each..end {
+    let mut row = part * each;
+    // Several loads are under way at a time; the order of the sum is that of rows.
+    while row + LOADS <= end {
+        let mut values = Array::<f32>::new(LOADS);
+        #[unroll]
+        for i in 0..LOADS {
+            values[i] = x[(row + i) * width + column];
+        }
+        #[unroll]
+        for i in 0..LOADS {
+            total += values[i];
+        }
+        row += LOADS;
+    }
+    while row < end {
         total += x[row * width + column];
+        row += 1;
     }
     out[ABSOLUTE_POS] = total;
 }

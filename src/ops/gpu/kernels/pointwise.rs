@@ -91,3 +91,15 @@ pub(crate) fn take_rows(x: &Tensor<f32>, from: &Tensor<u32>, out: &mut Tensor<f3
     }
     out[ABSOLUTE_POS] = value;
 }
+
+/// Writes `from` over `to`; a unit per element.
+///
+/// # Shapes
+/// - both alike
+#[cube(launch)]
+pub(crate) fn overwrite<N: Numeric>(from: &Tensor<N>, to: &mut Tensor<N>, #[define(N)] _format: ElemType) {
+    if ABSOLUTE_POS >= to.len() {
+        terminate!();
+    }
+    to[ABSOLUTE_POS] = from[ABSOLUTE_POS];
+}

@@ -8,24 +8,23 @@ use super::least;
 
 /// Numbers of a vector: 16 bytes.
 pub(crate) const VECTOR: usize = 8;
-/// Terms that are in shared memory at a time, twice: one lot is filled while the other is multiplied.
+/// Terms of a plane that are in shared memory at a time, twice: one lot is filled while the other is multiplied.
 pub(crate) const TERMS: usize = 32;
-/// Rows and columns of a plane's part of the result, in registers.
-pub(crate) const PART: usize = 64;
 /// Tiles of rows that are next to each other in the order of cubes: what they read of the right factor is still in the cache.
 const GROUP: usize = 8;
 /// Units of a plane.
 const UNITS: usize = 32;
 
-/// `lhs · rhs` for each batch; a cube per tile of `PART · planes_m` rows and `PART · planes_n` columns and part of the terms.
+/// `lhs · rhs` for each batch; a cube per tile of the result and part of the terms. A plane has `part_m` rows and `part_n`
+/// columns of the result in registers, and every `planes_k`-th run of [`TERMS`]; the sums of those planes are added in order.
 /// Parts of the terms are results of their own.
 ///
 /// # Shapes
 /// - lhs: `[batches, m, terms]`; rhs: `[batches, terms, n]`; a factor whose terms are next to each other in memory has them
 ///   *along*, the other has its rows or columns so. Strides are in vectors, of lines and of the two dimensions of batches.
 /// - out: `[parts, batches, m, n]`, dense
-/// - `terms` is a multiple of a vector where a factor has them along, and of [`TERMS`] unless `ragged`; `m` and `n` are of a
-///   vector where a factor has not
+/// - `terms` is a multiple of a vector where a factor has them along, and of `TERMS · planes_k` unless `ragged`; `m` and `n`
+///   are of a vector where a factor has not
 #[cube(launch, address_type = "dynamic")]
 pub(crate) fn tiles<E: Float, V: Size, P: Size>(
     lhs: &[Vector<E, V>],
@@ -45,14 +44,18 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
     parts: usize,
     #[comptime] planes_m: usize,
     #[comptime] planes_n: usize,
+    #[comptime] planes_k: usize,
+    #[comptime] part_m: usize,
+    #[comptime] part_n: usize,
     #[comptime] lhs_along: bool,
     #[comptime] rhs_along: bool,
     #[comptime] ragged: bool,
     #[define(E)] _format: ElemType,
 ) {
-    let rows = comptime!(planes_m * PART);
-    let columns = comptime!(planes_n * PART);
-    let units = comptime!(planes_m * planes_n * UNITS);
+    let rows = comptime!(planes_m * part_m);
+    let columns = comptime!(planes_n * part_n);
+    let at_once = comptime!(TERMS * planes_k);
+    let units = comptime!(planes_m * planes_n * planes_k * UNITS);
     let (tiles_m, tiles_n) = (m.div_ceil(rows), n.div_ceil(columns));
     let tiles = tiles_m * tiles_n;
     let (which, place) = (CUBE_POS / tiles, CUBE_POS % tiles);
@@ -65,44 +68,62 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
     let within = place % (GROUP * tiles_n);
     let first_row = (group * GROUP + within % height) * rows;
     let first_column = within / height * columns;
-    let share = terms.div_ceil(TERMS).div_ceil(parts) * TERMS;
+    let share = terms.div_ceil(at_once).div_ceil(parts) * at_once;
     let end = least(terms, (part + 1) * share);
     let lhs_from = batch / inner * lhs_outer + batch % inner * lhs_inner;
     let rhs_from = batch / inner * rhs_outer + batch % inner * rhs_inner;
 
-    let lhs_size = comptime!(stage(rows, lhs_along));
-    let size = comptime!(lhs_size + stage(columns, rhs_along));
+    let lhs_size = comptime!(stage(rows, at_once, lhs_along));
+    let size = comptime!(lhs_size + stage(columns, at_once, rhs_along));
     let mut stages = Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(2 * size), 16usize);
     let plane = UNIT_POS as usize / UNITS;
-    let plane_row = plane / planes_n * PART;
-    let plane_column = plane % planes_n * PART;
+    let slice = plane / comptime!(planes_m * planes_n);
+    let plane_row = plane / planes_n % planes_m * part_m;
+    let plane_column = plane % planes_n * part_n;
+    let first_step = slice * comptime!(TERMS / 16);
 
     let definition = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
-    let mut sums = Array::<Vector<f32, P>>::new(comptime!(PART / 16 * PART / 8 * 2));
+    let count = comptime!(part_m / 16 * (part_n / 8) * 2);
+    let mut sums = Array::<Vector<f32, P>>::new(count);
     #[unroll]
-    for i in 0..comptime!(PART / 16 * PART / 8 * 2) {
+    for i in 0..count {
         sums[i] = Vector::new(0.0f32);
     }
 
     let mut term = part * share;
-    let left = fetch::<E, V>(lhs, lhs_from, lhs_line, first_row, m, term, end, rows, lhs_along, ragged, units);
-    let right = fetch::<E, V>(rhs, rhs_from, rhs_line, first_column, n, term, end, columns, rhs_along, false, units);
-    put::<E, V>(&mut stages, 0usize, &left, rows, lhs_along, units);
-    put::<E, V>(&mut stages, lhs_size, &right, columns, rhs_along, units);
+    let left = fetch::<E, V>(lhs, lhs_from, lhs_line, first_row, m, term, end, rows, at_once, lhs_along, ragged, units);
+    let right =
+        fetch::<E, V>(rhs, rhs_from, rhs_line, first_column, n, term, end, columns, at_once, rhs_along, false, units);
+    put::<E, V>(&mut stages, 0usize, &left, rows, at_once, lhs_along, units);
+    put::<E, V>(&mut stages, lhs_size, &right, columns, at_once, rhs_along, units);
     sync_cube();
     let mut from = 0usize;
     while term < end {
-        term += TERMS;
+        term += at_once;
         // The loads of the last time are for nothing, of terms that are there.
-        let left = fetch::<E, V>(lhs, lhs_from, lhs_line, first_row, m, term, end, rows, lhs_along, ragged, units);
-        let right =
-            fetch::<E, V>(rhs, rhs_from, rhs_line, first_column, n, term, end, columns, rhs_along, false, units);
+        let left =
+            fetch::<E, V>(lhs, lhs_from, lhs_line, first_row, m, term, end, rows, at_once, lhs_along, ragged, units);
+        let right = fetch::<E, V>(
+            rhs,
+            rhs_from,
+            rhs_line,
+            first_column,
+            n,
+            term,
+            end,
+            columns,
+            at_once,
+            rhs_along,
+            false,
+            units,
+        );
         #[unroll]
         for step in 0..comptime!(TERMS / 16) {
+            let step = first_step + step;
             let mut factors = Sequence::<Array<Vector<E, P>>>::new();
             #[unroll]
-            for j in 0..comptime!(PART / 16) {
-                let at = from + lhs_size + place_of(plane_column + j * 16, step, columns, rhs_along, true);
+            for j in 0..comptime!(part_n / 16) {
+                let at = from + lhs_size + place_of(plane_column + j * 16, step, columns, at_once, rhs_along, true);
                 let four = definition.load_matrix::<Vector<E, V>, P>(
                     &stages[at..at + 1],
                     MatrixIdent::B,
@@ -112,8 +133,8 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
                 factors.push(four);
             }
             #[unroll]
-            for i in 0..comptime!(PART / 16) {
-                let at = from + place_of(plane_row + i * 16, step, rows, lhs_along, false);
+            for i in 0..comptime!(part_m / 16) {
+                let at = from + place_of(plane_row + i * 16, step, rows, at_once, lhs_along, false);
                 let a = definition.load_matrix::<Vector<E, V>, P>(
                     &stages[at..at + 1],
                     MatrixIdent::A,
@@ -121,12 +142,12 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
                     comptime!(!lhs_along),
                 );
                 #[unroll]
-                for j in 0..comptime!(PART / 8) {
+                for j in 0..comptime!(part_n / 8) {
                     let four = factors.index(comptime!(j / 2));
                     let mut b = Array::<Vector<E, P>>::new(2usize);
                     b[0] = four[comptime!(j % 2 * 2)];
                     b[1] = four[comptime!(j % 2 * 2 + 1)];
-                    let at = comptime!((i * (PART / 8) + j) * 2);
+                    let at = comptime!((i * (part_n / 8) + j) * 2);
                     let mut sum = Array::<Vector<f32, P>>::new(2usize);
                     sum[0] = sums[at];
                     sum[1] = sums[at + 1];
@@ -137,24 +158,49 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
             }
         }
         from = size - from;
-        put::<E, V>(&mut stages, from, &left, rows, lhs_along, units);
-        put::<E, V>(&mut stages, from + lhs_size, &right, columns, rhs_along, units);
+        put::<E, V>(&mut stages, from, &left, rows, at_once, lhs_along, units);
+        put::<E, V>(&mut stages, from + lhs_size, &right, columns, at_once, rhs_along, units);
         sync_cube();
     }
 
-    let unit = UNIT_POS as usize % UNITS;
-    let result = which * m * n;
-    #[unroll]
-    for i in 0..comptime!(PART / 16) {
+    let alike = comptime!(planes_m * planes_n * UNITS);
+    if planes_k > 1 {
+        // A slice of terms after the other is added to the first, whose planes have the result.
+        let mut others = Shared::<[Vector<f32, P>]>::new_slice(comptime!(count * alike));
+        let unit = UNIT_POS as usize % alike;
         #[unroll]
-        for half in 0..2 {
-            let row = first_row + plane_row + i * 16 + half * 8 + unit / 4;
-            if row < m {
+        for other in 1..planes_k {
+            if slice == other {
                 #[unroll]
-                for j in 0..comptime!(PART / 8) {
-                    let column = first_column + plane_column + j * 8 + unit % 4 * 2;
-                    if column < n {
-                        out[(result + row * n + column) / 2] = sums[comptime!((i * (PART / 8) + j) * 2 + half)];
+                for i in 0..count {
+                    others[i * alike + unit] = sums[i];
+                }
+            }
+            sync_cube();
+            if slice == 0 {
+                #[unroll]
+                for i in 0..count {
+                    sums[i] += others[i * alike + unit];
+                }
+            }
+            sync_cube();
+        }
+    }
+    if slice == 0 {
+        let unit = UNIT_POS as usize % UNITS;
+        let result = which * m * n;
+        #[unroll]
+        for i in 0..comptime!(part_m / 16) {
+            #[unroll]
+            for half in 0..2 {
+                let row = first_row + plane_row + i * 16 + half * 8 + unit / 4;
+                if row < m {
+                    #[unroll]
+                    for j in 0..comptime!(part_n / 8) {
+                        let column = first_column + plane_column + j * 8 + unit % 4 * 2;
+                        if column < n {
+                            out[(result + row * n + column) / 2] = sums[comptime!((i * (part_n / 8) + j) * 2 + half)];
+                        }
                     }
                 }
             }
@@ -163,13 +209,13 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
 }
 
 /// Vectors between the lines of a stage: one more than a line has, so that eight of them are in all banks.
-const fn line(rows: usize, along: bool) -> usize {
-    if along { TERMS / VECTOR + 1 } else { rows / VECTOR + 1 }
+const fn line(rows: usize, terms: usize, along: bool) -> usize {
+    if along { terms / VECTOR + 1 } else { rows / VECTOR + 1 }
 }
 
 /// Vectors of the stage of a factor.
-pub(crate) const fn stage(rows: usize, along: bool) -> usize {
-    line(rows, along) * if along { rows } else { TERMS }
+pub(crate) const fn stage(rows: usize, terms: usize, along: bool) -> usize {
+    line(rows, terms, along) * if along { rows } else { terms }
 }
 
 /// This unit's share of a tile of a factor; beyond its end what is there, or zeros for terms beyond the last where one of
@@ -184,12 +230,13 @@ fn fetch<E: Float, V: Size>(
     term: usize,
     end: usize,
     #[comptime] rows: usize,
+    #[comptime] at_once: usize,
     #[comptime] along: bool,
     #[comptime] zeros: bool,
     #[comptime] units: usize,
 ) -> Array<Vector<E, V>> {
-    let count = comptime!(rows * TERMS / VECTOR / units);
-    let width = comptime!(if along { TERMS / VECTOR } else { rows / VECTOR });
+    let count = comptime!(rows * at_once / VECTOR / units);
+    let width = comptime!(if along { at_once / VECTOR } else { rows / VECTOR });
     let mut share = Array::<Vector<E, V>>::new(count);
     #[unroll]
     for i in 0..count {
@@ -223,13 +270,14 @@ fn put<E: Float, V: Size>(
     from: usize,
     share: &Array<Vector<E, V>>,
     #[comptime] rows: usize,
+    #[comptime] at_once: usize,
     #[comptime] along: bool,
     #[comptime] units: usize,
 ) {
-    let width = comptime!(if along { TERMS / VECTOR } else { rows / VECTOR });
-    let stride = comptime!(line(rows, along));
+    let width = comptime!(if along { at_once / VECTOR } else { rows / VECTOR });
+    let stride = comptime!(line(rows, at_once, along));
     #[unroll]
-    for i in 0..comptime!(rows * TERMS / VECTOR / units) {
+    for i in 0..comptime!(rows * at_once / VECTOR / units) {
         let at = UNIT_POS as usize + i * units;
         stages[from + at / width * stride + at % width] = share[i];
     }
@@ -242,11 +290,12 @@ fn place_of(
     row: usize,
     step: usize,
     #[comptime] rows: usize,
+    #[comptime] at_once: usize,
     #[comptime] along: bool,
     #[comptime] right: bool,
 ) -> usize {
     let unit = UNIT_POS as usize % UNITS;
-    let stride = comptime!(line(rows, along));
+    let stride = comptime!(line(rows, at_once, along));
     // Of the four matrices the second is 8 lines below the first, or 8 numbers beside it.
     let below = comptime!(along != right);
     let (line, vector) =

@@ -1,0 +1,102 @@
+//! A sequence of launches recorded once and replayed as one: what the host needs for a launch, some 25 µs, is more than most
+//! of the kernels of decoding take on a large card.
+
+use burn::backend::Cube;
+use burn::tensor::{DType, Int, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Graph;
+use cubecl::future::block_on;
+use cubecl::prelude::*;
+
+use super::kernels::pointwise;
+use super::launch::{self, dense, elem, elements, integers, units, written};
+
+/// Recorded launches.
+pub(crate) struct Recording(Graph);
+
+impl std::fmt::Debug for Recording {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recording")
+    }
+}
+
+/// Runs before the recorded one: the first compiles kernels and takes memory, the second finds all of it there.
+const WARM: usize = 2;
+
+/// Records what `compute` launches on the device of `like`, and gives its result, which every replay writes anew.
+///
+/// # Errors
+/// Where the runtime records nothing, or `compute` does what cannot be recorded.
+pub(crate) fn record<T>(like: &Tensor<2, Int>, mut compute: impl FnMut() -> T) -> Result<(Recording, T), String> {
+    let like: CubeTensor = like.clone().try_into_primitive::<Cube>().expect("a tensor on a GPU");
+    let client = like.client;
+    let reason = |error| format!("{error:?}");
+    client.graph_prepare().map_err(reason)?;
+    for _ in 0..WARM {
+        let out = compute();
+        block_on(client.sync()).map_err(reason)?;
+        drop(out);
+    }
+    client.start_capture().map_err(reason)?;
+    let out = compute();
+    Ok((Recording(client.stop_capture().map_err(reason)?), out))
+}
+
+impl Recording {
+    /// Runs the launches again, on what is in their inputs now.
+    ///
+    /// All that they read or write must still be there, and this must be the thread that recorded them.
+    ///
+    /// # Errors
+    /// What the driver says.
+    #[allow(unsafe_code, reason = "the driver is handed addresses; whoever records keeps what is behind them")]
+    pub(crate) fn replay(&self) -> Result<(), String> {
+        // SAFETY: the contract above, which the only caller keeps by owning the tensors and staying on one thread.
+        unsafe { self.0.replay() }.map_err(|error| format!("{error:?}"))
+    }
+}
+
+/// Integers in memory of their own, as kernels read them.
+pub(crate) fn own_ints<const D: usize>(x: Tensor<D, Int>) -> Tensor<D, Int> {
+    let x: CubeTensor = x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
+    Tensor::from_primitive::<Cube>(copied(integers(x)))
+}
+
+/// Floats in memory of their own, without gaps.
+pub(crate) fn own<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let x: CubeTensor = x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
+    Tensor::from_primitive::<Cube>(copied(dense(x)))
+}
+
+fn copied(x: CubeTensor) -> CubeTensor {
+    let copy = launch::empty(&x, x.meta.shape().clone(), x.dtype);
+    launch_overwrite(copy.clone(), x);
+    copy
+}
+
+/// Writes `from` where `to` is.
+pub(crate) fn overwrite_ints<const D: usize>(to: &Tensor<D, Int>, from: Tensor<D, Int>) {
+    let primitive = |x: Tensor<D, Int>| x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
+    launch_overwrite(primitive(to.clone()), integers(primitive(from)));
+}
+
+/// [`overwrite_ints`] of floats.
+pub(crate) fn overwrite<const D: usize>(to: &Tensor<D>, from: Tensor<D>) {
+    let primitive = |x: Tensor<D>| x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
+    launch_overwrite(primitive(to.clone()), dense(launch::cast(primitive(from), DType::F32)));
+}
+
+fn launch_overwrite(to: CubeTensor, from: CubeTensor) {
+    let to = written(to);
+    assert_eq!((to.meta.shape(), to.dtype), (from.meta.shape(), from.dtype), "what is overwritten, and with what");
+    let client = to.client.clone();
+    let (count, units, format) = (to.meta.num_elements(), units(&client, 128), elem(to.dtype));
+    pointwise::overwrite::launch(
+        &client,
+        elements(&client, count, units),
+        CubeDim::new_1d(units),
+        from.into_tensor_arg(),
+        to.into_tensor_arg(),
+        format,
+    );
+}
