@@ -178,13 +178,13 @@ impl PromptArgs {
 #[derive(Debug, Args)]
 struct PrecisionArgs {
     /// Number format of weights and matrix products; all else is computed in f32
-    #[arg(long, value_parser = precision, default_value = "f32", value_name = "f32|bf16|f16")]
+    #[arg(long, value_parser = precision, default_value = "f32", value_name = "f32|tf32|bf16|f16")]
     dtype: Precision,
 }
 
 /// The number format of that name.
 fn precision(name: &str) -> std::result::Result<Precision, String> {
-    serde_json::from_value(name.into()).map_err(|_| "known are f32, bf16 and f16".to_string())
+    serde_json::from_value(name.into()).map_err(|_| "known are f32, tf32, bf16 and f16".to_string())
 }
 
 /// Runs a parsed command line; [`exit_code`] takes its error. A reader of the output that goes away (`| head`) ends the

@@ -33,7 +33,7 @@ pub(super) struct TrainArgs {
     /// Seed; short for --set seed=N.
     #[arg(long)]
     seed: Option<u64>,
-    /// Number format of matrix products (f32 or bf16); short for --set model.dtype=….
+    /// Number format of matrix products (f32, tf32 or bf16); short for --set model.dtype=….
     #[arg(long)]
     dtype: Option<String>,
     /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]; short for --set device=….

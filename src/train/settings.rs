@@ -97,8 +97,8 @@ fn cpu() -> String {
 pub struct ModelSource {
     /// Hugging Face directory, or a PEFT adapter's, which is merged into its base; or `owner/name[@revision]` of the Hub.
     pub path: PathBuf,
-    /// Number format of matrix products: f32 or bf16; weights, and all between the products, are f32. On the cpu device
-    /// bf16 rounds weights only, which takes time in training.
+    /// Number format of matrix products: f32, bf16, or tf32 on NVIDIA; weights, and all between the products, are f32. On the
+    /// cpu device bf16 rounds weights only, which takes time in training.
     pub dtype: Precision,
 }
 

@@ -35,12 +35,14 @@ impl Backward<Cube, 2> for RmsNormStep {
 struct SwigluStep;
 
 impl Backward<Cube, 2> for SwigluStep {
-    type State = (Primitive, Primitive);
+    /// Both inputs, and the format of the output.
+    type State = (Primitive, Primitive, DType);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Cube>(&ops.node);
-        let (gate, up) = ops.state;
-        let gradients = launch::swiglu_backward(gate, up, upstream);
+        let (gate, up, stored) = ops.state;
+        // The products that gave the inputs read their gradients in this format, too.
+        let gradients = launch::swiglu_backward(gate, up, launch::cast(upstream, DType::F32), stored);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
                 grads.register::<Cube>(node.id, gradient);
@@ -161,7 +163,7 @@ impl Backward<Cube, 3> for LinearStep {
         let upstream = grads.consume::<Cube>(&ops.node);
         let (x, weight, format) = ops.state;
         let wanted = [0, 1, 2].map(|parent| ops.parents[parent].is_some());
-        let dbias = wanted[2].then(|| launch::sum_rows(upstream.clone()));
+        let dbias = wanted[2].then(|| launch::sum_rows(launch::cast(upstream.clone(), DType::F32)));
         let [dx, dweight] = product_backward(x, weight, format, upstream, [wanted[0], wanted[1]]);
         for (node, gradient) in ops.parents.into_iter().zip([dx, dweight, dbias]) {
             if let (Some(node), Some(gradient)) = (node, gradient) {
@@ -227,7 +229,12 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
     fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>, stored: DType) -> FloatTensor<Self> {
         let ((gate, gate_guard), (up, up_guard)) = (gate.into_parts(), up.into_parts());
         let (gate, up) = (dense(gate), dense(up));
-        record!(SwigluStep, [gate_guard, up_guard], (gate, up), launch::swiglu(gate.clone(), up.clone(), stored))
+        record!(
+            SwigluStep,
+            [gate_guard, up_guard],
+            (gate, up, stored),
+            launch::swiglu(gate.clone(), up.clone(), stored)
+        )
     }
 
     fn gpu_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {

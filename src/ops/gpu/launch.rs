@@ -244,13 +244,19 @@ pub(super) fn swiglu(gate: CubeTensor, up: CubeTensor, stored: DType) -> CubeTen
     out
 }
 
-/// The gradients of the gate and of the other factor, in their memory where nothing else holds them.
-pub(super) fn swiglu_backward(gate: CubeTensor, up: CubeTensor, upstream: CubeTensor) -> [CubeTensor; 2] {
+/// The gradients of the gate and of the other factor, as products read them; in f32 in their memory where nothing else holds
+/// them.
+pub(super) fn swiglu_backward(
+    gate: CubeTensor,
+    up: CubeTensor,
+    upstream: CubeTensor,
+    stored: DType,
+) -> [CubeTensor; 2] {
     let (gate, up, upstream) = (dense(gate), dense(up), dense(upstream));
     let client = gate.client.clone();
     let [rows, width] = gate.meta.shape().dims();
     let (vector, units) = (vector(width), units(&client, 256));
-    let ((dgate, dgate_arg), (dup, dup_arg)) = (in_place(&gate, 0), in_place(&up, 1));
+    let ((dgate, dgate_arg), (dup, dup_arg)) = (in_place_as(&gate, 0, stored), in_place_as(&up, 1, stored));
     pointwise::swiglu_backward::launch(
         &client,
         elements(&client, rows * width / vector, units),
@@ -262,6 +268,7 @@ pub(super) fn swiglu_backward(gate: CubeTensor, up: CubeTensor, upstream: CubeTe
         upstream.into_tensor_arg(),
         dgate_arg,
         dup_arg,
+        elem(stored),
     );
     [dgate, dup]
 }
@@ -304,15 +311,17 @@ pub(super) fn take_rows(x: CubeTensor, from: &[u32]) -> CubeTensor {
     let [_, width] = x.meta.shape().dims::<2>();
     let out = empty(&x, [from.len(), width], DType::F32);
     let from = upload(from, &x);
-    let units = units(&client, 256);
+    let (vector, units) = (vector(width), units(&client, 256));
     pointwise::take_rows::launch(
         &client,
-        elements(&client, out.meta.num_elements(), units),
+        elements(&client, out.meta.num_elements() / vector, units),
         CubeDim::new_1d(units),
         addresses([&x, &out]),
+        vector,
         x.into_tensor_arg(),
         from.into_tensor_arg(),
         out.clone().into_tensor_arg(),
+        width / vector,
     );
     out
 }

@@ -219,7 +219,7 @@ fn cases() -> Vec<Case> {
                     line(256),
                     addresses,
                     (place, vector),
-                    [t(), t(), t(), dgate, dup, vector]
+                    [t(), t(), t(), dgate, dup, vector, F32]
                 );
             }
         }
@@ -228,7 +228,20 @@ fn cases() -> Vec<Case> {
                 case!(cases, pointwise::overwrite as Overwrite, line(128), narrow, format, [t(), t(), format]);
             }
         }
-        case!(cases, pointwise::take_rows as TakeRows, line(256), addresses, "", [t(), t(), t()]);
+        for stored in [BF16, F16] {
+            let form = (stored, 4);
+            case!(
+                cases,
+                pointwise::swiglu_backward as SwigluBackward,
+                line(256),
+                addresses,
+                form,
+                [t(), t(), t(), t(), t(), 4, stored]
+            );
+        }
+        for vector in [1, 4] {
+            case!(cases, pointwise::take_rows as TakeRows, line(256), addresses, vector, [t(), t(), t(), (), vector]);
+        }
         for greedy in [false, true] {
             case!(
                 cases,

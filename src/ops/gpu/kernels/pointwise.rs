@@ -27,18 +27,19 @@ pub(crate) fn swiglu<O: Float, N: Size>(
     out[i] = Vector::cast_from(gate * sigmoid::<N>(gate) * up[i]);
 }
 
-/// With `s = sigmoid(gate)`: `dgate = g · up · (s + gate·s·(1 − s))` and `dup = g · gate·s`. Either may lie where its input
-/// does.
+/// With `s = sigmoid(gate)`: `dgate = g · up · (s + gate·s·(1 − s))` and `dup = g · gate·s`. In f32 either may lie where its
+/// input does.
 ///
 /// # Shapes
 /// - all: `[rows, width]`, `width` a multiple of the vector
 #[cube(launch, address_type = "dynamic")]
-pub(crate) fn swiglu_backward<N: Size>(
+pub(crate) fn swiglu_backward<O: Float, N: Size>(
     gate: &Tensor<Vector<f32, N>>,
     up: &Tensor<Vector<f32, N>>,
     upstream: &Tensor<Vector<f32, N>>,
-    dgate: &mut Tensor<Vector<f32, N>>,
-    dup: &mut Tensor<Vector<f32, N>>,
+    dgate: &mut Tensor<Vector<O, N>>,
+    dup: &mut Tensor<Vector<O, N>>,
+    #[define(O)] _stored: ElemType,
 ) {
     let i = ABSOLUTE_POS;
     if i >= upstream.len() {
@@ -47,8 +48,8 @@ pub(crate) fn swiglu_backward<N: Size>(
     let (gate, up, upstream) = (gate[i], up[i], upstream[i]);
     let share = sigmoid::<N>(gate);
     let silu = gate * share;
-    dgate[i] = upstream * up * (share + silu * (Vector::new(1.0f32) - share));
-    dup[i] = upstream * silu;
+    dgate[i] = Vector::cast_from(upstream * up * (share + silu * (Vector::new(1.0f32) - share)));
+    dup[i] = Vector::cast_from(upstream * silu);
 }
 
 /// Turns every pair `(i, i + dim / 2)` by `direction` times its angle; a unit per pair. The output may lie where the input
@@ -74,18 +75,23 @@ pub(crate) fn rotary(x: &Tensor<f32>, cos: &Tensor<f32>, sin: &Tensor<f32>, out:
     out[second] = b * cos + a * sin;
 }
 
-/// Rows of `x`, zeros where `from` names none; a unit per element.
+/// Rows of `x`, zeros where `from` names none; a unit per vector.
 ///
 /// # Shapes
-/// - x: `[rows, width]`; from: `[n]`; out: `[n, width]`
+/// - x: `[rows, width]`; from: `[n]`; out: `[n, width]`; `line` is `width` in vectors
 #[cube(launch, address_type = "dynamic")]
-pub(crate) fn take_rows(x: &Tensor<f32>, from: &Tensor<u32>, out: &mut Tensor<f32>) {
+pub(crate) fn take_rows<N: Size>(
+    x: &Tensor<Vector<f32, N>>,
+    from: &Tensor<u32>,
+    out: &mut Tensor<Vector<f32, N>>,
+    line: usize,
+) {
     if ABSOLUTE_POS >= out.len() {
         terminate!();
     }
-    let (rows, width) = (x.shape(0), x.shape(1));
+    let (rows, width) = (x.shape(0), line);
     let row = from[ABSOLUTE_POS / width] as usize;
-    let mut value = 0.0f32;
+    let mut value = Vector::new(0.0f32);
     if row < rows {
         value = x[row * width + ABSOLUTE_POS % width];
     }

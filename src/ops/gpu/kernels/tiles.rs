@@ -73,8 +73,8 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
     let lhs_from = batch / inner * lhs_outer + batch % inner * lhs_inner;
     let rhs_from = batch / inner * rhs_outer + batch % inner * rhs_inner;
 
-    let lhs_size = comptime!(stage(rows, at_once, lhs_along));
-    let size = comptime!(lhs_size + stage(columns, at_once, rhs_along));
+    let lhs_size = comptime!(stage(rows, at_once));
+    let size = comptime!(lhs_size + stage(columns, at_once));
     let mut stages = Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(2 * size), 16usize);
     let plane = UNIT_POS as usize / UNITS;
     let slice = plane / comptime!(planes_m * planes_n);
@@ -208,14 +208,18 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
     }
 }
 
-/// Vectors between the lines of a stage: one more than a line has, so that eight of them are in all banks.
-const fn line(rows: usize, terms: usize, along: bool) -> usize {
-    if along { terms / VECTOR + 1 } else { rows / VECTOR + 1 }
+/// Vectors of the stage of a factor.
+pub(crate) const fn stage(rows: usize, terms: usize) -> usize {
+    rows * terms / VECTOR
 }
 
-/// Vectors of the stage of a factor.
-pub(crate) const fn stage(rows: usize, terms: usize, along: bool) -> usize {
-    line(rows, terms, along) * if along { rows } else { terms }
+/// Where in a stage a vector of a line is. Vectors of a line are exchanged by the number of the line, so that eight lines'
+/// vectors at one place are in different banks, and so are eight that follow each other.
+#[cube]
+fn place(line: usize, vector: usize, #[comptime] width: usize) -> usize {
+    let lines = comptime!(if width < 8 { 8 / width } else { 1 });
+    let exchanged = comptime!(if width < 8 { width } else { 8 });
+    line * width + (vector ^ (line / lines % exchanged))
 }
 
 /// This unit's share of a tile of a factor; beyond its end what is there, or zeros for terms beyond the last where one of
@@ -275,11 +279,10 @@ fn put<E: Float, V: Size>(
     #[comptime] units: usize,
 ) {
     let width = comptime!(if along { at_once / VECTOR } else { rows / VECTOR });
-    let stride = comptime!(line(rows, at_once, along));
     #[unroll]
     for i in 0..comptime!(rows * at_once / VECTOR / units) {
         let at = UNIT_POS as usize + i * units;
-        stages[from + at / width * stride + at % width] = share[i];
+        stages[from + place(at / width, at % width, width)] = share[i];
     }
 }
 
@@ -295,14 +298,14 @@ fn place_of(
     #[comptime] right: bool,
 ) -> usize {
     let unit = UNIT_POS as usize % UNITS;
-    let stride = comptime!(line(rows, at_once, along));
+    let width = comptime!(if along { at_once / VECTOR } else { rows / VECTOR });
     // Of the four matrices the second is 8 lines below the first, or 8 numbers beside it.
     let below = comptime!(along != right);
     let (line, vector) =
         if comptime!(below) { (unit % 16, unit / 16) } else { (unit % 8 + unit / 16 * 8, unit / 8 % 2) };
     if comptime!(along) {
-        (row + line) * stride + step * 2 + vector
+        place(row + line, step * 2 + vector, width)
     } else {
-        (step * 16 + line) * stride + row / VECTOR + vector
+        place(step * 16 + line, row / VECTOR + vector, width)
     }
 }
