@@ -191,9 +191,16 @@ fn layers(check: Add, device: &Device, product: f32) {
     for format in formats.into_iter().filter(whole) {
         let name = if format == FloatDType::F32 { "f32" } else { "bf16" };
         let tolerance = if format == FloatDType::F32 { product } else { 1e-4 };
-        for [rows, input, output] in
-            [[1, 33, 98], [7, 320, 513], [16, 64, 48], [37, 98, 33], [64, 304, 160], [130, 64, 192], [600, 256, 513]]
-        {
+        for [rows, input, output] in [
+            [1, 33, 98],
+            [7, 320, 513],
+            [16, 64, 48],
+            [37, 98, 33],
+            [48, 2080, 64],
+            [64, 304, 160],
+            [130, 64, 192],
+            [600, 256, 513],
+        ] {
             check(
                 &format!("linear layer {rows} x {input} x {output} in {name}, with gradients"),
                 tolerance,

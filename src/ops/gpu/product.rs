@@ -88,8 +88,9 @@ pub(crate) enum Routine {
 
 impl Routine {
     /// All of them, the quickest on large products expected first.
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::FewRows,
+        Self::Tiles(Tiling::Deep),
         Self::Tiles(Tiling::Few),
         Self::Tiles(Tiling::Square),
         Self::Tiles(Tiling::Wide),
@@ -277,6 +278,7 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
     // Decoding: the others have too few cubes to read the right factor at the card's speed (H100, 64 x 896 x 896: 30 us).
     let few = problem.few_rows.then_some(Routine::FewRows);
     if m <= 64 && n.max(k) >= 2048 {
+        order.extend(own(Tiling::Deep));
         order.extend(own(Tiling::Few));
         order.extend(few);
     } else {
@@ -468,6 +470,19 @@ mod tests {
                 assert_eq!(order.contains(&Routine::Processor), processor);
             }
         }
+    }
+
+    #[test]
+    fn own_kernels_come_first_where_they_serve() {
+        let first = |m, n, k| {
+            let cores = ALL;
+            routines(&Problem { m, n, k, processor: false, cores, few_rows: m <= 128, tilings: Tiling::ALL.to_vec() })
+                [0]
+        };
+        assert_eq!(first(64, 4864, 896), Routine::Tiles(Tiling::Deep));
+        assert_eq!(first(64, 896, 896), Routine::FewRows);
+        assert_eq!(first(8192, 896, 896), Routine::Tiles(Tiling::Square));
+        assert_eq!(first(1024, 64, 512), Routine::Tiles(Tiling::Narrow));
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn device() -> Arc<DeviceProperties> {
             plane_size_min: 32,
             plane_size_max: 32,
             max_bindings: 1024,
-            max_shared_memory_size: 48 << 10,
+            max_shared_memory_size: 99 << 10,
             max_cube_count: (i32::MAX as u32, u16::MAX.into(), u16::MAX.into()),
             max_units_per_cube: 1024,
             max_cube_dim: (1024, 1024, 64),
@@ -275,6 +275,8 @@ fn cases() -> Vec<Case> {
                 ([4, 1, 1], [64, 64], false, true, true),
                 ([1, 2, 2], [64, 32], true, false, false),
                 ([1, 2, 2], [16, 32], true, true, true),
+                ([1, 2, 4], [64, 32], true, false, false),
+                ([1, 2, 4], [16, 32], true, true, true),
             ] {
                 let ([planes_m, planes_n, planes_k], [part_m, part_n]) = (planes, part);
                 case!(
