@@ -1,4 +1,4 @@
-//! What decoding computes on a GPU, without gradients: the state stays there, and a layer is nine launches.
+//! What decoding computes on a GPU, without gradients: the state stays there, and a layer is some ten launches.
 //!
 //! The kernels are in `ops/gpu/inference.rs`; ask [`is_gpu`](super::is_gpu) before.
 
