@@ -1,5 +1,6 @@
 //! Every kernel is compiled for CUDA, without a device: to PTX, by the compiler that the CUDA backend has. As on a card, that
-//! needs the CUDA toolkit's `libdevice` (`CUDA_PATH`; `.ci/libdevice` gets it).
+//! needs the CUDA toolkit's `libdevice` (`CUDA_PATH`; `.ci/libdevice` gets it). In the directory that `TEMPERING_PTX_DIR`
+//! names each is left as a file: `ptxas -v -arch=sm_90a FILE` tells of registers, and `nvdisasm` of instructions.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
@@ -396,7 +397,7 @@ fn compile_all(architecture: u32) {
     for Case { kernel, name, form } in cases() {
         match ptx_of(&*kernel, architecture) {
             Ok(ptx) => {
-                if let Ok(dir) = std::env::var("PTX_DIR") {
+                if let Ok(dir) = std::env::var("TEMPERING_PTX_DIR") {
                     let file = format!("{dir}/{architecture} {name} {form}.ptx").replace("::", "-");
                     std::fs::write(file.replace(['"', '[', ']', '(', ')', ',', ' '], "_").replace("__", "_"), &ptx)
                         .unwrap();
