@@ -204,15 +204,17 @@ fn truncated_sampling_stays_within_what_the_full_pass_allows() {
 /// On a device of its own, tokens are read back in bunches; what was decoded past an end is dropped.
 #[test]
 fn how_often_tokens_are_read_changes_no_completion() {
+    // Long enough for a GPU to record the steps between two reads, and to replay them.
+    let most = 40;
     let subject = tiny(5, &device());
     let batch = requests(&ragged_prompts(), 3);
     for rows in [5, 12] {
         let complete = |tokens_per_read: usize| {
-            let sampling = Sampling { rows, tokens_per_read, ..sampling() };
+            let sampling = Sampling { rows, tokens_per_read, max_completion_length: most, ..sampling() };
             generate(&subject.1, &subject.0, &batch, &sampling, |_, _| Watch::Continue).unwrap()
         };
         let seen_at_once = complete(1);
-        for tokens_per_read in [3, 8, 50] {
+        for tokens_per_read in [2, 3, 8, 50] {
             for (one, other) in seen_at_once.iter().zip(complete(tokens_per_read)) {
                 assert_eq!((&one.tokens, one.finish_reason), (&other.tokens, other.finish_reason));
                 assert!(distance(&one.log_probs, &other.log_probs) < within(1e-5));

@@ -52,7 +52,8 @@ pub(crate) fn attend(
     let projections = projections.map(primitive);
     let biases = biases.map(|biases| biases.map(primitive));
     let q = launch_rotate_and_store(projections, biases, angles, states(), tables(), dim);
-    tensor(launch_attention(q, tables(), states(), dim, scale(dim) as f32, launch::stored(decoding.stored)))
+    let [longest, _] = decoding.angles[0].dims();
+    tensor(launch_attention(q, tables(), states(), (dim, longest), scale(dim) as f32, launch::stored(decoding.stored)))
 }
 
 pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], format: FloatDType) -> [Tensor<2>; N] {
@@ -142,12 +143,12 @@ fn launch_write_rows(table: CubeTensor, rows: CubeTensor, writes: CubeTensor) ->
     table
 }
 
-/// See [`decode::attention`].
+/// See [`decode::attention`]; `longest` is how many keys a sequence can have.
 fn launch_attention(
     q: CubeTensor,
     [keys, values]: [CubeTensor; 2],
     states: CubeTensor,
-    dim: usize,
+    (dim, longest): (usize, usize),
     scale: f32,
     stored: DType,
 ) -> CubeTensor {
@@ -162,7 +163,7 @@ fn launch_attention(
     let hardware = &client.properties().hardware;
     let shared = |units: u32| 4 * (group * (units as usize + dim + 1) + units as usize + units as usize * vector);
     let least = (vectors.max(group) as u32).next_power_of_two();
-    let mut units = units(&client, 256);
+    let mut units = units(&client, (longest as u32).next_power_of_two().clamp(32, 256).max(least));
     while units > least && shared(units) > hardware.max_shared_memory_size {
         units /= 2;
     }

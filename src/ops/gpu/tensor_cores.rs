@@ -219,7 +219,7 @@ pub(super) fn tilings(lhs: &CubeTensor, rhs: &CubeTensor) -> Vec<Tiling> {
     Tiling::ALL.into_iter().filter(fits).collect()
 }
 
-/// `lhs · rhs` in f32, where [`tiles_serves`].
+/// `lhs · rhs` in f32, in a way that is one of its [`tilings`].
 pub(super) fn tiles(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor, tiling: Tiling) {
     let ([m, terms], [_, n]) = (matrix(lhs.meta.shape()), matrix(rhs.meta.shape()));
     let [left, right] = [lie(&lhs, false), lie(&rhs, true)].map(|lie| lie.expect("a product that is served"));

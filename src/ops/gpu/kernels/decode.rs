@@ -211,12 +211,18 @@ pub(crate) fn attention<O: Float, N: Size>(
         }
         slots[unit] = most;
         sync_cube();
-        for i in 0..per_head {
-            let other = slots[own_head * per_head + i];
-            if other > most {
-                most = other;
+        let mut active = comptime!(per_head / 2).runtime();
+        while active > 0 {
+            if lane < active {
+                let other = slots[unit + active];
+                if other > slots[unit] {
+                    slots[unit] = other;
+                }
             }
+            sync_cube();
+            active /= 2;
         }
+        let most = slots[own_head * per_head];
         sync_cube();
         let mut sum = 0.0f32;
         if own_head < group {
@@ -235,10 +241,16 @@ pub(crate) fn attention<O: Float, N: Size>(
         }
         largest = most;
         sync_cube();
-        total *= fade;
-        for i in 0..per_head {
-            total += slots[own_head * per_head + i];
+        let mut active = comptime!(per_head / 2).runtime();
+        while active > 0 {
+            if lane < active {
+                let other = slots[unit + active];
+                slots[unit] += other;
+            }
+            sync_cube();
+            active /= 2;
         }
+        total = total * fade + slots[own_head * per_head];
         // 3. Values.
         #[unroll]
         for g in 0..group {
