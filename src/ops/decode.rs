@@ -103,10 +103,10 @@ pub(crate) fn sample(
     )
 }
 
-/// A computation from some inputs that is recorded on a GPU and replayed on others.
+/// A computation recorded on a GPU, to be replayed with other inputs.
 ///
-/// The device has what it reads and writes by address, so it keeps its inputs and its output itself, and whoever has it
-/// keeps all else: the weights, and the tables of the cache.
+/// The recording has addresses. This type owns the memory of its inputs and of its output; the caller keeps the weights and
+/// the tables of the cache until it is dropped.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 pub(crate) struct Repeated {
@@ -119,8 +119,8 @@ pub(crate) struct Repeated {
 }
 
 impl Repeated {
-    /// Records `compute`, which is run on the given inputs three times, of which it may write `states`. Which tokens and
-    /// uniforms these are does not matter.
+    /// Runs `compute` three times on copies of `tokens`, `uniforms` and `states`, and records the third. `compute` may write
+    /// `states`; the values of `tokens` and `uniforms` do not matter.
     ///
     /// # Errors
     /// Where the runtime records nothing, with the reason.

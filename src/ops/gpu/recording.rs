@@ -43,13 +43,13 @@ pub(crate) fn record<T>(like: &Tensor<2, Int>, mut compute: impl FnMut() -> T) -
 }
 
 impl Recording {
-    /// Runs the launches again, on what is in their inputs now.
+    /// Runs the launches again, on the present contents of their inputs.
     ///
-    /// All that they read or write must still be there, and this must be the thread that recorded them.
+    /// The memory that they read or write must still be allocated, and the thread must be the one that recorded them.
     ///
     /// # Errors
     /// What the driver says.
-    #[allow(unsafe_code, reason = "the driver is handed addresses; whoever records keeps what is behind them")]
+    #[allow(unsafe_code, reason = "a replay uses addresses; the caller keeps their memory")]
     pub(crate) fn replay(&self) -> Result<(), String> {
         // SAFETY: the contract above, which the only caller keeps by owning the tensors and staying on one thread.
         unsafe { self.0.replay() }.map_err(|error| format!("{error:?}"))
