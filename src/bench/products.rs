@@ -9,7 +9,8 @@ use burn_cubecl::tensor::CubeTensor;
 use serde::Serialize;
 
 use crate::model::{ModelConfig, Precision};
-use crate::ops::gpu::product::{Problem, Routine, launch, ran, routines, transposed};
+use crate::ops::gpu::product::{Problem, launch, ran, routines, transposed};
+use crate::ops::gpu::routine::Routine;
 
 /// Rows decoded together.
 const DECODED: usize = 64;

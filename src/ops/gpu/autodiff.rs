@@ -9,7 +9,8 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
 
-use super::launch::{self, dense};
+use super::launch;
+use super::memory::{self, dense};
 use super::product::transposed;
 use super::{Format, GpuOps, Primitive};
 
@@ -42,7 +43,7 @@ impl Backward<Cube, 2> for SwigluStep {
         let upstream = grads.consume::<Cube>(&ops.node);
         let (gate, up, stored) = ops.state;
         // The products that gave the inputs read their gradients in this format, too.
-        let gradients = launch::swiglu_backward(gate, up, launch::cast(upstream, DType::F32), stored);
+        let gradients = launch::swiglu_backward(gate, up, memory::cast(upstream, DType::F32), stored);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
                 grads.register::<Cube>(node.id, gradient);
@@ -163,7 +164,7 @@ impl Backward<Cube, 3> for LinearStep {
         let upstream = grads.consume::<Cube>(&ops.node);
         let (x, weight, format) = ops.state;
         let wanted = [0, 1, 2].map(|parent| ops.parents[parent].is_some());
-        let dbias = wanted[2].then(|| launch::sum_rows(launch::cast(upstream.clone(), DType::F32)));
+        let dbias = wanted[2].then(|| launch::sum_rows(memory::cast(upstream.clone(), DType::F32)));
         let [dx, dweight] = product_backward(x, weight, format, upstream, [wanted[0], wanted[1]]);
         for (node, gradient) in ops.parents.into_iter().zip([dx, dweight, dbias]) {
             if let (Some(node), Some(gradient)) = (node, gradient) {
@@ -251,13 +252,13 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
     fn gpu_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, guard) = x.into_parts();
         let upstream = upstream.into_primitive();
-        record!(SeedStep, [guard], upstream, launch::zero(&x))
+        record!(SeedStep, [guard], upstream, memory::zero(&x))
     }
 
     fn gpu_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
         let (logits, guard) = logits.into_parts();
         let logits = dense(logits);
-        let targets = launch::upload(&targets, &logits);
+        let targets = memory::send(&logits, &targets);
         let [figures, normalisers] = launch::scores(logits.clone(), targets.clone(), temperature);
         match ScoresStep.prepare::<C>([guard]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((logits, targets, normalisers, temperature), figures),

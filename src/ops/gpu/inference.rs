@@ -7,7 +7,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::kernels::{decode, sample as draw};
-use super::launch::{self, addresses, cubes, dense, elem, elements, empty, integers as indices, units, written};
+use super::launch;
+use super::memory::{self, addresses, cubes, dense, elem, elements, empty, integers as indices, units, written};
 use super::{is_relaxed, product};
 use crate::ops::Decoding;
 use crate::ops::plain::scale;
@@ -33,7 +34,7 @@ pub(super) fn add_rms_norm(
     format: FloatDType,
 ) -> (Tensor<2>, Tensor<2>) {
     let [x, part] = [x, part].map(primitive);
-    let (factor, epsilon, stored) = (factor as f32, epsilon as f32, launch::stored(format));
+    let (factor, epsilon, stored) = (factor as f32, epsilon as f32, memory::stored(format));
     let (sum, normed) = launch::add_rms_norm(x, part, primitive(weight), factor, epsilon, stored);
     (tensor(sum), tensor(normed))
 }
@@ -53,11 +54,11 @@ pub(crate) fn attend(
     let biases = biases.map(|biases| biases.map(primitive));
     let q = launch_rotate_and_store(projections, biases, angles, states(), tables(), dim);
     let [longest, _] = decoding.angles[0].dims();
-    tensor(launch_attention(q, tables(), states(), (dim, longest), scale(dim) as f32, launch::stored(decoding.stored)))
+    tensor(launch_attention(q, tables(), states(), (dim, longest), scale(dim) as f32, memory::stored(decoding.stored)))
 }
 
 pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], format: FloatDType) -> [Tensor<2>; N] {
-    let factor = |x| launch::cast(primitive(x), launch::stored(format));
+    let factor = |x| memory::cast(primitive(x), memory::stored(format));
     product::products(factor(x), weights.map(factor), is_relaxed(format)).map(tensor)
 }
 
@@ -156,7 +157,7 @@ fn launch_attention(
     let client = q.client.clone();
     let [rows, width] = q.meta.shape().dims();
     let [_, kv_width] = keys.meta.shape().dims::<2>();
-    let (kv_heads, group, vector) = (kv_width / dim, width / kv_width, launch::vector(dim));
+    let (kv_heads, group, vector) = (kv_width / dim, width / kv_width, memory::vector(dim));
     let vectors = dim / vector;
     let out = empty(&q, [rows, width], stored);
     // A key a unit, and fewer where weights and queries of all heads would not fit.
@@ -180,9 +181,7 @@ fn launch_attention(
         out.clone().into_tensor_arg(),
         scale,
         kv_heads,
-        group,
-        vectors,
-        units as usize,
+        decode::Heads { group, vectors, units: units as usize },
         elem(stored),
     );
     out

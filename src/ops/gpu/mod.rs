@@ -1,9 +1,9 @@
 //! The operations on every GPU backend, in kernels of our own: one source for CUDA, ROCm, Vulkan, Metal and WebGPU, and for
 //! CubeCL's CPU runtime, on which they are tested.
 //!
-//! [`kernels`] has the kernels, [`launch`] their launches as functions on Burn's primitive, this file connects them to
-//! tensors through Burn's backend-extension mechanism, [`autodiff`] has the backward steps, and [`inference`] what is computed
-//! without gradients alone.
+//! [`kernels`] has the kernels, [`launch`] their launches as functions on Burn's primitive, [`memory`] what launches are made
+//! of; this file connects them to tensors through Burn's backend-extension mechanism, [`autodiff`] has the backward steps, and
+//! [`inference`] what is computed without gradients alone. [`product`] chooses the kernel of a matrix product.
 
 #![allow(missing_docs, reason = "the extension macro generates items that cannot carry documentation")]
 
@@ -11,10 +11,12 @@ mod autodiff;
 pub(super) mod inference;
 mod kernels;
 mod launch;
+mod memory;
 pub(crate) mod product;
 #[cfg(all(test, feature = "cuda"))]
 mod ptx;
 pub(super) mod recording;
+pub(crate) mod routine;
 mod tensor_cores;
 pub(super) mod update;
 
@@ -65,7 +67,7 @@ impl Format {
 
     /// A factor in this format.
     fn factor(self, x: Primitive) -> Primitive {
-        launch::cast(x, launch::stored(self.dtype))
+        memory::cast(x, memory::stored(self.dtype))
     }
 
     /// The weight as the right factor: in this format, transposed or not.
@@ -87,7 +89,7 @@ fn is_relaxed(format: FloatDType) -> bool {
 
 /// In the format in which products in `format` read it.
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64, format: FloatDType) -> Tensor<2> {
-    let (x, weight, stored) = (x.into_dispatch(), weight.into_dispatch(), launch::stored(format));
+    let (x, weight, stored) = (x.into_dispatch(), weight.into_dispatch(), memory::stored(format));
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_rms_norm(x, weight, epsilon as f32, stored))
 }
 
@@ -112,7 +114,7 @@ pub(super) fn add_rms_norm(
 
 /// In the format in which products in `format` read it.
 pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>, format: FloatDType) -> Tensor<2> {
-    let (gate, up, stored) = (gate.into_dispatch(), up.into_dispatch(), launch::stored(format));
+    let (gate, up, stored) = (gate.into_dispatch(), up.into_dispatch(), memory::stored(format));
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_swiglu(gate, up, stored))
 }
 
@@ -163,7 +165,7 @@ pub(super) fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>, format: Flo
 /// The attention weights of scores of the query rows at `rows`, without autodiff, as a [`factor`].
 pub(super) fn attention_weights(scores: Tensor<4>, rows: &Range<usize>, scale: f64, format: FloatDType) -> Tensor<4> {
     let rows = (rows.start, rows.len());
-    from_primitive(launch::attention_weights(primitive(scores), rows, scale as f32, launch::stored(format)))
+    from_primitive(launch::attention_weights(primitive(scores), rows, scale as f32, memory::stored(format)))
 }
 
 /// The gradient of the scores from the weights and theirs, as a [`factor`].
@@ -216,11 +218,11 @@ impl GpuOps for Cube {
     }
 
     fn gpu_seed(x: FloatTensor<Self>, _upstream: FloatTensor<Self>) -> FloatTensor<Self> {
-        launch::zero(&x)
+        memory::zero(&x)
     }
 
     fn gpu_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
-        let targets = launch::upload(&targets, &logits);
+        let targets = memory::send(&logits, &targets);
         let [figures, _] = launch::scores(logits, targets, temperature);
         figures
     }

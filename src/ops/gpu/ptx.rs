@@ -120,16 +120,34 @@ macro_rules! case {
 /// Every kernel, in the forms in which it is launched.
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let line = CubeDim::new_1d;
-    let t = tensor;
-    let narrow = AddressType::U32;
+    in_small_tensors(&mut cases);
+    for addresses in ADDRESSES {
+        between_products(&mut cases, addresses);
+        attention_weights(&mut cases, addresses);
+        decoding(&mut cases, addresses);
+        over_vocabularies(&mut cases, addresses);
+        for format in [BF16, F16] {
+            products(&mut cases, addresses, format);
+        }
+    }
+    cases
+}
+
+/// A cube of units in a line.
+fn line(units: u32) -> CubeDim {
+    CubeDim::new_1d(units)
+}
+
+/// Kernels that need no wide addresses.
+fn in_small_tensors(cases: &mut Vec<Case>) {
+    let (t, small) = (tensor, AddressType::U32);
     for stored in FORMATS {
-        case!(cases, norm::rms_norm as RmsNorm, line(256), narrow, stored, [t(), t(), t(), (), 256, stored]);
+        case!(cases, norm::rms_norm as RmsNorm, line(256), small, stored, [t(), t(), t(), (), 256, stored]);
         case!(
             cases,
             norm::add_rms_norm as AddRmsNorm,
             line(256),
-            narrow,
+            small,
             stored,
             [t(), t(), t(), t(), t(), (), (), 256, stored]
         );
@@ -138,7 +156,7 @@ fn cases() -> Vec<Case> {
                 cases,
                 update::adamw as Adamw,
                 line(256),
-                narrow,
+                small,
                 (stored, vector),
                 [t(), t(), t(), t(), (), (), (), (), (), (), (), vector, stored]
             );
@@ -148,208 +166,177 @@ fn cases() -> Vec<Case> {
         cases,
         norm::rms_norm_backward as RmsNormBackward,
         line(256),
-        narrow,
+        small,
         "",
         [t(), t(), t(), t(), t(), (), (), 256]
     );
-    case!(cases, update::add_rows as AddRows, line(256), narrow, "", [t(), t(), t(), ()]);
-    case!(cases, update::sums_of_squares as SumsOfSquares, line(256), narrow, "", [t(), t(), (), 1 << 16, 256]);
+    case!(cases, update::add_rows as AddRows, line(256), small, "", [t(), t(), t(), ()]);
+    case!(cases, update::sums_of_squares as SumsOfSquares, line(256), small, "", [t(), t(), (), 1 << 16, 256]);
     for (place, out) in places(0) {
-        case!(cases, pointwise::rotary as Rotary, line(256), narrow, place, [t(), t(), t(), out, ()]);
+        case!(cases, pointwise::rotary as Rotary, line(256), small, place, [t(), t(), t(), out, ()]);
     }
-    for addresses in ADDRESSES {
-        for (stored, place) in [(F32, 0), (F32, 1), (BF16, 1), (F16, 1)] {
-            let [weights, gradient] = [0, 1].map(|input| if place == 0 { alias(input) } else { t() });
-            case!(
-                cases,
-                attention::weights as Weights,
-                line(256),
-                addresses,
-                (stored, place),
-                [t(), weights, (), (), (), 256, stored]
-            );
-            case!(
-                cases,
-                attention::weights_backward as WeightsBackward,
-                line(256),
-                addresses,
-                (stored, place),
-                [t(), t(), gradient, (), (), (), 256, stored]
-            );
-        }
-        case!(cases, linear::add_bias as AddBias, line(256), addresses, "", [t(), t()]);
-        case!(cases, norm::sum_rows as SumRows, line(64), addresses, "", [t(), t(), ()]);
-        case!(cases, decode::write_rows as WriteRows, line(128), addresses, "", [t(), t(), t()]);
-        for (rotates, biased) in [(true, true), (true, false), (false, true), (false, false)] {
-            case!(
-                cases,
-                decode::rotate_and_store as RotateAndStore,
-                line(128),
-                addresses,
-                (rotates, biased),
-                [t(), t(), t(), t(), t(), t(), t(), t(), t(), t(), t(), t(), 64, rotates, biased]
-            );
-        }
+    for format in [F32, ElemType::Int(cubecl::ir::IntKind::I32)] {
+        case!(cases, pointwise::overwrite as Overwrite, line(128), small, format, [t(), t(), format]);
+    }
+}
+
+fn between_products(cases: &mut Vec<Case>, addresses: AddressType) {
+    let t = tensor;
+    case!(cases, linear::add_bias as AddBias, line(256), addresses, "", [t(), t()]);
+    case!(cases, norm::sum_rows as SumRows, line(64), addresses, "", [t(), t(), ()]);
+    for vector in [1, 4] {
+        case!(cases, pointwise::take_rows as TakeRows, line(256), addresses, vector, [t(), t(), t(), (), vector]);
         for stored in FORMATS {
-            for (group, dim, vector) in [(7, 64, 4), (1, 128, 4), (3, 18, 1)] {
-                case!(
-                    cases,
-                    decode::attention as Attention,
-                    line(256),
-                    addresses,
-                    (stored, group, dim),
-                    [t(), t(), t(), t(), t(), (), (), vector, group, dim / vector, 256, stored]
-                );
-            }
-            for vector in [1, 4] {
-                case!(
-                    cases,
-                    pointwise::swiglu as Swiglu,
-                    line(256),
-                    addresses,
-                    (stored, vector),
-                    [t(), t(), t(), vector, stored]
-                );
-            }
+            case!(
+                cases,
+                pointwise::swiglu as Swiglu,
+                line(256),
+                addresses,
+                (stored, vector),
+                [t(), t(), t(), vector, stored]
+            );
         }
-        for vector in [1, 4] {
-            for ((place, dgate), (_, dup)) in places(0).into_iter().zip(places(1)) {
-                case!(
-                    cases,
-                    pointwise::swiglu_backward as SwigluBackward,
-                    line(256),
-                    addresses,
-                    (place, vector),
-                    [t(), t(), t(), dgate, dup, vector, F32]
-                );
-            }
-        }
-        if addresses == narrow {
-            for format in [F32, ElemType::Int(cubecl::ir::IntKind::I32)] {
-                case!(cases, pointwise::overwrite as Overwrite, line(128), narrow, format, [t(), t(), format]);
-            }
-        }
-        for stored in [BF16, F16] {
-            let form = (stored, 4);
+        for ((place, dgate), (_, dup)) in places(0).into_iter().zip(places(1)) {
             case!(
                 cases,
                 pointwise::swiglu_backward as SwigluBackward,
                 line(256),
                 addresses,
-                form,
-                [t(), t(), t(), t(), t(), 4, stored]
+                (place, vector),
+                [t(), t(), t(), dgate, dup, vector, F32]
             );
-        }
-        for vector in [1, 4] {
-            case!(cases, pointwise::take_rows as TakeRows, line(256), addresses, vector, [t(), t(), t(), (), vector]);
-        }
-        for greedy in [false, true] {
-            case!(
-                cases,
-                sample::sample as Sample,
-                line(512),
-                addresses,
-                greedy,
-                [t(), t(), t(), t(), t(), (), (), greedy, 512]
-            );
-        }
-        for same in [false, true] {
-            case!(cases, scores::scores as Scores, line(512), addresses, same, [t(), t(), t(), t(), (), same, 512]);
-        }
-        for (place, gradient) in places(0) {
-            case!(
-                cases,
-                scores::scores_backward as ScoresBackward,
-                line(512),
-                addresses,
-                place,
-                [t(), t(), t(), t(), gradient, ()]
-            );
-        }
-        for format in [BF16, F16] {
-            for (planes, part, lhs_along, rhs_along, ragged) in [
-                ([2, 2, 1], [64, 64], true, true, false),
-                ([2, 2, 1], [64, 64], true, false, false),
-                ([2, 2, 1], [64, 64], false, false, true),
-                ([2, 4, 1], [64, 64], true, false, false),
-                ([4, 1, 1], [64, 64], true, false, false),
-                ([4, 1, 1], [64, 64], false, true, true),
-                ([1, 2, 2], [64, 32], true, false, false),
-                ([1, 2, 2], [16, 32], true, true, true),
-                ([1, 2, 4], [64, 32], true, false, false),
-                ([1, 2, 4], [16, 32], true, true, true),
-            ] {
-                let ([planes_m, planes_n, planes_k], [part_m, part_n]) = (planes, part);
-                case!(
-                    cases,
-                    tiles::tiles as Tiles,
-                    line((planes_m * planes_n * planes_k * 32) as u32),
-                    addresses,
-                    (format, planes, part, lhs_along, rhs_along, ragged),
-                    [
-                        buffer(),
-                        buffer(),
-                        buffer(),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        8,
-                        2,
-                        planes_m,
-                        planes_n,
-                        planes_k,
-                        part_m,
-                        part_n,
-                        lhs_along,
-                        rhs_along,
-                        ragged,
-                        format
-                    ]
-                );
-            }
-            for (tiles, across, factors) in [(1, false, 1), (1, true, 1), (4, false, 3), (4, true, 2)] {
-                case!(
-                    cases,
-                    few_rows::few_rows as FewRows,
-                    CubeDim::new_2d(32, 16),
-                    addresses,
-                    (format, tiles, across, factors),
-                    [
-                        buffer(),
-                        buffer(),
-                        buffer(),
-                        buffer(),
-                        buffer(),
-                        buffer(),
-                        buffer(),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        (),
-                        factors,
-                        tiles,
-                        16,
-                        across,
-                        format
-                    ]
-                );
-            }
         }
     }
-    cases
+    for stored in [BF16, F16] {
+        case!(
+            cases,
+            pointwise::swiglu_backward as SwigluBackward,
+            line(256),
+            addresses,
+            (stored, 4),
+            [t(), t(), t(), t(), t(), 4, stored]
+        );
+    }
+}
+
+fn attention_weights(cases: &mut Vec<Case>, addresses: AddressType) {
+    let t = tensor;
+    for (stored, place) in [(F32, 0), (F32, 1), (BF16, 1), (F16, 1)] {
+        let [weights, gradient] = [0, 1].map(|input| if place == 0 { alias(input) } else { t() });
+        let form = (stored, place);
+        case!(
+            cases,
+            attention::weights as Weights,
+            line(256),
+            addresses,
+            form,
+            [t(), weights, (), (), (), 256, stored]
+        );
+        case!(
+            cases,
+            attention::weights_backward as WeightsBackward,
+            line(256),
+            addresses,
+            form,
+            [t(), t(), gradient, (), (), (), 256, stored]
+        );
+    }
+}
+
+fn decoding(cases: &mut Vec<Case>, addresses: AddressType) {
+    let t = tensor;
+    case!(cases, decode::write_rows as WriteRows, line(128), addresses, "", [t(), t(), t()]);
+    for (rotates, biased) in [(true, true), (true, false), (false, true), (false, false)] {
+        case!(
+            cases,
+            decode::rotate_and_store as RotateAndStore,
+            line(128),
+            addresses,
+            (rotates, biased),
+            [t(), t(), t(), t(), t(), t(), t(), t(), t(), t(), t(), t(), 64, rotates, biased]
+        );
+    }
+    for (group, dim, vector) in [(7, 64, 4), (1, 128, 4), (3, 18, 1)] {
+        let heads = decode::Heads { group, vectors: dim / vector, units: 256 };
+        for stored in FORMATS {
+            case!(
+                cases,
+                decode::attention as Attention,
+                line(256),
+                addresses,
+                (stored, group, dim),
+                [t(), t(), t(), t(), t(), (), (), vector, heads, stored]
+            );
+        }
+    }
+}
+
+fn over_vocabularies(cases: &mut Vec<Case>, addresses: AddressType) {
+    let t = tensor;
+    for greedy in [false, true] {
+        case!(
+            cases,
+            sample::sample as Sample,
+            line(512),
+            addresses,
+            greedy,
+            [t(), t(), t(), t(), t(), (), (), greedy, 512]
+        );
+    }
+    for same in [false, true] {
+        case!(cases, scores::scores as Scores, line(512), addresses, same, [t(), t(), t(), t(), (), same, 512]);
+    }
+    for (place, gradient) in places(0) {
+        case!(
+            cases,
+            scores::scores_backward as ScoresBackward,
+            line(512),
+            addresses,
+            place,
+            [t(), t(), t(), t(), gradient, ()]
+        );
+    }
+}
+
+fn products(cases: &mut Vec<Case>, addresses: AddressType, format: ElemType) {
+    let b = buffer;
+    for (planes, part, along, ragged) in [
+        ([2, 2, 1], [64, 64], [true, true], false),
+        ([2, 2, 1], [64, 64], [true, false], false),
+        ([2, 2, 1], [64, 64], [false, false], true),
+        ([2, 4, 1], [64, 64], [true, false], false),
+        ([4, 1, 1], [64, 64], [true, false], false),
+        ([4, 1, 1], [64, 64], [false, true], true),
+        ([1, 2, 2], [64, 32], [true, false], false),
+        ([1, 2, 2], [16, 32], [true, true], true),
+        ([1, 2, 4], [64, 32], [true, false], false),
+        ([1, 2, 4], [16, 32], [true, true], true),
+    ] {
+        let division = tiles::Division { planes, part };
+        let form = tiles::Form { division, along, ragged };
+        let strides = || tiles::StridesCompilationArg { line: (), outer: (), inner: () };
+        let sizes = tiles::SizesCompilationArg { m: (), n: (), terms: (), inner: (), batches: (), parts: () };
+        let which = (format, planes, part, along, ragged);
+        case!(
+            cases,
+            tiles::tiles as Tiles,
+            line(division.units() as u32),
+            addresses,
+            which,
+            [b(), b(), b(), strides(), strides(), sizes, 8, 2, form, format]
+        );
+    }
+    for (tiles, across, factors) in [(1, false, 1), (1, true, 1), (4, false, 3), (4, true, 2)] {
+        let which = (format, tiles, across, factors);
+        case!(
+            cases,
+            few_rows::few_rows as FewRows,
+            CubeDim::new_2d(32, 16),
+            addresses,
+            which,
+            [b(), b(), b(), b(), b(), b(), b(), (), (), (), (), (), (), (), (), factors, tiles, 16, across, format]
+        );
+    }
 }
 
 /// The PTX of a kernel, for the first driver of CUDA 12 and as the runtime has it.

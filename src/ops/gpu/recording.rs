@@ -9,7 +9,7 @@ use cubecl::future::block_on;
 use cubecl::prelude::*;
 
 use super::kernels::pointwise;
-use super::launch::{self, dense, elem, elements, integers, units, written};
+use super::memory::{self, dense, elem, elements, integers, units, written};
 
 /// Recorded launches.
 pub(crate) struct Recording(Graph);
@@ -69,7 +69,7 @@ pub(crate) fn own<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 fn copied(x: CubeTensor) -> CubeTensor {
-    let copy = launch::empty(&x, x.meta.shape().clone(), x.dtype);
+    let copy = memory::empty(&x, x.meta.shape().clone(), x.dtype);
     launch_overwrite(copy.clone(), x);
     copy
 }
@@ -83,7 +83,7 @@ pub(crate) fn overwrite_ints<const D: usize>(to: &Tensor<D, Int>, from: Tensor<D
 /// [`overwrite_ints`] of floats.
 pub(crate) fn overwrite<const D: usize>(to: &Tensor<D>, from: Tensor<D>) {
     let primitive = |x: Tensor<D>| x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
-    launch_overwrite(primitive(to.clone()), dense(launch::cast(primitive(from), DType::F32)));
+    launch_overwrite(primitive(to.clone()), dense(memory::cast(primitive(from), DType::F32)));
 }
 
 fn launch_overwrite(to: CubeTensor, from: CubeTensor) {

@@ -8,20 +8,20 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::CubeDim;
 
 use super::kernels::few_rows::{self as few, TILE};
-use super::kernels::tiles::{self as tiled, TERMS, VECTOR, stage};
-use super::launch::{addresses, cubes, elem, empty, reshape, sum_each};
+use super::kernels::tiles::{self as tiled, Division, Form, SizesLaunch, StridesLaunch, UNITS, VECTOR};
+use super::launch::sum_each;
+use super::memory::{addresses, cubes, elem, empty, reshape};
 use super::product::matrix;
 
 /// Rows that [`few_rows`] serves at most: a plane keeps their sums in registers.
 const FEW_ROWS: usize = 128;
-/// Planes of a cube of [`few_rows`], and units of a plane.
-const PLANES: [u32; 2] = [16, 32];
+/// Planes of a cube of [`few_rows`].
+const PLANES: u32 = 16;
 
 /// Whether the device's planes are the 32 units that both kernels are written for, and a cube may have `units`.
 fn planes(client: &Client, units: u32) -> bool {
     let hardware = &client.properties().hardware;
-    let [_, plane] = PLANES;
-    hardware.plane_size_min == plane && hardware.plane_size_max == plane && hardware.max_units_per_cube >= units
+    [hardware.plane_size_min, hardware.plane_size_max] == [UNITS as u32; 2] && hardware.max_units_per_cube >= units
 }
 
 /// How a matrix lies: whether its rows are without gaps, or its columns, and how far apart they are.
@@ -44,7 +44,7 @@ pub(super) fn few_rows_serves(lhs: &CubeTensor, rhs: &CubeTensor) -> bool {
     let halves = lhs.dtype.size() == 2 && rhs.dtype == lhs.dtype;
     let matrices =
         lhs.meta.num_dims() == 2 && rhs.meta.num_dims() == 2 && line(lhs).is_some_and(|(by_rows, _)| by_rows);
-    m <= FEW_ROWS && planes(&lhs.client, PLANES[0] * PLANES[1]) && fits && halves && matrices
+    m <= FEW_ROWS && planes(&lhs.client, PLANES * UNITS as u32) && fits && halves && matrices
 }
 
 /// Whether the right factors of products that [`few_rows`] serves one by one can be served in one launch.
@@ -61,7 +61,6 @@ pub(super) fn few_rows(lhs: CubeTensor, rhs: &[CubeTensor], out: &[CubeTensor]) 
     let (by_rows, _) = line(&rhs[0]);
     let client = lhs.client.clone();
     let format = elem(lhs.dtype);
-    let [planes, units] = PLANES;
     // What is not there is not read: the first stands for it.
     let right = |i: usize| rhs.get(i).unwrap_or(&rhs[0]);
     let buffer = |i: usize| right(i).clone().into_buffer_arg();
@@ -71,7 +70,7 @@ pub(super) fn few_rows(lhs: CubeTensor, rhs: &[CubeTensor], out: &[CubeTensor]) 
     few::few_rows::launch(
         &client,
         cubes(&client, columns.iter().sum::<usize>() / TILE),
-        CubeDim::new_2d(units, planes),
+        CubeDim::new_2d(UNITS as u32, PLANES),
         addresses([&lhs, right(0), right(1), right(2), &out[0]]),
         lhs.into_buffer_arg(),
         buffer(0),
@@ -90,7 +89,7 @@ pub(super) fn few_rows(lhs: CubeTensor, rhs: &[CubeTensor], out: &[CubeTensor]) 
         k,
         rhs.len(),
         m / TILE,
-        planes as usize,
+        PLANES as usize,
         !by_rows,
         format,
     );
@@ -139,13 +138,6 @@ const MOST_PARTS: usize = 32;
 /// What a launch costs, as bytes: 5 µs.
 const LAUNCH: usize = 12_500_000;
 
-/// Planes of a cube by rows, columns and terms, and rows and columns of a plane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Division {
-    planes: [usize; 3],
-    part: [usize; 2],
-}
-
 impl Tiling {
     pub(crate) const ALL: [Self; 5] = [Self::Square, Self::Wide, Self::Narrow, Self::Few, Self::Deep];
 
@@ -160,41 +152,18 @@ impl Tiling {
     }
 }
 
-impl Division {
-    /// Rows and columns of a cube.
-    fn tile(&self) -> [usize; 2] {
-        let ([m, n, _], [rows, columns]) = (self.planes, self.part);
-        [m * rows, n * columns]
-    }
-
-    /// Terms in shared memory at a time.
-    fn at_once(&self) -> usize {
-        self.planes[2] * TERMS
-    }
-
-    /// Parts of the terms with which a product takes the least time, by the arithmetic of the last wave of cubes, two on each
-    /// processor, and the bytes of writing and adding the parts: 100 operations take as long as a byte (H100: 250 TFLOP/s, 2.5 TB/s).
-    fn parts(&self, tiles: usize, terms: usize, results: usize, processors: Option<u32>) -> usize {
-        let places = 2 * processors.unwrap_or(1) as usize;
-        let ([rows, columns], steps) = (self.tile(), terms.div_ceil(self.at_once()));
-        let cost = |parts: usize| {
-            let wave = 2 * rows * columns * self.at_once() * places * steps.div_ceil(parts);
-            let added = if parts == 1 { 0 } else { 8 * parts * results + LAUNCH };
-            (tiles * parts).div_ceil(places) * wave + 100 * added
-        };
-        (1..=MOST_PARTS.min(steps / 4).max(1)).min_by_key(|&parts| cost(parts)).expect("one part at least")
-    }
-
-    fn units(&self) -> usize {
-        self.planes.iter().product::<usize>() * PLANES[1] as usize
-    }
-
-    /// Shared memory of a cube, bytes.
-    fn shared(&self) -> usize {
-        let [rows, columns] = self.tile();
-        let sums = if self.planes[2] > 1 { 4 * rows * columns } else { 0 };
-        2 * 2 * VECTOR * (stage(rows, self.at_once()) + stage(columns, self.at_once())) + sums
-    }
+/// Parts of the terms with which a product of `tiles` tiles takes the least time, by the arithmetic of the last wave of cubes,
+/// two on each processor, and the bytes of writing and adding the parts: 100 operations take as long as a byte (H100:
+/// 250 TFLOP/s, 2.5 TB/s).
+fn parts(division: &Division, tiles: usize, terms: usize, results: usize, processors: Option<u32>) -> usize {
+    let places = 2 * processors.unwrap_or(1) as usize;
+    let ([rows, columns], steps) = (division.tile(), terms.div_ceil(division.at_once()));
+    let cost = |parts: usize| {
+        let wave = 2 * rows * columns * division.at_once() * places * steps.div_ceil(parts);
+        let added = if parts == 1 { 0 } else { 8 * parts * results + LAUNCH };
+        (tiles * parts).div_ceil(places) * wave + 100 * added
+    };
+    (1..=MOST_PARTS.min(steps / 4).max(1)).min_by_key(|&parts| cost(parts)).expect("one part at least")
 }
 
 /// The ways in which [`tiles`] computes `lhs · rhs`; none where the device or how the factors lie does not allow it.
@@ -230,9 +199,9 @@ pub(super) fn tiles(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor, tiling: T
     let processors = client.properties().hardware.num_streaming_multiprocessors;
     let [rows, columns] = division.tile();
     let tiles = m.div_ceil(rows) * n.div_ceil(columns) * batches;
-    let parts = division.parts(tiles, terms, batches * m * n, processors);
+    let parts = parts(&division, tiles, terms, batches * m * n, processors);
     let sums = if parts == 1 { out.clone() } else { empty(&lhs, [parts, batches * m * n], DType::F32) };
-    let ([planes_m, planes_n, planes_k], [part_m, part_n]) = (division.planes, division.part);
+    let form = Form { division, along: [left.along, right.along], ragged: !terms.is_multiple_of(division.at_once()) };
     tiled::tiles::launch(
         &client,
         cubes(&client, tiles * parts),
@@ -243,26 +212,10 @@ pub(super) fn tiles(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor, tiling: T
         lhs.into_buffer_arg(),
         rhs.into_buffer_arg(),
         sums.clone().into_buffer_arg(),
-        m,
-        n,
-        terms,
-        left.line,
-        left.batches[0],
-        left.batches[1],
-        right.line,
-        right.batches[0],
-        right.batches[1],
-        inner,
-        batches,
-        parts,
-        planes_m,
-        planes_n,
-        planes_k,
-        part_m,
-        part_n,
-        left.along,
-        right.along,
-        !terms.is_multiple_of(division.at_once()),
+        StridesLaunch::new(left.line, left.batches[0], left.batches[1]),
+        StridesLaunch::new(right.line, right.batches[0], right.batches[1]),
+        SizesLaunch::new(m, n, terms, inner, batches, parts),
+        form,
         format,
     );
     if parts > 1 {
@@ -279,7 +232,7 @@ mod tests {
     fn terms_are_divided_where_tiles_are_few() {
         let parts = |[m, n, terms]: [usize; 3], tiling: Tiling, processors| {
             let [rows, columns] = tiling.of(m).tile();
-            tiling.of(m).parts(m.div_ceil(rows) * n.div_ceil(columns), terms, m * n, processors)
+            super::parts(&tiling.of(m), m.div_ceil(rows) * n.div_ceil(columns), terms, m * n, processors)
         };
         let square = |mnk| parts(mnk, Tiling::Square, Some(132));
         assert_eq!(square([8192, 896, 896]), 1);

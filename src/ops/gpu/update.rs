@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::kernels::update;
-use super::launch::{cubes, dense, elem, elements, empty, send, units, units_for};
+use super::memory::{cubes, dense, elem, elements, empty, send, units, units_for};
 use crate::ops::to_host;
 use crate::ops::update::AdamWStep;
 

@@ -51,46 +51,52 @@ pub(crate) fn rotate_and_store(
     let (q_heads, kv_heads) = (width / dim, kv_width / dim);
     if head < q_heads {
         let at = head * dim + i;
-        let mut first = q[row * width + at];
-        let mut second = q[row * width + at + half];
-        if biased {
-            first += q_bias[at];
-            second += q_bias[at + half];
-        }
-        if rotates {
-            let (cos, sin) = (query_angles[angle], query_angles[angle + half]);
-            let turned = first * cos - second * sin;
-            second = second * cos + first * sin;
-            first = turned;
-        }
+        let pair = biased_pair(q, row * width, q_bias, at, half, biased);
+        let (first, second) = turned(pair, query_angles, angle, half, rotates);
         out[row * width + at] = first;
         out[row * width + at + half] = second;
     } else if head < q_heads + kv_heads {
         let at = (head - q_heads) * dim + i;
-        let mut first = k[row * kv_width + at];
-        let mut second = k[row * kv_width + at + half];
-        if biased {
-            first += k_bias[at];
-            second += k_bias[at + half];
-        }
-        if rotates {
-            let (cos, sin) = (angles[angle], angles[angle + half]);
-            let turned = first * cos - second * sin;
-            second = second * cos + first * sin;
-            first = turned;
-        }
+        let pair = biased_pair(k, row * kv_width, k_bias, at, half, biased);
+        let (first, second) = turned(pair, angles, angle, half, rotates);
         keys[place + at] = first;
         keys[place + at + half] = second;
     } else {
         let at = (head - q_heads - kv_heads) * dim + i;
-        let mut first = v[row * kv_width + at];
-        let mut second = v[row * kv_width + at + half];
-        if biased {
-            first += v_bias[at];
-            second += v_bias[at + half];
-        }
+        let (first, second) = biased_pair(v, row * kv_width, v_bias, at, half, biased);
         values[place + at] = first;
         values[place + at + half] = second;
+    }
+}
+
+/// The elements at `at` and `half` further of the row that begins at `from`, with their biases.
+#[cube]
+fn biased_pair(
+    x: &Tensor<f32>,
+    from: usize,
+    bias: &Tensor<f32>,
+    at: usize,
+    half: usize,
+    #[comptime] biased: bool,
+) -> (f32, f32) {
+    let mut first = x[from + at];
+    let mut second = x[from + at + half];
+    if biased {
+        first += bias[at];
+        second += bias[at + half];
+    }
+    (first, second)
+}
+
+/// A pair rotated by the angle whose cosine is at `angle` and whose sine is `half` further.
+#[cube]
+fn turned(pair: (f32, f32), angles: &Tensor<f32>, angle: usize, half: usize, #[comptime] rotates: bool) -> (f32, f32) {
+    let (first, second) = pair;
+    if rotates {
+        let (cos, sin) = (angles[angle], angles[angle + half]);
+        (first * cos - second * sin, second * cos + first * sin)
+    } else {
+        pair
     }
 }
 
@@ -106,6 +112,40 @@ pub(crate) fn write_rows(rows: &Tensor<f32>, writes: &Tensor<i32>, table: &mut T
     }
     let (row, column) = (ABSOLUTE_POS / width, ABSOLUTE_POS % width);
     table[writes[row] as usize * width + column] = rows[ABSOLUTE_POS];
+}
+
+/// What is known of attention when its kernel is compiled: query heads of a key head, vectors of a head, units of a cube.
+///
+/// Units are divided twice: for scores each has one of the query heads, for values a vector of some of the keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Heads {
+    pub group: usize,
+    pub vectors: usize,
+    pub units: usize,
+}
+
+impl Heads {
+    /// Units of a query head, a power of two.
+    fn per_head(&self) -> usize {
+        self.units / self.group.next_power_of_two()
+    }
+
+    /// Units that have the same vector of values.
+    fn parts(&self) -> usize {
+        self.units / self.vectors
+    }
+}
+
+/// Where the keys and values of a row are: its prompt in one place of the table, its completion in another.
+#[derive(CubeType)]
+struct Past {
+    prompt: usize,
+    prompt_start: usize,
+    own_start: usize,
+    /// Vectors of a row of the table.
+    line: usize,
+    /// The first vector of the head in it.
+    head: usize,
 }
 
 /// `softmax(q kᵀ · scale) v` over the prompt and the completion of each row, the new token included; a cube per row and key
@@ -126,22 +166,24 @@ pub(crate) fn attention<O: Float, N: Size>(
     out: &mut Tensor<Vector<O, N>>,
     scale: f32,
     kv_heads: usize,
-    #[comptime] group: usize,
-    #[comptime] vectors: usize,
-    #[comptime] units: usize,
+    #[comptime] heads: Heads,
     #[define(O)] _stored: ElemType,
 ) {
-    let head = CUBE_POS % kv_heads;
+    let (group, vectors, units) = comptime!((heads.group, heads.vectors, heads.units));
     let row = CUBE_POS / kv_heads;
     if row >= states.shape(0) {
         terminate!();
     }
     let unit = UNIT_POS as usize;
     let state = row * STATE;
-    let (prompt_start, prompt) = (states[state] as usize, states[state + 1] as usize);
-    let (own_start, own) = (states[state + 2] as usize, states[state + 3] as usize + 1);
-    let count = prompt + own;
-    let line = kv_heads * vectors;
+    let past = Past {
+        prompt: states[state + 1] as usize,
+        prompt_start: states[state] as usize,
+        own_start: states[state + 2] as usize,
+        line: kv_heads * vectors,
+        head: CUBE_POS % kv_heads * vectors,
+    };
+    let count = past.prompt + states[state + 3] as usize + 1;
     let from = CUBE_POS * comptime!(group * vectors);
 
     let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(group * vectors));
@@ -153,13 +195,12 @@ pub(crate) fn attention<O: Float, N: Size>(
         queries[i] = q[from + i] * Vector::new(scale);
         i += units;
     }
-    // For scores a unit is one of a head's, for values it has one vector of some keys.
-    let per_head = comptime!(units / group.next_power_of_two());
+    let per_head = comptime!(heads.per_head());
     let (own_head, lane) = (unit / per_head, unit % per_head);
+    let own_weights = own_head * units;
+    let first = own_head < group && lane == 0;
     let mut largest = f32::new(-1e30);
     let mut total = 0.0f32;
-    let parts = comptime!(units / vectors);
-    let (part, vector) = (unit / vectors, unit % vectors);
     let mut sums = Array::<Vector<f32, N>>::new(group);
     #[unroll]
     for g in 0..group {
@@ -170,134 +211,188 @@ pub(crate) fn attention<O: Float, N: Size>(
     let mut start = 0usize;
     while start < count {
         let here = least(units, count - start);
-        // 1. Scores of one key.
         if unit < here {
-            let at = token(start + unit, prompt, prompt_start, own_start) * line + head * vectors;
-            let mut scores = Array::<Vector<f32, N>>::new(group);
-            #[unroll]
-            for g in 0..group {
-                scores[g] = Vector::new(0.0f32);
-            }
-            #[unroll]
-            for i in 0..vectors {
-                let key = keys[at + i];
-                #[unroll]
-                for g in 0..group {
-                    scores[g] += key * queries[comptime!(g * vectors + i)];
-                }
-            }
-            #[unroll]
-            for g in 0..group {
-                let mut score = 0.0f32;
-                #[unroll]
-                for i in 0..N::value() {
-                    score += scores[g].extract(i);
-                }
-                weights[comptime!(g * units) + unit] = score;
-            }
+            score::<N>(keys, place_of(start + unit, &past), &queries, &mut weights, heads);
         }
         sync_cube();
-        // 2. Weights, head by head, with the largest score taken out.
+        // Weights with the largest score taken out, a query head's by its units.
         let mut most = largest;
         if own_head < group {
             let mut j = lane;
             while j < here {
-                let score = weights[own_head * units + j];
+                let score = weights[own_weights + j];
                 if score > most {
                     most = score;
                 }
                 j += per_head;
             }
         }
-        slots[unit] = most;
-        sync_cube();
-        let mut active = comptime!(per_head / 2).runtime();
-        while active > 0 {
-            if lane < active {
-                let other = slots[unit + active];
-                if other > slots[unit] {
-                    slots[unit] = other;
-                }
-            }
-            sync_cube();
-            active /= 2;
-        }
-        let most = slots[own_head * per_head];
-        sync_cube();
+        let most = max_of_head(&mut slots, most, per_head);
         let mut sum = 0.0f32;
         if own_head < group {
             let mut j = lane;
             while j < here {
-                let weight = (weights[own_head * units + j] - most).exp();
-                weights[own_head * units + j] = weight;
+                let weight = (weights[own_weights + j] - most).exp();
+                weights[own_weights + j] = weight;
                 sum += weight;
                 j += per_head;
             }
         }
-        slots[unit] = sum;
         let fade = (largest - most).exp();
-        if own_head < group && lane == 0 {
+        if first {
             fades[own_head] = fade;
         }
         largest = most;
-        sync_cube();
-        let mut active = comptime!(per_head / 2).runtime();
-        while active > 0 {
-            if lane < active {
-                let other = slots[unit + active];
-                slots[unit] += other;
-            }
-            sync_cube();
-            active /= 2;
-        }
-        total = total * fade + slots[own_head * per_head];
-        // 3. Values.
+        total = total * fade + sum_of_head(&mut slots, sum, per_head);
         #[unroll]
         for g in 0..group {
             sums[g] *= Vector::new(fades[g]);
         }
-        if part < parts {
-            let column = head * vectors + vector;
-            let mut j = part;
-            // Several loads are under way at a time.
-            while j + 3 * parts < here {
-                let mut values_here = Array::<Vector<f32, N>>::new(4usize);
-                #[unroll]
-                for i in 0..4 {
-                    let token = token(start + j + i * parts, prompt, prompt_start, own_start);
-                    values_here[i] = values[token * line + column];
-                }
-                #[unroll]
-                for i in 0..4 {
-                    #[unroll]
-                    for g in 0..group {
-                        sums[g] += values_here[i] * Vector::new(weights[comptime!(g * units) + j + i * parts]);
-                    }
-                }
-                j += 4 * parts;
-            }
-            while j < here {
-                let token = token(start + j, prompt, prompt_start, own_start);
-                let value = values[token * line + column];
-                #[unroll]
-                for g in 0..group {
-                    sums[g] += value * Vector::new(weights[comptime!(g * units) + j]);
-                }
-                j += parts;
-            }
-        }
+        add_values::<N>(values, start, here, &past, &weights, &mut sums, heads);
         sync_cube();
         start += units;
     }
 
-    // The parts of the sums, in order.
-    if own_head < group && lane == 0 {
+    if first {
         fades[own_head] = 1.0 / total;
     }
+    gather::<O, N>(&sums, &fades, out, from, heads);
+}
+
+/// Stores the scores of the key at `at`, this unit's, for all query heads.
+#[cube]
+fn score<N: Size>(
+    keys: &Tensor<Vector<f32, N>>,
+    at: usize,
+    queries: &Shared<[Vector<f32, N>]>,
+    weights: &mut Shared<[f32]>,
+    #[comptime] heads: Heads,
+) {
+    let (group, vectors, units) = comptime!((heads.group, heads.vectors, heads.units));
+    let mut scores = Array::<Vector<f32, N>>::new(group);
+    #[unroll]
+    for g in 0..group {
+        scores[g] = Vector::new(0.0f32);
+    }
+    #[unroll]
+    for i in 0..vectors {
+        let key = keys[at + i];
+        #[unroll]
+        for g in 0..group {
+            scores[g] += key * queries[comptime!(g * vectors + i)];
+        }
+    }
+    #[unroll]
+    for g in 0..group {
+        let mut score = 0.0f32;
+        #[unroll]
+        for i in 0..N::value() {
+            score += scores[g].extract(i);
+        }
+        weights[comptime!(g * units) + UNIT_POS as usize] = score;
+    }
+}
+
+/// The largest `value` of the `units` neighbouring units that have a head, on every one of them.
+#[cube]
+fn max_of_head(slots: &mut Shared<[f32]>, value: f32, #[comptime] units: usize) -> f32 {
+    let unit = UNIT_POS as usize;
+    let lane = unit % units;
+    slots[unit] = value;
+    sync_cube();
+    let mut active = comptime!(units / 2).runtime();
+    while active > 0 {
+        if lane < active {
+            let other = slots[unit + active];
+            if other > slots[unit] {
+                slots[unit] = other;
+            }
+        }
+        sync_cube();
+        active /= 2;
+    }
+    let largest = slots[unit - lane];
+    sync_cube(); // the slots may be used again
+    largest
+}
+
+/// The sum of `value` over the `units` neighbouring units that have a head, on every one of them.
+#[cube]
+fn sum_of_head(slots: &mut Shared<[f32]>, value: f32, #[comptime] units: usize) -> f32 {
+    let unit = UNIT_POS as usize;
+    let lane = unit % units;
+    slots[unit] = value;
+    sync_cube();
+    let mut active = comptime!(units / 2).runtime();
+    while active > 0 {
+        if lane < active {
+            let other = slots[unit + active];
+            slots[unit] += other;
+        }
+        sync_cube();
+        active /= 2;
+    }
+    slots[unit - lane]
+}
+
+/// Adds the weighted values of the `here` keys from `start` on to the sums: this unit's vector of its share of the keys, for
+/// all query heads.
+#[cube]
+fn add_values<N: Size>(
+    values: &Tensor<Vector<f32, N>>,
+    start: usize,
+    here: usize,
+    past: &Past,
+    weights: &Shared<[f32]>,
+    sums: &mut Array<Vector<f32, N>>,
+    #[comptime] heads: Heads,
+) {
+    let (group, units, parts) = comptime!((heads.group, heads.units, heads.parts()));
+    let (part, vector) = (UNIT_POS as usize / comptime!(heads.vectors), UNIT_POS as usize % comptime!(heads.vectors));
+    if part < parts {
+        let mut j = part;
+        // Several loads are under way at a time.
+        while j + 3 * parts < here {
+            let mut loaded = Array::<Vector<f32, N>>::new(4usize);
+            #[unroll]
+            for i in 0..4 {
+                loaded[i] = values[place_of(start + j + i * parts, past) + vector];
+            }
+            #[unroll]
+            for i in 0..4 {
+                #[unroll]
+                for g in 0..group {
+                    sums[g] += loaded[i] * Vector::new(weights[comptime!(g * units) + j + i * parts]);
+                }
+            }
+            j += 4 * parts;
+        }
+        while j < here {
+            let value = values[place_of(start + j, past) + vector];
+            #[unroll]
+            for g in 0..group {
+                sums[g] += value * Vector::new(weights[comptime!(g * units) + j]);
+            }
+            j += parts;
+        }
+    }
+}
+
+/// Adds the units' sums, in order, and writes them times the factor of each query head to the row that begins at `from`.
+#[cube]
+fn gather<O: Float, N: Size>(
+    sums: &Array<Vector<f32, N>>,
+    factors: &Shared<[f32]>,
+    out: &mut Tensor<Vector<O, N>>,
+    from: usize,
+    #[comptime] heads: Heads,
+) {
+    let (group, vectors, parts) = comptime!((heads.group, heads.vectors, heads.parts()));
+    let unit = UNIT_POS as usize;
     let mut shares = Shared::<[Vector<f32, N>]>::new_slice(comptime!(parts * vectors));
     #[unroll]
     for g in 0..group {
-        if part < parts {
+        if unit < comptime!(parts * vectors) {
             shares[unit] = sums[g];
         }
         sync_cube();
@@ -307,14 +402,15 @@ pub(crate) fn attention<O: Float, N: Size>(
             for other in 0..parts {
                 sum += shares[other * vectors + unit];
             }
-            out[from + comptime!(g * vectors) + unit] = Vector::cast_from(sum * Vector::new(fades[g]));
+            out[from + comptime!(g * vectors) + unit] = Vector::cast_from(sum * Vector::new(factors[g]));
         }
         sync_cube();
     }
 }
 
-/// The table row of the token at place `at` of a sequence.
+/// Where the head's part of the token at place `at` of a sequence is.
 #[cube]
-fn token(at: usize, prompt: usize, prompt_start: usize, own_start: usize) -> usize {
-    if at < prompt { prompt_start + at } else { own_start + (at - prompt) }
+fn place_of(at: usize, past: &Past) -> usize {
+    let token = if at < past.prompt { past.prompt_start + at } else { past.own_start + (at - past.prompt) };
+    token * past.line + past.head
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::collapsible_if, reason = "the outer condition is known when the kernel is compiled")]
 
-use cubecl::cmma;
+use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 
 /// Rows, columns and terms of a fragment.
@@ -73,61 +73,23 @@ fn columns<E: Float>(
     #[comptime] across: bool,
 ) {
     let plane = UNIT_POS_Y as usize;
-    // What a fragment spans.
-    let lhs_span = (TILE - 1) * lhs_stride as usize + TILE;
-    let rhs_span = (TILE - 1) * rhs_stride as usize + TILE;
-
-    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    let layout = comptime!(if across { MatrixLayout::ColMajor } else { MatrixLayout::RowMajor });
+    let mut sums = Sequence::<Matrix<f32>>::new();
     #[unroll]
     for _ in 0..tiles {
-        sums.push(cmma::Matrix::<f32>::from_value(
-            cmma::MatrixIdent::Accumulator,
-            TILE,
-            TILE,
-            TILE,
-            cmma::MatrixLayout::Undefined,
-            0.0f32,
-        ));
+        let zeros = Matrix::from_value(MatrixIdent::Accumulator, TILE, TILE, TILE, MatrixLayout::Undefined, 0.0f32);
+        sums.push(zeros);
     }
     let count = terms / TILE;
     let mut step = plane;
     while step < count {
         let term = step * TILE;
-        let b = if across {
-            let at = first * rhs_stride as usize + term;
-            cmma::Matrix::<E>::from_slice(
-                cmma::MatrixIdent::B,
-                TILE,
-                TILE,
-                TILE,
-                cmma::MatrixLayout::ColMajor,
-                &rhs[at..at + rhs_span],
-                rhs_stride,
-            )
-        } else {
-            let at = term * rhs_stride as usize + first;
-            cmma::Matrix::<E>::from_slice(
-                cmma::MatrixIdent::B,
-                TILE,
-                TILE,
-                TILE,
-                cmma::MatrixLayout::RowMajor,
-                &rhs[at..at + rhs_span],
-                rhs_stride,
-            )
-        };
+        let at = if across { first * rhs_stride as usize + term } else { term * rhs_stride as usize + first };
+        let b = fragment::<E>(rhs, at, rhs_stride, MatrixIdent::B, layout);
         #[unroll]
         for tile in 0..tiles {
             let at = tile * TILE * lhs_stride as usize + term;
-            let a = cmma::Matrix::<E>::from_slice(
-                cmma::MatrixIdent::A,
-                TILE,
-                TILE,
-                TILE,
-                cmma::MatrixLayout::RowMajor,
-                &lhs[at..at + lhs_span],
-                lhs_stride,
-            );
+            let a = fragment::<E>(lhs, at, lhs_stride, MatrixIdent::A, MatrixLayout::RowMajor);
             let sum = sums.index(tile);
             cmma::execute(&a, &b, sum, sum);
         }
@@ -135,17 +97,12 @@ fn columns<E: Float>(
     }
 
     let mut parts = Shared::<[f32]>::new_slice(comptime!(planes * TILE_SIZE));
-    let unit = UNIT_POS as usize;
     #[unroll]
     for tile in 0..tiles {
-        cmma::store(
-            &mut parts[plane * TILE_SIZE..(plane + 1) * TILE_SIZE],
-            sums.index(tile),
-            TILE as u32,
-            cmma::MatrixLayout::RowMajor,
-        );
+        let part = &mut parts[plane * TILE_SIZE..(plane + 1) * TILE_SIZE];
+        cmma::store(part, sums.index(tile), TILE as u32, MatrixLayout::RowMajor);
         sync_cube();
-        let mut i = unit;
+        let mut i = UNIT_POS as usize;
         while i < TILE_SIZE {
             let mut sum = 0.0f32;
             for part in 0..planes {
@@ -156,4 +113,17 @@ fn columns<E: Float>(
         }
         sync_cube();
     }
+}
+
+/// The fragment of a factor that begins at `at`, its lines `stride` apart.
+#[cube]
+fn fragment<E: Float>(
+    factor: &[E],
+    at: usize,
+    stride: u32,
+    #[comptime] ident: MatrixIdent,
+    #[comptime] layout: MatrixLayout,
+) -> Matrix<E> {
+    let span = (TILE - 1) * stride as usize + TILE;
+    Matrix::from_slice(ident, TILE, TILE, TILE, layout, &factor[at..at + span], stride)
 }

@@ -1,6 +1,6 @@
 //! The kernels, in CubeCL: one source for CUDA, ROCm, Vulkan, Metal, WebGPU and CubeCL's CPU runtime.
 //!
-//! Rules they keep to. Tensors are dense: element `i` of the logical order is element `i` in memory ([`super::dense`]). Sums
+//! Rules they keep to. Tensors are dense: element `i` of the logical order is element `i` in memory ([`super::memory::dense`]). Sums
 //! within a cube are trees in shared memory of a power of two of units, which every runtime has, and the same bits every
 //! run; nothing is added atomically. Numbers are f32 in the kernel whatever is stored. A row is a cube's, or an element a
 //! unit's; grids may be larger than asked for, so every kernel looks whether there is anything for it.

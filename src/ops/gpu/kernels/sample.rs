@@ -3,10 +3,26 @@
 use cubecl::prelude::*;
 
 use super::decode::STATE;
-use super::{max, sum_in};
+use super::{least, max, sum_in};
 
 /// Numbers of a row of the result.
 pub(crate) const NUMBERS: usize = 7;
+
+/// Sums over a run of tokens, of weights and of weights times their logarithms.
+#[derive(CubeType)]
+struct Run {
+    /// At temperature 1.
+    one: f32,
+    one_log: f32,
+    /// At the temperature of sampling.
+    own: f32,
+    own_log: f32,
+    /// Of squared weights at the temperature of sampling.
+    square: f32,
+    square_log: f32,
+    /// The first of the largest logits; no token of the vocabulary where the run has none of them.
+    first: usize,
+}
 
 /// Draws from the softmax of `logits · inverse` where the running sum of its weights passes a share `uniform` of the whole, or
 /// takes the first of the largest logits; a cube per row. Then the row's state has one token more, unless its prompt and its
@@ -37,133 +53,47 @@ pub(crate) fn sample(
     let vocab = logits.shape(1);
     let unit = UNIT_POS as usize;
     let from = row * vocab;
-
-    // 1. The largest logit.
-    let mut most = f32::new(-1e30);
-    let mut i = unit;
-    while i < vocab {
-        let z = logits[from + i];
-        if z > most {
-            most = z;
-        }
-        i += units;
-    }
-    let most = max(most, units);
-
-    // 2. The sums of the unit's run: of weights, and of weights times their logarithms, at both temperatures.
+    let most = largest(logits, from, vocab, units);
     let length = vocab.div_ceil(units);
     let begin = unit * length;
-    let mut end = begin + length;
-    if end > vocab {
-        end = vocab;
-    }
-    let mut one = 0.0f32;
-    let mut one_log = 0.0f32;
-    let mut own = 0.0f32;
-    let mut own_log = 0.0f32;
-    let mut square = 0.0f32;
-    let mut square_log = 0.0f32;
-    let mut first = vocab;
-    let mut i = begin;
-    while i < end {
-        let z = logits[from + i] - most;
-        let weight = z.exp();
-        one += weight;
-        one_log += weight * z;
-        let tempered = z * inverse;
-        let weight = tempered.exp();
-        own += weight;
-        own_log += weight * tempered;
-        square += weight * weight;
-        square_log += weight * weight * tempered;
-        if z == 0.0f32 && i < first {
-            first = i;
-        }
-        i += 1;
-    }
+    let end = least(begin + length, vocab);
+    let run = run(logits, from, begin, end, most, inverse);
+
     let mut runs = Shared::new_slice(units);
-    let mut firsts = Shared::new_slice(units);
-    runs[unit] = own;
-    firsts[unit] = first as u32;
-    sync_cube();
-
-    // 3. The run in which the threshold lies, and what comes before it.
-    let mut found = Shared::new_slice(2usize);
-    let mut chosen = Shared::new_slice(1usize);
-    if unit == 0 {
-        if greedy {
-            let mut best = firsts[0];
-            for u in 1..units {
-                if firsts[u] < best {
-                    best = firsts[u];
-                }
-            }
-            // None where the logits are not numbers.
-            if best >= vocab as u32 {
-                best = 0u32;
-            }
-            chosen[0] = best;
-        } else {
-            let mut whole = 0.0f32;
-            for u in 0..units {
-                whole += runs[u];
-            }
-            let threshold = uniforms[row * uniforms.shape(1) + place] * whole;
-            let mut before = 0.0f32;
-            let mut run = 0u32;
-            let mut searching = true;
-            for u in 0..units {
-                if searching && runs[u] > 0.0f32 {
-                    // The last run that has any weight, should rounding leave the threshold above all.
-                    run = u as u32;
-                    if before + runs[u] > threshold {
-                        searching = false;
-                    } else {
-                        before += runs[u];
-                    }
-                }
-            }
-            if searching {
-                before = threshold;
-            }
-            found[0] = threshold - before;
-            found[1] = f32::cast_from(run);
+    let mut token = Shared::new_slice(1usize);
+    if greedy {
+        let mut firsts = Shared::new_slice(units);
+        firsts[unit] = run.first as u32;
+        sync_cube();
+        if unit == 0 {
+            token[0] = first_of(&firsts, vocab, units);
         }
-    }
-    sync_cube();
-
-    // 4. The token.
-    if !greedy {
-        if f32::cast_from(UNIT_POS) == found[1] {
-            let left = found[0];
-            let mut before = 0.0f32;
-            let mut token = begin;
-            let mut searching = true;
-            let mut i = begin;
-            while i < end {
-                let weight = ((logits[from + i] - most) * inverse).exp();
-                if searching && weight > 0.0f32 {
-                    token = i;
-                    before += weight;
-                    if before > left {
-                        searching = false;
-                    }
-                }
-                i += 1;
-            }
-            chosen[0] = token as u32;
+    } else {
+        runs[unit] = run.own;
+        sync_cube();
+        // The run of the token, and what of the threshold is left for it.
+        let mut found = Shared::new_slice(1usize);
+        let mut left = Shared::new_slice(1usize);
+        if unit == 0 {
+            let (of, rest) = run_of(&runs, uniforms[row * uniforms.shape(1) + place], units);
+            found[0] = of;
+            left[0] = rest;
         }
         sync_cube();
+        if UNIT_POS == found[0] {
+            token[0] = token_of(logits, from, begin, end, most, inverse, left[0]);
+        }
     }
+    sync_cube();
 
-    let one = sum_in(&mut runs, one);
-    let one_log = sum_in(&mut runs, one_log);
-    let own = sum_in(&mut runs, own);
-    let own_log = sum_in(&mut runs, own_log);
-    let square = sum_in(&mut runs, square);
-    let square_log = sum_in(&mut runs, square_log);
+    let one = sum_in(&mut runs, run.one);
+    let one_log = sum_in(&mut runs, run.one_log);
+    let own = sum_in(&mut runs, run.own);
+    let own_log = sum_in(&mut runs, run.own_log);
+    let square = sum_in(&mut runs, run.square);
+    let square_log = sum_in(&mut runs, run.square_log);
     if unit == 0 {
-        let token = chosen[0];
+        let token = token[0];
         let z = logits[from + token as usize] - most;
         let (log_one, log_own) = (one.ln(), own.ln());
         let collision = square / (own * own);
@@ -182,4 +112,114 @@ pub(crate) fn sample(
             states[state + 3] += 1;
         }
     }
+}
+
+/// The largest logit of the row that begins at `from`, on every unit.
+#[cube]
+fn largest(logits: &Tensor<f32>, from: usize, vocab: usize, #[comptime] units: usize) -> f32 {
+    let mut most = f32::new(-1e30);
+    let mut i = UNIT_POS as usize;
+    while i < vocab {
+        let z = logits[from + i];
+        if z > most {
+            most = z;
+        }
+        i += units;
+    }
+    max(most, units)
+}
+
+/// The sums over the tokens from `begin` to `end`, of weights that are 1 for the logit `most`.
+#[cube]
+fn run(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, most: f32, inverse: f32) -> Run {
+    let mut one = 0.0f32;
+    let mut one_log = 0.0f32;
+    let mut own = 0.0f32;
+    let mut own_log = 0.0f32;
+    let mut square = 0.0f32;
+    let mut square_log = 0.0f32;
+    let mut first = logits.shape(1);
+    let mut i = begin;
+    while i < end {
+        let z = logits[from + i] - most;
+        let weight = z.exp();
+        one += weight;
+        one_log += weight * z;
+        let tempered = z * inverse;
+        let weight = tempered.exp();
+        own += weight;
+        own_log += weight * tempered;
+        square += weight * weight;
+        square_log += weight * weight * tempered;
+        if z == 0.0f32 && i < first {
+            first = i;
+        }
+        i += 1;
+    }
+    Run { one, one_log, own, own_log, square, square_log, first }
+}
+
+/// The first of the largest logits from those of the runs; token 0 where the logits are not numbers.
+#[cube]
+fn first_of(firsts: &Shared<[u32]>, vocab: usize, #[comptime] units: usize) -> u32 {
+    let mut best = firsts[0];
+    for u in 1..units {
+        if firsts[u] < best {
+            best = firsts[u];
+        }
+    }
+    if best >= vocab as u32 {
+        best = 0u32;
+    }
+    best
+}
+
+/// The run in which the running sum of weights passes a share `uniform` of the whole, and how much of that is left for it.
+#[cube]
+fn run_of(runs: &Shared<[f32]>, uniform: f32, #[comptime] units: usize) -> (u32, f32) {
+    let mut whole = 0.0f32;
+    for u in 0..units {
+        whole += runs[u];
+    }
+    let threshold = uniform * whole;
+    let mut before = 0.0f32;
+    let mut run = 0u32;
+    let mut searching = true;
+    for u in 0..units {
+        if searching && runs[u] > 0.0f32 {
+            // The last run that has any weight, should rounding leave the threshold above all.
+            run = u as u32;
+            if before + runs[u] > threshold {
+                searching = false;
+            } else {
+                before += runs[u];
+            }
+        }
+    }
+    if searching {
+        before = threshold;
+    }
+    (run, threshold - before)
+}
+
+/// The token with which the running sum of the weights from `begin` passes `left`; the last that has any weight, should
+/// rounding leave it above all.
+#[cube]
+fn token_of(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, most: f32, inverse: f32, left: f32) -> u32 {
+    let mut before = 0.0f32;
+    let mut token = begin;
+    let mut searching = true;
+    let mut i = begin;
+    while i < end {
+        let weight = ((logits[from + i] - most) * inverse).exp();
+        if searching && weight > 0.0f32 {
+            token = i;
+            before += weight;
+            if before > left {
+                searching = false;
+            }
+        }
+        i += 1;
+    }
+    token as u32
 }
