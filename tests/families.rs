@@ -16,7 +16,7 @@ use tempering::train::learner::Learner;
 
 use crate::support::{device, distance, likelihood, logits, repository, values, within};
 
-const FAMILIES: [&str; 14] = [
+const FAMILIES: [&str; 15] = [
     "qwen2",
     "qwen2_window",
     "qwen3",
@@ -31,7 +31,11 @@ const FAMILIES: [&str; 14] = [
     "olmo3",
     "gemma3_text",
     "phi3",
+    "qwen3_5_text",
 ];
+
+/// Language models inside a model that sees.
+const WRAPPERS: [&str; 2] = ["gemma3", "qwen3_5"];
 
 fn fixture(name: &str) -> PathBuf {
     repository("assets/fixtures/models").join(name)
@@ -85,7 +89,7 @@ fn parameters(model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
 fn stored(model: &CausalLm, mut tensors: BTreeMap<String, Vec<f32>>) -> BTreeMap<String, Vec<f32>> {
     let shapes = names(model);
     for (name, values) in &mut tensors {
-        if name.ends_with("_proj.weight") || name.starts_with("lm_head") {
+        if (name.contains("_proj") && name.ends_with(".weight")) || name.starts_with("lm_head") {
             let (outputs, inputs) = (shapes[name][0], shapes[name][1]);
             let places = (0..outputs).flat_map(|o| (0..inputs).map(move |i| i * outputs + o));
             *values = places.map(|place| values[place]).collect();
@@ -106,7 +110,7 @@ fn the_table_of_families_is_what_is_tested() {
     let table: BTreeSet<String> =
         rows.map_while(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_string())).collect();
     let kind = |name: &str| read_json(&fixture(name).join("config.json"))["model_type"].as_str().unwrap().to_string();
-    let tested: BTreeSet<String> = FAMILIES.into_iter().chain(["gemma3"]).map(kind).collect();
+    let tested: BTreeSet<String> = FAMILIES.into_iter().chain(WRAPPERS).map(kind).collect();
     assert_eq!(table, tested);
     let dir = tempfile::tempdir().unwrap();
     let mut unknown = read_json(&fixture("qwen2").join("config.json"));
@@ -114,7 +118,7 @@ fn the_table_of_families_is_what_is_tested() {
     std::fs::write(dir.path().join("config.json"), unknown.to_string()).unwrap();
     let error = model::config_of(dir.path()).unwrap_err().to_string();
     let known = error.split_once("not supported (").unwrap().1.split_once(" are)").unwrap().0;
-    let known: BTreeSet<String> = known.split(", ").map(str::to_string).chain(["gemma3".to_string()]).collect();
+    let known: BTreeSet<String> = known.split(", ").map(str::to_string).chain(WRAPPERS.map(str::to_string)).collect();
     assert_eq!(known, tested);
 }
 
@@ -240,7 +244,12 @@ fn cached_and_batched_is_uncached_and_single() {
 
 #[test]
 fn an_adapter_of_peft_computes_what_it_computes_there() {
-    for (adapter, base) in [("adapter", "llama"), ("adapter_gemma3", "gemma3_text"), ("adapter_phi3", "phi3")] {
+    for (adapter, base) in [
+        ("adapter", "llama"),
+        ("adapter_gemma3", "gemma3_text"),
+        ("adapter_phi3", "phi3"),
+        ("adapter_qwen3_5", "qwen3_5_text"),
+    ] {
         let expected = expected(adapter);
         let (_, merged) = model::load(&fixture(adapter), &device()).unwrap();
         let (_, attached, lora) = model::lora::load(&fixture(adapter), &device(), Precision::F32).unwrap();
@@ -275,24 +284,26 @@ fn adapters_of_fused_projections_carry_their_names() {
     assert_eq!(again.target_modules.len(), 4);
 }
 
-/// Gemma 3 and Ministral 3 are published inside a model that sees: what is not of the language model is left where it is, and
-/// what is saved is the language model alone.
+/// Gemma 3, Ministral 3 and Qwen 3.5 are published inside a model that sees: what is not of the language model is left where it
+/// is, and what is saved is the language model alone.
 #[test]
 fn a_language_model_inside_a_wrapper_is_read_alone() {
-    let expected = expected("gemma3");
-    let (config, model) = model::load(&fixture("gemma3"), &device()).unwrap();
-    assert_eq!((config.model_type.as_str(), config.num_hidden_layers), ("gemma3_text", 3));
-    assert_eq!(config.eos_token_id, Some(serde_json::json!([1, 2])));
-    let dir = tempfile::tempdir().unwrap();
-    model::save(dir.path(), &config, &model).unwrap();
-    let written = read_json(&dir.path().join("config.json"));
-    assert_eq!(written["architectures"], serde_json::json!(["Gemma3ForCausalLM"]));
-    let (again, saved) = model::load(dir.path(), &device()).unwrap();
-    assert_eq!(again, config);
-    for (index, tokens) in sequences().iter().enumerate() {
-        let expected = &expected[&format!("logits.{index}")];
-        assert_agree(&logits(&model, &[tokens]), expected, "inside");
-        assert_agree(&logits(&saved, &[tokens]), expected, "alone");
+    for (wrapper, class) in WRAPPERS.into_iter().zip(["Gemma3ForCausalLM", "Qwen3_5ForCausalLM"]) {
+        let expected = expected(wrapper);
+        let (config, model) = model::load(&fixture(wrapper), &device()).unwrap();
+        assert_eq!((config.model_type.as_str(), config.num_hidden_layers), (format!("{wrapper}_text").as_str(), 3));
+        assert_eq!(config.eos_token_id, Some(serde_json::json!([1, 2])));
+        let dir = tempfile::tempdir().unwrap();
+        model::save(dir.path(), &config, &model).unwrap();
+        let written = read_json(&dir.path().join("config.json"));
+        assert_eq!(written["architectures"], serde_json::json!([class]));
+        let (again, saved) = model::load(dir.path(), &device()).unwrap();
+        assert_eq!(again, config);
+        for (index, tokens) in sequences().iter().enumerate() {
+            let expected = &expected[&format!("logits.{index}")];
+            assert_agree(&logits(&model, &[tokens]), expected, "inside");
+            assert_agree(&logits(&saved, &[tokens]), expected, "alone");
+        }
     }
 }
 

@@ -39,17 +39,54 @@ const BF16: usize = 2;
 /// measured over shapes of 0.1 M to 494 M parameters (LOG.md).
 const PROGRAM: usize = 54 << 20;
 
-/// Weights of one block's matrices and of the rest of it.
-fn block(config: &ModelConfig) -> (usize, usize) {
+/// The matrices of a block: name, input and output.
+fn projections(config: &ModelConfig, layer: usize) -> Vec<(&'static str, usize, usize)> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = widths(config);
-    let matrices = hidden * (q + 2 * kv) + q * hidden + 3 * hidden * inner;
+    let queries = if config.has_output_gate() { 2 * q } else { q };
+    let mut all = match config.delta().filter(|_| config.is_recurrent(layer)) {
+        Some((heads, _)) => {
+            let [queries, keys, values] = heads.widths();
+            vec![
+                ("in_proj_qkv", hidden, queries + keys + values),
+                ("in_proj_z", hidden, values),
+                ("in_proj_b", hidden, heads.values),
+                ("in_proj_a", hidden, heads.values),
+                ("out_proj", values, hidden),
+            ]
+        }
+        None if config.is_fused() => vec![("qkv_proj", hidden, q + 2 * kv), ("o_proj", q, hidden)],
+        None => {
+            vec![("q_proj", hidden, queries), ("k_proj", hidden, kv), ("v_proj", hidden, kv), ("o_proj", q, hidden)]
+        }
+    };
+    let gate: &[_] = if config.is_fused() {
+        &[("gate_up_proj", hidden, 2 * inner)]
+    } else {
+        &[("gate_proj", hidden, inner), ("up_proj", hidden, inner)]
+    };
+    all.extend(gate);
+    all.push(("down_proj", inner, hidden));
+    all
+}
+
+/// Weights of the matrices of all blocks.
+fn matrices(config: &ModelConfig) -> usize {
+    let of = |layer| projections(config, layer).iter().map(|(_, input, output)| input * output).sum::<usize>();
+    (0..config.num_hidden_layers).map(of).sum()
+}
+
+/// Weights of norms, biases and convolutions of a block.
+fn vectors(config: &ModelConfig, layer: usize) -> usize {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = widths(config);
+    let shared = config.norms_per_block() * hidden + if config.has_mlp_bias() { 2 * inner + hidden } else { 0 };
+    if let Some((heads, taps)) = config.delta().filter(|_| config.is_recurrent(layer)) {
+        return shared + heads.widths().iter().sum::<usize>() * taps + 2 * heads.values + heads.value_dim;
+    }
     let (bias, output_bias) = config.attention_biases();
-    let mut vectors = config.norms_per_block() * hidden;
-    vectors += if bias { q + 2 * kv } else { 0 } + if output_bias { hidden } else { 0 };
-    vectors += if config.has_mlp_bias() { 2 * inner + hidden } else { 0 };
-    vectors += config.qk_norm_widths().map_or(0, |widths| widths.iter().sum());
-    (matrices, vectors)
+    let biases = if bias { q + 2 * kv } else { 0 } + if output_bias { hidden } else { 0 };
+    shared + biases + config.qk_norm_widths().map_or(0, |widths| widths.iter().sum())
 }
 
 /// Widths of all query heads and of all key heads.
@@ -59,50 +96,60 @@ fn widths(config: &ModelConfig) -> (usize, usize) {
 
 /// Number of weights.
 pub fn parameters(config: &ModelConfig) -> usize {
-    let (matrices, vectors) = block(config);
     let tables = if config.tie_word_embeddings { 1 } else { 2 };
-    tables * config.vocab_size * config.hidden_size
-        + config.num_hidden_layers * (matrices + vectors)
-        + config.hidden_size
+    let vectors: usize = (0..config.num_hidden_layers).map(|layer| vectors(config, layer)).sum();
+    tables * config.vocab_size * config.hidden_size + matrices(config) + vectors + config.hidden_size
 }
 
 /// Number of weights of adapters, and of the matrices that have one.
 fn adapters(config: &ModelConfig, lora: &LoraConfig) -> (usize, usize) {
+    let adapted = (0..config.num_hidden_layers).flat_map(|layer| adapted(config, layer, lora));
+    adapted.fold((0, 0), |(factors, matrices), (input, output)| {
+        (factors + lora.r * (input + output), matrices + input * output)
+    })
+}
+
+/// Shapes of the matrices of a block that have an adapter.
+fn adapted(config: &ModelConfig, layer: usize, lora: &LoraConfig) -> Vec<(usize, usize)> {
+    let targets = lora.meant(config.is_fused());
+    let shapes = projections(config, layer).into_iter().filter(|(name, ..)| targets.contains(*name));
+    shapes.map(|(_, input, output)| (input, output)).collect()
+}
+
+/// Numbers that a block keeps of a token for the backward pass.
+fn kept(config: &ModelConfig, layer: usize, work: &Workload) -> usize {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = widths(config);
-    let shape = |name: &str| match name {
-        "q_proj" => (hidden, q),
-        "k_proj" | "v_proj" => (hidden, kv),
-        "qkv_proj" => (hidden, q + 2 * kv),
-        "gate_up_proj" => (hidden, 2 * inner),
-        "o_proj" => (q, hidden),
-        "down_proj" => (inner, hidden),
-        _ => (hidden, inner),
-    };
-    let shapes = || lora.target_modules.iter().map(|name| shape(name));
-    let factors: usize = shapes().map(|(input, output)| lora.r * (input + output)).sum();
-    let matrices: usize = shapes().map(|(input, output)| input * output).sum();
-    (config.num_hidden_layers * factors, config.num_hidden_layers * matrices)
+    // Gate, up and, but in f32, what they make; input, two norms' outputs, the sum between them; what adapters make.
+    let gated = if work.precision.is_short() { 3 } else { 2 };
+    let low = work.lora.as_ref().map_or(0, |lora| lora.r * adapted(config, layer, lora).len());
+    let shared = 4 * hidden + gated * inner + low;
+    if let Some((heads, _)) = config.delta().filter(|_| config.is_recurrent(layer)) {
+        // Before and after the convolution; queries and keys as they are read; values, output, its norm, gate, their product.
+        let [queries, keys, values] = heads.widths();
+        return shared + 2 * (queries + keys + values) + queries + keys + 5 * values + 4 * heads.values;
+    }
+    // Queries, keys, values, their mixture; queries beside their gates, gates, and what these make.
+    let normed = if config.qk_norm_widths().is_some() { q + kv } else { 0 };
+    let gate = if config.has_output_gate() { 3 * q } else { 0 };
+    shared + 2 * q + 2 * kv + normed + gate
 }
 
 /// The memory of training.
 pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     let (layers, hidden, inner) = (config.num_hidden_layers, config.hidden_size, config.intermediate_size);
-    let (q, kv) = widths(config);
+    let (q, _) = widths(config);
     let whole = parameters(config);
     let (factors, adapted) = work.lora.as_ref().map_or((0, 0), |lora| adapters(config, lora));
     let trained = if work.lora.is_some() { factors } else { whole };
 
-    // Per token and block: input, two norms' outputs, the sum between them; queries, keys, values, their mixture; gate, up
-    // and, but in f32, what they make.
-    let normed = if config.qk_norm_widths().is_some() { q + kv } else { 0 };
-    let gated = if work.precision.is_short() { 3 } else { 2 };
-    let low = work.lora.as_ref().map_or(0, |lora| lora.r * lora.target_modules.len());
-    let kept = 4 * hidden + 2 * q + 2 * kv + normed + gated * inner + low;
+    let of_each: Vec<usize> = (0..layers).map(|layer| kept(config, layer, work)).collect();
+    let largest = of_each.iter().copied().max().unwrap_or(0);
     // While one block goes backward: gradients of the last three and of queries, keys and values per head.
-    let passing = 3 * inner + 4 * q + 2 * hidden;
+    let mixing = config.delta().map_or(0, |(heads, _)| heads.widths().iter().sum::<usize>()).max(q);
+    let passing = 3 * inner + 4 * mixing + 2 * hidden;
     let all = work.learner.activation_checkpointing == ActivationCheckpointing::None;
-    let of_blocks = if all { layers * kept } else { layers * hidden + kept };
+    let of_blocks = if all { of_each.iter().sum() } else { layers * hidden + largest };
 
     let most = (work.learner.logits / config.vocab_size).max(1);
     let rows = work.completion_tokens.min(most);
@@ -121,7 +168,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     let converted = if !work.sampled_in.is_short() || (short && work.lora.is_some()) {
         0
     } else {
-        2 * (layers * block(config).0 + config.vocab_size * hidden)
+        2 * (matrices(config) + config.vocab_size * hidden)
     };
     Estimate {
         weights: base + F32 * factors + reference,
@@ -176,6 +223,18 @@ mod tests {
         ModelConfig::qwen2(64, 16, 32, 3, 4, 2)
     }
 
+    /// A family with fused projections, and one with recurrences.
+    fn others() -> [ModelConfig; 2] {
+        let of = |name: &str, rest: serde_json::Value| {
+            let mut config = ModelConfig { model_type: name.to_string(), head_dim: Some(8), ..config() };
+            config.rest.extend(rest.as_object().cloned().unwrap_or_default());
+            config
+        };
+        let sizes = serde_json::json!({"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
+            "linear_value_head_dim": 5, "full_attention_interval": 2});
+        [of("phi3", serde_json::Value::Null), of("qwen3_5_text", sizes)]
+    }
+
     fn work() -> Workload {
         Workload {
             tokens: 100,
@@ -194,7 +253,7 @@ mod tests {
     fn parameters_are_those_of_the_model() {
         let mut untied = config();
         untied.tie_word_embeddings = false;
-        for config in [config(), untied] {
+        for config in [config(), untied].into_iter().chain(others()) {
             let model = CausalLm::random(&config, 0, &Device::flex());
             let counted: usize = names(&model).values().map(|shape| shape.iter().product::<usize>()).sum();
             assert_eq!(parameters(&config), counted);
@@ -203,11 +262,14 @@ mod tests {
 
     #[test]
     fn adapters_are_those_of_the_model() {
-        let lora = LoraConfig { r: 3, ..LoraConfig::default() };
-        let model = lora.attach(CausalLm::random(&config(), 0, &Device::flex()), 0);
-        let factors = names(&model).into_iter().filter(|(name, _)| name.contains("lora_"));
-        let counted: usize = factors.map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        assert_eq!(adapters(&config(), &lora).0, counted);
+        let mut lora = LoraConfig { r: 3, ..LoraConfig::default() };
+        lora.target_modules.extend(["in_proj_qkv", "in_proj_b", "out_proj"].map(str::to_string));
+        for config in [config()].into_iter().chain(others()) {
+            let model = lora.attach(CausalLm::random(&config, 0, &Device::flex()), 0);
+            let factors = names(&model).into_iter().filter(|(name, _)| name.contains("lora_"));
+            let counted: usize = factors.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            assert_eq!(adapters(&config, &lora).0, counted, "{}", config.model_type);
+        }
     }
 
     #[test]
@@ -237,7 +299,6 @@ mod tests {
         // Sampling in bf16: a copy of two bytes a number, and half of the keys and values.
         let sampled = memory(&config(), &Workload { sampled_in: Precision::Bf16, cache, ..work() });
         let keys = cache.map_or(0, |cache| cache.bytes(&config(), 4));
-        let (layers, rest) = (config().num_hidden_layers * super::block(&config()).0, 64 * 16);
-        assert_eq!(sampled.cache + keys / 2, full.cache + 2 * (layers + rest));
+        assert_eq!(sampled.cache + keys / 2, full.cache + 2 * (super::matrices(&config()) + 64 * 16));
     }
 }

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::norm::RmsNorm;
@@ -12,7 +13,8 @@ use crate::ops;
 /// `softmax(q kᵀ / √d) v` per head, over the sequence's own past.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Queries, `[hidden, heads · head_dim]`; none where the three are one.
+    /// Queries, `[hidden, heads · head_dim]`, or each head's with a gate of its output beside it (Qwen 3.5); none where the
+    /// three are one.
     pub q_proj: Option<Linear>,
     /// Keys, `[hidden, kv_heads · head_dim]`.
     pub k_proj: Option<Linear>,
@@ -28,6 +30,7 @@ pub struct Attention {
     pub k_norm: Option<RmsNorm>,
     head_dim: usize,
     kv_heads: usize,
+    gated: bool,
     /// Which of the model's rotations queries and keys have, if any.
     rope: Option<usize>,
     /// How many tokens a query sees at most.
@@ -57,7 +60,7 @@ impl Attention {
         let norms = config.qk_norm_widths().map(|widths| widths.map(|width| RmsNorm::new(config, width, device)));
         let [q_norm, k_norm] = norms.map_or([None, None], |norms| norms.map(Some));
         Self {
-            q_proj: separate(q),
+            q_proj: separate(if config.has_output_gate() { 2 * q } else { q }),
             k_proj: separate(kv),
             v_proj: separate(kv),
             qkv_proj: fused.then(|| projection(hidden, q + 2 * kv, bias)),
@@ -66,6 +69,7 @@ impl Attention {
             k_norm,
             head_dim: dim,
             kv_heads: config.num_key_value_heads,
+            gated: config.has_output_gate(),
             rope: config.rope_of(layer),
             window: config.window(layer),
         }
@@ -94,6 +98,7 @@ impl Attention {
             Some(layers) => layers.map(|layer| rows.precision.linear(layer, x.clone())),
             None => self.together(x, rows),
         };
+        let (q, gate) = if self.gated { self.with_gate(q) } else { (q, None) };
         let (q, k) = (rotate(heads(q, &self.q_norm), 1), rotate(heads(k, &self.k_norm), 0));
         let v = heads(v, &None);
         let attend = |q, k, v| ops::attention(q, k, v, &rows.lengths, self.window, rows.precision.dtype());
@@ -106,7 +111,16 @@ impl Attention {
             }
         };
         // 4. Mix the heads.
+        let mixed = gate.into_iter().fold(mixed, |mixed, gate| mixed * sigmoid(gate));
         rows.precision.linear(&self.o_proj, mixed)
+    }
+
+    /// Queries, and the gates that stand beside them head by head.
+    fn with_gate(&self, q: Tensor<2>) -> (Tensor<2>, Option<Tensor<2>>) {
+        let ([rows, width], dim) = (q.dims(), self.head_dim);
+        let both = q.reshape([rows, width / (2 * dim), 2 * dim]);
+        let [q, gate] = [0, dim].map(|from| both.clone().narrow(2, from, dim).reshape([rows, width / 2]));
+        (q, Some(gate))
     }
 
     /// The projections of queries, keys and values, where they are not one.

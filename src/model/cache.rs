@@ -1,4 +1,4 @@
-//! Keys and values of what has been read: one pre-allocated pair of tables per layer.
+//! Keys and values of what has been read, or what a recurrence keeps of it: one pre-allocated pair of tables per layer.
 //!
 //! A table has a row per token. Its first part is cut into *prompt slots*, the rest into *completion slots*: a prompt is
 //! stored once and shared by the completions of its group, and every completion has a slot of its own that the next one
@@ -10,6 +10,8 @@ use std::ops::Range;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::ModelConfig;
+use super::states::{self, States};
+use crate::ops::delta::{DeltaHeads, DeltaInputs, Move};
 use crate::ops::{self, CacheCall, Decoding, Span};
 
 /// How many sequences a cache holds, and how long they may be.
@@ -31,9 +33,14 @@ impl CacheShape {
         self.prompts * self.prompt_length + self.completions * self.completion_length
     }
 
-    /// Memory of the whole cache, of numbers of so many bytes: keys and values of every layer.
+    /// Memory of the whole cache: keys and values of every layer with attention, in numbers of so many bytes, and what
+    /// recurrences keep of every sequence, in f32.
     pub fn bytes(&self, config: &ModelConfig, number: usize) -> usize {
-        2 * number * config.num_hidden_layers * self.tokens() * config.num_key_value_heads * config.head_dim()
+        let recurrent = (0..config.num_hidden_layers).filter(|&layer| config.is_recurrent(layer)).count();
+        let attending = config.num_hidden_layers - recurrent;
+        let states = states::numbers(config).iter().sum::<usize>();
+        2 * number * attending * self.tokens() * config.num_key_value_heads * config.head_dim()
+            + 4 * recurrent * (self.prompts + self.completions) * states
     }
 
     fn prompt(&self, slot: usize) -> usize {
@@ -52,13 +59,20 @@ struct Completion {
     decoded: usize,
 }
 
-/// The keys and values of a batch of sequences.
+/// What a layer keeps.
+#[derive(Debug)]
+enum Kept {
+    /// Keys and values, `[tokens, kv_heads · head_dim]` each.
+    Attention(Tensor<2>, Tensor<2>),
+    Recurrence(States),
+}
+
+/// The keys and values of a batch of sequences, or the states of recurrences.
 ///
 /// Announce what the next forward pass reads with [`KvCache::read`] or [`KvCache::step`].
 #[derive(Debug)]
 pub struct KvCache {
-    /// Per layer, keys and values of shape `[tokens, kv_heads · head_dim]`.
-    layers: Vec<(Tensor<2>, Tensor<2>)>,
+    layers: Vec<Kept>,
     shape: CacheShape,
     /// Length of the prompt in each prompt slot.
     prompts: Vec<usize>,
@@ -66,6 +80,8 @@ pub struct KvCache {
     /// Positions of the tokens of the announced pass, in their sequences.
     positions: Vec<usize>,
     call: CacheCall,
+    /// Between which rows of tables of states the announced pass goes.
+    moves: Vec<Move>,
     /// The window of each layer, and what the new tokens of a step see within each.
     windows: Vec<Option<usize>>,
     within: Vec<(usize, CacheCall)>,
@@ -79,7 +95,12 @@ impl KvCache {
         // The last row is for what pads a pass.
         let size = [shape.tokens() + 1, config.num_key_value_heads * config.head_dim()];
         let table = || ops::zeros(size[0] * size[1], format, device).reshape(size);
-        let layers = (0..config.num_hidden_layers).map(|_| (table(), table())).collect();
+        let slots = shape.prompts + shape.completions + 1;
+        let layer = |layer| match config.is_recurrent(layer) {
+            true => Kept::Recurrence(States::new(config, slots, device)),
+            false => Kept::Attention(table(), table()),
+        };
+        let layers = (0..config.num_hidden_layers).map(layer).collect();
         Self {
             layers,
             shape,
@@ -87,6 +108,7 @@ impl KvCache {
             completions: vec![Completion::default(); shape.completions],
             positions: Vec::new(),
             call: CacheCall::default(),
+            moves: Vec::new(),
             windows: (0..config.num_hidden_layers).map(|layer| config.window(layer)).collect(),
             within: Vec::new(),
             decoding: None,
@@ -100,9 +122,11 @@ impl KvCache {
     pub fn read(&mut self, prompts: &[(usize, usize)]) {
         let mut writes = Vec::new();
         self.positions.clear();
+        self.moves.clear();
         for &(slot, length) in prompts {
             assert!(length <= self.shape.prompt_length, "{length} tokens in a slot of {}", self.shape.prompt_length);
             self.prompts[slot] = length;
+            self.moves.push(Move { from: None, to: slot });
             self.positions.extend(0..length);
             writes.extend(self.shape.prompt(slot)..self.shape.prompt(slot) + length);
         }
@@ -123,12 +147,15 @@ impl KvCache {
         assert!(slots.len() <= rows, "{} slots in {rows} rows", slots.len());
         let (mut writes, mut spans) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
         self.positions.clear();
+        self.moves.clear();
         for &slot in slots {
             let Completion { prompt, decoded } = &mut self.completions[slot];
             assert!(*decoded < self.shape.completion_length, "a slot of {decoded} tokens is full");
             let (first, length) = (self.shape.prompt(*prompt), self.prompts[*prompt]);
             let own = self.shape.completion(slot);
             self.positions.push(length + *decoded);
+            let row = self.shape.prompts + slot;
+            self.moves.push(Move { from: Some(if *decoded == 0 { *prompt } else { row }), to: row });
             writes.push(own + *decoded);
             *decoded += 1;
             spans.push([first..first + length, own..own + *decoded]);
@@ -137,6 +164,8 @@ impl KvCache {
         self.positions.resize(rows, 0);
         writes.resize(rows, spare);
         spans.resize(rows, [spare..spare, spare..spare + 1]);
+        let row = self.shape.prompts + self.shape.completions;
+        self.moves.resize(rows, Move { from: Some(row), to: row });
         self.within = distinct(&self.windows)
             .map(|window| (window, CacheCall::new(Vec::new(), spans.iter().map(|span| last(span, window)).collect())))
             .collect();
@@ -205,9 +234,43 @@ impl KvCache {
         rotates: bool,
         dim: usize,
     ) -> Tensor<2> {
-        let (keys, values) = &self.layers[layer];
+        let [keys, values] = self.tables(layer);
         let decoding = self.decoding.as_ref().expect("a step that the model has prepared");
         ops::attend(projections, biases, rotates, [keys, values], dim, decoding)
+    }
+
+    /// Keys and values of a layer.
+    fn tables(&self, layer: usize) -> [&Tensor<2>; 2] {
+        match &self.layers[layer] {
+            Kept::Attention(keys, values) => [keys, values],
+            Kept::Recurrence(_) => panic!("layer {layer} has no attention"),
+        }
+    }
+
+    /// The tables of a recurrence, and between which of their rows the announced pass goes.
+    fn recurrence(&mut self, layer: usize) -> (&mut States, &[Move]) {
+        match &mut self.layers[layer] {
+            Kept::Recurrence(states) => (states, &self.moves),
+            Kept::Attention(..) => panic!("layer {layer} has attention"),
+        }
+    }
+
+    /// [`ops::delta::causal_conv`] of the announced tokens.
+    pub(super) fn convolve(&mut self, layer: usize, x: Tensor<2>, taps: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
+        let (states, moves) = self.recurrence(layer);
+        states.convolve(x, taps, lengths, moves)
+    }
+
+    /// [`ops::delta::delta_rule`] of the announced tokens.
+    pub(super) fn recur(
+        &mut self,
+        layer: usize,
+        inputs: DeltaInputs,
+        lengths: &[usize],
+        heads: DeltaHeads,
+    ) -> Tensor<2> {
+        let (states, moves) = self.recurrence(layer);
+        states.recur(inputs, lengths, moves, heads)
     }
 
     /// Positions of the announced tokens.
@@ -223,7 +286,9 @@ impl KvCache {
         let call = &self.call;
         let [tokens, heads, dim] = keys.dims();
         let flat = |x: Tensor<3>| x.reshape([tokens, heads * dim]);
-        let (stored_keys, stored_values) = &mut self.layers[layer];
+        let Kept::Attention(stored_keys, stored_values) = &mut self.layers[layer] else {
+            panic!("layer {layer} has no attention")
+        };
         stored_keys.inplace(|table| ops::write_rows(table, flat(keys), call));
         stored_values.inplace(|table| ops::write_rows(table, flat(values), call));
     }
@@ -233,7 +298,7 @@ impl KvCache {
         if self.call.spans().is_empty() {
             return None;
         }
-        let (keys, values) = &self.layers[layer];
+        let [keys, values] = self.tables(layer);
         let own = |window| self.within.iter().find(|(other, _)| *other == window).map(|(_, call)| call);
         Some(ops::attention_cached(q, keys, values, self.windows[layer].and_then(own).unwrap_or(&self.call)))
     }

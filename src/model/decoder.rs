@@ -10,6 +10,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 
 use super::attention::{Attention, Rows, ids};
+use super::delta_net::GatedDeltaNet;
 use super::family::{Gate, Multipliers, Norms};
 use super::norm::RmsNorm;
 use super::rope::Rope;
@@ -31,11 +32,13 @@ pub struct Mlp {
     gelu: bool,
 }
 
-/// One block: attention and a gated feed-forward part, each normalised before or after or both, and added.
+/// One block: attention (or a recurrence) and a gated feed-forward part, each normalised before or after or both, and added.
 #[derive(Module, Debug)]
 pub struct Layer {
-    /// Causal self-attention.
-    pub self_attn: Attention,
+    /// Causal self-attention; none where the layer has a recurrence.
+    pub self_attn: Option<Attention>,
+    /// The recurrence in its place.
+    pub linear_attn: Option<GatedDeltaNet>,
     /// Feed-forward part.
     pub mlp: Mlp,
     /// Norm before attention.
@@ -117,7 +120,8 @@ impl Layer {
         let norm = || RmsNorm::new(config, hidden, device);
         let norm_of = |others: [Norms; 2]| others.contains(&config.norms()).then(norm);
         Self {
-            self_attn: Attention::new(config, index, device),
+            self_attn: (!config.is_recurrent(index)).then(|| Attention::new(config, index, device)),
+            linear_attn: GatedDeltaNet::new(config, index, device),
             mlp: Mlp {
                 gate_proj: (!fused).then(|| linear(hidden, inner)),
                 up_proj: (!fused).then(|| linear(hidden, inner)),
@@ -136,7 +140,10 @@ impl Layer {
     fn forward(&self, stream: Stream, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Stream {
         let stored = rows.stored;
         let (x, normed) = stream.normed(self.input_layernorm.as_ref(), stored);
-        let attended = self.self_attn.forward(normed, rows, cache);
+        let attended = match (&self.self_attn, &self.linear_attn) {
+            (Some(attention), _) => attention.forward(normed, rows, cache),
+            (None, recurrence) => recurrence.as_ref().expect("attention or a recurrence").forward(normed, rows, cache),
+        };
         let Some(last) = &self.post_feedforward_layernorm else {
             let (x, normed) = self.post_attention_layernorm.after(x, Some((attended, self.multiplier)), stored);
             return Stream { x, part: Some((self.mlp.forward(normed, rows), self.multiplier)) };
@@ -196,7 +203,8 @@ impl CausalLm {
     pub(super) fn new(config: &ModelConfig, precision: Precision, device: &Device) -> Self {
         let ropes = Rope::kinds(config).unwrap_or_else(|problems| panic!("{}", problems.join("; ")));
         let windows = (0..config.num_hidden_layers).any(|layer| config.window(layer).is_some());
-        let decodes_there = !windows && ropes.len() == 1 && ropes[0].rotates_all(config.head_dim());
+        let other = config.delta().is_some() || config.has_output_gate();
+        let decodes_there = !windows && !other && ropes.len() == 1 && ropes[0].rotates_all(config.head_dim());
         Self {
             model: Decoder {
                 embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device),

@@ -51,6 +51,10 @@ pub(super) struct Family {
     multipliers: bool,
     /// Which layers attend within a window.
     pub(super) windows: Windows,
+    /// Whether queries come with a gate of what attention gives.
+    output_gate: bool,
+    /// Whether layers may have a recurrence in the place of attention.
+    pub(super) delta: bool,
     /// Keys that files leave out, with the values transformers gives them.
     pub(super) defaults: &'static str,
 }
@@ -138,11 +142,13 @@ const LLAMA: Family = Family {
     scales_by_position: false,
     multipliers: false,
     windows: Windows::None,
+    output_gate: false,
+    delta: false,
     defaults: "{}",
 };
 
 /// All families. Mistral's window is that of its first version; later ones write null.
-pub(super) const FAMILIES: [Family; 11] = [
+pub(super) const FAMILIES: [Family; 12] = [
     Family {
         name: "qwen2",
         class: "Qwen2ForCausalLM",
@@ -243,6 +249,19 @@ pub(super) const FAMILIES: [Family; 11] = [
         defaults: r#"{"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}"#,
         ..LLAMA
     },
+    Family {
+        name: "qwen3_5_text",
+        class: "Qwen3_5ForCausalLM",
+        head_dim: Some(256),
+        mlp_bias: false,
+        qk_norm: HeadNorm::Each,
+        unit_norms: true,
+        partial: true,
+        output_gate: true,
+        delta: true,
+        defaults: r#"{"partial_rotary_factor": 0.25}"#,
+        ..LLAMA
+    },
 ];
 
 /// Factors of Granite and Gemma; 1 elsewhere.
@@ -277,6 +296,11 @@ impl ModelConfig {
             Some(Bias::Asked) => (asked, asked),
             Some(Bias::None) | None => (false, false),
         }
+    }
+
+    /// Whether queries come with a gate of what attention gives.
+    pub(crate) fn has_output_gate(&self) -> bool {
+        self.family().is_some_and(|family| family.output_gate)
     }
 
     /// Whether the feed-forward projections have a bias.
@@ -315,7 +339,7 @@ impl ModelConfig {
     }
 
     /// Whether projections that read the same are one matrix.
-    pub(super) fn is_fused(&self) -> bool {
+    pub(crate) fn is_fused(&self) -> bool {
         self.family().is_some_and(|family| family.fused)
     }
 
@@ -395,6 +419,7 @@ impl ModelConfig {
                 problems.push(format!("no_rope_layer_interval = {value} must be a positive whole number"));
             }
         }
+        problems.extend(self.delta_mistakes());
         problems.extend(self.window_mistakes());
         problems
     }

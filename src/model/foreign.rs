@@ -6,7 +6,7 @@ use super::ModelConfig;
 use super::family::FAMILIES;
 
 /// Models that people may bring, and what of them is missing here.
-const MISSING: [(&str, &str); 19] = [
+const MISSING: [(&str, &str); 17] = [
     ("deepseek_v2", "mixtures of experts and latent attention"),
     ("deepseek_v3", "mixtures of experts and latent attention"),
     ("falcon_h1", "Mamba layers"),
@@ -22,10 +22,8 @@ const MISSING: [(&str, &str); 19] = [
     ("mixtral", "mixtures of experts"),
     ("nemotron_h", "Mamba layers and mixtures of experts"),
     ("olmoe", "mixtures of experts"),
-    ("qwen3_5", "gated DeltaNet layers"),
-    ("qwen3_5_text", "gated DeltaNet layers"),
     ("qwen3_moe", "mixtures of experts"),
-    ("qwen3_next", "gated DeltaNet layers and mixtures of experts"),
+    ("qwen3_next", "mixtures of experts"),
 ];
 
 /// Keys that say that a model is of a kind this decoder does not compute.

@@ -23,8 +23,22 @@ use crate::text::directory::ADAPTER_CONFIG as CONFIG;
 pub use crate::text::directory::{base, base_name, is_adapter};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
-const PROJECTIONS: [&str; 9] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"];
+const PROJECTIONS: [&str; 14] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "qkv_proj",
+    "gate_up_proj",
+    "in_proj_qkv",
+    "in_proj_z",
+    "in_proj_b",
+    "in_proj_a",
+    "out_proj",
+];
 /// All of a model whose projections are separate.
 const SEPARATE: usize = 7;
 /// What they are part of in a model that has them as one.
@@ -100,17 +114,21 @@ impl LoraConfig {
 impl LoraConfig {
     /// The projections of the model that the names mean: where one holds several (Phi 3), each of their names means it.
     fn targets(&self, model: &CausalLm) -> Vec<String> {
-        let fused = model.model.layers.first().is_some_and(|layer| layer.self_attn.qkv_proj.is_some());
+        let is_fused = |layer: &Layer| layer.mlp.gate_up_proj.is_some();
+        self.meant(model.model.layers.first().is_some_and(is_fused)).into_iter().collect()
+    }
+
+    /// The projections that the names mean in a model where they are one, or not.
+    pub(crate) fn meant(&self, fused: bool) -> BTreeSet<String> {
         let whole = |name: &str| FUSED.iter().find(|(part, _)| fused && *part == name).map(|(_, whole)| *whole);
-        let names = self.target_modules.iter().map(|name| whole(name).unwrap_or(name).to_string());
-        names.collect::<BTreeSet<_>>().into_iter().collect()
+        self.target_modules.iter().map(|name| whole(name).unwrap_or(name).to_string()).collect()
     }
 }
 
 /// Whether adapters lie beside a base in 16 bits.
 pub(super) fn beside_short_base(model: &CausalLm) -> bool {
     let Some(layer) = model.model.layers.first() else { return false };
-    let weight = &layer.self_attn.o_proj.weight;
+    let weight = &layer.mlp.down_proj.weight;
     let adapted = names(model).keys().any(|name| name.starts_with(ADAPTER));
     adapted && weight.base().dtype() != DType::F32
 }
@@ -139,12 +157,16 @@ pub(super) fn merge(mut model: CausalLm) -> CausalLm {
 
 /// The projections that can have adapters.
 fn projections(model: &mut CausalLm) -> impl Iterator<Item = &mut Linear> {
-    model.model.layers.iter_mut().flat_map(|Layer { self_attn, mlp, .. }| {
-        let of_attention =
-            [&mut self_attn.q_proj, &mut self_attn.k_proj, &mut self_attn.v_proj, &mut self_attn.qkv_proj];
+    model.model.layers.iter_mut().flat_map(|Layer { self_attn, linear_attn, mlp, .. }| {
+        let of_attention = self_attn.iter_mut().flat_map(|own| {
+            let inputs = [&mut own.q_proj, &mut own.k_proj, &mut own.v_proj, &mut own.qkv_proj];
+            inputs.into_iter().flatten().chain([&mut own.o_proj])
+        });
+        let of_recurrence = linear_attn.iter_mut().flat_map(|own| {
+            [&mut own.in_proj_qkv, &mut own.in_proj_z, &mut own.in_proj_b, &mut own.in_proj_a, &mut own.out_proj]
+        });
         let of_mlp = [&mut mlp.gate_proj, &mut mlp.up_proj, &mut mlp.gate_up_proj];
-        let always = [&mut self_attn.o_proj, &mut mlp.down_proj];
-        of_attention.into_iter().chain(of_mlp).flatten().chain(always)
+        of_attention.chain(of_recurrence).chain(of_mlp.into_iter().flatten()).chain([&mut mlp.down_proj])
     })
 }
 

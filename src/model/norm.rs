@@ -21,6 +21,11 @@ impl RmsNorm {
         Self { weight, epsilon: config.rms_norm_eps, unit: config.has_unit_norms() }
     }
 
+    /// One whose weight is the scale, whatever the family's norms are.
+    pub(super) fn plain(width: usize, epsilon: f64, device: &Device) -> Self {
+        Self { weight: Initializer::Ones.init([width], device), epsilon, unit: false }
+    }
+
     pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         ops::rms_norm(x, self.scale(), self.epsilon)
     }

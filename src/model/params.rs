@@ -40,7 +40,8 @@ fn stored(path: &str) -> (String, bool) {
             return (format!("{ADAPTER}{module}.lora_{factor}.weight"), true);
         }
     }
-    (path.to_string(), path.ends_with("_proj.weight") || path == "lm_head.weight")
+    let linear = ["_proj.weight", "_proj_qkv.weight", "_proj_z.weight", "_proj_b.weight", "_proj_a.weight"];
+    (path.to_string(), linear.iter().any(|end| path.ends_with(end)) || path == "lm_head.weight")
 }
 
 /// Every parameter under its checkpoint name, in the checkpoint's orientation; values are fetched one at a time.
@@ -133,7 +134,7 @@ impl Held {
 }
 
 /// Replaces parameters by `value(name, shape)`, data in the checkpoint's orientation; those without a value stay. `held` is
-/// for matrices; vectors (norms and biases) are in f32.
+/// for matrices; vectors (norms and biases) and convolutions are in f32.
 pub(super) fn replace(
     model: CausalLm,
     held: Held,
@@ -155,7 +156,7 @@ pub(super) fn replace(
                 shape.reverse();
             }
             let Some(data) = (self.2)(&name, &shape) else { return param };
-            let format = if D < 2 { FloatDType::F32 } else { self.1.format(&data) };
+            let format = if D != 2 { FloatDType::F32 } else { self.1.format(&data) };
             let tensor = Tensor::<D>::from_data(data, &device);
             let tensor = if transposed { contiguous(tensor.swap_dims(D - 2, D - 1)) } else { tensor };
             Param::from_tensor(tensor.cast(format))
@@ -164,7 +165,7 @@ pub(super) fn replace(
     model.map(&mut Replace(Path::default(), held, value))
 }
 
-/// Matrices in the given precision; vectors (norms and biases) and adapters stay in f32. For inference.
+/// Matrices in the given precision; vectors (norms and biases), convolutions and adapters stay in f32. For inference.
 pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
     struct Cast(Path, FloatDType);
     impl ModuleMapper for Cast {
@@ -175,7 +176,7 @@ pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
             self.0.exit();
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let keep = D < 2 || stored(&self.0.name()).0.starts_with(ADAPTER);
+            let keep = D != 2 || stored(&self.0.name()).0.starts_with(ADAPTER);
             if keep { param } else { param.map(|value| value.cast(self.1)) }
         }
     }
@@ -196,12 +197,26 @@ pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: Held, seed
     let norm = if config.has_unit_norms() { 0.0 } else { 1.0 };
     replace(model, held, |name, shape| {
         let count = shape.iter().product();
-        let values: Vec<f32> = if name.ends_with("norm.weight") {
+        let uniform = || {
+            let mut random = Stream::new(&[seed, mix_text(name)]);
+            move || random.unit()
+        };
+        let values: Vec<f32> = if name.ends_with("linear_attn.norm.weight") || name.ends_with(".dt_bias") {
+            vec![1.0; count]
+        } else if name.ends_with("norm.weight") {
             vec![norm; count]
+        } else if name.ends_with(".A_log") {
+            let mut random = uniform();
+            (0..count).map(|_| (0.01 + 15.99 * random()).ln() as f32).collect()
+        } else if name.ends_with(".conv1d.weight") {
+            // As PyTorch: within one over the root of the taps.
+            let (mut random, bound) = (uniform(), 1.0 / (shape[2] as f64).sqrt());
+            (0..count).map(|_| ((2.0 * random() - 1.0) * bound) as f32).collect()
         } else if name.ends_with(".bias") {
             vec![0.0; count]
         } else {
-            let residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+            let residual =
+                ["o_proj.weight", "out_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end));
             let scale = if residual { deviation / (2.0 * layers as f64).sqrt() } else { deviation };
             normals(&Stream::new(&[seed, mix_text(name)]), count, scale)
         };

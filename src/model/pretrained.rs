@@ -108,7 +108,10 @@ pub(super) fn load_full(
     let wanted = names(&model);
     let mut problems = weights.mismatches(&wanted, |name| {
         // Old Llama files store the rotary frequencies, which follow from the configuration.
-        name.ends_with(".rotary_emb.inv_freq") || (config.tie_word_embeddings && name == HEAD)
+        // Layers that predict further tokens (Qwen 3.5) are no part of the model.
+        name.ends_with(".rotary_emb.inv_freq")
+            || name.starts_with("mtp.")
+            || (config.tie_word_embeddings && name == HEAD)
     });
     if problems.is_empty() && config.tie_word_embeddings && weights.has(HEAD) && !weights.head_is_tied()? {
         problems.push(format!("{HEAD} differs from {EMBEDDING}, but tie_word_embeddings = true"));

@@ -64,7 +64,7 @@ impl ModelConfig {
         let given = |key: &str| self.rest.get(key).filter(|value| !value.is_null());
         let by_layer = matches!(family.windows, Windows::Asked(_) | Windows::But(..));
         let mut listed = false;
-        if let Some(types) = given("layer_types") {
+        if let Some(types) = given("layer_types").filter(|_| !family.delta) {
             let list = types.as_array().filter(|list| list.iter().all(|kind| *kind == SLIDING || *kind == FULL));
             listed = list.is_some_and(|list| list.iter().any(|kind| *kind == SLIDING));
             if list.is_none_or(|list| list.len() < self.num_hidden_layers) {

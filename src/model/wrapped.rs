@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::family::FAMILIES;
 
 /// Wrappers whose language model is read without the rest, and the family of those that do not name it.
-const WRAPPERS: [(&str, &str); 2] = [("gemma3", "gemma3_text"), ("mistral3", "mistral")];
+const WRAPPERS: [(&str, &str); 3] = [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen3_5", "qwen3_5_text")];
 /// What the language model of a wrapper takes over from it where it does not say so itself.
 const INHERITED: [&str; 7] = [
     "dtype",
@@ -30,7 +30,7 @@ pub(super) fn is_wrapper(config: &Value) -> bool {
     config.get("text_config").is_some_and(Value::is_object) && WRAPPERS.iter().any(named)
 }
 
-/// The language model's name of a wrapper's tensor; none for those of its eyes.
+/// The language model's name of a wrapper's tensor; none for those of its vision part.
 pub(super) fn inner_name(name: &str) -> Option<String> {
     let inner = |(outer, inner): &(&str, &str)| name.strip_prefix(outer).map(|rest| format!("{inner}{rest}"));
     NAMES.iter().find_map(inner)

@@ -7,6 +7,7 @@
 mod blockwise;
 mod cpu;
 mod decode;
+pub(crate) mod delta;
 #[cfg(feature = "gpu")]
 pub(crate) mod gpu;
 pub(crate) mod path;

@@ -344,3 +344,74 @@ fn plain_operations_are_taken_in_the_closure_alone_even_if_it_panics() {
     assert!(std::panic::catch_unwind(|| plainly(|| panic!("a check that fails"))).is_err());
     assert!(is_host(&device));
 }
+
+/// Sequences within a chunk, at its edges and beyond, more columns than are computed at a time, two value heads a key head.
+#[test]
+fn delta_rule_fused_equals_plain() {
+    let heads = delta::DeltaHeads { keys: 2, values: 4, key_dim: 6, value_dim: 37 };
+    let lengths = [1, 40, 16, 17, 64, 3];
+    let rows: usize = lengths.iter().sum();
+    compare(|device| {
+        let leaf = |width: usize, seed| leaf([rows, width], seed, device);
+        let ((q, q_view), (k, k_view), (v, v_view)) = (leaf(12, 1), leaf(12, 2), leaf(148, 3));
+        let ((decay, decay_view), (beta, beta_view)) = (leaf(4, 4), leaf(4, 5));
+        let inputs = delta::DeltaInputs {
+            q: q_view.mul_scalar(0.3),
+            k: k_view.mul_scalar(0.3),
+            v: v_view,
+            decay: (decay_view.mul_scalar(0.2) - 0.45),
+            beta: burn::tensor::activation::sigmoid(beta_view),
+        };
+        (delta::delta_rule(inputs, &lengths, heads), vec![q, k, v, decay, beta])
+    });
+}
+
+#[test]
+fn causal_conv_fused_equals_plain() {
+    let lengths = [1, 2, 5, 3, 700];
+    let rows: usize = lengths.iter().sum();
+    compare(|device| {
+        let (x, x_view) = leaf([rows, 33], 1, device);
+        let (weight, weight_view) = leaf([33, 4], 2, device);
+        (delta::causal_conv(x_view, weight_view, &lengths), vec![x, weight])
+    });
+}
+
+/// A sequence read in two passes is the sequence read in one; rows of padding disturb nobody.
+#[test]
+fn states_go_on_where_they_were_left() {
+    let heads = delta::DeltaHeads { keys: 1, values: 2, key_dim: 5, value_dim: 3 };
+    let device = Device::flex();
+    let inputs = |rows: Range<usize>| {
+        let part = |width: usize, seed| random([12, width], seed, &device).slice([rows.clone(), 0..width]);
+        delta::DeltaInputs {
+            q: part(5, 1),
+            k: part(5, 2).mul_scalar(0.2),
+            v: part(6, 3),
+            decay: part(2, 4).abs().neg(),
+            beta: part(2, 5).abs().mul_scalar(0.4),
+        }
+    };
+    let whole = to_host(delta::delta_rule(inputs(0..12), &[12], heads));
+    both(|| {
+        let table = Tensor::<2>::ones([4, heads.state()], &device);
+        let step = |from, to| delta::Move { from, to };
+        let (first, table) = delta::delta_rule_cached(inputs(0..10), table, &[10], &[step(None, 2)], heads);
+        // The same token goes on twice from one state, beside two rows of padding.
+        let next = inputs(10..11);
+        let four = |x: Tensor<2>| x.repeat_dim(0, 4);
+        let next = delta::DeltaInputs {
+            q: four(next.q),
+            k: four(next.k),
+            v: four(next.v),
+            decay: four(next.decay),
+            beta: four(next.beta),
+        };
+        let moves = [step(Some(2), 0), step(Some(2), 1), step(Some(3), 3), step(Some(3), 3)];
+        let (second, table) = delta::delta_rule_cached(next, table, &[1; 4], &moves, heads);
+        let second = to_host(second);
+        let (third, _) = delta::delta_rule_cached(inputs(11..12), table, &[1], &[step(Some(1), 1)], heads);
+        close(&second[..6], &second[6..12], "two of one state");
+        close(&[to_host(first), second[..6].to_vec(), to_host(third)].concat(), &whole, "in three passes");
+    });
+}

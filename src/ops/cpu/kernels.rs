@@ -161,7 +161,7 @@ pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], upstream: &[f32], eps
 }
 
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
+pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 

@@ -8,6 +8,7 @@
 
 mod attention;
 mod autodiff;
+mod delta;
 mod few_rows;
 mod kernels;
 mod product;
@@ -55,6 +56,7 @@ use half::bf16;
 
 use self::product::{Matrix, product};
 use super::{Scores, Span};
+pub(super) use delta::{causal_conv, delta_rule, delta_rule_cached};
 #[cfg(test)]
 pub(super) use update::address;
 pub(super) use update::{accumulate, adamw, add_rows, sum_of_squares};

@@ -1,0 +1,175 @@
+//! Gated DeltaNet (arXiv 2412.06464) as Qwen 3.5 has it in three of four layers: a short convolution, a recurrence whose state
+//! is a matrix per head, and a gated norm.
+
+#![allow(non_snake_case, reason = "names of checkpoints")]
+
+use burn::module::{Module, Param};
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::{log_sigmoid, sigmoid};
+use burn::tensor::{Device, FloatDType, Tensor};
+use serde_json::Value;
+
+use super::attention::Rows;
+use super::norm::RmsNorm;
+use super::{KvCache, ModelConfig};
+use crate::ops;
+use crate::ops::delta::{DeltaHeads, DeltaInputs, causal_conv, delta_rule};
+
+/// What `layer_types` calls a layer with this recurrence, and one with attention.
+const LINEAR: &str = "linear_attention";
+const FULL: &str = "full_attention";
+/// Every so many layers one has attention, where the file does not say.
+const INTERVAL: u64 = 4;
+/// Added to the sum of squares by which queries and keys are divided.
+const EPSILON: f64 = 1e-6;
+
+/// Sizes of the recurrence in a configuration, with what transformers puts in the place of absent keys.
+const SIZES: [(&str, u64); 5] = [
+    ("linear_num_key_heads", 16),
+    ("linear_num_value_heads", 32),
+    ("linear_key_head_dim", 128),
+    ("linear_value_head_dim", 128),
+    ("linear_conv_kernel_dim", 4),
+];
+
+impl ModelConfig {
+    /// Heads of the layers with a recurrence, and taps of their convolution; none in a family without such layers.
+    pub(crate) fn delta(&self) -> Option<(DeltaHeads, usize)> {
+        self.family().filter(|family| family.delta)?;
+        let size = |(key, default): (&str, u64)| self.rest.get(key).and_then(Value::as_u64).unwrap_or(default) as usize;
+        let [keys, values, key_dim, value_dim, taps] = SIZES.map(size);
+        Some((DeltaHeads { keys, values, key_dim, value_dim }, taps))
+    }
+
+    /// Whether a layer has the recurrence in the place of attention.
+    pub(crate) fn is_recurrent(&self, layer: usize) -> bool {
+        if !self.family().is_some_and(|family| family.delta) {
+            return false;
+        }
+        if let Some(types) = self.rest.get("layer_types").and_then(Value::as_array) {
+            return types.get(layer).is_some_and(|kind| kind == LINEAR);
+        }
+        let interval = self.rest.get("full_attention_interval").and_then(Value::as_u64).filter(|&every| every > 0);
+        !(layer as u64 + 1).is_multiple_of(interval.unwrap_or(INTERVAL))
+    }
+
+    /// What is wrong with the keys of the recurrence, one line each.
+    pub(super) fn delta_mistakes(&self) -> Vec<String> {
+        let Some((heads, _)) = self.delta() else { return Vec::new() };
+        let mut problems = Vec::new();
+        for (key, _) in SIZES {
+            let given = self.rest.get(key).filter(|value| !value.is_null());
+            if let Some(value) = given.filter(|value| !value.as_u64().is_some_and(|size| (1..1 << 16).contains(&size)))
+            {
+                problems.push(format!("{key} = {value} must be a positive whole number below 65536"));
+            }
+        }
+        if problems.is_empty() && !heads.values.is_multiple_of(heads.keys) {
+            let DeltaHeads { keys, values, .. } = heads;
+            problems
+                .push(format!("linear_num_value_heads = {values} is not a multiple of linear_num_key_heads = {keys}"));
+        }
+        if let Some(types) = self.rest.get("layer_types").filter(|value| !value.is_null()) {
+            let list = types.as_array().filter(|list| list.iter().all(|kind| *kind == LINEAR || *kind == FULL));
+            if list.is_none_or(|list| list.len() < self.num_hidden_layers) {
+                problems.push(format!("layer_types = {types} must have \"{FULL}\" or \"{LINEAR}\" for each layer"));
+            }
+        }
+        problems
+    }
+}
+
+/// The weight of a convolution of each column by itself.
+#[derive(Module, Debug)]
+pub struct Convolution {
+    /// `[width, 1, taps]`.
+    pub weight: Param<Tensor<3>>,
+}
+
+/// `o = Sᵀ q` of a state `S` that fades and learns, in the place of attention.
+#[derive(Module, Debug)]
+pub struct GatedDeltaNet {
+    /// Queries, keys and values before the convolution, `[hidden, 2 · keys · key_dim + values · value_dim]`.
+    pub in_proj_qkv: Linear,
+    /// The gate of the output, `[hidden, values · value_dim]`.
+    pub in_proj_z: Linear,
+    /// Rates, `[hidden, values]`.
+    pub in_proj_b: Linear,
+    /// Decays, `[hidden, values]`.
+    pub in_proj_a: Linear,
+    /// Over queries, keys and values.
+    pub conv1d: Convolution,
+    /// Added to the decays, `[values]`.
+    pub dt_bias: Param<Tensor<1>>,
+    /// Logarithms of what decays are multiplied by, `[values]`.
+    pub A_log: Param<Tensor<1>>,
+    /// Norm of each head's output.
+    pub norm: RmsNorm,
+    /// Output, `[values · value_dim, hidden]`.
+    pub out_proj: Linear,
+    #[module(skip)]
+    heads: DeltaHeads,
+}
+
+impl GatedDeltaNet {
+    /// None for a layer with attention.
+    pub(super) fn new(config: &ModelConfig, layer: usize, device: &Device) -> Option<Self> {
+        let (heads, taps) = config.delta().filter(|_| config.is_recurrent(layer))?;
+        let (hidden, [q, k, v]) = (config.hidden_size, heads.widths());
+        let linear = |input, output: usize| LinearConfig::new(input, output).with_bias(false).init(device);
+        let vector = || Param::from_tensor(Tensor::zeros([heads.values], device));
+        Some(Self {
+            in_proj_qkv: linear(hidden, q + k + v),
+            in_proj_z: linear(hidden, v),
+            in_proj_b: linear(hidden, heads.values),
+            in_proj_a: linear(hidden, heads.values),
+            conv1d: Convolution { weight: Param::from_tensor(Tensor::zeros([q + k + v, 1, taps], device)) },
+            dt_bias: vector(),
+            A_log: vector(),
+            norm: RmsNorm::plain(heads.value_dim, config.rms_norm_eps, device),
+            out_proj: linear(v, hidden),
+            heads,
+        })
+    }
+
+    /// Mixes each sequence of the packed rows with its past; with a cache, also with what was read before.
+    ///
+    /// # Shapes
+    /// - x, output: `[rows, hidden]`
+    pub(super) fn forward(&self, x: Tensor<2>, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Tensor<2> {
+        let ([_, _, taps], heads) = (self.conv1d.weight.lazy_shape().dims(), self.heads);
+        let project = |layer| rows.precision.linear(layer, x.clone()).cast(FloatDType::F32);
+        // 1. Project. 2. Convolve.
+        let mixed = project(&self.in_proj_qkv);
+        let taps = self.conv1d.weight.val().reshape([-1, taps as i32]);
+        let (mixed, cache) = match cache {
+            None => (causal_conv(mixed, taps, &rows.lengths), None),
+            Some((cache, layer)) => (cache.convolve(layer, mixed, taps, &rows.lengths), Some((cache, layer))),
+        };
+        // 3. Queries and keys of unit length, the former over √key_dim; rates and decays.
+        let [q, k, v] = heads.widths();
+        let unit = |from, width, scale: f64| {
+            let dim = heads.key_dim;
+            let weight = Tensor::<1>::ones([dim], &x.device()).mul_scalar(scale / (dim as f64).sqrt());
+            let parts = mixed.clone().narrow(1, from, width).reshape([-1, dim as i32]);
+            ops::rms_norm(parts, weight, EPSILON / dim as f64).reshape([-1, width as i32])
+        };
+        let softplus = |x: Tensor<2>| log_sigmoid(x.neg()).neg();
+        let inputs = DeltaInputs {
+            q: unit(0, q, 1.0 / (heads.key_dim as f64).sqrt()),
+            k: unit(q, k, 1.0),
+            v: mixed.clone().narrow(1, q + k, v),
+            decay: softplus(project(&self.in_proj_a) + self.dt_bias.val().unsqueeze())
+                * self.A_log.val().exp().neg().unsqueeze(),
+            beta: sigmoid(project(&self.in_proj_b)),
+        };
+        // 4. Recur.
+        let out = match cache {
+            None => delta_rule(inputs, &rows.lengths, heads),
+            Some((cache, layer)) => cache.recur(layer, inputs, &rows.lengths, heads),
+        };
+        // 5. Norm, gate, output.
+        let gated = ops::swiglu(project(&self.in_proj_z), self.norm.parts(out));
+        rows.precision.linear(&self.out_proj, gated)
+    }
+}

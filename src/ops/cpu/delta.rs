@@ -1,0 +1,552 @@
+//! The gated delta rule (arXiv 2412.06464) and the short convolution before it, on all cores, with hand-written backward.
+//!
+//! The state of a head is a matrix with a row per number of a key; its columns do not depend on each other. A task is one
+//! head of one sequence. It goes over the tokens once for every few columns, whose state stays in the nearest cache. The
+//! backward pass keeps the state before every few tokens and computes those between again.
+
+#![allow(missing_docs, reason = "the extension macro generates items that cannot carry documentation")]
+#![allow(clippy::too_many_arguments, reason = "the extension macro wants tensors one by one")]
+
+use burn::backend::autodiff::Autodiff;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use super::kernels::{rows_per_task, sigmoid};
+use super::{Primitive, dims, tensor, values, values_mut};
+use crate::ops::delta::{DeltaHeads, DeltaInputs, Move};
+
+/// Columns of a state that are computed together.
+const COLUMNS: usize = 32;
+/// Tokens between the states that the backward pass keeps.
+const TOKENS: usize = 32;
+
+/// Some columns of a row of the state.
+type Row = [f32; COLUMNS];
+
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait CpuDelta: Backend {
+    fn op_causal_conv(x: FloatTensor<Self>, weight: FloatTensor<Self>, lengths: Vec<usize>) -> FloatTensor<Self>;
+    fn op_delta_rule(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        lengths: Vec<usize>,
+        heads: DeltaHeads,
+    ) -> FloatTensor<Self>;
+}
+
+#[backend_extension(Flex)]
+pub(crate) trait CpuDeltaCached: Backend {
+    fn op_delta_cached(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        table: FloatTensor<Self>,
+        lengths: Vec<usize>,
+        moves: Vec<Move>,
+        heads: DeltaHeads,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+pub(in crate::ops) fn causal_conv(x: Tensor<2>, weight: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CpuDelta>::op_causal_conv(x, weight, lengths.to_vec()))
+}
+
+pub(in crate::ops) fn delta_rule(inputs: DeltaInputs, lengths: &[usize], heads: DeltaHeads) -> Tensor<2> {
+    let [q, k, v, decay, beta] = inputs.into_array().map(Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as CpuDelta>::op_delta_rule(q, k, v, decay, beta, lengths.to_vec(), heads))
+}
+
+pub(in crate::ops) fn delta_rule_cached(
+    inputs: DeltaInputs,
+    table: Tensor<2>,
+    lengths: &[usize],
+    moves: &[Move],
+    heads: DeltaHeads,
+) -> (Tensor<2>, Tensor<2>) {
+    let [q, k, v, decay, beta] = inputs.into_array().map(Tensor::into_dispatch);
+    let (table, lengths, moves) = (table.into_dispatch(), lengths.to_vec(), moves.to_vec());
+    let (out, table) =
+        <Dispatch as CpuDeltaCached>::op_delta_cached(q, k, v, decay, beta, table, lengths, moves, heads);
+    (Tensor::from_dispatch(out), Tensor::from_dispatch(table))
+}
+
+/// The inputs of all heads and sequences, as [`DeltaInputs`].
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    decay: &'a [f32],
+    beta: &'a [f32],
+    heads: DeltaHeads,
+}
+
+/// One value head of one sequence.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    inputs: Inputs<'a>,
+    /// First row of the sequence.
+    first: usize,
+    length: usize,
+    head: usize,
+}
+
+impl<'a> Inputs<'a> {
+    /// Sequence by sequence, head by head.
+    fn parts(self, lengths: &[usize]) -> Vec<Part<'a>> {
+        let mut first = 0;
+        let mut parts = Vec::with_capacity(lengths.len() * self.heads.values);
+        for &length in lengths {
+            parts.extend((0..self.heads.values).map(|head| Part { inputs: self, first, length, head }));
+            first += length;
+        }
+        parts
+    }
+}
+
+impl Part<'_> {
+    fn key_row<'b>(&self, x: &'b [f32], t: usize) -> &'b [f32] {
+        let heads = self.inputs.heads;
+        let row = (self.first + t) * heads.keys + self.head / heads.group();
+        &x[row * heads.key_dim..][..heads.key_dim]
+    }
+
+    fn scalar(&self, x: &[f32], t: usize) -> f32 {
+        x[(self.first + t) * self.inputs.heads.values + self.head]
+    }
+
+    /// Columns from `from` on of this head's part of `[rows, values · value_dim]`, zeros beyond the last.
+    fn columns(&self, x: &[f32], t: usize, from: usize) -> Row {
+        let heads = self.inputs.heads;
+        let start = ((self.first + t) * heads.values + self.head) * heads.value_dim;
+        let source = &x[start + from..start + heads.value_dim.min(from + COLUMNS)];
+        let mut row = [0.0; COLUMNS];
+        row[..source.len()].copy_from_slice(source);
+        row
+    }
+
+    /// Token `t` of the recurrence; what the state did not know of the value, and the output.
+    #[inline(always)]
+    fn step(&self, state: &mut [Row], t: usize, from: usize) -> (Row, Row) {
+        let Inputs { q, k, v, decay, beta, .. } = self.inputs;
+        let (alpha, beta) = (self.scalar(decay, t).exp(), self.scalar(beta, t));
+        let (q, k, v) = (self.key_row(q, t), self.key_row(k, t), self.columns(v, t, from));
+        let mut known = [0.0; COLUMNS];
+        for (row, &k) in state.iter_mut().zip(k) {
+            for j in 0..COLUMNS {
+                row[j] *= alpha;
+                known[j] = row[j].mul_add(k, known[j]);
+            }
+        }
+        let (mut missing, mut update, mut out) = (known, known, [0.0; COLUMNS]);
+        for j in 0..COLUMNS {
+            missing[j] = v[j] - known[j];
+            update[j] = beta * missing[j];
+        }
+        for ((row, &k), &q) in state.iter_mut().zip(k).zip(q) {
+            for j in 0..COLUMNS {
+                row[j] = update[j].mul_add(k, row[j]);
+                out[j] = row[j].mul_add(q, out[j]);
+            }
+        }
+        (missing, out)
+    }
+
+    /// The outputs, `[length, value_dim]`, from the given state, which goes on, or from zeros.
+    fn forward(&self, mut state: Option<&mut [f32]>) -> Vec<f32> {
+        let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
+        let mut outputs = vec![0.0; self.length * value_dim];
+        let mut columns = vec![[0.0; COLUMNS]; key_dim];
+        for from in (0..value_dim).step_by(COLUMNS) {
+            let width = COLUMNS.min(value_dim - from);
+            match &state {
+                Some(state) => (columns.iter_mut().zip(state.chunks_exact(value_dim)))
+                    .for_each(|(row, state)| row[..width].copy_from_slice(&state[from..from + width])),
+                None => columns.fill([0.0; COLUMNS]),
+            }
+            for t in 0..self.length {
+                let (_, out) = self.step(&mut columns, t, from);
+                outputs[t * value_dim + from..][..width].copy_from_slice(&out[..width]);
+            }
+            if let Some(state) = &mut state {
+                (columns.iter().zip(state.chunks_exact_mut(value_dim)))
+                    .for_each(|(row, state)| state[from..from + width].copy_from_slice(&row[..width]));
+            }
+        }
+        outputs
+    }
+
+    fn backward(&self, upstream: &[f32]) -> Slopes {
+        let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
+        let mut slopes = Slopes::new(self.length, key_dim, value_dim);
+        let mut after = vec![[0.0; COLUMNS]; TOKENS * key_dim];
+        let mut missing = [[0.0; COLUMNS]; TOKENS];
+        for from in (0..value_dim).step_by(COLUMNS) {
+            let mut state = vec![[0.0; COLUMNS]; key_dim];
+            let mut kept = Vec::with_capacity(self.length.div_ceil(TOKENS) * key_dim);
+            for t in 0..self.length {
+                if t % TOKENS == 0 {
+                    kept.extend_from_slice(&state);
+                }
+                self.step(&mut state, t, from);
+            }
+            let mut slope = vec![[0.0; COLUMNS]; key_dim];
+            for (chunk, kept) in kept.chunks_exact(key_dim).enumerate().rev() {
+                let first = chunk * TOKENS;
+                let count = TOKENS.min(self.length - first);
+                state.copy_from_slice(kept);
+                for i in 0..count {
+                    missing[i] = self.step(&mut state, first + i, from).0;
+                    after[i * key_dim..(i + 1) * key_dim].copy_from_slice(&state);
+                }
+                for i in (0..count).rev() {
+                    let before = if i == 0 { kept } else { &after[(i - 1) * key_dim..i * key_dim] };
+                    let states = [before, &after[i * key_dim..(i + 1) * key_dim]];
+                    let dout = self.columns(upstream, first + i, from);
+                    self.step_back(first + i, from, states, [&missing[i], &dout], &mut slope, &mut slopes);
+                }
+            }
+        }
+        slopes
+    }
+
+    /// The gradients of [`Self::step`]; `slope` is that of the state after the token, and becomes that of the state before.
+    fn step_back(
+        &self,
+        t: usize,
+        from: usize,
+        [before, after]: [&[Row]; 2],
+        [missing, dout]: [&Row; 2],
+        slope: &mut [Row],
+        slopes: &mut Slopes,
+    ) {
+        let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
+        let (alpha, beta) = (self.scalar(self.inputs.decay, t).exp(), self.scalar(self.inputs.beta, t));
+        let (q, k) = (self.key_row(self.inputs.q, t), self.key_row(self.inputs.k, t));
+        let (dq, dk) = (&mut slopes.q[t * key_dim..][..key_dim], &mut slopes.k[t * key_dim..][..key_dim]);
+        let mut dupdate = [0.0; COLUMNS];
+        for i in 0..key_dim {
+            let mut read = [0.0; COLUMNS];
+            for j in 0..COLUMNS {
+                slope[i][j] = dout[j].mul_add(q[i], slope[i][j]);
+                read[j] = dout[j] * after[i][j];
+                dupdate[j] = slope[i][j].mul_add(k[i], dupdate[j]);
+            }
+            dq[i] += sum(&read);
+        }
+        let (mut dbeta, mut dvalue, mut update) = ([0.0; COLUMNS], [0.0; COLUMNS], [0.0; COLUMNS]);
+        for j in 0..COLUMNS {
+            dbeta[j] = dupdate[j] * missing[j];
+            dvalue[j] = beta * dupdate[j];
+            update[j] = beta * missing[j];
+        }
+        slopes.beta[t] += sum(&dbeta);
+        let width = COLUMNS.min(value_dim - from);
+        slopes.v[t * value_dim + from..][..width].copy_from_slice(&dvalue[..width]);
+        let mut ddecay = [0.0; COLUMNS];
+        for i in 0..key_dim {
+            let mut both = [0.0; COLUMNS];
+            for j in 0..COLUMNS {
+                let faded = alpha * before[i][j];
+                both[j] = update[j].mul_add(slope[i][j], -dvalue[j] * faded);
+                let dfaded = slope[i][j] - dvalue[j] * k[i];
+                ddecay[j] = dfaded.mul_add(faded, ddecay[j]);
+                slope[i][j] = alpha * dfaded;
+            }
+            dk[i] += sum(&both);
+        }
+        slopes.decay[t] += sum(&ddecay);
+    }
+}
+
+/// In an order that vectorises.
+#[inline(always)]
+fn sum(row: &Row) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    for part in row.chunks_exact(8) {
+        lanes.iter_mut().zip(part).for_each(|(lane, x)| *lane += x);
+    }
+    lanes.iter().sum()
+}
+
+/// The gradients of a [`Part`].
+struct Slopes {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    decay: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+impl Slopes {
+    fn new(length: usize, key_dim: usize, value_dim: usize) -> Self {
+        let zeros = |width| vec![0.0; length * width];
+        Self { q: zeros(key_dim), k: zeros(key_dim), v: zeros(value_dim), decay: zeros(1), beta: zeros(1) }
+    }
+}
+
+/// `[length, dim]` of each part as `[rows, heads · dim]`, where `group` neighbouring parts are added up.
+fn assemble<'a>(parts: &[Part], of: impl Fn(usize) -> &'a [f32], group: usize, dim: usize) -> Vec<f32> {
+    let (rows, all) = parts.last().map_or((0, 0), |part| (part.first + part.length, part.inputs.heads.values));
+    let width = all / group * dim;
+    let mut out = vec![0.0; rows * width];
+    for (index, part) in parts.iter().enumerate() {
+        let place = part.head / group * dim;
+        for (t, row) in of(index).chunks_exact(dim).enumerate() {
+            let out = &mut out[(part.first + t) * width + place..][..dim];
+            out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
+        }
+    }
+    out
+}
+
+fn forward(inputs: Inputs, lengths: &[usize]) -> Vec<f32> {
+    let parts = inputs.parts(lengths);
+    let outputs: Vec<Vec<f32>> = parts.par_iter().map(|part| part.forward(None)).collect();
+    assemble(&parts, |part| &outputs[part], 1, inputs.heads.value_dim)
+}
+
+/// The gradients in the order of [`DeltaInputs::into_array`].
+fn backward(inputs: Inputs, lengths: &[usize], upstream: &[f32]) -> [Vec<f32>; 5] {
+    let (parts, heads) = (inputs.parts(lengths), inputs.heads);
+    let slopes: Vec<Slopes> = parts.par_iter().map(|part| part.backward(upstream)).collect();
+    [
+        assemble(&parts, |part| &slopes[part].q, heads.group(), heads.key_dim),
+        assemble(&parts, |part| &slopes[part].k, heads.group(), heads.key_dim),
+        assemble(&parts, |part| &slopes[part].v, 1, heads.value_dim),
+        assemble(&parts, |part| &slopes[part].decay, 1, 1),
+        assemble(&parts, |part| &slopes[part].beta, 1, 1),
+    ]
+}
+
+/// [`forward`] from the states that `moves` names in the table, and to them. Of sequences that end in the same row, which are
+/// padding, the first is computed.
+fn cached(inputs: Inputs, table: &mut [f32], lengths: &[usize], moves: &[Move]) -> Vec<f32> {
+    let (size, parts) = (inputs.heads.state(), inputs.parts(lengths));
+    for &Move { from, to } in moves {
+        match from {
+            Some(from) => table.copy_within(from * size..(from + 1) * size, to * size),
+            None => table[to * size..(to + 1) * size].fill(0.0),
+        }
+    }
+    let mut rows: Vec<Option<&mut [f32]>> = table.chunks_exact_mut(size).map(Some).collect();
+    let states = moves.iter().flat_map(|step| {
+        let heads = rows[step.to].take().map(|row| row.chunks_exact_mut(size / inputs.heads.values));
+        let mut heads = heads.into_iter().flatten();
+        (0..inputs.heads.values).map(move |_| heads.next()).collect::<Vec<_>>()
+    });
+    let tasks: Vec<(&Part, Option<&mut [f32]>)> = parts.iter().zip(states).collect();
+    let outputs: Vec<Vec<f32>> = (tasks.into_par_iter())
+        .map(|(part, state)| match state {
+            Some(state) => part.forward(Some(state)),
+            None => vec![0.0; part.length * inputs.heads.value_dim],
+        })
+        .collect();
+    assemble(&parts, |part| &outputs[part], 1, inputs.heads.value_dim)
+}
+
+/// Place of each row in its sequence.
+fn places(lengths: &[usize]) -> Vec<usize> {
+    lengths.iter().flat_map(|&length| 0..length).collect()
+}
+
+/// `[width, taps]` to `[taps, width]`.
+fn taps(weight: &[f32], width: usize) -> Vec<Vec<f32>> {
+    let count = weight.len() / width;
+    (0..count).map(|tap| weight.iter().skip(tap).step_by(count).copied().collect()).collect()
+}
+
+/// The sums of a convolution at `row`, before the activation.
+fn convolved(x: &[f32], taps: &[Vec<f32>], row: usize, place: usize, out: &mut [f32]) {
+    let width = out.len();
+    out.fill(0.0);
+    for (tap, weight) in taps.iter().enumerate() {
+        let back = taps.len() - 1 - tap;
+        if back <= place {
+            let x = &x[(row - back) * width..][..width];
+            (out.iter_mut().zip(x).zip(weight)).for_each(|((out, x), weight)| *out = x.mul_add(*weight, *out));
+        }
+    }
+}
+
+fn conv(x: &[f32], weight: &[f32], width: usize, lengths: &[usize]) -> Vec<f32> {
+    let (taps, places) = (taps(weight, width), places(lengths));
+    let mut out = vec![0.0; x.len()];
+    out.par_chunks_exact_mut(width).enumerate().with_min_len(rows_per_task(width)).for_each(|(row, out)| {
+        convolved(x, &taps, row, places[row], out);
+        out.iter_mut().for_each(|x| *x *= sigmoid(*x));
+    });
+    out
+}
+
+/// The gradients of x and of the weight.
+fn conv_backward(x: &[f32], weight: &[f32], width: usize, lengths: &[usize], upstream: &[f32]) -> [Vec<f32>; 2] {
+    let (taps, places) = (taps(weight, width), places(lengths));
+    let mut inner = vec![0.0; x.len()];
+    let rows = inner.par_chunks_exact_mut(width).zip(upstream.par_chunks_exact(width)).enumerate();
+    rows.with_min_len(rows_per_task(width)).for_each(|(row, (inner, upstream))| {
+        convolved(x, &taps, row, places[row], inner);
+        inner.iter_mut().zip(upstream).for_each(|(x, upstream)| {
+            let s = sigmoid(*x);
+            *x = upstream * s * (1.0 + *x * (1.0 - s));
+        });
+    });
+    let mut dx = vec![0.0; x.len()];
+    dx.par_chunks_exact_mut(width).enumerate().with_min_len(rows_per_task(width)).for_each(|(row, dx)| {
+        for (tap, weight) in taps.iter().enumerate() {
+            let back = taps.len() - 1 - tap;
+            if places.get(row + back).is_some_and(|&place| place >= back) {
+                let inner = &inner[(row + back) * width..][..width];
+                (dx.iter_mut().zip(inner).zip(weight)).for_each(|((dx, inner), weight)| *dx += inner * weight);
+            }
+        }
+    });
+    let count = rows_per_task(width);
+    let parts: Vec<Vec<f32>> = (inner.par_chunks(count * width).enumerate())
+        .map(|(part, inner)| {
+            let mut sums = vec![0.0; taps.len() * width];
+            for (row, inner) in (part * count..).zip(inner.chunks_exact(width)) {
+                for (tap, sums) in sums.chunks_exact_mut(width).enumerate() {
+                    let back = taps.len() - 1 - tap;
+                    if back <= places[row] {
+                        let x = &x[(row - back) * width..][..width];
+                        (sums.iter_mut().zip(inner).zip(x)).for_each(|((sum, inner), x)| *sum += inner * x);
+                    }
+                }
+            }
+            sums
+        })
+        .collect();
+    let mut dweight = vec![0.0; weight.len()];
+    for part in parts {
+        for (tap, sums) in part.chunks_exact(width).enumerate() {
+            dweight.iter_mut().skip(tap).step_by(taps.len()).zip(sums).for_each(|(sum, part)| *sum += part);
+        }
+    }
+    [dx, dweight]
+}
+
+/// Contiguous tensors as the kernels read them.
+fn read<'a>([q, k, v, decay, beta]: [&'a Primitive; 5], heads: DeltaHeads) -> Inputs<'a> {
+    Inputs { q: values!(q), k: values!(k), v: values!(v), decay: values!(decay), beta: values!(beta), heads }
+}
+
+impl CpuDelta for Flex {
+    fn op_causal_conv(x: FloatTensor<Self>, weight: FloatTensor<Self>, lengths: Vec<usize>) -> FloatTensor<Self> {
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let [_, width] = dims(&x);
+        tensor(conv(values!(&x), values!(&weight), width, &lengths), x.shape())
+    }
+
+    fn op_delta_rule(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        lengths: Vec<usize>,
+        heads: DeltaHeads,
+    ) -> FloatTensor<Self> {
+        let inputs = [q, k, v, decay, beta].map(|x| x.to_contiguous());
+        tensor(forward(read(inputs.each_ref(), heads), &lengths), inputs[2].shape())
+    }
+}
+
+impl CpuDeltaCached for Flex {
+    fn op_delta_cached(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        mut table: FloatTensor<Self>,
+        lengths: Vec<usize>,
+        moves: Vec<Move>,
+        heads: DeltaHeads,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let inputs = [q, k, v, decay, beta].map(|x| x.to_contiguous());
+        let out = cached(read(inputs.each_ref(), heads), values_mut!(&mut table, f32), &lengths, &moves);
+        (tensor(out, inputs[2].shape()), table)
+    }
+}
+
+#[derive(Debug)]
+struct ConvStep;
+
+impl Backward<Flex, 2> for ConvStep {
+    type State = ([Primitive; 2], Vec<usize>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let ([x, weight], lengths) = ops.state;
+        let [_, width] = dims(&x);
+        let gradients = conv_backward(values!(&x), values!(&weight), width, &lengths, values!(&upstream));
+        for ((node, gradient), like) in ops.parents.into_iter().zip(gradients).zip([&x, &weight]) {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, tensor(gradient, like.shape()));
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct DeltaStep;
+
+impl Backward<Flex, 5> for DeltaStep {
+    type State = ([Primitive; 5], Vec<usize>, DeltaHeads);
+
+    fn backward(self, ops: Ops<Self::State, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let (inputs, lengths, heads) = ops.state;
+        let gradients = backward(read(inputs.each_ref(), heads), &lengths, values!(&upstream));
+        for ((node, gradient), like) in ops.parents.into_iter().zip(gradients).zip(&inputs) {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, tensor(gradient, like.shape()));
+            }
+        }
+    }
+}
+
+impl<C: CheckpointStrategy> CpuDelta for Autodiff<Flex, C> {
+    fn op_causal_conv(x: FloatTensor<Self>, weight: FloatTensor<Self>, lengths: Vec<usize>) -> FloatTensor<Self> {
+        let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let value = Flex::op_causal_conv(x.clone(), weight.clone(), lengths.clone());
+        match ConvStep.prepare::<C>([x_guard, weight_guard]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(([x, weight], lengths), value),
+            OpsKind::UnTracked(prep) => prep.finish(value),
+        }
+    }
+
+    fn op_delta_rule(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        lengths: Vec<usize>,
+        heads: DeltaHeads,
+    ) -> FloatTensor<Self> {
+        let [(q, q_guard), (k, k_guard), (v, v_guard), (decay, decay_guard), (beta, beta_guard)] =
+            [q, k, v, decay, beta].map(|x| x.into_parts());
+        let inputs = [q, k, v, decay, beta].map(|x| x.to_contiguous());
+        let value = tensor(forward(read(inputs.each_ref(), heads), &lengths), inputs[2].shape());
+        let guards = [q_guard, k_guard, v_guard, decay_guard, beta_guard];
+        match DeltaStep.prepare::<C>(guards).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((inputs, lengths, heads), value),
+            OpsKind::UnTracked(prep) => prep.finish(value),
+        }
+    }
+}
