@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::median;
 use crate::noise::Stream;
+use crate::ops::delta::{DeltaHeads, DeltaInputs};
 use crate::ops::{path, update};
 
 /// Sizes.
@@ -34,6 +35,8 @@ const INNER: usize = 1024;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const SEQUENCE: usize = 128;
+/// Heads as those of Qwen 3.5, four of them.
+const DELTA: DeltaHeads = DeltaHeads { keys: 4, values: 4, key_dim: 128, value_dim: 128 };
 /// Weights of the timed AdamW step.
 const WEIGHTS: usize = 4 << 20;
 
@@ -67,8 +70,21 @@ pub fn operations(shape: &OpsShape, repeats: usize) -> Vec<OpTimes> {
     let angles = random([rows, HIDDEN / HEADS / 2], 8, &device.clone().inner());
     let (cos, sin) = (angles.clone().cos(), angles.sin());
 
+    let taps = random([INNER, 4], 10, &device).require_grad();
+    let made = |width: usize, seed, f: fn(Tensor<2>) -> Tensor<2>| {
+        Tensor::from_inner(f(random([rows, width], seed, &device.clone().inner()))).require_grad()
+    };
+    let [queries, keys, values] = DELTA.widths();
+    let delta = DeltaInputs {
+        q: made(queries, 11, |x| x.mul_scalar(0.1)),
+        k: made(keys, 12, |x| x.mul_scalar(0.1)),
+        v: made(values, 13, |x| x),
+        decay: made(DELTA.values, 14, |x| x.abs().neg()),
+        beta: made(DELTA.values, 15, Tensor::abs),
+    };
+
     type Run<'a> = Box<dyn Fn(&path::Path) -> Tensor<1> + 'a>;
-    let cases: [(&'static str, Run); 6] = [
+    let cases: [(&'static str, Run); 8] = [
         ("rms_norm", Box::new(|path| (path.rms_norm)(x.clone(), weight.clone(), 1e-6).sum())),
         ("swiglu", Box::new(|path| (path.swiglu)(gate.clone(), up.clone()).sum())),
         ("swiglu_linear", Box::new(|path| (path.swiglu_linear)(gate.clone(), up.clone(), down.clone()).sum())),
@@ -81,6 +97,8 @@ pub fn operations(shape: &OpsShape, repeats: usize) -> Vec<OpTimes> {
             }),
         ),
         ("scores", Box::new(|path| (path.scores)(logits.clone(), &targets, 0.8).log_prob.sum())),
+        ("causal_conv", Box::new(|path| (path.causal_conv)(up.clone(), taps.clone(), &lengths).sum())),
+        ("delta_rule", Box::new(|path| (path.delta_rule)(delta.clone(), &lengths, DELTA).sum())),
     ];
     let mut times: Vec<OpTimes> = (cases.iter())
         .map(|(name, run)| {

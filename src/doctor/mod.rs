@@ -7,6 +7,7 @@ mod check;
 pub mod estimate;
 mod fit;
 mod memory;
+mod operations;
 mod small;
 mod speed;
 

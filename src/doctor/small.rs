@@ -44,13 +44,22 @@ pub(super) fn gradient(device: &Device) -> Vec<Vec<f32>> {
 /// Query heads, key heads and head size of models that decode.
 const HEADS: [[usize; 3]; 5] = [[4, 2, 8], [2, 1, 24], [8, 1, 8], [1, 1, 128], [2, 2, 80]];
 
-/// Logits of models of several head sizes, of two tokens each that follow two prompts in a cache.
+/// Logits of models of several head sizes, and of one with a recurrence, of two tokens each that follow two prompts in a cache.
 pub(super) fn decoded(device: &Device) -> Vec<Vec<f32>> {
-    HEADS
-        .map(|[heads, kv_heads, dim]| {
-            decoded_by(&ModelConfig::qwen2(VOCAB, heads * dim, 40, 2, heads, kv_heads), device)
-        })
-        .concat()
+    let attending = HEADS.map(|[heads, kv_heads, dim]| ModelConfig::qwen2(VOCAB, heads * dim, 40, 2, heads, kv_heads));
+    let recurrent = recurrent();
+    attending.iter().chain([&recurrent]).flat_map(|config| decoded_by(config, device)).collect()
+}
+
+/// A model whose first layer has a recurrence and whose second has gated attention.
+fn recurrent() -> ModelConfig {
+    let sizes = serde_json::json!({"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 12, "full_attention_interval": 2});
+    let mut config = ModelConfig::qwen2(VOCAB, 32, 40, 2, 4, 2);
+    config.model_type = "qwen3_5_text".to_string();
+    config.head_dim = Some(8);
+    config.rest.extend(sizes.as_object().cloned().unwrap_or_default());
+    config
 }
 
 fn decoded_by(config: &ModelConfig, device: &Device) -> Vec<Vec<f32>> {

@@ -173,3 +173,47 @@ impl GatedDeltaNet {
         rows.precision.linear(&self.out_proj, gated)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(edit: Value) -> ModelConfig {
+        let mut config = ModelConfig::qwen2(64, 32, 48, 8, 4, 2);
+        (config.model_type, config.architectures) = ("qwen3_5_text".to_string(), Vec::new());
+        config.rest.extend(edit.as_object().unwrap().clone());
+        config
+    }
+
+    /// As transformers fills in what files leave out.
+    #[test]
+    fn every_fourth_layer_attends_where_the_file_does_not_say() {
+        let recurrent =
+            |edit: Value| (0..8).filter(|&layer| config(edit.clone()).is_recurrent(layer)).collect::<Vec<_>>();
+        assert_eq!(recurrent(json!({})), [0, 1, 2, 4, 5, 6]);
+        assert_eq!(recurrent(json!({"full_attention_interval": 2})), [0, 2, 4, 6]);
+        let mut types = vec!["full_attention"; 8];
+        types[5] = "linear_attention";
+        assert_eq!(recurrent(json!({ "layer_types": types })), [5]);
+        let (heads, taps) = config(json!({})).delta().unwrap();
+        assert_eq!((heads, taps), (DeltaHeads { keys: 16, values: 32, key_dim: 128, value_dim: 128 }, 4));
+        assert!(ModelConfig::qwen2(64, 32, 48, 8, 4, 2).delta().is_none());
+    }
+
+    #[test]
+    fn sizes_and_kinds_that_cannot_be_are_named() {
+        let mistakes = |edit: Value| config(edit).mistakes();
+        assert_eq!(mistakes(json!({"linear_num_key_heads": null})), Vec::<String>::new());
+        for value in [json!(0), json!(-2), json!("16"), json!(1 << 40)] {
+            let found = mistakes(json!({ "linear_key_head_dim": value }));
+            assert_eq!(found, [format!("linear_key_head_dim = {value} must be a positive whole number below 65536")]);
+        }
+        let found = mistakes(json!({"linear_num_key_heads": 3}));
+        assert_eq!(found, ["linear_num_value_heads = 32 is not a multiple of linear_num_key_heads = 3"]);
+        for types in [json!(["linear_attention"]), json!(vec!["sliding_attention"; 8]), json!("all")] {
+            assert!(mistakes(json!({ "layer_types": types }))[0].starts_with("layer_types = "), "{types}");
+        }
+    }
+}

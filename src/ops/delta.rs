@@ -124,9 +124,10 @@ pub(crate) fn put_rows(table: Tensor<2>, moves: &[Move], rows: Tensor<2>, device
 /// # Shapes
 /// - x, output: `[rows, width]`; weight: `[width, taps]`
 pub(crate) fn causal_conv(x: Tensor<2>, weight: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
-    if cpu::serves(&x.device()) {
-        return cpu::causal_conv(x, weight, lengths);
-    }
+    if cpu::serves(&x.device()) { cpu::causal_conv(x, weight, lengths) } else { conv_plain(x, weight, lengths) }
+}
+
+pub(super) fn conv_plain(x: Tensor<2>, weight: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
     let [width, taps] = weight.dims();
     let tap = |tap: usize| {
         let weight = weight.clone().narrow(1, tap, 1).reshape([1, width]);
@@ -155,7 +156,7 @@ const CHUNK: usize = 16;
 
 /// Outputs, and the states after each sequence, `[sequences · values, key_dim, value_dim]`, by the chunkwise form: what the
 /// tokens of a chunk do to each other is one triangular system (arXiv 2406.06484).
-fn in_chunks(
+pub(super) fn in_chunks(
     inputs: DeltaInputs,
     lengths: &[usize],
     heads: DeltaHeads,

@@ -2,6 +2,7 @@
 
 use burn::tensor::{FloatDType, Tensor};
 
+use super::delta::{self, DeltaHeads, DeltaInputs};
 use super::update::{AdamWStep, adamw_plain};
 use super::{Scores, cpu, plain};
 
@@ -16,6 +17,8 @@ pub(crate) struct Path {
     pub rotary: fn(Tensor<3>, Tensor<2>, Tensor<2>) -> Tensor<3>,
     pub attention: fn(Tensor<3>, Tensor<3>, Tensor<3>, &[usize]) -> Tensor<2>,
     pub scores: fn(Tensor<2>, &[u32], f32) -> Scores,
+    pub causal_conv: fn(Tensor<2>, Tensor<2>, &[usize]) -> Tensor<2>,
+    pub delta_rule: fn(DeltaInputs, &[usize], DeltaHeads) -> Tensor<2>,
     pub adamw: Step,
 }
 
@@ -30,6 +33,8 @@ pub(crate) const FUSED: Path = Path {
     rotary: cpu::rotary,
     attention: |q, k, v, lengths| cpu::attention(q, k, v, lengths, None),
     scores: cpu::scores,
+    causal_conv: cpu::causal_conv,
+    delta_rule: cpu::delta_rule,
     adamw: |value, moments, gradient, step| cpu::adamw(value, moments, gradient, *step),
 };
 
@@ -41,5 +46,7 @@ pub(crate) const PLAIN: Path = Path {
     rotary: plain::rotary,
     attention: |q, k, v, lengths| plain::attention(q, k, v, lengths, None, FloatDType::F32),
     scores: plain::scores,
+    causal_conv: delta::conv_plain,
+    delta_rule: |inputs, lengths, heads| delta::in_chunks(inputs, lengths, heads, None).0,
     adamw: adamw_plain,
 };

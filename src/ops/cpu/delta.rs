@@ -278,7 +278,8 @@ fn sum(row: &Row) -> f32 {
     for part in row.chunks_exact(8) {
         lanes.iter_mut().zip(part).for_each(|(lane, x)| *lane += x);
     }
-    lanes.iter().sum()
+    let [a, b, c, d, e, f, g, h] = lanes;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
 /// The gradients of a [`Part`].
