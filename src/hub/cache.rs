@@ -166,7 +166,7 @@ fn symlink(_relative: &Path, blob: &Path, place: &Path) -> std::io::Result<()> {
 /// Whether a path of a repository stays within the folder it is put in.
 pub(super) fn is_inside(file: &str) -> bool {
     !file.is_empty()
-        && !file.contains('\\')
+        && !file.contains(|c: char| c == '\\' || c.is_control())
         && Path::new(file).components().all(|part| matches!(part, Component::Normal(_)))
 }
 

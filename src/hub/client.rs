@@ -12,6 +12,8 @@ use super::name::{Kind, Name, is_commit};
 
 /// Bytes of a list of files at most.
 const LARGEST_LIST: u64 = 64 << 20;
+/// How many times as long as for a part of it is waited for the whole of a list, which some servers send drop by drop.
+const WHOLE_LIST: u32 = 10;
 /// Times that an answer may point elsewhere.
 const REDIRECTS: usize = 6;
 
@@ -68,6 +70,7 @@ pub(super) struct Client {
     agent: Agent,
     endpoint: String,
     token: Option<String>,
+    patience: Duration,
 }
 
 impl Client {
@@ -83,14 +86,16 @@ impl Client {
             .user_agent(concat!("tempering/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Self { agent, endpoint: endpoint.trim_end_matches('/').to_string(), token }
+        Self { agent, endpoint: endpoint.trim_end_matches('/').to_string(), token, patience }
     }
 
     /// The commit and the files of a revision.
     pub(super) fn list(&self, name: &Name) -> Result<Listing, Failure> {
         let revision = encoded(name.revision(), false);
         let url = format!("{}/api/{}/{}/revision/{revision}", self.endpoint, name.kind.plural(), name.repository);
-        let (_, mut answer) = self.follow(&url, name, &|url| self.agent.get(url))?;
+        let longest = Some(WHOLE_LIST * self.patience);
+        let ask = |url: &str| self.agent.get(url).config().timeout_recv_body(longest).build();
+        let (_, mut answer) = self.follow(&url, name, &ask)?;
         let body = answer.body_mut().with_config().limit(LARGEST_LIST).read_to_vec();
         let body = body.map_err(|error| Failure::Passing(format!("{url}: {error}")))?;
         let strange =

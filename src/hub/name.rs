@@ -85,8 +85,12 @@ impl Name {
         if OWN.contains(&owner) || Path::new(owner).is_dir() {
             let what = if kind == Kind::Model { "folder" } else { "file" };
             let why = if Path::new(owner).is_dir() { "is here" } else { "is one of this project's" };
+            let clone = match owner {
+                "assets" | "configs" => " It comes with the repository: run in a clone of that.",
+                _ => "",
+            };
             let message = format!(
-                "no such {what}. The folder {owner} {why}, so this is taken for a path and nothing is fetched; write \
+                "no such {what}.{clone} The folder {owner} {why}, so this is taken for a path and nothing is fetched; write \
                  {MARK}{text} to name a repository of the Hub"
             );
             return Err(Error::file(path, message));
