@@ -8,6 +8,7 @@
 
 mod attention;
 mod autodiff;
+mod convolution;
 mod delta;
 mod few_rows;
 mod kernels;
@@ -56,7 +57,8 @@ use half::bf16;
 
 use self::product::{Matrix, product};
 use super::{Scores, Span};
-pub(super) use delta::{causal_conv, delta_rule, delta_rule_cached};
+pub(super) use convolution::causal_conv;
+pub(super) use delta::{delta_rule, delta_rule_cached};
 #[cfg(test)]
 pub(super) use update::address;
 pub(super) use update::{accumulate, adamw, add_rows, sum_of_squares};
