@@ -297,6 +297,12 @@ fn a_language_model_inside_a_wrapper_is_read_alone() {
         model::save(dir.path(), &config, &model).unwrap();
         let written = read_json(&dir.path().join("config.json"));
         assert_eq!(written["architectures"], serde_json::json!([class]));
+        let bytes = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+            // What a state fades by is kept as it was trained.
+            let exact = name.ends_with("A_log") || name.ends_with("linear_attn.norm.weight");
+            assert_eq!(view.dtype() == safetensors::Dtype::F32, exact, "{name}");
+        }
         let (again, saved) = model::load(dir.path(), &device()).unwrap();
         assert_eq!(again, config);
         for (index, tokens) in sequences().iter().enumerate() {

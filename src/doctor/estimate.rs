@@ -85,7 +85,8 @@ fn vectors(config: &ModelConfig, layer: usize) -> usize {
         return shared + heads.widths().iter().sum::<usize>() * taps + 2 * heads.values + heads.value_dim;
     }
     let (bias, output_bias) = config.attention_biases();
-    let biases = if bias { q + 2 * kv } else { 0 } + if output_bias { hidden } else { 0 };
+    let queries = if config.has_output_gate() { 2 * q } else { q };
+    let biases = if bias { queries + 2 * kv } else { 0 } + if output_bias { hidden } else { 0 };
     shared + biases + config.qk_norm_widths().map_or(0, |widths| widths.iter().sum())
 }
 
@@ -232,7 +233,8 @@ mod tests {
         };
         let sizes = serde_json::json!({"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
             "linear_value_head_dim": 5, "full_attention_interval": 2});
-        [of("phi3", serde_json::Value::Null), of("qwen3_5_text", sizes)]
+        let biased = ModelConfig { attention_bias: Some(true), ..of("qwen3_5_text", sizes) };
+        [of("phi3", serde_json::Value::Null), biased]
     }
 
     fn work() -> Workload {

@@ -40,7 +40,12 @@ impl CacheShape {
         let attending = config.num_hidden_layers - recurrent;
         let states = states::numbers(config).iter().sum::<usize>();
         2 * number * attending * self.tokens() * config.num_key_value_heads * config.head_dim()
-            + 4 * recurrent * (self.prompts + self.completions) * states
+            + 4 * recurrent * self.slots() * states
+    }
+
+    /// Rows of a table of states: a slot each, and one for what pads a pass.
+    fn slots(&self) -> usize {
+        self.prompts + self.completions + 1
     }
 
     fn prompt(&self, slot: usize) -> usize {
@@ -95,9 +100,8 @@ impl KvCache {
         // The last row is for what pads a pass.
         let size = [shape.tokens() + 1, config.num_key_value_heads * config.head_dim()];
         let table = || ops::zeros(size[0] * size[1], format, device).reshape(size);
-        let slots = shape.prompts + shape.completions + 1;
         let layer = |layer| match config.is_recurrent(layer) {
-            true => Kept::Recurrence(States::new(config, slots, device)),
+            true => Kept::Recurrence(States::new(config, shape.slots(), device)),
             false => Kept::Attention(table(), table()),
         };
         let layers = (0..config.num_hidden_layers).map(layer).collect();

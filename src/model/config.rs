@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::rope::Rope;
-use super::wrapped;
+use super::{foreign, wrapped};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::tensors::Dtype;
@@ -144,9 +144,11 @@ impl ModelConfig {
     /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = crate::text::directory::find(dir, crate::hub::Part::Settings)?.join("config.json");
-        let mut config: Self = files::read_json(&path).and_then(|value| {
-            serde_json::from_value(wrapped::completed(value)).map_err(|error| Error::file(&path, error.to_string()))
-        })?;
+        let value = wrapped::completed(files::read_json(&path)?);
+        if let Some(problem) = foreign::family_mistake(&value) {
+            return Err(Error::Config { origin: path.display().to_string(), problems: vec![problem] });
+        }
+        let mut config: Self = serde_json::from_value(value).map_err(|error| Error::file(&path, error.to_string()))?;
         if config.num_key_value_heads == 0 {
             config.num_key_value_heads = config.num_attention_heads;
         }

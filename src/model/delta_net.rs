@@ -55,13 +55,23 @@ impl ModelConfig {
 
     /// What is wrong with the keys of the recurrence, one line each.
     pub(super) fn delta_mistakes(&self) -> Vec<String> {
-        let Some((heads, _)) = self.delta() else { return Vec::new() };
+        let Some((heads, taps)) = self.delta() else { return Vec::new() };
         let mut problems = Vec::new();
         for (key, _) in SIZES {
             let given = self.rest.get(key).filter(|value| !value.is_null());
             if let Some(value) = given.filter(|value| !value.as_u64().is_some_and(|size| (1..1 << 16).contains(&size)))
             {
                 problems.push(format!("{key} = {value} must be a positive whole number below 65536"));
+            }
+        }
+        if problems.is_empty() && taps == 1 {
+            problems.push("linear_conv_kernel_dim = 1 must be at least 2".to_string());
+        }
+        for (key, known) in [("output_gate_type", ["silu", "swish"]), ("attn_output_gate", ["true"; 2])] {
+            let given = self.rest.get(key).filter(|value| !value.is_null());
+            let plain = |value: &Value| value.as_str().map_or(value.to_string(), str::to_string);
+            if let Some(value) = given.filter(|value| !known.contains(&plain(value).as_str())) {
+                problems.push(format!("{key} = {value} is not supported ({} is)", known[1]));
             }
         }
         if problems.is_empty() && !heads.values.is_multiple_of(heads.keys) {
@@ -206,10 +216,14 @@ mod tests {
     fn sizes_and_kinds_that_cannot_be_are_named() {
         let mistakes = |edit: Value| config(edit).mistakes();
         assert_eq!(mistakes(json!({"linear_num_key_heads": null})), Vec::<String>::new());
-        for value in [json!(0), json!(-2), json!("16"), json!(1 << 40)] {
+        for value in [json!(0), json!(-2), json!("16"), json!(1u64 << 40)] {
             let found = mistakes(json!({ "linear_key_head_dim": value }));
             assert_eq!(found, [format!("linear_key_head_dim = {value} must be a positive whole number below 65536")]);
         }
+        assert_eq!(mistakes(json!({"linear_conv_kernel_dim": 1})), ["linear_conv_kernel_dim = 1 must be at least 2"]);
+        assert!(mistakes(json!({"output_gate_type": "swish", "attn_output_gate": true})).is_empty());
+        let found = mistakes(json!({"output_gate_type": "sigmoid", "attn_output_gate": false}));
+        assert!(found[0].starts_with("output_gate_type") && found[1].starts_with("attn_output_gate"), "{found:?}");
         let found = mistakes(json!({"linear_num_key_heads": 3}));
         assert_eq!(found, ["linear_num_value_heads = 32 is not a multiple of linear_num_key_heads = 3"]);
         for types in [json!(["linear_attention"]), json!(vec!["sliding_attention"; 8]), json!("all")] {

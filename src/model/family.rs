@@ -35,8 +35,10 @@ pub(super) struct Family {
     query_scalar: Option<f64>,
     /// Whether the projections of queries, keys and values are one matrix, and those of gate and up another.
     fused: bool,
-    /// Whether a part of a head may rotate, by the frequencies of `longrope`, too.
+    /// Whether a part of a head may rotate.
     pub(super) partial: bool,
+    /// Whether rotary settings may be those of `longrope`.
+    pub(super) long_rope: bool,
     /// Whether published files name code (`auto_map`) in whose place transformers has a class of its own.
     pub(super) had_code: bool,
     /// Base of the rotary frequencies where the file names none; none where it must.
@@ -135,6 +137,7 @@ const LLAMA: Family = Family {
     query_scalar: None,
     fused: false,
     partial: false,
+    long_rope: false,
     had_code: false,
     theta: Some(10_000.0),
     local_theta: None,
@@ -244,6 +247,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         mlp_bias: false,
         fused: true,
         partial: true,
+        long_rope: true,
         had_code: true,
         windows: Windows::All(None),
         defaults: r#"{"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}"#,

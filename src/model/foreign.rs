@@ -6,7 +6,7 @@ use super::ModelConfig;
 use super::family::FAMILIES;
 
 /// Models that people may bring, and what of them is missing here.
-const MISSING: [(&str, &str); 17] = [
+const MISSING: [(&str, &str); 20] = [
     ("deepseek_v2", "mixtures of experts and latent attention"),
     ("deepseek_v3", "mixtures of experts and latent attention"),
     ("falcon_h1", "Mamba layers"),
@@ -22,8 +22,11 @@ const MISSING: [(&str, &str); 17] = [
     ("mixtral", "mixtures of experts"),
     ("nemotron_h", "Mamba layers and mixtures of experts"),
     ("olmoe", "mixtures of experts"),
+    ("qwen3_5_moe", "mixtures of experts"),
+    ("qwen3_5_moe_text", "mixtures of experts"),
     ("qwen3_moe", "mixtures of experts"),
     ("qwen3_next", "mixtures of experts"),
+    ("qwen3_vl", "a vision part that hands on features of several layers"),
 ];
 
 /// Keys that say that a model is of a kind this decoder does not compute.
@@ -42,17 +45,26 @@ const FOREIGN: [(&str, &str); 12] = [
     ("use_bidirectional_attention", "attention to later tokens is not supported"),
 ];
 
+/// The refusal of a family.
+fn unknown(model_type: &str) -> String {
+    let known = FAMILIES.map(|family| family.name).join(", ");
+    let missing = MISSING.iter().find(|(name, _)| *name == model_type);
+    let missing = missing.map_or(String::new(), |(_, what)| format!("; missing: {what}"));
+    format!("model_type = \"{model_type}\" is not supported ({known} are){missing}")
+}
+
+/// The refusal of a file's family, before keys of its own are missed.
+pub(super) fn family_mistake(config: &Value) -> Option<String> {
+    let named = config.get("model_type")?.as_str()?;
+    FAMILIES.iter().all(|family| family.name != named).then(|| unknown(named))
+}
+
 impl ModelConfig {
     /// Families, classes and features of other models.
     pub(super) fn foreign(&self) -> Vec<String> {
         let mut problems = Vec::new();
         match self.family() {
-            None => {
-                let known = FAMILIES.map(|family| family.name).join(", ");
-                let missing = MISSING.iter().find(|(name, _)| *name == self.model_type);
-                let missing = missing.map_or(String::new(), |(_, what)| format!("; missing: {what}"));
-                problems.push(format!("model_type = \"{}\" is not supported ({known} are){missing}", self.model_type));
-            }
+            None => problems.push(unknown(&self.model_type)),
             Some(family) => {
                 for other in self.architectures.iter().filter(|name| *name != family.class) {
                     problems.push(format!("architectures = [\"{other}\"] is not supported ({} is)", family.class));

@@ -89,6 +89,22 @@ impl LoraConfig {
         problems
     }
 
+    /// Whether the model has each of the projections.
+    ///
+    /// # Errors
+    /// With those that it has.
+    pub(crate) fn fits(&self, model: &CausalLm) -> std::result::Result<(), String> {
+        let names = names(model);
+        let has = |name: &str| names.keys().any(|tensor| tensor.ends_with(&format!(".{name}.weight")));
+        match self.targets(model).into_iter().find(|name| !has(name)) {
+            None => Ok(()),
+            Some(missing) => {
+                let known: Vec<&str> = PROJECTIONS.into_iter().filter(|name| has(name)).collect();
+                Err(format!("lora.target_modules: the model has no {missing:?}; choose from {}", known.join(", ")))
+            }
+        }
+    }
+
     /// Freezes the model and gives its projections adapters that change nothing yet: the second factor is zero, the first
     /// uniform within `±1/√input` as in PEFT, a function of seed and name.
     pub fn attach(&self, model: CausalLm, seed: u64) -> CausalLm {

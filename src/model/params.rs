@@ -29,6 +29,9 @@ impl Path {
     }
 }
 
+/// Vectors that checkpoints in 16 bits have in f32: what a state fades by is an exponential of them.
+const EXACT: [&str; 2] = [".linear_attn.A_log", ".linear_attn.norm.weight"];
+
 /// Prefix of every tensor in a PEFT file.
 pub(super) const ADAPTER: &str = "base_model.model.";
 
@@ -59,6 +62,7 @@ pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
             let value = if transposed { param.val().swap_dims(D - 2, D - 1) } else { param.val() };
             let shape = value.dims().to_vec();
             self.1.push(Entry {
+                exact: EXACT.iter().any(|end| name.ends_with(end)),
                 name,
                 shape,
                 values: Box::new(move || value.clone().cast(FloatDType::F32).into_data()),

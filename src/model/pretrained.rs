@@ -92,7 +92,8 @@ pub(super) fn load_full(
     precision.check(device)?;
     let mut config = ModelConfig::load(dir)?;
     let mut weights = Weights::open(dir)?;
-    if wrapped::is_wrapper(&files::read_json(&dir.join("config.json"))?) {
+    // What is saved of the language model alone may keep the wrapper's names.
+    if wrapped::is_wrapper(&files::read_json(&dir.join("config.json"))?) || weights.are_wrapped() {
         weights.unwrap();
     }
     // A layer has nine tensors at least: more layers than tensors need not even be listed.
@@ -211,6 +212,11 @@ impl Weights {
         self.files[*file].info(name)
     }
 
+    /// Whether they have the names of a wrapper's.
+    fn are_wrapped(&self) -> bool {
+        self.place.keys().any(|name| name.starts_with("model.language_model."))
+    }
+
     /// Leaves those of the language model inside a wrapper, under its own names.
     fn unwrap(&mut self) {
         let inner = |(name, place): (String, Place)| Some((wrapped::inner_name(&name)?, place));
@@ -242,9 +248,10 @@ impl Weights {
         }
     }
 
-    /// The widest precision among the tensors.
+    /// The widest precision among the matrices: vectors of a model in 16 bits may be in f32 (Qwen 3.5).
     fn dtype(&self) -> Option<Dtype> {
-        self.place.values().filter_map(|place| self.info(place)?.1.ok()).max()
+        let matrices = self.place.values().filter_map(|place| self.info(place)).filter(|(shape, _)| shape.len() == 2);
+        matrices.filter_map(|(_, dtype)| dtype.ok()).max()
     }
 
     /// Whether a stored head is the embedding, as a tied head must be.

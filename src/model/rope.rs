@@ -130,10 +130,11 @@ impl Rope {
         }
         let plain: Vec<f32> =
             (0..rotated / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / rotated as f32)).collect();
-        let mut scaled = if parts && settings.is_long() {
+        let long = config.family().is_some_and(|family| family.long_rope);
+        let mut scaled = if long && settings.is_long() {
             settings.long(plain, config.max_position_embeddings)
         } else {
-            settings.scale(plain, theta, dim, config.max_position_embeddings)
+            settings.scale(plain, theta, rotated, config.max_position_embeddings)
         };
         if let Some(product) = config.multipliers().attention {
             scaled.queries.constant = product * (dim as f64).sqrt();
@@ -350,6 +351,20 @@ mod tests {
         assert_eq!(read(inside(256), json!(64)).unwrap(), want);
         assert_ne!(read(inside(256), Value::Null).unwrap(), want);
         assert!(read(inside(64), json!("64")).unwrap_err()[0].contains("must be a positive number"));
+    }
+
+    /// YaRN's ramp is over the part of a head that rotates; it was taken for Phi's old name of LongRoPE, too.
+    #[test]
+    fn a_part_of_a_head_is_stretched_like_a_head_of_its_size() {
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, ORIGINAL: 64, "mrope_section": [1, 1, 0]});
+        let rope = |model_type: &str, head_dim: usize, part: f64| {
+            let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
+            (config.model_type, config.head_dim) = (model_type.to_string(), Some(head_dim));
+            config.rope_scaling = Some(yarn.clone());
+            config.rest.insert("partial_rotary_factor".to_string(), json!(part));
+            Rope::read(&config).unwrap()
+        };
+        assert_eq!(rope("qwen3_5_text", 64, 0.25), rope("qwen3", 16, 1.0));
     }
 
     #[test]

@@ -140,13 +140,20 @@ impl TensorFile {
 pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
+    /// Whether it is in f32 whatever the others are in.
+    pub(crate) exact: bool,
     pub(crate) values: Box<dyn Fn() -> TensorData>,
 }
 
 impl Entry {
     /// Bytes it takes in the given precision.
     pub(crate) fn bytes(&self, dtype: Dtype) -> usize {
-        self.shape.iter().product::<usize>() * dtype.bytes()
+        self.shape.iter().product::<usize>() * self.stored(dtype).bytes()
+    }
+
+    /// The precision it is written in, among others in the given one.
+    fn stored(&self, dtype: Dtype) -> Dtype {
+        if self.exact { Dtype::F32 } else { dtype }
     }
 }
 
@@ -156,10 +163,10 @@ impl Entry {
 /// When the file cannot be written (a full disk, for instance).
 pub(crate) fn write(path: &Path, dtype: Dtype, entries: &[Entry]) -> Result<()> {
     let mut offset = 0;
-    let stored = Dtype::NAMES[dtype as usize].2;
     let describe = |entry: &Entry| {
         let data_offsets = (offset, offset + entry.bytes(dtype));
         offset = data_offsets.1;
+        let stored = Dtype::NAMES[entry.stored(dtype) as usize].2;
         (entry.name.clone(), TensorInfo { dtype: stored, shape: entry.shape.clone(), data_offsets })
     };
     // transformers wants to know which framework's layout this is.
@@ -176,7 +183,7 @@ pub(crate) fn write(path: &Path, dtype: Dtype, entries: &[Entry]) -> Result<()> 
         for entry in entries {
             let values: Vec<f32> = (entry.values)().try_into_vec().unwrap_or_else(|error| panic!("not f32: {error:?}"));
             bytes.clear();
-            dtype.encode(&values, &mut bytes);
+            entry.stored(dtype).encode(&values, &mut bytes);
             out.write_all(&bytes)?;
         }
         out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
@@ -190,7 +197,8 @@ mod tests {
 
     fn entry(name: &str, values: Vec<f32>) -> Entry {
         let data = TensorData::from(values.as_slice());
-        Entry { name: name.to_string(), shape: vec![values.len()], values: Box::new(move || data.clone()) }
+        let shape = vec![values.len()];
+        Entry { name: name.to_string(), shape, exact: false, values: Box::new(move || data.clone()) }
     }
 
     #[test]

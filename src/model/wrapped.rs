@@ -64,7 +64,13 @@ fn unwrapped(mut config: Value) -> Value {
         table.entry("model_type").or_insert_with(|| Value::from(*family));
         for key in INHERITED {
             if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
-                table.entry(key).or_insert_with(|| value.clone());
+                let value = value.clone();
+                // As in transformers, the head is tied as the wrapper says.
+                if key == "tie_word_embeddings" {
+                    table.insert(key.to_string(), value);
+                } else {
+                    table.entry(key).or_insert(value);
+                }
             }
         }
         let class = FAMILIES.iter().find(|family| table["model_type"] == family.name).map(|family| family.class);

@@ -146,12 +146,10 @@ fn shifted(x: Tensor<2>, lengths: &[usize], back: usize) -> Tensor<2> {
     let (from, there): (Vec<i64>, Vec<f32>) = (places.enumerate())
         .map(|(row, place)| if place < back { (row as i64, 0.0) } else { ((row - back) as i64, 1.0) })
         .unzip();
-    let there: Tensor<2> = to_device(TensorData::new(there, [rows, 1]), &device.clone().inner());
-    let there = if device.is_autodiff() { Tensor::from_inner(there) } else { there };
-    x.select(0, index(&from, &device)) * there
+    x.select(0, index(&from, &device)) * constant(there, [rows, 1], &device)
 }
 
-/// Tokens of a chunk at most: a power of two, of which the inverse below takes the logarithm.
+/// Tokens of a chunk at most: a power of two.
 const CHUNK: usize = 16;
 
 /// Outputs, and the states after each sequence, `[sequences · values, key_dim, value_dim]`, by the chunkwise form: what the
@@ -184,8 +182,7 @@ pub(super) fn in_chunks(
     // Padding has neither rate nor decay: the state passes through it.
     let there: Vec<f32> =
         lengths.iter().flat_map(|&length| (0..longest).map(move |t| f32::from(u8::from(t < length)))).collect();
-    let there: Tensor<2> = to_device(TensorData::new(there, [sequences * longest, 1]), &device.clone().inner());
-    let there = if device.is_autodiff() { Tensor::from_inner(there) } else { there };
+    let there = constant(there, [sequences * longest, 1], &device);
     let whole = |x: Tensor<2>| unpack(x, lengths, longest) * there.clone();
     let scalar = |x: Tensor<2>| {
         whole(x).reshape([sequences, longest, heads.values]).swap_dims(1, 2).reshape([batch, chunks, chunk, 1])
@@ -228,21 +225,31 @@ pub(super) fn in_chunks(
     (pack(out.reshape([sequences * longest, heads.values * value_dim]), lengths, longest), state)
 }
 
-/// `(I + A)⁻¹` of strictly lower triangular matrices: `(I − A)(I + A²)(I + A⁴)…`, which ends, as `A` to the power of its size
-/// is zero.
+/// `(I + A)⁻¹` of strictly lower triangular matrices, by blocks: from the inverses of two neighbouring blocks of the diagonal
+/// follows that of both, `−Q⁻¹ C P⁻¹` below them. (Powers of `A` would do it in as many products, and cancel.)
 fn inverse(system: Tensor<4>, size: usize) -> Tensor<4> {
-    let unit = Tensor::<2>::eye(size, &system.device()).reshape([1, 1, size, size]);
-    let mut result = unit.clone() - system.clone();
-    let (mut power, mut degree) = (system, 2);
-    while degree < size {
-        power = product(power.clone(), power);
-        result = product(result, unit.clone() + power.clone());
-        degree *= 2;
+    let device = system.device();
+    let mut result = Tensor::<2>::eye(size, &device).reshape([1, 1, size, size]).expand(system.dims());
+    let mut block = 1;
+    while block < size {
+        let below = |row: usize, column: usize| {
+            row / (2 * block) == column / (2 * block) && row / block % 2 == 1 && column / block % 2 == 0
+        };
+        let mask = (0..size * size).map(|at| f32::from(u8::from(below(at / size, at % size)))).collect();
+        let corner = system.clone() * constant(mask, [1, 1, size, size], &device);
+        result = result.clone() - product(product(result.clone(), corner), result);
+        block *= 2;
     }
     result
 }
 
-/// A product with gradients where they are wanted.
+/// Numbers without gradients, on the device.
+fn constant<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
+    let inner = to_device(TensorData::new(values, shape), &device.clone().inner());
+    if device.is_autodiff() { Tensor::from_inner(inner) } else { inner }
+}
+
+/// A product with gradients where they are wanted; then it is Burn's own, whose factors CUDA rounds to TF32.
 fn product<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     if a.device().is_autodiff() { a.matmul(b) } else { matmul(a, b) }
 }

@@ -415,3 +415,23 @@ fn states_go_on_where_they_were_left() {
         close(&[to_host(first), second[..6].to_vec(), to_host(third)].concat(), &whole, "in three passes");
     });
 }
+
+/// Keys that are alike, rates near 1 and slow decays: the system of a chunk has an inverse of ones and powers of thousands.
+#[test]
+fn delta_rule_of_similar_keys_fused_equals_plain() {
+    let heads = delta::DeltaHeads { keys: 1, values: 1, key_dim: 8, value_dim: 4 };
+    let (rows, device) = (48, Device::flex());
+    let [fused, plain] = both(|| {
+        let unit = |width: usize| Tensor::<2>::ones([rows, width], &device);
+        let near = |seed| (random([rows, 8], seed, &device).mul_scalar(0.02) + 1.0).mul_scalar(1.0 / 8f64.sqrt());
+        let inputs = delta::DeltaInputs {
+            q: near(1),
+            k: near(2),
+            v: random([rows, 4], 3, &device),
+            decay: unit(1).mul_scalar(-0.01),
+            beta: unit(1).mul_scalar(0.95),
+        };
+        to_host(delta::delta_rule(inputs, &[rows], heads))
+    });
+    close(&fused, &plain, "outputs");
+}

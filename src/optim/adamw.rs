@@ -84,13 +84,15 @@ impl AdamW {
         let entry = |name: String, values: &Tensor<1>| {
             let values = values.clone();
             let shape = values.dims().to_vec();
-            Entry { name, shape, values: Box::new(move || values.clone().cast(FloatDType::F32).into_data()) }
+            let data = move || values.clone().cast(FloatDType::F32).into_data();
+            Entry { name, shape, exact: true, values: Box::new(data) }
         };
         let mut entries: Vec<Entry> = (self.moments.iter())
             .flat_map(|(name, [m, v])| [entry(format!("{name}.exp_avg"), m), entry(format!("{name}.exp_avg_sq"), v)])
             .collect();
         let steps = self.steps as f32;
-        entries.push(Entry { name: STEPS.to_string(), shape: vec![1], values: Box::new(move || [steps].into()) });
+        let values = Box::new(move || [steps].into());
+        entries.push(Entry { name: STEPS.to_string(), shape: vec![1], exact: true, values });
         tensors::write(path, Dtype::F32, &entries)
     }
 

@@ -369,7 +369,10 @@ fn named_ids(folder: &Folder, key: &str) -> Result<Vec<u32>> {
         ids(value).map_err(|value| Error::file(file, wrong(value)))
     };
     let own = read(&folder.path(GENERATION), &folder.json(GENERATION)?[key])?;
-    let models = read(&folder.model_file, &folder.model()?[key])?;
+    let model = folder.model()?;
+    // A wrapper may have it with its language model.
+    let value = if model[key].is_null() { &model["text_config"][key] } else { &model[key] };
+    let models = read(&folder.model_file, value)?;
     Ok(if own.is_empty() { models } else { own })
 }
 

@@ -128,5 +128,6 @@ fn open_model(
     }
     let Some(lora) = lora else { return model::load_as(path, device, precision) };
     let (config, model) = model::load_base(path, device, precision)?;
+    lora.fits(&model).map_err(|message| Error::file(path, message))?;
     Ok((config, lora.attach(model, seed)))
 }

@@ -331,6 +331,7 @@ fn cached(inputs: Inputs, table: &mut [f32], lengths: &[usize], moves: &[Move]) 
     let (size, parts) = (inputs.heads.state(), inputs.parts(lengths));
     for &Move { from, to } in moves {
         match from {
+            Some(from) if from == to => {}
             Some(from) => table.copy_within(from * size..(from + 1) * size, to * size),
             None => table[to * size..(to + 1) * size].fill(0.0),
         }
