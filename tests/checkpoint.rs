@@ -158,6 +158,16 @@ fn a_configuration_that_this_decoder_does_not_compute_is_refused_with_the_reason
     assert!(error.contains("model_type = \"falcon\"") && error.contains("hidden_act = \"gelu\""), "{error}");
 }
 
+/// Of a wrapper that is not read the keys at the top were missed instead.
+#[test]
+fn a_family_inside_a_wrapper_that_is_not_read_is_named() {
+    let workshop = Workshop::new();
+    let config = r#"{"model_type": "qwen3_5_moe", "text_config": {"vocab_size": 512}}"#;
+    std::fs::write(workshop.path("model/config.json"), config).unwrap();
+    let error = failure(&workshop);
+    assert!(error.contains("model_type = \"qwen3_5_moe\"") && error.contains("mixtures of experts"), "{error}");
+}
+
 #[test]
 fn a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused() {
     let workshop = Workshop::new();

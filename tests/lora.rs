@@ -164,6 +164,17 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     assert!(error.contains("no adapter_model.safetensors is here; pickled adapters are not read"), "{error}");
 }
 
+/// Nothing would have been trained.
+#[test]
+fn an_adapter_for_a_projection_that_the_model_lacks_is_refused() {
+    let workshop = Workshop::new();
+    let mut config = workshop.rl("run");
+    config.lora = Some(LoraConfig { target_modules: vec!["q_proj".into(), "in_proj_qkv".into()], ..small() });
+    let error = run_rl(&config).unwrap_err().to_string();
+    assert!(error.contains("the model has no \"in_proj_qkv\"; choose from q_proj"), "{error}");
+    assert!(!workshop.run("run").exists());
+}
+
 /// A workshop whose model is stored in bf16.
 fn in_half_precision() -> Workshop {
     let workshop = Workshop::new();

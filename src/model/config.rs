@@ -145,10 +145,12 @@ impl ModelConfig {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = crate::text::directory::find(dir, crate::hub::Part::Settings)?.join("config.json");
         let value = wrapped::completed(files::read_json(&path)?);
-        if let Some(problem) = foreign::family_mistake(&value) {
-            return Err(Error::Config { origin: path.display().to_string(), problems: vec![problem] });
-        }
-        let mut config: Self = serde_json::from_value(value).map_err(|error| Error::file(&path, error.to_string()))?;
+        let unknown = foreign::family_mistake(&value);
+        let mut config: Self = serde_json::from_value(value).map_err(|error| match unknown {
+            // Keys that are missed are those of other families.
+            Some(problem) => Error::Config { origin: path.display().to_string(), problems: vec![problem] },
+            None => Error::file(&path, error.to_string()),
+        })?;
         if config.num_key_value_heads == 0 {
             config.num_key_value_heads = config.num_attention_heads;
         }

@@ -53,7 +53,7 @@ fn unknown(model_type: &str) -> String {
     format!("model_type = \"{model_type}\" is not supported ({known} are){missing}")
 }
 
-/// The refusal of a file's family, before keys of its own are missed.
+/// The refusal of a file's family.
 pub(super) fn family_mistake(config: &Value) -> Option<String> {
     let named = config.get("model_type")?.as_str()?;
     FAMILIES.iter().all(|family| family.name != named).then(|| unknown(named))
