@@ -164,6 +164,30 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     assert!(error.contains("no adapter_model.safetensors is here; pickled adapters are not read"), "{error}");
 }
 
+/// Servers of the wrapper would know neither our names nor our adapters.
+#[test]
+fn a_language_model_is_taken_out_of_a_wrapper() {
+    let workshop = Workshop::new();
+    let (wrapper, alone) = (workshop.path("model"), workshop.path("alone"));
+    let (_, model) = model::load(&wrapper, &device()).unwrap();
+    let (config, weights) = (wrapper.join("config.json"), wrapper.join("model.safetensors"));
+    let inner: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    let outer = serde_json::json!({"model_type": "mistral3", "text_config": inner});
+    std::fs::write(&config, outer.to_string()).unwrap();
+    let bytes = std::fs::read(&weights).unwrap();
+    let read = SafeTensors::deserialize(&bytes).unwrap();
+    let named = |(name, view): (String, _)| (name.replacen("model.", "model.language_model.", 1), view);
+    std::fs::write(&weights, safetensors::serialize(read.tensors().into_iter().map(named), None).unwrap()).unwrap();
+    succeed(&[&"merge", &wrapper, &"-o", &alone]);
+    let tokens: Vec<u32> = (0..40).map(|i| i * 11 % 512).collect();
+    for dir in [&wrapper, &alone] {
+        assert_eq!(logits(&model::load(dir, &device()).unwrap().1, &[&tokens]), logits(&model, &[&tokens]));
+    }
+    assert_eq!(model::config_of(&alone).unwrap().model_type, "qwen2");
+    let error = user_error(&[&"merge", &alone, &"-o", &workshop.path("again")]);
+    assert!(error.contains("no language model inside another"), "{error}");
+}
+
 /// Nothing would have been trained.
 #[test]
 fn an_adapter_for_a_projection_that_the_model_lacks_is_refused() {

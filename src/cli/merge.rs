@@ -11,11 +11,13 @@ use crate::text::tokenizer::Tokenizer;
 use crate::train::checkpoint;
 use crate::{device, error::Error, model};
 
-/// Merge an adapter into its base model and write a Hugging Face directory.
+/// Merge an adapter into its base model, or take a language model out of one that also sees, and write a Hugging Face directory.
 #[derive(Debug, Args)]
 pub(super) struct MergeArgs {
-    /// Directory with adapter_config.json and adapter_model.safetensors (PEFT's format), or owner/name[@revision] of the Hub.
-    adapter: PathBuf,
+    /// Directory with adapter_config.json and adapter_model.safetensors (PEFT's format), or with a model such as gemma3 or qwen3_5;
+    /// or owner/name[@revision] of the Hub.
+    #[arg(value_name = "ADAPTER")]
+    source: PathBuf,
     /// Directory to write; must not exist yet.
     #[arg(long, short)]
     output: PathBuf,
@@ -24,16 +26,16 @@ pub(super) struct MergeArgs {
 }
 
 pub(super) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
-    if !lora::is_adapter(&hub::model(&args.adapter, Part::Settings)?) {
-        return Err(
-            Error::file(&args.adapter, "is no adapter: it has no adapter_config.json, or a model of its own").into()
-        );
+    let folder = hub::model(&args.source, Part::Settings)?;
+    if !lora::is_adapter(&folder) && !model::is_wrapped(&folder)? {
+        let message = "is no adapter (it has no adapter_config.json, or a model of its own), and no language model inside another";
+        return Err(Error::file(&args.source, message).into());
     }
     if args.output.exists() {
         return Err(Error::file(&args.output, "exists already; give another --output").into());
     }
-    let (config, model) = model::load(&args.adapter, &device::parse(&args.device.device)?)?;
-    let tokenizer = Tokenizer::load(&args.adapter)?;
+    let (config, model) = model::load(&args.source, &device::parse(&args.device.device)?)?;
+    let tokenizer = Tokenizer::load(&args.source)?;
     checkpoint::export(&args.output, &config, &model, &tokenizer)?;
     super::print(args.output.display())
 }

@@ -33,6 +33,6 @@ pub use norm::RmsNorm;
 pub(crate) use params::Path as ParamPath;
 pub use params::names;
 pub use precision::Precision;
-pub(crate) use pretrained::load_base;
 pub use pretrained::{config_of, load, load_as, load_masters, save, save_masters, save_sharded};
+pub(crate) use pretrained::{is_wrapped, load_base};
 pub use shapes::distinct_shapes;

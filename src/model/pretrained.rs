@@ -82,6 +82,14 @@ pub fn config_of(dir: &Path) -> Result<ModelConfig> {
     if lora::is_adapter(&dir) { ModelConfig::load(&lora::base(&dir, Part::Settings)?) } else { ModelConfig::load(&dir) }
 }
 
+/// Whether the model in `dir` is a language model inside one that also sees.
+///
+/// # Errors
+/// When its `config.json` cannot be read.
+pub(crate) fn is_wrapped(dir: &Path) -> Result<bool> {
+    Ok(wrapped::is_wrapper(&files::read_json(&dir.join("config.json"))?))
+}
+
 /// A directory with a model of its own.
 pub(super) fn load_full(
     dir: &Path,
@@ -93,7 +101,7 @@ pub(super) fn load_full(
     let mut config = ModelConfig::load(dir)?;
     let mut weights = Weights::open(dir)?;
     // What is saved of the language model alone may keep the wrapper's names.
-    if wrapped::is_wrapper(&files::read_json(&dir.join("config.json"))?) || weights.are_wrapped() {
+    if is_wrapped(dir)? || weights.are_wrapped() {
         weights.unwrap();
     }
     // A layer has nine tensors at least: more layers than tensors need not even be listed.

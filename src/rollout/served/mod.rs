@@ -31,7 +31,7 @@ use super::settings::{Engine, LogProbs, ServedConfig, Sync};
 use crate::error::{Error, Result};
 use crate::generate::{Completion, FinishReason, Request, Sampled, Sampling, Watch, read};
 use crate::metrics::Metrics;
-use crate::model::CausalLm;
+use crate::model::{CausalLm, is_wrapped};
 use crate::stop::Stop;
 
 /// Servers that sample completions.
@@ -123,6 +123,14 @@ impl Served {
     ) -> Result<Self> {
         let found = find(engine, config, needs, stop, note)?;
         let how = if needs.trains { config.sync_for(needs.lora.is_some()) } else { Sync::None };
+        if matches!(how, Sync::Lora | Sync::Disk) && is_wrapped(needs.model)? {
+            let model = needs.model.display();
+            return Err(Error::Engine(format!(
+                "{model} is a language model inside one that also sees, whose server has other names for its weights and would \
+                 apply none of those that are trained: take it out (`tempering merge {model} -o FOLDER`), set model.path to the \
+                 folder and serve that"
+            )));
+        }
         let (run, start) = names(dir);
         let publisher = Publisher::new(engine, how, config, (dir.join("sync"), format!("{run}-{start}"), found.model));
         Ok(Self {
