@@ -232,9 +232,9 @@ fn inverse(system: Tensor<4>, size: usize) -> Tensor<4> {
     let mut result = Tensor::<2>::eye(size, &device).reshape([1, 1, size, size]).expand(system.dims());
     let mut block = 1;
     while block < size {
-        let below = |row: usize, column: usize| {
-            row / (2 * block) == column / (2 * block) && row / block % 2 == 1 && column / block % 2 == 0
-        };
+        // The lower left corner of each pair of blocks.
+        let (odd, pair) = (|at: usize| !(at / block).is_multiple_of(2), |at: usize| at / (2 * block));
+        let below = |row: usize, column: usize| pair(row) == pair(column) && odd(row) && !odd(column);
         let mask = (0..size * size).map(|at| f32::from(u8::from(below(at / size, at % size)))).collect();
         let corner = system.clone() * constant(mask, [1, 1, size, size], &device);
         result = result.clone() - product(product(result.clone(), corner), result);
