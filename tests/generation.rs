@@ -171,14 +171,14 @@ fn a_budget_of_cached_tokens_bounds_the_rows_and_changes_no_completion() {
     for rows in [1, 2, 4] {
         let tokens = rows * (longest + sampling().max_completion_length);
         let bounded = Sampling { cache_tokens: tokens, ..sampling() };
-        let shape = cache_shape(&requests, &bounded).unwrap();
+        let shape = cache_shape(&subject.0, &requests, &bounded).unwrap();
         assert!(shape.completions == rows && shape.tokens() <= tokens, "{shape:?}");
         for (key, completion) in complete(&subject, &requests, &bounded) {
             assert_eq!(completion.tokens, free[&key].tokens, "{rows} rows");
         }
     }
     let small = Sampling { cache_tokens: longest, ..sampling() };
-    let error = cache_shape(&requests, &small).unwrap_err().to_string();
+    let error = cache_shape(&subject.0, &requests, &small).unwrap_err().to_string();
     assert!(error.contains(&format!("cache_tokens = {longest}")), "{error}");
 }
 

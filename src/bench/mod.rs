@@ -14,7 +14,7 @@ use crate::doctor::estimate;
 use crate::generate::{Request, Sampling, Watch, cache_shape, generate};
 use crate::metrics::peak_rss_gb;
 use crate::model::tensors::Dtype;
-use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision, names};
+use crate::model::{CacheShape, CausalLm, LoraConfig, ModelConfig, Precision, names};
 use crate::objective::{Correction, TokenTerm};
 
 use crate::ops::is_gpu;
@@ -202,7 +202,9 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
             .collect();
         trained_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         work = sequences.iter().map(|sequence| operations(config, sequence)).sum();
-        estimated = estimate::memory(config, &workload(shape, &learner, &sequences, &requests, &sampling)).peak();
+        let cache = cache_shape(config, &requests, &sampling).expect("a cache without a bound holds everything");
+        let needed = workload(shape, &learner, &sequences, shape.sampled.then_some(cache));
+        estimated = estimate::memory(config, &needed).peak();
         let weight = 1.0 / (shape.tokens * sequences.len()) as f32;
         let lesson = |(place, sequence): (usize, &Sequence)| {
             let advantage = if place.is_multiple_of(2) { 1.0 } else { -1.0 };
@@ -266,8 +268,7 @@ fn workload(
     shape: &StepShape,
     learner: &Learner<'static>,
     sequences: &[Sequence],
-    requests: &[Request],
-    sampling: &Sampling,
+    cache: Option<CacheShape>,
 ) -> Workload {
     let batches = micro_batches(sequences, learner.tokens_per_microbatch);
     let largest = |of: fn(&Sequence) -> usize| {
@@ -282,8 +283,7 @@ fn workload(
         sampled_in: shape.precision,
         moments: Moments::F32,
         lora: shape.lora.clone(),
-        cache: (shape.sampled)
-            .then(|| cache_shape(requests, sampling).expect("a cache without a bound holds everything")),
+        cache,
         reference: false,
     }
 }
@@ -362,7 +362,7 @@ pub fn rollout(config: &ModelConfig, model: &CausalLm, shape: &RolloutShape, ste
     };
     let ((whole, all), (prefill, reading)) = (timed(shape.tokens), timed(1));
     let sampling = Sampling { max_completion_length: shape.tokens, rows: shape.rows, ..Sampling::default() };
-    let cache = cache_shape(&requests, &sampling).expect("a cache without a bound holds everything");
+    let cache = cache_shape(config, &requests, &sampling).expect("a cache without a bound holds everything");
     let decoded = requests.len().div_ceil(shape.rows) * (shape.tokens - 1).max(1);
     let traffic = is_gpu(&model.device()).then(|| {
         let per = |of: fn(Traffic) -> u64| of(all).saturating_sub(of(reading)) as f64 / decoded as f64;

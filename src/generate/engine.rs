@@ -52,7 +52,7 @@ pub fn generate(
     if requests.is_empty() || sampling.max_completion_length == 0 {
         return Ok(vec![Completion::empty(); requests.len()]);
     }
-    let mut shape = cache_shape(requests, sampling)?;
+    let mut shape = cache_shape(config, requests, sampling)?;
     if let Some(longest) =
         config.longest_sampled().filter(|longest| shape.prompt_length + shape.completion_length > *longest)
     {
@@ -97,7 +97,7 @@ pub fn generate(
 ///
 /// # Errors
 /// When `cache_tokens` does not hold a single completion.
-pub fn cache_shape(requests: &[Request], sampling: &Sampling) -> Result<CacheShape> {
+pub fn cache_shape(config: &ModelConfig, requests: &[Request], sampling: &Sampling) -> Result<CacheShape> {
     let groups = requests.chunk_by(|a, b| a.prompt == b.prompt).count();
     let prompt_length = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
     let shape = |completions: usize| CacheShape {
@@ -106,8 +106,8 @@ pub fn cache_shape(requests: &[Request], sampling: &Sampling) -> Result<CacheSha
         completions,
         completion_length: sampling.max_completion_length,
     };
-    let fits =
-        |completions: &usize| sampling.cache_tokens == 0 || shape(*completions).tokens() <= sampling.cache_tokens;
+    let bound = sampling.cache_tokens;
+    let fits = |completions: &usize| bound == 0 || shape(*completions).tokens_worth(config) <= bound;
     let most = sampling.rows.clamp(1, requests.len().max(1));
     (1..=most).rev().find(fits).map(shape).ok_or_else(|| {
         Error::Invalid(format!(

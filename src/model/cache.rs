@@ -33,14 +33,19 @@ impl CacheShape {
         self.prompts * self.prompt_length + self.completions * self.completion_length
     }
 
+    /// Tokens whose keys and values, in f32, take as much memory as the whole cache: what recurrences keep is counted so.
+    pub fn tokens_worth(&self, config: &ModelConfig) -> usize {
+        self.tokens() + self.state_bytes(config).div_ceil(token_bytes(config, 4).max(1))
+    }
+
     /// Memory of the whole cache: keys and values of every layer with attention, in numbers of so many bytes, and what
     /// recurrences keep of every sequence, in f32.
     pub fn bytes(&self, config: &ModelConfig, number: usize) -> usize {
-        let recurrent = (0..config.num_hidden_layers).filter(|&layer| config.is_recurrent(layer)).count();
-        let attending = config.num_hidden_layers - recurrent;
-        let states = states::numbers(config).iter().sum::<usize>();
-        2 * number * attending * self.tokens() * config.num_key_value_heads * config.head_dim()
-            + 4 * recurrent * self.slots() * states
+        token_bytes(config, number) * self.tokens() + self.state_bytes(config)
+    }
+
+    fn state_bytes(&self, config: &ModelConfig) -> usize {
+        4 * recurrent(config) * self.slots() * states::numbers(config).iter().sum::<usize>()
     }
 
     /// Rows of a table of states: a slot each, and one for what pads a pass.
@@ -55,6 +60,17 @@ impl CacheShape {
     fn completion(&self, slot: usize) -> usize {
         self.prompts * self.prompt_length + slot * self.completion_length
     }
+}
+
+/// Layers with a recurrence.
+fn recurrent(config: &ModelConfig) -> usize {
+    (0..config.num_hidden_layers).filter(|&layer| config.is_recurrent(layer)).count()
+}
+
+/// Memory of the keys and values of a token, in numbers of so many bytes.
+fn token_bytes(config: &ModelConfig, number: usize) -> usize {
+    let attending = config.num_hidden_layers - recurrent(config);
+    2 * number * attending * config.num_key_value_heads * config.head_dim()
 }
 
 /// A completion slot in use.
@@ -327,4 +343,25 @@ fn states(spans: &[Span], device: &Device) -> Tensor<2, Int> {
     let states: Vec<i32> = spans.iter().flat_map(state).collect();
     // Without gaps between rows, which two dimensions may have.
     ops::to_device::<1, Int>(TensorData::from(states.as_slice()), device).reshape([spans.len(), 4])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bound of tokens held for keys and values alone, beside which states are large.
+    #[test]
+    fn states_count_as_the_tokens_that_take_as_much_memory() {
+        let shape = CacheShape { prompts: 2, prompt_length: 5, completions: 3, completion_length: 7 };
+        let mut config = ModelConfig::qwen2(64, 32, 48, 4, 4, 2);
+        assert_eq!((shape.tokens_worth(&config), shape.tokens()), (31, 31));
+        config.model_type = "qwen3_5_text".to_string();
+        config.head_dim = Some(8);
+        config.rest.insert("linear_key_head_dim".to_string(), 16.into());
+        config.rest.insert("linear_value_head_dim".to_string(), 16.into());
+        // Three of four layers: 3 inputs of 2 x 16 x 16 + 32 x 16 columns, 32 states of 16 x 16; a token has 2 x 2 x 8 numbers.
+        let numbers = 3 * 6 * (3 * 1024 + 32 * 256);
+        assert_eq!(shape.tokens_worth(&config), 31 + numbers / 32);
+        assert_eq!(shape.bytes(&config, 4), 4 * (31 * 32 + numbers));
+    }
 }

@@ -115,7 +115,8 @@ pub struct RlTrain {
     pub max_sampled_tokens: u64,
     /// Completions decoded together at most.
     pub generation_rows: usize,
-    /// Tokens the cache may hold while sampling; fewer completions are decoded together to keep to it. 0 for no bound.
+    /// Tokens the cache may hold while sampling; fewer completions are decoded together to keep to it. The state of a recurrence
+    /// counts as the tokens that take as much memory. 0 for no bound.
     pub generation_cache_tokens: usize,
     /// Tokens decoded between two looks at what has ended, on devices with memory of their own; changes no completion.
     pub generation_tokens_per_read: usize,
@@ -275,7 +276,7 @@ impl RlConfig {
         };
         let most = train.generation_rows.min(sequences);
         let bound = train.generation_cache_tokens;
-        let fits = |completions: &usize| bound == 0 || shape(*completions).tokens() <= bound;
+        let fits = |completions: &usize| bound == 0 || shape(*completions).tokens_worth(&model) <= bound;
         let cache = shape((1..=most).rev().find(fits).unwrap_or(1));
         let workload = Workload {
             tokens: taken * (prompt_length + completion_length),
