@@ -43,6 +43,7 @@ fn main() -> ExitCode {
 /// costs a page fault each (a quarter of a training step was measured to be that).
 #[allow(unsafe_code)]
 fn keep_freed_pages() {
+    // `mi_option_purge_delay` of the header, which the crate does not name: Cargo.toml holds the crate's version for it.
     const PURGE_DELAY: i32 = 15;
     // SAFETY: sets an integer option of the allocator; called first, while there is one thread.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };

@@ -313,6 +313,37 @@ fn a_language_model_inside_a_wrapper_is_read_alone() {
     }
 }
 
+/// MiMo is Qwen 2 and layers that predict further tokens; what is saved is a model that others read without its code.
+#[test]
+fn mimo_is_qwen2_without_the_layers_that_predict_further_tokens() {
+    let (dir, expected) = (tempfile::tempdir().unwrap(), expected("qwen2"));
+    let (from, to) = (fixture("qwen2"), dir.path().join("mimo"));
+    std::fs::create_dir(&to).unwrap();
+    let mut config = read_json(&from.join("config.json"));
+    let code = serde_json::json!({"AutoModelForCausalLM": "modeling_mimo.MiMoForCausalLM"});
+    for (key, value) in [("model_type", "mimo".into()), ("auto_map", code), ("num_nextn_predict_layers", 1.into())] {
+        config[key] = value;
+    }
+    config["architectures"] = serde_json::json!(["MiMoForCausalLM"]);
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let read = SafeTensors::deserialize(&bytes).unwrap();
+    let further = read.tensors()[0].1.clone();
+    let tensors = read.tensors().into_iter().chain([("model.mtp_layers.0.input_proj.weight".to_string(), further)]);
+    safetensors::serialize_to_file(tensors, None, &to.join("model.safetensors")).unwrap();
+
+    let (config, model) = model::load(&to, &device()).unwrap();
+    let saved = dir.path().join("saved");
+    std::fs::create_dir(&saved).unwrap();
+    model::save(&saved, &config, &model).unwrap();
+    let written = read_json(&saved.join("config.json"));
+    assert_eq!((&written["model_type"], &written["architectures"][0]), (&"qwen2".into(), &"Qwen2ForCausalLM".into()));
+    assert!(written.get("auto_map").is_none() && written.get("num_nextn_predict_layers").is_none());
+    for (index, tokens) in sequences().iter().enumerate() {
+        assert_agree(&logits(&model, &[tokens]), &expected[&format!("logits.{index}")], "mimo");
+    }
+}
+
 /// LongRoPE rotates a sequence that grows beyond the original context in another way from its first token on.
 #[test]
 fn sampling_beyond_the_original_context_of_longrope_is_refused() {

@@ -57,6 +57,7 @@ impl Reference {
                 log_probs: &old[i],
                 entropies: &entropy[i],
                 advantage: advantages[i],
+                silent: &[],
                 weight: weights[i],
                 hard: false,
             })

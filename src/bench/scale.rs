@@ -5,19 +5,17 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde::Serialize;
 
+use super::step::sequence;
 use super::{StepShape, median};
 use crate::error::Result;
-use crate::generate::{Request, Sampling, Watch};
+use crate::generate::{Request, Watch};
 use crate::model::{CausalLm, ModelConfig};
-use crate::objective::{Correction, TokenTerm};
+use crate::objective::Correction;
 use crate::optim::{AdamW, OptimConfig};
 use crate::rollout::Sampler;
 use crate::stage::Stage;
-use crate::train::batch::Sequence;
-use crate::train::learner::Learner;
 use crate::train::policy::Policy;
 use crate::train::team::Team;
-use crate::train::update::Lesson;
 
 /// Seconds of each part of a step.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -113,51 +111,13 @@ pub fn scale(
         let shared = (config, policy.model(), &policy.optimizer);
         team.share(shared, (shape.precision, shape.lora.as_ref()), &optim, name)?;
     }
-    let objective = Stage::default().objective();
-    let learner = Learner {
-        tokens_per_microbatch: shape.tokens_per_microbatch,
-        activation_checkpointing: shape.activation_checkpointing,
-        ..Learner::default()
-    };
-    let sampling =
-        Sampling { max_completion_length: shape.tokens, rows: shape.group * shape.prompts, ..Sampling::default() };
     let (mut times, mut trained_parameters): (Vec<[f64; 4]>, usize) = (Vec::new(), 0);
-    for round in 0..steps as u64 + 1 {
-        let prompt = |p: usize| (0..8 + p % 4).map(|i| ((p * 31 + i * 7) % config.vocab_size) as u32).collect();
-        let requests: Vec<Request> = (0..shape.prompts)
-            .flat_map(|p| (0..shape.group).map(move |g| (p, g)))
-            .map(|(p, g)| Request { prompt: prompt(p), key: [0, round, p as u64, g as u64] })
-            .collect();
-        let start = Instant::now();
-        let completions = policy.sampler().sample(&requests, &sampling, &mut |_, _| Watch::Continue)?;
-        let sampled = start.elapsed().as_secs_f64();
-
-        let weight = 1.0 / (shape.tokens * requests.len()) as f32;
-        let lesson = |(place, (request, completion)): (usize, (&Request, crate::generate::Completion))| {
-            let advantage = if place.is_multiple_of(2) { 1.0 } else { -1.0 };
-            let terms = vec![TokenTerm { advantage, weight, ..TokenTerm::default() }; completion.tokens.len()];
-            let tokens = [request.prompt.as_slice(), &completion.tokens].concat();
-            Lesson {
-                place,
-                sequence: Sequence { tokens, prompt: request.prompt.len() },
-                terms,
-                sampled: Vec::new(),
-                old: Vec::new(),
-            }
-        };
-        let mut lessons: Vec<Lesson> = requests.iter().zip(completions).enumerate().map(lesson).collect();
-        let start = Instant::now();
-        let (gradients, _, _) = policy.gradients(&learner, &objective, &Correction::NONE, &mut lessons)?;
-        device.sync().expect("every operation of the step succeeds");
-        let learned = start.elapsed().as_secs_f64();
-        let summed = team.map_or(0.0, Team::summing);
-        trained_parameters = gradients.0.values().map(|gradient| gradient.dims()[0]).sum();
-        let start = Instant::now();
-        let scale = optim.clip(gradients.norm());
-        policy.apply(&optim, gradients, scale, optim.learning_rate);
-        device.sync().expect("every operation of the step succeeds");
-        if round > 0 {
-            times.push([sampled, learned - summed, summed, start.elapsed().as_secs_f64()]);
+    for number in 0..steps as u64 + 1 {
+        let requests = shape.requests(config, number);
+        let (seconds, trained) = round(shape, &requests, &mut policy, &optim, device, team)?;
+        trained_parameters = trained;
+        if number > 0 {
+            times.push(seconds);
         }
     }
     let parts = [0, 1, 2, 3].map(|part| median(times.iter().map(|times| times[part])));
@@ -183,4 +143,35 @@ pub fn scale(
         model: MODEL,
         modelled: [1, 2, 4, 8, 16, 32].into_iter().filter(|&n| n != ranks).filter_map(modelled).collect(),
     })
+}
+
+/// One step: the seconds of sampling, learning, summing and updating, and the number of trained parameters.
+fn round(
+    shape: &StepShape,
+    requests: &[Request],
+    policy: &mut Policy,
+    optim: &OptimConfig,
+    device: &Device,
+    team: Option<&Team>,
+) -> Result<([f64; 4], usize)> {
+    let start = Instant::now();
+    let completions = policy.sampler().sample(requests, &shape.sampling(), &mut |_, _| Watch::Continue)?;
+    let sampled = start.elapsed().as_secs_f64();
+
+    let sequences =
+        requests.iter().zip(&completions).map(|(request, completion)| sequence(request, &completion.tokens));
+    let mut lessons = shape.lessons(sequences.collect());
+    let (learner, objective) = (shape.learner(), Stage::default().objective());
+    let start = Instant::now();
+    let (gradients, _, _) = policy.gradients(&learner, &objective, &Correction::NONE, &mut lessons)?;
+    device.sync().expect("every operation of the step succeeds");
+    let learned = start.elapsed().as_secs_f64();
+    let summed = team.map_or(0.0, Team::summing);
+
+    let trained = gradients.0.values().map(|gradient| gradient.dims()[0]).sum();
+    let start = Instant::now();
+    let scale = optim.clip(gradients.norm());
+    policy.apply(optim, gradients, scale, optim.learning_rate);
+    device.sync().expect("every operation of the step succeeds");
+    Ok(([sampled, learned - summed, summed, start.elapsed().as_secs_f64()], trained))
 }

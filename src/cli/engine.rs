@@ -84,6 +84,7 @@ impl EngineArgs {
             longest: max_completion_length,
             lora: None,
             trains: false,
+            distributions: &[],
         };
         let served = Served::open((engine, served), &needs, Path::new(""), Stop::NEVER, &mut |line| say(line))?;
         let place = match engine {

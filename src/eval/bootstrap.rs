@@ -28,27 +28,6 @@ pub fn interval(count: usize, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Opt
     bounds((0..RESAMPLES).into_par_iter().map(value).collect())
 }
 
-/// The same over runs and problems that are crossed, every run having every problem: both are drawn with replacement. With
-/// a few runs it is narrow: the variance of a mean of n runs is taken for (n − 1) / n of what it is.
-pub fn crossed_interval(
-    runs: usize,
-    problems: usize,
-    statistic: impl Fn(&[usize], &[usize]) -> f64 + Sync,
-) -> Option<[f64; 2]> {
-    // A draw of problems is the same whatever the number of runs, so that a comparison is paired.
-    let places = |count: usize, random: &mut Stream| {
-        (0..count).map(|_| random.range(0, count as i64 - 1) as usize).collect::<Vec<_>>()
-    };
-    if runs == 0 || problems < 2 {
-        return None;
-    }
-    let value = |draw: u64| {
-        let drawn = places(problems, &mut Stream::new(&[SEED, draw]));
-        statistic(&places(runs, &mut Stream::new(&[SEED, draw, 1])), &drawn)
-    };
-    bounds((0..RESAMPLES).into_par_iter().map(value).collect())
-}
-
 fn bounds(mut values: Vec<f64>) -> Option<[f64; 2]> {
     values.sort_unstable_by(f64::total_cmp);
     let bounds = [quantile(&values, 0.025), quantile(&values, 0.975)];

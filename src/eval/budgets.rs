@@ -13,23 +13,25 @@ pub struct Budget {
     pub accuracy: f64,
     /// Share that would have been cut.
     pub cut: f64,
-    /// Share of those that would have been cut that are right uncut: what a clip of this length in training would punish
-    /// although it was right (29% at 4k of 8k tokens in arXiv 2604.24003).
+    /// Share of those that would have been cut that are right as they were sampled: what a clip of this length in training would
+    /// punish although it was right (29% at 4k of 8k tokens in arXiv 2604.24003). At least: some were cut then, and might have
+    /// been right.
     pub cut_but_right: Option<f64>,
 }
 
-/// Limits that are shown, the largest of which cuts nothing.
+/// Limits that are shown, the largest of which cuts nothing more than was cut already.
 const LIMITS: u32 = 6;
 
-/// The completions under limits that are powers of two, up to the first that cuts none of them.
+/// The completions under limits that are powers of two, up to the first that none is longer than.
 pub(super) fn budgets(records: &[&Record]) -> Vec<Budget> {
     let longest = records.iter().map(|record| record.sample.length).max().unwrap_or(0);
     let largest = longest.next_power_of_two();
     let of = |tokens: usize| {
         let share = |part: usize, whole: usize| part as f64 / whole as f64;
+        // One that was cut when it was sampled is cut at its own length, too.
+        let is_kept = |record: &Record, tokens: usize| record.sample.length <= tokens && record.sample.finished;
         let right = |record: &&&Record| record.graded.strict.is_right();
-        let (kept, cut): (Vec<&&Record>, Vec<&&Record>) =
-            records.iter().partition(|record| record.sample.length <= tokens);
+        let (kept, cut): (Vec<&&Record>, Vec<&&Record>) = records.iter().partition(|record| is_kept(record, tokens));
         Budget {
             tokens,
             accuracy: share(kept.iter().filter(|record| right(record)).count(), records.len()),
@@ -75,5 +77,11 @@ mod tests {
         assert_eq!(at(8), Budget { tokens: 8, accuracy: 0.5, cut: 0.0, cut_but_right: None });
         assert_eq!(at(4), Budget { tokens: 4, accuracy: 0.25, cut: 0.5, cut_but_right: Some(0.5) });
         assert_eq!(at(2), Budget { tokens: 2, accuracy: 0.0, cut: 1.0, cut_but_right: Some(0.5) });
+        // Cut by the limit of the evaluation, 8 tokens.
+        let mut unfinished = of(8, "so far");
+        unfinished.sample.finished = false;
+        let found = budgets(&records.iter().chain([&unfinished]).collect::<Vec<_>>());
+        let expected = Budget { tokens: 8, accuracy: 0.4, cut: 0.2, cut_but_right: Some(0.0) };
+        assert_eq!(found.last(), Some(&expected));
     }
 }

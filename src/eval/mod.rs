@@ -11,6 +11,7 @@ pub mod figures;
 pub mod protocol;
 pub mod record;
 pub mod saved;
+pub mod student;
 pub(crate) mod table;
 
 use std::collections::{BTreeMap, HashMap};
@@ -173,7 +174,9 @@ pub fn evaluate(
             scope.spawn(|_| lines = grade(&sampled, tokenizer));
             sampler.sample(&requests, &sampling, &mut |request, token| {
                 count.take(request, token, &sampling);
-                seen = observe(Event::Sampled(&count));
+                if seen.is_ok() {
+                    seen = observe(Event::Sampled(&count));
+                }
                 if seen.is_ok() { Watch::Continue } else { Watch::EndAll }
             })
         });

@@ -115,9 +115,16 @@ impl MetricsLog {
         let mut kept = String::new();
         let mut newest = None;
         if let (Some(last_step), Ok(file)) = (last_step, File::open(path)) {
-            for line in BufReader::new(file).lines() {
+            let mut lines = BufReader::new(file).lines().enumerate().peekable();
+            while let Some((number, line)) = lines.next() {
                 let line = line.map_err(Error::io(path))?;
-                let Ok(Value::Object(row)) = serde_json::from_str(&line) else { continue };
+                let Ok(Value::Object(row)) = serde_json::from_str(&line) else {
+                    if lines.peek().is_none() {
+                        break;
+                    }
+                    let message = format!("line {} is no JSON object: remove it, or put the file back", number + 1);
+                    return Err(Error::file(path, message));
+                };
                 let step = row.get("step").and_then(Value::as_u64);
                 // A second line of a step is the final evaluation, which a resumed run makes again.
                 if step.is_some_and(|step| step as usize <= last_step) && step != newest {
@@ -167,6 +174,10 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1,\"a\":1.5}\n{\"step\":2}\n{\"step\":3}\n");
         MetricsLog::open(&path, None).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+        // A line that nothing here writes is not taken for one cut short.
+        std::fs::write(&path, "{\"step\":1}\nnonsense\n{\"step\":2}\n").unwrap();
+        let error = MetricsLog::open(&path, Some(2)).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl") && error.contains("line 2"), "{error}");
     }
 
     #[test]

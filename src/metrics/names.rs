@@ -1,6 +1,7 @@
 //! The names of all metrics in `metrics.jsonl`, with units.
 //!
-//! Names that TRL has, too, mean what they mean there. A test runs every method and refuses a name that is not in the list.
+//! Names that TRL has, too, mean what they mean there, but for `entropy`: TRL's is that at the sampling temperature,
+//! `entropy/sampling` here. A test runs every method and refuses a name that is not in the list.
 
 /// Name, unit and meaning. `<…>` in a name stands for any text: a reward's name, a data source, a set of tokens; `[…]` may be left
 /// out.
@@ -97,6 +98,7 @@ pub const ALL: &[[&str; 3]] = &[
     ["clip_ratio/high_mean", "share of tokens", "tokens clipped above"],
     ["clip_ratio/region_mean", "share of tokens", "tokens clipped"],
     ["cispo_clip_ratio", "share of tokens", "tokens whose ratio CISPO caps"],
+    ["tokens/silent_share", "share of tokens", "tokens whose advantage step_selection takes"],
     ["tokens/low_entropy_share", "share of tokens", "tokens left out by top_entropy_quantile"],
     ["tokens/covariance_share", "share of tokens", "tokens chosen by their covariance"],
     ["tokens/masked_completions", "share of completions", "cut completions that take no part in the loss"],

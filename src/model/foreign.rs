@@ -6,7 +6,7 @@ use super::ModelConfig;
 use super::family::FAMILIES;
 
 /// Models that people may bring, and what of them is missing here.
-const MISSING: [(&str, &str); 20] = [
+const MISSING: [(&str, &str); 19] = [
     ("deepseek_v2", "mixtures of experts and latent attention"),
     ("deepseek_v3", "mixtures of experts and latent attention"),
     ("falcon_h1", "Mamba layers"),
@@ -18,7 +18,6 @@ const MISSING: [(&str, &str); 20] = [
     ("granitemoehybrid", "Mamba layers and mixtures of experts"),
     ("lfm2", "short convolutions"),
     ("llama4", "mixtures of experts and chunked attention"),
-    ("mimo", "layers that predict further tokens, for which transformers has no class"),
     ("mixtral", "mixtures of experts"),
     ("nemotron_h", "Mamba layers and mixtures of experts"),
     ("olmoe", "mixtures of experts"),

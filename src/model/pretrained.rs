@@ -117,9 +117,10 @@ pub(super) fn load_full(
     let wanted = names(&model);
     let mut problems = weights.mismatches(&wanted, |name| {
         // Old Llama files store the rotary frequencies, which follow from the configuration.
-        // Layers that predict further tokens (Qwen 3.5) are no part of the model.
+        // Layers that predict further tokens (Qwen 3.5, MiMo) are no part of the model.
         name.ends_with(".rotary_emb.inv_freq")
             || name.starts_with("mtp.")
+            || name.starts_with("model.mtp_layers.")
             || (config.tie_word_embeddings && name == HEAD)
     });
     if problems.is_empty() && config.tie_word_embeddings && weights.has(HEAD) && !weights.head_is_tied()? {

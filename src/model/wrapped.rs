@@ -6,6 +6,8 @@ use super::family::FAMILIES;
 
 /// Wrappers whose language model is read without the rest, and the family of those that do not name it.
 const WRAPPERS: [(&str, &str); 3] = [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen3_5", "qwen3_5_text")];
+/// MiMo 7B (arXiv 2505.07608): Qwen 2 and layers that predict further tokens, which are left out. transformers has no class for it.
+const MIMO: &str = "mimo";
 /// What the language model of a wrapper takes over from it where it does not say so itself.
 const INHERITED: [&str; 7] = [
     "dtype",
@@ -42,6 +44,13 @@ pub(super) fn completed(mut config: Value) -> Value {
         config = unwrapped(config);
     }
     let Some(table) = config.as_object_mut() else { return config };
+    if table.get("model_type").is_some_and(|name| name == MIMO) {
+        table.insert("model_type".to_string(), "qwen2".into());
+        table.insert("architectures".to_string(), vec!["Qwen2ForCausalLM"].into());
+        for key in ["auto_map", "num_nextn_predict_layers"] {
+            table.remove(key);
+        }
+    }
     let family = FAMILIES.iter().find(|family| table.get("model_type").is_some_and(|name| name == family.name));
     let defaults = family.map_or("{}", |family| family.defaults);
     let defaults: Map<String, Value> =

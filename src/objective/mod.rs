@@ -1,14 +1,15 @@
 //! What is learned from a batch of scored completions: advantages, and the loss they enter.
 //!
 //! An objective is a composition of independent choices; a method of the literature is a set of them in a config file.
-//! The way of the data: [`crate::reward`] scores completions, [`advantage`] compares scores, [`terms`] says which tokens
-//! learn and with how much, [`correction`] makes up for another engine's sampling, [`loss`] is the loss of a token and its
+//! The way of the data: [`crate::reward`] scores completions, [`advantage`] compares scores, [`steps`] and [`terms`] say which
+//! tokens learn and with how much, [`correction`] makes up for another engine's sampling, [`loss`] is the loss of a token and its
 //! derivative.
 
 pub mod advantage;
 pub mod correction;
 pub mod entropy;
 pub mod loss;
+pub mod steps;
 pub mod terms;
 
 use serde::{Deserialize, Serialize};

@@ -5,6 +5,8 @@
 //! the tokens of one micro-batch, and at the policy of the moment in later updates of a step. verl's Clip-Cov, besides,
 //! takes no token that PPO's clip has taken already.)
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::loss::TokenTerm;
@@ -19,6 +21,8 @@ pub struct Drawn<'a> {
     pub entropies: &'a [f32],
     /// Its advantage.
     pub advantage: f32,
+    /// Tokens that have none of it ([`super::steps`]).
+    pub silent: &'a [Range<usize>],
     /// Weight of each of its tokens, from [`super::Aggregate::weights`]; 0 when it is left out of the step.
     pub weight: f32,
     /// Whether its problem is a hard one, in the sense of CEEH.
@@ -151,6 +155,9 @@ impl TokenRules {
         };
         let mut terms: Vec<Vec<TokenTerm>> =
             step.iter().map(|drawn| drawn.entropies.iter().map(|&entropy| term(drawn, entropy)).collect()).collect();
+        for (terms, drawn) in terms.iter_mut().zip(step) {
+            drawn.silent.iter().flat_map(Clone::clone).for_each(|t| terms[t].advantage = 0.0);
+        }
         let tokens: Vec<(usize, usize)> = (step.iter().enumerate())
             .filter(|(_, drawn)| drawn.weight != 0.0)
             .flat_map(|(i, drawn)| (0..drawn.log_probs.len()).map(move |t| (i, t)))
@@ -253,7 +260,7 @@ mod tests {
     use super::*;
 
     fn drawn<'a>(log_probs: &'a [f32], entropies: &'a [f32], advantage: f32) -> Drawn<'a> {
-        Drawn { log_probs, entropies, advantage, weight: 0.25, hard: false }
+        Drawn { log_probs, entropies, advantage, silent: &[], weight: 0.25, hard: false }
     }
 
     fn terms(rules: TokenRules, step: &[Drawn]) -> (Vec<Vec<TokenTerm>>, TermCounts) {
@@ -270,6 +277,17 @@ mod tests {
         assert!(terms[1][0].weight == 0.0 && terms[1][0].kl > 0.0 && terms[1][0].entropy == 0.0);
         assert_eq!((terms[1][1].weight, terms[1][1].entropy), (0.25, 0.3));
         assert!((counts.entropy - 0.5).abs() < 1e-6);
+    }
+
+    /// They count among the tokens, and the divergence acts on them.
+    #[test]
+    fn silent_tokens_have_no_advantage() {
+        let rule = EntropyAdvantage { alpha: 0.4, kappa: 2.0, hard_only: false };
+        let rules = TokenRules { beta: 0.1, entropy_advantage: Some(rule), ..TokenRules::default() };
+        let silent = [Range { start: 1, end: 3 }];
+        let (found, counts) = terms(rules, &[Drawn { silent: &silent, ..drawn(&[-1.0; 4], &[0.5; 4], 1.0) }]);
+        assert_eq!(found[0].iter().map(|term| term.advantage).collect::<Vec<_>>(), [1.2, 0.0, 0.0, 1.2]);
+        assert!(counts.tokens == 4 && found[0].iter().all(|term| term.weight == 0.25 && term.kl > 0.0));
     }
 
     /// α·H = 0.2 and 4 against |A|/κ = 0.5: the smaller of the two, which changes no sign.

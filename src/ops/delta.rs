@@ -12,7 +12,9 @@
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, IndexingUpdateOp, Tensor, TensorData};
 
-use super::{cpu, index, matmul, pack, to_device, unpack};
+use super::rows::{pack, unpack};
+use super::traffic::index;
+use super::{cpu, matmul, to_device};
 
 /// Heads of a layer: each key head serves as many value heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,12 +12,15 @@ pub(crate) mod delta;
 pub(crate) mod gpu;
 pub(crate) mod path;
 mod plain;
+mod rows;
 pub(crate) mod traffic;
 pub(crate) mod update;
 
 /// Row functions on host memory, for sampling.
 pub(crate) use cpu::host;
 pub(crate) use decode::{Decoding, Repeated, add_rms_norm, attend, products, sample, swiglu_as};
+pub(crate) use rows::{padding, take_rows};
+pub(crate) use traffic::{to_device, to_host, to_host_together};
 
 /// Evaluates to the operation as the device has it: `ops/cpu`, `ops/gpu` where a GPU backend is compiled in, or `ops/plain.rs`.
 macro_rules! on {
@@ -36,8 +39,7 @@ use on;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::kind::Basic;
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, Transaction};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use half::bf16;
 
 /// The two runs of table rows that a new token may see: its prompt, and its completion so far, itself included.
@@ -341,58 +343,6 @@ pub fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
     )
 }
 
-/// Packed rows as a padded batch: `[sum of lengths, width_of_row]` to `[sequences · longest, width_of_row]`.
-/// What stands in the padding is unspecified; its gradient must be zero.
-fn unpack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
-    if lengths.iter().all(|&length| length == longest) {
-        return rows;
-    }
-    let mut from = Vec::with_capacity(lengths.len() * longest);
-    let mut start = 0;
-    for &length in lengths {
-        from.extend((0..longest).map(|t| (start + t.min(length - 1)) as u32));
-        start += length;
-    }
-    permuted(rows, from, || packed(lengths, longest))
-}
-
-/// The inverse of [`unpack`]: drops the padding.
-fn pack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
-    if lengths.iter().all(|&length| length == longest) {
-        return rows;
-    }
-    permuted(rows, packed(lengths, longest), || {
-        let mut back = vec![u32::MAX; lengths.len() * longest];
-        packed(lengths, longest).into_iter().enumerate().for_each(|(row, at)| back[at as usize] = row as u32);
-        back
-    })
-}
-
-/// Where each packed row stands in the padded batch.
-fn packed(lengths: &[usize], longest: usize) -> Vec<u32> {
-    let rows = lengths.iter().enumerate();
-    rows.flat_map(|(sequence, &length)| (0..length).map(move |t| (sequence * longest + t) as u32)).collect()
-}
-
-/// The rows at `from`. `back` says where in the result's gradient that of each row stands, so that a GPU, on which rows that
-/// may meet are added one after another, takes them, too.
-#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
-fn permuted(rows: Tensor<2>, from: Vec<u32>, back: impl FnOnce() -> Vec<u32>) -> Tensor<2> {
-    let device = rows.device();
-    #[cfg(feature = "gpu")]
-    if gpu::serves(&device) {
-        return gpu::take_rows(rows, from, back());
-    }
-    let from: Vec<i64> = from.into_iter().map(i64::from).collect();
-    rows.select(0, index(&from, &device))
-}
-
-/// Tokens of padding that [`attention`] computes beside sequences of these lengths.
-pub(crate) fn padding(lengths: &[usize], device: &Device) -> usize {
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    if cpu::serves(device) { 0 } else { longest * lengths.len() - lengths.iter().sum::<usize>() }
-}
-
 /// Whether the device's memory is the host's and its operations are those of `ops/cpu`.
 pub(crate) fn is_host(device: &Device) -> bool {
     cpu::serves(device)
@@ -402,46 +352,6 @@ pub(crate) fn is_host(device: &Device) -> bool {
 /// checked against them. It must not go to other threads.
 pub(crate) fn plainly<T>(compute: impl FnOnce() -> T) -> T {
     cpu::plainly(compute)
-}
-
-/// The given rows of `x`.
-pub(crate) fn take_rows(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
-    let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-    let device = x.device();
-    x.select(0, index(&rows, &device))
-}
-
-/// A tensor's values, copied to the host where they are not there already.
-///
-/// # Panics
-/// When the tensor is not f32.
-pub(crate) fn to_host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    traffic::note_read();
-    values(x.into_data())
-}
-
-/// The values of several tensors, in one read.
-///
-/// # Panics
-/// When a tensor is not f32.
-pub(crate) fn to_host_together(tensors: Vec<Tensor<1>>) -> Vec<Vec<f32>> {
-    if tensors.is_empty() {
-        return Vec::new();
-    }
-    traffic::note_read();
-    let all = tensors.into_iter().fold(Transaction::default(), Transaction::register);
-    all.execute().into_iter().map(values).collect()
-}
-
-fn values(data: TensorData) -> Vec<f32> {
-    data.try_into_vec().unwrap_or_else(|error| panic!("tensor is not f32: {error:?}"))
-}
-
-/// A tensor on the device, of the device's own format for its kind.
-pub(crate) fn to_device<const D: usize, K: Basic>(data: TensorData, device: &Device) -> Tensor<D, K> {
-    let tensor = Tensor::from_data(data, device);
-    traffic::note_sent(tensor.shape().num_elements() * tensor.dtype().size());
-    tensor
 }
 
 /// Where a tensor of the `cpu` device lies in memory.
@@ -454,10 +364,6 @@ pub(crate) fn address<const D: usize>(x: Tensor<D>) -> Vec<f32> {
 #[cfg(test)]
 pub(crate) fn both<T>(compute: impl Fn() -> T) -> [T; 2] {
     [compute(), plainly(&compute)]
-}
-
-fn index(indices: &[i64], device: &Device) -> Tensor<1, Int> {
-    to_device(TensorData::from(indices), device)
 }
 
 #[cfg(test)]

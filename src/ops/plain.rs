@@ -4,7 +4,9 @@
 use burn::tensor::activation::{log_softmax, sigmoid, silu, softmax};
 use burn::tensor::{Bool, Device, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
 
-use super::{CacheCall, Scores, Span, blockwise, pack, to_device, unpack};
+use super::rows::{pack, unpack};
+use super::traffic::index;
+use super::{CacheCall, Scores, Span, blockwise, to_device};
 
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     let scale = x.clone().powi_scalar(2).mean_dim(1).add_scalar(epsilon).sqrt();
@@ -91,7 +93,7 @@ fn call_tensors<'a>(call: &'a CacheCall, device: &Device) -> &'a CallTensors {
             padding.extend((0..longest).map(|at| at >= seen(span)));
         }
         CallTensors {
-            reads: super::index(&reads, device),
+            reads: index(&reads, device),
             padding: to_device(TensorData::new(padding, [call.spans.len(), 1, 1, longest]), device),
             longest,
         }
@@ -102,7 +104,7 @@ fn call_tensors<'a>(call: &'a CacheCall, device: &Device) -> &'a CallTensors {
 pub(super) fn writes(call: &CacheCall, device: &Device) -> Tensor<1, Int> {
     let upload = || {
         let writes: Vec<i64> = call.writes.iter().map(|&row| row as i64).collect();
-        super::index(&writes, device)
+        index(&writes, device)
     };
     call.places.get_or_init(upload).clone()
 }

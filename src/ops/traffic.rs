@@ -1,22 +1,63 @@
-//! What goes between host and device, counted for `bench`: kernels launched, reads that wait for the device, bytes sent.
+//! What goes between host and device: sending and reading, and the counts of both for `bench`, with the kernels launched.
 //!
-//! Launches are all of the process, as CubeCL tells of them. Reads and bytes are those that pass through [`super`]'s
+//! Launches are all of the process, as CubeCL tells of them. Reads and bytes are those that pass through these
 //! functions, which is all that sampling and training do of their own. What CubeCL sends along with a launch (shapes,
 //! strides, numbers) is not counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use burn::tensor::kind::Basic;
+use burn::tensor::{Device, Int, Tensor, TensorData, Transaction};
+
 static READS: AtomicU64 = AtomicU64::new(0);
 static SENT: AtomicU64 = AtomicU64::new(0);
 
 /// Notes a read that waits for the device.
-pub(super) fn note_read() {
+fn note_read() {
     READS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Notes bytes sent to the device.
 pub(super) fn note_sent(bytes: usize) {
     SENT.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
+/// A tensor's values, copied to the host where they are not there already.
+///
+/// # Panics
+/// When the tensor is not f32.
+pub(crate) fn to_host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    note_read();
+    values(x.into_data())
+}
+
+/// The values of several tensors, in one read.
+///
+/// # Panics
+/// When a tensor is not f32.
+pub(crate) fn to_host_together(tensors: Vec<Tensor<1>>) -> Vec<Vec<f32>> {
+    if tensors.is_empty() {
+        return Vec::new();
+    }
+    note_read();
+    let all = tensors.into_iter().fold(Transaction::default(), Transaction::register);
+    all.execute().into_iter().map(values).collect()
+}
+
+fn values(data: TensorData) -> Vec<f32> {
+    data.try_into_vec().unwrap_or_else(|error| panic!("tensor is not f32: {error:?}"))
+}
+
+/// A tensor on the device, of the device's own format for its kind.
+pub(crate) fn to_device<const D: usize, K: Basic>(data: TensorData, device: &Device) -> Tensor<D, K> {
+    let tensor = Tensor::from_data(data, device);
+    note_sent(tensor.shape().num_elements() * tensor.dtype().size());
+    tensor
+}
+
+/// Indices on the device.
+pub(super) fn index(indices: &[i64], device: &Device) -> Tensor<1, Int> {
+    to_device(TensorData::from(indices), device)
 }
 
 /// Counts, each since some beginning.

@@ -7,7 +7,8 @@ use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
 
 #[cfg(feature = "gpu")]
 use super::gpu;
-use super::{cpu, index, on, plain, to_host};
+use super::traffic::index;
+use super::{cpu, on, plain, to_host};
 
 /// The numbers of one step of AdamW.
 #[derive(Debug, Clone, Copy)]

@@ -1,11 +1,12 @@
 //! The entropy conflict in words, computed from the figures of measured steps.
 //!
-//! A sentence states a direction only where the mean over the steps is more than two of its standard errors from zero; else it
+//! A sentence states a direction only where zero lies outside the 95% interval of the mean over the steps; else it
 //! says that nothing was measurable. Steps of a run follow one another, so the errors are a guide, not a test.
 
 use serde_json::{Map, Value};
 
 use super::numbers::{percent, signed};
+use crate::eval::student;
 
 /// The metrics of a step.
 pub(crate) type Row = Map<String, Value>;
@@ -16,6 +17,8 @@ pub(super) struct Mean {
     pub(super) value: f64,
     /// None of a single step.
     error: Option<f64>,
+    /// Steps.
+    count: usize,
 }
 
 impl Mean {
@@ -25,18 +28,16 @@ impl Mean {
         if values.is_empty() {
             return None;
         }
-        let count = values.len() as f64;
-        let error = (values.len() > 1).then(|| crate::metrics::deviation(&values) / count.sqrt());
-        Some(Self { value: crate::metrics::mean(&values), error })
+        let count = values.len();
+        let error = (count > 1).then(|| crate::metrics::deviation(&values) / (count as f64).sqrt());
+        Some(Self { value: crate::metrics::mean(&values), error, count })
     }
 
     /// 1 or −1 where the mean is told from zero, else 0.
     fn sign(self) -> i32 {
-        match self.error {
-            Some(error) if self.value > 2.0 * error => 1,
-            Some(error) if self.value < -2.0 * error => -1,
-            _ => 0,
-        }
+        let Some(error) = self.error else { return 0 };
+        let width = student::quantile(self.count as f64 - 1.0) * error;
+        i32::from(self.value > width) - i32::from(self.value < -width)
     }
 
     /// The mean with its error, to the places that the error allows.

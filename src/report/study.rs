@@ -77,7 +77,8 @@ fn page(findings: &Findings) -> Result<String> {
             fixed(100.0 * findings.length_budget, 0),
             findings.seeds[1]
         ),
-        "Intervals are 95% bootstrap intervals over seeds and problems; with few seeds they are narrow.".to_string(),
+        "Intervals are 95% intervals by Student's t over seeds and problems: wide where few seeds differ much."
+            .to_string(),
     ];
     let view = View {
         name: &findings.name,

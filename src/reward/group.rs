@@ -15,7 +15,7 @@ pub struct Answer {
     /// Its tokens, the stop token included.
     pub tokens: Vec<u32>,
     /// Text of each token, part of a character as U+FFFD; empty unless a reward of the stage reads it
-    /// ([`super::Reward::reads_pieces`]).
+    /// ([`super::Reward::reads_pieces`]), or its selection of steps.
     pub pieces: Vec<String>,
     /// Entropy of the distribution that each token was drawn from, at the sampling temperature and over the whole
     /// vocabulary, in nats.

@@ -50,7 +50,7 @@ mod smart_thinker;
 mod soft_overlong;
 mod stop_properly;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trace;
 
 use std::fmt::{Debug, Display};

@@ -24,7 +24,7 @@ pub(super) fn answer(correct: bool, length: usize) -> Answer {
 }
 
 /// An answer with the text and the entropy of each token.
-pub(super) fn traced(correct: bool, pieces: &[(&str, f32)]) -> Answer {
+pub(crate) fn traced(correct: bool, pieces: &[(&str, f32)]) -> Answer {
     let (pieces, entropies) = pieces.iter().map(|(piece, entropy)| (piece.to_string(), *entropy)).unzip();
     Answer { pieces, entropies, ..answer(correct, 3) }
 }

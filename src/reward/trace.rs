@@ -1,13 +1,17 @@
 //! Entropy along a completion, by the parts of its text.
 
+use std::ops::Range;
+
 use super::Answer;
 use crate::metrics::mean;
+
+/// Ends the thinking.
+const END: &str = "</think>";
 
 impl Answer {
     /// Mean entropies of the thinking, up to `</think>`, and of what follows it, in nats; 0 where there are no tokens.
     /// Without a `</think>` all is answer. Needs [`Answer::pieces`].
     pub fn think_and_answer_entropy(&self) -> [f64; 2] {
-        const END: &str = "</think>";
         let text = self.pieces.concat();
         let (start, end) = text.find(END).map_or((0, 0), |at| (at, at + END.len()));
         let of = |keep: &dyn Fn(usize, usize) -> bool| {
@@ -17,16 +21,33 @@ impl Answer {
         [of(&|_, to| to <= start), of(&|from, _| from >= end)]
     }
 
-    /// Mean entropy of each step, in nats: steps are the texts between separators. A token belongs to the step it begins
-    /// in, a separator to the step before it. Needs [`Answer::pieces`].
+    /// Mean entropy of each step of the text, in nats. Needs [`Answer::pieces`].
     pub fn step_entropies(&self, separator: &str) -> Vec<f64> {
-        let text = self.pieces.concat();
-        let ends: Vec<usize> = text.match_indices(separator).map(|(at, found)| at + found.len()).collect();
-        let mut steps = vec![Vec::new(); ends.len() + 1];
-        for (from, _, entropy) in self.spans() {
-            steps[ends.partition_point(|&end| end <= from)].push(entropy);
-        }
-        steps.iter().filter(|step| !step.is_empty()).map(|step| mean(step)).collect()
+        let entropies: Vec<f64> = self.spans().map(|(_, _, entropy)| entropy).collect();
+        self.steps(separator, &self.pieces.concat()).into_iter().map(|step| mean(&entropies[step])).collect()
+    }
+
+    /// Tokens of each step of the thinking, up to `</think>`; without one, of the whole completion but its last token. Needs
+    /// [`Answer::pieces`].
+    pub fn thinking_steps(&self, separator: &str) -> Vec<Range<usize>> {
+        let mut text = self.pieces.concat();
+        let last = self.pieces.last().map_or(0, String::len);
+        text.truncate(text.find(END).unwrap_or(text.len() - last));
+        self.steps(separator, &text)
+    }
+
+    /// Tokens of each step of a text that the pieces begin with: steps are what lies between separators. A token belongs to the
+    /// step it begins in, a separator to the step before it; no step is empty.
+    fn steps(&self, separator: &str, text: &str) -> Vec<Range<usize>> {
+        let starts: Vec<usize> = self.spans().map(|(from, _, _)| from).collect();
+        let ends = text.match_indices(separator).map(|(at, found)| at + found.len()).chain([text.len()]);
+        let mut first = 0;
+        let step = |end: usize| {
+            let step = first..starts.partition_point(|&start| start < end);
+            first = step.end;
+            step
+        };
+        ends.map(step).filter(|step| !step.is_empty()).collect()
     }
 
     /// Where each token begins and ends in the text, with its entropy.

@@ -82,7 +82,7 @@ impl Rollouts {
         metrics.add("timing_s/gen", start.elapsed().as_secs_f64());
 
         let start = Instant::now();
-        let with_pieces = self.rewards.reads_pieces(&stage.rewards);
+        let with_pieces = stage.tokens.step_selection.is_some() || self.rewards.reads_pieces(&stage.rewards);
         let count = self.num_generations;
         let answers: Vec<Answer> = (completions.par_iter().enumerate())
             .map(|(i, completion)| answer(&asked[i / count].problem, &self.tokenizer, completion, with_pieces))
@@ -119,7 +119,9 @@ impl Rollouts {
         let mut followed = Ok(());
         let completions = sampler.sample(&requests, sampling, &mut |request, token| {
             count.take(request, token, sampling);
-            followed = follow(&count);
+            if followed.is_ok() {
+                followed = follow(&count);
+            }
             if followed.is_ok() { Watch::Continue } else { Watch::EndAll }
         });
         followed.and(completions)

@@ -13,6 +13,10 @@ use crate::config::{self, STEPS};
 /// left to explore with), or the two parts of advantages spend more than `cancelled_high` of their effort against each
 /// other. It goes back when accuracy has come back to within half of `accuracy_drop` of its
 /// best and entropy is at least `entropy_low`: the half is the hysteresis. Ours, not the paper's.
+///
+/// Two stages sample at other temperatures and length clips, under which the same model is right more or less often: the best
+/// accuracy is shifted when the stage changes, so that as much of it is missing after the first window of the new stage as was
+/// before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Controller {
@@ -70,7 +74,7 @@ fn whole() -> f64 {
 
 impl Controller {
     /// Whether, and why, the stage changes after a step: `compressing` is the stage's kind, `history` its steps of this
-    /// stay, `best` the best windowed accuracy so far.
+    /// stay, `best` the best windowed accuracy so far, as the stage samples.
     pub fn switch(&self, compressing: bool, history: &[StepFigures], best: f64) -> Option<String> {
         let last = self.recent(history).filter(|_| history.len() >= self.min_steps)?;
         let accuracy = mean(last, |step| step.accuracy);

@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::objective::TokenRules;
 use crate::objective::entropy::EntropyTarget;
+use crate::objective::steps::StepSelection;
 use crate::objective::terms::{Covariance, EntropyAdvantage};
 
 /// Which tokens of a stage learn, and what entropy adds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StageTokens {
     /// Completions cut at the length limit take no part in the loss.
@@ -17,6 +18,9 @@ pub struct StageTokens {
     /// Takes out, or holds, the tokens with the largest covariance of log-probability and advantage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub covariance: Option<Covariance>,
+    /// Takes the advantage from some steps of the thinking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_selection: Option<StepSelection>,
     /// What entropy adds to the advantage of each token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy_advantage: Option<EntropyAdvantage>,
@@ -31,6 +35,7 @@ impl Default for StageTokens {
             mask_truncated_completions: false,
             top_entropy_quantile: 1.0,
             covariance: None,
+            step_selection: None,
             entropy_advantage: None,
             entropy_bonus: None,
         }
@@ -172,6 +177,9 @@ impl StageTokens {
         require(share, format!("top_entropy_quantile = {q} must be above 0 and at most 1 (1 for all tokens)"));
         if let Some(mistake) = self.covariance.and_then(|covariance| covariance.mistake()) {
             require(false, format!("covariance.{mistake}"));
+        }
+        if let Some(mistake) = self.step_selection.as_ref().and_then(StepSelection::mistake) {
+            require(false, format!("step_selection.{mistake}"));
         }
         let record = "only the reward ceeh_length tells hard problems: add it, or remove this";
         if let Some(EntropyAdvantage { alpha, kappa, hard_only }) = self.entropy_advantage {

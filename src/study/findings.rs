@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{Outcome, Plan, Planned, Source, Store};
-use crate::eval::bootstrap::crossed_interval;
 use crate::eval::figures::Estimate;
-use crate::metrics::mean;
+use crate::eval::student;
+use crate::metrics::{deviation, mean};
 use crate::tasks::reading::Reading;
 
 /// What came out of the runs that are done.
@@ -126,7 +126,8 @@ impl Findings {
             let setting = arms[arm].chosen;
             setting.map_or_else(Vec::new, |setting| {
                 let done = |&seed: &u64| store.get(&plan.run(arm, setting, seed)).map(|outcome| &outcome.last);
-                config.report_seeds.iter().filter_map(done).collect()
+                // All or none: some seeds are a comparison of their own.
+                config.report_seeds.iter().map(done).collect::<Option<_>>().unwrap_or_default()
             })
         };
         let against = ends(config.against());
@@ -230,10 +231,7 @@ fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
     let cut: usize = runs.iter().flat_map(|sources| sources.values()).map(|source| source.cut).sum();
     Measured {
         runs: runs.len(),
-        accuracy: Estimate {
-            value: mean(&of_runs),
-            interval: crossed_interval(runs.len(), count, |runs, problems| average_of(&right, runs, problems)),
-        },
+        accuracy: estimate(&right),
         length,
         length_ratio: length / base,
         accuracy_of_runs: [
@@ -250,27 +248,44 @@ fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
     }
 }
 
-fn average_of(right: &[Vec<f64>], runs: &[usize], problems: &[usize]) -> f64 {
-    let sum: f64 = runs.iter().map(|&run| problems.iter().map(|&problem| right[run][problem]).sum::<f64>()).sum();
-    sum / (runs.len() * problems.len()).max(1) as f64
+/// A mean over runs and problems, every run having every problem, with its interval: runs differ by their seed, and would by
+/// more where there are few of them than these show; problems are a sample, too. Of a single run the interval is over problems.
+fn estimate(right: &[Vec<f64>]) -> Estimate {
+    let (runs, problems) = means(right);
+    let value = mean(&runs);
+    let interval = (problems.len() > 1).then(|| {
+        let [low, high] = student::interval(value, &parts(&[&runs, &problems]));
+        [low.max(0.0), high.min(1.0)]
+    });
+    Estimate { value, interval }
 }
 
 /// Accuracy less the other's. Problems are paired; seeds are not, since runs of two methods have nothing but the order of
-/// problems in common.
+/// problems in common. None where a side has no runs or other problems; no interval where one has a single run.
 fn difference(of: &[&Sources], other: &[&Sources]) -> Option<Estimate> {
     let (of, other) = (right(of), right(other));
-    let count = of.first()?.len();
-    if other.first()?.len() != count {
+    if of.is_empty() || of.first().map(Vec::len) != other.first().map(Vec::len) {
         return None;
     }
-    let all: Vec<usize> = (0..count).collect();
-    let every = |runs: &[Vec<f64>]| (0..runs.len()).collect::<Vec<_>>();
-    let value = average_of(&of, &every(&of), &all) - average_of(&other, &every(&other), &all);
-    let total = of.len() + other.len();
-    let interval = crossed_interval(total, count, |runs, problems| {
-        // One draw of runs serves both: each side takes as many as it has, of its own.
-        let side = |first: usize, len: usize| runs[first..first + len].iter().map(|run| run % len).collect::<Vec<_>>();
-        average_of(&of, &side(0, of.len()), problems) - average_of(&other, &side(of.len(), other.len()), problems)
-    });
-    Some(Estimate { value, interval })
+    let ((runs, problems), (other_runs, other_problems)) = (means(&of), means(&other));
+    let value = mean(&runs) - mean(&other_runs);
+    let paired: Vec<f64> = problems.iter().zip(other_problems).map(|(a, b)| a - b).collect();
+    let several = runs.len().min(other_runs.len()).min(paired.len()) > 1;
+    Some(Estimate {
+        value,
+        interval: several.then(|| student::interval(value, &parts(&[&runs, &other_runs, &paired]))),
+    })
+}
+
+/// The mean of each run and of each problem.
+fn means(right: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
+    let problems = right.first().map_or(0, Vec::len);
+    let of_problem = |problem: usize| mean(&right.iter().map(|run| run[problem]).collect::<Vec<_>>());
+    (right.iter().map(|run| mean(run)).collect(), (0..problems).map(of_problem).collect())
+}
+
+/// The variance of the mean of each list that has more than one value, and its degrees of freedom.
+fn parts(lists: &[&[f64]]) -> Vec<(f64, f64)> {
+    let several = lists.iter().filter(|list| list.len() > 1);
+    several.map(|list| (deviation(list).powi(2) / list.len() as f64, list.len() as f64 - 1.0)).collect()
 }

@@ -61,8 +61,9 @@ impl Plan {
     /// Reads the files of all arms; `folder` is the study's own.
     ///
     /// # Errors
-    /// Mistakes in the study or in a run's settings, and what would make the comparison uneven: other learning rates in one
-    /// arm than in another, a learning rate that depends on the number of steps.
+    /// Mistakes in the study or in a run's settings, and what would make the comparison uneven: another model, other problems,
+    /// another evaluation or other learning rates in one arm than in another, a learning rate that depends on the number of
+    /// steps.
     pub fn new(config: StudyConfig, folder: &Path) -> Result<Self> {
         let runs = config
             .arms
@@ -76,7 +77,19 @@ impl Plan {
             rates
         };
         let mut problems = Vec::new();
+        let evaluated =
+            |run: &RlConfig| [to_toml(&run.model), to_toml(&run.data), to_toml(&run.eval), to_toml(&run.prompt)];
         for (arm, settings) in config.arms.iter().zip(&runs) {
+            if settings.iter().any(|(run, _)| evaluated(run) != evaluated(&runs[0][0].0)) {
+                problems.push(format!(
+                    "arm {:?}: {} has another section model, data, eval or prompt than {} of arm {:?}: give what all arms need \
+                     in [set]",
+                    arm.name,
+                    arm.file.display(),
+                    config.arms[0].file.display(),
+                    config.arms[0].name
+                ));
+            }
             let (own, first) = (rates(settings), rates(&runs[0]));
             if own != first {
                 problems.push(format!(

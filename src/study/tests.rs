@@ -55,6 +55,15 @@ fn a_study_that_would_be_uneven_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("\"fixed clip\" has the learning rates [0.0001, 0.0009]"), "{message}");
+    // The file of an arm brings another evaluation, which no table of the study says.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("arm.toml");
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/methods/grpo.toml");
+    std::fs::write(&file, format!("base = {base:?}\neval.temperature = 0.6\n")).unwrap();
+    let (first, second) = TWO_ARMS.split_at(TWO_ARMS.find("\"fixed clip\"").unwrap());
+    let other = second.replace("\"configs/methods/grpo.toml\"", &format!("{file:?}"));
+    let message = plan(&(first.to_string() + &other)).unwrap_err().to_string();
+    assert!(message.contains("\"fixed clip\": ") && message.contains("another section"), "{message}");
     let message = plan(&TWO_ARMS.replace("set.data", "set.optim.lr_scheduler_type = \"cosine\"\nset.data"));
     assert!(message.unwrap_err().to_string().contains("must be \"constant\""));
     let message =
@@ -126,6 +135,12 @@ fn a_setting_is_chosen_within_the_length_budget_and_reported_on_other_seeds() {
     let findings = Findings::new(&plan, &store);
     assert_eq!(findings.chosen(), [Some(1), Some(0)]);
     assert!(findings.arms.iter().all(|arm| arm.reported.is_none()) && findings.missing.len() == 4);
+    // Some seeds of one arm are no comparison with all of another.
+    store.add(outcome(&plan.run(0, 1, 2), "1111", 100)).unwrap();
+    store.add(outcome(&plan.run(1, 0, 2), "1100", 20)).unwrap();
+    store.add(outcome(&plan.run(1, 0, 3), "1110", 20)).unwrap();
+    let clip = &Findings::new(&plan, &store).arms[1];
+    assert!(clip.reported.is_some() && clip.difference.is_none());
     for (seed, correct) in [(2, "1100"), (3, "1110")] {
         store.add(outcome(&plan.run(0, 1, seed), "1111", 100)).unwrap();
         store.add(outcome(&plan.run(1, 0, seed), correct, 20)).unwrap();
@@ -137,6 +152,10 @@ fn a_setting_is_chosen_within_the_length_budget_and_reported_on_other_seeds() {
     assert_eq!((reported.accuracy.value, reported.length_ratio, reported.runs), (0.625, 0.2, 2));
     assert_eq!(reported.accuracy_of_runs, [0.5, 0.75]);
     assert_eq!((clip.difference.unwrap().value, grpo.difference), (-0.375, None));
+    // SciPy: the runs' means 0.5 and 0.75 vary by 1/64 (1 degree of freedom), those of the other arm not at all, the paired
+    // differences 0, 0, −0.5, −1 of the problems by 11/192 (3): 3.973 degrees of freedom, t = 2.7839.
+    let [low, high] = clip.difference.unwrap().interval.unwrap();
+    assert!((low + 1.12674).abs() < 1e-4 && (high - 0.37674).abs() < 1e-4, "{low} {high}");
     assert_eq!(clip.spread.unwrap().length_ratio, [0.3, 0.5]);
     assert_eq!(findings.base.unwrap().accuracy.value, 0.5);
 }

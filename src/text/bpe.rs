@@ -78,8 +78,11 @@ pub fn write(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
     let path = dir.join("tokenizer.json");
     let text = tokenizer.to_string(true).map_err(|error| Error::file(&path, error))?;
     std::fs::write(&path, text).map_err(Error::io(&path))?;
+    // transformers 5 gives every qwen2 model the pre-tokenizer of Qwen 2, whatever `tokenizer_class` says, but for files with an
+    // `auto_map`: there it takes the class by its name (5.0 to 5.24 tried, and 4.57; with `trust_remote_code` it looks for a program).
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "auto_map": { "AutoTokenizer": [null, "PreTrainedTokenizerFast"] },
         "pad_token": PAD,
         "eos_token": END,
         "additional_special_tokens": ["<|im_start|>"],

@@ -17,7 +17,7 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
 
-use super::python;
+use super::{percent, python};
 use crate::contain::contained;
 use crate::error::{Error, Result};
 
@@ -117,7 +117,7 @@ impl ChatTemplate {
         // As jinja2 reads line ends.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         environment
-            .add_template_owned(TEMPLATE, without_generation_markers(&source))
+            .add_template_owned(TEMPLATE, percent::as_filter(&without_generation_markers(&source)))
             .map_err(|e| Error::file(file, format!("chat template: {}", describe(&e))))?;
         let template = Self { environment, file: file.to_path_buf(), tokens, kwargs: BTreeMap::new() };
         Ok(template.with(BTreeMap::new(), Local::now().date_naive()))
@@ -360,6 +360,18 @@ mod tests {
     fn json_is_pythons() {
         let source = "{{ {'a': [1, 'é<b>&\\'', none, true, '\\\\u003c\\n']} | tojson }}";
         assert_eq!(template(source).render(&[], false).unwrap(), r#"{"a": [1, "é<b>&'", null, true, "\\u003c\n"]}"#);
+    }
+
+    /// What Python 3.12 writes.
+    #[test]
+    fn texts_are_formatted_by_percent_signs() {
+        let rendered = |source: &str| template(source).render(&[Message::user("hi")], true);
+        let numbers = "{{ '%s-%5.2f|%-4d|%04d|%x' % (messages[0].role, 3.14159, 7, 42, 255) }}";
+        assert_eq!(rendered(numbers).unwrap(), "user- 3.14|7   |0042|ff");
+        assert_eq!(rendered("{{ '%d%% of %s' % (3, [1, 'x']) ~ 7 % 4 }}").unwrap(), "3% of [1, 'x']3");
+        assert_eq!(rendered("{{ '%(a)s %(b)s' % {'a': 1, 'b': messages[0].content | upper} }}").unwrap(), "1 HI");
+        assert!(rendered("{{ messages[0].role % 'x' }}").unwrap_err().to_string().contains("line 1"));
+        assert!(rendered("{{ '%999999999s' % 'x' }}").unwrap_err().to_string().contains("64 MB"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod chat;
 pub mod directory;
 mod folder;
 pub mod generation;
+mod percent;
 pub mod prompt;
 mod python;
 pub mod stop;

@@ -174,7 +174,8 @@ fn describe(groups: &[Group], metrics: &mut Metrics) {
     let tokens = |f: &dyn Fn(&Rollout) -> &[f32]| {
         mean(&rollouts.iter().flat_map(|rollout| f(rollout)).map(|&h| f64::from(h)).collect::<Vec<_>>())
     };
-    metrics.set("rewards/accuracy/mean", of(&|r| f64::from(u8::from(r.answer.correct == Some(true)))));
+    let judged = rollouts.iter().filter_map(|r| r.answer.correct).map(|right| f64::from(u8::from(right)));
+    metrics.set_mean("rewards/accuracy/mean", &judged.collect::<Vec<_>>());
     metrics.set("completions/mean_length", of(&|r| r.length() as f64));
     metrics.set("completions/clipped_ratio", of(&|r| f64::from(u8::from(!r.completion.finished()))));
     metrics.set("entropy", tokens(&|r| &r.completion.entropies));

@@ -11,6 +11,7 @@ use crate::hub::{self, Part};
 use crate::model::ModelConfig;
 use crate::rollout::served::{Current, Needs, Remote, Served};
 use crate::rollout::{Local, Sampler};
+use crate::stage::Stage;
 use crate::stop::Stop;
 
 /// The engine of this process, or servers.
@@ -36,6 +37,7 @@ impl Engine {
             longest: config.data.max_prompt_length + longest,
             lora: config.lora.as_ref(),
             trains: true,
+            distributions: &config.stages.iter().map(Stage::distribution).collect::<Vec<_>>(),
         };
         Ok(Self::Served(Box::new(Served::open(served, &needs, &config.common().dir(), stop, note)?)))
     }

@@ -93,7 +93,9 @@ impl<'a> Common<'a> {
 
     /// What cannot work, one line each.
     pub(super) fn mistakes(&self) -> Vec<String> {
-        name_mistake(self.name).into_iter().collect()
+        let lora = self.lora.map(LoraConfig::mistakes).unwrap_or_default();
+        let name = name_mistake(self.name).into_iter().collect();
+        [name, self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), self.log.mistakes(), lora].concat()
     }
 }
 
@@ -225,7 +227,12 @@ impl Run {
         }
         self.log.as_mut().map_or(Ok(()), |log| log.append(metrics))?;
         self.followers.metrics(metrics)?;
-        if metrics.get("step").is_some_and(|step| step > 0.0) && self.folder.keep()? {
+        if metrics.get("step").is_some_and(|step| step > 0.0) { self.prove() } else { Ok(()) }
+    }
+
+    /// Ends the wait of a run that this one replaces.
+    fn prove(&mut self) -> Result<()> {
+        if self.folder.keep()? {
             self.origin.replaces = None;
             self.origin.write(self.folder.dir())?;
         }
@@ -323,6 +330,9 @@ impl Run {
         }
         let state = Saved { unlogged: self.unlogged.clone(), state };
         let path = checkpoint::save(self.folder.dir(), &self.origin.id, step, trained, optimizer, &state)?;
+        if step > 0 {
+            self.prove()?;
+        }
         checkpoint::prune(self.folder.dir(), &self.origin.id, self.save_total_limit)?;
         self.newest = Some((step, path.clone()));
         Ok(path)

@@ -174,18 +174,7 @@ impl Default for RlConfig {
 
 impl Settings for RlConfig {
     fn validate(&self) -> Vec<String> {
-        let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
-        let name = self.common().mistakes();
-        let mut problems = [
-            name,
-            self.data.mistakes(),
-            self.prompt.mistakes(),
-            self.optim.mistakes(),
-            self.eval.mistakes(),
-            self.log.mistakes(),
-            lora,
-        ]
-        .concat();
+        let mut problems = [self.common().mistakes(), self.prompt.mistakes()].concat();
         if self.model.path.as_os_str().is_empty() {
             problems.push(
                 "model.path is empty: name the folder of the model, or owner/name of the Hub: --set model.path=MODEL"
@@ -290,7 +279,7 @@ impl RlConfig {
             sampled_in: self.rollout.own().and_then(|own| own.dtype).unwrap_or(self.model.dtype),
             moments: self.optim.adam_moments,
             lora: self.lora.clone(),
-            cache: Some(cache),
+            cache: self.rollout.served().is_none().then_some(cache),
             reference: self.stages.iter().any(|stage| stage.loss.kl.is_some()),
         };
         Ok((model, workload))

@@ -16,6 +16,7 @@
 //! mini-batches: there its gradients are smaller by a factor of `steps_per_generation`. The learning rate is that of the
 //! step for all its updates.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub(super) struct Example<'a> {
     pub(super) entropies: &'a [f32],
     /// Its advantage.
     pub(super) advantage: f32,
+    /// Tokens that have none of it.
+    pub(super) silent: Vec<Range<usize>>,
     /// Whether its problem is a hard one, in the sense of CEEH.
     pub(super) hard: bool,
     /// Whether it counts in the loss.
@@ -57,7 +60,7 @@ pub(super) struct Example<'a> {
 
 /// The completions of a step, group by group.
 pub(super) fn examples<'a>(groups: &'a [Group], stage: &Stage) -> Vec<Example<'a>> {
-    let masks = stage.tokens.mask_truncated_completions;
+    let (masks, selection) = (stage.tokens.mask_truncated_completions, stage.tokens.step_selection.as_ref());
     let example = |place: usize, group: &Group, rollout: &'a Rollout| Example {
         group: place,
         sequence: Sequence {
@@ -67,6 +70,7 @@ pub(super) fn examples<'a>(groups: &'a [Group], stage: &Stage) -> Vec<Example<'a
         sampled: &rollout.completion.log_probs,
         entropies: &rollout.completion.sampling_entropies,
         advantage: rollout.advantage.total(),
+        silent: selection.map(|steps| steps.silent(&rollout.answer, &rollout.completion.log_probs)).unwrap_or_default(),
         hard: group.hard,
         takes_part: !masks || rollout.completion.finished(),
     };
@@ -216,6 +220,11 @@ impl Update<'_> {
             let masked = examples.iter().filter(|example| !example.takes_part).count();
             metrics.set("tokens/masked_completions", masked as f64 / examples.len().max(1) as f64);
         }
+        if self.stage.tokens.step_selection.is_some() {
+            let silent: usize = examples.iter().flat_map(|example| &example.silent).map(Range::len).sum();
+            let tokens: usize = examples.iter().map(|example| example.sampled.len()).sum();
+            metrics.set("tokens/silent_share", silent as f64 / tokens.max(1) as f64);
+        }
         mismatch(&correction, examples, &known.old, metrics);
         metrics.set("timing_s/update_actor", start.elapsed().as_secs_f64());
         Ok(log.skipped)
@@ -362,6 +371,7 @@ impl<'a> MiniBatch<'a> {
             log_probs: example.sampled,
             entropies: example.entropies,
             advantage: example.advantage,
+            silent: &example.silent,
             weight,
             hard: example.hard,
         };

@@ -186,6 +186,11 @@ fn raw_log_probabilities_are_known_by_comparing_and_refused_where_they_would_be_
         config
     };
     refused(&corrected(config.clone(), "raw2"), Start::New, &["raw", "--logprobs-mode processed_logprobs"]);
+    // At temperature 1 both readings agree on the whole softmax, and not on what top-p leaves of it.
+    let mut cut = corrected(config.clone(), "raw4");
+    let sampling = StageSampling { temperature: 1.0, top_p: 0.95, ..config.stages[0].sampling.clone() };
+    cut.stages = vec![Stage { sampling, ..config.stages[0].clone() }];
+    refused(&cut, Start::New, &["raw", "--logprobs-mode processed_logprobs"]);
     // What the settings say holds.
     let mut wrong = config;
     wrong.name = "raw3".into();

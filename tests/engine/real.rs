@@ -2,10 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
 use tempering::config::load;
+use tempering::tasks::{Generator, Split};
+use tempering::text::tokenizer::Tokenizer;
 use tempering::train::{RlConfig, Start};
 
 use super::equal::{lines, train};
+use super::post;
 use crate::support::repository;
 
 /// The server of that variable; none, and a line about it, where there is none.
@@ -52,6 +56,19 @@ fn assert_no_mismatch(dir: &Path) {
         let name = format!("sampling/sampling_logp_difference/{statistic}");
         let found: Vec<f64> = lines(dir).iter().filter_map(|line| line.get(&name)?.as_f64()).collect();
         assert!(found.len() == 3 && found.iter().all(|difference| *difference < most), "{name}: {found:?}");
+    }
+}
+
+/// transformers 5, by which vLLM reads tokenizers, had another pre-tokenizer for the embedded models than their files say: four
+/// tokens for `\boxed{`.
+#[test]
+fn a_real_vllm_reads_texts_as_the_tokens_that_we_do() {
+    let Some(url) = server("TEMPERING_VLLM_URL") else { return };
+    let (tokenizer, generator) = (Tokenizer::load(&repository("assets/base")).unwrap(), Generator::new(0));
+    for index in 0..20 {
+        let text = &generator.row(Split::HeldOut, index).messages[1].content;
+        let answer = post(&format!("{url}/tokenize"), &json!({ "prompt": text, "add_special_tokens": false }));
+        assert_eq!(answer["tokens"], json!(tokenizer.encode(text).unwrap()), "{text}");
     }
 }
 

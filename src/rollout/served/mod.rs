@@ -29,7 +29,7 @@ use self::sync::Publisher;
 use super::Sampler;
 use super::settings::{Engine, LogProbs, ServedConfig, Sync};
 use crate::error::{Error, Result};
-use crate::generate::{Completion, FinishReason, Request, Sampled, Sampling, Watch, read};
+use crate::generate::{Completion, Distribution, FinishReason, Request, Sampled, Sampling, Watch, read};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, is_wrapped};
 use crate::stop::Stop;
@@ -43,11 +43,13 @@ pub struct Served {
     publisher: Publisher,
     vocab_size: usize,
     log_probs: LogProbs,
+    /// Where the correction reads log-probabilities: what completions to learn from are drawn from.
+    corrected: Vec<Distribution>,
     /// The beginning of the run's names, and adapters that servers hold: until what an earlier start left is removed.
     left: Option<(String, Vec<Vec<String>>)>,
     /// The version that the servers have, with its names.
     current: Option<(u64, Weights)>,
-    /// Divergence of each server's model from ours before the first update.
+    /// Divergence of each server's model from ours at the first check of this start.
     before: Vec<Option<f64>>,
     /// The completions of the next step, asked for early.
     ahead: Option<Pending>,
@@ -132,6 +134,7 @@ impl Served {
             )));
         }
         let (run, start) = names(dir);
+        let reads = how != Sync::None && config.correction.reads_sampled();
         let publisher = Publisher::new(engine, how, config, (dir.join("sync"), format!("{run}-{start}"), found.model));
         Ok(Self {
             engine,
@@ -141,6 +144,7 @@ impl Served {
             publisher,
             vocab_size: needs.vocab_size,
             log_probs: found.log_probs,
+            corrected: if reads { needs.distributions.to_vec() } else { Vec::new() },
             left: Some((run, found.adapters)),
             current: None,
             ahead: None,

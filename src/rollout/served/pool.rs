@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::http::Failure;
 use super::protocol::{Ask, Told, Weights, completions, request};
-use super::server::{GLANCE, Server, has_other, least_busy, obituary};
+use super::server::{GLANCE, Server, has_other, least_busy, lose_unless_last, obituary};
 use crate::error::{Error, Result};
 use crate::generate::{Request, Sampling};
 use crate::rollout::settings::Engine;
@@ -203,10 +203,7 @@ impl Shared {
                 Ok(told) => return Ok(told),
                 Err(Failure::Passing(why)) => why,
                 // It was started again, and has lost what it was given.
-                Err(Failure::Missing(why)) if others => {
-                    server.lose(&why);
-                    why
-                }
+                Err(Failure::Missing(why)) if lose_unless_last(servers, index, &why) => why,
                 Err(Failure::Missing(why)) => return Err(format!("{why} (model {:?})", weights.model)),
                 Err(Failure::Lasting(why)) => return Err(format!("{}: {why}", server.client.url())),
             };
@@ -215,8 +212,8 @@ impl Shared {
             }
             self.retried.fetch_add(1, Ordering::SeqCst);
             avoid = Some(index);
-            if others && failures >= PATIENCE {
-                server.lose(&why);
+            if failures >= PATIENCE {
+                lose_unless_last(servers, index, &why);
             }
             if !others {
                 self.rest(tried);

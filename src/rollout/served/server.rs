@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::http::{Client, Failure};
 use crate::error::{Error, Result};
+use crate::generate::Distribution;
 use crate::model::LoraConfig;
 use crate::rollout::settings::{Engine, LogProbs, ServedConfig, Sync};
 use crate::stop::Stop;
@@ -35,6 +36,8 @@ pub struct Needs<'a> {
     pub lora: Option<&'a LoraConfig>,
     /// Whether the weights change: not for an evaluation.
     pub trains: bool,
+    /// What completions to learn from are drawn from, by stage.
+    pub distributions: &'a [Distribution],
 }
 
 /// A server, and how it is.
@@ -131,6 +134,18 @@ pub(super) fn least_busy(servers: &[Server], avoid: Option<usize>) -> Option<usi
 /// Whether another server than number `index` is good.
 pub(super) fn has_other(servers: &[Server], index: usize) -> bool {
     servers.iter().enumerate().any(|(other, server)| other != index && server.is_good())
+}
+
+/// Leaves out server number `index` if another one is good; says whether it did. Two servers that fail at the same moment do
+/// not leave each other out.
+pub(super) fn lose_unless_last(servers: &[Server], index: usize, why: &str) -> bool {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let others = has_other(servers, index);
+    if others {
+        servers[index].lose(why);
+    }
+    others
 }
 
 /// Why there is no good server, a line for each.

@@ -151,16 +151,23 @@ impl Publisher {
                 "/load_lora_adapter"
             }
         };
-        for look in 1.. {
+        let (mut looks, mut tried) = (1, 0);
+        loop {
             match server.client.post(place, &body, self.timeout()) {
                 Ok(answer) => return Ok(success(&answer)),
-                Err(Failure::Missing(_)) if look < LOOKS => pause(Duration::from_secs(1), stop)?,
-                // It answered late the time before.
-                Err(Failure::Lasting(why)) if why.contains("already") && look > 1 => return Ok(Ok(())),
+                Err(Failure::Missing(_)) if looks < LOOKS => {
+                    looks += 1;
+                    pause(Duration::from_secs(1), stop)?;
+                }
+                // It answered late, or was left out meanwhile: no other version of any run has the name.
+                Err(Failure::Lasting(why)) if why.contains("already") => return Ok(Ok(())),
+                Err(Failure::Passing(_)) if tried < self.config.retries => {
+                    pause(Duration::from_secs(1 << tried.min(6)), stop)?;
+                    tried += 1;
+                }
                 Err(failure) => return Ok(Err(failure)),
             }
         }
-        unreachable!("the loop has no end of its own")
     }
 
     fn reload(&self, server: &Server, name: &str, path: &str) -> std::result::Result<(), Failure> {
@@ -173,11 +180,9 @@ impl Publisher {
                     "timeout": self.config.sync_timeout_s,
                 });
                 server.client.post("/collective_rpc", &body, timeout)?;
-                // A label, which older servers do not have.
-                match server.client.post("/update_weight_version", &json!({ "new_version": name }), timeout) {
-                    Ok(_) | Err(Failure::Missing(_)) => Ok(()),
-                    Err(failure) => Err(failure),
-                }
+                // A label, which older servers do not have. That the weights are there is for the check to say.
+                let _ = server.client.post("/update_weight_version", &json!({ "new_version": name }), timeout);
+                Ok(())
             }
             Engine::Sglang => {
                 let body = json!({

@@ -10,15 +10,15 @@ use crate::error::{Error, Result};
 use crate::generate::{Distribution, Sampling, read};
 use crate::rollout::settings::{LogProbs, Sync};
 
+/// A temperature at which raw log-probabilities are far from those of the distribution that is drawn from.
+const TELLING: f32 = 1.5;
+
 impl Served {
     /// Sees to it that the servers have the weights of `current`, those that were away included.
     pub(super) fn refresh(&mut self, at: &Moment) -> Result<()> {
         let known = self.current.as_ref().is_some_and(|(version, _)| *version == at.current.version);
         if !known {
             self.publish(at)?;
-        } else if self.log_probs == LogProbs::Auto && tested(at.sampling).temperature != 1.0 {
-            // At temperature 1 it could not be told what the log-probabilities are.
-            self.check_all(at)?;
         }
         self.take_back(at)
     }
@@ -36,7 +36,7 @@ impl Served {
                 Err(error) => return Err(error),
             }
         }
-        if self.publisher.how() == Sync::Disk
+        if matches!(self.publisher.how(), Sync::Disk | Sync::Command)
             && let Some(ahead) = &mut self.ahead
         {
             // A reload would change the weights under them.
@@ -89,9 +89,10 @@ impl Served {
         let servers = self.servers.clone();
         let (server, version) = (&servers[index], at.current.version);
         let limit = check::limit(self.config.max_mean_kl, server.is_f32, self.before[index]);
+        let known = self.told_reading(server, at)?;
         let (mut emptied, mut tried) = (false, 0);
         let (reading, divergence) = loop {
-            let failure = match self.compare(server, at)? {
+            let failure = match self.compare(server, at, &tested(at.sampling), known)? {
                 Ok((_, divergence)) if divergence > limit && !emptied => {
                     self.publisher.reset_cache(server);
                     emptied = true;
@@ -131,8 +132,7 @@ impl Served {
                 self.config.max_mean_kl
             )));
         }
-        let corrects = self.publisher.how() != Sync::None && self.config.correction.reads_sampled();
-        if reading == LogProbs::Raw && corrects && at.sampling.distribution != Distribution::default() {
+        if reading == LogProbs::Raw && self.corrected.iter().any(|drawn| *drawn != Distribution::default()) {
             return Err(Error::Engine(format!(
                 "{} gives raw log-probabilities, those at temperature 1, and rollout.correction needs those of the \
                  distribution that tokens are drawn from: start it with --logprobs-mode processed_logprobs, or set \
@@ -142,19 +142,32 @@ impl Served {
         }
         self.log_probs = reading;
         self.figures.divergence = Some(self.figures.divergence.unwrap_or(0.0).max(divergence));
-        if version == 0 {
-            self.before[index] = Some(divergence);
-        }
+        self.before[index].get_or_insert(divergence);
         Ok(())
     }
 
+    /// What a server's log-probabilities are. At temperature 1, where both readings are the same, it is asked at another one.
+    fn told_reading(&self, server: &Server, at: &Moment) -> Result<LogProbs> {
+        if self.log_probs != LogProbs::Auto || tested(at.sampling).temperature != 1.0 {
+            return Ok(self.log_probs);
+        }
+        let found = self.compare(server, at, &Distribution::at(TELLING), LogProbs::Auto)?;
+        // A server that fails says so again in the check that follows.
+        Ok(found.map_or(LogProbs::Auto, |(reading, _)| reading))
+    }
+
     /// What a server's log-probabilities are, and how far its model is from ours, on a few short completions.
-    fn compare(&self, server: &Server, at: &Moment) -> Result<std::result::Result<(LogProbs, f64), Failure>> {
+    fn compare(
+        &self,
+        server: &Server,
+        at: &Moment,
+        distribution: &Distribution,
+        known: LogProbs,
+    ) -> Result<std::result::Result<(LogProbs, f64), Failure>> {
         let Moment { current, requests, sampling, stop } = *at;
-        let distribution = tested(sampling);
         let weights = self.current.as_ref().map_or_else(|| self.publisher.base(), |(_, weights)| weights.clone());
         let max_completion_length = check::TOKENS.min(sampling.max_completion_length);
-        let short = Sampling { distribution, max_completion_length, ..sampling.clone() };
+        let short = Sampling { distribution: *distribution, max_completion_length, ..sampling.clone() };
         let mut asks: Vec<protocol::Ask> = Vec::new();
         for request in requests {
             if asks.len() < check::PROMPTS && asks.iter().all(|ask| ask.prompt != request.prompt) {
@@ -179,9 +192,8 @@ impl Served {
         }
         let sequences: Vec<(&[u32], &[u32])> =
             asks.iter().zip(&told).map(|(ask, told)| (&ask.prompt[..], &told.tokens[..])).collect();
-        let scored = read(current.model, &sequences, &distribution, current.tokens_per_pass);
-        let temperature = distribution.temperature;
-        Ok(Ok(check::reading(self.log_probs, check::divergences(&told, &scored), temperature)))
+        let scored = read(current.model, &sequences, distribution, current.tokens_per_pass);
+        Ok(Ok(check::reading(known, check::divergences(&told, &scored), distribution.temperature)))
     }
 }
 

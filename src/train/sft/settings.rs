@@ -157,18 +157,7 @@ impl Settings for SftConfig {
     }
 
     fn validate(&self) -> Vec<String> {
-        let lora = self.lora.as_ref().map(LoraConfig::mistakes).unwrap_or_default();
-        let name = self.common().mistakes();
-        let mut problems = [
-            name,
-            self.data.mistakes(),
-            self.prompt.mistakes(),
-            self.optim.mistakes(),
-            self.eval.mistakes(),
-            self.log.mistakes(),
-            lora,
-        ]
-        .concat();
+        let mut problems = [self.common().mistakes(), self.prompt.mistakes()].concat();
         let train = &self.train;
         for (key, value) in [
             ("max_steps", train.max_steps),

@@ -51,6 +51,7 @@ impl Drawn {
             sampled: &self.sampled[place],
             entropies: &self.entropies[place],
             advantage: advantages[place],
+            silent: Vec::new(),
             hard: false,
             takes_part: true,
         };
