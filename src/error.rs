@@ -42,6 +42,9 @@ pub enum Error {
     /// one.
     #[error("{0}")]
     Engine(String),
+    /// A model, or its training, gives numbers that are not finite. No state is saved.
+    #[error("{0}")]
+    NotFinite(String),
     /// Everything else a user can mend.
     #[error("{0}")]
     Invalid(String),

@@ -1,6 +1,6 @@
 //! Files on disk: read with errors that name them; written whole or not at all, and on disk when the call returns.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -262,6 +262,35 @@ impl std::io::Write for Hashing<'_> {
 
 fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The lock of a folder, on its file `name`. It is the system's: it ends with the process, however that ends.
+///
+/// # Errors
+/// When another process has it, and what the system says.
+pub(crate) fn lock(dir: &Path, name: &str) -> Result<File> {
+    let path = dir.join(name);
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = open.map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            let _ = (&file).read_to_string(&mut owner);
+            let message = format!("is in use by process {}: wait for it, or stop it", owner.trim());
+            return Err(Error::file(dir, message));
+        }
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!(
+                "{}: cannot be locked ({error}); see to it that no other process uses the folder",
+                path.display()
+            );
+        }
+    }
+    let mark = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
+    mark.map_err(Error::io(&path))?;
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -113,6 +113,12 @@ fn a_dry_run_prints_settings_that_resolve_to_themselves() {
 fn a_mistyped_setting_ends_with_2_and_the_nearest_name() {
     let error = user_error(&[&"train", &"--set", &"optim.learning_rat=1", &"--dry-run"]);
     assert!(error.contains("unknown key optim.learning_rat; did you mean learning_rate?"), "{error}");
+    let error = user_error(&[&"train", &"--set", &"stages.0.rewards.0.w=1", &"--dry-run"]);
+    assert!(error.contains("--set stages.0.rewards.0.w=1: unknown key stages.0.rewards.0.w"), "{error}");
+    let error = user_error(&[&"train", &"configs/quickstart.toml", &"--set", &"rollout.dtpe=bf16", &"--dry-run"]);
+    assert!(error.contains("--set rollout.dtpe=bf16: unknown key rollout.dtpe; did you mean dtype?"), "{error}");
+    let printed = succeed(&[&"train", &"configs/quickstart.toml", &"--set", &"rollout.dtype=bf16", &"--dry-run"]);
+    assert!(printed.contains("engine = \"own\"\ndtype = \"bf16\""), "the engine is own where none is named: {printed}");
     let error = user_error(&[&"train", &"--set", &"train.num_generations=1", &"--dry-run"]);
     assert!(error.contains("train.num_generations = 1 must be at least 2"), "{error}");
 }
@@ -188,6 +194,8 @@ fn two_evaluations_of_several_data_sets_are_compared() {
 
     let row = workshop.write_lines("row.jsonl", [json!({"prompt": "Compute 0+0.", "answer": "0"})]);
     succeed(&[&"eval", &model, &row, &"--max-completion-length", &"8", &"--output", &other]);
+    let error = user_error(&[&"compare", &a, &b, &"--json", &a.join("completions.jsonl")]);
+    assert!(error.contains("--json") && error.contains("completions.jsonl: is read by this command"), "{error}");
     let error = user_error(&[&"compare", &a, &other]);
     assert!(error.contains("no problem in common (12 and 1 problems)"), "{error}");
 }
@@ -217,10 +225,69 @@ fn bad_input_to_eval_is_named() {
     let error = eval(&sums, &[&"--max-prompt-length", &"3", &"--filter-overlong-prompts"]);
     assert!(error.contains("sums.jsonl: all prompts are longer than max_prompt_length = 3"), "{error}");
     // Nothing is sampled, so nothing of it can be asked for.
-    for option in [["--protocol", "paper"], ["-n", "4"], ["--seed", "3"]] {
+    for option in [["--protocol", "paper"], ["-n", "4"], ["--seed", "3"], ["--top-p", "0.9"], ["--device", "cpu"]] {
         let error = user_error(&[&"eval", &"--from", &sums, &option[0], &option[1]]);
         assert!(error.contains("cannot be used with"), "{error}");
     }
+    let out = workshop.path("out");
+    std::fs::create_dir(&out).unwrap();
+    let lock = std::fs::File::create(out.join("eval.lock")).unwrap();
+    lock.lock().unwrap();
+    let error = eval(&sums, &[&"--output", &out]);
+    assert!(error.contains("out: is in use by process"), "{error}");
+    std::fs::remove_file(model.join("tokenizer.json")).unwrap();
+    let error = eval(&sums, &[]);
+    assert!(error.contains("tokenizer.json: there is no such file: copy it"), "{error}");
+}
+
+/// Each of these was done in another sense than it was asked for, or overwrote a file.
+#[test]
+fn what_does_nothing_or_harm_is_refused() {
+    let workshop = Workshop::new();
+    let [model, sums] = ["model", "sums.jsonl"].map(|name| workshop.path(name).display().to_string());
+    let (model, sums) = (model.as_str(), sums.as_str());
+    let table: [(&[&str], &str); 11] = [
+        (
+            &["eval", model, sums, "--difficulties", "1"],
+            "--difficulties is for the embedded tasks, and does nothing with",
+        ),
+        (&["eval", model, "tasks", "--prompt-field", "q"], "--prompt-field is for files, and does nothing with tasks"),
+        (&["eval", model, "tasks", sums, "tasks"], "tasks is named twice"),
+        (&["eval", model, sums, "--output", sums], "sums.jsonl: is a file, and --output must be a folder"),
+        (&["tasks", "--family", "guarded", "--family", "guarded"], "--family guarded is given twice"),
+        (&["tasks", "--summary", model, "--output", "x"], "cannot be used with"),
+        (&["verify", "--gold", "1", "--answer", "1", "--output", "x"], "cannot be used with"),
+        (&["verify", "--file", sums, "--output", sums], "sums.jsonl: is read by this command"),
+        (&["tokenizer", model], "tokenizer.json: exists already"),
+        (&["train", "configs/studies/quick.toml"], "quick.toml: is a study"),
+        (&["doctor", "--config", "configs/studies/quick.toml"], "quick.toml: is a study"),
+    ];
+    for (args, want) in table {
+        let args: Vec<&dyn AsRef<OsStr>> = args.iter().map(|arg| arg as &dyn AsRef<OsStr>).collect();
+        let error = user_error(&args);
+        assert!(error.contains(want), "{error}");
+    }
+    for (name, want) in [("", "TEMPERING_DEVICE=: unknown device"), ("gpu", "TEMPERING_DEVICE=gpu: unknown device")] {
+        for args in [["train", "--dry-run"], ["generate", model]] {
+            let args = args.map(|arg| arg.to_string());
+            let output = command(&[&args[0], &args[1]]).env("TEMPERING_DEVICE", name).output().unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.code() == Some(2) && error.contains(want), "{error}");
+        }
+    }
+}
+
+/// The report was written after the table was printed, or not at all; and the error named no file.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_output_costs_no_report_and_is_named() {
+    let workshop = Workshop::new();
+    let (config, file) = long_run(&workshop, "run", 1);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command(&[&"train", &file]).stdout(full).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && error.contains("standard output: No space left"), "{error}");
+    assert!(workshop.run(&config.name).join("report.html").is_file());
 }
 
 #[test]
@@ -236,6 +303,21 @@ fn generate_and_report_work_on_what_training_left() {
     assert!(Path::new(report.trim()).is_file(), "{report}");
     let error = user_error(&[&"train", &file]);
     assert!(error.contains("holds a run already"), "{error}");
+    let [model, sums, own] = [&workshop.path("model"), &workshop.path("sums.jsonl"), &run.join("config.toml")];
+    let below = run.join("completions");
+    let refused: [(&[&dyn AsRef<OsStr>], String); 6] = [
+        (&[&"generate", &run], format!("give its model, {}", run.join("final").display())),
+        (&[&"merge", &run, &"--output", &"x"], format!("give its model, {}", run.join("final").display())),
+        (&[&"eval", model, sums, &"--output", &run], "is the folder of a run: choose another --output".to_string()),
+        (&[&"sft", &"--resume", &run], "was started by `tempering train`, not by `sft`".to_string()),
+        (&[&"train", &"--resume", &below], format!("lies in the folder of a run: --resume {}", run.display())),
+        (&[&"train", &"--resume", &run], "its config.toml is missing".to_string()),
+    ];
+    std::fs::remove_file(own).unwrap();
+    for (args, want) in refused {
+        let error = user_error(args);
+        assert!(error.contains(&want), "{error}");
+    }
     succeed(&[&"train", &file, &"--overwrite"]);
 }
 

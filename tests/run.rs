@@ -175,6 +175,12 @@ fn a_resumed_run_keeps_its_settings_its_data_and_its_model() {
         assert!(error.contains(name) && error.contains("another content"), "{file}: {error}");
         fs::write(workshop.path(file), bytes).unwrap();
     }
+    // Nor is it another run because the file beside it has been edited to match.
+    let beside = workshop.run("run/config.toml");
+    let text = fs::read_to_string(&beside).unwrap();
+    fs::write(&beside, text.replace("\nseed = 0", "\nseed = 7")).unwrap();
+    let error = refused(&RlConfig { seed: 7, ..config.clone() });
+    assert!(error.contains("seed = 7 (was 0)"), "{error}");
     let mut allowed = config.clone();
     (allowed.train.save_steps, allowed.train.tokens_per_microbatch, allowed.train.generation_rows) = (3, 256, 3);
     let (ended, notes) = session_rl(&allowed, Start::Resume, StopAt::Never);

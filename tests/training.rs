@@ -284,6 +284,21 @@ fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score()
     assert!(means.len() == 2 && means.iter().all(|mean| (0.0..=1.0).contains(mean) && *mean > 0.0), "{means:?}");
 }
 
+/// A program that fails after some steps once cost all of them.
+#[cfg(unix)]
+#[test]
+fn the_steps_before_an_error_are_saved() {
+    let workshop = Workshop::new();
+    let script = r#"n=0; while read -r line; do n=$((n+1)); id=${line#*:}; id=${id%%,*};
+        if [ $n -gt 40 ]; then echo nonsense; else echo "{\"id\":$id,\"score\":$((n%2))}"; fi; done"#;
+    let mut config = workshop.rl("run");
+    (config.stages[0].rewards, config.stages[0].reward_weights) = (vec![Command {}.into()], Vec::new());
+    config.reward.command = ["sh", "-c", script].map(str::to_string).to_vec();
+    let error = run_rl(&config).unwrap_err().to_string();
+    assert!(error.contains("nonsense") && error.contains("checkpoint-2: continue with --resume"), "{error}");
+    assert!(workshop.run("run/checkpoint-2/model.safetensors").is_file());
+}
+
 #[test]
 fn an_interrupted_and_resumed_run_ends_as_one_that_was_not() {
     let workshop = Workshop::new();

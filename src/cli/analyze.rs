@@ -6,6 +6,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::engine::EngineArgs;
+use super::paths::{keep_apart, no_study, not_a_run};
 use super::problems::ProblemArgs;
 use super::progress::{Progress, say};
 use super::{DeviceArgs, PrecisionArgs, PromptArgs};
@@ -18,7 +19,7 @@ use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
 use crate::train::analyze::{AnalyzeConfig, Event, analyze};
 use crate::train::settings::RlConfig;
-use crate::{device, files, report};
+use crate::{files, report};
 
 /// Measure the entropy conflict of a model without training it.
 ///
@@ -103,7 +104,7 @@ impl AnalyzeArgs {
                 PromptConfig::default(),
             ),
             Some(file) => {
-                let config: RlConfig = config::load(Some(file), &self.sets)?;
+                let config: RlConfig = no_study(file, config::load(Some(file), &self.sets))?;
                 let group = config.train.num_generations;
                 (named(&config.stages, &self.stage, file)?, config.reward, group, config.prompt)
             }
@@ -129,8 +130,12 @@ fn named(stages: &[Stage], name: &str, file: &Path) -> Result<Stage> {
 
 pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     let (config, asked) = args.settings()?;
-    let device = device::parse(&args.device.device)?;
-    let (at, longest) = ((&device, args.device.device.as_str()), config.stage.sampling.max_completion_length);
+    args.problems.check(&args.data)?;
+    not_a_run(&args.model, &["final", "adapter"])?;
+    let inputs: Vec<&Path> = args.data.iter().chain(&args.config).map(PathBuf::as_path).collect();
+    keep_apart(&[("--html", args.html.as_ref()), ("--json", args.json.as_ref())], &inputs)?;
+    let (device, name) = args.device.open()?;
+    let (at, longest) = ((&device, name.as_str()), config.stage.sampling.max_completion_length);
     let mut opened = args.engine.open(&args.model, at, args.precision.dtype, longest, true)?;
     let (mut sampler, model_config) = opened.sampler();
     let tokenizer = args.asked.tokenizer(&args.model, asked)?;

@@ -13,7 +13,7 @@ use crate::bench::scale::scale;
 use crate::bench::{RolloutShape, Size, StepShape, rollout, step};
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig};
 use crate::train::learner::ActivationCheckpointing;
-use crate::{device, doctor, error::Error, ranks, train::team};
+use crate::{doctor, error::Error, ranks, train::team};
 
 /// Measure speed and memory; prints JSON.
 #[derive(Debug, Args)]
@@ -184,7 +184,7 @@ fn bench_ops(args: &OpsArgs) -> anyhow::Result<()> {
 /// A line of JSON per shape, and after them a table of all.
 #[cfg(feature = "gpu")]
 fn bench_products(args: &ProductsArgs) -> anyhow::Result<()> {
-    let device = device::parse(&args.device.device)?;
+    let (device, _) = args.device.open()?;
     args.precision.dtype.check(&device)?;
     if !crate::ops::gpu::serves(&device) {
         return Err(
@@ -217,7 +217,7 @@ fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
     if [prompts, group, prompt_length, tokens, rows, steps].contains(&0) {
         return Err(Error::Invalid("sizes must be positive".to_string()).into());
     }
-    let (device, precision) = (device::parse(&args.device.device)?, args.precision.dtype);
+    let (device, precision) = (args.device.open()?.0, args.precision.dtype);
     precision.check(&device)?;
     let (config, model) = match (&args.model, args.size.map(Size::config)) {
         (_, Some(config)) => {
@@ -242,9 +242,8 @@ fn bench_scale(args: &ScaleArgs) -> anyhow::Result<()> {
     let (ranks, told) = (ranks::join()?, vec![format!("{args:?}")]);
     if ranks.rank() > 0 {
         team::serve(&*ranks, told, &mut |_, precision| {
-            let name = &args.step.device.device;
-            let device = device::parse(name)?;
-            doctor::require(name, &device, precision)?;
+            let (device, name) = args.step.device.open()?;
+            doctor::require(&name, &device, precision)?;
             Ok(device)
         });
         return Ok(());
@@ -259,7 +258,7 @@ fn bench_scale(args: &ScaleArgs) -> anyhow::Result<()> {
         return Err(Error::Invalid("--gb-per-s must be a positive number".to_string()).into());
     }
     let several = (team.size() > 1).then_some(&team);
-    let times = scale(&config, &shape, args.step.steps, (&args.step.device.device, &device), several, bandwidth)?;
+    let times = scale(&config, &shape, args.step.steps, (&args.step.device.name()?, &device), several, bandwidth)?;
     print(serde_json::to_string(&times)?)
 }
 
@@ -277,7 +276,7 @@ fn step_shape(args: &StepArgs) -> anyhow::Result<(ModelConfig, StepShape, Device
     if [args.group, args.prompts, args.tokens, args.steps, args.lora.unwrap_or(1)].contains(&0) {
         return Err(Error::Invalid("sizes must be positive".to_string()).into());
     }
-    let device = device::parse(&args.device.device)?;
+    let (device, _) = args.device.open()?;
     args.precision.dtype.check(&device.clone().autodiff())?;
     let shape = StepShape {
         group: args.group,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::paths::keep_apart;
 use super::print;
 use crate::eval::compare::Comparison;
 use crate::eval::saved::Manifest;
@@ -26,8 +27,12 @@ pub(super) struct CompareArgs {
 }
 
 pub(super) fn run(args: &CompareArgs) -> anyhow::Result<()> {
-    let read = |path: &Path| Evaluation::new(record::read(&record::locate(path)?)?);
-    let comparison = Comparison::new(&read(&args.a)?, &read(&args.b)?)?;
+    let [a, b] = [record::locate(&args.a)?, record::locate(&args.b)?];
+    let manifests = [&args.a, &args.b].map(|path| path.join("eval.json"));
+    let outputs = [("--html", args.html.as_ref()), ("--json", args.json.as_ref())];
+    keep_apart(&outputs, &[&a, &b, &manifests[0], &manifests[1]])?;
+    let read = |path: &Path| Evaluation::new(record::read(path)?);
+    let comparison = Comparison::new(&read(&a)?, &read(&b)?)?;
     let mut settings = Vec::new();
     if let (Some(a), Some(b)) = (Manifest::read(&args.a)?, Manifest::read(&args.b)?) {
         settings = a.differences(&b);

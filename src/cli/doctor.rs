@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::paths::no_study;
 use super::{DeviceArgs, PrecisionArgs};
 use crate::config;
 use crate::doctor::{Examination, Memory, examine};
@@ -27,11 +28,9 @@ pub(super) struct DoctorArgs {
 }
 
 pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
-    let work = match &args.config {
-        Some(path) => Some(config::load::<RlConfig>(Some(path), &[])?.workload()?),
-        None => None,
-    };
-    let examination = examine(&args.device.device, args.precision.dtype, work.as_ref())?;
+    let settings = args.config.as_ref().map(|path| no_study(path, config::load::<RlConfig>(Some(path), &[])));
+    let work = settings.transpose()?.map(|config| config.workload()).transpose()?;
+    let examination = examine(&args.device.name()?, args.precision.dtype, work.as_ref())?;
     if args.json {
         super::print(serde_json::to_string_pretty(&examination)?)?;
     } else {

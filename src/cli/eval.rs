@@ -5,17 +5,18 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::engine::EngineArgs;
+use super::paths::not_a_run;
 use super::problems::{ProblemArgs, is_tasks};
 use super::progress::{Progress, say};
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs, print};
 use crate::data::benchmarks;
+use crate::error::Error;
 use crate::eval::protocol::Protocol;
-use crate::eval::saved::{Manifest, evaluate_into};
+use crate::eval::saved::{Manifest, check_output, evaluate_into};
 use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::generate::Distribution;
 use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
-use crate::{device, error::Error};
 
 /// Sample completions of held-out problems and grade them.
 #[derive(Debug, Args)]
@@ -29,7 +30,9 @@ pub(super) struct EvalArgs {
     data: Vec<PathBuf>,
     /// Sample nothing; grade a completions file, or that of an --output folder, again.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "data", "output", "protocol", "num_problems",
-        "num_generations", "max_completion_length", "rows", "seed", "terse"])]
+        "num_generations", "max_completion_length", "rows", "seed", "terse", "system", "suffix", "date", "template_kwargs",
+        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_prompt_length", "filter_overlong_prompts",
+        "tasks_seed", "difficulties", "families", "prompt_field", "answer_field", "rollout", "dtype", "device"])]
     from: Option<PathBuf>,
     /// What is not given otherwise; alone: say what it stands for, and where benchmarks come from [default: paper where a
     /// benchmark is named, else plain].
@@ -116,12 +119,15 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
         )
         .into());
     }
+    not_a_run(model_dir, &["final", "adapter"])?;
+    args.output.as_ref().map_or(Ok(()), |dir| check_output(dir))?;
+    args.problems.check(&args.data)?;
     let (config, protocol) = (args.config()?, args.protocol());
     if protocol == Protocol::Paper {
         say(format_args!("protocol paper, where no option says otherwise: {}", protocol.describe()));
     }
-    let device = device::parse(&args.device.device)?;
-    let at = (&device, args.device.device.as_str());
+    let (device, name) = args.device.open()?;
+    let at = (&device, name.as_str());
     let mut opened = args.engine.open(model_dir, at, args.precision.dtype, config.max_completion_length, false)?;
     let place = opened.place.clone();
     let (mut sampler, model_config) = opened.sampler();
@@ -182,4 +188,24 @@ fn explained(protocol: Protocol) -> String {
         text += &format!("{:<14} {:>8}  {:<47} {columns:<22} {}\n", row.name, row.problems, row.source, row.licence);
     }
     text + "\nOptions given beside it win. Strict counts a stated answer of a finished completion, lenient the last formula or number."
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Id};
+
+    use crate::cli::Cli;
+
+    /// `eval --from` samples nothing, so that an option added to `eval` has to be refused beside it.
+    #[test]
+    fn from_stands_alone() {
+        let mut command = Cli::command();
+        command.build();
+        let eval = command.find_subcommand("eval").unwrap();
+        let from = eval.get_arguments().find(|option| option.get_id() == "from").unwrap();
+        let refused: Vec<&Id> = eval.get_arg_conflicts_with(from).into_iter().map(|option| option.get_id()).collect();
+        let others = eval.get_arguments().map(|option| option.get_id()).filter(|id| *id != "from" && *id != "help");
+        let missed: Vec<&Id> = others.filter(|id| !refused.contains(id)).collect();
+        assert!(missed.is_empty(), "add them to conflicts_with_all of --from: {missed:?}");
+    }
 }

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::engine::EngineArgs;
+use super::paths::not_a_run;
 use super::progress::say;
-use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs};
-use crate::device;
-use crate::error::Result;
+use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs, STDOUT};
+use crate::error::{Error, Result};
 use crate::generate::{Distribution, FinishReason, Request, Room, Sampling, Watch};
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
@@ -48,8 +48,9 @@ pub(super) struct GenerateArgs {
 }
 
 pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
-    let device = device::parse(&args.device.device)?;
-    let at = (&device, args.device.device.as_str());
+    not_a_run(&args.model, &["final", "adapter"])?;
+    let (device, name) = args.device.open()?;
+    let at = (&device, name.as_str());
     let mut opened = args.engine.open(&args.model, at, args.precision.dtype, args.max_completion_length, false)?;
     let (mut sampler, config) = opened.sampler();
     let tokenizer = args.asked.tokenizer(&args.model, PromptConfig::default())?;
@@ -89,9 +90,9 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
             }
         })?;
     if let Some(error) = failure {
-        return Err(error.into());
+        return Err(Error::io(STDOUT)(error).into());
     }
-    writeln!(out, "{}", text.finish())?;
+    writeln!(out, "{}", text.finish()).map_err(Error::io(STDOUT))?;
     for completion in completions {
         let end = match completion.finish_reason {
             FinishReason::Stop => "finished",

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::DeviceArgs;
+use super::paths::not_a_run;
 use crate::hub::{self, Part};
 use crate::model::lora;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::checkpoint;
-use crate::{device, error::Error, model};
+use crate::{error::Error, model};
 
 /// Merge an adapter into its base model, or take a language model out of one that also sees, and write a Hugging Face directory.
 #[derive(Debug, Args)]
@@ -26,6 +27,7 @@ pub(super) struct MergeArgs {
 }
 
 pub(super) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
+    not_a_run(&args.source, &["adapter", "final"])?;
     let folder = hub::model(&args.source, Part::Settings)?;
     if !lora::is_adapter(&folder) && !model::is_wrapped(&folder)? {
         let message = "is no adapter (it has no adapter_config.json, or a model of its own), and no language model inside another";
@@ -34,7 +36,7 @@ pub(super) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     if args.output.exists() {
         return Err(Error::file(&args.output, "exists already; give another --output").into());
     }
-    let (config, model) = model::load(&args.source, &device::parse(&args.device.device)?)?;
+    let (config, model) = model::load(&args.source, &args.device.open()?.0)?;
     let tokenizer = Tokenizer::load(&args.source)?;
     checkpoint::export(&args.output, &config, &model, &tokenizer)?;
     super::print(args.output.display())

@@ -9,6 +9,7 @@ mod eval;
 mod generate;
 mod merge;
 mod metrics;
+mod paths;
 mod problems;
 mod progress;
 mod report;
@@ -26,9 +27,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
 use self::progress::say;
+use crate::device;
 use crate::error::Error;
 use crate::generate::Distribution;
 use crate::model::Precision;
@@ -87,9 +90,38 @@ enum Command {
 /// Where to compute.
 #[derive(Debug, Args)]
 struct DeviceArgs {
-    /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n], cubecl-cpu
-    #[arg(long, default_value = "cpu", env = "TEMPERING_DEVICE")]
-    device: String,
+    /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n], cubecl-cpu [default: cpu, or what TEMPERING_DEVICE says]
+    #[arg(long)]
+    device: Option<String>,
+}
+
+impl DeviceArgs {
+    /// The device's name.
+    fn name(&self) -> crate::error::Result<String> {
+        Ok(device_name(self.device.as_deref())?.unwrap_or_else(|| "cpu".to_string()))
+    }
+
+    /// The device and its name.
+    fn open(&self) -> crate::error::Result<(Device, String)> {
+        let name = self.name()?;
+        Ok((device::parse(&name)?, name))
+    }
+}
+
+/// The device that the option names, or else the environment. Clap's own reading of the environment would take the variable
+/// for an option, which an error then names and other options conflict with.
+fn device_name(option: Option<&str>) -> crate::error::Result<Option<String>> {
+    const VARIABLE: &str = "TEMPERING_DEVICE";
+    let (None, Some(name)) = (option, std::env::var_os(VARIABLE)) else { return Ok(option.map(str::to_string)) };
+    let name = name.to_string_lossy().into_owned();
+    let of_variable = |error: Error| match error {
+        Error::Device { name, message } => {
+            Error::Invalid(format!("{VARIABLE}={name}: {message}; or unset the variable"))
+        }
+        other => other,
+    };
+    device::parse(&name).map_err(of_variable)?;
+    Ok(Some(name))
 }
 
 /// What tokens are drawn from; names of Hugging Face.
@@ -209,7 +241,7 @@ const STDOUT: &str = "standard output";
 
 /// Writes a line to standard output.
 fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
-    Ok(writeln!(io::stdout().lock(), "{line}")?)
+    Ok(writeln!(io::stdout().lock(), "{line}").map_err(Error::io(STDOUT))?)
 }
 
 fn dispatch(command: Command) -> anyhow::Result<()> {

@@ -1,9 +1,10 @@
 //! Which problems a command looks at: data sets as named on the command line, and how they are read.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::paths::whole;
 use crate::data::problems::{DataConfig, TASKS};
 use crate::data::{DataReport, Problem};
 use crate::error::{Error, Result};
@@ -19,12 +20,12 @@ pub(super) struct ProblemArgs {
     /// Leave overlong prompts out (and say how many) instead.
     #[arg(long)]
     filter_overlong_prompts: bool,
-    /// Seed of the embedded tasks.
-    #[arg(long, default_value_t = 0)]
-    tasks_seed: u64,
-    /// Difficulties of the embedded tasks, within 1 and 4.
-    #[arg(long, value_name = "FROM-TO", default_value = "1-3", value_parser = difficulties)]
-    difficulties: [u8; 2],
+    /// Seed of the embedded tasks [default: 0].
+    #[arg(long)]
+    tasks_seed: Option<u64>,
+    /// Difficulties of the embedded tasks, within 1 and 4 [default: 1-3].
+    #[arg(long, value_name = "FROM-TO", value_parser = difficulties)]
+    difficulties: Option<[u8; 2]>,
     #[command(flatten)]
     families: FamilyArgs,
     /// Field with the prompt.
@@ -45,6 +46,36 @@ fn difficulties(text: &str) -> std::result::Result<[u8; 2], String> {
 }
 
 impl ProblemArgs {
+    /// Refuses data that is named twice, and options that none of it makes use of.
+    ///
+    /// # Errors
+    /// Naming the option and the data.
+    pub(super) fn check(&self, data: &[PathBuf]) -> Result<()> {
+        let invalid = |message: String| Err(Error::Invalid(message));
+        let paths: Vec<PathBuf> = data.iter().map(|data| whole(data)).collect();
+        if let Some(twice) = (1..data.len()).find(|&at| paths[..at].contains(&paths[at])) {
+            return invalid(format!("{} is named twice: its problems would count twice", data[twice].display()));
+        }
+        let names = data.iter().map(|data| data.display().to_string()).collect::<Vec<_>>().join(" ");
+        let of_tasks = [
+            ("--family", !self.families.families.is_empty()),
+            ("--difficulties", self.difficulties.is_some()),
+            ("--tasks-seed", self.tasks_seed.is_some()),
+        ];
+        let of_files =
+            [("--prompt-field", self.prompt_field.is_some()), ("--answer-field", self.answer_field.is_some())];
+        let idle = |options: &[(&'static str, bool)], has_use: bool| {
+            options.iter().find(|(_, given)| *given && !has_use).map(|(option, _)| *option)
+        };
+        if let Some(option) = idle(&of_tasks, data.iter().any(|data| is_tasks(data))) {
+            return invalid(format!("{option} is for the embedded tasks, and does nothing with {names}: leave it out"));
+        }
+        if let Some(option) = idle(&of_files, data.iter().any(|data| !is_tasks(data))) {
+            return invalid(format!("{option} is for files, and does nothing with {names}: leave it out"));
+        }
+        Ok(())
+    }
+
     /// The first `limit` problems (0 for all) of one data set, for a model that reads `context` tokens.
     pub(super) fn open(
         &self,
@@ -56,8 +87,8 @@ impl ProblemArgs {
         let config = DataConfig {
             eval: data.to_path_buf(),
             families: self.families.chosen()?,
-            difficulties: self.difficulties,
-            tasks_seed: self.tasks_seed,
+            difficulties: self.difficulties.unwrap_or([1, 3]),
+            tasks_seed: self.tasks_seed.unwrap_or(0),
             prompt_field: self.prompt_field.clone(),
             answer_field: self.answer_field.clone(),
             // One token at least is left for the completion.
@@ -85,6 +116,9 @@ impl FamilyArgs {
             Family::parse(name)
                 .ok_or_else(|| Error::Invalid(format!("--family {name}: unknown; known are {}", known())))
         };
+        if let Some(twice) = (1..self.families.len()).find(|&at| self.families[..at].contains(&self.families[at])) {
+            return Err(Error::Invalid(format!("--family {} is given twice: leave one out", self.families[twice])));
+        }
         if self.families.is_empty() { Ok(Family::USUAL.to_vec()) } else { self.families.iter().map(parse).collect() }
     }
 }

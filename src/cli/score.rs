@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::Value;
 
+use super::paths::{keep_apart, not_a_run};
 use super::{DeviceArgs, PrecisionArgs, STDOUT};
 use crate::error::{Error, Result};
 use crate::model::{self, CausalLm, ModelConfig};
 use crate::text::chat::Message;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::token_scores as score;
-use crate::{device, files, json};
+use crate::{files, json};
 
 /// Write log-probability and entropy of every token, one JSON line per row.
 ///
@@ -46,8 +47,10 @@ pub(super) fn score(args: &ScoreArgs) -> anyhow::Result<()> {
     if !(args.temperature > 0.0 && args.temperature.is_finite()) {
         return Err(Error::Invalid(format!("--temperature {} must be positive", args.temperature)).into());
     }
+    not_a_run(&args.model, &["final", "adapter"])?;
+    keep_apart(&[("--output", args.output.as_ref())], &[&args.input])?;
     let file = BufReader::new(File::open(&args.input).map_err(Error::io(&args.input))?);
-    let device = device::parse(&args.device.device)?;
+    let (device, _) = args.device.open()?;
     let (config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
     let scorer = Scorer { args, config, model, tokenizer: Tokenizer::load(&args.model)? };
     scorer.tokenizer.check_vocab(scorer.config.vocab_size, &args.model)?;

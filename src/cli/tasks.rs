@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::print;
 use super::problems::FamilyArgs;
+use super::{STDOUT, print};
 use crate::data::problems::DataConfig;
 use crate::error::Error;
 use crate::files;
@@ -37,7 +37,7 @@ pub(super) struct TasksArgs {
     #[arg(long, short)]
     output: Option<PathBuf>,
     /// Instead of rows, print mean lengths and accuracies per family, counted with this model's tokenizer.
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["output", "split"])]
     summary: Option<PathBuf>,
 }
 
@@ -71,7 +71,7 @@ pub(super) fn tasks(args: TasksArgs) -> anyhow::Result<()> {
         None => {
             let mut out = std::io::stdout().lock();
             for row in rows {
-                writeln!(out, "{}", serde_json::to_string(&row)?)?;
+                writeln!(out, "{}", serde_json::to_string(&row)?).map_err(Error::io(STDOUT))?;
             }
         }
     }

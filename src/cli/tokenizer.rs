@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::print;
 use super::problems::FamilyArgs;
+use crate::error::Error;
 use crate::files;
 use crate::tasks::{Generator, Split};
 use crate::text::bpe;
@@ -29,6 +30,10 @@ pub(super) struct TokenizerArgs {
 }
 
 pub(super) fn run(args: TokenizerArgs) -> anyhow::Result<()> {
+    let file = args.output.join("tokenizer.json");
+    if file.exists() {
+        return Err(Error::file(file, "exists already; give another folder").into());
+    }
     let generator = Generator { families: args.families.chosen()?, ..Generator::new(args.seed) };
     let texts = (0..args.count).flat_map(move |index| {
         generator.row(Split::Train, index).messages.into_iter().flat_map(|message| [message.role, message.content])

@@ -6,13 +6,15 @@ use burn::tensor::Device;
 use clap::Args;
 use serde_json::Value;
 
+use super::paths::no_study;
 use super::progress::Progress;
-use super::{print, stop_on_signal};
+use super::{device_name, print, stop_on_signal};
 use crate::config;
 use crate::device;
 use crate::doctor::estimate;
 use crate::doctor::{self, fit, memory};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::ModelConfig;
 use crate::ranks;
 use crate::report;
@@ -36,8 +38,9 @@ pub(super) struct TrainArgs {
     /// Number format of matrix products (f32, tf32 or bf16); short for --set model.dtype=….
     #[arg(long)]
     dtype: Option<String>,
-    /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]; short for --set device=….
-    #[arg(long, env = "TEMPERING_DEVICE")]
+    /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]; short for --set device=…
+    /// [default: what TEMPERING_DEVICE says].
+    #[arg(long)]
     device: Option<String>,
     /// Continue the newest checkpoint of a run: of the one in this folder or of this name, by its own settings, or of the
     /// one that the settings given name. Settings that are given must be the run's, but for its length, its cadence and
@@ -90,8 +93,12 @@ impl TrainArgs {
         let mut sets = self.sets.clone();
         sets.extend(self.seed.map(|seed| format!("seed={seed}")));
         sets.extend(self.dtype.as_ref().map(|dtype| format!("model.dtype={dtype}")));
-        sets.extend(self.device.as_ref().map(|device| format!("device={device}")));
-        let Some(named) = &self.resume else { return config::load(self.config.as_deref(), &sets) };
+        sets.extend(device_name(self.device.as_deref())?.map(|device| format!("device={device}")));
+        let load = |file: Option<&Path>| match file {
+            Some(file) => no_study(file, config::load(Some(file), &sets)),
+            None => config::load(None, &sets),
+        };
+        let Some(named) = &self.resume else { return load(self.config.as_deref()) };
         // `--resume FILE`: the file is that of the settings, and they name the run.
         let (named, file) = match named {
             Some(path) if path.is_file() && self.config.is_none() => (None, Some(path)),
@@ -99,9 +106,9 @@ impl TrainArgs {
             None => (None, self.config.as_ref()),
         };
         match (named, file) {
-            (None, Some(file)) => config::load(Some(file), &sets),
+            (None, Some(file)) => load(Some(file)),
             (None, None) => {
-                let named: S = config::load(None, &sets)?;
+                let named: S = load(None)?;
                 resumed(&named.common().dir(), None, &sets)
             }
             (Some(path), file) => resumed(&run_dir(path)?, file.map(PathBuf::as_path), &sets),
@@ -120,9 +127,7 @@ fn run_dir(path: &Path) -> Result<PathBuf> {
 /// The settings of the run in `dir`, or of `file`, with `sets`; they name the folder that was given.
 fn resumed<S: RunSettings>(dir: &Path, file: Option<&Path>, sets: &[String]) -> Result<S> {
     let own = dir.join("config.toml");
-    if file.is_none() && !own.is_file() {
-        return Err(Error::file(dir, "nothing to resume: there is no run; start without --resume"));
-    }
+    check_resumed(dir, S::COMMAND, file.is_none() && !own.is_file())?;
     let mut config: S = config::load(Some(file.unwrap_or(&own)), sets)?;
     // `runs/x/` and `.` have no last part of their own.
     let whole = dir.canonicalize().map_err(Error::io(dir))?;
@@ -131,6 +136,35 @@ fn resumed<S: RunSettings>(dir: &Path, file: Option<&Path>, sets: &[String]) -> 
     let (output_dir, own_name) = config.place();
     (*output_dir, *own_name) = (parent.unwrap_or(Path::new("")).to_path_buf(), name);
     Ok(config)
+}
+
+/// Refuses to resume what is no run, a run of another command, and one `without` settings.
+fn check_resumed(dir: &Path, command: &str, without: bool) -> Result<()> {
+    let mark = dir.join("run.json");
+    let parent = dir.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    let refuse = |message: String| Err(Error::file(dir, message));
+    if mark.is_file() {
+        let origin: Value = files::read_json(&mark)?;
+        return match origin["command"].as_str() {
+            Some(other) if other != command => refuse(format!(
+                "was started by `tempering {other}`, not by `{command}`: `tempering {other} --resume {}` continues it",
+                dir.display()
+            )),
+            _ if without => refuse(format!(
+                "its config.toml is missing: put it back, or name the settings that the run was started with, \
+                 `tempering {command} SETTINGS --resume {}`",
+                dir.display()
+            )),
+            _ => Ok(()),
+        };
+    }
+    if parent.join("run.json").is_file() {
+        let step = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let step = step.strip_prefix("checkpoint-").map(|step| format!(" --from-checkpoint {step}"));
+        let (run, step) = (parent.display(), step.unwrap_or_default());
+        return refuse(format!("lies in the folder of a run: --resume {run}{step} continues that"));
+    }
+    if without { refuse("nothing to resume: there is no run; start without --resume".to_string()) } else { Ok(()) }
 }
 
 /// The memory estimate as comments, so that what a dry run prints is a file of settings still.
@@ -183,7 +217,8 @@ pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
         // Rank 0 ends the run, when it is told to; until then the others go on.
         ctrlc::set_handler(|| {})?;
         team::serve(&*ranks, args.told(), &mut |name, precision| {
-            let name = args.device.as_deref().unwrap_or(name);
+            let given = device_name(args.device.as_deref())?;
+            let name = given.as_deref().unwrap_or(name);
             let device = device::parse(name)?;
             doctor::require(name, &device, precision)?;
             Ok(device)
@@ -194,8 +229,8 @@ pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
     if let Some(finished) = start(args, RlConfig::check_embedded_model, RlConfig::workload, |config, session| {
         Trainer::new(config).team(&team).run(session)
     })? {
-        print(conclusion(&finished.summary))?;
         let report = report::write(&finished.dir)?;
+        print(conclusion(&finished.summary))?;
         print(format!("model:  {}\nreport: {}", finished.dir.join("final").display(), report.display()))?;
     }
     Ok(())

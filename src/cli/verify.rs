@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Map, Value};
 
+use super::STDOUT;
+use super::paths::keep_apart;
 use crate::error::{Error, Result};
 use crate::{files, json, verify as verifier};
 
@@ -22,7 +24,7 @@ pub(super) struct VerifyArgs {
     #[arg(long, conflicts_with_all = ["gold", "answer"])]
     file: Option<PathBuf>,
     /// File to write; standard output when not given.
-    #[arg(long, short, requires = "file")]
+    #[arg(long, short, requires = "file", conflicts_with_all = ["gold", "answer"])]
     output: Option<PathBuf>,
 }
 
@@ -31,15 +33,16 @@ pub(super) fn verify(args: VerifyArgs) -> anyhow::Result<()> {
         super::print(verifier::explain(gold, answer))?;
     }
     let Some(path) = &args.file else { return Ok(()) };
+    keep_apart(&[("--output", args.output.as_ref())], &[path])?;
     let rows = graded_rows(path)?;
     match &args.output {
         Some(output) => files::write_json_lines(output, rows)?,
         None => {
             let mut out = std::io::BufWriter::new(std::io::stdout().lock());
             for row in rows {
-                writeln!(out, "{}", serde_json::to_string(&row)?)?;
+                writeln!(out, "{}", serde_json::to_string(&row)?).map_err(Error::io(STDOUT))?;
             }
-            out.flush()?;
+            out.flush().map_err(Error::io(STDOUT))?;
         }
     }
     Ok(())

@@ -10,21 +10,13 @@ const TAGS: [&str; 2] = ["type", "engine"];
 
 /// Takes the key at `path` out; false when there is none or it is an entry of an array.
 pub(super) fn remove(table: &mut DeTable<'_>, path: &[String]) -> bool {
-    let Some((name, rest)) = path.split_first() else { return false };
-    if rest.is_empty() {
-        return table.remove(name.as_str()).is_some();
-    }
-    match table.get_mut(name.as_str()).map(Spanned::get_mut) {
-        Some(DeValue::Table(inner)) => remove(inner, rest),
-        Some(DeValue::Array(array)) => {
-            let entry = rest[0].parse().ok().and_then(|index: usize| array.get_mut(index));
-            match entry.map(Spanned::get_mut) {
-                Some(DeValue::Table(entry)) => remove(entry, &rest[1..]),
-                _ => false,
-            }
-        }
-        _ => false,
-    }
+    let Some((name, above)) = path.split_last() else { return false };
+    let table = match above {
+        [] => Some(table),
+        _ => at_mut(table, above)
+            .and_then(|value| if let DeValue::Table(inner) = value.get_mut() { Some(inner) } else { None }),
+    };
+    table.is_some_and(|table| table.remove(name.as_str()).is_some())
 }
 
 /// The path of the key or value at `span`: the one with just this span, or else the smallest around it.
@@ -66,67 +58,118 @@ fn visit_value(value: &Spanned<DeValue<'_>>, path: &mut Vec<String>, offer: &mut
     }
 }
 
+/// The value at `path`, to change it.
+fn at_mut<'a, 'i>(table: &'a mut DeTable<'i>, path: &[String]) -> Option<&'a mut Spanned<DeValue<'i>>> {
+    let (name, rest) = path.split_first()?;
+    rest.iter().try_fold(table.get_mut(name.as_str())?, |value, name| match value.get_mut() {
+        DeValue::Table(inner) => inner.get_mut(name.as_str()),
+        DeValue::Array(array) => array.get_mut(name.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
+
 /// The value at `path`.
 fn at<'a, 'i>(table: &'a DeTable<'i>, path: &[String]) -> Option<&'a Spanned<DeValue<'i>>> {
     let (name, rest) = path.split_first()?;
-    let mut value = table.get(name.as_str())?;
-    for name in rest {
-        value = match value.get_ref() {
-            DeValue::Table(inner) => inner.get(name.as_str())?,
-            DeValue::Array(array) => array.get(name.parse::<usize>().ok()?)?,
-            _ => return None,
-        };
-    }
-    Some(value)
+    rest.iter().try_fold(table.get(name.as_str())?, |value, name| match value.get_ref() {
+        DeValue::Table(inner) => inner.get(name.as_str()),
+        DeValue::Array(array) => array.get(name.parse::<usize>().ok()?),
+        _ => None,
+    })
 }
 
-/// The path and the position of the key at fault, where the deserialiser only knows the table that it is in: it buffers a
-/// table with one of [`TAGS`]. That is the key that the message names, or the one without which the message changes.
+/// Where a mistake is, and what the deserialiser says of it.
+pub(super) struct Found {
+    pub(super) path: Vec<String>,
+    pub(super) span: Range<usize>,
+    pub(super) message: String,
+}
+
+/// The key at fault, where the deserialiser only knows a table or an array around it: it buffers a table with one of [`TAGS`]
+/// and all that is in it. That is the key that the message names, or the one without which the message changes.
 pub(super) fn narrow(
     document: &Spanned<DeTable<'_>>,
-    mut path: Vec<String>,
-    span: Range<usize>,
-    message: &str,
+    mut found: Found,
     read: &dyn Fn(&Spanned<DeTable>) -> Option<String>,
-) -> (Vec<String>, Range<usize>) {
+) -> Found {
+    let name = found.message.split('`').nth(1).unwrap_or_default().to_string();
+    let starts = |word: &str| found.message.starts_with(word);
+    let last = |path: &[String]| path.last().cloned().unwrap_or_default();
     // An array of tables can have the position of an entry.
-    let names_it = message.split('`').nth(1).is_some_and(|name| path.last().is_some_and(|last| last == name));
-    if let Some(DeValue::Array(array)) = at(document.get_ref(), &path).map(Spanned::get_ref)
-        && let Some(entry) = array.iter().position(|entry| entry.span() == span).filter(|_| !names_it)
+    if let Some(DeValue::Array(array)) = at(document.get_ref(), &found.path).map(Spanned::get_ref)
+        && let Some(entry) = array.iter().position(|entry| entry.span() == found.span)
+        && last(&found.path) != name
     {
-        path.push(entry.to_string());
+        found.path.push(entry.to_string());
     }
-    let Some(DeValue::Table(table)) = at(document.get_ref(), &path).map(Spanned::get_ref) else { return (path, span) };
-    if ["unknown field", "key"].iter().any(|start| message.starts_with(&format!("{start} `"))) {
-        let name = message.split('`').nth(1).unwrap_or_default();
-        let key = table.get_key_value(name).map(|(key, value)| match message.starts_with("key") {
-            true => value.span(),
-            false => key.span(),
-        });
-        return match key {
-            Some(span) => {
-                path.push(name.to_string());
-                (path, span)
-            }
-            None => (path, span),
-        };
+    let Some(value) = at(document.get_ref(), &found.path) else { return found };
+    let mut places: Vec<(Range<usize>, Vec<String>)> = Vec::new();
+    visit_value(value, &mut found.path.clone(), &mut |span, path| places.push((span, path.to_vec())));
+    if starts("missing field") {
+        return missing(document, found, &places, &name, read);
     }
-    let tag = TAGS.into_iter().find(|tag| table.contains_key(*tag));
-    let Some(tag) = tag.filter(|_| message.starts_with("invalid")) else { return (path, span) };
-    let without = |name: &str| {
-        let (mut document, path) = (document.clone(), [&path[..], &[name.to_string()]].concat());
-        remove(document.get_mut(), &path);
-        read(&document)
+    let named = starts("unknown field") || starts("key `");
+    let is_tag = |path: &[String]| TAGS.contains(&last(path).as_str());
+    let text = |path: &[String]| at(document.get_ref(), path).and_then(|value| value.get_ref().as_str());
+    let changes = |path: &[String]| {
+        let mut document = document.clone();
+        remove(document.get_mut(), path) && read(&document).is_none_or(|other| other != found.message)
     };
-    let changes = |name: &str| without(name).is_none_or(|other| other != message);
-    let culprit = table.iter().find(|(key, _)| *key.get_ref() != tag && changes(key.get_ref()));
-    let Some((key, value)) = culprit else { return (path, span) };
-    path.push(key.get_ref().to_string());
-    narrow(document, path, value.span(), message, read)
+    let below = || places.iter().filter(|(_, path)| *path != found.path);
+    let culprit = if named {
+        let mut those = below().filter(|(_, path)| last(path) == name);
+        // Where several entries have it, the message stays without one of them.
+        those.clone().find(|(_, path)| changes(path)).or_else(|| those.next().filter(|_| last(&found.path) != name))
+    } else if starts("invalid") || starts("unknown variant") {
+        // Of a tag that is no text the message quotes no name.
+        let wanted = if starts("unknown variant") { Some(name.as_str()) } else { None };
+        let is_wrong = wanted.is_some() || found.message.ends_with("expected variant identifier");
+        let tag = |path: &[String]| is_wrong && is_tag(path) && text(path) == wanted;
+        let other = below().find(|(_, path)| !is_tag(path) && changes(path));
+        other.or_else(|| below().find(|(_, path)| tag(path)))
+    } else {
+        None
+    };
+    let Some((key, path)) = culprit.cloned() else { return found };
+    let value = at(document.get_ref(), &path).map_or(key.clone(), Spanned::span);
+    let span = if starts("unknown field") { key } else { value };
+    let found = Found { path, span, message: found.message };
+    if named { found } else { narrow(document, found, read) }
+}
+
+/// The table without the key `name`, and what a tag of that name can be.
+fn missing(
+    document: &Spanned<DeTable<'_>>,
+    mut found: Found,
+    places: &[(Range<usize>, Vec<String>)],
+    name: &str,
+    read: &dyn Fn(&Spanned<DeTable>) -> Option<String>,
+) -> Found {
+    for (span, path) in places {
+        let mut with = document.clone();
+        let Some(DeValue::Table(table)) = at_mut(with.get_mut(), path).map(Spanned::get_mut) else { continue };
+        let tag = Spanned::new(0..0, DeValue::String("".into()));
+        if table.insert(Spanned::new(0..0, name.to_string().into()), tag).is_some() {
+            continue;
+        }
+        let message = read(&with).unwrap_or_default();
+        if message == found.message {
+            continue;
+        }
+        (found.path, found.span) = (path.clone(), span.clone());
+        found.message = format!("missing field `{name}`");
+        if message.starts_with("unknown variant") {
+            let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
+            found.message += &format!("; give one of {}", known.join(", "));
+        }
+        break;
+    }
+    found
 }
 
 /// Says serde's message in terms of the key and the value as written.
-pub(super) fn explain(message: &str, path: &[String], written: Option<&str>) -> String {
+pub(super) fn explain(found: &Found, document: &DeTable<'_>, written: Option<&str>) -> String {
+    let Found { path, message, .. } = found;
     let key = path.join(".");
     let mut quoted = message.split('`').skip(1).step_by(2);
     if message.starts_with("unknown field") {
@@ -140,12 +183,12 @@ pub(super) fn explain(message: &str, path: &[String], written: Option<&str>) -> 
         };
         return format!("unknown key {key}; {}", advice(name, &valid));
     }
-    let written = written.filter(|text| text.len() <= 80 && !text.contains('\n') && !text.is_empty());
-    // A table's position is its header, which is no value to show.
-    let header = |text: &str| text.starts_with('[') && path.last().is_some_and(|name| text.contains(name.as_str()));
-    let subject = match written {
+    let is_table = at(document, path).is_some_and(|value| value.get_ref().is_table());
+    // A table that is not in braces has the position of its header or key, which is no value to show.
+    let shows = |text: &&str| text.len() <= 80 && !text.contains('\n') && (text.starts_with('{') || !is_table);
+    let subject = match written.map(str::trim).filter(shows) {
         _ if key.is_empty() => String::new(),
-        Some(value) if !header(value) => format!("{key} = {value}: "),
+        Some(value) if !value.is_empty() => format!("{key} = {value}: "),
         _ => format!("{key}: "),
     };
     if message.starts_with("unknown variant") {
@@ -156,6 +199,11 @@ pub(super) fn explain(message: &str, path: &[String], written: Option<&str>) -> 
     let reworded = (message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: ")))
         .and_then(|rest| rest.rsplit_once(", expected "));
     match reworded {
+        Some((_, "a sequence")) if is_table => {
+            let names: Vec<&str> =
+                path.iter().map(String::as_str).filter(|part| part.parse::<usize>().is_err()).collect();
+            format!("{subject}expected an array, got a table; an array of tables is written [[{}]]", names.join("."))
+        }
         Some((got, expected)) => format!("{subject}expected {}, got {got}", plain(expected)),
         None => format!("{subject}{message}"),
     }

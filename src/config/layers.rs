@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Mistake, config_error};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 
 /// The files, topmost first, then every `--set`, then the defaults: those that lie below files, and all of them.
@@ -65,6 +65,7 @@ impl<'a> Layers<'a> {
         let mut next = file.map(Path::to_path_buf);
         let mut end = 0;
         while let Some(file) = next.take() {
+            check_regular(&file)?;
             let text = files::read_text(&file)?;
             let source = Source::new(Some(file), end, &text);
             end = source.text.len() + 1;
@@ -160,6 +161,17 @@ impl<'a> Layers<'a> {
         let value = set.argument.split_once('=').map_or("", |(_, value)| value.trim());
         set.text = Some(set.line(&toml::Value::from(value).to_string()));
     }
+}
+
+/// Refuses a folder, and what may never end.
+fn check_regular(file: &Path) -> Result<()> {
+    let kind = std::fs::metadata(file).map_err(Error::io(file))?.file_type();
+    let what = match kind.is_dir() {
+        _ if kind.is_file() => return Ok(()),
+        true => "a folder",
+        false => "a pipe or a device",
+    };
+    Err(Error::file(file, format!("is {what}; settings are read from a regular file (TOML): name one")))
 }
 
 /// The file below the last one, if it names any.

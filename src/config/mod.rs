@@ -120,17 +120,18 @@ fn resolve<S: Settings>(layers: &Layers) -> Result<Resolved<S>> {
             return Err(config_error(mistakes));
         }
         let span = error.span().unwrap_or(0..0);
-        if let Some(set) = layers.text_expected(&span, error.message()) {
-            return Ok(Resolved::Text(set));
-        }
         let path = explain::find(document.get_ref(), &span);
         let message_of = |document: &Spanned<DeTable>| read(document).err().map(|error| error.message().to_string());
-        let (path, span) = explain::narrow(&document, path, span, error.message(), &message_of);
+        let found = explain::Found { path, span, message: error.message().to_string() };
+        let found = explain::narrow(&document, found, &message_of);
+        if let Some(set) = layers.text_expected(&found.span, &found.message) {
+            return Ok(Resolved::Text(set));
+        }
         mistakes.push(Mistake {
-            origin: layers.origin(span.start),
-            message: explain::explain(error.message(), &path, layers.written(&span)),
+            origin: layers.origin(found.span.start),
+            message: explain::explain(&found, document.get_ref(), layers.written(&found.span)),
         });
-        if !explain::remove(document.get_mut(), &path) {
+        if !explain::remove(document.get_mut(), &found.path) {
             return Err(config_error(mistakes));
         }
     }

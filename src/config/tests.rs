@@ -285,10 +285,18 @@ fn a_base_that_leads_back_or_nowhere_is_refused() {
     assert!(error.starts_with("b.toml:1: base: expected the name"), "{error}");
 }
 
-/// Settings with a table that has a `type`, which the deserialiser buffers and so loses positions in.
+/// Settings with tables that have a `type`, which the deserialiser buffers and so loses positions in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Tagged {
+    kinds: Vec<Kind>,
+    stages: Vec<One>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct One {
+    kind: Option<Kind>,
     kinds: Vec<Kind>,
 }
 
@@ -296,6 +304,8 @@ struct Tagged {
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum Kind {
     Scaled { factor: f32, offset: f32 },
+    Fixed {},
+    Named { name: String },
 }
 
 impl Settings for Tagged {
@@ -308,19 +318,92 @@ impl Settings for Tagged {
 fn mistakes_in_a_tagged_table_name_their_key_and_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("x.toml");
-    let table = [
+    let read = |text: &str, sets: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        let read = load::<Tagged>(Some(&file), &sets);
+        read.map_err(|error| error.to_string().replace(&format!("{}/", dir.path().display()), ""))
+    };
+    let two = "[[stages]]\n[[stages]]\nkinds = [{ type = \"fixed\" }, { type = \"named\", name = \"a\" }]\n";
+    let table: [(&str, &[&str], &str); 13] = [
         (
             "[[kinds]]\ntype = \"scaled\"\nfactor = 1\nofset = 2\n",
+            &[],
             "x.toml:4: unknown key kinds.0.ofset; did you mean offset?",
         ),
         (
             "[[kinds]]\ntype = \"scaled\"\nfactor = 1\noffset = \"far\"\n",
+            &[],
             "x.toml:4: kinds.0.offset = \"far\": expected a number, got string \"far\"",
         ),
+        ("[[kinds]]\ntype = \"scaled\"\nfactor = 1\n", &[], "x.toml:1: kinds.0: missing field `offset`"),
+        (
+            "[stages.0]\n",
+            &[],
+            "x.toml:1: stages: expected an array, got a table; an array of tables is written [[stages]]",
+        ),
+        (
+            "[[stages]]\n[stages.kind]\nfactor = 1\n",
+            &[],
+            "x.toml:2: stages.0.kind: missing field `type`; give one of scaled, fixed, named",
+        ),
+        (
+            "[[stages]]\nkind = { factor = 1 }\n",
+            &[],
+            "x.toml:2: stages.0.kind = { factor = 1 }: missing field `type`; give one of scaled, fixed, named",
+        ),
+        (
+            "[[stages]]\nkinds = [{ type = \"fixed\" }, { factor = 1 }]\n",
+            &[],
+            "x.toml:2: stages.0.kinds.1 = { factor = 1 }: missing field `type`; give one of scaled, fixed, named",
+        ),
+        (
+            two,
+            &["stages.0.kind.factor=1"],
+            "--set stages.0.kind.factor=1: stages.0.kind: missing field `type`; give one of scaled, fixed, named",
+        ),
+        (
+            two,
+            &["stages.1.kinds.0.name=b"],
+            "--set stages.1.kinds.0.name=b: unknown key stages.1.kinds.0.name; there are no keys here",
+        ),
+        (
+            two,
+            &["stages.1.kinds.1.nane=b"],
+            "--set stages.1.kinds.1.nane=b: unknown key stages.1.kinds.1.nane; did you mean name?",
+        ),
+        (
+            two,
+            &["stages.1.kinds.1.name=[1]", "stages.1.kinds.0.type=fixd"],
+            "--set stages.1.kinds.0.type=fixd: stages.1.kinds.0.type = \"fixd\": did you mean fixed?",
+        ),
+        (
+            "[[stages]]\nkinds = [{ type = \"fixed\" }, { type = \"named\", name = 1 }]\n",
+            &[],
+            "x.toml:2: stages.0.kinds.1.name = 1: expected a string, got integer `1`",
+        ),
+        (
+            "[[stages]]\nkinds = [{ type = \"fixed\" }, { type = \"nam\" }]\n",
+            &[],
+            "x.toml:2: stages.0.kinds.1.type = \"nam\": did you mean named?",
+        ),
     ];
-    for (text, want) in table {
-        std::fs::write(&file, text).unwrap();
-        let error = load::<Tagged>(Some(&file), &[]).unwrap_err().to_string();
-        assert_eq!(error.replace(&format!("{}/", dir.path().display()), ""), want);
+    for (text, sets, want) in table {
+        assert_eq!(read(text, sets).unwrap_err(), want);
+    }
+    let found = read(two, &["stages.1.kinds.1.name=2024"]).unwrap();
+    assert_eq!(found.stages[1].kinds[1], Kind::Named { name: "2024".to_string() });
+}
+
+/// A pipe that nobody writes to was waited for without end.
+#[cfg(unix)]
+#[test]
+fn what_is_no_regular_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe.toml");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (path, want) in [(&*pipe, "is a pipe"), (dir.path(), "is a folder"), (Path::new("/dev/zero"), "or a device")] {
+        let error = load::<Sample>(Some(path), &[]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: is a", path.display())) && error.contains(want), "{error}");
     }
 }

@@ -11,14 +11,22 @@ use crate::{files, json};
 type Row = Map<String, Value>;
 
 /// Reads every row of a file with `read`; the kind of the file is told by its ending.
-pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Result<T, Fault>) -> Result<Vec<T>> {
+pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::result::Result<T, Fault>) -> Result<Vec<T>> {
+    if path.is_dir() {
+        return Err(Error::file(
+            path,
+            "a folder; name a file in it, or owner/name of a data set of the Hugging Face Hub",
+        ));
+    }
     let mut found = Vec::new();
     let mut take = |place: String, row: Value| -> Result<()> {
         let row = match row {
             Value::Object(row) => row,
             other => return Err(Error::file(place, format!("expected one JSON object per row, got {}", kind(&other)))),
         };
-        found.push(read(row).map_err(|fault| Error::file(place, fault))?);
+        let list = found.is_empty().then(|| rows_within(&row)).flatten();
+        let advice = list.map(|name| format!("; the rows are in {name}: write that list to a .json file of its own"));
+        found.push(read(&place, row).map_err(|fault| Error::file(&place, fault + &advice.unwrap_or_default()))?);
         Ok(())
     };
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
@@ -27,6 +35,9 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Res
         "" if super::benchmarks::is_name(path) => lines(path, true, &mut take)?,
         "jsonl" | "json" => lines(path, ending == "json", &mut take)?,
         "parquet" => super::parquet::rows(path, &mut take)?,
+        "gz" | "zst" | "bz2" | "xz" | "zip" => {
+            return Err(Error::file(path, "a compressed file: decompress it; known are .jsonl, .json, .parquet"));
+        }
         _ => {
             let message = format!(
                 "the ending {ending:?} is no known kind of data; known are .jsonl, .json, .parquet; a data set of the Hugging Face Hub \
@@ -42,12 +53,42 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(Row) -> std::result::Res
     Ok(found)
 }
 
+/// The field of a row that is the list of a file's rows, `{"data": [{…}, …]}`.
+fn rows_within(row: &Row) -> Option<&'static str> {
+    let names = ["data", "rows", "train", "test", "validation", "examples"];
+    let is_rows = |list: &Vec<Value>| list.first().is_some_and(Value::is_object);
+    names.into_iter().find(|name| row.get(*name).and_then(Value::as_array).is_some_and(is_rows))
+}
+
+/// What bytes are that are no JSON, by how they begin, and what to do.
+fn other_kind(bytes: &[u8]) -> Option<&'static str> {
+    let kinds: [(&[u8], &str); 4] = [
+        (&[0x1f, 0x8b], "this is gzip: decompress it"),
+        (&[0x28, 0xb5, 0x2f, 0xfd], "this is Zstandard: decompress it"),
+        (b"PK\x03\x04", "this is a zip archive: unpack it"),
+        (b"PAR1", "this is Parquet: rename it to .parquet"),
+    ];
+    kinds.into_iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, what)| what)
+}
+
 /// One object per line or, where that `may_be_list`, one list of objects.
 fn lines(path: &Path, may_be_list: bool, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
-    let text = files::read_text(path)?;
-    if may_be_list && text.trim_start().starts_with('[') {
-        let rows: Vec<Value> = json::row(&text).map_err(|e| Error::file(path, e))?;
+    let bytes = files::read(path)?;
+    if let Some(what) = other_kind(&bytes) {
+        return Err(Error::file(path, what));
+    }
+    let text = files::text(path, &bytes)?;
+    let is_list = text.trim_start().starts_with('[');
+    if is_list && may_be_list {
+        let rows: Vec<Value> = json::row(text).map_err(|e| Error::file(path, e))?;
         return (1..).zip(rows).try_for_each(|(number, row)| take(format!("{} row {number}", path.display()), row));
+    }
+    if is_list && json::row::<Vec<Row>>(text).is_ok() {
+        return Err(Error::file(path, "one list of rows, and .jsonl has one object per line: rename it to .json"));
+    }
+    // One object on several lines.
+    if may_be_list && let Ok(row @ Value::Object(_)) = json::row(text) {
+        return take(format!("{} row 1", path.display()), row);
     }
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let place = format!("{}:{number}", path.display());
@@ -66,7 +107,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
-        rows(&path, |row| row["a"].as_str().map(str::to_string).ok_or_else(|| "a = 1: expected a text".to_string()))
+        rows(&path, |_, row| {
+            let text = row.get("a").and_then(Value::as_str).map(str::to_string);
+            text.ok_or_else(|| "a = 1: expected a text".to_string())
+        })
     }
 
     #[test]
@@ -88,12 +132,20 @@ mod tests {
             ("d.jsonl", "\n", "d.jsonl: the file has no rows"),
             ("d.parquet", "PAR1 and no more", "d.parquet: not a whole Parquet file"),
             ("d.csv", "a\nx", "d.csv: the ending \"csv\" is no known kind of data; known are .jsonl, .json, .parquet"),
+            ("d.jsonl", "[{\"a\": \"x\"}]", "d.jsonl: one list of rows, and .jsonl has one object per line: rename"),
+            ("d.json", "{\"data\":\n[{\"a\": \"x\"}]}", "expected a text; the rows are in data: write that list to"),
+            ("d.jsonl.gz", "x", "d.jsonl.gz: a compressed file: decompress it"),
+            ("d.jsonl", "PAR1", "d.jsonl: this is Parquet: rename it to .parquet"),
         ];
         for (name, text, want) in table {
             let error = load(name, text).unwrap_err().to_string();
             assert!(error.contains(want), "{error}");
         }
-        let missing = rows(Path::new("no/rows.jsonl"), |_| Ok(())).unwrap_err().to_string();
+        assert_eq!(other_kind(&[0x1f, 0x8b, 8, 0]), Some("this is gzip: decompress it"));
+        let folder = tempfile::tempdir().unwrap();
+        let folder = rows(folder.path(), |_, _| Ok(())).unwrap_err().to_string();
+        assert!(folder.contains(": a folder; name a file in it, or owner/name"), "{folder}");
+        let missing = rows(Path::new("no/rows.jsonl"), |_, _| Ok(())).unwrap_err().to_string();
         assert!(missing.starts_with("no/rows.jsonl: "), "{missing}");
     }
 }

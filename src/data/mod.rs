@@ -4,23 +4,27 @@
 //! recognised are listed in [`shapes`]; others are mapped with [`Fields`].
 
 pub mod benchmarks;
+mod choices;
 mod files;
 mod parquet;
 pub mod problems;
 pub mod shapes;
 pub mod shuffle;
+mod turns;
 
 use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hub::{self, Hub};
 use crate::noise::mix_text;
 pub use crate::text::chat::{Message, Prompt};
+use crate::verify::{Verdict, compare, gold_answer};
 
 /// A question with an answer that a program can check.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,13 +41,24 @@ pub struct Problem {
     pub floor: Option<String>,
     /// The row's other fields, and the whole solution when the answer was taken out of one.
     pub extra: Map<String, Value>,
+    /// File and row, for messages; empty for a problem of no file.
+    pub place: String,
 }
 
 impl Problem {
     /// A problem without a source or other fields.
     pub fn new(prompt: Prompt, answer: impl Into<String>) -> Self {
         let id = mix_text(&prompt.text());
-        Self { prompt, answer: answer.into(), data_source: String::new(), id, floor: None, extra: Map::new() }
+        let (data_source, place) = (String::new(), String::new());
+        Self { prompt, answer: answer.into(), data_source, id, floor: None, extra: Map::new(), place }
+    }
+
+    /// What is wrong with this problem, with its row, or else its source.
+    fn fault(&self, message: impl fmt::Display) -> Error {
+        match [&self.place, &self.data_source].into_iter().find(|name| !name.is_empty()) {
+            Some(name) => Error::file(name, message),
+            None => Error::Invalid(message.to_string()),
+        }
     }
 }
 
@@ -63,6 +78,8 @@ pub struct Conversation {
     pub prompt: Prompt,
     /// The assistant's last turn.
     pub completion: String,
+    /// File and row, for messages; empty for a conversation of no file.
+    pub place: String,
 }
 
 /// What is odd about a data set without being wrong. Shown as text, it says so.
@@ -75,6 +92,12 @@ pub struct DataReport {
     /// Those whose answer is a text of several sentences, which only the same words equal.
     #[serde(default)]
     pub prose_answers: usize,
+    /// Those whose answer is none of these and cannot be read, or has no value: only the same characters equal it.
+    #[serde(default)]
+    pub unreadable_answers: usize,
+    /// The first of these, with its row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_unreadable: Option<String>,
     /// Those whose prompt occurred before.
     pub duplicates: usize,
     /// Those left out because their prompt is too long.
@@ -85,10 +108,15 @@ impl DataReport {
     /// Looks at the problems of one data set.
     pub fn of(problems: &[Problem]) -> Self {
         let mut seen = HashSet::new();
+        let unreadable: Vec<&Problem> = problems.par_iter().filter(|problem| is_unreadable(&problem.answer)).collect();
+        let shown =
+            |problem: &&Problem| format!("{}: {}", problem.place, shapes::shown(&problem.answer.as_str().into()));
         Self {
             problems: problems.len(),
             empty_answers: problems.iter().filter(|problem| problem.answer.trim().is_empty()).count(),
             prose_answers: problems.iter().filter(|problem| is_prose(&problem.answer)).count(),
+            unreadable_answers: unreadable.len(),
+            first_unreadable: unreadable.first().map(shown),
             duplicates: problems.iter().filter(|problem| !seen.insert(problem.id)).count(),
             overlong: 0,
         }
@@ -96,13 +124,16 @@ impl DataReport {
 
     /// Whether there is nothing odd.
     pub fn is_clean(&self) -> bool {
-        self.empty_answers + self.prose_answers + self.duplicates + self.overlong == 0
+        self.empty_answers + self.prose_answers + self.unreadable_answers + self.duplicates + self.overlong == 0
     }
 }
 
 impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} problems", self.problems)?;
+        let first = self.first_unreadable.as_deref().unwrap_or_default();
+        let unreadable =
+            format!("an answer that cannot be read, which only the same characters equal (the first is {first})");
         let odd = [
             (self.empty_answers, "an empty answer, which cannot be scored"),
             (
@@ -110,6 +141,7 @@ impl fmt::Display for DataReport {
                 "a text of several sentences for an answer, which only the same words equal (name the field with the answer \
                  alone, data.answer_field, or grade with a reward program)",
             ),
+            (self.unreadable_answers, &unreadable),
             (self.duplicates, "a repeated prompt"),
         ];
         for (count, what) in odd.into_iter().filter(|(count, _)| *count > 0) {
@@ -129,9 +161,15 @@ fn is_prose(answer: &str) -> bool {
     answer.trim().contains('\n') || answer.split_whitespace().filter(word).count() > WORDS
 }
 
+/// Whether an answer is one that the verifier compares with nothing: beyond its notation, or without a value.
+fn is_unreadable(answer: &str) -> bool {
+    let verdict = || compare(&gold_answer(answer), "0");
+    !answer.trim().is_empty() && !is_prose(answer) && matches!(verdict(), Verdict::Undecided | Verdict::UnparseableGold)
+}
+
 /// Reads problems from a file, or from the data set or the benchmark of that name on the Hub.
 ///
-/// Empty answers and repeated prompts are kept; a warning counts them.
+/// Answers that are empty or cannot be read and repeated prompts are kept; a warning counts them.
 ///
 /// # Errors
 /// A file that is missing, of an unknown kind or corrupt, the first row that is not a problem, by its line, and what
@@ -142,7 +180,10 @@ pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
     let (files, source) = located(path)?;
     let mut problems = Vec::new();
     for file in &files {
-        problems.extend(files::rows(file, |row| shapes::problem(row, fields, &source))?);
+        let read = |place: &str, row| {
+            shapes::problem(row, fields, &source).map(|problem| Problem { place: place.to_string(), ..problem })
+        };
+        problems.extend(files::rows(file, read)?);
     }
     if let Some(benchmark) = benchmark.filter(|benchmark| benchmark.problems != problems.len()) {
         let (name, known, found) = (benchmark.name, benchmark.problems, problems.len());
@@ -158,15 +199,21 @@ pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// Reads conversations from a file, or from the data set of that name on the Hub: rows with `messages` that end with an assistant's turn, or with `prompt` and
-/// `completion` (each a text or messages).
+/// Reads conversations from a file, or from the data set of that name on the Hub: rows with `messages` that end with an
+/// assistant's turn, or with `prompt` and `completion` (each a text or messages).
 ///
 /// # Errors
 /// As [`load_problems`].
 pub fn load_conversations(path: &Path) -> Result<Vec<Conversation>> {
     let (files, _) = located(path)?;
-    let rows = files.iter().map(|file| files::rows(file, |row| shapes::conversation(&row)));
-    Ok(rows.collect::<Result<Vec<_>>>()?.concat())
+    let mut conversations = Vec::new();
+    for file in &files {
+        conversations.extend(files::rows(file, |place, row| {
+            let (prompt, completion) = turns::conversation(&row)?;
+            Ok(Conversation { prompt, completion, place: place.to_string() })
+        })?);
+    }
+    Ok(conversations)
 }
 
 /// The files that `path` is or names, and the source of rows that name none.
@@ -222,16 +269,25 @@ mod tests {
     fn repeated_and_empty_rows_are_kept_and_counted() {
         let dir = tempfile::tempdir().unwrap();
         let prose = r#"{"prompt": "r", "solution": "Twice 2 is 4.\nAdd 1: it is 5."}"#;
-        let rows = [r#"{"prompt": "q", "answer": ""}"#, r#"{"prompt": "q", "answer": "5"}"#, prose].join("\n");
+        let unreadable = r#"{"prompt": "s", "answer": "\\frac{1}{"}"#;
+        let valueless = r#"{"prompt": "t", "answer": "1/0"}"#;
+        let plain = [r#"{"prompt": "q", "answer": ""}"#, r#"{"prompt": "q", "answer": "5"}"#];
+        let rows = [&plain[..], &[prose, unreadable, valueless]].concat().join("\n");
         let problems = load_problems(&write(&dir, "x.jsonl", &rows), &Fields::default()).unwrap();
         let report = DataReport::of(&problems);
-        assert_eq!(report, DataReport { problems: 3, empty_answers: 1, prose_answers: 1, duplicates: 1, overlong: 0 });
+        let place = &problems[3].place;
+        assert!(place.ends_with("x.jsonl:4"), "{place}");
+        let first = format!(r#"{place}: "\\frac{{1}}{{""#);
+        let counted = DataReport { problems: 5, empty_answers: 1, prose_answers: 1, duplicates: 1, ..report.clone() };
+        assert_eq!(report, DataReport { unreadable_answers: 2, first_unreadable: Some(first.clone()), ..counted });
         assert_eq!(
             DataReport { overlong: 3, ..report }.to_string(),
-            "3 problems, 1 with an empty answer, which cannot be scored, 1 with a text of several sentences for an answer, \
-             which only the same words equal (name the field with the answer alone, data.answer_field, or grade with a \
-             reward program), 1 with a repeated prompt; 3 more left out for an \
-             overlong prompt"
+            format!(
+                "5 problems, 1 with an empty answer, which cannot be scored, 1 with a text of several sentences for an \
+                 answer, which only the same words equal (name the field with the answer alone, data.answer_field, or grade \
+                 with a reward program), 2 with an answer that cannot be read, which only the same characters equal (the \
+                 first is {first}), 1 with a repeated prompt; 3 more left out for an overlong prompt"
+            )
         );
     }
 

@@ -41,7 +41,8 @@ pub struct DataConfig {
     pub answer_field: Option<String>,
     /// Longest prompt in tokens; a longer one is an error.
     pub max_prompt_length: usize,
-    /// Leave overlong prompts out (and say how many) instead.
+    /// Leave overlong prompts out (and say how many) instead; in fine-tuning, too, conversations longer than
+    /// `train.max_length`.
     pub filter_overlong_prompts: bool,
 }
 
@@ -125,19 +126,19 @@ impl DataConfig {
             if let Some(least) = overlong(&problem.prompt.text()) {
                 return self.reads(least, problem);
             }
-            let text = tokenizer.render_prompt(&problem.prompt)?;
+            let text = tokenizer.render_prompt(&problem.prompt).map_err(|error| problem.fault(error))?;
             // A token has at least one byte, and at most those of the longest token: most prompts need not be encoded.
             if text.len() < certain.min(self.max_prompt_length) {
                 return Ok(true);
             }
             let tokens = match overlong(&text) {
                 Some(least) => least,
-                None => tokenizer.encode_prompt(&problem.prompt)?.len(),
+                None => tokenizer.encode_prompt(&problem.prompt).map_err(|error| problem.fault(error))?.len(),
             };
             if !self.reads(tokens, problem)? {
                 return Ok(false);
             }
-            check(tokens, problem).map(|()| true)
+            check(tokens, problem).map(|()| true).map_err(|error| problem.fault(error))
         };
         // Results first, so that the error is that of the first row, however the threads run.
         let fit: Vec<Result<bool>> = problems.par_iter().map(fits).collect();
@@ -159,10 +160,9 @@ impl DataConfig {
     /// When it is not, and `filter_overlong_prompts` does not leave it out.
     fn reads(&self, tokens: usize, problem: &Problem) -> Result<bool> {
         if tokens > self.max_prompt_length && !self.filter_overlong_prompts {
-            return Err(Error::Invalid(format!(
-                "a prompt of {} has {tokens} tokens, more than max_prompt_length = {}; raise it, or set \
-                 filter_overlong_prompts to leave such rows out: {:.80}…",
-                problem.data_source,
+            return Err(problem.fault(format!(
+                "a prompt has {tokens} tokens, more than max_prompt_length = {}; raise it, where the model reads more \
+                 (max_position_embeddings), or set filter_overlong_prompts to leave such rows out: {:.80}…",
                 self.max_prompt_length,
                 problem.prompt.text()
             )));
@@ -250,6 +250,33 @@ mod tests {
         assert!(answers != epoch(1));
         answers.sort_by_key(|answer| answer.parse::<usize>().unwrap());
         assert_eq!(answers, (0..10).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+
+    /// A prompt without room was told by its source alone.
+    #[test]
+    fn an_overlong_prompt_is_told_by_its_row() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.jsonl");
+        let long = "1+".repeat(40);
+        std::fs::write(
+            &file,
+            format!("{{\"prompt\": \"q\", \"answer\": \"1\"}}\n{{\"prompt\": \"{long}\", \"answer\": \"1\"}}"),
+        )
+        .unwrap();
+        let tokenizer = Tokenizer::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/base")).unwrap();
+        let fault = |max_prompt_length: usize, certain: usize| {
+            let data = DataConfig { max_prompt_length, ..DataConfig::default() };
+            let problems = data::load_problems(&file, &Fields::default()).unwrap();
+            let check = |tokens, _: &Problem| if tokens > 64 { Err(Error::Invalid("no room".into())) } else { Ok(()) };
+            data.short_enough(problems, &file, &tokenizer, certain, check).unwrap_err().to_string()
+        };
+        let error = fault(64, usize::MAX);
+        assert!(
+            error.contains("x.jsonl:2: a prompt has") && error.contains("more than max_prompt_length = 64"),
+            "{error}"
+        );
+        let error = fault(512, 0);
+        assert!(error.ends_with("x.jsonl:2: no room"), "{error}");
     }
 
     /// All 64 bits of a seed count, and the largest does not overflow.

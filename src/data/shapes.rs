@@ -1,4 +1,4 @@
-//! From a row to a problem or a conversation. The field names, in any case:
+//! From a row to a problem. The field names, in any case:
 //!
 //! | rows of | prompt | answer |
 //! |---|---|---|
@@ -9,17 +9,24 @@
 //! | AIME, AMC23, MATH-500 | `problem` or `question` | `answer` |
 //! | MATH, Minerva | `problem` | `solution` with a `\boxed{}` |
 //! | OlympiadBench | `question` after any `context` | `final_answer` (a list) |
-//! | MMLU, ARC, MedQA | `question` before its `choices` or `options`, lettered | `answer` or `answerKey`: a letter, or a place counted from 0 |
+//! | MMLU, ARC, MedQA | `question` before its `choices` or `options`, lettered | `answer` or `answerKey`: a letter, a choice's text, or a place counted from 0 |
+//! | SVAMP, ASDiv | `body` and `question` | `answer` |
+//! | SQuAD, DROP, RACE, TabMWP | `question` after its `context`, `passage`, `article` or `table` | `answer` |
 //!
-//! Null is as good as no field.
+//! Null is as good as no field. Messages are whole: they are read without such parts, but with choices. A row with an
+//! image is refused.
 
 use serde_json::{Map, Value};
 
-use super::{Conversation, Fields, Message, Problem, Prompt};
+use super::choices::{choices, chosen, with_choices};
+use super::turns::{messages_of, without_last_assistant};
+use super::{Fields, Problem, Prompt};
 use crate::verify::gold_answer;
 
 const PROMPTS: [&str; 4] = ["prompt", "messages", "question", "problem"];
 const ANSWERS: [&str; 5] = ["answer", "final_answer", "ground_truth", "answerKey", "solution"];
+/// What a question refers to, in the order in which it is read.
+const PARTS: [&str; 6] = ["context", "passage", "article", "table_title", "table", "body"];
 
 /// What is wrong with a row.
 pub(super) type Fault = String;
@@ -30,13 +37,14 @@ pub(super) fn problem(
     fields: &Fields,
     source: &str,
 ) -> std::result::Result<Problem, Fault> {
+    without_images(&row)?;
     let prompt_field = pick(&row, fields.prompt_field.as_deref(), &PROMPTS, "prompt")?;
-    let prompt = match (prompt_of(&row[prompt_field], prompt_field)?, context(&row)) {
-        (Prompt::Messages(messages), _) => Prompt::Messages(without_last_assistant(messages, prompt_field)?),
-        (Prompt::Text(question), Some(context)) => Prompt::Text(format!("{context}\n{question}")),
-        (prompt, _) => prompt,
+    let prompt = match prompt_of(&row[prompt_field], prompt_field)? {
+        Prompt::Messages(messages) => Prompt::Messages(without_last_assistant(messages, prompt_field)?),
+        Prompt::Text(question) if !question.trim().is_empty() => Prompt::Text(with_parts(question, &row, fields)?),
+        prompt => prompt,
     };
-    let choices = choices(&row);
+    let choices = choices(&row)?;
     let prompt = with_choices(prompt, &choices);
     if prompt.text().trim().is_empty() {
         return Err(format!("{prompt_field} is empty"));
@@ -48,7 +56,7 @@ pub(super) fn problem(
         Some(truth) => ("reward_model", answer_text(truth, "reward_model.ground_truth")?),
         None => {
             let field = pick(&row, fields.answer_field.as_deref(), &ANSWERS, "answer")?;
-            let chosen = chosen(&row[field], &choices).map_err(|fault| format!("{field} = {fault}"))?;
+            let chosen = chosen(&row[field], &choices, &row).map_err(|fault| format!("{field} = {fault}"))?;
             (field, chosen.map_or_else(|| answer_text(&row[field], field), Ok)?)
         }
     };
@@ -81,43 +89,47 @@ pub(super) fn problem(
     Ok(problem)
 }
 
-/// Reads a conversation.
-pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<Conversation, Fault> {
-    if let Some(value) = row.get("messages") {
-        let mut messages = messages_of(value, "messages")?;
-        return match messages.pop() {
-            Some(last) if last.role == "assistant" && !messages.is_empty() => {
-                Ok(Conversation { prompt: Prompt::Messages(messages), completion: thought(value, last.content) })
+/// A question after what it refers to, unless it has that already.
+fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> std::result::Result<String, Fault> {
+    let mut parts = String::new();
+    for name in PARTS {
+        let is_part = |key: &str| key.eq_ignore_ascii_case(name) && Some(key) != fields.answer_field.as_deref();
+        match row.iter().find(|(key, value)| is_part(key) && !is_empty(value)) {
+            Some((_, Value::String(part))) if question.contains(part.trim()) => {}
+            // One text in SVAMP, whose question ends it.
+            Some((_, Value::String(part))) if name == "body" => parts += &format!("{} ", part.trim_end()),
+            Some((_, Value::String(part))) => parts += &format!("{part}\n"),
+            Some((key, other)) => {
+                let what =
+                    "expected a text, to be read before the question; leave the field out if it is no part of it";
+                return Err(format!("{key} = {}: {what}", shown(other)));
             }
-            _ => Err("messages: expected a prompt and then an assistant's turn at the end".into()),
-        };
+            None => {}
+        }
     }
-    let (Some(prompt), Some(completion)) = (row.get("prompt"), row.get("completion")) else {
-        return Err(format!("expected messages, or prompt and completion; the row has {}", names(row)));
-    };
-    let completion = match completion {
-        Value::String(text) => text.clone(),
-        list => match messages_of(list, "completion")?.as_slice() {
-            [only] if only.role == "assistant" => thought(list, only.content.clone()),
-            _ => return Err("completion: expected a text or one assistant's turn".into()),
-        },
-    };
-    Ok(Conversation { prompt: prompt_of(prompt, "prompt")?, completion })
+    Ok(parts + &question)
 }
 
-/// The words of the last turn of a list of messages, after its thinking where the turn has that in a field of its own.
-fn thought(messages: &Value, content: String) -> String {
-    let last = messages.as_array().and_then(|list| list.last());
-    match last.and_then(|last| last["reasoning_content"].as_str()).map(str::trim) {
-        Some(thinking) if !thinking.is_empty() => format!("<think>\n{thinking}\n</think>\n\n{content}"),
-        _ => content,
+/// Refuses a row with an image.
+pub(super) fn without_images(row: &Map<String, Value>) -> std::result::Result<(), Fault> {
+    let is_image = |key: &str| key.eq_ignore_ascii_case("image") || key.eq_ignore_ascii_case("images");
+    match row.iter().find(|(key, value)| is_image(key) && !is_empty(value)) {
+        Some((key, _)) => Err(format!(
+            "{key} is not empty, and models here read text only; leave such rows out: jq -c 'select(.{key} | length == 0)'"
+        )),
+        None => Ok(()),
     }
 }
 
-/// What an OlympiadBench question refers to.
-fn context(row: &Map<String, Value>) -> Option<String> {
-    let context = row.get("context").filter(|_| row.contains_key("final_answer"))?.as_str()?;
-    (!context.trim().is_empty()).then(|| context.to_string())
+/// Whether a value says nothing, as the fields of absent structures in Parquet do.
+pub(super) fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(list) => list.iter().all(is_empty),
+        Value::Object(fields) => fields.values().all(is_empty),
+        _ => false,
+    }
 }
 
 /// A number as GSM8K writes it, `1,234`, without its commas; those of tuples and lists stay.
@@ -127,52 +139,6 @@ fn without_separators(answer: &str) -> String {
     let groups = |at: usize| at > 0 && digit(at - 1) && (at + 1..at + 4).all(digit) && !digit(at + 4);
     let separates = |at: usize| bytes[at] == b',' && groups(at) && !answer.contains(['(', '[', '{']);
     answer.char_indices().filter(|(at, _)| !separates(*at)).map(|(_, c)| c).collect()
-}
-
-/// The choices of a question, each a letter and a text; none for a question without them.
-fn choices(row: &Map<String, Value>) -> Vec<(String, String)> {
-    let named = |name: &str| row.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
-    let texts = |value: &Value| -> Option<Vec<String>> {
-        value.as_array()?.iter().map(|text| text.as_str().map(str::to_string)).collect()
-    };
-    let letters = || ('A'..='Z').map(String::from);
-    let found = match named("choices").or_else(|| named("options")) {
-        Some(list @ Value::Array(_)) => texts(list).map(|texts| letters().zip(texts).collect()),
-        // ARC names them in a list beside that of the texts.
-        Some(Value::Object(lists)) if lists.contains_key("label") => {
-            let list = |name: &str| lists.get(name).and_then(texts);
-            list("label").zip(list("text")).map(|(labels, texts)| labels.into_iter().zip(texts).collect())
-        }
-        Some(Value::Object(named)) => {
-            named.iter().map(|(name, text)| Some((name.clone(), text.as_str()?.to_string()))).collect()
-        }
-        _ => None,
-    };
-    found.unwrap_or_default()
-}
-
-/// A question with its choices, one on a line, unless it has them already.
-fn with_choices(prompt: Prompt, choices: &[(String, String)]) -> Prompt {
-    let lines: String = choices.iter().map(|(letter, text)| format!("\n({letter}) {text}")).collect();
-    let has = |question: &str| choices.iter().all(|(_, text)| question.contains(text.as_str()));
-    match prompt {
-        Prompt::Text(question) if !has(&question) => Prompt::Text(question + &lines),
-        Prompt::Messages(mut messages) => {
-            if let Some(last) = messages.last_mut().filter(|last| !has(&last.content)) {
-                last.content += &lines;
-            }
-            Prompt::Messages(messages)
-        }
-        prompt => prompt,
-    }
-}
-
-/// The letter of the choice that a number names by its place, counted from 0; none where the answer is no number.
-fn chosen(answer: &Value, choices: &[(String, String)]) -> std::result::Result<Option<String>, Fault> {
-    let Some(place) = answer.as_number().filter(|_| !choices.is_empty()) else { return Ok(None) };
-    let choice = place.as_u64().and_then(|place| choices.get(place as usize));
-    let letter = choice.map(|(letter, _)| letter.clone());
-    letter.map(Some).ok_or_else(|| format!("{place}: expected the place of a choice, 0 to {}", choices.len() - 1))
 }
 
 /// The field to read: the one asked for, or the first usual one that the row has.
@@ -189,15 +155,20 @@ fn pick<'a>(
     };
     found.map(|(key, _)| key.as_str()).ok_or_else(|| {
         let expected = asked.map_or_else(|| usual.join(", "), str::to_string);
-        format!("no {what}: expected a field {expected}; the row has {}", names(row))
+        let names = names(row);
+        format!(
+            "no {what}: expected a field {expected}; the row has {names}: name the one to read, with the setting \
+             data.{what}_field or on the command line with --{what}-field"
+        )
     })
 }
 
-fn names(row: &Map<String, Value>) -> String {
-    if row.is_empty() { "no fields".into() } else { row.keys().cloned().collect::<Vec<_>>().join(", ") }
+pub(super) fn names(row: &Map<String, Value>) -> String {
+    let name = |(key, value): (&String, &Value)| if value.is_null() { format!("{key} (null)") } else { key.clone() };
+    if row.is_empty() { "no fields".into() } else { row.iter().map(name).collect::<Vec<_>>().join(", ") }
 }
 
-fn prompt_of(value: &Value, field: &str) -> std::result::Result<Prompt, Fault> {
+pub(super) fn prompt_of(value: &Value, field: &str) -> std::result::Result<Prompt, Fault> {
     match value {
         Value::String(text) => Ok(Prompt::Text(text.clone())),
         Value::Array(_) => messages_of(value, field).map(Prompt::Messages),
@@ -205,40 +176,17 @@ fn prompt_of(value: &Value, field: &str) -> std::result::Result<Prompt, Fault> {
     }
 }
 
-fn messages_of(value: &Value, field: &str) -> std::result::Result<Vec<Message>, Fault> {
-    let list = value.as_array().ok_or_else(|| format!("{field} = {}: expected a list of messages", shown(value)))?;
-    list.iter()
-        .enumerate()
-        .map(|(i, message)| {
-            let text = |key: &str| match &message[key] {
-                Value::String(text) => Some(text.clone()),
-                // Content in parts, as multimodal chats have it; only text is understood.
-                Value::Array(parts) if key == "content" => {
-                    parts.iter().map(|part| part["text"].as_str()).collect::<Option<String>>()
-                }
-                _ => None,
-            };
-            match (text("role"), text("content")) {
-                (Some(role), Some(content)) => Ok(Message { role, content }),
-                _ => Err(format!(
-                    "{field}[{i}] = {}: expected an object with the texts role and content",
-                    shown(message)
-                )),
-            }
-        })
-        .collect()
-}
-
-fn without_last_assistant(mut messages: Vec<Message>, field: &str) -> std::result::Result<Vec<Message>, Fault> {
-    while messages.pop_if(|message| message.role == "assistant").is_some() {}
-    match messages.last() {
-        Some(_) => Ok(messages),
-        None => Err(format!("{field}: expected a turn for the model to answer")),
-    }
-}
-
 fn answer_text(value: &Value, field: &str) -> std::result::Result<String, Fault> {
     match value {
+        // A list that was written as a text.
+        Value::String(text) if text.starts_with('[') => match serde_json::from_str::<Vec<String>>(text) {
+            Ok(list) if list.len() > 1 => Err(format!(
+                "{field} = {}: a text with several answers; write one, or a list without quotes where all are wanted",
+                shown(value)
+            )),
+            Ok(mut list) => Ok(list.pop().unwrap_or_default()),
+            Err(_) => Ok(text.clone()),
+        },
         Value::String(text) => Ok(text.clone()),
         // A whole number that passed through a float column.
         Value::Number(number) => Ok(number.to_string().trim_end_matches(".0").to_string()),
@@ -250,7 +198,7 @@ fn answer_text(value: &Value, field: &str) -> std::result::Result<String, Fault>
 }
 
 /// A value as messages show it, cut to a readable length.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -308,6 +256,8 @@ mod tests {
             (r#"{"problem": "q", "solution": "so \\boxed{\\frac{1}{2}} cm"}"#, r"\frac{1}{2}"),
             (r#"{"question": "q", "context": null, "final_answer": ["$2$"]}"#, "$2$"),
             (r#"{"question": "q", "final_answer": ["1", "2"]}"#, "1, 2"),
+            (r#"{"prompt": "q", "reward_model": {"ground_truth": "[\"2\"]"}}"#, "2"),
+            (r#"{"prompt": "q", "answer": "[2, 3]"}"#, "[2, 3]"),
             (r#"{"prompt": "q", "answer": 0.5}"#, "0.5"),
             (r#"{"prompt": "q", "answer": -3}"#, "-3"),
             (r#"{"data_source": null, "prompt": "q", "answer": null, "solution": "5"}"#, "5"),
@@ -322,37 +272,25 @@ mod tests {
         }
     }
 
-    /// OlympiadBench keeps what a question refers to in a field of its own; without it the question has no answer.
+    /// Without what it refers to a question has no answer.
     #[test]
-    fn a_context_is_part_of_the_question() {
-        let row = r#"{"context": "Let $x=2$.", "question": "What is $x^2$?", "final_answer": ["4"]}"#;
-        assert_eq!(read(row).unwrap().prompt.text(), "Let $x=2$.\nWhat is $x^2$?");
-    }
-
-    /// Without its choices a question has no answer, and a place is none either.
-    #[test]
-    fn choices_are_part_of_the_question() {
+    fn what_a_question_refers_to_is_part_of_it() {
         let table = [
-            (r#"{"question": "q", "choices": ["3", "7"], "answer": 1}"#, "q\n(A) 3\n(B) 7", "B"),
-            (r#"{"question": "q", "options": {"A": "x", "B": "y"}, "answer": "A"}"#, "q\n(A) x\n(B) y", "A"),
             (
-                r#"{"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}"#,
-                "q\n(1) x\n(2) y",
-                "2",
+                r#"{"context": "Let $x=2$.", "question": "What is $x^2$?", "final_answer": ["4"]}"#,
+                "Let $x=2$.\nWhat is $x^2$?",
             ),
-            (r#"{"prompt": "x or y?", "choices": ["x", "y"], "answer": "B"}"#, "x or y?", "B"),
-            (
-                r#"{"prompt": [{"role": "user", "content": "q"}], "choices": ["x", "y"], "answer": "A"}"#,
-                "q\n(A) x\n(B) y",
-                "A",
-            ),
+            (r#"{"Body": "Ann has 2.", "Question": "How many?", "Answer": "2.0"}"#, "Ann has 2. How many?"),
+            (r#"{"passage": "p", "question": "q", "answer": "3"}"#, "p\nq"),
+            (r#"{"article": "p", "question": "q", "options": ["x", "y"], "answer": "A"}"#, "p\nq\n(A) x\n(B) y"),
+            (r#"{"question": "q", "table_title": "t", "table": "a | 3", "answer": "3"}"#, "t\na | 3\nq"),
+            (r#"{"context": "p", "prompt": "As p has it, q", "answer": "3"}"#, "As p has it, q"),
+            (r#"{"context": [], "table": null, "images": [{"bytes": null}], "prompt": "q", "answer": "3"}"#, "q"),
+            (r#"{"context": "p", "prompt": [{"role": "user", "content": "q"}], "answer": "3"}"#, "q"),
         ];
-        for (row, prompt, answer) in table {
-            let problem = read(row).unwrap();
-            assert_eq!((problem.prompt.text().as_str(), problem.answer.as_str()), (prompt, answer), "{row}");
+        for (row, prompt) in table {
+            assert_eq!(read(row).unwrap().prompt.text(), prompt, "{row}");
         }
-        let fault = read(r#"{"question": "q", "choices": ["x", "y"], "answer": 2}"#).unwrap_err();
-        assert_eq!(fault, "answer = 2: expected the place of a choice, 0 to 1");
     }
 
     #[test]
@@ -378,6 +316,18 @@ mod tests {
                 r#"{"messages": [{"role": "assistant", "content": "x"}], "answer": "5"}"#,
                 "messages: expected a turn for the model to answer",
             ),
+            (r#"{"prompt": "q", "answer": null}"#, "the row has prompt, answer (null): name the one to read"),
+            (r#"{"answer": "5"}"#, "with the setting data.prompt_field or on the command line with --prompt-field"),
+            (r#"{"prompt": "q"}"#, "data.answer_field or on the command line with --answer-field"),
+            (
+                r#"{"table": {"a": [3]}, "question": "q", "answer": "3"}"#,
+                r#"table = {"a":[3]}: expected a text, to be"#,
+            ),
+            (
+                r#"{"images": ["a.png"], "problem": "q", "answer": "3"}"#,
+                "images is not empty, and models here read text",
+            ),
+            (r#"{"prompt": "q", "answer": "[\"2\", \"3\"]"}"#, "a text with several answers; write one"),
             (r#"{"prompt": "q", "answer": "5", "floor": 3}"#, "floor = 3: expected a text"),
             (r#"{"prompt": "q", "answer": "5", "data_source": 3}"#, "data_source = 3: expected a text"),
         ];
@@ -398,29 +348,5 @@ mod tests {
         assert!(!formula(r#"{"prompt": "q", "answer": "First,\nthen."}"#));
         // The embedded tasks as a file, whose model knows the form.
         assert!(!formula(r#"{"prompt": "q", "answer": "5", "floor": "2+3=5"}"#));
-    }
-
-    #[test]
-    fn conversations_end_with_the_assistant() {
-        let read = |row: &str| conversation(&object(row));
-        let turns =
-            read(r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#).unwrap();
-        assert_eq!(turns, Conversation { prompt: Prompt::Messages(vec![Message::user("q")]), completion: "a".into() });
-        let plain = read(r#"{"prompt": "q", "completion": "a"}"#).unwrap();
-        assert_eq!(plain, Conversation { prompt: Prompt::Text("q".into()), completion: "a".into() });
-        let lists = read(
-            r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
-        );
-        assert_eq!(lists.unwrap(), turns);
-        // Thinking in a field of its own was dropped, and the model learned to answer at once.
-        let apart = r#"{"role": "assistant", "reasoning_content": "2+3 = 5", "content": "a"}"#;
-        for row in [
-            format!(r#"{{"messages": [{{"role": "user", "content": "q"}}, {apart}]}}"#),
-            format!(r#"{{"prompt": "q", "completion": [{apart}]}}"#),
-        ] {
-            assert_eq!(read(&row).unwrap().completion, "<think>\n2+3 = 5\n</think>\n\na");
-        }
-        assert!(read(r#"{"messages": [{"role": "user", "content": "q"}]}"#).unwrap_err().contains("assistant's turn"));
-        assert!(read(r#"{"text": "q"}"#).unwrap_err().contains("the row has text"));
     }
 }

@@ -135,7 +135,9 @@ pub fn evaluate_into(
     config: &EvalConfig,
     observe: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Evaluation> {
+    check_output(dir)?;
     files::create_dir(dir)?;
+    let _lock = files::lock(dir, "eval.lock")?;
     let completions = dir.join("completions.jsonl");
     match Manifest::read(dir)? {
         Some(earlier) => {
@@ -167,6 +169,21 @@ pub fn evaluate_into(
     let evaluation = Evaluation::new(records)?;
     files::write_json(&dir.join("summary.json"), &evaluation.summary())?;
     Ok(evaluation)
+}
+
+/// Refuses what is no folder, and the folder of a run, which an evaluation in it would hide the run's own behind.
+///
+/// # Errors
+/// Naming it.
+pub fn check_output(dir: &Path) -> Result<()> {
+    let message = if dir.exists() && !dir.is_dir() {
+        "is a file, and --output must be a folder: name another"
+    } else if dir.join("run.json").is_file() {
+        "is the folder of a run: choose another --output"
+    } else {
+        return Ok(());
+    };
+    Err(Error::file(dir, message))
 }
 
 /// The records at the beginning of a file that came from whole chunks of `lines` lines, at most `total`, and the bytes

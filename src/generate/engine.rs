@@ -174,7 +174,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         }
         match self.broken {
             None => Ok(self.completions),
-            Some(request) => Err(Error::Invalid(format!(
+            Some(request) => Err(Error::NotFinite(format!(
                 "the model's logits are not finite numbers after {} tokens of a completion: its weights are damaged, its \
                  activations are too large for their precision (see --dtype), or training has made them so (lower \
                  optim.learning_rate in a new run, or go on from an older checkpoint)",

@@ -117,7 +117,7 @@ impl Rope {
         let base = config.rope_theta.or(config.family().map_or(Some(10_000.0), |family| family.theta));
         let theta = settings.number("rope_theta", None, base);
         if settings.problems.is_empty() && theta <= 1.0 {
-            settings.refuse("rope_theta", "must be above 1");
+            settings.problems.push(format!("rope_theta = {theta} must be above 1"));
         }
         // Sizes are checked elsewhere; a broken one must not be computed with.
         let dim = if config.num_attention_heads == 0 { 2 } else { config.head_dim() };
@@ -203,13 +203,17 @@ impl Settings<'_> {
 
     /// A positive number; `other` stands in where the table has none, then `default`.
     fn number(&mut self, name: &str, other: Option<&Value>, default: Option<f64>) -> f64 {
-        let value = self.table.get(name).filter(|value| !value.is_null()).or(other);
-        let number = match value {
+        let own = self.table.get(name).filter(|value| !value.is_null());
+        let number = match own.or(other) {
             None => default,
             Some(value) => value.as_f64().filter(|number| *number > 0.0 && number.is_finite()),
         };
         number.unwrap_or_else(|| {
-            self.refuse(name, "must be a positive number");
+            match (own, other) {
+                // Beside the table, not in it.
+                (None, Some(value)) => self.problems.push(format!("{name} = {value} must be a positive number")),
+                _ => self.refuse(name, "must be a positive number"),
+            }
             1.0
         })
     }

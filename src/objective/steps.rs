@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(half.silent(&wrong, &log_probs), [0..2, 4..5]);
         // 0.3 of four steps: 1.2, up to two and down to one.
         assert_eq!(StepSelection::default().silent(&right, &log_probs), [2..4, 5..6]);
-        assert_eq!(StepSelection::default().silent(&wrong, &log_probs), [4..5]);
+        assert_eq!(StepSelection::default().silent(&wrong, &log_probs), vec![Range { start: 4, end: 5 }]);
         // What the published code does.
         let code = StepSelection { right: 1.0, wrong: 0.0, ..StepSelection::default() };
         assert_eq!(code.silent(&right, &log_probs).len(), 4);

@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config;
 use crate::model::Precision;
 use crate::objective::Correction;
 
-/// The engine that samples completions.
+/// The engine that samples completions: `own` where none is named.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "engine", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "engine", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub enum RolloutConfig {
     /// The engine of this process, on the weights that are trained: nothing to start, nothing to send.
     Own(OwnConfig),
@@ -18,6 +19,20 @@ pub enum RolloutConfig {
     Vllm(ServedConfig),
     /// Servers of SGLang, from 0.4.1 on.
     Sglang(ServedConfig),
+}
+
+impl Serialize for RolloutConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RolloutConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut table = toml::Table::deserialize(deserializer)?;
+        table.entry("engine").or_insert_with(|| "own".into());
+        Self::deserialize(table).map_err(|error| D::Error::custom(error.message()))
+    }
 }
 
 /// How the engine of this process computes.

@@ -126,6 +126,9 @@ impl Stage {
         if weights != 0 && weights != rewards {
             mistakes.push(format!("reward_weights has {weights} entries for {rewards} rewards"));
         }
+        if weights > 0 && self.reward_weights.iter().all(|weight| *weight == 0.0) {
+            mistakes.push("reward_weights are all 0: nothing would be learned".to_string());
+        }
         for (k, weight) in self.reward_weights.iter().enumerate().filter(|(_, weight)| !weight.is_finite()) {
             mistakes.push(format!("reward_weights.{k} = {weight} must be a finite number"));
         }

@@ -52,7 +52,9 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let folder = Folder::open(dir)?;
         let file = folder.path(TOKENIZER);
-        let bytes = folder.get(TOKENIZER).ok_or_else(|| Error::io(&file)(std::io::ErrorKind::NotFound.into()))?;
+        let bytes = folder.get(TOKENIZER).ok_or_else(|| {
+            Error::file(&file, "there is no such file: copy it from the model that the weights are from")
+        })?;
         let read = contained(|| tokenizers::Tokenizer::from_bytes(bytes));
         let read = read.ok_or_else(|| Error::file(&file, "malformed: the tokenizers library cannot read it"))?;
         let mut inner = read.map_err(|e| Error::file(&file, e))?;

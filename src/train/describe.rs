@@ -18,7 +18,9 @@ pub(super) fn diagnose(groups: &[Group], step: usize, metrics: &Metrics, stage: 
     }
     let percent = |name: &str| 100.0 * metrics.get(name).unwrap_or(0.0);
     let count = |verdict: Verdict| rollouts.iter().filter(|rollout| rollout.answer.verdicts.strict == verdict).count();
-    let advice = if percent("completions/clipped_ratio") > 90.0 {
+    let advice = if percent("rewards/unscored") >= 100.0 {
+        "no completion was scored: see what the reward program says of them".to_string()
+    } else if percent("completions/clipped_ratio") > 90.0 {
         format!("nearly all are cut: raise max_completion_length = {}", stage.sampling.max_completion_length)
     } else if count(Verdict::UnparseableGold) == rollouts.len() {
         "no row has a usable answer: see data.answer_field".to_string()

@@ -1,7 +1,6 @@
 //! The folder of a run: its name, its lock, and what becomes of an earlier run of that name.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
@@ -256,30 +255,9 @@ fn has_step(dir: &Path) -> Result<bool> {
     Ok(log.lines().any(|line| step(line).is_some_and(|step| step > 0)) || checkpoint::exists(dir)?)
 }
 
-/// The lock of a folder. It is the system's, on a file: it ends with the process, however that ends.
+/// The lock of a run's folder.
 fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join(LOCK);
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = open.map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            let _ = (&file).read_to_string(&mut owner);
-            let message = format!("is in use by process {}: wait for it, or stop it", owner.trim());
-            return Err(Error::file(dir, message));
-        }
-        // Some network file systems have no locks.
-        Err(TryLockError::Error(error)) => {
-            tracing::warn!(
-                "{}: cannot be locked ({error}); see to it that no other process uses the folder",
-                path.display()
-            );
-        }
-    }
-    let mark = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
-    mark.map_err(Error::io(&path))?;
-    Ok(file)
+    files::lock(dir, LOCK)
 }
 
 #[cfg(test)]

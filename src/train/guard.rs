@@ -46,9 +46,10 @@ impl Guard {
             })
         });
         files::write_json_lines(&path, rows)?;
-        Err(Error::Invalid(format!(
+        Err(Error::NotFinite(format!(
             "step {step} is the third in a row with a loss, ratio or gradient that is not finite; its sequences are in {}. \
-             The newest checkpoint is from before: lower optim.learning_rate and --resume it",
+             The newest checkpoint, if there is one, is from before: start another run from it (model.path) with a lower \
+             optim.learning_rate",
             path.display()
         )))
     }

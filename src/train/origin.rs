@@ -21,9 +21,9 @@ use crate::model::lora;
 const FILE: &str = "run.json";
 const SETTINGS: &str = "config.toml";
 
-/// Settings that a resumed run may change: how long it is, how often it reports and saves, and what memory it takes. None
-/// of them changes a step that both lengths of the run have. `*` stands for the number of a table.
-const FREE: [&str; 31] = [
+/// Settings that a resumed run may change: how long it is, how often it reports and saves, what memory it takes, and how long it
+/// waits. None of them changes a step that both lengths of the run have, but for what a reward program was too slow for. `*` stands for the number of a table.
+const FREE: [&str; 32] = [
     "log.report_to",
     "log.command",
     "output_dir",
@@ -44,6 +44,7 @@ const FREE: [&str; 31] = [
     "train.generation_cache_tokens",
     "train.generation_tokens_per_read",
     "eval.rows",
+    "reward.timeout_s",
     "rollout.urls",
     "rollout.model",
     "rollout.api_key_env",
@@ -71,6 +72,9 @@ pub(super) struct Origin {
     /// SHA-256 of each file that decides what is learned, by the setting that names it; that of weights is of a sample. Of what
     /// is from the Hub the commit.
     pub(super) reads: BTreeMap<String, String>,
+    /// All settings that it has. A run of an earlier version has those of `config.toml` alone.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    settings: Value,
     /// Folder beside this one of the run that it replaces, until its first step is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) replaces: Option<PathBuf>,
@@ -89,6 +93,7 @@ impl Origin {
             id: random_id(now.as_nanos()),
             started: now.as_secs(),
             reads: digests(&config.common())?,
+            settings: Value::Null,
             replaces: None,
             finished: None,
         })
@@ -107,6 +112,13 @@ impl Origin {
         files::write_json(&dir.join(FILE), self)
     }
 
+    /// Writes the settings that a run has: `config.toml` for readers, who may edit it, and what a resumed run is compared with.
+    pub(super) fn write_settings<C: RunSettings>(&mut self, dir: &Path, config: &C) -> Result<()> {
+        files::write(&dir.join(SETTINGS), to_toml(config).as_bytes())?;
+        self.settings = serde_json::to_value(config).unwrap_or_else(|error| unreachable!("{error}"));
+        self.write(dir)
+    }
+
     /// Compares the settings and files that a run is to go on with to those it has had so far; gives the differences that
     /// are allowed, as `key = new (was old)`.
     ///
@@ -117,7 +129,10 @@ impl Origin {
             let message = format!("was started by `tempering {}`, not by `{}`", self.command, C::COMMAND);
             return Err(Error::file(dir, message));
         }
-        let stored: C = settings(dir)?;
+        let stored: C = match &self.settings {
+            Value::Null => settings(dir)?,
+            stored => serde_json::from_value(stored.clone()).map_err(|error| Error::file(dir.join(FILE), error))?,
+        };
         let (mut allowed, mut refused) = (Vec::new(), Vec::new());
         for (key, was, is) in differences(&stored, config) {
             let list = if is_free(&key) { &mut allowed } else { &mut refused };
@@ -140,21 +155,17 @@ impl Origin {
         }
         refused.push(format!(
             "a resumed run keeps its settings but for its length, its cadence and its use of memory: leave these out \
-             (`--resume {}` alone takes the run's own), or start another run with --set name=…",
+             (`--resume {}` alone takes the run's own, which {SETTINGS} there must say as they were), or start another run with \
+             --set name=…",
             dir.display()
         ));
         Err(Error::Config { origin: format!("{} was started with other settings", dir.display()), problems: refused })
     }
 }
 
-/// The settings a run was started with.
+/// The settings of a run, as `config.toml` has them.
 pub(super) fn settings<C: RunSettings>(dir: &Path) -> Result<C> {
     config::load(Some(&dir.join(SETTINGS)), &[])
-}
-
-/// Writes the settings that a run has.
-pub(super) fn write_settings<C: RunSettings>(dir: &Path, config: &C) -> Result<()> {
-    files::write(&dir.join(SETTINGS), to_toml(config).as_bytes())
 }
 
 /// 128 bits that no other run has: the keys that the system gave this process, its number, and the time.

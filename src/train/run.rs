@@ -168,7 +168,7 @@ impl Run {
         }
         let dir = common.dir();
         let mut note = |line: &str| session.observer.note(line);
-        let (folder, origin, point, newest);
+        let (folder, mut origin, point, newest);
         let mut unlogged = None;
         if let Start::New | Start::Overwrite = session.start {
             point = Point::first(open_model()?);
@@ -205,7 +205,7 @@ impl Run {
                 }
             }
         }
-        origin::write_settings(&dir, config)?;
+        origin.write_settings(&dir, config)?;
         files::create_dir(&dir.join("completions"))?;
         let logged = newest.as_ref().map(|(step, _)| step - usize::from(unlogged.is_some()));
         let followers = Followers::open(common.log, &dir, &origin.id, logged)?;
@@ -304,7 +304,7 @@ impl Run {
         })?;
         let evaluation = Evaluation::new(records)?;
         if evaluation.overall().entropy.is_some_and(|entropy| !entropy.is_finite()) {
-            return Err(Error::Invalid(format!(
+            return Err(Error::NotFinite(format!(
                 "the {which} evaluation: the model gives numbers that are not finite; nothing is exported. If training made \
                  it so, lower optim.learning_rate in a new run, or go on from an older checkpoint"
             )));
@@ -338,8 +338,8 @@ impl Run {
         Ok(path)
     }
 
-    /// The error that a run ends with after `error`: where an early end was asked for, or what samples is gone, the state after
-    /// `step`, the last that is done, is saved first.
+    /// The error that a run ends with after `error`: the state after `step`, the last that is done, is saved first, unless the
+    /// numbers are broken or files cannot be written.
     pub(super) fn ended(
         &mut self,
         error: Error,
@@ -348,20 +348,20 @@ impl Run {
         optimizer: &AdamW,
         state: &impl Serialize,
     ) -> Error {
+        if step == 0 || matches!(error, Error::NotFinite(_) | Error::Io { .. } | Error::Interrupted { .. }) {
+            return error;
+        }
+        let checkpoint = match self.save(step, trained, optimizer, state) {
+            Ok(checkpoint) => checkpoint,
+            Err(unsaved) => return Error::Invalid(format!("{error}\nThe state could not be saved: {unsaved}")),
+        };
+        let (place, dir) = (checkpoint.display(), self.dir().display());
+        let saved = format!("\nThe state is saved in {place}: continue with --resume {dir}");
         match error {
-            Error::Stopped if step > 0 => match self.save(step, trained, optimizer, state) {
-                Ok(checkpoint) => Error::Interrupted { checkpoint },
-                Err(error) => error,
-            },
-            Error::Engine(why) if step > 0 => match self.save(step, trained, optimizer, state) {
-                Ok(checkpoint) => Error::Engine(format!(
-                    "{why}\nThe state is saved in {}: continue with --resume {}",
-                    checkpoint.display(),
-                    self.dir().display()
-                )),
-                Err(error) => error,
-            },
-            error => error,
+            Error::Stopped => Error::Interrupted { checkpoint },
+            Error::Engine(why) => Error::Engine(why + &saved),
+            Error::File { path, message } => Error::File { path, message: message + &saved },
+            error => Error::Invalid(error.to_string() + &saved),
         }
     }
 

@@ -26,10 +26,12 @@ pub(super) fn reads(text: &str) -> bool {
 pub(super) fn announced(text: &str) -> Option<Announced> {
     let lower = text.to_ascii_lowercase();
     let find = |word: &str| {
-        let mut places = lower.rmatch_indices(word).take(MAX_TRIALS);
-        places.find_map(|(at, _)| english(text, &lower, at, word.trim_end_matches(':').len()))
+        // `Ans: 5` and `Ans. 5`, but not the beginning of "answer".
+        let whole = |at: &usize| word != "ans" || lower[at + word.len()..].starts_with([':', '.']);
+        let places = lower.rmatch_indices(word).map(|(at, _)| at);
+        places.filter(whole).take(MAX_TRIALS).find_map(|at| english(text, &lower, at, word.len()))
     };
-    let latin = ["answer", "ans:", "option", "choice"].into_iter().filter_map(find).max_by_key(|found| found.at);
+    let latin = ["answer", "ans", "option", "choice"].into_iter().filter_map(find).max_by_key(|found| found.at);
     let chinese = text.rmatch_indices('答').take(MAX_TRIALS).find_map(|(at, word)| {
         let rest = text[at + word.len()..].trim_start_matches('案');
         let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':'])?;
@@ -46,14 +48,14 @@ fn is_mark(c: char) -> bool {
 fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announced> {
     let start = (at.saturating_sub(MAX_LEAD)..=at).find(|start| text.is_char_boundary(*start))?;
     let line = lower[start..at].rsplit('\n').next().unwrap_or_default();
-    let lead = line.trim_matches(|c: char| is_mark(c) || c.is_whitespace() || ":,.-$([".contains(c));
+    let lead = line.trim_matches(|c: char| !c.is_alphanumeric());
     let mut words = lead.rsplit(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let last = words.next().unwrap_or_default();
     // The correct option answers, any other is only named.
     let led = match last {
         "final" | "correct" | "right" => true,
         "" => lead.is_empty() && lower[at..].starts_with('a'),
-        "the" | "our" | "my" | "numerical" => lower[at..].starts_with('a'),
+        "the" | "our" | "my" | "numerical" | "required" | "desired" | "exact" => lower[at..].starts_with('a'),
         "an" => lower[at..].starts_with("answer of "),
         _ => false,
     };
@@ -64,18 +66,23 @@ fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announce
     let rest = &lower[at + length..];
     let rest = rest.strip_prefix('s').unwrap_or(rest).trim_start_matches(is_mark);
     let rest = rest.trim_start_matches([' ', '\t']);
-    let verb = ["is", "are", "would be", "must be", "of"].iter().find_map(|verb| {
+    let rest = PURPOSES.iter().find_map(|purpose| rest.strip_prefix(purpose)).unwrap_or(rest);
+    let verb = ["is", "are", "would be", "must be", "should be", "of"].iter().find_map(|verb| {
         let after = rest.strip_prefix(verb)?;
         (!after.starts_with(|c: char| c.is_alphanumeric())).then_some(after)
     });
     let dash = ["- ", "– ", "— "].iter().find_map(|dash| rest.strip_prefix(dash));
-    let colon = rest.strip_prefix([':', '：', '=']).or(dash);
+    let point = rest.strip_prefix(". ").filter(|_| length == 3);
+    let colon = rest.strip_prefix([':', '：', '=']).or(dash).or(point);
     // `### Answer` above the value.
     let heading = rest.starts_with(['\n', '\r']) && (lead.len() < 10 || line.trim_start().starts_with(is_mark));
     let after = verb.or(colon).or(heading.then_some(rest))?;
     let answer = value(&text[text.len() - after.len()..])?;
     Some(Announced { at, formal: verb.is_none() || last == "final", answer })
 }
+
+/// What may say of an answer whose it is.
+const PURPOSES: &[&str] = &["to the problem ", "to this problem ", "to the question ", "to this question "];
 
 /// The value after its announcement: on the same line, or on the next that is not blank.
 fn value(rest: &str) -> Option<String> {
@@ -92,7 +99,8 @@ fn value(rest: &str) -> Option<String> {
     }
     let plain = without_stars(sentence(rest.lines().next()?));
     let plain = plain.trim_matches(|c: char| is_mark(c) || c.is_whitespace()).trim_end_matches(['.', '*', ' ']);
-    let adverb = ["therefore ", "thus ", "then ", "hence ", "simply ", "just ", "equal to "];
+    let plain = plain.split(" and we ").next().unwrap_or(plain);
+    let adverb = ["therefore ", "thus ", "then ", "hence ", "simply ", "just ", "exactly ", "equal to "];
     let plain = adverb.iter().fold(plain, |plain, adverb| plain.strip_prefix(adverb).unwrap_or(plain));
     if plain.is_empty() || plain.starts_with("not ") || plain.ends_with('?') {
         return None;

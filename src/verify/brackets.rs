@@ -1,13 +1,17 @@
 //! What stands in brackets: tuples, intervals, sets, and the environments of LaTeX.
 
 use super::parse::Parser;
+use super::relation::joined;
 use super::token::{Spaced, Token};
-use super::tree::{Fault, Node, Result};
+use super::tree::{Fault, Node, Relation, Result};
 
 impl Parser {
     /// What follows an opening bracket: a group, a tuple or an interval.
     pub(super) fn bracket(&mut self, open: char) -> Result<Node> {
-        let mut items = self.deeper(Self::items)?;
+        let outward = std::mem::replace(&mut self.outward, open == ']');
+        let items = self.deeper(Self::items);
+        self.outward = outward;
+        let mut items = items?;
         let close = self.peek_char().filter(|c| matches!(c, ')' | ']' | '['));
         self.at += 1;
         let closed = match (open, close) {
@@ -16,6 +20,7 @@ impl Parser {
             ('(', Some(']')) => Some((false, true)),
             ('[', Some(')')) => Some((true, false)),
             (']', Some('[')) => Some((false, false)),
+            (']', Some(']')) => Some((false, true)),
             _ => return Err(Fault::Malformed),
         };
         match (items.len(), closed) {
@@ -32,33 +37,26 @@ impl Parser {
 
     /// What follows the brace of a set: its members, or `x | condition`.
     pub(super) fn set(&mut self) -> Result<Node> {
-        let items = self.deeper(|parser| {
+        let (mut items, joints) = self.deeper(|parser| {
             parser.bars += 1;
-            let items = parser.items();
+            let items = parser.members();
             parser.bars -= 1;
             items
         })?;
         if self.eat_char('|') {
-            let condition = self.deeper(Self::items)?;
+            let mut conditions = self.deeper(Self::items)?;
             self.expect(&Token::Char('}'))?;
-            return match <[Node; 1]>::try_from(condition) {
-                Ok([condition]) if items.len() == 1 => Ok(condition),
+            return match (items.len(), conditions.len()) {
+                (1, 1) => Ok(conditions.swap_remove(0)),
+                (1, 2..) => Ok(Node::List(conditions)),
                 _ => Err(Fault::Malformed),
             };
         }
         self.expect(&Token::Char('}'))?;
-        match items.as_slice() {
-            // `{x : x > 2}`
-            [Node::Relation(terms, relations)] if matches!(terms.first(), Some(Node::Ratio(_))) => {
-                let mut terms = terms.clone();
-                if let Node::Ratio(parts) = &mut terms[0] {
-                    let last = parts.pop().ok_or(Fault::Malformed)?;
-                    terms[0] = last;
-                }
-                Ok(Node::Relation(terms, relations.clone()))
-            }
-            _ => Ok(Node::Set(items)),
-        }
+        let Some(condition) = items.first().and_then(after_colon) else { return Ok(Node::Set(joined(items, &joints))) };
+        items[0] = condition;
+        let mut conditions = joined(items, &joints);
+        Ok(if conditions.len() == 1 { conditions.swap_remove(0) } else { Node::List(conditions) })
     }
 
     /// What stands between a `\begin` and its `\end`.
@@ -148,6 +146,16 @@ impl Parser {
         self.expect(&Token::Close)?;
         Ok(name)
     }
+}
+
+/// What stands after the colon of `x : x > 2` or `x ∈ ℝ : x > 2`.
+fn after_colon(node: &Node) -> Option<Node> {
+    let Node::Relation(terms, relations) = node else { return None };
+    let at = usize::from(relations.len() > 1 && relations[0] == Relation::In);
+    let Node::Ratio(parts) = &terms[at] else { return None };
+    let mut terms = terms[at..].to_vec();
+    terms[0] = parts.last()?.clone();
+    Some(Node::Relation(terms, relations[at..].to_vec()))
 }
 
 /// Rows of one cell are several answers; of two, pairs of a value and its condition.

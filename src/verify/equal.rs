@@ -36,19 +36,31 @@ impl Comparer {
     pub(super) fn same(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
         self.algebra.spend(1)?;
         match (gold, answer) {
-            (Node::Words(a), Node::Words(b)) => return Ok(words::same(a, b)),
+            (Node::Words(a), Node::Words(b)) => {
+                return Ok(words::same(a, b) || words::set(a).is_some_and(|set| words::set(b) == Some(set)));
+            }
             (Node::Choice(a, _), Node::Choice(b, _)) => return Ok(a == b),
-            (Node::Choice(a, rest), other) => return Ok(is_letter(other, a) || self.same(rest, other)?),
-            (other, Node::Choice(a, rest)) => return Ok(is_letter(other, a) || self.same(other, rest)?),
-            (Node::Words(_), _) | (_, Node::Words(_)) => return Ok(false),
+            (Node::Choice(a, rest), other) => {
+                return Ok(is_letter(other, a) || (!is_choice(other) && self.same(rest, other)?));
+            }
+            (other, Node::Choice(a, rest)) => {
+                return Ok(is_letter(other, a) || (!is_choice(other) && self.same(other, rest)?));
+            }
+            (Node::Words(words), other) | (other, Node::Words(words)) => {
+                return words::set(words).map_or(Ok(false), |set| self.same(&set, other));
+            }
             _ => {}
         }
-        let either = |node: &Node| matches!(node, Node::PlusMinus(..));
-        let open = |node: &Node| !matches!(node, Node::List(_) | Node::Set(_)) && node.any(&either);
-        match (open(gold), open(answer)) {
+        match (is_either(gold), is_either(answer)) {
             (true, _) => return self.same(&both_signs(gold), answer),
             (_, true) => return self.same(gold, &both_signs(answer)),
             _ => {}
+        }
+        if let Some(gold) = spread(gold) {
+            return self.same(&gold, answer);
+        }
+        if let Some(answer) = spread(answer) {
+            return self.same(gold, &answer);
         }
         if let Some(parts) = approximated(gold) {
             return self.same_as_either(parts, |comparer, part| comparer.same(part, answer));
@@ -62,7 +74,7 @@ impl Comparer {
             _ => {}
         }
         if (matches!(gold, Node::List(_)) || matches!(answer, Node::List(_)))
-            && let Some(same) = self.united(gold, answer)?
+            && let Some(same) = self.same_systems(gold, answer)?
         {
             return Ok(same);
         }
@@ -75,15 +87,18 @@ impl Comparer {
             (Node::List(a), Node::Tuple(b)) | (Node::Tuple(a), Node::List(b)) => self.same_in_order(a, b),
             (Node::Relation(..), _) => self.same_as_side(gold, answer, true),
             (_, Node::Relation(..)) => self.same_as_side(answer, gold, false),
+            (Node::List(list), other) if !is_set(other) && !matches!(other, Node::Matrix(_)) => {
+                list.iter().try_fold(true, |all, member| Ok(all && self.same(member, other)?))
+            }
+            (other, Node::List(list)) if !is_set(other) && !matches!(other, Node::Matrix(_)) => {
+                list.iter().try_fold(true, |all, member| Ok(all && self.same(other, member)?))
+            }
             (Node::Measured(..) | Node::Percent(_) | Node::Degrees(_), _)
             | (_, Node::Measured(..) | Node::Percent(_) | Node::Degrees(_)) => self.same_quantities(gold, answer),
             (Node::Tuple(a), Node::Tuple(b)) => self.same_in_order(a, b),
             (Node::Matrix(_), _) | (_, Node::Matrix(_)) => self.same_matrices(gold, answer),
             (Node::Ratio(a), Node::Ratio(b)) => self.proportional(a, b),
             _ if is_set(gold) || is_set(answer) => self.same_sets(gold, answer),
-            (Node::List(list), other) | (other, Node::List(list)) => {
-                list.iter().try_fold(true, |all, member| Ok(all && self.same(member, other)?))
-            }
             _ => self.same_formulae(gold, answer),
         }
     }
@@ -184,17 +199,31 @@ impl Comparer {
         all
     }
 
+    /// Whether two ratios are the same: a part that is not 0 crosswise with every other. One of zeros says nothing.
     fn proportional(&mut self, a: &[Node], b: &[Node]) -> Result<bool> {
-        if a.len() != b.len() {
+        let (Some(pivot), other) = (self.first_part(a)?, self.first_part(b)?) else {
+            return Ok(a.len() == b.len() && self.first_part(b)?.is_none());
+        };
+        if a.len() != b.len() || other != Some(pivot) {
             return Ok(false);
         }
-        for i in 1..a.len() {
+        for (x, y) in a.iter().zip(b) {
             let cross = |x: &Node, y: &Node| Node::Product(vec![x.clone(), y.clone()]);
-            if !self.same_formulae(&cross(&a[0], &b[i]), &cross(&a[i], &b[0]))? {
+            if !self.same_formulae(&cross(&a[pivot], y), &cross(x, &b[pivot]))? {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Where the first part of a ratio stands that is not 0.
+    fn first_part(&mut self, parts: &[Node]) -> Result<Option<usize>> {
+        for (at, part) in parts.iter().enumerate() {
+            if !self.same_formulae(&Node::integer(0), part)? {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
     }
 
     /// With units: compared where both have them, left out where one has none.
@@ -235,8 +264,9 @@ impl Comparer {
                 if unit.is_small_coin() && self.same(&whole, other)? {
                     return Ok(true);
                 }
-                // A percentage is no length.
-                if matches!(other, Node::Percent(_) | Node::Degrees(_)) && !unit.powers.is_empty() {
+                // A percentage is no length, but a 5% increase is 5%.
+                let sign = |node: &Node| matches!(node, Node::Percent(_) | Node::Degrees(_));
+                if sign(other) && !sign(a) && !unit.powers.is_empty() {
                     return Ok(false);
                 }
                 if matches!(gold, Node::Measured(..)) { self.same(a, other) } else { self.same(other, a) }
@@ -315,8 +345,32 @@ fn lettered(factors: &[Node]) -> Option<Node> {
     (!rest.is_empty()).then(|| Node::Measured(Box::new(Node::Product(rest)), product))
 }
 
+/// Whether a node may be a letter of multiple choice.
+fn is_choice(node: &Node) -> bool {
+    matches!(node, Node::Symbol(name) if ("A"..="J").contains(&name.as_str()) && name.len() == 1)
+}
+
 fn is_letter(node: &Node, letter: &str) -> bool {
     matches!(node, Node::Symbol(name) if name.eq_ignore_ascii_case(letter))
+}
+
+/// Whether a node other than a list holds a `±`.
+fn is_either(node: &Node) -> bool {
+    !matches!(node, Node::List(_) | Node::Set(_)) && node.any(&|node| matches!(node, Node::PlusMinus(..)))
+}
+
+/// A list or set with a member for either sign of each `±`; none if there is none.
+fn spread(node: &Node) -> Option<Node> {
+    let (Node::List(members) | Node::Set(members)) = node else { return None };
+    if !members.iter().any(is_either) {
+        return None;
+    }
+    let signs = |member: &Node| match is_either(member) {
+        true => vec![member.signed(true), member.signed(false)],
+        false => vec![member.clone()],
+    };
+    let members = members.iter().flat_map(signs).collect();
+    Some(if matches!(node, Node::List(_)) { Node::List(members) } else { Node::Set(members) })
 }
 
 fn both_signs(node: &Node) -> Node {

@@ -45,7 +45,8 @@ pub fn stated(text: &str) -> Option<Cow<'_, str>> {
         return Some(if later.formal && reads(&later.answer) { later.answer.into() } else { found.answer });
     }
     if let Some(answer) = tagged(text) {
-        return Some(answer.into());
+        let sentence = self::announced(answer).filter(|_| !reads(answer));
+        return Some(sentence.map_or_else(|| answer.into(), |inside| inside.answer.into()));
     }
     match (hashed(text), announced) {
         (Some((at, _)), Some(announced)) if announced.at > at => Some(announced.answer.into()),
@@ -115,8 +116,9 @@ fn frames(text: &str) -> Vec<Framed> {
                 // A box after two backslashes was escaped twice, or begins a line.
                 let command = ["boxed", "fbox", "framebox"].iter().find(|c| bytes[at + 1..].starts_with(c.as_bytes()));
                 let Some(command) = command else {
-                    // An escaped brace is a character, not structure.
-                    at += if matches!(bytes.get(at + 1), Some(b'{' | b'}')) { 2 } else { 1 };
+                    // An escaped brace is a character, not structure; one after the end of a row is not escaped.
+                    let row = bytes.get(at + 1) == Some(&b'\\') && matches!(bytes.get(at + 2), Some(b'{' | b'}'));
+                    at += if row || matches!(bytes.get(at + 1), Some(b'{' | b'}')) { 2 } else { 1 };
                     continue;
                 };
                 let begin = at;

@@ -1,29 +1,14 @@
 //! Formulae: sums, products, powers, functions, and the quantities they measure.
 
-use num_bigint::BigInt;
-use num_rational::BigRational;
-use num_traits::{One, Pow, Zero};
-
+use super::equal::is_set;
 use super::matrix::determinant;
 use super::name::{FOREIGN, is_function, symbol};
+use super::number::literal;
 use super::parse::{Parser, is_separator};
 use super::quantity::in_full;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
-
-/// The largest power of ten in a number in scientific notation.
-const MAX_TEN: i32 = 5000;
-
-/// Reads the digits of a literal.
-pub(super) fn literal(digits: &str) -> Result<Node> {
-    let (mantissa, exponent) = digits.split_once(['e', 'E']).unwrap_or((digits, "0"));
-    let exponent: i32 = exponent.parse().ok().filter(|e: &i32| e.abs() <= MAX_TEN).ok_or(Fault::Limit)?;
-    let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let places = i32::try_from(part.len()).map_err(|_| Fault::Limit)?;
-    let value: BigInt = format!("0{whole}{part}").parse().map_err(|_| Fault::Malformed)?;
-    let value = BigRational::from_integer(value) * BigRational::from_integer(10.into()).pow(exponent - places);
-    Ok(Node::Number { value, place: (places >= 2).then_some(exponent - places) })
-}
+use super::unit::is_unit;
 
 impl Parser {
     pub(super) fn sum(&mut self) -> Result<Node> {
@@ -48,6 +33,13 @@ impl Parser {
             if !matches!(self.peek_char(), Some('+' | '-' | '±' | '∓')) {
                 break;
             }
+        }
+        // `ℝ - {1}`
+        if let [set, Node::Negative(removed)] = terms.as_slice()
+            && is_set(set)
+            && is_set(removed)
+        {
+            return Ok(Node::Without(Box::new(set.clone()), removed.clone()));
         }
         // The unit at the end of a sum is the whole sum's.
         let unit = match terms.last_mut() {
@@ -81,13 +73,21 @@ impl Parser {
                     self.at += 1;
                     self.signed_power()?
                 }
+                // `$18/\text{day}`
+                Some('/') if matches!(self.tokens.get(self.at + 1), Some(Spaced(Token::Text(word), _)) if is_unit(word)) =>
+                {
+                    return self.measured(product_of(factors));
+                }
                 Some('/') => {
                     self.at += 1;
                     Node::Inverse(Box::new(self.signed_power()?))
                 }
-                _ if self.unit_ahead() => {
-                    let node = product_of(factors);
-                    return self.measured(node);
+                _ if self.unit_ahead() => return self.measured(product_of(factors)),
+                Some('＄' | '€' | '£' | '¥' | '₹')
+                    if matches!(self.tokens.get(self.at + 1), None | Some(Spaced(Token::Close, _))) =>
+                {
+                    let unit = self.currency().ok_or(Fault::Malformed)?;
+                    return Ok(Node::Measured(Box::new(in_full(product_of(factors))), unit));
                 }
                 _ if self.starts_factor() => {
                     // Two numbers in a row are a typing error, but for `1 1/2`.
@@ -117,14 +117,15 @@ impl Parser {
     }
 
     pub(super) fn starts_factor(&self) -> bool {
-        if self.modulus_ahead() {
+        if self.modulus_ahead() || self.to_ahead() {
             return false;
         }
         match self.peek() {
             Some(Token::Digits(_) | Token::Open) => true,
             Some(Token::Letters(word) | Token::Text(word)) => !is_separator(word),
             Some(Token::Command(name)) => !FOREIGN.contains(&name.as_str()) || name == "begin",
-            Some(Token::Char(c)) => matches!(c, '(' | '[' | '⌊' | '⌈' | '∞' | '…') || (*c == '|' && self.bars == 0),
+            Some(Token::Char('[')) => !self.outward,
+            Some(Token::Char(c)) => matches!(c, '(' | '⌊' | '⌈' | '∞' | '…') || (*c == '|' && self.bars == 0),
             _ => false,
         }
     }
@@ -134,7 +135,7 @@ impl Parser {
         let mut marks = 0;
         loop {
             match self.peek_char() {
-                Some('!') => node = Node::apply("factorial", vec![node]),
+                Some('!') => node = self.factorial(node)?,
                 Some('%') => node = Node::Percent(Box::new(node)),
                 Some('°') => {
                     self.at += 1;
@@ -156,14 +157,26 @@ impl Parser {
             }
             let exponent = self.deeper(|parser| if group { parser.group() } else { parser.signed_power() })?;
             node = node.power(exponent);
-            if self.eat_char('!') {
-                node = Node::apply("factorial", vec![node]);
+            if self.peek_char() == Some('!') {
+                node = self.factorial(node)?;
+                self.at += 1;
             }
             if self.eat_char('%') {
                 node = Node::Percent(Box::new(node));
             }
         }
         Ok(node)
+    }
+
+    /// A factorial at its last mark; two marks are the double one.
+    fn factorial(&mut self, node: Node) -> Result<Node> {
+        let marks = self.tokens[self.at..].iter().take_while(|token| token.0 == Token::Char('!')).count();
+        self.at += marks - 1;
+        match marks {
+            1 => Ok(Node::apply("factorial", vec![node])),
+            2 => Ok(Node::apply("double factorial", vec![node])),
+            _ => Err(Fault::Malformed),
+        }
     }
 
     /// The content of a pair of braces.
@@ -173,9 +186,16 @@ impl Parser {
         let node = self.deeper(Self::list);
         self.bars = bars;
         let mut node = node?;
-        if matches!(self.peek(), Some(Token::Command(name)) if name == "choose") {
-            self.at += 1;
-            node = Node::apply("binom", vec![node, self.deeper(Self::sum)?]);
+        match self.peek() {
+            Some(Token::Command(name)) if name == "choose" => {
+                self.at += 1;
+                node = Node::apply("binom", vec![node, self.deeper(Self::sum)?]);
+            }
+            Some(Token::Command(name)) if name == "over" => {
+                self.at += 1;
+                node = node.over(self.deeper(Self::sum)?);
+            }
+            _ => {}
         }
         self.expect(&Token::Close)?;
         Ok(node)
@@ -213,12 +233,24 @@ impl Parser {
             Token::Text(word) => {
                 let word = word.trim_matches(['(', ')']);
                 match word.chars().count() {
-                    1 => self.named(word.to_string()),
+                    1 if !is_separator(word) => self.named(word.to_string()),
                     _ if is_function(word) => self.function(word),
                     _ => Err(Fault::Malformed),
                 }
             }
             Token::Char(c @ ('(' | '[' | ']')) => {
+                // `(101)_2`
+                if let [
+                    Spaced(Token::Digits(digits), _),
+                    Spaced(Token::Char(')' | ']'), _),
+                    Spaced(Token::Char('_'), _),
+                    ..,
+                ] = &self.tokens[self.at..]
+                {
+                    let digits = digits.clone();
+                    self.at += 2;
+                    return self.number(&digits);
+                }
                 let bars = std::mem::take(&mut self.bars);
                 let node = self.bracket(c);
                 self.bars = bars;
@@ -251,65 +283,6 @@ impl Parser {
         Ok(Node::apply(name, vec![inside]))
     }
 
-    /// A literal with what may belong to it: a base, a fraction after the whole, a period.
-    fn number(&mut self, digits: &str) -> Result<Node> {
-        if self.peek_char() == Some('_') {
-            self.at += 1;
-            let Node::Number { value: base, .. } = self.argument_whole()? else { return Err(Fault::Malformed) };
-            return in_base(digits, &base);
-        }
-        if matches!(self.peek(), Some(Token::Command(name)) if name == "overline") && digits.contains('.') {
-            self.at += 1;
-            self.expect(&Token::Open)?;
-            let Some(Token::Digits(period)) = self.peek().cloned() else { return Err(Fault::Malformed) };
-            self.at += 1;
-            self.expect(&Token::Close)?;
-            return recurring(digits, &period);
-        }
-        let whole = literal(digits)?;
-        if self.peek_char() == Some('…') && !self.spaced() && digits.contains('.') {
-            self.at += 1;
-            // 0.1666… goes on with its last digit where that is there twice.
-            let last = &digits[digits.len() - 1..];
-            let repeats = digits.ends_with(&last.repeat(2));
-            return if repeats { recurring(digits, last) } else { Ok(whole) };
-        }
-        let start = self.at;
-        if digits.bytes().all(|b| b.is_ascii_digit())
-            && let Some(fraction) = self.small_fraction()
-        {
-            return Ok(Node::Sum(vec![whole, fraction]));
-        }
-        self.at = start;
-        Ok(whole)
-    }
-
-    /// The proper fraction of a mixed number: `\frac12` or ` 1/2`.
-    fn small_fraction(&mut self) -> Option<Node> {
-        let command = matches!(self.peek(), Some(Token::Command(name)) if name == "frac");
-        let (over, under) = if command {
-            self.at += 1;
-            (self.argument().ok()?, self.argument().ok()?)
-        } else {
-            let Some(Token::Digits(over)) = self.peek().filter(|_| self.spaced()).cloned() else { return None };
-            self.at += 1;
-            if !self.eat_char('/') {
-                return None;
-            }
-            let Some(Token::Digits(under)) = self.peek().cloned() else { return None };
-            self.at += 1;
-            (literal(&over).ok()?, literal(&under).ok()?)
-        };
-        match (&over, &under) {
-            (Node::Number { value: a, .. }, Node::Number { value: b, .. })
-                if a < b && a.is_integer() && b.is_integer() =>
-            {
-                Some(over.over(under))
-            }
-            _ => None,
-        }
-    }
-
     /// An index: a group, or a whole run of digits.
     pub(super) fn argument_whole(&mut self) -> Result<Node> {
         match self.peek().cloned() {
@@ -328,27 +301,4 @@ pub(super) fn sum_of(mut terms: Vec<Node>) -> Node {
 
 pub(super) fn product_of(mut factors: Vec<Node>) -> Node {
     if factors.len() == 1 { factors.swap_remove(0) } else { Node::Product(factors) }
-}
-
-/// A whole number whose digits are of another base.
-fn in_base(digits: &str, base: &BigRational) -> Result<Node> {
-    let base: u32 = base.to_integer().try_into().map_err(|_| Fault::Malformed)?;
-    if !(2..=36).contains(&base) || digits.len() > 1000 {
-        return Err(Fault::Malformed);
-    }
-    let value = BigInt::parse_bytes(digits.as_bytes(), base).ok_or(Fault::Malformed)?;
-    Ok(Node::Number { value: BigRational::from_integer(value), place: None })
-}
-
-/// A decimal whose last digits repeat for ever.
-fn recurring(digits: &str, period: &str) -> Result<Node> {
-    let Node::Number { value, .. } = literal(digits)? else { return Err(Fault::Malformed) };
-    let places = digits.len() - 1 - digits.find('.').ok_or(Fault::Malformed)?;
-    let power = |n: usize| Ok(BigRational::from_integer(10.into()).pow(i32::try_from(n).map_err(|_| Fault::Limit)?));
-    let Node::Number { value: repeated, .. } = literal(period)? else { return Err(Fault::Malformed) };
-    let nines: BigRational = power(period.len())? - BigRational::one();
-    if nines.is_zero() || !repeated.is_integer() {
-        return Err(Fault::Malformed);
-    }
-    Ok(Node::Number { value: value + repeated / nines / power(places)?, place: None })
 }

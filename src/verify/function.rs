@@ -12,6 +12,11 @@ impl Algebra {
     pub(super) fn apply(&mut self, name: &str, arguments: &[Quotient]) -> Result<Quotient> {
         match (name, arguments) {
             ("exp", [x]) => self.exp(x),
+            ("cis", [x]) => {
+                let i = Quotient::whole(self.atom_power(Atom::MinusOne, Exponent::new(1, 2))?);
+                let ix = self.product(&i, x)?;
+                self.exp(&ix)
+            }
             ("ln", [x]) => self.ln(x),
             ("log", [x]) if self.decimal_logarithm => self.log(x, &whole(10)),
             ("log", [x]) => self.ln(x),
@@ -26,6 +31,7 @@ impl Algebra {
                 Ok(negated(&self.floor(&minus)?))
             }
             ("factorial", [x]) => self.factorial(x),
+            ("double factorial", [x]) => self.double_factorial(x),
             ("binom", [n, k]) => self.binomial(n, k),
             ("max" | "min" | "gcd" | "lcm", _) => self.extreme(name, arguments),
             _ => self.opaque(name, arguments.to_vec()),
@@ -132,6 +138,19 @@ impl Algebra {
         self.sum(&floor, &shift)
     }
 
+    /// n(n - 2)(n - 4)… of a small whole number; of anything else as it is.
+    fn double_factorial(&mut self, x: &Quotient) -> Result<Quotient> {
+        const MOST: i64 = 300;
+        match x.as_integer() {
+            Some(n) if (0..=MOST).contains(&n) => {
+                let product = (1..=n).rev().step_by(2).fold(BigInt::one(), |product, factor| product * factor);
+                self.spend_bits(product.bits())?;
+                Ok(Quotient::constant(BigRational::from_integer(product)))
+            }
+            _ => self.opaque("double factorial", vec![x.clone()]),
+        }
+    }
+
     fn binomial(&mut self, n: &Quotient, k: &Quotient) -> Result<Quotient> {
         if let (Some(n), Some(k)) = (n.as_integer(), k.as_integer())
             && n >= 0
@@ -168,7 +187,9 @@ impl Algebra {
     fn extreme(&mut self, name: &str, arguments: &[Quotient]) -> Result<Quotient> {
         let values: Option<Vec<BigRational>> = arguments.iter().map(Quotient::as_constant).collect();
         let Some(values) = values.filter(|values| !values.is_empty()) else {
-            return self.opaque(name, arguments.to_vec());
+            let mut arguments = arguments.to_vec();
+            arguments.sort_by_cached_key(|argument| format!("{argument:?}"));
+            return self.opaque(name, arguments);
         };
         let integers =
             || values.iter().all(BigRational::is_integer).then(|| values.iter().map(BigRational::to_integer));

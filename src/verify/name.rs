@@ -8,15 +8,16 @@ use super::tree::{Fault, Node, Result};
 
 const FUNCTIONS: &[&str] = &[
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "asin", "acos", "atan", "sinh", "cosh",
-    "tanh", "ln", "log", "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "max", "min", "gcd", "lcm", "binom",
+    "tanh", "arctg", "cis", "ln", "log", "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "max", "min", "gcd",
+    "lcm", "binom",
 ];
 
 /// Commands that end a formula or are beyond this reader.
 #[rustfmt::skip]
 pub(super) const FOREIGN: &[&str] = &[
     "sum", "int", "prod", "lim", "iint", "oint", "vdots", "to", "rightarrow", "Rightarrow", "implies", "iff", "begin",
-    "end", "pmod", "bmod", "mod", "choose", "over", "forall", "exists", "overline", "underline", "cancel", "subset",
-    "subseteq", "notin", "nmid", "sim", "cong", "perp", "parallel", "not", "tag", "label", "href", "xrightarrow",
+    "end", "pmod", "bmod", "mod", "choose", "over", "forall", "exists", "overline", "cancel", "subset",
+    "subseteq", "notin", "nmid", "sim", "cong", "perp", "parallel", "not", "href", "xrightarrow",
     "underbrace", "overbrace", "neg", "propto",
 ];
 
@@ -104,10 +105,21 @@ impl Parser {
             (self.tokens.get(self.at + 1), self.tokens.get(self.at + 2)),
             (Some(Spaced(Token::Letters(run), _)), Some(Spaced(Token::Char(')'), _))) if run.len() == 1
         );
-        if !function && !simple {
+        if !function && !simple && name != "C" {
             return Ok(Node::Symbol(name));
         }
+        let start = self.at;
         self.at += 1;
+        if name == "C" && !simple {
+            return match self.bracket('(') {
+                // `C(10, 3)`
+                Ok(Node::Tuple(pair)) if pair.len() == 2 => Ok(Node::Apply("binom".to_string(), pair)),
+                _ => {
+                    self.at = start;
+                    Ok(Node::Symbol(name))
+                }
+            };
+        }
         match self.bracket('(')? {
             Node::Tuple(arguments) => Ok(Node::Apply(name, arguments)),
             Node::Interval { .. } => Err(Fault::Malformed),
@@ -197,7 +209,8 @@ impl Parser {
 
     /// A function after its name: power, base, argument.
     pub(super) fn function(&mut self, name: &str) -> Result<Node> {
-        let mut name = name.strip_prefix("arc").map_or(name.to_string(), |rest| format!("a{rest}"));
+        let mut name =
+            name.strip_prefix("arc").map_or(name.to_string(), |rest| format!("a{}", rest.replace("tg", "tan")));
         let mut power = None;
         let mut base = None;
         loop {
@@ -229,6 +242,10 @@ impl Parser {
                 }
             }
             Some(Token::Open) => vec![self.group()?],
+            Some(Token::Char('{')) => match self.primary()? {
+                Node::Set(members) => members,
+                other => vec![other],
+            },
             _ => vec![self.bare_argument()?],
         };
         arguments.extend(base);

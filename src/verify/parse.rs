@@ -1,6 +1,9 @@
 //! Answers as people state them: words, choices, lists, relations, sets; their formulae are in `formula`.
 
+use super::choice::choice;
+use super::label::{drop_prefix, drop_stops};
 use super::name::{constant, is_function};
+use super::relation::{Joint, joined};
 use super::token::{Spaced, Token, tokenize};
 use super::tree::{Fault, Node, Relation, Result};
 use super::words;
@@ -60,64 +63,28 @@ fn without_domain(mut node: Node) -> Node {
     node
 }
 
-/// Takes away the stops at the end, and dots after a word or a whole number.
-pub(super) fn drop_stops(tokens: &mut Vec<Spaced>) {
-    loop {
-        match tokens.as_slice() {
-            [.., Spaced(Token::Char('.' | ',' | ';'), _)] => {}
-            [.., Spaced(Token::Letters(_) | Token::Text(_), _), Spaced(Token::Char('…'), _)] => {}
-            [.., Spaced(Token::Digits(digits), _), Spaced(Token::Char('…'), _)] if !digits.contains('.') => {}
-            _ => return,
-        }
-        tokens.pop();
-    }
-}
-
-/// Takes away what announces an answer, `Option B`, `answer: 5`, `≈ 3.14`; `minus 3` becomes -3.
-fn drop_prefix(tokens: &mut Vec<Spaced>) {
-    while tokens.len() > 1 {
-        let first = match &tokens[0].0 {
-            Token::Letters(word) | Token::Text(word) => word.to_lowercase(),
-            Token::Char('=' | '≈') => "=".to_string(),
-            _ => return,
-        };
-        match first.as_str() {
-            "option" | "choice" | "answer" => {
-                let colon = matches!(tokens[1].0, Token::Char(':' | '='));
-                tokens.drain(..1 + usize::from(colon));
-                return;
-            }
-            "us" | "usd" | "rs" if !matches!(tokens[1].0, Token::Digits(_) | Token::Char('＄')) => return,
-            "=" | "approximately" | "about" | "roughly" | "approx" | "约" | "约为" | "大约" | "us" | "usd" | "rs" =>
-            {
-                let point = first == "approx" && tokens[1].0 == Token::Char('.');
-                tokens.drain(..1 + usize::from(point));
-            }
-            "minus" | "negative" if matches!(tokens[1].0, Token::Digits(_) | Token::Command(_)) => {
-                tokens[0].0 = Token::Char('-');
-                return;
-            }
-            _ => return,
-        }
-    }
-}
-
 /// The words of an answer that has nothing to compute with: lower case, single blanks, no punctuation.
-fn plain_words(tokens: &[Spaced]) -> Option<String> {
+pub(super) fn plain_words(tokens: &[Spaced]) -> Option<String> {
     let mut words: Vec<String> = Vec::new();
     let mut text = false;
-    for Spaced(token, spaced) in tokens {
+    let product = tokens.iter().all(|Spaced(token, _)| may_be_product(token, 3));
+    let long = tokens.iter().any(|Spaced(token, _)| !may_be_product(token, 4));
+    for (at, Spaced(token, spaced)) in tokens.iter().enumerate() {
         match token {
             Token::Letters(run) | Token::Text(run) => {
                 let name = run.trim_matches(|c: char| !c.is_alphanumeric());
                 let single = name.chars().count() == 1;
-                text |= !single && (is_word(name) || words.len() > 1) && !is_mathematical(name);
+                text |= !single && (is_word(name) || (words.len() > 1 && !product)) && !is_mathematical(name);
                 if *spaced || words.is_empty() { words.push(run.clone()) } else { words.last_mut()?.push_str(run) }
             }
             Token::Char(c) if c.is_alphabetic() && *c != 'ℝ' => {
                 text = true;
                 if *spaced || words.is_empty() { words.push(c.to_string()) } else { words.last_mut()?.push(*c) }
             }
+            // In a product of letters signs count, and before any word a minus does.
+            Token::Char('-') if at == 0 || (!long && *spaced) => return None,
+            Token::Char('!') if at > 0 && may_be_product(&tokens[at - 1].0, 4) => return None,
+            Token::Char('-' | ',' | ';' | ':' | '\'') if product => return None,
             Token::Char('.' | ',' | '\'' | '-' | '!' | '?' | ':' | ';' | '"' | '(' | ')') => {}
             _ => return None,
         }
@@ -125,6 +92,28 @@ fn plain_words(tokens: &[Spaced]) -> Option<String> {
     let keep = |c: &char| c.is_alphanumeric() || *c == ' ';
     let joined: String = words.join(" ").chars().filter(keep).collect();
     text.then(|| joined.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")).filter(|text| !text.is_empty())
+}
+
+/// Whether a token may belong to a product of symbols side by side, of at most so many letters. Names and yes are words.
+fn may_be_product(token: &Token, most: usize) -> bool {
+    match token {
+        Token::Letters(run) => {
+            let name = run.len() > 2
+                && run.starts_with(|c: char| c.is_ascii_uppercase())
+                && run[1..].bytes().all(|b| b.is_ascii_lowercase());
+            run.len() <= most && !name && !is_one_of(run, &["yes", "no", "and", "or"])
+        }
+        Token::Text(text) => text.chars().count() == 1,
+        Token::Char(c) => !c.is_alphabetic(),
+        _ => false,
+    }
+}
+
+/// A word that may as well be a product of its letters, as that product.
+pub(super) fn product(text: &str) -> Option<Node> {
+    let tokens = tokenize(text).ok()?;
+    let letters = |Spaced(token, _): &Spaced| matches!(token, Token::Letters(_)) && may_be_product(token, 4);
+    if tokens.iter().all(letters) { Parser::new(tokens).whole().ok() } else { None }
 }
 
 /// Whether letters are a word: `xyz` is a product, a word has a vowel.
@@ -141,58 +130,15 @@ pub(super) fn is_mathematical(word: &str) -> bool {
 }
 
 pub(super) fn is_separator(word: &str) -> bool {
-    matches!(word.to_ascii_lowercase().as_str(), "and" | "or" | "and/or")
+    is_and(word) || is_one_of(word, &["or", "and/or", "i.e.", "ou", "或", "或者"])
 }
 
-/// A letter of multiple choice before its content: `(B) 42`, `B. 42`, `B: the second`, `\textbf{(B)}\ 42`.
-fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
-    const MARKS: [char; 4] = ['(', ')', '.', ':'];
-    let letter = |run: &str| (run.len() == 1 && ("A"..="J").contains(&run)).then(|| run.to_string());
-    let (letter, used, marked) = match tokens {
-        [
-            Spaced(Token::Char('('), _),
-            Spaced(Token::Letters(run) | Token::Text(run), _),
-            Spaced(Token::Char(')'), _),
-            ..,
-        ] => {
-            let colon = matches!(tokens.get(3), Some(Spaced(Token::Char(':' | '.'), _)));
-            (letter(run)?, 3 + usize::from(colon), false)
-        }
-        [Spaced(Token::Text(text), _), ..] if text.len() > 1 && letter(text.trim_matches(MARKS)).is_some() => {
-            (text.trim_matches(MARKS).to_string(), 1, true)
-        }
-        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('.' | ')' | ':'), _), ..] => {
-            (letter(run)?, 2, false)
-        }
-        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char(','), _), rest @ ..]
-            if words::is_reason(rest) =>
-        {
-            (letter(run)?, 2, false)
-        }
-        // `B (the second)`
-        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('('), true), rest @ ..]
-            if matches!(rest.last(), Some(Spaced(Token::Char(')'), _))) =>
-        {
-            plain_words(rest)?;
-            (letter(run)?, 1, true)
-        }
-        // `B - the second`: what follows must be words, or it is a difference.
-        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('-'), true), rest @ ..] => {
-            plain_words(rest)?;
-            (letter(run)?, 2, false)
-        }
-        [Spaced(Token::Text(text), _), rest @ ..] => {
-            // A choice and its text within one `\text{}`.
-            let (run, words) = text.split_once([':', '.', ')']).filter(|(_, words)| words.starts_with(' '))?;
-            let mut rest = rest.to_vec();
-            rest.insert(0, Spaced(Token::Text(words.trim().to_string()), true));
-            return Some((letter(run.trim_start_matches('('))?, rest));
-        }
-        _ => return None,
-    };
-    let rest = tokens[used..].to_vec();
-    let apart = rest.first().is_some_and(|Spaced(_, spaced)| *spaced || marked);
-    apart.then_some((letter, rest))
+fn is_and(word: &str) -> bool {
+    is_one_of(word, &["and", "&", "和", "且"])
+}
+
+fn is_one_of(word: &str, words: &[&str]) -> bool {
+    words.iter().any(|other| word.eq_ignore_ascii_case(other))
 }
 
 /// A reader of tokens. Its methods for formulae are in `formula`.
@@ -202,15 +148,21 @@ pub(super) struct Parser {
     pub(super) depth: usize,
     /// `|` that are open.
     pub(super) bars: usize,
+    /// Whether the innermost bracket is that of `]0, 1[`, which another such ends.
+    pub(super) outward: bool,
 }
 
 impl Parser {
     pub(super) fn new(tokens: Vec<Spaced>) -> Self {
-        Self { tokens, at: 0, depth: 0, bars: 0 }
+        Self { tokens, at: 0, depth: 0, bars: 0, outward: false }
     }
 
     pub(super) fn whole(&mut self) -> Result<Node> {
-        let node = self.list()?;
+        let mut node = self.list()?;
+        if matches!(self.peek(), Some(Token::Command(name)) if name == "over") {
+            self.at += 1;
+            node = node.over(self.list()?);
+        }
         if self.at == self.tokens.len() { Ok(node) } else { Err(Fault::Malformed) }
     }
 
@@ -265,22 +217,34 @@ impl Parser {
         }
     }
 
+    /// Members; inequalities that "or" joins are one.
     pub(super) fn items(&mut self) -> Result<Vec<Node>> {
-        let mut items = Vec::new();
+        let (items, joints) = self.members()?;
+        Ok(joined(items, &joints))
+    }
+
+    /// Members, and for each but the last what joins it to the next.
+    pub(super) fn members(&mut self) -> Result<(Vec<Node>, Vec<Joint>)> {
+        let (mut items, mut joints) = (Vec::new(), Vec::new());
         loop {
-            while self.separator() {}
+            let mut joint = joints.pop();
+            while let Some(next) = self.separator() {
+                joint = joint.max(Some(next));
+            }
+            joints.extend(joint.filter(|_| !items.is_empty()));
             let ends = match self.peek() {
                 None | Some(Token::Close | Token::Cell | Token::Row) => true,
                 Some(Token::Char(c)) => matches!(c, ')' | ']' | '}') && !items.is_empty() || *c == '}',
                 _ => false,
             };
             if ends {
-                return Ok(items);
+                return Ok((items, joints));
             }
             items.push(self.relation()?);
             self.spread_modulus(&mut items);
-            if !self.separator() {
-                return Ok(items);
+            match self.separator() {
+                Some(joint) => joints.push(joint),
+                None => return Ok((items, joints)),
             }
         }
     }
@@ -296,14 +260,21 @@ impl Parser {
         }
     }
 
-    fn separator(&mut self) -> bool {
-        let found = match self.peek() {
-            Some(Token::Char(',' | ';')) => true,
-            Some(Token::Letters(word) | Token::Text(word)) => is_separator(word),
-            _ => false,
+    fn separator(&mut self) -> Option<Joint> {
+        let joint = match self.peek()? {
+            Token::Char(',' | ';') => Joint::Comma,
+            Token::Char('∨') => Joint::Or,
+            Token::Letters(word) | Token::Text(word) if is_separator(word) => {
+                if is_and(word) {
+                    Joint::And
+                } else {
+                    Joint::Or
+                }
+            }
+            _ => return None,
         };
-        self.at += usize::from(found);
-        found
+        self.at += 1;
+        Some(joint)
     }
 
     /// A formula, or a chain of them such as `0 < x ≤ 1` or `f(x) = 2x`.
@@ -361,11 +332,26 @@ impl Parser {
             return Ok(time);
         }
         let mut parts = vec![self.union()?];
-        while self.peek_char() == Some(':') {
+        while self.peek_char() == Some(':') || self.to_ahead() {
             self.at += 1;
             parts.push(self.union()?);
         }
         if parts.len() == 1 { Ok(parts.swap_remove(0)) } else { Ok(Node::Ratio(parts)) }
+    }
+
+    /// Whether the "to" of `3 to 5` comes next.
+    pub(super) fn to_ahead(&self) -> bool {
+        let around = self.at.checked_sub(1).and_then(|before| self.tokens.get(before..before + 3));
+        match around {
+            Some(
+                [
+                    Spaced(Token::Digits(_), _),
+                    Spaced(Token::Text(word) | Token::Letters(word), _),
+                    Spaced(Token::Digits(_), _),
+                ],
+            ) => word == "to",
+            _ => false,
+        }
     }
 
     fn union(&mut self) -> Result<Node> {

@@ -1,11 +1,12 @@
 //! Quantities: currencies, units, degrees, and the words that multiply.
 
-use super::formula::{literal, sum_of};
+use super::formula::sum_of;
+use super::number::literal;
 use super::parse::{Parser, is_mathematical, is_separator};
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
 use super::unit::{Unit, is_letter, is_unit};
-use super::words::{magnitude, money, part};
+use super::words::{is_number, magnitude, money, part};
 
 impl Parser {
     pub(super) fn currency(&mut self) -> Option<Unit> {
@@ -46,7 +47,9 @@ impl Parser {
             "degrees" | "degree" | "deg" | "度" => Ok(Node::Degrees(Box::new(node))),
             text => {
                 let text = text.strip_prefix("degrees ").or_else(|| text.strip_prefix("degree ")).unwrap_or(text);
-                let unit = Unit::parse(text).ok_or(Fault::Malformed)?;
+                let mut unit = Unit::parse(text).ok_or(Fault::Malformed)?;
+                // Beside these words the number alone says nothing.
+                unit.mixed |= !is_unit_text(text);
                 self.smaller_units(node, unit)
             }
         }
@@ -64,6 +67,19 @@ impl Parser {
                 Some(Token::Char(c @ ('/' | '*'))) => {
                     text.push(*c);
                     self.at += 1;
+                }
+                Some(Token::Command(name)) if name == "Omega" => {
+                    text.push_str(" Ω");
+                    self.at += 1;
+                }
+                Some(Token::Command(name)) if name == "frac" => {
+                    self.at += 1;
+                    self.expect(&Token::Open)?;
+                    let over = self.deeper(Self::unit_text)?;
+                    self.expect(&Token::Close)?;
+                    self.expect(&Token::Open)?;
+                    text = format!("{text} {over} / ({})", self.deeper(Self::unit_text)?);
+                    self.expect(&Token::Close)?;
                 }
                 Some(Token::Char('^')) => {
                     self.at += 1;
@@ -117,12 +133,23 @@ impl Parser {
     /// Whether the run of letters ahead is a unit after a quantity.
     pub(super) fn unit_ahead(&self) -> bool {
         match self.peek() {
-            Some(Token::Text(word) | Token::Letters(word)) if word == "mod" => false,
-            Some(Token::Text(word)) => !is_separator(word) && !word.is_empty(),
+            Some(Token::Text(word) | Token::Letters(word)) if word == "mod" || self.to_ahead() => false,
+            // An upright i or e is the number.
+            Some(Token::Text(word)) => !is_separator(word) && !matches!(word.as_str(), "" | "i" | "e"),
             Some(Token::Letters(word)) => {
                 is_unit(word)
                     || (self.spaced() && word.len() > 2 && !is_mathematical(word))
                     || (self.spaced() && is_letter(word) && self.unit_goes_on())
+            }
+            // `\frac{\text{km}}{\text{h}}`
+            Some(Token::Command(name)) if name == "frac" => match self.tokens.get(self.at + 1..self.at + 3) {
+                Some([Spaced(Token::Open, _), Spaced(Token::Text(word), _)]) => is_unit(word) || is_letter(word),
+                _ => false,
+            },
+            Some(Token::Command(name)) => {
+                let number = self.at.checked_sub(1).and_then(|before| self.tokens.get(before));
+                let number = matches!(number, Some(Spaced(Token::Digits(_) | Token::Close, _)));
+                name == "Omega" && number && self.at + 1 == self.tokens.len()
             }
             _ => false,
         }
@@ -173,7 +200,7 @@ impl Parser {
         let at = self.at + usize::from(group);
         let degree = match self.tokens.get(at).map(|Spaced(token, _)| token) {
             Some(Token::Char(c)) => *c == '°',
-            Some(Token::Letters(word)) => word == "o",
+            Some(Token::Letters(word) | Token::Text(word)) => word == "o",
             _ => false,
         };
         let closed = !group || matches!(self.tokens.get(at + 1), Some(Spaced(Token::Close, _)));
@@ -182,6 +209,22 @@ impl Parser {
         }
         degree && closed
     }
+}
+
+/// Whether the words after a number only say what it counts: not "or more", "and a half", "squared", "if n is even".
+fn is_unit_text(text: &str) -> bool {
+    #[rustfmt::skip]
+    const CHANGES: &[&str] = &[
+        "or", "than", "above", "below", "minus", "plus", "half", "factorial", "doubled", "tripled", "halved", "tens", "if",
+        "unless", "except", "otherwise", "not", "wrong", "incorrect",
+    ];
+    let text = text.to_lowercase();
+    let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let counted = |at: usize| words[at] == "and" && is_number(&words[at + 1..]);
+    let changed = matches!(words.as_slice(), ["squared" | "cubed", ..] | ["percent", "of", _, ..])
+        || words.iter().any(|word| CHANGES.contains(word))
+        || (0..words.len()).any(counted);
+    !changed
 }
 
 /// A sum of money whose last letter counts thousands or millions, `3M` or `3\text{k}`, written out.

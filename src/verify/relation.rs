@@ -5,7 +5,71 @@ use num_traits::Signed;
 
 use super::equal::{Comparer, is_formula, is_set};
 use super::poly::Quotient;
+use super::sets::MAX_PIECES;
 use super::tree::{Node, Relation, Result};
+
+/// What joins two members of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Joint {
+    Comma,
+    And,
+    Or,
+}
+
+/// Members of which some are joined by "or": inequalities in one symbol become one, `x ∈ (…) ∪ (…)`; "and" binds
+/// closer.
+pub(super) fn joined(items: Vec<Node>, joints: &[Joint]) -> Vec<Node> {
+    if !joints.contains(&Joint::Or) || items.len() > MAX_PIECES {
+        return items;
+    }
+    let Some(sets) = items.iter().map(solutions).collect::<Option<Vec<_>>>() else {
+        return systems(&items, joints).unwrap_or(items);
+    };
+    let mut sets = sets.into_iter();
+    let Some((symbol, mut last)) = sets.next() else { return items };
+    let mut union = None;
+    for ((other, set), joint) in sets.zip(joints) {
+        if other != symbol {
+            return items;
+        }
+        last = match joint {
+            Joint::And => Node::Intersection(Box::new(last), Box::new(set)),
+            _ => {
+                union = Some(united(union, last));
+                set
+            }
+        };
+    }
+    vec![Node::Relation(vec![Node::Symbol(symbol), united(union, last)], vec![Relation::In])]
+}
+
+/// Solutions in several symbols, `x = 2, y = 3 or x = 3, y = 2`, each as a tuple in the order of the symbols.
+fn systems(items: &[Node], joints: &[Joint]) -> Option<Vec<Node>> {
+    let mut systems = vec![Vec::new()];
+    for (at, item) in items.iter().enumerate() {
+        let Node::Relation(terms, _) = item else { return None };
+        let [name @ Node::Symbol(_), _] = terms.as_slice() else { return None };
+        if at > 0 && joints.get(at - 1) == Some(&Joint::Or) {
+            systems.push(Vec::new());
+        }
+        systems.last_mut()?.push((name.to_string(), item.clone()));
+    }
+    let names = |system: &[(String, Node)]| system.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    systems.iter_mut().for_each(|system| system.sort_by(|a, b| a.0.cmp(&b.0)));
+    let first = names(&systems[0]);
+    let distinct = first.len() > 1 && first.windows(2).all(|pair| pair[0] != pair[1]);
+    let alike = systems.iter().all(|system| names(system) == first);
+    (distinct && alike).then(|| {
+        systems.into_iter().map(|system| Node::Tuple(system.into_iter().map(|(_, item)| item).collect())).collect()
+    })
+}
+
+fn united(union: Option<Node>, set: Node) -> Node {
+    match union {
+        Some(union) => Node::Union(Box::new(union), Box::new(set)),
+        None => set,
+    }
+}
 
 impl Comparer {
     /// A relation against something else: the side that answers, or the set of solutions.
@@ -24,8 +88,12 @@ impl Comparer {
                 || (!relation_is_gold && is_sum_of_symbols(first))
             {
                 compare(last)
-            } else {
+            } else if relation_is_gold || has_symbol(last) || has_symbol(other) {
                 Ok(false)
+            } else {
+                // `a^2 + b^2 = 3 + 4 = 7`: every value on the way is the answer, or it is one of several.
+                let values = terms.iter().filter(|term| !has_symbol(term));
+                values.into_iter().try_fold(true, |all, value| Ok(all && compare(value)?))
             };
         }
         match solutions(relation) {
@@ -105,30 +173,50 @@ impl Comparer {
         self.zero_difference(&scaled, &Quotient::whole(b.over.clone()))
     }
 
-    /// Lists of inequalities in one symbol as one set: united where they lie apart, else what is common to them.
-    pub(super) fn united(&mut self, gold: &Node, answer: &Node) -> Result<Option<bool>> {
-        match (one_set(gold), one_set(answer)) {
+    /// Lists of inequalities in one symbol as one set; a pair may be an open interval.
+    pub(super) fn same_systems(&mut self, gold: &Node, answer: &Node) -> Result<Option<bool>> {
+        let may_be_set = |node: &Node| is_set(node) || matches!(node, Node::Tuple(pair) if pair.len() == 2);
+        match (self.one_set(gold)?, self.one_set(answer)?) {
             (Some((x, a)), Some((y, b))) => Ok(Some(x == y && self.same(&a, &b)?)),
-            (Some((_, set)), None) if is_set(answer) => Ok(Some(self.same_sets(&set, answer)?)),
-            (None, Some((_, set))) if is_set(gold) => Ok(Some(self.same_sets(gold, &set)?)),
+            (Some((_, set)), None) if may_be_set(answer) => Ok(Some(self.same_sets(&set, answer)?)),
+            (None, Some((_, set))) if may_be_set(gold) => Ok(Some(self.same_sets(gold, &set)?)),
             _ => Ok(None),
         }
     }
+
+    /// Inequalities in one symbol as that symbol and what is common to them, or their union where they lie apart.
+    fn one_set(&mut self, node: &Node) -> Result<Option<(String, Node)>> {
+        let Node::List(members) = node else { return Ok(solutions(node)) };
+        let Some(sets) = each_solutions(members).filter(|sets| sets.len() <= MAX_PIECES) else { return Ok(None) };
+        let Some((symbol, _)) = sets.first().cloned() else { return Ok(None) };
+        if sets.iter().any(|(other, _)| *other != symbol) {
+            return Ok(None);
+        }
+        let sets = || sets.iter().map(|(_, set)| set.clone());
+        let common = sets().reduce(|a, b| Node::Intersection(Box::new(a), Box::new(b)));
+        let apart = match &common {
+            Some(common) => self.is_empty(common)?,
+            None => false,
+        };
+        let union = || sets().reduce(|a, b| Node::Union(Box::new(a), Box::new(b)));
+        Ok((if apart { union() } else { common }).map(|set| (symbol, set)))
+    }
 }
 
-/// A list of inequalities in one symbol as that symbol and a union.
-fn one_set(node: &Node) -> Option<(String, Node)> {
-    let Node::List(members) = node else { return None };
-    let mut sets = members.iter().map(solutions);
-    let (symbol, mut union) = sets.next()??;
-    for set in sets {
-        let (other, set) = set?;
-        if other != symbol {
-            return None;
+/// What each of several relations leaves for its symbol; in `x ≠ 1, 2` the relation goes on.
+fn each_solutions(members: &[Node]) -> Option<Vec<(String, Node)>> {
+    let mut unequal: Option<&Node> = None;
+    let sets = members.iter().map(|member| match (member, unequal) {
+        (Node::Relation(terms, relations), _) => {
+            unequal = (relations == &[Relation::Unequal]).then(|| &terms[0]);
+            solutions(member)
         }
-        union = Node::Union(Box::new(union), Box::new(set));
-    }
-    Some((symbol, union))
+        (value, Some(name)) if !has_symbol(value) => {
+            solutions(&Node::Relation(vec![name.clone(), value.clone()], vec![Relation::Unequal]))
+        }
+        _ => None,
+    });
+    sets.collect()
 }
 
 /// What a relation in one symbol leaves for it.
@@ -141,7 +229,10 @@ pub(super) fn solutions(node: &Node) -> Option<(String, Node)> {
     };
     let interval = |left: Node, right: Node, closed| Node::Interval { ends: Box::new((left, right)), closed };
     match (terms.as_slice(), relations.as_slice()) {
-        ([x, set], [Relation::In]) => Some((name(x)?, set.clone())),
+        ([x, set], [Relation::In]) => {
+            let pair = matches!(x, Node::Tuple(_)) && is_name(x);
+            Some((if pair { x.to_string() } else { name(x)? }, set.clone()))
+        }
         ([x, value], [Relation::Unequal]) => {
             let point = Node::Set(vec![value.clone()]);
             Some((name(x)?, Node::Without(Box::new(Node::Reals), Box::new(point))))

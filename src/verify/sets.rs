@@ -7,7 +7,7 @@ use super::poly::Quotient;
 use super::tree::{Fault, Node, Result};
 
 /// Pieces a set may consist of.
-const MAX_PIECES: usize = 64;
+pub(super) const MAX_PIECES: usize = 64;
 
 /// An end of a piece; no value is infinity, on the side it stands.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ struct Piece {
 impl Comparer {
     pub(super) fn same_sets(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
         match (gold, answer) {
+            (Node::List(list), set) => return union(list).map_or(Ok(false), |union| self.same_sets(&union, set)),
+            (set, Node::List(list)) => return union(list).map_or(Ok(false), |union| self.same_sets(set, &union)),
             (Node::Set(a), Node::Set(b)) => return self.same_members(a, b),
             (Node::Set(a), Node::Tuple(_)) if a.len() != 1 => return Ok(false),
             (Node::Tuple(_), Node::Set(b)) if b.len() != 1 => return Ok(false),
@@ -51,6 +53,11 @@ impl Comparer {
                 _ => Ok(false),
             },
         }
+    }
+
+    /// Whether a set is known to have nothing in it.
+    pub(super) fn is_empty(&mut self, set: &Node) -> Result<bool> {
+        Ok(self.pieces(set)?.is_some_and(|pieces| pieces.is_empty()))
     }
 
     fn same_pieces(&mut self, a: &[Piece], b: &[Piece]) -> Result<bool> {
@@ -214,6 +221,17 @@ fn complement(pieces: &[Piece]) -> Vec<Piece> {
         rest.push(Piece { low, high: End { value: None, approximately: f64::INFINITY, closed: false } });
     }
     rest
+}
+
+/// Intervals in a row as their union; pairs of numbers alone are none.
+fn union(list: &[Node]) -> Option<Node> {
+    let certain = |node: &Node| match node {
+        Node::Tuple(pair) => pair.iter().any(|end| infinite(end).is_some()),
+        node => is_set(node),
+    };
+    let fits = list.len() <= MAX_PIECES && list.iter().all(|node| interval(node).is_some()) && list.iter().any(certain);
+    let union = |a, b| Node::Union(Box::new(a), Box::new(b));
+    list.iter().cloned().reduce(union).filter(|_| fits)
 }
 
 /// The ends of an interval; a pair may be meant for an open one.

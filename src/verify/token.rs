@@ -35,11 +35,13 @@ const CHARS: &[(&str, char)] = &[
     ("cdot", '*'), ("times", '*'), ("ast", '*'), ("div", '/'), ("pm", '±'), ("mp", '∓'), ("le", '≤'), ("leq", '≤'),
     ("leqslant", '≤'), ("ge", '≥'), ("geq", '≥'), ("geqslant", '≥'), ("lt", '<'), ("gt", '>'), ("ne", '≠'),
     ("neq", '≠'), ("approx", '≈'), ("simeq", '≈'), ("equiv", '≡'), ("in", '∈'), ("cup", '∪'), ("cap", '∩'),
-    ("setminus", '∖'), ("backslash", '∖'), ("circ", '°'), ("degree", '°'), ("prime", '\''), ("infty", '∞'),
+    ("setminus", '∖'), ("backslash", '∖'), ("circ", '°'), ("degree", '°'), ("degrees", '°'),
+    ("deg", '°'), ("textdegree", '°'), ("bigcup", '∪'), ("bigcap", '∩'), ("prime", '\''), ("infty", '∞'),
     ("lfloor", '⌊'), ("rfloor", '⌋'), ("lceil", '⌈'), ("rceil", '⌉'), ("mid", '|'), ("vert", '|'), ("lvert", '|'),
     ("rvert", '|'), ("emptyset", '∅'), ("varnothing", '∅'), ("colon", ':'), ("lbrace", '{'), ("rbrace", '}'),
-    ("lbrack", '['), ("rbrack", ']'), ("land", ','), ("wedge", ','), ("lor", ','), ("vee", ','), ("langle", '('),
-    ("rangle", ')'), ("dots", '…'), ("ldots", '…'), ("cdots", '…'), ("dotsc", '…'), ("dotsb", '…'),
+    ("lbrack", '['), ("rbrack", ']'), ("land", ','), ("wedge", ','), ("lor", '∨'), ("vee", '∨'), ("langle", '('),
+    ("rangle", ')'), ("pounds", '£'), ("euro", '€'), ("dots", '…'), ("ldots", '…'),
+    ("cdots", '…'), ("dotsc", '…'), ("dotsb", '…'),
 ];
 
 /// Other spellings of a character.
@@ -62,8 +64,10 @@ const LOOKS: &[&str] = &[
     "left", "right", "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr",
     "Biggl", "Biggr", "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "quad", "qquad", "rm", "bf",
     "it", "boxed", "fbox", "tiny", "large", "Large", "qed", "blacksquare",
-    "checkmark",
+    "checkmark", "therefore", "underline", "mathbin", "mathrel", "mathstrut", "thinspace",
 ];
+/// Commands whose first braces hold what only changes the looks.
+const COLOURS: &[&str] = &["color", "textcolor", "hspace", "vspace", "tag", "label", "phantom", "hphantom", "vphantom"];
 
 /// Commands around words, and around a name or formula that reads the same without them.
 #[rustfmt::skip]
@@ -71,15 +75,19 @@ const WORDS: &[&str] = &[
     "text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "hbox", "mathrm", "operatorname",
     "emph",
 ];
-const FONTS: &[&str] = &["mathbf", "mathit", "mathsf", "mathcal", "boldsymbol", "bm", "vec"];
+const FONTS: &[&str] = &["mathbf", "mathit", "mathsf", "mathtt", "mathnormal", "mathcal", "boldsymbol", "bm", "vec"];
+
+/// What stands in the unit of a `\text{}`, and how else that is written.
+const UNIT_SIGNS: &[(&str, &str)] =
+    &[("~", " "), ("\\,", " "), ("\\cdot", "·"), ("\\Omega", "Ω"), ("\\mu ", "μ"), ("\\mu{}", "μ")];
 
 /// Whether a `\text{}` holds more than words and units such as `m/s^2`.
 fn is_formula(content: &str) -> bool {
     let mut power = false;
     content.chars().any(|c| {
         power = c == '^' || (power && (c == '{' || c == '-' || c.is_ascii_digit() || c == '}'));
-        !power && (c.is_ascii_digit() || "\\${}=+<>,".contains(c))
-    })
+        !power && (c.is_ascii_digit() || "\\${}=+<>,°€£¥₹".contains(c))
+    }) || content.trim() == ":"
 }
 
 /// Whether a character is of a script without blanks between words.
@@ -133,6 +141,27 @@ fn single_backslashes(text: &str) -> String {
     single + rest
 }
 
+/// A text without the length that may follow the end of a row: `[4pt]`.
+fn without_length(text: &str) -> &str {
+    let after = text.strip_prefix('[').and_then(|rest| {
+        let unit = rest.trim_start_matches(|c: char| c.is_ascii_digit() || "-. ".contains(c));
+        let end =
+            unit.strip_prefix(|c: char| c.is_ascii_lowercase())?.strip_prefix(|c: char| c.is_ascii_lowercase())?;
+        end.strip_prefix(']').filter(|_| unit.len() < rest.len())
+    });
+    after.unwrap_or(text)
+}
+
+/// Where the brace stands that closes what a text begins within.
+fn closing(inside: &str) -> Result<usize> {
+    let mut open = 1;
+    let end = inside.find(|c| {
+        open += i32::from(c == '{') - i32::from(c == '}');
+        open == 0
+    });
+    end.ok_or(Fault::Malformed)
+}
+
 struct Lexer<'a> {
     rest: &'a str,
     tokens: Vec<Spaced>,
@@ -183,6 +212,10 @@ impl<'a> Lexer<'a> {
                     '$' => {}
                     _ if c.is_whitespace() => self.spaced = true,
                     '~' | '\u{200b}' | '\u{feff}' => self.spaced = true,
+                    '{' if after.starts_with(":}") => {
+                        self.rest = &after[2..];
+                        self.mark(':');
+                    }
                     '{' => self.push(Token::Open),
                     '}' => self.push(Token::Close),
                     '&' => self.push(Token::Cell),
@@ -248,7 +281,10 @@ impl<'a> Lexer<'a> {
             let c = self.rest[1..].chars().next().unwrap_or(' ');
             self.take((1 + c.len_utf8()).min(self.rest.len()));
             match c {
-                '\\' => self.push(Token::Row),
+                '\\' => {
+                    self.rest = without_length(self.rest);
+                    self.push(Token::Row);
+                }
                 '{' => {
                     self.brackets += 1;
                     self.push(Token::Char('{'));
@@ -259,6 +295,7 @@ impl<'a> Lexer<'a> {
                 }
                 '%' | '|' => self.push(Token::Char(c)),
                 '$' => self.push(Token::Char('＄')),
+                '&' => self.push(Token::Text("and".to_string())),
                 _ => self.spaced = true,
             }
             return Ok(());
@@ -270,6 +307,12 @@ impl<'a> Lexer<'a> {
                 self.rest = &self.rest[1..];
             }
             self.spaced |= name.contains("quad");
+        } else if COLOURS.contains(&name) {
+            self.rest = self.rest.trim_start_matches([' ', '*']);
+            if let Some(inside) = self.rest.strip_prefix('{') {
+                self.rest = &inside[closing(inside)? + 1..];
+                self.spaced |= name.contains("space");
+            }
         } else if WORDS.contains(&name) {
             return self.words(depth);
         } else if FONTS.contains(&name) {
@@ -283,7 +326,7 @@ impl<'a> Lexer<'a> {
             self.push(if c == 'R' { Token::Char('ℝ') } else { Token::Command(format!("mathbb{c}")) });
         } else {
             let name = match name {
-                "dfrac" | "tfrac" | "cfrac" => "frac",
+                "dfrac" | "tfrac" | "cfrac" | "nicefrac" | "sfrac" => "frac",
                 "dbinom" | "tbinom" => "binom",
                 "varphi" => "phi",
                 "varepsilon" => "epsilon",
@@ -297,22 +340,20 @@ impl<'a> Lexer<'a> {
     /// The content of a `\text{}`: words, or a formula when it has digits or commands.
     fn words(&mut self, depth: usize) -> Result<()> {
         let Some(inside) = self.rest.trim_start().strip_prefix('{') else { return Ok(()) };
-        let mut open = 1;
-        let end = inside.find(|c| {
-            open += i32::from(c == '{') - i32::from(c == '}');
-            open == 0
-        });
-        let (content, rest) = inside.split_at(end.ok_or(Fault::Malformed)?);
-        let formula = is_formula(content);
-        if !formula {
-            let words = content.replace('~', " ");
-            self.spaced |= words.starts_with(' ');
-            let mut words = words.trim();
+        let (content, rest) = inside.split_at(closing(inside)?);
+        let mut plain = content.to_string();
+        if plain.contains(['\\', '~']) {
+            plain = UNIT_SIGNS.iter().fold(plain, |text, (sign, plain)| text.replace(sign, plain));
+        }
+        if !is_formula(&plain) {
+            self.spaced |= plain.starts_with(' ');
+            let mut words = plain.trim();
             if let Some(rest) = words.strip_prefix('(').filter(|rest| !rest.contains(')')) {
                 self.mark('(');
                 words = rest;
             }
             match words.strip_suffix(" and") {
+                None if words.is_empty() => self.spaced = true,
                 Some(before) => {
                     self.push(Token::Text(before.trim_end().to_string()));
                     self.spaced = true;
@@ -339,7 +380,9 @@ impl<'a> Lexer<'a> {
         let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
         let first = digits(self.rest);
         let mut number = self.take(first).to_string();
-        if (1..=3).contains(&first) && number != "0" {
+        // The index of `\log_5 625` and the power of `2^3 125` end with the run.
+        let raised = matches!(self.tokens.last(), Some(Spaced(Token::Char('_' | '^'), _)));
+        if (1..=3).contains(&first) && number != "0" && !raised {
             for separator in ["{,}", " {,}", "{, }", " {, }", ",\\!", ",\\! ", "\\,", ",", " ", "\\ ", "\\!"] {
                 let mut groups = Vec::new();
                 let mut rest = self.rest;

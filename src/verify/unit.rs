@@ -124,12 +124,22 @@ impl Unit {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let written = text.trim().to_string();
         let mut unit = Self { written, mixed: false, factor: BigRational::one(), powers: BTreeMap::new() };
-        let mut sign = 1;
-        let mut next_power = 1;
-        let spaced = text.replace('/', " / ").replace(['*', '·', '~', '(', ')', '.'], " ").replace(['{', '}'], "");
+        let (mut sign, mut next_power) = (1, 1);
+        // The sign of what stands in brackets, and the unit that "squared" would square.
+        let (mut inside, mut last) = (1, None::<(String, i32)>);
+        let spaced =
+            text.replace('/', " / ").replace('(', " ( ").replace(')', " ) ").replace(['*', '·', '~', '.', '}'], " ");
+        let spaced = spaced.replace('{', "");
         for word in spaced.split_whitespace() {
             match word.to_lowercase().as_str() {
                 "/" | "per" => sign = -1,
+                "(" => inside = sign,
+                ")" => (inside, sign) = (1, 1),
+                "squared" | "cubed" if last.is_some() => {
+                    if let Some((name, sign)) = last.take() {
+                        unit.multiply(&name, if word.eq_ignore_ascii_case("squared") { sign } else { 2 * sign });
+                    }
+                }
                 "square" => next_power = 2,
                 "cubic" => next_power = 3,
                 "of" | "a" | "an" | "the" => {}
@@ -149,7 +159,8 @@ impl Unit {
                         return None;
                     }
                     unit.multiply(&singular(name), sign * power);
-                    (sign, next_power) = (1, 1);
+                    last = Some((singular(name), sign));
+                    (sign, next_power) = (inside, 1);
                 }
             }
         }

@@ -89,6 +89,11 @@ pub(super) fn number(tokens: &[Spaced]) -> Option<Node> {
     Some(if negative { node.negative() } else { node })
 }
 
+/// Whether words are a number.
+pub(super) fn is_number(words: &[&str]) -> bool {
+    rational(words).is_some()
+}
+
 fn rational(words: &[&str]) -> Option<BigRational> {
     let part = |word: &str| {
         let singular = if word == "halves" { "half" } else { word.strip_suffix('s').unwrap_or(word) };
@@ -177,11 +182,25 @@ pub(super) fn same(a: &str, b: &str) -> bool {
     a == b || a.split(' ').map(stem).eq(b.split(' ').map(stem))
 }
 
+/// The set that words name: all real numbers, or none where there is no solution.
+pub(super) fn set(text: &str) -> Option<Node> {
+    const FILL: &[&str] = &["the", "set", "of", "all", "any", "there", "is", "are", "exists", "exist"];
+    let rest: Vec<&str> = text.split(' ').filter(|word| !FILL.contains(word)).collect();
+    match (rest.as_slice(), text) {
+        (["real", "number" | "numbers"] | ["reals"], _) => Some(Node::Reals),
+        (["no", "solution" | "solutions"], _) | (["empty"], "empty set" | "the empty set") => {
+            Some(Node::Set(Vec::new()))
+        }
+        _ => None,
+    }
+}
+
 /// Takes away what only comments on the answer before it: `(checked)`, `where c is real`, `for all n`, `since 2 + 3 = 5`.
 pub(super) fn drop_remarks(tokens: &mut Vec<Spaced>) {
+    open_alternative(tokens);
     while let Some(start) = bracketed_remark(tokens) {
         tokens.truncate(start);
-        super::parse::drop_stops(tokens);
+        super::label::drop_stops(tokens);
     }
     let mut words: Vec<Vec<String>> =
         tokens.iter().map(|token| plain(std::slice::from_ref(token)).unwrap_or_default()).collect();
@@ -193,13 +212,32 @@ pub(super) fn drop_remarks(tokens: &mut Vec<Spaced>) {
         words.drain(at..at + length);
         at += usize::from(length == 0);
     }
-    super::parse::drop_stops(tokens);
+    super::label::drop_stops(tokens);
+}
+
+/// Takes away the brackets of `1/2 (or 0.5)` and `√2 (≈ 1.41)`, which stand for the same.
+fn open_alternative(tokens: &mut Vec<Spaced>) {
+    let start = tokens.iter().rposition(|token| token.0 == Token::Char('('));
+    let Some(start) = start.filter(|start| *start > 0) else { return };
+    let inside = &tokens[start + 1..];
+    let last = inside.iter().position(|token| token.0 == Token::Char(')')) == inside.len().checked_sub(1);
+    let other = match inside.first() {
+        Some(Spaced(Token::Char('≈'), _)) => true,
+        Some(Spaced(Token::Letters(word) | Token::Text(word), _)) => word == "or",
+        _ => false,
+    };
+    if last && other {
+        tokens.pop();
+        tokens.remove(start);
+    }
 }
 
 fn change_of_depth(token: &Token) -> i32 {
     match token {
         Token::Open | Token::Char('(' | '[' | '{') => 1,
         Token::Close | Token::Char(')' | ']' | '}') => -1,
+        // Conditions of cases are no remarks.
+        Token::Command(name) => i32::from(name == "begin") - i32::from(name == "end"),
         _ => 0,
     }
 }
@@ -219,17 +257,18 @@ fn bracketed_remark(tokens: &[Spaced]) -> Option<usize> {
     let words: Vec<String> = inside.iter().filter_map(|token| plain(std::slice::from_ref(token))).flatten().collect();
     let first = plain(inside.get(..1)?).and_then(|words| words.into_iter().next());
     let spoken = first.is_some_and(|word| {
-        word.len() > 1 && !matches!(word.as_str(), "mod" | "not" | "or" | "and") && magnitude(&word).is_none()
+        word.len() > 1 && !matches!(word.as_str(), "mod" | "not" | "or" | "and" | "base") && magnitude(&word).is_none()
     });
     let remark = spoken && words.iter().any(|word| word.len() > 3 && super::parse::is_word(word));
-    let domain = inside.iter().any(|Spaced(token, _)| *token == Token::Char('∈'));
+    let domain = inside.iter().any(|Spaced(token, _)| *token == Token::Char('∈'))
+        || words.iter().any(|word| matches!(word.as_str(), "integer" | "integers"));
     (start > 0 && (remark || domain)).then_some(start)
 }
 
-/// Whether tokens begin with a word that gives a reason.
+/// Whether tokens begin with a word that gives a reason or says it in another way.
 pub(super) fn is_reason(tokens: &[Spaced]) -> bool {
     let first = tokens.get(..1).and_then(plain).and_then(|words| words.into_iter().next());
-    first.is_some_and(|word| matches!(word.as_str(), "because" | "since" | "as"))
+    first.is_some_and(|word| matches!(word.as_str(), "because" | "since" | "as" | "the" | "which" | "namely"))
 }
 
 /// Tokens that begin with a word, as a sentence: not more than to be shown.
@@ -276,7 +315,11 @@ fn remark(tokens: &[Spaced], words: &[Vec<String>], at: usize) -> usize {
         "with" => symbol && cases.next().is_none(),
         "is" | "are" => {
             let alone = length == 1 && matches!(&rest[0].0, Token::Letters(_));
-            !alone && tokens[..at].iter().any(digit) && !rest[..length].iter().any(digit)
+            let denied = words[at..]
+                .iter()
+                .flatten()
+                .any(|word| matches!(word.as_str(), "not" | "wrong" | "incorrect" | "false"));
+            !denied && !alone && tokens[..at].iter().any(digit) && !rest[..length].iter().any(digit)
         }
         _ => false,
     };

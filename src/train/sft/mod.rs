@@ -1,5 +1,6 @@
 //! Supervised fine-tuning: masked cross-entropy on completions.
 
+mod conversations;
 mod settings;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use settings::{SftConfig, SftModel, SftTrain};
 
+use self::conversations::{Conversations, sequence};
 use super::Session;
 use super::batch::Sequence;
 use super::checkpoint::Trained;
@@ -18,63 +20,13 @@ use super::learner::{Learner, arrange};
 use super::origin::settled;
 use super::policy::Policy;
 use super::run::{Point, Run, RunSettings};
-use crate::data::problems::{DataConfig, TASKS};
-use crate::data::shuffle::Shuffle;
-use crate::data::{self, Conversation};
 use crate::device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::noise::Stream;
 use crate::objective::Upstream;
 use crate::optim::{Gradients, learning_rate};
 use crate::stop::Stop;
-use crate::tasks::{Family, Generator, Manner, Split};
-use crate::text::chat::Prompt;
 use crate::text::tokenizer::Tokenizer;
-
-/// Conversations by index.
-enum Conversations {
-    Tasks(Generator),
-    Rows(Vec<Conversation>),
-}
-
-impl Conversations {
-    fn open(data: &DataConfig) -> Result<Self> {
-        if data.train.as_os_str() == TASKS {
-            return Ok(Self::Tasks(data.generator()));
-        }
-        Ok(Self::Rows(data::load_conversations(&data.train)?))
-    }
-
-    /// The conversation a run meets at `index`; rows come shuffled anew each epoch.
-    fn get(&self, seed: u64, index: u64, lean: bool) -> Conversation {
-        match self {
-            Self::Tasks(generator) => {
-                let manner =
-                    |family: Family, random: &mut Stream| if lean { Manner::Lean } else { family.draw_manner(random) };
-                let mut messages = generator.row_in(Split::Train, index, manner).messages;
-                let completion = messages.pop().map(|message| message.content).unwrap_or_default();
-                Conversation { prompt: Prompt::Messages(messages), completion }
-            }
-            Self::Rows(rows) => rows[Shuffle::new(seed, rows.len()).row(index)].clone(),
-        }
-    }
-}
-
-/// Prompt as the template renders it, completion, end of turn.
-fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize) -> Result<Sequence> {
-    let mut tokens = tokenizer.encode_prompt(&conversation.prompt)?;
-    let prompt = tokens.len();
-    tokens.extend(tokenizer.encode_completion(&conversation.completion)?);
-    if tokens.len() > max_length {
-        return Err(Error::Invalid(format!(
-            "a conversation has {} tokens, more than train.max_length = {max_length}; raise it or shorten the row: {:.80}…",
-            tokens.len(),
-            conversation.prompt.text()
-        )));
-    }
-    Ok(Sequence { tokens, prompt })
-}
 
 /// What a resumed run must know beside weights and optimiser.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
@@ -107,8 +59,17 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     let tokenizer = Tokenizer::load(config.tokenizer_dir())?.with_prompt(&config.prompt)?;
     tokenizer.notes().iter().for_each(|note| session.observer.note(note));
     let config = &SftConfig { prompt: tokenizer.prompt().clone(), ..config.clone() };
-    let conversations = Conversations::open(&config.data)?;
-    let (held_out, _) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
+    let (conversations, overlong) = Conversations::open(config, &tokenizer)?;
+    if let Conversations::Rows(rows) = &conversations
+        && overlong > 0
+    {
+        let (kept, longest) = (rows.len(), config.train.max_length);
+        session.observer.note(&format!("{kept} conversations; {overlong} more left out for over {longest} tokens"));
+    }
+    let (held_out, report) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
+    if report.overlong > 0 {
+        session.observer.note(&format!("held-out problems: {report}"));
+    }
     let (mut run, point) = Run::open(config, session, &device, held_out, || {
         let opened = config.model(&tokenizer, &device.clone().autodiff())?;
         tokenizer.check_vocab(opened.0.vocab_size, config.tokenizer_dir())?;
@@ -183,7 +144,7 @@ impl Job<'_> {
         loop {
             let encoded: Vec<Sequence> = (*next_row..*next_row + AT_ONCE)
                 .into_par_iter()
-                .map(|index| encode(tokenizer, &conversations.get(config.seed, index, lean), config.train.max_length))
+                .map(|index| sequence(tokenizer, &conversations.get(config.seed, index, lean), config.train.max_length))
                 .collect::<Result<_>>()?;
             for sequence in encoded {
                 tokens += sequence.tokens.len();

@@ -105,7 +105,7 @@ pub struct SftTrain {
     /// What the backward pass finds kept: everything (`none`), or each block's input (`block`), which takes a third more
     /// time and a fraction of the memory; does not change the result.
     pub activation_checkpointing: ActivationCheckpointing,
-    /// Longest conversation in tokens; a longer one is an error.
+    /// Longest conversation in tokens; a longer one is an error, or left out with `data.filter_overlong_prompts`.
     pub max_length: usize,
     /// A checkpoint every this many steps.
     pub save_steps: usize,

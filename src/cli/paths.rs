@@ -1,0 +1,54 @@
+//! Files and folders that a command line names, refused where they cannot be meant.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Refuses the folder of a run where a model is asked for, and names the model in it: the first of `kept` that is there.
+pub(super) fn not_a_run(dir: &Path, kept: &[&str]) -> Result<()> {
+    if !dir.join("run.json").is_file() {
+        return Ok(());
+    }
+    let found = kept.iter().map(|name| dir.join(name)).find(|model| model.is_dir());
+    let advice = match found {
+        Some(model) => format!("give its model, {}", model.display()),
+        None => format!("and has no {} yet: give one of its checkpoints", kept.join(" or ")),
+    };
+    Err(Error::file(dir, format!("is the folder of a run, no model: {advice}")))
+}
+
+/// Refuses an output (with its option) that is a file which the command reads, or another output.
+pub(super) fn keep_apart(outputs: &[(&str, Option<&PathBuf>)], inputs: &[&Path]) -> Result<()> {
+    let mut taken: Vec<PathBuf> = inputs.iter().map(|input| whole(input)).collect();
+    let given = outputs.iter().filter_map(|(option, path)| Some((option, (*path)?)));
+    // A pipe or a device such as /dev/null takes what comes.
+    for (option, path) in given.filter(|(_, path)| !path.exists() || path.is_file()) {
+        let output = whole(path);
+        if taken.contains(&output) {
+            let message = "is read by this command, or is another of its outputs: name another file";
+            return Err(Error::Invalid(format!("{option} {}: {message}", path.display())));
+        }
+        taken.push(output);
+    }
+    Ok(())
+}
+
+/// The one path that all paths of a file have, where it is there.
+pub(super) fn whole(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+}
+
+/// `loaded`, the settings in `file`; where they are wrong because the file is a study, an error that says so.
+pub(super) fn no_study<S>(file: &Path, loaded: Result<S>) -> Result<S> {
+    let is_study = || {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("arms"))
+    };
+    match loaded {
+        Err(Error::Config { .. }) if is_study() => Err(Error::file(
+            file,
+            "is a study (it has arms), and settings of a run are asked for; `tempering study` takes it",
+        )),
+        other => other,
+    }
+}

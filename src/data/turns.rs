@@ -1,0 +1,161 @@
+//! From a row to a conversation, and the turns of either kind of row.
+
+use serde_json::{Map, Value};
+
+use super::shapes::{Fault, is_empty, names, prompt_of, shown, without_images};
+use super::{Message, Prompt};
+
+/// Reads a conversation: all before the assistant's last turn, and that turn's words.
+pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Prompt, String), Fault> {
+    without_images(row)?;
+    if let Some(value) = row.get("messages").filter(|value| !value.is_null()) {
+        let mut messages = messages_of(value, "messages")?;
+        return match messages.pop() {
+            Some(last) if last.role == "assistant" && !messages.is_empty() => {
+                Ok((Prompt::Messages(messages), words(last.content, value, "messages")?))
+            }
+            _ => Err("messages: expected a prompt and then an assistant's turn at the end".into()),
+        };
+    }
+    let (Some(prompt), Some(completion)) = (row.get("prompt"), row.get("completion")) else {
+        return Err(format!("expected messages, or prompt and completion; the row has {}", names(row)));
+    };
+    if row.get("label") == Some(&Value::Bool(false)) {
+        return Err("label = false: an answer that is not to be imitated (as KTO has them); leave such rows out".into());
+    }
+    let content = match completion {
+        Value::String(text) => text.clone(),
+        list => match messages_of(list, "completion")?.as_slice() {
+            [only] if only.role == "assistant" => only.content.clone(),
+            _ => return Err("completion: expected a text or one assistant's turn".into()),
+        },
+    };
+    Ok((prompt_of(prompt, "prompt")?, words(content, completion, "completion")?))
+}
+
+/// The words of the last turn of a list of messages, after its thinking where the turn has that in a field of its own.
+fn words(content: String, messages: &Value, field: &str) -> std::result::Result<String, Fault> {
+    if content.trim().is_empty() {
+        return Err(format!(
+            "{field}: the assistant's turn is empty, which would teach to end at once; leave such rows out"
+        ));
+    }
+    let last = messages.as_array().and_then(|list| list.last());
+    let apart = |key: &&str| last?[*key].as_str().map(str::trim).filter(|text| !text.is_empty());
+    Ok(match ["reasoning_content", "reasoning", "thinking"].iter().find_map(apart) {
+        Some(thinking) if !content.contains("<think>") => format!("<think>\n{thinking}\n</think>\n\n{content}"),
+        _ => content,
+    })
+}
+
+pub(super) fn messages_of(value: &Value, field: &str) -> std::result::Result<Vec<Message>, Fault> {
+    let list = value.as_array().ok_or_else(|| format!("{field} = {}: expected a list of messages", shown(value)))?;
+    (0..).zip(list).map(|(i, turn): (usize, _)| message(turn, &format!("{field}[{i}]"))).collect()
+}
+
+fn message(turn: &Value, field: &str) -> std::result::Result<Message, Fault> {
+    let text = |key: &str| match &turn[key] {
+        Value::String(text) => Some(text.clone()),
+        // Content in parts, as multimodal chats have it; only text is understood.
+        Value::Array(parts) if key == "content" => {
+            parts.iter().map(|part| part["text"].as_str()).collect::<Option<String>>()
+        }
+        _ => None,
+    };
+    if !is_empty(&turn["tool_calls"]) {
+        return Err(format!("{field}.tool_calls: calls of tools are not read; leave such rows out"));
+    }
+    match (text("role"), text("content")) {
+        (Some(role), Some(_)) if usual_role(&role) != role => Err(format!(
+            "{field}.role = {role:?}: the roles that templates know are system, user and assistant; call it {}",
+            usual_role(&role)
+        )),
+        (Some(role), Some(content)) => Ok(Message { role, content }),
+        _ => Err(format!("{field} = {}: expected an object with the texts role and content", shown(turn))),
+    }
+}
+
+/// What templates call a role that other programs call otherwise.
+fn usual_role(role: &str) -> &str {
+    match role.to_lowercase().as_str() {
+        "human" | "user" => "user",
+        "gpt" | "chatgpt" | "bot" | "ai" | "model" | "assistant" => "assistant",
+        "system" => "system",
+        _ => role,
+    }
+}
+
+/// The turns up to the last one that is not the assistant's.
+pub(super) fn without_last_assistant(
+    mut messages: Vec<Message>,
+    field: &str,
+) -> std::result::Result<Vec<Message>, Fault> {
+    while messages.pop_if(|message| message.role == "assistant").is_some() {}
+    match messages.last() {
+        Some(_) => Ok(messages),
+        None => Err(format!("{field}: expected a turn for the model to answer")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(row: &str) -> std::result::Result<(Prompt, String), Fault> {
+        conversation(&serde_json::from_str(row).unwrap())
+    }
+
+    #[test]
+    fn conversations_end_with_the_assistant() {
+        let turns =
+            read(r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#).unwrap();
+        assert_eq!(turns, (Prompt::Messages(vec![Message::user("q")]), "a".into()));
+        let plain = read(r#"{"messages": null, "prompt": "q", "completion": "a", "label": true}"#).unwrap();
+        assert_eq!(plain, (Prompt::Text("q".into()), "a".into()));
+        let lists = read(
+            r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
+        );
+        assert_eq!(lists.unwrap(), turns);
+        // Thinking in a field of its own was dropped, and the model learned to answer at once.
+        for key in ["reasoning_content", "reasoning", "thinking"] {
+            let apart = format!(r#"{{"role": "assistant", "{key}": "2+3 = 5", "content": "a"}}"#);
+            for row in [
+                format!(r#"{{"messages": [{{"role": "user", "content": "q"}}, {apart}]}}"#),
+                format!(r#"{{"prompt": "q", "completion": [{apart}]}}"#),
+            ] {
+                assert_eq!(read(&row).unwrap().1, "<think>\n2+3 = 5\n</think>\n\na");
+            }
+        }
+    }
+
+    #[test]
+    fn conversations_that_teach_nothing_are_refused() {
+        let last = |turn: &str| format!(r#"{{"messages": [{{"role": "user", "content": "q"}}, {turn}]}}"#);
+        let call = r#"{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}"#;
+        let table = [
+            (r#"{"messages": [{"role": "user", "content": "q"}]}"#.to_string(), "an assistant's turn at the end"),
+            (r#"{"text": "q"}"#.to_string(), "the row has text"),
+            (last(r#"{"role": "assistant", "content": " "}"#), "messages: the assistant's turn is empty"),
+            (
+                last(r#"{"role": "assistant", "content": "", "thinking": "t"}"#),
+                "messages: the assistant's turn is empty",
+            ),
+            (r#"{"prompt": "q", "completion": ""}"#.to_string(), "completion: the assistant's turn is empty"),
+            (last(call), "messages[1].tool_calls: calls of tools are not read"),
+            (
+                r#"{"prompt": "q", "completion": "a", "label": false}"#.to_string(),
+                "label = false: an answer that is not",
+            ),
+            (last(r#"{"role": "gpt", "content": "a"}"#), r#"messages[1].role = "gpt": the roles that"#),
+            (
+                r#"{"messages": [{"role": "human", "content": "q"}]}"#.to_string(),
+                r#"messages[0].role = "human": the roles that templates know are system, user and assistant; call it user"#,
+            ),
+            (r#"{"prompt": "q", "completion": "a", "image": "a.png"}"#.to_string(), "image is not empty"),
+        ];
+        for (row, want) in table {
+            let fault = read(&row).unwrap_err();
+            assert!(fault.contains(want), "{fault}");
+        }
+    }
+}

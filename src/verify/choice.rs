@@ -1,0 +1,86 @@
+//! Letters of multiple choice.
+
+use super::label::denies;
+use super::parse::{is_word, plain_words};
+use super::token::{Spaced, Token};
+use super::words;
+
+/// A letter of multiple choice before its content: `(B) 42`, `B. 42`, `B: the second`, `\textbf{(B)}\ 42`.
+pub(super) fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
+    const MARKS: [char; 4] = ['(', ')', '.', ':'];
+    let letter = |run: &str| (run.len() == 1 && ("A"..="J").contains(&run)).then(|| run.to_string());
+    let bare = without_braces(tokens);
+    let tokens = bare.as_deref().unwrap_or(tokens);
+    let (letter, used, marked) = match tokens {
+        [
+            Spaced(Token::Char('('), _),
+            Spaced(Token::Letters(run) | Token::Text(run), _),
+            Spaced(Token::Char(')'), _),
+            ..,
+        ] => {
+            let colon = match tokens.get(3) {
+                Some(Spaced(Token::Char(':' | '.'), _)) => true,
+                Some(Spaced(Token::Char(','), _)) => words::is_reason(&tokens[4..]),
+                _ => false,
+            };
+            (letter(run)?, 3 + usize::from(colon), false)
+        }
+        [Spaced(Token::Text(text), _), ..] if text.len() > 1 && letter(text.trim_matches(MARKS)).is_some() => {
+            (text.trim_matches(MARKS).to_string(), 1, true)
+        }
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('.' | ')' | ':'), _), ..] => {
+            (letter(run)?, 2, false)
+        }
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char(','), _), rest @ ..]
+            if words::is_reason(rest) =>
+        {
+            (letter(run)?, 2, false)
+        }
+        // `B (the second)`
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('('), true), rest @ ..]
+            if matches!(rest.last(), Some(Spaced(Token::Char(')'), _))) =>
+        {
+            tells(rest).then_some(())?;
+            (letter(run)?, 1, true)
+        }
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Text(text), true)]
+            if text.starts_with('(') && !denies(text) =>
+        {
+            (letter(run)?, 1, true)
+        }
+        // `B - the second`: what follows must be words, or it is a difference.
+        [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('-'), true), rest @ ..] => {
+            tells(rest).then_some(())?;
+            (letter(run)?, 2, false)
+        }
+        [Spaced(Token::Text(text), _), rest @ ..] => {
+            // A choice and its text within one `\text{}`.
+            let (run, words) = text.split_once([':', '.', ')']).filter(|(_, words)| words.starts_with(' '))?;
+            let mut rest = rest.to_vec();
+            rest.insert(0, Spaced(Token::Text(words.trim().to_string()), true));
+            return Some((letter(run.trim_start_matches('('))?, rest));
+        }
+        _ => return None,
+    };
+    let rest = tokens[used..].to_vec();
+    let apart = rest.first().is_some_and(|Spaced(_, spaced)| *spaced || marked);
+    apart.then_some((letter, rest))
+}
+
+/// Tokens without the braces around the first few, which `\mathbf{(B)}` leaves.
+fn without_braces(tokens: &[Spaced]) -> Option<Vec<Spaced>> {
+    const LONGEST: usize = 5;
+    tokens.first().filter(|token| token.0 == Token::Open)?;
+    let close = tokens.iter().take(LONGEST).position(|token| token.0 == Token::Close)?;
+    Some([&tokens[1..close], &tokens[close + 1..]].concat())
+}
+
+/// Whether what follows a letter has words, so that it tells of a choice and is no factor or term.
+fn tells(rest: &[Spaced]) -> bool {
+    let word = |Spaced(token, _): &Spaced| match token {
+        Token::Letters(run) | Token::Text(run) => run.len() > 3 && is_word(run),
+        _ => false,
+    };
+    let open = |Spaced(token, _): &Spaced| matches!(token, Token::Letters(run) | Token::Text(run) if denies(run));
+    plain_words(rest).is_some() || (rest.iter().any(word) && !rest.iter().any(open))
+}
