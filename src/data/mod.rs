@@ -163,8 +163,14 @@ fn is_prose(answer: &str) -> bool {
 
 /// Whether an answer is one that the verifier compares with nothing: beyond its notation, or without a value.
 fn is_unreadable(answer: &str) -> bool {
+    let answer = answer.trim();
+    // Most are numbers, and a file may have a million of them.
+    let is_number = || answer.parse::<f64>().is_ok_and(f64::is_finite);
     let verdict = || compare(&gold_answer(answer), "0");
-    !answer.trim().is_empty() && !is_prose(answer) && matches!(verdict(), Verdict::Undecided | Verdict::UnparseableGold)
+    !answer.is_empty()
+        && !is_number()
+        && !is_prose(answer)
+        && matches!(verdict(), Verdict::Undecided | Verdict::UnparseableGold)
 }
 
 /// Reads problems from a file, or from the data set or the benchmark of that name on the Hub.

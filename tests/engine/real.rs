@@ -63,7 +63,7 @@ fn assert_no_mismatch(dir: &Path) {
 /// tokens for `\boxed{`.
 #[test]
 fn a_real_vllm_reads_texts_as_the_tokens_that_we_do() {
-    let Some(url) = server("TEMPERING_VLLM_URL") else { return };
+    let Some(url) = server("TEMPERING_VLLM_UNTIED_URL") else { return };
     let (tokenizer, generator) = (Tokenizer::load(&repository("assets/base")).unwrap(), Generator::new(0));
     for index in 0..20 {
         let text = &generator.row(Split::HeldOut, index).messages[1].content;
