@@ -1,14 +1,15 @@
-//! The rollout engine: continuous batching over a cache in which the completions of a group share their prompt.
+//! The generation engine: continuous batching over a KV cache in which the completions of a group share their prompt.
 //!
-//! Requests wait in order. As completions end, waiting requests take their slots: one whose prompt is in the cache at
-//! once, one with a new prompt when enough slots are free to read several prompts in one pass. A prompt is read once, and
-//! the first tokens of its whole group are drawn from that reading.
+//! Requests wait in a queue. When a completion ends, its slot goes to the next request: at once if its prompt is in the cache,
+//! else when enough slots are free to prefill several prompts in one pass. A prompt is prefilled once; the first tokens of all
+//! completions of its group are sampled from that pass.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 
+use super::recorder::Recorder;
 use super::sampling::{Drawn, draw, draws_on_device, fetch};
 use super::{Completion, FinishReason, Request, Sampled, Sampling, Watch};
 use crate::error::{Error, Result};
@@ -16,23 +17,20 @@ use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig, ids};
 use crate::noise;
 use crate::ops::{self, Repeated, is_host};
 
-/// Prompt tokens read in one pass at most, but for a single longer prompt.
+/// Maximum prompt tokens of a prefill pass; a single longer prompt is a pass of its own.
 const READ_TOKENS: usize = 8192;
-/// Rows of a decoding pass off the CPU at least: tensor cores take so many at a time.
+/// Minimum rows of a decoding pass on a GPU: the tile height of tensor cores.
 const TILE: usize = 16;
-/// New prompts are read when one in so many slots is free, or nothing runs.
+/// New prompts are prefilled when `1 / READ_SHARE` of the slots are free, or nothing is running.
 const READ_SHARE: usize = 8;
-/// Reads that must be possible yet for steps to be recorded: that takes three of them.
-const WORTH: usize = 8;
 
-/// Samples one completion per request, in the order of the requests.
+/// Sample one completion per request, in the order of `requests`.
 ///
-/// Consecutive requests with equal prompts form a group and share the reading of the prompt. `watch` sees
-/// `(request, token)` as they come.
+/// Consecutive requests with equal prompts form a group, whose prompt is prefilled once. `watch` is called with
+/// `(request, token)` for each token.
 ///
 /// # Errors
-/// When `sampling.cache_tokens` does not hold a single completion of the longest prompt, or when the model gives logits that
-/// are not numbers.
+/// When `sampling.cache_tokens` is too small for a single completion of the longest prompt, or when logits are NaN.
 ///
 /// # Panics
 /// When a prompt is empty.
@@ -43,7 +41,7 @@ pub fn generate(
     sampling: &Sampling,
     watch: impl FnMut(usize, u32) -> Watch,
 ) -> Result<Vec<Completion>> {
-    // What is learned from is sampled with keys and values as the trainer has them, unless another format is asked for.
+    // Training rollouts use f32 keys and values, like the trainer, unless `sampling.precision` is set.
     let trained = model.device().is_autodiff() && sampling.precision.is_none();
     let model = match sampling.precision {
         Some(precision) => model.in_precision(precision).for_inference(),
@@ -65,7 +63,7 @@ pub fn generate(
     }
     let device = model.device();
     let ahead = if draws_on_device(&device, &sampling.distribution) { sampling.tokens_per_read.max(1) } else { 1 };
-    // Room for what is decoded past the length limit before it is seen.
+    // Room for tokens decoded beyond the length limit before the host sees them.
     shape.completion_length += ahead - 1;
     let cache = KvCache::new(config, shape, if trained { FloatDType::F32 } else { model.cache_format() }, &device);
     let engine = Engine {
@@ -75,9 +73,7 @@ pub fn generate(
         watch,
         cache,
         ahead,
-        records: true,
-        alike: (0, 0),
-        repeated: Vec::new(),
+        recorder: Recorder::new(),
         slots: shape.completions,
         free_prompts: (0..shape.prompts).rev().collect(),
         free_slots: (0..shape.completions).rev().collect(),
@@ -92,11 +88,11 @@ pub fn generate(
     engine.run()
 }
 
-/// The cache for `requests`: as many completions at a time as `rows` and `cache_tokens` allow, and prompt slots for as
-/// many groups as can then be under way.
+/// Shape of the KV cache for `requests`: as many concurrent completions as `rows` and `cache_tokens` allow, and a prompt slot for
+/// each group that can be in progress.
 ///
 /// # Errors
-/// When `cache_tokens` does not hold a single completion.
+/// When `cache_tokens` is too small for a single completion.
 pub fn cache_shape(config: &ModelConfig, requests: &[Request], sampling: &Sampling) -> Result<CacheShape> {
     let groups = requests.chunk_by(|a, b| a.prompt == b.prompt).count();
     let prompt_length = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
@@ -118,7 +114,7 @@ pub fn cache_shape(config: &ModelConfig, requests: &[Request], sampling: &Sampli
     })
 }
 
-/// A completion on its way.
+/// A completion in progress.
 #[derive(Debug, Clone, Copy)]
 struct Running {
     request: usize,
@@ -126,12 +122,12 @@ struct Running {
     token: u32,
 }
 
-/// Requests with the same prompt, once that is in the cache.
+/// Consecutive requests with the same prompt, which is in the cache.
 #[derive(Debug)]
 struct Group {
     requests: Range<usize>,
     prompt: usize,
-    /// Completions that have not ended.
+    /// Number of completions that have not ended.
     open: usize,
 }
 
@@ -141,27 +137,22 @@ struct Engine<'a, W> {
     sampling: &'a Sampling,
     watch: W,
     cache: KvCache,
-    /// Tokens decoded between two looks at what has ended.
+    /// Tokens per row and decoding pass, before the host checks which completions have ended.
     ahead: usize,
-    /// Whether the device records what it computes, so far as is known.
-    records: bool,
-    /// Rows of the newest steps, and how many in a row had as many.
-    alike: (usize, usize),
-    /// The recorded steps for a number of rows.
-    repeated: Vec<(usize, Repeated)>,
+    recorder: Recorder,
     slots: usize,
     free_prompts: Vec<usize>,
     free_slots: Vec<usize>,
     groups: Vec<Group>,
-    /// Prompts of the requests before this one are in the cache, or were.
+    /// First request whose prompt has not been prefilled.
     read: usize,
-    /// First tokens of requests whose prompt has been read and who have not started.
+    /// First tokens of the requests from `waiting` to `read`.
     first: VecDeque<Sampled>,
-    /// Requests from this one on have not started.
+    /// First request that has not started.
     waiting: usize,
     running: Vec<Running>,
     completions: Vec<Completion>,
-    /// The first request whose logits were not numbers, which ends the call.
+    /// Request whose logits were NaN, which ends the call.
     broken: Option<usize>,
 }
 
@@ -183,7 +174,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         }
     }
 
-    /// Gives free slots to waiting requests.
+    /// Start waiting requests in free slots.
     fn admit(&mut self) -> Watch {
         loop {
             while let Some(&slot) = self.free_slots.last()
@@ -210,7 +201,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         }
     }
 
-    /// Reads the prompts of the next groups in one pass and draws the first token of each of their completions.
+    /// Prefill the prompts of the next groups in one pass, and sample the first token of each of their completions.
     fn read_prompts(&mut self) {
         let (mut tokens, mut lengths, mut slots, mut ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let start = self.read;
@@ -233,7 +224,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         self.first = drawn.into();
     }
 
-    /// The next tokens of every running completion, as many as are decoded between two looks.
+    /// Decode the next `ahead` tokens of every running completion.
     fn step(&mut self) -> Watch {
         let drawn = if self.ahead > 1 { self.decode_ahead() } else { self.decode() };
         let mut ended = vec![false; self.running.len()];
@@ -261,7 +252,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         Watch::Continue
     }
 
-    /// One token each, seen at once.
+    /// Decode one token per row.
     fn decode(&mut self) -> Vec<Sampled> {
         let tokens = self.running_tokens();
         self.announce();
@@ -269,95 +260,80 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         self.draw(hidden, self.running_requests())
     }
 
-    /// Several tokens each: those of a step are the input of the next one without leaving the device.
+    /// Decode `ahead` tokens per row. Sampled tokens are the input of the next step without leaving the device.
     fn decode_ahead(&mut self) -> Vec<Sampled> {
         let device = self.model.device();
-        let (rows, ahead) = (self.rows(), self.ahead);
         let uniforms: Vec<f32> = (self.running_requests().into_iter())
-            .flat_map(|request| (0..ahead).map(move |later| (request, later)))
+            .flat_map(|request| (0..self.ahead).map(move |later| (request, later)))
             .map(|(request, later)| self.uniform(request, later))
             .collect();
-        let uniforms: Tensor<2> = ops::to_device(TensorData::new(uniforms, [rows, ahead]), &device);
-        let mut tokens = ids(&self.running_tokens(), &device);
+        let uniforms = ops::to_device(TensorData::new(uniforms, [self.rows(), self.ahead]), &device);
+        let tokens = ids(&self.running_tokens(), &device);
         self.announce();
-        if let Some(numbers) = self.replay(&tokens, &uniforms) {
-            (1..ahead).for_each(|_| self.cache.step_on_device(&self.running_slots()));
+        let Some(states) = self.cache.states() else {
+            return fetch(self.steps(tokens, &uniforms, |engine| engine.announce()));
+        };
+        if self.recorder.is_due(self.rows(), self.passes_left()) {
+            self.record(tokens.clone(), uniforms.clone());
+        }
+        let slots = self.running_slots();
+        if let Some(numbers) = self.recorder.replay(&tokens, &uniforms, states) {
+            (1..self.ahead).for_each(|_| self.cache.step_on_device(&slots));
             return fetch(numbers);
         }
-        let mut numbers = Vec::with_capacity(ahead);
-        for later in 0..ahead {
-            if later > 0 && self.cache.states().is_none() {
-                self.announce();
-            } else if later > 0 {
-                self.cache.step_on_device(&self.running_slots());
+        fetch(self.steps(tokens, &uniforms, |engine| engine.cache.step_on_device(&slots)))
+    }
+
+    /// Sample `ahead` tokens per row after the announced step; `advance` moves the cache between two steps. Return the numbers
+    /// that [`fetch`] reads.
+    fn steps(
+        &mut self,
+        mut tokens: Tensor<1, Int>,
+        uniforms: &Tensor<2>,
+        mut advance: impl FnMut(&mut Self),
+    ) -> Tensor<2> {
+        let rows = uniforms.dims()[0];
+        let mut numbers = Vec::with_capacity(self.ahead);
+        for later in 0..self.ahead {
+            if later > 0 {
+                advance(self);
             }
-            let drawn = self.draw_on_device(tokens, &uniforms, later);
+            let hidden = self.model.forward_ids(tokens, &vec![1; rows], Some(&mut self.cache));
+            let logits = self.model.logits(hidden);
+            let distribution = &self.sampling.distribution;
+            let drawn = Drawn::on_device(logits, distribution, uniforms.clone(), later, self.cache.states());
             tokens = drawn.tokens;
             numbers.push(drawn.numbers);
         }
-        fetch(Tensor::cat(numbers, 0))
+        Tensor::cat(numbers, 0)
     }
 
-    /// The next token of each row, which stays on the device.
-    fn draw_on_device(&mut self, tokens: Tensor<1, Int>, uniforms: &Tensor<2>, later: usize) -> Drawn {
-        let [rows, _] = uniforms.dims();
-        let hidden = self.model.forward_ids(tokens, &vec![1; rows], Some(&mut self.cache));
-        let logits = self.model.logits(hidden);
-        Drawn::on_device(logits, &self.sampling.distribution, uniforms.clone(), later, self.cache.states())
+    /// Decoding passes until the longest completion in progress reaches the length limit.
+    fn passes_left(&self) -> usize {
+        let left = |row: &Running| self.sampling.max_completion_length - self.completions[row.request].tokens.len();
+        self.running.iter().map(left).max().unwrap_or(0) / self.ahead
     }
 
-    /// What [`Self::decode_ahead`] draws after an announced step, by a replay where it has been recorded. It is recorded the
-    /// third time as many rows are decoded, where enough may follow.
-    fn replay(&mut self, tokens: &Tensor<1, Int>, uniforms: &Tensor<2>) -> Option<Tensor<2>> {
-        let [rows, ahead] = uniforms.dims();
-        let states = self.cache.states()?;
-        if !self.repeated.iter().any(|(count, _)| *count == rows) {
-            self.alike = if self.alike.0 == rows { (rows, self.alike.1 + 1) } else { (rows, 1) };
-            let left = |row: &Running| self.sampling.max_completion_length - self.completions[row.request].tokens.len();
-            let left = self.running.iter().map(left).max().unwrap_or(0);
-            if self.records && self.alike.1 > 2 && left >= WORTH * ahead {
-                self.record(tokens.clone(), uniforms.clone());
-            }
-        }
-        let (_, repeated) = self.repeated.iter().find(|(count, _)| *count == rows)?;
-        match repeated.replay(tokens.clone(), uniforms.clone(), states) {
-            Ok(numbers) => Some(numbers),
-            Err(reason) => panic!("a recorded step of decoding cannot be replayed: {reason}"),
-        }
-    }
-
-    /// Records the steps of [`Self::decode_ahead`] for as many rows as are announced. Meanwhile padding is decoded, which
-    /// leaves the cache of the sequences as it is.
+    /// Record the steps of [`Self::decode_ahead`] for the announced number of rows. The recording run decodes padding, which
+    /// leaves the cache entries of the completions unchanged.
     fn record(&mut self, tokens: Tensor<1, Int>, uniforms: Tensor<2>) {
-        let [rows, ahead] = uniforms.dims();
+        let rows = uniforms.dims()[0];
         let (Some(padding), Some(announced)) = (self.cache.padding_states(rows), self.cache.states()) else { return };
-        let recorded = Repeated::record(tokens, uniforms, padding, |mut tokens, uniforms, states| {
+        let recording = Repeated::record(tokens, uniforms, padding, |tokens, uniforms, states| {
             self.cache.set_states(states);
-            let mut numbers = Vec::with_capacity(ahead);
-            for later in 0..ahead {
-                let drawn = self.draw_on_device(tokens, &uniforms, later);
-                tokens = drawn.tokens;
-                numbers.push(drawn.numbers);
-            }
-            Tensor::cat(numbers, 0)
+            self.steps(tokens, &uniforms, |_| ())
         });
         self.cache.set_states(announced);
-        match recorded {
-            Ok(repeated) => self.repeated.push((rows, repeated)),
-            Err(reason) => {
-                tracing::debug!("decoding is not recorded: {reason}");
-                self.records = false;
-            }
-        }
+        self.recorder.add(rows, recording);
     }
 
-    /// Rows of a decoding pass. Off the CPU few numbers of rows: powers of two.
+    /// Rows of a decoding pass: the running completions, padded to a power of two on a GPU.
     fn rows(&self) -> usize {
         let running = self.running.len();
         if is_host(&self.model.device()) { running } else { running.next_power_of_two().max(TILE) }
     }
 
-    /// Tells the cache of the next token of every running completion.
+    /// Prepare the cache for the next token of every running completion.
     fn announce(&mut self) {
         self.cache.step(&self.running_slots(), self.rows());
     }
@@ -366,27 +342,27 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         self.running.iter().map(|row| row.slot).collect()
     }
 
-    /// The newest token of each row, padding included.
+    /// Latest token of each row, padding included.
     fn running_tokens(&self) -> Vec<u32> {
         let mut tokens: Vec<u32> = self.running.iter().map(|row| row.token).collect();
         tokens.resize(self.rows(), 0);
         tokens
     }
 
-    /// The request of each row; padding draws as the last one does.
+    /// Request of each row; padding repeats the last.
     fn running_requests(&self) -> Vec<usize> {
         let mut requests: Vec<usize> = self.running.iter().map(|row| row.request).collect();
         requests.resize(self.rows(), requests.last().copied().unwrap_or(0));
         requests
     }
 
-    /// The noise that the token `later` places after the next one is drawn with.
+    /// Uniform random number for the token at `later` positions after the next one.
     fn uniform(&self, request: usize, later: usize) -> f32 {
         let [seed, step, problem, sample] = self.requests[request].key;
         noise::uniform(&[seed, step, problem, sample, (self.completions[request].tokens.len() + later) as u64])
     }
 
-    /// Draws the next token of each of `requests` from its hidden state.
+    /// Sample the next token of each of `requests` from `hidden`, `[requests, hidden]`.
     fn draw(&self, hidden: Tensor<2>, requests: impl IntoIterator<Item = usize>) -> Vec<Sampled> {
         let (uniforms, contexts): (Vec<f32>, Vec<[&[u32]; 2]>) = (requests.into_iter())
             .map(|request| {
@@ -397,7 +373,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         draw(self.model.logits(hidden), &self.sampling.distribution, &uniforms, &contexts)
     }
 
-    /// Appends a token to its completion and says whether that goes on.
+    /// Append a token to its completion. Return whether the completion, and the call, continues.
     fn take(&mut self, request: usize, sampled: &Sampled) -> Watch {
         if sampled.log_prob.is_nan() {
             self.broken = Some(request);
@@ -420,7 +396,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         group.expect("a request that has started belongs to a group that is open")
     }
 
-    /// Notes that a completion has ended; the last of its group frees the prompt.
+    /// End a completion. The last of a group frees its prompt slot.
     fn close(&mut self, request: usize) {
         let index = self.group_of(request);
         self.groups[index].open -= 1;

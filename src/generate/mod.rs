@@ -3,6 +3,7 @@
 mod count;
 mod engine;
 mod read;
+mod recorder;
 mod room;
 mod sampling;
 

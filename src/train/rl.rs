@@ -1,7 +1,7 @@
-//! The loop of reinforcement learning with verifiable rewards: sample, compare, measure, update, and look whether the stage
-//! is over.
+//! The loop of reinforcement learning with verifiable rewards: sample, compute advantages, measure, update, and check
+//! whether the stage ends.
 //!
-//! What happens before and after it is in `trainer.rs`; what a step needs, in [`Job`]. Left out, on purpose: a value model.
+//! `trainer.rs` has the code before and after the loop, [`Job`] the inputs of a step. There is no value model, on purpose.
 
 use std::time::Instant;
 
@@ -17,11 +17,11 @@ use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::rollout::{Group, Now, assign_advantages};
 
-/// Goes on from `state` until the last stage is over. What a step changes counts once the step is done: an error leaves the
-/// state of the step before, with its model.
+/// Train from `state` to the end of the last stage. A step replaces `state` only when it is complete: after an error, `state`
+/// and the policy are those of the step before.
 ///
 /// # Errors
-/// What rewards and files say, three steps in a row with numbers that are not finite, and [`crate::Error::Stopped`].
+/// Errors of rewards and files, three steps in a row with numbers that are not finite, and [`crate::Error::Stopped`].
 pub(super) fn learn(
     job: &Job,
     engine: &mut Engine,
@@ -37,7 +37,7 @@ pub(super) fn learn(
         let stage = &stage.at(state.history.len());
         let mut metrics = Metrics::of_step(next.step);
 
-        // 1. Sample a group of completions per problem; grade and score them; replace groups without spread.
+        // 1. Sample a group of completions per problem, grade and score them; resample groups without spread if asked.
         let now = Now { stage, step: state.history.len(), memory: &state.memory, stop: session.stop() };
         let mut sampler = job.sampler(engine, policy, state);
         let drawn = (&job.prompts, job.config.train.prompts_per_step, &mut next.next_draw);
@@ -45,9 +45,9 @@ pub(super) fn learn(
         job.announce(&mut *sampler, &next, stage)?;
         drop(sampler);
         job.rollouts.remember(&batch, stage, &mut next.memory, &mut metrics);
-        // 2. Compare the rewards of each group.
+        // 2. Compute advantages from the rewards of each group.
         assign_advantages(&mut batch.groups, stage);
-        // 3. Describe the completions, and what accuracy and length do to the same tokens.
+        // 3. Measure the completions, and the conflict of accuracy and length on their tokens.
         let mut figures = describe(&batch, stage, &mut metrics);
         next.sampled_tokens += batch.all().flat_map(|group| &group.rollouts).map(|r| r.length() as u64).sum::<u64>();
         metrics.set("sampled_tokens", next.sampled_tokens as f64);
@@ -57,7 +57,7 @@ pub(super) fn learn(
         let skipped = job.update(stage, &batch.groups, policy, &mut next, &mut metrics)?;
         job.time(start, &batch, &mut metrics);
         diagnose(&batch.groups, next.step, &metrics, stage).into_iter().for_each(|line| session.observer.note(&line));
-        // 5. The step is done; the stage may be, too.
+        // 5. End the step, and the stage if one of its exit rules holds.
         if let Some(exit) = next.end_step(job.config, figures) {
             session.observer.note(&format!("stage {} ends after step {}: {exit}", stage.name, next.step));
         }

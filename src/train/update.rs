@@ -1,26 +1,27 @@
-//! From a step's completions to optimiser steps.
+//! From the completions of a step to optimiser steps.
 //!
-//! The order is TRL's (`GRPOTrainer._prepare_inputs`): the completions of a step are shuffled and cut into
-//! `steps_per_generation` mini-batches, and that list is gone through `num_iterations` times, with one optimiser step for
-//! each mini-batch. Advantages come from whole groups, before the cut. verl says the same with `ppo_mini_batch_size`
-//! (prompts of a mini-batch) and `ppo_epochs`.
+//! The order is TRL's (`GRPOTrainer._prepare_inputs`): the completions of a step are shuffled and divided into
+//! `steps_per_generation` mini-batches. The list of mini-batches is processed `num_iterations` times, with one optimiser step
+//! per mini-batch. Advantages are computed over whole groups, before the division. verl has the same with
+//! `ppo_mini_batch_size` (prompts per mini-batch) and `ppo_epochs`.
 //!
-//! The ratio compares with the policy before the first of these updates, as the trainer itself computes it: the sampler's
-//! log-probabilities, which differ by rounding or more, serve for choosing tokens, for the mismatch metrics, and for the
-//! factors that make up for another engine's sampling ([`Correction`]; there, too, what compares with that engine instead). Up
-//! to the first update the old log-probabilities are those of the pass that is learned from, so that the ratio is 1 exactly.
-//! All other completions go through one forward pass without gradients before that update: those of later mini-batches,
-//! and, for the mismatch metrics, those without a gradient. It takes about a third of the time of learning from them.
+//! Old log-probabilities are those of the trainer's model before the first optimiser step. Those of the sampler, which differ
+//! by rounding or more, are used to select tokens, for the mismatch metrics, and for the importance-sampling factors of
+//! another engine ([`Correction`], which can also make them the old ones). Until the first optimiser step, the old
+//! log-probabilities are those of the training pass itself, so the ratio is exactly 1. Those of all other completions (of later
+//! mini-batches, and of completions without a gradient, for the mismatch metrics) come from one forward pass without
+//! gradients before that step. It takes about a third of the time of the training pass.
 //!
-//! Weights are counted per mini-batch. TRL does so too, but for `dapo` and `cispo`, whose tokens it counts over all
-//! mini-batches: there its gradients are smaller by a factor of `steps_per_generation`. The learning rate is that of the
-//! step for all its updates.
+//! Loss weights are normalised per mini-batch. So does TRL, except for `dapo` and `cispo`, where it divides by the tokens of
+//! all mini-batches: its gradients are then smaller by a factor of `steps_per_generation`. All optimiser steps of a step use
+//! the same learning rate.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use self::log::Log;
 use super::batch::Sequence;
 use super::learner::{Learner, Work, arrange};
 use super::policy::Policy;
@@ -29,36 +30,40 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
 use crate::noise::{Purpose, Stream};
-use crate::objective::correction::{Mode, OldLogProbs, differences, ratio};
+use crate::objective::correction::OldLogProbs;
 use crate::objective::entropy::EntropyControl;
-use crate::objective::{Correction, Drawn, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
+use crate::objective::{Correction, Drawn, Objective, Ratio, Statistics, TokenTerm, Upstream};
 use crate::optim::Gradients;
 use crate::rollout::{Group, Rollout};
 use crate::stage::Stage;
 use crate::stop::Stop;
 
-/// A completion as an update sees it.
+mod log;
+#[cfg(test)]
+mod tests;
+
+/// A completion to learn from.
 #[derive(Debug, Clone)]
 pub(super) struct Example<'a> {
-    /// Place of its group in the step.
+    /// Index of its group in the step.
     pub(super) group: usize,
     /// Prompt and completion.
     pub(super) sequence: Sequence,
-    /// The sampler's log-probability of each token, in nats.
+    /// Log-probability of each completion token by the sampler, in nats.
     pub(super) sampled: &'a [f32],
-    /// Entropy before each token at the sampling temperature, in nats.
+    /// Entropy of the distribution of each token at the sampling temperature, in nats.
     pub(super) entropies: &'a [f32],
-    /// Its advantage.
+    /// Advantage of the whole completion.
     pub(super) advantage: f32,
-    /// Tokens that have none of it.
+    /// Ranges of tokens whose advantage is 0 instead.
     pub(super) silent: Vec<Range<usize>>,
-    /// Whether its problem is a hard one, in the sense of CEEH.
+    /// Whether its problem is hard by the definition of CEEH.
     pub(super) hard: bool,
-    /// Whether it counts in the loss.
+    /// Whether the loss includes it (`tokens.mask_truncated_completions`).
     pub(super) takes_part: bool,
 }
 
-/// The completions of a step, group by group.
+/// The completions of `groups`, in order.
 pub(super) fn examples<'a>(groups: &'a [Group], stage: &Stage) -> Vec<Example<'a>> {
     let (masks, selection) = (stage.tokens.mask_truncated_completions, stage.tokens.step_selection.as_ref());
     let example = |place: usize, group: &Group, rollout: &'a Rollout| Example {
@@ -78,7 +83,7 @@ pub(super) fn examples<'a>(groups: &'a [Group], stage: &Stage) -> Vec<Example<'a
     groups.iter().enumerate().flat_map(of_group).collect()
 }
 
-/// Weight of each token of each completion in a loss over all of them; 0 for those that take no part.
+/// Weight of each token of each completion in a loss over `examples`; 0 for completions that the loss excludes.
 pub(super) fn weights<'a>(examples: impl Iterator<Item = &'a Example<'a>> + Clone, stage: &Stage) -> Vec<f32> {
     let length = |example: &Example| if example.takes_part { example.sampled.len() } else { 0 };
     let groups = examples.clone().map(|example| example.group + 1).max().unwrap_or(0);
@@ -89,30 +94,31 @@ pub(super) fn weights<'a>(examples: impl Iterator<Item = &'a Example<'a>> + Clon
     examples.map(|example| rest[example.group].next().expect("one weight per completion")).collect()
 }
 
-/// A completion that has a gradient.
+/// A completion with a gradient.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Lesson {
-    /// Its place in the step.
+    /// Index of the completion in the step.
     pub(crate) place: usize,
     /// Prompt and completion.
     pub(crate) sequence: Sequence,
-    /// One per token.
+    /// Loss term of each completion token.
     pub(crate) terms: Vec<TokenTerm>,
-    /// The sampler's log-probability of each token; read where a correction asks for it.
+    /// Log-probability of each token by the sampler, for [`Correction`].
     pub(crate) sampled: Vec<f32>,
-    /// The model's before the first update of the step; empty where the pass to come gives them.
+    /// Log-probability of each token before the first optimiser step; empty until the training pass sets them.
     pub(crate) old: Vec<f32>,
 }
 
 impl Lesson {
-    /// Takes the model's log-probabilities before the first update of the step.
-    pub(super) fn learn_old(&mut self, old: &[f32], correction: &Correction) {
+    /// Set the log-probabilities before the first optimiser step, and apply `correction` to the terms.
+    pub(super) fn set_old(&mut self, old: &[f32], correction: &Correction) {
         self.old = old.to_vec();
         correction.apply(&mut self.terms, old, &self.sampled);
     }
 }
 
-/// The gradient of a loss over `lessons`, its statistics, and the amount of work.
+/// Compute the gradient of the loss over `lessons`, its statistics, and the amount of work. A micro-batch whose loss is not
+/// finite is left out and counted in [`Work`].
 pub(crate) fn gradients(
     learner: &Learner,
     objective: &Objective,
@@ -130,7 +136,7 @@ pub(crate) fn gradients(
             first = tokens.end;
             let (log_prob, entropy) = (&scores.log_prob[tokens.clone()], &scores.sampling_entropy[tokens]);
             if lesson.old.is_empty() {
-                lesson.learn_old(log_prob, correction);
+                lesson.set_old(log_prob, correction);
             }
             objective.evaluate(&lesson.terms, log_prob, entropy, &mut seen, &mut upstream);
         }
@@ -143,29 +149,29 @@ pub(crate) fn gradients(
     (gradients, statistics, work)
 }
 
-/// The updates of a step.
+/// Settings of the updates of a step.
 pub(super) struct Update<'a> {
     pub(super) config: &'a RlConfig,
     pub(super) stage: &'a Stage,
     pub(super) step: usize,
-    /// Learning rate of each of them.
+    /// Learning rate of each optimiser step.
     pub(super) lr: f64,
-    /// The model at the start of the run; there when the stage has `loss.kl`.
+    /// Model at the start of the run, if the stage has `loss.kl`.
     pub(super) reference: Option<&'a CausalLm>,
-    /// Ends the step until its first update.
+    /// Interrupts the step before its first optimiser step.
     pub(super) stop: Stop<'a>,
 }
 
 impl Update<'_> {
-    /// Updates the policy on the completions of a step; gives the number of updates that were left out because of a loss or
-    /// gradient that is not finite. A completion that is not finite is left out of its update and counted in
+    /// Update `policy` on the completions of a step. Return the number of optimiser steps that were left out because the loss or
+    /// gradient was not finite. A completion whose loss is not finite is left out of its mini-batch and counted in
     /// `skipped_sequences`.
     ///
-    /// A mini-batch in which nothing has a gradient makes no update. Completions without a gradient count in the weights.
+    /// A mini-batch without any gradient makes no optimiser step. Completions without a gradient count in the weights.
     ///
     /// # Errors
-    /// When an advantage is not finite: then a reward is to blame. When an early end is asked for before the first update.
-    /// The policy is as it was, both times. What other ranks say.
+    /// An advantage that is not finite (a reward is to blame), a stop before the first optimiser step, or a failure of another
+    /// rank. In the first two cases the policy is unchanged.
     pub(super) fn run(
         &self,
         policy: &mut Policy,
@@ -175,36 +181,30 @@ impl Update<'_> {
     ) -> Result<usize> {
         check(examples)?;
         let start = Instant::now();
-        let batches = self.mini_batches(examples.len());
-        let reference = self.references(policy, examples, metrics)?;
-        let mut known = Known { old: vec![Vec::new(); examples.len()], reference };
-        let (objective, mut log) = (self.stage.objective(), Log::default());
-        let correction = self.config.rollout.correction();
-        let mut updated = false;
-        let updates = (0..self.stage.loss.num_iterations).flat_map(|_| &batches).enumerate();
-        for (number, batch) in updates {
-            let batch = MiniBatch { number, examples: batch.iter().map(|&place| (place, &examples[place])).collect() };
-            let mut lessons = self.lessons(&batch, &known, control, &mut log);
+        let (objective, correction) = (self.stage.objective(), self.config.rollout.correction());
+        let mini_batches = self.mini_batches(examples.len());
+        let reference = self.reference_log_probs(policy, examples, metrics)?;
+        let mut old = OldValues(vec![Vec::new(); examples.len()]);
+        let (mut log, mut updated) = (Log::default(), false);
+        for (number, places) in (0..self.stage.loss.num_iterations).flat_map(|_| &mini_batches).enumerate() {
+            let batch = MiniBatch { number, examples: places.iter().map(|&place| (place, &examples[place])).collect() };
+            let mut lessons = self.lessons(&batch, &reference, control, &mut log);
             arrange(&mut lessons, &policy.device(), |lesson| &lesson.sequence);
-            for lesson in lessons.iter_mut().filter(|lesson| updated && !known.old[lesson.place].is_empty()) {
-                lesson.learn_old(&known.old[lesson.place], &correction);
+            if updated {
+                old.recall(&mut lessons, &correction);
             }
-            let learner = self.learner(if number == 0 { self.stop } else { Stop::NEVER });
-            let (gradients, seen, work) = policy.gradients(&learner, &objective, &correction, &mut lessons)?;
+            let stop = if number == 0 { self.stop } else { Stop::NEVER };
+            let (gradients, statistics, work) =
+                policy.gradients(&self.learner(stop), &objective, &correction, &mut lessons)?;
+            stop.check()?;
             if !updated {
-                known.keep(&lessons);
+                old.keep(&lessons);
             }
             if number == 0 {
-                self.stop.check()?;
-            }
-            // Of completions that teach nothing they tell only how far another engine, or format, is from the trainer.
-            let wanted = batches.len() > 1 || !self.config.rollout.is_exact();
-            if number == 0 && wanted && correction.old_log_probs == OldLogProbs::Trainer {
-                let reading = self.read(policy, None, examples, &mut known.old)?;
-                metrics.set("timing_s/old_log_prob", reading.as_secs_f64());
+                self.read_other_old(policy, examples, mini_batches.len(), &mut old, metrics)?;
             }
             let norm = gradients.norm();
-            log.note(&seen, batch.ratios(objective.ratio), norm, work);
+            log.note(&statistics, batch.ratios(objective.ratio), norm, work);
             if lessons.is_empty() {
                 continue;
             }
@@ -215,22 +215,14 @@ impl Update<'_> {
             policy.apply(&self.config.optim, gradients, self.config.optim.clip(norm), self.lr);
             updated = true;
         }
-        self.describe(&log, metrics);
-        if self.stage.tokens.mask_truncated_completions {
-            let masked = examples.iter().filter(|example| !example.takes_part).count();
-            metrics.set("tokens/masked_completions", masked as f64 / examples.len().max(1) as f64);
-        }
-        if self.stage.tokens.step_selection.is_some() {
-            let silent: usize = examples.iter().flat_map(|example| &example.silent).map(Range::len).sum();
-            let tokens: usize = examples.iter().map(|example| example.sampled.len()).sum();
-            metrics.set("tokens/silent_share", silent as f64 / tokens.max(1) as f64);
-        }
-        mismatch(&correction, examples, &known.old, metrics);
+        log.describe(self.stage, metrics);
+        log::describe_tokens(self.stage, examples, metrics);
+        log::describe_mismatch(&correction, examples, &old.0, metrics);
         metrics.set("timing_s/update_actor", start.elapsed().as_secs_f64());
         Ok(log.skipped)
     }
 
-    /// Places of the completions of each mini-batch; sizes differ by one at most, and none is empty.
+    /// Divide `count` completions into mini-batches of their indices. Sizes differ by at most one; none is empty.
     fn mini_batches(&self, count: usize) -> Vec<Vec<usize>> {
         let parts = self.stage.loss.steps_per_generation;
         let mut places: Vec<usize> = (0..count).collect();
@@ -242,8 +234,15 @@ impl Update<'_> {
         (0..parts).map(batch).filter(|batch| !batch.is_empty()).collect()
     }
 
-    /// The completions of a mini-batch that have a gradient, with the terms of their tokens.
-    fn lessons(&self, batch: &MiniBatch, known: &Known, control: &mut EntropyControl, log: &mut Log) -> Vec<Lesson> {
+    /// The completions of `batch` with a gradient, and the loss terms of their tokens. `reference` has the log-probabilities of
+    /// the reference model by completion of the step.
+    fn lessons(
+        &self,
+        batch: &MiniBatch,
+        reference: &[Vec<f32>],
+        control: &mut EntropyControl,
+        log: &mut Log,
+    ) -> Vec<Lesson> {
         let stage = self.stage;
         let key = [Purpose::Covariance.word(), self.config.seed, self.step as u64, batch.number as u64];
         let rules = stage.token_rules(control.coefficient(stage.entropy_target()));
@@ -254,8 +253,7 @@ impl Update<'_> {
         log.coefficients.push(f64::from(control.observe(counts.entropy, stage.entropy_target())));
         let taught = batch.examples.iter().zip(terms).filter(|(_, terms)| terms.iter().any(TokenTerm::learns));
         let lesson = |(&(place, example), mut terms): (&(usize, &Example), Vec<TokenTerm>)| {
-            let reference = &known.reference[place];
-            terms.iter_mut().zip(reference).for_each(|(term, &log_prob)| term.reference_log_prob = log_prob);
+            terms.iter_mut().zip(&reference[place]).for_each(|(term, &log_prob)| term.reference_log_prob = log_prob);
             Lesson {
                 place,
                 sequence: example.sequence.clone(),
@@ -277,89 +275,86 @@ impl Update<'_> {
         }
     }
 
-    /// Log-probabilities under the reference model, where there is one.
-    fn references(&self, policy: &Policy, examples: &[Example], metrics: &mut Metrics) -> Result<Vec<Vec<f32>>> {
-        let mut lists = vec![Vec::new(); examples.len()];
+    /// Log-probabilities of the reference model by completion of the step; empty without `loss.kl`.
+    fn reference_log_probs(
+        &self,
+        policy: &Policy,
+        examples: &[Example],
+        metrics: &mut Metrics,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut log_probs = vec![Vec::new(); examples.len()];
         if let Some(reference) = self.reference {
-            metrics.set("timing_s/ref", self.read(policy, Some(reference), examples, &mut lists)?.as_secs_f64());
+            let time = self.read_missing(policy, Some(reference), examples, &mut log_probs)?;
+            metrics.set("timing_s/ref", time.as_secs_f64());
         }
-        Ok(lists)
+        Ok(log_probs)
     }
 
-    /// Log-probabilities, under the policy or a reference model, of those completions that take part and have none yet; the time it took.
-    fn read(
+    /// Compute the old log-probabilities of completions that the first training pass did not cover, if later mini-batches or
+    /// the mismatch metrics need them.
+    fn read_other_old(
+        &self,
+        policy: &Policy,
+        examples: &[Example],
+        mini_batches: usize,
+        old: &mut OldValues,
+        metrics: &mut Metrics,
+    ) -> Result<()> {
+        let rollout = &self.config.rollout;
+        // With a single mini-batch, the rest has no gradient. It only shows the mismatch of another engine or format.
+        let needed = mini_batches > 1 || !rollout.is_exact();
+        if needed && rollout.correction().old_log_probs == OldLogProbs::Trainer {
+            let time = self.read_missing(policy, None, examples, &mut old.0)?;
+            metrics.set("timing_s/old_log_prob", time.as_secs_f64());
+        }
+        Ok(())
+    }
+
+    /// Fill the empty entries of `log_probs` for completions that the loss includes, by the policy or by `reference`. Return the
+    /// time.
+    fn read_missing(
         &self,
         policy: &Policy,
         reference: Option<&CausalLm>,
         examples: &[Example],
-        lists: &mut [Vec<f32>],
+        log_probs: &mut [Vec<f32>],
     ) -> Result<Duration> {
         let start = Instant::now();
         let mut missing: Vec<(usize, Sequence)> = (examples.iter().enumerate())
-            .filter(|(place, example)| example.takes_part && lists[*place].is_empty())
+            .filter(|(place, example)| example.takes_part && log_probs[*place].is_empty())
             .map(|(place, example)| (place, example.sequence.clone()))
             .collect();
         arrange(&mut missing, &policy.device(), |(_, sequence)| sequence);
         let (places, sequences): (Vec<usize>, Vec<Sequence>) = missing.into_iter().unzip();
         for (place, read) in places.into_iter().zip(policy.read(&self.learner(Stop::NEVER), reference, &sequences)?) {
-            lists[place] = read;
+            log_probs[place] = read;
         }
         Ok(start.elapsed())
     }
-
-    fn describe(&self, log: &Log, metrics: &mut Metrics) {
-        let stage = self.stage;
-        metrics.set_mean("loss", &log.losses);
-        metrics.set_mean("grad_norm", &log.norms);
-        if stage.loss.kl.is_some() {
-            metrics.set_mean("kl", &log.kls);
-        }
-        if stage.has_entropy_bonus() || stage.loss.kl.is_some() {
-            metrics.set_mean("policy_loss", &log.policy_losses);
-        }
-        if stage.has_entropy_bonus() {
-            metrics.set_mean("entropy_coef", &log.coefficients);
-        }
-        if stage.tokens.top_entropy_quantile < 1.0 {
-            metrics.set_mean("tokens/low_entropy_share", &log.low_entropy);
-        }
-        if stage.tokens.covariance.is_some() {
-            metrics.set_mean("tokens/covariance_share", &log.covariance);
-        }
-        match stage.objective().surrogate {
-            Surrogate::Clip { .. } => {
-                let either: Vec<f64> = log.low.iter().zip(&log.high).map(|(low, high)| low + high).collect();
-                metrics.set_mean("clip_ratio/low_mean", &log.low);
-                metrics.set_mean("clip_ratio/high_mean", &log.high);
-                metrics.set_mean("clip_ratio/region_mean", &either);
-            }
-            Surrogate::Cispo { .. } => metrics.set_mean("cispo_clip_ratio", &log.high),
-            Surrogate::Sapo { .. } | Surrogate::Unclipped => {}
-        }
-        log.work.describe(metrics);
-    }
 }
 
-/// Log-probabilities of the tokens of each completion of a step; empty where they are not known.
-struct Known {
-    /// Before the first update.
-    old: Vec<Vec<f32>>,
-    /// Under the reference model.
-    reference: Vec<Vec<f32>>,
-}
+/// Log-probabilities before the first optimiser step, by completion of the step and token; empty where not yet known.
+struct OldValues(Vec<Vec<f32>>);
 
-impl Known {
-    /// Takes the old log-probabilities of lessons that a pass has gone over.
+impl OldValues {
+    /// Keep those of `lessons` that a training pass has set.
     fn keep(&mut self, lessons: &[Lesson]) {
         for lesson in lessons.iter().filter(|lesson| !lesson.old.is_empty()) {
-            self.old[lesson.place].clone_from(&lesson.old);
+            self.0[lesson.place].clone_from(&lesson.old);
+        }
+    }
+
+    /// Set those of `lessons` that are known.
+    fn recall(&self, lessons: &mut [Lesson], correction: &Correction) {
+        for lesson in lessons.iter_mut().filter(|lesson| !self.0[lesson.place].is_empty()) {
+            lesson.set_old(&self.0[lesson.place], correction);
         }
     }
 }
 
-/// The completions of one update, with their places in the step.
+/// The completions of one optimiser step, with their indices in the step.
 struct MiniBatch<'a> {
-    /// Updates of the step before this one.
+    /// Index among the optimiser steps of the step.
     number: usize,
     examples: Vec<(usize, &'a Example<'a>)>,
 }
@@ -378,43 +373,13 @@ impl<'a> MiniBatch<'a> {
         self.examples.iter().zip(weights).map(drawn).collect()
     }
 
-    /// Ratios that the loss compares: all tokens, or all completions, that take part.
+    /// Number of importance ratios in the loss: of tokens or of completions.
     fn ratios(&self, ratio: Ratio) -> usize {
         let part = self.examples.iter().filter(|(_, example)| example.takes_part);
         match ratio {
             Ratio::Token => part.map(|(_, example)| example.sampled.len()).sum(),
             Ratio::Sequence => part.count(),
         }
-    }
-}
-
-/// Figures of each update of a step; the metric is their mean, as TRL logs it.
-#[derive(Debug, Default)]
-struct Log {
-    losses: Vec<f64>,
-    policy_losses: Vec<f64>,
-    kls: Vec<f64>,
-    norms: Vec<f64>,
-    low: Vec<f64>,
-    high: Vec<f64>,
-    low_entropy: Vec<f64>,
-    covariance: Vec<f64>,
-    coefficients: Vec<f64>,
-    work: Work,
-    /// Updates left out.
-    skipped: usize,
-}
-
-impl Log {
-    fn note(&mut self, seen: &Statistics, ratios: usize, norm: f64, work: Work) {
-        let share = |count: usize| count as f64 / ratios.max(1) as f64;
-        self.losses.push(seen.loss);
-        self.policy_losses.push(seen.policy_loss);
-        self.kls.push(seen.kl_sum / seen.tokens.max(1) as f64);
-        self.norms.push(norm);
-        self.low.push(share(seen.low));
-        self.high.push(share(seen.high));
-        self.work.add(work);
     }
 }
 
@@ -429,42 +394,3 @@ fn check(examples: &[Example]) -> Result<()> {
         examples.len()
     )))
 }
-
-/// How far the sampler's log-probabilities are from the trainer's, over all completions whose old ones are known (TRL's
-/// `sampling/…`, which it writes with vLLM): of all of them, or where the trained model itself samples of those that are learned
-/// from. And what the correction makes of it: ratios are those after it, of tokens or of
-/// completions as it has them.
-fn mismatch(correction: &Correction, examples: &[Example], old: &[Vec<f32>], metrics: &mut Metrics) {
-    let compared = examples.iter().zip(old).map(|(example, old)| differences(old, example.sampled));
-    let compared: Vec<Vec<f32>> = compared.filter(|differences| !differences.is_empty()).collect();
-    let logs: Vec<f64> = compared.iter().flatten().map(|&log| f64::from(log)).filter(|log| log.is_finite()).collect();
-    if logs.is_empty() {
-        return;
-    }
-    let mean = |values: &[f64], of: fn(f64) -> f64| values.iter().map(|&x| of(x)).sum::<f64>() / values.len() as f64;
-    let largest = |values: &[f64], of: fn(f64) -> f64| values.iter().map(|&x| of(x)).fold(f64::NEG_INFINITY, f64::max);
-    metrics.set("sampling/sampling_logp_difference/mean", mean(&logs, f64::abs));
-    metrics.set("sampling/sampling_logp_difference/max", largest(&logs, f64::abs));
-    metrics.set("sampling/kl", mean(&logs, |log| ratio(log) - 1.0 - log));
-    metrics.set("sampling/mult_prob_error", mean(&logs, |log| ratio(log.abs())));
-    let factors = |differences: &Vec<f32>| {
-        let factors = correction.factors(differences);
-        let count = if correction.is_of_sequences() { 1 } else { factors.len() };
-        factors.into_iter().take(count).map(f64::from)
-    };
-    let none = correction.mode == Mode::None;
-    let ratios: Vec<f64> =
-        if none { logs.iter().map(|&log| ratio(log)).collect() } else { compared.iter().flat_map(factors).collect() };
-    metrics.set("sampling/importance_sampling_ratio/min", -largest(&ratios, |ratio| -ratio));
-    metrics.set("sampling/importance_sampling_ratio/mean", mean(&ratios, |ratio| ratio));
-    metrics.set("sampling/importance_sampling_ratio/max", largest(&ratios, |ratio| ratio));
-    if !none {
-        metrics.set("sampling/masked_share", mean(&ratios, |ratio| f64::from(ratio == 0.0)));
-        let squares = mean(&ratios, |ratio| ratio * ratio);
-        let size = if squares == 0.0 { 0.0 } else { mean(&ratios, |ratio| ratio).powi(2) / squares };
-        metrics.set("sampling/effective_sample_size", size);
-    }
-}
-
-#[cfg(test)]
-mod tests;

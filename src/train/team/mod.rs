@@ -192,7 +192,7 @@ impl<'a> Team<'a> {
             work.add(done);
             for (&i, old) in share.iter().zip(old) {
                 let Some(old) = old else { continue };
-                lessons[i].learn_old(&old, correction);
+                lessons[i].set_old(&old, correction);
             }
         }
         if !learner.stop.requested() {

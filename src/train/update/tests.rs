@@ -3,6 +3,8 @@ use burn::tensor::Device;
 use super::*;
 use crate::config;
 use crate::model::ModelConfig;
+use crate::objective::Surrogate;
+use crate::objective::correction::Mode;
 use crate::objective::terms::Covariance;
 use crate::ops::to_host;
 use crate::optim::AdamW;
