@@ -1,4 +1,4 @@
-//! Panics of other people's readers on files that users bring.
+//! Containment of panics in third-party readers of user files.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -8,8 +8,8 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does `work`, the reading of a file by another library; none where that panics, which is one more way to say that the file
-/// is malformed. The panic prints nothing.
+/// Runs `work`, which reads a file with a third-party library. Returns `None` if it panics: the file is malformed. The
+/// panic prints nothing.
 pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Option<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

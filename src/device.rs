@@ -1,11 +1,11 @@
-//! From `--device NAME` to a Burn device, and what is known of it. The only file that knows which backends are compiled in.
+//! Maps `--device NAME` to a Burn device and describes it. The only file that knows which backends are compiled in.
 
 use burn::tensor::{Device, FloatDType};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// Every device name understood, with the Cargo feature that brings it.
+/// Supported device names, each with the Cargo feature that provides it.
 const KNOWN: [(&str, &str); 8] = [
     ("cpu", "built in"),
     ("ndarray", "ndarray"),
@@ -17,20 +17,20 @@ const KNOWN: [(&str, &str); 8] = [
     ("cubecl-cpu", "cubecl-cpu"),
 ];
 
-/// Kinds of graphics adapter that can be chosen in the place of an index.
+/// Kinds of graphics adapter that can be given in place of an index.
 const ADAPTER_KINDS: [&str; 3] = ["integrated", "virtual", "cpu"];
 
-/// Devices of which there is one, so that they take no index.
+/// Devices that exist only once and take no index.
 const SINGLE: [&str; 4] = ["cpu", "ndarray", "metal", "cubecl-cpu"];
 
 /// Parses `cpu`, `ndarray`, `cuda[:n]`, `rocm[:n]`, `vulkan[:n]`, `metal`, `wgpu[:n]`, `cubecl-cpu`.
 ///
 /// For `vulkan` and `wgpu` the index counts discrete GPUs; `wgpu:integrated`, `wgpu:virtual` and `wgpu:cpu` (Mesa's
-/// llvmpipe, for testing without a GPU) take the first adapter of that kind, and no index the one the driver prefers.
+/// llvmpipe, for testing without a GPU) take the first adapter of that kind. Without an index the driver chooses.
 ///
 /// # Errors
-/// An unknown name, an index that is no number, a device whose feature is not compiled in, or one that this machine does
-/// not have; the message says what to do.
+/// An unknown name, an index that is not a number, a device whose feature is not compiled in, or one that this machine
+/// does not have; the message says what to do.
 pub fn parse(name: &str) -> Result<Device> {
     let fail = |message: String| Error::Device { name: name.to_string(), message };
     if let Some((first, _)) = name.split_once(',') {
@@ -72,7 +72,7 @@ pub fn parse(name: &str) -> Result<Device> {
     Ok(device)
 }
 
-/// Why a backend finds no device, and what to do.
+/// Returns the message for a backend without a device, with advice.
 fn absent(kind: &str) -> String {
     let driver = match kind {
         "cuda" => "NVIDIA's driver (`nvidia-smi` shows it; in a container it is mounted from the host)",
@@ -83,7 +83,7 @@ fn absent(kind: &str) -> String {
     format!("no such device on this machine: it needs {driver}. `--device cpu` needs nothing")
 }
 
-/// Names of the compiled backends, as `--device` takes them.
+/// Returns the names of the compiled backends, as `--device` takes them.
 pub fn compiled() -> Vec<&'static str> {
     let opt_in = [
         ("cuda", cfg!(feature = "cuda")),
@@ -97,7 +97,7 @@ pub fn compiled() -> Vec<&'static str> {
     KNOWN.iter().filter(|(_, feature)| built(feature)).map(|(name, _)| *name).collect()
 }
 
-/// What compiles the kernels of the CUDA backend; none without it.
+/// Returns the kernel compiler of the CUDA backend; `None` without that backend.
 pub fn cuda_compiler() -> Option<&'static str> {
     match (cfg!(feature = "cuda"), cfg!(feature = "cuda-nvrtc")) {
         (false, _) => None,
@@ -106,14 +106,14 @@ pub fn cuda_compiler() -> Option<&'static str> {
     }
 }
 
-/// The number formats a device computes in, of those that models come in or products take.
+/// Returns the number formats a device computes in, among those of models and products.
 pub fn float_formats(device: &Device) -> Vec<&'static str> {
     let formats = [("f32", FloatDType::F32), ("f16", FloatDType::F16), ("bf16", FloatDType::BF16)];
     let formats = formats.into_iter().filter(|(_, dtype)| device.supports_dtype(*dtype)).map(|(name, _)| name);
     formats.chain(has_tf32(device).then_some("tf32")).collect()
 }
 
-/// Whether the device multiplies f32 with factors rounded to TF32 (10 bits of mantissa) where it is asked to, on tensor cores.
+/// Returns whether the device can multiply f32 on tensor cores, with operands rounded to TF32 (10 bits of mantissa).
 pub fn has_tf32(device: &Device) -> bool {
     identity(device).is_some_and(|identity| identity.target.starts_with("ptx"))
 }
@@ -121,11 +121,11 @@ pub fn has_tf32(device: &Device) -> bool {
 /// A device found on this machine.
 #[derive(Debug, Clone, Serialize)]
 pub struct Adapter {
-    /// What `--device` calls it.
+    /// Name for `--device`.
     pub device: String,
-    /// Name by which the part calls itself.
+    /// Name that the hardware reports.
     pub name: String,
-    /// Driver and its version, where the graphics API tells.
+    /// Driver and its version, if the graphics API reports it.
     pub driver: Option<String>,
     /// Number formats it computes in.
     pub floats: Vec<&'static str>,
@@ -133,7 +133,7 @@ pub struct Adapter {
 
 /// Opens and describes every device of the compiled GPU backends.
 ///
-/// Asks the graphics API beside Burn; call it while nothing else opens devices.
+/// Queries the graphics API in addition to Burn; call it while nothing else opens devices.
 pub fn adapters() -> Vec<Adapter> {
     let found = compiled().into_iter().filter_map(devices_like).flatten();
     let describe = |(device, handle): (String, Device)| {
@@ -143,14 +143,14 @@ pub fn adapters() -> Vec<Adapter> {
     found.map(describe).collect()
 }
 
-/// What a part says of itself.
+/// Properties that a device reports.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Its name, as `NVIDIA H100 PCIe`.
+    /// Name, such as `NVIDIA H100 PCIe`.
     pub name: String,
-    /// What its kernels are compiled for, as `ptx_sm90`.
+    /// Compilation target of its kernels, such as `ptx_sm90`.
     pub target: String,
-    /// Where it is on the bus, as `/sys/bus/pci/devices` has it.
+    /// PCI address, as in `/sys/bus/pci/devices`.
     pub pci_address: Option<String>,
 }
 
@@ -182,10 +182,10 @@ fn open(kind: &str, index: Option<&str>) -> Option<Device> {
     }
 }
 
-/// Has the GPU backends keep compiled kernels in the user's cache directory, for all processes.
+/// Makes the GPU backends cache compiled kernels in the user's cache directory, for all processes.
 ///
-/// Left alone they forget the kernels, and put the rest below the nearest Cargo workspace. A `cubecl.toml` counts, but for
-/// these two settings; it may name a directory. To be called before a backend is used: it reads its settings once.
+/// By default they do not keep kernels, and put other caches below the nearest Cargo workspace. A `cubecl.toml` applies
+/// except for these two settings; it may name a directory. Call it before a backend reads its settings.
 #[cfg(feature = "gpu")]
 fn keep_kernels() {
     use cubecl::config::cache::CacheConfig;
@@ -201,14 +201,14 @@ fn keep_kernels() {
     });
 }
 
-/// The file in which the GPU backends keep compiled kernels; none without one of them.
+/// Returns the file in which the GPU backends cache compiled kernels; `None` without a GPU backend.
 #[cfg(feature = "gpu")]
 pub fn kernel_cache() -> Option<std::path::PathBuf> {
     keep_kernels();
     Some(cubecl::environment::path())
 }
 
-/// The file in which the GPU backends keep compiled kernels; none without one of them.
+/// Returns the file in which the GPU backends cache compiled kernels; `None` without a GPU backend.
 #[cfg(not(feature = "gpu"))]
 pub fn kernel_cache() -> Option<std::path::PathBuf> {
     None
@@ -231,7 +231,7 @@ fn graphics(index: Option<&str>) -> burn::tensor::DeviceKind {
     }
 }
 
-/// The devices that a GPU backend finds on this machine, with their names; `None` for the two CPU backends.
+/// Returns the devices of a GPU backend on this machine, with their names; `None` for the two CPU backends.
 #[cfg(feature = "gpu")]
 fn devices_like(kind: &str) -> Option<Vec<(String, Device)>> {
     use burn::tensor::DeviceType;
@@ -251,7 +251,7 @@ fn devices_like(kind: &str) -> Option<Vec<(String, Device)>> {
         _ => return None,
     };
     let found = Device::enumerate(backend).into_vec();
-    // A device does not say how it is called; the name is the one that opens it.
+    // A device does not know its name for `--device`: it is the one that opens it.
     let mut indices: Vec<String> = (0..found.len()).map(|index| index.to_string()).collect();
     if matches!(kind, "vulkan" | "wgpu") {
         indices.extend(ADAPTER_KINDS.map(str::to_string));
@@ -271,7 +271,7 @@ fn devices_like(_kind: &str) -> Option<Vec<(String, Device)>> {
     None
 }
 
-/// Opens a device and asks who it is; `None` for the two CPU backends.
+/// Opens a device and reads its identity; `None` for the two CPU backends.
 #[cfg(feature = "gpu")]
 pub fn identity(device: &Device) -> Option<Identity> {
     let identity = device.identity()?;
@@ -279,20 +279,20 @@ pub fn identity(device: &Device) -> Option<Identity> {
     Some(Identity { name: identity.name, target: identity.fingerprint, pci_address })
 }
 
-/// Opens a device and asks who it is; `None` for the two CPU backends.
+/// Opens a device and reads its identity; `None` for the two CPU backends.
 #[cfg(not(feature = "gpu"))]
 pub fn identity(_device: &Device) -> Option<Identity> {
     None
 }
 
-/// What the graphics API says of the driver of a part; `None` elsewhere.
+/// Returns the driver of a device as the graphics API reports it; `None` without that API.
 #[cfg(any(feature = "vulkan", feature = "metal", feature = "wgpu"))]
 fn driver(part: &str) -> Option<String> {
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let mut adapters = pin!(instance.enumerate_adapters(wgpu::Backends::all()));
-    // Outside a browser the list is there at once.
+    // Outside a browser the list is available immediately.
     let Poll::Ready(adapters) = adapters.as_mut().poll(&mut Context::from_waker(Waker::noop())) else { return None };
     let info = adapters.iter().map(wgpu::Adapter::get_info).find(|info| info.name == part)?;
     Some(format!("{} {}, {}", info.driver, info.driver_info, info.backend).trim_start().to_string())
@@ -323,7 +323,7 @@ mod tests {
         assert!(parse("cpu:1").unwrap_err().to_string().contains("no index"));
     }
 
-    /// Found through `Device::enumerate`; before, the first tensor operation panicked deep in the driver's start.
+    /// Found with `Device::enumerate`; the first tensor operation once panicked deep in the driver's initialisation.
     #[test]
     #[cfg(feature = "wgpu")]
     fn an_adapter_that_is_not_there_is_an_error_that_lists_those_that_are() {

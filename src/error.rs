@@ -1,8 +1,8 @@
-//! What a user can get wrong, said so that they can mend it.
+//! Errors that users can fix, with advice.
 
 use std::path::{Path, PathBuf};
 
-/// An error caused by what a user gave us: files, settings, devices. Programmer mistakes panic instead.
+/// An error caused by user input: files, settings, devices. Programming errors panic instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -11,7 +11,7 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// A file was read but its content is not what it should be.
@@ -19,10 +19,10 @@ pub enum Error {
     File {
         /// The file, with `:line` where that helps.
         path: String,
-        /// What is wrong with it and what to do.
+        /// The problem, and what to do.
         message: String,
     },
-    /// Settings are unknown, malformed or contradict each other; one line each.
+    /// Settings are unknown, malformed or contradictory; one line each.
     #[error("{origin}: {}", problems.join("\n  "))]
     Config {
         /// The file (or "--set") the settings came from.
@@ -38,14 +38,14 @@ pub enum Error {
         /// What to do.
         message: String,
     },
-    /// A server that samples completions, or a process that shares the work, fails. The state of a run is saved where there is
-    /// one.
+    /// A server that samples completions, or a process that shares the work, failed. The state of a run is saved if
+    /// there is one.
     #[error("{0}")]
     Engine(String),
-    /// A model, or its training, gives numbers that are not finite. No state is saved.
+    /// A model or its training produced numbers that are not finite. No state is saved.
     #[error("{0}")]
     NotFinite(String),
-    /// Everything else a user can mend.
+    /// Any other error that a user can fix.
     #[error("{0}")]
     Invalid(String),
     /// The run was asked to stop (Ctrl-C); its state is saved.
@@ -54,27 +54,27 @@ pub enum Error {
         /// The newest checkpoint.
         checkpoint: PathBuf,
     },
-    /// Asked to stop (Ctrl-C) before there was anything to save.
+    /// Interrupted (Ctrl-C) before there was anything to save.
     #[error("interrupted before the first step was done; the same command starts again")]
     Stopped,
 }
 
-/// The run folder of a checkpoint.
+/// Returns the run folder of a checkpoint.
 fn folder(checkpoint: &Path) -> std::path::Display<'_> {
     checkpoint.parent().unwrap_or(checkpoint).display()
 }
 
-/// The library's result.
+/// Result type of the library.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An I/O error at `path`; for use with `map_err`.
+    /// Returns a closure that creates an I/O error at `path`, for `map_err`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { path, source }
     }
 
-    /// A malformed file.
+    /// Creates an error about a malformed file.
     pub fn file(path: impl AsRef<Path>, message: impl ToString) -> Self {
         Self::File { path: path.as_ref().display().to_string(), message: message.to_string() }
     }

@@ -1,4 +1,4 @@
-//! Files on disk: read with errors that name them; written whole or not at all, and on disk when the call returns.
+//! Files on disk: errors of reads name the file; writes are atomic, and durable when the call returns.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufWriter, ErrorKind, Read, Write};
@@ -10,9 +10,9 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// Ending of a file or folder that is being written.
+/// Suffix of a file or folder that is being written.
 const PARTIAL: &str = ".partial";
-/// Ending of a folder that has been replaced, or is being removed.
+/// Suffix of a folder that was replaced, or is being removed.
 pub(crate) const REMOVED: &str = ".removed";
 
 /// Reads a whole file.
@@ -20,13 +20,13 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(Error::io(path))
 }
 
-/// Reads a text, without the byte-order mark that some editors put before it.
+/// Reads a text file, without the byte-order mark that some editors add.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = read(path)?;
     Ok(text(path, &bytes)?.to_string())
 }
 
-/// The content of `path` as text, without a byte-order mark.
+/// Returns the content of `path` as text, without a byte-order mark.
 pub(crate) fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
     const MARK: char = '\u{feff}';
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
@@ -49,14 +49,14 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse_json(path, &read(path)?)
 }
 
-/// The content of `path` as JSON.
+/// Parses the content of `path` as JSON.
 pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
     serde_json::from_str(text(path, bytes)?).map_err(|error| Error::file(path, error))
 }
 
 /// Writes `value` as indented JSON.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    // Our own types serialise: string keys, no failing implementations.
+    // The project's types always serialise: string keys, no failing implementations.
     let mut text = serde_json::to_string_pretty(value).unwrap_or_else(|error| unreachable!("{error}"));
     text.push('\n');
     write(path, text.as_bytes())
@@ -78,9 +78,9 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |out| out.write_all(bytes).map_err(Error::io(path)))
 }
 
-/// Fills a file under a temporary name and renames it: what fails half-way leaves nothing.
+/// Fills a file under a temporary name and renames it: a failure leaves nothing behind.
 pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    // A pipe or a device such as /dev/stdout cannot be renamed over.
+    // A pipe or a device such as /dev/stdout cannot be replaced by a rename.
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
         let mut out = BufWriter::new(File::create(path).map_err(Error::io(path))?);
         return fill(&mut out).and_then(|()| out.flush().map_err(Error::io(path)));
@@ -98,8 +98,8 @@ pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Resul
 
 /// Fills a folder under a temporary name and renames it into place, replacing an older one of that name.
 ///
-/// At every moment the old folder or the new one is there, under its name or as `<name>.removed`: [`recover`] puts an
-/// old one back whose successor never came.
+/// The old folder or the new one exists at every moment, under its name or as `<name>.removed`: [`recover`] restores an
+/// old one that was not replaced.
 pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (partial, removed) = (with_ending(path, PARTIAL), with_ending(path, REMOVED));
     remove_tree(&partial)?;
@@ -116,7 +116,7 @@ pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> 
     remove_tree(&removed)
 }
 
-/// Removes a folder if it exists. Its name disappears in one step, before its files do.
+/// Removes a folder if it exists. Its name disappears atomically, before its files.
 pub(crate) fn remove_dir(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
@@ -127,7 +127,7 @@ pub(crate) fn remove_dir(path: &Path) -> Result<()> {
     remove_tree(&removed)
 }
 
-/// Clears up after a process that was killed in [`write_dir`] or [`remove_dir`] within the folder `dir`; gives the names of
+/// Cleans up the folder `dir` after a process that was killed in [`write_dir`] or [`remove_dir`]; returns the names of
 /// what it removed.
 pub(crate) fn recover(dir: &Path) -> Result<Vec<String>> {
     let mut cleared = Vec::new();
@@ -138,7 +138,7 @@ pub(crate) fn recover(dir: &Path) -> Result<Vec<String>> {
             name.strip_suffix(REMOVED).map(|base| (base, true))
         };
         match base {
-            // A checkpoint on its way out is no longer wanted; an export is, until the next one is there.
+            // A checkpoint that is being removed is not needed; an export is, until the next one exists.
             Some((base, true)) if !dir.join(base).exists() && !base.starts_with("checkpoint-") => {
                 rename(&path, &dir.join(base))?;
             }
@@ -156,7 +156,7 @@ pub(crate) fn recover(dir: &Path) -> Result<Vec<String>> {
     Ok(cleared)
 }
 
-/// Names and paths of what is in a folder, in the order of their names.
+/// Returns names and paths of a folder's entries, sorted by name.
 pub(crate) fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
@@ -167,13 +167,13 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// Renames, and has the new name on disk when it returns.
+/// Renames, and syncs the new name to disk.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(Error::io(to))?;
     sync_dir(to.parent().unwrap_or(Path::new("")))
 }
 
-/// Has the names in a folder on disk; only Unix can be asked to.
+/// Syncs the names in a folder to disk; only possible on Unix.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     if cfg!(unix) {
@@ -182,7 +182,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Has the files of a folder, and their names, on disk.
+/// Syncs the files of a folder and their names to disk.
 fn sync_dir_content(dir: &Path) -> Result<()> {
     for (_, path) in entries(dir)? {
         File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
@@ -190,7 +190,7 @@ fn sync_dir_content(dir: &Path) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Removes a folder, or a link to one, when it is there.
+/// Removes a folder, or a link to one, if it exists.
 fn remove_tree(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
@@ -204,7 +204,7 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// SHA-256 of a file, in hexadecimal, as `sha256sum` prints it.
+/// Returns the SHA-256 of a file in hexadecimal, as `sha256sum` prints it.
 pub(crate) fn sha256(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let mut hash = Sha256::new();
@@ -212,18 +212,18 @@ pub(crate) fn sha256(path: &Path) -> Result<String> {
     Ok(hex(hash))
 }
 
-/// SHA-256 of bytes, in hexadecimal.
+/// Returns the SHA-256 of bytes in hexadecimal.
 pub(crate) fn sha256_of(bytes: &[u8]) -> String {
     let mut hash = Sha256::new();
     hash.update(bytes);
     hex(hash)
 }
 
-/// A hash of a file's size and content that takes a fraction of a second for files of any size: of all of a file up to
-/// 16 MiB; of a larger one its size, its first and last MiB and 64 KiB at each of 64 places between them.
+/// Returns a hash of a file's size and content that takes a fraction of a second for any size. Files up to 16 MiB are
+/// hashed whole; of larger ones the size, the first and last MiB, and 64 KiB at each of 64 places between them.
 ///
-/// For weights: two models that differ, differ in their headers or in nearly every tensor, so that a sample tells them
-/// apart, and reading all of a large model a second time would double the time a run takes to start.
+/// For weights: different models differ in their headers or in nearly every tensor, so a sample distinguishes them.
+/// Reading a large model a second time would double the time a run takes to start.
 pub(crate) fn sampled_sha256(path: &Path) -> Result<String> {
     const WHOLE: u64 = 16 << 20;
     const END: u64 = 1 << 20;
@@ -246,7 +246,7 @@ pub(crate) fn sampled_sha256(path: &Path) -> Result<String> {
     Ok(hex(hash))
 }
 
-/// A hash as a place to write to.
+/// A writer that updates a hash.
 struct Hashing<'a>(&'a mut Sha256);
 
 impl std::io::Write for Hashing<'_> {
@@ -264,10 +264,10 @@ fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The lock of a folder, on its file `name`. It is the system's: it ends with the process, however that ends.
+/// Locks a folder by its file `name`. The operating system releases the lock when the process ends, however it ends.
 ///
 /// # Errors
-/// When another process has it, and what the system says.
+/// When another process holds it, and errors of the operating system.
 pub(crate) fn lock(dir: &Path, name: &str) -> Result<File> {
     let path = dir.join(name);
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
@@ -280,7 +280,7 @@ pub(crate) fn lock(dir: &Path, name: &str) -> Result<File> {
             let message = format!("is in use by process {}: wait for it, or stop it", owner.trim());
             return Err(Error::file(dir, message));
         }
-        // Some network file systems have no locks.
+        // Some network file systems do not support locks.
         Err(TryLockError::Error(error)) => {
             tracing::warn!(
                 "{}: cannot be locked ({error}); see to it that no other process uses the folder",
@@ -297,7 +297,7 @@ pub(crate) fn lock(dir: &Path, name: &str) -> Result<File> {
 mod tests {
     use super::*;
 
-    /// A window with neither the old folder nor the new was there before, and a kill in it lost both.
+    /// For a moment neither the old folder nor the new one existed, and a kill then lost both.
     #[test]
     fn a_folder_replaced_half_way_is_put_back_and_leftovers_go() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,24 +1,24 @@
-//! Rows of JSON as people's programs write them: whole numbers of any length, and Python's `NaN` and `Infinity`.
+//! JSON rows as other programs write them: whole numbers of any length, and Python's `NaN` and `Infinity`.
 
 use std::borrow::Cow;
 
 use serde::de::DeserializeOwned;
 
-/// Digits that a 64-bit float holds whatever they are.
+/// Maximum significant digits of a number that is read as a 64-bit float.
 const DIGITS: usize = 17;
 
 /// Parses a row.
 ///
-/// A number that neither a 64-bit integer nor a 64-bit float holds as it is written becomes a text, so that an answer of 40
-/// digits stays that answer. `NaN` and infinities, which JSON has not but Python writes, become null: a missing value.
+/// A number that neither a 64-bit integer nor a 64-bit float holds as written becomes a string, so an answer of 40
+/// digits is kept exactly. `NaN` and infinities, which Python writes outside the JSON standard, become null: missing.
 ///
 /// # Errors
-/// When the text is no JSON.
+/// When the text is not JSON.
 pub(crate) fn row<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
     serde_json::from_str(&exact(text))
 }
 
-/// The text with what a JSON reader would round or refuse written in another way.
+/// Rewrites the numbers that a JSON reader would round or reject.
 fn exact(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let mut written = String::new();
@@ -54,7 +54,7 @@ fn exact(text: &str) -> Cow<'_, str> {
     if copied == 0 { text.into() } else { (written + &text[copied..]).into() }
 }
 
-/// The place after a string that begins at `start`.
+/// Returns the position after a string that begins at `start`.
 fn end_of_string(bytes: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while at < bytes.len() {
@@ -67,7 +67,7 @@ fn end_of_string(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
-/// Whether a JSON reader keeps a number as it is written; words that are no numbers are its to refuse.
+/// Returns whether a JSON reader keeps a number as written; true for words that are not numbers, which it rejects.
 fn holds(word: &str) -> bool {
     if word.parse::<i64>().is_ok() || word.parse::<u64>().is_ok() {
         return true;

@@ -7,14 +7,13 @@
 //!
 //! # Reading order
 //!
-//! `train/rl.rs` (the loop) → [`stage`] and [`objective`] (what is learned) → [`generate`] (sampling) →
-//! [`model`] (the decoder) → [`ops`] (its operations). The way of the data: [`data`] are rendered by
-//! [`text`], completed by [`generate`], graded by [`verify`], turned into advantages by [`objective`], into gradients by
-//! [`train::batch`], into a step by [`optim`]; [`conflict`] measures what
-//! accuracy and length do to the same tokens, [`metrics`] and [`report`] say what happened, [`eval`] what it is worth;
-//! [`study`] compares methods.
+//! `train/rl.rs` (the loop) → [`stage`] and [`objective`] (what is learned) → [`generate`] (sampling) → [`model`] (the
+//! decoder) → [`ops`] (its operations). Data flow: [`data`] are rendered by [`text`], completed by [`generate`], graded
+//! by [`verify`], turned into advantages by [`objective`], into gradients by [`train::batch`], into a step by
+//! [`optim`]. [`conflict`] measures the effects of accuracy and length on the same tokens, [`metrics`] and [`report`]
+//! record and show a run, [`eval`] evaluates models, [`study`] compares methods.
 //!
-//! A program that trains with a reward or problems of its own begins at [`train::Trainer`].
+//! A program that trains with its own reward or problems starts at [`train::Trainer`].
 
 pub mod bench;
 #[cfg(feature = "cli")]

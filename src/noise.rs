@@ -1,26 +1,26 @@
-//! Randomness as a pure function of what it is for.
+//! Random numbers as a pure function of their key.
 //!
 //! Every random number in the project is `mix(key words…)`: there is no generator whose state could be lost, shared or
-//! consumed in another order. Sampling noise is a function of (seed, step, problem, sample, position), so the same
-//! completion comes out whatever else is in the batch; data order and generated tasks are functions of their seed and
-//! index. The mixer is the SplitMix64 finaliser (Steele, Lea, Flood 2014), applied once per word.
+//! consumed in another order. Sampling noise is a function of (seed, step, problem, sample, position), so a completion
+//! does not depend on the rest of the batch; data order and generated tasks are functions of their seed and index. The
+//! mixer is the SplitMix64 finaliser (Steele, Lea, Flood 2014), applied once per word.
 
-/// What random numbers are for: the first word of a key, so that two uses never share their numbers.
+/// Use of random numbers: the first word of a key, so that two uses never share numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
-    /// The cut of a step into mini-batches.
+    /// Partition of a step into mini-batches.
     MiniBatches = 1,
-    /// The tokens that Clip-Cov takes out.
+    /// Tokens dropped by Clip-Cov.
     Covariance,
-    /// Completions to learn from, by the number of the draw of their problem.
+    /// Training completions, keyed by the draw of their problem.
     Rollouts,
-    /// The order of problems and rows.
+    /// Order of problems and rows.
     Order,
 }
 
 impl Purpose {
-    /// The first word of its keys.
+    /// Returns the first word of its keys.
     pub fn word(self) -> u64 {
         self as u64
     }
@@ -45,12 +45,12 @@ fn finalise(word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// A uniform number in `[0, 1)` with 24 random bits.
+/// Returns a uniform number in `[0, 1)` with 24 random bits.
 pub fn uniform(words: &[u64]) -> f32 {
     (mix(words) >> 40) as f32 / (1u64 << 24) as f32
 }
 
-/// A stream of random choices under one key, for code that needs many (task generators, shuffles).
+/// A stream of random numbers under one key, for code that needs many (task generators, shuffles).
 #[derive(Debug, Clone)]
 pub struct Stream {
     key: u64,
@@ -58,33 +58,33 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A stream keyed by `words`; equal keys give equal streams.
+    /// Creates a stream keyed by `words`; equal keys give equal streams.
     pub fn new(words: &[u64]) -> Self {
         Self { key: mix(words), counter: 0 }
     }
 
-    /// The same stream without its next `draws` draws.
+    /// Returns the same stream without its next `draws` draws.
     pub fn skip(&self, draws: u64) -> Self {
         Self { key: self.key, counter: self.counter + draws }
     }
 
-    /// The next 64 random bits.
+    /// Returns the next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         self.counter += 1;
         mix(&[self.key, self.counter])
     }
 
-    /// A uniform number in `[0, 1)`.
+    /// Returns a uniform number in `[0, 1)`.
     pub fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// True with probability `p`.
+    /// Returns true with probability `p`.
     pub fn chance(&mut self, p: f64) -> bool {
         self.unit() < p
     }
 
-    /// A whole number in `low..=high`.
+    /// Returns an integer in `low..=high`.
     ///
     /// # Panics
     /// When `low > high`.
@@ -93,7 +93,7 @@ impl Stream {
         low + (self.next_u64() % (high - low + 1) as u64) as i64
     }
 
-    /// One of `items`.
+    /// Returns one of `items`.
     ///
     /// # Panics
     /// When `items` is empty.
@@ -127,7 +127,7 @@ mod tests {
         for i in 0..100_000u64 {
             bins[(uniform(&[7, i]) * 10.0) as usize] += 1;
         }
-        // Standard deviation of a bin is 95; six of them is a chance of about 1e-8.
+        // The standard deviation of a bin is 95; six standard deviations have a chance of about 1e-8.
         assert!(bins.iter().all(|&n| n.abs_diff(10_000) < 570), "{bins:?}");
     }
 

@@ -1,28 +1,28 @@
-//! A request to end early, made by a signal and looked at by everything that takes long.
+//! Request for an early end, set by a signal and polled by everything that takes long.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
-/// A flag that somebody else may set, at any time, to ask for an early end.
+/// A flag that may be set at any time, to request an early end.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stop<'a>(Option<&'a AtomicBool>);
 
 impl<'a> Stop<'a> {
-    /// A request that never comes.
+    /// A flag that is never set.
     pub const NEVER: Stop<'static> = Stop(None);
 
-    /// The request that `flag` stands for: made when it is true.
+    /// Wraps a flag; true requests an early end.
     pub fn new(flag: &'a AtomicBool) -> Self {
         Self(Some(flag))
     }
 
-    /// Whether an early end is asked for.
+    /// Returns whether an early end is requested.
     pub fn requested(self) -> bool {
         self.0.is_some_and(|flag| flag.load(Ordering::SeqCst))
     }
 
-    /// Fails once an early end is asked for.
+    /// Returns an error once an early end is requested.
     ///
     /// # Errors
     /// [`Error::Stopped`].

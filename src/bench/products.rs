@@ -1,4 +1,4 @@
-//! Times the routines for matrix products on the shapes that a model has, beside the one that the rule takes.
+//! Benchmark of the matrix-product routines on the shapes of a model, and the routine that the selection rule takes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -16,62 +16,62 @@ use crate::ops::gpu::routine::Routine;
 const DECODED: usize = 64;
 /// Tokens of a micro-batch.
 const TOKENS: usize = 8192;
-/// Rows of a micro-batch that the head is asked about.
+/// Rows of a micro-batch for which the head computes logits.
 const HEAD_ROWS: usize = 2048;
-/// Rows of a result that are compared.
+/// Rows of a result that are compared with the reference.
 const COMPARED: usize = 16;
-/// Timed launches of a routine at most, and about how long they may take.
-const LAUNCHES: usize = 10;
-const LONGEST: Duration = Duration::from_millis(40);
+/// Maximum number of timed launches of a routine, and approximate time limit for them.
+const MAX_LAUNCHES: usize = 10;
+const TIME_LIMIT: Duration = Duration::from_millis(40);
 
-/// Which shapes.
+/// Set of shapes to time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Shapes {
-    /// Those of decoding 64 rows.
+    /// Shapes of decoding 64 rows.
     Decode,
-    /// Those of a micro-batch of 8192 tokens, forward and backward.
+    /// Shapes of a micro-batch of 8192 tokens, forward and backward.
     Train,
     /// Both.
     All,
 }
 
-/// What is timed.
+/// Selection of shapes, precision and routines to time.
 #[derive(Debug, Clone, Copy)]
 pub struct Chosen<'a> {
-    /// Which shapes.
+    /// Shapes to time.
     pub shapes: Shapes,
-    /// What products are computed in.
+    /// Precision of the products.
     pub precision: Precision,
-    /// Beginnings of the names of routines; all of them where there is none. What the rule takes is always timed.
+    /// Prefixes of routine names; all routines if empty. The rule's choice is always timed.
     pub routines: &'a [String],
 }
 
-/// One routine on one shape.
+/// Time of a routine on a shape.
 #[derive(Debug, Clone, Serialize)]
 pub struct RoutineTime {
-    /// The routine.
+    /// Name of the routine.
     pub routine: String,
-    /// One launch of many, microseconds; none where it failed.
+    /// Mean time of a launch in microseconds; `None` if the routine failed.
     pub us: Option<f64>,
-    /// Arithmetic per second, in 10^12.
+    /// Speed in 10^12 floating-point operations per second.
     pub tflops: Option<f64>,
-    /// The first launch, with the compilation, milliseconds.
+    /// Time of the first launch, including compilation, in milliseconds.
     pub first_ms: f64,
-    /// Why it failed.
+    /// Reason of a failure.
     pub failure: Option<String>,
 }
 
-/// All routines on one shape.
+/// Times of all routines on a shape.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProductTimes {
-    /// What it is in the model.
+    /// Role of the product in the model.
     pub name: String,
-    /// Rows, columns and terms of a sum.
+    /// Size of the product: `[m, k] x [k, n]`.
     pub mnk: [usize; 3],
-    /// The routine that the rule takes, of those that work.
+    /// First routine in the rule's order that works.
     pub rule: Option<String>,
-    /// The quickest first.
+    /// Times, fastest first.
     pub routines: Vec<RoutineTime>,
 }
 
@@ -79,21 +79,21 @@ pub struct ProductTimes {
 struct Shape {
     name: String,
     mnk: [usize; 3],
-    /// Whether the factor lies in memory as its transpose.
-    across: [bool; 2],
+    /// Whether the left and the right operand are stored transposed.
+    is_transposed: [bool; 2],
 }
 
-/// The products of a decoding step, and of a micro-batch; of equal ones the first.
+/// Returns the products of a decoding step and of a micro-batch, without duplicates.
 fn shapes(config: &ModelConfig, which: Shapes) -> Vec<Shape> {
     let (hidden, inner, dim) = (config.hidden_size, config.intermediate_size, config.head_dim());
     let (queries, keys) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
     let mut all: Vec<Shape> = Vec::new();
-    let mut add = |name: String, mnk: [usize; 3], across: [bool; 2]| {
-        if !all.iter().any(|known| known.mnk == mnk && known.across == across) {
-            all.push(Shape { name, mnk, across });
+    let mut add = |name: String, mnk: [usize; 3], is_transposed: [bool; 2]| {
+        if !all.iter().any(|known| known.mnk == mnk && known.is_transposed == is_transposed) {
+            all.push(Shape { name, mnk, is_transposed });
         }
     };
-    // Input and output of each matrix.
+    // Name, input width and output width of each matrix.
     let matrices = [
         ("q", hidden, queries),
         ("k, v", hidden, keys),
@@ -122,7 +122,7 @@ fn shapes(config: &ModelConfig, which: Shapes) -> Vec<Shape> {
     all
 }
 
-/// Times the routines on the shapes of a model, one shape after another, until `longest` is over.
+/// Times the routines on the shapes of a model, one shape per iteration, for at most `longest`.
 pub fn products(
     config: &ModelConfig,
     chosen: Chosen<'_>,
@@ -130,7 +130,7 @@ pub fn products(
     longest: Duration,
 ) -> impl Iterator<Item = ProductTimes> {
     let (device, end) = (device.clone(), Instant::now() + longest);
-    // The first shapes have most of the compilations, but none has more than half of what is left.
+    // Most kernels are compiled for the first shapes, so no shape may take more than half of the remaining time.
     shapes(config, chosen.shapes).into_iter().map(move |shape| {
         let left = end.saturating_duration_since(Instant::now());
         times(&shape, chosen, &device, Instant::now() + left / 2)
@@ -138,10 +138,10 @@ pub fn products(
 }
 
 fn times(shape: &Shape, chosen: Chosen<'_>, device: &Device, end: Instant) -> ProductTimes {
-    let Shape { name, mnk: [m, n, k], across } = shape.clone();
+    let Shape { name, mnk: [m, n, k], is_transposed } = shape.clone();
     let precision = chosen.precision;
-    let [left, right] = [([m, k], across[0]), ([k, n], across[1])]
-        .map(|(shape, across)| factor(shape, across, precision.stored(), device));
+    let [left, right] = [([m, k], is_transposed[0]), ([k, n], is_transposed[1])]
+        .map(|(shape, is_transposed)| operand(shape, is_transposed, precision.stored(), device));
     let problem = Problem::of(&left, &right, precision == Precision::Tf32);
     let order = routines(&problem);
     let expected = catch_unwind(AssertUnwindSafe(|| {
@@ -149,25 +149,26 @@ fn times(shape: &Shape, chosen: Chosen<'_>, device: &Device, end: Instant) -> Pr
         launch(Routine::Naive, few, right.clone()).and_then(|found| ran(&found).map(|()| found))
     }));
     let expected = expected.ok().and_then(Result::ok).map(tensor);
-    let serves = |routine: &Routine| match routine {
+    let is_supported = |routine: &Routine| match routine {
         Routine::FewRows => problem.few_rows,
+        Routine::ScalarFewRows => problem.scalar_few_rows,
         Routine::Tiles(tiling) => problem.tilings.contains(tiling),
         Routine::Processor => problem.processor,
-        // Where there are tensor cores, the others are no match: 5 to 50 times as slow on an H100.
+        // Skipped on GPUs with tensor cores: these routines are 5 to 50 times slower on an H100.
         Routine::Unit { .. } | Routine::DoubleUnit { .. } => !problem.processor && problem.cores == [None; 2],
         Routine::Gemm => problem.cores == [None; 2],
-        // The results of the others are compared with this one's.
+        // This routine computes the reference.
         Routine::Naive => false,
         _ => routine.cores().is_none_or(|cores| problem.cores.contains(&Some(cores))),
     };
     let mut found: Vec<(Routine, RoutineTime)> = Vec::new();
-    let wanted = |routine: &Routine| {
+    let selected = |routine: &Routine| {
         let name = routine.to_string();
         order.first() == Some(routine)
             || chosen.routines.is_empty()
             || chosen.routines.iter().any(|start| name.starts_with(start))
     };
-    for routine in Routine::ALL.into_iter().filter(serves).filter(wanted) {
+    for routine in Routine::ALL.into_iter().filter(is_supported).filter(selected) {
         let start = Instant::now();
         let outcome = if start >= end {
             Err("no time left".to_string())
@@ -189,7 +190,7 @@ fn times(shape: &Shape, chosen: Chosen<'_>, device: &Device, end: Instant) -> Pr
     ProductTimes { name, mnk: [m, n, k], rule, routines }
 }
 
-/// Microseconds of a launch, and the time of the first.
+/// Returns the mean time of a launch in microseconds, and the time of the first launch.
 fn timed(
     routine: Routine,
     left: &CubeTensor,
@@ -208,7 +209,7 @@ fn timed(
         let start = Instant::now();
         ran(&run()?)?;
         let once = start.elapsed().max(Duration::from_micros(1));
-        let launches = (LONGEST.as_secs_f64() / once.as_secs_f64()).clamp(1.0, LAUNCHES as f64) as usize;
+        let launches = (TIME_LIMIT.as_secs_f64() / once.as_secs_f64()).clamp(1.0, MAX_LAUNCHES as f64) as usize;
         let start = Instant::now();
         let mut last = run()?;
         for _ in 1..launches {
@@ -224,7 +225,7 @@ fn timed(
     })
 }
 
-/// Whether the last rows are what another routine finds.
+/// Checks that the last rows of a result match the reference.
 fn agree(found: Tensor<2>, expected: &Tensor<2>) -> Result<(), String> {
     let [rows, _] = expected.dims();
     let found = found.clone().narrow(0, found.dims()[0] - rows, rows);
@@ -233,10 +234,10 @@ fn agree(found: Tensor<2>, expected: &Tensor<2>) -> Result<(), String> {
     if distance <= 1e-2 * largest { Ok(()) } else { Err(format!("wrong by {distance:.2e} of {largest:.2e}")) }
 }
 
-fn factor([rows, columns]: [usize; 2], across: bool, format: FloatDType, device: &Device) -> CubeTensor {
-    let shape = if across { [columns, rows] } else { [rows, columns] };
-    let factor = primitive(Tensor::<2>::random(shape, Distribution::Uniform(-1.0, 1.0), device).cast(format));
-    if across { transposed(factor) } else { factor }
+fn operand([rows, columns]: [usize; 2], is_transposed: bool, format: FloatDType, device: &Device) -> CubeTensor {
+    let shape = if is_transposed { [columns, rows] } else { [rows, columns] };
+    let operand = primitive(Tensor::<2>::random(shape, Distribution::Uniform(-1.0, 1.0), device).cast(format));
+    if is_transposed { transposed(operand) } else { operand }
 }
 
 fn primitive(tensor: Tensor<2>) -> CubeTensor {

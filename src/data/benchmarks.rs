@@ -1,7 +1,7 @@
-//! Benchmarks by name: where each comes from on the Hub, and how many problems it has.
+//! Benchmarks by name: their source on the Hub and their number of problems.
 //!
-//! Names, splits and columns are those that published evaluations read (2026); the Hub cannot be asked from where this is
-//! tested, so what differs is said when a benchmark is read.
+//! Names, splits and columns are those that published evaluations read (2026). Tests cannot reach the Hub, so
+//! deviations are reported when a benchmark is read.
 
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -10,18 +10,18 @@ use super::Fields;
 use crate::error::Result;
 use crate::hub::{self, Kind, Name};
 
-/// A benchmark that has a name of its own.
+/// A benchmark with a name of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Benchmark {
-    /// What it is called.
+    /// Name of the benchmark.
     pub name: &'static str,
-    /// Repository of the Hub, with configuration and split.
+    /// Hub repository, with configuration and split.
     pub source: &'static str,
     /// Column of the question.
     pub question: &'static str,
     /// Column of the answer.
     pub answer: &'static str,
-    /// Problems.
+    /// Number of problems.
     pub problems: usize,
     /// Licence of the repository.
     pub licence: &'static str,
@@ -37,7 +37,7 @@ const fn row(
     Benchmark { name, source, question, answer, problems, licence }
 }
 
-/// All of them.
+/// All benchmarks.
 pub const ALL: [Benchmark; 7] = [
     row("math500", "HuggingFaceH4/MATH-500:test", ("problem", "answer"), 500, "none declared"),
     row("aime24", "HuggingFaceH4/aime_2024:train", ("problem", "answer"), 30, "none declared"),
@@ -54,12 +54,12 @@ pub const ALL: [Benchmark; 7] = [
     row("gsm8k", "openai/gsm8k:main:test", ("question", "answer"), 1319, "MIT"),
 ];
 
-/// Their names, for messages.
+/// Returns the names of all benchmarks, for messages.
 pub(super) fn names() -> String {
     ALL.map(|benchmark| benchmark.name).join(", ")
 }
 
-/// The benchmark that `path` names, `math500` or `math500@revision`, and the revision; none where there is a file of that name.
+/// Returns the benchmark that `path` names (`math500` or `math500@revision`) and the revision; `None` if it is a file.
 fn read(path: &Path) -> Option<(&'static Benchmark, Option<&str>)> {
     let text = path.to_str()?;
     let (name, revision) = match text.split_once('@') {
@@ -71,27 +71,27 @@ fn read(path: &Path) -> Option<(&'static Benchmark, Option<&str>)> {
         return None;
     }
     if path.is_file() {
-        static SAID: Once = Once::new();
-        SAID.call_once(|| tracing::warn!("{text}: the file of this name is taken, not the benchmark"));
+        static WARNED: Once = Once::new();
+        WARNED.call_once(|| tracing::warn!("{text}: the file of this name is taken, not the benchmark"));
         return None;
     }
     Some((found, revision))
 }
 
-/// Whether `path` is the name of a benchmark, be there a file of that name or not.
+/// Returns whether `path` is the name of a benchmark, even if there is a file of that name.
 pub(super) fn is_name(path: &Path) -> bool {
     ALL.iter().any(|benchmark| path == Path::new(benchmark.name))
 }
 
-/// The benchmark that `path` names; none where there is a file of that name.
+/// Returns the benchmark that `path` names; `None` if there is a file of that name.
 pub fn of(path: &Path) -> Option<&'static Benchmark> {
     read(path).map(|(benchmark, _)| benchmark)
 }
 
-/// The data set of the Hub that `path` names, or the benchmark that it names is; none for a file.
+/// Returns the Hub data set that `path` names, directly or as a benchmark; `None` for a file.
 ///
 /// # Errors
-/// A path that is mistyped.
+/// A mistyped path.
 pub fn hub_name(path: &Path) -> Result<Option<Name>> {
     let Some((benchmark, revision)) = read(path) else { return Name::of(Kind::Data, path) };
     let marked = format!("hf:{}", benchmark.source);
@@ -99,7 +99,7 @@ pub fn hub_name(path: &Path) -> Result<Option<Name>> {
     Ok(name.map(|name| Name { revision: revision.map(str::to_string), ..name }))
 }
 
-/// `path`, and where it names a data set or a benchmark the name at a commit, as settings keep it.
+/// Returns `path` as settings store it: the name of a data set or benchmark is pinned to `commit`.
 pub fn at(path: &Path, name: &Name, commit: &str) -> PathBuf {
     match of(path) {
         Some(benchmark) => format!("{}@{commit}", benchmark.name).into(),
@@ -107,10 +107,10 @@ pub fn at(path: &Path, name: &Name, commit: &str) -> PathBuf {
     }
 }
 
-/// `path`, and where it names a data set or a benchmark the name at the commit that it means now.
+/// Returns `path`, with the name of a data set or benchmark pinned to its current commit.
 ///
 /// # Errors
-/// A path that is mistyped, and what the Hub says.
+/// A mistyped path, and errors of the Hub.
 pub fn pinned(path: &Path) -> Result<PathBuf> {
     match hub_name(path)? {
         Some(name) => Ok(at(path, &name, &hub::commit_of(&name)?)),
@@ -119,7 +119,7 @@ pub fn pinned(path: &Path) -> Result<PathBuf> {
 }
 
 impl Benchmark {
-    /// The columns to read, but for those that `fields` name.
+    /// Returns the columns to read, unless `fields` names others.
     pub(super) fn fields(&self, fields: &Fields) -> Fields {
         let own = |given: &Option<String>, own: &str| given.clone().or_else(|| Some(own.to_string()));
         Fields {
@@ -150,7 +150,7 @@ mod tests {
         }
     }
 
-    /// Real copies, which are not shipped: the columns of the table are there, and the counts are as told.
+    /// Real copies, which are not shipped, have the columns and counts of the table.
     #[test]
     fn published_copies_have_the_columns_and_counts_of_the_table() {
         let root = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
@@ -161,7 +161,7 @@ mod tests {
             );
             return;
         }
-        // The copy of Minerva has solutions; that of OlympiadBench has one problem more.
+        // The copy of Minerva has solutions; that of OlympiadBench has one more problem.
         for (name, file, count) in [
             ("math500", "benchmarks/math500.jsonl", 500),
             ("aime24", "benchmarks/aime24.jsonl", 30),
@@ -175,7 +175,7 @@ mod tests {
             let problems = load_problems(&root.join(file), &fields).unwrap();
             assert_eq!(problems.len(), count, "{file}");
             assert!(benchmark.problems.abs_diff(count) <= 1);
-            // The columns that are named are those that would have been found.
+            // The named columns are those that would be found without names.
             let found = load_problems(&root.join(file), &Fields::default()).unwrap();
             let read = |problems: &[super::super::Problem]| -> Vec<String> {
                 problems.iter().map(|problem| problem.answer.clone()).collect()

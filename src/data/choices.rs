@@ -1,14 +1,14 @@
-//! Multiple choice: the choices of a row as a part of its question, and the letter of the right one.
+//! Multiple choice: appends the choices of a row to its question, and finds the letter of the correct one.
 
 use serde_json::{Map, Value};
 
 use super::Prompt;
 use super::shapes::{Fault, is_empty, shown};
 
-/// A letter, or another mark, and the text of the choice.
+/// A letter or other label, and the text of the choice.
 type Choice = (String, String);
 
-/// The choices of a question; none for a question without them.
+/// Returns the choices of a question; empty for a question without choices.
 pub(super) fn choices(row: &Map<String, Value>) -> std::result::Result<Vec<Choice>, Fault> {
     let named = |name: &&str| row.iter().find(|(key, value)| key.eq_ignore_ascii_case(name) && !is_empty(value));
     let Some((key, value)) = ["choices", "options"].iter().find_map(named) else { return Ok(Vec::new()) };
@@ -18,7 +18,7 @@ pub(super) fn choices(row: &Map<String, Value>) -> std::result::Result<Vec<Choic
         Value::Array(list) if list.len() <= letters().count() => {
             texts(value).map(|texts| letters().zip(texts).collect())
         }
-        // ARC names them in a list beside that of the texts.
+        // ARC has a list of labels beside the list of texts.
         Value::Object(lists) if lists.contains_key("label") => {
             let list = |name: &str| lists.get(name).and_then(texts);
             list("label").zip(list("text")).map(|(labels, texts)| labels.into_iter().zip(texts).collect())
@@ -43,7 +43,7 @@ fn text(choice: &Value) -> Option<String> {
     }
 }
 
-/// A question with its choices, one on a line, unless it has them with their letters already.
+/// Returns a question with its choices, one per line, unless it contains them with their letters already.
 pub(super) fn with_choices(prompt: Prompt, choices: &[Choice]) -> Prompt {
     let lines: String = choices.iter().map(|(letter, text)| format!("\n({letter}) {text}")).collect();
     let has = |question: &str| {
@@ -62,8 +62,8 @@ pub(super) fn with_choices(prompt: Prompt, choices: &[Choice]) -> Prompt {
     }
 }
 
-/// The letter of the choice that an answer names by its place, counted from 0, or by its text, beside which MedQA has
-/// the letter, too; none for an answer that is no choice, or a letter itself.
+/// Returns the letter of the choice that an answer names by its index (from 0) or its text; MedQA has the letter in
+/// `answer_idx` as well. `None` for an answer that is no choice, or is a letter already.
 pub(super) fn chosen(
     answer: &Value,
     choices: &[Choice],
@@ -92,7 +92,7 @@ pub(super) fn chosen(
 mod tests {
     use crate::data::{Fields, shapes};
 
-    /// Without its choices a question has no answer, and neither has one whose answer is a letter that it does not show.
+    /// A question has no answer without its choices, or if its answer is a letter that it does not show.
     #[test]
     fn choices_are_part_of_the_question() {
         let table = [

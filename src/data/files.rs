@@ -1,4 +1,4 @@
-//! The rows of a file, whatever its kind.
+//! Rows of a data file of any supported kind.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::{files, json};
 
 type Row = Map<String, Value>;
 
-/// Reads every row of a file with `read`; the kind of the file is told by its ending.
+/// Parses every row of a file with `read`; the extension selects the kind of file.
 pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::result::Result<T, Fault>) -> Result<Vec<T>> {
     if path.is_dir() {
         return Err(Error::file(
@@ -31,7 +31,7 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::resul
     };
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
     match ending.as_str() {
-        // A file that has the name of a benchmark has no ending: it is read as JSON.
+        // A file named like a benchmark has no extension: it is read as JSON.
         "" if super::benchmarks::is_name(path) => lines(path, true, &mut take)?,
         "jsonl" | "json" => lines(path, ending == "json", &mut take)?,
         "parquet" => super::parquet::rows(path, &mut take)?,
@@ -53,14 +53,14 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::resul
     Ok(found)
 }
 
-/// The field of a row that is the list of a file's rows, `{"data": [{…}, …]}`.
+/// Returns the field of a row that holds all rows of a file, as in `{"data": [{…}, …]}`.
 fn rows_within(row: &Row) -> Option<&'static str> {
     let names = ["data", "rows", "train", "test", "validation", "examples"];
     let is_rows = |list: &Vec<Value>| list.first().is_some_and(Value::is_object);
     names.into_iter().find(|name| row.get(*name).and_then(Value::as_array).is_some_and(is_rows))
 }
 
-/// What bytes are that are no JSON, by how they begin, and what to do.
+/// Returns the kind of a file that is not JSON, by its first bytes, and advice.
 fn other_kind(bytes: &[u8]) -> Option<&'static str> {
     let kinds: [(&[u8], &str); 4] = [
         (&[0x1f, 0x8b], "this is gzip: decompress it"),
@@ -71,7 +71,7 @@ fn other_kind(bytes: &[u8]) -> Option<&'static str> {
     kinds.into_iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, what)| what)
 }
 
-/// One object per line or, where that `may_be_list`, one list of objects.
+/// Reads one object per line or, if `may_be_list`, one list of objects.
 fn lines(path: &Path, may_be_list: bool, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
     let bytes = files::read(path)?;
     if let Some(what) = other_kind(&bytes) {
@@ -86,7 +86,7 @@ fn lines(path: &Path, may_be_list: bool, take: &mut dyn FnMut(String, Value) -> 
     if is_list && json::row::<Vec<Row>>(text).is_ok() {
         return Err(Error::file(path, "one list of rows, and .jsonl has one object per line: rename it to .json"));
     }
-    // One object on several lines.
+    // One object over several lines.
     if may_be_list && let Ok(row @ Value::Object(_)) = json::row(text) {
         return take(format!("{} row 1", path.display()), row);
     }

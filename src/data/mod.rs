@@ -1,7 +1,7 @@
-//! Rows people have: problems with a checkable answer, and conversations to imitate.
+//! Data sets: problems with a checkable answer, and conversations to imitate.
 //!
-//! Files are `.jsonl` (one object per line), `.json` (the same, or one list) and `.parquet`. The shapes that are
-//! recognised are listed in [`shapes`]; others are mapped with [`Fields`].
+//! Files are `.jsonl` (one object per line), `.json` (the same, or one list) and `.parquet`. The recognised shapes of
+//! rows are listed in [`shapes`]; others are mapped with [`Fields`].
 
 pub mod benchmarks;
 mod choices;
@@ -29,31 +29,31 @@ use crate::verify::{Verdict, compare, gold_answer};
 /// A question with an answer that a program can check.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
-    /// What the model is asked.
+    /// Prompt for the model.
     pub prompt: Prompt,
-    /// The right answer.
+    /// Correct answer.
     pub answer: String,
-    /// Where the row is from; results are reported by it.
+    /// Source of the row; results are reported by source.
     pub data_source: String,
-    /// A hash of the prompt's text, the problem's identity in every random choice.
+    /// Hash of the prompt's text: the identity of the problem in every random choice.
     pub id: u64,
-    /// The text of the shortest sufficient solution, when the row carries one as `floor`.
+    /// Text of the shortest sufficient solution, if the row has one as `floor`.
     pub floor: Option<String>,
-    /// The row's other fields, and the whole solution when the answer was taken out of one.
+    /// Other fields of the row, and the whole solution if the answer was extracted from one.
     pub extra: Map<String, Value>,
-    /// File and row, for messages; empty for a problem of no file.
+    /// File and row, for messages; empty for a problem that is not from a file.
     pub place: String,
 }
 
 impl Problem {
-    /// A problem without a source or other fields.
+    /// Creates a problem without a source or other fields.
     pub fn new(prompt: Prompt, answer: impl Into<String>) -> Self {
         let id = mix_text(&prompt.text());
         let (data_source, place) = (String::new(), String::new());
         Self { prompt, answer: answer.into(), data_source, id, floor: None, extra: Map::new(), place }
     }
 
-    /// What is wrong with this problem, with its row, or else its source.
+    /// Returns an error about this problem that names its row, or else its source.
     fn fault(&self, message: impl fmt::Display) -> Error {
         match [&self.place, &self.data_source].into_iter().find(|name| !name.is_empty()) {
             Some(name) => Error::file(name, message),
@@ -62,12 +62,12 @@ impl Problem {
     }
 }
 
-/// Which fields to read when they are not named as usual.
+/// Fields to read if they do not have the usual names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fields {
-    /// The field with the prompt: a text or messages.
+    /// Field with the prompt: a text or messages.
     pub prompt_field: Option<String>,
-    /// The field with the answer or a solution that states it.
+    /// Field with the answer or a solution that states it.
     pub answer_field: Option<String>,
 }
 
@@ -78,34 +78,34 @@ pub struct Conversation {
     pub prompt: Prompt,
     /// The assistant's last turn.
     pub completion: String,
-    /// File and row, for messages; empty for a conversation of no file.
+    /// File and row, for messages; empty for a conversation that is not from a file.
     pub place: String,
 }
 
-/// What is odd about a data set without being wrong. Shown as text, it says so.
+/// Unusual but valid properties of a data set, which its `Display` text lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataReport {
-    /// Problems.
+    /// Number of problems.
     pub problems: usize,
-    /// Those with an empty answer, which no reward can score.
+    /// Problems with an empty answer, which no reward can score.
     pub empty_answers: usize,
-    /// Those whose answer is a text of several sentences, which only the same words equal.
+    /// Problems whose answer is a text of several sentences, which only equals the same words.
     #[serde(default)]
     pub prose_answers: usize,
-    /// Those whose answer is none of these and cannot be read, or has no value: only the same characters equal it.
+    /// Other problems whose answer cannot be parsed or has no value; it only equals the same characters.
     #[serde(default)]
     pub unreadable_answers: usize,
     /// The first of these, with its row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_unreadable: Option<String>,
-    /// Those whose prompt occurred before.
+    /// Problems whose prompt occurred before.
     pub duplicates: usize,
-    /// Those left out because their prompt is too long.
+    /// Problems left out because their prompt is too long.
     pub overlong: usize,
 }
 
 impl DataReport {
-    /// Looks at the problems of one data set.
+    /// Creates the report of one data set.
     pub fn of(problems: &[Problem]) -> Self {
         let mut seen = HashSet::new();
         let unreadable: Vec<&Problem> = problems.par_iter().filter(|problem| is_unreadable(&problem.answer)).collect();
@@ -122,7 +122,7 @@ impl DataReport {
         }
     }
 
-    /// Whether there is nothing odd.
+    /// Returns whether there is nothing unusual.
     pub fn is_clean(&self) -> bool {
         self.empty_answers + self.prose_answers + self.unreadable_answers + self.duplicates + self.overlong == 0
     }
@@ -154,17 +154,17 @@ impl fmt::Display for DataReport {
     }
 }
 
-/// Whether an answer is an explanation rather than an answer: of several lines or of more than 20 words.
+/// Returns whether an answer is an explanation: several lines or more than 20 words.
 fn is_prose(answer: &str) -> bool {
     const WORDS: usize = 20;
     let word = |text: &&str| text.len() > 1 && text.chars().all(|c| c.is_alphabetic() || ".,;:!?'".contains(c));
     answer.trim().contains('\n') || answer.split_whitespace().filter(word).count() > WORDS
 }
 
-/// Whether an answer is one that the verifier compares with nothing: beyond its notation, or without a value.
+/// Returns whether the verifier cannot compare an answer with anything: beyond its notation, or without a value.
 fn is_unreadable(answer: &str) -> bool {
     let answer = answer.trim();
-    // Most are numbers, and a file may have a million of them.
+    // Fast path: most answers are numbers, and a file may have a million.
     let is_number = || answer.parse::<f64>().is_ok_and(f64::is_finite);
     let verdict = || compare(&gold_answer(answer), "0");
     !answer.is_empty()
@@ -173,13 +173,13 @@ fn is_unreadable(answer: &str) -> bool {
         && matches!(verdict(), Verdict::Undecided | Verdict::UnparseableGold)
 }
 
-/// Reads problems from a file, or from the data set or the benchmark of that name on the Hub.
+/// Reads problems from a file, or from the data set or benchmark of that name on the Hub.
 ///
-/// Answers that are empty or cannot be read and repeated prompts are kept; a warning counts them.
+/// Empty or unreadable answers and repeated prompts are kept; a warning counts them.
 ///
 /// # Errors
-/// A file that is missing, of an unknown kind or corrupt, the first row that is not a problem, by its line, and what
-/// [`Hub::data`] says of a name.
+/// A file that is missing, of an unknown kind or corrupt, the first row that is not a problem, by its line, and the
+/// errors of [`Hub::data`] for a name.
 pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
     let benchmark = benchmarks::of(path);
     let fields = &benchmark.map_or_else(|| fields.clone(), |benchmark| benchmark.fields(fields));
@@ -222,7 +222,7 @@ pub fn load_conversations(path: &Path) -> Result<Vec<Conversation>> {
     Ok(conversations)
 }
 
-/// The files that `path` is or names, and the source of rows that name none.
+/// Returns the files that `path` is or names, and the source of rows that name none.
 fn located(path: &Path) -> Result<(Vec<PathBuf>, String)> {
     let benchmark = benchmarks::of(path).map(|benchmark| benchmark.name.to_string());
     match benchmarks::hub_name(path)? {
@@ -230,12 +230,12 @@ fn located(path: &Path) -> Result<(Vec<PathBuf>, String)> {
             let own = name.repository.rsplit('/').next().unwrap_or_default().to_string();
             Ok((Hub::from_env().data(&name)?, benchmark.unwrap_or(own)))
         }
-        // The Hub says, too, where a file hides a name.
+        // [`hub::data`] also reports a file that hides a name.
         None => Ok((hub::data(path)?, source_name(path))),
     }
 }
 
-/// The file's name without its ending; its folder's name when the file is only called after its split.
+/// Returns the file's name without extension; its folder's name if the file is only named after its split.
 fn source_name(path: &Path) -> String {
     let name = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
     let stem = name(path.file_stem()).unwrap_or_default();
@@ -309,7 +309,7 @@ mod tests {
         assert!(error.contains("expected a field nope; the row has prompt, answer, task, gold"), "{error}");
     }
 
-    /// Counts, and that every right answer equals itself once read, as `#### n`, in a box and in its own row.
+    /// Checks the counts, and that every answer equals itself when read as `#### n`, in a box and in its own row.
     #[test]
     fn published_data_loads() {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data");

@@ -13,12 +13,12 @@ use serde_json::Value;
 use crate::contain::contained;
 use crate::error::{Error, Result};
 
-/// Hands every row to `take`, with its place.
+/// Passes every row to `take`, with its location.
 pub(super) fn rows(path: &Path, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
     let file = File::open(path).map_err(Error::io(path))?;
     let broken =
         |e: ParquetError| Error::file(path, format!("not a whole Parquet file ({e}); copy or download it again"));
-    // The library panics on some files that are damaged.
+    // The library panics on some damaged files.
     let failed = || ParquetError::General("its numbers contradict each other".to_string());
     let reader = contained(|| SerializedFileReader::new(file)).ok_or_else(failed).flatten().map_err(broken)?;
     for column in reader.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
@@ -32,7 +32,7 @@ pub(super) fn rows(path: &Path, take: &mut dyn FnMut(String, Value) -> Result<()
     Ok(())
 }
 
-/// Whether a codec is part of the build.
+/// Checks that a codec is part of the build.
 fn supported(path: &Path, codec: Compression) -> Result<()> {
     match codec {
         Compression::BROTLI(_) | Compression::LZO => {
@@ -47,7 +47,7 @@ fn object(row: &Row) -> Value {
     row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
 }
 
-/// As the crate's own conversion, but bytes that are text become that text: older writers do not mark columns as UTF-8.
+/// Converts like the crate itself, but bytes that are UTF-8 become text: older writers do not mark columns as UTF-8.
 fn value(field: &Field) -> Value {
     match field {
         Field::Group(row) => object(row),
@@ -125,7 +125,7 @@ mod tests {
         assert!(error.contains("train.parquet: not a whole Parquet file"), "{error}");
     }
 
-    /// A row that is no problem is named by its number; an answer that went through a float column is a whole number.
+    /// An invalid row is named by its number; a whole number from a float column stays a whole number.
     #[test]
     fn rows_are_named_by_number() {
         let dir = tempfile::tempdir().unwrap();
@@ -154,7 +154,7 @@ mod tests {
         assert!(error.contains("sums.parquet row 2: no answer"), "{error}");
     }
 
-    /// A codec that was left out of the build was told as a broken file.
+    /// A codec that is not in the build was once reported as a broken file.
     #[test]
     fn codecs_are_read_or_named() {
         let dir = tempfile::tempdir().unwrap();

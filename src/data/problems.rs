@@ -1,4 +1,4 @@
-//! Where problems come from: the embedded tasks, endless and generated, or a file, read once and shuffled each epoch.
+//! Sources of problems: the embedded tasks, generated without end, or a file, read once and shuffled each epoch.
 
 use std::path::{Path, PathBuf};
 
@@ -14,10 +14,10 @@ use crate::tasks::{Family, Generator, Split};
 use crate::text::chat::{Message, Prompt};
 use crate::text::tokenizer::Tokenizer;
 
-/// The name that stands for the embedded tasks where a file could stand.
+/// Name of the embedded tasks in place of a file.
 pub const TASKS: &str = "tasks";
 
-/// Which problems to train and evaluate on.
+/// Training and evaluation problems.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
@@ -64,7 +64,7 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// What cannot work, one line each.
+    /// Returns one message per invalid setting.
     pub fn mistakes(&self) -> Vec<String> {
         let [low, high] = self.difficulties;
         let mut problems = Vec::new();
@@ -76,7 +76,7 @@ impl DataConfig {
         problems
     }
 
-    /// The embedded tasks these settings describe.
+    /// Returns the generator of the embedded tasks that these settings describe.
     pub fn generator(&self) -> Generator {
         let families = if self.families.is_empty() { Family::USUAL.to_vec() } else { self.families.clone() };
         Generator { families, difficulties: self.difficulties[0]..=self.difficulties[1], seed: self.tasks_seed }
@@ -98,19 +98,19 @@ impl DataConfig {
         Ok(Problems::Rows(data::load_problems(path, &fields)?))
     }
 
-    /// The first `limit` held-out problems (0: all of a file), less the overlong ones where those are left out.
+    /// Returns the first `limit` held-out problems (0: all of a file), without overlong ones if these are filtered.
     ///
     /// # Errors
-    /// When the file is missing or malformed, when a prompt is overlong and not to be left out, or when none is left.
+    /// When the file is missing or malformed, when a prompt is overlong and not filtered, or when no problem is left.
     pub fn held_out(&self, limit: usize, tokenizer: &Tokenizer) -> Result<(Vec<Problem>, DataReport)> {
         self.short_enough(self.open(Split::HeldOut)?.take(limit)?, &self.eval, tokenizer, usize::MAX, |_, _| Ok(()))
     }
 
-    /// Those of `problems`, of `file`, whose prompts are short enough, and how many are not. `check` looks at the tokens of
-    /// each that may have more than `certain`.
+    /// Returns the `problems` of `file` whose prompts are short enough, and how many are not. `check` is called with
+    /// the tokens of each prompt that may have more than `certain`.
     ///
     /// # Errors
-    /// A prompt that is too long without `filter_overlong_prompts`, what `check` says, and when none is left.
+    /// A prompt that is too long without `filter_overlong_prompts`, errors of `check`, and when no problem is left.
     pub fn short_enough(
         &self,
         problems: Vec<Problem>,
@@ -120,14 +120,14 @@ impl DataConfig {
         check: impl Fn(usize, &Problem) -> Result<()> + Sync,
     ) -> Result<(Vec<Problem>, DataReport)> {
         let fits = |problem: &Problem| -> Result<bool> {
-            // A book for a prompt is neither rendered, which a template's limits would end, nor encoded.
+            // A very long prompt is neither rendered, which would exceed a template's work limit, nor encoded.
             let overlong =
                 |text: &str| Some(tokenizer.least_tokens(text.len())).filter(|n| *n > self.max_prompt_length);
             if let Some(least) = overlong(&problem.prompt.text()) {
                 return self.reads(least, problem);
             }
             let text = tokenizer.render_prompt(&problem.prompt).map_err(|error| problem.fault(error))?;
-            // A token has at least one byte, and at most those of the longest token: most prompts need not be encoded.
+            // A token has at least one byte and at most those of the longest token: most prompts need not be encoded.
             if text.len() < certain.min(self.max_prompt_length) {
                 return Ok(true);
             }
@@ -140,7 +140,7 @@ impl DataConfig {
             }
             check(tokens, problem).map(|()| true).map_err(|error| problem.fault(error))
         };
-        // Results first, so that the error is that of the first row, however the threads run.
+        // Collect all results first, so that the error is that of the first row in any order of threads.
         let fit: Vec<Result<bool>> = problems.par_iter().map(fits).collect();
         let fit: Vec<bool> = fit.into_iter().collect::<Result<_>>()?;
         let overlong = fit.iter().filter(|fits| !**fits).count();
@@ -154,10 +154,10 @@ impl DataConfig {
         Ok((kept, report))
     }
 
-    /// Whether a prompt of this many tokens is short enough.
+    /// Returns whether a prompt of this many tokens is short enough.
     ///
     /// # Errors
-    /// When it is not, and `filter_overlong_prompts` does not leave it out.
+    /// When it is too long and `filter_overlong_prompts` is not set.
     fn reads(&self, tokens: usize, problem: &Problem) -> Result<bool> {
         if tokens > self.max_prompt_length && !self.filter_overlong_prompts {
             return Err(problem.fault(format!(
@@ -174,14 +174,14 @@ impl DataConfig {
 /// Problems by index.
 #[derive(Debug, Clone)]
 pub enum Problems {
-    /// Generated ones, as many as asked for.
+    /// Generated problems, without end.
     Tasks(Generator, Split),
-    /// The rows of a file.
+    /// Rows of a file.
     Rows(Vec<Problem>),
 }
 
 impl Problems {
-    /// The problem at `index` of a pass in a fixed order: task `index`, or row `index` (modulo their number).
+    /// Returns the problem at `index` in a fixed order: task `index`, or row `index` (modulo their number).
     pub fn get(&self, index: u64) -> Problem {
         match self {
             Self::Rows(rows) => rows[(index % rows.len() as u64) as usize].clone(),
@@ -197,10 +197,10 @@ impl Problems {
         }
     }
 
-    /// The problem a training run meets at `index`: rows come shuffled anew each epoch, as a function of `seed`.
+    /// Returns the problem a training run meets at `index`; rows are shuffled anew each epoch, as a function of `seed`.
     pub fn shuffled(&self, seed: u64, index: u64) -> Problem {
         match self {
-            // In the upper half of all indices, while fine-tuning starts at 0: RL meets problems the base model has not seen.
+            // In the upper half of all indices; fine-tuning starts at 0, so RL meets problems new to the base model.
             Self::Tasks(..) => {
                 let first = (1 << 63) | (mix(&[Purpose::Order.word(), seed]) >> 1);
                 self.get(first.wrapping_add(index))
@@ -209,7 +209,7 @@ impl Problems {
         }
     }
 
-    /// Number of distinct problems; none for the endless tasks.
+    /// Returns the number of distinct problems; `None` for the embedded tasks.
     pub fn count(&self) -> Option<usize> {
         match self {
             Self::Tasks(..) => None,
@@ -217,10 +217,10 @@ impl Problems {
         }
     }
 
-    /// The first `limit` problems (all, for 0, of a file).
+    /// Returns the first `limit` problems (0: all of a file).
     ///
     /// # Errors
-    /// When all of the endless tasks are asked for.
+    /// When `limit` is 0 for the embedded tasks, which have no end.
     pub fn take(&self, limit: usize) -> Result<Vec<Problem>> {
         let count = match (self.count(), limit) {
             (None, 0) => {
@@ -238,7 +238,7 @@ impl Problems {
 mod tests {
     use super::*;
 
-    /// Rows that are alike are rows of their own: each comes once in an epoch.
+    /// Duplicated rows are separate rows: each occurs once in an epoch.
     #[test]
     fn an_epoch_of_duplicated_problems_has_each_row_once() {
         let row = |n: usize| Problem::new(Prompt::Messages(vec![Message::user(format!("{}?", n / 2))]), n.to_string());
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(answers, (0..10).map(|n| n.to_string()).collect::<Vec<_>>());
     }
 
-    /// A prompt without room was told by its source alone.
+    /// An overlong prompt was once reported by its source only.
     #[test]
     fn an_overlong_prompt_is_told_by_its_row() {
         let dir = tempfile::tempdir().unwrap();
@@ -279,7 +279,7 @@ mod tests {
         assert!(error.ends_with("x.jsonl:2: no room"), "{error}");
     }
 
-    /// All 64 bits of a seed count, and the largest does not overflow.
+    /// All 64 bits of a seed matter, and the largest seed does not overflow.
     #[test]
     fn seeds_far_apart_give_other_tasks() {
         let tasks = Problems::Tasks(DataConfig::default().generator(), Split::Train);

@@ -1,4 +1,4 @@
-//! From a row to a problem. The field names, in any case:
+//! Conversion of a row to a problem. The field names, in any case:
 //!
 //! | rows of | prompt | answer |
 //! |---|---|---|
@@ -9,12 +9,12 @@
 //! | AIME, AMC23, MATH-500 | `problem` or `question` | `answer` |
 //! | MATH, Minerva | `problem` | `solution` with a `\boxed{}` |
 //! | OlympiadBench | `question` after any `context` | `final_answer` (a list) |
-//! | MMLU, ARC, MedQA | `question` before its `choices` or `options`, lettered | `answer` or `answerKey`: a letter, a choice's text, or a place counted from 0 |
+//! | MMLU, ARC, MedQA | `question`, then `choices` or `options` | `answer`, `answerKey`: letter, text or index from 0 |
 //! | SVAMP, ASDiv | `body` and `question` | `answer` |
 //! | SQuAD, DROP, RACE, TabMWP | `question` after its `context`, `passage`, `article` or `table` | `answer` |
 //!
-//! Null is as good as no field. Messages are whole: they are read without such parts, but with choices. A row with an
-//! image is refused.
+//! Null counts as absent. The parts before a question are not added to messages; lettered choices are. A row with an
+//! image is rejected.
 
 use serde_json::{Map, Value};
 
@@ -25,13 +25,13 @@ use crate::verify::gold_answer;
 
 const PROMPTS: [&str; 4] = ["prompt", "messages", "question", "problem"];
 const ANSWERS: [&str; 5] = ["answer", "final_answer", "ground_truth", "answerKey", "solution"];
-/// What a question refers to, in the order in which it is read.
+/// Fields with the context of a question, in reading order.
 const PARTS: [&str; 6] = ["context", "passage", "article", "table_title", "table", "body"];
 
-/// What is wrong with a row.
+/// Message about an invalid row.
 pub(super) type Fault = String;
 
-/// Reads a problem; `source` names rows that do not say where they are from.
+/// Converts a row to a problem; `source` is the data source of rows that do not name theirs.
 pub(super) fn problem(
     mut row: Map<String, Value>,
     fields: &Fields,
@@ -81,7 +81,7 @@ pub(super) fn problem(
         Some(Value::Null) | None => None,
         Some(other) => return Err(format!("floor = {}: expected a text", shown(&other))),
     };
-    // A row with a shortest solution is of the embedded tasks or of their like, whose models know the form of an answer.
+    // A row with a `floor` is from the embedded tasks or similar ones, whose models know the form of an answer.
     let formula = !answer.trim().is_empty() && !answer.trim().contains('\n') && floor.is_none();
     let prompt = if formula { Prompt::Formula(Box::new(prompt)) } else { prompt };
     let mut problem = Problem::new(prompt, answer);
@@ -89,14 +89,14 @@ pub(super) fn problem(
     Ok(problem)
 }
 
-/// A question after what it refers to, unless it has that already.
+/// Prepends the context of a question, unless the question contains it already.
 fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> std::result::Result<String, Fault> {
     let mut parts = String::new();
     for name in PARTS {
         let is_part = |key: &str| key.eq_ignore_ascii_case(name) && Some(key) != fields.answer_field.as_deref();
         match row.iter().find(|(key, value)| is_part(key) && !is_empty(value)) {
             Some((_, Value::String(part))) if question.contains(part.trim()) => {}
-            // One text in SVAMP, whose question ends it.
+            // In SVAMP, body and question are one text.
             Some((_, Value::String(part))) if name == "body" => parts += &format!("{} ", part.trim_end()),
             Some((_, Value::String(part))) => parts += &format!("{part}\n"),
             Some((key, other)) => {
@@ -110,7 +110,7 @@ fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> st
     Ok(parts + &question)
 }
 
-/// Refuses a row with an image.
+/// Rejects a row with an image.
 pub(super) fn without_images(row: &Map<String, Value>) -> std::result::Result<(), Fault> {
     let is_image = |key: &str| key.eq_ignore_ascii_case("image") || key.eq_ignore_ascii_case("images");
     match row.iter().find(|(key, value)| is_image(key) && !is_empty(value)) {
@@ -121,7 +121,7 @@ pub(super) fn without_images(row: &Map<String, Value>) -> std::result::Result<()
     }
 }
 
-/// Whether a value says nothing, as the fields of absent structures in Parquet do.
+/// Returns whether a value is empty, like the fields of absent structures in Parquet.
 pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -132,7 +132,7 @@ pub(super) fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// A number as GSM8K writes it, `1,234`, without its commas; those of tuples and lists stay.
+/// Removes the commas of a number as GSM8K writes it, `1,234`; those of tuples and lists stay.
 fn without_separators(answer: &str) -> String {
     let bytes = answer.as_bytes();
     let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
@@ -141,7 +141,7 @@ fn without_separators(answer: &str) -> String {
     answer.char_indices().filter(|(at, _)| !separates(*at)).map(|(_, c)| c).collect()
 }
 
-/// The field to read: the one asked for, or the first usual one that the row has.
+/// Returns the field to read: `asked`, or the first of the `usual` ones that the row has.
 fn pick<'a>(
     row: &'a Map<String, Value>,
     asked: Option<&str>,
@@ -178,7 +178,7 @@ pub(super) fn prompt_of(value: &Value, field: &str) -> std::result::Result<Promp
 
 fn answer_text(value: &Value, field: &str) -> std::result::Result<String, Fault> {
     match value {
-        // A list that was written as a text.
+        // A list written as text.
         Value::String(text) if text.starts_with('[') => match serde_json::from_str::<Vec<String>>(text) {
             Ok(list) if list.len() > 1 => Err(format!(
                 "{field} = {}: a text with several answers; write one, or a list without quotes where all are wanted",
@@ -188,7 +188,7 @@ fn answer_text(value: &Value, field: &str) -> std::result::Result<String, Fault>
             Err(_) => Ok(text.clone()),
         },
         Value::String(text) => Ok(text.clone()),
-        // A whole number that passed through a float column.
+        // A whole number from a float column.
         Value::Number(number) => Ok(number.to_string().trim_end_matches(".0").to_string()),
         Value::Array(list) => {
             Ok(list.iter().map(|item| answer_text(item, field)).collect::<std::result::Result<Vec<_>, _>>()?.join(", "))
@@ -197,7 +197,7 @@ fn answer_text(value: &Value, field: &str) -> std::result::Result<String, Fault>
     }
 }
 
-/// A value as messages show it, cut to a readable length.
+/// Formats a value for messages, cut to a readable length.
 pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {
@@ -206,7 +206,7 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
-/// What a value is, for messages.
+/// Returns the type of a value, for messages.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -247,7 +247,7 @@ mod tests {
             ),
             (r#"{"question": "q", "answer": "1,000+4 = <<1000+4=1004>>\n#### 1,004"}"#, "1004"),
             (r#"{"question": "q", "answer": "so\n#### 1,234,567 dollars"}"#, "1234567 dollars"),
-            // All commas went, and the pair was a product.
+            // Without its comma the pair was a product.
             (r#"{"question": "q", "answer": "so\n#### (1, 2)"}"#, "(1, 2)"),
             (r#"{"question": "q", "answer": "so\n#### 1, 2"}"#, "1, 2"),
             (r#"{"problem": "q", "answer": 27.0}"#, "27"),
@@ -267,12 +267,12 @@ mod tests {
             let problem = read(row).unwrap();
             assert_eq!(problem.prompt.text(), "q", "{row}");
             assert_eq!(problem.answer, answer, "{row}");
-            // Equal words are the same problem, whatever the row's shape.
+            // The same text is the same problem, whatever the row's shape.
             assert_eq!(problem.id, mix_text("q"));
         }
     }
 
-    /// Without what it refers to a question has no answer.
+    /// A question has no answer without its context.
     #[test]
     fn what_a_question_refers_to_is_part_of_it() {
         let table = [
@@ -346,7 +346,7 @@ mod tests {
         assert!(formula(r#"{"question": "q", "answer": "so\n#### 5"}"#));
         assert!(!formula(r#"{"prompt": "q", "answer": ""}"#));
         assert!(!formula(r#"{"prompt": "q", "answer": "First,\nthen."}"#));
-        // The embedded tasks as a file, whose model knows the form.
+        // The embedded tasks as a file; their models know the form.
         assert!(!formula(r#"{"prompt": "q", "answer": "5", "floor": "2+3=5"}"#));
     }
 }

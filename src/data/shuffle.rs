@@ -1,16 +1,16 @@
-//! The order of the rows of a file: another one in each epoch, as a function of a seed.
+//! The order of the rows of a file: a different one in each epoch, as a function of a seed.
 
 use crate::noise::{Purpose, mix};
 
-/// Rounds of the network; from four on a balanced one with independent rounds is a pseudo-random permutation (Luby and
-/// Rackoff 1988).
+/// Rounds of the network. From four on, a balanced network with independent rounds is a pseudo-random permutation (Luby
+/// and Rackoff 1988).
 const ROUNDS: u64 = 6;
 
-/// A permutation of the rows of a file for each epoch, by index: no list of them is made, so the next row of a file of any
-/// length costs the same.
+/// A permutation of the rows of a file for each epoch, by index. No list is built, so the cost of a row does not depend
+/// on the length of the file.
 ///
-/// A Feistel network permutes the numbers below a power of four that is at least the count of rows; a number that is no row
-/// is permuted again until it is one (cycle walking; Black and Rogaway 2002), less than four times on average.
+/// A Feistel network permutes the numbers below a power of four that is at least the number of rows. A number that is
+/// no row is permuted again until it is one (cycle walking; Black and Rogaway 2002), less than four times on average.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shuffle {
     seed: u64,
@@ -18,7 +18,7 @@ pub struct Shuffle {
 }
 
 impl Shuffle {
-    /// The order of `rows` rows under `seed`.
+    /// Creates the order of `rows` rows under `seed`.
     ///
     /// # Panics
     /// When `rows` is 0.
@@ -27,10 +27,10 @@ impl Shuffle {
         Self { seed, rows: rows as u64 }
     }
 
-    /// The row at `index`, counted over all epochs.
+    /// Returns the row at `index`, counted over all epochs.
     pub fn row(&self, index: u64) -> usize {
         let (epoch, mut place) = (index / self.rows, index % self.rows);
-        // Bits of each half: the least h with 4^h at or above the count.
+        // Bits of each half: the smallest h with 4^h at least the number of rows.
         let half = (u64::BITS - (self.rows - 1).leading_zeros()).div_ceil(2);
         let mask = (1u64 << half) - 1;
         loop {
@@ -70,14 +70,14 @@ mod tests {
         assert!(first != epoch(Shuffle::new(5 + (1 << 32), 100), 0), "all bits of the seed count");
     }
 
-    /// Where each row lands over many seeds: every place of seven equally often.
+    /// Over many seeds, each of seven rows lands in every place equally often.
     #[test]
     fn every_row_lands_everywhere() {
         let mut counts = [[0u32; 7]; 7];
         for seed in 0..7000 {
             epoch(Shuffle::new(seed, 7), 0).into_iter().enumerate().for_each(|(place, row)| counts[place][row] += 1);
         }
-        // 1000 expected, with a standard deviation of 29; six of them.
+        // Expected 1000, with a standard deviation of 29; the bound is six standard deviations.
         assert!(counts.iter().flatten().all(|count| count.abs_diff(1000) < 175), "{counts:?}");
     }
 

@@ -1,11 +1,11 @@
-//! From a row to a conversation, and the turns of either kind of row.
+//! Conversion of a row to a conversation, and parsing of messages.
 
 use serde_json::{Map, Value};
 
 use super::shapes::{Fault, is_empty, names, prompt_of, shown, without_images};
 use super::{Message, Prompt};
 
-/// Reads a conversation: all before the assistant's last turn, and that turn's words.
+/// Reads a conversation: everything before the assistant's last turn, and the text of that turn.
 pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Prompt, String), Fault> {
     without_images(row)?;
     if let Some(value) = row.get("messages").filter(|value| !value.is_null()) {
@@ -33,7 +33,7 @@ pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Pro
     Ok((prompt_of(prompt, "prompt")?, words(content, completion, "completion")?))
 }
 
-/// The words of the last turn of a list of messages, after its thinking where the turn has that in a field of its own.
+/// Returns the text of the last turn, after its thinking if that is in a separate field.
 fn words(content: String, messages: &Value, field: &str) -> std::result::Result<String, Fault> {
     if content.trim().is_empty() {
         return Err(format!(
@@ -56,7 +56,7 @@ pub(super) fn messages_of(value: &Value, field: &str) -> std::result::Result<Vec
 fn message(turn: &Value, field: &str) -> std::result::Result<Message, Fault> {
     let text = |key: &str| match &turn[key] {
         Value::String(text) => Some(text.clone()),
-        // Content in parts, as multimodal chats have it; only text is understood.
+        // Content in parts, as in multimodal chats; only text is supported.
         Value::Array(parts) if key == "content" => {
             parts.iter().map(|part| part["text"].as_str()).collect::<Option<String>>()
         }
@@ -75,7 +75,7 @@ fn message(turn: &Value, field: &str) -> std::result::Result<Message, Fault> {
     }
 }
 
-/// What templates call a role that other programs call otherwise.
+/// Returns the templates' name of a role that other programs name differently.
 fn usual_role(role: &str) -> &str {
     match role.to_lowercase().as_str() {
         "human" | "user" => "user",
@@ -85,7 +85,7 @@ fn usual_role(role: &str) -> &str {
     }
 }
 
-/// The turns up to the last one that is not the assistant's.
+/// Removes the assistant's turns at the end.
 pub(super) fn without_last_assistant(
     mut messages: Vec<Message>,
     field: &str,
@@ -116,7 +116,7 @@ mod tests {
             r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
         );
         assert_eq!(lists.unwrap(), turns);
-        // Thinking in a field of its own was dropped, and the model learned to answer at once.
+        // Thinking in a separate field was once dropped, and the model learned to answer at once.
         for key in ["reasoning_content", "reasoning", "thinking"] {
             let apart = format!(r#"{{"role": "assistant", "{key}": "2+3 = 5", "content": "a"}}"#);
             for row in [

@@ -1,4 +1,4 @@
-//! What the self-check computes on the device and on the CPU.
+//! Operations that the self-check computes on the device and on the CPU.
 
 use burn::tensor::activation::{log_softmax, sigmoid, softmax};
 use burn::tensor::{Bool, Device, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
@@ -13,15 +13,15 @@ use crate::ops::delta::{DeltaHeads, DeltaInputs, Move, causal_conv, delta_rule, 
 use crate::ops::update::{self, AdamWStep};
 use crate::ops::{self, CacheCall, to_host};
 
-/// Whether an operation computes what the other side of the comparison expects of `checked`.
+/// Returns a predicate: whether a device is the reference that `checked` is compared with.
 fn is_reference(checked: &Device) -> impl Fn(&Device) -> bool + Copy + use<> {
     let host = ops::is_host(checked);
     move |device| ops::is_host(device) != host
 }
 
-/// Matrix products, and those in `precision`.
+/// Adds checks of matrix products in f32 and in `precision`.
 pub(super) fn products(check: Add, device: &Device, precision: Precision, product: f32) {
-    for [m, k, n] in [[1, 256, 384], [33, 65, 17], [128, 128, 512]] {
+    for [m, k, n] in [[1, 256, 384], [20, 1028, 100], [33, 65, 17], [128, 128, 512]] {
         check(
             &format!("matrix product {m} x {k} x {n}"),
             product,
@@ -30,13 +30,15 @@ pub(super) fn products(check: Add, device: &Device, precision: Precision, produc
             }),
         );
     }
-    check(
-        "matrix product, transposed",
-        product,
-        Box::new(|device| {
-            vec![to_host(ops::matmul::<2>(random([70, 48], 1, device), random([90, 48], 2, device).transpose()))]
-        }),
-    );
+    for (name, m, n) in [("transposed", 70, 90), ("few rows, transposed", 37, 92)] {
+        check(
+            &format!("matrix product, {name}"),
+            product,
+            Box::new(move |device| {
+                vec![to_host(ops::matmul::<2>(random([m, 48], 1, device), random([n, 48], 2, device).transpose()))]
+            }),
+        );
+    }
     check(
         "matrix product, batched",
         product,
@@ -52,7 +54,7 @@ pub(super) fn products(check: Add, device: &Device, precision: Precision, produc
             &name,
             2e-2,
             Box::new(move |device| {
-                // Compared with the product in f32, not with another rounding.
+                // The reference is the f32 product, not one that is rounded differently.
                 let precision = if is_reference(device) { Precision::F32 } else { precision };
                 let (x, weight) = (random([64, 128], 1, device), random([128, 96], 2, device));
                 vec![to_host(ops::linear(x, weight, None, precision.dtype()))]
@@ -61,12 +63,12 @@ pub(super) fn products(check: Add, device: &Device, precision: Precision, produc
     }
 }
 
-/// Linear layers and attention with their gradients.
+/// Adds checks of linear layers and attention with their gradients.
 pub(super) fn layers(check: Add, device: &Device, product: f32) {
     let is_reference = is_reference(device);
-    // Factors of which bf16 holds all: only the order of sums differs, and how tensor cores round them.
+    // Inputs are exact in bf16: results differ only by summation order and by the rounding of tensor cores.
     let formats = [FloatDType::F32, FloatDType::BF16];
-    // Compositions of tensor operations round results to bf16, too; the plain product in that format is compared above.
+    // Compositions of tensor operations also round results to bf16: excluded here, see `products`.
     let own = ops::is_host(device) || ops::is_gpu(device);
     let whole = |format: &FloatDType| *format == FloatDType::F32 || own && device.supports_dtype(*format);
     for format in formats.into_iter().filter(whole) {
@@ -108,7 +110,7 @@ pub(super) fn layers(check: Add, device: &Device, product: f32) {
         );
     }
     let shapes = [(16, vec![20, 1, 32]), (7, vec![33, 70]), (4, vec![1030, 3])].map(|shape| (shape, FloatDType::F32));
-    // Products of these widths are those of whole vectors; weights are rounded, too.
+    // Widths are multiples of the vector size. Attention weights are rounded to bf16, hence the large tolerance.
     let short = [(16, vec![20, 1, 32]), (64, vec![300, 8, 150])].map(|shape| (shape, FloatDType::BF16));
     for ((dim, lengths), format) in shapes.into_iter().chain(short).filter(|(_, format)| whole(format)) {
         let (name, tolerance) = if format == FloatDType::F32 { ("f32", product.max(5e-5)) } else { ("bf16", 3e-2) };
@@ -128,7 +130,7 @@ pub(super) fn layers(check: Add, device: &Device, product: f32) {
     }
 }
 
-/// Two and three products with one left factor.
+/// Computes two and then three matrix products with the same left-hand operand.
 fn shared(device: &Device, format: FloatDType) -> Vec<Vec<f32>> {
     let halves = |shape: [usize; 2], key: u64| {
         let values = to_host(random::<2>(shape, key, &Device::flex())).into_iter().map(|x| bf16::from_f32(x).to_f32());
@@ -142,13 +144,15 @@ fn shared(device: &Device, format: FloatDType) -> Vec<Vec<f32>> {
         return [product(&weights[..2]), product(&weights)].concat();
     }
     let [first, second, _] = weights.clone();
+    // Products share a launch from the second time on.
+    let _ = ops::products(x.clone(), weights.clone(), format).map(to_host);
     let two = ops::products(x.clone(), [first, second], format).map(to_host);
     let three = ops::products(x.clone(), weights, format).map(to_host);
     two.into_iter().chain(three).collect()
 }
 
-/// The value of `f` and the gradients of its inputs, which it takes flat, under a random gradient of the value. All are
-/// numbers that bf16 holds.
+/// Returns the value of `f` and the gradients of its inputs for a random upstream gradient. `f` gets its inputs
+/// flattened. Inputs and upstream gradient are exact in bf16.
 fn layer_gradients<const N: usize>(
     shapes: &[Vec<usize>; N],
     device: &Device,
@@ -170,7 +174,7 @@ fn layer_gradients<const N: usize>(
     std::iter::once(to_host(value.inner())).chain(gradients).collect()
 }
 
-/// Operations of Burn.
+/// Adds checks of Burn's tensor operations.
 pub(super) fn plain_operations(check: Add, plain: f32) {
     check(
         "sums and means",
@@ -194,7 +198,7 @@ pub(super) fn plain_operations(check: Add, plain: f32) {
     check("rows gathered and scattered", 0.0, Box::new(rows));
 }
 
-/// Operations of `ops`.
+/// Adds checks of the operations of [`ops`](crate::ops).
 pub(super) fn own_operations(check: Add, plain: f32) {
     gradients(check, "root mean square norm", plain, |device| {
         let of = |rows, width| {
@@ -220,7 +224,7 @@ pub(super) fn own_operations(check: Add, plain: f32) {
     });
     gradients(check, "rotary positions", plain, |device| {
         let of = |rows: usize, heads, half: usize| {
-            // Angles are taken on the host, as the model does.
+            // Cosines and sines are computed on the host, as in the model.
             let angles = |f: fn(f32) -> f32| {
                 let values: Vec<f32> = (0..rows * half).map(|i| f(i as f32 * 1.7)).collect();
                 Tensor::<2>::from_data(TensorData::new(values, [rows, half]), &device.clone().inner())
@@ -245,7 +249,7 @@ pub(super) fn own_operations(check: Add, plain: f32) {
         let of = |rows: usize, vocab: usize, temperature: f32| {
             let targets: Vec<u32> = (0..rows).map(|row| (row * 37 % vocab) as u32).collect();
             let logits = leaf([rows, vocab], 15, device);
-            // Its memory becomes the gradient's; that of the leaf itself must not.
+            // The logits' memory may be reused for the gradient, except where it is the leaf's (at temperature 1).
             let own = if temperature == 1.0 { logits.1 } else { logits.1.mul_scalar(3.0) };
             let scores = ops::scores(own, &targets, temperature);
             let figures = [scores.log_prob, scores.entropy_sampling, scores.entropy, scores.collision];
@@ -266,7 +270,7 @@ pub(super) fn own_operations(check: Add, plain: f32) {
     );
 }
 
-/// Gated DeltaNet: its convolution and its recurrence, packed and from states that were kept.
+/// Adds checks of Gated DeltaNet: its convolution and its recurrence, on packed sequences and with cached states.
 pub(super) fn recurrence(check: Add, plain: f32) {
     gradients(check, "short convolution", plain, |device| {
         let (x, weight) = (leaf([45, 33], 70, device), leaf([33, 4], 71, device));
@@ -291,7 +295,7 @@ pub(super) fn recurrence(check: Add, plain: f32) {
         let (next, _) = inputs(3, device);
         let table = random([6, heads.state()], 78, device);
         let (read, table) = delta_rule_cached(first, table, &[20, 1], &[step(None, 0), step(None, 1)], heads);
-        // Two of the first sequence, and one of the second.
+        // Two continuations of the first sequence and one of the second.
         let moves = [step(Some(0), 2), step(Some(1), 4), step(Some(0), 3)];
         let (out, table) = delta_rule_cached(next, table, &[1; 3], &moves, heads);
         vec![to_host(read), to_host(out), to_host(table)]
@@ -299,10 +303,10 @@ pub(super) fn recurrence(check: Add, plain: f32) {
     check("gated delta rule with a cache", 5.0 * plain, Box::new(cached));
 }
 
-/// Results of an operation, and the leaves that they come from.
+/// Results of an operation with the autodiff leaves they are computed from.
 type Recorded = Vec<(Tensor<2>, Vec<Tensor<1>>)>;
 
-/// Checks values, the gradients of the leaves under a random gradient of each result, and that the leaves are as they were.
+/// Adds a check of results, of leaf gradients for random upstream gradients, and that the leaves are unchanged.
 fn gradients(check: Add, operation: &str, tolerance: f32, results: impl Fn(&Device) -> Recorded + 'static) {
     let compute = move |device: &Device| {
         let mut found = Vec::new();
@@ -320,14 +324,14 @@ fn gradients(check: Add, operation: &str, tolerance: f32, results: impl Fn(&Devi
     check(operation, tolerance, Box::new(compute));
 }
 
-/// A leaf of rank 1, so that all of them have one type, and its view.
+/// Returns a random leaf of rank 1, so that all leaves have the same type, and its view with the given shape.
 fn leaf<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> (Tensor<1>, Tensor<D>) {
     let flat = random([shape.iter().product()], key, device);
     let flat = if device.is_autodiff() { flat.require_grad() } else { flat };
     (flat.clone(), flat.reshape(shape))
 }
 
-/// Operations on gradients and weights.
+/// Adds checks of operations on gradients and weights.
 pub(super) fn updates(check: Add, device: &Device, plain: f32) {
     check(
         "sums of gradients",
@@ -345,19 +349,19 @@ pub(super) fn updates(check: Add, device: &Device, plain: f32) {
     );
     check("AdamW on any number of weights", plain, Box::new(|device| adamw(device, FloatDType::F32)));
     if device.supports_dtype(FloatDType::BF16) {
-        // One unit in the last of eight bits, where two sums round to different sides.
+        // One unit in the last place of an 8-bit mantissa: two sums may round to different neighbours.
         check("AdamW with moments in bf16", 1.0 / 128.0, Box::new(|device| adamw(device, FloatDType::BF16)));
     }
 }
 
-/// Values within ±2, the same on every device.
+/// Returns values in ±2 that are the same on every device.
 fn random<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> Tensor<D> {
     let mut stream = Stream::new(&[0xD0C, key]);
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| (stream.unit() * 4.0 - 2.0) as f32).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// Sampling noise as halves of 12 bits, which f32 holds whatever becomes of the last bits of a mantissa.
+/// Returns the bits of sampling noise after a round trip to the device, as two 16-bit halves, which f32 holds exactly.
 pub(super) fn noise_bits(device: &Device) -> Vec<Vec<f32>> {
     let uniforms: Vec<f32> = (0..1000).map(|i| noise::uniform(&[0xD0C, i])).collect();
     let tensor: Tensor<1> = Tensor::from_data(TensorData::from(uniforms.as_slice()), device);
@@ -372,7 +376,7 @@ fn indices(values: &[i64], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::from(values), device)
 }
 
-/// Rows and entries picked, written and added up, some of them twice.
+/// Selects, gathers, assigns and adds rows and entries, some of them twice.
 fn rows(device: &Device) -> Vec<Vec<f32>> {
     let whole = |shape: [usize; 2], key: u64| random::<2>(shape, key, device).mul_scalar(64.0).round();
     let table = whole([50, 24], 20);
@@ -386,7 +390,7 @@ fn rows(device: &Device) -> Vec<Vec<f32>> {
     [picked, gathered, written, added].map(to_host).to_vec()
 }
 
-/// Tables of odd widths that get rows, many of them at one place, none at others.
+/// Adds rows to tables of odd widths; some rows of a table get many, others none.
 fn added_rows(device: &Device) -> Vec<Vec<f32>> {
     let table = |[height, width, count]: [usize; 3]| {
         let at: Vec<u32> = (0..count).map(|row| (row * row % (height - 2)) as u32).collect();
@@ -396,7 +400,7 @@ fn added_rows(device: &Device) -> Vec<Vec<f32>> {
     [[9, 33, 70], [50, 98, 3], [5, 300, 1]].map(table).to_vec()
 }
 
-/// Weights and moments after three steps, as many as are no multiple of a vector, and as many as are.
+/// Returns weights and moments after three AdamW steps, for counts that are and are not multiples of the vector size.
 fn adamw(device: &Device, moments: FloatDType) -> Vec<Vec<f32>> {
     let trained = |count: usize| {
         let mut value = random([count], 55, device);
@@ -411,7 +415,7 @@ fn adamw(device: &Device, moments: FloatDType) -> Vec<Vec<f32>> {
                 correction: 1.0 / (1.0 - 0.95f32.powi(t)),
                 keep: 0.999,
             };
-            // Away from zero, where the sign of a gradient would be one of rounding.
+            // Gradients are kept away from zero, where rounding would decide their sign.
             let gradient = random([count], 55 + t as u64, device).add_scalar(2.5);
             (value, state) = update::adamw(value, state, gradient, &step);
         }
@@ -420,7 +424,7 @@ fn adamw(device: &Device, moments: FloatDType) -> Vec<Vec<f32>> {
     [3, 3_235, 4_096].into_iter().flat_map(trained).collect()
 }
 
-/// Two completions of one prompt and one of another, decoding one token each.
+/// Computes cached attention of one decoded token each for two completions of a prompt and one of another prompt.
 fn cached_attention(device: &Device) -> Vec<Vec<f32>> {
     let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22]];
     let call = CacheCall::new(spans.iter().map(|[_, own]| own.end - 1).collect(), spans);
@@ -429,24 +433,24 @@ fn cached_attention(device: &Device) -> Vec<Vec<f32>> {
     vec![to_host(ops::attention_cached(random([3, 4, 16], 34, device), &keys, &values, &call)), to_host(keys)]
 }
 
-/// One for each logit and gradient that a second run gives to the bit.
+/// Returns 1 for each logit and gradient that a second run reproduces bit for bit, else 0.
 pub(super) fn again(device: &Device) -> Vec<f32> {
     let run = || [small::decoded(device), small::gradient(device)].concat().concat();
     run().into_iter().zip(run()).map(|(a, b)| if a.to_bits() == b.to_bits() { 1.0 } else { 0.0 }).collect()
 }
 
-/// Draws from vocabularies of several sizes.
+/// Draws tokens from vocabularies of several sizes.
 pub(super) fn tokens(device: &Device) -> Vec<Vec<f32>> {
     [(40, 64), (9, 33), (5, 98), (3, 151_936)].map(|(rows, vocab)| tokens_of(rows, vocab, device)).concat()
 }
 
-/// Draws at the middle of known tokens' share of the distribution, where rounding cannot choose another.
+/// Draws tokens at the middle of their intervals of the cumulative distribution: rounding cannot select another.
 fn tokens_of(rows: usize, vocab: usize, device: &Device) -> Vec<Vec<f32>> {
     let temperature = 0.9f32;
     let logits: Tensor<2> = random([rows, vocab], 40, device).mul_scalar(if vocab > 1000 { 8.0 } else { 1.0 });
     let middle = |(row, logits): (usize, &[f32])| {
         let weights: Vec<f64> = logits.iter().map(|z| f64::from(z / temperature).exp()).collect();
-        // Of a large vocabulary a token that is not lost in it.
+        // In a large vocabulary, only a likely token has an interval wider than the rounding error.
         let large = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0);
         let token = if vocab > 1000 { large } else { row * 29 % vocab };
         let before: f64 = weights[..token].iter().sum();

@@ -1,34 +1,34 @@
-//! Counting completions while they are sampled.
+//! Progress counter of sampling.
 
 use super::Sampling;
 
-/// Progress of the sampling of a set of completions.
+/// Progress of sampling a set of completions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Completions in all.
+    /// Total number of completions.
     pub total: usize,
-    /// Completions that have ended.
+    /// Number of completions that have ended.
     pub ended: usize,
-    /// Tokens sampled.
+    /// Number of tokens sampled.
     pub tokens: usize,
-    /// Tokens of the completions that have ended.
+    /// Number of tokens of the completions that have ended.
     pub ended_tokens: usize,
-    /// Tokens of each request of the present call of [`super::generate`].
+    /// Tokens so far of each request in the current call of [`super::generate`].
     lengths: Vec<usize>,
 }
 
 impl Count {
-    /// Nothing of `total` completions is there yet.
+    /// Creates a counter for `total` completions.
     pub fn new(total: usize) -> Self {
         Self { total, ..Self::default() }
     }
 
-    /// Another call of [`super::generate`] begins, whose requests are numbered from 0 again.
+    /// Starts another call of [`super::generate`], whose requests are numbered from 0 again.
     pub fn next_call(&mut self) {
         self.lengths.clear();
     }
 
-    /// Counts a token that the watcher of a call of [`super::generate`] with `sampling` is shown.
+    /// Counts a token passed to the watcher by a call of [`super::generate`] with `sampling`.
     pub fn take(&mut self, request: usize, token: u32, sampling: &Sampling) {
         if self.lengths.len() <= request {
             self.lengths.resize(request + 1, 0);

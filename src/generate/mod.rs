@@ -1,4 +1,4 @@
-//! Sampling completions. Knows nothing of text: tokens in, tokens out, stop tokens are passed in.
+//! Sampling of completions. Independent of text: tokens in, tokens out; stop tokens are passed in.
 
 mod count;
 mod engine;
@@ -18,25 +18,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Precision;
 
-/// How completions are sampled.
+/// Settings of sampling.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// What each token is drawn from.
+    /// Distribution that tokens are drawn from.
     pub distribution: Distribution,
-    /// Completions end here at the latest.
+    /// Maximum tokens of a completion.
     pub max_completion_length: usize,
-    /// Tokens that end a completion; part of it.
+    /// Tokens that end a completion and are part of it.
     pub stop: Vec<u32>,
-    /// Completions decoded together at most.
+    /// Maximum number of completions decoded at a time.
     pub rows: usize,
-    /// Tokens the cache may hold at most, prompts and completions at their longest; fewer completions are decoded
-    /// together to keep to it. 0 for as many as `rows` need.
+    /// Maximum tokens in the KV cache, with prompts and completions at their maximum length; fewer completions are
+    /// decoded at a time to stay within it. 0 for as many as `rows` need.
     pub cache_tokens: usize,
-    /// Tokens that each completion is decoded by between two looks at what has ended, on devices with memory of their own:
-    /// looking waits for the device. What was decoded past an end is dropped, so no completion changes. Penalties and
-    /// truncations look at every token.
+    /// Decoding steps between two reads of the sampled tokens, on devices with memory of their own: reading waits for
+    /// the device. Tokens decoded past the end of a completion are dropped, so no completion changes. With penalties or
+    /// truncation every token is read.
     pub tokens_per_read: usize,
-    /// Number format of matrix products; none for the model's own.
+    /// Precision of matrix products; `None` for the model's own.
     pub precision: Option<Precision>,
 }
 
@@ -57,29 +57,29 @@ impl Default for Sampling {
 /// A completion to sample.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
-    /// Prompt tokens, with any forced start of the completion.
+    /// Prompt tokens, including any forced start of the completion.
     pub prompt: Vec<u32>,
-    /// What the noise is a function of, beside the position: seed, step, problem, sample.
+    /// Key of the noise, together with the position: seed, step, problem, sample.
     pub key: [u64; 4],
 }
 
 /// Why a completion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
-    /// A stop token, the last of the completion.
+    /// A stop token, which is the last token of the completion.
     Stop,
-    /// The watcher ended it, after a stop string for instance.
+    /// The watcher ended it, for instance after a stop string.
     Watcher,
     /// The length limit, or the end of the whole call.
     Length,
 }
 
-/// A sampled completion and what the model said about each of its tokens, in nats.
+/// A sampled completion with statistics of the model for each token, in nats.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
-    /// Tokens, with the stop token when there is one.
+    /// Tokens, including the stop token if there is one.
     pub tokens: Vec<u32>,
-    /// Log-probability of each token at the sampling temperature among all tokens: what a trainer recomputes.
+    /// Log-probability of each token at the sampling temperature over the whole vocabulary, as a trainer recomputes it.
     pub log_probs: Vec<f32>,
     /// Log-probability under the distribution it was drawn from; differs from `log_probs` with a penalty or truncation.
     pub drawn_log_probs: Vec<f32>,
@@ -87,7 +87,7 @@ pub struct Completion {
     pub unit_log_probs: Vec<f32>,
     /// Entropy of the distribution at temperature 1, per token.
     pub entropies: Vec<f32>,
-    /// Entropy of the distribution at the sampling temperature, among all tokens.
+    /// Entropy of the distribution at the sampling temperature, over the whole vocabulary.
     pub sampling_entropies: Vec<f32>,
     /// `Σ p²` of the same distribution.
     pub collisions: Vec<f32>,
@@ -112,7 +112,7 @@ impl Completion {
         }
     }
 
-    /// Of tokens that are there already, with their figures, such as [`read`] gives.
+    /// Builds a completion from existing tokens and their statistics, such as those of [`read`].
     pub fn of(sampled: &[Sampled], finish_reason: FinishReason) -> Self {
         let mut completion = Self { finish_reason, ..Self::empty() };
         sampled.iter().for_each(|sampled| completion.push(sampled));
@@ -130,25 +130,25 @@ impl Completion {
         self.collision_logs.push(sampled.collision_log);
     }
 
-    /// Ended of itself, not by the length limit.
+    /// Returns whether it ended by itself, not by the length limit.
     pub fn finished(&self) -> bool {
         self.finish_reason != FinishReason::Length
     }
 }
 
-/// Answer of a watcher to a new token.
+/// Decision of a watcher about a new token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
-    /// Go on.
+    /// Continue the completion.
     Continue,
     /// End this completion with the token just seen.
     EndCompletion,
-    /// End the whole call; what is there is returned.
+    /// End the whole call and return the tokens so far.
     EndAll,
 }
 
 impl Watch {
-    /// Continue, until an early end is asked for.
+    /// Returns `EndAll` once `stop` is requested, else `Continue`.
     pub fn until(stop: crate::stop::Stop) -> Self {
         if stop.requested() { Self::EndAll } else { Self::Continue }
     }

@@ -1,4 +1,4 @@
-//! What the model says of completions that are there already: sampled by another engine, or before an update.
+//! Scoring of existing completions: sampled by another engine, or before an update.
 
 use std::ops::Range;
 
@@ -10,15 +10,15 @@ use super::{Distribution, Sampled};
 use crate::model::{CausalLm, LOGITS};
 use crate::ops::{self, is_host, to_host_together};
 
-/// For each `(prompt, completion)`, the tokens of the completion with the figures that [`generate`](super::generate) gives for
-/// the tokens it draws from `distribution`. Passes have at most `tokens_per_pass` tokens, but for a single longer sequence.
+/// Scores each `(prompt, completion)`: returns its completion tokens with the statistics of
+/// [`generate`](super::generate) for `distribution`. A pass has at most `tokens_per_pass` tokens, or one sequence.
 ///
-/// A token that top-k, top-p or min-p leave out has a `drawn_log_prob` of −∞; where logits are not finite numbers, the
-/// `log_prob` is NaN. On the CPU the figures of a completion depend on the others by rounding only, since products add in an
-/// order that goes by the number of rows.
+/// A token excluded by top-k, top-p or min-p has a `drawn_log_prob` of −∞; if logits are not finite, the `log_prob` is
+/// NaN. On the CPU the statistics of a completion depend on the other sequences by rounding only, since the summation
+/// order of products depends on the number of rows.
 ///
 /// # Panics
-/// When a prompt is empty, or a token is none of the model's.
+/// When a prompt is empty, or a token is not in the vocabulary.
 pub fn read(
     model: &CausalLm,
     sequences: &[(&[u32], &[u32])],
@@ -54,7 +54,7 @@ pub fn read(
     read
 }
 
-/// Places of the sequences of each pass: those with a completion, of like length where the device pads to the longest.
+/// Groups the indices of sequences with a completion into passes, sorted by length if the device pads to the longest.
 fn passes(sequences: &[(&[u32], &[u32])], device: &Device, tokens_per_pass: usize) -> Vec<Vec<usize>> {
     let length = |place: usize| sequences[place].0.len() + sequences[place].1.len() - 1;
     let mut places: Vec<usize> = (0..sequences.len()).filter(|&place| !sequences[place].1.is_empty()).collect();
@@ -75,7 +75,7 @@ fn passes(sequences: &[(&[u32], &[u32])], device: &Device, tokens_per_pass: usiz
     passes
 }
 
-/// Sequences end to end; nothing is predicted from the last token of each.
+/// Packed sequences without the last token of each, from which nothing is predicted.
 struct Pass<'a> {
     tokens: Vec<u32>,
     lengths: Vec<usize>,
@@ -84,7 +84,7 @@ struct Pass<'a> {
     targets: Vec<Target<'a>>,
 }
 
-/// A completion token, and those before it.
+/// A completion token, and the tokens before it.
 struct Target<'a> {
     token: u32,
     context: [&'a [u32]; 2],
@@ -106,7 +106,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// The figures of one token per row of `[rows, vocab]` logits, computed where [`draw`](super::draw) computes them.
+/// Computes the statistics of one token per row of `[rows, vocab]` logits, where [`draw`](super::draw) computes them.
 fn score(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<Sampled> {
     if draws_on_device(&logits.device(), distribution) {
         return score_on_device(logits, distribution, targets);
@@ -120,8 +120,8 @@ fn score(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> 
     logits.par_chunks_exact(vocab).zip(targets).with_min_len((4096 / vocab).max(1)).map(row).collect()
 }
 
-/// By the operation that the learner has its log-probabilities from, at three temperatures. For what it does not give: with
-/// `C = Σ p²`, the distribution at half the temperature is `q = p²/C`, so that `Σ p² ln p = C (ln C − H(q)) / 2`.
+/// Uses the learner's log-probability operation at three temperatures. The remaining statistic follows: with `C = Σ
+/// p²`, the distribution at half the temperature is `q = p²/C`, so `Σ p² ln p = C (ln C − H(q)) / 2`.
 fn score_on_device(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<Sampled> {
     let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
     let temperature = distribution.softmax_temperature();

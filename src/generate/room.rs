@@ -1,37 +1,35 @@
-//! Whether prompt and completion fit what a model reads.
+//! Check that prompt and completion fit the context length of a model.
 
 use crate::error::{Error, Result};
 
-/// The positions of a model, and how many of them a completion may take.
+/// Context length of a model, and the maximum completion length.
 ///
-/// A position beyond `max_position_embeddings` is one the model was never trained on: it computes, and what it writes
-/// there is of no use.
+/// A model is not trained on positions beyond `max_position_embeddings`: its output there is useless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room<'a> {
-    /// Positions of the model (`config.json`).
+    /// Context length of the model, in tokens (`config.json`).
     pub max_position_embeddings: usize,
-    /// Longest completion, in tokens.
+    /// Maximum completion length, in tokens.
     pub max_completion_length: usize,
-    /// The name of the setting for the longest completion, as the user writes it.
+    /// Name of the setting for the completion length, as the user writes it.
     pub setting: &'a str,
 }
 
 impl Room<'_> {
-    /// Tokens that a completion may have after a prompt of `prompt` tokens; 0 when the prompt fills the model.
+    /// Returns the maximum completion length after a prompt of `prompt` tokens; 0 if the prompt fills the context.
     pub fn left(&self, prompt: usize) -> usize {
         self.max_position_embeddings.saturating_sub(prompt).min(self.max_completion_length)
     }
 
-    /// Tokens of the longest prompt after which the longest completion fits.
+    /// Returns the maximum prompt length that leaves enough context for the longest completion.
     pub fn longest_prompt(&self) -> usize {
         self.max_position_embeddings.saturating_sub(self.max_completion_length)
     }
 
-    /// Checks that the longest completion fits after a prompt of `prompt` tokens; `text` is of the prompt, for the
-    /// message.
+    /// Checks that the longest completion fits after a prompt of `prompt` tokens; the error shows the prompt's `text`.
     ///
     /// # Errors
-    /// When it does not.
+    /// When it does not fit.
     pub fn check(&self, prompt: usize, text: &str) -> Result<()> {
         let Self { max_position_embeddings: positions, max_completion_length: longest, setting } = *self;
         if self.left(prompt) == longest {
@@ -68,7 +66,7 @@ mod tests {
         assert!(error.ends_with("the question…"), "{error}");
         assert!(room.check(2000, "q").unwrap_err().to_string().contains("leaves no room"));
         assert_eq!([24, 25, 2000].map(|prompt| room.left(prompt)), [1000, 999, 0]);
-        // No sum of two lengths can overflow.
+        // The sum of two lengths must not overflow.
         let endless = Room { max_completion_length: usize::MAX, ..room };
         assert!(endless.check(usize::MAX, "q").is_err());
     }

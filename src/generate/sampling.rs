@@ -1,4 +1,4 @@
-//! Drawing the next token of every row from its logits.
+//! Sampling of the next token of every row from its logits.
 
 use std::borrow::Cow;
 
@@ -9,20 +9,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::ops::{self, host};
 
-/// The distribution tokens are drawn from: the softmax of the logits after these, in this order. Names and defaults are
-/// those of TRL and Hugging Face.
+/// The distribution that tokens are drawn from: the softmax of the logits after the following adjustments, in this
+/// order. Names and defaults are those of TRL and Hugging Face.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Distribution {
-    /// Logits of tokens that occurred before are divided by this when positive, multiplied when negative
-    /// (arXiv 1909.05858); 1 for none.
+    /// Divides positive and multiplies negative logits of tokens that occurred before (arXiv 1909.05858); 1 for none.
     pub repetition_penalty: f32,
     /// Divides the logits; 0 takes the most probable token.
     pub temperature: f32,
-    /// Only the k most probable tokens, and those as probable as the last of them; 0 for all.
+    /// Keeps the k most probable tokens, and any as probable as the last of them; 0 for all.
     pub top_k: usize,
-    /// Only the most probable tokens that together reach this probability (arXiv 1904.09751); 1 for all.
+    /// Keeps the most probable tokens that together reach this probability (arXiv 1904.09751); 1 for all.
     pub top_p: f32,
-    /// Only tokens at least this many times as probable as the most probable one (arXiv 2407.01082); 0 for all.
+    /// Keeps tokens at least this many times as probable as the most probable one (arXiv 2407.01082); 0 for all.
     pub min_p: f32,
 }
 
@@ -33,12 +32,12 @@ impl Default for Distribution {
 }
 
 impl Distribution {
-    /// The whole softmax at a temperature.
+    /// Returns the softmax over all tokens at a temperature.
     pub fn at(temperature: f32) -> Self {
         Self { temperature, ..Self::default() }
     }
 
-    /// Settings that cannot work, each as `key = value` and the reason.
+    /// Returns one message per invalid setting: `key = value` and the reason.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut require = |ok: bool, key: &str, value: f32, rule: &str| {
@@ -55,32 +54,32 @@ impl Distribution {
         problems
     }
 
-    /// Whether tokens are taken out of the softmax.
+    /// Returns whether tokens are excluded by top-k, top-p or min-p.
     fn truncates(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
     }
 
-    /// The temperature statistics are taken at: greedy decoding reports those at 1.
+    /// Returns the temperature of the statistics: greedy decoding reports those at 1.
     pub(super) fn softmax_temperature(&self) -> f32 {
         if self.temperature == 0.0 { 1.0 } else { self.temperature }
     }
 }
 
-/// A drawn token and figures of the distribution it came from, in nats.
+/// A drawn token with statistics of its distribution, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampled {
     /// The token.
     pub token: u32,
-    /// Its log-probability at the sampling temperature among all tokens, as a trainer recomputes it. NaN when the logits are
-    /// not finite numbers.
+    /// Its log-probability at the sampling temperature over all tokens, as a trainer recomputes it; NaN if logits are
+    /// not finite.
     pub log_prob: f32,
-    /// Its log-probability under the distribution it was drawn from, penalty and truncation included.
+    /// Its log-probability under the distribution it was drawn from, with penalty and truncation.
     pub drawn_log_prob: f32,
-    /// Its log-probability at temperature 1 among all tokens.
+    /// Its log-probability at temperature 1 over all tokens.
     pub unit_log_prob: f32,
     /// Entropy at temperature 1.
     pub entropy: f32,
-    /// Entropy at the sampling temperature, among all tokens.
+    /// Entropy at the sampling temperature, over all tokens.
     pub sampling_entropy: f32,
     /// `Σ p²` over all tokens at the sampling temperature.
     pub collision: f32,
@@ -88,11 +87,11 @@ pub struct Sampled {
     pub collision_log: f32,
 }
 
-/// Draws one token per row of `[rows, vocab]` logits by inverting its distribution function at `uniforms[row]`.
-/// `contexts` gives the tokens before it, for the repetition penalty.
+/// Draws one token per row of `[rows, vocab]` logits by inverting the cumulative distribution at `uniforms[row]`.
+/// `contexts` are the tokens before it, for the repetition penalty.
 ///
-/// Logits that are in the host's memory are read there. On other devices the draw happens on the device and seven numbers
-/// per row come back, unless a penalty or a truncation asks for the logits themselves.
+/// Logits in host memory are read there. On other devices the draw happens on the device, and seven numbers per row are
+/// copied back, unless a penalty or truncation needs the logits themselves.
 pub(crate) fn draw(
     logits: Tensor<2>,
     distribution: &Distribution,
@@ -107,21 +106,20 @@ pub(crate) fn draw(
         return fetch(Drawn::on_device(logits, distribution, uniforms, 0, None).numbers);
     }
     let logits = ops::to_host(logits);
-    // Few rows of a large vocabulary still use all cores; many small rows are handed out in bunches.
-    let bunch = (4096 / vocab).max(1);
+    // A few rows of a large vocabulary still use all cores; many small rows are processed in batches.
+    let batch = (4096 / vocab).max(1);
     let row = |((logits, &uniform), context): ((&[f32], &f32), &[&[u32]; 2])| {
         sample(logits, distribution, uniform, context.iter().copied().flatten().copied())
     };
-    logits.par_chunks_exact(vocab).zip(uniforms).zip(contexts).with_min_len(bunch).map(row).collect()
+    logits.par_chunks_exact(vocab).zip(uniforms).zip(contexts).with_min_len(batch).map(row).collect()
 }
 
-/// Whether tokens are drawn where the logits are: not when those are in the host's memory, or must be penalised or
-/// truncated.
+/// Returns whether tokens are drawn on the device of the logits: not on the host, or with a penalty or truncation.
 pub(super) fn draws_on_device(device: &Device, distribution: &Distribution) -> bool {
     !ops::is_host(device) && !distribution.truncates() && distribution.repetition_penalty == 1.0
 }
 
-/// Tokens drawn on a device and still there.
+/// Tokens drawn on a device, still in its memory.
 pub(super) struct Drawn {
     /// `[rows]`.
     pub tokens: Tensor<1, Int>,
@@ -130,7 +128,7 @@ pub(super) struct Drawn {
 }
 
 impl Drawn {
-    /// A draw without truncation, of each row at the uniform in column `place`; on a GPU it counts the token in `states`.
+    /// Draws without truncation, each row at the uniform in column `place`; on a GPU also counts the token in `states`.
     ///
     /// # Shapes
     /// - logits: `[rows, vocab]`; uniforms: `[rows, places]`; states: `[rows, 4]`, see `ops::Decoding`
@@ -172,7 +170,7 @@ impl Drawn {
     }
 }
 
-/// [`invert`] as tensor operations: the block first, then the token in it.
+/// [`invert`] with tensor operations: finds the block first, then the token in it.
 ///
 /// # Shapes
 /// - weights: `[rows, vocab]`; uniforms: `[rows, 1]`; result: `[rows, 1]`
@@ -182,7 +180,7 @@ fn invert_on_device(weights: Tensor<2>, uniforms: Tensor<2>) -> Tensor<2, Int> {
     let padding = Tensor::zeros([rows, blocks * BLOCK - vocab], &weights.device());
     let padded = if blocks * BLOCK == vocab { weights } else { Tensor::cat(vec![weights, padding], 1) };
     let weights: Tensor<3> = padded.reshape([rows, blocks, BLOCK]);
-    // How many of the sums that end a run do not exceed the threshold, which stays below the last of them.
+    // Number of cumulative sums up to the threshold, which is kept below the last of them.
     let place = |sums: Tensor<2>, threshold: Tensor<2>| {
         let [rows, count] = sums.dims();
         let below = sums.clone().narrow(1, count - 1, 1).mul_scalar(1.0 - 1e-7);
@@ -200,12 +198,12 @@ fn invert_on_device(weights: Tensor<2>, uniforms: Tensor<2>) -> Tensor<2, Int> {
     (block.mul_scalar(BLOCK as i64) + token).clamp_max(vocab as i64 - 1)
 }
 
-/// Reads drawn tokens back, row by row.
+/// Copies drawn tokens to the host.
 pub(super) fn fetch(numbers: Tensor<2>) -> Vec<Sampled> {
     let row = |row: &[f32; 7]| {
         let [token, log_prob, unit_log_prob, entropy, sampling_entropy, collision, collision_log] = *row;
         Sampled {
-            token: token as u32, // whole numbers below 2^24 pass through f32 unharmed
+            token: token as u32, // integers below 2^24 are exact in f32
             log_prob,
             drawn_log_prob: log_prob,
             unit_log_prob,
@@ -218,12 +216,12 @@ pub(super) fn fetch(numbers: Tensor<2>) -> Vec<Sampled> {
     ops::to_host(numbers).as_chunks::<7>().0.iter().map(row).collect()
 }
 
-/// Where a row's token comes from.
+/// Source of a row's token.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Choice {
-    /// It is drawn at this uniform.
+    /// Drawn at this uniform.
     Drawn(f32),
-    /// It is known.
+    /// Known in advance.
     Given(u32),
 }
 
@@ -236,7 +234,7 @@ impl Choice {
     }
 }
 
-/// Draws from one row of logits at `uniform`; `context` gives the tokens before it.
+/// Draws from one row of logits at `uniform`; `context` are the tokens before it.
 pub fn sample(
     logits: &[f32],
     distribution: &Distribution,
@@ -246,7 +244,7 @@ pub fn sample(
     figures(logits, distribution, Choice::Drawn(uniform), context)
 }
 
-/// The token of one row of logits and the figures of its distribution; `context` gives the tokens before it.
+/// Returns the token of one row of logits and the statistics of its distribution; `context` are the tokens before it.
 pub(super) fn figures(
     logits: &[f32],
     distribution: &Distribution,
@@ -290,14 +288,14 @@ fn penalise(logits: &[f32], penalty: f32, context: impl Iterator<Item = u32>) ->
     }
     let mut penalised = logits.to_vec();
     for token in context {
-        // From the unchanged logit, so that a token that occurred twice is penalised once.
+        // Starts from the unchanged logit, so that a token that occurred twice is penalised once.
         let logit = logits[token as usize];
         penalised[token as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
     }
     Cow::Owned(penalised)
 }
 
-/// The first of the largest.
+/// Returns the first index of the maximum.
 fn most_probable(logits: &[f32]) -> usize {
     let mut best = 0;
     for (index, &logit) in logits.iter().enumerate() {
@@ -308,12 +306,12 @@ fn most_probable(logits: &[f32]) -> usize {
     best
 }
 
-/// Tokens whose weights are summed on their own before the sum of all: weights far below the largest keep their share.
+/// Number of tokens whose weights are summed before the total sum: weights far below the largest keep their share.
 const BLOCK: usize = 256;
 
-/// The token at which the running sum of `e^((z − max)/T)` exceeds a share `uniform` of the whole.
+/// Returns the token at which the cumulative sum of `e^((z − max)/T)` exceeds the share `uniform` of the total.
 ///
-/// A running sum in f32 that has reached 1 takes no notice of a weight below 6e-8, of which a large vocabulary has many.
+/// A cumulative sum in f32 that has reached 1 ignores weights below 6e-8, of which a large vocabulary has many.
 fn invert(logits: &[f32], max: f32, inverse: f32, uniform: f32) -> usize {
     let weight = |z: f32| host::exp((z - max) * inverse);
     let sum = |block: &[f32]| -> f64 {
@@ -332,7 +330,7 @@ fn invert(logits: &[f32], max: f32, inverse: f32, uniform: f32) -> usize {
         before += if here { 0.0 } else { *sum };
         here
     });
-    // None when the logits are not numbers, which the caller sees in the log-probability.
+    // `None` if the logits are not numbers; the caller detects this by the log-probability.
     let first = block.unwrap_or(0) * BLOCK;
     let tokens = &logits[first..logits.len().min(first + BLOCK)];
     let drawn = tokens.iter().position(|&z| {
@@ -340,12 +338,11 @@ fn invert(logits: &[f32], max: f32, inverse: f32, uniform: f32) -> usize {
         before += weight;
         before > threshold && weight > 0.0
     });
-    // Rounding can leave the sum a hair below the threshold.
+    // Rounding can leave the sum slightly below the threshold.
     first + drawn.unwrap_or_else(|| most_probable(tokens))
 }
 
-/// The token among those that top-k, top-p and min-p leave, and its log-probability among them: −∞ for a given token that is
-/// none of them.
+/// Returns a token kept by top-k, top-p and min-p, and its log-probability among them; −∞ for an excluded given token.
 fn choose_truncated(logits: &[f32], distribution: &Distribution, choice: Choice) -> (usize, f32) {
     let kept = truncate(logits, distribution);
     let total: f64 = kept.iter().map(|&(_, weight)| f64::from(weight)).sum();
@@ -356,7 +353,7 @@ fn choose_truncated(logits: &[f32], distribution: &Distribution, choice: Choice)
                 sum += f64::from(weight);
                 sum > f64::from(uniform) * total
             });
-            // Nothing is kept of logits that are not numbers.
+            // Nothing is kept if the logits are not numbers.
             drawn.or(kept.first()).copied().unwrap_or((0, f32::NAN))
         }
         Choice::Given(token) => {
@@ -367,7 +364,7 @@ fn choose_truncated(logits: &[f32], distribution: &Distribution, choice: Choice)
     (token, (f64::from(weight) / total).ln() as f32)
 }
 
-/// Tokens and weights (1 for the most probable) that stay, most probable first.
+/// Returns the kept tokens with their weights (1 for the most probable), most probable first.
 fn truncate(logits: &[f32], distribution: &Distribution) -> Vec<(usize, f32)> {
     let inverse = 1.0 / distribution.temperature;
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -380,7 +377,7 @@ fn truncate(logits: &[f32], distribution: &Distribution) -> Vec<(usize, f32)> {
     let total: f64 = kept.iter().map(|&(_, weight)| f64::from(weight)).sum();
     let top_p = f64::from(distribution.top_p);
     if top_p < 1.0 {
-        // Tokens below this together weigh less than 1 − top_p: sorting the rest is enough.
+        // Tokens below this weight have a total share of less than 1 − top_p: sorting the others is enough.
         let negligible = (1.0 - top_p) * total / kept.len() as f64;
         kept.retain(|&(_, weight)| f64::from(weight) >= negligible);
     }

@@ -1,4 +1,4 @@
-//! Causal self-attention with grouped queries, with and without a cache.
+//! Causal self-attention with grouped queries (GQA), with and without a cache.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -10,43 +10,43 @@ use super::rope::Tables;
 use super::{KvCache, ModelConfig, Precision};
 use crate::ops;
 
-/// `softmax(q kᵀ / √d) v` per head, over the sequence's own past.
+/// `softmax(q kᵀ / √d) v` per head, over the past of the same sequence.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Queries, `[hidden, heads · head_dim]`, or each head's with a gate of its output beside it (Qwen 3.5); none where the
-    /// three are one.
+    /// Queries, `[hidden, heads · head_dim]`, or each head's query followed by an output gate (Qwen 3.5); `None` if
+    /// fused.
     pub q_proj: Option<Linear>,
     /// Keys, `[hidden, kv_heads · head_dim]`.
     pub k_proj: Option<Linear>,
     /// Values, `[hidden, kv_heads · head_dim]`.
     pub v_proj: Option<Linear>,
-    /// Queries, keys and values as one matrix (Phi 3), `[hidden, (heads + 2 · kv_heads) · head_dim]`.
+    /// Fused queries, keys and values (Phi 3), `[hidden, (heads + 2 · kv_heads) · head_dim]`.
     pub qkv_proj: Option<Linear>,
     /// Output, `[heads · head_dim, hidden]`.
     pub o_proj: Linear,
-    /// Norm of each head's query (Qwen3, Gemma 3), or of all together (OLMo 2).
+    /// Norm of each query head (Qwen3, Gemma 3), or of all heads together (OLMo 2).
     pub q_norm: Option<RmsNorm>,
-    /// Norm of each head's key, or of all together.
+    /// Norm of each key head, or of all heads together.
     pub k_norm: Option<RmsNorm>,
     head_dim: usize,
     kv_heads: usize,
     gated: bool,
-    /// Which of the model's rotations queries and keys have, if any.
+    /// Index of the rotation of queries and keys; `None` without rotary positions.
     rope: Option<usize>,
-    /// How many tokens a query sees at most.
+    /// Maximum number of tokens a query attends to.
     window: Option<usize>,
 }
 
-/// What every layer of one forward pass shares.
+/// Inputs shared by all layers of a forward pass.
 #[derive(Debug)]
 pub(crate) struct Rows {
     /// Sequence lengths; their sum is the number of rows.
     pub lengths: Vec<usize>,
-    /// Rotary cosines and sines of keys and of queries, for each rotation that layers have; none where the cache has them.
+    /// Rotary tables of keys and of queries, for each rotation of the model; `None` if the cache has them.
     pub rotary: Option<Vec<[Tables; 2]>>,
-    /// What matrix products are computed in.
+    /// Precision of matrix products.
     pub precision: Precision,
-    /// The format in which norms and activations hand their results to products; none where products convert them.
+    /// Format in which norms and activations write the operands of products; `None` if products convert them.
     pub(super) stored: Option<FloatDType>,
 }
 
@@ -75,7 +75,7 @@ impl Attention {
         }
     }
 
-    /// Attends within each sequence of the packed rows; with a cache, also to what was read before.
+    /// Attends within each packed sequence; with a cache, also to the tokens read before.
     ///
     /// # Shapes
     /// - x, output: `[rows, hidden]`
@@ -102,7 +102,7 @@ impl Attention {
         let (q, k) = (rotate(heads(q, &self.q_norm), 1), rotate(heads(k, &self.k_norm), 0));
         let v = heads(v, &None);
         let attend = |q, k, v| ops::attention(q, k, v, &rows.lengths, self.window, rows.precision.dtype());
-        // 3. Attend: to the own sequence, or to the cache when decoding.
+        // 3. Attend: to the same sequence, or to the cache when decoding.
         let mixed = match cache {
             None => attend(q, k, v),
             Some((cache, layer)) => {
@@ -110,12 +110,12 @@ impl Attention {
                 cache.attention(layer, q.clone()).unwrap_or_else(|| attend(q, k, v))
             }
         };
-        // 4. Mix the heads.
+        // 4. Gate (Qwen 3.5) and project the output.
         let mixed = gate.into_iter().fold(mixed, |mixed, gate| mixed * sigmoid(gate));
         rows.precision.linear(&self.o_proj, mixed)
     }
 
-    /// Queries, and the gates that stand beside them head by head.
+    /// Splits queries from the gates that follow them head by head.
     fn with_gate(&self, q: Tensor<2>) -> (Tensor<2>, Option<Tensor<2>>) {
         let ([rows, width], dim) = (q.dims(), self.head_dim);
         let both = q.reshape([rows, width / (2 * dim), 2 * dim]);
@@ -123,12 +123,12 @@ impl Attention {
         (q, Some(gate))
     }
 
-    /// The projections of queries, keys and values, where they are not one.
+    /// Returns the projections of queries, keys and values; `None` if they are fused.
     fn separate(&self) -> Option<[&Linear; 3]> {
         Some([self.q_proj.as_ref()?, self.k_proj.as_ref()?, self.v_proj.as_ref()?])
     }
 
-    /// Queries, keys and values where they are one projection.
+    /// Computes queries, keys and values with the fused projection.
     fn together(&self, x: Tensor<2>, rows: &Rows) -> [Tensor<2>; 3] {
         let layer = self.qkv_proj.as_ref().expect("one projection or three");
         let x = rows.precision.linear(layer, x);
@@ -137,8 +137,8 @@ impl Attention {
         [(0, q), (q, kv), (q + kv, kv)].map(|(from, width)| x.clone().narrow(1, from, width))
     }
 
-    /// [`Self::forward`] of one new token per sequence, on a GPU: 2 and 3 are one step of the cache, which adds biases, too,
-    /// unless a norm comes between.
+    /// Same as [`Self::forward`] for one new token per sequence on a GPU. Steps 2 and 3 are one operation of the cache,
+    /// which also adds the biases unless a norm comes in between.
     fn decode(&self, x: Tensor<2>, rows: &Rows, (cache, layer): (&mut KvCache, usize)) -> Tensor<2> {
         let (projections, biases) = match self.separate() {
             None => (self.together(x, rows), None),
@@ -161,7 +161,7 @@ impl Attention {
     }
 }
 
-/// Token ids as a device tensor.
+/// Copies token ids to `device`.
 pub(crate) fn ids(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
     let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
     ops::to_device(TensorData::from(ids.as_slice()), device)

@@ -1,9 +1,9 @@
-//! Keys and values of what has been read, or what a recurrence keeps of it: one pre-allocated pair of tables per layer.
+//! KV cache: one pre-allocated pair of tables per layer. A layer with a recurrence keeps its state instead.
 //!
-//! A table has a row per token. Its first part is cut into *prompt slots*, the rest into *completion slots*: a prompt is
-//! stored once and shared by the completions of its group, and every completion has a slot of its own that the next one
-//! takes over when it ends. So what a new token may see is two runs of rows, nothing is ever moved, and memory is known
-//! beforehand.
+//! A table has one row per token. Its first part is divided into *prompt slots*, the rest into *completion slots*. A
+//! prompt is stored once and shared by the completions of its group. Each completion has a slot of its own, which is
+//! reused when it ends. A new token therefore attends to two contiguous runs of rows, nothing is ever moved, and the
+//! memory is known in advance.
 
 use std::ops::Range;
 
@@ -14,32 +14,32 @@ use super::states::{self, States};
 use crate::ops::delta::{DeltaHeads, DeltaInputs, Move};
 use crate::ops::{self, CacheCall, Decoding, Span};
 
-/// How many sequences a cache holds, and how long they may be.
+/// Number of sequences in a cache and their maximum lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
-    /// Prompts held at a time.
+    /// Number of prompts held at a time.
     pub prompts: usize,
-    /// Longest prompt, in tokens.
+    /// Maximum prompt length, in tokens.
     pub prompt_length: usize,
-    /// Completions decoded at a time.
+    /// Number of completions decoded at a time.
     pub completions: usize,
-    /// Longest completion, in tokens.
+    /// Maximum completion length, in tokens.
     pub completion_length: usize,
 }
 
 impl CacheShape {
-    /// Rows of each table.
+    /// Returns the number of rows of each table, without the row for padding.
     pub fn tokens(&self) -> usize {
         self.prompts * self.prompt_length + self.completions * self.completion_length
     }
 
-    /// Tokens whose keys and values, in f32, take as much memory as the whole cache: what recurrences keep is counted so.
+    /// Returns the number of tokens whose f32 keys and values take as much memory as the cache with its states.
     pub fn tokens_worth(&self, config: &ModelConfig) -> usize {
         self.tokens() + self.state_bytes(config).div_ceil(token_bytes(config, 4).max(1))
     }
 
-    /// Memory of the whole cache: keys and values of every layer with attention, in numbers of so many bytes, and what
-    /// recurrences keep of every sequence, in f32.
+    /// Returns the memory of the whole cache in bytes: keys and values of every attention layer with `number` bytes per
+    /// element, and the f32 recurrent states of every sequence.
     pub fn bytes(&self, config: &ModelConfig, number: usize) -> usize {
         token_bytes(config, number) * self.tokens() + self.state_bytes(config)
     }
@@ -48,7 +48,7 @@ impl CacheShape {
         4 * recurrent(config) * self.slots() * states::numbers(config).iter().sum::<usize>()
     }
 
-    /// Rows of a table of states: a slot each, and one for what pads a pass.
+    /// Returns the number of rows of a state table: one per slot, and one for padding.
     fn slots(&self) -> usize {
         self.prompts + self.completions + 1
     }
@@ -62,12 +62,12 @@ impl CacheShape {
     }
 }
 
-/// Layers with a recurrence.
+/// Returns the number of layers with a recurrence.
 fn recurrent(config: &ModelConfig) -> usize {
     (0..config.num_hidden_layers).filter(|&layer| config.is_recurrent(layer)).count()
 }
 
-/// Memory of the keys and values of a token, in numbers of so many bytes.
+/// Returns the bytes of a token's keys and values, with `number` bytes per element.
 fn token_bytes(config: &ModelConfig, number: usize) -> usize {
     let attending = config.num_hidden_layers - recurrent(config);
     2 * number * attending * config.num_key_value_heads * config.head_dim()
@@ -80,45 +80,45 @@ struct Completion {
     decoded: usize,
 }
 
-/// What a layer keeps.
+/// The cache of one layer.
 #[derive(Debug)]
-enum Kept {
+enum LayerCache {
     /// Keys and values, `[tokens, kv_heads · head_dim]` each.
     Attention(Tensor<2>, Tensor<2>),
     Recurrence(States),
 }
 
-/// The keys and values of a batch of sequences, or the states of recurrences.
+/// The KV cache of a batch of sequences; layers with a recurrence have their state in it instead.
 ///
-/// Announce what the next forward pass reads with [`KvCache::read`] or [`KvCache::step`].
+/// Announce the tokens of each forward pass with [`KvCache::read`] or [`KvCache::step`].
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<Kept>,
+    layers: Vec<LayerCache>,
     shape: CacheShape,
     /// Length of the prompt in each prompt slot.
     prompts: Vec<usize>,
     completions: Vec<Completion>,
-    /// Positions of the tokens of the announced pass, in their sequences.
+    /// Positions of the announced tokens in their sequences.
     positions: Vec<usize>,
     call: CacheCall,
-    /// Between which rows of tables of states the announced pass goes.
+    /// Source and target row of each sequence of the announced pass, in the state tables.
     moves: Vec<Move>,
-    /// The window of each layer, and what the new tokens of a step see within each.
+    /// Attention window of each layer, and the rows that the new tokens of a step attend to for each distinct window.
     windows: Vec<Option<usize>>,
     within: Vec<(usize, CacheCall)>,
-    /// The announced step on a GPU, once the model has asked for it.
+    /// The announced step as prepared for a GPU; `None` until the model asks for it.
     decoding: Option<Decoding>,
 }
 
 impl KvCache {
-    /// An empty cache on a device without autodiff; in f32, or another format that [`cache_format`](super::CausalLm::cache_format) gives.
+    /// Creates an empty cache without autodiff, in f32 or [`cache_format`](super::CausalLm::cache_format).
     pub fn new(config: &ModelConfig, shape: CacheShape, format: FloatDType, device: &Device) -> Self {
-        // The last row is for what pads a pass.
+        // The last row is for padding tokens.
         let size = [shape.tokens() + 1, config.num_key_value_heads * config.head_dim()];
         let table = || ops::zeros(size[0] * size[1], format, device).reshape(size);
         let layer = |layer| match config.is_recurrent(layer) {
-            true => Kept::Recurrence(States::new(config, shape.slots(), device)),
-            false => Kept::Attention(table(), table()),
+            true => LayerCache::Recurrence(States::new(config, shape.slots(), device)),
+            false => LayerCache::Attention(table(), table()),
         };
         let layers = (0..config.num_hidden_layers).map(layer).collect();
         Self {
@@ -135,7 +135,7 @@ impl KvCache {
         }
     }
 
-    /// The next pass reads whole prompts: `(slot, length)` each.
+    /// Announces a pass over whole prompts, `(slot, length)` each.
     ///
     /// # Panics
     /// When a prompt is longer than its slot.
@@ -153,13 +153,12 @@ impl KvCache {
         self.call = CacheCall::new(writes, Vec::new());
     }
 
-    /// Gives a completion slot to a new completion of the prompt in `prompt`.
+    /// Assigns a completion slot to a new completion of the prompt in slot `prompt`.
     pub fn start(&mut self, slot: usize, prompt: usize) {
         self.completions[slot] = Completion { prompt, decoded: 0 };
     }
 
-    /// The next pass reads one token for each of these completion slots, padded to `rows` tokens whose results mean
-    /// nothing.
+    /// Announces a pass over one token per completion slot in `slots`, padded to `rows` tokens with unused results.
     ///
     /// # Panics
     /// When a completion has filled its slot, or there are more slots than rows.
@@ -190,10 +189,10 @@ impl KvCache {
             .map(|window| (window, CacheCall::new(Vec::new(), spans.iter().map(|span| last(span, window)).collect())))
             .collect();
         self.call = CacheCall::new(writes, spans);
-        self.stepped();
+        self.upload_states();
     }
 
-    /// As [`Self::step`] for the same slots again, after tokens that were drawn and counted on the device.
+    /// Announces the same step again, for tokens sampled and counted on the device: only the host's counts advance.
     pub(crate) fn step_on_device(&mut self, slots: &[usize]) {
         assert!(self.decoding.is_some(), "a step that was announced by `step` and taken");
         for &slot in slots {
@@ -203,14 +202,14 @@ impl KvCache {
         }
     }
 
-    /// Has the next step upload its state; what does not depend on it stays.
-    fn stepped(&mut self) {
+    /// Uploads the states of the announced step; the rotation tables stay.
+    fn upload_states(&mut self) {
         if let Some(decoding) = &mut self.decoding {
             decoding.states = states(self.call.spans(), &decoding.states.device());
         }
     }
 
-    /// The announced step as a GPU has it; none while prompts are read. `rotations` gives those of so many positions.
+    /// Returns the announced step on a GPU; `None` for a pass over prompts. `rotations` takes the number of positions.
     pub(super) fn decoding(
         &mut self,
         stored: FloatDType,
@@ -227,25 +226,25 @@ impl KvCache {
         self.decoding.as_ref()
     }
 
-    /// The state of each row of the announced step, where it is on a GPU.
+    /// Returns the state of each row of the announced step, if it is on a GPU.
     pub(crate) fn states(&self) -> Option<Tensor<2, Int>> {
         self.decoding.as_ref().map(|decoding| decoding.states.clone())
     }
 
-    /// States of `rows` rows of padding, as [`Self::step`] has them.
+    /// Returns the states of `rows` padding rows, as set by [`Self::step`].
     pub(crate) fn padding_states(&self, rows: usize) -> Option<Tensor<2, Int>> {
         let (decoding, spare) = (self.decoding.as_ref()?, self.shape.tokens());
         Some(states(&vec![[spare..spare, spare..spare + 1]; rows], &decoding.states.device()))
     }
 
-    /// Has the announced step read its state from other memory, until the next is announced.
+    /// Makes the announced step read its states from `states`, until the next step is announced.
     pub(crate) fn set_states(&mut self, states: Tensor<2, Int>) {
         if let Some(decoding) = &mut self.decoding {
             decoding.states = states;
         }
     }
 
-    /// [`ops::attend`] of the announced step's tokens.
+    /// Applies [`ops::attend`] to the announced tokens.
     pub(super) fn attend(
         &self,
         layer: usize,
@@ -259,29 +258,29 @@ impl KvCache {
         ops::attend(projections, biases, rotates, [keys, values], dim, decoding)
     }
 
-    /// Keys and values of a layer.
+    /// Returns the keys and values of a layer.
     fn tables(&self, layer: usize) -> [&Tensor<2>; 2] {
         match &self.layers[layer] {
-            Kept::Attention(keys, values) => [keys, values],
-            Kept::Recurrence(_) => panic!("layer {layer} has no attention"),
+            LayerCache::Attention(keys, values) => [keys, values],
+            LayerCache::Recurrence(_) => panic!("layer {layer} has no attention"),
         }
     }
 
-    /// The tables of a recurrence, and between which of their rows the announced pass goes.
+    /// Returns the state tables of a layer, and the moves between their rows in the announced pass.
     fn recurrence(&mut self, layer: usize) -> (&mut States, &[Move]) {
         match &mut self.layers[layer] {
-            Kept::Recurrence(states) => (states, &self.moves),
-            Kept::Attention(..) => panic!("layer {layer} has attention"),
+            LayerCache::Recurrence(states) => (states, &self.moves),
+            LayerCache::Attention(..) => panic!("layer {layer} has attention"),
         }
     }
 
-    /// [`ops::delta::causal_conv`] of the announced tokens.
+    /// Applies [`ops::delta::causal_conv`] to the announced tokens.
     pub(super) fn convolve(&mut self, layer: usize, x: Tensor<2>, taps: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
         let (states, moves) = self.recurrence(layer);
         states.convolve(x, taps, lengths, moves)
     }
 
-    /// [`ops::delta::delta_rule`] of the announced tokens.
+    /// Applies [`ops::delta::delta_rule`] to the announced tokens.
     pub(super) fn recur(
         &mut self,
         layer: usize,
@@ -293,7 +292,7 @@ impl KvCache {
         states.recur(inputs, lengths, moves, heads)
     }
 
-    /// Positions of the announced tokens.
+    /// Returns the positions of the announced tokens.
     pub(super) fn positions(&self) -> &[usize] {
         &self.positions
     }
@@ -306,14 +305,14 @@ impl KvCache {
         let call = &self.call;
         let [tokens, heads, dim] = keys.dims();
         let flat = |x: Tensor<3>| x.reshape([tokens, heads * dim]);
-        let Kept::Attention(stored_keys, stored_values) = &mut self.layers[layer] else {
+        let LayerCache::Attention(stored_keys, stored_values) = &mut self.layers[layer] else {
             panic!("layer {layer} has no attention")
         };
         stored_keys.inplace(|table| ops::write_rows(table, flat(keys), call));
         stored_values.inplace(|table| ops::write_rows(table, flat(values), call));
     }
 
-    /// Attention of the announced tokens, or `None` while prompts are read: those see only themselves.
+    /// Returns the attention output of the announced tokens; `None` for a pass over prompts, which needs no cache.
     pub(super) fn attention(&self, layer: usize, q: Tensor<3>) -> Option<Tensor<2>> {
         if self.call.spans().is_empty() {
             return None;
@@ -324,24 +323,24 @@ impl KvCache {
     }
 }
 
-/// Each window once.
+/// Iterates over the distinct windows.
 fn distinct(windows: &[Option<usize>]) -> impl Iterator<Item = usize> {
     let new = |(layer, window): (usize, &Option<usize>)| window.filter(|_| !windows[..layer].contains(window));
     windows.iter().enumerate().filter_map(new)
 }
 
-/// The last rows of a span, as many as a window shows.
+/// Returns the last `window` rows of a span.
 fn last([prompt, own]: &Span, window: usize) -> Span {
     let cut = |run: &Range<usize>, count: usize| run.end - run.len().min(count)..run.end;
     let own = cut(own, window);
     [cut(prompt, window - own.len()), own]
 }
 
-/// See [`Decoding::states`].
+/// Builds [`Decoding::states`].
 fn states(spans: &[Span], device: &Device) -> Tensor<2, Int> {
     let state = |[prompt, own]: &Span| [prompt.start, prompt.len(), own.start, own.len() - 1].map(|field| field as i32);
     let states: Vec<i32> = spans.iter().flat_map(state).collect();
-    // Without gaps between rows, which two dimensions may have.
+    // Uploaded in one dimension: a two-dimensional tensor may have gaps between rows.
     ops::to_device::<1, Int>(TensorData::from(states.as_slice()), device).reshape([spans.len(), 4])
 }
 
@@ -349,7 +348,7 @@ fn states(spans: &[Span], device: &Device) -> Tensor<2, Int> {
 mod tests {
     use super::*;
 
-    /// A bound of tokens held for keys and values alone, beside which states are large.
+    /// The limit in tokens once counted keys and values only; recurrent states are large.
     #[test]
     fn states_count_as_the_tokens_that_take_as_much_memory() {
         let shape = CacheShape { prompts: 2, prompt_length: 5, completions: 3, completion_length: 7 };
@@ -359,7 +358,7 @@ mod tests {
         config.head_dim = Some(8);
         config.rest.insert("linear_key_head_dim".to_string(), 16.into());
         config.rest.insert("linear_value_head_dim".to_string(), 16.into());
-        // Three of four layers: 3 inputs of 2 x 16 x 16 + 32 x 16 columns, 32 states of 16 x 16; a token has 2 x 2 x 8 numbers.
+        // Three of four layers: 3 inputs of 2 x 16 x 16 + 32 x 16 columns, 32 states of 16 x 16; a token: 2 x 2 x 8.
         let numbers = 3 * 6 * (3 * 1024 + 32 * 256);
         assert_eq!(shape.tokens_worth(&config), 31 + numbers / 32);
         assert_eq!(shape.bytes(&config, 4), 4 * (31 * 32 + numbers));

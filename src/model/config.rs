@@ -1,4 +1,4 @@
-//! The architecture, as Hugging Face `config.json` writes it, and the refusal of what this decoder does not compute.
+//! The model architecture as in Hugging Face `config.json`, and the rejection of unsupported configurations.
 
 use std::path::Path;
 
@@ -11,80 +11,80 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::tensors::Dtype;
 
-/// The architecture, with the keys of Hugging Face `config.json`; keys that are not used here are kept as they are.
+/// The model architecture, with the keys of Hugging Face `config.json`; unused keys are kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// Class names, such as `["Qwen2ForCausalLM"]`.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub architectures: Vec<String>,
-    /// Family, one of those of README's table.
+    /// Model family, one of the table in README.
     pub model_type: String,
-    /// Rows of the embedding.
+    /// Vocabulary size: rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width inside the SwiGLU block.
+    /// Inner width of the feed-forward network.
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
     /// Query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; divides `num_attention_heads`, and equals it where the file does not say.
+    /// Key and value heads; must divide `num_attention_heads`, which is also the default.
     #[serde(default, deserialize_with = "or_default")]
     pub num_key_value_heads: usize,
-    /// Width of one head where it is not `hidden_size / num_attention_heads`.
+    /// Width of one head; `None` for the default of the family.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
     /// Activation of the gate: `silu`, or `gelu_pytorch_tanh` in `gemma3_text`.
     #[serde(default = "silu")]
     pub hidden_act: String,
-    /// Longest sequence, in tokens.
+    /// Maximum sequence length, in tokens.
     pub max_position_embeddings: usize,
-    /// Base of the rotary frequencies, where `rope_parameters` does not say.
+    /// Base of the rotary frequencies, unless `rope_parameters` gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
-    /// Rotary scaling, as files before transformers 5 write it.
+    /// Rotary scaling in files from before transformers 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<Value>,
-    /// Rotary base and scaling, as transformers 5 writes them.
+    /// Rotary base and scaling in files of transformers 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_parameters: Option<Value>,
     /// Added to the mean square in RMSNorm.
     #[serde(default = "rms_norm_eps")]
     pub rms_norm_eps: f64,
-    /// Whether the head shares the embedding.
+    /// Whether the head is tied to the embedding.
     #[serde(default, deserialize_with = "or_default")]
     pub tie_word_embeddings: bool,
-    /// Whether the projections of attention have a bias (`llama`, `qwen3`; in `qwen2` all but the last always have).
+    /// Whether attention projections have a bias (`llama`, `qwen3`, …; in `qwen2` all but the last always have).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention_bias: Option<bool>,
-    /// Whether the projections of the feed-forward part have a bias (`llama`).
+    /// Whether the feed-forward projections have a bias (`llama`, `smollm3`, `granite`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mlp_bias: Option<bool>,
-    /// Standard deviation of freshly initialised weights.
+    /// Standard deviation of newly initialised weights.
     #[serde(default = "initializer_range")]
     pub initializer_range: f64,
-    /// End-of-turn ids: one or a list, as Hugging Face allows.
+    /// End-of-turn ids: one or a list, as in Hugging Face files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eos_token_id: Option<Value>,
     /// Padding id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
-    /// Stored precision, as files before transformers 5 name it.
+    /// Number format of stored weights, in files from before transformers 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub torch_dtype: Option<String>,
-    /// Stored precision, as transformers 5 names it.
+    /// Number format of stored weights, in files of transformers 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
-    /// Whether layers attend within a window, where the family asks (`qwen2`, `qwen3`, `smollm3`).
+    /// Whether layers have a sliding window, in families with this key (`qwen2`, `qwen3`, `smollm3`).
     #[serde(default, deserialize_with = "or_default")]
     pub use_sliding_window: bool,
-    /// Everything else in the file.
+    /// All other keys of the file.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
 }
 
-/// Null as no value, where a key may be absent.
+/// Deserialises null as the default, for keys that may be absent.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> std::result::Result<T, D::Error> {
     Ok(Option::deserialize(value)?.unwrap_or_default())
 }
@@ -100,7 +100,7 @@ fn initializer_range() -> f64 {
 }
 
 impl ModelConfig {
-    /// A Qwen2 configuration of the given shape with a tied head and the family's other defaults.
+    /// Returns a Qwen2 configuration of the given shape with a tied head and the family's other defaults.
     pub fn qwen2(
         vocab: usize,
         hidden: usize,
@@ -138,7 +138,7 @@ impl ModelConfig {
         }
     }
 
-    /// Reads `dir/config.json` and refuses what this decoder does not compute.
+    /// Reads `dir/config.json` and rejects unsupported configurations.
     ///
     /// # Errors
     /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.
@@ -147,7 +147,7 @@ impl ModelConfig {
         let value = wrapped::completed(files::read_json(&path)?);
         let unknown = foreign::family_mistake(&value);
         let mut config: Self = serde_json::from_value(value).map_err(|error| match unknown {
-            // Keys that are missed are those of other families.
+            // An unsupported family explains the missing keys.
             Some(problem) => Error::Config { origin: path.display().to_string(), problems: vec![problem] },
             None => Error::file(&path, error.to_string()),
         })?;
@@ -162,19 +162,19 @@ impl ModelConfig {
         }
     }
 
-    /// The precision weights are stored in; f32 where the file names none.
+    /// Returns the format of the stored weights: f32 if the file names none, `None` if it names an unsupported one.
     pub fn stored(&self) -> Option<Dtype> {
         let name = self.dtype.as_deref().or(self.torch_dtype.as_deref()).unwrap_or("float32");
         Dtype::named(name.strip_prefix("torch.").unwrap_or(name))
     }
 
-    /// Names another stored precision, under the key the file has it.
+    /// Sets the format of the stored weights, under the key that the file uses.
     pub(crate) fn set_stored(&mut self, dtype: Dtype) {
         let key = if self.dtype.is_some() { &mut self.dtype } else { &mut self.torch_dtype };
         *key = Some(dtype.name().to_string());
     }
 
-    /// What this decoder cannot compute in this configuration; empty when all is well.
+    /// Returns one message per unsupported or invalid key; empty if there are none.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = self.foreign();
         let mut refuse = |bad: bool, problem: String| {
@@ -194,7 +194,7 @@ impl ModelConfig {
             ("head_dim", self.head_dim.unwrap_or(1)),
         ];
         for (key, size) in sizes {
-            // No product of two sizes may overflow.
+            // The product of two sizes must not overflow.
             refuse(size == 0 || size > 1 << 31, format!("{key} = {size} must be positive and at most 2^31"));
         }
         if self.head_dim.is_none() && heads > 0 {
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(found.len(), 7, "{found:#?}");
     }
 
-    /// A model of Mistral's first version has a window of 4096, also where its file is silent on it.
+    /// The first version of Mistral has a window of 4096, even if its file omits the key.
     #[test]
     fn keys_of_a_family_are_checked() {
         let mistral = |edit: Value| {
@@ -285,7 +285,7 @@ mod tests {
         for layers in [json!([1]), json!([1, 2]), json!("all")] {
             assert!(smollm(layers.clone())[0].starts_with("no_rope_layers = "), "{layers}");
         }
-        // Without a base of its own, SmolLM3 has 2e6, and Ministral 3 none.
+        // The default base is 2e6 for SmolLM3; Ministral 3 has none.
         let rope = |theta: Value| {
             let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
             (config.model_type, config.rope_theta) = ("smollm3".to_string(), theta.as_f64());
@@ -326,7 +326,7 @@ mod tests {
             let config: ModelConfig = serde_json::from_value(value).unwrap();
             [config.window(0), config.window(1)]
         };
-        // The published Qwen2.5 files name a window and do not use it.
+        // The published Qwen2.5 files set a window but disable it.
         let qwen = |asked: bool, first: u64| {
             windows(json!({"use_sliding_window": asked, "sliding_window": 512, "max_window_layers": first}))
         };

@@ -1,7 +1,7 @@
 //! The decoder: embedding, blocks of attention and SwiGLU, norm, head.
 //!
 //! Sequences are *packed*: one forward pass takes the tokens of all sequences end to end, `[rows, hidden]`, and a list
-//! of lengths. No row is padding, and every product is one large matrix product.
+//! of lengths. There is no padding, and every product is one large matrix product.
 
 use std::ops::Range;
 
@@ -17,39 +17,39 @@ use super::rope::Rope;
 use super::{KvCache, ModelConfig, Precision, lora, params, shapes};
 use crate::ops;
 
-/// `down(silu(gate(x)) · up(x))`, SwiGLU, or with another activation of the gate (arXiv 2002.05202).
+/// Feed-forward network `down(silu(gate(x)) · up(x))` (SwiGLU), or with another gate activation (arXiv 2002.05202).
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// `[hidden, intermediate]`; none where the two are one.
+    /// `[hidden, intermediate]`; `None` if gate and up are fused.
     pub gate_proj: Option<Linear>,
     /// `[hidden, intermediate]`.
     pub up_proj: Option<Linear>,
-    /// Gate and up as one matrix (Phi 3), `[hidden, 2 · intermediate]`.
+    /// Fused gate and up (Phi 3), `[hidden, 2 · intermediate]`.
     pub gate_up_proj: Option<Linear>,
     /// `[intermediate, hidden]`.
     pub down_proj: Linear,
-    /// Whether the gate's activation is Gemma's.
+    /// Whether the gate activation is Gemma's (tanh GELU) rather than SiLU.
     gelu: bool,
 }
 
-/// One block: attention (or a recurrence) and a gated feed-forward part, each normalised before or after or both, and added.
+/// One block: attention (or a recurrence) and a feed-forward network, both residual and with norms before or after.
 #[derive(Module, Debug)]
 pub struct Layer {
-    /// Causal self-attention; none where the layer has a recurrence.
+    /// Causal self-attention; `None` in a layer with a recurrence.
     pub self_attn: Option<Attention>,
-    /// The recurrence in its place.
+    /// Recurrence in place of attention.
     pub linear_attn: Option<GatedDeltaNet>,
-    /// Feed-forward part.
+    /// Feed-forward network.
     pub mlp: Mlp,
-    /// Norm before attention.
+    /// Norm before attention; `None` in a family with norms after each part only.
     pub input_layernorm: Option<RmsNorm>,
-    /// Norm before the feed-forward part or, where that has one after it, after attention.
+    /// Norm before the feed-forward network; after attention in families with norms after each part.
     pub post_attention_layernorm: RmsNorm,
-    /// Norm before the feed-forward part where there are norms after both parts, too.
+    /// Norm before the feed-forward network, in families with norms before and after each part.
     pub pre_feedforward_layernorm: Option<RmsNorm>,
-    /// Norm after the feed-forward part.
+    /// Norm after the feed-forward network, in families with norms after each part.
     pub post_feedforward_layernorm: Option<RmsNorm>,
-    /// Of what both parts add.
+    /// Factor of the outputs of attention and feed-forward network.
     multiplier: f64,
 }
 
@@ -64,12 +64,12 @@ pub struct Decoder {
     pub norm: RmsNorm,
 }
 
-/// A decoder with a language-model head. Field names are the checkpoint's.
+/// A decoder with a language-model head. Field names are those of the checkpoint.
 #[derive(Module, Debug)]
 pub struct CausalLm {
     /// Everything but the head.
     pub model: Decoder,
-    /// The head, `[hidden, vocab]`; `None` when it is the transposed embedding.
+    /// The head, `[hidden, vocab]`; `None` if it is tied to the embedding.
     pub lm_head: Option<Linear>,
     #[module(skip)]
     ropes: Vec<Rope>,
@@ -77,9 +77,9 @@ pub struct CausalLm {
     precision: Precision,
     #[module(skip)]
     multipliers: Multipliers,
-    /// Whether a GPU has the kernels that keep the state of decoding: not with windows, several rotations or parts of heads.
+    /// Whether GPU kernels for decoding support the model: one rotation of whole heads, no windows, recurrences, gates.
     #[module(skip)]
-    decodes_there: bool,
+    decodes_on_gpu: bool,
 }
 
 impl Mlp {
@@ -155,7 +155,7 @@ impl Layer {
     }
 }
 
-/// The residual stream, and what the last part adds to it, times a factor: the next norm adds the two as it reads them.
+/// The residual stream, and the pending output of the last part with its factor. The next norm adds the two.
 struct Stream {
     x: Tensor<2>,
     part: Option<(Tensor<2>, f64)>,
@@ -166,7 +166,7 @@ impl Stream {
         Self { x, part: None }
     }
 
-    /// The sum, and its norm; twice the sum without one.
+    /// Returns the sum and its norm; the sum twice if there is no norm.
     fn normed(self, norm: Option<&RmsNorm>, stored: Option<FloatDType>) -> (Tensor<2>, Tensor<2>) {
         match norm {
             Some(norm) => norm.after(self.x, self.part, stored),
@@ -185,26 +185,26 @@ impl Stream {
     }
 }
 
-/// `x · factor`, and nothing at all for 1.
+/// Returns `x · factor`; no operation for 1.
 fn times(x: Tensor<2>, factor: f64) -> Tensor<2> {
     if factor == 1.0 { x } else { x.mul_scalar(factor) }
 }
 
-/// Logits that exist at a time where a pass needs those of many rows: 128 MiB.
+/// Maximum logits (elements) held at a time in a pass over many rows: 128 MiB.
 pub(crate) const LOGITS: usize = 32 << 20;
-/// How many times as many a GPU takes at once: its products want a thousand rows, not two hundred.
-const ON_GPUS: usize = 8;
+/// Multiple of [`LOGITS`] held on a GPU, whose matrix products need about a thousand rows rather than two hundred.
+const GPU_MULTIPLE: usize = 8;
 
 impl CausalLm {
-    /// The structure alone: [`super::load`] and [`CausalLm::random`] give it its weights.
+    /// Creates the structure only; [`super::load`] and [`CausalLm::random`] set its weights.
     ///
     /// # Panics
-    /// When the configuration has [problems](ModelConfig::problems).
+    /// When the configuration has [mistakes](ModelConfig::mistakes).
     pub(super) fn new(config: &ModelConfig, precision: Precision, device: &Device) -> Self {
         let ropes = Rope::kinds(config).unwrap_or_else(|problems| panic!("{}", problems.join("; ")));
         let windows = (0..config.num_hidden_layers).any(|layer| config.window(layer).is_some());
         let other = config.delta().is_some() || config.has_output_gate();
-        let decodes_there = !windows && !other && ropes.len() == 1 && ropes[0].rotates_all(config.head_dim());
+        let decodes_on_gpu = !windows && !other && ropes.len() == 1 && ropes[0].rotates_all(config.head_dim());
         Self {
             model: Decoder {
                 embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device),
@@ -216,28 +216,28 @@ impl CausalLm {
             ropes,
             precision,
             multipliers: config.multipliers(),
-            decodes_there,
+            decodes_on_gpu,
         }
     }
 
-    /// The model as generation wants it: without autodiff (a recorded graph would never be freed), matrices in the precision
-    /// they are multiplied in, adapters merged; but on the `cpu` device they stay beside a base in 16 bits, which so keeps
-    /// its size, and its products are those of training.
+    /// Returns the model for generation: without autodiff (a recorded graph would never be freed), matrices in the
+    /// precision of their products, adapters merged. On the `cpu` device adapters stay separate from a 16-bit base: the
+    /// base keeps its size, and the products are the same as in training.
     pub fn for_inference(&self) -> Self {
         let model = self.valid();
-        let apart = ops::is_host(&model.device()) && lora::beside_short_base(&model);
+        let apart = ops::is_host(&model.device()) && lora::has_16_bit_base(&model);
         let model = if apart { model } else { lora::merge(model) };
         if self.precision.is_short() { params::cast(model, self.precision.dtype()) } else { model }
     }
 
-    /// The same weights, with products in another precision.
+    /// Returns the same weights, with products in another precision.
     pub(crate) fn in_precision(&self, precision: Precision) -> Self {
         Self { precision, ..self.clone() }
     }
 
-    /// Hidden states after the final norm, one row per token, for packed sequences.
+    /// Computes the hidden states after the final norm, one row per token, for packed sequences.
     ///
-    /// Without a cache every sequence starts at position 0. With a cache the sequences are those announced to it by
+    /// Without a cache every sequence starts at position 0. With a cache the sequences are the ones announced with
     /// [`KvCache::read`] or [`KvCache::step`]; call these forms on [`CausalLm::for_inference`].
     ///
     /// # Shapes
@@ -245,12 +245,12 @@ impl CausalLm {
     /// - output: `[tokens, hidden]`
     ///
     /// # Panics
-    /// When `lengths` do not add up to the number of tokens, or the cache expects others.
+    /// When `lengths` do not add up to the number of tokens, or other tokens were announced to the cache.
     pub fn forward(&self, tokens: &[u32], lengths: &[usize], cache: Option<&mut KvCache>) -> Tensor<2> {
         self.forward_ids(ids(tokens, &self.device()), lengths, cache)
     }
 
-    /// [`Self::forward`] of tokens that are on the device already.
+    /// Same as [`Self::forward`], for tokens that are already on the device.
     pub(crate) fn forward_ids(
         &self,
         tokens: Tensor<1, Int>,
@@ -274,10 +274,10 @@ impl CausalLm {
         self.finish(stream, rows.stored)
     }
 
-    /// Whether the pass announced to the cache is one of decoding that a GPU keeps the state of.
+    /// Returns whether the announced pass is a decoding step whose state is kept on a GPU.
     fn decoding(&self, cache: &mut KvCache) -> bool {
         let device = self.device();
-        let there = self.decodes_there && !device.is_autodiff();
+        let there = self.decodes_on_gpu && !device.is_autodiff();
         let Some(stored) = self.stored(&device).filter(|_| there) else { return false };
         let rotations = |positions| {
             let positions: Vec<usize> = (0..positions).collect();
@@ -287,18 +287,18 @@ impl CausalLm {
         cache.decoding(stored, rotations).is_some()
     }
 
-    /// The format of what products read, where norms write it themselves: on a GPU.
+    /// Returns the format in which norms write operands of products on a GPU; `None` elsewhere: products convert.
     fn stored(&self, device: &Device) -> Option<FloatDType> {
         ops::is_gpu(device).then(|| self.precision.stored())
     }
 
-    /// The final norm, of what the last block gave; divided as the logits are to be.
+    /// Applies the final norm to the output of the last block, and the divisor of the logits.
     fn finish(&self, stream: Stream, stored: Option<FloatDType>) -> Tensor<2> {
         let (_, normed) = self.model.norm.after(stream.x, stream.part, stored);
         times(normed, 1.0 / self.multipliers.logits)
     }
 
-    /// What the blocks share in a pass; without positions where the cache has the rotations.
+    /// Builds the inputs shared by all blocks of a pass; `positions` is `None` if the cache has the rotations.
     fn rows(&self, positions: Option<&[usize]>, lengths: &[usize]) -> Rows {
         let device = self.device();
         if !ops::is_host(&device) {
@@ -312,24 +312,24 @@ impl CausalLm {
         Rows { lengths: lengths.to_vec(), rotary, precision: self.precision, stored: self.stored(&device) }
     }
 
-    /// What the blocks share in a pass over packed sequences that all start at position 0.
+    /// Builds the inputs shared by all blocks of a pass over packed sequences that start at position 0.
     pub(crate) fn packed(&self, lengths: &[usize]) -> Rows {
         let positions: Vec<usize> = lengths.iter().flat_map(|&length| 0..length).collect();
         self.rows(Some(&positions), lengths)
     }
 
-    /// The rows of the embedding, `[tokens, hidden]`.
+    /// Returns the embedding of `tokens`, `[tokens, hidden]`.
     pub(crate) fn embed(&self, tokens: &[u32]) -> Tensor<2> {
         self.embed_ids(ids(tokens, &self.device()))
     }
 
     fn embed_ids(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
-        // Rounded as the matrix is where it is held in the precision: what samples reads the same rows as what is trained.
+        // Rounded to the stored precision: generation and training then read the same rows.
         let rows = self.model.embed_tokens.weight.val().select(0, tokens).cast(self.precision.stored());
         times(rows.cast(FloatDType::F32), self.multipliers.embedding)
     }
 
-    /// Some of the blocks, one after another.
+    /// Applies the blocks in `which`, one after another.
     ///
     /// # Shapes
     /// - x, output: `[tokens, hidden]`
@@ -338,7 +338,7 @@ impl CausalLm {
         stream.sum()
     }
 
-    /// Final norm and logits of what the last block gave.
+    /// Applies the final norm and the head to the output of the last block.
     ///
     /// # Shapes
     /// - x: `[rows, hidden]`; output: `[rows, vocab]`
@@ -346,7 +346,7 @@ impl CausalLm {
         self.logits(self.finish(Stream::new(x), self.stored(&self.device())))
     }
 
-    /// Logits of hidden states.
+    /// Computes the logits of hidden states.
     ///
     /// # Shapes
     /// - hidden: `[rows, hidden]`
@@ -358,35 +358,35 @@ impl CausalLm {
         }
     }
 
-    /// What the rows of the embedding are multiplied by.
+    /// Returns the factor of the embedding rows.
     pub(crate) fn embedding_multiplier(&self) -> f64 {
         self.multipliers.embedding
     }
 
-    /// Number of blocks.
+    /// Returns the number of blocks.
     pub(crate) fn num_blocks(&self) -> usize {
         self.model.layers.len()
     }
 
-    /// Number of tokens.
+    /// Returns the vocabulary size.
     pub(crate) fn vocab_size(&self) -> usize {
         self.model.embed_tokens.weight.lazy_shape()[0]
     }
 
-    /// Rows whose logits exist at a time where these are at most `logits` numbers, [`ON_GPUS`] times as many on a GPU; one row
-    /// of a larger vocabulary.
+    /// Returns the number of rows whose logits are computed at a time: at most `logits` elements, [`GPU_MULTIPLE`]
+    /// times as many on a GPU, and at least one row.
     pub(crate) fn rows_at_once(&self, logits: usize) -> usize {
-        let times = if ops::is_gpu(&self.device()) { ON_GPUS } else { 1 };
+        let times = if ops::is_gpu(&self.device()) { GPU_MULTIPLE } else { 1 };
         (times * logits / self.vocab_size()).max(1)
     }
 
-    /// What keys and values may be kept in: on the `cpu` device the format of products, else f32.
+    /// Returns the format of cached keys and values: on the `cpu` device bf16 if products use it, else f32.
     pub fn cache_format(&self) -> FloatDType {
         let short = self.precision == Precision::Bf16 && ops::is_host(&self.device());
         if short { FloatDType::BF16 } else { FloatDType::F32 }
     }
 
-    /// The device the weights are on.
+    /// Returns the device of the weights.
     pub fn device(&self) -> Device {
         self.model.norm.weight.val().device()
     }

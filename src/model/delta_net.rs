@@ -1,5 +1,5 @@
-//! Gated DeltaNet (arXiv 2412.06464) as Qwen 3.5 has it in three of four layers: a short convolution, a recurrence whose state
-//! is a matrix per head, and a gated norm.
+//! Gated DeltaNet (arXiv 2412.06464), in three of four layers of Qwen 3.5: a short convolution, a recurrence whose
+//! state is a matrix per head, and a gated norm.
 
 #![allow(non_snake_case, reason = "names of checkpoints")]
 
@@ -15,15 +15,15 @@ use super::{KvCache, ModelConfig};
 use crate::ops;
 use crate::ops::delta::{DeltaHeads, DeltaInputs, causal_conv, delta_rule};
 
-/// What `layer_types` calls a layer with this recurrence, and one with attention.
+/// Names in `layer_types` of a layer with this recurrence, and of one with attention.
 const LINEAR: &str = "linear_attention";
 const FULL: &str = "full_attention";
-/// Every so many layers one has attention, where the file does not say.
+/// Default interval of layers with attention.
 const INTERVAL: u64 = 4;
-/// Added to the sum of squares by which queries and keys are divided.
+/// Added to the sum of squares when queries and keys are normalised.
 const EPSILON: f64 = 1e-6;
 
-/// Sizes of the recurrence in a configuration, with what transformers puts in the place of absent keys.
+/// Keys of the sizes of the recurrence, with the defaults of transformers.
 const SIZES: [(&str, u64); 5] = [
     ("linear_num_key_heads", 16),
     ("linear_num_value_heads", 32),
@@ -33,7 +33,7 @@ const SIZES: [(&str, u64); 5] = [
 ];
 
 impl ModelConfig {
-    /// Heads of the layers with a recurrence, and taps of their convolution; none in a family without such layers.
+    /// Returns the heads of the recurrence and the taps of its convolution; `None` in a family without recurrences.
     pub(crate) fn delta(&self) -> Option<(DeltaHeads, usize)> {
         self.family().filter(|family| family.delta)?;
         let size = |(key, default): (&str, u64)| self.rest.get(key).and_then(Value::as_u64).unwrap_or(default) as usize;
@@ -41,7 +41,7 @@ impl ModelConfig {
         Some((DeltaHeads { keys, values, key_dim, value_dim }, taps))
     }
 
-    /// Whether a layer has the recurrence in the place of attention.
+    /// Returns whether a layer has the recurrence in place of attention.
     pub(crate) fn is_recurrent(&self, layer: usize) -> bool {
         if !self.family().is_some_and(|family| family.delta) {
             return false;
@@ -53,7 +53,7 @@ impl ModelConfig {
         !(layer as u64 + 1).is_multiple_of(interval.unwrap_or(INTERVAL))
     }
 
-    /// What is wrong with the keys of the recurrence, one line each.
+    /// Returns one message per invalid key of the recurrence.
     pub(super) fn delta_mistakes(&self) -> Vec<String> {
         let Some((heads, taps)) = self.delta() else { return Vec::new() };
         let mut problems = Vec::new();
@@ -89,29 +89,29 @@ impl ModelConfig {
     }
 }
 
-/// The weight of a convolution of each column by itself.
+/// Weight of a depthwise convolution.
 #[derive(Module, Debug)]
 pub struct Convolution {
     /// `[width, 1, taps]`.
     pub weight: Param<Tensor<3>>,
 }
 
-/// `o = Sᵀ q` of a state `S` that fades and learns, in the place of attention.
+/// Gated delta rule in place of attention: `o = Sᵀ q`, with a state `S` that decays and is updated by every token.
 #[derive(Module, Debug)]
 pub struct GatedDeltaNet {
     /// Queries, keys and values before the convolution, `[hidden, 2 · keys · key_dim + values · value_dim]`.
     pub in_proj_qkv: Linear,
-    /// The gate of the output, `[hidden, values · value_dim]`.
+    /// Output gate, `[hidden, values · value_dim]`.
     pub in_proj_z: Linear,
-    /// Rates, `[hidden, values]`.
+    /// Update rates, `[hidden, values]`.
     pub in_proj_b: Linear,
     /// Decays, `[hidden, values]`.
     pub in_proj_a: Linear,
-    /// Over queries, keys and values.
+    /// Convolution over queries, keys and values.
     pub conv1d: Convolution,
     /// Added to the decays, `[values]`.
     pub dt_bias: Param<Tensor<1>>,
-    /// Logarithms of what decays are multiplied by, `[values]`.
+    /// Logarithms of the factors of the decays, `[values]`.
     pub A_log: Param<Tensor<1>>,
     /// Norm of each head's output.
     pub norm: RmsNorm,
@@ -122,7 +122,7 @@ pub struct GatedDeltaNet {
 }
 
 impl GatedDeltaNet {
-    /// None for a layer with attention.
+    /// Creates the recurrence of a layer; `None` for a layer with attention.
     pub(super) fn new(config: &ModelConfig, layer: usize, device: &Device) -> Option<Self> {
         let (heads, taps) = config.delta().filter(|_| config.is_recurrent(layer))?;
         let (hidden, [q, k, v]) = (config.hidden_size, heads.widths());
@@ -142,7 +142,7 @@ impl GatedDeltaNet {
         })
     }
 
-    /// Mixes each sequence of the packed rows with its past; with a cache, also with what was read before.
+    /// Mixes each packed sequence with its past; with a cache, also with the tokens read before.
     ///
     /// # Shapes
     /// - x, output: `[rows, hidden]`
@@ -156,7 +156,7 @@ impl GatedDeltaNet {
             None => (causal_conv(mixed, taps, &rows.lengths), None),
             Some((cache, layer)) => (cache.convolve(layer, mixed, taps, &rows.lengths), Some((cache, layer))),
         };
-        // 3. Queries and keys of unit length, the former over √key_dim; rates and decays.
+        // 3. Normalise queries and keys to unit length, divide queries by √key_dim; compute rates and decays.
         let [q, k, v] = heads.widths();
         let unit = |from, width, scale: f64| {
             let dim = heads.key_dim;
@@ -173,7 +173,7 @@ impl GatedDeltaNet {
                 * self.A_log.val().exp().neg().unsqueeze(),
             beta: sigmoid(project(&self.in_proj_b)),
         };
-        // 4. Recur.
+        // 4. Run the recurrence.
         let out = match cache {
             None => delta_rule(inputs, &rows.lengths, heads),
             Some((cache, layer)) => cache.recur(layer, inputs, &rows.lengths, heads),
@@ -197,7 +197,7 @@ mod tests {
         config
     }
 
-    /// As transformers fills in what files leave out.
+    /// The defaults are those of transformers.
     #[test]
     fn every_fourth_layer_attends_where_the_file_does_not_say() {
         let recurrent =

@@ -1,97 +1,97 @@
-//! What sets the families of models apart: one row of facts each, and what a configuration says beside them.
+//! Properties of the supported model families, and the configuration keys that override them.
 
 use serde_json::Value;
 
 use super::ModelConfig;
 use super::tensors::Dtype;
 
-/// What products of queries and keys are divided by the root of, where a family has such a key.
+/// Key of the number whose square root divides the attention scores, in families that have it.
 const SCALAR: &str = "query_pre_attn_scalar";
 
-/// The facts of a family.
+/// Properties of a model family.
 #[derive(Debug, PartialEq)]
 pub(super) struct Family {
     /// `model_type` of its `config.json`.
     pub(super) name: &'static str,
-    /// Its class in transformers.
+    /// Class name in transformers.
     pub(super) class: &'static str,
-    /// Width of a head where the file names none; otherwise `hidden_size / num_attention_heads`.
+    /// Default head width; `None` for `hidden_size / num_attention_heads`.
     head_dim: Option<usize>,
-    /// Biases of the projections of attention.
+    /// Biases of the attention projections.
     bias: Bias,
-    /// Whether `mlp_bias` counts.
+    /// Whether the key `mlp_bias` is used.
     mlp_bias: bool,
-    /// What normalises queries and keys.
+    /// Norms of queries and keys.
     qk_norm: HeadNorm,
-    /// Where the norms of a block are.
+    /// Positions of the norms in a block.
     norms: Norms,
-    /// Whether norms multiply by 1 + weight.
+    /// Whether norms multiply by `1 + weight`.
     unit_norms: bool,
-    /// The gate's activation.
+    /// Activation of the feed-forward gate.
     pub(super) gate: Gate,
-    /// Whether the embedding's rows are multiplied by `√hidden_size`.
+    /// Whether the embedding rows are multiplied by `√hidden_size`.
     scaled_embedding: bool,
-    /// What `query_pre_attn_scalar` is where the file is silent on it, in a family that divides by its root.
+    /// Default of `query_pre_attn_scalar`; `None` in a family without this key.
     query_scalar: Option<f64>,
-    /// Whether the projections of queries, keys and values are one matrix, and those of gate and up another.
+    /// Whether queries, keys and values are one fused projection, and gate and up another.
     fused: bool,
-    /// Whether a part of a head may rotate.
+    /// Whether only a part of each head may rotate.
     pub(super) partial: bool,
-    /// Whether rotary settings may be those of `longrope`.
+    /// Whether rotary settings may be of type `longrope`.
     pub(super) long_rope: bool,
-    /// Whether published files name code (`auto_map`) in whose place transformers has a class of its own.
+    /// Whether published files name remote code (`auto_map`) for which transformers has a class of its own.
     pub(super) had_code: bool,
-    /// Base of the rotary frequencies where the file names none; none where it must.
+    /// Default base of the rotary frequencies; `None` if the file must give it.
     pub(super) theta: Option<f64>,
-    /// The same of layers with a window, in a family whose two kinds of layers have rotary settings of their own.
+    /// Default base for layers with a window, in a family with separate rotary settings for the two kinds of layers.
     pub(super) local_theta: Option<f64>,
-    /// Every so many layers one does not rotate, where `no_rope_layers` does not say which; 0 for none.
+    /// Interval of layers without rotary positions, unless `no_rope_layers` lists them; 0 for none.
     pub(super) unrotated: usize,
-    /// Whether queries grow with their position, by `llama_4_scaling_beta`.
+    /// Whether queries are scaled by position, with `llama_4_scaling_beta`.
     scales_by_position: bool,
-    /// Whether the embedding, the attention, the sums and the logits have multipliers.
+    /// Whether embedding, attention, residual sums and logits have multipliers.
     multipliers: bool,
-    /// Which layers attend within a window.
+    /// Layers with a sliding window.
     pub(super) windows: Windows,
-    /// Whether queries come with a gate of what attention gives.
+    /// Whether the attention output has a gate, which is projected together with the queries.
     output_gate: bool,
-    /// Whether layers may have a recurrence in the place of attention.
+    /// Whether layers may have a recurrence in place of attention.
     pub(super) delta: bool,
-    /// Keys that files leave out, with the values transformers gives them.
+    /// Defaults of transformers for keys that files omit, as JSON.
     pub(super) defaults: &'static str,
 }
 
-/// What normalises queries and keys.
+/// Norms of queries and keys.
 #[derive(Debug, PartialEq, Eq)]
 enum HeadNorm {
     None,
-    /// Each head by itself.
+    /// Each head separately.
     Each,
     /// All heads together.
     Whole,
 }
 
-/// Where the norms of a block are.
+/// Positions of the norms in a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Norms {
-    /// Before attention and before the feed-forward part.
+    /// Before attention and before the feed-forward network.
     Before,
-    /// After each.
+    /// After each of them.
     After,
-    /// Before and after each.
+    /// Before and after each of them.
     Around,
 }
 
-/// The activation of the feed-forward part's gate.
+/// Activation of the feed-forward gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gate {
     Silu,
-    /// The GELU with the hyperbolic tangent.
+    /// GELU with the tanh approximation.
     Gelu,
 }
 
 impl Gate {
-    /// Its name in `config.json`.
+    /// Returns the name in `config.json`.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Silu => "silu",
@@ -100,34 +100,34 @@ impl Gate {
     }
 }
 
-/// Which layers attend to the last tokens only, `sliding_window` of them; the number is that where the file is silent.
+/// Layers with a sliding window: they attend to the last `sliding_window` tokens only. The `Option` is its default.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Windows {
     None,
-    /// All, where there is a number at all.
+    /// All layers, if there is a window size.
     All(Option<u64>),
-    /// Where `use_sliding_window` says so: those of `layer_types`, else from `max_window_layers` on or, in a family that has some,
-    /// the layers that do not rotate.
-    Asked(Option<u64>),
-    /// Those of `layer_types`, else all but every so many-th.
-    But(u64, Option<u64>),
+    /// If `use_sliding_window` is true: the layers marked in `layer_types`, else those from `max_window_layers` on or,
+    /// in a family with layers without rotary positions, these layers.
+    IfEnabled(Option<u64>),
+    /// The layers marked in `layer_types`, else all but every n-th; the first field is n.
+    AllBut(u64, Option<u64>),
 }
 
-/// Which projections of attention have a bias.
+/// Attention projections with a bias.
 #[derive(Debug, PartialEq, Eq)]
 enum Bias {
     None,
     /// Queries, keys and values.
     Inputs,
-    /// All four, where `attention_bias` says so.
-    Asked,
+    /// All four, if `attention_bias` is true.
+    IfEnabled,
 }
 
 const LLAMA: Family = Family {
     name: "llama",
     class: "LlamaForCausalLM",
     head_dim: None,
-    bias: Bias::Asked,
+    bias: Bias::IfEnabled,
     mlp_bias: true,
     qk_norm: HeadNorm::None,
     norms: Norms::Before,
@@ -150,14 +150,14 @@ const LLAMA: Family = Family {
     defaults: "{}",
 };
 
-/// All families. Mistral's window is that of its first version; later ones write null.
+/// All families. Mistral's default window is that of its first version; files of later versions write null.
 pub(super) const FAMILIES: [Family; 12] = [
     Family {
         name: "qwen2",
         class: "Qwen2ForCausalLM",
         bias: Bias::Inputs,
         mlp_bias: false,
-        windows: Windows::Asked(Some(4096)),
+        windows: Windows::IfEnabled(Some(4096)),
         ..LLAMA
     },
     Family {
@@ -166,7 +166,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         head_dim: Some(128),
         qk_norm: HeadNorm::Each,
         mlp_bias: false,
-        windows: Windows::Asked(Some(4096)),
+        windows: Windows::IfEnabled(Some(4096)),
         ..LLAMA
     },
     LLAMA,
@@ -195,7 +195,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         class: "SmolLM3ForCausalLM",
         theta: Some(2e6),
         unrotated: 4,
-        windows: Windows::Asked(None),
+        windows: Windows::IfEnabled(None),
         defaults: r#"{"tie_word_embeddings": true}"#,
         ..LLAMA
     },
@@ -217,7 +217,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         norms: Norms::After,
         theta: Some(5e5),
         local_theta: Some(5e5),
-        windows: Windows::But(4, Some(4096)),
+        windows: Windows::AllBut(4, Some(4096)),
         defaults: r#"{"rms_norm_eps": 1e-5}"#,
         ..LLAMA
     },
@@ -234,7 +234,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         query_scalar: Some(256.0),
         theta: Some(1e6),
         local_theta: Some(1e4),
-        windows: Windows::But(6, Some(4096)),
+        windows: Windows::AllBut(6, Some(4096)),
         defaults: r#"{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
             "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_activation": "gelu_pytorch_tanh",
             "max_position_embeddings": 131072, "tie_word_embeddings": true}"#,
@@ -268,16 +268,16 @@ pub(super) const FAMILIES: [Family; 12] = [
     },
 ];
 
-/// Factors of Granite and Gemma; 1 elsewhere.
+/// Constant factors of Granite and Gemma; 1 elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Multipliers {
-    /// Of the embedding's rows.
+    /// Factor of the embedding rows.
     pub(super) embedding: f64,
-    /// Of what attention and the feed-forward part add to the stream.
+    /// Factor of the outputs of attention and feed-forward network.
     pub(super) residual: f64,
-    /// Of the products of queries and keys, in the place of `1 / √head_dim`.
+    /// Factor of the attention scores, in place of `1 / √head_dim`.
     pub(super) attention: Option<f64>,
-    /// What the logits are divided by.
+    /// Divisor of the logits.
     pub(super) logits: f64,
 }
 
@@ -286,33 +286,33 @@ impl ModelConfig {
         FAMILIES.iter().find(|family| family.name == self.model_type)
     }
 
-    /// Width of one head.
+    /// Returns the width of one head.
     pub fn head_dim(&self) -> usize {
         let own = self.family().and_then(|family| family.head_dim);
         self.head_dim.or(own).unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
-    /// Whether queries, keys and values have a bias, and whether the output projection of attention has one.
+    /// Returns whether queries, keys and values have a bias, and whether the output projection of attention has one.
     pub(crate) fn attention_biases(&self) -> (bool, bool) {
         let asked = self.attention_bias.unwrap_or(false);
         match self.family().map(|family| &family.bias) {
             Some(Bias::Inputs) => (true, false),
-            Some(Bias::Asked) => (asked, asked),
+            Some(Bias::IfEnabled) => (asked, asked),
             Some(Bias::None) | None => (false, false),
         }
     }
 
-    /// Whether queries come with a gate of what attention gives.
+    /// Returns whether the attention output has a gate.
     pub(crate) fn has_output_gate(&self) -> bool {
         self.family().is_some_and(|family| family.output_gate)
     }
 
-    /// Whether the feed-forward projections have a bias.
+    /// Returns whether the feed-forward projections have a bias.
     pub(crate) fn has_mlp_bias(&self) -> bool {
         self.mlp_bias.unwrap_or(false) && self.family().is_some_and(|family| family.mlp_bias)
     }
 
-    /// Widths of what the norms of queries and of keys take together; none without such norms.
+    /// Returns the widths of the query norm and the key norm; `None` without such norms.
     pub(crate) fn qk_norm_widths(&self) -> Option<[usize; 2]> {
         let heads = match self.family()?.qk_norm {
             HeadNorm::None => return None,
@@ -322,38 +322,38 @@ impl ModelConfig {
         Some(heads.map(|heads| heads * self.head_dim()))
     }
 
-    /// Where the norms of a block are.
+    /// Returns the positions of the norms in a block.
     pub(super) fn norms(&self) -> Norms {
         self.family().map_or(Norms::Before, |family| family.norms)
     }
 
-    /// How many norms as wide as the model a block has.
+    /// Returns the number of norms of width `hidden_size` in a block.
     pub(crate) fn norms_per_block(&self) -> usize {
         if self.norms() == Norms::Around { 4 } else { 2 }
     }
 
-    /// Whether norms multiply by 1 + weight.
+    /// Returns whether norms multiply by `1 + weight`.
     pub(super) fn has_unit_norms(&self) -> bool {
         self.family().is_some_and(|family| family.unit_norms)
     }
 
-    /// The gate's activation.
+    /// Returns the activation of the feed-forward gate.
     pub(super) fn gate(&self) -> Gate {
         self.family().map_or(Gate::Silu, |family| family.gate)
     }
 
-    /// Whether projections that read the same are one matrix.
+    /// Returns whether projections with the same input are fused.
     pub(crate) fn is_fused(&self) -> bool {
         self.family().is_some_and(|family| family.fused)
     }
 
-    /// Which of the model's rotary settings a layer has; none where it does not rotate.
+    /// Returns the index of a layer's rotary settings; `None` without rotary positions.
     pub(super) fn rope_of(&self, layer: usize) -> Option<usize> {
         let local = self.family().is_some_and(|family| family.local_theta.is_some());
         self.rotates(layer).then(|| usize::from(local && self.slides(layer)))
     }
 
-    /// Whether a layer rotates its queries and keys by their positions.
+    /// Returns whether a layer has rotary positions.
     pub(super) fn rotates(&self, layer: usize) -> bool {
         let Some(family) = self.family().filter(|family| family.unrotated > 0) else { return true };
         if let Some(layers) = self.rest.get("no_rope_layers").and_then(Value::as_array) {
@@ -363,12 +363,12 @@ impl ModelConfig {
         !(layer as u64 + 1).is_multiple_of(interval.unwrap_or(family.unrotated as u64))
     }
 
-    /// Whether queries grow with their position.
+    /// Returns whether queries are scaled by position.
     pub(super) fn scales_by_position(&self) -> bool {
         self.family().is_some_and(|family| family.scales_by_position)
     }
 
-    /// The factors of this model.
+    /// Returns the multipliers of this model.
     pub(super) fn multipliers(&self) -> Multipliers {
         let given = self.family().is_some_and(|family| family.multipliers);
         let number = |key: &str| self.rest.get(key).and_then(Value::as_f64).filter(|_| given);
@@ -383,7 +383,7 @@ impl ModelConfig {
         }
     }
 
-    /// Gemma's `√hidden_size`, rounded to the stored precision as transformers does: 33.94 becomes 34 in bfloat16.
+    /// Returns Gemma's `√hidden_size`, rounded to the stored format as in transformers: 33.94 becomes 34 in bfloat16.
     fn embedding_scale(&self) -> Option<f64> {
         let scale = (self.hidden_size as f64).sqrt();
         let rounded = match self.stored() {
@@ -394,7 +394,7 @@ impl ModelConfig {
         self.family().filter(|family| family.scaled_embedding).map(|_| rounded)
     }
 
-    /// What is wrong with the keys of a family, one line each.
+    /// Returns one message per invalid key of the family.
     pub(super) fn family_mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let given = |key: &str| self.rest.get(key).filter(|value| !value.is_null());

@@ -1,11 +1,11 @@
-//! The refusal of families, classes and features of other models, by name.
+//! Rejects unsupported model families, classes and features, by name.
 
 use serde_json::{Value, json};
 
 use super::ModelConfig;
 use super::family::FAMILIES;
 
-/// Models that people may bring, and what of them is missing here.
+/// Unsupported model types, and the features they would need.
 const MISSING: [(&str, &str); 19] = [
     ("deepseek_v2", "mixtures of experts and latent attention"),
     ("deepseek_v3", "mixtures of experts and latent attention"),
@@ -28,7 +28,7 @@ const MISSING: [(&str, &str); 19] = [
     ("qwen3_vl", "a vision part that hands on features of several layers"),
 ];
 
-/// Keys that say that a model is of a kind this decoder does not compute.
+/// Keys of unsupported features, and the message for each.
 const FOREIGN: [(&str, &str); 12] = [
     ("num_experts", "mixtures of experts are not supported"),
     ("num_local_experts", "mixtures of experts are not supported"),
@@ -44,7 +44,7 @@ const FOREIGN: [(&str, &str); 12] = [
     ("use_bidirectional_attention", "attention to later tokens is not supported"),
 ];
 
-/// The refusal of a family.
+/// Returns the message for an unsupported family.
 fn unknown(model_type: &str) -> String {
     let known = FAMILIES.map(|family| family.name).join(", ");
     let missing = MISSING.iter().find(|(name, _)| *name == model_type);
@@ -52,14 +52,14 @@ fn unknown(model_type: &str) -> String {
     format!("model_type = \"{model_type}\" is not supported ({known} are){missing}")
 }
 
-/// The refusal of a file's family.
+/// Returns the message if the family of a configuration is unsupported.
 pub(super) fn family_mistake(config: &Value) -> Option<String> {
     let named = config.get("model_type")?.as_str()?;
     FAMILIES.iter().all(|family| family.name != named).then(|| unknown(named))
 }
 
 impl ModelConfig {
-    /// Families, classes and features of other models.
+    /// Returns one message per unsupported family, class or feature.
     pub(super) fn foreign(&self) -> Vec<String> {
         let mut problems = Vec::new();
         match self.family() {
@@ -82,7 +82,7 @@ impl ModelConfig {
     }
 }
 
-/// A value as a message shows it.
+/// Formats a value for a message, cut to 60 characters.
 fn shorten(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() > 60 { text.chars().take(60).chain(['…']).collect() } else { text }

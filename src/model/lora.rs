@@ -1,4 +1,4 @@
-//! Low-rank adapters (LoRA, arXiv 2106.09685) by Burn's `apply_lora`, read and written in PEFT's format.
+//! Low-rank adapters (LoRA, arXiv 2106.09685), built with Burn's `apply_lora`, read and written in PEFT's format.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::decoder::Layer;
-use super::params::{ADAPTER, Held, entries, names, replace};
+use super::params::{ADAPTER, Format, entries, names, replace};
 use super::pretrained::{Weights, load_full};
 use super::{CausalLm, ModelConfig, Precision};
 use crate::error::{Error, Result};
@@ -39,9 +39,9 @@ const PROJECTIONS: [&str; 14] = [
     "in_proj_a",
     "out_proj",
 ];
-/// All of a model whose projections are separate.
+/// Number of leading entries of `PROJECTIONS` in a model with separate projections; the default targets.
 const SEPARATE: usize = 7;
-/// What they are part of in a model that has them as one.
+/// Separate projections, each with the fused projection that contains it (Phi 3).
 const FUSED: [(&str, &str); 5] = [
     ("q_proj", "qkv_proj"),
     ("k_proj", "qkv_proj"),
@@ -50,7 +50,7 @@ const FUSED: [(&str, &str); 5] = [
     ("up_proj", "gate_up_proj"),
 ];
 
-/// Which projections get an adapter, and how large; keys are PEFT's.
+/// Adapted projections, rank and scale of the adapters; keys are PEFT's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
@@ -70,7 +70,7 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// What cannot work, one line each.
+    /// Returns one message per invalid setting.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.r == 0 || self.r > 1 << 16 {
@@ -89,10 +89,10 @@ impl LoraConfig {
         problems
     }
 
-    /// Whether the model has each of the projections.
+    /// Checks that the model has every target projection.
     ///
     /// # Errors
-    /// With those that it has.
+    /// Names the first missing projection and lists the ones the model has.
     pub(crate) fn fits(&self, model: &CausalLm) -> std::result::Result<(), String> {
         let names = names(model);
         let has = |name: &str| names.keys().any(|tensor| tensor.ends_with(&format!(".{name}.weight")));
@@ -105,14 +105,14 @@ impl LoraConfig {
         }
     }
 
-    /// Freezes the model and gives its projections adapters that change nothing yet: the second factor is zero, the first
-    /// uniform within `±1/√input` as in PEFT, a function of seed and name.
+    /// Freezes the model and adds adapters to its target projections. As in PEFT, the adapters initially change
+    /// nothing: `lora_B` is zero and `lora_A` is uniform in `±1/√input`, a function of `seed` and the parameter's name.
     pub fn attach(&self, model: CausalLm, seed: u64) -> CausalLm {
         let targets = self.targets(&model).iter().map(|name| format!(".{name}.weight")).collect();
         let lora = Lora::new(self.r, self.lora_alpha).set_param_group(ParamGroup::from_any_predicates(targets));
-        replace(model.apply_lora(lora), Held::As(FloatDType::F32), |name, shape| {
+        replace(model.apply_lora(lora), Format::As(FloatDType::F32), |name, shape| {
             if name.ends_with(".lora_B.weight") {
-                // In f32, too, above a base in another format.
+                // f32, even if the base weights have another format.
                 return Some(TensorData::zeros::<f32, _>(shape.to_vec()));
             }
             if !name.ends_with(".lora_A.weight") {
@@ -128,28 +128,28 @@ impl LoraConfig {
 }
 
 impl LoraConfig {
-    /// The projections of the model that the names mean: where one holds several (Phi 3), each of their names means it.
+    /// Returns the projections of `model` selected by `target_modules`; a part selects its fused projection (Phi 3).
     fn targets(&self, model: &CausalLm) -> Vec<String> {
         let is_fused = |layer: &Layer| layer.mlp.gate_up_proj.is_some();
         self.meant(model.model.layers.first().is_some_and(is_fused)).into_iter().collect()
     }
 
-    /// The projections that the names mean in a model where they are one, or not.
+    /// Returns the projections selected by `target_modules` in a model with or without fused projections.
     pub(crate) fn meant(&self, fused: bool) -> BTreeSet<String> {
         let whole = |name: &str| FUSED.iter().find(|(part, _)| fused && *part == name).map(|(_, whole)| *whole);
         self.target_modules.iter().map(|name| whole(name).unwrap_or(name).to_string()).collect()
     }
 }
 
-/// Whether adapters lie beside a base in 16 bits.
-pub(super) fn beside_short_base(model: &CausalLm) -> bool {
+/// Returns whether the model has adapters and its base weights have a 16-bit format.
+pub(super) fn has_16_bit_base(model: &CausalLm) -> bool {
     let Some(layer) = model.model.layers.first() else { return false };
     let weight = &layer.mlp.down_proj.weight;
     let adapted = names(model).keys().any(|name| name.starts_with(ADAPTER));
     adapted && weight.base().dtype() != DType::F32
 }
 
-/// The model below its adapters, without autodiff. It shares the weights' memory.
+/// Returns the base model without adapters and without autodiff. It shares the weights' memory.
 pub fn detach(model: &CausalLm) -> CausalLm {
     let mut model = model.valid();
     for layer in projections(&mut model) {
@@ -158,7 +158,7 @@ pub fn detach(model: &CausalLm) -> CausalLm {
     model
 }
 
-/// The model with its adapters added to what they are attached to, in f32 on every device.
+/// Returns the model with its adapters merged into the base weights, in f32 on every device.
 pub(super) fn merge(mut model: CausalLm) -> CausalLm {
     for layer in projections(&mut model) {
         if let Some(LoraAdapter { a, b, scale }) = layer.weight.adapter() {
@@ -171,7 +171,7 @@ pub(super) fn merge(mut model: CausalLm) -> CausalLm {
     model
 }
 
-/// The projections that can have adapters.
+/// Iterates over the projections that can have adapters.
 fn projections(model: &mut CausalLm) -> impl Iterator<Item = &mut Linear> {
     model.model.layers.iter_mut().flat_map(|Layer { self_attn, linear_attn, mlp, .. }| {
         let of_attention = self_attn.iter_mut().flat_map(|own| {
@@ -186,7 +186,7 @@ fn projections(model: &mut CausalLm) -> impl Iterator<Item = &mut Linear> {
     })
 }
 
-/// What `adapter_config.json` says that is used here.
+/// The keys of `adapter_config.json` that are used here.
 #[derive(Debug, Deserialize)]
 struct AdapterFile {
     peft_type: String,
@@ -197,9 +197,9 @@ struct AdapterFile {
     rest: serde_json::Map<String, Value>,
 }
 
-/// Settings of PEFT that change nothing in what an adapter computes once it is trained, or are read here. All others, also those of a PEFT
-/// that is yet to come, must be off.
-const HARMLESS: [&str; 17] = [
+/// Keys of PEFT that may have any value: they do not change what a trained adapter computes, or they are read here. All
+/// other keys, including those of future PEFT versions, must be off.
+const ALLOWED_KEYS: [&str; 17] = [
     "base_model_name_or_path",
     "task_type",
     "auto_mapping",
@@ -220,11 +220,11 @@ const HARMLESS: [&str; 17] = [
 ];
 const RSLORA: &str = "use_rslora";
 const INIT: &str = "init_lora_weights";
-/// Ways to initialise adapters that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) train beside
-/// a changed base, which is not the one in the base's directory.
+/// Values of `init_lora_weights` that leave the base weights unchanged. The others (PiSSA, OLoRA, CorDA, LoftQ,
+/// LoRA-GA) train an adapter for a modified base, which differs from the one in the base's directory.
 const INITS: [&str; 4] = ["gaussian", "orthogonal", "eva", "mica"];
 
-/// Whether a setting's value means that it is not used.
+/// Returns whether a setting's value means that it is unused.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -235,7 +235,7 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// The projections that have adapters in a file, in the order of their usual list: what a pattern of names came to.
+/// Returns the projections with adapters in a file, in the order of `PROJECTIONS`, for a pattern in `target_modules`.
 fn adapted(weights: &Weights) -> Vec<String> {
     let has = |name: &str| weights.shapes().any(|(tensor, _)| tensor.ends_with(&format!(".{name}.lora_A.weight")));
     PROJECTIONS.into_iter().filter(|name| has(name)).map(str::to_string).collect()
@@ -248,7 +248,7 @@ fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
     if file.peft_type != "LORA" {
         problems.push(format!("peft_type = \"{}\" is not supported (LORA is)", file.peft_type));
     }
-    let on = file.rest.iter().filter(|(key, value)| !HARMLESS.contains(&key.as_str()) && !is_off(value));
+    let on = file.rest.iter().filter(|(key, value)| !ALLOWED_KEYS.contains(&key.as_str()) && !is_off(value));
     problems.extend(on.map(|(key, value)| format!("{key} = {value} is not supported")));
     let init = file.rest.get(INIT).unwrap_or(&Value::Null);
     if !(matches!(init, Value::Null | Value::Bool(_)) || init.as_str().is_some_and(|init| INITS.contains(&init))) {
@@ -258,14 +258,14 @@ fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
         ));
     }
     let target_modules = match file.target_modules {
-        // `all-linear` or a regular expression: the file has what it stands for.
+        // `all-linear` or a regular expression: the tensors in the file show which projections it matched.
         Value::String(_) => adapted(weights),
         list => serde_json::from_value(list.clone()).unwrap_or_else(|_| {
             problems.push(format!("target_modules = {list} must be a list of names or a pattern of them"));
             PROJECTIONS.map(str::to_string).to_vec()
         }),
     };
-    // arXiv 2312.03732: the product is multiplied by `lora_alpha / √r`.
+    // rsLoRA (arXiv 2312.03732) multiplies the product by `lora_alpha / √r`.
     let by_root = file.rest.get(RSLORA) == Some(&Value::Bool(true));
     let lora_alpha = file.lora_alpha * if by_root { (file.r as f64).sqrt() } else { 1.0 };
     let config = LoraConfig { r: file.r, lora_alpha, target_modules };
@@ -277,10 +277,10 @@ fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
     }
 }
 
-/// Loads an adapter's base and attaches the adapter, ready to be trained further or merged.
+/// Loads the base model of the adapter in `dir` and attaches the adapter, ready to be trained further or merged.
 ///
 /// # Errors
-/// As [`super::load`], and whatever does not fit between adapter and base, all of it listed.
+/// As [`super::load`]; also lists every mismatch between adapter and base.
 pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm, LoraConfig)> {
     if !dir.join(WEIGHTS).is_file() {
         let message =
@@ -289,27 +289,27 @@ pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelC
     }
     let weights = Weights::single(&dir.join(WEIGHTS))?;
     let (lora, base) = read(dir, &weights)?;
-    // Memory for adapters of this rank is taken only when the file holds adapters of this rank.
+    // Check the rank in the file before allocating adapters of this rank.
     let factors = weights.shapes().filter(|(name, _)| name.ends_with(".lora_A.weight"));
     let (right, wrong): (Vec<_>, Vec<_>) = factors.partition(|(_, shape)| shape.first() == Some(&lora.r));
     if right.is_empty() || !wrong.is_empty() {
         let describe = |(name, shape)| format!("{name} has shape {shape:?}, but r = {} in {CONFIG}", lora.r);
         let none = format!("no factors of LoRA adapters with r = {}", lora.r);
         let problems: Vec<String> = wrong.into_iter().map(describe).collect();
-        return Err(weights.unfit(if problems.is_empty() { std::slice::from_ref(&none) } else { &problems }));
+        return Err(weights.mismatch(if problems.is_empty() { std::slice::from_ref(&none) } else { &problems }));
     }
-    let (config, model) = load_full(&base, device, precision, Held::below_adapters(precision, device))?;
+    let (config, model) = load_full(&base, device, precision, Format::below_adapters(precision, device))?;
     let model = lora.attach(model, 0);
     let wanted = names(&model).into_iter().filter(|(name, _)| name.starts_with(ADAPTER)).collect();
     let problems = weights.mismatches(&wanted, |_| false);
     if !problems.is_empty() {
-        return Err(weights.unfit(&problems));
+        return Err(weights.mismatch(&problems));
     }
-    Ok((config, weights.fill(model, Held::As(FloatDType::F32))?, lora))
+    Ok((config, weights.fill(model, Format::As(FloatDType::F32))?, lora))
 }
 
-/// Writes the adapters of `model` into an existing directory; `base` is the directory of the model without them, or its name on
-/// the Hub, which is written with its revision, as PEFT has it.
+/// Writes the adapters of `model` into an existing directory. `base` is the directory of the base model or its name on
+/// the Hub, which is written with its revision, as in PEFT.
 ///
 /// # Errors
 /// When a file cannot be written.

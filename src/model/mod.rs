@@ -1,5 +1,5 @@
-//! The decoder of Qwen, Llama, Mistral, SmolLM, Granite, OLMo, Gemma and Phi models: configured by Hugging Face `config.json`, with weights under Hugging
-//! Face names, with or without LoRA adapters.
+//! The decoder of Qwen, Llama, Mistral, SmolLM, Granite, OLMo, Gemma and Phi models: configured by Hugging Face
+//! `config.json`, with weights under Hugging Face names, with or without LoRA adapters.
 
 mod attention;
 mod cache;

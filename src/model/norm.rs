@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use super::ModelConfig;
 use crate::ops;
 
-/// `x / sqrt(mean(x²) + ε) · weight`, or `· (1 + weight)` in a family that has it so.
+/// `x / sqrt(mean(x²) + ε) · weight`, or `· (1 + weight)`, depending on the family.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
     /// Scale, `[width]`.
@@ -21,7 +21,7 @@ impl RmsNorm {
         Self { weight, epsilon: config.rms_norm_eps, unit: config.has_unit_norms() }
     }
 
-    /// One whose weight is the scale, whatever the family's norms are.
+    /// Creates a norm whose weight is the scale itself, in every family.
     pub(super) fn plain(width: usize, epsilon: f64, device: &Device) -> Self {
         Self { weight: Initializer::Ones.init([width], device), epsilon, unit: false }
     }
@@ -30,19 +30,19 @@ impl RmsNorm {
         ops::rms_norm(x, self.scale(), self.epsilon)
     }
 
-    /// [`Self::forward`] of parts of rows, each as wide as the norm.
+    /// Applies [`Self::forward`] to parts of rows, each as wide as the norm.
     pub(super) fn parts(&self, x: Tensor<2>) -> Tensor<2> {
         let ([rows, width], [own]) = (x.dims(), self.weight.lazy_shape().dims());
         self.forward(x.reshape([rows * width / own, own])).reshape([rows, width])
     }
 
-    /// What the normed values are multiplied by.
+    /// Returns the factor of the normalised values.
     fn scale(&self) -> Tensor<1> {
         let weight = self.weight.val();
         if self.unit { weight.add_scalar(1.0) } else { weight }
     }
 
-    /// `x + factor · part` where there is a part, and its norm in the format `stored` where one is asked for.
+    /// Returns `x + factor · part` (`x` without a part), and its norm, in the format `stored` if given.
     pub(super) fn after(
         &self,
         x: Tensor<2>,

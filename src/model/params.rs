@@ -1,4 +1,4 @@
-//! Parameters by their checkpoint names.
+//! Model parameters by their checkpoint names.
 
 use std::collections::BTreeMap;
 
@@ -29,14 +29,14 @@ impl Path {
     }
 }
 
-/// Vectors that checkpoints in 16 bits have in f32: what a state fades by is an exponential of them.
+/// Vectors that 16-bit checkpoints keep in f32; the decay of a recurrent state is an exponential of `A_log`.
 const EXACT: [&str; 2] = [".linear_attn.A_log", ".linear_attn.norm.weight"];
 
-/// Prefix of every tensor in a PEFT file.
+/// Prefix of every tensor name in a PEFT file.
 pub(super) const ADAPTER: &str = "base_model.model.";
 
-/// A parameter's name in a checkpoint, and whether the checkpoint has its transpose: a `Linear` weight is kept by Burn as
-/// `[input, output]`. The two factors of a LoRA adapter carry PEFT's names.
+/// Returns a parameter's name in a checkpoint, and whether the checkpoint has its transpose: Burn stores a `Linear`
+/// weight as `[input, output]`. The two matrices of a LoRA adapter have PEFT's names.
 fn stored(path: &str) -> (String, bool) {
     for (factor, suffix) in [("A", ".weight.lora.a"), ("B", ".weight.lora.b")] {
         if let Some(module) = path.strip_suffix(suffix) {
@@ -47,7 +47,7 @@ fn stored(path: &str) -> (String, bool) {
     (path.to_string(), linear.iter().any(|end| path.ends_with(end)) || path == "lm_head.weight")
 }
 
-/// Every parameter under its checkpoint name, in the checkpoint's orientation; values are fetched one at a time.
+/// Returns all parameters by checkpoint name, in the checkpoint's orientation; values are fetched one by one.
 pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
     struct Entries(Path, Vec<Entry>);
     impl ModuleVisitor for Entries {
@@ -74,7 +74,7 @@ pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
     entries.1
 }
 
-/// Checkpoint names and shapes of all parameters, in the checkpoint's orientation.
+/// Returns checkpoint names and shapes of all parameters, in the checkpoint's orientation.
 pub fn names(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
     struct Names(Path, BTreeMap<String, Vec<usize>>);
     impl ModuleVisitor for Names {
@@ -98,18 +98,18 @@ pub fn names(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
     names.1
 }
 
-/// What the matrices of a model are held in.
+/// Number format in which the matrices of a model are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Held {
+pub(super) enum Format {
     /// One format.
     As(FloatDType),
-    /// bf16 where that holds all numbers of a matrix, as it does those of most published checkpoints, else f32.
+    /// bf16 if that holds all values of a matrix exactly, as for most published checkpoints; else f32.
     Exactly,
 }
 
-impl Held {
-    /// What holds the matrices of a model that is not trained: what products read. The `cpu` device reads bf16 in products of
-    /// f32, too.
+impl Format {
+    /// Returns the format for a model that is not trained: the one that products read. On the `cpu` device, products of
+    /// f32 read bf16 as well.
     fn for_products(precision: Precision, device: &Device) -> Self {
         match precision {
             Precision::F32 if ops::is_host(device) => Self::Exactly,
@@ -117,12 +117,12 @@ impl Held {
         }
     }
 
-    /// What holds the matrices of a model that is trained on a device with autodiff, in f32, and is not on another.
+    /// Returns the format for a model that is trained if `device` has autodiff, in f32, and is not trained otherwise.
     pub(super) fn on(precision: Precision, device: &Device) -> Self {
         if device.is_autodiff() { Self::As(FloatDType::F32) } else { Self::for_products(precision, device) }
     }
 
-    /// What holds the matrices below adapters: converted for each product but where it reads them as they are.
+    /// Returns the format of matrices below adapters: as products read them on the `cpu` device, elsewhere f32.
     pub(super) fn below_adapters(precision: Precision, device: &Device) -> Self {
         if ops::is_host(device) { Self::for_products(precision, device) } else { Self::As(FloatDType::F32) }
     }
@@ -137,14 +137,14 @@ impl Held {
     }
 }
 
-/// Replaces parameters by `value(name, shape)`, data in the checkpoint's orientation; those without a value stay. `held` is
-/// for matrices; vectors (norms and biases) and convolutions are in f32.
+/// Replaces parameters by `value(name, shape)`, data in the checkpoint's orientation; those without a value stay.
+/// `held` applies to matrices; vectors (norms and biases) and convolutions are in f32.
 pub(super) fn replace(
     model: CausalLm,
-    held: Held,
+    held: Format,
     value: impl FnMut(&str, &[usize]) -> Option<TensorData>,
 ) -> CausalLm {
-    struct Replace<F>(Path, Held, F);
+    struct Replace<F>(Path, Format, F);
     impl<F: FnMut(&str, &[usize]) -> Option<TensorData>> ModuleMapper for Replace<F> {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.0.enter(name);
@@ -169,7 +169,7 @@ pub(super) fn replace(
     model.map(&mut Replace(Path::default(), held, value))
 }
 
-/// Matrices in the given precision; vectors (norms and biases), convolutions and adapters stay in f32. For inference.
+/// Converts matrices to `dtype` for inference; vectors (norms, biases), convolutions and adapters stay in f32.
 pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
     struct Cast(Path, FloatDType);
     impl ModuleMapper for Cast {
@@ -187,16 +187,16 @@ pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
     model.map(&mut Cast(Path::default(), dtype))
 }
 
-/// A copy whose memory order is its logical order.
+/// Returns a contiguous copy.
 fn contiguous<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     let device = tensor.device();
     Tensor::from_data(tensor.into_data(), &device)
 }
 
-/// Fresh weights: normal with the configuration's standard deviation, norms such that they change nothing, biases zero;
-/// projections back into the residual stream are scaled by `1 / √(2 · layers)` (GPT-2). A function of the seed and the
-/// parameter's name only.
-pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: Held, seed: u64) -> CausalLm {
+/// Initialises the weights: normal with the configuration's standard deviation, norms as the identity, biases zero.
+/// Projections back into the residual stream are scaled by `1 / √(2 · layers)` (GPT-2). The values are a function of
+/// the seed and the parameter's name only.
+pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: Format, seed: u64) -> CausalLm {
     let (deviation, layers) = (config.initializer_range, config.num_hidden_layers);
     let norm = if config.has_unit_norms() { 0.0 } else { 1.0 };
     replace(model, held, |name, shape| {
@@ -213,7 +213,7 @@ pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: Held, seed
             let mut random = uniform();
             (0..count).map(|_| (0.01 + 15.99 * random()).ln() as f32).collect()
         } else if name.ends_with(".conv1d.weight") {
-            // As PyTorch: within one over the root of the taps.
+            // As in PyTorch: uniform within `±1/√taps`.
             let (mut random, bound) = (uniform(), 1.0 / (shape[2] as f64).sqrt());
             (0..count).map(|_| ((2.0 * random() - 1.0) * bound) as f32).collect()
         } else if name.ends_with(".bias") {
@@ -228,7 +228,7 @@ pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: Held, seed
     })
 }
 
-/// Normal numbers of the given standard deviation, one after the other from a stream.
+/// Returns normal numbers of the given standard deviation, in the order of the stream.
 fn normals(stream: &Stream, count: usize, deviation: f64) -> Vec<f32> {
     const PART: usize = 1 << 14;
     let mut values = vec![0.0; count];
@@ -240,7 +240,7 @@ fn normals(stream: &Stream, count: usize, deviation: f64) -> Vec<f32> {
     values
 }
 
-/// A standard normal number (Box–Muller).
+/// Returns a standard normal number (Box–Muller).
 fn normal(random: &mut Stream) -> f64 {
     let (u, v) = (1.0 - random.unit(), random.unit());
     (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()

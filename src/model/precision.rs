@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::ops;
 
-/// What matrix products are computed in.
+/// Precision of matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -28,7 +28,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The format of products; Burn's Flex32 is kept in 32 bits and may be multiplied with fewer.
+    /// Returns the format of products. Burn's Flex32 is stored in 32 bits and may be multiplied with fewer.
     pub(crate) fn dtype(self) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,
@@ -38,20 +38,20 @@ impl Precision {
         }
     }
 
-    /// Whether products have factors in 16 bits.
+    /// Returns whether products have 16-bit operands.
     pub(crate) fn is_short(self) -> bool {
         matches!(self, Self::Bf16 | Self::F16)
     }
 
-    /// The format of what products read.
+    /// Returns the stored format of the operands of products.
     pub(crate) fn stored(self) -> FloatDType {
         if self.is_short() { self.dtype() } else { FloatDType::F32 }
     }
 
-    /// Refuses what a device does not compute, and half precision of too small a range for gradients.
+    /// Rejects unsupported precisions, and f16 on a device with autodiff: its range is too small for gradients.
     ///
     /// # Errors
-    /// With what to choose instead.
+    /// Names the supported formats.
     pub(crate) fn check(self, device: &Device) -> Result<()> {
         let name = format!("{self:?}").to_lowercase();
         if self == Self::F16 && device.is_autodiff() {
@@ -71,10 +71,10 @@ impl Precision {
         Ok(())
     }
 
-    /// `x W + b` in this precision, and `+ s (x A) B` with an adapter; input and output are f32.
+    /// Computes `x W + b` in this precision, and `+ s (x A) B` with an adapter; input and output are f32.
     ///
-    /// Weights of another format are converted here: in training they are f32 masters. The product of an adapter's factors
-    /// is never made, nor the gradient of the matrix below them.
+    /// Weights in another format are converted here; in training they are f32 masters. Neither the product `A B` of an
+    /// adapter nor the gradient of the base matrix is computed.
     ///
     /// # Shapes
     /// - x: `[rows, input]`; output: `[rows, output]`
@@ -88,7 +88,7 @@ impl Precision {
         }
     }
 
-    /// `(silu(gate) · up) W + b` in this precision, with an adapter as [`Self::linear`]; inputs and output are f32.
+    /// Computes `(silu(gate) · up) W + b` in this precision, as [`Self::linear`] does; inputs and output are f32.
     ///
     /// # Shapes
     /// - gate, up: `[rows, input]`; output: `[rows, output]`
@@ -100,18 +100,18 @@ impl Precision {
         if self != Self::F32 || !gate.device().is_autodiff() {
             return self.linear(layer, ops::swiglu(gate, up));
         }
-        // Neither of the two keeps the product of the gate, which is as large as each of its factors.
+        // Neither call keeps `silu(gate) · up` for the backward pass; it is as large as each operand.
         let low = ops::swiglu_linear(gate.clone(), up.clone(), adapter.a.val(), None, self.dtype());
         let low = ops::linear(low.mul_scalar(adapter.scale), adapter.b.val(), None, self.dtype());
         ops::swiglu_linear(gate, up, weight, bias, self.dtype()) + low
     }
 
-    /// `x W` for each layer, in this precision, without biases. On a GPU, without gradients.
+    /// Computes `x W` for each layer in this precision, without biases. For a GPU, without gradients.
     pub(super) fn products<const N: usize>(self, layers: [&Linear; N], x: Tensor<2>) -> [Tensor<2>; N] {
         ops::products(x, layers.map(|layer| layer.weight.val()), self.dtype())
     }
 
-    /// `x Wᵀ` in this precision; input and output are f32.
+    /// Computes `x Wᵀ` in this precision; input and output are f32.
     pub(super) fn matmul_transposed(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
         ops::matmul_transposed(x, weight, self.dtype())
     }

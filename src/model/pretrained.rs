@@ -1,4 +1,4 @@
-//! Hugging Face directories: `config.json` and safetensors, whole or in shards, read and written.
+//! Hugging Face model directories: reading and writing `config.json` and safetensors, whole or in shards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType, TensorData};
 use serde::Deserialize;
 
-use super::params::{Held, entries, initialise, names, replace};
+use super::params::{Format, entries, initialise, names, replace};
 use super::{CausalLm, ModelConfig, Precision, lora, wrapped};
 use crate::error::{Error, Result};
 use crate::files;
@@ -17,72 +17,71 @@ use crate::ops::is_host;
 use crate::text::directory::{MODEL_INDEX as INDEX, MODEL_WEIGHTS as WEIGHTS, find};
 
 const MASTERS: &str = "master.safetensors";
-/// Weights of more bytes than this are written in shards.
+/// Maximum bytes of a weights file; larger models are written in shards.
 const SHARD_BYTES: usize = 5_000_000_000;
 
 impl CausalLm {
-    /// A model with fresh random weights, a function of `config` and `seed` only.
+    /// Creates a model with random weights, a function of `config` and `seed` only.
     pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Self {
         Self::random_as(config, seed, device, Precision::F32)
     }
 
-    /// [`Self::random`], with matrix products in the given precision and matrices held as [`load_as`] does.
+    /// Same as [`Self::random`], with matrix products in the given precision and matrices stored as in [`load_as`].
     pub fn random_as(config: &ModelConfig, seed: u64, device: &Device, precision: Precision) -> Self {
-        initialise(Self::new(config, precision, device), config, Held::on(precision, device), seed)
+        initialise(Self::new(config, precision, device), config, Format::on(precision, device), seed)
     }
 
-    /// [`Self::random_as`], with matrices held as those of a checkpoint in bf16 are below adapters.
+    /// Same as [`Self::random_as`], with matrices stored like those of a bf16 checkpoint below adapters.
     pub(crate) fn random_base(config: &ModelConfig, seed: u64, device: &Device, precision: Precision) -> Self {
-        let held = Held::As(if is_host(device) { FloatDType::BF16 } else { FloatDType::F32 });
+        let held = Format::As(if is_host(device) { FloatDType::BF16 } else { FloatDType::F32 });
         initialise(Self::new(config, precision, device), config, held, seed)
     }
 }
 
-/// Loads the model below adapters, on a device with autodiff, too: its matrices, which are not trained, are held as products
-/// read them.
+/// Loads the base model for adapters; [`Format::below_adapters`] is the format of its matrices, which are not trained.
 ///
 /// # Errors
 /// As [`load_as`].
 pub(crate) fn load_base(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
-    load_full(&find(dir, Part::Whole)?, device, precision, Held::below_adapters(precision, device))
+    load_full(&find(dir, Part::Whole)?, device, precision, Format::below_adapters(precision, device))
 }
 
-/// Loads a model from a Hugging Face directory or, merged into its base, a PEFT adapter's, or by its name on the Hub; in f32.
+/// Loads a model in f32: a Hugging Face directory, a PEFT adapter (merged into its base), or a name on the Hub.
 ///
 /// # Errors
-/// A missing or corrupt file, an unsupported configuration, or tensors that are missing, left over, of another shape or
-/// of another type than f32, bf16, f16: all of them listed.
+/// A missing or corrupt file, an unsupported configuration, or tensors that are missing, unexpected, of another shape
+/// or of another type than f32, bf16, f16: all of them listed.
 pub fn load(dir: &Path, device: &Device) -> Result<(ModelConfig, CausalLm)> {
     load_as(dir, device, Precision::F32)
 }
 
-/// [`load`], with matrix products in the given precision.
+/// Same as [`load`], with matrix products in the given precision.
 ///
-/// Matrices are held in that precision, on the `cpu` device in bf16 where that loses nothing; on a device with autodiff they
-/// are f32 masters, converted for each product. There an adapter stays beside a base in bf16, which would take twice the
-/// memory with the adapter merged into it.
+/// Matrices are stored in that precision; for f32 on the `cpu` device in bf16 if that is lossless. On a device with
+/// autodiff they are f32 masters, converted for each product. On the `cpu` device without autodiff, an adapter stays
+/// separate from a 16-bit base; merging it would double the memory.
 ///
 /// # Errors
-/// As [`load`], and a precision that the device does not compute in.
+/// As [`load`], and a precision that the device does not support.
 pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
     let dir = find(dir, Part::Whole)?;
     if !lora::is_adapter(&dir) {
-        return load_full(&dir, device, precision, Held::on(precision, device));
+        return load_full(&dir, device, precision, Format::on(precision, device));
     }
     let (config, model, _) = lora::load(&dir, device, precision)?;
     Ok((config, if device.is_autodiff() { lora::merge(model) } else { model.for_inference() }))
 }
 
-/// The configuration of the model in `dir` (or of that name on the Hub), or of the one that the adapter in it belongs to.
+/// Returns the configuration of the model in `dir` (or of that name on the Hub); for an adapter, that of its base.
 ///
 /// # Errors
-/// When it is missing, malformed, or of a kind that is not supported.
+/// When it is missing, malformed or unsupported.
 pub fn config_of(dir: &Path) -> Result<ModelConfig> {
     let dir = find(dir, Part::Settings)?;
     if lora::is_adapter(&dir) { ModelConfig::load(&lora::base(&dir, Part::Settings)?) } else { ModelConfig::load(&dir) }
 }
 
-/// Whether the model in `dir` is a language model inside one that also sees.
+/// Returns whether the model in `dir` is a language model inside a multimodal wrapper.
 ///
 /// # Errors
 /// When its `config.json` cannot be read.
@@ -90,34 +89,34 @@ pub(crate) fn is_wrapped(dir: &Path) -> Result<bool> {
     Ok(wrapped::is_wrapper(&files::read_json(&dir.join("config.json"))?))
 }
 
-/// A directory with a model of its own.
+/// Loads a model from a directory with full weights.
 pub(super) fn load_full(
     dir: &Path,
     device: &Device,
     precision: Precision,
-    held: Held,
+    held: Format,
 ) -> Result<(ModelConfig, CausalLm)> {
     precision.check(device)?;
     let mut config = ModelConfig::load(dir)?;
     let mut weights = Weights::open(dir)?;
-    // What is saved of the language model alone may keep the wrapper's names.
+    // A language model saved without its wrapper may keep the wrapper's tensor names.
     if is_wrapped(dir)? || weights.are_wrapped() {
         weights.unwrap();
     }
-    // A layer has nine tensors at least: more layers than tensors need not even be listed.
+    // A layer has at least nine tensors: with more layers than tensors, the missing ones need not be listed.
     if config.num_hidden_layers > weights.place.len() {
         let (layers, tensors) = (config.num_hidden_layers, weights.place.len());
-        return Err(weights.unfit(&[format!("{tensors} tensors cannot be num_hidden_layers = {layers} layers")]));
+        return Err(weights.mismatch(&[format!("{tensors} tensors cannot be num_hidden_layers = {layers} layers")]));
     }
-    // Before the model is made: the scale of Gemma's embedding is rounded to it.
+    // Set before the model is created: the scale of Gemma's embedding is rounded to this format.
     if let Some(dtype) = weights.dtype() {
         config.set_stored(dtype);
     }
     let model = CausalLm::new(&config, precision, device);
     let wanted = names(&model);
     let mut problems = weights.mismatches(&wanted, |name| {
-        // Old Llama files store the rotary frequencies, which follow from the configuration.
-        // Layers that predict further tokens (Qwen 3.5, MiMo) are no part of the model.
+        // Old Llama files store the rotary frequencies, which follow from the configuration. Multi-token prediction
+        // layers (Qwen 3.5, MiMo) are not part of the model.
         name.ends_with(".rotary_emb.inv_freq")
             || name.starts_with("mtp.")
             || name.starts_with("model.mtp_layers.")
@@ -127,7 +126,7 @@ pub(super) fn load_full(
         problems.push(format!("{HEAD} differs from {EMBEDDING}, but tie_word_embeddings = true"));
     }
     if !problems.is_empty() {
-        return Err(weights.unfit(&problems));
+        return Err(weights.mismatch(&problems));
     }
     Ok((config, weights.fill(model, held)?))
 }
@@ -135,19 +134,19 @@ pub(super) fn load_full(
 const HEAD: &str = "lm_head.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// The tensors of a checkpoint: in which of its files each is.
+/// The tensors of a checkpoint, and the file that contains each.
 pub(super) struct Weights {
-    /// The file to name in messages.
+    /// File named in messages.
     path: PathBuf,
     files: Vec<TensorFile>,
     place: BTreeMap<String, Place>,
 }
 
-/// Where a tensor is.
+/// Location of a tensor.
 #[derive(Debug)]
 struct Place {
     file: usize,
-    /// What it is called there.
+    /// Name in the file.
     name: String,
 }
 
@@ -163,14 +162,14 @@ struct Index {
 }
 
 impl Weights {
-    /// One safetensors file.
+    /// Opens one safetensors file.
     pub(super) fn single(path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let place = file.names().map(|name| Place::of(0, name)).collect();
         Ok(Self { path: path.to_path_buf(), files: vec![file], place })
     }
 
-    /// The weights of a model's directory.
+    /// Opens the weights in a model's directory.
     fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(INDEX);
         if dir.join(WEIGHTS).is_file() {
@@ -209,10 +208,10 @@ impl Weights {
         let lost = index.weight_map.iter().filter(|(name, _)| !place.contains_key(*name));
         problems.extend(lost.map(|(name, shard)| format!("{name} is not in {shard}")));
         let weights = Self { path, files, place };
-        if problems.is_empty() { Ok(weights) } else { Err(weights.unfit(&problems)) }
+        if problems.is_empty() { Ok(weights) } else { Err(weights.mismatch(&problems)) }
     }
 
-    /// Names and shapes of all tensors.
+    /// Iterates over names and shapes of all tensors.
     pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.place.iter().filter_map(|(name, place)| Some((name.as_str(), self.info(place)?.0)))
     }
@@ -221,12 +220,12 @@ impl Weights {
         self.files[*file].info(name)
     }
 
-    /// Whether they have the names of a wrapper's.
+    /// Returns whether the tensors have the names of a wrapper.
     fn are_wrapped(&self) -> bool {
         self.place.keys().any(|name| name.starts_with("model.language_model."))
     }
 
-    /// Leaves those of the language model inside a wrapper, under its own names.
+    /// Keeps only the tensors of the language model inside a wrapper, under its own names.
     fn unwrap(&mut self) {
         let inner = |(name, place): (String, Place)| Some((wrapped::inner_name(&name)?, place));
         self.place = std::mem::take(&mut self.place).into_iter().filter_map(inner).collect();
@@ -241,10 +240,10 @@ impl Weights {
         self.files[*file].read(name)
     }
 
-    /// The values of a tensor.
+    /// Reads the values of a tensor.
     ///
     /// # Errors
-    /// When one is not finite: a model with one gives the same token for ever, and training with it learns nothing.
+    /// When a value is not finite: such a model generates the same token forever and cannot be trained.
     fn read_finite(&self, name: &str) -> Result<Vec<f32>> {
         let values = self.read(name)?;
         match values.iter().filter(|value| !value.is_finite()).count() {
@@ -257,18 +256,18 @@ impl Weights {
         }
     }
 
-    /// The widest precision among the matrices: vectors of a model in 16 bits may be in f32 (Qwen 3.5).
+    /// Returns the widest format among the matrices: vectors of a 16-bit model may be in f32 (Qwen 3.5).
     fn dtype(&self) -> Option<Dtype> {
         let matrices = self.place.values().filter_map(|place| self.info(place)).filter(|(shape, _)| shape.len() == 2);
         matrices.filter_map(|(_, dtype)| dtype.ok()).max()
     }
 
-    /// Whether a stored head is the embedding, as a tied head must be.
+    /// Returns whether a stored head equals the embedding, as a tied head must.
     fn head_is_tied(&self) -> Result<bool> {
         Ok(self.read(HEAD)? == self.read(EMBEDDING)?)
     }
 
-    /// What does not fit, one line each; `spare` says which left-over names do no harm.
+    /// Returns one message per mismatch; `spare` returns whether an unexpected name is harmless.
     pub(super) fn mismatches(
         &self,
         wanted: &BTreeMap<String, Vec<usize>>,
@@ -291,13 +290,13 @@ impl Weights {
         problems
     }
 
-    /// An error that lists what does not fit.
-    pub(super) fn unfit(&self, problems: &[String]) -> Error {
+    /// Returns an error that lists mismatches.
+    pub(super) fn mismatch(&self, problems: &[String]) -> Error {
         Error::file(&self.path, format!("does not fit the configuration:\n  {}", problems.join("\n  ")))
     }
 
-    /// Gives the model its weights, one tensor at a time; parameters that are not here stay.
-    pub(super) fn fill(&self, model: CausalLm, held: Held) -> Result<CausalLm> {
+    /// Loads the weights into the model, one tensor at a time; parameters that are not in the file stay.
+    pub(super) fn fill(&self, model: CausalLm, held: Format) -> Result<CausalLm> {
         let mut failure = None;
         let model = replace(model, held, |name, shape| {
             if failure.is_some() || !self.has(name) {
@@ -315,8 +314,8 @@ impl Weights {
     }
 }
 
-/// Writes `config.json` and the weights into an existing directory, adapters merged, in the precision the configuration
-/// names; above 5 GB in shards.
+/// Writes `config.json` and the weights into an existing directory, with adapters merged, in the format the
+/// configuration names; in shards above 5 GB.
 ///
 /// # Errors
 /// When a file cannot be written (a full disk, for instance).
@@ -327,7 +326,7 @@ pub fn save(dir: &Path, config: &ModelConfig, model: &CausalLm) -> Result<()> {
     save_sharded(dir, config, model, SHARD_BYTES)
 }
 
-/// [`save`], with shards of at most `limit` bytes (one larger tensor makes a shard of its own).
+/// Same as [`save`], with shards of at most `limit` bytes (a larger tensor gets a shard of its own).
 ///
 /// # Errors
 /// As [`save`].
@@ -365,7 +364,7 @@ pub fn save_sharded(dir: &Path, config: &ModelConfig, model: &CausalLm, limit: u
     files::write_json(&dir.join(INDEX), &index)
 }
 
-/// Writes the f32 weights beside those of a checkpoint in half precision, from which training could not go on exactly.
+/// Writes the f32 master weights beside a 16-bit checkpoint, from which training could not resume exactly.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -376,7 +375,7 @@ pub fn save_masters(dir: &Path, config: &ModelConfig, model: &CausalLm) -> Resul
     }
 }
 
-/// Reads what [`save_masters`] wrote, where it wrote something.
+/// Reads the weights written by [`save_masters`], if there are any.
 ///
 /// # Errors
 /// A damaged file.
@@ -386,6 +385,6 @@ pub fn load_masters(dir: &Path, model: CausalLm) -> Result<CausalLm> {
         return Ok(model);
     }
     let weights = Weights::single(&path)?;
-    let problems = weights.mismatches(&names(&model), |_| false);
-    if problems.is_empty() { weights.fill(model, Held::As(FloatDType::F32)) } else { Err(weights.unfit(&problems)) }
+    let found = weights.mismatches(&names(&model), |_| false);
+    if found.is_empty() { weights.fill(model, Format::As(FloatDType::F32)) } else { Err(weights.mismatch(&found)) }
 }

@@ -1,7 +1,7 @@
-//! Rotary positions: the frequencies of each scaling type, and the tables of cosines and sines.
+//! Rotary position embeddings: the frequencies of each scaling type, and the tables of cosines and sines.
 //!
 //! The types are those of transformers: `default` (RoFormer, arXiv 2104.09864), `linear`, `yarn` (arXiv 2309.00071),
-//! `llama3` (Llama 3.1) and `longrope` (arXiv 2402.13753). Computed in f32, as there.
+//! `llama3` (Llama 3.1) and `longrope` (arXiv 2402.13753). All are computed in f32, as in transformers.
 
 use std::f64::consts::{PI, TAU};
 
@@ -11,29 +11,29 @@ use serde_json::{Map, Value};
 use super::ModelConfig;
 use crate::ops;
 
-/// Cosines and sines, `[rows, width / 2]` each, of the part of a head that rotates.
+/// Cosines and sines of the rotated part of a head, `[rows, width / 2]` each.
 pub(super) type Tables = (Tensor<2>, Tensor<2>);
 
-/// How queries grow with their position (Ministral 3).
+/// Key of the growth of queries with their position (Ministral 3).
 const BETA: &str = "llama_4_scaling_beta";
-/// The context the model was first trained on.
+/// Key of the context length of the original training.
 const ORIGINAL: &str = "original_max_position_embeddings";
 
-/// What `rope_theta` is called for layers with a window (Gemma 3), and the two kinds of layers in tables.
+/// Key of `rope_theta` for layers with a window (Gemma 3), and the keys of the two kinds of layers in tables.
 const LOCAL: &str = "rope_local_base_freq";
 const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
 
-/// Frequencies of the pairs of one head, and what cosines and sines are multiplied by.
+/// Rotary frequencies of the pairs of a head, and the factors of cosines and sines.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rope {
     frequencies: Vec<f32>,
-    /// LongRoPE: the frequencies of sequences of more tokens than this.
+    /// LongRoPE: a length, and the frequencies of longer sequences.
     long: Option<(usize, Vec<f32>)>,
     attention_factor: f32,
     queries: QueryScale,
 }
 
-/// What queries are multiplied by beside `1 / √head_dim`, which operations bring.
+/// Factor of queries in addition to `1 / √head_dim`, which the attention operations apply.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct QueryScale {
     constant: f64,
@@ -42,15 +42,15 @@ struct QueryScale {
 }
 
 impl ModelConfig {
-    /// The longest sequence that can be sampled token by token: beyond it LongRoPE rotates what has been read, too, in another
-    /// way. None where there is no such length.
+    /// Returns the maximum length of sequences sampled token by token: beyond it LongRoPE also changes the rotation of
+    /// cached tokens. `None` for no limit.
     pub(crate) fn longest_sampled(&self) -> Option<usize> {
         Rope::kinds(self).ok()?.iter().filter_map(|rope| rope.long.as_ref().map(|(longest, _)| *longest)).min()
     }
 }
 
 impl Rope {
-    /// The rotations that layers have: one, or that of layers without and of those with a window; problems name the key.
+    /// Returns the model's rotations: one, or one for layers without and one with a window. Errors name the key.
     pub(super) fn kinds(config: &ModelConfig) -> Result<Vec<Self>, Vec<String>> {
         let Some(local) = config.family().and_then(|family| family.local_theta) else {
             return Ok(vec![Self::read(config)?]);
@@ -74,7 +74,7 @@ impl Rope {
         }
         one.rope_parameters = Some(kind(KINDS[0])).filter(|table| !table.is_null());
         let full = Self::read(&one)?;
-        // The scaling of older files is that of layers without a window.
+        // `rope_scaling` of older files applies to layers without a window only.
         (one.rope_parameters, one.rope_scaling) = (Some(kind(KINDS[1])).filter(|table| !table.is_null()), None);
         one.rope_theta = match config.rest.get(LOCAL).filter(|base| !base.is_null()) {
             None => Some(local),
@@ -86,7 +86,7 @@ impl Rope {
         Ok(vec![full, Self::read(&one)?])
     }
 
-    /// What `rope_theta`, `rope_scaling` and `rope_parameters` say.
+    /// Reads `rope_theta`, `rope_scaling` and `rope_parameters`.
     fn read(config: &ModelConfig) -> Result<Self, Vec<String>> {
         let (key, value) = match (&config.rope_parameters, &config.rope_scaling) {
             (Some(_), Some(_)) => {
@@ -101,7 +101,7 @@ impl Rope {
             Value::Object(table) => table.clone(),
             other => return Err(vec![format!("{key} = {other} must be an object")]),
         };
-        // As in transformers, a length outside the table wins over the one within.
+        // As in transformers, a length outside the table overrides the one inside.
         if let Some(length) = config.rest.get(ORIGINAL).filter(|length| !length.is_null()) {
             table.insert(ORIGINAL.to_string(), length.clone());
         }
@@ -119,7 +119,7 @@ impl Rope {
         if settings.problems.is_empty() && theta <= 1.0 {
             settings.problems.push(format!("rope_theta = {theta} must be above 1"));
         }
-        // Sizes are checked elsewhere; a broken one must not be computed with.
+        // Sizes are checked elsewhere; do not compute with an invalid one.
         let dim = if config.num_attention_heads == 0 { 2 } else { config.head_dim() };
         if !settings.problems.is_empty() {
             return Err(settings.problems);
@@ -146,12 +146,12 @@ impl Rope {
         if settings.problems.is_empty() { Ok(scaled) } else { Err(settings.problems) }
     }
 
-    /// Whether heads of this width rotate whole, sequences of all lengths alike.
+    /// Returns whether heads of this width rotate as a whole, and equally for sequences of all lengths.
     pub(super) fn rotates_all(&self, head_dim: usize) -> bool {
         self.long.is_none() && 2 * self.frequencies.len() == head_dim
     }
 
-    /// Cosines and sines of the given positions for keys, and for queries; `lengths` are those of the sequences they are in.
+    /// Computes the tables of `positions` for keys, and for queries; `lengths` are those of their sequences.
     pub(super) fn tables(&self, positions: &[usize], lengths: &[usize], device: &Device) -> [Tables; 2] {
         let keys = self.table(positions, lengths, |_| 1.0, device);
         let queries = match self.queries {
@@ -166,7 +166,7 @@ impl Rope {
         [keys, queries]
     }
 
-    /// Tables whose rotation also multiplies by `scale` of the position.
+    /// Computes the tables, multiplied by `scale` of the position.
     fn table(&self, positions: &[usize], lengths: &[usize], scale: impl Fn(usize) -> f32, device: &Device) -> Tables {
         let long: Vec<bool> = self.long.as_ref().map_or(Vec::new(), |(longest, _)| {
             lengths.iter().flat_map(|&length| std::iter::repeat_n(length > *longest, length)).collect()
@@ -188,7 +188,7 @@ impl Rope {
     }
 }
 
-/// The table being read, and what was wrong with it so far.
+/// The table being read, and the problems found so far.
 struct Settings<'a> {
     key: &'a str,
     table: &'a Map<String, Value>,
@@ -201,7 +201,7 @@ impl Settings<'_> {
         self.problems.push(format!("{}.{name} = {value} {reason}", self.key));
     }
 
-    /// A positive number; `other` stands in where the table has none, then `default`.
+    /// Returns a positive number of the table; if absent, `other`, then `default`.
     fn number(&mut self, name: &str, other: Option<&Value>, default: Option<f64>) -> f64 {
         let own = self.table.get(name).filter(|value| !value.is_null());
         let number = match own.or(other) {
@@ -210,7 +210,7 @@ impl Settings<'_> {
         };
         number.unwrap_or_else(|| {
             match (own, other) {
-                // Beside the table, not in it.
+                // The value is outside the table.
                 (None, Some(value)) => self.problems.push(format!("{name} = {value} must be a positive number")),
                 _ => self.refuse(name, "must be a positive number"),
             }
@@ -222,12 +222,12 @@ impl Settings<'_> {
         self.table.get("rope_type").or_else(|| self.table.get("type")).unwrap_or(&Value::Null).clone()
     }
 
-    /// Whether `rope_type` is `longrope`, or what Phi's older files call it.
+    /// Returns whether `rope_type` is `longrope` or its name in Phi's older files.
     fn is_long(&self) -> bool {
         self.kind().as_str().is_some_and(|kind| ["longrope", "su", "yarn"].contains(&kind))
     }
 
-    /// Each pair is slowed by a factor of its own, one for sequences within the original context and another beyond it.
+    /// Divides each frequency by a factor of its own; sequences beyond the original context have other factors.
     fn long(&mut self, plain: Vec<f32>, max_positions: usize) -> Rope {
         let original = self.number(ORIGINAL, None, Some(max_positions as f64));
         let factor = self.number("factor", None, Some(max_positions as f64 / original));
@@ -251,7 +251,7 @@ impl Settings<'_> {
         }
     }
 
-    /// Applies the scaling that `rope_type` names.
+    /// Applies the scaling named by `rope_type`.
     fn scale(&mut self, plain: Vec<f32>, theta: f64, dim: usize, max_positions: usize) -> Rope {
         let kind = self.kind();
         let (frequencies, attention_factor) = match kind.as_str() {
@@ -274,7 +274,7 @@ impl Settings<'_> {
         Rope { frequencies, long: None, attention_factor, queries }
     }
 
-    /// Long waves are stretched, short ones stay, those between are blended.
+    /// Divides the frequencies of long waves by `factor`, keeps those of short waves, and blends those in between.
     fn llama3(&mut self, plain: Vec<f32>, max_positions: usize) -> Vec<f32> {
         let factor = self.number("factor", None, None) as f32;
         let low = self.number("low_freq_factor", None, None) as f32;
@@ -297,7 +297,7 @@ impl Settings<'_> {
         plain.into_iter().map(scale).collect()
     }
 
-    /// Interpolated for slow pairs, as trained for fast ones, a ramp between; and a temperature on attention.
+    /// Divides slow frequencies by `factor`, keeps fast ones, with a ramp between; also returns the attention factor.
     fn yarn(&mut self, plain: Vec<f32>, theta: f64, dim: usize, max_positions: usize) -> (Vec<f32>, f32) {
         let original = self.number(ORIGINAL, None, Some(max_positions as f64));
         let factor = self.number("factor", None, Some(max_positions as f64 / original));
@@ -311,7 +311,7 @@ impl Settings<'_> {
             _ => magnitude(1.0),
         };
         let attention_factor = self.number("attention_factor", None, Some(inferred));
-        // The pair that turns `rotations` times within the original context.
+        // Index of the pair that rotates `rotations` times within the original context.
         let pair = |rotations: f64| dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
         let truncate = self.table.get("truncate").and_then(Value::as_bool).unwrap_or(true);
         let (low, high) = (pair(fast), pair(slow));
@@ -340,7 +340,7 @@ mod tests {
         Rope::read(&config)
     }
 
-    /// Read as if it were not there, it moved log-probabilities by 0.85 nats on average.
+    /// When the key was ignored, log-probabilities changed by 0.85 nats on average.
     #[test]
     fn an_original_length_at_the_top_level_wins() {
         let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
@@ -357,7 +357,7 @@ mod tests {
         assert!(read(inside(64), json!("64")).unwrap_err()[0].contains("must be a positive number"));
     }
 
-    /// YaRN's ramp is over the part of a head that rotates; it was taken for Phi's old name of LongRoPE, too.
+    /// YaRN's ramp covers the rotated part of a head. `yarn` was also mistaken for Phi's old name of LongRoPE.
     #[test]
     fn a_part_of_a_head_is_stretched_like_a_head_of_its_size() {
         let yarn = json!({"rope_type": "yarn", "factor": 4.0, ORIGINAL: 64, "mrope_section": [1, 1, 0]});
@@ -389,7 +389,7 @@ mod tests {
         assert!((magnitude(with("factor", json!(0.5))) - 1.0).abs() < 1e-6);
     }
 
-    /// Tables by kind of layer, of older files and of newer ones, as transformers reads them.
+    /// Tables per kind of layer, in older and in newer files, as transformers reads them.
     #[test]
     fn layers_with_a_window_have_a_base_of_their_own() {
         let read = |edit: Value| {
@@ -409,7 +409,7 @@ mod tests {
         let given = read(json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}})).unwrap();
         assert!(plain == given && plain[1] == read(json!({"rope_local_base_freq": 1e4})).unwrap()[1]);
         assert!(read(json!({"rope_parameters": {"rope_theta": 1e6}})).unwrap_err()[0].contains("by kind of layer"));
-        // OLMo 3 has one base for both, and `rope_theta` is that of layers without a window alone.
+        // OLMo 3 has one default base for both kinds; `rope_theta` applies to layers without a window only.
         let olmo = |theta: Value| read(json!({"model_type": "olmo3", "rope_theta": theta})).unwrap();
         let (own, other) = (olmo(Value::Null), olmo(json!(1e4)));
         assert!(own[0] == own[1] && other[1] == own[1] && other[0] != own[0]);

@@ -1,24 +1,24 @@
-//! A model's weights as a list of tensors that another process builds the same model from.
+//! A model's weights as a list of tensors, from which another process builds the same model.
 
 use burn::tensor::{Device, FloatDType, TensorData};
 use sha2::{Digest, Sha256};
 
-use super::params::{ADAPTER, Held, entries, replace};
+use super::params::{ADAPTER, Format, entries, replace};
 use super::tensors::Entry;
 use super::{CausalLm, LoraConfig, ModelConfig, Precision, lora};
 
-/// The weights below adapters, and then those of the adapters, each tensor's values fetched when their turn comes.
+/// Iterates over the base weights, then the adapter weights; each tensor's values are fetched on demand.
 pub(crate) fn weights(model: &CausalLm) -> impl Iterator<Item = Entry> {
     let adapters = entries(model).into_iter().filter(|entry| entry.name.starts_with(ADAPTER));
     entries(&lora::detach(model)).into_iter().chain(adapters)
 }
 
-/// The values of a tensor of [`weights`].
+/// Returns the values of a tensor of [`weights`].
 pub(crate) fn values(entry: &Entry) -> Vec<f32> {
     (entry.values)().try_into_vec().unwrap_or_else(|error| panic!("not f32: {error:?}"))
 }
 
-/// Builds a model to train, of which `fetch` fills the tensors of [`weights`] in their order.
+/// Builds a model to train; `fetch` fills the tensors of [`weights`] in their order.
 pub(crate) fn rebuild(
     config: &ModelConfig,
     precision: Precision,
@@ -31,18 +31,18 @@ pub(crate) fn rebuild(
         fetch(&mut values);
         Some(TensorData::new(values, shape.to_vec()))
     };
-    let held = if lora.is_some() { Held::below_adapters(precision, device) } else { Held::on(precision, device) };
+    let held = if lora.is_some() { Format::below_adapters(precision, device) } else { Format::on(precision, device) };
     let model = replace(CausalLm::new(config, precision, device), held, |_, shape| values(shape));
     let Some(lora) = lora else { return model };
     let adapter = |name: &str| name.starts_with(ADAPTER);
     replace(
         lora.attach(model, 0),
-        Held::As(FloatDType::F32),
+        Format::As(FloatDType::F32),
         |name, shape| if adapter(name) { values(shape) } else { None },
     )
 }
 
-/// SHA-256 of all weights: equal for models that are equal to the bit.
+/// Returns the SHA-256 of all weights; equal for bitwise equal models.
 pub(crate) fn digest(model: &CausalLm) -> String {
     let mut sum = Sha256::new();
     for entry in weights(model) {

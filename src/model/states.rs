@@ -1,5 +1,5 @@
-//! What a layer with a recurrence keeps of a sequence, in a table with a row per slot of the cache: the last inputs of its
-//! convolution, and its state.
+//! Per-sequence state of a layer with a recurrence, in tables with one row per slot of the cache: the last inputs of
+//! its convolution, and its recurrent state.
 
 use burn::tensor::{Device, FloatDType, Tensor};
 
@@ -7,7 +7,7 @@ use super::ModelConfig;
 use crate::ops::delta::{DeltaHeads, DeltaInputs, Move, causal_conv, delta_rule_cached, put_rows, states_of};
 use crate::ops::{self, take_rows};
 
-/// The tables of a layer.
+/// State tables of a layer.
 #[derive(Debug)]
 pub(super) struct States {
     /// `[slots, (taps − 1) · width]`.
@@ -16,20 +16,20 @@ pub(super) struct States {
     states: Tensor<2>,
 }
 
-/// Numbers that a layer keeps of a sequence: inputs of the convolution, and the state.
+/// Returns the elements that a layer keeps per sequence: inputs of the convolution, and the state.
 pub(super) fn numbers(config: &ModelConfig) -> [usize; 2] {
     config.delta().map_or([0, 0], |(heads, taps)| [(taps - 1) * heads.widths().iter().sum::<usize>(), heads.state()])
 }
 
 impl States {
-    /// Tables of zeros, in f32 whatever the format of keys and values.
+    /// Creates tables of zeros, in f32 whatever the format of keys and values.
     pub(super) fn new(config: &ModelConfig, slots: usize, device: &Device) -> Self {
         let table = |width| ops::zeros(slots * width, FloatDType::F32, device).reshape([slots, width]);
         let [inputs, states] = numbers(config).map(table);
         Self { inputs, states }
     }
 
-    /// [`causal_conv`] of the announced tokens, after what was read of their sequences.
+    /// Applies [`causal_conv`] to the announced tokens, after the earlier tokens of their sequences.
     pub(super) fn convolve(&mut self, x: Tensor<2>, weight: Tensor<2>, lengths: &[usize], moves: &[Move]) -> Tensor<2> {
         let ([_, width], [_, taps], device) = (x.dims(), weight.dims(), x.device());
         let (count, kept) = (moves.len(), (taps - 1) * width);
@@ -46,7 +46,7 @@ impl States {
         take_rows(all, &(0..count).map(|sequence| sequence * taps + taps - 1).collect::<Vec<_>>())
     }
 
-    /// The recurrence over the announced tokens.
+    /// Applies the recurrence to the announced tokens.
     pub(super) fn recur(
         &mut self,
         inputs: DeltaInputs,
@@ -64,7 +64,7 @@ impl States {
     }
 }
 
-/// The last `count` rows of each sequence side by side, zeros before the first, `[sequences, count · width]`.
+/// Returns the last `count` rows of each sequence, padded with zeros in front, `[sequences, count · width]`.
 fn last_rows(x: &Tensor<2>, lengths: &[usize], count: usize) -> Tensor<2> {
     let ([rows, width], device) = (x.dims(), x.device());
     let mut end = 0;

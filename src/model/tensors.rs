@@ -1,4 +1,4 @@
-//! Safetensors files: headers checked before memory is taken, one tensor in memory at a time.
+//! Safetensors files: headers are checked before memory is allocated, and one tensor is in memory at a time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,15 +11,15 @@ use safetensors::tensor::{Dtype as Stored, Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
 
-/// Longest header accepted; that of a model of 1000 tensors takes about 0.1 MB.
+/// Maximum header size in bytes; the header of a model of 1000 tensors takes about 0.1 MB.
 const MAX_HEADER: u64 = 100 << 20;
 
-/// A precision that weights are stored in.
+/// Number format of stored weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dtype {
     /// IEEE half precision.
     F16,
-    /// The upper half of an f32.
+    /// bfloat16, the upper half of an f32.
     Bf16,
     /// Single precision.
     F32,
@@ -32,17 +32,17 @@ impl Dtype {
         (Self::F32, "float32", Stored::F32),
     ];
 
-    /// The precision that `config.json` calls by this name.
+    /// Returns the format with this name in `config.json`.
     pub fn named(name: &str) -> Option<Self> {
         Self::NAMES.iter().find(|(_, known, _)| *known == name).map(|(dtype, ..)| *dtype)
     }
 
-    /// Its name in `config.json`.
+    /// Returns the name in `config.json`.
     pub fn name(self) -> &'static str {
         Self::NAMES[self as usize].1
     }
 
-    /// Bytes of one number.
+    /// Returns the bytes per element.
     pub fn bytes(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
     }
@@ -69,18 +69,18 @@ impl Dtype {
     }
 }
 
-/// An open safetensors file whose header fits its size.
+/// An open safetensors file with a valid header.
 #[derive(Debug)]
 pub(crate) struct TensorFile {
     path: PathBuf,
     file: File,
-    /// Where the data begins.
+    /// Offset of the data in the file.
     start: u64,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl TensorFile {
-    /// Reads and checks the header.
+    /// Opens a file and checks its header.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io(path))?;
         let size = file.metadata().map_err(Error::io(path))?.len();
@@ -108,21 +108,21 @@ impl TensorFile {
         Ok(Self { path: path.to_path_buf(), file, start, tensors })
     }
 
-    /// Names in alphabetical order.
+    /// Iterates over the tensor names in alphabetical order.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A tensor's shape, and its precision or, where that is none of ours, its name.
+    /// Returns a tensor's shape and format; the format's name as the error if it is unsupported.
     pub(crate) fn info(&self, name: &str) -> Option<(&[usize], std::result::Result<Dtype, String>)> {
         let info = self.tensors.get(name)?;
         Some((&info.shape, Dtype::of(info.dtype).ok_or_else(|| format!("{:?}", info.dtype))))
     }
 
-    /// Reads one tensor's values.
+    /// Reads the values of one tensor.
     ///
     /// # Errors
-    /// When there is none of that name and a known precision, or the file cannot be read.
+    /// When there is no tensor of that name in a supported format, or the file cannot be read.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<f32>> {
         let unusable = || Error::file(&self.path, format!("no tensor {name} of type F32, BF16 or F16"));
         let info = self.tensors.get(name).ok_or_else(unusable)?;
@@ -136,28 +136,28 @@ impl TensorFile {
     }
 }
 
-/// A tensor to be written: its values are fetched when their turn comes.
+/// A tensor to write; its values are fetched when it is written.
 pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
-    /// Whether it is in f32 whatever the others are in.
+    /// Whether it is written in f32, whatever the format of the others.
     pub(crate) exact: bool,
     pub(crate) values: Box<dyn Fn() -> TensorData>,
 }
 
 impl Entry {
-    /// Bytes it takes in the given precision.
+    /// Returns its size in bytes when written in the given format.
     pub(crate) fn bytes(&self, dtype: Dtype) -> usize {
         self.shape.iter().product::<usize>() * self.stored(dtype).bytes()
     }
 
-    /// The precision it is written in, among others in the given one.
+    /// Returns the format it is written in when the others use `dtype`.
     fn stored(&self, dtype: Dtype) -> Dtype {
         if self.exact { Dtype::F32 } else { dtype }
     }
 }
 
-/// Writes f32 tensors in the given precision.
+/// Writes f32 tensors in the given format.
 ///
 /// # Errors
 /// When the file cannot be written (a full disk, for instance).
@@ -169,7 +169,7 @@ pub(crate) fn write(path: &Path, dtype: Dtype, entries: &[Entry]) -> Result<()> 
         let stored = Dtype::NAMES[entry.stored(dtype) as usize].2;
         (entry.name.clone(), TensorInfo { dtype: stored, shape: entry.shape.clone(), data_offsets })
     };
-    // transformers wants to know which framework's layout this is.
+    // transformers requires the name of the framework whose layout this is.
     let format = Some([("format".to_string(), "pt".to_string())].into());
     let metadata = Metadata::new(format, entries.iter().map(describe).collect());
     let metadata = metadata.unwrap_or_else(|error| unreachable!("offsets follow from the shapes: {error}"));

@@ -1,27 +1,27 @@
-//! Which layers attend to the last tokens only, and to how many: by the keys of the family.
+//! Sliding windows: the layers that have one and its width, from the keys of the family.
 
 use serde_json::Value;
 
 use super::ModelConfig;
 use super::family::Windows;
 
-/// What `layer_types` calls a layer with a window, and one without.
+/// Names in `layer_types` of a layer with a window, and of one without.
 const SLIDING: &str = "sliding_attention";
 const FULL: &str = "full_attention";
 
 impl ModelConfig {
-    /// How many tokens a layer attends to, the own one the last of them; none where it attends to all that the model may be given.
+    /// Returns the number of tokens a layer attends to, the current one included; `None` for the whole context.
     pub(crate) fn window(&self, layer: usize) -> Option<usize> {
         let window = self.width().filter(|_| self.slides(layer))? as usize;
         (window < self.max_position_embeddings).then_some(window)
     }
 
-    /// Whether a layer is one of those with a window.
+    /// Returns whether a layer has a window.
     pub(super) fn slides(&self, layer: usize) -> bool {
         match self.family().map(|family| &family.windows) {
             None | Some(Windows::None) => false,
             Some(Windows::All(_)) => true,
-            Some(Windows::Asked(_)) => {
+            Some(Windows::IfEnabled(_)) => {
                 self.use_sliding_window
                     && self.is_sliding(layer).unwrap_or_else(|| match self.family() {
                         Some(family) if family.unrotated > 0 => !self.rotates(layer),
@@ -31,7 +31,7 @@ impl ModelConfig {
                         }
                     })
             }
-            Some(Windows::But(every, _)) => self.is_sliding(layer).unwrap_or_else(|| {
+            Some(Windows::AllBut(every, _)) => self.is_sliding(layer).unwrap_or_else(|| {
                 let pattern =
                     self.rest.get("sliding_window_pattern").and_then(Value::as_u64).filter(|&every| every > 0);
                 !(layer as u64 + 1).is_multiple_of(pattern.unwrap_or(*every))
@@ -39,17 +39,17 @@ impl ModelConfig {
         }
     }
 
-    /// Whether `layer_types`, where there is such a list, calls a layer sliding.
+    /// Returns whether `layer_types` marks a layer as sliding; `None` if it has no entry for it.
     fn is_sliding(&self, layer: usize) -> Option<bool> {
         let types = self.rest.get("layer_types")?.as_array()?;
         types.get(layer).map(|kind| kind == SLIDING)
     }
 
-    /// `sliding_window`, or what stands for it in the family.
+    /// Returns `sliding_window`, or the default of the family.
     fn width(&self) -> Option<u64> {
         let default = match self.family()?.windows {
             Windows::None => return None,
-            Windows::All(default) | Windows::Asked(default) | Windows::But(_, default) => default,
+            Windows::All(default) | Windows::IfEnabled(default) | Windows::AllBut(_, default) => default,
         };
         match self.rest.get("sliding_window") {
             None => default,
@@ -57,12 +57,12 @@ impl ModelConfig {
         }
     }
 
-    /// What is wrong with the keys of windows, one line each.
+    /// Returns one message per invalid key of windows.
     pub(super) fn window_mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let Some(family) = self.family() else { return problems };
         let given = |key: &str| self.rest.get(key).filter(|value| !value.is_null());
-        let by_layer = matches!(family.windows, Windows::Asked(_) | Windows::But(..));
+        let by_layer = matches!(family.windows, Windows::IfEnabled(_) | Windows::AllBut(..));
         let mut listed = false;
         if let Some(types) = given("layer_types").filter(|_| !family.delta) {
             let list = types.as_array().filter(|list| list.iter().all(|kind| *kind == SLIDING || *kind == FULL));
@@ -74,11 +74,11 @@ impl ModelConfig {
             }
         }
         let (asked, window) = (self.use_sliding_window, self.rest.get("sliding_window").unwrap_or(&Value::Null));
-        if matches!(family.windows, Windows::But(..)) && self.width().is_none() && window.is_null() {
+        if matches!(family.windows, Windows::AllBut(..)) && self.width().is_none() && window.is_null() {
             problems.push("sliding_window = null: these layers need a window".to_string());
         } else if listed
             && by_layer
-            && matches!(family.windows, Windows::Asked(_))
+            && matches!(family.windows, Windows::IfEnabled(_))
             && (!asked || self.width().is_none())
         {
             problems.push(format!(

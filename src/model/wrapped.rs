@@ -1,14 +1,14 @@
-//! Configurations before they are read: a language model inside a wrapper that also sees, and keys that files leave out.
+//! Preparation of `config.json`: extracts the language model of a multimodal wrapper and adds omitted keys.
 
 use serde_json::{Map, Value};
 
 use super::family::FAMILIES;
 
-/// Wrappers whose language model is read without the rest, and the family of those that do not name it.
+/// Multimodal wrappers of which only the language model is read, and its default family.
 const WRAPPERS: [(&str, &str); 3] = [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen3_5", "qwen3_5_text")];
-/// MiMo 7B (arXiv 2505.07608): Qwen 2 and layers that predict further tokens, which are left out. transformers has no class for it.
+/// MiMo 7B (arXiv 2505.07608): Qwen 2, and multi-token prediction layers that are ignored; not in transformers.
 const MIMO: &str = "mimo";
-/// What the language model of a wrapper takes over from it where it does not say so itself.
+/// Keys that a language model inherits from its wrapper if it does not set them itself.
 const INHERITED: [&str; 7] = [
     "dtype",
     "torch_dtype",
@@ -18,7 +18,7 @@ const INHERITED: [&str; 7] = [
     "tie_word_embeddings",
     "quantization_config",
 ];
-/// What a wrapper calls the tensors of its language model, and what these are called without it.
+/// Tensor name prefixes of the language model inside a wrapper, and without it.
 const NAMES: [(&str, &str); 4] = [
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
@@ -26,19 +26,19 @@ const NAMES: [(&str, &str); 4] = [
     ("lm_head.", "lm_head."),
 ];
 
-/// Whether a file is one of a wrapper.
+/// Returns whether a configuration is that of a wrapper.
 pub(super) fn is_wrapper(config: &Value) -> bool {
     let named = |(name, _): &(&str, &str)| config.get("model_type").is_some_and(|found| found == name);
     config.get("text_config").is_some_and(Value::is_object) && WRAPPERS.iter().any(named)
 }
 
-/// The language model's name of a wrapper's tensor; none for those of its vision part.
+/// Returns the language model's name of a wrapper's tensor; `None` for tensors of the vision part.
 pub(super) fn inner_name(name: &str) -> Option<String> {
     let inner = |(outer, inner): &(&str, &str)| name.strip_prefix(outer).map(|rest| format!("{inner}{rest}"));
     NAMES.iter().find_map(inner)
 }
 
-/// What a file says of the language model, with what transformers puts in the place of absent keys.
+/// Returns the language model's configuration, with the defaults of transformers for absent keys.
 pub(super) fn completed(mut config: Value) -> Value {
     if is_wrapper(&config) {
         config = unwrapped(config);
@@ -58,14 +58,14 @@ pub(super) fn completed(mut config: Value) -> Value {
     for (key, value) in defaults {
         table.entry(key).or_insert(value);
     }
-    // Gemma's name for it; its files have the other one for older readers or not at all.
+    // Gemma's key for `hidden_act`; its files have the usual key only for older readers, or not at all.
     if let Some(activation) = table.get("hidden_activation").filter(|name| !name.is_null()).cloned() {
         table.insert("hidden_act".to_string(), activation);
     }
     config
 }
 
-/// The language model's part.
+/// Returns the language model's part of a wrapper's configuration.
 fn unwrapped(mut config: Value) -> Value {
     let mut inner = config["text_config"].take();
     let wrapper = WRAPPERS.iter().find(|(name, _)| config["model_type"] == *name);
@@ -74,7 +74,7 @@ fn unwrapped(mut config: Value) -> Value {
         for key in INHERITED {
             if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
                 let value = value.clone();
-                // As in transformers, the head is tied as the wrapper says.
+                // As in transformers, the wrapper decides whether the head is tied.
                 if key == "tie_word_embeddings" {
                     table.insert(key.to_string(), value);
                 } else {
@@ -99,7 +99,7 @@ mod tests {
         serde_json::from_value(completed(config)).unwrap()
     }
 
-    /// As the files of Gemma 3 4B leave out what transformers knows.
+    /// The published files of Gemma 3 4B omit keys for which transformers has defaults.
     #[test]
     fn keys_that_published_wrappers_leave_out_are_filled_in() {
         let config = read(json!({
@@ -113,7 +113,7 @@ mod tests {
         assert!(config.tie_word_embeddings && config.eos_token_id == Some(json!([1, 106])));
         let windows: Vec<bool> = (0..7).map(|layer| config.window(layer) == Some(1024)).collect();
         assert_eq!(windows, [true, true, true, true, true, false, true]);
-        // √2560 = 50.6 in bfloat16; 1/√256 is the scale that heads of 256 have anyway.
+        // √2560 = 50.6 becomes 50.5 in bfloat16; 1/√256 is the usual scale of heads of width 256.
         assert_eq!(config.multipliers().embedding, 50.5);
         let ministral =
             read(json!({"model_type": "mistral3", "text_config": {"model_type": "ministral3", "vocab_size": 8,
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(found, ["hidden_act = \"silu\" is not supported (gelu_pytorch_tanh is)"]);
         let found = mistakes(json!({"model_type": "gemma3_text", "query_pre_attn_scalar": 0}));
         assert_eq!(found, ["query_pre_attn_scalar = 0 must be a positive number"]);
-        // transformers has a class of its own for Phi 3, and does not run what its files name.
+        // transformers has its own class for Phi 3 and does not run the code its files name.
         let code = json!({"AutoConfig": "configuration.Config"});
         assert_eq!(mistakes(json!({"model_type": "phi3", "auto_map": code})), Vec::<String>::new());
         assert!(mistakes(json!({"model_type": "llama", "auto_map": code}))[0].starts_with("auto_map"));

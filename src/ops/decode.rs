@@ -1,6 +1,6 @@
-//! What decoding computes on a GPU, without gradients: the state stays there, and a layer is some ten launches.
+//! Decoding operations on a GPU, without autodiff. The state stays on the GPU; a layer takes about ten launches.
 //!
-//! The kernels are in `ops/gpu/inference.rs`; ask [`is_gpu`](super::is_gpu) before.
+//! They are implemented in `ops/gpu/inference.rs` and panic on other devices: check [`is_gpu`](super::is_gpu) first.
 
 use burn::tensor::{FloatDType, Int, Tensor};
 
@@ -8,20 +8,20 @@ use burn::tensor::{FloatDType, Int, Tensor};
 use super::gpu;
 use super::{cpu, on};
 
-/// Decoding whose state is on a GPU: what each row is doing, and the rotations of all positions.
+/// Decoding state on a GPU: the progress of each row, and the rotary angles of all positions.
 #[derive(Debug, Clone)]
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 pub(crate) struct Decoding {
-    /// `[rows, 4]`: first table row of the prompt, its length, first table row of the completion, its tokens so far without
-    /// the new one. [`sample`] counts the last up.
+    /// `[rows, 4]`: first cache row of the prompt, prompt length, first cache row of the completion, completion tokens
+    /// so far without the new one. [`sample`] increments the last.
     pub states: Tensor<2, Int>,
-    /// Cosines beside sines of queries and of keys, `[positions, head_dim]`.
+    /// Rotary tables of queries and of keys, `[positions, head_dim]` each: cosines first, then sines.
     pub angles: [Tensor<2>; 2],
-    /// The format that products read.
+    /// Operand format of products.
     pub stored: FloatDType,
 }
 
-/// `x + factor · part` where there is a part, and its root mean square norm in the format `stored`. On a GPU.
+/// Returns `x + factor · part` (`x` without a part), and its RMS norm in the format `stored`. GPU only.
 ///
 /// # Shapes
 /// - x, part, outputs: `[rows, width]`; weight: `[width]`
@@ -41,7 +41,7 @@ pub(crate) fn add_rms_norm(
     )
 }
 
-/// `x W` for each of the weights, factors in `format`, results in f32. On a GPU, without gradients.
+/// `x W` for each of the weights, operands in `format`, results in f32. GPU only, no autodiff.
 ///
 /// # Shapes
 /// - x: `[rows, input]`; weights: `[input, output]` each; outputs: `[rows, output]`
@@ -50,7 +50,7 @@ pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], fo
     on!(x.device(), cpu: no_kernel(), gpu: gpu::inference::products(x, weights, format), plain: no_kernel())
 }
 
-/// `silu(gate) · up` in the format `stored`. On a GPU.
+/// `silu(gate) · up` in the format `stored`. GPU only.
 ///
 /// # Shapes
 /// - all: `[rows, intermediate]`
@@ -59,12 +59,12 @@ pub(crate) fn swiglu_as(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> T
     on!(gate.device(), cpu: no_kernel(), gpu: gpu::swiglu(gate, up, stored), plain: no_kernel())
 }
 
-/// Adds biases to the projections of new tokens, rotates queries and keys when `rotates`, puts keys and values into the tables,
-/// and attends to the tables. On a GPU, without gradients.
+/// Adds biases to the projections of new tokens, applies rotary embedding to queries and keys if `rotates`, writes keys
+/// and values to the cache tables, and attends to the tables. GPU only, no autodiff.
 ///
 /// # Shapes
-/// - projections: `[rows, heads · head_dim]` of queries, `[rows, kv_heads · head_dim]` of keys and values; biases alike
-/// - tables: `[tokens, kv_heads · head_dim]`; output: `[rows, heads · head_dim]`
+/// - projections: `[rows, heads · head_dim]` (queries), `[rows, kv_heads · head_dim]` (keys, values); biases alike
+/// - tables (keys, values): `[tokens, kv_heads · head_dim]`; output: `[rows, heads · head_dim]`
 #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
 pub(crate) fn attend(
     projections: [Tensor<2>; 3],
@@ -82,7 +82,7 @@ pub(crate) fn attend(
     )
 }
 
-/// Draws a token per row and counts it in `states`, where it is; `uniforms` is read in column `place`. On a GPU.
+/// Samples a token per row and increments its count in `states` in place, using column `place` of `uniforms`. GPU only.
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; uniforms: `[rows, places]`; states: `[rows, 4]`, see [`Decoding`]
@@ -103,10 +103,10 @@ pub(crate) fn sample(
     )
 }
 
-/// A computation recorded on a GPU, to be replayed with other inputs.
+/// A computation recorded as a GPU graph, to be replayed with other inputs.
 ///
-/// The recording has addresses. This type owns the memory of its inputs and of its output; the caller keeps the weights and
-/// the tables of the cache until it is dropped.
+/// The graph refers to memory by address. This type owns the memory of its inputs and its output; the caller must keep
+/// the weights and the KV cache alive until it is dropped.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 pub(crate) struct Repeated {
@@ -119,11 +119,11 @@ pub(crate) struct Repeated {
 }
 
 impl Repeated {
-    /// Runs `compute` three times on copies of `tokens`, `uniforms` and `states`, and records the third. `compute` may write
-    /// `states`; the values of `tokens` and `uniforms` do not matter.
+    /// Runs `compute` three times on copies of `tokens`, `uniforms` and `states`, and records the third run. `compute`
+    /// may write `states`; the values of `tokens` and `uniforms` are arbitrary.
     ///
     /// # Errors
-    /// Where the runtime records nothing, with the reason.
+    /// If the runtime cannot record the computation, with the reason.
     #[cfg_attr(not(feature = "gpu"), allow(unused_variables, unused_mut))]
     pub(crate) fn record(
         tokens: Tensor<1, Int>,
@@ -133,8 +133,8 @@ impl Repeated {
     ) -> Result<Self, String> {
         #[cfg(feature = "gpu")]
         {
-            let (tokens, states) = (gpu::recording::own_ints(tokens), gpu::recording::own_ints(states));
-            let uniforms = gpu::recording::own(uniforms);
+            let (tokens, states) = (gpu::recording::copy_ints(tokens), gpu::recording::copy_ints(states));
+            let uniforms = gpu::recording::copy_floats(uniforms);
             let once = || compute(tokens.clone(), uniforms.clone(), states.clone());
             let (recording, output) = gpu::recording::record(&states, once)?;
             Ok(Self { tokens, uniforms, states, output, recording })
@@ -143,10 +143,10 @@ impl Repeated {
         Err("no GPU backend is part of this program".to_string())
     }
 
-    /// The output for these inputs; a later replay writes it anew.
+    /// Replays the computation on these inputs. Returns its output, which the next replay overwrites.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver's error message.
     #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
     pub(crate) fn replay(
         &self,
@@ -165,7 +165,7 @@ impl Repeated {
     }
 }
 
-/// Where [`is_gpu`] was not asked.
+/// Panics: the caller did not check [`is_gpu`](super::is_gpu).
 fn no_kernel() -> ! {
     panic!("a kernel of GPUs on another device")
 }

@@ -1,4 +1,5 @@
-//! Gated DeltaNet (arXiv 2412.06464): a recurrence whose state is a matrix per head, and the short convolution before it.
+//! Gated DeltaNet (arXiv 2412.06464): a recurrence whose state is a matrix per head, and the short convolution before
+//! it.
 //!
 //! For a key `k`, a value `v`, a query `q`, a decay `g ≤ 0` and a rate `β`, the state `S` of a head and its output are
 //!
@@ -6,8 +7,8 @@
 //! S ← e^g S;   S ← S + k (β (v − Sᵀ k))ᵀ;   o = Sᵀ q
 //! ```
 //!
-//! On the `cpu` device the recurrence runs as it stands, with a hand-written backward (`ops/cpu/delta.rs`); elsewhere in chunks
-//! of tokens as compositions of tensor operations.
+//! On the `cpu` device the recurrence runs token by token, with a hand-written backward (`ops/cpu/delta.rs`); elsewhere
+//! in chunks of tokens as compositions of tensor operations.
 
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, IndexingUpdateOp, Tensor, TensorData};
@@ -16,12 +17,12 @@ use super::rows::{pack, unpack};
 use super::traffic::index;
 use super::{cpu, matmul, to_device};
 
-/// Heads of a layer: each key head serves as many value heads.
+/// Head counts and widths of a layer. Every key head serves the same number of value heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DeltaHeads {
-    /// Heads of queries and keys.
+    /// Number of query heads and of key heads.
     pub keys: usize,
-    /// Heads of values, a multiple of those.
+    /// Number of value heads, a multiple of `keys`.
     pub values: usize,
     /// Width of a query or key.
     pub key_dim: usize,
@@ -30,12 +31,12 @@ pub(crate) struct DeltaHeads {
 }
 
 impl DeltaHeads {
-    /// Value heads of a key head.
+    /// Value heads per key head.
     pub(crate) fn group(self) -> usize {
         self.values / self.keys
     }
 
-    /// Numbers of the state of a sequence.
+    /// Number of elements in the state of a sequence.
     pub(crate) fn state(self) -> usize {
         self.values * self.key_dim * self.value_dim
     }
@@ -46,8 +47,8 @@ impl DeltaHeads {
     }
 }
 
-/// What the recurrence reads, for packed sequences: queries and keys, `[rows, keys · key_dim]`, values,
-/// `[rows, values · value_dim]`, logarithms of decays and rates, `[rows, values]`.
+/// Inputs of the recurrence for packed sequences: queries and keys, `[rows, keys · key_dim]`, values,
+/// `[rows, values · value_dim]`, log-decays and rates, `[rows, values]`.
 #[derive(Debug, Clone)]
 pub(crate) struct DeltaInputs {
     pub q: Tensor<2>,
@@ -63,14 +64,14 @@ impl DeltaInputs {
     }
 }
 
-/// Rows of a table of states: where a sequence begins, zeros for none, and where its state is put.
+/// State-table rows of a sequence: of its initial state (`None` for zeros), and of its final state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Move {
     pub from: Option<usize>,
     pub to: usize,
 }
 
-/// The outputs of every sequence from a state of zeros.
+/// Runs the recurrence over each sequence from a zero state.
 ///
 /// # Shapes
 /// - inputs: see [`DeltaInputs`]; output: `[rows, values · value_dim]`
@@ -82,7 +83,7 @@ pub(crate) fn delta_rule(inputs: DeltaInputs, lengths: &[usize], heads: DeltaHea
     }
 }
 
-/// [`delta_rule`] from states of a table, one for each sequence, and the table with the states after them. Without gradients.
+/// [`delta_rule`] from states in `table`, one per sequence. Also returns the table with the final states. No autodiff.
 ///
 /// # Shapes
 /// - table: `[sequences, values · key_dim · value_dim]`; outputs: as [`delta_rule`] and as the table
@@ -104,24 +105,23 @@ pub(crate) fn delta_rule_cached(
     (out, put_rows(table, moves, states.reshape([moves.len(), heads.state()]), &device))
 }
 
-/// The rows that sequences begin with; none where all begin with zeros.
+/// Returns the initial states of the sequences; `None` if all start from zeros.
 ///
 /// # Panics
-/// When only some do.
+/// If only some of them start from zeros.
 pub(crate) fn states_of(table: &Tensor<2>, moves: &[Move]) -> Option<Tensor<2>> {
     let from: Vec<i64> = moves.iter().filter_map(|step| Some(step.from? as i64)).collect();
     assert!(from.is_empty() || from.len() == moves.len(), "all sequences of a pass begin, or none does");
     (!from.is_empty()).then(|| table.clone().select(0, index(&from, &table.device())))
 }
 
-/// The table with a row where each sequence's state is put.
+/// Returns `table` with each sequence's row of `rows` written to its `to`.
 pub(crate) fn put_rows(table: Tensor<2>, moves: &[Move], rows: Tensor<2>, device: &Device) -> Tensor<2> {
     let to: Vec<i64> = moves.iter().map(|step| step.to as i64).collect();
     table.select_assign(0, index(&to, device), rows, IndexingUpdateOp::Assign)
 }
 
-/// `silu` of a causal convolution within each of the packed sequences, each column with taps of its own, the last of which is
-/// that of the token itself.
+/// `silu` of a depthwise causal convolution within each packed sequence. The last tap is that of the token itself.
 ///
 /// # Shapes
 /// - x, output: `[rows, width]`; weight: `[width, taps]`
@@ -138,24 +138,24 @@ pub(super) fn conv_plain(x: Tensor<2>, weight: Tensor<2>, lengths: &[usize]) -> 
     silu((1..taps).fold(tap(0), |sum, next| sum + tap(next)))
 }
 
-/// Each row's predecessor, `back` rows before it in its sequence; zeros where there is none.
+/// Replaces each row by the row `back` positions before it in its sequence, or by zeros if there is none.
 fn shifted(x: Tensor<2>, lengths: &[usize], back: usize) -> Tensor<2> {
     if back == 0 {
         return x;
     }
     let ([rows, _], device) = (x.dims(), x.device());
     let places = lengths.iter().flat_map(|&length| 0..length);
-    let (from, there): (Vec<i64>, Vec<f32>) = (places.enumerate())
+    let (from, valid): (Vec<i64>, Vec<f32>) = (places.enumerate())
         .map(|(row, place)| if place < back { (row as i64, 0.0) } else { ((row - back) as i64, 1.0) })
         .unzip();
-    x.select(0, index(&from, &device)) * constant(there, [rows, 1], &device)
+    x.select(0, index(&from, &device)) * constant(valid, [rows, 1], &device)
 }
 
-/// Tokens of a chunk at most: a power of two.
+/// Maximum number of tokens per chunk; a power of two.
 const CHUNK: usize = 16;
 
-/// Outputs, and the states after each sequence, `[sequences · values, key_dim, value_dim]`, by the chunkwise form: what the
-/// tokens of a chunk do to each other is one triangular system (arXiv 2406.06484).
+/// Returns the outputs, and the final states, `[sequences · values, key_dim, value_dim]`, by the chunkwise form: the
+/// interaction of a chunk's tokens is one triangular system (arXiv 2406.06484).
 pub(super) fn in_chunks(
     inputs: DeltaInputs,
     lengths: &[usize],
@@ -163,9 +163,9 @@ pub(super) fn in_chunks(
     states: Option<Tensor<3>>,
 ) -> (Tensor<2>, Tensor<3>) {
     let device = inputs.q.device();
-    let most = lengths.iter().copied().max().unwrap_or(1).max(1);
-    let chunk = most.next_power_of_two().min(CHUNK);
-    let longest = most.next_multiple_of(chunk);
+    let max_length = lengths.iter().copied().max().unwrap_or(1).max(1);
+    let chunk = max_length.next_power_of_two().min(CHUNK);
+    let longest = max_length.next_multiple_of(chunk);
     let (sequences, chunks) = (lengths.len(), longest / chunk);
     let batch = sequences * heads.values;
     let [q, k, v, decay, beta] = inputs.into_array();
@@ -181,11 +181,11 @@ pub(super) fn in_chunks(
         };
         x.reshape([batch, chunks, chunk, dim])
     };
-    // Padding has neither rate nor decay: the state passes through it.
-    let there: Vec<f32> =
+    // Padding has a rate of 0 and a log-decay of 0, so the state passes through it unchanged.
+    let valid: Vec<f32> =
         lengths.iter().flat_map(|&length| (0..longest).map(move |t| f32::from(u8::from(t < length)))).collect();
-    let there = constant(there, [sequences * longest, 1], &device);
-    let whole = |x: Tensor<2>| unpack(x, lengths, longest) * there.clone();
+    let valid = constant(valid, [sequences * longest, 1], &device);
+    let whole = |x: Tensor<2>| unpack(x, lengths, longest) * valid.clone();
     let scalar = |x: Tensor<2>| {
         whole(x).reshape([sequences, longest, heads.values]).swap_dims(1, 2).reshape([batch, chunks, chunk, 1])
     };
@@ -227,14 +227,14 @@ pub(super) fn in_chunks(
     (pack(out.reshape([sequences * longest, heads.values * value_dim]), lengths, longest), state)
 }
 
-/// `(I + A)⁻¹` of strictly lower triangular matrices, by blocks: from the inverses of two neighbouring blocks of the diagonal
-/// follows that of both, `−Q⁻¹ C P⁻¹` below them. (Powers of `A` would do it in as many products, and cancel.)
+/// `(I + A)⁻¹` for strictly lower triangular `A`, by doubling the block size: the inverse of `[[P, 0], [C, Q]]` has
+/// `P⁻¹` and `Q⁻¹` on its diagonal and `−Q⁻¹ C P⁻¹` below. (Powers of `A` need as many products, and cancel.)
 fn inverse(system: Tensor<4>, size: usize) -> Tensor<4> {
     let device = system.device();
     let mut result = Tensor::<2>::eye(size, &device).reshape([1, 1, size, size]).expand(system.dims());
     let mut block = 1;
     while block < size {
-        // The lower left corner of each pair of blocks.
+        // The lower left block of each pair of diagonal blocks.
         let (odd, pair) = (|at: usize| !(at / block).is_multiple_of(2), |at: usize| at / (2 * block));
         let below = |row: usize, column: usize| pair(row) == pair(column) && odd(row) && !odd(column);
         let mask = (0..size * size).map(|at| f32::from(u8::from(below(at / size, at % size)))).collect();
@@ -245,13 +245,13 @@ fn inverse(system: Tensor<4>, size: usize) -> Tensor<4> {
     result
 }
 
-/// Numbers without gradients, on the device.
+/// Returns a constant tensor on `device`, without gradients.
 fn constant<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
     let inner = to_device(TensorData::new(values, shape), &device.clone().inner());
     if device.is_autodiff() { Tensor::from_inner(inner) } else { inner }
 }
 
-/// A product with gradients where they are wanted; then it is Burn's own, whose factors CUDA rounds to TF32.
+/// A product. Under autodiff it is Burn's own, which rounds operands to TF32 on CUDA; otherwise it is [`matmul`].
 fn product<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     if a.device().is_autodiff() { a.matmul(b) } else { matmul(a, b) }
 }

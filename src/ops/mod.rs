@@ -1,8 +1,8 @@
-//! The operations the decoder and the learner are made of.
+//! Tensor operations used by the decoder and the learner.
 //!
-//! Each function here is the one definition of its operation. On the `cpu` device it runs as one fused pass with a
-//! hand-written backward (`ops/cpu`), on GPU backends as kernels of our own (`ops/gpu`); everywhere else as the composition of
-//! tensor operations in `ops/plain.rs`, attention in blocks of query rows (`ops/blockwise.rs`). Tests hold them equal.
+//! Each function dispatches one operation by device: on `cpu` to a fused pass with a hand-written backward (`ops/cpu`),
+//! on GPU backends to our own kernels (`ops/gpu`), elsewhere to a composition of tensor operations in `ops/plain.rs`,
+//! with attention in blocks of query rows (`ops/blockwise.rs`). Tests check that the implementations agree.
 
 mod blockwise;
 mod cpu;
@@ -22,7 +22,7 @@ pub(crate) use decode::{Decoding, Repeated, add_rms_norm, attend, products, samp
 pub(crate) use rows::{padding, take_rows};
 pub(crate) use traffic::{to_device, to_host, to_host_together};
 
-/// Evaluates to the operation as the device has it: `ops/cpu`, `ops/gpu` where a GPU backend is compiled in, or `ops/plain.rs`.
+/// Selects the implementation for `$device`: `ops/gpu` if a GPU backend is compiled in, `ops/cpu`, or `ops/plain.rs`.
 macro_rules! on {
     ($device:expr, cpu: $cpu:expr, gpu: $gpu:expr, plain: $plain:expr) => {{
         let device = $device;
@@ -42,19 +42,19 @@ use std::sync::{Arc, OnceLock};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use half::bf16;
 
-/// The two runs of table rows that a new token may see: its prompt, and its completion so far, itself included.
+/// The two ranges of KV-cache rows a new token attends to: its prompt, and its completion including the token itself.
 pub(crate) type Span = [Range<usize>; 2];
 
-/// What one forward pass does with the cache, the same for every layer.
+/// KV-cache reads and writes of one forward pass, shared by all layers.
 #[derive(Debug, Default)]
 pub(crate) struct CacheCall {
-    /// Table row of each new token.
+    /// Cache row that each new token is written to.
     writes: Vec<usize>,
-    /// What each new token sees; none while prompts are read.
+    /// Cache rows each new token attends to; empty during prompt prefill.
     spans: Arc<[Span]>,
-    /// The same as tensors, made when first asked for.
+    /// `spans` as tensors, created on first use.
     tensors: OnceLock<plain::CallTensors>,
-    /// Where the new tokens go, as a tensor, made when first asked for.
+    /// `writes` as a tensor, created on first use.
     places: OnceLock<Tensor<1, Int>>,
 }
 
@@ -63,40 +63,41 @@ impl CacheCall {
         Self { writes, spans: spans.into(), tensors: OnceLock::new(), places: OnceLock::new() }
     }
 
-    /// What each new token sees; none while prompts are read.
+    /// Cache rows each new token attends to; empty during prompt prefill.
     pub(crate) fn spans(&self) -> &[Span] {
         &self.spans
     }
 }
 
-/// Whether the device is of a GPU backend: [`add_rms_norm`], [`attend`] and [`sample`] have kernels there.
+/// Whether `device` belongs to a GPU backend, which has kernels for [`add_rms_norm`], [`attend`] and [`sample`].
 pub(crate) fn is_gpu(device: &Device) -> bool {
     on!(device.clone(), cpu: false, gpu: true, plain: false)
 }
 
-/// What the head says about one token per row, in nats; gradients flow through `log_prob` and `entropy_sampling`.
+/// Statistics of one next-token distribution and target token per row; logarithms and entropies are in nats. Gradients
+/// flow only through `log_prob` and `entropy_sampling`.
 #[derive(Debug, Clone)]
 pub struct Scores {
-    /// `log π(token)` at temperature 1 over `temperature`, `[rows]`.
+    /// `log π(token)` at the sampling temperature, `[rows]`.
     pub log_prob: Tensor<1>,
     /// Entropy of the distribution at temperature 1, `[rows]`.
     pub entropy: Tensor<1>,
     /// Entropy of the distribution at the sampling temperature, `[rows]`.
     pub entropy_sampling: Tensor<1>,
-    /// `Σ p²` at the sampling temperature: the probability that two draws agree, `[rows]`.
+    /// `Σ p²` at the sampling temperature: the probability that two samples are equal, `[rows]`.
     pub collision: Tensor<1>,
 }
 
 impl Scores {
-    /// From the figures in this order, `[4, rows]`.
-    fn of(figures: Tensor<2>) -> Self {
-        let [_, rows] = figures.dims();
-        let figure = |k: usize| figures.clone().slice([k..k + 1, 0..rows]).reshape([rows]);
+    /// Splits `statistics`, `[4, rows]`, whose rows are the fields in the order of their declaration.
+    fn of(statistics: Tensor<2>) -> Self {
+        let [_, rows] = statistics.dims();
+        let statistic = |k: usize| statistics.clone().slice([k..k + 1, 0..rows]).reshape([rows]);
         Self {
-            log_prob: figure(0),
-            entropy: figure(1).detach(),
-            entropy_sampling: figure(2),
-            collision: figure(3).detach(),
+            log_prob: statistic(0),
+            entropy: statistic(1).detach(),
+            entropy_sampling: statistic(2),
+            collision: statistic(3).detach(),
         }
     }
 }
@@ -122,7 +123,7 @@ pub(crate) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     on!(gate.device(), cpu: cpu::swiglu(gate, up), gpu: gpu::swiglu(gate, up, FloatDType::F32), plain: plain::swiglu(gate, up))
 }
 
-/// `gelu(gate) · up`, with the hyperbolic tangent's approximation; on GPUs a composition of tensor operations.
+/// `gelu(gate) · up` with the tanh approximation of GELU. GPU backends compose it from tensor operations.
 ///
 /// # Shapes
 /// - all: `[rows, intermediate]`
@@ -130,8 +131,8 @@ pub(crate) fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     if cpu::serves(&gate.device()) { cpu::geglu(gate, up) } else { plain::geglu(gate, up) }
 }
 
-/// `x W + b`, factors in `format`, the result in f32. Factors of another format are converted, but on the `cpu` device: there
-/// weights in f32 or bf16 are multiplied as they are stored, with `x` in f32, and bf16 as `format` rounds weights only.
+/// `x W + b` with operands in `format` and the result in f32. Operands in another format are converted, except on the
+/// `cpu` device: it multiplies f32 and bf16 weights as stored, with `x` in f32; `format` bf16 rounds only the weight.
 ///
 /// # Shapes
 /// - x: `[rows, input]`; weight: `[input, output]`; bias: `[output]`; output: `[rows, output]`
@@ -147,12 +148,12 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, f
     plain::linear(x, weight, bias, format)
 }
 
-/// `x W + b + s (x A) B` of an adapter beside a weight; formats as in [`linear`], on the `cpu` device without gradients in one
-/// step.
+/// `x W + b + s (x A) B`: a linear layer with a LoRA adapter. Formats as in [`linear`]; on the `cpu` device without
+/// autodiff this is a single operation.
 ///
 /// # Shapes
-/// - x: `[rows, input]`; weight: `[input, output]`; bias: `[output]`; factors: `[input, rank]`, `[rank, output]`; output:
-///   `[rows, output]`
+/// - x: `[rows, input]`; weight: `[input, output]`; bias: `[output]`; A: `[input, rank]`; B: `[rank, output]`
+/// - output: `[rows, output]`
 pub(crate) fn adapted_linear(
     x: Tensor<2>,
     weight: Tensor<2>,
@@ -165,18 +166,18 @@ pub(crate) fn adapted_linear(
         let bias = bias.unwrap_or_else(|| no_bias(&x.device()));
         return cpu::adapted_linear(x, rounded(weight, format), bias, [a, b], scale as f32);
     }
-    // The factors are held in f32, and so are their products where that is no slower.
+    // A and B are stored in f32. The `cpu` device also multiplies them in f32, because that is no slower there.
     let factors = if host { FloatDType::F32 } else { format };
     let low = linear(x.clone(), a, None, factors).mul_scalar(scale);
     linear(x, weight, bias, format) + linear(low, b, None, factors)
 }
 
-/// Whether a product is one of `ops/cpu`, which has none in f16.
+/// Whether `ops/cpu` computes a product of `x` in `format`; it does not support f16.
 fn on_host(x: &Tensor<2>, format: FloatDType) -> bool {
     format != FloatDType::F16 && cpu::serves(&x.device())
 }
 
-/// A weight for a product in `format` on the `cpu` device: one in 16 bits stays.
+/// Rounds `weight` to bf16 if that is `format`; otherwise returns it, since `ops/cpu` multiplies weights as stored.
 fn rounded(weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
     if format == FloatDType::BF16 { weight.cast(format) } else { weight }
 }
@@ -200,12 +201,12 @@ pub(crate) fn swiglu_linear(
     }
 }
 
-/// What stands for no bias where an operation must have one.
+/// Returns an empty bias, which `ops/cpu` reads as none.
 fn no_bias(device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(Vec::<f32>::new(), [0]), &device.clone().inner())
 }
 
-/// Zeros in memory taken once, in f32 or bf16.
+/// Returns `count` zeros in f32 or bf16, with a single allocation.
 pub(crate) fn zeros(count: usize, format: FloatDType, device: &Device) -> Tensor<1> {
     let options = (device, DType::from(format));
     if !cpu::serves(device) {
@@ -218,7 +219,7 @@ pub(crate) fn zeros(count: usize, format: FloatDType, device: &Device) -> Tensor
     Tensor::from_data(data, options)
 }
 
-/// `x Wᵀ`, for a head that is the embedding; the gradient of `W` comes in the orientation of `W`. Formats as in [`linear`].
+/// `x Wᵀ`, for an LM head tied to the embedding. The gradient of `W` has the layout of `W`. Formats as in [`linear`].
 ///
 /// # Shapes
 /// - x: `[rows, hidden]`; weight: `[vocab, hidden]`; output: `[rows, vocab]`
@@ -233,7 +234,7 @@ pub(crate) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDT
     plain::linear(x, weight.transpose(), None, format)
 }
 
-/// `a b` in f32, without gradients on GPUs: Burn's own product rounds factors to TF32 there.
+/// `a b` in f32. Without autodiff on GPUs: it is our own kernel, because Burn's product rounds operands to TF32 there.
 ///
 /// # Shapes
 /// - a: `[.., m, k]`; b: `[.., k, n]`; output: `[.., m, n]`
@@ -245,7 +246,7 @@ pub(crate) fn matmul<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     a.matmul(b)
 }
 
-/// Rotates pairs `(i, i + width / 2)` of the first numbers of a head by the row's angles (the Hugging Face convention).
+/// Applies rotary embedding (Hugging Face convention) to pairs `(i, i + width / 2)` of a head's first `width` elements.
 ///
 /// # Shapes
 /// - x, output: `[rows, heads, head_dim]`; cos, sin: `[rows, width / 2]`, `width` at most `head_dim`
@@ -259,9 +260,9 @@ pub(crate) fn rotary(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3
     on!(x.device(), cpu: cpu::rotary(x, cos, sin), gpu: gpu::rotary(x, cos, sin), plain: plain::rotary(x, cos, sin))
 }
 
-/// Causal attention within each of the packed sequences; several query heads share a key head. With a window a query sees
-/// that many keys at most, its own the last of them; on GPUs this is a composition of tensor operations. Products are in
-/// `format` on GPUs, in f32 elsewhere; the output is in f32.
+/// Causal self-attention within each packed sequence; several query heads may share a key head. With `window` a query
+/// attends to at most that many keys, the last being its own; on GPUs this case is composed of tensor operations.
+/// Products are in `format` on GPUs and in f32 elsewhere; the output is in f32.
 ///
 /// # Shapes
 /// - q: `[rows, heads, head_dim]`; k, v: `[rows, kv_heads, head_dim]`; output: `[rows, heads · head_dim]`
@@ -280,7 +281,7 @@ pub(crate) fn attention(
     }
 }
 
-/// Puts new rows into a table, in place where nothing else holds it.
+/// Writes `rows` to the cache rows given by `call`, in place if `table` is not shared.
 ///
 /// # Shapes
 /// - table, output: `[tokens, width]`; rows: `[n, width]`
@@ -297,7 +298,7 @@ pub(crate) fn write_rows(table: Tensor<2>, rows: Tensor<2>, call: &CacheCall) ->
     )
 }
 
-/// Attention of one new token per sequence over the cache, which already holds that token.
+/// Attention of one new token per sequence over the KV cache, which already contains that token.
 ///
 /// # Shapes
 /// - q: `[n, heads, head_dim]`; keys, values: `[tokens, kv_heads · head_dim]`; output: `[n, heads · head_dim]`
@@ -310,9 +311,9 @@ pub(crate) fn attention_cached(q: Tensor<3>, keys: &Tensor<2>, values: &Tensor<2
     }
 }
 
-/// A scalar whose gradient with respect to `x` is `upstream`: where a backward pass goes on from a gradient that is known.
+/// Returns a scalar whose gradient with respect to `x` is `upstream`, to start a backward pass from a known gradient.
 ///
-/// Its value is not to be read.
+/// The value of the scalar is unspecified.
 ///
 /// # Shapes
 /// - x, upstream: `[rows, width]`; upstream without autodiff
@@ -326,10 +327,10 @@ pub(crate) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
     )
 }
 
-/// Log-probability of one token per row, and what the distribution it came from is like.
+/// Computes the log-probability of one target token per row, and the entropies and collision probability of the row.
 ///
-/// `log_prob` is that of the distribution at `temperature`, the one tokens are sampled from. Where the
-/// operation is one pass, backward writes the gradient into the logits' own memory.
+/// `log_prob` is taken at `temperature`, the sampling temperature. The fused implementations write the gradient into
+/// the memory of `logits` in the backward pass.
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; targets: one per row; outputs: `[rows]`
@@ -343,24 +344,24 @@ pub fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
     )
 }
 
-/// Whether the device's memory is the host's and its operations are those of `ops/cpu`.
+/// Whether `device` is the `cpu` device: its memory is host memory, and `ops/cpu` implements its operations.
 pub(crate) fn is_host(device: &Device) -> bool {
     cpu::serves(device)
 }
 
-/// Runs `compute` with the compositions of `ops/plain.rs` in the place of the `cpu` device's own operations, which are
-/// checked against them. It must not go to other threads.
+/// Runs `compute` with the reference operations of `ops/plain.rs` in place of those of `ops/cpu`. The switch is per
+/// thread, so `compute` must not run operations on other threads.
 pub(crate) fn plainly<T>(compute: impl FnOnce() -> T) -> T {
     cpu::plainly(compute)
 }
 
-/// Where a tensor of the `cpu` device lies in memory.
+/// Returns the memory address of a tensor on the `cpu` device.
 #[cfg(test)]
 pub(crate) fn address<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     to_host(cpu::address(x.inner()))
 }
 
-/// By the `cpu` device's own operations, and by the compositions of tensor operations that they are checked against.
+/// Runs `compute` twice: with the operations of `ops/cpu`, then with the reference operations.
 #[cfg(test)]
 pub(crate) fn both<T>(compute: impl Fn() -> T) -> [T; 2] {
     [compute(), plainly(&compute)]

@@ -1,4 +1,4 @@
-//! The two ways of each operation, side by side, for benchmarks.
+//! The fused and the reference implementation of each operation, side by side, for benchmarks.
 
 use burn::tensor::{FloatDType, Tensor};
 
@@ -8,7 +8,7 @@ use super::{Scores, cpu, plain};
 
 type Step = fn(Tensor<1>, [Tensor<1>; 2], Tensor<1>, &AdamWStep) -> (Tensor<1>, [Tensor<1>; 2]);
 
-/// One way.
+/// One implementation of each operation.
 #[derive(Clone, Copy)]
 pub(crate) struct Path {
     pub rms_norm: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>,
@@ -22,7 +22,7 @@ pub(crate) struct Path {
     pub adamw: Step,
 }
 
-/// One pass each, on the `cpu` device.
+/// Fused operations of the `cpu` device.
 pub(crate) const FUSED: Path = Path {
     rms_norm: cpu::rms_norm,
     swiglu: cpu::swiglu,

@@ -1,5 +1,5 @@
-//! The operations as compositions of tensor operations: the reference, and the path of every device without its own.
-//! Attention alone has a backward of its own here too, in `ops/blockwise.rs`.
+//! Reference implementations as compositions of tensor operations, used on every device without kernels of its own.
+//! Only attention has a custom backward pass here, in `ops/blockwise.rs`.
 
 use burn::tensor::activation::{log_softmax, sigmoid, silu, softmax};
 use burn::tensor::{Bool, Device, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
@@ -29,7 +29,7 @@ pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 }
 
 pub(super) fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    // 0.5 (1 + tanh u) is the sigmoid of 2u.
+    // 0.5 (1 + tanh u) equals sigmoid(2u).
     let inner = gate.clone() + gate.clone().powi_scalar(3).mul_scalar(CUBIC);
     gate * sigmoid(inner.mul_scalar(2.0 * SLOPE)) * up
 }
@@ -64,22 +64,22 @@ pub(super) fn attention(
             .reshape([batch, longest, heads, dim])
             .swap_dims(1, 2)
     };
-    let how = blockwise::How { block: blockwise::block(&q.device(), batch * heads, longest), window, format };
-    let mixed = blockwise::attention(spread(q), spread(k), spread(v), how).swap_dims(1, 2);
+    let options = blockwise::Options { block: blockwise::block(&q.device(), batch * heads, longest), window, format };
+    let mixed = blockwise::attention(spread(q), spread(k), spread(v), options).swap_dims(1, 2);
     pack(mixed.reshape([batch * longest, heads * dim]), lengths, longest)
 }
 
-/// A [`CacheCall`] as tensors.
+/// Tensors of a [`CacheCall`].
 #[derive(Debug)]
 pub(super) struct CallTensors {
-    /// Table rows each new token sees, padded to `longest` with ones it must not see.
+    /// Cache rows each new token attends to, `[n · longest]`, padded with row 0.
     reads: Tensor<1, Int>,
     /// `[n, 1, 1, longest]`: true where a read is padding.
     padding: Tensor<4, Bool>,
     longest: usize,
 }
 
-/// The number of reads is rounded up to a multiple of this, so that a device that compiles a kernel per shape sees few.
+/// `longest` is rounded up to a multiple of this, so that devices that compile a kernel per shape see few shapes.
 const READ_BUCKET: usize = 64;
 
 fn call_tensors<'a>(call: &'a CacheCall, device: &Device) -> &'a CallTensors {
@@ -100,7 +100,7 @@ fn call_tensors<'a>(call: &'a CacheCall, device: &Device) -> &'a CallTensors {
     })
 }
 
-/// The table row of each new token, `[n]`.
+/// Returns the cache row of each new token, `[n]`, uploaded on first use.
 pub(super) fn writes(call: &CacheCall, device: &Device) -> Tensor<1, Int> {
     let upload = || {
         let writes: Vec<i64> = call.writes.iter().map(|&row| row as i64).collect();
@@ -127,13 +127,13 @@ pub(super) fn attention_cached(q: Tensor<3>, keys: Tensor<2>, values: Tensor<2>,
     super::matmul(softmax(scores, 3), gather(values)).reshape([rows, heads * dim])
 }
 
-/// What attention scores are multiplied by.
+/// Scale of attention scores: `1 / √dim`.
 pub(super) fn scale(dim: usize) -> f64 {
     1.0 / (dim as f64).sqrt()
 }
 
-/// In two stages of ordered sums. A GPU's sum of a whole tensor adds in the order in which threads arrive, which made the
-/// gradient norm, and with it a resumed run, differ in the last bits.
+/// Sums `x` in two ordered stages. A GPU's sum of a whole tensor adds in the order in which threads arrive, which
+/// changed the last bits of the gradient norm and so of a resumed run.
 pub(super) fn sum(x: Tensor<1>) -> Tensor<1> {
     const WIDTH: usize = 1024;
     let [length] = x.dims();

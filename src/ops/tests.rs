@@ -8,7 +8,7 @@ fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tens
     if device.is_autodiff() { tensor.require_grad() } else { tensor }
 }
 
-/// Values and gradients of `f` under a random upstream gradient, the fused against the plain.
+/// Compares the value and gradients of `f`, under a random upstream gradient, between fused and plain operations.
 fn compare<const D: usize>(f: impl Fn(&Device) -> (Tensor<D>, Vec<Tensor<1>>)) {
     let device = Device::flex().autodiff();
     let [fused, plain] = both(|| {
@@ -33,7 +33,7 @@ fn close(a: &[f32], b: &[f32], what: &str) {
     }
 }
 
-/// A leaf of rank 1, so that gradients of all inputs have one type, and its reshaped view.
+/// Returns a leaf of rank 1, so that the gradients of all inputs have one type, and its reshaped view.
 fn leaf<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> (Tensor<1>, Tensor<D>) {
     let flat = random([shape.iter().product()], seed, device);
     (flat.clone(), flat.reshape(shape))
@@ -66,7 +66,7 @@ fn geglu_fused_equals_plain() {
         let (up, up_view) = leaf([37, 129], 2, device);
         (geglu(gate_view.mul_scalar(4.0), up_view), vec![gate, up])
     });
-    // 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))), written down in f64.
+    // 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))), computed in f64.
     let gate = [-3.0f32, -0.5, 0.0, 1e-3, 0.7, 9.0];
     let inner = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
     let expected = gate.map(|x| (0.5 * f64::from(x) * (1.0 + inner(x.into()).tanh())) as f32);
@@ -144,14 +144,14 @@ fn matmul_transposed_equals_the_product_with_the_transpose() {
     }
 }
 
-/// Sizes on both sides of the switches between kernels, with groups of columns and of depth that are not whole, and one that is
-/// converted in two parts.
+/// Sizes on both sides of the kernel thresholds, with partial groups of columns and depth, and a weight converted in
+/// two parts.
 #[test]
 fn products_with_weights_in_16_and_32_bits_equal_the_plain_ones() {
     let device = Device::flex();
     for rows in [1, 2, 3, 7, 16, 17, 64, 65] {
         for (input, output) in [(64, 64), (67, 97), (260, 200), (300, 1000), (1100, 1000), (5, 70), (70, 5)] {
-            // Sums of a thousand products, whose order differs, of a size at which that does not show.
+            // Small values, so that sums of a thousand products in different orders stay within the tolerance.
             let x: Tensor<2> = random([rows, input], 1, &device).mul_scalar(0.1);
             let bias: Tensor<1> = random([output], 2, &device);
             for format in [DType::F32, DType::BF16] {
@@ -172,7 +172,7 @@ fn products_with_weights_in_16_and_32_bits_equal_the_plain_ones() {
     }
 }
 
-/// What a completion is must not depend on what it is decoded beside.
+/// A completion must not depend on the other rows of its batch.
 #[test]
 fn a_row_of_a_product_does_not_depend_on_the_rows_beside_it() {
     let device = Device::flex();
@@ -257,7 +257,7 @@ fn attention_fused_equals_plain_for_ragged_sequences_and_shared_heads() {
     }
 }
 
-/// Windows of one key, of less and more than a block of rows of either path, and of all keys but one.
+/// Windows of one key, of less and more than a query block of either implementation, and of all keys but one.
 #[test]
 fn attention_in_a_window_fused_equals_plain() {
     let long = blockwise::BLOCK + 90;
@@ -278,7 +278,7 @@ fn attention_in_a_window_fused_equals_plain() {
     }
 }
 
-/// What a window hides has no say, and a window that hides nothing changes nothing.
+/// Keys outside the window have no effect, and a window that covers all keys changes nothing.
 #[test]
 fn a_window_hides_what_is_before_it_and_nothing_else() {
     let device = Device::flex();
@@ -319,12 +319,12 @@ fn scores_fused_equal_plain() {
 
 #[test]
 fn the_cache_fused_equals_plain() {
-    // Two completions of one prompt, one of another and one without; what lies between them must not be looked at.
+    // Two completions of one prompt, one of another and one without a prompt. Rows between them must not be read.
     let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22], [9..9, 23..25]];
     let call = CacheCall::new(spans.iter().map(|[_, own]| own.end - 1).collect(), spans);
     let device = Device::flex();
     let [fused, plain] = both(|| {
-        // Each way has its own copy of the call: it keeps tensors.
+        // Each implementation has its own copy of the call, which caches tensors.
         let call = CacheCall::new(call.writes.clone(), call.spans.to_vec());
         let q = random([4, 4, 8], 1, &device);
         let table = |seed| write_rows(random([25, 16], seed, &device), random([4, 16], seed + 10, &device), &call);
@@ -335,7 +335,7 @@ fn the_cache_fused_equals_plain() {
     assert_eq!(fused[1], plain[1], "table");
 }
 
-/// Without it everything above would compare an operation with itself.
+/// If this failed, the tests above would compare an operation with itself.
 #[test]
 fn plain_operations_are_taken_in_the_closure_alone_even_if_it_panics() {
     let device = Device::flex();
@@ -345,7 +345,7 @@ fn plain_operations_are_taken_in_the_closure_alone_even_if_it_panics() {
     assert!(is_host(&device));
 }
 
-/// Sequences within a chunk, at its edges and beyond, more columns than are computed at a time, two value heads a key head.
+/// Sequences shorter than a chunk, at its edges and longer; several column blocks; two value heads per key head.
 #[test]
 fn delta_rule_fused_equals_plain() {
     let heads = delta::DeltaHeads { keys: 2, values: 4, key_dim: 6, value_dim: 37 };
@@ -377,7 +377,7 @@ fn causal_conv_fused_equals_plain() {
     });
 }
 
-/// A sequence read in two passes is the sequence read in one; rows of padding disturb nobody.
+/// A sequence read in several passes gives the outputs of one pass; padding rows do not interfere.
 #[test]
 fn states_go_on_where_they_were_left() {
     let heads = delta::DeltaHeads { keys: 1, values: 2, key_dim: 5, value_dim: 3 };
@@ -397,7 +397,7 @@ fn states_go_on_where_they_were_left() {
         let table = Tensor::<2>::ones([4, heads.state()], &device);
         let step = |from, to| delta::Move { from, to };
         let (first, table) = delta::delta_rule_cached(inputs(0..10), table, &[10], &[step(None, 2)], heads);
-        // The same token goes on twice from one state, beside two rows of padding.
+        // Two sequences continue from the same state, beside two rows of padding.
         let next = inputs(10..11);
         let four = |x: Tensor<2>| x.repeat_dim(0, 4);
         let next = delta::DeltaInputs {
@@ -416,7 +416,7 @@ fn states_go_on_where_they_were_left() {
     });
 }
 
-/// Keys that are alike, rates near 1 and slow decays: the system of a chunk has an inverse of ones and powers of thousands.
+/// Similar keys, rates near 1 and slow decays: the inverse of a chunk's system has ones, its powers have thousands.
 #[test]
 fn delta_rule_of_similar_keys_fused_equals_plain() {
     let heads = delta::DeltaHeads { keys: 1, values: 1, key_dim: 8, value_dim: 4 };

@@ -1,8 +1,8 @@
-//! What goes between host and device: sending and reading, and the counts of both for `bench`, with the kernels launched.
+//! Transfers between host and device, and counts of transfers and kernel launches for `bench`.
 //!
-//! Launches are all of the process, as CubeCL tells of them. Reads and bytes are those that pass through these
-//! functions, which is all that sampling and training do of their own. What CubeCL sends along with a launch (shapes,
-//! strides, numbers) is not counted.
+//! Launches are those of the whole process, as CubeCL reports them. Reads and bytes are those of the functions below,
+//! which are all the explicit transfers of sampling and training. Data that CubeCL sends with a launch (shapes,
+//! strides, scalars) is not counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,29 +12,29 @@ use burn::tensor::{Device, Int, Tensor, TensorData, Transaction};
 static READS: AtomicU64 = AtomicU64::new(0);
 static SENT: AtomicU64 = AtomicU64::new(0);
 
-/// Notes a read that waits for the device.
+/// Counts a blocking read from the device.
 fn note_read() {
     READS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Notes bytes sent to the device.
+/// Counts bytes sent to the device.
 pub(super) fn note_sent(bytes: usize) {
     SENT.fetch_add(bytes as u64, Ordering::Relaxed);
 }
 
-/// A tensor's values, copied to the host where they are not there already.
+/// Returns a tensor's values on the host, copied if they are on another device.
 ///
 /// # Panics
-/// When the tensor is not f32.
+/// If the tensor is not f32.
 pub(crate) fn to_host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     note_read();
     values(x.into_data())
 }
 
-/// The values of several tensors, in one read.
+/// Returns the values of several tensors, with one read.
 ///
 /// # Panics
-/// When a tensor is not f32.
+/// If a tensor is not f32.
 pub(crate) fn to_host_together(tensors: Vec<Tensor<1>>) -> Vec<Vec<f32>> {
     if tensors.is_empty() {
         return Vec::new();
@@ -48,24 +48,24 @@ fn values(data: TensorData) -> Vec<f32> {
     data.try_into_vec().unwrap_or_else(|error| panic!("tensor is not f32: {error:?}"))
 }
 
-/// A tensor on the device, of the device's own format for its kind.
+/// Sends `data` to the device, in the device's default format for its kind.
 pub(crate) fn to_device<const D: usize, K: Basic>(data: TensorData, device: &Device) -> Tensor<D, K> {
     let tensor = Tensor::from_data(data, device);
     note_sent(tensor.shape().num_elements() * tensor.dtype().size());
     tensor
 }
 
-/// Indices on the device.
+/// Sends indices to the device.
 pub(super) fn index(indices: &[i64], device: &Device) -> Tensor<1, Int> {
     to_device(TensorData::from(indices), device)
 }
 
-/// Counts, each since some beginning.
+/// Cumulative counts; the difference of two is that of an interval.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
     /// Kernels launched.
     pub launches: u64,
-    /// Reads that wait for the device, of one tensor or of several at once.
+    /// Blocking reads from the device, each of one or several tensors.
     pub reads: u64,
     /// Bytes sent to the device.
     pub sent: u64,
@@ -83,7 +83,7 @@ impl std::ops::Sub for Traffic {
     }
 }
 
-/// Counts for as long as it lives.
+/// Counts kernel launches while it is alive.
 pub(crate) struct Counter {
     #[cfg(feature = "gpu")]
     launches: std::sync::Arc<gpu::Launches>,
@@ -92,7 +92,7 @@ pub(crate) struct Counter {
 }
 
 impl Counter {
-    /// Begins to count launches.
+    /// Starts to count launches.
     pub(crate) fn new() -> Self {
         #[cfg(feature = "gpu")]
         let launches = std::sync::Arc::new(gpu::Launches::default());
@@ -104,7 +104,7 @@ impl Counter {
         }
     }
 
-    /// The counts so far.
+    /// Returns the counts so far.
     pub(crate) fn now(&self) -> Traffic {
         Traffic {
             #[cfg(feature = "gpu")]

@@ -1,7 +1,7 @@
-//! What happens to gradients and weights after the backward pass: sums, norms, the update of AdamW.
+//! Operations on gradients and weights after the backward pass: sums, norms, and the AdamW update.
 //!
-//! On the `cpu` device each is one pass on all cores, on GPU backends a kernel, that writes into memory that is there
-//! already; elsewhere the composition of tensor operations. No gradients flow through these.
+//! On the `cpu` device each is one multi-threaded pass, on GPU backends a kernel; both write into existing memory.
+//! Elsewhere each is a composition of tensor operations. None supports autodiff.
 
 use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
 
@@ -10,28 +10,28 @@ use super::gpu;
 use super::traffic::index;
 use super::{cpu, on, plain, to_host};
 
-/// The numbers of one step of AdamW.
+/// Scalars of one AdamW step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AdamWStep {
-    /// The gradient is multiplied by this: the clip factor.
+    /// Factor of the gradient, for gradient clipping.
     pub scale: f32,
-    /// Decay of the first moment.
+    /// Decay of the first moment, `β₁`.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// Decay of the second moment, `β₂`.
     pub beta2: f32,
-    /// Added to the root of the corrected second moment.
+    /// Added to the square root of the bias-corrected second moment.
     pub epsilon: f32,
-    /// `lr / (1 − β₁ᵗ)`.
+    /// Learning rate with the bias correction of the first moment: `lr / (1 − β₁ᵗ)`.
     pub rate: f32,
-    /// `1 / (1 − β₂ᵗ)`.
+    /// Bias correction of the second moment: `1 / (1 − β₂ᵗ)`.
     pub correction: f32,
-    /// What the weight is multiplied by: `1 − lr·λ`.
+    /// Factor of the weight, for decoupled weight decay: `1 − lr·λ`.
     pub keep: f32,
 }
 
 /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `θ ← keep·θ − rate·m / (√(v·correction) + ε)`; returns θ and [m, v].
 ///
-/// Computed in f32; moments of another format are rounded to it.
+/// Computes in f32 and rounds the moments to their storage format.
 ///
 /// # Shapes
 /// - all: `[parameters]`
@@ -65,7 +65,7 @@ pub(super) fn adamw_plain(
     (value, [m.cast(stored), v.cast(stored)])
 }
 
-/// `sum + part`, into the memory of `sum`; on GPU backends, too, where that is how Burn adds.
+/// `sum + part`, written into the memory of `sum` (on GPU backends by Burn's own addition).
 ///
 /// # Shapes
 /// - all: `[parameters]`
@@ -73,7 +73,7 @@ pub(crate) fn accumulate(sum: Tensor<1>, part: Tensor<1>) -> Tensor<1> {
     if cpu::serves(&sum.device()) { cpu::accumulate(sum, part) } else { sum + part }
 }
 
-/// Adds `rows[i]` to row `at[i]` of `table`, into the memory of `table`; rows may meet.
+/// Adds `rows[i]` to row `at[i]` of `table`, in the memory of `table`; `at` may have duplicates.
 ///
 /// # Shapes
 /// - table, output: `[n, width]`; rows: `[at.len(), width]`
@@ -93,7 +93,7 @@ fn add_rows_plain(table: Tensor<2>, rows: Tensor<2>, at: &[u32]) -> Tensor<2> {
     table.select_assign(0, at, rows, IndexingUpdateOp::Add)
 }
 
-/// `Σ x²` over all of `tensors`, added in their order; one read from the device where that is a GPU.
+/// `Σ x²` over all `tensors`, added in their order; on a GPU with a single read from the device.
 pub(crate) fn sum_of_squares(tensors: &[&Tensor<1>]) -> f64 {
     let Some(first) = tensors.first() else { return 0.0 };
     let total = |of: fn(Tensor<1>) -> f64| tensors.iter().fold(0.0, |sum, &x| sum + of(x.clone()));
@@ -127,8 +127,7 @@ mod tests {
         }
     }
 
-    /// Several steps, so that moments which are not zero are read, too. In bf16 the two may round differently by one
-    /// unit in the last of its eight bits.
+    /// Several steps, so that non-zero moments are read. In bf16 the two may differ by one unit in the last of 8 bits.
     #[test]
     fn adamw_fused_equals_plain() {
         let device = Device::flex();
@@ -166,7 +165,7 @@ mod tests {
         let [fused, plain] = both(|| {
             let sum = accumulate(random(40_003, 1, &device), random(40_003, 2, &device));
             let square = sum_of_squares(&[&sum]) as f32;
-            // Row 3 is met twice.
+            // Row 3 occurs twice.
             let table = random(35, 3, &device).reshape([5, 7]);
             let table = add_rows(table, random(21, 4, &device).reshape([3, 7]), &[3, 0, 3]);
             [vec![square], to_host(sum), to_host(table)]

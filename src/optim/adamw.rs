@@ -23,10 +23,10 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// One step with gradients scaled by `scale` (the clip factor); parameters without a gradient stay as they are.
+    /// Performs one step with gradients scaled by `scale` (the clip factor); parameters without a gradient stay.
     ///
-    /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `θ ← θ − lr·(m̂ / (√v̂ + ε) + λθ)`, decay on matrices only. Weights and
-    /// moments are updated where they are, unless something else holds the weights, too.
+    /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `θ ← θ − lr·(m̂ / (√v̂ + ε) + λθ)`, with weight decay on matrices
+    /// only. Weights and moments are updated in place, unless the weights are shared.
     pub fn step(
         &mut self,
         config: &OptimConfig,
@@ -51,17 +51,17 @@ impl AdamW {
         model.map(&mut Update { path: ParamPath::default(), state: self, gradients, step, keep, format })
     }
 
-    /// The number of steps taken, and name and size of each parameter with moments.
+    /// Returns the number of steps taken, and name and size of each parameter with moments.
     pub(crate) fn outline(&self) -> (i32, Vec<(String, usize)>) {
         (self.steps, self.moments.iter().map(|(name, [m, _])| (name.clone(), m.dims()[0])).collect())
     }
 
-    /// Both moments of each parameter, in the order of [`Self::outline`].
+    /// Iterates over both moments of each parameter, in the order of [`Self::outline`].
     pub(crate) fn moments(&self) -> impl Iterator<Item = Vec<f32>> {
         self.moments.values().flatten().map(|values| ops::to_host(values.clone().cast(FloatDType::F32)))
     }
 
-    /// Builds the state of an outline, whose moments `fetch` fills in their order.
+    /// Builds the state of an outline; `fetch` fills the moments in their order.
     pub(crate) fn rebuild(
         (steps, outline): (i32, Vec<(String, usize)>),
         device: &Device,
@@ -96,10 +96,10 @@ impl AdamW {
         tensors::write(path, Dtype::F32, &entries)
     }
 
-    /// Reads what [`Self::save`] wrote.
+    /// Reads the state written by [`Self::save`].
     ///
     /// # Errors
-    /// A missing, cut or foreign file.
+    /// A missing, truncated or unrelated file.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let mut state = Self { moments: BTreeMap::new(), steps: file.read(STEPS)?.first().map_or(0, |&n| n as i32) };
@@ -118,9 +118,9 @@ struct Update<'a> {
     path: ParamPath,
     state: &'a mut AdamW,
     gradients: Gradients,
-    /// The step of vectors, which do not decay.
+    /// Step for vectors, which have no weight decay.
     step: AdamWStep,
-    /// What matrices are multiplied by.
+    /// Weight-decay factor of matrices.
     keep: f32,
     format: FloatDType,
 }
@@ -140,7 +140,7 @@ impl ModuleMapper for Update<'_> {
         let (count, device) = (gradient.dims()[0], gradient.device());
         let zeros = || ops::zeros(count, self.format, &device);
         let moments = self.state.moments.remove(&name).unwrap_or_else(|| [zeros(), zeros()]);
-        // A checkpoint's moments come in f32.
+        // Moments from a checkpoint are in f32.
         let moments = moments.map(|moment| moment.cast(self.format));
         let keep = if D > 1 { self.keep } else { 1.0 };
         param.map(|value| {
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::model::ModelConfig;
 
-    /// Where each weight lies in memory.
+    /// Returns the memory address of each weight.
     fn addresses(model: &CausalLm) -> Vec<Vec<f32>> {
         struct Addresses(Vec<Vec<f32>>);
         impl burn::module::ModuleVisitor for Addresses {
@@ -171,7 +171,7 @@ mod tests {
         found.0
     }
 
-    /// The optimiser of a model of 0.5 B parameters has no room for a second copy of anything.
+    /// With 0.5 B parameters there is no memory for a second copy of weights or moments.
     #[test]
     fn weights_and_moments_stay_where_they_are() {
         let device = Device::flex();

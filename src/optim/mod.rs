@@ -1,4 +1,4 @@
-//! Accumulate, clip by the global norm, step: the optimiser of everything here.
+//! Optimiser: gradient accumulation, clipping by the global norm, and the step.
 
 mod adamw;
 mod schedule;
@@ -17,7 +17,7 @@ use crate::model::{CausalLm, ParamPath};
 use crate::ops::{self, update};
 use crate::ranks::Reduce;
 
-/// The format of the optimiser's moments.
+/// Number format of the optimiser's moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Moments {
@@ -35,7 +35,7 @@ impl Moments {
         }
     }
 
-    /// Bytes of one number.
+    /// Returns the bytes per element.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -44,10 +44,10 @@ impl Moments {
     }
 }
 
-/// The largest `adam_beta2` for moments in bf16: such a number moves by 1/256 or not at all.
+/// Maximum `adam_beta2` for moments in bf16, in which a value changes by 1/256 or not at all.
 const BF16_BETA2: f64 = 0.99;
 
-/// How the optimiser moves; keys and defaults are those of Hugging Face `TrainingArguments` unless said otherwise.
+/// Settings of the optimiser; keys and defaults are those of Hugging Face `TrainingArguments` unless said otherwise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimConfig {
@@ -88,7 +88,7 @@ impl Default for OptimConfig {
 }
 
 impl OptimConfig {
-    /// What cannot work, one line each.
+    /// Returns one message per invalid setting.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut positive = |key: &str, value: f64| {
@@ -118,15 +118,15 @@ impl OptimConfig {
         problems
     }
 
-    /// The factor of a gradient of this global norm: at most 1.
+    /// Returns the clip factor for a gradient of this global norm: at most 1.
     pub fn clip(&self, norm: f64) -> f64 {
         if self.max_grad_norm == 0.0 { 1.0 } else { (self.max_grad_norm / norm).min(1.0) }
     }
 
-    /// Refuses a format of the moments that the device does not have.
+    /// Checks that the device supports the format of the moments.
     ///
     /// # Errors
-    /// With what to choose instead.
+    /// Names the alternative.
     pub fn check(&self, device: &Device) -> Result<()> {
         if device.supports_dtype(self.adam_moments.dtype()) {
             return Ok(());
@@ -137,7 +137,7 @@ impl OptimConfig {
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// Numbers that ranks sum at a time, but for a single larger parameter: few calls, and little memory beside the gradient.
+/// Maximum elements that ranks sum at a time, or one larger parameter: few calls, little memory beside the gradient.
 const SUMMED: usize = 4 << 20;
 
 /// Gradients by parameter name, flattened; sums over micro-batches.
@@ -145,7 +145,7 @@ const SUMMED: usize = 4 << 20;
 pub struct Gradients(pub(crate) BTreeMap<String, Tensor<1>>);
 
 impl Gradients {
-    /// Adds what one backward pass produced. Parameters without a gradient are left out.
+    /// Adds the gradients of one backward pass. Parameters without a gradient are skipped.
     pub fn add(&mut self, model: &CausalLm, gradients: &mut BurnGradients) {
         struct Add<'a>(ParamPath, &'a mut BTreeMap<String, Tensor<1>>, &'a mut BurnGradients);
         impl ModuleVisitor for Add<'_> {
@@ -170,7 +170,7 @@ impl Gradients {
         model.visit(&mut Add(ParamPath::default(), &mut self.0, gradients));
     }
 
-    /// Adds the gradient of the rows of the embedding that `tokens` are, unless the embedding is frozen.
+    /// Adds the gradient of the embedding rows of `tokens`, unless the embedding is frozen.
     ///
     /// # Shapes
     /// - rows: `[tokens, hidden]`
@@ -184,15 +184,15 @@ impl Gradients {
             1.0 => rows,
             multiplier => rows.mul_scalar(multiplier),
         };
-        // A head that is the embedding has put its part there already.
+        // A tied head has added its gradient already.
         let zeros = || ops::zeros(shape[0] * shape[1], FloatDType::F32, &rows.device());
         let sum = self.0.remove(EMBEDDING).unwrap_or_else(zeros);
         let sum = update::add_rows(sum.reshape(shape), rows, tokens);
         self.0.insert(EMBEDDING.to_string(), sum.reshape([shape[0] * shape[1]]));
     }
 
-    /// Replaces the gradient of the parameters of `model` by its sum over all ranks; a rank may have none of some. Every rank
-    /// must call it.
+    /// Replaces the gradient of the parameters of `model` by its sum over all ranks; a rank may lack some gradients.
+    /// Every rank must call it.
     pub fn sum(&mut self, model: &CausalLm, ranks: &dyn Reduce) {
         if ranks.size() == 1 {
             return;
@@ -232,23 +232,23 @@ impl Gradients {
         }
     }
 
-    /// Global norm: the root of the sum of all squares.
+    /// Returns the global norm: the square root of the sum of all squares.
     pub fn norm(&self) -> f64 {
         update::sum_of_squares(&self.0.values().collect::<Vec<_>>()).sqrt()
     }
 
-    /// Names of the parameters that received a gradient.
+    /// Iterates over the names of the parameters that have a gradient.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 
-    /// The gradient of each parameter by name, flattened, in the model's orientation: `[inputs, outputs]` for a matrix.
+    /// Returns each parameter's flattened gradient by name, in the model's orientation: matrices `[inputs, outputs]`.
     pub fn to_host(&self) -> BTreeMap<String, Vec<f32>> {
         self.0.iter().map(|(name, gradient)| (name.clone(), ops::to_host(gradient.clone()))).collect()
     }
 }
 
-/// The parameters that are trained, by name, and their sizes.
+/// Returns names and sizes of the trained parameters.
 fn trained(model: &CausalLm) -> Vec<(String, usize)> {
     struct Trained(ParamPath, Vec<(String, usize)>);
     impl ModuleVisitor for Trained {

@@ -1,10 +1,10 @@
-//! Learning rate as a function of the step; no state.
+//! Learning rate as a stateless function of the step.
 
 use serde::{Deserialize, Serialize};
 
 use super::OptimConfig;
 
-/// What the learning rate does after warm-up.
+/// Learning-rate schedule after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrScheduler {
@@ -16,7 +16,7 @@ pub enum LrScheduler {
     Cosine,
 }
 
-/// Learning rate of step `step` (from 1) of `total`.
+/// Returns the learning rate of step `step` (from 1) of `total`.
 pub fn learning_rate(config: &OptimConfig, step: usize, total: usize) -> f64 {
     if step <= config.warmup_steps {
         return config.learning_rate * step as f64 / config.warmup_steps as f64;

@@ -1,7 +1,7 @@
 //! A small byte-level BPE tokenizer, trained on the project's own texts.
 //!
-//! Every byte is in the vocabulary, so nothing is unknown. Each digit and each sign is split off before merging, so a
-//! digit is always one token and a merge never crosses a word.
+//! Every byte is in the vocabulary, so there are no unknown tokens. Each digit and each sign is split off before
+//! merging, so a digit is always one token and a merge never crosses a word.
 
 use std::path::Path;
 
@@ -21,21 +21,21 @@ pub const PAD: &str = "<|endoftext|>";
 /// End of a turn, and of generation.
 pub const END: &str = "<|im_end|>";
 
-/// Every special token; their ids are their positions.
+/// Special tokens; their ids are their positions.
 const SPECIAL: [&str; 3] = [PAD, "<|im_start|>", END];
-/// Tokens of their own that decoding keeps.
+/// Added tokens that decoding keeps.
 const ADDED: [&str; 2] = ["<think>", "</think>"];
 
 /// A word with the space before it, the start of a boxed answer, or any single character.
 const PATTERN: &str = r" ?\\boxed\{| ?\p{L}+|[\s\S]";
 
-/// ChatML.
+/// The ChatML template.
 const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// Trains a tokenizer of `vocab_size` tokens (512 suits [`crate::tasks`]) on `texts`.
 ///
 /// # Errors
-/// When `vocab_size` cannot hold the bytes and the special tokens, or the texts hold too little for that many merges.
+/// When `vocab_size` cannot hold the bytes and the special tokens, or the texts are too short for that many merges.
 pub fn train(texts: impl Iterator<Item = String>, vocab_size: usize) -> Result<Tokenizer> {
     let least = 256 + SPECIAL.len() + ADDED.len();
     if vocab_size < least {
@@ -60,7 +60,7 @@ pub fn train(texts: impl Iterator<Item = String>, vocab_size: usize) -> Result<T
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build()
         .into();
-    // The added tokens must not be learnt in pieces as well.
+    // Merges must not learn the added tokens in pieces.
     let plain = |text: String| SPECIAL.iter().chain(&ADDED).fold(text, |text, token| text.replace(token, "\n"));
     let texts: Vec<String> = texts.map(plain).collect();
     tokenizer.train(&mut trainer, texts.into_iter()).map_err(invalid)?;
@@ -78,8 +78,8 @@ pub fn write(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
     let path = dir.join("tokenizer.json");
     let text = tokenizer.to_string(true).map_err(|error| Error::file(&path, error))?;
     std::fs::write(&path, text).map_err(Error::io(&path))?;
-    // transformers 5 gives every qwen2 model the pre-tokenizer of Qwen 2, whatever `tokenizer_class` says, but for files with an
-    // `auto_map`: there it takes the class by its name (5.0 to 5.24 tried, and 4.57; with `trust_remote_code` it looks for a program).
+    // transformers 5 uses Qwen 2's pre-tokenizer for every qwen2 model, whatever `tokenizer_class` says, unless there
+    // is an `auto_map`; then it takes the class by name (5.0–5.24, 4.57; with `trust_remote_code` it looks for code).
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "auto_map": { "AutoTokenizer": [null, "PreTrainedTokenizerFast"] },
@@ -124,7 +124,7 @@ mod tests {
         let after = ["4", "7", "*", "6", "=", "2", "8", "2", ";", "</think>"];
         assert!(tokens.windows(after.len()).any(|window| window == after), "{tokens:?}");
         assert_eq!(tokens.first(), Some(&"<think>"));
-        // Thinking marks survive decoding; the special tokens do not.
+        // Thinking tags survive decoding; special tokens do not.
         let shown = tokenizer.decode(encoding.get_ids(), true).unwrap();
         assert_eq!(shown, text.trim_end_matches("<|im_end|>"));
         assert_eq!(SPECIAL.map(|token| tokenizer.token_to_id(token)), [Some(0), Some(1), Some(2)]);

@@ -1,10 +1,10 @@
-//! Messages and the chat template that turns them into one text.
+//! Messages and the chat template that renders them as one text.
 //!
-//! Templates are Jinja, written for the environment of Hugging Face `transformers`. This one offers the same: blocks
-//! trimmed, `raise_exception`, `strftime_now`, a `tojson` that keeps Unicode and does not escape HTML, Python's string
-//! and dict methods, and `{% generation %}` markers (which only mean something to a loss mask and are ignored here).
+//! Templates are Jinja, written for the environment of Hugging Face `transformers`. This environment offers the same:
+//! trimmed blocks, `raise_exception`, `strftime_now`, a `tojson` that keeps Unicode and does not escape HTML, Python's
+//! string and dict methods, and `{% generation %}` markers (which only matter for a loss mask and are ignored).
 //!
-//! A template comes with a downloaded model: it reads no file, and its work and memory are bounded.
+//! A template comes with a downloaded model: it reads no files, and its work and memory are bounded.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
@@ -26,35 +26,35 @@ use crate::error::{Error, Result};
 pub struct Message {
     /// `system`, `user` or `assistant`; templates may know others.
     pub role: String,
-    /// What was said.
+    /// Text of the turn.
     pub content: String,
 }
 
 impl Message {
-    /// A turn of `role`.
+    /// Creates a turn of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
     }
 
-    /// A user's turn.
+    /// Creates a user's turn.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new("user", content)
     }
 }
 
-/// What a model is asked.
+/// A prompt for a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
-    /// A plain text; stands for a single user turn wherever the tokenizer has a chat template.
+    /// A plain text; used as a single user turn if the tokenizer has a chat template.
     Text(String),
     /// A conversation that ends with the turn to answer.
     Messages(Vec<Message>),
-    /// A problem from a file whose answer is a formula: `[prompt] suffix = "auto"` says in which form to give it.
+    /// A problem from a file whose answer is a formula: `[prompt] suffix = "auto"` adds the form of the answer.
     Formula(Box<Prompt>),
 }
 
 impl Prompt {
-    /// The words of the prompt without roles; a plain text and the same text as a single user turn are equal here.
+    /// Returns the text of the prompt without roles; a plain text equals the same text as a single user turn.
     pub fn text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
@@ -63,7 +63,7 @@ impl Prompt {
         }
     }
 
-    /// The prompt as a conversation; a plain text becomes one user turn.
+    /// Returns the prompt as a conversation; a plain text becomes one user turn.
     pub fn to_messages(&self) -> Vec<Message> {
         match self {
             Self::Text(text) => vec![Message::user(text)],
@@ -73,14 +73,14 @@ impl Prompt {
     }
 }
 
-/// The special tokens a template may write, as texts.
+/// Texts of the special tokens that a template may write.
 #[derive(Debug, Clone, Default)]
 pub struct SpecialTokens {
-    /// Begins a text.
+    /// Start of a text.
     pub bos: Option<String>,
-    /// Ends a turn or a text.
+    /// End of a turn or a text.
     pub eos: Option<String>,
-    /// Fills a batch.
+    /// Padding.
     pub pad: Option<String>,
 }
 
@@ -95,16 +95,16 @@ pub struct ChatTemplate {
 
 const TEMPLATE: &str = "chat_template";
 
-/// The work of one rendering at most: this many steps, or 64 bytes of text made or read for each. It bounds the time to a
-/// fraction of a second and the memory to 64 MB, but for lists that a template joins with themselves, which minijinja 3.1
-/// does not count. A conversation of a million tokens needs half of it.
+/// Maximum work of one rendering: this many steps, or 64 bytes of text written or read per step. It limits the time to
+/// a fraction of a second and the memory to 64 MB, except for lists that a template joins with themselves, which
+/// minijinja 3.1 does not count. A conversation of a million tokens needs half of it.
 const FUEL: u64 = 1_000_000;
 
-/// The function that gives templates the date.
+/// Function that returns the date to templates.
 const DATE: &str = "strftime_now";
 
 impl ChatTemplate {
-    /// Compiles `source`, which was read from `file`. The date it sees is today's.
+    /// Compiles `source`, which was read from `file`. It sees today's date.
     pub fn new(source: &str, file: &Path, tokens: SpecialTokens) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -114,7 +114,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
-        // As jinja2 reads line ends.
+        // jinja2 reads line ends like this.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         environment
             .add_template_owned(TEMPLATE, percent::as_filter(&without_generation_markers(&source)))
@@ -123,20 +123,19 @@ impl ChatTemplate {
         Ok(template.with(BTreeMap::new(), Local::now().date_naive()))
     }
 
-    /// The template with variables beside those of the conversation, at midnight of a date: the time of day would make
-    /// every prompt another.
+    /// Returns the template with additional variables, at midnight of `date`: the time of day would change each prompt.
     pub fn with(mut self, kwargs: BTreeMap<String, Value>, date: NaiveDate) -> Self {
         self.kwargs = kwargs;
         self.environment.add_function(DATE, move |format: &str| strftime(format, &date.into()));
         self
     }
 
-    /// The names that the template reads and does not set itself.
+    /// Returns the names that the template reads and does not set itself.
     pub fn variables(&self) -> HashSet<String> {
         self.environment.get_template(TEMPLATE).map(|template| template.undeclared_variables(false)).unwrap_or_default()
     }
 
-    /// Whether the template reads the date.
+    /// Returns whether the template reads the date.
     pub fn reads_date(&self) -> bool {
         self.variables().contains(DATE)
     }
@@ -144,7 +143,7 @@ impl ChatTemplate {
     /// Renders a conversation; `add_generation_prompt` opens the assistant's turn.
     ///
     /// # Errors
-    /// When the template refuses the conversation, is faulty, or takes more work than a chat template needs.
+    /// When the template rejects the conversation, is faulty, or exceeds the work limit.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let fail = |e: minijinja::Error| Error::file(&self.file, format!("chat template: {}", describe(&e)));
         let turn = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
@@ -186,7 +185,7 @@ fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_string()))
 }
 
-/// Turns `{% generation %}` and `{% endgeneration %}` into tags that do nothing but trim as they did.
+/// Replaces `{% generation %}` and `{% endgeneration %}` by tags that only trim whitespace in the same way.
 fn without_generation_markers(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -209,9 +208,9 @@ fn without_generation_markers(source: &str) -> String {
     out + rest
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False)`: minijinja's spacing is the same, its escapes for HTML are undone.
+/// Python's `json.dumps(value, ensure_ascii=False)`: minijinja's spacing is the same; its HTML escapes are undone.
 fn to_json(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> std::result::Result<Value, minijinja::Error> {
-    // Templates ask for what is done anyway.
+    // Templates pass `ensure_ascii=False`, which is always the case here.
     let _: Option<bool> = kwargs.get("ensure_ascii")?;
     let json = minijinja::filters::tojson(value, indent, kwargs)?;
     let json = json.as_str().unwrap_or_default();
@@ -232,7 +231,7 @@ fn to_json(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> std::result:
     Ok(Value::from(out + rest))
 }
 
-/// Python's `datetime.strftime`; a directive that is not known is an error.
+/// Python's `datetime.strftime`; an unknown directive is an error.
 fn strftime(format: &str, time: &NaiveDateTime) -> std::result::Result<String, minijinja::Error> {
     let unknown = || {
         let message = format!("strftime_now({format:?}): unknown directive");
@@ -243,7 +242,7 @@ fn strftime(format: &str, time: &NaiveDateTime) -> std::result::Result<String, m
         return Err(unknown());
     }
     let mut text = String::new();
-    // A directive that a date without a zone cannot fill is an error as well.
+    // A directive that needs a time zone is an error as well.
     write!(text, "{}", time.format_with_items(items.into_iter())).map_err(|_| unknown())?;
     Ok(text)
 }
@@ -314,7 +313,7 @@ mod tests {
     {%- endif %}
 {%- endif %}"#;
 
-    /// Found by fuzzing: the library cut a character in two.
+    /// Found by fuzzing: the library split a character in two.
     #[test]
     fn a_panic_of_the_library_is_an_error() {
         const FORMAT: &str = "{{ '{a[é]}'.format(a=1) }}";
@@ -323,7 +322,7 @@ mod tests {
         assert_eq!(error, "dir/x.jinja: chat template: the minijinja library fails on it");
     }
 
-    /// Found by fuzzing: `%}` was looked for where the opening of the tag had not ended.
+    /// Found by fuzzing: the search for `%}` began inside the opening of the tag.
     #[test]
     fn a_tag_that_closes_in_its_opening_is_no_marker() {
         for source in ["{%}", "{%} {% x %}", "{{%}", "{% generation", "{%%}"] {
@@ -362,7 +361,7 @@ mod tests {
         assert_eq!(template(source).render(&[], false).unwrap(), r#"{"a": [1, "é<b>&'", null, true, "\\u003c\n"]}"#);
     }
 
-    /// What Python 3.12 writes.
+    /// The expected texts are those of Python 3.12.
     #[test]
     fn texts_are_formatted_by_percent_signs() {
         let rendered = |source: &str| template(source).render(&[Message::user("hi")], true);
@@ -418,7 +417,7 @@ mod tests {
         assert!(unix.contains("a\r\nb"), "{unix:?}");
     }
 
-    /// Templates found to hang or to fill the memory.
+    /// Templates that hung or filled the memory.
     #[test]
     fn work_and_memory_of_a_template_are_bounded() {
         let doubling =
@@ -436,7 +435,7 @@ mod tests {
             let start = std::time::Instant::now();
             let error = template(source).render(&[], true).unwrap_err().to_string();
             assert!(error.contains("takes more than 1000000 steps"), "{source}: {error}");
-            // A second where nothing else runs.
+            // A second on an idle machine.
             assert!(start.elapsed().as_secs_f64() < 5.0, "{source}: {:?}", start.elapsed());
         }
         let long = [Message::user("word ".repeat(1_000_000))];

@@ -1,4 +1,4 @@
-//! Directories of models: whether one is there, whether it holds an adapter, and of which model.
+//! Model directories: lookup, detection of adapters, and the base model of an adapter.
 
 use std::path::{Path, PathBuf};
 
@@ -8,18 +8,18 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::hub::{self, Kind, Name, Part};
 
-/// The file that makes a directory an adapter's.
+/// File that marks a directory as an adapter's.
 pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// The weights of a model.
+/// File with the weights of a model.
 pub(crate) const MODEL_WEIGHTS: &str = "model.safetensors";
-/// Which file has which tensor, where they are several.
+/// File that maps tensors to shards.
 pub(crate) const MODEL_INDEX: &str = "model.safetensors.index.json";
 
-/// The directory that `dir` is or, as the name of a model on the Hub, stands for.
+/// Returns the directory `dir` or, if it is the name of a model on the Hub, the downloaded directory.
 ///
 /// # Errors
-/// When it is none, and what [`hub::model`] says of a name.
+/// When there is no such directory, and the errors of [`hub::model`] for a name.
 pub(crate) fn find(dir: &Path, part: Part) -> Result<PathBuf> {
     let found = hub::model(dir, part)?;
     if found.is_dir() {
@@ -35,13 +35,13 @@ pub(crate) fn find(dir: &Path, part: Part) -> Result<PathBuf> {
     ))
 }
 
-/// Whether a directory holds an adapter and no model of its own; the `config.json` of the base may lie beside an adapter.
+/// Returns whether a directory holds an adapter and no full model; the base's `config.json` may be beside an adapter.
 pub fn is_adapter(dir: &Path) -> bool {
     let has = |name: &str| dir.join(name).is_file();
     has(ADAPTER_CONFIG) && !(has(MODEL_WEIGHTS) || has(MODEL_INDEX))
 }
 
-/// The model that the adapter in `dir` belongs to, as its file names it: a directory, or a name on the Hub with its revision.
+/// Returns the base model of the adapter in `dir`, as its file names it: a directory, or a Hub name and revision.
 ///
 /// # Errors
 /// When `adapter_config.json` is malformed, or names a path that is mistyped.
@@ -61,10 +61,10 @@ pub fn base_name(dir: &Path) -> Result<PathBuf> {
     })
 }
 
-/// The directory of the model that the adapter in `dir` belongs to.
+/// Returns the directory of the base model of the adapter in `dir`.
 ///
 /// # Errors
-/// As [`base_name`], when it names no model, and what the Hub says of a name.
+/// As [`base_name`], when it names no model, and the errors of the Hub for a name.
 pub fn base(dir: &Path, part: Part) -> Result<PathBuf> {
     let path = dir.join(ADAPTER_CONFIG);
     let base = hub::model(&base_name(dir)?, part).map_err(|error| Error::file(&path, error))?;
@@ -74,7 +74,7 @@ pub fn base(dir: &Path, part: Part) -> Result<PathBuf> {
     }
 }
 
-/// Why the directory `base` cannot be the model of an adapter, if it cannot.
+/// Returns why the directory `base` cannot be the base model of an adapter, if it cannot.
 fn base_fault(base: &Path) -> Option<String> {
     if !base.is_dir() {
         Some(format!(
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(find(Path::new("src"), Part::Whole).unwrap(), Path::new("src"));
     }
 
-    /// PEFT keeps the revision of the base beside its name.
+    /// PEFT stores the revision of the base beside its name.
     #[test]
     fn the_base_of_an_adapter_is_at_its_revision() {
         let dir = tempfile::tempdir().unwrap();

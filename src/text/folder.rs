@@ -1,4 +1,4 @@
-//! The files of a tokenizer as they lie in a folder, and the few facts other files say about tokens.
+//! Tokenizer files of a folder, and the token-related keys of other files.
 
 use std::path::{Path, PathBuf};
 
@@ -31,24 +31,24 @@ const FILES: [&str; 9] = [
 /// A tokenizer's files.
 #[derive(Debug, Clone)]
 pub(super) struct Folder {
-    /// The folder asked for.
+    /// The requested folder.
     pub(super) dir: PathBuf,
-    /// The configuration of the model, which may name tokens as well.
+    /// Configuration of the model, which may name tokens as well.
     pub(super) model_file: PathBuf,
-    /// Name, folder and content of each.
+    /// Name, folder and content of each file.
     files: Vec<(&'static str, PathBuf, Vec<u8>)>,
 }
 
 impl Folder {
-    /// Reads the files in `dir`, or of the model of that name on the Hub. What the folder of an adapter lacks is read from its base model's: all files when the
-    /// adapter has no `tokenizer.json`, else only `generation_config.json`, which belongs to the model.
+    /// Reads the files in `dir`, or of the model of that name on the Hub. Files missing in an adapter's folder come
+    /// from its base: only the model's `generation_config.json` if the adapter has a `tokenizer.json`; else all.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let dir = &directory::find(dir, Part::Settings)?;
         let base = if directory::is_adapter(dir) { Some(directory::base(dir, Part::Settings)?) } else { None };
         let has_own = dir.join(TOKENIZER).is_file();
         let mut files = Vec::new();
         for name in FILES {
-            // A template file of the base would hide the template in the adapter's tokenizer_config.json.
+            // A template file of the base would override the template in the adapter's tokenizer_config.json.
             let hides = name == TEMPLATE && dir.join(CONFIG).is_file();
             let base = base.as_deref().filter(|_| (!has_own || name == GENERATION) && !hides);
             for place in [Some(dir.as_path()), base].into_iter().flatten() {
@@ -62,23 +62,23 @@ impl Folder {
         Ok(Self { dir: dir.to_path_buf(), model_file, files })
     }
 
-    /// The content of a file, when it is there.
+    /// Returns the content of a file, if there is one.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
         self.files.iter().find(|(file, ..)| *file == name).map(|(_, _, bytes)| bytes.as_slice())
     }
 
-    /// Where a file was found, or would be.
+    /// Returns the path at which a file was found, or would be.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         let place = self.files.iter().find(|(file, ..)| *file == name).map_or(&self.dir, |(_, place, _)| place);
         place.join(name)
     }
 
-    /// A file as JSON, null when it is not there.
+    /// Parses a file as JSON; null if there is none.
     pub(super) fn json(&self, name: &str) -> Result<Value> {
         self.get(name).map_or(Ok(Value::Null), |bytes| files::parse_json(&self.path(name), bytes))
     }
 
-    /// The model's configuration as JSON, null when it is not there.
+    /// Parses the model's configuration as JSON; null if there is none.
     pub(super) fn model(&self) -> Result<Value> {
         match read_optional(&self.model_file)? {
             Some(bytes) => files::parse_json(&self.model_file, &bytes),
@@ -96,7 +96,7 @@ impl Folder {
         Ok(())
     }
 
-    /// The chat template with its file, or why there is none.
+    /// Returns the chat template with its file, or why there is none.
     pub(super) fn template(&self) -> Result<std::result::Result<(String, PathBuf), String>> {
         if let Some(bytes) = self.get(TEMPLATE) {
             let file = self.path(TEMPLATE);
@@ -143,12 +143,12 @@ fn read_optional(file: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// A token as configuration files write it: its text, or an object with the text as `content`.
+/// Returns a token as configuration files write it: its text, or an object with the text as `content`.
 pub(super) fn token_name(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_string)
 }
 
-/// One id, a list of them or none; any other value comes back.
+/// Parses one id, a list of ids or null; returns any other value as the error.
 pub(super) fn ids(value: &Value) -> std::result::Result<Vec<u32>, &Value> {
     let one = |value| Value::as_u64(value).and_then(|id| u32::try_from(id).ok()).ok_or(value);
     match value {
@@ -162,7 +162,7 @@ pub(super) fn ids(value: &Value) -> std::result::Result<Vec<u32>, &Value> {
 mod tests {
     use super::*;
 
-    /// A file that is read here and not fetched would be missing without a word.
+    /// A file that is read but not downloaded would be missing silently.
     #[test]
     fn every_file_is_among_those_that_are_fetched() {
         let missing: Vec<&&str> = FILES.iter().filter(|file| !crate::hub::choose::SMALL.contains(file)).collect();

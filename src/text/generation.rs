@@ -1,29 +1,29 @@
-//! `generation_config.json`: the settings a model was published with.
+//! `generation_config.json`: the sampling settings published with a model.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// How a model's files say that it is to be sampled; what they leave out is none.
+/// Sampling settings recommended by a model's files; `None` if not given.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct Recommended {
-    /// False for the most probable token.
+    /// False for greedy decoding.
     pub do_sample: Option<bool>,
     /// Divides the logits.
     pub temperature: Option<f32>,
-    /// Only this many most probable tokens.
+    /// Keeps this many most probable tokens.
     pub top_k: Option<usize>,
-    /// Only the most probable tokens that together reach this probability.
+    /// Keeps the most probable tokens that together reach this probability.
     pub top_p: Option<f32>,
-    /// Only tokens at least this many times as probable as the most probable one.
+    /// Keeps tokens at least this many times as probable as the most probable one.
     pub min_p: Option<f32>,
     /// Makes tokens that occurred before less likely.
     pub repetition_penalty: Option<f32>,
 }
 
 impl Recommended {
-    /// Reads the file's content; nothing is recommended where there is none.
+    /// Parses the file's content; null recommends nothing.
     pub(super) fn read(file: &std::path::Path, config: &Value) -> Result<Self> {
         if config.is_null() {
             return Ok(Self::default());
@@ -32,7 +32,7 @@ impl Recommended {
     }
 }
 
-/// The file for an export: `bytes` as they are where they name the ends of a text and the padding, else with these added
+/// Returns the file for an export: `bytes` unchanged if they have the stop and padding tokens, else with these added
 /// and nothing else changed.
 pub(super) fn completed(bytes: Option<&[u8]>, config: &Value, stop_ids: &[u32], pad_id: u32) -> Vec<u8> {
     let mut entries = config.as_object().cloned().unwrap_or_default();
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_complete_file_stays_as_it_is_and_others_get_what_they_lack() {
-        // With its odd spaces and the order of its ends.
+        // Unusual spacing and the order of the ids are kept.
         let whole = "{\"temperature\":0.6, \"top_p\": 0.95,\n\"bos_token_id\": 1, \"eos_token_id\": [151645, 151643], \
                      \"pad_token_id\": 151643}";
         assert_eq!(complete(whole), whole);

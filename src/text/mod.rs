@@ -1,5 +1,4 @@
-//! Text and tokens: tokenizers as Hugging Face stores them, chat templates, how a model is asked, and the training of a
-//! small tokenizer.
+//! Text and tokens: Hugging Face tokenizers, chat templates, prompt settings, and the training of a small tokenizer.
 
 pub mod bpe;
 pub mod chat;

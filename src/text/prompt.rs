@@ -1,4 +1,4 @@
-//! How a model is asked: the `[prompt]` section of a run's settings.
+//! Prompt settings: the `[prompt]` section of a run's settings.
 
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use super::chat::{Message, Prompt};
 use crate::error::{Error, Result};
 
-/// The value of [`PromptConfig::suffix`] that leaves the choice to the program.
+/// Value of [`PromptConfig::suffix`] that lets the program choose.
 const AUTO: &str = "auto";
 
-/// What `auto` asks for.
-const IN_A_BOX: &str = "\nReason step by step, and put the final answer within \\boxed{}.";
+/// Suffix chosen by `auto`.
+const BOXED: &str = "\nReason step by step, and put the final answer within \\boxed{}.";
 
-/// What is written around a problem before the model sees it.
+/// Text written around a problem before the model sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptConfig {
@@ -42,7 +42,7 @@ impl Default for PromptConfig {
 }
 
 impl PromptConfig {
-    /// Settings that cannot work, one line each.
+    /// Returns one message per invalid setting.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if !self.date.is_empty() && self.day().is_none() {
@@ -56,22 +56,22 @@ impl PromptConfig {
         mistakes
     }
 
-    /// The date, where one is given.
+    /// Returns the date, if one is given.
     pub(super) fn day(&self) -> Option<NaiveDate> {
         NaiveDate::parse_from_str(&self.date, "%Y-%m-%d").ok()
     }
 
-    /// The prompt with all that these settings put around it: a text, or messages when there is a system turn.
+    /// Returns the prompt with these settings applied: a text, or messages if there is a system turn.
     ///
     /// # Errors
-    /// When the conversation has a system turn of its own beside [`PromptConfig::system`].
+    /// When the conversation has a system turn of its own in addition to [`PromptConfig::system`].
     pub(super) fn ask(&self, prompt: &Prompt) -> Result<Prompt> {
         let (prompt, formula) = match prompt {
             Prompt::Formula(prompt) => (prompt.as_ref(), true),
             other => (other, false),
         };
         let suffix = match self.suffix.as_str() {
-            AUTO if formula && !names_a_form(&prompt.text()) => IN_A_BOX,
+            AUTO if formula && !specifies_form(&prompt.text()) => BOXED,
             AUTO => "",
             suffix => suffix,
         };
@@ -97,8 +97,8 @@ impl PromptConfig {
     }
 }
 
-/// Whether the words of a problem say in which form its answer is wanted.
-fn names_a_form(text: &str) -> bool {
+/// Returns whether the text of a problem specifies the form of its answer.
+fn specifies_form(text: &str) -> bool {
     ["\\boxed", "\\fbox", "<answer>", "####"].iter().any(|form| text.contains(form))
         || text.to_ascii_lowercase().contains("answer:")
 }
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn a_box_is_asked_for_where_a_formula_is_wanted_and_no_form_is_named() {
         let auto = PromptConfig::default();
-        assert_eq!(asked(&auto, &formula("2+3?")).text(), format!("2+3?{IN_A_BOX}"));
+        assert_eq!(asked(&auto, &formula("2+3?")).text(), format!("2+3?{BOXED}"));
         assert_eq!(asked(&auto, &Prompt::Text("2+3?".into())).text(), "2+3?");
         for own in ["2+3? Use \\boxed{}.", "2+3? End with \"Answer: n\".", "2+3? Write <answer>n</answer>."] {
             assert_eq!(asked(&auto, &formula(own)).text(), own);
@@ -137,7 +137,7 @@ mod tests {
         let Prompt::Messages(messages) = asked(&config, &chat) else { panic!("messages") };
         assert_eq!(messages[0], Message::new("system", "Be brief."));
         assert_eq!(messages[1..3], turns[..2]);
-        assert_eq!(messages[3].content, format!("c{IN_A_BOX}"));
+        assert_eq!(messages[3].content, format!("c{BOXED}"));
         let error = config.ask(&Prompt::Messages(messages)).unwrap_err().to_string();
         assert!(error.contains("system turn of its own"), "{error}");
     }

@@ -1,26 +1,26 @@
-//! Stop strings: texts that end a completion, wherever token borders fall.
+//! Stop strings: texts that end a completion, independent of token boundaries.
 
 use std::collections::HashMap;
 
 use super::stream::TextStream;
 use super::tokenizer::Tokenizer;
 
-/// Watches completions for stop strings. The text that completes one stays part of its completion.
+/// Detects stop strings in completions. The text that completes a stop string stays part of its completion.
 pub struct StopStrings<'a> {
     tokenizer: &'a Tokenizer,
     strings: Vec<String>,
-    /// Per completion: its text as it comes, and its end, as long as the longest stop string.
+    /// Per completion: its text stream, and the end of its text, as long as the longest stop string.
     streams: HashMap<usize, (TextStream<'a>, String)>,
 }
 
 impl<'a> StopStrings<'a> {
-    /// Watches for any of `strings`; empty ones never occur.
+    /// Detects any of `strings`; empty ones are ignored.
     pub fn new(tokenizer: &'a Tokenizer, strings: &[String]) -> Self {
         let strings = strings.iter().filter(|string| !string.is_empty()).cloned().collect();
         Self { tokenizer, strings, streams: HashMap::new() }
     }
 
-    /// Whether the next token of a completion completes a stop string.
+    /// Returns whether the next token of a completion completes a stop string.
     pub fn push(&mut self, completion: usize, token: u32) -> bool {
         if self.strings.is_empty() {
             return false;
@@ -59,7 +59,7 @@ mod tests {
             at.map(|at| tokenizer.decode(&tokens[..=at], true))
         };
         assert_eq!(ends_at(&mut stop, 0, "So the ans").as_deref(), None);
-        // Another completion does not go on where the first one was.
+        // Another completion does not continue the first one.
         assert_eq!(ends_at(&mut stop, 1, "wer is 5").as_deref(), None);
         let end = ends_at(&mut stop, 0, "wer is 5").unwrap();
         assert!(end.starts_with("wer") && !end.contains('5'), "{end}");

@@ -1,24 +1,24 @@
-//! Text from tokens as they come, whole characters only.
+//! Incremental decoding of tokens to text, whole characters only.
 
 use super::tokenizer::Tokenizer;
 
-/// Turns tokens into text as they arrive, holding back what is not yet a whole character.
+/// Decodes tokens as they arrive, holding back incomplete characters.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     skip_special: bool,
-    // The tokens shown last, whose text is `shown`, and then those that wait. Some decoders treat the first token of a
-    // text differently, so new tokens are decoded after old ones and the old text is cut off.
+    // `ids` are the `old` tokens shown last, whose text is `shown`, and then pending tokens. Some decoders treat the
+    // first token of a text differently, so new tokens are decoded after old ones and the old text is cut off.
     ids: Vec<u32>,
     old: usize,
     shown: String,
 }
 
 impl<'a> TextStream<'a> {
-    /// How many tokens may wait for the rest of a character before they are shown as they are.
-    const PATIENCE: usize = 16;
+    /// Maximum tokens held back for the rest of a character before they are shown as they are.
+    const MAX_PENDING: usize = 16;
 
-    /// A stream at the start of a completion.
+    /// Creates a stream at the start of a completion.
     pub fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
         Self { tokenizer, skip_special, ids: Vec::new(), old: 0, shown: String::new() }
     }
@@ -29,14 +29,14 @@ impl<'a> TextStream<'a> {
         self.show(false)
     }
 
-    /// What is left when no more tokens come.
+    /// Returns the remaining text when no more tokens come.
     pub fn finish(mut self) -> String {
         self.show(true)
     }
 
     fn show(&mut self, all: bool) -> String {
         let text = self.tokenizer.decode(&self.ids, self.skip_special);
-        if text.ends_with('\u{fffd}') && self.ids.len() - self.old < Self::PATIENCE && !all {
+        if text.ends_with('\u{fffd}') && self.ids.len() - self.old < Self::MAX_PENDING && !all {
             return String::new();
         }
         let same = text.chars().zip(self.shown.chars()).take_while(|(new, old)| new == old);
@@ -63,7 +63,7 @@ mod tests {
         let parts: Vec<String> = tokenizer.encode(text).unwrap().into_iter().map(|id| stream.push(id)).collect();
         assert_eq!(parts.concat() + &stream.finish(), text);
         assert_eq!(parts[..3], ["a", "", "é"]);
-        // Bytes that never become a character do not pile up.
+        // Bytes that never become a character do not accumulate.
         let mut stream = TextStream::new(&tokenizer, false);
         let shown: String = (0..100).map(|_| stream.push(0x80)).collect();
         assert!(shown.chars().count() > 50 && stream.ids.len() < 40, "{}", stream.ids.len());

@@ -1,7 +1,7 @@
-//! A tokenizer folder as Hugging Face publishes it: text to token ids and back.
+//! A Hugging Face tokenizer folder: text to token ids and back.
 //!
-//! Ids in, ids out: a completion is never decoded and encoded again on its way to the loss, because that may give other
-//! tokens than the model wrote.
+//! A completion is never decoded and encoded again on its way to the loss, because the tokens may then differ from the
+//! sampled ones.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -26,7 +26,7 @@ pub struct Tokenizer {
     vocab_size: usize,
     /// Bytes of the longest token.
     longest: usize,
-    /// Special tokens, which a text for people is without.
+    /// Special tokens, which are left out of displayed text.
     hidden: HashSet<u32>,
     eos: Option<u32>,
     stop_ids: Vec<u32>,
@@ -41,14 +41,14 @@ impl Tokenizer {
     /// Reads `tokenizer.json` and, where present, `tokenizer_config.json`, `chat_template.jinja`,
     /// `special_tokens_map.json` and `generation_config.json` from `dir`.
     ///
-    /// What the directory of an adapter lacks is read from its base model's.
+    /// Files missing in an adapter's directory are read from its base model's.
     ///
-    /// The stop tokens are all of `generation_config.json`'s `eos_token_id` (`config.json`'s when it has none) and the
-    /// tokenizer's own `eos_token`.
+    /// The stop tokens are all ids in `eos_token_id` of `generation_config.json` (of `config.json` if it has none) and
+    /// the tokenizer's own `eos_token`.
     ///
     /// # Errors
-    /// A file that is missing, malformed, or names a token that is none; a folder that names no end of text, since no
-    /// completion would ever end.
+    /// A file that is missing, malformed, or names an unknown token; a folder without an end-of-text token: no
+    /// completion would end.
     pub fn load(dir: &Path) -> Result<Self> {
         let folder = Folder::open(dir)?;
         let file = folder.path(TOKENIZER);
@@ -105,12 +105,12 @@ impl Tokenizer {
         .with_prompt(&PromptConfig::default())
     }
 
-    /// The tokenizer with other settings of how a model is asked.
+    /// Returns the tokenizer with other `[prompt]` settings.
     ///
     /// # Errors
-    /// Settings that cannot work or would do nothing, all of them listed.
+    /// Settings that are invalid or would have no effect, all of them listed.
     pub fn with_prompt(mut self, config: &PromptConfig) -> Result<Self> {
-        let mistakes = [config.mistakes(), self.idle(config)].concat();
+        let mistakes = [config.mistakes(), self.unused(config)].concat();
         if !mistakes.is_empty() {
             return Err(Error::Config { origin: self.folder.dir.display().to_string(), problems: mistakes });
         }
@@ -131,14 +131,14 @@ impl Tokenizer {
             Some(tail) => turn::end(tail, |text| self.encode(text), &self.stop_ids)?,
             None => None,
         };
-        self.turn_end = end.unwrap_or_else(|| self.end_without_template(tail.as_deref()));
+        self.turn_end = end.unwrap_or_else(|| self.fallback_turn_end(tail.as_deref()));
         self.opening = turn::opening(&template);
         self.template = Some(template);
         Ok(self)
     }
 
-    /// The end of a turn where the chat template, which writes `tail` after an assistant's words, has none; noted.
-    fn end_without_template(&mut self, tail: Option<&str>) -> Vec<u32> {
+    /// Returns the end of a turn if the chat template, which writes `tail` after the words, has none; adds a note.
+    fn fallback_turn_end(&mut self, tail: Option<&str>) -> Vec<u32> {
         let end = self.eos.unwrap_or(self.stop_ids[0]);
         let why = match tail {
             Some(tail) => format!("ends an assistant's turn with {tail:?}, in which no token stops"),
@@ -152,8 +152,8 @@ impl Tokenizer {
         vec![end]
     }
 
-    /// Settings that this tokenizer would not use, one line each.
-    fn idle(&self, config: &PromptConfig) -> Vec<String> {
+    /// Returns one message per setting that this tokenizer would not use.
+    fn unused(&self, config: &PromptConfig) -> Vec<String> {
         let Some(template) = &self.template else {
             let all = [
                 ("system", config.system.is_empty()),
@@ -174,18 +174,18 @@ impl Tokenizer {
         lines
     }
 
-    /// The settings of how a model is asked. The date is that of the prompts, where the chat template reads one: written
-    /// into a run's settings it gives the same prompts on a later day.
+    /// Returns the `[prompt]` settings. The date is the one in the prompts, if the chat template reads one: stored in a
+    /// run's settings, it gives the same prompts on a later day.
     pub fn prompt(&self) -> &PromptConfig {
         &self.prompt
     }
 
-    /// What a user should know of this tokenizer's files, one line each.
+    /// Returns notes for the user about the tokenizer's files, one line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The ids of `text`. Nothing is added; the text of a special token inside becomes its id.
+    /// Returns the ids of `text`. Nothing is added; the text of a special token inside becomes its id.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.encoding(text, false)?.get_ids().to_vec())
     }
@@ -199,85 +199,85 @@ impl Tokenizer {
         Err(Error::Invalid(format!("cannot tokenize {:?}: {fault}", text.chars().take(80).collect::<String>())))
     }
 
-    /// The ids of `text` after those that the tokenizer begins every text with.
+    /// Returns the ids of `text` after the tokens that the tokenizer adds at the start of every text.
     fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.encoding(text, true)?;
         let mut ids = encoding.get_ids().to_vec();
-        // A prompt goes on: what the tokenizer ends a text with is not part of it.
+        // A prompt is continued: the tokens that the tokenizer adds at the end of a text are removed.
         let added = encoding.get_special_tokens_mask().iter().rev().take_while(|&&added| added == 1).count();
         ids.truncate(ids.len() - added);
         Ok(ids)
     }
 
-    /// The text of `ids`. Without special tokens, it keeps thinking marks: answers are found by them, also where a
-    /// tokenizer calls them special. Ids outside the vocabulary have no text.
+    /// Returns the text of `ids`. Without special tokens, it still keeps thinking tags, even if the tokenizer marks
+    /// them as special: answers are located by them. Ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let ids: Vec<u32> = ids.iter().copied().filter(|id| !skip_special || !self.hidden.contains(id)).collect();
         self.inner.decode(&ids, false).unwrap_or_else(|_| {
-            // A decoder that cannot join these tokens still leaves their own texts.
+            // If the decoder fails, the tokens' own texts are joined.
             ids.iter().filter_map(|&id| self.inner.id_to_token(id)).collect()
         })
     }
 
-    /// A completion as graders and rewards read it: its text without special tokens, after the thinking mark when the
-    /// prompt has written that.
+    /// Returns a completion as graders and rewards read it: its text without special tokens, after the thinking tag
+    /// that the prompt contains, if any.
     pub fn completion_text(&self, ids: &[u32]) -> String {
         format!("{}{}", self.opening, self.decode(ids, true))
     }
 
-    /// Whether the prompt opens the thinking, so that a completion begins inside it.
+    /// Returns whether the prompt opens the thinking, so that a completion begins inside it.
     pub fn opens_thinking(&self) -> bool {
         turn::is_open(&self.opening)
     }
 
-    /// One more than the largest id, added tokens included.
+    /// Returns the largest id plus one, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Tokens that a text of this many bytes has at least: those of a text of the longest tokens alone.
+    /// Returns the minimum number of tokens of a text of this many bytes: if all of them were the longest token.
     pub fn least_tokens(&self, bytes: usize) -> usize {
         bytes / self.longest
     }
 
-    /// One token's text for display; part of a character shows as U+FFFD.
+    /// Returns one token's text for display; part of a character shows as U+FFFD.
     pub fn token_text(&self, id: u32) -> String {
         self.decode(&[id], false)
     }
 
-    /// The id of a token as the vocabulary spells it.
+    /// Returns the id of a token as the vocabulary spells it.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The tokens that end a completion, in the order of the files; never empty.
+    /// Returns the tokens that end a completion, in the order of the files; never empty.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
     }
 
-    /// What ends an assistant's turn: the tokens that the chat template writes after its words, up to the stop token, or
-    /// else the tokenizer's `eos_token`.
+    /// Returns the tokens that end an assistant's turn: those that the chat template writes after its words, up to the
+    /// stop token, or else the tokenizer's `eos_token`.
     pub fn turn_end(&self) -> &[u32] {
         &self.turn_end
     }
 
-    /// The token that fills a batch. When the file's pad token also ends a text, another special token takes its place;
-    /// only a vocabulary without one leaves [`Tokenizer::pad_is_stop`] true.
+    /// Returns the padding token. If the file's pad token is also a stop token, another special token is used; only if
+    /// there is none does [`Tokenizer::pad_is_stop`] return true.
     pub fn pad_id(&self) -> u32 {
         self.pad_id
     }
 
-    /// Whether the pad token is a stop token for want of another.
+    /// Returns whether the pad token is a stop token, for lack of another one.
     pub fn pad_is_stop(&self) -> bool {
         self.stop_ids.contains(&self.pad_id)
     }
 
-    /// Whether the tokenizer came with a chat template.
+    /// Returns whether the tokenizer has a chat template.
     pub fn has_chat_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// Renders a conversation with the chat template, as it is; `add_generation_prompt` opens the assistant's turn.
+    /// Renders a conversation with the chat template, unchanged; `add_generation_prompt` opens the assistant's turn.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let Some(template) = &self.template else {
             let message = format!("the tokenizer has no chat template: add {TEMPLATE} or give the prompt as a string");
@@ -286,7 +286,7 @@ impl Tokenizer {
         template.render(messages, add_generation_prompt)
     }
 
-    /// The text the model sees for a prompt with the settings of `[prompt]`, as [`Tokenizer::encode_prompt`] encodes it.
+    /// Returns the text of a prompt with the `[prompt]` settings, as [`Tokenizer::encode_prompt`] encodes it.
     pub fn render_prompt(&self, prompt: &Prompt) -> Result<String> {
         match self.prompt.ask(prompt)? {
             Prompt::Text(text) if !self.has_chat_template() => Ok(text),
@@ -294,15 +294,15 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of a prompt, ready for the model to continue; at least one.
+    /// Returns the ids of a prompt, ready for the model to continue; at least one.
     ///
-    /// A conversation goes through the chat template. So does a plain string, as a single user turn, whenever there is
-    /// a template: TRL leaves strings bare, and an instruction-tuned model then runs on without ever ending its turn.
-    /// Only a tokenizer without a template gets the string as it is, after the tokens that it begins every text with:
-    /// a template writes these itself.
+    /// A conversation goes through the chat template. So does a plain string, as a single user turn, if there is a
+    /// template: TRL leaves strings bare, and an instruction-tuned model then never ends its turn. Without a template
+    /// the string is used as it is, after the tokens that the tokenizer adds at the start of every text; a template
+    /// writes these itself.
     ///
     /// # Errors
-    /// When the template refuses the conversation, and when nothing is left of it.
+    /// When the template rejects the conversation, and when the result is empty.
     pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let text = self.render_prompt(prompt)?;
         let ids = if self.has_chat_template() { self.encode(&text)? } else { self.encode_bare(&text)? };
@@ -314,11 +314,11 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The ids of an assistant's words and the end of its turn, to follow those of a prompt. Where the prompt has opened
-    /// the thinking, the words' own mark is left out.
+    /// Returns the ids of an assistant's words and the end of its turn, to follow those of a prompt. If the prompt
+    /// opens the thinking, the words' own tag is left out.
     ///
     /// # Errors
-    /// Words whose thinking does not fit the prompt's.
+    /// Words whose thinking does not match the prompt's.
     pub fn encode_completion(&self, words: &str) -> Result<Vec<u32>> {
         let words = turn::continuation(&self.opening, words)
             .map_err(|why| Error::Invalid(format!("{why}: {:?}", words.chars().take(80).collect::<String>())))?;
@@ -327,16 +327,16 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The sampling settings that `generation_config.json` recommends.
+    /// Returns the sampling settings that `generation_config.json` recommends.
     ///
     /// # Errors
-    /// When one of them is of a wrong kind.
+    /// When one of them has the wrong type.
     pub fn recommended(&self) -> Result<Recommended> {
         Recommended::read(&self.folder.path(GENERATION), &self.folder.json(GENERATION)?)
     }
 
-    /// The content of `generation_config.json` for an export: the file's own, byte for byte, where it names the ends of a
-    /// text and the padding; else these are added and nothing else is changed.
+    /// Returns the content of `generation_config.json` for an export: the file byte for byte if it has the stop and
+    /// padding tokens; else these are added and nothing else is changed.
     ///
     /// # Errors
     /// When the file is malformed.
@@ -345,7 +345,7 @@ impl Tokenizer {
         Ok(generation::completed(self.folder.get(GENERATION), &config, &self.stop_ids, self.pad_id))
     }
 
-    /// Checks that every token has a row in the model's embedding. `dir` is the folder to name when one has not.
+    /// Checks that every token has a row in the model's embedding. The error names the folder `dir`.
     pub fn check_vocab(&self, model_vocab: usize, dir: &Path) -> Result<()> {
         if self.vocab_size <= model_vocab {
             return Ok(());
@@ -364,7 +364,7 @@ impl Tokenizer {
     }
 }
 
-/// The ids that `generation_config.json` has under `key`, or else the model's configuration.
+/// Returns the ids under `key` in `generation_config.json`, or else in the model's configuration.
 fn named_ids(folder: &Folder, key: &str) -> Result<Vec<u32>> {
     let read = |file: &Path, value: &Value| {
         let wrong = |value: &Value| format!("{key} = {value} is neither a token id nor a list of them");
@@ -372,13 +372,13 @@ fn named_ids(folder: &Folder, key: &str) -> Result<Vec<u32>> {
     };
     let own = read(&folder.path(GENERATION), &folder.json(GENERATION)?[key])?;
     let model = folder.model()?;
-    // A wrapper may have it with its language model.
+    // A multimodal wrapper may have the key in its language model's part.
     let value = if model[key].is_null() { &model["text_config"][key] } else { &model[key] };
     let models = read(&folder.model_file, value)?;
     Ok(if own.is_empty() { models } else { own })
 }
 
-/// The tokens that end a completion, in the order in which the files name them.
+/// Returns the tokens that end a completion, in the order in which the files name them.
 fn stop_ids(folder: &Folder, inner: &tokenizers::Tokenizer, eos: Option<u32>) -> Result<Vec<u32>> {
     let mut stops: Vec<u32> = Vec::new();
     for id in named_ids(folder, "eos_token_id")?.into_iter().chain(eos) {

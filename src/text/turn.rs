@@ -1,4 +1,4 @@
-//! What a chat template writes around an assistant's words: the end of the turn, and the start of its thinking.
+//! Text that a chat template writes around an assistant's words: the end of the turn, and the start of its thinking.
 
 use super::chat::{ChatTemplate, Message};
 use crate::error::Result;
@@ -6,23 +6,23 @@ use crate::error::Result;
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
 
-/// The thinking marks that graders read.
+/// Thinking tags that graders read.
 pub(super) const MARKS: [&str; 2] = [OPEN, CLOSE];
 
-/// Words that no template writes itself or changes.
-const WORDS: &str = "tempering3f9a";
+/// Placeholder that no template writes itself or changes.
+const PLACEHOLDER: &str = "tempering3f9a";
 
-/// What the template writes after the assistant's words; none when it cannot be told.
+/// Returns the text that the template writes after the assistant's words; `None` if it cannot be determined.
 pub(super) fn tail(template: &ChatTemplate) -> Option<String> {
-    let turns = [Message::user("question"), Message::new("assistant", WORDS)];
+    let turns = [Message::user("question"), Message::new("assistant", PLACEHOLDER)];
     let text = template.render(&turns, false).ok()?;
-    Some(text[text.rfind(WORDS)? + WORDS.len()..].to_string())
+    Some(text[text.rfind(PLACEHOLDER)? + PLACEHOLDER.len()..].to_string())
 }
 
-/// The tokens of `tail` up to its first stop token; none when it has no stop token.
+/// Returns the tokens of `tail` up to its first stop token; `None` if it has no stop token.
 ///
-/// What comes after, a line break in most templates, is not part of the turn: a model ends with the stop token, and the
-/// template writes the rest when a further turn follows.
+/// The rest (a line break in most templates) is not part of the turn: a model ends with the stop token, and the
+/// template writes the rest before the next turn.
 pub(super) fn end(tail: &str, encode: impl Fn(&str) -> Result<Vec<u32>>, stops: &[u32]) -> Result<Option<Vec<u32>>> {
     let mut tokens = encode(tail)?;
     let stop = tokens.iter().position(|token| stops.contains(token));
@@ -32,30 +32,30 @@ pub(super) fn end(tail: &str, encode: impl Fn(&str) -> Result<Vec<u32>>, stops: 
     }))
 }
 
-/// What the prompt writes of the assistant's turn from its `<think>` on: `"<think>\n"` for a template that opens the
-/// thinking, `"<think>\n\n</think>\n\n"` for one told not to think, `""` for all others.
+/// Returns the assistant's turn in the prompt from its `<think>` on: `"<think>\n"` for a template that opens the
+/// thinking, `"<think>\n\n</think>\n\n"` for one that disables it, `""` for all others.
 pub(super) fn opening(template: &ChatTemplate) -> String {
-    let user = [Message::user(WORDS)];
+    let user = [Message::user(PLACEHOLDER)];
     let Ok(text) = template.render(&user, true) else { return String::new() };
-    // Only the part that opens the turn: other parts may speak of the marks.
+    // Only the part that opens the turn: other parts may mention the tags.
     let without = template.render(&user, false).unwrap_or_default();
     let prompt = match text.strip_prefix(&without) {
         Some(prompt) => prompt,
-        None => text.rfind(WORDS).map_or("", |at| &text[at + WORDS.len()..]),
+        None => text.rfind(PLACEHOLDER).map_or("", |at| &text[at + PLACEHOLDER.len()..]),
     };
     prompt.find(OPEN).map_or_else(String::new, |at| prompt[at..].to_string())
 }
 
-/// Whether thinking is still open at the end of `text`.
+/// Returns whether thinking is still open at the end of `text`.
 pub(super) fn is_open(text: &str) -> bool {
     text.rfind(OPEN) > text.rfind(CLOSE)
 }
 
-/// The part of an assistant's words that follows a prompt with this `opening`: without the thinking mark that the
-/// prompt has written.
+/// Returns the part of an assistant's words that follows a prompt with this `opening`: without the thinking tag that
+/// the prompt already contains.
 ///
 /// # Errors
-/// Says why where words and prompt do not go together.
+/// The reason why words and prompt do not match.
 pub(super) fn continuation<'a>(opening: &str, words: &'a str) -> std::result::Result<&'a str, String> {
     if opening.is_empty() {
         return Ok(words);
@@ -95,7 +95,7 @@ mod tests {
             (open, "<think>a</think>5", Some("a</think>5")),
             ("<think>", "\n<think>\na</think>5", Some("\na</think>5")),
             (open, "a</think>5", Some("a</think>5")),
-            // A thought without end is what the row says; only its mark is double.
+            // Unclosed thinking is kept; only the repeated tag is removed.
             (open, "<think>\na", Some("a")),
             (open, "5", None),
             (closed, "5", Some("5")),

@@ -27,8 +27,8 @@ fn frequencies_follow_the_tempered_softmax() {
     }
 }
 
-/// A token of probability 0.996 before 150,000 of 2.7e-8 each, which a sum that has reached 1 does not notice in f32:
-/// the token drawn is where the distribution function says, on the host, truncated, and on a device.
+/// A token of probability 0.996 before 150,000 of 2.7e-8 each, which an f32 sum that has reached 1 ignores. The drawn
+/// token matches the cumulative distribution on the host, with truncation, and on a device.
 #[test]
 fn a_long_tail_keeps_its_share() {
     let vocab = 150_001usize;
@@ -42,7 +42,7 @@ fn a_long_tail_keeps_its_share() {
         let expected = ((f64::from(uniform) * total - peak) / tail).max(0.0).ceil();
         let all = Distribution::default();
         let device = Tensor::from_data(TensorData::new(logits.clone(), [1, vocab]), &Device::flex());
-        // A device sums 586 blocks in f32, each to 3e-8 of the whole.
+        // A device sums 586 blocks in f32, each with an error of 3e-8 of the total.
         for (drawn, tolerance) in [
             (sample(&logits, &all, uniform, NONE), 5e-6),
             (sample(&logits, &Distribution { min_p: 1e-9, ..all }, uniform, NONE), 5e-6),
@@ -78,7 +78,7 @@ fn log_probabilities_and_entropies_are_those_of_the_distributions_they_name() {
     let drawn = sample(&logits, &Distribution { top_k: 5, ..Distribution::at(0.7) }, 0.4, NONE);
     let (token, tempered, unit) = (drawn.token as usize, softmax(&logits, 0.7), softmax(&logits, 1.0));
     let entropy = |p: &[f64]| -p.iter().map(|p| p * p.ln()).sum::<f64>();
-    // 13 residues over 37 tokens: the two largest values occur two and three times, and make up the five.
+    // 13 values over 37 tokens: the two largest values occur two and three times, and are the top five.
     let mut sorted = tempered.clone();
     sorted.sort_by(|a, b| b.total_cmp(a));
     let top: f64 = sorted.iter().take_while(|&&p| p >= sorted[4] - 1e-9).sum();

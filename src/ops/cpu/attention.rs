@@ -1,7 +1,7 @@
-//! Causal attention on slices, a few rows of scores at a time: nothing of size `T x T` is ever kept.
+//! Causal attention on slices, a few rows of scores at a time: no `T x T` matrix is stored.
 //!
-//! One task is one query head of one sequence: keys and values are laid out once in the orientation each product wants.
-//! The backward pass recomputes the scores. Within a window only the columns that a few rows see are looked at.
+//! One task is one query head of one sequence. Keys and values are copied once into the layout that each product needs.
+//! The backward pass recomputes the scores. With a window only the columns that the current rows see are computed.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use super::kernels::{exp, max};
 use super::rows::{ROWS, product};
 use crate::ops::Span;
 
-/// Head counts and width, and how many keys a query sees at most, its own included.
+/// Head counts, head width, and the maximum number of keys a query attends to, its own included.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heads {
     pub heads: usize,
@@ -27,12 +27,12 @@ impl Heads {
         Self { heads, kv_heads, dim, window: window.unwrap_or(usize::MAX) }
     }
 
-    /// The first key that the query of a row sees.
+    /// First key that the query of a row attends to.
     fn seen_from(self, row: usize) -> usize {
         (row + 1).saturating_sub(self.window)
     }
 
-    /// The same for several rows from `row` on, rounded down, so that columns start at whole vectors.
+    /// First column computed for rows from `row` on: [`Self::seen_from`] rounded down to whole vectors.
     fn columns_from(self, row: usize) -> usize {
         self.seen_from(row) / COLUMNS * COLUMNS
     }
@@ -54,20 +54,20 @@ impl Heads {
     }
 }
 
-/// One head of one sequence: `[T, dim]` out of `[T, width]`.
+/// Copies one head of one sequence: `[T, dim]` out of `[T, width]`.
 fn head(x: &[f32], width: usize, index: usize, dim: usize) -> Vec<f32> {
     x.chunks_exact(width).flat_map(|row| &row[index * dim..][..dim]).copied().collect()
 }
 
-/// Columns come in multiples of this, so that products work in whole vectors of any width.
+/// Column counts are multiples of this, so that products use whole vectors of any width.
 const COLUMNS: usize = 32;
 
-/// Columns of a transposed head: its length rounded up.
+/// Columns of a transposed head: `length` rounded up to [`COLUMNS`].
 fn padded(length: usize) -> usize {
     length.next_multiple_of(COLUMNS)
 }
 
-/// `[T, dim]` to `[dim, padded(T)]`, zeros in the padding.
+/// Transposes `[T, dim]` to `[dim, padded(T)]`, with zeros in the padding.
 fn transposed(x: &[f32], dim: usize) -> Vec<f32> {
     let stride = padded(x.len() / dim);
     let mut out = vec![0.0; dim * stride];
@@ -81,7 +81,7 @@ fn transposed(x: &[f32], dim: usize) -> Vec<f32> {
 
 /// `out[j] = Σ_i coefficients[i] · matrix[i · stride + j]`: a row vector times a matrix.
 ///
-/// Columns go in blocks whose sums stay in registers over all coefficients.
+/// Columns are computed in blocks whose sums stay in registers over all coefficients.
 #[inline(always)]
 fn combine<F: Format>(out: &mut [f32], coefficients: &[f32], matrix: &[F], stride: usize) {
     let mut done = combine_blocks::<64, F>(out, coefficients, matrix, stride, 0);
@@ -114,7 +114,7 @@ fn combine_blocks<const WIDTH: usize, F: Format>(
 #[inline(always)]
 fn add_scaled<F: Format>(sums: &mut [f32], c: f32, row: &[F]) {
     for (sum, &value) in sums.iter_mut().zip(row) {
-        *sum = c.mul_add(value.wide(), *sum);
+        *sum = c.mul_add(value.widen(), *sum);
     }
 }
 
@@ -147,8 +147,8 @@ struct Part {
     head: usize,
 }
 
-/// All heads of all sequences, sequences outermost: what runs at the same time.
-fn parts(lengths: &[usize], heads: usize) -> Vec<Part> {
+/// All heads of all sequences, sequences outermost: the parallel tasks.
+fn head_parts(lengths: &[usize], heads: usize) -> Vec<Part> {
     let mut first = 0;
     let mut parts = Vec::with_capacity(lengths.len() * heads);
     for &length in lengths {
@@ -159,13 +159,13 @@ fn parts(lengths: &[usize], heads: usize) -> Vec<Part> {
 }
 
 impl Part {
-    /// `[length, dim]` of column block `index` out of packed rows.
+    /// Copies column block `index`, `[length, dim]`, out of packed rows.
     fn take(self, x: &[f32], width: usize, index: usize, dim: usize) -> Vec<f32> {
         head(&x[self.first * width..][..self.length * width], width, index, dim)
     }
 }
 
-/// Puts the heads of each sequence side by side: `[rows, blocks · dim]`, each block the sum of `group` heads.
+/// Concatenates the heads of each sequence: `[rows, blocks · dim]`, each block the sum of `group` heads.
 fn assemble(heads: &[Vec<f32>], lengths: &[usize], shape: Heads, group: usize) -> Vec<f32> {
     let (dim, width) = (shape.dim, shape.heads / group * shape.dim);
     let mut out = vec![0.0; lengths.iter().sum::<usize>() * width];
@@ -188,14 +188,15 @@ fn assemble(heads: &[Vec<f32>], lengths: &[usize], shape: Heads, group: usize) -
     out
 }
 
-/// `[rows, heads · dim]` of packed sequences.
+/// Attention output of packed sequences, `[rows, heads · dim]`.
 pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], shape: Heads) -> Vec<f32> {
-    let heads =
-        parts(lengths, shape.heads).into_par_iter().map(|part| Arch::new().dispatch(Forward { part, q, k, v, shape }));
+    let heads = head_parts(lengths, shape.heads)
+        .into_par_iter()
+        .map(|part| Arch::new().dispatch(Forward { part, q, k, v, shape }));
     assemble(&heads.collect::<Vec<_>>(), lengths, shape, 1)
 }
 
-/// The output of a part.
+/// Forward pass of a part.
 struct Forward<'a> {
     part: Part,
     q: &'a [f32],
@@ -219,20 +220,20 @@ impl WithSimd for Forward<'_> {
         let mut out = vec![0.0; length * dim];
         let whole = length / ROWS * ROWS;
         for first in (0..whole).step_by(ROWS) {
-            weigh::<S, ROWS>(simd, &mut scores, &q, &keys, stride, first, shape);
-            mix::<S, ROWS>(simd, &mut out, &scores, &values, stride, first, shape);
+            softmax_rows::<S, ROWS>(simd, &mut scores, &q, &keys, stride, first, shape);
+            weighted_sum_rows::<S, ROWS>(simd, &mut out, &scores, &values, stride, first, shape);
         }
         for first in whole..length {
-            weigh::<S, 1>(simd, &mut scores, &q, &keys, stride, first, shape);
-            mix::<S, 1>(simd, &mut out, &scores, &values, stride, first, shape);
+            softmax_rows::<S, 1>(simd, &mut scores, &q, &keys, stride, first, shape);
+            weighted_sum_rows::<S, 1>(simd, &mut out, &scores, &values, stride, first, shape);
         }
         out
     }
 }
 
-/// Softmax weights of `R` query rows from `first` on, each over what it sees; zero elsewhere from [`Heads::columns_from`] on.
+/// Softmax weights of `R` query rows from `first` on; hidden keys from [`Heads::columns_from`] on get zero.
 #[inline(always)]
-fn weigh<S: Simd, const R: usize>(
+fn softmax_rows<S: Simd, const R: usize>(
     simd: S,
     scores: &mut [f32],
     q: &[f32],
@@ -255,7 +256,7 @@ fn weigh<S: Simd, const R: usize>(
 
 /// `out[first..first + R] = weights · matrix`.
 #[inline(always)]
-fn mix<S: Simd, const R: usize>(
+fn weighted_sum_rows<S: Simd, const R: usize>(
     simd: S,
     out: &mut [f32],
     weights: &[f32],
@@ -269,7 +270,7 @@ fn mix<S: Simd, const R: usize>(
     product(simd, (&mut out[first * dim..], dim), rows, (&matrix[from * dim..], dim), dim, false);
 }
 
-/// Gradients with respect to q, k and v.
+/// Gradients of q, k and v.
 pub(super) fn backward(
     q: &[f32],
     k: &[f32],
@@ -278,8 +279,8 @@ pub(super) fn backward(
     lengths: &[usize],
     shape: Heads,
 ) -> [Vec<f32>; 3] {
-    let heads: Vec<[Vec<f32>; 3]> = (parts(lengths, shape.heads).into_par_iter())
-        .map(|part| Arch::new().dispatch(Slopes { part, inputs: [q, k, v, upstream], shape }))
+    let heads: Vec<[Vec<f32>; 3]> = (head_parts(lengths, shape.heads).into_par_iter())
+        .map(|part| Arch::new().dispatch(Backward { part, inputs: [q, k, v, upstream], shape }))
         .collect();
     let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
     for [q, k, v] in heads {
@@ -291,25 +292,25 @@ pub(super) fn backward(
     groups.map(|(heads, group)| assemble(&heads, lengths, shape, group))
 }
 
-/// Query rows whose share in the gradients of keys and values is added in one go; a multiple of [`ROWS`].
+/// Query rows whose contributions to dK and dV are added together; a multiple of [`ROWS`].
 const BLOCK: usize = 48;
 
-/// Weights and slopes of a block of query rows, one line per key: `[length, BLOCK]` each.
+/// Weights and score gradients of a block of query rows, with one line per key: `[length, BLOCK]` each.
 struct Block {
     weights: Vec<f32>,
-    slopes: Vec<f32>,
-    /// The first key that counts, a multiple of [`ROWS`]; lines before it are of an earlier block.
+    dscores: Vec<f32>,
+    /// First key in use, a multiple of [`ROWS`]; earlier lines are left over from a previous block.
     from: usize,
 }
 
-/// The gradients of a part, from q, k, v and the gradient of its output.
-struct Slopes<'a> {
+/// Backward pass of a part. `inputs` are q, k, v and the gradient of the output.
+struct Backward<'a> {
     part: Part,
     inputs: [&'a [f32]; 4],
     shape: Heads,
 }
 
-impl WithSimd for Slopes<'_> {
+impl WithSimd for Backward<'_> {
     type Output = [Vec<f32>; 3];
 
     #[inline(always)]
@@ -321,22 +322,22 @@ impl WithSimd for Slopes<'_> {
         let [keys_t, values_t] = [&keys, &values].map(|x| transposed(x, dim));
         let stride = padded(length);
         let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; length * dim]);
-        let [mut weights, mut slopes] = [(); 2].map(|()| vec![0.0; ROWS * stride]);
-        let [block_weights, block_slopes] = [(); 2].map(|()| vec![0.0; length * BLOCK]);
-        let mut block = Block { weights: block_weights, slopes: block_slopes, from: 0 };
+        let [mut weights, mut dscores] = [(); 2].map(|()| vec![0.0; ROWS * stride]);
+        let [block_weights, block_dscores] = [(); 2].map(|()| vec![0.0; length * BLOCK]);
+        let mut block = Block { weights: block_weights, dscores: block_dscores, from: 0 };
         let inputs = [&q[..], &upstream, &keys, &keys_t, &values_t];
         for start in (0..length).step_by(BLOCK) {
             let end = (start + BLOCK).min(length);
             let whole = start + (end - start) / ROWS * ROWS;
             block.from = shape.seen_from(start) / ROWS * ROWS;
             for first in (start..whole).step_by(ROWS) {
-                slope::<S, ROWS>(simd, &mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
+                backward_rows::<S, ROWS>(simd, &mut dq, [&mut weights, &mut dscores], &mut block, inputs, first, shape);
             }
             for first in whole..end {
-                slope::<S, 1>(simd, &mut dq, [&mut weights, &mut slopes], &mut block, inputs, first, shape);
+                backward_rows::<S, 1>(simd, &mut dq, [&mut weights, &mut dscores], &mut block, inputs, first, shape);
             }
-            // dK += dSᵀ q, dV += Pᵀ upstream, over the keys that the block sees.
-            for (sum, coefficients, x) in [(&mut dk, &block.slopes, &q), (&mut dv, &block.weights, &upstream)] {
+            // dK += dSᵀ q and dV += Pᵀ upstream, over the keys in use by the block.
+            for (sum, coefficients, x) in [(&mut dk, &block.dscores, &q), (&mut dv, &block.weights, &upstream)] {
                 let x = &x[start * dim..end * dim];
                 let whole = end / ROWS * ROWS;
                 let line = |key: usize| &coefficients[key * BLOCK..][..end - start];
@@ -353,14 +354,13 @@ impl WithSimd for Slopes<'_> {
     }
 }
 
-/// `P = softmax(q kᵀ)`, `dP = upstream vᵀ`, `dS = P (dP − Σ P dP)`, `dq = dS k` of `R` query rows from `first` on; P and dS
-/// also go into the block's lines.
+/// Computes `P = softmax(q kᵀ)`, `dP = upstream vᵀ`, `dS = P (dP − Σ P dP)` and `dq = dS k` of `R` query rows from
+/// `first` on, and stores P and dS in the lines of the block.
 #[inline(always)]
-fn slope<S: Simd, const R: usize>(
+fn backward_rows<S: Simd, const R: usize>(
     simd: S,
-
     dq: &mut [f32],
-    [weights, slopes]: [&mut [f32]; 2],
+    [weights, dscores]: [&mut [f32]; 2],
     block: &mut Block,
     [q, upstream, keys, keys_t, values_t]: [&[f32]; 5],
     first: usize,
@@ -368,21 +368,21 @@ fn slope<S: Simd, const R: usize>(
 ) {
     let dim = shape.dim;
     let stride = weights.len() / ROWS;
-    weigh::<S, R>(simd, weights, q, keys_t, stride, first, shape);
+    softmax_rows::<S, R>(simd, weights, q, keys_t, stride, first, shape);
     let rows: [&[f32]; R] = std::array::from_fn(|r| &upstream[(first + r) * dim..][..dim]);
     let from = shape.columns_from(first);
-    product(simd, (&mut slopes[from..], stride), rows, (&values_t[from..], stride), padded(first + R) - from, false);
+    product(simd, (&mut dscores[from..], stride), rows, (&values_t[from..], stride), padded(first + R) - from, false);
     let scale = shape.scale();
     for r in 0..R {
         let columns = r * stride + from..r * stride + first + R;
-        let (weights, slopes) = (&weights[columns.clone()], &mut slopes[columns]);
-        let [mean] = dot_rows(weights, [slopes]);
-        for (slope, &weight) in slopes.iter_mut().zip(weights) {
-            *slope = weight * (*slope - mean) * scale;
+        let (weights, dscores) = (&weights[columns.clone()], &mut dscores[columns]);
+        let [mean] = dot_rows(weights, [dscores]);
+        for (dscore, &weight) in dscores.iter_mut().zip(weights) {
+            *dscore = weight * (*dscore - mean) * scale;
         }
     }
-    mix::<S, R>(simd, dq, slopes, keys, stride, first, shape);
-    for (rows, lines) in [(&*weights, &mut block.weights), (&*slopes, &mut block.slopes)] {
+    weighted_sum_rows::<S, R>(simd, dq, dscores, keys, stride, first, shape);
+    for (rows, lines) in [(&*weights, &mut block.weights), (&*dscores, &mut block.dscores)] {
         for line in lines.chunks_exact_mut(BLOCK).take(from).skip(block.from) {
             line[first % BLOCK..][..R].fill(0.0);
         }
@@ -394,16 +394,16 @@ fn slope<S: Simd, const R: usize>(
     }
 }
 
-/// Numbers of the key table, of all queries together, for which heads are tasks.
-const WORTH_SHARING: usize = 1 << 16;
+/// Key-table elements read by all queries together, from which on a task may be a single key head.
+const MIN_SHARED_NUMBERS: usize = 1 << 16;
 
-/// One query row per sequence over the tables, `[tokens, kv_heads · dim]`: the two runs of rows that each may see.
+/// Attention of one query row per sequence over the tables, `[tokens, kv_heads · dim]`; `spans` are the rows each sees.
 pub(super) fn cached<F: Format>(q: &[f32], keys: &[F], values: &[F], spans: &[Span], shape: Heads) -> Vec<f32> {
     let (dim, stride) = (shape.dim, shape.kv_width());
     let mut out = vec![0.0; q.len()];
-    // A task is a sequence or, where few of them see much, a key head of one.
+    // A task is a sequence or, for few sequences with long spans, one key head of a sequence.
     let seen: usize = spans.iter().flatten().map(Range::len).sum();
-    let apart = spans.len() < 2 * rayon::current_num_threads() && seen * stride >= WORTH_SHARING;
+    let apart = spans.len() < 2 * rayon::current_num_threads() && seen * stride >= MIN_SHARED_NUMBERS;
     let at_least = if apart { 1 } else { shape.kv_heads };
     let width = shape.group() * dim;
     let heads = out.par_chunks_exact_mut(width).zip(q.par_chunks_exact(width)).enumerate().with_min_len(at_least);
@@ -412,7 +412,7 @@ pub(super) fn cached<F: Format>(q: &[f32], keys: &[F], values: &[F], spans: &[Sp
         |(scores, part), (index, (out, q))| {
             let ([prompt, own], kv) = (&spans[index / shape.kv_heads], index % shape.kv_heads);
             scores.resize(prompt.len() + own.len(), 0.0);
-            // One head of a run of table rows: what lies between its rows belongs to the other heads.
+            // The range of one head in a run of table rows; the other heads lie between its rows.
             let head = |run: &Range<usize>| match run.is_empty() {
                 true => 0..0,
                 false => run.start * stride + kv * dim..(run.end - 1) * stride + (kv + 1) * dim,
@@ -433,7 +433,7 @@ pub(super) fn cached<F: Format>(q: &[f32], keys: &[F], values: &[F], spans: &[Sp
     out
 }
 
-/// `out[t] = q · keys[t · stride..]`, four rows at a time, so that their sums do not wait for each other.
+/// `out[t] = q · keys[t · stride..]`, four rows at a time, so that their additions are independent.
 fn dots<F: Format>(out: &mut [f32], q: &[f32], keys: &[F], stride: usize) {
     let dim = q.len();
     let row = |t: usize| &keys[t * stride..][..dim];
@@ -448,7 +448,7 @@ fn dots<F: Format>(out: &mut [f32], q: &[f32], keys: &[F], stride: usize) {
     }
 }
 
-/// The products of one row with `N` others.
+/// Dot products of one row with `N` others.
 #[inline(always)]
 fn dot_rows<const N: usize, F: Format>(q: &[f32], rows: [&[F]; N]) -> [f32; N] {
     let mut sums = [[0.0f32; 8]; N];
@@ -457,7 +457,7 @@ fn dot_rows<const N: usize, F: Format>(q: &[f32], rows: [&[F]; N]) -> [f32; N] {
         for n in 0..N {
             let row = &rows[n][8 * at..][..8];
             for i in 0..8 {
-                sums[n][i] = q[i].mul_add(row[i].wide(), sums[n][i]);
+                sums[n][i] = q[i].mul_add(row[i].widen(), sums[n][i]);
             }
         }
     }
@@ -465,6 +465,6 @@ fn dot_rows<const N: usize, F: Format>(q: &[f32], rows: [&[F]; N]) -> [f32; N] {
     std::array::from_fn(|n| {
         let s = sums[n];
         let sum = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-        tail.iter().zip(&rows[n][first..]).fold(sum, |sum, (q, k)| q.mul_add(k.wide(), sum))
+        tail.iter().zip(&rows[n][first..]).fold(sum, |sum, (q, k)| q.mul_add(k.widen(), sum))
     })
 }

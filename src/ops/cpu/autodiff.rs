@@ -1,4 +1,4 @@
-//! The operations with autodiff: the value, and the step that turns its gradient into those of the inputs.
+//! Autodiff versions of the operations: the value, and a backward step that computes the gradients of the inputs.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -34,7 +34,7 @@ impl Backward<Flex, 2> for RmsNormStep {
     }
 }
 
-/// Of the activation's kernel.
+/// Backward step of a gated activation.
 #[derive(Debug)]
 struct GatedStep<A>(PhantomData<A>);
 
@@ -135,7 +135,7 @@ impl Backward<Flex, 3> for LinearStep {
     }
 }
 
-/// Keeps the two factors and not their product, which is as large as each of them.
+/// Stores `gate` and `up` but not their product, which is as large as either; the backward pass recomputes it.
 #[derive(Debug)]
 struct SwigluLinearStep;
 
@@ -191,15 +191,15 @@ impl Backward<Flex, 1> for ScoresStep {
         if let [Some(node)] = ops.parents {
             let rows = targets.len();
             let upstream = values!(&upstream);
-            let figures = [&upstream[..rows], &upstream[2 * rows..3 * rows]];
-            // The logits become their own gradient: nothing else holds them, or this copies them.
-            scores::backward(values_mut!(&mut logits, f32), &targets, temperature, &normalisers, figures);
+            let statistics = [&upstream[..rows], &upstream[2 * rows..3 * rows]];
+            // The gradient overwrites the logits; `values_mut` copies them first if they are shared.
+            scores::backward(values_mut!(&mut logits, f32), &targets, temperature, &normalisers, statistics);
             grads.register::<Flex>(node.id, logits);
         }
     }
 }
 
-/// Records `$step` with `$state` when a gradient is wanted, and returns the value either way.
+/// Records `$step` with `$state` if a gradient is needed, and returns the value either way.
 macro_rules! record {
     ($step:expr, $guards:expr, $state:expr, $value:expr) => {
         match $step.prepare::<C>($guards).compute_bound().stateful() {
@@ -334,11 +334,11 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
     fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
         let (logits, guard) = logits.into_parts();
         let logits = logits.to_contiguous();
-        let (figures, normalisers) = scores::forward(values!(&logits), &targets, temperature);
-        let figures = tensor(figures, [scores::FIGURES, targets.len()]);
+        let (statistics, normalisers) = scores::forward(values!(&logits), &targets, temperature);
+        let statistics = tensor(statistics, [scores::STATISTICS, targets.len()]);
         match ScoresStep.prepare::<C>([guard]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((logits, targets, temperature, normalisers), figures),
-            OpsKind::UnTracked(prep) => prep.finish(figures),
+            OpsKind::Tracked(prep) => prep.finish((logits, targets, temperature, normalisers), statistics),
+            OpsKind::UnTracked(prep) => prep.finish(statistics),
         }
     }
 }

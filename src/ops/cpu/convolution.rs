@@ -1,4 +1,4 @@
-//! The short causal convolution of Gated DeltaNet with its activation, on all cores, with hand-written backward.
+//! The short causal convolution of Gated DeltaNet with its `silu`, multi-threaded, with a hand-written backward pass.
 
 #![allow(missing_docs, reason = "the extension macro generates items that cannot carry documentation")]
 
@@ -25,18 +25,18 @@ pub(in crate::ops) fn causal_conv(x: Tensor<2>, weight: Tensor<2>, lengths: &[us
     Tensor::from_dispatch(<Dispatch as CpuConvolution>::op_causal_conv(x, weight, lengths.to_vec()))
 }
 
-/// Place of each row in its sequence.
+/// Position of each row in its sequence.
 fn places(lengths: &[usize]) -> Vec<usize> {
     lengths.iter().flat_map(|&length| 0..length).collect()
 }
 
-/// `[width, taps]` to `[taps, width]`.
+/// Transposes `[width, taps]` to `[taps, width]`.
 fn taps(weight: &[f32], width: usize) -> Vec<Vec<f32>> {
     let count = weight.len() / width;
     (0..count).map(|tap| weight.iter().skip(tap).step_by(count).copied().collect()).collect()
 }
 
-/// The sums of a convolution at `row`, before the activation.
+/// Computes the convolution at `row`, before the activation.
 fn convolved(x: &[f32], taps: &[Vec<f32>], row: usize, place: usize, out: &mut [f32]) {
     let width = out.len();
     out.fill(0.0);
@@ -59,7 +59,7 @@ fn conv(x: &[f32], weight: &[f32], width: usize, lengths: &[usize]) -> Vec<f32> 
     out
 }
 
-/// The gradients of x and of the weight.
+/// Gradients of `x` and of `weight`.
 fn conv_backward(x: &[f32], weight: &[f32], width: usize, lengths: &[usize], upstream: &[f32]) -> [Vec<f32>; 2] {
     let (taps, places) = (taps(weight, width), places(lengths));
     let mut inner = vec![0.0; x.len()];

@@ -1,8 +1,8 @@
-//! The gated delta rule (arXiv 2412.06464) on all cores, with hand-written backward.
+//! The gated delta rule (arXiv 2412.06464), multi-threaded, with a hand-written backward pass.
 //!
-//! The state of a head is a matrix with a row per number of a key; its columns do not depend on each other. A task is one
-//! head of one sequence. It goes over the tokens once for every few columns, whose state stays in the nearest cache. The
-//! backward pass keeps the state before every few tokens and computes those between again.
+//! The state of a head is a matrix, `[key_dim, value_dim]`, whose columns are independent. A task is one head of one
+//! sequence. It runs over the tokens once per block of columns, whose state stays in the L1 cache. The backward pass
+//! stores the state every [`TOKENS`] tokens and recomputes the states in between.
 
 #![allow(missing_docs, reason = "the extension macro generates items that cannot carry documentation")]
 #![allow(clippy::too_many_arguments, reason = "the extension macro wants tensors one by one")]
@@ -22,10 +22,10 @@ use crate::ops::delta::{DeltaHeads, DeltaInputs, Move};
 
 /// Columns of a state that are computed together.
 const COLUMNS: usize = 32;
-/// Tokens between the states that the backward pass keeps.
+/// Tokens between the states that the backward pass stores.
 const TOKENS: usize = 32;
 
-/// Some columns of a row of the state.
+/// A block of columns of a row of the state.
 type Row = [f32; COLUMNS];
 
 #[backend_extension(Flex, Autodiff)]
@@ -75,7 +75,7 @@ pub(in crate::ops) fn delta_rule_cached(
     (Tensor::from_dispatch(out), Tensor::from_dispatch(table))
 }
 
-/// The inputs of all heads and sequences, as [`DeltaInputs`].
+/// Inputs of all heads and sequences, as in [`DeltaInputs`].
 #[derive(Clone, Copy)]
 struct Inputs<'a> {
     q: &'a [f32],
@@ -97,7 +97,7 @@ struct Part<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// Sequence by sequence, head by head.
+    /// Lists the parts, sequence by sequence and head by head.
     fn parts(self, lengths: &[usize]) -> Vec<Part<'a>> {
         let mut first = 0;
         let mut parts = Vec::with_capacity(lengths.len() * self.heads.values);
@@ -120,7 +120,7 @@ impl Part<'_> {
         x[(self.first + t) * self.inputs.heads.values + self.head]
     }
 
-    /// Columns from `from` on of this head's part of `[rows, values · value_dim]`, zeros beyond the last.
+    /// Copies columns from `from` on of this head's part of `[rows, values · value_dim]`, with zeros beyond the last.
     fn columns(&self, x: &[f32], t: usize, from: usize) -> Row {
         let heads = self.inputs.heads;
         let start = ((self.first + t) * heads.values + self.head) * heads.value_dim;
@@ -130,7 +130,7 @@ impl Part<'_> {
         row
     }
 
-    /// Token `t` of the recurrence; what the state did not know of the value, and the output.
+    /// Runs token `t` of the recurrence. Returns the prediction error `v − Sᵀ k` and the output.
     #[inline(always)]
     fn step(&self, state: &mut [Row], t: usize, from: usize) -> (Row, Row) {
         let Inputs { q, k, v, decay, beta, .. } = self.inputs;
@@ -143,10 +143,10 @@ impl Part<'_> {
                 known[j] = row[j].mul_add(k, known[j]);
             }
         }
-        let (mut missing, mut update, mut out) = (known, known, [0.0; COLUMNS]);
+        let (mut error, mut update, mut out) = (known, known, [0.0; COLUMNS]);
         for j in 0..COLUMNS {
-            missing[j] = v[j] - known[j];
-            update[j] = beta * missing[j];
+            error[j] = v[j] - known[j];
+            update[j] = beta * error[j];
         }
         for ((row, &k), &q) in state.iter_mut().zip(k).zip(q) {
             for j in 0..COLUMNS {
@@ -154,10 +154,10 @@ impl Part<'_> {
                 out[j] = row[j].mul_add(q, out[j]);
             }
         }
-        (missing, out)
+        (error, out)
     }
 
-    /// The outputs, `[length, value_dim]`, from the given state, which goes on, or from zeros.
+    /// Returns the outputs, `[length, value_dim]`. Starts from `state` and updates it, or starts from zeros if `None`.
     fn forward(&self, mut state: Option<&mut [f32]>) -> Vec<f32> {
         let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
         let mut outputs = vec![0.0; self.length * value_dim];
@@ -181,11 +181,11 @@ impl Part<'_> {
         outputs
     }
 
-    fn backward(&self, upstream: &[f32]) -> Slopes {
+    fn backward(&self, upstream: &[f32]) -> PartGradients {
         let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
-        let mut slopes = Slopes::new(self.length, key_dim, value_dim);
+        let mut grads = PartGradients::new(self.length, key_dim, value_dim);
         let mut after = vec![[0.0; COLUMNS]; TOKENS * key_dim];
-        let mut missing = [[0.0; COLUMNS]; TOKENS];
+        let mut error = [[0.0; COLUMNS]; TOKENS];
         for from in (0..value_dim).step_by(COLUMNS) {
             let mut state = vec![[0.0; COLUMNS]; key_dim];
             let mut kept = Vec::with_capacity(self.length.div_ceil(TOKENS) * key_dim);
@@ -195,76 +195,76 @@ impl Part<'_> {
                 }
                 self.step(&mut state, t, from);
             }
-            let mut slope = vec![[0.0; COLUMNS]; key_dim];
+            let mut dstate = vec![[0.0; COLUMNS]; key_dim];
             for (chunk, kept) in kept.chunks_exact(key_dim).enumerate().rev() {
                 let first = chunk * TOKENS;
                 let count = TOKENS.min(self.length - first);
                 state.copy_from_slice(kept);
                 for i in 0..count {
-                    missing[i] = self.step(&mut state, first + i, from).0;
+                    error[i] = self.step(&mut state, first + i, from).0;
                     after[i * key_dim..(i + 1) * key_dim].copy_from_slice(&state);
                 }
                 for i in (0..count).rev() {
                     let before = if i == 0 { kept } else { &after[(i - 1) * key_dim..i * key_dim] };
                     let states = [before, &after[i * key_dim..(i + 1) * key_dim]];
                     let dout = self.columns(upstream, first + i, from);
-                    self.step_back(first + i, from, states, [&missing[i], &dout], &mut slope, &mut slopes);
+                    self.step_backward(first + i, from, states, [&error[i], &dout], &mut dstate, &mut grads);
                 }
             }
         }
-        slopes
+        grads
     }
 
-    /// The gradients of [`Self::step`]; `slope` is that of the state after the token, and becomes that of the state before.
-    fn step_back(
+    /// Gradients of [`Self::step`]. `dstate` is the gradient of the state after the token, and becomes that before it.
+    fn step_backward(
         &self,
         t: usize,
         from: usize,
         [before, after]: [&[Row]; 2],
-        [missing, dout]: [&Row; 2],
-        slope: &mut [Row],
-        slopes: &mut Slopes,
+        [error, dout]: [&Row; 2],
+        dstate: &mut [Row],
+        grads: &mut PartGradients,
     ) {
         let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
         let (alpha, beta) = (self.scalar(self.inputs.decay, t).exp(), self.scalar(self.inputs.beta, t));
         let (q, k) = (self.key_row(self.inputs.q, t), self.key_row(self.inputs.k, t));
-        let (dq, dk) = (&mut slopes.q[t * key_dim..][..key_dim], &mut slopes.k[t * key_dim..][..key_dim]);
+        let (dq, dk) = (&mut grads.q[t * key_dim..][..key_dim], &mut grads.k[t * key_dim..][..key_dim]);
         let mut dupdate = [0.0; COLUMNS];
         for i in 0..key_dim {
             let mut read = [0.0; COLUMNS];
             for j in 0..COLUMNS {
-                slope[i][j] = dout[j].mul_add(q[i], slope[i][j]);
+                dstate[i][j] = dout[j].mul_add(q[i], dstate[i][j]);
                 read[j] = dout[j] * after[i][j];
-                dupdate[j] = slope[i][j].mul_add(k[i], dupdate[j]);
+                dupdate[j] = dstate[i][j].mul_add(k[i], dupdate[j]);
             }
             dq[i] += sum(&read);
         }
         let (mut dbeta, mut dvalue, mut update) = ([0.0; COLUMNS], [0.0; COLUMNS], [0.0; COLUMNS]);
         for j in 0..COLUMNS {
-            dbeta[j] = dupdate[j] * missing[j];
+            dbeta[j] = dupdate[j] * error[j];
             dvalue[j] = beta * dupdate[j];
-            update[j] = beta * missing[j];
+            update[j] = beta * error[j];
         }
-        slopes.beta[t] += sum(&dbeta);
+        grads.beta[t] += sum(&dbeta);
         let width = COLUMNS.min(value_dim - from);
-        slopes.v[t * value_dim + from..][..width].copy_from_slice(&dvalue[..width]);
+        grads.v[t * value_dim + from..][..width].copy_from_slice(&dvalue[..width]);
         let mut ddecay = [0.0; COLUMNS];
         for i in 0..key_dim {
             let mut both = [0.0; COLUMNS];
             for j in 0..COLUMNS {
-                let faded = alpha * before[i][j];
-                both[j] = update[j].mul_add(slope[i][j], -dvalue[j] * faded);
-                let dfaded = slope[i][j] - dvalue[j] * k[i];
-                ddecay[j] = dfaded.mul_add(faded, ddecay[j]);
-                slope[i][j] = alpha * dfaded;
+                let prior = alpha * before[i][j];
+                both[j] = update[j].mul_add(dstate[i][j], -dvalue[j] * prior);
+                let dprior = dstate[i][j] - dvalue[j] * k[i];
+                ddecay[j] = dprior.mul_add(prior, ddecay[j]);
+                dstate[i][j] = alpha * dprior;
             }
             dk[i] += sum(&both);
         }
-        slopes.decay[t] += sum(&ddecay);
+        grads.decay[t] += sum(&ddecay);
     }
 }
 
-/// In an order that vectorises.
+/// Sums in an order that vectorises.
 #[inline(always)]
 fn sum(row: &Row) -> f32 {
     let mut lanes = [0.0f32; 8];
@@ -275,8 +275,8 @@ fn sum(row: &Row) -> f32 {
     ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
-/// The gradients of a [`Part`].
-struct Slopes {
+/// Gradients of the inputs of a [`Part`].
+struct PartGradients {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
@@ -284,14 +284,14 @@ struct Slopes {
     beta: Vec<f32>,
 }
 
-impl Slopes {
+impl PartGradients {
     fn new(length: usize, key_dim: usize, value_dim: usize) -> Self {
         let zeros = |width| vec![0.0; length * width];
         Self { q: zeros(key_dim), k: zeros(key_dim), v: zeros(value_dim), decay: zeros(1), beta: zeros(1) }
     }
 }
 
-/// `[length, dim]` of each part as `[rows, heads · dim]`, where `group` neighbouring parts are added up.
+/// Combines `[length, dim]` of each part to `[rows, heads · dim]`, adding up `group` neighbouring parts.
 fn assemble<'a>(parts: &[Part], of: impl Fn(usize) -> &'a [f32], group: usize, dim: usize) -> Vec<f32> {
     let (rows, all) = parts.last().map_or((0, 0), |part| (part.first + part.length, part.inputs.heads.values));
     let width = all / group * dim;
@@ -312,21 +312,21 @@ fn forward(inputs: Inputs, lengths: &[usize]) -> Vec<f32> {
     assemble(&parts, |part| &outputs[part], 1, inputs.heads.value_dim)
 }
 
-/// The gradients in the order of [`DeltaInputs::into_array`].
+/// Gradients in the order of [`DeltaInputs::into_array`].
 fn backward(inputs: Inputs, lengths: &[usize], upstream: &[f32]) -> [Vec<f32>; 5] {
     let (parts, heads) = (inputs.parts(lengths), inputs.heads);
-    let slopes: Vec<Slopes> = parts.par_iter().map(|part| part.backward(upstream)).collect();
+    let grads: Vec<PartGradients> = parts.par_iter().map(|part| part.backward(upstream)).collect();
     [
-        assemble(&parts, |part| &slopes[part].q, heads.group(), heads.key_dim),
-        assemble(&parts, |part| &slopes[part].k, heads.group(), heads.key_dim),
-        assemble(&parts, |part| &slopes[part].v, 1, heads.value_dim),
-        assemble(&parts, |part| &slopes[part].decay, 1, 1),
-        assemble(&parts, |part| &slopes[part].beta, 1, 1),
+        assemble(&parts, |part| &grads[part].q, heads.group(), heads.key_dim),
+        assemble(&parts, |part| &grads[part].k, heads.group(), heads.key_dim),
+        assemble(&parts, |part| &grads[part].v, 1, heads.value_dim),
+        assemble(&parts, |part| &grads[part].decay, 1, 1),
+        assemble(&parts, |part| &grads[part].beta, 1, 1),
     ]
 }
 
-/// [`forward`] from the states that `moves` names in the table, and to them. Of sequences that end in the same row, which are
-/// padding, the first is computed.
+/// [`forward`] from and to the states in `table` that `moves` gives. Of several sequences that end in the same row
+/// (padding), only the first is computed.
 fn cached(inputs: Inputs, table: &mut [f32], lengths: &[usize], moves: &[Move]) -> Vec<f32> {
     let (size, parts) = (inputs.heads.state(), inputs.parts(lengths));
     for &Move { from, to } in moves {
@@ -352,7 +352,7 @@ fn cached(inputs: Inputs, table: &mut [f32], lengths: &[usize], moves: &[Move]) 
     assemble(&parts, |part| &outputs[part], 1, inputs.heads.value_dim)
 }
 
-/// Contiguous tensors as the kernels read them.
+/// Views contiguous tensors as inputs.
 fn read<'a>([q, k, v, decay, beta]: [&'a Primitive; 5], heads: DeltaHeads) -> Inputs<'a> {
     Inputs { q: values!(q), k: values!(k), v: values!(v), decay: values!(decay), beta: values!(beta), heads }
 }

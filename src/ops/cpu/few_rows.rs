@@ -1,8 +1,8 @@
-//! Products `left · right` whose left factor has few rows, as in decoding: what they cost is the reading of the right one.
+//! Products `left · right` whose left-hand operand has few rows, as in decoding: reading `right` dominates their cost.
 //!
-//! Each of its numbers is read once, converted once where it has 16 bits, and multiplied with all rows; the library's kernel
-//! first copies it into another order. The order in which a number of the result is summed depends neither on the other rows
-//! nor on which core computes it: with such products a completion is the same, whatever it is decoded beside.
+//! Each element of `right` is read once, converted once if it has 16 bits, and multiplied with all rows; the library's
+//! kernel first copies it into another order. The summation order of a result depends neither on the other rows nor on
+//! the core that computes it, so a completion does not depend on the other rows of its batch.
 
 #![allow(clippy::needless_range_loop, reason = "loops over rows and vectors at once; closures would not be vectorised")]
 
@@ -13,32 +13,32 @@ use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Rows up to which this is faster than the library's kernel (measured: LOG.md).
-pub(super) const MOST: usize = 64;
-/// The same with a right factor in f32 that lies by columns.
-pub(super) const MOST_BY_COLUMNS: usize = 16;
-/// Columns that a task takes at most, so that their sums stay in its core's cache.
-const WIDEST: usize = 4096;
-/// Rows of the right factor that are multiplied in one go, and half as many where there are 16 registers.
+/// Maximum number of rows for which this is faster than the library's kernel (measured: LOG.md).
+pub(super) const MAX_ROWS: usize = 64;
+/// The same for a column-major right-hand operand in f32.
+pub(super) const MAX_ROWS_COLUMN_MAJOR: usize = 16;
+/// Maximum number of columns per task, so that their sums stay in the cache of the core.
+const MAX_TASK_COLUMNS: usize = 4096;
+/// Rows of `right` multiplied per step; half as many on machines with fewer than 32 vector registers.
 const DEPTH: usize = 8;
-/// Numbers in two vectors of 512 bits. A task takes a multiple of so many columns.
+/// Elements in two 512-bit vectors. The columns of a task are a multiple of this.
 const GROUP: usize = 32;
-/// Multiplications for which a task is worth its start.
-const WORTH_SHARING: usize = 1 << 18;
+/// Multiplications per task that justify starting it.
+const TASK_MULTIPLICATIONS: usize = 1 << 18;
 
-/// A number format of matrices.
+/// Number format of a matrix.
 pub(super) trait Format: Copy + Default + Send + Sync {
-    /// The numbers of two vectors, in the order that [`Self::place`] tells.
+    /// Loads the elements of two vectors, in the order of [`Self::position`].
     ///
     /// # Panics
-    /// When there are fewer numbers.
+    /// If `values` has fewer elements.
     fn load<S: Simd>(simd: S, values: &[Self]) -> [S::f32s; 2];
 
-    /// Which of `2 · lanes` numbers is at `at` in the two vectors, the first before the second.
-    fn place(at: usize, lanes: usize) -> usize;
+    /// Index, among `2 · lanes` elements, of the one that [`Self::load`] puts at `at` in the two vectors.
+    fn position(at: usize, lanes: usize) -> usize;
 
-    /// The number in f32.
-    fn wide(self) -> f32;
+    /// Converts to f32.
+    fn widen(self) -> f32;
 }
 
 impl Format for f32 {
@@ -49,23 +49,23 @@ impl Format for f32 {
     }
 
     #[inline(always)]
-    fn place(at: usize, _lanes: usize) -> usize {
+    fn position(at: usize, _lanes: usize) -> usize {
         at
     }
 
     #[inline(always)]
-    fn wide(self) -> f32 {
+    fn widen(self) -> f32 {
         self
     }
 }
 
 impl Format for bf16 {
-    /// Two numbers are one word: the upper half of an f32 each.
+    /// Splits each 32-bit word into two elements; a bf16 is the upper half of an f32.
     #[inline(always)]
     #[allow(unsafe_code)]
     fn load<S: Simd>(simd: S, values: &[Self]) -> [S::f32s; 2] {
         let values = &values[..2 * S::F32_LANES];
-        // SAFETY: the slice has as many bytes as a vector of `F32_LANES` words, which any bytes make; it need not be aligned.
+        // SAFETY: the slice is as long as a vector of `F32_LANES` words, any bytes are valid; it need not be aligned.
         let words = unsafe { values.as_ptr().cast::<S::u32s>().read_unaligned() };
         let even = simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16));
         let odd = simd.and_u32s(words, simd.splat_u32s(0xffff_0000));
@@ -73,24 +73,24 @@ impl Format for bf16 {
     }
 
     #[inline(always)]
-    fn place(at: usize, lanes: usize) -> usize {
+    fn position(at: usize, lanes: usize) -> usize {
         if at < lanes { 2 * at } else { 2 * (at - lanes) + 1 }
     }
 
     #[inline(always)]
-    fn wide(self) -> f32 {
+    fn widen(self) -> f32 {
         // `to_f32` makes signalling NaNs quiet, which takes a branch.
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 }
 
-/// The result, of which each task writes other columns.
+/// The result; each task writes its own columns.
 #[derive(Clone, Copy)]
 struct Out {
     values: *mut f32,
     rows: usize,
     columns: usize,
-    /// Whether products are added to what is there.
+    /// Whether to add to the existing values.
     add: bool,
 }
 
@@ -102,30 +102,30 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 impl Out {
-    /// Some columns of a row.
+    /// Returns some columns of a row.
     #[inline(always)]
     #[allow(unsafe_code, clippy::mut_from_ref)]
     fn row(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
         assert!(row < self.rows && columns.end <= self.columns, "inside of the product");
-        // SAFETY: the columns are those of the product, whose memory `multiply` holds for writing; no other task has them,
-        // and a task holds one such slice at a time.
+        // SAFETY: the columns lie in the product, whose memory `multiply` borrows mutably; no other task has them, and
+        // a task holds one such slice at a time.
         unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.columns + columns.start), columns.len()) }
     }
 
-    /// Puts sums in the order of two vectors of `F` into their columns.
+    /// Writes `sums`, which are in the lane order of `F`, to their columns.
     #[inline(always)]
     fn put<F: Format>(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
         let lanes = sums.len() / 2;
         let out = self.row(row, columns);
-        // Both with a count that the compiler knows where all columns are there.
+        // The loop over a full group has a length that the compiler knows.
         if out.len() == sums.len() {
             for at in 0..sums.len() {
-                let out = &mut out[F::place(at, lanes)];
+                let out = &mut out[F::position(at, lanes)];
                 *out = if self.add { *out + sums[at] } else { sums[at] };
             }
         } else {
             for at in 0..sums.len() {
-                if let Some(out) = out.get_mut(F::place(at, lanes)) {
+                if let Some(out) = out.get_mut(F::position(at, lanes)) {
                     *out = if self.add { *out + sums[at] } else { sums[at] };
                 }
             }
@@ -133,10 +133,10 @@ impl Out {
     }
 }
 
-/// `out ← left · right`, or `out + left · right`.
+/// `out ← left · right`, or `out + left · right` if `add`.
 ///
 /// # Shapes
-/// - left: `[rows, inner]`; right: `[inner, columns]`, by rows or, `transposed`, by columns; out: `[rows, columns]`
+/// - left: `[rows, inner]`; right: `[inner, columns]`, column-major if `transposed`; out: `[rows, columns]`
 pub(super) fn multiply<F: Format>(
     left: &[f32],
     right: &[F],
@@ -146,17 +146,18 @@ pub(super) fn multiply<F: Format>(
     add: bool,
 ) {
     assert_eq!([left.len(), right.len(), out.len()], [rows * inner, inner * columns, rows * columns], "sizes");
-    let panels = (rows * inner * columns / WORTH_SHARING).clamp(1, rayon::current_num_threads());
-    let width = columns.div_ceil(panels).min(WIDEST).next_multiple_of(GROUP);
+    let panels = (rows * inner * columns / TASK_MULTIPLICATIONS).clamp(1, rayon::current_num_threads());
+    let width = columns.div_ceil(panels).min(MAX_TASK_COLUMNS).next_multiple_of(GROUP);
     let out = Out { values: out.as_mut_ptr(), rows, columns, add };
     let arch = Arch::new();
-    let ordered = if transposed { arch.dispatch(Order::<F> { left, inner, format: PhantomData }) } else { Vec::new() };
+    let ordered =
+        if transposed { arch.dispatch(Reorder::<F> { left, inner, format: PhantomData }) } else { Vec::new() };
     let task = |panel: usize| {
         let range = panel * width..columns.min((panel + 1) * width);
         if transposed {
-            arch.dispatch(Dots { left: &ordered, right, range, rows, inner, out });
+            arch.dispatch(ColumnMajorTask { left: &ordered, right, range, rows, inner, out });
         } else {
-            arch.dispatch(Sums { left, right, range, rows, inner, columns, out });
+            arch.dispatch(RowMajorTask { left, right, range, rows, inner, columns, out });
         }
     };
     match columns.div_ceil(width) {
@@ -165,8 +166,8 @@ pub(super) fn multiply<F: Format>(
     }
 }
 
-/// Columns of a product with a matrix that lies by rows: multiples of its rows are added up.
-struct Sums<'a, F> {
+/// Columns of a product with a row-major matrix: multiples of its rows are added up.
+struct RowMajorTask<'a, F> {
     left: &'a [f32],
     right: &'a [F],
     range: Range<usize>,
@@ -176,7 +177,7 @@ struct Sums<'a, F> {
     out: Out,
 }
 
-impl<F: Format> WithSimd for Sums<'_, F> {
+impl<F: Format> WithSimd for RowMajorTask<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -204,7 +205,7 @@ impl<F: Format> WithSimd for Sums<'_, F> {
                 out.put::<F>(row, column..column + group, &sums[row * width + first..][..group]);
             }
         }
-        // The columns that are no whole group, with zeros beside them.
+        // The remaining columns, padded with zeros to a whole group.
         let rest = range.start + width..range.end;
         if !rest.is_empty() {
             let mut padded = vec![F::default(); inner * group];
@@ -212,7 +213,7 @@ impl<F: Format> WithSimd for Sums<'_, F> {
                 padded[..rest.len()].copy_from_slice(&row[rest.clone()]);
             }
             let mut sums = vec![0.0f32; rows * group];
-            let tail = Sums { right: &padded, range: 0..group, columns: group, ..self };
+            let tail = RowMajorTask { right: &padded, range: 0..group, columns: group, ..self };
             for depth in 0..inner {
                 tail.add::<S, 1>(simd, &mut sums, depth, group);
             }
@@ -223,18 +224,18 @@ impl<F: Format> WithSimd for Sums<'_, F> {
     }
 }
 
-impl<F: Format> Sums<'_, F> {
-    /// Adds the part of `D` rows of the matrix, from `depth` on, to the sums of whole groups.
+impl<F: Format> RowMajorTask<'_, F> {
+    /// Adds the contribution of `D` rows of the matrix, from `depth` on, to the sums of whole groups.
     #[inline(always)]
     fn add<S: Simd, const D: usize>(&self, simd: S, sums: &mut [f32], depth: usize, width: usize) {
         let group = 2 * S::F32_LANES;
         for first in (0..width).step_by(group) {
-            let mut factors = [[simd.splat_f32s(0.0); 2]; D];
+            let mut vectors = [[simd.splat_f32s(0.0); 2]; D];
             for d in 0..D {
                 let at = (depth + d) * self.columns + self.range.start + first;
-                // The same columns of a later row: nothing else tells the processor that it will want them.
+                // The same columns `D` rows later; nothing else tells the processor that they will be needed.
                 prefetch(self.right.as_ptr().wrapping_add(at + D * self.columns), group);
-                factors[d] = F::load(simd, &self.right[at..][..group]);
+                vectors[d] = F::load(simd, &self.right[at..][..group]);
             }
             for row in 0..self.rows {
                 let (sums, _) = S::as_mut_simd_f32s(&mut sums[row * width + first..][..group]);
@@ -242,8 +243,8 @@ impl<F: Format> Sums<'_, F> {
                 let left = &self.left[row * self.inner + depth..][..D];
                 for d in 0..D {
                     let x = simd.splat_f32s(left[d]);
-                    a = simd.mul_add_f32s(x, factors[d][0], a);
-                    b = simd.mul_add_f32s(x, factors[d][1], b);
+                    a = simd.mul_add_f32s(x, vectors[d][0], a);
+                    b = simd.mul_add_f32s(x, vectors[d][1], b);
                 }
                 (sums[0], sums[1]) = (a, b);
             }
@@ -251,26 +252,26 @@ impl<F: Format> Sums<'_, F> {
     }
 }
 
-/// Asks for the memory of `count` numbers, which may lie outside of everything.
+/// Prefetches the memory of `count` elements, which may be out of bounds.
 #[inline(always)]
 #[allow(unsafe_code, unused_variables)]
 fn prefetch<F>(values: *const F, count: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..count * size_of::<F>()).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint about an address reads nothing, whatever the address.
+        // SAFETY: a prefetch is a hint and accesses nothing, whatever the address.
         unsafe { _mm_prefetch(values.cast::<i8>().wrapping_add(line), _MM_HINT_T0) };
     }
 }
 
-/// `left` with each two vectors in the order in which a matrix's numbers are loaded, rows padded with zeros.
-struct Order<'a, F> {
+/// Reorders `left` so that each pair of vectors has the lane order of [`Format::load`]; rows are padded with zeros.
+struct Reorder<'a, F> {
     left: &'a [f32],
     inner: usize,
     format: PhantomData<F>,
 }
 
-impl<F: Format> WithSimd for Order<'_, F> {
+impl<F: Format> WithSimd for Reorder<'_, F> {
     type Output = Vec<f32>;
 
     #[inline(always)]
@@ -278,15 +279,15 @@ impl<F: Format> WithSimd for Order<'_, F> {
         let group = 2 * S::F32_LANES;
         let mut ordered = Vec::with_capacity(self.left.len() / self.inner * self.inner.next_multiple_of(group));
         for groups in self.left.chunks_exact(self.inner).flat_map(|row| row.chunks(group)) {
-            ordered.extend((0..group).map(|at| groups.get(F::place(at, S::F32_LANES)).copied().unwrap_or(0.0)));
+            ordered.extend((0..group).map(|at| groups.get(F::position(at, S::F32_LANES)).copied().unwrap_or(0.0)));
         }
         ordered
     }
 }
 
-/// Columns of a product with a matrix that lies by columns: products of pairs of rows.
-struct Dots<'a, F> {
-    /// As [`Order`] gives it.
+/// Columns of a product with a column-major matrix: dot products with the rows of `left`.
+struct ColumnMajorTask<'a, F> {
+    /// As returned by [`Reorder`].
     left: &'a [f32],
     right: &'a [F],
     range: Range<usize>,
@@ -295,10 +296,10 @@ struct Dots<'a, F> {
     out: Out,
 }
 
-/// Rows of each side whose products are computed together, and half as many of the right one where there are 16 registers.
+/// Rows and columns computed together; half as many columns on machines with fewer than 32 vector registers.
 const BLOCK: usize = 4;
 
-impl<F: Format> WithSimd for Dots<'_, F> {
+impl<F: Format> WithSimd for ColumnMajorTask<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -318,8 +319,8 @@ impl<F: Format> WithSimd for Dots<'_, F> {
     }
 }
 
-impl<F: Format> Dots<'_, F> {
-    /// All rows of `C` columns.
+impl<F: Format> ColumnMajorTask<'_, F> {
+    /// Computes all rows of `C` columns.
     #[inline(always)]
     fn columns<S: Simd, const C: usize>(&self, simd: S, column: usize) {
         let whole = self.rows / BLOCK * BLOCK;
@@ -350,20 +351,20 @@ impl<F: Format> Dots<'_, F> {
         let mut sums = [[simd.splat_f32s(0.0); R]; C];
         let whole = self.inner / group * group;
         for at in (0..whole).step_by(group) {
-            let mut factors = [[simd.splat_f32s(0.0); 2]; C];
+            let mut vectors = [[simd.splat_f32s(0.0); 2]; C];
             for c in 0..C {
-                factors[c] = F::load(simd, &right[c][at..][..group]);
+                vectors[c] = F::load(simd, &right[c][at..][..group]);
             }
-            add(simd, &mut sums, &left, at, &factors);
+            add(simd, &mut sums, &left, at, &vectors);
         }
         if whole < self.inner {
-            let mut factors = [[simd.splat_f32s(0.0); 2]; C];
+            let mut vectors = [[simd.splat_f32s(0.0); 2]; C];
             for c in 0..C {
                 let mut last = [F::default(); GROUP];
                 last[..self.inner - whole].copy_from_slice(&right[c][whole..]);
-                factors[c] = F::load(simd, &last);
+                vectors[c] = F::load(simd, &last);
             }
-            add(simd, &mut sums, &left, whole, &factors);
+            add(simd, &mut sums, &left, whole, &vectors);
         }
         for r in 0..R {
             let out = self.out.row(row + r, column..column + C);
@@ -375,20 +376,20 @@ impl<F: Format> Dots<'_, F> {
     }
 }
 
-/// Adds the products of two vectors of each pair of rows.
+/// Adds the products of two vectors for each pair of a row and a column.
 #[inline(always)]
 fn add<S: Simd, const C: usize, const R: usize>(
     simd: S,
     sums: &mut [[S::f32s; R]; C],
     left: &[&[f32]; R],
     at: usize,
-    factors: &[[S::f32s; 2]; C],
+    vectors: &[[S::f32s; 2]; C],
 ) {
     for r in 0..R {
         let [low, high] = f32::load(simd, &left[r][at..][..2 * S::F32_LANES]);
         for c in 0..C {
-            sums[c][r] = simd.mul_add_f32s(low, factors[c][0], sums[c][r]);
-            sums[c][r] = simd.mul_add_f32s(high, factors[c][1], sums[c][r]);
+            sums[c][r] = simd.mul_add_f32s(low, vectors[c][0], sums[c][r]);
+            sums[c][r] = simd.mul_add_f32s(high, vectors[c][1], sums[c][r]);
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Row-wise operations on slices: one pass over memory, rows shared out over all cores, loops the compiler vectorises.
+//! Row-wise operations on slices: one pass over memory, rows distributed over all cores, loops the compiler vectorises.
 
 use rayon::prelude::*;
 
 use crate::ops::plain;
 
-/// Elements a task should at least have, so that handing it out costs little.
+/// Minimum number of elements per task, so that scheduling costs little.
 pub(super) const GRAIN: usize = 16 * 1024;
 
 /// Rows per task for rows of `width` elements.
@@ -81,12 +81,12 @@ pub(super) fn max(x: &[f32]) -> f32 {
     lanes.iter().copied().fold(tail, f32::max)
 }
 
-/// A buffer every element of which is about to be written.
+/// Returns `len` zeros.
 fn buffer(len: usize) -> Vec<f32> {
     vec![0.0; len]
 }
 
-/// `row`, `rows` times; zeros of the given width when it is empty.
+/// Repeats `row` `rows` times; returns zeros of the given width if it is empty.
 pub(super) fn repeat(row: &[f32], rows: usize, width: usize) -> Vec<f32> {
     let mut out = buffer(rows * width);
     if !row.is_empty() {
@@ -96,7 +96,7 @@ pub(super) fn repeat(row: &[f32], rows: usize, width: usize) -> Vec<f32> {
     out
 }
 
-/// The sum of all rows.
+/// Sums over all rows.
 pub(super) fn sum_rows(x: &[f32], width: usize) -> Vec<f32> {
     let partial: Vec<Vec<f32>> = (x.par_chunks(rows_per_task(width) * width))
         .map(|x| {
@@ -152,7 +152,7 @@ pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], upstream: &[f32], eps
             dweight
         })
         .collect();
-    // Summed in row order, so that the result does not depend on which core did what.
+    // Summed in row order, so that the result does not depend on scheduling.
     let mut dweight = vec![0.0; width];
     for part in partial {
         dweight.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
@@ -182,7 +182,7 @@ impl Activation for Silu {
     }
 }
 
-/// The GELU with the hyperbolic tangent: `(1 + tanh u) / 2 = σ(2u)`.
+/// GELU with the tanh approximation: `(1 + tanh u) / 2 = σ(2u)`.
 #[derive(Debug)]
 pub(super) struct Gelu;
 
@@ -250,7 +250,7 @@ pub(super) fn rotary(x: &[f32], [cos, sin]: [&[f32]; 2], heads: usize, half: usi
     out
 }
 
-/// What one pass over a row of logits tells about `softmax(logits / T)`.
+/// Statistics of `softmax(logits / T)` of one row, computed in one pass.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Softmax {
     /// The largest logit.
@@ -259,7 +259,7 @@ pub(crate) struct Softmax {
     pub normaliser: f32,
     /// `ln Z − Σ p·(z − max)/T`, in nats.
     pub entropy: f32,
-    /// `Σ p²`: the probability that two draws agree.
+    /// `Σ p²`: the probability that two samples are equal.
     pub collision: f32,
     /// `Σ p² ln p`.
     pub collision_log: f32,

@@ -1,4 +1,4 @@
-//! The operations on Burn's `flex` CPU backend: one pass over memory each, on all cores, with hand-written backward.
+//! The operations on Burn's `flex` CPU backend: one multi-threaded pass over memory each, with a hand-written backward.
 //!
 //! [`kernels`] and [`attention`] are plain functions on slices; this file connects them to Burn through its
 //! backend-extension mechanism. Each operation has a `Flex` form here (the value) and an `Autodiff<Flex>` form in
@@ -17,7 +17,7 @@ mod rows;
 mod scores;
 mod update;
 
-/// A tensor's values in logical order.
+/// The values of a contiguous tensor as a slice.
 macro_rules! values {
     ($tensor:expr) => {
         values!($tensor, f32)
@@ -30,7 +30,7 @@ macro_rules! values {
     }};
 }
 
-/// The same to be written to; copies a tensor that something else holds, too.
+/// The values of a contiguous tensor as a mutable slice; copies the storage first if it is shared.
 macro_rules! values_mut {
     ($tensor:expr, $element:ty) => {{
         let tensor = $tensor;
@@ -66,25 +66,25 @@ pub(super) use update::{accumulate, adamw, add_rows, sum_of_squares};
 type Primitive = FloatTensor<Flex>;
 
 thread_local! {
-    /// Whether operations of this thread are compositions of tensor operations, on this device, too.
-    static PLAINLY: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread uses the reference compositions of tensor operations on this device too.
+    static PLAIN_ONLY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether tensors on `device` are served here.
+/// Whether `device` is the `flex` CPU device and this thread uses its fused operations.
 pub(super) fn serves(device: &Device) -> bool {
     static FLEX: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
-    !PLAINLY.get() && device.clone().inner() == *FLEX.get_or_init(Device::flex)
+    !PLAIN_ONLY.get() && device.clone().inner() == *FLEX.get_or_init(Device::flex)
 }
 
-/// Runs `compute` with this device as one that has no operations of its own.
+/// Runs `compute` with the fused operations of this thread switched off.
 pub(super) fn plainly<T>(compute: impl FnOnce() -> T) -> T {
-    struct Back(bool);
-    impl Drop for Back {
+    struct Restore(bool);
+    impl Drop for Restore {
         fn drop(&mut self) {
-            PLAINLY.set(self.0);
+            PLAIN_ONLY.set(self.0);
         }
     }
-    let _back = Back(PLAINLY.replace(true));
+    let _restore = Restore(PLAIN_ONLY.replace(true));
     compute()
 }
 
@@ -171,13 +171,13 @@ pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_matmul_transposed(x.into_dispatch(), weight.into_dispatch()))
 }
 
-/// An empty `bias` is none.
+/// `x W + b`; an empty `bias` means none.
 pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_linear(x, weight, bias.into_dispatch()))
 }
 
-/// An empty `bias` is none. Without gradients.
+/// `x W + b + scale (x A) B`; an empty `bias` means none. No autodiff.
 pub(super) fn adapted_linear(
     x: Tensor<2>,
     weight: Tensor<2>,
@@ -190,7 +190,7 @@ pub(super) fn adapted_linear(
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_adapted_linear(x, weight, bias, a, b, scale))
 }
 
-/// An empty `bias` is none.
+/// `(silu(gate) · up) W + b`; an empty `bias` means none.
 pub(super) fn swiglu_linear(gate: Tensor<2>, up: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
     let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
     let (weight, bias) = (weight.into_dispatch(), bias.into_dispatch());
@@ -202,11 +202,11 @@ pub(super) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
 }
 
 pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
-    let figures = <Dispatch as CpuOps>::op_scores(logits.into_dispatch(), targets.to_vec(), temperature);
-    Scores::of(Tensor::from_dispatch(figures))
+    let statistics = <Dispatch as CpuOps>::op_scores(logits.into_dispatch(), targets.to_vec(), temperature);
+    Scores::of(Tensor::from_dispatch(statistics))
 }
 
-/// A contiguous tensor of two dimensions as a matrix, in f32 or bf16.
+/// Views a contiguous two-dimensional tensor in f32 or bf16 as a matrix.
 fn matrix(tensor: &Primitive) -> Matrix<'_> {
     let [rows, columns] = dims(tensor);
     match tensor.dtype() {
@@ -339,7 +339,7 @@ impl CpuOps for Flex {
 
     fn op_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
         let logits = logits.to_contiguous();
-        let (figures, _) = scores::forward(values!(&logits), &targets, temperature);
-        tensor(figures, [scores::FIGURES, targets.len()])
+        let (statistics, _) = scores::forward(values!(&logits), &targets, temperature);
+        tensor(statistics, [scores::STATISTICS, targets.len()])
     }
 }

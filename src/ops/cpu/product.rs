@@ -1,8 +1,8 @@
-//! Matrix products into memory of our own.
+//! Matrix products into preallocated memory.
 //!
-//! burn-flex 0.22.1 allocates the output of every product twice, zeroes it and copies it over before it computes: its
-//! byte vector never has the alignment that it asks for. For a head of 150,000 tokens that is half a gigabyte, twice, for
-//! each chunk. This calls the same kernels, or our own for few rows.
+//! burn-flex 0.22.1 allocates the output of every product twice, zeroes it and copies it before it computes, because
+//! its byte vector never has the alignment it requests. For an LM head of 150,000 tokens that is half a gigabyte,
+//! twice, per chunk. This file calls the same kernels (crate `gemm`), or our own for few rows.
 
 use gemm::Parallelism;
 use half::bf16;
@@ -10,17 +10,17 @@ use rayon::prelude::*;
 
 use super::few_rows::{self, Format};
 
-/// A matrix in a slice, by rows or by columns.
+/// A row-major or column-major matrix in a slice.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Matrix<'a> {
     values: Values<'a>,
     rows: usize,
     columns: usize,
-    /// Whether its columns, not its rows, lie one after another.
+    /// Whether the matrix is column-major.
     transposed: bool,
 }
 
-/// A matrix's numbers. Those in 16 bits are the left factor of nothing.
+/// Elements of a matrix. Only a right-hand operand may have 16 bits.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Values<'a> {
     F32(&'a [f32]),
@@ -40,7 +40,7 @@ impl<'a> From<&'a [bf16]> for Values<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// `rows` rows one after another.
+    /// Returns a row-major matrix.
     pub(super) fn new(values: impl Into<Values<'a>>, rows: usize, columns: usize) -> Self {
         let values = values.into();
         let count = match values {
@@ -55,16 +55,16 @@ impl<'a> Matrix<'a> {
         Self { rows: self.columns, columns: self.rows, transposed: !self.transposed, ..self }
     }
 
-    /// How far apart the numbers of a column and of a row are.
+    /// Row stride and column stride, in elements.
     fn strides(&self) -> (isize, isize) {
         if self.transposed { (1, self.rows as isize) } else { (self.columns as isize, 1) }
     }
 }
 
-/// `out ← left · right`, or `out ← out + left · right`, on all cores where it is large enough.
+/// `out ← left · right`, or `out ← out + left · right` if `add`; multi-threaded if large enough.
 ///
 /// # Shapes
-/// - out: `left.rows · right.columns` numbers, by rows
+/// - out: `[left.rows, right.columns]`, row-major
 pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) {
     let (m, k, n) = (left.rows, left.columns, right.columns);
     assert_eq!(k, right.rows, "inner sizes");
@@ -81,7 +81,7 @@ pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) 
         Values::F32(right_values) => {
             blocked(values, left.strides(), right_values, right.strides(), sizes, (out, n), add);
         }
-        Values::Bf16(right_values) if !left.transposed && m <= few_rows::MOST && k > 0 => {
+        Values::Bf16(right_values) if !left.transposed && m <= few_rows::MAX_ROWS && k > 0 => {
             few_rows::multiply(values, right_values, right.transposed, sizes, out, add);
         }
         Values::Bf16(right_values) => {
@@ -90,17 +90,17 @@ pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) 
     }
 }
 
-/// Whether the kernel for few rows is faster than the library's, with a right factor in f32 (measured: LOG.md).
+/// Whether the few-rows kernel is faster than the library's for a right-hand operand in f32 (measured: LOG.md).
 fn is_fast_with_few_rows([m, k, n]: [usize; 3], transposed: bool) -> bool {
-    let most = if transposed { few_rows::MOST_BY_COLUMNS } else { few_rows::MOST };
-    // A small or thin matrix is in the cache before it is copied.
-    m <= most && k * n > 1 << 17 && k.min(n) >= 64
+    let max_rows = if transposed { few_rows::MAX_ROWS_COLUMN_MAJOR } else { few_rows::MAX_ROWS };
+    // The library copies the matrix first, which is cheap for a small or thin one because it fits in the cache.
+    m <= max_rows && k * n > 1 << 17 && k.min(n) >= 64
 }
 
-/// Numbers of a matrix in 16 bits that are converted at a time: 4 MiB of them.
-const CONVERTED: usize = 1 << 20;
+/// Elements of a 16-bit matrix that are converted at a time: 4 MiB in f32.
+const CONVERTED_NUMBERS: usize = 1 << 20;
 
-/// The product with a matrix in 16 bits, some of whose columns at a time are converted.
+/// Multiplies by a 16-bit matrix, converting a range of its columns at a time.
 fn converted(
     left: &[f32],
     left_strides: (isize, isize),
@@ -110,7 +110,7 @@ fn converted(
     out: &mut [f32],
     add: bool,
 ) {
-    let width = (CONVERTED / k.max(1)).next_multiple_of(64).min(n);
+    let width = (CONVERTED_NUMBERS / k.max(1)).next_multiple_of(64).min(n);
     let mut columns = vec![0.0f32; k * width];
     for from in (0..n).step_by(width) {
         let width = width.min(n - from);
@@ -129,13 +129,13 @@ fn converted(
 }
 
 fn convert(to: &mut [f32], from: &[bf16]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.wide());
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen());
 }
 
-/// By the library's kernel.
+/// Multiplies with the library's kernel.
 ///
 /// # Shapes
-/// - out: `n` numbers of each of `m` rows that begin `stride` apart
+/// - out: `[m, n]`, with row stride `stride`
 #[allow(unsafe_code)]
 fn blocked(
     left: &[f32],
@@ -147,9 +147,9 @@ fn blocked(
     add: bool,
 ) {
     assert!(left.len() >= m * k && right.len() >= k * n && n <= stride && out.len() >= (m - 1) * stride + n, "sizes");
-    // SAFETY: a matrix's values are as many as its sizes say, and its strides are those of rows or of columns without
-    // gaps (`Matrix::strides`, `converted`): no element is out of bounds. `out` holds `n` numbers from each multiple of
-    // `stride` on, and is borrowed for writing, so nothing else is read or written through it.
+    // SAFETY: the operands have as many elements as their sizes say, and strides of rows or of columns without gaps
+    // (`Matrix::strides`, `converted`), so no access is out of bounds. `out` holds `n` elements from each multiple of
+    // `stride` on and is borrowed mutably, so nothing else is read or written through it.
     unsafe {
         gemm::gemm(
             m,
@@ -175,7 +175,7 @@ fn blocked(
     }
 }
 
-/// `left · right` in new memory.
+/// Returns `left · right` in new memory.
 pub(super) fn product(left: Matrix, right: Matrix) -> Vec<f32> {
     let mut out = vec![0.0; left.rows * right.columns];
     multiply(left, right, &mut out, false);

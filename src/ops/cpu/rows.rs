@@ -1,14 +1,14 @@
-//! Products of a few rows with a matrix, on the widest vectors the machine has.
+//! Products of a few rows with a matrix, with the widest vector instructions of the machine.
 
 use pulp::Simd;
 
-/// Rows taken together, so that each row of the matrix is loaded once for all of them.
+/// Rows computed together, so that each row of the matrix is loaded once for all of them.
 pub(super) const ROWS: usize = 6;
 
 /// `out[r] = Σ_i coefficients[r][i] · matrix[i]`, or added to `out[r]`, for `R` rows: `[R, n] · [n, width]`.
 ///
-/// `out` and `matrix` have rows at a distance of `out_stride` and `stride`. Every sum goes over `i` in order, whatever
-/// the width of the machine's vectors.
+/// `out_stride` and `stride` are the row strides of `out` and `matrix`. Every sum runs over `i` in order, whatever the
+/// vector width of the machine.
 #[inline(always)]
 pub(super) fn product<S: Simd, const R: usize>(
     simd: S,
@@ -36,7 +36,7 @@ pub(super) fn product<S: Simd, const R: usize>(
     }
 }
 
-/// The first `V` vectors of columns; their sums stay in registers.
+/// Computes the first `V` vectors of columns; their sums stay in registers.
 #[inline(always)]
 fn columns<S: Simd, const R: usize, const V: usize>(
     simd: S,

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::kernels::{LANES, exp, max, rows_per_task};
 
-/// What the forward pass of one row leaves for the backward pass.
+/// Values of one row that the forward pass saves for the backward pass.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Normaliser {
     max: f32,
@@ -14,20 +14,20 @@ pub(super) struct Normaliser {
     entropy: f32,
 }
 
-/// Figures per row: log-probability of the target at T, entropy at 1, entropy at T, `Σ p²` at T.
-pub(super) const FIGURES: usize = 4;
+/// Statistics per row: log-probability of the target at T, entropy at 1, entropy at T, `Σ p²` at T.
+pub(super) const STATISTICS: usize = 4;
 
-/// The figures of every row, `[FIGURES, rows]`, and the normalisers.
+/// Returns the statistics of every row, `[STATISTICS, rows]`, and the normalisers.
 pub(super) fn forward(logits: &[f32], targets: &[u32], temperature: f32) -> (Vec<f32>, Vec<Normaliser>) {
     let width = (logits.len() / targets.len().max(1)).max(1);
     let rows = logits.par_chunks_exact(width).zip(targets).with_min_len(rows_per_task(width));
-    let (figures, normalisers): (Vec<_>, Vec<_>) =
+    let (statistics, normalisers): (Vec<_>, Vec<_>) =
         rows.map(|(row, &target)| forward_row(row, target, 1.0 / temperature)).unzip();
-    let stacked = (0..FIGURES).flat_map(|k| figures.iter().map(move |row: &[f32; FIGURES]| row[k])).collect();
+    let stacked = (0..STATISTICS).flat_map(|k| statistics.iter().map(move |row: &[f32; STATISTICS]| row[k])).collect();
     (stacked, normalisers)
 }
 
-fn forward_row(row: &[f32], target: u32, inverse: f32) -> ([f32; FIGURES], Normaliser) {
+fn forward_row(row: &[f32], target: u32, inverse: f32) -> ([f32; STATISTICS], Normaliser) {
     let max = max(row);
     let sums = Sums::over(row, max, inverse);
     let unit = if inverse == 1.0 { sums } else { Sums::over(row, max, 1.0) };
@@ -78,8 +78,8 @@ impl Sums {
     }
 }
 
-/// Turns logits into their gradient, in place: `(a·(onehot − p) − b·p·(ln p + H)) / T`, with `a` and `b` the upstream
-/// gradients of the log-probability and of the entropy at T, and `p`, `H` those at T.
+/// Replaces logits by their gradient: `(a·(onehot − p) − b·p·(ln p + H)) / T`, with `a` and `b` the upstream gradients
+/// of the log-probability and of the entropy at T, and `p` and `H` the probabilities and the entropy at T.
 pub(super) fn backward(
     logits: &mut [f32],
     targets: &[u32],
@@ -92,7 +92,7 @@ pub(super) fn backward(
     let rows = logits.par_chunks_exact_mut(width).zip(targets).zip(normalisers).zip(log_prob).zip(entropy);
     rows.with_min_len(rows_per_task(width)).for_each(|((((row, &target), normaliser), &a), &b)| {
         if a == 0.0 && b == 0.0 {
-            return row.fill(0.0); // a token that does not learn
+            return row.fill(0.0); // no gradient for this token
         }
         let shift = b.mul_add(normaliser.entropy, a);
         for z in row.iter_mut() {

@@ -1,4 +1,4 @@
-//! Sums, norms and the update of AdamW in place, on all cores.
+//! Sums, norms and the AdamW update in place, multi-threaded.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
@@ -49,7 +49,7 @@ pub(in crate::ops) fn sum_of_squares(x: Tensor<1>) -> f64 {
     f64::from(sum.into_scalar::<f32>())
 }
 
-/// A format that moments are kept in.
+/// Storage format of moments.
 trait Moment: Copy + Send + Sync {
     fn read(self) -> f32;
     fn write(x: f32) -> Self;
@@ -151,7 +151,7 @@ impl CpuProbe for Flex {
     }
 }
 
-/// Where a tensor lies in memory, in two numbers that f32 holds exactly.
+/// Returns a tensor's memory address as two numbers that f32 represents exactly.
 #[cfg(test)]
 pub(in crate::ops) fn address<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     Tensor::from_dispatch(<Dispatch as CpuProbe>::op_address(x.into_dispatch()))

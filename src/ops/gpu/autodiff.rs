@@ -1,4 +1,4 @@
-//! The operations with autodiff: the value, and the step that turns its gradient into those of the inputs.
+//! Autodiff versions of the operations: the value, and a backward step that computes the gradients of the inputs.
 
 use burn::backend::Cube;
 use burn::backend::autodiff::Autodiff;
@@ -36,13 +36,13 @@ impl Backward<Cube, 2> for RmsNormStep {
 struct SwigluStep;
 
 impl Backward<Cube, 2> for SwigluStep {
-    /// Both inputs, and the format of the output.
+    /// Both inputs, and the storage format of the output.
     type State = (Primitive, Primitive, DType);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Cube>(&ops.node);
         let (gate, up, stored) = ops.state;
-        // The products that gave the inputs read their gradients in this format, too.
+        // The products that computed the inputs read their gradients in this format too.
         let gradients = launch::swiglu_backward(gate, up, memory::cast(upstream, DType::F32), stored);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
@@ -72,7 +72,7 @@ impl Backward<Cube, 1> for RotaryStep {
 struct TakeRowsStep;
 
 impl Backward<Cube, 1> for TakeRowsStep {
-    /// Where the gradient of each row of the input stands in that of the output.
+    /// For each row of the input, its row in the gradient of the output.
     type State = Vec<u32>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -108,44 +108,44 @@ impl Backward<Cube, 1> for ScoresStep {
         let upstream = grads.consume::<Cube>(&ops.node);
         let (logits, targets, normalisers, temperature) = ops.state;
         if let [Some(node)] = ops.parents {
-            // The logits become their own gradient where nothing else holds them.
+            // The gradient overwrites the logits if they are not shared.
             let gradient = launch::scores_backward(logits, targets, normalisers, upstream, temperature);
             grads.register::<Cube>(node.id, gradient);
         }
     }
 }
 
-/// The gradients of a product's factors that are wanted: `dx = dy · Wᵀ`, `dW = xᵀ · dy`, in the format of the product, sums
-/// and results in f32. `x` is in that format, the weight as it is stored.
+/// Needed gradients of a product's operands: `dx = dy · Wᵀ`, `dW = xᵀ · dy`, with operands in the format of the
+/// product, sums and results in f32. `x` is in that format already, the weight in its storage format.
 fn product_backward(
     x: Primitive,
     weight: Primitive,
     format: Format,
     upstream: Primitive,
-    wanted: [bool; 2],
+    needed: [bool; 2],
 ) -> [Option<Primitive>; 2] {
-    // Once for both.
-    let upstream = format.factor(upstream);
-    let dx = || format.product(upstream.clone(), transposed(format.right(weight)));
+    // Converted once for both products.
+    let upstream = format.operand(upstream);
+    let dx = || format.product(upstream.clone(), transposed(format.rhs(weight)));
     let dweight = || match format.transposed {
         true => format.product(transposed(upstream.clone()), x),
         false => format.product(transposed(x), upstream.clone()),
     };
-    [wanted[0].then(dx), wanted[1].then(dweight)]
+    [needed[0].then(dx), needed[1].then(dweight)]
 }
 
 #[derive(Debug)]
 struct ProductStep;
 
 impl Backward<Cube, 2> for ProductStep {
-    /// x in the format of the product, the weight as it is stored.
+    /// `x` in the operand format of the product, the weight in its storage format.
     type State = (Primitive, Primitive, Format);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Cube>(&ops.node);
         let (x, weight, format) = ops.state;
-        let wanted = [0, 1].map(|parent| ops.parents[parent].is_some());
-        let gradients = product_backward(x, weight, format, upstream, wanted);
+        let needed = [0, 1].map(|parent| ops.parents[parent].is_some());
+        let gradients = product_backward(x, weight, format, upstream, needed);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let (Some(node), Some(gradient)) = (node, gradient) {
                 grads.register::<Cube>(node.id, gradient);
@@ -163,9 +163,9 @@ impl Backward<Cube, 3> for LinearStep {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Cube>(&ops.node);
         let (x, weight, format) = ops.state;
-        let wanted = [0, 1, 2].map(|parent| ops.parents[parent].is_some());
-        let dbias = wanted[2].then(|| launch::sum_rows(memory::cast(upstream.clone(), DType::F32)));
-        let [dx, dweight] = product_backward(x, weight, format, upstream, [wanted[0], wanted[1]]);
+        let needed = [0, 1, 2].map(|parent| ops.parents[parent].is_some());
+        let dbias = needed[2].then(|| launch::sum_rows(memory::cast(upstream.clone(), DType::F32)));
+        let [dx, dweight] = product_backward(x, weight, format, upstream, [needed[0], needed[1]]);
         for (node, gradient) in ops.parents.into_iter().zip([dx, dweight, dbias]) {
             if let (Some(node), Some(gradient)) = (node, gradient) {
                 grads.register::<Cube>(node.id, gradient);
@@ -174,7 +174,7 @@ impl Backward<Cube, 3> for LinearStep {
     }
 }
 
-/// Records `$step` with `$state` when a gradient is wanted, and returns the value either way.
+/// Records `$step` with `$state` if a gradient is needed, and returns the value either way.
 macro_rules! record {
     ($step:expr, $guards:expr, $state:expr, $value:expr) => {
         match $step.prepare::<C>($guards).compute_bound().stateful() {
@@ -190,7 +190,7 @@ macro_rules! record {
 impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
     fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self> {
         let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
-        let x = format.factor(x);
+        let x = format.operand(x);
         record!(
             ProductStep,
             [x_guard, weight_guard],
@@ -207,7 +207,7 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
     ) -> FloatTensor<Self> {
         let ((x, x_guard), (weight, weight_guard), (bias, bias_guard)) =
             (x.into_parts(), weight.into_parts(), bias.into_parts());
-        let x = format.factor(x);
+        let x = format.operand(x);
         record!(
             LinearStep,
             [x_guard, weight_guard, bias_guard],
@@ -259,10 +259,10 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
         let (logits, guard) = logits.into_parts();
         let logits = dense(logits);
         let targets = memory::send(&logits, &targets);
-        let [figures, normalisers] = launch::scores(logits.clone(), targets.clone(), temperature);
+        let [statistics, normalisers] = launch::scores(logits.clone(), targets.clone(), temperature);
         match ScoresStep.prepare::<C>([guard]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((logits, targets, normalisers, temperature), figures),
-            OpsKind::UnTracked(prep) => prep.finish(figures),
+            OpsKind::Tracked(prep) => prep.finish((logits, targets, normalisers, temperature), statistics),
+            OpsKind::UnTracked(prep) => prep.finish(statistics),
         }
     }
 }

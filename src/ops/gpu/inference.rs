@@ -1,5 +1,5 @@
-//! What decoding computes on a GPU, for the functions of these names in `ops`: nothing goes up for a token, and a layer is a
-//! dozen launches.
+//! GPU implementations of the decoding functions of the same names in `ops`: nothing is uploaded per token, and a layer
+//! takes about ten launches.
 
 use burn::backend::Cube;
 use burn::tensor::{DType, FloatDType, Int, Tensor};
@@ -8,7 +8,9 @@ use cubecl::prelude::*;
 
 use super::kernels::{decode, sample as draw};
 use super::launch;
-use super::memory::{self, addresses, cubes, dense, elem, elements, empty, integers as indices, units, written};
+use super::memory::{
+    self, cubes, dense, elem, elements, empty, in_place_target, integers as indices, max_address_type, units,
+};
 use super::{is_relaxed, product};
 use crate::ops::Decoding;
 use crate::ops::plain::scale;
@@ -25,7 +27,7 @@ fn tensor<const D: usize>(primitive: CubeTensor) -> Tensor<D> {
     Tensor::from_primitive::<Cube>(primitive)
 }
 
-/// `x + factor · part`, and its norm as products in `format` read it.
+/// Returns `x + factor · part`, and its RMS norm in the operand format of products in `format`.
 pub(super) fn add_rms_norm(
     x: Tensor<2>,
     (part, factor): (Tensor<2>, f64),
@@ -53,16 +55,16 @@ pub(crate) fn attend(
     let projections = projections.map(primitive);
     let biases = biases.map(|biases| biases.map(primitive));
     let q = launch_rotate_and_store(projections, biases, angles, states(), tables(), dim);
-    let [longest, _] = decoding.angles[0].dims();
-    tensor(launch_attention(q, tables(), states(), (dim, longest), scale(dim) as f32, memory::stored(decoding.stored)))
+    let [max_keys, _] = decoding.angles[0].dims();
+    tensor(launch_attention(q, tables(), states(), (dim, max_keys), scale(dim) as f32, memory::stored(decoding.stored)))
 }
 
 pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], format: FloatDType) -> [Tensor<2>; N] {
-    let factor = |x| memory::cast(primitive(x), memory::stored(format));
-    product::products(factor(x), weights.map(factor), is_relaxed(format)).map(tensor)
+    let operand = |x| memory::cast(primitive(x), memory::stored(format));
+    product::products(operand(x), weights.map(operand), is_relaxed(format)).map(tensor)
 }
 
-/// Writes rows into the table where it is.
+/// Writes rows to the table in place.
 ///
 /// # Shapes
 /// - table, output: `[tokens, width]`; rows: `[n, width]`; writes: `[n]`
@@ -81,8 +83,8 @@ pub(crate) fn sample(
     (Tensor::from_primitive::<Cube>(tokens), tensor(numbers))
 }
 
-/// See [`decode::rotate_and_store`]; `biases` and `angles` where there are some. Returns the queries; keys and values are
-/// written where the tables are.
+/// Launches [`decode::rotate_and_store`], with optional `biases` and `angles`. Returns the queries; keys and values are
+/// written to the tables in place.
 fn launch_rotate_and_store(
     [q, k, v]: [CubeTensor; 3],
     biases: Option<[CubeTensor; 3]>,
@@ -92,13 +94,13 @@ fn launch_rotate_and_store(
     dim: usize,
 ) -> CubeTensor {
     let [q, k, v] = [q, k, v].map(dense);
-    let ([keys, values], states) = ([keys, values].map(written), indices(states));
+    let ([keys, values], states) = ([keys, values].map(in_place_target), indices(states));
     let client = q.client.clone();
     let [rows, width] = q.meta.shape().dims();
     let [_, kv_width] = k.meta.shape().dims::<2>();
     let out = empty(&q, [rows, width], DType::F32);
     let (biased, rotates) = (biases.is_some(), angles.is_some());
-    // What is not there is not read: anything stands for it.
+    // Absent biases and angles are not read; `q` is passed in their place.
     let [q_bias, k_bias, v_bias] = biases.map_or_else(|| [q.clone(), q.clone(), q.clone()], |biases| biases.map(dense));
     let [query_angles, angles] = angles.map_or_else(|| [q.clone(), q.clone()], |angles| angles.map(dense));
     let units = units(&client, 128);
@@ -106,7 +108,7 @@ fn launch_rotate_and_store(
         &client,
         elements(&client, rows * (width + 2 * kv_width) / 2, units),
         CubeDim::new_1d(units),
-        addresses([&q, &keys, &values]),
+        max_address_type([&q, &keys, &values]),
         q.into_tensor_arg(),
         k.into_tensor_arg(),
         v.into_tensor_arg(),
@@ -126,9 +128,9 @@ fn launch_rotate_and_store(
     out
 }
 
-/// Writes rows into the table where it is; nothing else may be reading it.
+/// Writes rows to the table in place; nothing else may be reading it.
 fn launch_write_rows(table: CubeTensor, rows: CubeTensor, writes: CubeTensor) -> CubeTensor {
-    let (rows, table, writes) = (dense(rows), written(table), indices(writes));
+    let (rows, table, writes) = (dense(rows), in_place_target(table), indices(writes));
     let client = rows.client.clone();
     let count = rows.meta.num_elements();
     let units = units(&client, 128);
@@ -136,7 +138,7 @@ fn launch_write_rows(table: CubeTensor, rows: CubeTensor, writes: CubeTensor) ->
         &client,
         elements(&client, count, units),
         CubeDim::new_1d(units),
-        addresses([&rows, &table]),
+        max_address_type([&rows, &table]),
         rows.into_tensor_arg(),
         writes.into_tensor_arg(),
         table.clone().into_tensor_arg(),
@@ -144,12 +146,12 @@ fn launch_write_rows(table: CubeTensor, rows: CubeTensor, writes: CubeTensor) ->
     table
 }
 
-/// See [`decode::attention`]; `longest` is how many keys a sequence can have.
+/// Launches [`decode::attention`]; `max_keys` is the maximum number of keys of a sequence.
 fn launch_attention(
     q: CubeTensor,
     [keys, values]: [CubeTensor; 2],
     states: CubeTensor,
-    (dim, longest): (usize, usize),
+    (dim, max_keys): (usize, usize),
     scale: f32,
     stored: DType,
 ) -> CubeTensor {
@@ -160,19 +162,19 @@ fn launch_attention(
     let (kv_heads, group, vector) = (kv_width / dim, width / kv_width, memory::vector(dim));
     let vectors = dim / vector;
     let out = empty(&q, [rows, width], stored);
-    // A key a unit, and fewer where weights and queries of all heads would not fit.
+    // One key per thread; fewer threads if the weights and queries of all heads would not fit in shared memory.
     let hardware = &client.properties().hardware;
-    let shared = |units: u32| 4 * (group * (units as usize + dim + 1) + units as usize + units as usize * vector);
-    let least = (vectors.max(group) as u32).next_power_of_two();
-    let mut units = units(&client, (longest as u32).next_power_of_two().clamp(32, 256).max(least));
-    while units > least && shared(units) > hardware.max_shared_memory_size {
+    let shared_bytes = |units: u32| 4 * (group * (units as usize + dim + 1) + units as usize + units as usize * vector);
+    let min_units = (vectors.max(group) as u32).next_power_of_two();
+    let mut units = units(&client, (max_keys as u32).next_power_of_two().clamp(32, 256).max(min_units));
+    while units > min_units && shared_bytes(units) > hardware.max_shared_memory_size {
         units /= 2;
     }
     decode::attention::launch(
         &client,
         cubes(&client, rows * kv_heads),
         CubeDim::new_1d(units),
-        addresses([&q, &keys, &values]),
+        max_address_type([&q, &keys, &values]),
         vector,
         q.into_tensor_arg(),
         keys.into_tensor_arg(),
@@ -187,7 +189,7 @@ fn launch_attention(
     out
 }
 
-/// See [`draw::sample`]: the tokens and the numbers; `states` is advanced where it is.
+/// Launches [`draw::sample`]. Returns the tokens and the statistics; `states` is updated in place.
 fn launch_sample(
     logits: CubeTensor,
     uniforms: CubeTensor,
@@ -195,7 +197,7 @@ fn launch_sample(
     temperature: f32,
     place: usize,
 ) -> (CubeTensor, CubeTensor) {
-    let (logits, uniforms, states) = (dense(logits), dense(uniforms), written(states));
+    let (logits, uniforms, states) = (dense(logits), dense(uniforms), in_place_target(states));
     assert_eq!(states.dtype, DType::I32, "states");
     let client = logits.client.clone();
     let [rows, vocab] = logits.meta.shape().dims::<2>();
@@ -207,7 +209,7 @@ fn launch_sample(
         &client,
         cubes(&client, rows),
         CubeDim::new_1d(units),
-        addresses([&logits]),
+        max_address_type([&logits]),
         logits.into_tensor_arg(),
         uniforms.into_tensor_arg(),
         states.into_tensor_arg(),

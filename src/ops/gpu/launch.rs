@@ -1,4 +1,4 @@
-//! The launches of what passes forward and backward have in common.
+//! Kernel launches that forward and backward passes have in common.
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::kernels::{attention, linear, norm, pointwise, scores};
 use super::memory::{
-    addresses, cast, cubes, dense, elem, elements, empty, in_place, in_place_as, reshape, rows_of, send, units,
+    as_rows, cast, cubes, dense, elem, elements, empty, in_place, in_place_as, max_address_type, reshape, send, units,
     units_for, vector,
 };
 
@@ -31,7 +31,7 @@ pub(super) fn rms_norm(x: CubeTensor, weight: CubeTensor, epsilon: f32, stored: 
     out
 }
 
-/// `x + factor · part`, and its norm in the format `stored`.
+/// Returns `x + factor · part`, and its RMS norm in the format `stored`.
 pub(super) fn add_rms_norm(
     x: CubeTensor,
     part: CubeTensor,
@@ -63,14 +63,14 @@ pub(super) fn add_rms_norm(
     (total, out)
 }
 
-/// The gradients of x and of the weight.
+/// Gradients of `x` and of the weight.
 pub(super) fn rms_norm_backward(
     x: CubeTensor,
     weight: CubeTensor,
     upstream: CubeTensor,
     epsilon: f32,
 ) -> [CubeTensor; 2] {
-    /// As many cubes as fill a large card; the rest is their rows.
+    /// Enough blocks to fill a large GPU; each loops over its rows.
     const CUBES: usize = 512;
     let upstream = dense(upstream);
     let client = x.client.clone();
@@ -96,7 +96,7 @@ pub(super) fn rms_norm_backward(
     [dx, sum_rows(parts)]
 }
 
-/// The sum over rows, `[width]`: in parts of about the root of the rows, then of the parts.
+/// Sums over rows to `[width]`: in groups of about the square root of the rows, then over the groups.
 pub(super) fn sum_rows(x: CubeTensor) -> CubeTensor {
     let [rows, width] = x.meta.shape().dims();
     let each = ((rows as f64).sqrt().ceil() as usize).max(1);
@@ -107,7 +107,7 @@ pub(super) fn sum_rows(x: CubeTensor) -> CubeTensor {
     reshape(out, [width])
 }
 
-/// The sums over every `each` rows, in order.
+/// Sums every `each` consecutive rows, in order.
 ///
 /// # Shapes
 /// - out: `[parts, width]`
@@ -146,8 +146,7 @@ pub(super) fn swiglu(gate: CubeTensor, up: CubeTensor, stored: DType) -> CubeTen
     out
 }
 
-/// The gradients of the gate and of the other factor, as products read them; in f32 in their memory where nothing else holds
-/// them.
+/// Gradients of `gate` and `up` in the format `stored`; in f32 they reuse the inputs' memory if it is not shared.
 pub(super) fn swiglu_backward(
     gate: CubeTensor,
     up: CubeTensor,
@@ -175,7 +174,7 @@ pub(super) fn swiglu_backward(
     [dgate, dup]
 }
 
-/// Rotates by `direction` times the angles, in the memory of `x` where nothing else holds it.
+/// Rotates by `direction` times the angles, in the memory of `x` if it is not shared.
 pub(super) fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, direction: f32) -> CubeTensor {
     let (x, cos, sin) = (dense(x), dense(cos), dense(sin));
     let client = x.client.clone();
@@ -195,7 +194,7 @@ pub(super) fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, direction:
     out
 }
 
-/// The rows of `x` at `from`, zeros where that is no row.
+/// Gathers the rows of `x` at `from`, with zeros for invalid indices.
 pub(super) fn take_rows(x: CubeTensor, from: &[u32]) -> CubeTensor {
     let x = dense(x);
     let client = x.client.clone();
@@ -207,7 +206,7 @@ pub(super) fn take_rows(x: CubeTensor, from: &[u32]) -> CubeTensor {
         &client,
         elements(&client, out.meta.num_elements() / vector, units),
         CubeDim::new_1d(units),
-        addresses([&x, &out]),
+        max_address_type([&x, &out]),
         vector,
         x.into_tensor_arg(),
         from.into_tensor_arg(),
@@ -217,17 +216,17 @@ pub(super) fn take_rows(x: CubeTensor, from: &[u32]) -> CubeTensor {
     out
 }
 
-/// Units for a row of a vocabulary: there are few rows, so cubes are large.
+/// Threads per block for a row of logits: there are few rows, so blocks are large.
 fn units_for_vocabulary(client: &Client, vocab: usize) -> u32 {
     units(client, (vocab as u32).next_power_of_two().clamp(32, 512))
 }
 
-/// The figures of every row, `[4, rows]`, and the normalisers that [`scores_backward`] needs, `[3, rows]`.
+/// Returns the statistics of every row, `[4, rows]`, and the normalisers of [`scores_backward`], `[3, rows]`.
 pub(super) fn scores(logits: CubeTensor, targets: CubeTensor, temperature: f32) -> [CubeTensor; 2] {
     let logits = dense(logits);
     let client = logits.client.clone();
     let [rows, vocab] = logits.meta.shape().dims();
-    let (figures, normalisers) = (empty(&logits, [4, rows], DType::F32), empty(&logits, [3, rows], DType::F32));
+    let (statistics, normalisers) = (empty(&logits, [4, rows], DType::F32), empty(&logits, [3, rows], DType::F32));
     let units = units_for_vocabulary(&client, vocab);
     scores::scores::launch(
         &client,
@@ -236,16 +235,16 @@ pub(super) fn scores(logits: CubeTensor, targets: CubeTensor, temperature: f32) 
         logits.required_address_type(),
         logits.into_tensor_arg(),
         targets.into_tensor_arg(),
-        figures.clone().into_tensor_arg(),
+        statistics.clone().into_tensor_arg(),
         normalisers.clone().into_tensor_arg(),
         1.0 / temperature,
         temperature == 1.0,
         units as usize,
     );
-    [figures, normalisers]
+    [statistics, normalisers]
 }
 
-/// The gradient of the logits, in their memory where nothing else holds them.
+/// Gradient of the logits, in their memory if it is not shared.
 pub(super) fn scores_backward(
     logits: CubeTensor,
     targets: CubeTensor,
@@ -273,7 +272,7 @@ pub(super) fn scores_backward(
     gradient
 }
 
-/// Adds the bias to each row of a dense `x` that nothing else holds.
+/// Adds the bias to each row of `x` in place; `x` must be contiguous and not shared.
 pub(super) fn add_bias(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
     let bias = dense(cast(bias, DType::F32));
     let client = x.client.clone();
@@ -289,21 +288,21 @@ pub(super) fn add_bias(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
     x
 }
 
-/// Units for a row of attention weights: there are many rows, and what a row waits for is its own units.
+/// Threads per block for a row of attention weights: few, as there are many rows and a row waits only for its block.
 fn units_for_keys(client: &Client, keys: usize) -> u32 {
     units_for(client, keys / 16)
 }
 
-/// Rows of attention weights: shape, time of the first query row, and query rows of a block.
+/// Position of the first query row of a block, and query rows of the block.
 type Block = (usize, usize);
 
-/// The attention weights of a block of scores, in f32 in their place.
+/// Attention weights of a block of scores; f32 weights overwrite the scores if these are not shared.
 ///
 /// # Shapes
 /// - scores, output: `[batch, kv_heads, group · rows, keys]`
 pub(super) fn attention_weights(scores: CubeTensor, (first, rows): Block, scale: f32, stored: DType) -> CubeTensor {
     let shape = scores.meta.shape().clone();
-    let scores = rows_of(scores);
+    let scores = as_rows(scores);
     let client = scores.client.clone();
     let [all, keys] = scores.meta.shape().dims();
     let units = units_for_keys(&client, keys);
@@ -324,7 +323,7 @@ pub(super) fn attention_weights(scores: CubeTensor, (first, rows): Block, scale:
     reshape(out, shape)
 }
 
-/// The gradient of the scores, in the format of the weights; in f32 in the place of theirs.
+/// Gradient of the scores in the format of the weights; in f32 it overwrites `gradient` if that is not shared.
 ///
 /// # Shapes
 /// - weights, gradient, output: `[batch, kv_heads, group · rows, keys]`
@@ -335,7 +334,7 @@ pub(super) fn attention_weights_backward(
     scale: f32,
 ) -> CubeTensor {
     let shape = gradient.meta.shape().clone();
-    let (weights, gradient) = (rows_of(weights), rows_of(gradient));
+    let (weights, gradient) = (as_rows(weights), as_rows(gradient));
     let client = weights.client.clone();
     let [all, keys] = weights.meta.shape().dims();
     let (units, stored) = (units_for_keys(&client, keys), weights.dtype);

@@ -1,4 +1,4 @@
-//! Memory and grids of launches: what a kernel reads, what it writes to, and how many units do it.
+//! Buffers and grids of kernel launches. CubeCL calls a thread block a cube, a thread a unit and a warp a plane.
 
 use burn::tensor::{DType, FloatDType, Shape};
 use burn_cubecl::kernel::into_contiguous;
@@ -11,28 +11,28 @@ use cubecl::server::CubeCountSelection;
 
 use crate::ops::traffic;
 
-/// Rows in memory one after another, without gaps: CUDA's own tensors have some where a row is no multiple of its unit.
+/// Makes a tensor contiguous: CUDA's own tensors have padded rows where a row is not a multiple of its alignment.
 pub(super) fn dense(tensor: CubeTensor) -> CubeTensor {
     into_contiguous(tensor)
 }
 
-/// Token ids, places and states as kernels read them.
+/// Converts token ids, positions and states to the integer format of kernels, contiguous.
 pub(super) fn integers(tensor: CubeTensor) -> CubeTensor {
     dense(cast(tensor, DType::I32))
 }
 
-/// A tensor that a kernel writes to where it is, whatever else holds it.
-pub(super) fn written(tensor: CubeTensor) -> CubeTensor {
+/// Checks that a kernel can write a tensor in place, even if it is shared.
+pub(super) fn in_place_target(tensor: CubeTensor) -> CubeTensor {
     assert!(tensor.is_contiguous() && tensor.dtype.size() == 4, "{tensor:?} is written where it is");
     tensor
 }
 
-/// A tensor to be written, on the device of `like`.
+/// Allocates a contiguous tensor on the device of `like`.
 pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
-/// Numbers from the host, on the device of `like`.
+/// Uploads integers to the device of `like`.
 pub(super) fn send(like: &CubeTensor, values: &[u32]) -> CubeTensor {
     let bytes = u32::as_bytes(values);
     traffic::note_sent(bytes.len());
@@ -41,28 +41,28 @@ pub(super) fn send(like: &CubeTensor, values: &[u32]) -> CubeTensor {
     CubeTensor::new_contiguous(client, device, [values.len()].into(), handle, DType::U32)
 }
 
-/// Units of a cube: a power of two that the device allows, `most` at most.
+/// Threads per block: a power of two that the device allows, at most `most`.
 pub(super) fn units(client: &Client, most: u32) -> u32 {
     let allowed = client.properties().hardware.max_units_per_cube.clamp(1, most);
     if allowed.is_power_of_two() { allowed } else { allowed.next_power_of_two() >> 1 }
 }
 
-/// Units of a cube for rows of `width` elements: no more than there is work for.
+/// Threads per block for rows of `width` elements, not more than there is work for.
 pub(super) fn units_for(client: &Client, width: usize) -> u32 {
     units(client, (width as u32).next_power_of_two().clamp(32, 256))
 }
 
-/// A grid of `count` cubes, or a little more.
+/// A grid of `count` blocks, or a little more.
 pub(super) fn cubes(client: &Client, count: usize) -> CubeCount {
     CubeCountSelection::new(client, u32::try_from(count).expect("a grid of less than 2³² cubes")).cube_count()
 }
 
-/// A grid of cubes of `units` for a unit per element.
+/// A grid with a thread per element, in blocks of `units` threads.
 pub(super) fn elements(client: &Client, count: usize, units: u32) -> CubeCount {
     cubes(client, count.div_ceil(units as usize))
 }
 
-/// A number format as kernels name it.
+/// A number format as a CubeCL type.
 pub(super) fn elem(dtype: DType) -> ElemType {
     match dtype {
         DType::F32 => ElemType::Float(FloatKind::F32),
@@ -73,7 +73,7 @@ pub(super) fn elem(dtype: DType) -> ElemType {
     }
 }
 
-/// The format in which factors of products in `format` are kept.
+/// Storage format of the operands of products in `format`.
 pub(super) fn stored(format: FloatDType) -> DType {
     match format {
         FloatDType::Flex32 => DType::F32,
@@ -81,18 +81,18 @@ pub(super) fn stored(format: FloatDType) -> DType {
     }
 }
 
-/// The largest address type of these tensors.
-pub(super) fn addresses<const N: usize>(tensors: [&CubeTensor; N]) -> AddressType {
+/// The largest address type that these tensors require.
+pub(super) fn max_address_type<const N: usize>(tensors: [&CubeTensor; N]) -> AddressType {
     tensors.into_iter().map(CubeTensor::required_address_type).max().unwrap_or_default()
 }
 
-/// A tensor to be written element by element in the place of `input`, the argument at `position` of the launch: the same
-/// memory where nothing else holds it, else as much of it anew.
+/// Output of an element-wise kernel whose argument at `position` is `input`: the memory of `input` if it is not shared,
+/// otherwise new memory.
 pub(super) fn in_place(input: &CubeTensor, position: usize) -> (CubeTensor, TensorArg) {
     in_place_as(input, position, input.dtype)
 }
 
-/// [`in_place`], but in memory of its own where the format is not the input's.
+/// [`in_place`], but in new memory if `format` is not the format of the input.
 pub(super) fn in_place_as(input: &CubeTensor, position: usize, format: DType) -> (CubeTensor, TensorArg) {
     if input.can_mut() && format == input.dtype {
         (input.clone(), input.as_tensor_alias(position))
@@ -102,7 +102,7 @@ pub(super) fn in_place_as(input: &CubeTensor, position: usize, format: DType) ->
     }
 }
 
-/// Elements that a unit reads at once, of rows of `width`.
+/// Elements that a thread reads at once, in rows of `width`.
 pub(super) fn vector(width: usize) -> usize {
     if width.is_multiple_of(4) { 4 } else { 1 }
 }
@@ -112,18 +112,18 @@ pub(super) fn zero(like: &CubeTensor) -> CubeTensor {
     zeros_client(like.client.clone(), like.device.clone(), Shape::new([1]), DType::F32)
 }
 
-/// The same elements of a dense tensor under another shape.
+/// Reinterprets a contiguous tensor under another shape.
 pub(super) fn reshape(x: CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
     CubeTensor::new_contiguous(x.client, x.device, shape.into(), x.handle, x.dtype)
 }
 
-/// In another format; the tensor itself where it has that one.
+/// Converts to another format; returns the tensor itself if it has that format.
 pub(super) fn cast(x: CubeTensor, format: DType) -> CubeTensor {
     burn_cubecl::kernel::cast(x, format)
 }
 
-/// All but the last dimension as one, dense.
-pub(super) fn rows_of(x: CubeTensor) -> CubeTensor {
+/// Merges all dimensions but the last, contiguous.
+pub(super) fn as_rows(x: CubeTensor) -> CubeTensor {
     let x = dense(x);
     let keys = x.meta.shape()[x.meta.num_dims() - 1];
     let all = x.meta.num_elements() / keys;

@@ -1,9 +1,9 @@
-//! The operations on every GPU backend, in kernels of our own: one source for CUDA, ROCm, Vulkan, Metal and WebGPU, and for
+//! The operations on GPU backends, as kernels of our own: one source for CUDA, ROCm, Vulkan, Metal and WebGPU, and for
 //! CubeCL's CPU runtime, on which they are tested.
 //!
-//! [`kernels`] has the kernels, [`launch`] their launches as functions on Burn's primitive, [`memory`] what launches are made
-//! of; this file connects them to tensors through Burn's backend-extension mechanism, [`autodiff`] has the backward steps, and
-//! [`inference`] what is computed without gradients alone. [`product`] chooses the kernel of a matrix product.
+//! [`kernels`] has the kernels, [`launch`] their launches as functions on Burn's primitive, [`memory`] the helpers for
+//! buffers and grids. This file connects them to tensors through Burn's backend-extension mechanism. [`autodiff`] has
+//! the backward steps, [`inference`] the operations without autodiff; [`product`] chooses the matrix-product kernel.
 
 #![allow(missing_docs, reason = "the extension macro generates items that cannot carry documentation")]
 
@@ -17,6 +17,7 @@ pub(crate) mod product;
 mod ptx;
 pub(super) mod recording;
 pub(crate) mod routine;
+mod scalar_few_rows;
 mod tensor_cores;
 pub(super) mod update;
 
@@ -31,7 +32,7 @@ use super::Scores;
 
 type Primitive = CubeTensor;
 
-/// Whether tensors on `device` are served here.
+/// Whether `device` belongs to a GPU backend.
 pub(crate) fn serves(device: &Device) -> bool {
     matches!(device.clone().inner().as_dispatch(), DispatchDevice::Cube(_))
 }
@@ -53,7 +54,7 @@ pub(crate) trait GpuOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// What a product computes in, and whether its right factor is to be read as its transpose.
+/// Operand format of a product, and whether its right-hand operand is transposed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Format {
     dtype: FloatDType,
@@ -65,35 +66,35 @@ impl Format {
         Self { dtype, transposed: false }
     }
 
-    /// A factor in this format.
-    fn factor(self, x: Primitive) -> Primitive {
+    /// Converts an operand to this format.
+    fn operand(self, x: Primitive) -> Primitive {
         memory::cast(x, memory::stored(self.dtype))
     }
 
-    /// The weight as the right factor: in this format, transposed or not.
-    fn right(self, weight: Primitive) -> Primitive {
-        let weight = self.factor(weight);
+    /// Converts a weight to the right-hand operand, transposed if set.
+    fn rhs(self, weight: Primitive) -> Primitive {
+        let weight = self.operand(weight);
         if self.transposed { product::transposed(weight) } else { weight }
     }
 
-    /// A product of factors in this format, in f32.
+    /// Product of operands in this format, in f32.
     fn product(self, lhs: Primitive, rhs: Primitive) -> Primitive {
         product::product(lhs, rhs, is_relaxed(self.dtype))
     }
 }
 
-/// Whether products may round factors in f32 to what tensor cores take.
+/// Whether products may round f32 operands to the input format of tensor cores.
 fn is_relaxed(format: FloatDType) -> bool {
     format == FloatDType::Flex32
 }
 
-/// In the format in which products in `format` read it.
+/// RMS norm, stored in the operand format of products in `format`.
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64, format: FloatDType) -> Tensor<2> {
     let (x, weight, stored) = (x.into_dispatch(), weight.into_dispatch(), memory::stored(format));
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_rms_norm(x, weight, epsilon as f32, stored))
 }
 
-/// As [`rms_norm`], of `x + factor · part` where there is a part, and that sum.
+/// Returns `x + factor · part` (`x` without a part), and its [`rms_norm`].
 pub(super) fn add_rms_norm(
     x: Tensor<2>,
     part: Option<(Tensor<2>, f64)>,
@@ -112,7 +113,7 @@ pub(super) fn add_rms_norm(
     (x.clone(), rms_norm(x, weight, epsilon, format))
 }
 
-/// In the format in which products in `format` read it.
+/// `silu(gate) · up`, stored in the operand format of products in `format`.
 pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>, format: FloatDType) -> Tensor<2> {
     let (gate, up, stored) = (gate.into_dispatch(), up.into_dispatch(), memory::stored(format));
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_swiglu(gate, up, stored))
@@ -123,7 +124,7 @@ pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> 
     Tensor::from_dispatch(out)
 }
 
-/// The rows of `x` at `from`, zeros where that is no row; its gradient is that of the result's rows at `back`.
+/// Gathers the rows of `x` at `from`, zeros for invalid indices; the gradient is gathered from the result's at `back`.
 pub(super) fn take_rows(x: Tensor<2>, from: Vec<u32>, back: Vec<u32>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_take_rows(x.into_dispatch(), from, back))
 }
@@ -133,11 +134,11 @@ pub(super) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
 }
 
 pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
-    let figures = <Dispatch as GpuOps>::gpu_scores(logits.into_dispatch(), targets.to_vec(), temperature);
-    Scores::of(Tensor::from_dispatch(figures))
+    let statistics = <Dispatch as GpuOps>::gpu_scores(logits.into_dispatch(), targets.to_vec(), temperature);
+    Scores::of(Tensor::from_dispatch(statistics))
 }
 
-/// `x W + b`, factors in `format`, sums and the result in f32.
+/// `x W + b` with operands in `format`; sums and the result are in f32.
 pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, format: FloatDType) -> Tensor<2> {
     let (x, weight, format) = (x.into_dispatch(), weight.into_dispatch(), Format::of(format));
     Tensor::from_dispatch(match bias {
@@ -146,29 +147,29 @@ pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, f
     })
 }
 
-/// `x Wᵀ`, as [`linear`].
+/// `x Wᵀ`, otherwise as [`linear`].
 pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
     let format = Format { transposed: true, ..Format::of(format) };
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_product(x.into_dispatch(), weight.into_dispatch(), format))
 }
 
-/// `x` as products in `format` read it, without autodiff.
-pub(super) fn factor(x: Tensor<4>, format: FloatDType) -> Tensor<4> {
-    from_primitive(Format::of(format).factor(primitive(x)))
+/// Converts `x` to the operand format of products in `format`, without autodiff.
+pub(super) fn operand(x: Tensor<4>, format: FloatDType) -> Tensor<4> {
+    from_primitive(Format::of(format).operand(primitive(x)))
 }
 
-/// A product of two [`factor`]s, without autodiff, in f32.
+/// Product of two [`operand`]s in f32, without autodiff.
 pub(super) fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>, format: FloatDType) -> Tensor<D> {
     from_primitive(Format::of(format).product(primitive(lhs), primitive(rhs)))
 }
 
-/// The attention weights of scores of the query rows at `rows`, without autodiff, as a [`factor`].
+/// Attention weights from the scores of the query rows at `rows`, as an [`operand`], without autodiff.
 pub(super) fn attention_weights(scores: Tensor<4>, rows: &Range<usize>, scale: f64, format: FloatDType) -> Tensor<4> {
     let rows = (rows.start, rows.len());
     from_primitive(launch::attention_weights(primitive(scores), rows, scale as f32, memory::stored(format)))
 }
 
-/// The gradient of the scores from the weights and theirs, as a [`factor`].
+/// Gradient of the scores from the weights and their gradient, as an [`operand`], without autodiff.
 pub(super) fn attention_weights_backward(
     weights: Tensor<4>,
     gradient: Tensor<4>,
@@ -189,7 +190,7 @@ fn from_primitive<const D: usize>(primitive: Primitive) -> Tensor<D> {
 
 impl GpuOps for Cube {
     fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self> {
-        format.product(format.factor(x), format.right(weight))
+        format.product(format.operand(x), format.rhs(weight))
     }
 
     fn gpu_linear(
@@ -223,7 +224,7 @@ impl GpuOps for Cube {
 
     fn gpu_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self> {
         let targets = memory::send(&logits, &targets);
-        let [figures, _] = launch::scores(logits, targets, temperature);
-        figures
+        let [statistics, _] = launch::scores(logits, targets, temperature);
+        statistics
     }
 }

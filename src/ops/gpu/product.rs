@@ -1,5 +1,5 @@
-//! Matrix products: the kernel for each, chosen by rule in the place of a tuner that compiles and times some twenty of them
-//! for every shape. `tempering bench products` measures what the rule chooses from.
+//! Matrix products. A rule chooses the kernel, in place of a tuner that compiles and times some twenty of them for
+//! every shape. `tempering bench products` measures the candidates.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -17,21 +17,24 @@ use cubek::std::InputBinding;
 use super::memory::{elem, empty};
 use super::routine::Cores::{self, Cmma, Mma};
 use super::routine::Routine;
-use super::tensor_cores::{Tiling, alike, few_rows, few_rows_serves, tiles, tilings};
+use super::scalar_few_rows::{self, scalar_few_rows};
+use super::tensor_cores::{Tiling, few_rows, few_rows_serves, same_layout, tiles, tilings};
 
-/// A product as the rule sees it: `batch` times `[m, k]` and `[k, n]`.
+/// Properties of a (batched) product of `[m, k]` and `[k, n]` that the rule depends on.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     pub m: usize,
     pub n: usize,
     pub k: usize,
-    /// Whether the runtime's units are the cores of a processor.
+    /// Whether the runtime executes on the cores of a CPU.
     pub processor: bool,
-    /// The tensor cores that take these formats, registers before fragments.
+    /// Interfaces to tensor cores that support these formats, registers before fragments.
     pub cores: [Option<Cores>; 2],
-    /// Whether [`Routine::FewRows`] serves it.
+    /// Whether [`Routine::FewRows`] supports it.
     pub few_rows: bool,
-    /// How [`Routine::Tiles`] serves it.
+    /// Whether [`Routine::ScalarFewRows`] supports it.
+    pub scalar_few_rows: bool,
+    /// Tilings with which [`Routine::Tiles`] supports it.
     pub tilings: Vec<Tiling>,
 }
 
@@ -41,7 +44,7 @@ impl Problem {
         let [m, k] = matrix(lhs.meta.shape());
         let [_, n] = matrix(rhs.meta.shape());
         let exact = lhs.dtype == DType::F32 && !relaxed;
-        let cores = if exact { [None; 2] } else { served(lhs, [lhs.dtype, rhs.dtype]) };
+        let cores = if exact { [None; 2] } else { supported_cores(lhs, [lhs.dtype, rhs.dtype]) };
         Self {
             m,
             n,
@@ -49,38 +52,39 @@ impl Problem {
             processor: client.properties().hardware.num_cpu_cores.is_some(),
             cores,
             few_rows: cores[1].is_some() && few_rows_serves(lhs, rhs),
+            scalar_few_rows: scalar_few_rows::serves(lhs, rhs),
             tilings: tilings(lhs, rhs),
         }
     }
 }
 
-/// The tensor cores that take these formats on the device of `like`, asked for once.
-fn served(like: &CubeTensor, formats: [DType; 2]) -> [Option<Cores>; 2] {
-    type Served = HashMap<(CubeDevice, [DType; 2]), [Option<Cores>; 2]>;
-    static SERVED: Mutex<Option<Served>> = Mutex::new(None);
-    let mut served = SERVED.lock().expect("no panic while it is held");
-    let ask = || [Mma, Cmma].map(|cores| has(&like.client, cores, formats).then_some(cores));
-    *served.get_or_insert_default().entry((like.device.clone(), formats)).or_insert_with(ask)
+/// Interfaces to tensor cores that support these formats on the device of `like`; queried once and cached.
+fn supported_cores(like: &CubeTensor, formats: [DType; 2]) -> [Option<Cores>; 2] {
+    type Cache = HashMap<(CubeDevice, [DType; 2]), [Option<Cores>; 2]>;
+    static CACHE: Mutex<Option<Cache>> = Mutex::new(None);
+    let mut cache = CACHE.lock().expect("no panic while it is held");
+    let query = || [Mma, Cmma].map(|cores| supports(&like.client, cores, formats).then_some(cores));
+    *cache.get_or_insert_default().entry((like.device.clone(), formats)).or_insert_with(query)
 }
 
-/// Whether the device has such an instruction for factors of these formats.
-fn has(client: &Client, cores: Cores, formats: [DType; 2]) -> bool {
+/// Whether the device has such an instruction for operands of these formats.
+fn supports(client: &Client, cores: Cores, formats: [DType; 2]) -> bool {
     let mut elems = elems(formats);
     // f32 becomes TF32 on tensor cores.
     adjust_dtypes(client, &mut elems, true);
     !cores.kind().supported_sizes(client, elems.lhs_register, elems.rhs_register, elems.acc_register).is_empty()
 }
 
-/// The rule: routines for a product, the first to be taken, the rest for where one cannot be set up or compiled.
+/// The rule: routines for a product in order of preference; the later ones are fallbacks if one cannot be set up.
 pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
     let Problem { m, n, k, processor, cores: [registers, fragments], .. } = *problem;
     let mut order = Vec::new();
     if processor {
-        // Made for processors; the units of the others wait for each other, which cores do badly.
+        // Made for CPUs; the threads of the others synchronise, which is slow on CPU cores.
         return vec![Routine::Processor, Routine::Gemm, Routine::Naive];
     }
     let own = |tiling: Tiling| problem.tilings.contains(&tiling).then_some(Routine::Tiles(tiling));
-    // Decoding: the others have too few cubes to read the right factor at the card's speed (H100, 64 x 896 x 896: 30 us).
+    // Decoding: the others have too few blocks to read `rhs` at full bandwidth (H100, 64 x 896 x 896: 30 us).
     let few = problem.few_rows.then_some(Routine::FewRows);
     if m <= 64 && n.max(k) >= 2048 {
         order.extend(own(Tiling::Deep));
@@ -91,73 +95,85 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
         order.extend((n <= 64).then(|| own(Tiling::Narrow)).flatten());
         order.extend(own(Tiling::Square));
     }
-    // Large enough to fill a card with tiles of 128 x 128, and long enough for loads to hide behind products.
+    // No tensor cores for these formats; in TF32, too, reading `rhs` takes longer than the products.
+    order.extend(problem.scalar_few_rows.then_some(Routine::ScalarFewRows));
+    // Large enough to fill a GPU with tiles of 128 x 128, and deep enough to hide loads behind arithmetic.
     let large = m >= 512 && n >= 512 && k >= 128;
     if let (true, Some(cores)) = (large, registers.or(fragments)) {
-        // Each left row is read once per plane and the loads of the next stage are hidden.
+        // Each row of `lhs` is read once per warp, and the loads of the next stage are hidden.
         order.push(Routine::Ordered { cores, rows: 8 });
-        // The same without the order of rows, for layouts that the first does not take.
+        // The same without ordered rows, for layouts that `Ordered` does not support.
         order.push(Routine::Double { cores, specialized: false });
     }
     for cores in [registers, fragments].into_iter().flatten() {
-        // A narrow or a short product: one stage, small tiles, so that there are enough of them. Registers are the quicker
-        // of the two (H100, all shapes of decoding).
+        // A narrow or shallow product: one stage and small tiles, so that there are enough of them. Registers are
+        // faster than fragments (H100, all shapes of decoding).
         order.push(Routine::Simple { cores, many_rows: m >= 512 });
     }
-    // No tensor cores, or none for this.
+    // No tensor cores, or none that support this product.
     order.push(Routine::Unit { large: true });
-    // What always works.
+    // Works everywhere.
     order.push(Routine::Naive);
     order
 }
 
-/// What a routine's success depends on: it is tried once for each, and what fails is not tried again.
+/// Everything that a routine's success depends on. Each key is tried once; a failure is not retried.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     routine: Routine,
     device: CubeDevice,
     dtypes: [DType; 2],
-    /// Logarithms of m, n and k: tiles are chosen by size.
+    /// Binary logarithms of m, n and k, up to 13: tiles are chosen by size.
     sizes: [u32; 3],
-    /// Whether each factor is read along its rows, and the number of elements, to 16, that its lines are multiples of.
+    /// Whether each operand is row-major, and the power of two, up to 16, that divides its line length and stride.
     layouts: [(bool, usize); 2],
-    /// The same of the result.
+    /// The same power of two of the result's width.
     width: usize,
+}
+
+impl Key {
+    fn new(routine: Routine, problem: &Problem, lhs: &CubeTensor, rhs: &CubeTensor) -> Self {
+        Self {
+            routine,
+            device: lhs.device.clone(),
+            dtypes: [lhs.dtype, rhs.dtype],
+            sizes: [problem.m, problem.n, problem.k].map(|size| (size.max(1) as u64).ilog2().min(13)),
+            layouts: [layout(lhs), layout(rhs)],
+            width: alignment(problem.n),
+        }
+    }
+
+    /// Whether the routine works, if it has been tried.
+    fn outcome(&self) -> Option<bool> {
+        TRIED.lock().expect("no panic while it is held").get_or_insert_default().get(self).copied()
+    }
 }
 
 static TRIED: Mutex<Option<HashMap<Key, bool>>> = Mutex::new(None);
 
-/// `lhs · rhs`, sums and result in f32. Factors may be views with strides; those in f32 may be rounded to what tensor cores
-/// take where the product is `relaxed`.
+/// `lhs · rhs`; sums and the result are in f32. Operands may be strided views. If `relaxed`, f32 operands may be
+/// rounded to the input format of tensor cores.
 ///
 /// # Shapes
 /// - lhs: `[.., m, k]`; rhs: `[.., k, n]`; output: `[.., m, n]`
 pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, relaxed: bool) -> CubeTensor {
     let problem = Problem::of(&lhs, &rhs, relaxed);
     let mut reasons = Vec::new();
-    let layouts = [layout(&lhs), layout(&rhs)];
     for routine in routines(&problem) {
-        let key = Key {
-            routine,
-            device: lhs.device.clone(),
-            dtypes: [lhs.dtype, rhs.dtype],
-            sizes: [problem.m, problem.n, problem.k].map(|size| (size.max(1) as u64).ilog2().min(13)),
-            layouts,
-            width: alignment(problem.n),
-        };
-        let known = TRIED.lock().expect("no panic while it is held").get_or_insert_default().get(&key).copied();
+        let key = Key::new(routine, &problem, &lhs, &rhs);
+        let known = key.outcome();
         if known == Some(false) {
             continue;
         }
         let result = launch(routine, lhs.clone(), rhs.clone()).and_then(|product| match known {
             Some(_) => Ok(product),
-            // The first of its kind: whether it compiled is known when it has run.
+            // The first with this key: whether the kernel compiled is known only after it has run.
             None => ran(&product).map(|()| product),
         });
         if result.is_err() {
-            // What was never computed is no fault of the routine.
-            for factor in [&lhs, &rhs] {
-                ran(factor).unwrap_or_else(|reason| panic!("a factor of a matrix product was not computed: {reason}"));
+            // An operand that failed to compute is not the routine's fault.
+            for operand in [&lhs, &rhs] {
+                ran(operand).unwrap_or_else(|reason| panic!("a factor of a matrix product was not computed: {reason}"));
             }
         }
         if known.is_none() {
@@ -174,15 +190,15 @@ pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, relaxed: bool) -> CubeTe
     panic!("no routine computes the product {problem:?}: {}", reasons.join("; "))
 }
 
-/// Waits for a tensor, and says what failed on the way to it.
+/// Waits until a tensor is computed; the error says what failed.
 pub(crate) fn ran(tensor: &CubeTensor) -> Result<(), String> {
     block_on(tensor.client.sync_buffers([&tensor.handle])).map_err(|error| format!("{error:?}"))
 }
 
-/// The product by a given routine.
+/// Computes the product with a given routine.
 ///
 /// # Errors
-/// Why the routine cannot be set up for this; a kernel that does not compile shows later, in [`ran`].
+/// If the routine cannot be set up for this product. A kernel that does not compile is reported later, by [`ran`].
 pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor) -> Result<CubeTensor, String> {
     let mut shape = lhs.meta.shape().clone();
     let last = shape.num_dims() - 1;
@@ -194,6 +210,7 @@ pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor) -> Resu
     let Some(strategy) = routine.strategy() else {
         match routine {
             Routine::FewRows => few_rows(lhs, &[rhs], std::slice::from_ref(&product)),
+            Routine::ScalarFewRows => scalar_few_rows(lhs, &[rhs], std::slice::from_ref(&product)),
             Routine::Tiles(tiling) => tiles(lhs, rhs, product.clone(), tiling),
             _ => unreachable!("a routine of cubek"),
         }
@@ -201,28 +218,39 @@ pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor) -> Resu
     };
     let client = lhs.client.clone();
     let mut elems = elems([lhs.dtype, rhs.dtype]);
-    let [lhs, rhs] = [lhs, rhs].map(|factor| {
-        let format = elem(factor.dtype);
-        InputBinding::new(factor.binding(), format)
+    let [lhs, rhs] = [lhs, rhs].map(|operand| {
+        let format = elem(operand.dtype);
+        InputBinding::new(operand.binding(), format)
     });
     launch_ref(&strategy, &client, lhs, rhs, product.clone().binding(), &mut elems)
         .map_err(|error| error.to_string().trim().to_string())?;
     Ok(product)
 }
 
-/// Products of one left factor with one to three right ones, in f32: one launch where [`Routine::FewRows`] serves them all.
+/// Products of `lhs` with each `rhs`, in f32; one launch for two or three of which [`Routine::FewRows`] or
+/// [`Routine::ScalarFewRows`] has computed the like.
 pub(crate) fn products<const N: usize>(lhs: CubeTensor, rhs: [CubeTensor; N], relaxed: bool) -> [CubeTensor; N] {
-    let few = |rhs: &CubeTensor| routines(&Problem::of(&lhs, rhs, relaxed)).first() == Some(&Routine::FewRows);
-    if N > 3 || N < 2 || !rhs.iter().all(few) || !alike(&rhs) {
+    let proven = |rhs: &CubeTensor| {
+        let problem = Problem::of(&lhs, rhs, relaxed);
+        let routine = routines(&problem)[0];
+        (Key::new(routine, &problem, &lhs, rhs).outcome() == Some(true)).then_some(routine)
+    };
+    let chosen = rhs.each_ref().map(proven);
+    let joint = match chosen.first() {
+        Some(Some(Routine::FewRows)) => few_rows,
+        Some(Some(Routine::ScalarFewRows)) => scalar_few_rows,
+        _ => return rhs.map(|rhs| product(lhs.clone(), rhs, relaxed)),
+    };
+    if !(2..=3).contains(&N) || chosen.iter().any(|routine| *routine != chosen[0]) || !same_layout(&rhs) {
         return rhs.map(|rhs| product(lhs.clone(), rhs, relaxed));
     }
     let [m, _] = matrix(lhs.meta.shape());
     let out = rhs.each_ref().map(|rhs| empty(&lhs, [m, matrix(rhs.meta.shape())[1]], DType::F32));
-    few_rows(lhs, &rhs, &out);
+    joint(lhs, &rhs, &out);
     out
 }
 
-/// Swaps the last two dimensions; nothing is copied.
+/// Swaps the last two dimensions without copying.
 pub(crate) fn transposed(mut tensor: CubeTensor) -> CubeTensor {
     let dims = tensor.meta.num_dims();
     tensor.meta.swap(dims - 2, dims - 1);
@@ -233,23 +261,23 @@ fn elems([lhs, rhs]: [DType; 2]) -> MatmulElems {
     MatmulElems::from_globals(&MatmulGlobalElems { lhs: elem(lhs), rhs: elem(rhs), out: elem(DType::F32) })
 }
 
-/// Rows and columns.
+/// Rows and columns: the last two dimensions.
 pub(super) fn matrix(shape: &[usize]) -> [usize; 2] {
     let dims = shape.len();
     [shape[dims - 2], shape[dims - 1]]
 }
 
-/// Whether the last dimension is the one without gaps, and what the lines are multiples of.
+/// Whether the tensor is row-major, and the alignment of the lengths and strides of its lines.
 fn layout(tensor: &CubeTensor) -> (bool, usize) {
     let dims = tensor.meta.num_dims();
     let (strides, shape) = (tensor.meta.strides(), tensor.meta.shape());
-    let by_rows = strides[dims - 1] <= strides[dims - 2];
+    let row_major = strides[dims - 1] <= strides[dims - 2];
     let (line, stride) =
-        if by_rows { (shape[dims - 1], strides[dims - 2]) } else { (shape[dims - 2], strides[dims - 1]) };
-    (by_rows, alignment(line).min(alignment(stride)))
+        if row_major { (shape[dims - 1], strides[dims - 2]) } else { (shape[dims - 2], strides[dims - 1]) };
+    (row_major, alignment(line).min(alignment(stride)))
 }
 
-/// The largest power of two that divides `size`, to 16.
+/// The largest power of two, up to 16, that divides `size`.
 fn alignment(size: usize) -> usize {
     1 << size.max(1).trailing_zeros().min(4)
 }
@@ -261,7 +289,7 @@ mod tests {
     const ALL: [Option<Cores>; 2] = [Some(Mma), Some(Cmma)];
 
     fn rule(m: usize, n: usize, k: usize, processor: bool, cores: [Option<Cores>; 2]) -> Vec<Routine> {
-        routines(&Problem { m, n, k, processor, cores, few_rows: false, tilings: Vec::new() })
+        routines(&Problem { m, n, k, processor, cores, few_rows: false, scalar_few_rows: false, tilings: Vec::new() })
     }
 
     #[test]
@@ -281,13 +309,25 @@ mod tests {
     fn own_kernels_come_first_where_they_serve() {
         let first = |m, n, k| {
             let cores = ALL;
-            routines(&Problem { m, n, k, processor: false, cores, few_rows: m <= 128, tilings: Tiling::ALL.to_vec() })
-                [0]
+            let (few_rows, tilings) = (m <= 128, Tiling::ALL.to_vec());
+            routines(&Problem { m, n, k, processor: false, cores, few_rows, scalar_few_rows: m <= 64, tilings })[0]
         };
         assert_eq!(first(64, 4864, 896), Routine::Tiles(Tiling::Deep));
         assert_eq!(first(64, 896, 896), Routine::FewRows);
         assert_eq!(first(8192, 896, 896), Routine::Tiles(Tiling::Square));
         assert_eq!(first(1024, 64, 512), Routine::Tiles(Tiling::Narrow));
+    }
+
+    #[test]
+    fn few_rows_without_tensor_cores_have_a_kernel_too() {
+        let first = |m, cores| {
+            let [few_rows, scalar_few_rows] = [false, m <= 64];
+            let tilings = Vec::new();
+            routines(&Problem { m, n: 896, k: 896, processor: false, cores, few_rows, scalar_few_rows, tilings })[0]
+        };
+        assert_eq!(first(16, [None; 2]), Routine::ScalarFewRows);
+        assert_eq!(first(16, [None, Some(Cmma)]), Routine::ScalarFewRows);
+        assert_eq!(first(128, [None; 2]), Routine::Unit { large: true });
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Every kernel is compiled for CUDA, without a device: to PTX, by the compiler that the CUDA backend has. As on a card, that
-//! needs the CUDA toolkit's `libdevice` (`CUDA_PATH`; `.ci/libdevice` gets it). In the directory that `TEMPERING_PTX_DIR`
-//! names each is left as a file: `ptxas -v -arch=sm_90a FILE` tells of registers, and `nvdisasm` of instructions.
+//! Compiles every kernel for CUDA, without a device: to PTX, with the compiler of the CUDA backend. As on a GPU, that
+//! needs the CUDA toolkit's `libdevice` (`CUDA_PATH`; `.ci/libdevice` gets it). If `TEMPERING_PTX_DIR` is set, the PTX
+//! is written to that directory: `ptxas -v -arch=sm_90a FILE` prints its registers, `nvdisasm` its instructions.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
@@ -13,14 +13,17 @@ use cubecl::{Compiler, ExecutionMode};
 use cubecl_llvm::nvptx::ptx_version::PtxVersion;
 use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
 
-use super::kernels::{attention, decode, few_rows, linear, norm, pointwise, sample, scores, tiles, update};
+use super::kernels::{
+    attention, decode, few_rows, linear, norm, pointwise, sample, scalar_few_rows, scores, tiles, update,
+};
 
-/// The files of kernels, and `kernels/mod.rs`.
-const SOURCES: [(&str, &str); 11] = [
+/// Sources of the kernels, and of `kernels/mod.rs`.
+const SOURCES: [(&str, &str); 12] = [
     ("mod", include_str!("kernels/mod.rs")),
     ("attention", include_str!("kernels/attention.rs")),
     ("decode", include_str!("kernels/decode.rs")),
     ("few_rows", include_str!("kernels/few_rows.rs")),
+    ("scalar_few_rows", include_str!("kernels/scalar_few_rows.rs")),
     ("linear", include_str!("kernels/linear.rs")),
     ("norm", include_str!("kernels/norm.rs")),
     ("pointwise", include_str!("kernels/pointwise.rs")),
@@ -35,16 +38,16 @@ const F16: ElemType = ElemType::Float(FloatKind::F16);
 const BF16: ElemType = ElemType::Float(FloatKind::BF16);
 const FORMATS: [ElemType; 3] = [F32, BF16, F16];
 
-/// A kernel in one form.
+/// A kernel with one set of compile-time parameters.
 struct Case {
     kernel: Box<dyn CubeKernel>,
-    /// Its file and its function.
+    /// Its file and function.
     name: &'static str,
-    /// Which form it is.
+    /// Its compile-time parameters.
     form: String,
 }
 
-/// What the runtime tells a kernel of a card, as far as ours ask.
+/// Device properties as the runtime reports them, as far as our kernels use them.
 fn device() -> Arc<DeviceProperties> {
     static DEVICE: LazyLock<Arc<DeviceProperties>> = LazyLock::new(|| {
         let hardware = HardwareProperties {
@@ -88,20 +91,20 @@ fn tensor() -> TensorCompilationArg {
     TensorCompilationArg { meta: TensorMetaCompilationArg { len: (), rank: () }, buffer: buffer() }
 }
 
-/// A tensor that lies where the input at `position` does.
+/// A tensor in the memory of the input at `position`.
 fn alias(position: usize) -> TensorCompilationArg {
     TensorCompilationArg { buffer: BufferCompilationArg { inplace: Some(position) }, ..tensor() }
 }
 
-/// Where a result lies: in memory of its own, or in that of the input at `position`.
-fn places(position: usize) -> [(&'static str, TensorCompilationArg); 2] {
+/// Placements of a result: in new memory, or in that of the input at `position`.
+fn output_placements(position: usize) -> [(&'static str, TensorCompilationArg); 2] {
     [("", tensor()), ("in place", alias(position))]
 }
 
 const ADDRESSES: [AddressType; 2] = [AddressType::U32, AddressType::U64];
 
-/// Appends a form of a kernel; after its cube and its addresses come its buffers and scalars, then what is known when it is
-/// compiled, the size of its vectors first.
+/// Appends a kernel. After its block and its address type come its buffers and scalars, then its compile-time
+/// parameters, the vector size first.
 macro_rules! case {
     ($cases:ident, $file:ident::$name:ident as $kernel:ident, $cube:expr, $addresses:expr, $form:expr, [$($argument:expr),* $(,)?]) => {
         $cases.push(Case {
@@ -117,29 +120,32 @@ macro_rules! case {
     };
 }
 
-/// Every kernel, in the forms in which it is launched.
+/// Every kernel, with the compile-time parameters with which it is launched.
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    in_small_tensors(&mut cases);
+    small_tensor_kernels(&mut cases);
     for addresses in ADDRESSES {
-        between_products(&mut cases, addresses);
+        elementwise_kernels(&mut cases, addresses);
         attention_weights(&mut cases, addresses);
         decoding(&mut cases, addresses);
-        over_vocabularies(&mut cases, addresses);
+        vocabulary_kernels(&mut cases, addresses);
         for format in [BF16, F16] {
-            products(&mut cases, addresses, format);
+            matrix_products(&mut cases, addresses, format);
+        }
+        for format in FORMATS {
+            scalar_products(&mut cases, addresses, format);
         }
     }
     cases
 }
 
-/// A cube of units in a line.
+/// A one-dimensional block.
 fn line(units: u32) -> CubeDim {
     CubeDim::new_1d(units)
 }
 
-/// Kernels that need no wide addresses.
-fn in_small_tensors(cases: &mut Vec<Case>) {
+/// Kernels that need no 64-bit addresses.
+fn small_tensor_kernels(cases: &mut Vec<Case>) {
     let (t, small) = (tensor, AddressType::U32);
     for stored in FORMATS {
         case!(cases, norm::rms_norm as RmsNorm, line(256), small, stored, [t(), t(), t(), (), 256, stored]);
@@ -172,7 +178,7 @@ fn in_small_tensors(cases: &mut Vec<Case>) {
     );
     case!(cases, update::add_rows as AddRows, line(256), small, "", [t(), t(), t(), ()]);
     case!(cases, update::sums_of_squares as SumsOfSquares, line(256), small, "", [t(), t(), (), 1 << 16, 256]);
-    for (place, out) in places(0) {
+    for (place, out) in output_placements(0) {
         case!(cases, pointwise::rotary as Rotary, line(256), small, place, [t(), t(), t(), out, ()]);
     }
     for format in [F32, ElemType::Int(cubecl::ir::IntKind::I32)] {
@@ -180,7 +186,7 @@ fn in_small_tensors(cases: &mut Vec<Case>) {
     }
 }
 
-fn between_products(cases: &mut Vec<Case>, addresses: AddressType) {
+fn elementwise_kernels(cases: &mut Vec<Case>, addresses: AddressType) {
     let t = tensor;
     case!(cases, linear::add_bias as AddBias, line(256), addresses, "", [t(), t()]);
     case!(cases, norm::sum_rows as SumRows, line(64), addresses, "", [t(), t(), ()]);
@@ -196,7 +202,7 @@ fn between_products(cases: &mut Vec<Case>, addresses: AddressType) {
                 [t(), t(), t(), vector, stored]
             );
         }
-        for ((place, dgate), (_, dup)) in places(0).into_iter().zip(places(1)) {
+        for ((place, dgate), (_, dup)) in output_placements(0).into_iter().zip(output_placements(1)) {
             case!(
                 cases,
                 pointwise::swiglu_backward as SwigluBackward,
@@ -271,7 +277,7 @@ fn decoding(cases: &mut Vec<Case>, addresses: AddressType) {
     }
 }
 
-fn over_vocabularies(cases: &mut Vec<Case>, addresses: AddressType) {
+fn vocabulary_kernels(cases: &mut Vec<Case>, addresses: AddressType) {
     let t = tensor;
     for greedy in [false, true] {
         case!(
@@ -286,7 +292,7 @@ fn over_vocabularies(cases: &mut Vec<Case>, addresses: AddressType) {
     for same in [false, true] {
         case!(cases, scores::scores as Scores, line(512), addresses, same, [t(), t(), t(), t(), (), same, 512]);
     }
-    for (place, gradient) in places(0) {
+    for (place, gradient) in output_placements(0) {
         case!(
             cases,
             scores::scores_backward as ScoresBackward,
@@ -298,9 +304,9 @@ fn over_vocabularies(cases: &mut Vec<Case>, addresses: AddressType) {
     }
 }
 
-fn products(cases: &mut Vec<Case>, addresses: AddressType, format: ElemType) {
+fn matrix_products(cases: &mut Vec<Case>, addresses: AddressType, format: ElemType) {
     let b = buffer;
-    for (planes, part, along, ragged) in [
+    for (planes, part, k_contiguous, ragged) in [
         ([2, 2, 1], [64, 64], [true, true], false),
         ([2, 2, 1], [64, 64], [true, false], false),
         ([2, 2, 1], [64, 64], [false, false], true),
@@ -313,10 +319,10 @@ fn products(cases: &mut Vec<Case>, addresses: AddressType, format: ElemType) {
         ([1, 2, 4], [16, 32], [true, true], true),
     ] {
         let division = tiles::Division { planes, part };
-        let form = tiles::Form { division, along, ragged };
+        let form = tiles::Form { division, k_contiguous, ragged };
         let strides = || tiles::StridesCompilationArg { line: (), outer: (), inner: () };
-        let sizes = tiles::SizesCompilationArg { m: (), n: (), terms: (), inner: (), batches: (), parts: () };
-        let which = (format, planes, part, along, ragged);
+        let sizes = tiles::SizesCompilationArg { m: (), n: (), k: (), inner: (), batches: (), parts: () };
+        let which = (format, planes, part, k_contiguous, ragged);
         case!(
             cases,
             tiles::tiles as Tiles,
@@ -326,20 +332,35 @@ fn products(cases: &mut Vec<Case>, addresses: AddressType, format: ElemType) {
             [b(), b(), b(), strides(), strides(), sizes, 8, 2, form, format]
         );
     }
-    for (tiles, across, factors) in [(1, false, 1), (1, true, 1), (4, false, 3), (4, true, 2)] {
-        let which = (format, tiles, across, factors);
+    for (tiles, transposed, count) in [(1, false, 1), (1, true, 1), (4, false, 3), (4, true, 2)] {
+        let which = (format, tiles, transposed, count);
         case!(
             cases,
             few_rows::few_rows as FewRows,
             CubeDim::new_2d(32, 16),
             addresses,
             which,
-            [b(), b(), b(), b(), b(), b(), b(), (), (), (), (), (), (), (), (), factors, tiles, 16, across, format]
+            [b(), b(), b(), b(), b(), b(), b(), (), (), (), (), (), (), (), (), count, tiles, 16, transposed, format]
         );
     }
 }
 
-/// The PTX of a kernel, for the first driver of CUDA 12 and as the runtime has it.
+fn scalar_products(cases: &mut Vec<Case>, addresses: AddressType, format: ElemType) {
+    let b = buffer;
+    for (column_major, products) in [(false, 1), (true, 1), (false, 3), (true, 2)] {
+        let which = (format, column_major, products);
+        case!(
+            cases,
+            scalar_few_rows::scalar_few_rows as ScalarFewRows,
+            line(scalar_few_rows::UNITS as u32),
+            addresses,
+            which,
+            [b(), b(), b(), b(), b(), b(), b(), (), (), (), (), (), (), (), (), (), 4, products, column_major, format]
+        );
+    }
+}
+
+/// Compiles a kernel to PTX, for the first driver of CUDA 12 and with the options of the runtime.
 fn ptx_of(kernel: &dyn CubeKernel, architecture: u32) -> Result<String, String> {
     let options = PlironOptions {
         sm_arch: Some(SmArch::new(architecture, true)),
@@ -356,27 +377,27 @@ fn ptx_of(kernel: &dyn CubeKernel, architecture: u32) -> Result<String, String> 
     }
 }
 
-/// What is wrong with the PTX of a kernel.
-fn mistakes(name: &str, form: &str, ptx: &str) -> Vec<&'static str> {
+/// Returns the defects in the PTX of a kernel.
+fn defects(name: &str, form: &str, ptx: &str) -> Vec<&'static str> {
     let instruction = |start: &str| ptx.split_whitespace().any(|word| word.starts_with(start));
-    let mut mistakes = Vec::new();
+    let mut defects = Vec::new();
     if !ptx.contains(".visible .entry ") {
-        mistakes.push("no entry point");
+        defects.push("no entry point");
     }
-    // An atomic operation, with and without a result: sums would depend on the order of cubes.
+    // Atomic operations, with and without a result: sums would depend on the order of blocks.
     if instruction("atom.") || instruction("red.") {
-        mistakes.push("atomic operations");
+        defects.push("atomic operations");
     }
-    // What should be in registers is in memory.
+    // Values that should be in registers are in memory.
     if instruction(".local") || instruction("ld.local") || instruction("st.local") {
-        mistakes.push("local memory");
+        defects.push("local memory");
     }
     let fragments = ptx.lines().filter(|line| line.contains("wmma.mma.sync"));
     let in_bf16 = fragments.clone().any(|line| line.contains(".m16n16k16.f32.bf16.bf16.f32"));
     if name == "few_rows::few_rows" && (fragments.count() == 0 || form.contains("BF16") != in_bf16) {
-        mistakes.push("no tensor cores for its format");
+        defects.push("no tensor cores for its format");
     }
-    mistakes
+    defects
 }
 
 fn compile_all(architecture: u32) {
@@ -389,8 +410,8 @@ fn compile_all(architecture: u32) {
                     std::fs::write(file.replace(['"', '[', ']', '(', ')', ',', ' '], "_").replace("__", "_"), &ptx)
                         .unwrap();
                 }
-                for mistake in mistakes(name, &form, &ptx) {
-                    failures.push(format!("{name}, {form}: {mistake}"));
+                for defect in defects(name, &form, &ptx) {
+                    failures.push(format!("{name}, {form}: {defect}"));
                 }
             }
             Err(error) if error.contains("libdevice.10.bc was not found") => panic!("{error}\n.ci/libdevice gets it"),
@@ -410,7 +431,7 @@ fn every_kernel_compiles_for_hopper() {
     compile_all(90);
 }
 
-/// The functions that are kernels, with their file.
+/// Names of the kernel functions in a source file.
 fn kernels(file: &str, source: &str) -> Vec<String> {
     let functions = source.split("#[cube(launch").skip(1).map(|rest| {
         let (_, rest) = rest.split_once("fn ").expect("a function after #[cube(launch…)]");

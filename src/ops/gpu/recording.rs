@@ -1,5 +1,5 @@
-//! A sequence of launches recorded once and replayed as one: what the host needs for a launch, some 25 µs, is more than most
-//! of the kernels of decoding take on a large card.
+//! Kernel launches that are recorded once as a graph and replayed together: a launch costs the host some 25 µs, more
+//! than most decoding kernels take on a large GPU.
 
 use burn::backend::Cube;
 use burn::tensor::{DType, Int, Tensor};
@@ -9,9 +9,9 @@ use cubecl::future::block_on;
 use cubecl::prelude::*;
 
 use super::kernels::pointwise;
-use super::memory::{self, dense, elem, elements, integers, units, written};
+use super::memory::{self, dense, elem, elements, in_place_target, integers, units};
 
-/// Recorded launches.
+/// A graph of recorded launches.
 pub(crate) struct Recording(Graph);
 
 impl std::fmt::Debug for Recording {
@@ -20,19 +20,19 @@ impl std::fmt::Debug for Recording {
     }
 }
 
-/// Runs before the recorded one: the first compiles kernels and takes memory, the second finds all of it there.
-const WARM: usize = 2;
+/// Runs before the recorded one: the first compiles kernels and allocates memory, the second finds both ready.
+const WARM_UP_RUNS: usize = 2;
 
-/// Records what `compute` launches on the device of `like`, and gives its result, which every replay writes anew.
+/// Records the launches of `compute` on the device of `like`. Also returns its result, which every replay overwrites.
 ///
 /// # Errors
-/// Where the runtime records nothing, or `compute` does what cannot be recorded.
+/// If the runtime cannot record, or `compute` does something that cannot be recorded.
 pub(crate) fn record<T>(like: &Tensor<2, Int>, mut compute: impl FnMut() -> T) -> Result<(Recording, T), String> {
     let like: CubeTensor = like.clone().try_into_primitive::<Cube>().expect("a tensor on a GPU");
     let client = like.client;
     let reason = |error| format!("{error:?}");
     client.graph_prepare().map_err(reason)?;
-    for _ in 0..WARM {
+    for _ in 0..WARM_UP_RUNS {
         let out = compute();
         block_on(client.sync()).map_err(reason)?;
         drop(out);
@@ -43,12 +43,12 @@ pub(crate) fn record<T>(like: &Tensor<2, Int>, mut compute: impl FnMut() -> T) -
 }
 
 impl Recording {
-    /// Runs the launches again, on the present contents of their inputs.
+    /// Replays the launches, on the current contents of their inputs.
     ///
     /// The memory that they read or write must still be allocated, and the thread must be the one that recorded them.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver's error message.
     #[allow(unsafe_code, reason = "a replay uses addresses; the caller keeps their memory")]
     pub(crate) fn replay(&self) -> Result<(), String> {
         // SAFETY: the contract above, which the only caller keeps by owning the tensors and staying on one thread.
@@ -56,38 +56,38 @@ impl Recording {
     }
 }
 
-/// Integers in memory of their own, as kernels read them.
-pub(crate) fn own_ints<const D: usize>(x: Tensor<D, Int>) -> Tensor<D, Int> {
+/// Copies integers to new memory, in the integer format of kernels.
+pub(crate) fn copy_ints<const D: usize>(x: Tensor<D, Int>) -> Tensor<D, Int> {
     let x: CubeTensor = x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
-    Tensor::from_primitive::<Cube>(copied(integers(x)))
+    Tensor::from_primitive::<Cube>(copy(integers(x)))
 }
 
-/// Floats in memory of their own, without gaps.
-pub(crate) fn own<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+/// Copies floats to new memory, contiguous.
+pub(crate) fn copy_floats<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let x: CubeTensor = x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
-    Tensor::from_primitive::<Cube>(copied(dense(x)))
+    Tensor::from_primitive::<Cube>(copy(dense(x)))
 }
 
-fn copied(x: CubeTensor) -> CubeTensor {
+fn copy(x: CubeTensor) -> CubeTensor {
     let copy = memory::empty(&x, x.meta.shape().clone(), x.dtype);
     launch_overwrite(copy.clone(), x);
     copy
 }
 
-/// Writes `from` where `to` is.
+/// Overwrites the contents of `to` with `from`.
 pub(crate) fn overwrite_ints<const D: usize>(to: &Tensor<D, Int>, from: Tensor<D, Int>) {
     let primitive = |x: Tensor<D, Int>| x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
     launch_overwrite(primitive(to.clone()), integers(primitive(from)));
 }
 
-/// [`overwrite_ints`] of floats.
+/// [`overwrite_ints`] for floats.
 pub(crate) fn overwrite<const D: usize>(to: &Tensor<D>, from: Tensor<D>) {
     let primitive = |x: Tensor<D>| x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
     launch_overwrite(primitive(to.clone()), dense(memory::cast(primitive(from), DType::F32)));
 }
 
 fn launch_overwrite(to: CubeTensor, from: CubeTensor) {
-    let to = written(to);
+    let to = in_place_target(to);
     assert_eq!((to.meta.shape(), to.dtype), (from.meta.shape(), from.dtype), "what is overwritten, and with what");
     let client = to.client.clone();
     let (count, units, format) = (to.meta.num_elements(), units(&client, 128), elem(to.dtype));

@@ -1,4 +1,4 @@
-//! The kernels for matrix products: those of `cubek`, and our own.
+//! Kernels for matrix products: those of `cubek`, and our own.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
@@ -16,7 +16,7 @@ use cubek::matmul::tiled::Strategy as Tiled;
 
 use super::tensor_cores::Tiling;
 
-/// How the tensor cores are reached: by fragments whose layout is the compiler's, or by registers.
+/// Programming interface of tensor cores: fragments in a layout chosen by the compiler (`Cmma`), or registers (`Mma`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Cores {
     Cmma,
@@ -34,41 +34,44 @@ impl Cores {
     }
 }
 
-/// The kernels to choose from.
+/// A kernel for matrix products. CubeCL's plane is a warp, its unit a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Routine {
-    /// Tensor cores, for so few rows that all of them are a plane's: our own, see `kernels/few_rows.rs`.
+    /// Tensor cores, for so few rows that each warp computes all of them: our own, see `kernels/few_rows.rs`.
     FewRows,
+    /// No tensor cores, for few rows: our own, see `kernels/scalar_few_rows.rs`.
+    ScalarFewRows,
     /// Tensor cores: our own, see `kernels/tiles.rs`.
     Tiles(Tiling),
-    /// Tensor cores, one stage in shared memory; two rows of tiles per plane where there are many rows.
+    /// Tensor cores, one stage in shared memory; with `many_rows`, two rows of tiles per warp.
     Simple { cores: Cores, many_rows: bool },
-    /// Tensor cores, the next stage loaded while one is computed, each plane its own rows of the left factor.
+    /// Tensor cores, double-buffered; each warp reads its own rows of the left-hand operand.
     Ordered { cores: Cores, rows: u32 },
-    /// Tensor cores, the next stage loaded while one is computed; specialized: by planes that do nothing else.
+    /// Tensor cores, double-buffered; if `specialized`, dedicated warps load.
     Double { cores: Cores, specialized: bool },
-    /// Tensor cores, loaded by planes that do nothing else with asynchronous copies.
+    /// Tensor cores, loaded by dedicated warps with asynchronous copies.
     Specialized { cores: Cores },
-    /// Tensor cores, loaded by the memory accelerator of Hopper and later.
+    /// Tensor cores, loaded by the Tensor Memory Accelerator of Hopper and later.
     Accelerated { cores: Cores, many_rows: bool },
-    /// The same, by planes that do nothing else.
+    /// The same, with dedicated warps that load.
     AcceleratedSpecialized { cores: Cores },
-    /// No tensor cores: a unit per small tile, one stage.
+    /// No tensor cores: a thread per small tile, one stage.
     Unit { large: bool },
-    /// The same in two stages.
+    /// The same, double-buffered.
     DoubleUnit { large: bool },
-    /// No stages.
+    /// No stages in shared memory.
     Gemm,
-    /// Register blocks, for processors.
+    /// Register blocks, for CPUs.
     Processor,
-    /// A unit per element of the result: works everywhere.
+    /// A thread per element of the result; works everywhere.
     Naive,
 }
 
 impl Routine {
-    /// All of them, the quickest on large products expected first.
-    pub(crate) const ALL: [Self; 29] = [
+    /// All routines, the expected fastest on large products first.
+    pub(crate) const ALL: [Self; 30] = [
         Self::FewRows,
+        Self::ScalarFewRows,
         Self::Tiles(Tiling::Deep),
         Self::Tiles(Tiling::Few),
         Self::Tiles(Tiling::Square),
@@ -99,7 +102,7 @@ impl Routine {
         Self::Naive,
     ];
 
-    /// Whether it computes on tensor cores.
+    /// Interface to tensor cores of a `cubek` routine; `None` for other routines.
     pub(crate) fn cores(self) -> Option<Cores> {
         match self {
             Self::Simple { cores, .. }
@@ -112,11 +115,11 @@ impl Routine {
         }
     }
 
-    /// What `cubek` is asked for; none for our own.
+    /// Strategy for `cubek`; `None` for our own kernels.
     pub(super) fn strategy(self) -> Option<Strategy> {
         let size = |large| if large { TileSizeSelection::MaxTileSize } else { TileSizeSelection::MinTileSize };
         Some(match self {
-            Self::FewRows | Self::Tiles(_) => return None,
+            Self::FewRows | Self::ScalarFewRows | Self::Tiles(_) => return None,
             Self::Simple { cores, many_rows } => {
                 let args = SimpleArgs { tile_matmul: cores.kind(), multi_rows: many_rows };
                 match cores {
@@ -182,6 +185,7 @@ impl Display for Routine {
         let name = |cores: &Cores| if *cores == Cmma { "cmma" } else { "mma" };
         match self {
             Self::FewRows => f.write_str("few-rows"),
+            Self::ScalarFewRows => f.write_str("few-rows-scalar"),
             Self::Tiles(tiling) => write!(f, "tiles-{}", format!("{tiling:?}").to_lowercase()),
             Self::Simple { cores, many_rows: false } => write!(f, "simple-{}", name(cores)),
             Self::Simple { cores, many_rows: true } => write!(f, "simple-{}-many-rows", name(cores)),

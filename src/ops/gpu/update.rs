@@ -1,4 +1,4 @@
-//! Updates of gradients and weights on GPU backends, in place where nothing else holds the memory. No gradients flow here.
+//! Updates of gradients and weights on GPU backends, in place if the memory is not shared. No autodiff.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Cube, Dispatch, backend_extension};
@@ -11,7 +11,7 @@ use super::memory::{cubes, dense, elem, elements, empty, send, units, units_for}
 use crate::ops::to_host;
 use crate::ops::update::AdamWStep;
 
-/// Elements whose squares are one number of those that the host adds: 32 KiB, so that a large card has enough of them.
+/// Elements per partial sum of squares, which the host adds up: 32 KiB, so that a large GPU has enough blocks.
 const CHUNK: usize = 1 << 13;
 
 #[backend_extension(Cube)]
@@ -44,7 +44,7 @@ pub(in crate::ops) fn add_rows(table: Tensor<2>, rows: Tensor<2>, at: &[u32]) ->
     Tensor::from_dispatch(<Dispatch as GpuUpdates>::gpu_add_rows(table, rows, at.to_vec()))
 }
 
-/// `Σ x²` over all of `tensors`: a launch for each, and one read for all.
+/// `Σ x²` over all `tensors`: one launch per tensor, and one read for all.
 pub(in crate::ops) fn sum_of_squares(tensors: &[&Tensor<1>]) -> f64 {
     let chunks: Vec<usize> = tensors.iter().map(|x| x.dims()[0].div_ceil(CHUNK)).collect();
     let Some(like) = tensors.first() else { return 0.0 };
@@ -57,16 +57,16 @@ pub(in crate::ops) fn sum_of_squares(tensors: &[&Tensor<1>]) -> f64 {
     to_host(Tensor::<1>::from_dispatch(parts)).into_iter().map(f64::from).sum()
 }
 
-/// A tensor that may be written to: dense, and held by nothing else.
+/// Returns a contiguous tensor that is not shared, copied if necessary.
 fn writable(x: CubeTensor) -> CubeTensor {
     let x = dense(x);
     if x.can_mut() { x } else { x.copy() }
 }
 
-/// The rows that go to each place, in a form that [`update::add_rows`] reads; and the number of places.
+/// Sorts rows by destination, in the form that [`update::add_rows`] reads. Also returns the number of destinations.
 fn plan(at: &[u32]) -> (Vec<u32>, usize) {
     let mut order: Vec<u32> = (0..at.len() as u32).collect();
-    order.sort_by_key(|&row| at[row as usize]); // stable: rows of one place stay in their order
+    order.sort_by_key(|&row| at[row as usize]); // stable: rows of one destination keep their order
     let (mut starts, mut places) = (Vec::new(), Vec::new());
     for (index, &row) in order.iter().enumerate() {
         let place = at[row as usize];

@@ -4,7 +4,7 @@ use super::*;
 use crate::text::stream::TextStream;
 use crate::verify::{Verdict, grade};
 
-/// The letters GPT-2 writes bytes with.
+/// Returns the characters with which GPT-2 writes bytes.
 fn byte_letters() -> Vec<char> {
     let plain = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
     let mut next = 256;
@@ -21,7 +21,7 @@ fn byte_letters() -> Vec<char> {
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                       {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// A byte-level tokenizer: ids 0 to 255 are bytes, then come the `special` tokens.
+/// Writes a byte-level tokenizer: ids 0 to 255 are bytes, followed by the `special` tokens.
 fn write_tokenizer(dir: &Path, special: &[&str], post_processor: Value) {
     let vocab: serde_json::Map<String, Value> =
         byte_letters().iter().enumerate().map(|(id, c)| (c.to_string(), id.into())).collect();
@@ -43,7 +43,7 @@ fn write_tokenizer(dir: &Path, special: &[&str], post_processor: Value) {
     fs::write(dir.join(TOKENIZER), tokenizer.to_string()).unwrap();
 }
 
-/// A folder with these special tokens (from id 256 on) and files.
+/// Creates a folder with these special tokens (from id 256 on) and files.
 fn folder(special: &[&str], config: Value, generation: Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_tokenizer(dir.path(), special, Value::Null);
@@ -82,7 +82,7 @@ fn text_comes_back_and_special_tokens_are_single_ids() {
     assert_eq!(tokenizer.vocab_size(), 260);
     assert_eq!(tokenizer.token_id("<|im_start|>"), Some(256));
     assert_eq!(tokenizer.token_text(257), "<|im_end|>");
-    // tokenizer.json asks to cut at four tokens; a trainer must see all of them.
+    // tokenizer.json truncates at four tokens; a trainer must see all of them.
     assert_eq!(tokenizer.encode("abcdefgh").unwrap().len(), 8);
 }
 
@@ -90,7 +90,7 @@ fn text_comes_back_and_special_tokens_are_single_ids() {
 fn every_end_of_text_stops_and_pad_is_none_of_them() {
     let (dir, tokenizer) = sample();
     assert_eq!(tokenizer.stop_ids(), [257, 258]);
-    // The file's pad is <|endoftext|>, which stops (trl#3091: the model never learns to stop).
+    // The file's pad token <|endoftext|> is a stop token (trl#3091: the model never learns to stop).
     assert_eq!((tokenizer.pad_id(), tokenizer.pad_is_stop()), (259, false));
     fs::remove_file(dir.path().join(GENERATION)).unwrap();
     fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 258}"#).unwrap();
@@ -152,7 +152,7 @@ fn a_missing_folder_is_named() {
     assert!(error.starts_with("no/such/folder: no such folder"), "{error}");
 }
 
-/// Fine-tuning ended turns with the lowest stop id: `<|endoftext|>` for Qwen, `<|end_of_text|>` for Llama.
+/// Fine-tuning once ended turns with the lowest stop id: `<|endoftext|>` for Qwen, `<|end_of_text|>` for Llama.
 #[test]
 fn a_turn_ends_with_what_the_template_writes() {
     let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
@@ -170,11 +170,11 @@ fn a_turn_ends_with_what_the_template_writes() {
     let llama = load(&folder(&special, config, stops.clone()));
     assert_eq!((llama.stop_ids(), llama.turn_end()), (&[257, 260, 261][..], &[261][..]));
     assert!(llama.notes().is_empty(), "{:?}", llama.notes());
-    // Without a template a text ends as the tokenizer says, whatever comes first.
+    // Without a template a text ends with the tokenizer's token, whichever id is first.
     let config = serde_json::json!({"eos_token": "<|eot_id|>"});
     assert_eq!(load(&folder(&special, config, stops.clone())).turn_end(), [261]);
     assert_eq!(load(&folder(&special, serde_json::json!({}), stops.clone())).turn_end(), [257]);
-    // Words before the stop token belong to the end; a template that stops nowhere is told of.
+    // Text before the stop token belongs to the end; a template without a stop token adds a note.
     let template = "{% for m in messages %}{{ m.content }} .{{ eos_token if m.role == 'assistant' }}\n{% endfor %}";
     let config = serde_json::json!({"eos_token": "<|eot_id|>", "chat_template": template});
     assert_eq!(load(&folder(&special, config, stops.clone())).turn_end(), [32, 46, 261]);
@@ -202,7 +202,7 @@ fn thinking_that_the_prompt_opens_is_known_to_training_and_grading() {
     };
     assert_eq!(strict(&tokenizer, "add\n</think>\n\\boxed{5}"), Verdict::Right);
     assert_eq!(strict(&tokenizer, "add, so \\boxed{5}"), Verdict::NoAnswer);
-    // A model that does not think is graded as ever, and so is one whose template closes the thinking.
+    // Without thinking, or with a template that closes it, grading is unchanged.
     let plain = load(&chatml(CHATML));
     assert_eq!(strict(&plain, "add, so \\boxed{5}"), Verdict::Right);
     let closed = CHATML.replace("assistant\n{%", "assistant\n<think>\n\n</think>\n\n{%");
@@ -210,12 +210,12 @@ fn thinking_that_the_prompt_opens_is_known_to_training_and_grading() {
     assert!(!plain.opens_thinking() && !closed.opens_thinking());
     assert_eq!(strict(&closed, "add, so \\boxed{5}"), Verdict::Right);
     assert_eq!(closed.completion_text(&[53]), "<think>\n\n</think>\n\n5");
-    // Words about the marks in another turn open nothing.
+    // Mentions of the tags in another turn open nothing.
     let talk = format!("Think within <think> and close it.\n{CHATML}");
     assert!(!load(&chatml(&talk)).opens_thinking());
 }
 
-/// Decoding dropped the marks where the tokenizer calls them special, and no answer was in order any more.
+/// Decoding once dropped tags that the tokenizer marks as special, and no answer had the right format any more.
 #[test]
 fn special_thinking_marks_are_read() {
     let dir = chatml(CHATML);
@@ -238,7 +238,7 @@ fn settings_of_the_prompt_are_applied_and_those_without_effect_refused() {
     let want = "Q03 Feb|<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nhi!<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(tokenizer.render_prompt(&Prompt::Text("hi".into())).unwrap(), want);
     assert_eq!((tokenizer.prompt(), tokenizer.turn_end()), (&config, &[257][..]));
-    // The date is written down where it matters, so that tomorrow's prompts are the same.
+    // The date is stored only if the template reads it, so that prompts are the same on a later day.
     let (today, without) = (load(&dir).prompt().date.clone(), load(&chatml(CHATML)));
     assert_eq!((today.len(), without.prompt().date.as_str()), (10, ""));
 
@@ -261,12 +261,12 @@ fn a_base_model_gets_the_tokens_its_texts_begin_with() {
         "special_tokens": {"<s>": token("<s>", 256), "</s>": token("</s>", 257)},
     });
     write_tokenizer(dir.path(), &["<s>", "</s>"], post);
-    // What ends a text is not part of one that is to go on.
+    // The end of a text is not part of a prompt.
     let prompt = Prompt::Text("ab".into());
     assert_eq!(load(&dir).encode_prompt(&prompt).unwrap(), [256, 97, 98]);
     assert_eq!(load(&dir).encode_completion("c").unwrap(), [99, 257]);
     assert!(load(&dir).notes()[0].contains("no chat template"));
-    // A template writes it itself, and it comes once.
+    // A template writes the token itself; it is not added twice.
     fs::write(dir.path().join(TEMPLATE), "{{ bos_token }}{{ messages[0].content }}").unwrap();
     assert_eq!(load(&dir).encode_prompt(&prompt).unwrap(), [256, 97, 98]);
 }
@@ -306,7 +306,7 @@ fn an_adapter_takes_what_it_lacks_from_its_base() {
     fs::write(base.path().join(TEMPLATE), "base").unwrap();
     write(CONFIG, r#"{"eos_token": "<|im_end|>", "chat_template": "own"}"#);
     assert_eq!(load(&adapter).render(&[], false).unwrap(), "own");
-    // Its own tokenizer, as PEFT writes it: the ends of a text are still the model's.
+    // Its own tokenizer, as PEFT writes it: the stop tokens are still the model's.
     fs::copy(base.path().join(TOKENIZER), adapter.path().join(TOKENIZER)).unwrap();
     assert_eq!(load(&adapter).stop_ids(), [257, 258]);
 }

@@ -1,13 +1,13 @@
-//! The softmax of attention scores over each row's past, and its gradient.
+//! The softmax of attention scores over each row's past keys, and its gradient.
 
 use cubecl::prelude::*;
 
 use super::{max, sum};
 
-/// Attention weights of scores of a block of query rows: `softmax(scale · scores)` over a row's own past, 0 over its future.
-/// A cube per row. The output may lie where the scores do.
+/// Computes attention weights of a block of query rows: `softmax(scale · scores)` over a row's past keys, 0 for later
+/// keys. One thread block per row; its threads stride over the keys. `out` may be the memory of `scores`.
 ///
-/// Rows are those of heads one after another: row `r` stands at time `first + r mod rows`, and sees that many keys and one.
+/// Heads are stacked as rows: row `r` has the position `first + r mod rows`, and sees that many keys and its own.
 ///
 /// # Shapes
 /// - scores, out: `[all, keys]`, `all` a multiple of `rows`
@@ -28,7 +28,7 @@ pub(crate) fn weights<O: Float>(
     let keys = scores.shape(1);
     let from = row * keys;
     let seen = first + row % rows + 1;
-    // A finite floor: WGSL has no infinity.
+    // Finite, because WGSL has no infinity.
     let mut largest = f32::new(-3.0e38);
     let mut key = UNIT_POS as usize;
     while key < seen {
@@ -57,8 +57,8 @@ pub(crate) fn weights<O: Float>(
     }
 }
 
-/// The gradient of the scores from that of the weights: `w ∘ (dw − Σ w ∘ dw) · scale`. A cube per row, as [`weights`]. The
-/// output may lie where the gradient does.
+/// Computes the gradient of the scores from that of the weights: `w ∘ (dw − Σ w ∘ dw) · scale`. One thread block per
+/// row, as in [`weights`]. `out` may be the memory of `gradient`.
 ///
 /// # Shapes
 /// - weights, gradient, out: `[all, keys]`

@@ -1,21 +1,22 @@
-//! Decoding: one new token per row, on the cache.
+//! Decoding: one new token per row, on the KV cache.
 //!
-//! What a row is doing is in `states`, `[rows, 4]`: the table row at which its prompt starts, the prompt's length, the table
-//! row at which its completion starts, and how many tokens of that are in the table, the new one not counted.
+//! `states`, `[rows, 4]`, has for each row: the table row at which its prompt starts, the prompt length, the table row
+//! at which its completion starts, and the completion tokens that are in the table, without the new one.
 
 use cubecl::prelude::*;
 
 use super::least;
 
-/// Fields of a row's state.
+/// Fields per row of `states`.
 pub(crate) const STATE: usize = 4;
 
-/// Adds biases, rotates queries and keys, and stores keys and values in the tables; a unit per pair of elements.
+/// Adds biases, applies rotary embedding to queries and keys, and stores keys and values in the tables. One thread per
+/// pair of elements, `i` and `i + dim / 2` of a head.
 ///
-/// Pairs of a row: those of its queries, of its keys, and of its values (which are not rotated).
+/// The pairs of a row are those of its queries, of its keys, and of its values (which are not rotated).
 ///
 /// # Shapes
-/// - q: `[rows, heads · dim]`; k, v: `[rows, kv_heads · dim]`; biases: as wide as theirs, anything where there is none
+/// - q: `[rows, heads · dim]`; k, v: `[rows, kv_heads · dim]`; biases: of the same widths, not read unless `biased`
 /// - angles: `[positions, dim]`, cosines of the pairs before their sines, for keys; `query_angles` for queries
 /// - keys, values: `[tokens, kv_heads · dim]`; out: as q
 #[cube(launch, address_type = "dynamic")]
@@ -52,13 +53,13 @@ pub(crate) fn rotate_and_store(
     if head < q_heads {
         let at = head * dim + i;
         let pair = biased_pair(q, row * width, q_bias, at, half, biased);
-        let (first, second) = turned(pair, query_angles, angle, half, rotates);
+        let (first, second) = rotate(pair, query_angles, angle, half, rotates);
         out[row * width + at] = first;
         out[row * width + at + half] = second;
     } else if head < q_heads + kv_heads {
         let at = (head - q_heads) * dim + i;
         let pair = biased_pair(k, row * kv_width, k_bias, at, half, biased);
-        let (first, second) = turned(pair, angles, angle, half, rotates);
+        let (first, second) = rotate(pair, angles, angle, half, rotates);
         keys[place + at] = first;
         keys[place + at + half] = second;
     } else {
@@ -69,7 +70,7 @@ pub(crate) fn rotate_and_store(
     }
 }
 
-/// The elements at `at` and `half` further of the row that begins at `from`, with their biases.
+/// Returns elements `at` and `at + half` of the row that begins at `from`, with their biases if `biased`.
 #[cube]
 fn biased_pair(
     x: &Tensor<f32>,
@@ -88,9 +89,9 @@ fn biased_pair(
     (first, second)
 }
 
-/// A pair rotated by the angle whose cosine is at `angle` and whose sine is `half` further.
+/// Rotates a pair by the angle whose cosine is at `angle` and whose sine is at `angle + half`.
 #[cube]
-fn turned(pair: (f32, f32), angles: &Tensor<f32>, angle: usize, half: usize, #[comptime] rotates: bool) -> (f32, f32) {
+fn rotate(pair: (f32, f32), angles: &Tensor<f32>, angle: usize, half: usize, #[comptime] rotates: bool) -> (f32, f32) {
     let (first, second) = pair;
     if rotates {
         let (cos, sin) = (angles[angle], angles[angle + half]);
@@ -100,7 +101,7 @@ fn turned(pair: (f32, f32), angles: &Tensor<f32>, angle: usize, half: usize, #[c
     }
 }
 
-/// Puts rows of keys and values where `writes` says; a unit per element.
+/// Copies rows of keys or values to the table rows in `writes`; one thread per element.
 ///
 /// # Shapes
 /// - rows: `[n, width]`; writes: `[n]`; table: `[tokens, width]`
@@ -114,9 +115,9 @@ pub(crate) fn write_rows(rows: &Tensor<f32>, writes: &Tensor<i32>, table: &mut T
     table[writes[row] as usize * width + column] = rows[ABSOLUTE_POS];
 }
 
-/// What is known of attention when its kernel is compiled: query heads of a key head, vectors of a head, units of a cube.
+/// Compile-time parameters of attention: query heads per key head, vectors per head, threads per block.
 ///
-/// Units are divided twice: for scores each has one of the query heads, for values a vector of some of the keys.
+/// A thread scores one key; then threads are divided among query heads (softmax), and vectors and keys (values).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Heads {
     pub group: usize,
@@ -125,38 +126,39 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
-    /// Units of a query head, a power of two.
+    /// Threads per query head, a power of two.
     fn per_head(&self) -> usize {
         self.units / self.group.next_power_of_two()
     }
 
-    /// Units that have the same vector of values.
+    /// Threads with the same vector of values: the number of shares of the keys.
     fn parts(&self) -> usize {
         self.units / self.vectors
     }
 }
 
-/// Where the keys and values of a row are: its prompt in one place of the table, its completion in another.
+/// Locations of a row's keys and values: its prompt in one run of the table, its completion in another.
 #[derive(CubeType)]
 struct Past {
     prompt: usize,
     prompt_start: usize,
     own_start: usize,
-    /// Vectors of a row of the table.
+    /// Vectors per row of the table.
     line: usize,
-    /// The first vector of the head in it.
+    /// First vector of the key head in a table row.
     head: usize,
 }
 
-/// `softmax(q kᵀ · scale) v` over the prompt and the completion of each row, the new token included; a cube per row and key
-/// head, which serves the `group` query heads that share it: every key and value is read once.
+/// Computes `softmax(q kᵀ · scale) v` over the prompt and the completion of each row, the new token included. A block
+/// computes one row and key head, for the `group` query heads that share it: every key and value is read once.
 ///
-/// Keys come in tiles of one per unit. The sums run over tiles with the largest score so far taken out, as in FlashAttention
-/// (arXiv 2205.14135).
+/// Keys are processed in tiles of one per thread. Sums are relative to the running maximum of the scores and rescaled
+/// when it grows, as in FlashAttention (arXiv 2205.14135). Shared memory: scaled queries, `[group, vectors]`; weights
+/// of the tile, `[group, units]`; a factor per query head; a slot per thread for reductions.
 ///
 /// # Shapes
-/// - q, out: `[rows, kv_heads · group · dim]`; keys, values: `[tokens, kv_heads · dim]`; states: `[rows, 4]`; `dim` a multiple
-///   of the vector
+/// - q, out: `[rows, kv_heads · group · dim]`; keys, values: `[tokens, kv_heads · dim]`; states: `[rows, 4]`
+/// - `dim` is a multiple of the vector
 #[cube(launch, address_type = "dynamic")]
 pub(crate) fn attention<O: Float, N: Size>(
     q: &Tensor<Vector<f32, N>>,
@@ -188,7 +190,7 @@ pub(crate) fn attention<O: Float, N: Size>(
 
     let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(group * vectors));
     let mut weights = Shared::<[f32]>::new_slice(comptime!(group * units));
-    let mut fades = Shared::<[f32]>::new_slice(group);
+    let mut factors = Shared::<[f32]>::new_slice(group);
     let mut slots = Shared::<[f32]>::new_slice(units);
     let mut i = unit;
     while i < comptime!(group * vectors) {
@@ -199,7 +201,7 @@ pub(crate) fn attention<O: Float, N: Size>(
     let (own_head, lane) = (unit / per_head, unit % per_head);
     let own_weights = own_head * units;
     let first = own_head < group && lane == 0;
-    let mut largest = f32::new(-1e30);
+    let mut running_max = f32::new(-1e30);
     let mut total = 0.0f32;
     let mut sums = Array::<Vector<f32, N>>::new(group);
     #[unroll]
@@ -210,56 +212,56 @@ pub(crate) fn attention<O: Float, N: Size>(
 
     let mut start = 0usize;
     while start < count {
-        let here = least(units, count - start);
-        if unit < here {
-            score::<N>(keys, place_of(start + unit, &past), &queries, &mut weights, heads);
+        let tile_keys = least(units, count - start);
+        if unit < tile_keys {
+            score::<N>(keys, table_index(start + unit, &past), &queries, &mut weights, heads);
         }
         sync_cube();
-        // Weights with the largest score taken out, a query head's by its units.
-        let mut most = largest;
+        // Weights relative to the running maximum; those of a query head are computed by its threads.
+        let mut new_max = running_max;
         if own_head < group {
             let mut j = lane;
-            while j < here {
+            while j < tile_keys {
                 let score = weights[own_weights + j];
-                if score > most {
-                    most = score;
+                if score > new_max {
+                    new_max = score;
                 }
                 j += per_head;
             }
         }
-        let most = max_of_head(&mut slots, most, per_head);
+        let new_max = max_of_head(&mut slots, new_max, per_head);
         let mut sum = 0.0f32;
         if own_head < group {
             let mut j = lane;
-            while j < here {
-                let weight = (weights[own_weights + j] - most).exp();
+            while j < tile_keys {
+                let weight = (weights[own_weights + j] - new_max).exp();
                 weights[own_weights + j] = weight;
                 sum += weight;
                 j += per_head;
             }
         }
-        let fade = (largest - most).exp();
+        let factor = (running_max - new_max).exp();
         if first {
-            fades[own_head] = fade;
+            factors[own_head] = factor;
         }
-        largest = most;
-        total = total * fade + sum_of_head(&mut slots, sum, per_head);
+        running_max = new_max;
+        total = total * factor + sum_of_head(&mut slots, sum, per_head);
         #[unroll]
         for g in 0..group {
-            sums[g] *= Vector::new(fades[g]);
+            sums[g] *= Vector::new(factors[g]);
         }
-        add_values::<N>(values, start, here, &past, &weights, &mut sums, heads);
+        add_values::<N>(values, start, tile_keys, &past, &weights, &mut sums, heads);
         sync_cube();
         start += units;
     }
 
     if first {
-        fades[own_head] = 1.0 / total;
+        factors[own_head] = 1.0 / total;
     }
-    gather::<O, N>(&sums, &fades, out, from, heads);
+    gather::<O, N>(&sums, &factors, out, from, heads);
 }
 
-/// Stores the scores of the key at `at`, this unit's, for all query heads.
+/// Stores the scores of this thread's key, which begins at `at`, for all query heads.
 #[cube]
 fn score<N: Size>(
     keys: &Tensor<Vector<f32, N>>,
@@ -293,7 +295,7 @@ fn score<N: Size>(
     }
 }
 
-/// The largest `value` of the `units` neighbouring units that have a head, on every one of them.
+/// Maximum of `value` over the `units` neighbouring threads of a query head, returned to each.
 #[cube]
 fn max_of_head(slots: &mut Shared<[f32]>, value: f32, #[comptime] units: usize) -> f32 {
     let unit = UNIT_POS as usize;
@@ -312,11 +314,11 @@ fn max_of_head(slots: &mut Shared<[f32]>, value: f32, #[comptime] units: usize) 
         active /= 2;
     }
     let largest = slots[unit - lane];
-    sync_cube(); // the slots may be used again
+    sync_cube(); // before the slots are reused
     largest
 }
 
-/// The sum of `value` over the `units` neighbouring units that have a head, on every one of them.
+/// Sum of `value` over the `units` neighbouring threads of a query head, returned to each.
 #[cube]
 fn sum_of_head(slots: &mut Shared<[f32]>, value: f32, #[comptime] units: usize) -> f32 {
     let unit = UNIT_POS as usize;
@@ -335,13 +337,13 @@ fn sum_of_head(slots: &mut Shared<[f32]>, value: f32, #[comptime] units: usize) 
     slots[unit - lane]
 }
 
-/// Adds the weighted values of the `here` keys from `start` on to the sums: this unit's vector of its share of the keys, for
-/// all query heads.
+/// Adds the weighted values of the tile's keys, which begin at `start`, to the sums. A thread adds one vector of its
+/// share of the keys, for all query heads.
 #[cube]
 fn add_values<N: Size>(
     values: &Tensor<Vector<f32, N>>,
     start: usize,
-    here: usize,
+    tile_keys: usize,
     past: &Past,
     weights: &Shared<[f32]>,
     sums: &mut Array<Vector<f32, N>>,
@@ -351,12 +353,12 @@ fn add_values<N: Size>(
     let (part, vector) = (UNIT_POS as usize / comptime!(heads.vectors), UNIT_POS as usize % comptime!(heads.vectors));
     if part < parts {
         let mut j = part;
-        // Several loads are under way at a time.
-        while j + 3 * parts < here {
+        // Four loads are in flight at a time.
+        while j + 3 * parts < tile_keys {
             let mut loaded = Array::<Vector<f32, N>>::new(4usize);
             #[unroll]
             for i in 0..4 {
-                loaded[i] = values[place_of(start + j + i * parts, past) + vector];
+                loaded[i] = values[table_index(start + j + i * parts, past) + vector];
             }
             #[unroll]
             for i in 0..4 {
@@ -367,8 +369,8 @@ fn add_values<N: Size>(
             }
             j += 4 * parts;
         }
-        while j < here {
-            let value = values[place_of(start + j, past) + vector];
+        while j < tile_keys {
+            let value = values[table_index(start + j, past) + vector];
             #[unroll]
             for g in 0..group {
                 sums[g] += value * Vector::new(weights[comptime!(g * units) + j]);
@@ -378,7 +380,8 @@ fn add_values<N: Size>(
     }
 }
 
-/// Adds the units' sums, in order, and writes them times the factor of each query head to the row that begins at `from`.
+/// Adds the threads' sums in order, through shared memory, `[parts, vectors]`. Writes them, times the factor of each
+/// query head, to the row that begins at `from`.
 #[cube]
 fn gather<O: Float, N: Size>(
     sums: &Array<Vector<f32, N>>,
@@ -408,9 +411,9 @@ fn gather<O: Float, N: Size>(
     }
 }
 
-/// Where the head's part of the token at place `at` of a sequence is.
+/// Index of the first vector of the key head at position `at` of a sequence.
 #[cube]
-fn place_of(at: usize, past: &Past) -> usize {
+fn table_index(at: usize, past: &Past) -> usize {
     let token = if at < past.prompt { past.prompt_start + at } else { past.own_start + (at - past.prompt) };
     token * past.line + past.head
 }

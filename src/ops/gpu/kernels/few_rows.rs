@@ -1,21 +1,22 @@
-//! Products of few rows, as in decoding, on tensor cores: what counts is that the whole card reads the right factor at once.
+//! Products of few rows, as in decoding, on tensor cores: their speed depends on the whole GPU reading `rhs` at once.
 
 #![allow(clippy::collapsible_if, reason = "the outer condition is known when the kernel is compiled")]
 
 use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 
-/// Rows, columns and terms of a fragment.
+/// Rows, columns and depth of a fragment.
 pub(crate) const TILE: usize = 16;
-/// Numbers of a fragment.
+/// Elements of a fragment.
 const TILE_SIZE: usize = TILE * TILE;
 
-/// One to three products `lhs · rhs` with the same left factor; a cube per 16 columns of a result. Each plane sums every
-/// `planes`-th tile of terms for all rows; then the planes' sums are added in order.
+/// Computes one to three products `lhs · rhs` with the same `lhs`. A block computes 16 columns of one result, for all
+/// rows. Warp `p` sums every `planes`-th run of 16 positions of `k` from the `p`-th on, in one accumulator fragment per
+/// 16 rows. Then the sums of the warps are added in order through shared memory.
 ///
 /// # Shapes
-/// - lhs: `[16 · tiles, terms]`, its rows `lhs_stride` apart; out: `[16 · tiles, columns]`, dense
-/// - rhs: `[terms, columns]`: its rows `rhs_stride` apart, or its columns where `across`
+/// - lhs: `[16 · tiles, k]`, row stride `lhs_stride`; out: `[16 · tiles, columns]`, contiguous
+/// - rhs: `[k, columns]`, its row stride (its column stride if `transposed`) in `rhs_strides`
 #[cube(launch, address_type = "dynamic")]
 pub(crate) fn few_rows<E: Float>(
     lhs: &[E],
@@ -32,32 +33,32 @@ pub(crate) fn few_rows<E: Float>(
     columns_0: usize,
     columns_1: usize,
     columns_2: usize,
-    terms: usize,
-    #[comptime] factors: usize,
+    k: usize,
+    #[comptime] products: usize,
     #[comptime] tiles: usize,
     #[comptime] planes: usize,
-    #[comptime] across: bool,
+    #[comptime] transposed: bool,
     #[define(E)] _format: ElemType,
 ) {
     let first = CUBE_POS * TILE;
     if first < columns_0 {
-        columns::<E>(lhs, rhs_0, out_0, lhs_stride, rhs_strides_0, first, columns_0, terms, tiles, planes, across);
+        columns::<E>(lhs, rhs_0, out_0, lhs_stride, rhs_strides_0, first, columns_0, k, tiles, planes, transposed);
     }
-    if factors > 1 {
+    if products > 1 {
         if first >= columns_0 && first < columns_0 + columns_1 {
             let first = first - columns_0;
-            columns::<E>(lhs, rhs_1, out_1, lhs_stride, rhs_strides_1, first, columns_1, terms, tiles, planes, across);
+            columns::<E>(lhs, rhs_1, out_1, lhs_stride, rhs_strides_1, first, columns_1, k, tiles, planes, transposed);
         }
     }
-    if factors > 2 {
+    if products > 2 {
         if first >= columns_0 + columns_1 && first < columns_0 + columns_1 + columns_2 {
             let first = first - columns_0 - columns_1;
-            columns::<E>(lhs, rhs_2, out_2, lhs_stride, rhs_strides_2, first, columns_2, terms, tiles, planes, across);
+            columns::<E>(lhs, rhs_2, out_2, lhs_stride, rhs_strides_2, first, columns_2, k, tiles, planes, transposed);
         }
     }
 }
 
-/// The 16 columns from `first` on.
+/// Computes the 16 columns from `first` on. Shared memory: one fragment of sums per warp.
 #[cube]
 fn columns<E: Float>(
     lhs: &[E],
@@ -67,28 +68,28 @@ fn columns<E: Float>(
     rhs_stride: u32,
     first: usize,
     columns: usize,
-    terms: usize,
+    k: usize,
     #[comptime] tiles: usize,
     #[comptime] planes: usize,
-    #[comptime] across: bool,
+    #[comptime] transposed: bool,
 ) {
     let plane = UNIT_POS_Y as usize;
-    let layout = comptime!(if across { MatrixLayout::ColMajor } else { MatrixLayout::RowMajor });
+    let layout = comptime!(if transposed { MatrixLayout::ColMajor } else { MatrixLayout::RowMajor });
     let mut sums = Sequence::<Matrix<f32>>::new();
     #[unroll]
     for _ in 0..tiles {
         let zeros = Matrix::from_value(MatrixIdent::Accumulator, TILE, TILE, TILE, MatrixLayout::Undefined, 0.0f32);
         sums.push(zeros);
     }
-    let count = terms / TILE;
+    let count = k / TILE;
     let mut step = plane;
     while step < count {
-        let term = step * TILE;
-        let at = if across { first * rhs_stride as usize + term } else { term * rhs_stride as usize + first };
+        let k_start = step * TILE;
+        let at = if transposed { first * rhs_stride as usize + k_start } else { k_start * rhs_stride as usize + first };
         let b = fragment::<E>(rhs, at, rhs_stride, MatrixIdent::B, layout);
         #[unroll]
         for tile in 0..tiles {
-            let at = tile * TILE * lhs_stride as usize + term;
+            let at = tile * TILE * lhs_stride as usize + k_start;
             let a = fragment::<E>(lhs, at, lhs_stride, MatrixIdent::A, MatrixLayout::RowMajor);
             let sum = sums.index(tile);
             cmma::execute(&a, &b, sum, sum);
@@ -115,15 +116,15 @@ fn columns<E: Float>(
     }
 }
 
-/// The fragment of a factor that begins at `at`, its lines `stride` apart.
+/// Loads the fragment of an operand that begins at `at`, its lines `stride` apart.
 #[cube]
 fn fragment<E: Float>(
-    factor: &[E],
+    operand: &[E],
     at: usize,
     stride: u32,
     #[comptime] ident: MatrixIdent,
     #[comptime] layout: MatrixLayout,
 ) -> Matrix<E> {
     let span = (TILE - 1) * stride as usize + TILE;
-    Matrix::from_slice(ident, TILE, TILE, TILE, layout, &factor[at..at + span], stride)
+    Matrix::from_slice(ident, TILE, TILE, TILE, layout, &operand[at..at + span], stride)
 }

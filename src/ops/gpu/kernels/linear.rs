@@ -1,8 +1,8 @@
-//! What surrounds a matrix product.
+//! Bias addition after a matrix product.
 
 use cubecl::prelude::*;
 
-/// Adds the bias to every row, in place; a unit per element.
+/// Adds the bias to every row, in place; one thread per element.
 ///
 /// # Shapes
 /// - x: `[rows, width]`; bias: `[width]`

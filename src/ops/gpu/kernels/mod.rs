@@ -1,9 +1,11 @@
 //! The kernels, in CubeCL: one source for CUDA, ROCm, Vulkan, Metal, WebGPU and CubeCL's CPU runtime.
 //!
-//! Rules they keep to. Tensors are dense: element `i` of the logical order is element `i` in memory ([`super::memory::dense`]). Sums
-//! within a cube are trees in shared memory of a power of two of units, which every runtime has, and the same bits every
-//! run; nothing is added atomically. Numbers are f32 in the kernel whatever is stored. A row is a cube's, or an element a
-//! unit's; grids may be larger than asked for, so every kernel looks whether there is anything for it.
+//! CubeCL's names are used in the code, CUDA's in comments: a cube is a thread block, a unit a thread, a plane a warp.
+//!
+//! Tensors are contiguous: element `i` of the logical order is element `i` in memory ([`super::memory::dense`]). Sums
+//! within a block are trees in shared memory over a power of two of threads: every runtime supports them, and they give
+//! the same bits in every run. There are no atomic additions. Kernels compute in f32 whatever the storage format. A row
+//! is computed by a block, or an element by a thread. Grids may be larger than requested, so kernels check their index.
 
 pub(super) mod attention;
 pub(super) mod decode;
@@ -12,20 +14,21 @@ pub(super) mod linear;
 pub(super) mod norm;
 pub(super) mod pointwise;
 pub(super) mod sample;
+pub(super) mod scalar_few_rows;
 pub(super) mod scores;
 pub(super) mod tiles;
 pub(super) mod update;
 
 use cubecl::prelude::*;
 
-/// The sum of `value` over the units of the cube, on every one of them.
+/// Sum of `value` over the threads of the block, returned to each; `units` is the block size.
 #[cube]
 pub(super) fn sum(value: f32, #[comptime] units: usize) -> f32 {
     let mut slots = Shared::new_slice(units);
     sum_in(&mut slots, value)
 }
 
-/// [`sum`] in slots that are there already, one for each unit; what was in them is lost.
+/// [`sum`] in existing shared memory with one slot per thread, which is overwritten.
 #[cube]
 pub(super) fn sum_in(slots: &mut Shared<[f32]>, value: f32) -> f32 {
     slots[UNIT_POS as usize] = value;
@@ -40,11 +43,11 @@ pub(super) fn sum_in(slots: &mut Shared<[f32]>, value: f32) -> f32 {
         sync_cube();
     }
     let total = slots[0];
-    sync_cube(); // the slots may be used again
+    sync_cube(); // before the slots are reused
     total
 }
 
-/// The largest `value` of the units of the cube, on every one of them.
+/// Maximum of `value` over the threads of the block, returned to each; `units` is the block size.
 #[cube]
 pub(super) fn max(value: f32, #[comptime] units: usize) -> f32 {
     let mut slots = Shared::new_slice(units);
@@ -62,7 +65,7 @@ pub(super) fn max(value: f32, #[comptime] units: usize) -> f32 {
         sync_cube();
     }
     let largest = slots[0];
-    sync_cube(); // the slots may be used again
+    sync_cube(); // before the slots are reused
     largest
 }
 

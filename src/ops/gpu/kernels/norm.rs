@@ -1,10 +1,10 @@
-//! Root mean square norm.
+//! RMS norm, its gradient, and sums over rows.
 
 use cubecl::prelude::*;
 
 use super::sum;
 
-/// A cube per row.
+/// `x / sqrt(mean(x²) + ε) · weight`; one block per row.
 ///
 /// # Shapes
 /// - x, out: `[rows, width]`; weight: `[width]`
@@ -38,9 +38,10 @@ pub(crate) fn rms_norm<O: Float>(
     }
 }
 
-/// A cube for every `rows_per_cube` rows, one after another.
+/// Gradients of [`rms_norm`]; one block per `rows_per_cube` rows, one after another.
 ///
-/// With `s = 1 / sqrt(mean(x²) + ε)`: `dx = s · (g·w − x · s² · mean(g·w·x))`, and of the weight the part of these rows.
+/// With `s = 1 / sqrt(mean(x²) + ε)`: `dx = s · (g·w − x · s² · mean(g·w·x))`. `parts` gets each block's sum of `g·x·s`
+/// over its rows, for the gradient of the weight.
 ///
 /// # Shapes
 /// - x, upstream, dx: `[rows, width]`; weight: `[width]`; parts: `[cubes, width]`
@@ -61,7 +62,7 @@ pub(crate) fn rms_norm_backward(
     }
     let (rows, width) = (x.shape(0), x.shape(1));
     let part = cube * width;
-    // Each unit keeps to its own columns of the part, so that no two write to one place.
+    // Each thread has its own columns of the part, so that no two write to the same element.
     let mut i = UNIT_POS as usize;
     while i < width {
         parts[part + i] = 0.0;
@@ -93,10 +94,10 @@ pub(crate) fn rms_norm_backward(
     }
 }
 
-/// Rows that a unit of [`sum_rows`] loads at a time.
+/// Rows that a thread of [`sum_rows`] loads at a time.
 const LOADS: usize = 8;
 
-/// The sums over every `each` rows; a unit per part and column.
+/// Sums every `each` consecutive rows; one thread per part and column.
 ///
 /// # Shapes
 /// - x: `[rows, width]`; out: `[parts, width]`
@@ -110,7 +111,7 @@ pub(crate) fn sum_rows(x: &Tensor<f32>, out: &mut Tensor<f32>, each: usize) {
     let end = clamp_max((part + 1) * each, rows);
     let mut total = 0.0f32;
     let mut row = part * each;
-    // Several loads are under way at a time; the order of the sum is that of rows.
+    // Several loads are in flight at a time; the sum is in the order of rows.
     while row + LOADS <= end {
         let mut values = Array::<f32>::new(LOADS);
         #[unroll]
@@ -135,7 +136,7 @@ fn clamp_max(value: usize, most: usize) -> usize {
     if value < most { value } else { most }
 }
 
-/// [`rms_norm`] of `x + part`, and that sum; a cube per row.
+/// [`rms_norm`] of `x + factor · part`, and that sum in `total`; one block per row.
 ///
 /// # Shapes
 /// - x, part, total, out: `[rows, width]`; weight: `[width]`
@@ -166,7 +167,7 @@ pub(crate) fn add_rms_norm<O: Float>(
         i += CUBE_DIM as usize;
     }
     let scale = (sum(squares, units) / f32::cast_from(width) + epsilon).inverse_sqrt();
-    // Each unit reads again what it wrote itself.
+    // Each thread reads only what it wrote itself, so that no barrier is needed.
     let mut i = UNIT_POS as usize;
     while i < width {
         out[from + i] = O::cast_from(total[from + i] * scale * weight[i]);

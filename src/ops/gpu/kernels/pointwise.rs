@@ -1,4 +1,4 @@
-//! A unit per element or pair of elements: the gated linear unit, and rotary positions.
+//! Element-wise kernels: the gated linear unit, rotary embedding, and copies.
 
 use cubecl::prelude::*;
 
@@ -8,7 +8,7 @@ fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     one / (one + (-x).exp())
 }
 
-/// `gate · sigmoid(gate) · up`; a unit per vector.
+/// `gate · sigmoid(gate) · up`; one thread per vector.
 ///
 /// # Shapes
 /// - all: `[rows, width]`, `width` a multiple of the vector
@@ -27,8 +27,8 @@ pub(crate) fn swiglu<O: Float, N: Size>(
     out[i] = Vector::cast_from(gate * sigmoid::<N>(gate) * up[i]);
 }
 
-/// With `s = sigmoid(gate)`: `dgate = g · up · (s + gate·s·(1 − s))` and `dup = g · gate·s`. In f32 either may lie where its
-/// input does.
+/// With `s = sigmoid(gate)`: `dgate = g · up · (s + gate·s·(1 − s))` and `dup = g · gate·s`; one thread per vector. In
+/// f32 each output may be in the memory of its input.
 ///
 /// # Shapes
 /// - all: `[rows, width]`, `width` a multiple of the vector
@@ -52,8 +52,8 @@ pub(crate) fn swiglu_backward<O: Float, N: Size>(
     dup[i] = Vector::cast_from(upstream * silu);
 }
 
-/// Turns every pair `(i, i + dim / 2)` by `direction` times its angle; a unit per pair. The output may lie where the input
-/// does.
+/// Rotates every pair `(i, i + dim / 2)` by `direction` times its angle; one thread per pair. `out` may be the memory
+/// of `x`.
 ///
 /// # Shapes
 /// - x, out: `[rows, heads, dim]`; cos, sin: `[rows, dim / 2]`
@@ -75,7 +75,7 @@ pub(crate) fn rotary(x: &Tensor<f32>, cos: &Tensor<f32>, sin: &Tensor<f32>, out:
     out[second] = b * cos + a * sin;
 }
 
-/// Rows of `x`, zeros where `from` names none; a unit per vector.
+/// Gathers rows of `x`, with zeros for invalid indices; one thread per vector.
 ///
 /// # Shapes
 /// - x: `[rows, width]`; from: `[n]`; out: `[n, width]`; `line` is `width` in vectors
@@ -98,10 +98,10 @@ pub(crate) fn take_rows<N: Size>(
     out[ABSOLUTE_POS] = value;
 }
 
-/// Writes `from` over `to`; a unit per element.
+/// Copies `from` to `to`; one thread per element.
 ///
 /// # Shapes
-/// - both alike
+/// - from, to: the same shape
 #[cube(launch)]
 pub(crate) fn overwrite<N: Numeric>(from: &Tensor<N>, to: &mut Tensor<N>, #[define(N)] _format: ElemType) {
     if ABSOLUTE_POS >= to.len() {

@@ -1,39 +1,40 @@
-//! Drawing tokens: one kernel from logits to the token and what is known of its distribution.
+//! Token sampling: one kernel from logits to the token and the statistics of its distribution.
 
 use cubecl::prelude::*;
 
 use super::decode::STATE;
 use super::{least, max, sum_in};
 
-/// Numbers of a row of the result.
+/// Statistics per row of the result.
 pub(crate) const NUMBERS: usize = 7;
 
-/// Sums over a run of tokens, of weights and of weights times their logarithms.
+/// Sums over a run of tokens: of weights, and of weights times their logarithms (`_log`).
 #[derive(CubeType)]
 struct Run {
     /// At temperature 1.
     one: f32,
     one_log: f32,
-    /// At the temperature of sampling.
+    /// At the sampling temperature.
     own: f32,
     own_log: f32,
-    /// Of squared weights at the temperature of sampling.
+    /// Of squared weights, at the sampling temperature.
     square: f32,
     square_log: f32,
-    /// The first of the largest logits; no token of the vocabulary where the run has none of them.
+    /// Index of the first maximal logit; the vocabulary size if the run has none.
     first: usize,
 }
 
-/// Draws from the softmax of `logits · inverse` where the running sum of its weights passes a share `uniform` of the whole, or
-/// takes the first of the largest logits; a cube per row. Then the row's state has one token more, unless its prompt and its
-/// completion lie in the same place.
+/// Samples from the softmax of `logits · inverse` the token at which the cumulative weight exceeds `uniform` times the
+/// total, or takes the first maximal logit if `greedy`. One block per row. Increments the token count of the row's
+/// state, unless its prompt and its completion start at the same place (padding).
 ///
-/// Each unit has a run of neighbouring tokens: the run is found from the sums of all, the token by the unit that has the run.
+/// Each thread sums a run of consecutive tokens. Thread 0 finds the run of the sample from all sums in shared memory;
+/// the thread of that run finds the token.
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; uniforms: `[rows, places]`; states: `[rows, 4]`
-/// - tokens: `[rows]`; numbers: `[rows, 7]`: the token, its log-probability, that at temperature 1, the entropy at temperature
-///   1, that of the distribution, `Σ p²` and `Σ p² log p` of the distribution
+/// - tokens: `[rows]`; numbers: `[rows, 7]`: token, its log-probability, the same at temperature 1, entropy at
+///   temperature 1, entropy, `Σ p²` and `Σ p² log p` of the distribution sampled from
 #[cube(launch, address_type = "dynamic")]
 pub(crate) fn sample(
     logits: &Tensor<f32>,
@@ -53,11 +54,11 @@ pub(crate) fn sample(
     let vocab = logits.shape(1);
     let unit = UNIT_POS as usize;
     let from = row * vocab;
-    let most = largest(logits, from, vocab, units);
+    let top = row_max(logits, from, vocab, units);
     let length = vocab.div_ceil(units);
     let begin = unit * length;
     let end = least(begin + length, vocab);
-    let run = run(logits, from, begin, end, most, inverse);
+    let run = run(logits, from, begin, end, top, inverse);
 
     let mut runs = Shared::new_slice(units);
     let mut token = Shared::new_slice(1usize);
@@ -66,22 +67,22 @@ pub(crate) fn sample(
         firsts[unit] = run.first as u32;
         sync_cube();
         if unit == 0 {
-            token[0] = first_of(&firsts, vocab, units);
+            token[0] = first_argmax(&firsts, vocab, units);
         }
     } else {
         runs[unit] = run.own;
         sync_cube();
-        // The run of the token, and what of the threshold is left for it.
+        // The run that has the token, and the part of the threshold that is left for it.
         let mut found = Shared::new_slice(1usize);
         let mut left = Shared::new_slice(1usize);
         if unit == 0 {
-            let (of, rest) = run_of(&runs, uniforms[row * uniforms.shape(1) + place], units);
+            let (of, rest) = find_run(&runs, uniforms[row * uniforms.shape(1) + place], units);
             found[0] = of;
             left[0] = rest;
         }
         sync_cube();
         if UNIT_POS == found[0] {
-            token[0] = token_of(logits, from, begin, end, most, inverse, left[0]);
+            token[0] = find_token(logits, from, begin, end, top, inverse, left[0]);
         }
     }
     sync_cube();
@@ -94,7 +95,7 @@ pub(crate) fn sample(
     let square_log = sum_in(&mut runs, run.square_log);
     if unit == 0 {
         let token = token[0];
-        let z = logits[from + token as usize] - most;
+        let z = logits[from + token as usize] - top;
         let (log_one, log_own) = (one.ln(), own.ln());
         let collision = square / (own * own);
         let to = row * NUMBERS;
@@ -106,7 +107,7 @@ pub(crate) fn sample(
         numbers[to + 4] = log_own - own_log / own;
         numbers[to + 5] = collision;
         numbers[to + 6] = square_log / (own * own) - collision * log_own;
-        // What pads a pass stays where it is.
+        // Padding does not advance.
         let state = row * STATE;
         if states[state] != states[state + 2] {
             states[state + 3] += 1;
@@ -114,24 +115,24 @@ pub(crate) fn sample(
     }
 }
 
-/// The largest logit of the row that begins at `from`, on every unit.
+/// Maximal logit of the row that begins at `from`, returned to every thread.
 #[cube]
-fn largest(logits: &Tensor<f32>, from: usize, vocab: usize, #[comptime] units: usize) -> f32 {
-    let mut most = f32::new(-1e30);
+fn row_max(logits: &Tensor<f32>, from: usize, vocab: usize, #[comptime] units: usize) -> f32 {
+    let mut top = f32::new(-1e30);
     let mut i = UNIT_POS as usize;
     while i < vocab {
         let z = logits[from + i];
-        if z > most {
-            most = z;
+        if z > top {
+            top = z;
         }
         i += units;
     }
-    max(most, units)
+    max(top, units)
 }
 
-/// The sums over the tokens from `begin` to `end`, of weights that are 1 for the logit `most`.
+/// Sums over the tokens from `begin` to `end`. The maximal logit `top` has the weight 1.
 #[cube]
-fn run(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, most: f32, inverse: f32) -> Run {
+fn run(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, top: f32, inverse: f32) -> Run {
     let mut one = 0.0f32;
     let mut one_log = 0.0f32;
     let mut own = 0.0f32;
@@ -141,7 +142,7 @@ fn run(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, most: f32, i
     let mut first = logits.shape(1);
     let mut i = begin;
     while i < end {
-        let z = logits[from + i] - most;
+        let z = logits[from + i] - top;
         let weight = z.exp();
         one += weight;
         one_log += weight * z;
@@ -159,9 +160,9 @@ fn run(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, most: f32, i
     Run { one, one_log, own, own_log, square, square_log, first }
 }
 
-/// The first of the largest logits from those of the runs; token 0 where the logits are not numbers.
+/// First maximal logit, from those of the runs; token 0 if the logits are not numbers.
 #[cube]
-fn first_of(firsts: &Shared<[u32]>, vocab: usize, #[comptime] units: usize) -> u32 {
+fn first_argmax(firsts: &Shared<[u32]>, vocab: usize, #[comptime] units: usize) -> u32 {
     let mut best = firsts[0];
     for u in 1..units {
         if firsts[u] < best {
@@ -174,9 +175,9 @@ fn first_of(firsts: &Shared<[u32]>, vocab: usize, #[comptime] units: usize) -> u
     best
 }
 
-/// The run in which the running sum of weights passes a share `uniform` of the whole, and how much of that is left for it.
+/// Returns the run in which the cumulative weight exceeds `uniform` times the total, and the threshold within the run.
 #[cube]
-fn run_of(runs: &Shared<[f32]>, uniform: f32, #[comptime] units: usize) -> (u32, f32) {
+fn find_run(runs: &Shared<[f32]>, uniform: f32, #[comptime] units: usize) -> (u32, f32) {
     let mut whole = 0.0f32;
     for u in 0..units {
         whole += runs[u];
@@ -187,7 +188,7 @@ fn run_of(runs: &Shared<[f32]>, uniform: f32, #[comptime] units: usize) -> (u32,
     let mut searching = true;
     for u in 0..units {
         if searching && runs[u] > 0.0f32 {
-            // The last run that has any weight, should rounding leave the threshold above all.
+            // If rounding leaves the threshold above the total, the last run with any weight is found.
             run = u as u32;
             if before + runs[u] > threshold {
                 searching = false;
@@ -202,16 +203,16 @@ fn run_of(runs: &Shared<[f32]>, uniform: f32, #[comptime] units: usize) -> (u32,
     (run, threshold - before)
 }
 
-/// The token with which the running sum of the weights from `begin` passes `left`; the last that has any weight, should
-/// rounding leave it above all.
+/// Returns the token at which the cumulative weight from `begin` exceeds `left`; if rounding leaves that above the
+/// total, the last token with any weight.
 #[cube]
-fn token_of(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, most: f32, inverse: f32, left: f32) -> u32 {
+fn find_token(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, top: f32, inverse: f32, left: f32) -> u32 {
     let mut before = 0.0f32;
     let mut token = begin;
     let mut searching = true;
     let mut i = begin;
     while i < end {
-        let weight = ((logits[from + i] - most) * inverse).exp();
+        let weight = ((logits[from + i] - top) * inverse).exp();
         if searching && weight > 0.0f32 {
             token = i;
             before += weight;

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::{max, sum};
 
-/// Adds `e = e^z` to `Σ e`, `Σ e·z` and `Σ e²`.
+/// Adds a logit to the sums `Σ e`, `Σ e·z` and `Σ e²`, with `e = e^z`.
 #[cube]
 fn add(z: f32, weight: &mut f32, weighted: &mut f32, square: &mut f32) {
     let e = z.exp();
@@ -13,7 +13,7 @@ fn add(z: f32, weight: &mut f32, weighted: &mut f32, square: &mut f32) {
     *square += e * e;
 }
 
-/// The sums of [`add`] as if every `z` had been `by` larger.
+/// Changes the sums of [`add`] as if every `z` had been `by` larger.
 #[cube]
 fn shift(by: f32, weight: &mut f32, weighted: &mut f32, square: &mut f32) {
     let factor = by.exp();
@@ -22,18 +22,19 @@ fn shift(by: f32, weight: &mut f32, weighted: &mut f32, square: &mut f32) {
     *square *= factor * factor;
 }
 
-/// A cube per row, which is read once: each unit keeps the maximum so far of its elements and the sums relative to it, and
-/// the cube brings them to one maximum. `inverse` is 1 / T; with `same` it is 1, and there is one set of sums.
+/// Computes the statistics of each row; one block per row, which is read once. Each thread keeps the running maximum of
+/// its elements and sums relative to it; then the block rescales them to one maximum and adds them. `inverse` is 1 / T.
+/// With `same`, T is 1, and the sums at temperature 1 (`unit_*`) are not computed separately.
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; targets: `[rows]`
-/// - figures: `[4, rows]`: log-probability of the target at T, entropy at 1, entropy at T, `Σ p²` at T
+/// - statistics: `[4, rows]`: log-probability of the target at T, entropy at 1, entropy at T, `Σ p²` at T
 /// - normalisers: `[3, rows]`: maximum, `ln Σ e^((z − max) / T)`, entropy at T
 #[cube(launch, address_type = "dynamic")]
 pub(crate) fn scores(
     logits: &Tensor<f32>,
     targets: &Tensor<u32>,
-    figures: &mut Tensor<f32>,
+    statistics: &mut Tensor<f32>,
     normalisers: &mut Tensor<f32>,
     inverse: f32,
     #[comptime] same: bool,
@@ -46,7 +47,7 @@ pub(crate) fn scores(
     }
     let (from, end) = (row * width, row * width + width);
     let step = CUBE_DIM as usize;
-    let mut largest = f32::new(-1e30); // below every logit, and finite over a temperature
+    let mut largest = f32::new(-1e30); // below every logit, and finite when divided by a temperature
     let mut weight = 0.0f32;
     let mut weighted = 0.0f32;
     let mut square = 0.0f32;
@@ -54,7 +55,7 @@ pub(crate) fn scores(
     let mut unit_weighted = 0.0f32;
     let mut unit_square = 0.0f32;
     let mut i = from + UNIT_POS as usize;
-    // Four reads under way at a time, and one look whether the maximum rises.
+    // Four loads are in flight at a time, with one check for a new maximum.
     while i + 3 * step < end {
         let (a, b, c, d) = (logits[i], logits[i + step], logits[i + 2 * step], logits[i + 3 * step]);
         let most = a.max(b).max(c.max(d));
@@ -105,18 +106,19 @@ pub(crate) fn scores(
     }
     if UNIT_POS == 0 {
         let target = logits[from + targets[row] as usize];
-        figures[row] = (target - most) * inverse - log;
-        figures[rows + row] = unit_entropy;
-        figures[2 * rows + row] = entropy;
-        figures[3 * rows + row] = square / (weight * weight);
+        statistics[row] = (target - most) * inverse - log;
+        statistics[rows + row] = unit_entropy;
+        statistics[2 * rows + row] = entropy;
+        statistics[3 * rows + row] = square / (weight * weight);
         normalisers[row] = most;
         normalisers[rows + row] = log;
         normalisers[2 * rows + row] = entropy;
     }
 }
 
-/// A cube per row: `(a·(onehot − p) − b·p·(ln p + H)) / T`, with `a` and `b` the upstream gradients of the log-probability
-/// and of the entropy at T, and `p`, `H` those at T. The gradient may lie where the logits do.
+/// Computes the gradient of the logits, `(a·(onehot − p) − b·p·(ln p + H)) / T`; one block per row. `a` and `b` are the
+/// upstream gradients of the log-probability and of the entropy at T, `p` and `H` the probabilities and the entropy at
+/// T. `gradient` may be the memory of `logits`.
 ///
 /// # Shapes
 /// - logits, gradient: `[rows, vocab]`; targets: `[rows]`; normalisers: `[3, rows]`; upstream: `[4, rows]`
@@ -139,7 +141,7 @@ pub(crate) fn scores_backward(
     let (a, b) = (upstream[row], upstream[2 * rows + row]);
     let mut i = from + UNIT_POS as usize;
     if a == 0.0 && b == 0.0 {
-        // A token that does not learn.
+        // No gradient for this token.
         while i < end {
             gradient[i] = 0.0;
             i += step;
@@ -164,7 +166,7 @@ pub(crate) fn scores_backward(
     }
 }
 
-/// `(a·[target] − p·(b·ln p + level)) / T`, given `ln p`.
+/// `(a·[target] − p·(b·ln p + level)) / T`, where `log` is `ln p`.
 #[cube]
 fn derivative(log: f32, b: f32, level: f32, inverse: f32, a: f32, target: bool) -> f32 {
     let own = select(target, a, 0.0f32);

@@ -1,21 +1,21 @@
-//! Products of many rows on tensor cores, by the registers of each unit (`mma`, 16 x 8 x 16) and with the loads of the next
-//! terms under way while these are multiplied.
+//! Products of many rows on tensor cores, with `mma` instructions (16 x 8 x 16) on registers. Shared memory is
+//! double-buffered: the global loads of the next step are in flight while the current step is multiplied.
 
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::*;
 
 use super::least;
 
-/// Numbers of a vector: 16 bytes.
+/// Elements per vector: 16 bytes.
 pub(crate) const VECTOR: usize = 8;
-/// Units of a plane.
+/// Threads per warp.
 pub(crate) const UNITS: usize = 32;
-/// Terms of a plane that are in shared memory at a time, twice: one lot is filled while the other is multiplied.
-const TERMS: usize = 32;
-/// Tiles of rows that are next to each other in the order of cubes: what they read of the right factor is still in the cache.
+/// Inner (`k`) positions per warp and step. Shared memory holds two steps: one is filled while the other is multiplied.
+const K_PER_PLANE: usize = 32;
+/// Rows of tiles that consecutive blocks cover together, so that what they read of `rhs` is still in the cache.
 const GROUP: usize = 8;
 
-/// How a cube divides its tile of the result: planes by rows, columns and terms, and rows and columns of a plane.
+/// Division of a block's result tile: warps along rows, columns and `k`; and rows and columns of a warp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Division {
     pub planes: [usize; 3],
@@ -23,59 +23,59 @@ pub(crate) struct Division {
 }
 
 impl Division {
-    /// Rows and columns of a cube.
+    /// Rows and columns of a block's tile.
     pub(crate) fn tile(&self) -> [usize; 2] {
         let ([m, n, _], [rows, columns]) = (self.planes, self.part);
         [m * rows, n * columns]
     }
 
-    /// Terms in shared memory at a time.
-    pub(crate) fn at_once(&self) -> usize {
-        self.planes[2] * TERMS
+    /// Inner positions in shared memory per step.
+    pub(crate) fn k_per_step(&self) -> usize {
+        self.planes[2] * K_PER_PLANE
     }
 
-    /// Units of a cube.
+    /// Threads per block.
     pub(crate) fn units(&self) -> usize {
-        self.alike() * self.planes[2]
+        self.units_per_slice() * self.planes[2]
     }
 
-    /// Units of the planes that have the same terms.
-    fn alike(&self) -> usize {
+    /// Threads of the warps that have the same slice of `k`.
+    fn units_per_slice(&self) -> usize {
         self.planes[0] * self.planes[1] * UNITS
     }
 
-    /// Tiles of the instruction, 16 rows by 8 columns, in a plane's part.
+    /// Rows and columns of instruction tiles (16 x 8) in a warp's part.
     fn instructions(&self) -> [usize; 2] {
         [self.part[0] / 16, self.part[1] / 8]
     }
 
-    /// Pairs of sums that a unit keeps: two rows of each instruction's tile.
+    /// Pairs of sums per thread: two in each instruction tile, 8 rows apart.
     fn sums(&self) -> usize {
         let [m, n] = self.instructions();
         m * n * 2
     }
 
-    /// Shared memory of a cube, bytes.
+    /// Shared memory of a block, in bytes.
     pub(crate) fn shared(&self) -> usize {
         let [rows, columns] = self.tile();
         let sums = if self.planes[2] > 1 { 4 * rows * columns } else { 0 };
-        2 * 2 * (rows + columns) * self.at_once() + sums
+        2 * 2 * (rows + columns) * self.k_per_step() + sums
     }
 }
 
-/// What is known of a product when its kernel is compiled.
+/// Compile-time parameters of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Form {
     pub division: Division,
-    /// Whether the terms of each factor are next to each other in memory.
-    pub along: [bool; 2],
-    /// Whether the terms are no multiple of those in shared memory at a time.
+    /// Whether `k` is the contiguous dimension of `lhs` and of `rhs`.
+    pub k_contiguous: [bool; 2],
+    /// Whether `k` is not a multiple of a step, so that the last step needs zeros.
     pub ragged: bool,
 }
 
 impl Form {
     fn lhs(&self) -> Stage {
-        // Zeros in one factor are enough.
+        // Zeros in one operand are enough.
         self.stage(0, self.ragged)
     }
 
@@ -83,58 +83,58 @@ impl Form {
         self.stage(1, false)
     }
 
-    fn stage(&self, factor: usize, zeros: bool) -> Stage {
+    fn stage(&self, operand: usize, zeros: bool) -> Stage {
         Stage {
-            lines: self.division.tile()[factor],
-            terms: self.division.at_once(),
-            along: self.along[factor],
+            lines: self.division.tile()[operand],
+            k: self.division.k_per_step(),
+            k_contiguous: self.k_contiguous[operand],
             zeros,
             units: self.division.units(),
         }
     }
 }
 
-/// A factor's tile in shared memory: rows of the left factor or columns of the right one, by terms.
+/// An operand's tile in shared memory: `lines` (rows of `lhs` or columns of `rhs`) by `k` positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Stage {
     lines: usize,
-    terms: usize,
-    /// Whether a line of memory has terms.
-    along: bool,
-    /// Whether terms beyond the last are zeros.
+    k: usize,
+    /// Whether `k` is contiguous in memory.
+    k_contiguous: bool,
+    /// Whether positions beyond the last are filled with zeros.
     zeros: bool,
-    /// Units that fill it.
+    /// Threads that fill it.
     units: usize,
 }
 
 impl Stage {
     fn vectors(&self) -> usize {
-        self.lines * self.terms / VECTOR
+        self.lines * self.k / VECTOR
     }
 
-    /// Vectors of a line of memory.
+    /// Vectors per row of the stage; rows run along the contiguous dimension.
     fn width(&self) -> usize {
-        if self.along { self.terms / VECTOR } else { self.lines / VECTOR }
+        if self.k_contiguous { self.k / VECTOR } else { self.lines / VECTOR }
     }
 
-    /// Vectors of a unit.
+    /// Vectors per thread.
     fn share(&self) -> usize {
         self.vectors() / self.units
     }
 }
 
-/// Sizes of a product: `inner` are the batches of the second of two dimensions, `parts` those of the terms.
+/// Sizes of a product. `inner` is the second of two batch dimensions, `parts` the number of split-K parts.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(crate) struct Sizes {
     pub m: usize,
     pub n: usize,
-    pub terms: usize,
+    pub k: usize,
     pub inner: usize,
     pub batches: usize,
     pub parts: usize,
 }
 
-/// From one line of a factor to the next, and from one batch to the next by the two dimensions of batches, in vectors.
+/// Strides of an operand, in vectors: between its contiguous lines, and of the two batch dimensions.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(crate) struct Strides {
     pub line: usize,
@@ -142,18 +142,18 @@ pub(crate) struct Strides {
     pub inner: usize,
 }
 
-/// The rows of the left factor, or columns of the right one, that a cube reads.
+/// The rows of `lhs`, or columns of `rhs`, that a block reads.
 #[derive(CubeType)]
 struct Lines {
-    /// Where the batch begins.
+    /// First vector of the batch.
     from: usize,
     stride: usize,
     first: usize,
-    /// Those of the factor.
+    /// Rows or columns of the operand.
     size: usize,
 }
 
-/// A plane's part of the tile, and which of the planes with other terms it is.
+/// First row and column of a warp's part of the tile, and the warp's slice of `k`.
 #[derive(CubeType)]
 struct Plane {
     row: usize,
@@ -161,16 +161,18 @@ struct Plane {
     slice: usize,
 }
 
-/// `lhs · rhs` for each batch; a cube per tile of the result and part of the terms. A plane has its part of the tile in
-/// registers, and every `planes[2]`-th run of [`TERMS`]; the sums of planes that share a part are added in order. Parts of the
-/// terms are results of their own.
+/// Computes `lhs · rhs` for each batch. A block computes one tile of the result over one split-K part, in steps of
+/// `k_per_step` positions. In a step its threads load the next step's vectors of both operands from global memory to
+/// registers, multiply the current stage, and store the registers to the other stage. A warp keeps the sums of its part
+/// of the tile in registers and processes every `planes[2]`-th run of [`K_PER_PLANE`] positions; at the end the sums of
+/// warps with the same part are added in order through shared memory. The caller adds the split-K parts.
+///
+/// Shared memory: two stages, each the vectors of `lhs` followed by those of `rhs`, with the layout of [`swizzle`].
 ///
 /// # Shapes
-/// - lhs: `[batches, m, terms]`; rhs: `[batches, terms, n]`; a factor whose terms are next to each other in memory has them
-///   *along*, the other has its rows or columns so
-/// - out: `[parts, batches, m, n]`, dense
-/// - `terms` is a multiple of a vector where a factor has them along, and of those at once unless `ragged`; `m` and `n` are of
-///   a vector where a factor has not
+/// - lhs: `[batches, m, k]`; rhs: `[batches, k, n]`; `k_contiguous` says which dimension of each is contiguous
+/// - out: `[parts, batches, m, n]`, contiguous
+/// - contiguous dimensions are multiples of a vector, and `k` is a multiple of a step unless `ragged`
 #[cube(launch, address_type = "dynamic")]
 pub(crate) fn tiles<E: Float, V: Size, P: Size>(
     lhs: &[Vector<E, V>],
@@ -186,12 +188,12 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
     let (tiles_m, tiles_n) =
         (sizes.m.div_ceil(comptime!(division.tile()[0])), sizes.n.div_ceil(comptime!(division.tile()[1])));
     let tiles = tiles_m * tiles_n;
-    let (which, place) = (CUBE_POS / tiles, CUBE_POS % tiles);
-    if which >= sizes.parts * sizes.batches {
+    let (matrix, tile) = (CUBE_POS / tiles, CUBE_POS % tiles);
+    if matrix >= sizes.parts * sizes.batches {
         terminate!();
     }
-    let (part, batch) = (which / sizes.batches, which % sizes.batches);
-    let (first_row, first_column) = corner(place, tiles_m, tiles_n, division);
+    let (part, batch) = (matrix / sizes.batches, matrix % sizes.batches);
+    let (first_row, first_column) = corner(tile, tiles_m, tiles_n, division);
     let (outer, inner) = (batch / sizes.inner, batch % sizes.inner);
     let rows = Lines {
         from: outer * lhs_strides.outer + inner * lhs_strides.inner,
@@ -205,9 +207,9 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
         first: first_column,
         size: sizes.n,
     };
-    let at_once = comptime!(division.at_once());
-    let share = sizes.terms.div_ceil(at_once).div_ceil(sizes.parts) * at_once;
-    let end = least(sizes.terms, (part + 1) * share);
+    let k_per_step = comptime!(division.k_per_step());
+    let share = sizes.k.div_ceil(k_per_step).div_ceil(sizes.parts) * k_per_step;
+    let end = least(sizes.k, (part + 1) * share);
     let plane = plane_of(division);
 
     let (lhs_stage, rhs_stage) = comptime!((form.lhs(), form.rhs()));
@@ -221,22 +223,22 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
         sums[i] = Vector::new(0.0f32);
     }
 
-    let mut term = part * share;
-    let left = fetch::<E, V>(lhs, &rows, term, end, lhs_stage);
-    let right = fetch::<E, V>(rhs, &columns, term, end, rhs_stage);
-    put::<E, V>(&mut stages, 0usize, &left, lhs_stage);
-    put::<E, V>(&mut stages, lhs_size, &right, rhs_stage);
+    let mut k = part * share;
+    let left = fetch::<E, V>(lhs, &rows, k, end, lhs_stage);
+    let right = fetch::<E, V>(rhs, &columns, k, end, rhs_stage);
+    store::<E, V>(&mut stages, 0usize, &left, lhs_stage);
+    store::<E, V>(&mut stages, lhs_size, &right, rhs_stage);
     sync_cube();
     let mut from = 0usize;
-    while term < end {
-        term += at_once;
-        // The loads of the last time are for nothing, of terms that are there.
-        let left = fetch::<E, V>(lhs, &rows, term, end, lhs_stage);
-        let right = fetch::<E, V>(rhs, &columns, term, end, rhs_stage);
+    while k < end {
+        k += k_per_step;
+        // The loads of the last step are not used; their addresses are clamped.
+        let left = fetch::<E, V>(lhs, &rows, k, end, lhs_stage);
+        let right = fetch::<E, V>(rhs, &columns, k, end, rhs_stage);
         multiply::<E, V, P>(&stages, from, &plane, &mut sums, form);
         from = size - from;
-        put::<E, V>(&mut stages, from, &left, lhs_stage);
-        put::<E, V>(&mut stages, from + lhs_size, &right, rhs_stage);
+        store::<E, V>(&mut stages, from, &left, lhs_stage);
+        store::<E, V>(&mut stages, from + lhs_size, &right, rhs_stage);
         sync_cube();
     }
 
@@ -244,23 +246,23 @@ pub(crate) fn tiles<E: Float, V: Size, P: Size>(
         add_slices::<P>(&mut sums, plane.slice, division);
     }
     if plane.slice == 0 {
-        let from = which * sizes.m * sizes.n;
+        let from = matrix * sizes.m * sizes.n;
         write::<P>(out, from, first_row + plane.row, first_column + plane.column, &sums, sizes.m, sizes.n, division);
     }
 }
 
-/// First row and column of the tile at a place in the order of cubes.
+/// First row and column of a tile. Tiles are ordered in groups of [`GROUP`] rows of tiles, column by column.
 #[cube]
-fn corner(place: usize, tiles_m: usize, tiles_n: usize, #[comptime] division: Division) -> (usize, usize) {
-    let group = place / (GROUP * tiles_n);
+fn corner(tile: usize, tiles_m: usize, tiles_n: usize, #[comptime] division: Division) -> (usize, usize) {
+    let group = tile / (GROUP * tiles_n);
     let height = least(GROUP, tiles_m - group * GROUP);
-    let within = place % (GROUP * tiles_n);
+    let within = tile % (GROUP * tiles_n);
     let first_row = (group * GROUP + within % height) * comptime!(division.tile()[0]);
     let first_column = within / height * comptime!(division.tile()[1]);
     (first_row, first_column)
 }
 
-/// Where this unit's plane is.
+/// The part of this thread's warp.
 #[cube]
 fn plane_of(#[comptime] division: Division) -> Plane {
     let plane = UNIT_POS as usize / UNITS;
@@ -271,7 +273,7 @@ fn plane_of(#[comptime] division: Division) -> Plane {
     }
 }
 
-/// Adds the products of the terms in the stages that begin at `from` to a plane's sums.
+/// Multiplies the stage that begins at `from` into a warp's sums. `ldmatrix` loads the operands to registers.
 #[cube]
 fn multiply<E: Float, V: Size, P: Size>(
     stages: &Shared<[Vector<E, V>]>,
@@ -284,25 +286,26 @@ fn multiply<E: Float, V: Size, P: Size>(
     let [m, n] = comptime!(form.division.instructions());
     let definition = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     #[unroll]
-    for step in 0..comptime!(TERMS / 16) {
-        let step = plane.slice * comptime!(TERMS / 16) + step;
-        let mut factors = Sequence::<Array<Vector<E, P>>>::new();
-        // A load is of two instructions' columns.
+    for step in 0..comptime!(K_PER_PLANE / 16) {
+        let step = plane.slice * comptime!(K_PER_PLANE / 16) + step;
+        let mut b_pairs = Sequence::<Array<Vector<E, P>>>::new();
+        // One load covers the columns of two instructions.
         #[unroll]
         for j in 0..comptime!(n / 2) {
-            let at = from + comptime!(lhs_stage.vectors()) + place_of(plane.column + j * 16, step, rhs_stage, true);
-            let across = comptime!(!rhs_stage.along);
-            let four = definition.load_matrix::<Vector<E, V>, P>(&stages[at..at + 1], MatrixIdent::B, 4usize, across);
-            factors.push(four);
+            let at = from + comptime!(lhs_stage.vectors()) + ldmatrix_row(plane.column + j * 16, step, rhs_stage, true);
+            let transpose = comptime!(!rhs_stage.k_contiguous);
+            let four =
+                definition.load_matrix::<Vector<E, V>, P>(&stages[at..at + 1], MatrixIdent::B, 4usize, transpose);
+            b_pairs.push(four);
         }
         #[unroll]
         for i in 0..m {
-            let at = from + place_of(plane.row + i * 16, step, lhs_stage, false);
-            let across = comptime!(!lhs_stage.along);
-            let a = definition.load_matrix::<Vector<E, V>, P>(&stages[at..at + 1], MatrixIdent::A, 4usize, across);
+            let at = from + ldmatrix_row(plane.row + i * 16, step, lhs_stage, false);
+            let transpose = comptime!(!lhs_stage.k_contiguous);
+            let a = definition.load_matrix::<Vector<E, V>, P>(&stages[at..at + 1], MatrixIdent::A, 4usize, transpose);
             #[unroll]
             for j in 0..n {
-                let four = factors.index(comptime!(j / 2));
+                let four = b_pairs.index(comptime!(j / 2));
                 let mut b = Array::<Vector<E, P>>::new(2usize);
                 b[0] = four[comptime!(j % 2 * 2)];
                 b[1] = four[comptime!(j % 2 * 2 + 1)];
@@ -318,32 +321,33 @@ fn multiply<E: Float, V: Size, P: Size>(
     }
 }
 
-/// Adds the sums of the planes with other terms, one slice after the other, to those of the first.
+/// Adds the sums of warps with other slices of `k`, slice by slice, to those of slice 0, through shared memory.
 #[cube]
 fn add_slices<P: Size>(sums: &mut Array<Vector<f32, P>>, slice: usize, #[comptime] division: Division) {
-    let (count, alike) = comptime!((division.sums(), division.alike()));
-    let mut others = Shared::<[Vector<f32, P>]>::new_slice(comptime!(count * alike));
-    let unit = UNIT_POS as usize % alike;
+    let (count, units_per_slice) = comptime!((division.sums(), division.units_per_slice()));
+    let mut others = Shared::<[Vector<f32, P>]>::new_slice(comptime!(count * units_per_slice));
+    let unit = UNIT_POS as usize % units_per_slice;
     #[unroll]
     for other in 1..comptime!(division.planes[2]) {
         if slice == other {
             #[unroll]
             for i in 0..count {
-                others[i * alike + unit] = sums[i];
+                others[i * units_per_slice + unit] = sums[i];
             }
         }
         sync_cube();
         if slice == 0 {
             #[unroll]
             for i in 0..count {
-                sums[i] += others[i * alike + unit];
+                sums[i] += others[i * units_per_slice + unit];
             }
         }
         sync_cube();
     }
 }
 
-/// Writes a plane's sums to its rows and columns of the result that begins at `from`.
+/// Writes a warp's sums to the result that begins at `from`. Thread `t` has, of each instruction tile, rows `t / 4` and
+/// `t / 4 + 8` of the columns `2 (t mod 4)` and `2 (t mod 4) + 1`.
 #[cube]
 fn write<P: Size>(
     out: &mut [Vector<f32, P>],
@@ -375,21 +379,22 @@ fn write<P: Size>(
     }
 }
 
-/// Where in a stage a vector of a line is. Vectors of a line are exchanged by the number of the line, so that eight lines'
-/// vectors at one place are in different banks, and so are eight that follow each other.
+/// Index of a vector in a stage. Vectors of a row are swizzled (XOR with the row), so that the same vector of eight
+/// rows is in eight different groups of banks, and so are eight consecutive vectors.
 #[cube]
-fn place(line: usize, vector: usize, #[comptime] width: usize) -> usize {
+fn swizzle(line: usize, vector: usize, #[comptime] width: usize) -> usize {
     let lines = comptime!(if width < 8 { 8 / width } else { 1 });
-    let exchanged = comptime!(if width < 8 { width } else { 8 });
-    line * width + (vector ^ (line / lines % exchanged))
+    let modulus = comptime!(if width < 8 { width } else { 8 });
+    line * width + (vector ^ (line / lines % modulus))
 }
 
-/// This unit's share of a factor's tile; beyond the factor's end what is there, or zeros for terms beyond the last.
+/// Loads this thread's share of an operand's tile: vectors `thread + i · units` of the stage. Addresses beyond the end
+/// of the operand are clamped; positions of `k` beyond `end` are zeros if `stage.zeros`.
 #[cube]
 fn fetch<E: Float, V: Size>(
     source: &[Vector<E, V>],
     lines: &Lines,
-    term: usize,
+    k: usize,
     end: usize,
     #[comptime] stage: Stage,
 ) -> Array<Vector<E, V>> {
@@ -399,16 +404,16 @@ fn fetch<E: Float, V: Size>(
     for i in 0..comptime!(stage.share()) {
         let at = UNIT_POS as usize + i * comptime!(stage.units);
         let (line, vector) = (at / width, at % width);
-        let value = if comptime!(stage.along) {
-            let term = term + vector * VECTOR;
+        let value = if comptime!(stage.k_contiguous) {
+            let k = k + vector * VECTOR;
             let row = least(lines.first + line, lines.size - 1);
-            let value = source[lines.from + row * lines.stride + least(term, end - VECTOR) / VECTOR];
-            zero_unless::<E, V>(value, term < end, comptime!(stage.zeros))
+            let value = source[lines.from + row * lines.stride + least(k, end - VECTOR) / VECTOR];
+            zero_unless::<E, V>(value, k < end, comptime!(stage.zeros))
         } else {
-            let term = term + line;
+            let k = k + line;
             let row = least(lines.first / VECTOR + vector, lines.size / VECTOR - 1);
-            let value = source[lines.from + least(term, end - 1) * lines.stride + row];
-            zero_unless::<E, V>(value, term < end, comptime!(stage.zeros))
+            let value = source[lines.from + least(k, end - 1) * lines.stride + row];
+            zero_unless::<E, V>(value, k < end, comptime!(stage.zeros))
         };
         share[i] = value;
     }
@@ -420,9 +425,9 @@ fn zero_unless<E: Float, V: Size>(value: Vector<E, V>, valid: bool, #[comptime] 
     if comptime!(zeros) { select(valid, value, Vector::new(E::new(0.0))) } else { value }
 }
 
-/// Puts what [`fetch`] got into the stage that begins at `from`.
+/// Stores the vectors of [`fetch`] to the stage that begins at `from`.
 #[cube]
-fn put<E: Float, V: Size>(
+fn store<E: Float, V: Size>(
     stages: &mut Shared<[Vector<E, V>]>,
     from: usize,
     share: &Array<Vector<E, V>>,
@@ -432,23 +437,23 @@ fn put<E: Float, V: Size>(
     #[unroll]
     for i in 0..comptime!(stage.share()) {
         let at = UNIT_POS as usize + i * comptime!(stage.units);
-        stages[from + place(at / width, at % width, width)] = share[i];
+        stages[from + swizzle(at / width, at % width, width)] = share[i];
     }
 }
 
-/// Where in a stage this unit's line is of the four matrices of 8 x 8 that make 16 rows by 16 terms, rows first where
-/// `right` is false, terms first where it is true: the order of the instruction's registers.
+/// Index in a stage of the vector whose address this thread gives to `ldmatrix`. The four 8 x 8 matrices make 16 rows
+/// by 16 positions in the order of the instruction's registers: rows first, or positions first if `right`.
 #[cube]
-fn place_of(row: usize, step: usize, #[comptime] stage: Stage, #[comptime] right: bool) -> usize {
+fn ldmatrix_row(row: usize, step: usize, #[comptime] stage: Stage, #[comptime] right: bool) -> usize {
     let unit = UNIT_POS as usize % UNITS;
     let width = comptime!(stage.width());
-    // Of the four matrices the second is 8 lines below the first, or 8 numbers beside it.
-    let below = comptime!(stage.along != right);
+    // The second of the four matrices is 8 rows of the stage below the first, or 8 elements beside it.
+    let below = comptime!(stage.k_contiguous != right);
     let (line, vector) =
         if comptime!(below) { (unit % 16, unit / 16) } else { (unit % 8 + unit / 16 * 8, unit / 8 % 2) };
-    if comptime!(stage.along) {
-        place(row + line, step * 2 + vector, width)
+    if comptime!(stage.k_contiguous) {
+        swizzle(row + line, step * 2 + vector, width)
     } else {
-        place(step * 16 + line, row / VECTOR + vector, width)
+        swizzle(step * 16 + line, row / VECTOR + vector, width)
     }
 }

@@ -1,10 +1,10 @@
-//! The update of AdamW, rows added to a table, and sums of squares.
+//! The AdamW update, rows added to a table, and sums of squares.
 
 use cubecl::prelude::*;
 
 use super::{least, sum};
 
-/// A step of AdamW in place; a unit per vector of elements. Moments are rounded to their format when stored.
+/// An AdamW step in place; one thread per vector. Moments are rounded to their storage format.
 ///
 /// # Shapes
 /// - all: `[parameters]`
@@ -36,10 +36,11 @@ pub(crate) fn adamw<M: Float, N: Size>(
     second[at] = Vector::cast_from(v);
 }
 
-/// Adds to each of `places` rows of `table` the rows that are meant for it, in their order; a unit per column, a cube per
-/// place and run of columns.
+/// Adds to each of `places` rows of `table` its rows of `rows`, in order. A block has one such row and a run of
+/// columns, a thread one column, so that no two threads write to the same element.
 ///
-/// `plan` has, end to end: the rows, ordered by place; where those of each place begin, and the end of the last; the places.
+/// `plan` concatenates: the indices of `rows`, sorted by destination; where those of each destination begin, and the
+/// end of the last; the destinations.
 ///
 /// # Shapes
 /// - table: `[n, width]`; rows: `[count, width]`; plan: `[count + places + 1 + places]`
@@ -64,7 +65,7 @@ pub(crate) fn add_rows(table: &mut Tensor<f32>, rows: &Tensor<f32>, plan: &Tenso
     table[at] = total;
 }
 
-/// `Σ x²` of every `chunk` elements, from place `from` of `parts` on; a cube per chunk.
+/// Writes `Σ x²` of every `chunk` elements to `parts`, from index `from` on; one block per chunk.
 ///
 /// # Shapes
 /// - x: `[count]`; parts: `[at least from + chunks]`
