@@ -1,4 +1,4 @@
-//! The program as people run it: exit codes, files, interruptions.
+//! The command-line program: exit codes, files, interruptions.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::support::{
     Workshop, device_name, figures, final_weights, interrupt_rl, read_lines, repository, resume_rl, run_rl,
 };
 
-/// How a command ended and what it said.
+/// Exit code and output of a command.
 struct Ended {
     code: Option<i32>,
     out: String,
@@ -41,7 +41,7 @@ pub(crate) fn succeed(args: &[&dyn AsRef<OsStr>]) -> String {
     ended.out
 }
 
-/// What a command that succeeds writes on standard output and on standard error.
+/// Runs a command that must succeed; returns its standard output and standard error.
 pub(crate) fn both(args: &[&dyn AsRef<OsStr>]) -> (String, String) {
     let ended = tempering(args);
     assert_eq!(ended.code, Some(0), "{}", ended.err);
@@ -54,7 +54,7 @@ pub(crate) fn user_error(args: &[&dyn AsRef<OsStr>]) -> String {
     ended.err
 }
 
-/// A run in the background, ended with the test.
+/// Background process that is killed at the end of the test.
 struct Background(Child);
 
 impl Background {
@@ -79,7 +79,7 @@ impl Drop for Background {
     }
 }
 
-/// A run of so many steps, a checkpoint every five, and the file that says so.
+/// Returns the settings of a run with `steps` steps and a checkpoint every five, and the path of their file.
 fn long_run(workshop: &Workshop, name: &str, steps: usize) -> (RlConfig, std::path::PathBuf) {
     let mut config = workshop.rl(name);
     config.train.save_steps = 5;
@@ -224,7 +224,7 @@ fn bad_input_to_eval_is_named() {
     assert!(error.contains("more than max_prompt_length = 3") && error.contains("Compute 1+1."), "{error}");
     let error = eval(&sums, &[&"--max-prompt-length", &"3", &"--filter-overlong-prompts"]);
     assert!(error.contains("sums.jsonl: all prompts are longer than max_prompt_length = 3"), "{error}");
-    // Nothing is sampled, so nothing of it can be asked for.
+    // Saved completions are graded, so sampling options have no effect and are rejected.
     for option in [["--protocol", "paper"], ["-n", "4"], ["--seed", "3"], ["--top-p", "0.9"], ["--device", "cpu"]] {
         let error = user_error(&[&"eval", &"--from", &sums, &option[0], &option[1]]);
         assert!(error.contains("cannot be used with"), "{error}");
@@ -240,13 +240,14 @@ fn bad_input_to_eval_is_named() {
     assert!(error.contains("tokenizer.json: there is no such file: copy it"), "{error}");
 }
 
-/// Each of these was done in another sense than it was asked for, or overwrote a file.
+/// Regression: each of these had another effect than requested, or overwrote a file.
 #[test]
 fn what_does_nothing_or_harm_is_refused() {
     let workshop = Workshop::new();
     let [model, sums] = ["model", "sums.jsonl"].map(|name| workshop.path(name).display().to_string());
     let (model, sums) = (model.as_str(), sums.as_str());
-    let table: [(&[&str], &str); 11] = [
+    let [served, urls] = ["engine=vllm", "urls=[\"http://127.0.0.1:1\"]"];
+    let table: [(&[&str], &str); 19] = [
         (
             &["eval", model, sums, "--difficulties", "1"],
             "--difficulties is for the embedded tasks, and does nothing with",
@@ -261,6 +262,23 @@ fn what_does_nothing_or_harm_is_refused() {
         (&["tokenizer", model], "tokenizer.json: exists already"),
         (&["train", "configs/studies/quick.toml"], "quick.toml: is a study"),
         (&["doctor", "--config", "configs/studies/quick.toml"], "quick.toml: is a study"),
+        (&["train", "--dry-run", "--seed", "1", "--set", "seed=2"], "--seed and --set seed=… give the same setting"),
+        (&["eval", model, sums, "--temperature", "0", "--top-p", "0.9"], "--top-p does nothing at temperature 0"),
+        (
+            &["eval", model, sums, "--temperature", "0", "-n", "4"],
+            "--num-generations above 1 does nothing at temperature 0",
+        ),
+        (&["generate", model, "--temperature", "0", "--seed", "3"], "--seed does nothing at temperature 0"),
+        (&["generate", model, "--template-kwarg", "a=1", "--template-kwarg", "a=2"], "a is given twice"),
+        (
+            &["generate", model, "--rollout", served, "--rollout", urls, "--dtype", "bf16"],
+            "--dtype does nothing where servers sample",
+        ),
+        (
+            &["eval", model, sums, "--rollout", served, "--rollout", urls, "--rollout", "max_staleness=1"],
+            "--rollout max_staleness is for training",
+        ),
+        (&["watch", "x", "--once", "--every", "1"], "cannot be used with"),
     ];
     for (args, want) in table {
         let args: Vec<&dyn AsRef<OsStr>> = args.iter().map(|arg| arg as &dyn AsRef<OsStr>).collect();
@@ -277,7 +295,16 @@ fn what_does_nothing_or_harm_is_refused() {
     }
 }
 
-/// The report was written after the table was printed, or not at all; and the error named no file.
+/// Regression: the environment variable overrode the command line.
+#[test]
+fn a_device_that_is_set_is_not_that_of_the_environment() {
+    let output = command(&[&"train", &"--dry-run", &"--set", &"device=cpu"]).env("TEMPERING_DEVICE", "gpu").output();
+    let output = output.unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && printed.contains("\ndevice = \"cpu\"\n"), "{printed}");
+}
+
+/// Regression: the report was written after the table was printed, or not at all, and the error named no file.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_output_costs_no_report_and_is_named() {
@@ -362,7 +389,7 @@ fn control_c_saves_the_state_and_ends_with_130() {
     assert!(run.join(format!("checkpoint-{steps}/trainer_state.json")).is_file());
 }
 
-/// `println!` panics when `head` has read enough.
+/// `println!` panics when a reader such as `head` closes the pipe.
 #[cfg(unix)]
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
@@ -381,13 +408,13 @@ fn a_reader_that_goes_away_is_no_failure() {
     }
 }
 
-/// A limit on file sizes stands in for a full disk: both make a write fail half-way.
+/// A limit on file sizes simulates a full disk: both make a write fail part-way.
 #[cfg(unix)]
 #[test]
 fn a_disk_that_fills_while_saving_costs_the_checkpoint_being_saved_and_no_more() {
     let workshop = Workshop::new();
     let [mut whole, mut config] = ["whole", "full"].map(|name| workshop.rl(name));
-    // The figures of the conflict alone would reach the limit.
+    // Conflict metrics alone would reach the limit.
     (whole.train.conflict_steps, config.train.conflict_steps) = (0, 0);
     run_rl(&whole).unwrap();
     let (file, run) = (workshop.path("full.toml"), workshop.run("full"));

@@ -1,10 +1,11 @@
-//! A run's folder: who may replace it, go on with it, and with which settings.
+//! Run directories: overwriting, resuming and extending runs, and their settings.
 
 use std::fs;
 use std::path::Path;
 
 use tempering::Error;
 use tempering::config::{Settings, to_toml};
+use tempering::tasks::Family;
 use tempering::train::RlConfig;
 use tempering::train::Start;
 
@@ -13,14 +14,14 @@ use crate::support::{
     session_sft,
 };
 
-/// A run of two steps.
+/// Returns the settings of a run of two steps.
 fn short(workshop: &Workshop, name: &str) -> RlConfig {
     let mut config = workshop.rl(name);
     config.stages[0].exit.max_steps = 2;
     config
 }
 
-/// Names of what is in a folder.
+/// Returns the names of the entries of a folder.
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = entries.collect();
@@ -40,7 +41,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Asserts that two runs are the same but for the time they took.
+/// Asserts that two runs are equal except for their timings.
 #[track_caller]
 fn assert_same(workshop: &Workshop, one: &str, other: &str) {
     assert_eq!(figures(&workshop.run(one)), figures(&workshop.run(other)));
@@ -69,7 +70,7 @@ fn a_run_in_use_is_kept_unless_asked_otherwise() {
     }
 }
 
-/// The old run was deleted before the new one's data, model and device had been looked at.
+/// Regression: the old run was deleted before the new run's data, model and device had been checked.
 #[test]
 fn overwriting_replaces_a_run_once_the_new_one_has_done_a_step() {
     let workshop = Workshop::new();
@@ -86,7 +87,7 @@ fn overwriting_replaces_a_run_once_the_new_one_has_done_a_step() {
         assert!(overwrite(&config, at).contains("before the first step"));
     }
     assert_eq!((id(), names(&workshop.path("runs"))), (first.clone(), vec!["run".to_string()]));
-    // What a kill leaves between moving the old run aside and the first step of the new one.
+    // State after a kill between moving the old run aside and the first step of the new run.
     let aside = format!("run.old-{}", &read_id(&workshop.run("run"))[..8]);
     for with_new in [false, true] {
         fs::rename(workshop.run("run"), workshop.run(&aside)).unwrap();
@@ -107,7 +108,7 @@ fn read_id(run: &Path) -> String {
     origin["id"].as_str().unwrap().to_string()
 }
 
-/// A thesis, the folder of all runs and the model itself were once deleted so.
+/// Regression: overwriting deleted other folders: a thesis, the folder of all runs, the model itself.
 #[test]
 fn only_runs_are_replaced_and_not_what_the_run_reads() {
     let workshop = Workshop::new();
@@ -131,7 +132,7 @@ fn only_runs_are_replaced_and_not_what_the_run_reads() {
     );
 }
 
-/// A new run beside the checkpoints of an old one pruned its own and was resumed as the old one.
+/// Regression: a new run in a folder with old checkpoints pruned its own checkpoints and was resumed from the old ones.
 #[test]
 fn checkpoints_belong_to_one_run() {
     let workshop = Workshop::new();
@@ -151,7 +152,7 @@ fn checkpoints_belong_to_one_run() {
     assert!(workshop.run("new/checkpoint-1").is_dir() && workshop.run("new/checkpoint-2").is_dir());
 }
 
-/// Each of these was once taken without a word, and another run went on.
+/// Regression: each of these changes was accepted silently, and the resumed run was a different one.
 #[test]
 fn a_resumed_run_keeps_its_settings_its_data_and_its_model() {
     let workshop = Workshop::new();
@@ -175,7 +176,7 @@ fn a_resumed_run_keeps_its_settings_its_data_and_its_model() {
         assert!(error.contains(name) && error.contains("another content"), "{file}: {error}");
         fs::write(workshop.path(file), bytes).unwrap();
     }
-    // Nor is it another run because the file beside it has been edited to match.
+    // Editing the stored settings to match does not help either.
     let beside = workshop.run("run/config.toml");
     let text = fs::read_to_string(&beside).unwrap();
     fs::write(&beside, text.replace("\nseed = 0", "\nseed = 7")).unwrap();
@@ -193,7 +194,7 @@ fn a_resumed_run_keeps_its_settings_its_data_and_its_model() {
     assert_eq!(run.len(), whole.len());
 }
 
-/// A file of rows with its first row once more; of weights, with its last byte changed.
+/// Returns a changed copy of a file: a JSONL file gets its first row again, another file a different last byte.
 fn changed(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     if bytes.starts_with(b"{\"") && bytes.ends_with(b"\n") {
@@ -223,7 +224,7 @@ fn a_finished_run_says_that_nothing_is_left_and_is_extended_to_what_a_longer_one
     assert!(notes.contains("over after step 3; it is extended to 6 steps"), "{notes}");
     let summary = ended.unwrap().summary;
     assert_eq!((summary["stages"].as_array().unwrap().len(), &summary["stages"][0]["last_step"]), (1, &6.into()));
-    // Step 3 of the short run was its last, so that the evaluation is the final one and not one of every two steps.
+    // Step 3 was the last of the short run, so its evaluation is the final one, not a periodic one.
     assert_same(&workshop, "run", "whole");
 }
 
@@ -245,7 +246,7 @@ fn fine_tuning_is_extended_too() {
     assert!(error.contains("was started by `tempering sft`"), "{error}");
 }
 
-/// Two processes wrote into one `metrics.jsonl`.
+/// Regression: two processes wrote to the same `metrics.jsonl`.
 #[test]
 fn a_folder_in_use_is_refused_with_the_process() {
     let workshop = Workshop::new();
@@ -281,18 +282,18 @@ fn what_a_killed_process_left_half_done_is_cleared_away() {
     assert_eq!(left, names(&workshop.run("whole")));
 }
 
-/// An early end was once heard between two steps only, and an evaluation can take hours.
+/// Regression: a stop request was handled between steps only, although an evaluation can take hours.
 #[test]
 fn an_early_end_in_an_evaluation_or_within_a_step_changes_nothing() {
     let workshop = Workshop::new();
     run_rl(&workshop.rl("whole")).unwrap();
     let config = workshop.rl("run");
-    // In the first evaluation there is nothing to save yet, and the same command starts again.
+    // Nothing is saved yet during the first evaluation: the same command starts from scratch.
     let ended = session_rl(&config, Start::New, StopAt::Evaluation(1)).0;
     assert!(matches!(ended, Err(Error::Stopped)), "{ended:?}");
     let stops = [
         (Start::New, StopAt::Evaluation(2), 2),
-        // The evaluation of step 2 is the first of this session.
+        // The first evaluation of this session is that of step 2.
         (Start::Resume, StopAt::Evaluation(1), 2),
         (Start::Resume, StopAt::FirstStep, 2),
         (Start::Resume, StopAt::Step(3), 3),
@@ -334,11 +335,57 @@ fn an_early_end_of_fine_tuning_in_an_evaluation_or_within_a_step_changes_nothing
     assert_same(&workshop, "run", "whole");
 }
 
-/// The settings beside a run are those it has: `config.toml` alone starts it again.
+/// `config.toml` in a run's directory contains its complete settings: it alone reproduces the run.
 #[test]
 fn the_settings_of_a_run_are_beside_it() {
     let workshop = Workshop::new();
     let config = short(&workshop, "run");
     run_rl(&config).unwrap();
     assert_eq!(fs::read_to_string(workshop.run("run/config.toml")).unwrap(), to_toml(&config));
+}
+
+/// Regression: the step was read from the folder name, so a renamed checkpoint resumed at a step that it had not
+/// reached.
+#[test]
+fn a_renamed_checkpoint_is_refused() {
+    let workshop = Workshop::new();
+    let config = workshop.rl("run");
+    interrupt_rl(&config, 2).unwrap_err();
+    let [own, other] = ["run/checkpoint-2", "run/checkpoint-5"].map(|name| workshop.run(name));
+    fs::rename(&own, &other).unwrap();
+    for start in [Start::Resume, Start::ResumeFrom(5)] {
+        let error = session_rl(&config, start, StopAt::Never).0.unwrap_err().to_string();
+        assert!(error.contains("checkpoint-5: was renamed") && error.contains("written after step 2"), "{error}");
+    }
+    fs::rename(&other, &own).unwrap();
+    resume_rl(&config).unwrap();
+}
+
+/// Runs started by an earlier version, which accepted such settings, must be resumable by a version that rejects them.
+#[test]
+fn a_resumed_run_may_drop_a_setting_without_effect() {
+    let workshop = Workshop::new();
+    let mut config = short(&workshop, "run");
+    config.data.families = vec![Family::Story];
+    assert!(config.validate()[0].starts_with("data.families = [\"story\"] is for"), "{:?}", config.validate());
+    interrupt_rl(&config, 1).unwrap_err();
+    config.data.families.clear();
+    let (ended, notes) = session_rl(&config, Start::Resume, StopAt::Never);
+    ended.unwrap();
+    assert!(notes.contains("changed: data.families = [] (was [\"story\"])"), "{notes}");
+}
+
+/// A warning, not an error: a run that is shortened for a trial may keep its warm-up.
+#[test]
+fn a_warm_up_that_is_longer_than_the_run_is_remarked_on() {
+    let workshop = Workshop::new();
+    let mut config = short(&workshop, "run");
+    config.optim.warmup_steps = 5;
+    let (ended, notes) = session_rl(&config, Start::New, StopAt::Never);
+    ended.unwrap();
+    for part in
+        ["optim.warmup_steps = 5 is longer than the run, which has at most 2 steps", "ends at 4.00e-4 and never"]
+    {
+        assert!(notes.contains(part), "{notes}");
+    }
 }

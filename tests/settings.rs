@@ -1,12 +1,12 @@
-//! `assets/settings/`: all settings with their defaults, each below its doc comment. Written here from the sources, so
-//! that it cannot say anything else than they do.
+//! `assets/settings/`: all settings with their defaults and doc comments. The files are generated here from the
+//! sources, so that they cannot differ from them.
 //!
-//! `TEMPERING_RECORD_SETTINGS=1 cargo test --release settings::` writes the files again.
+//! `TEMPERING_RECORD_SETTINGS=1 cargo test --release settings::` rewrites the files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tempering::config::{Settings, to_toml};
+use tempering::config::{Settings, load, to_toml};
 use tempering::study::StudyConfig;
 use tempering::train::settings::RlConfig;
 use tempering::train::sft::SftConfig;
@@ -14,7 +14,7 @@ use toml::{Table, Value};
 
 use crate::support::repository;
 
-/// A field of a struct, or a variant of an enum: what its doc comment says, its name in settings, its Rust type.
+/// Field of a struct or variant of an enum: doc comment, name in settings, and Rust type.
 struct Key {
     doc: Vec<String>,
     name: String,
@@ -33,7 +33,7 @@ fn snake(name: &str) -> String {
     name.char_indices().map(lower).collect::<String>().to_lowercase()
 }
 
-/// `T` of `Option<Vec<T>>`.
+/// Returns the innermost type argument: `T` for `Option<Vec<T>>`.
 fn innermost(of: &str) -> &str {
     of.split_once('<').map_or(of, |(_, rest)| innermost(rest.trim_end_matches('>')))
 }
@@ -42,7 +42,7 @@ fn word(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// Reads the structs and enums of a source that files hold; `rewards! { file::Type, … }` is the enum `RewardKind`.
+/// Reads the deserialisable structs and enums of a source file. `rewards! { file::Type, … }` is the enum `RewardKind`.
 fn read_types(text: &str, types: &mut Types) {
     let mut lines = text.lines();
     let mut is_read = false;
@@ -59,7 +59,7 @@ fn read_types(text: &str, types: &mut Types) {
     }
 }
 
-/// Reads an item up to its closing brace. A variant with fields of its own is a struct named after item and variant.
+/// Reads an item up to its closing brace. A variant with fields becomes a struct named after item and variant.
 fn read_keys<'a>(lines: &mut impl Iterator<Item = &'a str>, item: &str, is_struct: bool, types: &mut Types) {
     let (mut keys, mut doc) = (Vec::new(), Vec::new());
     while let Some(line) = lines.next().map(str::trim).filter(|line| !line.starts_with('}')) {
@@ -76,7 +76,7 @@ fn read_keys<'a>(lines: &mut impl Iterator<Item = &'a str>, item: &str, is_struc
                 read_keys(lines, &own, true, types);
                 own
             } else {
-                // A variant alone has no type; a line of `rewards!` is the name of one.
+                // A unit variant has no type; a line of `rewards!` is the name of a type.
                 let alone = if line.contains("::") { name.clone() } else { String::new() };
                 line.split_once('(').map_or(alone, |(_, of)| word(of))
             };
@@ -100,10 +100,10 @@ fn read_sources(folder: &Path, types: &mut Types) {
     }
 }
 
-/// Arrays of tables.
+/// Keys of arrays of tables.
 const ARRAYS: [&str; 4] = ["stages", "rewards", "max_completion_length_schedule", "arms"];
 
-/// `value` within tables, and in an array where the key is one of [`ARRAYS`].
+/// Nests `value` in tables along `path`, and in an array for keys in [`ARRAYS`].
 fn within(path: &[&str], value: Value) -> Value {
     let Some((key, rest)) = path.split_first() else { return value };
     let inner = within(rest, value);
@@ -129,15 +129,15 @@ fn merge(table: &mut Table, above: &Table) {
 
 struct Writer<'a> {
     types: &'a Types,
-    /// Settings of a command, resolved; or why not.
+    /// Resolves the settings of a command, or returns the error.
     resolve: &'a dyn Fn(&Table) -> Result<Value, String>,
-    /// Keys that must be given.
+    /// Smallest valid file: the required keys.
     least: Table,
     text: String,
 }
 
 impl Writer<'_> {
-    /// The default of `value` at `path`, and the keys of it that must be given.
+    /// Resolves `value` at `path` with its defaults; returns it and the keys that are required.
     fn default(&self, path: &[&str], value: Value) -> (Option<Value>, Vec<String>) {
         let (mut value, mut required) = (value, Vec::new());
         loop {
@@ -168,7 +168,7 @@ impl Writer<'_> {
         doc.iter().for_each(|line| self.line(hash, &format!("# {line}")));
     }
 
-    /// The types of a tagged table, each with its keys.
+    /// Writes the types of a tagged table, each with its keys.
     fn kinds(&mut self, hash: &str, path: &[&str], kinds: &[Key]) {
         let tag = if path == ["rollout"] { "engine" } else { "type" };
         for (index, Key { doc, name, of }) in kinds.iter().enumerate() {
@@ -191,8 +191,8 @@ impl Writer<'_> {
         }
     }
 
-    /// The keys of a struct at `path`: single values first, then tables. `hash` is before every line of a table that is not
-    /// there when nothing is said.
+    /// Writes the keys of a struct at `path`: single values first, then tables. `hash` is the comment prefix for the
+    /// lines of a table that is absent by default.
     fn keys(&mut self, of: &str, path: &[&str], hash: &str) {
         let Some(Type::Struct(keys)) = self.types.get(of) else { panic!("{of} is no struct of the sources") };
         let empty = if path.is_empty() { Table::new() } else { self.least_at(path) };
@@ -230,18 +230,18 @@ impl Writer<'_> {
         }
     }
 
-    /// An empty table, or what a command's smallest file has at `path`.
+    /// Returns the table at `path` in the command's smallest file, or an empty one.
     fn least_at(&self, path: &[&str]) -> Table {
         below(&Value::Table(self.least.clone()), path).and_then(Value::as_table).cloned().unwrap_or_default()
     }
 }
 
-/// A value on one line: TOML's own writer breaks the lines of a text.
+/// Formats a value on one line. TOML's writer would break multi-line strings.
 fn shown(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), |text| format!("{text:?}"))
 }
 
-/// The struct whose fields are the keys: a loss is written as the keys of all losses.
+/// Returns the struct whose fields are the keys of a type. A loss is written with the keys of all losses.
 fn table_type(of: &str) -> &str {
     if of == "StageLoss" { "Keys" } else { of }
 }
@@ -253,7 +253,7 @@ fn list<S: Settings>(of: &str, least: &str) -> String {
         let mut all: Table = toml::from_str(S::below()).unwrap();
         merge(&mut all, table);
         let settings: S = all.try_into().map_err(|error: toml::de::Error| error.message().to_string())?;
-        // Through the text: a value would hold every f32 with the digits of an f64.
+        // Converts via text: a TOML value would have every f32 with the digits of an f64.
         Ok(toml::from_str(&to_toml(&settings)).unwrap())
     };
     let least = toml::from_str(least).unwrap();
@@ -290,4 +290,101 @@ fn all_settings_of_sft_are_listed_with_their_defaults() {
 #[test]
 fn all_settings_of_study_are_listed_with_their_defaults() {
     check::<StudyConfig>("study", "StudyConfig", "arms = [{}]\n");
+}
+
+fn read<S: Settings>(sets: &[&str]) -> Result<S, String> {
+    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+    load(None, &sets).map_err(|error| error.to_string())
+}
+
+fn assert_refused<S: Settings + std::fmt::Debug>(table: &[(&[&str], &str)]) {
+    for (sets, want) in table {
+        let error = read::<S>(sets).unwrap_err();
+        assert!(error.contains(want), "{sets:?}: {error}");
+    }
+}
+
+/// Regression: each of these settings was accepted silently.
+#[test]
+fn settings_of_train_without_effect_are_refused() {
+    let files = "data={ train = \"a.jsonl\", eval = \"b.jsonl\" }";
+    let layers = "train.conflict_cosine_layers=[\"model.layers.0.\"]";
+    let stages = "stages=[{ name = \"compress\" }, { name = \"enhance\" }, { name = \"third\" }]";
+    assert_refused::<RlConfig>(&[
+        (
+            &[files, "data.families=[\"story\"]"],
+            "data.families = [\"story\"] is for the embedded tasks and does nothing with data.train = \"a.jsonl\" and \
+             data.eval = \"b.jsonl\": leave it at []",
+        ),
+        (&[files, "data.difficulties=[1, 2]"], "data.difficulties = [1, 2] is for the embedded tasks"),
+        (&[files, "data.tasks_seed=3"], "data.tasks_seed = 3 is for the embedded tasks"),
+        (
+            &["data.train=a.jsonl", "data.tasks_count=5"],
+            "data.tasks_count = 5 is for the embedded tasks and does nothing with data.train = \"a.jsonl\": leave it at 0",
+        ),
+        (
+            &["data.prompt_field=q"],
+            "data.prompt_field = \"q\" is for files and does nothing with data.train = \"tasks\"",
+        ),
+        (&["data.families=[\"story\", \"base\", \"story\"]"], "data.families names \"story\" twice"),
+        (&["lora.target_modules=[\"q_proj\", \"q_proj\"]"], "lora.target_modules names \"q_proj\" twice"),
+        (&["log.report_to=[\"tensorboard\", \"tensorboard\"]"], "log.report_to names \"tensorboard\" twice"),
+        (&["eval.temperature=0", "eval.top_p=0.95"], "eval.top_p = 0.95 does nothing with eval.temperature = 0"),
+        (&["eval.temperature=0", "eval.top_k=5"], "eval.top_k = 5 does nothing with eval.temperature = 0"),
+        (
+            &["eval.temperature=0", "eval.num_generations=4"],
+            "eval.num_generations = 4 samples the same completion again",
+        ),
+        (&[layers], "does nothing with train.conflict_cosine_steps = 0, which takes no cosine: leave it at []"),
+        (&["reward.workers=4"], "reward.workers = 4 does nothing without reward.command: leave it at 1"),
+        (
+            &["stages.0.learning_rate_scale=0"],
+            "stages.0.learning_rate_scale = 0 must be positive: the stage would learn",
+        ),
+        (&["stages.0.sampling.top_k=1"], "stages.0.sampling.top_k = 1 leaves the most probable token alone"),
+        (
+            &["stages.0.rewards=[{ type = \"accuracy\" }, { type = \"accuracy\" }]"],
+            "stages.0.rewards.1 is rewards.0, \"accuracy\", again",
+        ),
+        (
+            &["stages.0.difficulty_weighting={ steepness = 0.0 }"],
+            "stages.0.difficulty_weighting.steepness = 0 weighs all problems alike",
+        ),
+        (
+            &["stages.0.tokens.entropy_bonus={ type = \"adaptive\", entropy_coef_max = 0.0 }"],
+            "entropy_bonus.entropy_coef_min = 0 with entropy_coef_max = 0 is a factor that never changes",
+        ),
+        (&["stages.1.name=compress"], "stages.1.name = \"compress\" is the name of stages.0, too"),
+        (
+            &["controller.max_steps=9", stages],
+            "controller.compress and enhance leave stages.2, \"third\", unused: remove it",
+        ),
+    ]);
+    let accepted: [&[&str]; 5] = [
+        &[files, "data.difficulties=[1, 3]", "data.tasks_count=0"],
+        &["data.train=a.jsonl", "data.families=[\"story\"]"],
+        &["eval.temperature=0", "eval.repetition_penalty=1.1"],
+        &[layers, "train.conflict_cosine_steps=5"],
+        &["optim.warmup_steps=1000"],
+    ];
+    for sets in accepted {
+        read::<RlConfig>(sets).unwrap();
+    }
+}
+
+#[test]
+fn settings_of_sft_without_effect_are_refused() {
+    let model = "model.path=m";
+    assert_refused::<SftConfig>(&[
+        (
+            &[model, "model.hidden_size=64"],
+            "model.hidden_size = 64 is for a new model and does nothing with model.path = \"m\": leave it at 128",
+        ),
+        (
+            &[model, "data.train=a.jsonl", "train.curriculum_steps=5"],
+            "train.curriculum_steps = 5 is for the embedded tasks and does nothing with data.train = \"a.jsonl\"",
+        ),
+        (&[model, "data.train=a.jsonl", "data.prompt_field=q"], "data.prompt_field = \"q\" is for problems"),
+    ]);
+    read::<SftConfig>(&[model, "data.train=a.jsonl", "data.eval=b.jsonl", "data.prompt_field=q"]).unwrap();
 }

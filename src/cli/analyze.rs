@@ -1,4 +1,4 @@
-//! `analyze`.
+//! The command `analyze`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::progress::{Progress, say};
 use super::{DeviceArgs, PrecisionArgs, PromptArgs};
 use crate::config::{self, Settings};
 use crate::error::{Error, Result};
-use crate::eval::Subject;
+use crate::eval::{EvalConfig, Subject};
 use crate::reward::RewardCommand;
 use crate::stage::Stage;
 use crate::text::prompt::PromptConfig;
@@ -72,7 +72,7 @@ pub(super) struct AnalyzeArgs {
     device: DeviceArgs,
 }
 
-/// A stage on its own, with the rewards that an analysis has when nothing else is said.
+/// A stage on its own, with the default rewards of an analysis.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 struct AnalysisStage(Stage);
@@ -121,8 +121,12 @@ impl AnalyzeArgs {
 
 fn named(stages: &[Stage], name: &str, file: &Path) -> Result<Stage> {
     let by_number = name.parse::<usize>().ok().and_then(|number| stages.get(number));
-    let found = stages.iter().find(|stage| stage.name == name).or(by_number);
-    found.cloned().ok_or_else(|| {
+    let mut named = stages.iter().filter(|stage| stage.name == name);
+    let found = named.next();
+    if named.next().is_some() {
+        return Err(Error::file(file, format!("has several stages {name}: give --stage the number of one, from 0")));
+    }
+    found.or(by_number).cloned().ok_or_else(|| {
         let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
         Error::file(file, format!("no stage {name}: give 0 to {} or one of {}", stages.len() - 1, names.join(", ")))
     })
@@ -131,6 +135,7 @@ fn named(stages: &[Stage], name: &str, file: &Path) -> Result<Stage> {
 pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     let (config, asked) = args.settings()?;
     args.problems.check(&args.data)?;
+    args.engine.check(&[("--rows", args.rows != EvalConfig::default().rows)])?;
     not_a_run(&args.model, &["final", "adapter"])?;
     let inputs: Vec<&Path> = args.data.iter().chain(&args.config).map(PathBuf::as_path).collect();
     keep_apart(&[("--html", args.html.as_ref()), ("--json", args.json.as_ref())], &inputs)?;

@@ -1,4 +1,4 @@
-//! `bench`.
+//! The command `bench`.
 
 use std::path::PathBuf;
 
@@ -181,7 +181,7 @@ fn bench_ops(args: &OpsArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line of JSON per shape, and after them a table of all.
+/// Print a line of JSON per shape, then a table of all shapes.
 #[cfg(feature = "gpu")]
 fn bench_products(args: &ProductsArgs) -> anyhow::Result<()> {
     let (device, _) = args.device.open()?;
@@ -267,7 +267,7 @@ fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
     super::print(serde_json::to_string(&step(&config, &shape, args.steps, &device))?)
 }
 
-/// The model, the work and the device that arguments describe.
+/// Return the model, the workload and the device that the arguments describe.
 fn step_shape(args: &StepArgs) -> anyhow::Result<(ModelConfig, StepShape, Device)> {
     let config = match args.size {
         Some(size) => size.config(),
@@ -295,7 +295,7 @@ fn step_shape(args: &StepArgs) -> anyhow::Result<(ModelConfig, StepShape, Device
     Ok((config, shape, device))
 }
 
-/// The model that --hidden, --layers and --vocab describe.
+/// Return the model that --hidden, --layers and --vocab describe.
 fn step_model(args: &StepArgs) -> Result<ModelConfig, Error> {
     let StepArgs { hidden, layers, vocab, .. } = *args;
     let heads = (hidden / 64).max(4);

@@ -1,4 +1,4 @@
-//! `compare`.
+//! The command `compare`.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! `doctor`.
+//! The command `doctor`.
 
 use std::path::PathBuf;
 

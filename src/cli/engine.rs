@@ -1,4 +1,4 @@
-//! Who samples: the model that is loaded, or servers.
+//! The engine that samples: the loaded model, or servers.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::hub::{self, Part};
 use crate::model::{self, CausalLm, ModelConfig, Precision};
 use crate::rollout::served::{Current, Needs, Remote, Served};
-use crate::rollout::settings::{Engine, OwnConfig, RolloutConfig};
+use crate::rollout::settings::{Engine, OwnConfig, RolloutConfig, ServedConfig, Sync};
 use crate::rollout::{Local, Sampler};
 use crate::stop::Stop;
 
@@ -25,7 +25,7 @@ pub(super) struct EngineArgs {
     rollout: Vec<String>,
 }
 
-/// The section on its own.
+/// The section `rollout` on its own.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Section {
@@ -38,20 +38,51 @@ impl Settings for Section {
     }
 }
 
-/// What an evaluation or an analysis samples from.
+/// The opened engine of an evaluation or an analysis.
 #[derive(Debug)]
 pub(super) struct Opened {
-    /// Shape of the model.
+    /// Configuration of the model.
     pub(super) config: ModelConfig,
     model: Option<CausalLm>,
     served: Option<Served>,
-    /// What a folder of results is marked with: the device, or the engine.
+    /// The device or the kind of server, which is recorded with the results.
     pub(super) place: String,
 }
 
+/// Return a setting that is given and has no effect unless servers get new weights.
+fn only_for_training(served: &ServedConfig) -> Option<&'static str> {
+    let default = ServedConfig::default();
+    let given = [
+        ("sync", !matches!(served.sync, Sync::Auto | Sync::None)),
+        ("command", served.command != default.command),
+        ("sync_dir", served.sync_dir != default.sync_dir),
+        ("server_dir", served.server_dir != default.server_dir),
+        ("sync_timeout_s", served.sync_timeout_s != default.sync_timeout_s),
+        ("max_staleness", served.max_staleness != default.max_staleness),
+        ("correction", served.correction != default.correction),
+    ];
+    given.into_iter().find(|(_, given)| *given).map(|(key, _)| key)
+}
+
 impl EngineArgs {
-    /// Opens the model in `dir` on `device`, or servers that serve it; with `scores` the model, too, where servers sample, to
-    /// say what they do not.
+    fn section(&self) -> Result<Section> {
+        let sets: Vec<String> = self.rollout.iter().map(|set| format!("rollout.{set}")).collect();
+        config::load(None, &sets)
+    }
+
+    /// Refuse `options` that have no effect if servers sample. Each comes with whether it is given.
+    pub(super) fn check(&self, options: &[(&str, bool)]) -> Result<()> {
+        let idle = options.iter().find(|(_, given)| *given);
+        match (self.section()?.rollout.served(), idle) {
+            (Some(_), Some((option, _))) => {
+                Err(Error::Invalid(format!("{option} does nothing where servers sample (--rollout): leave it out")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Open the model in `dir` on `device`, or servers that serve it. With `scores`, the model is opened in both cases:
+    /// it computes the scores that servers do not return.
     pub(super) fn open(
         &self,
         dir: &Path,
@@ -60,8 +91,7 @@ impl EngineArgs {
         max_completion_length: usize,
         scores: bool,
     ) -> Result<Opened> {
-        let sets: Vec<String> = self.rollout.iter().map(|set| format!("rollout.{set}")).collect();
-        let section: Section = config::load(None, &sets)?;
+        let section = self.section()?;
         if section.rollout.own().is_some_and(|own| *own != OwnConfig::default()) {
             let message =
                 "--rollout dtype and correction are for training; here --dtype says what products are computed in";
@@ -71,6 +101,10 @@ impl EngineArgs {
             let (config, model) = model::load_as(dir, device, precision)?;
             return Ok(Opened { config, model: Some(model), served: None, place: name.to_string() });
         };
+        if let Some(key) = only_for_training(served) {
+            let message = "is for training, which brings new weights to the servers: leave it out";
+            return Err(Error::Invalid(format!("--rollout {key} {message}")));
+        }
         let (config, model) = if scores {
             let (config, model) = model::load_as(dir, device, precision)?;
             (config, Some(model))
@@ -96,7 +130,7 @@ impl EngineArgs {
 }
 
 impl Opened {
-    /// The sampler, and the shape of its model.
+    /// Return the sampler and the configuration of its model.
     pub(super) fn sampler(&mut self) -> (Box<dyn Sampler + '_>, &ModelConfig) {
         let Self { config, model, served, .. } = self;
         let sampler: Box<dyn Sampler> = match (served, model) {

@@ -1,4 +1,4 @@
-//! `eval`.
+//! The command `eval`.
 
 use std::path::PathBuf;
 
@@ -15,6 +15,7 @@ use crate::eval::protocol::Protocol;
 use crate::eval::saved::{Manifest, check_output, evaluate_into};
 use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::generate::Distribution;
+use crate::model::Precision;
 use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
 
@@ -74,7 +75,7 @@ pub(super) struct EvalArgs {
 }
 
 impl EvalArgs {
-    /// The protocol that is asked for, or that of the data.
+    /// Return the protocol of the option, or else the default for the data.
     fn protocol(&self) -> Protocol {
         let benchmark = self.data.iter().any(|data| benchmarks::of(data).is_some());
         self.protocol.unwrap_or(if benchmark { Protocol::Paper } else { Protocol::Plain })
@@ -84,8 +85,13 @@ impl EvalArgs {
         let protocol = self.protocol().config();
         let defaults =
             Distribution { temperature: protocol.temperature, top_p: protocol.top_p, ..Distribution::default() };
-        let Distribution { repetition_penalty, temperature, top_k, top_p, min_p } =
-            self.distribution.distribution(defaults)?;
+        let Distribution { repetition_penalty, temperature, top_k, top_p, min_p } = self.distribution.distribution(
+            defaults,
+            &[
+                ("--seed", self.seed != EvalConfig::default().seed),
+                ("--num-generations above 1", self.num_generations.is_some_and(|n| n > 1)),
+            ],
+        )?;
         let config = EvalConfig {
             num_problems: self.num_problems.unwrap_or(0),
             num_generations: self.num_generations.unwrap_or(protocol.num_generations),
@@ -122,6 +128,11 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     not_a_run(model_dir, &["final", "adapter"])?;
     args.output.as_ref().map_or(Ok(()), |dir| check_output(dir))?;
     args.problems.check(&args.data)?;
+    args.engine.check(&[
+        ("--device", args.device.device.is_some()),
+        ("--dtype", args.precision.dtype != Precision::F32),
+        ("--rows", args.rows != EvalConfig::default().rows),
+    ])?;
     let (config, protocol) = (args.config()?, args.protocol());
     if protocol == Protocol::Paper {
         say(format_args!("protocol paper, where no option says otherwise: {}", protocol.describe()));
@@ -175,7 +186,7 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     print(evaluation.table())
 }
 
-/// What a protocol stands for, and where benchmarks come from.
+/// Describe a protocol and the sources of benchmarks.
 fn explained(protocol: Protocol) -> String {
     let name = if protocol == Protocol::Paper { "paper" } else { "plain" };
     let mut text = format!("protocol {name}: {}\n\n", protocol.describe());
@@ -196,7 +207,7 @@ mod tests {
 
     use crate::cli::Cli;
 
-    /// `eval --from` samples nothing, so that an option added to `eval` has to be refused beside it.
+    /// `eval --from` samples nothing: every other option of `eval` must be refused with it.
     #[test]
     fn from_stands_alone() {
         let mut command = Cli::command();

@@ -1,4 +1,4 @@
-//! `generate`.
+//! The command `generate`.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use super::progress::say;
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs, STDOUT};
 use crate::error::{Error, Result};
 use crate::generate::{Distribution, FinishReason, Request, Room, Sampling, Watch};
+use crate::model::Precision;
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
 use crate::text::prompt::PromptConfig;
@@ -49,13 +50,15 @@ pub(super) struct GenerateArgs {
 
 pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     not_a_run(&args.model, &["final", "adapter"])?;
+    let is_other = args.precision.dtype != Precision::F32;
+    args.engine.check(&[("--device", args.device.device.is_some()), ("--dtype", is_other)])?;
     let (device, name) = args.device.open()?;
     let at = (&device, name.as_str());
     let mut opened = args.engine.open(&args.model, at, args.precision.dtype, args.max_completion_length, false)?;
     let (mut sampler, config) = opened.sampler();
     let tokenizer = args.asked.tokenizer(&args.model, PromptConfig::default())?;
     tokenizer.check_vocab(config.vocab_size, &args.model)?;
-    let distribution = args.distribution.distribution(published(&tokenizer)?)?;
+    let distribution = args.distribution.distribution(published(&tokenizer)?, &[("--seed", args.seed != 0)])?;
     let prompt = tokenizer.encode_prompt(&Prompt::Text(args.prompt.clone()))?;
     let room = Room {
         max_position_embeddings: config.max_position_embeddings,
@@ -107,7 +110,7 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The sampling settings that the model was published with, said where there are any.
+/// Return the sampling settings in the model's `generation_config.json`. If there are any, they are printed.
 fn published(tokenizer: &Tokenizer) -> Result<Distribution> {
     let settings = tokenizer.recommended()?;
     let mut distribution = Distribution::default();

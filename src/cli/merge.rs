@@ -1,4 +1,4 @@
-//! `merge`.
+//! The command `merge`.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `metrics`: the names of all metrics.
+//! The command `metrics`: lists the names of all metrics.
 
 use super::print;
 use crate::metrics::names::ALL;

@@ -1,4 +1,4 @@
-//! The command line. [`run`] is the program's table of contents.
+//! The command line. `dispatch` maps each subcommand to its module.
 
 mod analyze;
 mod bench;
@@ -96,20 +96,20 @@ struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// The device's name.
+    /// Return the name of the device.
     fn name(&self) -> crate::error::Result<String> {
         Ok(device_name(self.device.as_deref())?.unwrap_or_else(|| "cpu".to_string()))
     }
 
-    /// The device and its name.
+    /// Return the device and its name.
     fn open(&self) -> crate::error::Result<(Device, String)> {
         let name = self.name()?;
         Ok((device::parse(&name)?, name))
     }
 }
 
-/// The device that the option names, or else the environment. Clap's own reading of the environment would take the variable
-/// for an option, which an error then names and other options conflict with.
+/// Return the device named by the option, or else by the environment variable. Clap could read the variable itself, but
+/// would treat it as a given option: in errors, and in conflicts with other options.
 fn device_name(option: Option<&str>) -> crate::error::Result<Option<String>> {
     const VARIABLE: &str = "TEMPERING_DEVICE";
     let (None, Some(name)) = (option, std::env::var_os(VARIABLE)) else { return Ok(option.map(str::to_string)) };
@@ -145,8 +145,9 @@ struct DistributionArgs {
 }
 
 impl DistributionArgs {
-    /// The distribution, with `defaults` for what is not given.
-    fn distribution(&self, defaults: Distribution) -> crate::error::Result<Distribution> {
+    /// Return the distribution, with `defaults` for options that are not given. `others` are options of the command
+    /// that have no effect at temperature 0; each comes with whether it is given.
+    fn distribution(&self, defaults: Distribution, others: &[(&str, bool)]) -> crate::error::Result<Distribution> {
         let distribution = Distribution {
             repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
             temperature: self.temperature.unwrap_or(defaults.temperature),
@@ -154,9 +155,21 @@ impl DistributionArgs {
             top_p: self.top_p.unwrap_or(defaults.top_p),
             min_p: self.min_p.unwrap_or(defaults.min_p),
         };
-        match distribution.mistakes() {
-            problems if problems.is_empty() => Ok(distribution),
-            problems => Err(Error::Config { origin: "command line".to_string(), problems }),
+        let mut problems = distribution.mistakes();
+        if distribution.temperature == 0.0 {
+            let own = [
+                ("--top-k", self.top_k.is_some_and(|k| k > 0)),
+                ("--top-p", self.top_p.is_some_and(|p| p < 1.0)),
+                ("--min-p", self.min_p.is_some_and(|p| p > 0.0)),
+            ];
+            let idle = own.iter().chain(others).filter(|(_, given)| *given);
+            let advice = "does nothing at temperature 0, which takes the most probable token: leave it out";
+            problems.extend(idle.map(|(option, _)| format!("{option} {advice}")));
+        }
+        if problems.is_empty() {
+            Ok(distribution)
+        } else {
+            Err(Error::Config { origin: "command line".to_string(), problems })
         }
     }
 }
@@ -179,8 +192,8 @@ struct PromptArgs {
 }
 
 impl PromptArgs {
-    /// The tokenizer in `dir`, told how to ask by `settings` and what is given beside them. What a user should know of
-    /// it goes to standard error.
+    /// Load the tokenizer in `dir` with the prompt `settings`; given options override them. Notes for the user go to
+    /// standard error.
     fn tokenizer(&self, dir: &Path, mut settings: PromptConfig) -> crate::error::Result<Tokenizer> {
         let given = [
             (&self.system, &mut settings.system),
@@ -192,10 +205,15 @@ impl PromptArgs {
                 setting.clone_from(given);
             }
         }
+        let mut keys = Vec::new();
         for pair in &self.template_kwargs {
             let Some((key, value)) = pair.split_once('=') else {
                 return Err(Error::Invalid(format!("--template-kwarg {pair}: expected KEY=VALUE")));
             };
+            if keys.contains(&key.trim()) {
+                return Err(Error::Invalid(format!("--template-kwarg {pair}: {key} is given twice; leave one out")));
+            }
+            keys.push(key.trim());
             let text = || toml::Value::String(value.to_string());
             let value = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
             settings.chat_template_kwargs.insert(key.trim().to_string(), value.unwrap_or_else(text));
@@ -214,13 +232,13 @@ struct PrecisionArgs {
     dtype: Precision,
 }
 
-/// The number format of that name.
+/// Parse the name of a number format.
 fn precision(name: &str) -> std::result::Result<Precision, String> {
     serde_json::from_value(name.into()).map_err(|_| "known are f32, tf32, bf16 and f16".to_string())
 }
 
-/// Runs a parsed command line; [`exit_code`] takes its error. A reader of the output that goes away (`| head`) ends the
-/// command quietly.
+/// Run a parsed command line; [`exit_code`] maps its error. If the reader of the output closes it (`| head`), the
+/// command ends without an error.
 ///
 /// # Errors
 /// The error of the command.
@@ -236,10 +254,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     if outcome.as_ref().is_err_and(closed) { Ok(()) } else { outcome }
 }
 
-/// What errors call standard output.
+/// The name of standard output in errors.
 const STDOUT: &str = "standard output";
 
-/// Writes a line to standard output.
+/// Write a line to standard output.
 fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout().lock(), "{line}").map_err(Error::io(STDOUT))?)
 }
@@ -270,13 +288,13 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// The message of an error, each part of it once.
+/// Return the message of an error, with each cause once.
 pub fn message(error: &anyhow::Error) -> String {
-    // Ours say their causes themselves.
+    // Our own errors contain their causes.
     error.downcast_ref::<Error>().map_or_else(|| format!("{error:#}"), ToString::to_string)
 }
 
-/// 130 after Ctrl-C, 2 for a user's mistake, 1 for anything else.
+/// Return the exit code: 130 after Ctrl-C, 2 for a user mistake, 1 for any other error.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
         Some(Error::Interrupted { .. } | Error::Stopped) => 130,
@@ -285,13 +303,13 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// A flag that Ctrl-C, SIGTERM and SIGHUP set; the second signal ends the process at once.
+/// Return a flag that Ctrl-C, SIGTERM and SIGHUP set. The second signal ends the process at once.
 fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
-            // Files are written under other names and renamed: what is saved stays whole.
+            // Files are written under temporary names and renamed: saved files stay intact.
             crate::reward::end_programs();
             std::process::exit(130);
         }

@@ -1,10 +1,11 @@
-//! Files and folders that a command line names, refused where they cannot be meant.
+//! Checks of files and folders named on the command line.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Refuses the folder of a run where a model is asked for, and names the model in it: the first of `kept` that is there.
+/// Refuse the folder of a run where a model is expected. The error names the model in it: the first existing one of
+/// `kept`.
 pub(super) fn not_a_run(dir: &Path, kept: &[&str]) -> Result<()> {
     if !dir.join("run.json").is_file() {
         return Ok(());
@@ -17,11 +18,11 @@ pub(super) fn not_a_run(dir: &Path, kept: &[&str]) -> Result<()> {
     Err(Error::file(dir, format!("is the folder of a run, no model: {advice}")))
 }
 
-/// Refuses an output (with its option) that is a file which the command reads, or another output.
+/// Refuse an output, given with its option, that is an input of the command or another output.
 pub(super) fn keep_apart(outputs: &[(&str, Option<&PathBuf>)], inputs: &[&Path]) -> Result<()> {
     let mut taken: Vec<PathBuf> = inputs.iter().map(|input| whole(input)).collect();
     let given = outputs.iter().filter_map(|(option, path)| Some((option, (*path)?)));
-    // A pipe or a device such as /dev/null takes what comes.
+    // A pipe, or a device such as /dev/null, may be named several times.
     for (option, path) in given.filter(|(_, path)| !path.exists() || path.is_file()) {
         let output = whole(path);
         if taken.contains(&output) {
@@ -33,12 +34,12 @@ pub(super) fn keep_apart(outputs: &[(&str, Option<&PathBuf>)], inputs: &[&Path])
     Ok(())
 }
 
-/// The one path that all paths of a file have, where it is there.
+/// Return the canonical path of a file if it exists, else the path itself.
 pub(super) fn whole(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }
 
-/// `loaded`, the settings in `file`; where they are wrong because the file is a study, an error that says so.
+/// Return `loaded`, the settings in `file`. If they are invalid because the file is a study, the error says so.
 pub(super) fn no_study<S>(file: &Path, loaded: Result<S>) -> Result<S> {
     let is_study = || {
         let text = std::fs::read_to_string(file).unwrap_or_default();

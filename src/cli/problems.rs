@@ -1,4 +1,4 @@
-//! Which problems a command looks at: data sets as named on the command line, and how they are read.
+//! Options for the problems of a command: data sets named on the command line, and how they are read.
 
 use std::path::{Path, PathBuf};
 
@@ -36,7 +36,7 @@ pub(super) struct ProblemArgs {
     answer_field: Option<String>,
 }
 
-/// Reads `1-3` or `2`.
+/// Parse difficulties such as `1-3` or `2`.
 fn difficulties(text: &str) -> std::result::Result<[u8; 2], String> {
     let (from, to) = text.split_once('-').unwrap_or((text, text));
     match (from.parse(), to.parse()) {
@@ -46,10 +46,10 @@ fn difficulties(text: &str) -> std::result::Result<[u8; 2], String> {
 }
 
 impl ProblemArgs {
-    /// Refuses data that is named twice, and options that none of it makes use of.
+    /// Refuse data that is named twice, and options that have no effect on any of the data.
     ///
     /// # Errors
-    /// Naming the option and the data.
+    /// The option and the data.
     pub(super) fn check(&self, data: &[PathBuf]) -> Result<()> {
         let invalid = |message: String| Err(Error::Invalid(message));
         let paths: Vec<PathBuf> = data.iter().map(|data| whole(data)).collect();
@@ -76,7 +76,7 @@ impl ProblemArgs {
         Ok(())
     }
 
-    /// The first `limit` problems (0 for all) of one data set, for a model that reads `context` tokens.
+    /// Return the first `limit` problems (0 for all) of one data set, for a model with a context of `context` tokens.
     pub(super) fn open(
         &self,
         data: &Path,
@@ -91,7 +91,7 @@ impl ProblemArgs {
             tasks_seed: self.tasks_seed.unwrap_or(0),
             prompt_field: self.prompt_field.clone(),
             answer_field: self.answer_field.clone(),
-            // One token at least is left for the completion.
+            // At least one token is left for the completion.
             max_prompt_length: self.max_prompt_length.unwrap_or(context - 1),
             filter_overlong_prompts: self.filter_overlong_prompts,
             ..DataConfig::default()
@@ -109,7 +109,7 @@ pub(super) struct FamilyArgs {
 }
 
 impl FamilyArgs {
-    /// Those that were named, or the usual ones.
+    /// Return the families that were named, or the usual ones.
     pub(super) fn chosen(&self) -> Result<Vec<Family>> {
         let known = || Family::ALL.map(Family::name).join(", ");
         let parse = |name: &String| {
@@ -123,7 +123,7 @@ impl FamilyArgs {
     }
 }
 
-/// A data set as named on the command line: the embedded tasks or a file.
+/// Whether a data set named on the command line is the embedded tasks.
 pub(super) fn is_tasks(path: &Path) -> bool {
     path.as_os_str() == TASKS
 }

@@ -1,4 +1,4 @@
-//! Progress: lines that stay, and on a terminal a bar below them.
+//! Progress of a run: permanent lines, and on a terminal a progress bar below them.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -10,35 +10,36 @@ use crate::metrics::Metrics;
 use crate::report::duration;
 use crate::train::Observer;
 
-/// Least time between two lines, but for the last of a phase; and the longest silence while completions are sampled.
-const LINE: Duration = Duration::from_secs(2);
-const SILENCE: Duration = Duration::from_secs(10);
-/// Time left is not guessed before this share of the completions has ended: the first to end are the shortest.
-const TELLING: f64 = 0.05;
+/// Minimum time between two lines, except for the last line of a phase.
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
+/// Maximum time without a line while completions are sampled.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
+/// Share of ended completions below which the time left is not estimated: the first ones to end are the shortest.
+const MIN_ENDED_SHARE: f64 = 0.05;
 
-/// Shows a run on standard error.
+/// Shows the progress of a run on standard error.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     phase: Phase,
-    /// The phase that the present one interrupts.
+    /// The phase that the current one interrupts.
     interrupted: Option<Phase>,
     last_line: Option<Instant>,
 }
 
-/// Steps or problems that are gone through.
+/// A phase of a run, which processes steps or problems.
 struct Phase {
     name: String,
     total: usize,
     done: usize,
-    /// Units that were over before this start.
+    /// Units that were finished before this start.
     first: usize,
-    /// Time spent on it before an interruption, and since when it goes on.
+    /// Time spent on the phase before an interruption, and the time at which it was continued.
     spent: Duration,
     since: Instant,
     sampling: Option<Sampling>,
 }
 
-/// The completions that are being sampled.
+/// Progress of the completions that are being sampled.
 struct Sampling {
     count: Count,
     since: Instant,
@@ -53,25 +54,25 @@ impl Phase {
         self.spent + now.saturating_duration_since(self.since)
     }
 
-    /// Whether a unit is a step, which samples completions of its own.
+    /// Whether the units are steps, each of which samples completions.
     fn in_steps(&self) -> bool {
         !matches!(self.name.as_str(), "evaluate" | "analyze")
     }
 
-    /// Seconds left at the pace of this phase so far; none before there is a pace.
+    /// Estimate the seconds left from the speed of this phase so far; `None` before there is an estimate.
     fn left(&self, now: Instant) -> Option<f64> {
         let elapsed = self.elapsed(now).as_secs_f64();
         if let Some(Sampling { count, .. }) = self.sampling.as_ref().filter(|_| !self.in_steps()) {
-            let told = count.ended > 0 && count.ended as f64 >= TELLING * count.total as f64;
+            let is_known = count.ended > 0 && count.ended as f64 >= MIN_ENDED_SHARE * count.total as f64;
             let mean = count.ended_tokens as f64 / count.ended.max(1) as f64;
             let tokens_left = (mean * count.total as f64 - count.tokens as f64).max(0.0);
-            return told.then(|| elapsed * tokens_left / count.tokens as f64);
+            return is_known.then(|| elapsed * tokens_left / count.tokens as f64);
         }
         let done = self.done.saturating_sub(self.first);
         (done > 0).then(|| elapsed / done as f64 * self.total.saturating_sub(self.done) as f64)
     }
 
-    /// `310 of 512 completions, 2140 tok/s`.
+    /// Format the progress of sampling: `310 of 512 completions ended, 2140 tok/s`.
     fn sampling(&self, now: Instant) -> Option<String> {
         let Sampling { count, since } = self.sampling.as_ref()?;
         let seconds = now.saturating_duration_since(*since).as_secs_f64().max(1e-3);
@@ -79,14 +80,14 @@ impl Phase {
         Some(format!("{} of {} completions ended, {speed:.0} tok/s", count.ended, count.total))
     }
 
-    /// How far sampling is and how long the phase will take.
+    /// Format the progress of sampling and the time left.
     fn outlook(&self, now: Instant) -> String {
         let step = |text: String| if self.in_steps() { format!("step {}: {text}", self.done + 1) } else { text };
         let left = self.left(now).map(|seconds| format!("{} left", duration(seconds.round())));
         self.sampling(now).map(step).into_iter().chain(left).collect::<Vec<_>>().join("; ")
     }
 
-    /// Position and length of the bar.
+    /// Return position and length of the bar.
     fn position(&self) -> (usize, usize) {
         match &self.sampling {
             Some(Sampling { count, .. }) if !self.in_steps() => (count.ended, count.total),
@@ -100,7 +101,7 @@ impl Progress {
         Self { bar: None, phase: Phase::new("", 0, Instant::now()), interrupted: None, last_line: None }
     }
 
-    /// `reward 0.42  accuracy 0.78  …` from the metrics of a step.
+    /// Format the metrics of a step: `reward 0.42  accuracy 0.78  …`.
     fn figures(metrics: &Metrics) -> String {
         let shown = [
             ("loss", "loss", 3),
@@ -121,7 +122,7 @@ impl Progress {
         stage.into_iter().chain(shown.into_iter().filter_map(figure)).chain(speed()).collect::<Vec<_>>().join("  ")
     }
 
-    /// Prints a line above the bar.
+    /// Print a line above the bar.
     fn line(&mut self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| say(line)),
@@ -146,7 +147,7 @@ impl Observer for Progress {
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
-        // A phase that an evaluation interrupted goes on with its own clock.
+        // A phase that an evaluation interrupted continues with its own clock.
         let next = match interrupted {
             Some(earlier) if earlier.name == phase && earlier.total == total => Phase { since: now, ..earlier },
             _ => Phase::new(phase, total, now),
@@ -159,7 +160,7 @@ impl Observer for Progress {
         self.last_line = None;
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-            // A bar of fixed width: of what does not fit on the line the message is cut, not the bar.
+            // The bar has a fixed width: on a narrow terminal the message is cut, not the bar.
             let style = ProgressStyle::with_template("{prefix} {bar:20} {pos}/{len}  {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_prefix(phase.to_string());
@@ -169,7 +170,7 @@ impl Observer for Progress {
     }
 
     fn resume(&mut self, done: usize) {
-        // A phase that goes on after an evaluation knows its steps: their time is on its clock.
+        // A phase that continues after an evaluation already counts its steps, whose time is on its clock.
         if self.phase.done == 0 {
             (self.phase.first, self.phase.done) = (done, done);
         }
@@ -182,7 +183,7 @@ impl Observer for Progress {
         if phase.in_steps() {
             phase.sampling = None;
         }
-        let due = self.last_line.is_none_or(|last| now.saturating_duration_since(last) > LINE);
+        let due = self.last_line.is_none_or(|last| now.saturating_duration_since(last) > LINE_INTERVAL);
         if due || done == phase.total {
             self.last_line = Some(now);
             let elapsed = duration(phase.elapsed(now).as_secs_f64().round());
@@ -202,7 +203,7 @@ impl Observer for Progress {
         }
         self.redraw(now);
         let silent = *self.last_line.get_or_insert(now);
-        if self.bar.is_none() && now.saturating_duration_since(silent) > SILENCE {
+        if self.bar.is_none() && now.saturating_duration_since(silent) > MAX_SILENCE {
             self.last_line = Some(now);
             let phase = &self.phase;
             self.line(&format!("{} {}/{}  {}", phase.name, phase.done, phase.total, phase.outlook(now)));
@@ -214,7 +215,7 @@ impl Observer for Progress {
     }
 }
 
-/// A line on standard error. That nobody reads it any more (a closed terminal, a pipe) is no reason to end a run.
+/// Print a line to standard error. Errors are ignored: a closed terminal or pipe must not end a run.
 pub(super) fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
@@ -233,7 +234,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Once "48 min left" stood after an evaluation with a minute to go: all the time, and only the steps since.
+    /// With one minute to go, "48 min left" was shown after an evaluation: all the time was divided by the steps since
+    /// it.
     #[test]
     fn an_evaluation_between_steps_forgets_none_of_them() {
         let mut progress = Progress::new();
@@ -246,7 +248,7 @@ mod tests {
         assert_eq!((progress.phase.first, progress.phase.done), (2, 5));
     }
 
-    /// Once an evaluation restarted the clock and not the count: "0 s left" with 5 steps to go.
+    /// An evaluation restarted the clock but not the count: "0 s left" was shown with 5 steps to go.
     #[test]
     fn time_left_is_that_of_the_steps_of_this_start() {
         let start = Instant::now();
@@ -254,14 +256,14 @@ mod tests {
         assert_eq!(phase.left(start + SECOND), None);
         (phase.first, phase.done) = (4, 6);
         assert_eq!(phase.left(start + 6 * SECOND), Some(12.0), "two steps took 6 s; four are left");
-        // An evaluation of 100 s between.
+        // An evaluation of 100 s in between.
         phase.spent = phase.elapsed(start + 6 * SECOND);
         phase.since = start + 106 * SECOND;
         phase.done = 7;
         assert_eq!(phase.left(start + 109 * SECOND), Some(9.0), "three steps took 9 s; three are left");
     }
 
-    /// Once "4009 s left" stood a second before the end: all completions were under way and few had ended.
+    /// "4009 s left" was shown a second before the end: all completions were being sampled and few had ended.
     #[test]
     fn time_left_of_sampling_counts_tokens() {
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! `report`.
+//! The command `report`.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `score`.
+//! The command `score`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -96,7 +96,7 @@ impl Scorer<'_> {
         Error::io(self.args.output.as_deref().unwrap_or(Path::new(STDOUT)))
     }
 
-    /// The tokens of a row.
+    /// Return the tokens of a row.
     fn tokens(&self, place: &Path, line: &str) -> Result<Vec<u32>> {
         let row: Value = json::row(line).map_err(|error| Error::file(place, error))?;
         let keys = ["text", "messages", "input_ids"];
@@ -130,7 +130,7 @@ impl Scorer<'_> {
         Ok(tokens)
     }
 
-    /// Scores the rows held and writes their lines.
+    /// Score the rows of a batch and write their lines.
     fn write(&self, batch: &mut Vec<(PathBuf, Vec<u32>)>, out: &mut dyn Write) -> Result<()> {
         let (places, sequences): (Vec<PathBuf>, Vec<Vec<u32>>) = std::mem::take(batch).into_iter().unzip();
         for (place, scored) in places.iter().zip(score::score(&self.model, sequences, self.args.temperature)) {

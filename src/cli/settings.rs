@@ -1,4 +1,4 @@
-//! `settings`: all settings of a command.
+//! The command `settings`: lists all settings of a command.
 
 use clap::{Args, ValueEnum};
 

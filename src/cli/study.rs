@@ -1,4 +1,4 @@
-//! `study`.
+//! The command `study`.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! `tasks`: the embedded problems as files.
+//! The command `tasks`: writes the embedded problems as files.
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `tokenizer`: a tokenizer trained on the embedded tasks.
+//! The command `tokenizer`: trains a tokenizer on the embedded tasks.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `train` and `sft`.
+//! The commands `train` and `sft`.
 
 use std::path::{Path, PathBuf};
 
@@ -68,7 +68,7 @@ impl TrainArgs {
         }
     }
 
-    /// What all ranks of a run must be told alike.
+    /// Return the parts of the command line that must be equal on all ranks.
     fn told(&self) -> Vec<String> {
         let Self { config, sets, seed, dtype, device: _, resume, from_checkpoint, overwrite, dry_run } = self;
         let mut told = vec![format!("version {}", env!("CARGO_PKG_VERSION"))];
@@ -89,17 +89,35 @@ impl TrainArgs {
         told
     }
 
+    /// Whether a `--set` sets this key.
+    fn is_set(&self, key: &str) -> bool {
+        self.sets.iter().any(|set| set.split('=').next().is_some_and(|own| own.trim() == key))
+    }
+
+    /// Return the device named by the option or the environment; `None` if a `--set` names it.
+    fn device(&self) -> Result<Option<String>> {
+        if self.is_set("device") { Ok(None) } else { device_name(self.device.as_deref()) }
+    }
+
     fn settings<S: RunSettings>(&self) -> Result<S> {
+        let short = [
+            ("--seed", self.seed.is_some(), "seed"),
+            ("--dtype", self.dtype.is_some(), "model.dtype"),
+            ("--device", self.device.is_some(), "device"),
+        ];
+        if let Some((option, _, key)) = short.into_iter().find(|(_, given, key)| *given && self.is_set(key)) {
+            return Err(Error::Invalid(format!("{option} and --set {key}=… give the same setting: leave one out")));
+        }
         let mut sets = self.sets.clone();
         sets.extend(self.seed.map(|seed| format!("seed={seed}")));
         sets.extend(self.dtype.as_ref().map(|dtype| format!("model.dtype={dtype}")));
-        sets.extend(device_name(self.device.as_deref())?.map(|device| format!("device={device}")));
+        sets.extend(self.device()?.map(|device| format!("device={device}")));
         let load = |file: Option<&Path>| match file {
             Some(file) => no_study(file, config::load(Some(file), &sets)),
             None => config::load(None, &sets),
         };
         let Some(named) = &self.resume else { return load(self.config.as_deref()) };
-        // `--resume FILE`: the file is that of the settings, and they name the run.
+        // `--resume FILE`: the file has settings, which name the run.
         let (named, file) = match named {
             Some(path) if path.is_file() && self.config.is_none() => (None, Some(path)),
             Some(path) => (Some(path), self.config.as_ref()),
@@ -116,7 +134,7 @@ impl TrainArgs {
     }
 }
 
-/// The folder of the run that `--resume` names.
+/// Return the folder of the run that `--resume` names.
 fn run_dir(path: &Path) -> Result<PathBuf> {
     let below = Path::new("runs").join(path);
     let found = [path, &below].into_iter().find(|dir| dir.is_dir());
@@ -124,12 +142,13 @@ fn run_dir(path: &Path) -> Result<PathBuf> {
     found.map(Path::to_path_buf).ok_or_else(|| Error::file(path, message))
 }
 
-/// The settings of the run in `dir`, or of `file`, with `sets`; they name the folder that was given.
+/// Load the settings of the run in `dir`, or those in `file`, with `sets`. `output_dir` and `name` become those of
+/// `dir`.
 fn resumed<S: RunSettings>(dir: &Path, file: Option<&Path>, sets: &[String]) -> Result<S> {
     let own = dir.join("config.toml");
     check_resumed(dir, S::COMMAND, file.is_none() && !own.is_file())?;
     let mut config: S = config::load(Some(file.unwrap_or(&own)), sets)?;
-    // `runs/x/` and `.` have no last part of their own.
+    // Paths such as `.` have no last component.
     let whole = dir.canonicalize().map_err(Error::io(dir))?;
     let name = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let parent = if dir.file_name().is_some() { dir.parent() } else { whole.parent() };
@@ -138,7 +157,7 @@ fn resumed<S: RunSettings>(dir: &Path, file: Option<&Path>, sets: &[String]) -> 
     Ok(config)
 }
 
-/// Refuses to resume what is no run, a run of another command, and one `without` settings.
+/// Refuse to resume a folder that is no run, a run of another command, and a run `without` settings.
 fn check_resumed(dir: &Path, command: &str, without: bool) -> Result<()> {
     let mark = dir.join("run.json");
     let parent = dir.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
@@ -167,7 +186,7 @@ fn check_resumed(dir: &Path, command: &str, without: bool) -> Result<()> {
     if without { refuse("nothing to resume: there is no run; start without --resume".to_string()) } else { Ok(()) }
 }
 
-/// The memory estimate as comments, so that what a dry run prints is a file of settings still.
+/// Format the memory estimate as comments, so that the output of a dry run is a valid settings file.
 fn memory_lines(found: Result<(ModelConfig, Workload)>, device: &Device) -> String {
     let text = match found {
         Ok((model, workload)) => {
@@ -179,8 +198,8 @@ fn memory_lines(found: Result<(ModelConfig, Workload)>, device: &Device) -> Stri
     text.lines().fold("\n".to_string(), |lines, line| lines + "# " + line + "\n")
 }
 
-/// Resolves the settings and trains by them, or prints them for a dry run, which gives nothing. `check_defaults` looks at
-/// settings that no file gave.
+/// Resolve the settings and train with them. A dry run prints them and returns `None`. `check_defaults` checks settings
+/// that do not come from a file.
 fn start<S: RunSettings, T>(
     args: &TrainArgs,
     check_defaults: fn(&S) -> Result<()>,
@@ -214,10 +233,10 @@ pub(super) fn sft(args: &TrainArgs) -> anyhow::Result<()> {
 pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
     let ranks = ranks::join()?;
     if ranks.rank() > 0 {
-        // Rank 0 ends the run, when it is told to; until then the others go on.
+        // Only rank 0 handles signals. The other ranks continue until it ends them.
         ctrlc::set_handler(|| {})?;
         team::serve(&*ranks, args.told(), &mut |name, precision| {
-            let given = device_name(args.device.as_deref())?;
+            let given = args.device()?;
             let name = given.as_deref().unwrap_or(name);
             let device = device::parse(name)?;
             doctor::require(name, &device, precision)?;
@@ -236,7 +255,7 @@ pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Before and after, per data source.
+/// Format a table of accuracy and length before and after training, per data source.
 fn conclusion(summary: &Value) -> String {
     let number = |path: &str| summary.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let mut text = format!("{:<14}{:>18}{:>22}{:>8}\n", "held-out", "accuracy", "mean length", "floor");

@@ -1,4 +1,4 @@
-//! `verify`.
+//! The command `verify`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

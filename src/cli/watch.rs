@@ -1,4 +1,4 @@
-//! `watch`.
+//! The command `watch`.
 
 use std::io::{IsTerminal, stdout};
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use console::{Term, truncate_str};
 use super::print;
 use crate::report::screen;
 
-/// Columns where standard output is no terminal.
+/// Width in columns if standard output is no terminal.
 const COLUMNS: usize = 80;
 
 /// Show a run's curves in the terminal, live.
@@ -25,7 +25,7 @@ pub(super) struct WatchArgs {
     #[arg(long, default_value_t = 2.0, value_parser = positive)]
     every: f64,
     /// Show it once; so does an output that is no terminal, or a dumb one
-    #[arg(long)]
+    #[arg(long, conflicts_with = "every")]
     once: bool,
 }
 
@@ -34,7 +34,7 @@ fn positive(text: &str) -> Result<f64, String> {
     if seconds > 0.0 && seconds < 1e6 { Ok(seconds) } else { Err("must be positive".to_string()) }
 }
 
-/// Shows the run until it is over.
+/// Show the run until it is finished.
 pub(super) fn run(args: &WatchArgs) -> anyhow::Result<()> {
     let terminal = Term::stdout();
     let dumb = std::env::var_os("TERM").is_none_or(|kind| kind == "dumb");
@@ -44,7 +44,7 @@ pub(super) fn run(args: &WatchArgs) -> anyhow::Result<()> {
     loop {
         let (rows, columns) = terminal.size();
         let screen = screen(&args.run, &args.metrics, columns.into())?;
-        // A line that wraps, or a screen that scrolls, would leave parts of it behind.
+        // Wrapped lines or a scrolling screen would leave remains of the last screen.
         let lines: Vec<_> = screen
             .text
             .lines()

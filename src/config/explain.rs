@@ -1,14 +1,14 @@
-//! Where a mistake is, and how it is said: from the deserialiser's message and position to key, value and advice.
+//! Turns the deserialiser's message and position into a message with key, value and advice.
 
 use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Keys that say which other keys a table has.
+/// Keys whose value decides which other keys a table has.
 const TAGS: [&str; 2] = ["type", "engine"];
 
-/// Takes the key at `path` out; false when there is none or it is an entry of an array.
+/// Remove the key at `path`; return false if there is no such key or it is an array entry.
 pub(super) fn remove(table: &mut DeTable<'_>, path: &[String]) -> bool {
     let Some((name, above)) = path.split_last() else { return false };
     let table = match above {
@@ -19,7 +19,7 @@ pub(super) fn remove(table: &mut DeTable<'_>, path: &[String]) -> bool {
     table.is_some_and(|table| table.remove(name.as_str()).is_some())
 }
 
-/// The path of the key or value at `span`: the one with just this span, or else the smallest around it.
+/// Return the path of the smallest key or value that contains `span`.
 pub(super) fn find(table: &DeTable<'_>, span: &Range<usize>) -> Vec<String> {
     let mut best: Option<(usize, Vec<String>)> = None;
     let mut offer = |here: Range<usize>, path: &[String]| {
@@ -58,7 +58,7 @@ fn visit_value(value: &Spanned<DeValue<'_>>, path: &mut Vec<String>, offer: &mut
     }
 }
 
-/// The value at `path`, to change it.
+/// Return the value at `path`, mutably.
 fn at_mut<'a, 'i>(table: &'a mut DeTable<'i>, path: &[String]) -> Option<&'a mut Spanned<DeValue<'i>>> {
     let (name, rest) = path.split_first()?;
     rest.iter().try_fold(table.get_mut(name.as_str())?, |value, name| match value.get_mut() {
@@ -68,7 +68,7 @@ fn at_mut<'a, 'i>(table: &'a mut DeTable<'i>, path: &[String]) -> Option<&'a mut
     })
 }
 
-/// The value at `path`.
+/// Return the value at `path`.
 fn at<'a, 'i>(table: &'a DeTable<'i>, path: &[String]) -> Option<&'a Spanned<DeValue<'i>>> {
     let (name, rest) = path.split_first()?;
     rest.iter().try_fold(table.get(name.as_str())?, |value, name| match value.get_ref() {
@@ -78,15 +78,16 @@ fn at<'a, 'i>(table: &'a DeTable<'i>, path: &[String]) -> Option<&'a Spanned<DeV
     })
 }
 
-/// Where a mistake is, and what the deserialiser says of it.
+/// The position of a mistake and the deserialiser's message.
 pub(super) struct Found {
     pub(super) path: Vec<String>,
     pub(super) span: Range<usize>,
     pub(super) message: String,
 }
 
-/// The key at fault, where the deserialiser only knows a table or an array around it: it buffers a table with one of [`TAGS`]
-/// and all that is in it. That is the key that the message names, or the one without which the message changes.
+/// Find the wrong key within the table or array that the deserialiser reports: it buffers a table that has one of
+/// [`TAGS`] and loses the positions within. The wrong key is the one that the message names, or the one whose removal
+/// changes the message.
 pub(super) fn narrow(
     document: &Spanned<DeTable<'_>>,
     mut found: Found,
@@ -95,7 +96,7 @@ pub(super) fn narrow(
     let name = found.message.split('`').nth(1).unwrap_or_default().to_string();
     let starts = |word: &str| found.message.starts_with(word);
     let last = |path: &[String]| path.last().cloned().unwrap_or_default();
-    // An array of tables can have the position of an entry.
+    // An array of tables can have the position of one of its entries.
     if let Some(DeValue::Array(array)) = at(document.get_ref(), &found.path).map(Spanned::get_ref)
         && let Some(entry) = array.iter().position(|entry| entry.span() == found.span)
         && last(&found.path) != name
@@ -118,10 +119,10 @@ pub(super) fn narrow(
     let below = || places.iter().filter(|(_, path)| *path != found.path);
     let culprit = if named {
         let mut those = below().filter(|(_, path)| last(path) == name);
-        // Where several entries have it, the message stays without one of them.
+        // If several entries have this key, removing one of them does not change the message.
         those.clone().find(|(_, path)| changes(path)).or_else(|| those.next().filter(|_| last(&found.path) != name))
     } else if starts("invalid") || starts("unknown variant") {
-        // Of a tag that is no text the message quotes no name.
+        // For a tag that is not a string the message quotes no name.
         let wanted = if starts("unknown variant") { Some(name.as_str()) } else { None };
         let is_wrong = wanted.is_some() || found.message.ends_with("expected variant identifier");
         let tag = |path: &[String]| is_wrong && is_tag(path) && text(path) == wanted;
@@ -137,7 +138,7 @@ pub(super) fn narrow(
     if named { found } else { narrow(document, found, read) }
 }
 
-/// The table without the key `name`, and what a tag of that name can be.
+/// Find the table that lacks the key `name`. If the key is a tag, add its valid values to the message.
 fn missing(
     document: &Spanned<DeTable<'_>>,
     mut found: Found,
@@ -167,7 +168,7 @@ fn missing(
     found
 }
 
-/// Says serde's message in terms of the key and the value as written.
+/// Reword serde's message with the key and the value as written.
 pub(super) fn explain(found: &Found, document: &DeTable<'_>, written: Option<&str>) -> String {
     let Found { path, message, .. } = found;
     let key = path.join(".");
@@ -175,7 +176,7 @@ pub(super) fn explain(found: &Found, document: &DeTable<'_>, written: Option<&st
     if message.starts_with("unknown field") {
         let name = quoted.next().unwrap_or_default();
         let valid: Vec<&str> = quoted.collect();
-        // Where serde has buffered a table, the position is the table's.
+        // For a table that serde has buffered, the position is that of the whole table.
         let key = match path.last() {
             Some(last) if last == name => key,
             Some(_) => format!("{key}.{name}"),
@@ -184,7 +185,7 @@ pub(super) fn explain(found: &Found, document: &DeTable<'_>, written: Option<&st
         return format!("unknown key {key}; {}", advice(name, &valid));
     }
     let is_table = at(document, path).is_some_and(|value| value.get_ref().is_table());
-    // A table that is not in braces has the position of its header or key, which is no value to show.
+    // The position of a table that is not inline is that of its header or key, which is not worth showing.
     let shows = |text: &&str| text.len() <= 80 && !text.contains('\n') && (text.starts_with('{') || !is_table);
     let subject = match written.map(str::trim).filter(shows) {
         _ if key.is_empty() => String::new(),
@@ -209,7 +210,7 @@ pub(super) fn explain(found: &Found, document: &DeTable<'_>, written: Option<&st
     }
 }
 
-/// The nearest of `valid`, or all of them when none is near.
+/// Suggest the entry of `valid` nearest to `name`, or list all entries if none is near.
 fn advice(name: &str, valid: &[&str]) -> String {
     let near = valid.iter().map(|valid| (strsim::damerau_levenshtein(name, valid), *valid)).min();
     match near {
@@ -221,7 +222,7 @@ fn advice(name: &str, valid: &[&str]) -> String {
     }
 }
 
-/// A Rust type in words.
+/// Describe a Rust type in words.
 fn plain(expected: &str) -> &str {
     match expected {
         "f32" | "f64" => "a number",

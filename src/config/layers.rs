@@ -1,4 +1,4 @@
-//! The sources of settings, laid end to end, so that a position tells which of them it is in.
+//! The sources of settings at consecutive offsets: a byte position identifies the source it belongs to.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,7 +11,8 @@ use super::{Mistake, config_error};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// The files, topmost first, then every `--set`, then the defaults: those that lie below files, and all of them.
+/// The sources in the order of their offsets: files (highest precedence first), `--set` arguments, the command's own
+/// defaults that lie below files, and all defaults.
 pub(super) struct Layers<'a> {
     files: Vec<Source>,
     sets: Vec<Set<'a>>,
@@ -19,20 +20,20 @@ pub(super) struct Layers<'a> {
     defaults: Source,
 }
 
-/// A TOML text after as many blanks as bring it to its position.
+/// A TOML text that is padded with blanks up to its offset.
 struct Source {
-    /// The file; none for the defaults.
+    /// Path of the file; `None` for the defaults.
     file: Option<PathBuf>,
     start: usize,
     text: String,
 }
 
-/// One `--set`.
+/// One `--set` argument.
 struct Set<'a> {
     argument: &'a str,
     key: &'a str,
     start: usize,
-    /// `v = value` as TOML, after as many blanks as bring it behind `start` and the key.
+    /// `v = value` as TOML, padded with blanks up to `start` plus the length of the key.
     text: Option<String>,
 }
 
@@ -56,10 +57,10 @@ impl Source {
 }
 
 impl<'a> Layers<'a> {
-    /// Reads `file` and the files below it.
+    /// Read `file` and the files named by `base`.
     ///
     /// # Errors
-    /// A file that cannot be read or is not TOML, a `base` that is no text or leads back.
+    /// A file that cannot be read or is not TOML; a `base` that is not a string or forms a cycle.
     pub(super) fn read(file: Option<&Path>, below: &str, defaults: &str, sets: &'a [String]) -> Result<Self> {
         let mut files = Vec::<Source>::new();
         let mut next = file.map(Path::to_path_buf);
@@ -83,7 +84,7 @@ impl<'a> Layers<'a> {
         Ok(Self { files, sets, below, defaults })
     }
 
-    /// All of them as one table.
+    /// Merge all sources into one table.
     pub(super) fn document(&self) -> Result<Spanned<DeTable<'_>>> {
         let defaults = self.defaults.parse()?;
         let mut document = if self.files.is_empty() { defaults.clone() } else { self.below.parse()? };
@@ -100,7 +101,7 @@ impl<'a> Layers<'a> {
         Ok(document)
     }
 
-    /// The file and line, or the `--set`, of a position.
+    /// Return the file and line, or the `--set`, of a position.
     pub(super) fn origin(&self, at: usize) -> String {
         if at >= self.below.start {
             return "defaults".to_string();
@@ -111,13 +112,14 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// Where the key is set that a message begins with: the longest part of it that is written anywhere.
+    /// Return the origin of the key that `message` starts with. If the key is not written anywhere, its longest prefix
+    /// that is written counts.
     pub(super) fn origin_of(&self, document: &DeTable<'_>, message: &str) -> String {
         let key = message.split([' ', ':']).next().unwrap_or_default();
         let (mut at, mut table, mut array) = (None, Some(document), None);
         for part in key.split('.') {
             let value = if let Some((key, value)) = table.and_then(|table| table.get_key_value(part)) {
-                // The value's: a key that a file has keeps its place there when a `--set` gives the value.
+                // The position of the value: the key keeps its position in the file when a `--set` replaces the value.
                 at = Some(if value.get_ref().is_table() { key.span().start } else { value.span().start });
                 value
             } else if let Some(entry) =
@@ -137,7 +139,7 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// The text at a position of a file or a `--set`.
+    /// Return the text of a file or a `--set` at `span`.
     pub(super) fn written(&self, span: &Range<usize>) -> Option<&str> {
         let files = self.files.iter().map(|file| (file.start, Some(file.text.as_str())));
         let sets = self.sets.iter().map(|set| (set.start, set.text.as_deref()));
@@ -145,7 +147,7 @@ impl<'a> Layers<'a> {
         text?.get(span.clone())
     }
 
-    /// The `--set` whose whole value is at `span`, where the deserialiser expected a text.
+    /// Return the index of the `--set` whose whole value is at `span`, if the deserialiser expected a string there.
     pub(super) fn text_expected(&self, span: &Range<usize>, message: &str) -> Option<usize> {
         let text = ["expected a string", "expected path string", "expected string"].map(|end| message.ends_with(end));
         let whole = |set: &Set| {
@@ -155,7 +157,7 @@ impl<'a> Layers<'a> {
         self.sets.iter().position(|set| text.contains(&true) && whole(set))
     }
 
-    /// Reads the value of a `--set` as a text from now on.
+    /// Treat the value of a `--set` as a string.
     pub(super) fn quote(&mut self, set: usize) {
         let set = &mut self.sets[set];
         let value = set.argument.split_once('=').map_or("", |(_, value)| value.trim());
@@ -163,7 +165,7 @@ impl<'a> Layers<'a> {
     }
 }
 
-/// Refuses a folder, and what may never end.
+/// Refuse anything but a regular file: reading a pipe or a device might never end.
 fn check_regular(file: &Path) -> Result<()> {
     let kind = std::fs::metadata(file).map_err(Error::io(file))?.file_type();
     let what = match kind.is_dir() {
@@ -174,7 +176,7 @@ fn check_regular(file: &Path) -> Result<()> {
     Err(Error::file(file, format!("is {what}; settings are read from a regular file (TOML): name one")))
 }
 
-/// The file below the last one, if it names any.
+/// Return the path named by `base` in the last file, if there is one.
 fn base(files: &[Source]) -> Result<Option<PathBuf>> {
     let Some(source @ Source { file: Some(file), .. }) = files.last() else { return Ok(None) };
     let document = source.parse()?;
@@ -196,7 +198,7 @@ fn base(files: &[Source]) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Lays a table over another: its keys win; tables are merged, unless a `type` says that this is another one.
+/// Merge table `above` into `below`; the keys of `above` win. A table with a `type` replaces the old one as a whole.
 fn overlay<'i>(below: &mut DeTable<'i>, above: DeTable<'i>) {
     for (key, value) in above {
         let old = below.get_mut(key.get_ref().as_ref()).map(Spanned::get_mut);
@@ -215,7 +217,7 @@ fn overlay<'i>(below: &mut DeTable<'i>, above: DeTable<'i>) {
     }
 }
 
-/// What stands before the value of a `--set` as TOML.
+/// The text before the value in [`Set::text`].
 const VALUE: &str = "v = ";
 
 impl<'a> Set<'a> {
@@ -224,7 +226,7 @@ impl<'a> Set<'a> {
         let mut set = Self { argument, key, start, text: None };
         set.text = value.map(|value| {
             let plain = set.line(value);
-            // More than one entry means that the text had a line break and another key in it.
+            // More than one entry: the text contains a line break followed by another key.
             match DeTable::parse(&plain) {
                 Ok(table) if table.get_ref().len() == 1 => plain,
                 _ => set.line(&toml::Value::from(value).to_string()),
@@ -260,7 +262,7 @@ impl<'a> Set<'a> {
 
 type Key<'i> = Spanned<Cow<'i, str>>;
 
-/// Sets `path` within `table` to `value`. An array that only the defaults have is taken from there first.
+/// Set `path` within `table` to `value`. An array that is only in the defaults is copied from there first.
 fn put<'i>(
     table: &mut DeTable<'i>,
     defaults: Option<&DeTable<'i>>,

@@ -1,7 +1,8 @@
-//! Settings: strict, layered, resolved once.
+//! Strict, layered settings that are resolved once.
 //!
-//! Defaults, then a TOML file over the files that its `base` names, then `--set section.key=value`. An unknown key is an
-//! error with the nearest valid name, since a mistyped setting that is silently left at its default costs a whole run.
+//! The layers, from lowest to highest precedence: defaults, the files named by `base`, the TOML file itself, and
+//! `--set section.key=value`. An unknown key is an error that suggests the nearest valid name: a mistyped setting that
+//! silently keeps its default would waste a whole run.
 
 mod explain;
 mod layers;
@@ -16,57 +17,70 @@ use toml::de::DeTable;
 use self::layers::Layers;
 use crate::error::{Error, Result};
 
-/// Settings of one command.
+/// The settings of one command.
 ///
-/// Structs derive `Deserialize` with `#[serde(deny_unknown_fields, default)]`.
+/// Implementing structs derive `Deserialize` with `#[serde(deny_unknown_fields, default)]`.
 pub trait Settings: Serialize + DeserializeOwned + Default {
-    /// Every problem with the values, each beginning with its key and saying what to do; empty when there is none.
+    /// Return all mistakes in the values. Each message starts with the key and says what to do.
     fn validate(&self) -> Vec<String>;
 
-    /// Defaults that the command has and the parts of its settings have not, as TOML: they lie below every file.
+    /// Return, as TOML, defaults of the command that differ from those of its sections. They lie below every file.
     fn below() -> &'static str {
         ""
     }
 }
 
-/// Reads settings from `file`, changes them by `sets` (`section.key=value`, later ones win) and validates them.
+/// Read settings from `file`, apply `sets` (`section.key=value`, later ones win) and validate the result.
 ///
-/// A file with `base = "other.toml"` (relative to its folder) is laid over that one: its keys win, and an array of the
-/// base is replaced as a whole. A value of `sets` is read as TOML; one that is not TOML is a text, and so is any value of
-/// a setting that is a text, so that `device=cuda` and `name=2024` need no quotes. Tables in an array are addressed by
-/// number: `stages.0.exit.max_steps=20`.
+/// A file with `base = "other.toml"` (relative to its folder) overrides the keys of that file; an array replaces the
+/// array of the base as a whole. A value in `sets` is parsed as TOML. It is a string if it is not valid TOML or if the
+/// setting is a string, so `device=cuda` and `name=2024` need no quotes. Tables in an array are addressed by index:
+/// `stages.0.exit.max_steps=20`.
 ///
 /// # Errors
-/// Files that cannot be read, and every mistake in keys and values, each with the file and line or the `--set` it is from.
+/// An unreadable file; every mistake in keys and values, each with its file and line or its `--set`.
 pub fn load<S: Settings>(file: Option<&Path>, sets: &[String]) -> Result<S> {
+    read(file, sets, S::validate)
+}
+
+/// Read the settings of an existing run from `file`, without validating values: an earlier version of the program may
+/// have accepted values that are refused now.
+///
+/// # Errors
+/// See [`load`].
+pub(crate) fn load_stored<S: Settings>(file: &Path) -> Result<S> {
+    read(Some(file), &[], |_| Vec::new())
+}
+
+fn read<S: Settings>(file: Option<&Path>, sets: &[String], validate: fn(&S) -> Vec<String>) -> Result<S> {
     let defaults = to_toml(&S::default());
     let mut layers = Layers::read(file, S::below(), &defaults, sets)?;
     loop {
-        match resolve(&layers)? {
+        match resolve(&layers, validate)? {
             Resolved::Settings(settings) => return Ok(settings),
             Resolved::Text(set) => layers.quote(set),
         }
     }
 }
 
-/// The settings as TOML that [`load`] reads back.
+/// Return the settings as TOML that [`load`] can read.
 ///
 /// # Panics
-/// When `settings` is not a struct of values that TOML has, which is a mistake in its type.
+/// If `settings` is not a struct of values that TOML can represent, which is a mistake in its type.
 pub fn to_toml<S: Serialize>(settings: &S) -> String {
     toml::to_string(settings).expect("settings are tables of TOML values")
 }
 
-/// The largest number of tokens in a sequence that a setting may name.
+/// The largest accepted number of tokens in a sequence.
 pub const LENGTHS: usize = 1 << 24;
-/// The largest number of sequences or problems in a step that a setting may name.
+/// The largest accepted number of sequences or problems in a step.
 pub const ROWS: usize = 1 << 20;
-/// The largest number of steps that a setting may name.
+/// The largest accepted number of steps.
 pub const STEPS: usize = 1_000_000_000;
-/// The largest number of problems that a setting may name.
+/// The largest accepted number of problems.
 pub const COUNTS: usize = 1_000_000_000;
 
-/// The mistake in a whole number that must be within `least` and `most`, if there is one.
+/// Return the mistake in an integer that must be within `least..=most`, if there is one.
 pub fn count(key: &str, value: usize, least: usize, most: usize) -> Option<String> {
     match value {
         0 if least == 1 => Some(format!("{key} = 0 must be positive")),
@@ -75,35 +89,42 @@ pub fn count(key: &str, value: usize, least: usize, most: usize) -> Option<Strin
     }
 }
 
-/// A mistake and where it is.
+/// Return the mistake in a list that has an entry twice, if there is one.
+pub fn twice<T: PartialEq + Serialize>(key: &str, list: &[T]) -> Option<String> {
+    let at = (1..list.len()).find(|&at| list[..at].contains(&list[at]))?;
+    let name = serde_json::to_string(&list[at]).unwrap_or_else(|error| unreachable!("{error}"));
+    Some(format!("{key} names {name} twice: leave one out"))
+}
+
+/// A mistake and its origin: `file:line`, a `--set` or the defaults.
 struct Mistake {
     origin: String,
     message: String,
 }
 
 fn config_error(mut mistakes: Vec<Mistake>) -> Error {
-    // The first origin begins the message, every other stands on its own line.
+    // The first origin starts the message; each other one starts a line of its own.
     let first = mistakes.remove(0);
     let rest = mistakes.into_iter().map(|mistake| format!("{}: {}", mistake.origin, mistake.message));
     Error::Config { origin: first.origin, problems: std::iter::once(first.message).chain(rest).collect() }
 }
 
-/// The outcome of reading all layers.
+/// The result of reading all layers.
 enum Resolved<S> {
     Settings(S),
-    /// The value of this `--set` is a text, and was read as something else.
+    /// The value of the `--set` with this index was parsed as TOML, but the setting is a string.
     Text(usize),
 }
 
-fn resolve<S: Settings>(layers: &Layers) -> Result<Resolved<S>> {
+fn resolve<S: Settings>(layers: &Layers, validate: fn(&S) -> Vec<String>) -> Result<Resolved<S>> {
     let read = |document: &Spanned<DeTable>| S::deserialize(toml::de::Deserializer::from(document.clone()));
     let mut document = layers.document()?;
-    // The deserialiser stops at the first mistake: note it, take it out and go on to the next.
+    // The deserialiser stops at the first mistake: record it, remove the key and continue.
     let mut mistakes: Vec<Mistake> = Vec::new();
     loop {
         let error = match read(&document) {
             Ok(settings) if mistakes.is_empty() => {
-                let found = settings.validate().into_iter();
+                let found = validate(&settings).into_iter();
                 let origin = |message: &str| layers.origin_of(document.get_ref(), message);
                 mistakes.extend(found.map(|message| Mistake { origin: origin(&message), message }));
                 return if mistakes.is_empty() {
@@ -115,7 +136,7 @@ fn resolve<S: Settings>(layers: &Layers) -> Result<Resolved<S>> {
             Ok(_) => return Err(config_error(mistakes)),
             Err(error) => error,
         };
-        // A key that was taken out may be missed.
+        // The missing field may be a key that was removed above.
         if !mistakes.is_empty() && error.message().starts_with("missing field") {
             return Err(config_error(mistakes));
         }

@@ -213,7 +213,7 @@ fn the_dump_reads_back() {
     assert_eq!(read(&to_toml(&large), &[]).unwrap(), large);
 }
 
-/// `--set name=2024` was an integer where a text was expected, and so was `nan` a number.
+/// `--set name=2024` was read as an integer although the setting is a string, and `nan` as a number.
 #[test]
 fn a_setting_that_is_a_text_takes_any_value_of_set() {
     for value in ["2024", "nan", "true", "2024-07-26", "[1]", "1.5", "cuda"] {
@@ -231,7 +231,7 @@ fn a_mistake_in_a_value_is_where_the_value_was_set() {
     assert_eq!(error, want);
 }
 
-/// The settings of the last of some files in one folder.
+/// Load the last of `files`, all written to one folder.
 fn read_files(files: &[(&str, &str)], sets: &[&str]) -> std::result::Result<Sample, String> {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in files {
@@ -285,7 +285,7 @@ fn a_base_that_leads_back_or_nowhere_is_refused() {
     assert!(error.starts_with("b.toml:1: base: expected the name"), "{error}");
 }
 
-/// Settings with tables that have a `type`, which the deserialiser buffers and so loses positions in.
+/// Settings with tables that have a `type`: the deserialiser buffers them and loses the positions within.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Tagged {
@@ -395,7 +395,7 @@ fn mistakes_in_a_tagged_table_name_their_key_and_line() {
     assert_eq!(found.stages[1].kinds[1], Kind::Named { name: "2024".to_string() });
 }
 
-/// A pipe that nobody writes to was waited for without end.
+/// Reading a pipe without a writer blocked forever.
 #[cfg(unix)]
 #[test]
 fn what_is_no_regular_file_is_refused() {

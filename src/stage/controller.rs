@@ -1,4 +1,4 @@
-//! The closed loop: which of two stages comes next, by what is measured.
+//! The closed loop: chooses between two stages by measurements.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,17 +6,17 @@ use super::exit::mean;
 use super::{Stage, StepFigures};
 use crate::config::{self, STEPS};
 
-/// Chooses after every step whether to compress or to enhance, by what it measures, instead of by a fixed schedule.
+/// Chooses after every step whether to compress or to enhance, by measurements instead of a fixed schedule.
 ///
-/// It leaves *compress* when that has stopped paying: accuracy has fallen below its best by `accuracy_drop`, the length of
-/// the last window is not below that of the one before by `length_tolerance` of it, entropy is under `entropy_low` (nothing
-/// left to explore with), or the two parts of advantages spend more than `cancelled_high` of their effort against each
-/// other. It goes back when accuracy has come back to within half of `accuracy_drop` of its
-/// best and entropy is at least `entropy_low`: the half is the hysteresis. Ours, not the paper's.
+/// It leaves *compress* in any of four cases. Accuracy has fallen below its best by more than `accuracy_drop`. The mean
+/// length of the last window is not below that of the window before by the share `length_tolerance`. Entropy is below
+/// `entropy_low`, which leaves nothing to explore with. The two parts of advantages spend more than `cancelled_high` of
+/// their effort against each other. It returns to *compress* when accuracy is within half of `accuracy_drop` of its
+/// best and entropy is at least `entropy_low`; the half is the hysteresis. This controller is ours, not the paper's.
 ///
-/// Two stages sample at other temperatures and length clips, under which the same model is right more or less often: the best
-/// accuracy is shifted when the stage changes, so that as much of it is missing after the first window of the new stage as was
-/// before.
+/// The two stages differ in temperature and length clip, which changes the accuracy of the same model. So the best
+/// accuracy is shifted when the stage changes: after the first window of the new stage, accuracy is as far below its
+/// best as it was before the change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Controller {
@@ -73,8 +73,8 @@ fn whole() -> f64 {
 }
 
 impl Controller {
-    /// Whether, and why, the stage changes after a step: `compressing` is the stage's kind, `history` its steps of this
-    /// stay, `best` the best windowed accuracy so far, as the stage samples.
+    /// Return why the stage changes after a step; `None` if it does not. `compressing` tells which of the stages it is,
+    /// `history` has its steps since it began, and `best` is the best windowed accuracy so far under its sampling.
     pub fn switch(&self, compressing: bool, history: &[StepFigures], best: f64) -> Option<String> {
         let last = self.recent(history).filter(|_| history.len() >= self.min_steps)?;
         let accuracy = mean(last, |step| step.accuracy);
@@ -103,7 +103,7 @@ impl Controller {
         (cancelled > self.cancelled_high).then(|| format!("{:.0}% of the effort cancels", 100.0 * cancelled))
     }
 
-    /// The windowed accuracy after a step, when there are steps enough.
+    /// Return the mean accuracy of the last window; `None` with fewer steps than a window.
     pub fn accuracy(&self, history: &[StepFigures]) -> Option<f64> {
         self.recent(history).map(|last| mean(last, |step| step.accuracy))
     }
@@ -112,16 +112,16 @@ impl Controller {
         history.len().checked_sub(self.window).map(|first| &history[first..])
     }
 
-    /// Index of the stage to be in.
+    /// Return the index of the compressing or the enhancing stage.
     ///
     /// # Panics
-    /// When no stage has the name, which [`Controller::mistakes`] tells.
+    /// If no stage has the name, which [`Controller::mistakes`] reports.
     pub fn stage(&self, stages: &[Stage], compressing: bool) -> usize {
         let name = if compressing { &self.compress } else { &self.enhance };
         stages.iter().position(|stage| stage.name == *name).expect("names are checked when settings are read")
     }
 
-    /// What cannot work, one line each.
+    /// Return the mistakes in these settings, one line each.
     pub fn mistakes(&self, stages: &[Stage], cycles: usize) -> Vec<String> {
         let mut problems = Vec::new();
         let mut require = |ok: bool, what: String| {
@@ -135,6 +135,13 @@ impl Controller {
             require(known.contains(&name.as_str()), message);
         }
         require(self.compress != self.enhance, "compress and enhance name the same stage".to_string());
+        let names = [&self.compress, &self.enhance];
+        let is_stage = |name: &String| stages.iter().any(|stage| stage.name == *name);
+        for (index, stage) in stages.iter().enumerate().filter(|_| names.into_iter().all(is_stage)) {
+            let first = stages.iter().position(|other| other.name == stage.name);
+            let is_used = names.contains(&&stage.name) && first == Some(index);
+            require(is_used, format!("compress and enhance leave stages.{index}, {:?}, unused: remove it", stage.name));
+        }
         for (key, value) in [("max_steps", self.max_steps), ("window", self.window), ("min_steps", self.min_steps)] {
             config::count(key, value, 1, STEPS).into_iter().for_each(|mistake| require(false, mistake));
         }
@@ -193,13 +200,13 @@ mod tests {
             None,
             "what was not measured is no reason"
         );
-        // Back: 0.8 is within half the drop of 0.85, 0.79 is not.
+        // The way back: 0.8 is within half the drop of 0.85, 0.79 is not.
         assert!(switch(false, step, 4).is_some());
         assert_eq!(switch(false, StepFigures { accuracy: 0.79, ..step }, 9), None);
         assert_eq!(switch(false, StepFigures { entropy: 0.01, ..step }, 9), None);
     }
 
-    /// Two windows of two steps: 100 and 96 tokens are no fall of 5%, 100 and 94 are.
+    /// Two windows of two steps: from 100 to 96 tokens is a fall of less than 5%, from 100 to 94 of more.
     #[test]
     fn the_controller_leaves_compress_when_lengths_stop_falling() {
         let controller = Controller { length_tolerance: Some(0.05), ..controller() };

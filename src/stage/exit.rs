@@ -1,25 +1,25 @@
-//! The section `exit` of a stage: when it is over.
+//! The section `exit` of a stage: rules that end it.
 
 use serde::{Deserialize, Serialize};
 
 use super::Stage;
 use crate::config::{self, STEPS};
 
-/// What rules look at after a step.
+/// The figures of a step that exit rules read.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StepFigures {
     /// Mean completion length.
     pub length: f64,
     /// Mean entropy at temperature 1, in nats per token.
     pub entropy: f64,
-    /// Share of right completions.
+    /// Share of right completions, within 0 and 1.
     pub accuracy: f64,
     /// Share of the effort on tokens that the task part and the length part of advantages spend against each other
-    /// (`conflict/cancellation`); none where it was not measured, or not both act.
+    /// (`conflict/cancellation`); `None` if it was not measured or if only one of the parts acts.
     pub cancelled: Option<f64>,
 }
 
-/// When a stage is over: the first rule that says so ends it.
+/// Rules that end a stage; the first one that applies ends it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StageExit {
@@ -39,8 +39,8 @@ impl Default for StageExit {
     }
 }
 
-/// The stage is over when the mean of the last `window` steps is not below that of the `window` before by more than
-/// `tolerance` of it, `patience` steps in a row.
+/// Ends the stage when, `patience` steps in a row, the mean of the last `window` steps is not below the mean of the
+/// `window` steps before by more than the share `tolerance`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plateau {
@@ -62,7 +62,7 @@ impl Default for Plateau {
     }
 }
 
-/// What a plateau is looked for in.
+/// The quantity in which a plateau is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlateauMetric {
@@ -72,7 +72,7 @@ pub enum PlateauMetric {
     Entropy,
 }
 
-/// The stage is over when the mean length of the last `window` steps is at most `tokens`.
+/// Ends the stage when the mean length of the last `window` steps is at most `tokens`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LengthTarget {
@@ -110,7 +110,7 @@ impl Plateau {
 }
 
 impl Stage {
-    /// Why the stage is over after a step, given the history of its steps; `None` while it goes on.
+    /// Return why the stage is over after the last step of `history`, the steps of this stage; `None` while it goes on.
     pub fn exit(&self, history: &[StepFigures]) -> Option<&'static str> {
         let StageExit { max_steps, plateau, length_target } = self.exit;
         if history.len() >= max_steps {
@@ -127,7 +127,7 @@ impl Stage {
 }
 
 impl StageExit {
-    /// Settings that cannot work, one line each.
+    /// Return the mistakes in these settings, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes: Vec<String> = config::count("max_steps", self.max_steps, 1, STEPS).into_iter().collect();
         if let Some(plateau) = self.plateau {
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(stage.exit(&history((0..50).map(|i| 200.0 * 0.9f64.powi(i)))), Some("steps"));
     }
 
-    /// One window that looks flat amid a fall must not end a patient stage.
+    /// One flat window within a fall must not end a stage with `patience`.
     #[test]
     fn a_patient_plateau_must_be_seen_several_times_in_a_row() {
         let falling = (0..12).map(|i| 200.0 * 0.9f64.powi(i));

@@ -1,6 +1,6 @@
 //! The section `loss` of a stage: the loss of its tokens, and how often a batch of completions is used.
 //!
-//! The section is tagged by `type`; each type has its own keys, and a key of another type is refused.
+//! The section is tagged by `type`. Each type has its own keys; a key of another type is refused.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,21 +34,21 @@ pub struct Kl {
 }
 
 impl Default for Kl {
-    /// The factor of most published runs on reasoning, and TRL's estimator.
+    /// The factor of most published reasoning runs, and TRL's estimator.
     fn default() -> Self {
         Self { beta: 1e-3, estimator: KlEstimator::K3 }
     }
 }
 
 impl Default for StageLoss {
-    /// TRL's: a mean over tokens, clipped at 0.2 and 0.28 (DAPO, arXiv 2503.14476).
+    /// TRL's default: a mean over tokens, clipped at 0.2 and 0.28 (DAPO, arXiv 2503.14476).
     fn default() -> Self {
         Self::of(LossType::Dapo)
     }
 }
 
 impl StageLoss {
-    /// A loss with its published settings: one use of each batch, no divergence.
+    /// Return a loss with its published settings: one use of each batch, no divergence.
     pub fn of(loss_type: LossType) -> Self {
         let clip = |low, high| Surrogate::Clip { low, high, delta: None };
         let surrogate = match loss_type {
@@ -61,18 +61,18 @@ impl StageLoss {
         Self { loss_type, surrogate, kl: None, num_iterations: 1, steps_per_generation: 1 }
     }
 
-    /// Factor of the divergence from the reference model; 0 for none.
+    /// Return the factor of the divergence from the reference model; 0 without one.
     pub fn beta(&self) -> f32 {
         self.kl.map_or(0.0, |kl| kl.beta)
     }
 
-    /// The loss of a token.
+    /// Return the loss of a token.
     pub fn objective(&self) -> Objective {
         let kl_estimator = self.kl.unwrap_or_default().estimator;
         Objective { ratio: self.loss_type.ratio(), surrogate: self.surrogate, kl_estimator }
     }
 
-    /// Settings that cannot work, one line each.
+    /// Return the mistakes in these settings, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         let mut require = |ok: bool, what: String| {
@@ -111,7 +111,7 @@ impl StageLoss {
     }
 }
 
-/// The section as it is written: the keys of all types.
+/// The section as it is written, with the keys of all types.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Keys {

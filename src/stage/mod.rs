@@ -1,4 +1,4 @@
-//! Stages: what is sampled, rewarded and optimised while one lasts, in sections, and when it is over.
+//! Stages of a run: each sets sampling, rewards, loss and exit rules, in sections.
 
 mod controller;
 mod exit;
@@ -20,7 +20,7 @@ use crate::objective::terms::Covariance;
 use crate::objective::{Advantage, DifficultyWeighting, LossType, Objective, Surrogate, TokenRules};
 use crate::reward::{Accuracy, RewardKind};
 
-/// One stage of a schedule. Each section has only keys that act, and checks itself.
+/// One stage of a schedule. Each section has only keys that act, and validates itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stage {
@@ -65,12 +65,12 @@ impl Default for Stage {
 }
 
 impl Stage {
-    /// Weights of the rewards, one each.
+    /// Return one weight for each reward.
     pub fn weights(&self) -> Vec<f32> {
         if self.reward_weights.is_empty() { vec![1.0; self.rewards.len()] } else { self.reward_weights.clone() }
     }
 
-    /// The stage as it is when `steps` of its steps are over: with the length clip of that time.
+    /// Return the stage after `steps` of its steps, with the length clip that applies then.
     pub fn at(&self, steps: usize) -> Self {
         let clip = self.sampling.max_completion_length_schedule.iter().rev().find(|clip| clip.step <= steps);
         let mut stage = self.clone();
@@ -78,46 +78,49 @@ impl Stage {
         stage
     }
 
-    /// The distribution that completions are drawn from.
+    /// Return the sampling distribution of completions.
     pub fn distribution(&self) -> Distribution {
         self.sampling.distribution()
     }
 
-    /// The loss of its tokens; with KL-Cov, none of them is clipped.
+    /// Return the loss of a token. With KL-Cov, no token is clipped.
     pub fn objective(&self) -> Objective {
-        let held = matches!(self.tokens.covariance, Some(Covariance::KlCov { .. }));
+        let is_kl_cov = matches!(self.tokens.covariance, Some(Covariance::KlCov { .. }));
         let objective = self.loss.objective();
-        if held { Objective { surrogate: Surrogate::Unclipped, ..objective } } else { objective }
+        if is_kl_cov { Objective { surrogate: Surrogate::Unclipped, ..objective } } else { objective }
     }
 
-    /// The rule of adaptive entropy control, where it is on.
+    /// Return the rule of adaptive entropy control, if it is on.
     pub fn entropy_target(&self) -> Option<EntropyTarget> {
         self.tokens.entropy_bonus.and_then(EntropyBonus::target)
     }
 
-    /// The factor of the entropy bonus at the start of the stage.
+    /// Return the factor of the entropy bonus at the start of the stage; 0 without a bonus.
     pub fn entropy_coef(&self) -> f32 {
         self.tokens.entropy_bonus.map_or(0.0, EntropyBonus::coefficient)
     }
 
-    /// Whether entropy enters the loss, in some step at least.
+    /// Whether entropy enters the loss in at least one step.
     pub fn has_entropy_bonus(&self) -> bool {
         self.tokens.entropy_bonus.is_some()
     }
 
-    /// Which of its tokens learn, with an entropy bonus of `entropy_coef`.
+    /// Return which tokens learn, with an entropy bonus of `entropy_coef`.
     pub fn token_rules(&self, entropy_coef: f32) -> TokenRules {
         self.tokens.rules(self.loss.beta(), entropy_coef)
     }
 
-    /// Settings of stage number `index` that cannot work, one line each.
+    /// Return the mistakes in stage number `index`, one line each.
     pub fn mistakes(&self, index: usize) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.name.is_empty() {
             mistakes.push("name is empty".to_string());
         }
-        if !(self.learning_rate_scale >= 0.0 && self.learning_rate_scale.is_finite()) {
-            mistakes.push(format!("learning_rate_scale = {} must not be negative", self.learning_rate_scale));
+        let scale = self.learning_rate_scale;
+        if scale == 0.0 {
+            mistakes.push("learning_rate_scale = 0 must be positive: the stage would learn nothing".to_string());
+        } else if !(scale > 0.0 && scale.is_finite()) {
+            mistakes.push(format!("learning_rate_scale = {scale} must be positive"));
         }
         if self.rewards.is_empty() {
             mistakes.push("rewards is empty: nothing to learn from".to_string());
@@ -139,9 +142,19 @@ impl Stage {
         for (k, reward) in self.rewards.iter().enumerate() {
             mistakes.extend(section(&format!("rewards.{k}"), reward.mistakes(shortest)));
         }
+        for (k, reward) in self.rewards.iter().enumerate() {
+            if let Some(first) = self.rewards[..k].iter().position(|other| other == reward) {
+                let name = reward.name();
+                mistakes.push(format!(
+                    "rewards.{k} is rewards.{first}, {name:?}, again: leave one out; the other may weigh more \
+                     (reward_weights)"
+                ));
+            }
+        }
         let has_record = self.rewards.iter().any(RewardKind::keeps_hardness);
         mistakes.extend(section("sampling", self.sampling.mistakes()));
         mistakes.extend(section("advantage", self.advantage.mistake().into_iter().collect()));
+        mistakes.extend(section("difficulty_weighting", self.difficulty_mistakes()));
         mistakes.extend(section("loss", self.loss.mistakes()));
         mistakes.extend(section("tokens", self.tokens.mistakes(has_record)));
         mistakes.extend(section("exit", self.exit.mistakes()));
@@ -160,6 +173,31 @@ impl Stage {
             }
         }
         mistakes.into_iter().map(|mistake| format!("stages.{index}.{mistake}")).collect()
+    }
+
+    /// Return the mistakes in the section `difficulty_weighting`, one line each.
+    fn difficulty_mistakes(&self) -> Vec<String> {
+        let Some(DifficultyWeighting { lowest, highest, steepness, midpoint }) = self.difficulty_weighting else {
+            return Vec::new();
+        };
+        let mut mistakes = Vec::new();
+        for (key, value) in [("lowest", lowest), ("highest", highest)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                mistakes.push(format!("{key} = {value} must not be negative"));
+            }
+        }
+        for (key, value) in [("steepness", steepness), ("midpoint", midpoint)] {
+            if !value.is_finite() {
+                mistakes.push(format!("{key} = {value} must be a finite number"));
+            }
+        }
+        let remove = "weighs all problems alike: remove difficulty_weighting";
+        if steepness == 0.0 {
+            mistakes.push(format!("steepness = 0 {remove}"));
+        } else if lowest == highest {
+            mistakes.push(format!("lowest = {lowest} with highest = {highest} {remove}"));
+        }
+        mistakes
     }
 }
 

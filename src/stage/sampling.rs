@@ -1,11 +1,11 @@
-//! The section `sampling` of a stage: what its completions are drawn from, and how long they may be.
+//! The section `sampling` of a stage: the distribution of its completions, and their length clips.
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, LENGTHS};
 use crate::generate::Distribution;
 
-/// What the completions of a stage are drawn from, and how long they may be.
+/// The distribution of a stage's completions, and their length clips.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StageSampling {
@@ -44,7 +44,7 @@ impl Default for StageSampling {
     }
 }
 
-/// A length clip from a step of a stage on.
+/// A length clip that applies from a given step of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LengthClip {
@@ -55,23 +55,27 @@ pub struct LengthClip {
 }
 
 impl StageSampling {
-    /// The distribution that completions are drawn from.
+    /// Return the sampling distribution of completions.
     pub fn distribution(&self) -> Distribution {
         let Self { repetition_penalty, temperature, top_k, top_p, min_p, .. } = *self;
         Distribution { repetition_penalty, temperature, top_k, top_p, min_p }
     }
 
-    /// All length clips of the stage, in the order of their steps.
+    /// Return all length clips of the stage, in the order of their steps.
     pub fn clips(&self) -> impl Iterator<Item = usize> {
         let later = self.max_completion_length_schedule.iter().map(|clip| clip.value);
         [self.max_completion_length].into_iter().chain(later)
     }
 
-    /// Settings that cannot work, one line each.
+    /// Return the mistakes in these settings, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = self.distribution().mistakes();
         if self.temperature == 0.0 {
             mistakes.push("temperature = 0 must be positive: training samples, it is never greedy".to_string());
+        }
+        let greedy = "= 1 leaves the most probable token alone: all completions of a group would be the same";
+        for (key, _) in [("top_k", self.top_k == 1), ("min_p", self.min_p == 1.0)].iter().filter(|(_, one)| *one) {
+            mistakes.push(format!("{key} {greedy}"));
         }
         mistakes.extend(config::count("max_completion_length", self.max_completion_length, 1, LENGTHS));
         let mut before = 0;

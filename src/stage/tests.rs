@@ -35,7 +35,7 @@ fn every_mistake_of_a_stage_is_named_with_its_section() {
     }
 }
 
-/// 2^63 completions, or steps whose sum overflows, ended in an allocation or a wrapped number.
+/// 2^63 completions, or steps whose sum overflows, ended in an allocation failure or a wrapped number.
 #[test]
 fn numbers_without_sense_are_refused_by_key() {
     let found = mistakes("sampling.max_completion_length = 1000000000000\nexit.max_steps = 9223372036854775807");
@@ -72,7 +72,7 @@ fn a_loss_has_only_its_own_keys() {
     assert!(read("tokens.entropy_bonus = { type = \"fixed\", entropy_target = 0.1 }").is_err());
 }
 
-/// Only `ceeh_length` keeps the record that tells hard problems.
+/// Only `ceeh_length` records which problems are hard.
 #[test]
 fn what_acts_on_hard_problems_needs_the_reward_that_tells_them() {
     for tokens in

@@ -42,7 +42,7 @@ impl Default for StageTokens {
     }
 }
 
-/// The factor of the mean entropy of the tokens that learn, which the loss is lowered by.
+/// The entropy bonus: the loss is lowered by a factor times the mean entropy of the tokens that learn.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum EntropyBonus {
@@ -79,7 +79,7 @@ pub enum EntropyBonus {
     },
 }
 
-/// Laser's and CEEH's factor.
+/// The factor of Laser and CEEH.
 fn usual_factor() -> f32 {
     1e-3
 }
@@ -102,14 +102,14 @@ fn is_one(value: &f32) -> bool {
 }
 
 impl EntropyBonus {
-    /// The factor at the start of a stage.
+    /// Return the factor at the start of a stage.
     pub fn coefficient(self) -> f32 {
         match self {
             Self::Fixed { entropy_coef, .. } | Self::Adaptive { entropy_coef, .. } => entropy_coef,
         }
     }
 
-    /// The rule of adaptive control, where it is on.
+    /// Return the rule of adaptive control, if it is on.
     pub fn target(self) -> Option<EntropyTarget> {
         match self {
             Self::Fixed { .. } => None,
@@ -120,7 +120,7 @@ impl EntropyBonus {
         }
     }
 
-    /// Multiplies the factor on hard problems.
+    /// Return the multiplier of the factor on hard problems.
     pub fn hard_factor(self) -> f32 {
         match self {
             Self::Fixed { entropy_hard_factor, .. } | Self::Adaptive { entropy_hard_factor, .. } => entropy_hard_factor,
@@ -143,6 +143,8 @@ impl EntropyBonus {
             let within = "must be within entropy_coef_min and entropy_coef_max";
             require((min..=max).contains(&coef), format!("entropy_coef = {coef} {within}, {min} and {max}"));
             require(delta > 0.0 && delta.is_finite(), format!("entropy_coef_delta = {delta} must be positive"));
+            let fixed = "a factor that never changes; set type = \"fixed\", or remove entropy_bonus";
+            require(min != max, format!("entropy_coef_min = {min} with entropy_coef_max = {max} is {fixed}"));
             require(target.is_finite(), format!("entropy_target = {target} must be a number"));
         } else {
             require(coef != 0.0, "entropy_coef = 0 does nothing: remove entropy_bonus".to_string());
@@ -152,7 +154,7 @@ impl EntropyBonus {
 }
 
 impl StageTokens {
-    /// The rules of a step, with the factor `beta` of the divergence and an entropy bonus of `entropy_coef`.
+    /// Return the rules of a step, with the factor `beta` of the divergence and an entropy bonus of `entropy_coef`.
     pub(super) fn rules(&self, beta: f32, entropy_coef: f32) -> TokenRules {
         TokenRules {
             beta,
@@ -164,7 +166,8 @@ impl StageTokens {
         }
     }
 
-    /// Settings that cannot work, one line each; `has_record`: a reward keeps the record that tells hard problems.
+    /// Return the mistakes in these settings, one line each. `has_record` tells whether a reward records which problems
+    /// are hard.
     pub fn mistakes(&self, has_record: bool) -> Vec<String> {
         let mut mistakes = Vec::new();
         let mut require = |ok: bool, what: String| {

@@ -1,4 +1,4 @@
-//! Whether settings suit the model that is trained: the embedded model's do not suit a real one.
+//! Checks whether the settings suit the trained model: those of the embedded model do not suit a real one.
 
 use std::path::Path;
 
@@ -9,20 +9,21 @@ use crate::error::{Error, Result};
 use crate::model::Precision;
 use crate::ops;
 
-/// Learning rate of the recipes for all weights of a model, and for adapters.
-const RECIPE: [f64; 2] = [1e-6, 1e-5];
-/// Times a learning rate may be above or below the recipe's before it is remarked on.
-const FAR: f64 = 10.0;
-/// Parameters from which on a model learns at the recipe's rate; the embedded one has 0.85 million and learns at 1e-4.
-const REAL: usize = 50_000_000;
-/// Share of cut completions from which on a length clip is remarked on.
-const MOST: f64 = 0.5;
+/// Learning rates of the recipes: for all weights of a model, and for adapters.
+const RECIPE_RATES: [f64; 2] = [1e-6, 1e-5];
+/// Factor above or below the recipe's learning rate beyond which a rate is remarked on.
+const MAX_RATE_FACTOR: f64 = 10.0;
+/// Least number of parameters of a model that learns at the recipe's rate. The embedded model has 0.85 million and
+/// learns at 1e-4.
+const MIN_PARAMETERS: usize = 50_000_000;
+/// Share of cut completions above which a length clip is remarked on.
+const MAX_CUT_SHARE: f64 = 0.5;
 
 impl RlConfig {
-    /// Refuses settings that nobody wrote for this model: those of `train` without a file are the embedded model's.
+    /// Refuse the defaults of `train` without a settings file, which are for the embedded model, for any other model.
     ///
     /// # Errors
-    /// When `model.path` is another model; the message names the recipes.
+    /// If `model.path` is another model; the message names the recipes.
     pub fn check_embedded_model(&self) -> Result<()> {
         let folder = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         let (model, embedded) = (&self.model.path, Self::default().model.path);
@@ -40,19 +41,19 @@ impl RlConfig {
         )))
     }
 
-    /// A remark on a learning rate far from the recipes', for a model of `parameters` parameters.
+    /// Return a remark if the learning rate is far from the recipes', for a model of `parameters` parameters.
     pub fn learning_rate_remark(&self, parameters: usize) -> Option<String> {
-        let [all, adapters] = RECIPE;
+        let [all, adapters] = RECIPE_RATES;
         let (usual, what) = if self.lora.is_some() { (adapters, "adapters") } else { (all, "all weights") };
         let rate = self.optim.learning_rate;
-        let far = rate > FAR * usual || rate < usual / FAR;
-        (parameters >= REAL && far).then(|| {
+        let far = rate > MAX_RATE_FACTOR * usual || rate < usual / MAX_RATE_FACTOR;
+        (parameters >= MIN_PARAMETERS && far).then(|| {
             let millions = parameters / 1_000_000;
             format!("optim.learning_rate = {rate:e} is far from the recipes' {usual:e} for {what} of a model of {millions} M parameters")
         })
     }
 
-    /// A remark on training all weights in bf16 on the `cpu` device.
+    /// Return a remark if all weights are trained in bf16 on the `cpu` device.
     pub fn precision_remark(&self, device: &Device) -> Option<String> {
         let converts = self.model.dtype == Precision::Bf16 && self.lora.is_none() && ops::is_host(device);
         converts.then(|| {
@@ -62,14 +63,14 @@ impl RlConfig {
         })
     }
 
-    /// A remark on a length clip of the first stage that most completions of the base evaluation, of these `lengths` in
-    /// tokens, would not have kept. Later stages sample from a model that has learned.
+    /// Return a remark if the first stage's length clip is below most of `lengths`, those of the base evaluation's
+    /// completions in tokens. Later stages are not checked, since they sample from a trained model.
     pub fn length_clip_remark(&self, lengths: &[usize]) -> Option<String> {
         let clip = self.stages.first()?.sampling.max_completion_length;
         let cut = lengths.iter().filter(|&&length| length > clip).count() as f64 / lengths.len().max(1) as f64;
         let mut sorted = lengths.to_vec();
         sorted.sort_unstable();
-        (cut > MOST).then(|| {
+        (cut > MAX_CUT_SHARE).then(|| {
             format!(
                 "stages.0.sampling.max_completion_length = {clip} would have cut {:.0}% of the base model's completions (median \
                  {} tokens); what is cut scores as wrong, and most of the signal with it: raise it",

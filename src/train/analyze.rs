@@ -1,4 +1,5 @@
-//! The entropy conflict of a model as it is: groups sampled, scored and measured as a training step would, and no update.
+//! Measures the entropy conflict of a model without training: samples, scores and measures groups as a training step
+//! does, without an update.
 
 use std::sync::Arc;
 
@@ -17,51 +18,52 @@ use crate::rollout::{Asked, Group, Now, Rollout, Rollouts, Sampler, assign_advan
 use crate::stage::Stage;
 use crate::stop::Stop;
 
-/// Problems that are measured together, as a step of training would: their spread gives the errors of the means.
+/// Number of problems that are measured together, as in a training step. The spread of these blocks gives the errors of
+/// the means.
 pub const BLOCK: usize = 8;
-/// Problems whose completions are shown.
+/// Number of problems whose completions are shown.
 const SHOWN: usize = 4;
 
-/// How to analyse.
+/// Options of an analysis.
 #[derive(Debug, Clone)]
 pub struct AnalyzeConfig {
     /// Completions per problem: the group.
     pub num_generations: usize,
-    /// Temperature, length, rewards and advantage.
+    /// The stage that gives temperature, length, rewards and advantage.
     pub stage: Stage,
     /// The program of a reward of type `command`.
     pub reward: RewardCommand,
-    /// Rows decoded together at most.
+    /// Maximum rows decoded together.
     pub rows: usize,
     /// Seed of the sampling noise.
     pub seed: u64,
 }
 
-/// What an analysis found.
+/// The results of an analysis.
 #[derive(Debug, Clone)]
 pub struct Analysis {
-    /// Problems.
+    /// Number of problems.
     pub problems: usize,
-    /// Figures of all completions: what they were like, and `conflict/…`.
+    /// Metrics of all completions, with `conflict/…`.
     pub metrics: Metrics,
     /// `conflict/…` of each [`BLOCK`] of problems.
     pub blocks: Vec<Metrics>,
-    /// Token types of highest mean entropy; none when no type occurred often enough.
+    /// Token types of highest mean entropy; `None` if no type occurred often enough.
     pub types: Option<Types>,
-    /// Completions to look at.
+    /// Completions to show.
     pub shown: Vec<Shown>,
 }
 
-/// Completions of one problem.
+/// Shown completions of one problem.
 #[derive(Debug, Clone, Serialize)]
 pub struct Shown {
-    /// Where it is from.
+    /// Name of the data set.
     pub data_source: String,
     /// The question.
     pub prompt: String,
     /// The right answer.
     pub answer: String,
-    /// Some of its completions.
+    /// Some completions.
     pub completions: Vec<ShownCompletion>,
 }
 
@@ -76,7 +78,7 @@ pub struct ShownCompletion {
     pub tokens: Vec<ShownToken>,
 }
 
-/// A token with what the model said of it.
+/// A token with its entropy and probability.
 #[derive(Debug, Clone, Serialize)]
 pub struct ShownToken {
     /// Its text.
@@ -89,19 +91,20 @@ pub struct ShownToken {
     pub connector: bool,
 }
 
-/// What an observer of [`analyze`] is told.
+/// An event for the observer of [`analyze`].
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
     /// Another token was sampled.
     Sampled(&'a Count),
-    /// The number of problems that are done.
+    /// This number of problems is finished.
     Done(usize),
 }
 
-/// Samples `config.num_generations` completions of each problem and measures them. `observe` ends the analysis by an error.
+/// Sample `config.num_generations` completions of each problem and measure them. An error of `observe` ends the
+/// analysis.
 ///
 /// # Errors
-/// A prompt that cannot be rendered or leaves no room for a completion, and what a reward or `observe` says.
+/// A prompt that cannot be rendered or leaves no room for a completion; errors of a reward or of `observe`.
 pub fn analyze(
     sampler: &mut dyn Sampler,
     subject: Subject,
@@ -125,7 +128,7 @@ pub fn analyze(
     let connectors = Connectors::new(tokenizer);
     let mut metrics = Metrics::default();
     let mut groups: Vec<Group> = Vec::with_capacity(problems.len());
-    // As many at once as fill the rows a few times over.
+    // Enough problems to fill the rows a few times.
     let at_once = (4 * config.rows / config.num_generations).max(1);
     let now = Now { stage, step: 0, memory: &Memory::default(), stop: Stop::NEVER };
     let room = Room {
@@ -167,7 +170,7 @@ pub fn analyze(
     })
 }
 
-/// What the completions were like, under the names that training has for it.
+/// Write metrics of the completions under the names that training uses.
 fn describe(groups: &[Group], metrics: &mut Metrics) {
     let rollouts: Vec<&Rollout> = groups.iter().flat_map(|group| &group.rollouts).collect();
     let of = |f: &dyn Fn(&Rollout) -> f64| mean(&rollouts.iter().map(|rollout| f(rollout)).collect::<Vec<_>>());
@@ -182,7 +185,7 @@ fn describe(groups: &[Group], metrics: &mut Metrics) {
     metrics.set("entropy/sampling", tokens(&|r| &r.completion.sampling_entropies));
 }
 
-/// Of a group, the shortest and the longest right completion and the longest wrong one.
+/// Return the shortest and the longest right completion of a group, and the longest wrong one.
 fn pick(group: &Group) -> Vec<(&'static str, &Rollout)> {
     let of = |correct: bool| group.rollouts.iter().filter(move |r| r.answer.correct == Some(correct));
     let short = of(true).min_by_key(|r| r.length()).map(|r| ("right, the shortest", r));
@@ -193,11 +196,11 @@ fn pick(group: &Group) -> Vec<(&'static str, &Rollout)> {
     picked
 }
 
-/// Completions of the problems on which accuracy and length have most to say.
+/// Choose completions of the problems on which both accuracy and length vary most.
 fn show(groups: &[Group], connectors: &Connectors) -> Vec<Shown> {
     let mut picked: Vec<_> = groups.iter().map(|group| (group, pick(group))).collect();
     picked.retain(|(_, picked)| !picked.is_empty());
-    // Most kinds first, then the widest spread of lengths.
+    // First the problems with most kinds of completions, among them those with the widest spread of lengths.
     picked.sort_by_key(|(_, picked)| {
         let lengths = || picked.iter().map(|(_, rollout)| rollout.length());
         std::cmp::Reverse((picked.len(), lengths().max().unwrap_or(0) - lengths().min().unwrap_or(0)))

@@ -1,26 +1,26 @@
-//! Sequences to learn from, and how they are packed into micro-batches.
+//! Sequences to learn from, and their packing into micro-batches.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// A prompt and its completion, as tokens; only the completion is learned.
+/// The tokens of a prompt and its completion. Only the completion is learned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sequence {
-    /// Prompt and completion.
+    /// Prompt tokens followed by completion tokens.
     pub tokens: Vec<u32>,
-    /// Length of the prompt; at least 1 and below the number of tokens.
+    /// Length of the prompt in tokens; at least 1 and below the length of `tokens`.
     pub prompt: usize,
 }
 
 impl Sequence {
-    /// Completion tokens.
+    /// Return the completion tokens.
     pub fn completion(&self) -> &[u32] {
         &self.tokens[self.prompt..]
     }
 }
 
-/// Cuts `sequences` into consecutive runs of at most `tokens` tokens (one longer sequence makes a run of its own).
+/// Split `sequences` into consecutive ranges of at most `tokens` tokens. A longer sequence is a range of its own.
 pub fn micro_batches(sequences: &[Sequence], tokens: usize) -> Vec<Range<usize>> {
     let mut runs = Vec::new();
     let (mut first, mut held) = (0, 0);
@@ -38,18 +38,18 @@ pub fn micro_batches(sequences: &[Sequence], tokens: usize) -> Vec<Range<usize>>
     runs
 }
 
-/// The tokens of some sequences end to end, the last of each left out: nothing is predicted from it.
+/// Packed sequences: their tokens concatenated, without the last token of each, from which nothing is predicted.
 #[derive(Debug, Clone)]
 pub(super) struct Packed {
-    /// Tokens of the forward pass.
+    /// Input tokens of the forward pass.
     pub tokens: Vec<u32>,
-    /// How many of each sequence.
+    /// Input tokens of each sequence.
     pub lengths: Vec<usize>,
-    /// Rows that predict a completion token.
+    /// Indices of the rows that predict a completion token.
     pub rows: Vec<usize>,
     /// The completion tokens.
     pub targets: Vec<u32>,
-    /// Where the completion of each sequence is among `targets`.
+    /// The range of each sequence's completion within `targets`.
     pub completions: Vec<Range<usize>>,
 }
 

@@ -1,8 +1,9 @@
-//! Checkpoints: complete Hugging Face directories (or PEFT's, when adapters are trained) with the trainer's state beside
-//! the weights, whole or absent.
+//! Checkpoints: complete Hugging Face directories (PEFT directories if adapters are trained) with the trainer's state
+//! beside the weights. They are written atomically.
 //!
-//! `checkpoint.json` in each says which run it belongs to and has a checksum of every other file, so that a checkpoint of
-//! another run is never taken for one of this, and a byte that has changed on disk is seen before it is trained on.
+//! `checkpoint.json` names the run and the step and has a checksum of every other file. So a checkpoint of another run
+//! or step is never taken for one of this run, and a byte that has changed on disk is detected before training
+//! continues.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,25 +25,25 @@ const SEAL: &str = "checkpoint.json";
 const STATE: &str = "trainer_state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// A model in training.
+/// A model in training, with all that a checkpoint of it needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Trained<'a> {
-    /// Its configuration.
+    /// The model's configuration.
     pub config: &'a ModelConfig,
-    /// Its weights.
+    /// The model's weights.
     pub model: &'a CausalLm,
-    /// Its adapters' settings and the directory of the model without them, when only adapters are trained.
+    /// The adapters' settings and the directory of the base model, if only adapters are trained.
     pub adapter: Option<(&'a LoraConfig, &'a Path)>,
-    /// Its tokenizer.
+    /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// Ranks that have the same model, where there are several.
+    /// The ranks that have the same model, if there are several.
     pub team: Option<&'a Team<'a>>,
 }
 
-/// Writes a Hugging Face directory: configuration, weights (adapters merged), tokenizer files.
+/// Write a Hugging Face directory: configuration, weights (adapters merged), tokenizer files.
 ///
 /// # Errors
-/// When it cannot be written; nothing is left half-written.
+/// If it cannot be written; no incomplete directory is left.
 pub fn export(dir: &Path, config: &ModelConfig, model: &CausalLm, tokenizer: &Tokenizer) -> Result<()> {
     files::write_dir(dir, |dir| {
         model::save(dir, config, model)?;
@@ -51,10 +52,10 @@ pub fn export(dir: &Path, config: &ModelConfig, model: &CausalLm, tokenizer: &To
     })
 }
 
-/// Writes a PEFT directory: adapters and tokenizer files.
+/// Write a PEFT directory: adapters and tokenizer files.
 ///
 /// # Errors
-/// As [`export`].
+/// See [`export`].
 pub fn export_adapter(
     dir: &Path,
     model: &CausalLm,
@@ -78,21 +79,21 @@ fn write_generation_config(dir: &Path, tokenizer: &Tokenizer) -> Result<()> {
 struct Seal {
     /// Identity of the run.
     run: String,
-    /// Step it was written after.
+    /// The step after which it was written.
     step: usize,
-    /// SHA-256 of every other file, by name.
+    /// SHA-256 of every other file of the folder, by name.
     files: BTreeMap<String, String>,
 }
 
 impl Seal {
-    /// Seals what is in a folder.
+    /// Compute the checksums of the files in a folder.
     fn new(dir: &Path, run: &str, step: usize) -> Result<Self> {
         let sums = files::entries(dir)?.into_iter().map(|(name, path)| Ok((name, files::sha256(&path)?)));
         Ok(Self { run: run.to_string(), step, files: sums.collect::<Result<_>>()? })
     }
 }
 
-/// What a checkpoint holds.
+/// The content of a checkpoint.
 #[derive(Debug)]
 pub(super) struct Loaded<S> {
     /// The model's configuration.
@@ -105,11 +106,11 @@ pub(super) struct Loaded<S> {
     pub(super) state: S,
 }
 
-/// Writes `dir/checkpoint-<step>` for the run with the identity `run`.
+/// Write `dir/checkpoint-<step>` for the run with the identity `run`.
 ///
 /// # Errors
-/// When it cannot be written (a full disk, for instance), and when a weight is not finite; the older checkpoints stay as
-/// they are.
+/// If it cannot be written, for instance on a full disk, or if a weight is not finite. Older checkpoints stay
+/// unchanged.
 pub(super) fn save(
     dir: &Path,
     run: &str,
@@ -143,12 +144,12 @@ pub(super) fn save(
     Ok(path)
 }
 
-/// Whether every trained weight is a finite number; the others were when they were read.
+/// Whether every trained weight is finite. Frozen weights were checked when they were read.
 fn is_finite(model: &CausalLm) -> bool {
     struct Flaws(Vec<Tensor<1>>);
     impl ModuleVisitor for Flaws {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            // A number that is not finite makes the sum of its products with 0 so.
+            // One number that is not finite makes the sum of all products with 0 not finite.
             let value = param.base();
             if value.is_require_grad() {
                 self.0.push(value.inner().mul_scalar(0.0).sum());
@@ -160,14 +161,14 @@ fn is_finite(model: &CausalLm) -> bool {
     to_host_together(flaws.0).iter().all(|sum| sum[0] == 0.0)
 }
 
-/// Removes all but the `keep` newest checkpoints of a run; 0 keeps all.
+/// Remove all but the `keep` newest checkpoints of a run; 0 keeps all.
 pub(super) fn prune(dir: &Path, run: &str, keep: usize) -> Result<()> {
     let all = list(dir, run)?;
     let spare = if keep == 0 { 0 } else { all.len().saturating_sub(keep) };
     all[..spare].iter().try_for_each(|(_, old)| files::remove_dir(old))
 }
 
-/// Removes the checkpoints of a run after `step`, and gives their steps.
+/// Remove the checkpoints of a run after `step`. Return their steps.
 pub(super) fn remove_after(dir: &Path, run: &str, step: usize) -> Result<Vec<usize>> {
     let mut later = list(dir, run)?;
     later.retain(|(other, _)| *other > step);
@@ -180,7 +181,7 @@ pub(super) fn exists(dir: &Path) -> Result<bool> {
     Ok(!numbered(dir)?.is_empty())
 }
 
-/// Folders called `checkpoint-<step>`, oldest first.
+/// List the folders named `checkpoint-<step>`, oldest first.
 fn numbered(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let step = |name: &str| name.strip_prefix("checkpoint-")?.parse().ok();
     let mut found: Vec<(usize, PathBuf)> =
@@ -189,26 +190,36 @@ fn numbered(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
-/// Checkpoints of a run, oldest first; one whose `checkpoint.json` cannot be read counts as the run's.
+/// List the checkpoints of a run, oldest first. One whose `checkpoint.json` cannot be read counts as the run's.
 ///
 /// # Errors
-/// Naming those of another run.
+/// Checkpoints of another run, and one that is named after another step than it was written after.
 pub(super) fn list(dir: &Path, run: &str) -> Result<Vec<(usize, PathBuf)>> {
     let all = numbered(dir)?;
-    let of_another = |path: &Path| files::read_json::<Seal>(&path.join(SEAL)).is_ok_and(|seal| seal.run != run);
-    let others: Vec<String> =
-        all.iter().filter(|(_, path)| of_another(path)).map(|(_, path)| path.display().to_string()).collect();
-    if others.is_empty() {
-        return Ok(all);
+    let (mut others, mut renamed) = (Vec::new(), None);
+    for (step, path) in &all {
+        match files::read_json::<Seal>(&path.join(SEAL)) {
+            Ok(seal) if seal.run != run => others.push(path.display().to_string()),
+            Ok(seal) if seal.step != *step => renamed = renamed.or(Some((path, seal.step))),
+            _ => {}
+        }
     }
-    let message = format!("has checkpoints of another run; move them away: {}", others.join(", "));
-    Err(Error::file(dir, message))
+    if !others.is_empty() {
+        let message = format!("has checkpoints of another run; move them away: {}", others.join(", "));
+        return Err(Error::file(dir, message));
+    }
+    let Some((path, step)) = renamed else { return Ok(all) };
+    let message = format!(
+        "was renamed: its {SEAL} says that it was written after step {step}; name it checkpoint-{step} again, or move it \
+         away"
+    );
+    Err(Error::file(path, message))
 }
 
-/// Compares every file of a checkpoint with its checksum.
+/// Compare every file of a checkpoint with its checksum.
 ///
 /// # Errors
-/// Naming the first file that is missing or has changed.
+/// The first file that is missing or has changed.
 fn check(path: &Path) -> Result<()> {
     let seal: Seal = files::read_json(&path.join(SEAL))?;
     for (name, sum) in &seal.files {
@@ -220,10 +231,11 @@ fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Which checkpoint of a run to go on from: that of `wanted`, or the newest; nothing when there is none yet.
+/// Choose the checkpoint from which a run is resumed: that of step `wanted`, else the newest. `None` if there is none
+/// yet.
 ///
 /// # Errors
-/// When that one is damaged or not there; says which is whole and how to go on from it.
+/// If it is damaged or missing. The message names an intact older checkpoint and how to resume from it.
 pub(super) fn choose(dir: &Path, run: &str, wanted: Option<usize>) -> Result<Option<(usize, PathBuf)>> {
     let all = list(dir, run)?;
     let found = match wanted {
@@ -246,10 +258,10 @@ pub(super) fn choose(dir: &Path, run: &str, wanted: Option<usize>) -> Result<Opt
     Err(Error::Invalid(format!("{error}\n  {way_on}")))
 }
 
-/// Loads a checkpoint.
+/// Load a checkpoint.
 ///
 /// # Errors
-/// When something in it is malformed, or the base of an adapter is missing.
+/// If a file is malformed, or the base model of an adapter is missing.
 pub(super) fn load<S: DeserializeOwned>(path: &Path, device: &Device, precision: Precision) -> Result<Loaded<S>> {
     let training = device.clone().autodiff();
     let (config, model) = if lora::is_adapter(path) {

@@ -1,4 +1,4 @@
-//! The measures of the entropy conflict at work: on a step's completions, as often as the settings say.
+//! Measures the entropy conflict on the completions of a step, at the cadence of the settings.
 
 use std::path::Path;
 use std::time::Instant;
@@ -16,10 +16,10 @@ use crate::rollout::{Group, Rollout};
 use crate::stage::Stage;
 use crate::text::tokenizer::Tokenizer;
 
-/// Measures steps.
+/// Measures the conflict of steps.
 pub(super) struct ConflictMeter<'a> {
     settings: &'a RlTrain,
-    /// There when steps are measured at all.
+    /// `None` if no step is measured.
     connectors: Option<Connectors>,
 }
 
@@ -28,7 +28,7 @@ impl<'a> ConflictMeter<'a> {
         Self { settings, connectors: (settings.conflict_steps > 0).then(|| Connectors::new(tokenizer)) }
     }
 
-    /// Writes `conflict/…` of a step and what that took; counts its tokens in `types`.
+    /// Write the metrics `conflict/…` of a step and the time they took; count the step's tokens in `types`.
     pub(super) fn step(
         &self,
         step: usize,
@@ -81,7 +81,7 @@ impl<'a> ConflictMeter<'a> {
         Ok(())
     }
 
-    /// Writes `token_types.json`, for the report.
+    /// Write `token_types.json` for the report.
     pub(super) fn write_types(&self, run: &Path, types: &TokenTypes) -> Result<()> {
         match self.connectors.as_ref().zip(types.ranking()) {
             Some((connectors, ranking)) => {
@@ -92,8 +92,8 @@ impl<'a> ConflictMeter<'a> {
     }
 }
 
-/// Measures the completions of groups. Weights are those of the stage's loss before any rule takes tokens out of it: the
-/// measure is of what the advantages ask for.
+/// Measure the completions of groups. The weights are those of the stage's loss before any rule excludes tokens: this
+/// measures the advantages alone.
 pub(super) fn measured(groups: &[Group], stage: &Stage, connectors: &Connectors, types: &mut TokenTypes) -> Figures {
     let weights = weights(examples(groups, stage).iter(), stage);
     let rollouts = groups.iter().flat_map(|group| &group.rollouts);

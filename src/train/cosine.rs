@@ -1,4 +1,4 @@
-//! The angle between what accuracy and length do to the weights: the classic test for conflicting tasks.
+//! The cosine between the gradients of accuracy and length: the classic test for conflicting tasks.
 
 use crate::error::{Error, Result};
 use crate::model::CausalLm;
@@ -8,13 +8,14 @@ use crate::optim::Gradients;
 use crate::train::batch::Sequence;
 use crate::train::learner::Learner;
 
-/// Cosine of the policy gradients of the two parts, `Σ w A_part ∇ ln π`, over the whole model (under the name "") and over
-/// the parameters whose names begin with each of `layers`. What has no gradient has no cosine and is left out.
+/// Return the cosine of the policy gradients of the two parts, `Σ w A_part ∇ ln π`: over the whole model (under the
+/// name "") and over the parameters whose names begin with each of `layers`. Where a gradient is zero there is no
+/// cosine.
 ///
-/// `advantages` and `weights` are those of each sequence's completion; two forward and backward passes are made.
+/// `advantages` and `weights` have one entry per sequence. The function runs two forward and backward passes.
 ///
 /// # Errors
-/// When no parameter's name begins with one of `layers`.
+/// An entry of `layers` with which no parameter's name begins.
 pub fn gradient_cosines(
     model: &CausalLm,
     learner: &Learner,
@@ -49,7 +50,7 @@ pub fn gradient_cosines(
     Ok(cosines)
 }
 
-/// Cosine over the named parameters.
+/// Return the cosine over the named parameters; `None` if a gradient is zero.
 fn cosine(a: &Gradients, b: &Gradients, names: &[&str]) -> Option<f64> {
     let [mut product, mut a_square, mut b_square] = [0.0; 3];
     for &name in names {

@@ -1,4 +1,4 @@
-//! What a step's completions were like: its metrics, and why it taught nothing when it did not.
+//! Metrics of a step's completions, and a diagnosis of steps without a learning signal.
 
 use crate::metrics::{Metrics, deviation, mean};
 use crate::reward::RewardKind;
@@ -7,10 +7,10 @@ use crate::stage::Stage;
 use crate::stage::StepFigures;
 use crate::verify::Verdict;
 
-/// Steps at the start that are looked at for a run that cannot learn.
+/// Number of first steps that are diagnosed.
 const DIAGNOSED_STEPS: usize = 5;
 
-/// Why a step at the start taught nothing, when it did not: the usual silent failures, named.
+/// Return why one of the first steps had no learning signal, if it had none: the usual silent failures.
 pub(super) fn diagnose(groups: &[Group], step: usize, metrics: &Metrics, stage: &Stage) -> Option<String> {
     let rollouts: Vec<&Rollout> = groups.iter().flat_map(|group| &group.rollouts).collect();
     if step > DIAGNOSED_STEPS || rollouts.iter().any(|rollout| rollout.advantage.total() != 0.0) {
@@ -40,7 +40,7 @@ pub(super) fn diagnose(groups: &[Group], step: usize, metrics: &Metrics, stage: 
     ))
 }
 
-/// Writes down what the step's completions were like; gives what exit rules look at, of all completions that were sampled.
+/// Write the metrics of the step's completions. Return the figures that exit rules read, over all sampled completions.
 pub(super) fn describe(batch: &Batch, stage: &Stage, metrics: &mut Metrics) -> StepFigures {
     metrics.set_text("stage", &stage.name);
     metrics.set("max_completion_length", stage.sampling.max_completion_length as f64);
@@ -68,7 +68,8 @@ fn lengths(rollouts: &[&Rollout], keep: &dyn Fn(&Rollout) -> bool) -> Vec<f64> {
     rollouts.iter().filter(|rollout| keep(rollout)).map(|rollout| rollout.length() as f64).collect()
 }
 
-/// Entropies of all tokens of the rollouts to `keep`, at temperature 1 or at the sampling temperature.
+/// Return the entropies of all tokens of the rollouts selected by `keep`, at temperature 1 or at the sampling
+/// temperature.
 fn entropies(rollouts: &[&Rollout], keep: &dyn Fn(&Rollout) -> bool, sampling: bool) -> Vec<f64> {
     let of = |rollout: &&Rollout| {
         let completion = &rollout.completion;
@@ -86,7 +87,7 @@ fn figures(rollouts: &[&Rollout]) -> StepFigures {
     }
 }
 
-/// The weighted sum of rewards, and each on its own.
+/// Write the weighted sum of rewards, and each reward on its own.
 fn describe_rewards(groups: &[Group], rollouts: &[&Rollout], stage: &Stage, metrics: &mut Metrics) {
     let weights = stage.weights();
     let total = |rollout: &Rollout| rollout.reward(&weights).map(f64::from);
@@ -99,7 +100,7 @@ fn describe_rewards(groups: &[Group], rollouts: &[&Rollout], stage: &Stage, metr
     let flat = groups.iter().filter(|(_, group)| deviation(group) == 0.0).count();
     metrics.set("frac_reward_zero_std", flat as f64 / groups.len().max(1) as f64);
     metrics.set("rewards/unscored", share(&|r| r.rewards.iter().all(Option::is_none)));
-    // As the rewards of these names: over the completions that can be judged.
+    // As for the rewards of these names: over the completions that can be judged.
     let judged: Vec<f64> =
         rollouts.iter().filter_map(|r| r.answer.correct).map(|right| f64::from(u8::from(right))).collect();
     metrics.set_mean("rewards/accuracy/mean", &judged);
@@ -130,7 +131,7 @@ fn describe_lengths(rollouts: &[&Rollout], metrics: &mut Metrics) {
     metrics.set("completions/clipped_ratio", share(rollouts, &|r| !r.completion.finished()));
 }
 
-/// Entropy: exact, token mean, at both temperatures, and split by the sign of the advantage.
+/// Write entropies: exact token means, at both temperatures, and split by the sign of the advantage.
 fn describe_entropies(rollouts: &[&Rollout], metrics: &mut Metrics) {
     let entropies = |keep: &dyn Fn(&Rollout) -> bool, sampling: bool| entropies(rollouts, keep, sampling);
     metrics.set("entropy", mean(&entropies(&|_| true, false)));

@@ -1,11 +1,11 @@
-//! Who samples the completions of a run.
+//! The sampler of a run's completions: the engine of this process, or servers.
 
 use std::path::Path;
 
 use super::checkpoint::{Trained, export, export_adapter};
 use super::run::RunSettings;
 use super::settings::RlConfig;
-use super::team::Dealt;
+use super::team::TeamSampler;
 use crate::error::Result;
 use crate::hub::{self, Part};
 use crate::model::ModelConfig;
@@ -22,10 +22,10 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// Opens the engine that the settings name; nothing is written.
+    /// Open the engine named by the settings. Nothing is written.
     ///
     /// # Errors
-    /// As [`Served::open`].
+    /// See [`Served::open`].
     pub(super) fn open(config: &RlConfig, model: &ModelConfig, stop: Stop, note: &mut dyn FnMut(&str)) -> Result<Self> {
         let Some(served) = config.rollout.served() else { return Ok(Self::Own) };
         let clips = config.stages.iter().flat_map(|stage| stage.sampling.clips());
@@ -42,7 +42,7 @@ impl Engine {
         Ok(Self::Served(Box::new(Served::open(served, &needs, &config.common().dir(), stop, note)?)))
     }
 
-    /// What completions of the model after `step` steps are sampled from. Servers get its weights before the first of them.
+    /// Return the sampler of the model after `step` steps. Servers receive its weights before the first request.
     pub(super) fn sampler<'a>(
         &'a mut self,
         trained: Trained<'a>,
@@ -51,7 +51,7 @@ impl Engine {
     ) -> Box<dyn Sampler + 'a> {
         let Trained { config, model, adapter, tokenizer, team } = trained;
         match self {
-            Self::Own => Box::new(Dealt { team, local: Local { model, config } }),
+            Self::Own => Box::new(TeamSampler { team, local: Local { model, config } }),
             Self::Served(served) => {
                 let adapter = adapter.filter(|_| served.takes_adapters());
                 let write = move |dir: &Path| match adapter {
@@ -64,7 +64,7 @@ impl Engine {
         }
     }
 
-    /// Takes back from servers what they hold for this run.
+    /// Remove from servers the adapters and weights of this run.
     pub(super) fn close(&mut self) {
         if let Self::Served(served) = self {
             served.close();

@@ -1,4 +1,4 @@
-//! The folder of a run: its name, its lock, and what becomes of an earlier run of that name.
+//! The folder of a run: its name, its lock, and the replacement of an earlier run of that name.
 
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
@@ -11,10 +11,11 @@ use crate::error::{Error, Result};
 use crate::files;
 
 const LOCK: &str = "run.lock";
-/// The log that shows whether a run has done a step.
+/// The log, which shows whether a run has finished a step.
 pub(super) const METRICS: &str = "metrics.jsonl";
 
-/// Why `name` cannot name a run, if it cannot: it is one ordinary part of a path, so that a run lies within `output_dir`.
+/// Return the mistake in the name of a run, if there is one: a name must be a single normal path component, so that the
+/// run lies within `output_dir`.
 pub(super) fn name_mistake(name: &str) -> Option<String> {
     let mut parts = Path::new(name).components();
     let ordinary = matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name);
@@ -26,8 +27,8 @@ pub(super) fn name_mistake(name: &str) -> Option<String> {
     ))
 }
 
-/// A folder that this process alone writes to. A run that it replaces is beside it until [`Folder::keep`], and comes back
-/// when this is dropped before.
+/// A folder that is locked by this process. A run that it replaces is kept beside it until [`Folder::keep`]; if the
+/// value is dropped before, the earlier run is restored.
 #[derive(Debug)]
 pub(super) struct Folder {
     dir: PathBuf,
@@ -35,32 +36,32 @@ pub(super) struct Folder {
     aside: Option<Aside>,
 }
 
-/// A run that has been moved aside.
+/// An earlier run that was renamed to make room for a new one.
 #[derive(Debug)]
 struct Aside {
     path: PathBuf,
     _lock: File,
 }
 
-/// What a folder holds.
+/// The content of a folder.
 enum Content {
-    /// Nothing, or no folder at all.
+    /// The folder is empty or does not exist.
     Nothing,
-    /// A run that has done no step: it ended before, or in, its first evaluation.
+    /// A run without a finished step: it ended before or during its first evaluation.
     Unstarted,
-    /// A run that has done a step.
+    /// A run with a finished step.
     Run,
-    /// Something else.
+    /// Files that are not a run.
     Other,
 }
 
 impl Folder {
-    /// Takes the folder `dir` for a new run. `reads` are the files and folders that the run reads, by their settings;
-    /// `note` is told what becomes of an earlier run.
+    /// Claim the folder `dir` for a new run. `reads` are the files and folders that the run reads, by setting. `note`
+    /// receives messages about an earlier run.
     ///
     /// # Errors
-    /// When the folder holds a run with a step and `overwrite` is not set, holds something that is no run, contains what
-    /// the run reads, or is in use by another process.
+    /// If the folder holds a run with a finished step and `overwrite` is not set, holds files that are not a run,
+    /// contains files that the run reads, or is in use by another process.
     pub(super) fn claim(
         dir: &Path,
         overwrite: bool,
@@ -94,7 +95,7 @@ impl Folder {
         }
     }
 
-    /// Moves the run in `dir` aside.
+    /// Rename the run in `dir` and claim the folder for a new run.
     fn replace(dir: &Path, reads: &[(&'static str, PathBuf)]) -> Result<Self> {
         let whole = dir.canonicalize().map_err(Error::io(dir))?;
         for (key, path) in reads {
@@ -108,7 +109,7 @@ impl Folder {
         let path = aside_path(dir, &id);
         files::rename(dir, &path)?;
         let aside = Some(Aside { path, _lock: old });
-        // Were the new folder not to come about, dropping this would bring the old one back.
+        // Not a `Folder` yet: if it fails, the earlier run is renamed back below.
         let claim = || {
             files::create_dir(dir)?;
             lock(dir)
@@ -123,10 +124,10 @@ impl Folder {
         }
     }
 
-    /// Takes the folder of a run that goes on.
+    /// Claim the folder of a run to resume it.
     ///
     /// # Errors
-    /// When it holds no run, or is in use by another process.
+    /// If it holds no run or is in use by another process.
     pub(super) fn reopen(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<Self> {
         if !Origin::marks(dir) {
             put_back(dir, note)?;
@@ -154,17 +155,17 @@ impl Folder {
         Ok(folder)
     }
 
-    /// The folder.
+    /// Return the path of the folder.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Name of the folder of the run that this one replaces.
+    /// Return the folder name of the run that this one replaces.
     pub(super) fn replaces(&self) -> Option<PathBuf> {
         self.aside.as_ref().and_then(|aside| aside.path.file_name()).map(PathBuf::from)
     }
 
-    /// Removes the run that this one replaces: it has proved that it works. Says whether there was one.
+    /// Remove the run that this one replaces, since the new run has finished a step. Return whether there was one.
     pub(super) fn keep(&mut self) -> Result<bool> {
         match self.aside.take() {
             Some(aside) => files::remove_dir(&aside.path).map(|()| true),
@@ -184,18 +185,18 @@ impl Drop for Folder {
     }
 }
 
-/// Where a run is moved to while another takes its name.
+/// Return the path that a run is renamed to while another run takes its name.
 fn aside_path(dir: &Path, id: &str) -> PathBuf {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     beside(dir, Path::new(&format!("{name}.old-{:.8}", id)))
 }
 
 fn beside(dir: &Path, name: &Path) -> PathBuf {
-    // Of the name in the file only its last part is used: it cannot lead out of the folder of runs.
+    // Only the last component of the recorded name is used, so that it cannot lead out of the folder of runs.
     dir.parent().unwrap_or(Path::new("")).join(name.file_name().unwrap_or_default())
 }
 
-/// Puts back, or removes for good, a run whose successor was killed before it could.
+/// Restore or remove an earlier run that a killed process left renamed.
 fn put_back(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
     let parent = match dir.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -212,7 +213,7 @@ fn put_back(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
         if !Origin::marks(&path) || aside_path(dir, &Origin::read(&path)?.id).file_name() != path.file_name() {
             continue;
         }
-        // A process that is replacing it just now holds both locks.
+        // A process that is replacing the run right now holds both locks.
         let _locks = (lock(&path)?, Origin::marks(dir).then(|| lock(dir)).transpose()?);
         if has_step(dir)? {
             files::remove_dir(&path)?;
@@ -231,7 +232,7 @@ fn content(dir: &Path) -> Result<Content> {
         return Ok(Content::Nothing);
     }
     Ok(if !Origin::marks(dir) {
-        // A process killed just after it had made the folder leaves this.
+        // These files are left by a process that was killed just after it created the folder.
         let begun = [LOCK, "run.json.partial"];
         if files::entries(dir)?.iter().all(|(name, _)| begun.contains(&name.as_str())) {
             Content::Nothing
@@ -245,7 +246,7 @@ fn content(dir: &Path) -> Result<Content> {
     })
 }
 
-/// Whether a step of a run is done: its line is in the log, or a checkpoint is there.
+/// Return whether a run has finished a step: the log has its line, or a checkpoint exists.
 fn has_step(dir: &Path) -> Result<bool> {
     if !Origin::marks(dir) {
         return Ok(false);
@@ -255,7 +256,7 @@ fn has_step(dir: &Path) -> Result<bool> {
     Ok(log.lines().any(|line| step(line).is_some_and(|step| step > 0)) || checkpoint::exists(dir)?)
 }
 
-/// The lock of a run's folder.
+/// Lock the folder of a run.
 fn lock(dir: &Path) -> Result<File> {
     files::lock(dir, LOCK)
 }
@@ -264,7 +265,7 @@ fn lock(dir: &Path) -> Result<File> {
 mod tests {
     use super::*;
 
-    /// Each of these once wrote, or deleted, somewhere else than in a folder of its own within `runs`.
+    /// Each of the bad names once wrote or deleted files outside of a folder of its own within `runs`.
     #[test]
     fn a_name_is_one_ordinary_part_of_a_path() {
         for bad in ["", ".", "..", "/", "a/b", "a/", "./a", "../x", "/tmp/x", "a\\b", "a\0b"] {

@@ -1,4 +1,4 @@
-//! Numbers that are not finite: a step or two of them are skipped, the third in a row ends the run.
+//! Guards against numbers that are not finite: one or two such steps are skipped, the third in a row ends the run.
 
 use std::path::Path;
 
@@ -8,21 +8,21 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::text::tokenizer::Tokenizer;
 
-/// Bad steps in a row that end a run.
+/// Number of bad steps in a row that ends a run.
 const LIMIT: usize = 3;
 
-/// Counts bad steps.
+/// Counts consecutive bad steps.
 #[derive(Debug, Default)]
 pub(super) struct Guard {
     in_a_row: usize,
 }
 
 impl Guard {
-    /// Takes note of a step and its `sequences`, each a prompt and a completion.
+    /// Count a step. `good` is whether all its numbers are finite; `sequences` are its prompts and completions.
     ///
     /// # Errors
-    /// When it is the third bad one in a row: its sequences are in `bad_batch.jsonl` then, and no checkpoint is written,
-    /// so that the newest is from before.
+    /// If it is the third bad step in a row. Its sequences are then written to `bad_batch.jsonl`, and no checkpoint is
+    /// written: the newest one is from before.
     pub(super) fn check<'a>(
         &mut self,
         good: bool,

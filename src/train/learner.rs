@@ -1,8 +1,9 @@
-//! From sequences and the derivatives of a loss to gradients: the work of every kind of training on the device.
+//! Computes gradients from sequences and the derivatives of a loss. All kinds of training share it.
 //!
-//! A micro-batch goes through the blocks in one packed pass. The head never has the logits of the whole micro-batch: it
-//! takes the completion rows in runs of whole sequences of at most [`Learner::logits`] numbers, and each run goes forward, to the
-//! host, and backward before the next. Then the blocks go backward, from the gradient of their last output.
+//! The blocks process a micro-batch in one packed forward pass. The head never materialises the logits of the whole
+//! micro-batch. It processes the completion rows in runs of whole sequences with at most [`Learner::logits`] logits.
+//! Each run does its forward pass, the copy of its scores to the host and its backward pass before the next run starts.
+//! Then the blocks do their backward pass from the gradient of the last block's output.
 
 use std::ops::Range;
 
@@ -29,18 +30,19 @@ pub enum ActivationCheckpointing {
     Block,
 }
 
-/// How a step is computed; nothing here changes its result beyond rounding.
+/// How a step is computed. Apart from `temperature`, nothing changes its result beyond rounding.
 #[derive(Debug, Clone, Copy)]
 pub struct Learner<'a> {
-    /// Temperature of the distribution whose log-probabilities are learned.
+    /// Temperature of the log-probabilities that are learned.
     pub temperature: f32,
-    /// Tokens of one forward and backward pass at most.
+    /// Maximum tokens of one forward and backward pass.
     pub tokens_per_microbatch: usize,
     /// The part of a micro-batch that is kept for the backward pass.
     pub activation_checkpointing: ActivationCheckpointing,
-    /// Logits that exist at a time, in numbers, eight times as many on a GPU; a row of a larger vocabulary is taken alone.
+    /// Maximum number of logits in memory at a time, eight times as many on a GPU. A row of a larger vocabulary is
+    /// computed alone.
     pub logits: usize,
-    /// A request to end early: the micro-batches that are left are not computed, and the gradient is of no use.
+    /// A stop request: the remaining micro-batches are not computed, and the gradient is not usable.
     pub stop: Stop<'a>,
 }
 
@@ -57,7 +59,7 @@ impl Default for Learner<'_> {
     }
 }
 
-/// Scores of the completion tokens of sequences under a model, end to end, in nats.
+/// Scores of the completion tokens of sequences under a model, concatenated, in nats.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenScores {
     /// Log-probability at the learner's temperature.
@@ -68,33 +70,33 @@ pub struct TokenScores {
     pub sampling_entropy: Vec<f32>,
 }
 
-/// Amount of work.
+/// The amount of work of a pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
-    /// Tokens of the sequences, the last of each left out: nothing is predicted from it.
+    /// Tokens of the sequences without the last token of each, from which nothing is predicted.
     pub tokens: usize,
-    /// Tokens of padding that attention computed beside them.
+    /// Padding tokens that attention computed in addition.
     pub padding: usize,
-    /// Sequences left out, since their scores or their loss were not finite.
+    /// Sequences that were skipped because their scores or their loss were not finite.
     pub skipped: usize,
 }
 
 impl Work {
-    /// Adds the work of another pass.
+    /// Add the work of another pass.
     pub fn add(&mut self, other: Self) {
         self.tokens += other.tokens;
         self.padding += other.padding;
         self.skipped += other.skipped;
     }
 
-    /// Notes the share of padding among the tokens computed, and the sequences left out.
+    /// Write the share of padding among the computed tokens, and the number of skipped sequences.
     pub(super) fn describe(&self, metrics: &mut Metrics) {
         metrics.set("perf/padding_share", self.padding as f64 / (self.tokens + self.padding).max(1) as f64);
         metrics.set("skipped_sequences", self.skipped as f64);
     }
 }
 
-/// Puts sequences of like length together where the device pads a micro-batch to its longest.
+/// Sort sequences by length on devices that pad a micro-batch to its longest sequence.
 pub(super) fn arrange<T>(items: &mut [T], device: &Device, sequence: impl Fn(&T) -> &Sequence) {
     if !ops::is_host(device) {
         items.sort_by_key(|item| sequence(item).tokens.len());
@@ -102,11 +104,11 @@ pub(super) fn arrange<T>(items: &mut [T], device: &Device, sequence: impl Fn(&T)
 }
 
 impl Learner<'_> {
-    /// Adds the gradient of a loss over `sequences` to `gradients`.
+    /// Add the gradient of a loss over `sequences` to `gradients`.
     ///
-    /// `loss` is told of runs of whole sequences and the scores of their completion tokens, and answers with the
-    /// derivatives of the loss, or with nothing when the run must be left out. A run is left out, too, when any of these
-    /// numbers is not finite, and so is a micro-batch whose hidden states are not.
+    /// `loss` is called with a range of whole sequences and the scores of their completion tokens. It returns the
+    /// derivatives of the loss, or `None` to skip these sequences. They are also skipped if any of these numbers is not
+    /// finite. A micro-batch whose hidden states are not finite is skipped.
     pub fn backward(
         &self,
         model: &CausalLm,
@@ -145,7 +147,7 @@ impl Learner<'_> {
         work
     }
 
-    /// Scores of the completion tokens of each sequence under `model`, without gradients: the only such path.
+    /// Return the scores of the completion tokens of each sequence under `model`, without gradients.
     pub fn read(&self, model: &CausalLm, sequences: &[Sequence]) -> Vec<TokenScores> {
         let mut lists = Vec::with_capacity(sequences.len());
         let plain = model.valid();
@@ -162,7 +164,7 @@ impl Learner<'_> {
     }
 }
 
-/// A part of the computation that can be gone through backward: a leaf and what was computed from it.
+/// A recorded part of the computation: a leaf tensor and the output computed from it.
 struct Tracked {
     leaf: Tensor<2>,
     output: Tensor<2>,
@@ -174,7 +176,7 @@ impl Tracked {
         Self { output: compute(leaf.clone()), leaf }
     }
 
-    /// Adds the gradients of the parameters and gives that of the input.
+    /// Add the gradients of the parameters and return the gradient of the input.
     fn backward(self, model: &CausalLm, upstream: Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
         let mut found = ops::seed(self.output, upstream).backward();
         gradients.add(model, &mut found);
@@ -182,15 +184,15 @@ impl Tracked {
     }
 }
 
-/// A block on its way: recorded, or with its input alone, to be run again.
+/// The data kept of a block for the backward pass: its recording, or its input from which it is recomputed.
 #[allow(clippy::large_enum_variant, reason = "one per block")]
 enum Kept {
     Record(Tracked),
     Input(Tensor<2>),
 }
 
-/// The blocks' part of a micro-batch. Each block is recorded on its own, so that its gradients are added to the sums, and
-/// what it kept is freed, before the next goes backward.
+/// The forward pass of all blocks for a micro-batch. Each block is recorded on its own: its gradients are added to the
+/// sums and its memory is freed before the backward pass of the next block.
 struct Blocks {
     rows: Rows,
     kept: Vec<Kept>,
@@ -204,7 +206,7 @@ impl Blocks {
         let mut x = plain.embed(&packed.tokens);
         let mut kept = Vec::with_capacity(count);
         for block in 0..count {
-            // The last block goes backward first: nothing is gained by running it again.
+            // The backward pass starts with the last block: recomputing it would save nothing.
             if learner.activation_checkpointing == ActivationCheckpointing::Block && block + 1 < count {
                 let output = plain.blocks(block..block + 1, x.clone(), &rows);
                 kept.push(Kept::Input(std::mem::replace(&mut x, output)));
@@ -217,7 +219,7 @@ impl Blocks {
         Self { rows, kept, output: x }
     }
 
-    /// Frees what a recorded pass holds: Burn does that in a backward pass only.
+    /// Free the memory of the recordings, which Burn only does in a backward pass.
     fn discard(self) {
         for kept in self.kept {
             if let Kept::Record(tracked) = kept {
@@ -226,7 +228,7 @@ impl Blocks {
         }
     }
 
-    /// `upstream` is that of the rows which predict a completion token.
+    /// Run the backward pass. `upstream` is the gradient of the rows that predict a completion token.
     fn backward(self, model: &CausalLm, packed: &Packed, upstream: Tensor<2>, gradients: &mut Gradients) {
         let zeros = Tensor::zeros(self.output.dims(), &upstream.device());
         drop(self.output);
@@ -243,7 +245,7 @@ impl Blocks {
     }
 }
 
-/// The head's part of a micro-batch, for the rows that predict a completion token.
+/// The head's computation for a micro-batch, for the rows that predict a completion token.
 struct Head<'a> {
     learner: &'a Learner<'a>,
     model: &'a CausalLm,
@@ -251,9 +253,9 @@ struct Head<'a> {
     plain: &'a CausalLm,
     packed: &'a Packed,
     hidden: Tensor<2>,
-    /// Zero, or no finite number where the hidden rows have one that is none. Read with the scores: a read waits for the
-    /// device.
-    flaw: Tensor<1>,
+    /// `[1]`: zero if all hidden rows are finite, else not finite. It is read together with the scores, since every
+    /// read waits for the device.
+    finite_check: Tensor<1>,
 }
 
 impl<'a> Head<'a> {
@@ -264,22 +266,22 @@ impl<'a> Head<'a> {
         packed: &'a Packed,
         hidden: Tensor<2>,
     ) -> Self {
-        let flaw = hidden.clone().mul_scalar(0.0).sum();
-        Self { learner, model, plain, packed, hidden, flaw }
+        let finite_check = hidden.clone().mul_scalar(0.0).sum();
+        Self { learner, model, plain, packed, hidden, finite_check }
     }
 
-    /// Rows whose logits exist at a time.
-    fn most(&self) -> usize {
+    /// Return the maximum number of rows whose logits are in memory at a time.
+    fn max_rows(&self) -> usize {
         self.model.rows_at_once(self.learner.logits)
     }
 
-    /// Runs of whole sequences of at most [`Self::most`] rows; one longer sequence makes a run of its own.
+    /// Return runs of whole sequences of at most [`Self::max_rows`] rows. A longer sequence is a run of its own.
     fn runs(&self) -> Vec<Range<usize>> {
         let mut runs: Vec<Range<usize>> = Vec::new();
         let mut held = 0;
         for (index, rows) in self.packed.completions.iter().enumerate() {
             match runs.last_mut() {
-                Some(run) if held + rows.len() <= self.most() => run.end = index + 1,
+                Some(run) if held + rows.len() <= self.max_rows() => run.end = index + 1,
                 _ => {
                     runs.push(index..index + 1);
                     held = 0;
@@ -290,14 +292,15 @@ impl<'a> Head<'a> {
         runs
     }
 
-    /// Equal pieces of a run of rows, of at most [`Self::most`] rows.
+    /// Split rows into equal pieces of at most [`Self::max_rows`] rows.
     fn pieces(&self, rows: Range<usize>) -> Vec<Range<usize>> {
-        let count = rows.len().div_ceil(self.most()).max(1);
+        let count = rows.len().div_ceil(self.max_rows()).max(1);
         let size = rows.len().div_ceil(count).max(1);
         rows.clone().step_by(size).map(|first| first..(first + size).min(rows.end)).collect()
     }
 
-    /// The gradient of the hidden rows of a run, and whether it was taken: zero where it was not.
+    /// Return the gradient of the hidden rows of a run, and whether the run learns. The gradient is zero if it does
+    /// not.
     fn backward(
         &self,
         run: Range<usize>,
@@ -306,19 +309,20 @@ impl<'a> Head<'a> {
     ) -> (Tensor<2>, bool) {
         let rows = self.packed.completions[run.start].start..self.packed.completions[run.end - 1].end;
         let pieces = self.pieces(rows.clone());
-        // A loss may need all of a sequence. So where that is more than one piece, it is read first and computed again.
+        // A loss may need the scores of a whole sequence. If the rows are several pieces, their scores are read first
+        // and each piece is then recomputed with a recording.
         let mut kept = (pieces.len() == 1).then(|| self.piece(rows.clone()));
-        let (seen, sound) = match &kept {
+        let (seen, is_finite) = match &kept {
             Some(piece) => self.read(vec![piece.scores.clone()]),
             None => self.values(&pieces),
         };
-        let upstream = if sound && seen.is_finite() { loss(&seen) } else { None }.filter(|upstream| {
+        let upstream = if is_finite && seen.is_finite() { loss(&seen) } else { None }.filter(|upstream| {
             assert!(upstream.log_prob.len() == rows.len(), "one derivative per completion token");
             upstream.log_prob.iter().chain(&upstream.entropy).all(|x| x.is_finite())
         });
         let Some(upstream) = upstream else {
             if let Some(piece) = kept {
-                piece.scores.log_prob.sum().backward(); // frees it
+                piece.scores.log_prob.sum().backward(); // frees its recording
             }
             let [_, width] = self.hidden.dims();
             return (Tensor::zeros([rows.len(), width], &self.hidden.device()), false);
@@ -342,7 +346,7 @@ impl<'a> Head<'a> {
         Piece { leaf, scores: ops::scores(logits, &self.packed.targets[rows], self.learner.temperature) }
     }
 
-    /// Scores of rows, without anything kept, and whether all hidden rows are finite.
+    /// Return scores of rows without a recording, and whether all hidden rows are finite.
     fn values(&self, pieces: &[Range<usize>]) -> (TokenScores, bool) {
         let scores = |piece: &Range<usize>| {
             let logits = self.plain.head(self.rows(piece.clone()));
@@ -351,22 +355,22 @@ impl<'a> Head<'a> {
         self.read(pieces.iter().map(scores).collect())
     }
 
-    /// Scores end to end, and whether all hidden rows are finite, in one read.
+    /// Read scores, concatenated, and whether all hidden rows are finite, in one transfer.
     fn read(&self, scores: Vec<Scores>) -> (TokenScores, bool) {
         let lists = scores.into_iter().flat_map(|scores| [scores.log_prob, scores.entropy, scores.entropy_sampling]);
-        let read = to_host_together(lists.map(Tensor::inner).chain([self.flaw.clone()]).collect());
-        let (flaw, lists) = read.split_last().expect("the flaw is one");
+        let read = to_host_together(lists.map(Tensor::inner).chain([self.finite_check.clone()]).collect());
+        let (finite_check, lists) = read.split_last().expect("the check is one of them");
         let mut seen = TokenScores::default();
         for [log_prob, entropy, sampling_entropy] in lists.as_chunks::<3>().0 {
             seen.log_prob.extend(log_prob);
             seen.entropy.extend(entropy);
             seen.sampling_entropy.extend(sampling_entropy);
         }
-        (seen, flaw[0] == 0.0)
+        (seen, finite_check[0] == 0.0)
     }
 }
 
-/// Recorded logits of some rows, and their scores.
+/// Some hidden rows, as a leaf of the recording, and their scores.
 struct Piece {
     leaf: Tensor<2>,
     scores: Scores,

@@ -1,4 +1,5 @@
-//! Training: supervised fine-tuning and reinforcement learning, with checkpoints that continue exactly.
+//! Training: supervised fine-tuning and reinforcement learning. A run that is resumed from a checkpoint gives the same
+//! result as one that was never interrupted.
 
 mod advice;
 pub mod analyze;
@@ -10,6 +11,7 @@ mod describe;
 mod engine;
 mod folder;
 mod guard;
+mod idle;
 pub mod learner;
 mod origin;
 pub(crate) mod policy;
@@ -41,23 +43,23 @@ use crate::metrics::Metrics;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::stop::Stop;
 
-/// The environment of a run: whom to tell, when to stop, and whether it is new.
+/// The environment of a run: its observer, its stop flag, and how it starts.
 pub struct Session<'a> {
-    /// Told of every step.
+    /// Is notified of every step.
     pub observer: &'a mut dyn Observer,
-    /// Set (by Ctrl-C) when the run should save its state and end.
+    /// Set (by Ctrl-C) to make the run save its state and end.
     pub stop: &'a AtomicBool,
-    /// Whether the run is new.
+    /// How the run starts.
     pub start: Start,
 }
 
 impl<'a> Session<'a> {
-    /// The request to end early.
+    /// Return the stop request, which ends the run early.
     pub fn stop(&self) -> Stop<'a> {
         Stop::new(self.stop)
     }
 
-    /// Follows the sampling of completions: tells the observer, and ends it when an early end is asked for.
+    /// Return a callback for sampling that notifies the observer and fails once a stop is requested.
     fn sampling(&mut self) -> impl FnMut(&Count) -> Result<()> {
         let stop = self.stop();
         let observer = &mut *self.observer;
@@ -71,10 +73,10 @@ impl<'a> Session<'a> {
 /// How a run starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Start {
-    /// As a new run, in a folder without another.
+    /// As a new run, in a folder that holds no run.
     #[default]
     New,
-    /// As a new run that replaces one of the same name once its first step is done.
+    /// As a new run that replaces one of the same name after its first step.
     Overwrite,
     /// From the newest checkpoint of the run.
     Resume,
@@ -83,7 +85,7 @@ pub enum Start {
 }
 
 impl Start {
-    /// Whether an earlier run goes on.
+    /// Whether an earlier run is resumed.
     pub fn resumes(self) -> bool {
         matches!(self, Self::Resume | Self::ResumeFrom(_))
     }
@@ -93,17 +95,17 @@ impl Start {
     }
 }
 
-/// Follows a run.
+/// Receives the progress of a run.
 pub trait Observer {
-    /// A phase began that takes `total` units (steps or problems).
+    /// A phase of `total` units (steps or problems) has begun.
     fn begin(&mut self, phase: &str, total: usize);
-    /// Of the phase that just began, `done` units were over before this start.
+    /// `done` units of the phase that has just begun were finished before this start.
     fn resume(&mut self, _done: usize) {}
-    /// `done` units of the phase are over; `metrics` are those of the last step, when it was a step.
+    /// `done` units of the phase are finished; `metrics` are those of the last step, if the units are steps.
     fn advance(&mut self, done: usize, metrics: Option<&Metrics>);
-    /// Completions of the phase, or of its present step, are being sampled; called at every token.
+    /// Completions of the phase or of its current step are being sampled; called at every token.
     fn sampled(&mut self, _count: &Count) {}
-    /// Something worth a line.
+    /// A message for the user, one line.
     fn note(&mut self, line: &str);
 }
 
@@ -114,7 +116,7 @@ impl Observer for () {
     fn note(&mut self, _line: &str) {}
 }
 
-/// The model a run starts from, on a device with autodiff: all of it trained, or adapters on it.
+/// Open the initial model of a run on a device with autodiff. All weights are trained, or adapters only.
 fn open_model(
     path: &Path,
     precision: Precision,

@@ -1,4 +1,4 @@
-//! What a run was started from: `run.json` and `config.toml`, and how a resumed run may differ from them.
+//! The origin of a run, in `run.json` and `config.toml`, and the differences from it that a resumed run may have.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -21,8 +21,9 @@ use crate::model::lora;
 const FILE: &str = "run.json";
 const SETTINGS: &str = "config.toml";
 
-/// Settings that a resumed run may change: how long it is, how often it reports and saves, what memory it takes, and how long it
-/// waits. None of them changes a step that both lengths of the run have, but for what a reward program was too slow for. `*` stands for the number of a table.
+/// Settings that a resumed run may change: its length, its cadence of reports and checkpoints, its use of memory, and
+/// its timeouts. None of them changes a step that would be done anyway, except for scores for which a reward program
+/// was too slow. `*` stands for the index of a table.
 const FREE: [&str; 32] = [
     "log.report_to",
     "log.command",
@@ -58,24 +59,24 @@ const FREE: [&str; 32] = [
     "rollout.retries",
 ];
 
-/// `run.json`: the mark of a folder that is a run, and its identity.
+/// `run.json`, which marks a folder as a run and has its identity.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Origin {
-    /// Version of the program that started it.
+    /// Version of the program that started the run.
     pub(super) tempering: String,
     /// `train` or `sft`.
     pub(super) command: String,
-    /// Random; the same in each of the run's checkpoints.
+    /// Random identity, also stored in each of the run's checkpoints.
     pub(super) id: String,
-    /// Seconds since 1970 at the start.
+    /// Time of the start, in seconds since 1970.
     pub(super) started: u64,
-    /// SHA-256 of each file that decides what is learned, by the setting that names it; that of weights is of a sample. Of what
-    /// is from the Hub the commit.
+    /// SHA-256 of each file that affects training, by the setting that names it; for weights the digest of a sample.
+    /// For data and models of the Hub, the commit.
     pub(super) reads: BTreeMap<String, String>,
-    /// All settings that it has. A run of an earlier version has those of `config.toml` alone.
+    /// All settings. Runs of earlier versions only have those in `config.toml`.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     settings: Value,
-    /// Folder beside this one of the run that it replaces, until its first step is done.
+    /// Name of the sibling folder with the run that this one replaces, until the first step is finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) replaces: Option<PathBuf>,
     /// Last step, once the final model and the summary are written.
@@ -84,7 +85,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// The origin of a run that starts now.
+    /// Return the origin of a run that starts now.
     pub(super) fn new<C: RunSettings>(config: &C) -> Result<Self> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
@@ -112,18 +113,19 @@ impl Origin {
         files::write_json(&dir.join(FILE), self)
     }
 
-    /// Writes the settings that a run has: `config.toml` for readers, who may edit it, and what a resumed run is compared with.
+    /// Write the settings of a run twice: to `config.toml`, which users may edit, and to `run.json`, with which a
+    /// resumed run is compared.
     pub(super) fn write_settings<C: RunSettings>(&mut self, dir: &Path, config: &C) -> Result<()> {
         files::write(&dir.join(SETTINGS), to_toml(config).as_bytes())?;
         self.settings = serde_json::to_value(config).unwrap_or_else(|error| unreachable!("{error}"));
         self.write(dir)
     }
 
-    /// Compares the settings and files that a run is to go on with to those it has had so far; gives the differences that
-    /// are allowed, as `key = new (was old)`.
+    /// Compare the settings and files of a resumed run with those it was started with. Return the allowed differences
+    /// as `key = new (was old)`.
     ///
     /// # Errors
-    /// Naming every other difference.
+    /// All other differences.
     pub(super) fn compare<C: RunSettings>(&self, dir: &Path, config: &C) -> Result<Vec<String>> {
         if self.command != C::COMMAND {
             let message = format!("was started by `tempering {}`, not by `{}`", self.command, C::COMMAND);
@@ -133,14 +135,17 @@ impl Origin {
             Value::Null => settings(dir)?,
             stored => serde_json::from_value(stored.clone()).map_err(|error| Error::file(dir.join(FILE), error))?,
         };
+        // Settings without effect are refused. A run of an earlier version that has one must be able to drop it.
+        let idle = stored.idle();
         let (mut allowed, mut refused) = (Vec::new(), Vec::new());
         for (key, was, is) in differences(&stored, config) {
-            let list = if is_free(&key) { &mut allowed } else { &mut refused };
+            let may_change = is_free(&key) || idle.iter().any(|idle| idle.key == key);
+            let list = if may_change { &mut allowed } else { &mut refused };
             list.push(format!("{key} = {is} (was {was})"));
         }
         let now = digests(&config.common())?;
         for name in self.reads.keys().chain(now.keys().filter(|name| !self.reads.contains_key(*name))) {
-            // A file that another setting names is told by that setting.
+            // If the setting itself differs, its files are not reported as well.
             let same_setting = refused.iter().all(|line| !line.starts_with(name.split(": ").next().unwrap_or(name)));
             match (self.reads.get(name), now.get(name)) {
                 (Some(was), Some(is)) if was == is => {}
@@ -163,12 +168,12 @@ impl Origin {
     }
 }
 
-/// The settings of a run, as `config.toml` has them.
+/// Read the settings of a run from its `config.toml`.
 pub(super) fn settings<C: RunSettings>(dir: &Path) -> Result<C> {
-    config::load(Some(&dir.join(SETTINGS)), &[])
+    config::load_stored(&dir.join(SETTINGS))
 }
 
-/// 128 bits that no other run has: the keys that the system gave this process, its number, and the time.
+/// Return 128 random bits that identify a run. They depend on random keys of the system, the process id and the time.
 fn random_id(now: u128) -> String {
     let word = || {
         let mut hasher = RandomState::new().build_hasher();
@@ -179,12 +184,12 @@ fn random_id(now: u128) -> String {
     format!("{:016x}{:016x}", word(), word())
 }
 
-/// SHA-256 of the files that decide what a run of these settings learns, by `setting: file`.
+/// Return the SHA-256 of the files that affect the training of a run, by `setting: file`.
 pub(crate) fn digests_of<C: RunSettings>(config: &C) -> Result<BTreeMap<String, String>> {
     digests(&config.common())
 }
 
-/// SHA-256 of the files, or commits of the names, that decide what is learned, by `setting: file`.
+/// Return the SHA-256 of files, or the commits of Hub names, that affect training, by `setting: file`.
 fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
     const NAMES: [&str; 10] = [
         "config.json",
@@ -222,14 +227,14 @@ fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Files, and names of the Hub, of problems, by the setting that names them.
+/// Return the files or Hub names of problems, by setting.
 fn data_names<'a>(common: &Common<'a>) -> impl Iterator<Item = (&'static str, &'a PathBuf)> + use<'a> {
     let data = common.data;
     let both = [("data.train", &data.train), ("data.eval", &data.eval)];
     both.into_iter().filter(|(_, path)| path.as_os_str() != TASKS)
 }
 
-/// Folders, or names of the Hub, of model, tokenizer and, below an adapter, its base, by the setting that names them.
+/// Return the folders or Hub names of the model, of the tokenizer and of an adapter's base model, by setting.
 fn models(common: &Common) -> Result<Vec<(&'static str, PathBuf)>> {
     let mut dirs = Vec::new();
     for (key, dir) in [("model.path", common.model), ("model.tokenizer", common.tokenizer)] {
@@ -245,7 +250,7 @@ fn models(common: &Common) -> Result<Vec<(&'static str, PathBuf)>> {
     Ok(dirs)
 }
 
-/// Everything on this machine that a run reads, by the setting that names it: what `--overwrite` must not replace.
+/// Return all local paths that a run reads, by setting. `--overwrite` must not replace them.
 pub(super) fn reads(common: &Common) -> Result<Vec<(&'static str, PathBuf)>> {
     let mut paths = models(common)?;
     paths.extend(data_names(common).map(|(key, path)| (key, path.clone())));
@@ -259,7 +264,7 @@ fn is_free(key: &str) -> bool {
     FREE.contains(&numbered.join(".").as_str())
 }
 
-/// Settings that differ: key, old value, new value.
+/// Return the settings that differ, each as key, old value and new value.
 fn differences<C: Serialize>(was: &C, is: &C) -> Vec<(String, String, String)> {
     let leaves = |config: &C| {
         let mut found = Vec::new();
@@ -280,7 +285,7 @@ fn differences<C: Serialize>(was: &C, is: &C) -> Vec<(String, String, String)> {
     rows.filter(|(_, was, is)| was != is).collect()
 }
 
-/// The values of a tree by their dotted keys; a list of single values is one value.
+/// Collect the values of a tree by dotted key. A list of single values is one value.
 fn flatten(value: &Value, key: String, found: &mut Vec<(String, String)>) {
     let inner = |name: &str| if key.is_empty() { name.to_string() } else { format!("{key}.{name}") };
     match value {
@@ -293,7 +298,7 @@ fn flatten(value: &Value, key: String, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// A number as it was written: a single-precision setting would show the digits that double precision adds.
+/// Format a number as it was written. A single-precision setting would otherwise show the extra digits of its double.
 fn short(number: &serde_json::Number) -> String {
     match number.as_f64() {
         Some(double) if number.is_f64() && f64::from(double as f32) == double => (double as f32).to_string(),
@@ -301,16 +306,16 @@ fn short(number: &serde_json::Number) -> String {
     }
 }
 
-/// `config` with what a resumed run must find as it was, where it leaves that open. The date that chat templates see is, where
-/// it is empty, that of the run that goes on; a new run's is that of its start, where its template reads one
-/// ([`Tokenizer::prompt`](crate::text::tokenizer::Tokenizer::prompt)). A name of the Hub without a revision is at the commit of the
-/// run that goes on; a new run's is at the one that it has now.
+/// Return `config` with its open settings filled in. An empty date of chat templates becomes that of the resumed run;
+/// for a new run it stays empty here, and [`Tokenizer::prompt`](crate::text::tokenizer::Tokenizer::prompt) has the date
+/// of the start if the template reads one. A Hub name without a revision gets the commit of the resumed run; for a new
+/// run, the current commit.
 ///
 /// # Errors
-/// When the settings of the run that goes on cannot be read, and what the Hub says.
+/// Settings of the resumed run that cannot be read; errors of the Hub.
 pub(crate) fn settled<C: RunSettings>(config: &C, resumed: Option<&Path>) -> Result<C> {
     let mut config = config.clone();
-    // What is no run, or one of another command, is told of when the folder is opened.
+    // A folder that is no run, or a run of another command, is reported when the folder is opened.
     let ours = |dir: &&Path| Origin::read(dir).is_ok_and(|origin| origin.command == C::COMMAND);
     let open = config.date().is_some_and(|date| date.is_empty()) || !named(&mut config)?.is_empty();
     let mut stored = resumed.filter(|dir| open && ours(dir)).map(settings::<C>).transpose()?;
@@ -335,12 +340,12 @@ pub(crate) fn settled<C: RunSettings>(config: &C, resumed: Option<&Path>) -> Res
     Ok(config)
 }
 
-/// The repository of the Hub that a setting names.
+/// Return the repository of the Hub that a setting names, if it does.
 fn name_of(kind: Kind, path: &Path) -> Result<Option<Name>> {
     if kind == Kind::Data { benchmarks::hub_name(path) } else { Name::of(kind, path) }
 }
 
-/// The names of the Hub in settings.
+/// Return the Hub names in the settings.
 fn named<C: RunSettings>(config: &mut C) -> Result<Vec<Name>> {
     let names = config.names().into_iter().map(|(kind, path)| name_of(kind, path));
     Ok(names.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())

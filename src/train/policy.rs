@@ -1,10 +1,10 @@
-//! The model that is trained, with its optimiser.
+//! The trained model with its optimiser.
 
 use burn::tensor::Device;
 
 use super::batch::Sequence;
 use super::learner::{Learner, Work};
-use super::team::{Dealt, Team};
+use super::team::{Team, TeamSampler};
 use super::update::{self, Lesson};
 use crate::error::Result;
 use crate::model::{CausalLm, ModelConfig};
@@ -12,14 +12,14 @@ use crate::objective::{Correction, Objective, Statistics};
 use crate::optim::{AdamW, Gradients, OptimConfig};
 use crate::rollout::Local;
 
-/// A model in training.
+/// The trained model with its optimiser.
 #[derive(Debug)]
 pub(crate) struct Policy<'a> {
     pub(crate) config: ModelConfig,
-    /// Missing within [`Policy::apply`] only.
+    /// `None` only within [`Policy::apply`].
     model: Option<CausalLm>,
     pub(crate) optimizer: AdamW,
-    /// Ranks that have the same model and take the same steps, where there are several.
+    /// The ranks that have the same model and apply the same updates, if there are several.
     pub(crate) team: Option<&'a Team<'a>>,
 }
 
@@ -28,7 +28,7 @@ impl<'a> Policy<'a> {
         Self { config, model: Some(model), optimizer, team: None }
     }
 
-    /// The same on all ranks of a team, which have been given it.
+    /// Return the policy as one of `team`, whose ranks must have received the model.
     pub(crate) fn on(self, team: Option<&'a Team<'a>>) -> Self {
         Self { team, ..self }
     }
@@ -41,15 +41,15 @@ impl<'a> Policy<'a> {
         self.model().device()
     }
 
-    /// What completions are sampled from.
-    pub(crate) fn sampler(&self) -> Dealt<'_> {
-        Dealt { team: self.team, local: Local { model: self.model(), config: &self.config } }
+    /// Return the sampler of completions.
+    pub(crate) fn sampler(&self) -> TeamSampler<'_> {
+        TeamSampler { team: self.team, local: Local { model: self.model(), config: &self.config } }
     }
 
-    /// The gradient of a loss over `lessons`, its statistics, and the amount of work.
+    /// Return the gradient of a loss over `lessons`, its statistics, and the amount of work.
     ///
     /// # Errors
-    /// What other ranks say.
+    /// Those of other ranks.
     pub(crate) fn gradients(
         &self,
         learner: &Learner,
@@ -63,10 +63,11 @@ impl<'a> Policy<'a> {
         }
     }
 
-    /// Log-probabilities of the completion tokens of each sequence, in nats, under the policy or a reference model.
+    /// Return the log-probabilities of the completion tokens of each sequence under the policy or a reference model, in
+    /// nats.
     ///
     /// # Errors
-    /// What other ranks say.
+    /// Those of other ranks.
     pub(crate) fn read(
         &self,
         learner: &Learner,
@@ -80,7 +81,7 @@ impl<'a> Policy<'a> {
         }
     }
 
-    /// One optimiser step in place, with gradients times `scale`.
+    /// Take one optimiser step in place, with the gradients multiplied by `scale`.
     pub(crate) fn apply(&mut self, optim: &OptimConfig, gradients: Gradients, scale: f64, learning_rate: f64) {
         if let Some(team) = self.team {
             team.apply(scale, learning_rate);

@@ -1,9 +1,9 @@
-//! A run: opened once, as new or to go on; logged, evaluated and saved while it lasts; finished once. `train` and `sft` are
-//! the same here.
+//! The life of a run, shared by `train` and `sft`: it is opened as new or resumed, then logged, evaluated and saved,
+//! and finished once.
 //!
-//! A run has an identity, in `run.json` of its folder and in each of its checkpoints. Its folder is locked while a process
-//! uses it. Everything it reads is opened before anything is written, and an earlier run of its name stays until its first
-//! step is done.
+//! A run has an identity, stored in `run.json` of its folder and in each of its checkpoints. Its folder is locked while
+//! a process uses it. All files that it reads are opened before anything is written. An earlier run of the same name is
+//! kept until the first step of the new one is finished.
 
 use std::path::{Path, PathBuf};
 
@@ -14,11 +14,13 @@ use serde_json::Value;
 
 use super::checkpoint::{self, Trained};
 use super::folder::{Folder, METRICS, name_mistake};
+pub use super::idle::Idle;
+use super::idle::idle;
 use super::origin::{self, Origin};
 use super::{Session, Start};
-use crate::config::Settings;
+use crate::config::{Settings, twice};
 use crate::data::Problem;
-use crate::data::problems::DataConfig;
+use crate::data::problems::{DataConfig, TASKS};
 use crate::error::{Error, Result};
 use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::files;
@@ -31,27 +33,32 @@ use crate::rollout::Sampler;
 
 const SUMMARY: &str = "summary.json";
 
-/// Settings of a run, whatever it trains by.
+/// Settings of a run, of either command.
 pub trait RunSettings: Settings + Clone {
-    /// The command that starts such a run.
+    /// The command that starts the run.
     const COMMAND: &'static str;
 
-    /// What every run has.
+    /// Return the settings that all runs have.
     fn common(&self) -> Common<'_>;
 
-    /// Settings that may name a repository of the Hub.
+    /// Return the settings that are given and have no effect.
+    fn idle(&self) -> Vec<Idle> {
+        self.common().idle()
+    }
+
+    /// Return the settings that may name a repository of the Hub.
     fn names(&mut self) -> Vec<(Kind, &mut PathBuf)>;
 
-    /// `output_dir` and `name`.
+    /// Return `output_dir` and `name`.
     fn place(&mut self) -> (&mut PathBuf, &mut String);
 
-    /// The date that chat templates see; empty for that of the start.
+    /// Return the date that chat templates see; empty for the date of the start.
     fn date(&mut self) -> Option<&mut String> {
         None
     }
 }
 
-/// The settings that every run has.
+/// The settings that all runs have.
 #[derive(Debug, Clone, Copy)]
 pub struct Common<'a> {
     /// Folder of all runs.
@@ -60,9 +67,9 @@ pub struct Common<'a> {
     pub name: &'a str,
     /// Name of the device.
     pub device: &'a str,
-    /// Format of matrix products.
+    /// Number format of matrix products.
     pub precision: Precision,
-    /// Adapters, when only they are trained.
+    /// Adapters, if only they are trained.
     pub lora: Option<&'a LoraConfig>,
     /// Folder of the model; empty for a new one.
     pub model: &'a Path,
@@ -74,32 +81,81 @@ pub struct Common<'a> {
     pub optim: &'a OptimConfig,
     /// Evaluation on held-out problems.
     pub eval: &'a EvalConfig,
-    /// Checkpoints kept; 0 for all.
+    /// Maximum number of steps.
+    pub steps: usize,
+    /// Number of checkpoints to keep; 0 for all.
     pub save_total_limit: usize,
-    /// Who follows the metrics.
+    /// Where metrics go beside `metrics.jsonl`.
     pub log: &'a LogConfig,
 }
 
 impl<'a> Common<'a> {
-    /// The run's folder.
+    /// Return the run's folder.
     pub fn dir(&self) -> PathBuf {
         self.output_dir.join(self.name)
     }
 
-    /// What a checkpoint of adapters must know.
+    /// Return the adapters' settings and their base model, if only adapters are trained.
     pub(super) fn adapter(&self) -> Option<(&'a LoraConfig, &'a Path)> {
         self.lora.map(|lora| (lora, self.model))
     }
 
-    /// What cannot work, one line each.
+    /// Return the mistakes in these settings, one line each.
     pub(super) fn mistakes(&self) -> Vec<String> {
         let lora = self.lora.map(LoraConfig::mistakes).unwrap_or_default();
         let name = name_mistake(self.name).into_iter().collect();
-        [name, self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), self.log.mistakes(), lora].concat()
+        let lists = [
+            twice("data.families", &self.data.families),
+            twice("log.report_to", &self.log.report_to),
+            self.lora.and_then(|lora| twice("lora.target_modules", &lora.target_modules)),
+        ];
+        let lists = lists.into_iter().flatten().collect();
+        let sections = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), self.log.mistakes()];
+        [name, sections.concat(), lora, lists].concat()
+    }
+
+    /// Return the settings that are given and have no effect.
+    pub(super) fn idle(&self) -> Vec<Idle> {
+        let DataConfig { train, eval, .. } = self.data;
+        let [of_tasks, on_tasks] = [train, eval].map(|path| path.as_os_str() == TASKS);
+        let both = format!("does nothing with data.train = {train:?} and data.eval = {eval:?}");
+        let mut found = Vec::new();
+        if !of_tasks && !on_tasks {
+            let keys = ["families", "difficulties", "tasks_seed"];
+            found.extend(idle("data", self.data, &keys, &format!("is for the embedded tasks and {both}")));
+        }
+        if !of_tasks {
+            let reason = format!("is for the embedded tasks and does nothing with data.train = {train:?}");
+            found.extend(idle("data", self.data, &["tasks_count"], &reason));
+        }
+        if of_tasks && on_tasks {
+            let keys = ["prompt_field", "answer_field"];
+            found.extend(idle("data", self.data, &keys, &format!("is for files and {both}")));
+        }
+        if self.eval.temperature == 0.0 {
+            let reason = "does nothing with eval.temperature = 0, which takes the most probable token";
+            found.extend(idle("eval", self.eval, &["top_k", "top_p", "min_p", "seed"], reason));
+            let reason = "samples the same completion again with eval.temperature = 0";
+            found.extend(idle("eval", self.eval, &["num_generations"], reason));
+        }
+        found
+    }
+
+    /// Return a remark if the warm-up is longer than the run. It is not refused: a run that is shortened for a trial
+    /// keeps the warm-up of its settings.
+    fn warmup_remark(&self) -> Option<String> {
+        let (OptimConfig { warmup_steps, learning_rate, .. }, steps) = (self.optim, self.steps);
+        (*warmup_steps > steps).then(|| {
+            format!(
+                "optim.warmup_steps = {warmup_steps} is longer than the run, which has at most {steps} steps: the learning \
+                 rate ends at {:.2e} and never reaches optim.learning_rate = {learning_rate:e}",
+                learning_rate * steps as f64 / *warmup_steps as f64
+            )
+        })
     }
 }
 
-/// Where a run begins or goes on: after `step`, with what is trained.
+/// The state at which a run starts or is resumed, after `step`.
 pub(super) struct Point<S> {
     pub(super) step: usize,
     pub(super) config: ModelConfig,
@@ -114,7 +170,7 @@ impl<S: Default> Point<S> {
     }
 }
 
-/// Clears away what a killed process left half-done in the run's folder.
+/// Remove incomplete files that a killed process left in the run's folder.
 fn clear(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
     for name in files::recover(dir)? {
         note(&format!("{}: removed, a killed process left it half-done", dir.join(name).display()));
@@ -122,21 +178,21 @@ fn clear(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-/// A run whose folder this process has.
+/// A run whose folder is locked by this process.
 #[derive(Debug)]
 pub(super) struct Run {
     folder: Folder,
     origin: Origin,
-    /// Opened by the first line: a run that has nothing left to do keeps all of its lines.
+    /// Opened with the first line, so that a finished run keeps all its lines.
     log: Option<MetricsLog>,
     followers: Followers,
-    /// The step whose line is the last that stays; none for a new run.
+    /// The last step whose line in the log is kept; `None` for a new run.
     logged: Option<usize>,
     save_total_limit: usize,
     newest: Option<(usize, PathBuf)>,
     held_out: Vec<Problem>,
     eval: EvalConfig,
-    /// What the newest step measured, while the evaluation that belongs to it lasts.
+    /// Metrics of the newest step, until its evaluation is finished and they are logged.
     unlogged: Option<Metrics>,
 }
 
@@ -148,12 +204,12 @@ struct Saved<S> {
 }
 
 impl Run {
-    /// Opens a run, as `session.start` says. The caller has opened all that the run reads (`held_out`: the problems that it
-    /// is evaluated on); `open_model` opens the model, before anything is written.
+    /// Open a run as `session.start` requests. The caller has already opened all other files that the run reads;
+    /// `held_out` are the problems of its evaluations. `open_model` opens the model before anything is written.
     ///
     /// # Errors
-    /// What `open_model` says; a folder that is not this run's or is in use; settings, data or model other than those a
-    /// resumed run was started with; a damaged checkpoint.
+    /// Errors of `open_model`; a folder that belongs to another run or is in use; settings, data or model that differ
+    /// from those a resumed run was started with; a damaged checkpoint.
     pub(super) fn open<C: RunSettings, S: Default + DeserializeOwned>(
         config: &C,
         session: &mut Session,
@@ -205,6 +261,7 @@ impl Run {
                 }
             }
         }
+        common.warmup_remark().into_iter().for_each(|remark| note(&remark));
         origin.write_settings(&dir, config)?;
         files::create_dir(&dir.join("completions"))?;
         let logged = newest.as_ref().map(|(step, _)| step - usize::from(unlogged.is_some()));
@@ -215,23 +272,23 @@ impl Run {
         Ok((run, point))
     }
 
-    /// The run's folder.
+    /// Return the run's folder.
     pub(super) fn dir(&self) -> &Path {
         self.folder.dir()
     }
 
-    /// Appends to `metrics.jsonl`. The first step that is logged ends the wait of a run that this one replaces.
+    /// Append a line to `metrics.jsonl`. With the first logged step, the run that this one replaces is removed.
     pub(super) fn log(&mut self, metrics: &Metrics) -> Result<()> {
         if self.log.is_none() {
             self.log = Some(MetricsLog::open(&self.dir().join(METRICS), self.logged)?);
         }
         self.log.as_mut().map_or(Ok(()), |log| log.append(metrics))?;
         self.followers.metrics(metrics)?;
-        if metrics.get("step").is_some_and(|step| step > 0.0) { self.prove() } else { Ok(()) }
+        if metrics.get("step").is_some_and(|step| step > 0.0) { self.remove_replaced() } else { Ok(()) }
     }
 
-    /// Ends the wait of a run that this one replaces.
-    fn prove(&mut self) -> Result<()> {
+    /// Remove the run that this one replaces, if it is still there.
+    fn remove_replaced(&mut self) -> Result<()> {
         if self.folder.keep()? {
             self.origin.replaces = None;
             self.origin.write(self.folder.dir())?;
@@ -239,13 +296,13 @@ impl Run {
         Ok(())
     }
 
-    /// Shows those who follow the run what the completions of a step are like, after its metrics.
+    /// Pass a sample of a step's completions to the followers of the run, after its metrics.
     pub(super) fn show(&mut self, step: usize, sample: impl FnOnce() -> Sample) -> Result<()> {
         self.followers.sample(step, sample)
     }
 
-    /// Evaluates after a step, and logs what came out with the step's own figures. Where that is interrupted, a resumed run
-    /// does it in [`Self::catch_up`].
+    /// Evaluate after a step, and log the result together with the step's metrics. If this is interrupted, a resumed
+    /// run repeats it in [`Self::catch_up`].
     pub(super) fn log_evaluated(
         &mut self,
         trained: Trained,
@@ -263,7 +320,7 @@ impl Run {
         Ok(())
     }
 
-    /// Makes up for an evaluation that was interrupted.
+    /// Repeat an evaluation that was interrupted, if there is one.
     pub(super) fn catch_up(
         &mut self,
         trained: Trained,
@@ -274,10 +331,10 @@ impl Run {
         unlogged.map_or(Ok(()), |mut metrics| self.log_evaluated(trained, sampler, &mut metrics, session))
     }
 
-    /// Evaluates; completions go to `completions/eval_<which>.jsonl`, but for evaluations `during` training.
+    /// Evaluate. Completions are written to `completions/eval_<which>.jsonl`, except for evaluations `during` training.
     ///
     /// # Errors
-    /// As [`evaluate`], [`Error::Stopped`], and when the model gives no finite numbers.
+    /// See [`evaluate`]; [`Error::Stopped`]; numbers of the model that are not finite.
     pub(super) fn evaluate(
         &self,
         Trained { config, tokenizer, .. }: Trained,
@@ -315,7 +372,7 @@ impl Run {
         Ok(evaluation)
     }
 
-    /// Writes `checkpoint-<step>`, unless it is there, and removes the oldest ones beyond the limit.
+    /// Write `checkpoint-<step>` unless it exists, and remove the oldest checkpoints beyond the limit.
     pub(super) fn save(
         &mut self,
         step: usize,
@@ -331,15 +388,15 @@ impl Run {
         let state = Saved { unlogged: self.unlogged.clone(), state };
         let path = checkpoint::save(self.folder.dir(), &self.origin.id, step, trained, optimizer, &state)?;
         if step > 0 {
-            self.prove()?;
+            self.remove_replaced()?;
         }
         checkpoint::prune(self.folder.dir(), &self.origin.id, self.save_total_limit)?;
         self.newest = Some((step, path.clone()));
         Ok(path)
     }
 
-    /// The error that a run ends with after `error`: the state after `step`, the last that is done, is saved first, unless the
-    /// numbers are broken or files cannot be written.
+    /// Return the error that a run ends with after `error`. The state after the last finished `step` is saved first,
+    /// unless numbers are not finite or files cannot be written.
     pub(super) fn ended(
         &mut self,
         error: Error,
@@ -365,14 +422,14 @@ impl Run {
         }
     }
 
-    /// The summary of the run, when all of it is written and ends with `step`.
+    /// Return the summary of the run if it finished with `step` and all its files exist.
     pub(super) fn finished(&self, step: usize) -> Result<Option<Value>> {
         let path = self.dir().join(SUMMARY);
         let done = self.origin.finished == Some(step) && path.is_file() && self.dir().join("final").is_dir();
         done.then(|| files::read_json(&path)).transpose()
     }
 
-    /// Writes `final/`, for adapters `adapter/`, and `summary.json`; gives the folder of the final model.
+    /// Write `final/`, for adapters also `adapter/`, and `summary.json`. Return the folder of the final model.
     pub(super) fn finish(&mut self, step: usize, trained: Trained, summary: &Value) -> Result<PathBuf> {
         let Trained { config, model, adapter, tokenizer, team: _ } = trained;
         let last = self.dir().join("final");

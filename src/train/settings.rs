@@ -1,12 +1,13 @@
-//! Settings of a reinforcement-learning run: a tree of strict tables, each owned by the part that it is for.
+//! Settings of a reinforcement-learning run: a tree of strict tables, each defined by the module that uses it.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::Workload;
+use super::idle::idle;
 use super::learner::{ActivationCheckpointing, Learner};
-use super::run::{Common, RunSettings};
+use super::run::{Common, Idle, RunSettings};
 use crate::config::{self, COUNTS, LENGTHS, ROWS, Settings};
 use crate::data::problems::DataConfig;
 use crate::error::Result;
@@ -214,6 +215,8 @@ impl Settings for RlConfig {
             problems.push("stages is empty: add at least one [[stages]] table".to_string());
         }
         problems.extend(self.stages.iter().enumerate().flat_map(|(index, stage)| stage.mistakes(index)));
+        problems.extend(self.ambiguous_stages());
+        problems.extend(config::twice("train.conflict_cosine_layers", &train.conflict_cosine_layers));
         let completions = train.prompts_per_step.saturating_mul(train.num_generations);
         for (index, stage) in self.stages.iter().enumerate().filter(|(_, s)| s.loss.steps_per_generation > completions)
         {
@@ -236,12 +239,31 @@ impl Settings for RlConfig {
         let used =
             self.stages.iter().any(|stage| stage.rewards.iter().any(|kind| matches!(kind, RewardKind::Command(_))));
         problems.extend(self.reward.mistakes(used));
+        problems.extend(self.idle().into_iter().map(|idle| idle.mistake));
         problems
     }
 }
 
 impl RlConfig {
-    /// Steps of the run when no stage ends early.
+    /// Return mistakes in the names of stages. A stage may occur again under its name. Two stages with the same name
+    /// and other settings are refused: metrics and the report would take them for one.
+    fn ambiguous_stages(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (index, stage) in self.stages.iter().enumerate() {
+            let same = |other: &Stage| Stage { exit: stage.exit, ..other.clone() } == *stage;
+            let other = |other: &Stage| other.name == stage.name && !same(other);
+            if let Some(first) = self.stages[..index].iter().position(other) {
+                problems.push(format!(
+                    "stages.{index}.name = {:?} is the name of stages.{first}, too, which has other settings: the report \
+                     could not tell them apart; choose another name",
+                    stage.name
+                ));
+            }
+        }
+        problems
+    }
+
+    /// Return the number of steps of the run if no stage ends early.
     pub fn max_steps(&self) -> usize {
         match &self.controller {
             Some(controller) => controller.max_steps,
@@ -249,10 +271,11 @@ impl RlConfig {
         }
     }
 
-    /// What a step needs memory for: the largest micro-batch and the largest cache of any stage.
+    /// Return the workload of a step for the memory estimate: the largest micro-batch and the largest cache of any
+    /// stage.
     ///
     /// # Errors
-    /// When the model's configuration cannot be read.
+    /// If the model's configuration cannot be read.
     pub fn workload(&self) -> Result<(ModelConfig, Workload)> {
         let model = model::config_of(&self.model.path)?;
         let (train, prompt_length) = (&self.train, self.data.max_prompt_length);
@@ -301,9 +324,23 @@ impl RunSettings for RlConfig {
             data: &self.data,
             optim: &self.optim,
             eval: &self.eval,
+            steps: self.max_steps(),
             save_total_limit: self.train.save_total_limit,
             log: &self.log,
         }
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut found = self.common().idle();
+        if self.train.conflict_cosine_steps == 0 {
+            let reason = "does nothing with train.conflict_cosine_steps = 0, which takes no cosine";
+            found.extend(idle("train", &self.train, &["conflict_cosine_layers"], reason));
+        }
+        if self.reward.command.is_empty() {
+            let keys = ["timeout_s", "workers", "part"];
+            found.extend(idle("reward", &self.reward, &keys, "does nothing without reward.command"));
+        }
+        found
     }
 
     fn names(&mut self) -> Vec<(Kind, &mut PathBuf)> {

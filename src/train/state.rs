@@ -1,4 +1,4 @@
-//! Where a run of reinforcement learning stands, and which stage comes next.
+//! The state of a reinforcement-learning run, and the choice of its next stage.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,42 +9,42 @@ use crate::objective::entropy::EntropyControl;
 use crate::reward::Memory;
 use crate::stage::{Stage, StepFigures};
 
-/// All that a resumed run needs beside weights and optimiser: noise and data are functions of seed and draw.
+/// The state that a resumed run needs beside weights and optimiser. Noise and data are functions of seed and draw.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct State {
-    /// Steps that are over.
+    /// Number of finished steps.
     #[serde(skip)]
     pub(super) step: usize,
-    /// Stages that are over, each time it was gone through.
+    /// Number of finished stages; each cycle through a stage counts.
     pub(super) stage: usize,
-    /// Whether the controller, where there is one, enhances.
+    /// Whether the controller, if there is one, is in its enhancing stage.
     enhancing: bool,
-    /// The best windowed accuracy that the controller has seen, by the sampling of the current stage.
+    /// The best windowed accuracy that the controller has seen, under the sampling of the current stage.
     best_accuracy: f64,
-    /// How far accuracy was below its best when the stage changed, until the first window of the new stage tells what that best
-    /// is under its temperature and length clip.
+    /// How far accuracy was below its best when the stage changed. It is kept until the first window of the new stage
+    /// determines that best under the new temperature and length clip.
     #[serde(default)]
     deficit: Option<f64>,
-    /// Steps of the current stage since it began; of the last one when the run is over.
+    /// Figures of the steps of the current stage; of the last stage if the run is over.
     pub(super) history: Vec<StepFigures>,
-    /// Problems drawn so far.
+    /// Number of problems drawn so far.
     pub(super) next_draw: u64,
-    /// Tokens sampled so far to learn from, those of replaced groups included.
+    /// Number of tokens sampled so far to learn from, including those of replaced groups.
     #[serde(default)]
     pub(super) sampled_tokens: u64,
-    /// Stages so far.
+    /// Stages that have begun.
     pub(super) stages: Vec<StageRecord>,
-    /// Seconds spent.
+    /// Seconds spent so far.
     pub(super) seconds: f64,
-    /// Evaluation of the model at the start, as in the summary.
+    /// Evaluation of the initial model, as in the summary.
     pub(super) base: Value,
-    /// Updates skipped because of a value that is not finite.
+    /// Number of updates skipped because of a value that is not finite.
     pub(super) skipped_updates: usize,
     /// The entropy bonus of the current stage.
     pub(super) entropy_control: Option<EntropyControl>,
-    /// What rewards remember of the steps so far.
+    /// The memory of rewards.
     pub(super) memory: Memory,
-    /// Token types by entropy, of all steps so far.
+    /// Token types by entropy, over all steps so far.
     pub(super) token_types: TokenTypes,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct StageRecord {
 }
 
 impl State {
-    /// The stage of the next step; none when the run is over.
+    /// Return the stage of the next step; `None` if the run is over.
     pub(super) fn stage<'a>(&self, config: &'a RlConfig) -> Option<&'a Stage> {
         let stages = &config.stages;
         if self.is_spent(config) {
@@ -71,12 +71,12 @@ impl State {
         }
     }
 
-    /// Whether the run has sampled what it may.
+    /// Whether the run has used up its token budget.
     fn is_spent(&self, config: &RlConfig) -> bool {
         config.train.max_sampled_tokens > 0 && self.sampled_tokens >= config.train.max_sampled_tokens
     }
 
-    /// The state that a step of `stage` changes, while this one stays as it is until the step is done.
+    /// Return the state for the next step, a step of `stage`. `self` stays unchanged until the step is finished.
     pub(super) fn begin_step(&self, stage: &Stage) -> Self {
         let mut next = Self { step: self.step + 1, ..self.clone() };
         if next.history.is_empty() {
@@ -86,14 +86,14 @@ impl State {
         next
     }
 
-    /// Takes note of a step that is over, and ends the stage if the step is its last: says why it is.
+    /// Record a finished step. If it is the last step of the stage, end the stage and return why.
     pub(super) fn end_step(&mut self, config: &RlConfig, figures: StepFigures) -> Option<String> {
         self.history.push(figures);
         self.end_stage(config)
     }
 
-    /// Ends the stage if it is over, and says why it is. The steps of the last stage stay in the state, so that the run can
-    /// be extended.
+    /// End the stage if it is over, and return why. The history of the last stage is kept, so that the run can be
+    /// extended.
     fn end_stage(&mut self, config: &RlConfig) -> Option<String> {
         let exit = self.exit(config)?;
         if let Some(record) = self.stages.last_mut() {
@@ -108,7 +108,7 @@ impl State {
         Some(exit)
     }
 
-    /// Why the current stage is over, if it is.
+    /// Return why the current stage is over, if it is.
     fn exit(&mut self, config: &RlConfig) -> Option<String> {
         if self.is_spent(config) {
             return Some("sampled tokens".to_string());
@@ -129,8 +129,8 @@ impl State {
         reason
     }
 
-    /// Looks again, by settings that may have changed, whether the stage that a resumed run was in is over. Says whether the
-    /// run was over and is not any more.
+    /// Check again whether the current stage of a resumed run is over, since its settings may have changed. Return
+    /// whether the run was over and now continues.
     pub(super) fn reopen(&mut self, config: &RlConfig) -> bool {
         let Some(record) = self.stages.last_mut().filter(|_| !self.history.is_empty()) else { return false };
         let was_over = record.last_step.take().is_some();
@@ -145,7 +145,7 @@ impl State {
 mod tests {
     use super::*;
 
-    /// At temperature 1.2 the model that fell from 0.9 to 0.7 is right in 0.6: it has recovered at 0.75, not at 0.85.
+    /// Accuracy fell from 0.9 to 0.7 and is 0.6 at temperature 1.2: it has recovered at 0.75, not at 0.85.
     #[test]
     fn the_best_accuracy_is_one_under_the_sampling_of_the_stage() {
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/methods/closed_loop.toml");
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(run(&[0.7]), ["accuracy 0.700 has fallen from 0.900"]);
         assert_eq!(run(&[0.6, 0.6, 0.7, 0.7]), Vec::<String>::new());
         assert_eq!(run(&[0.8]), ["accuracy 0.750 is near its best, 0.800"]);
-        // Back at temperature 1, where 0.05 are missing still.
+        // Back at temperature 1, where accuracy is still 0.05 below its best.
         assert_eq!(run(&[0.85, 0.85, 0.79]), Vec::<String>::new());
         assert_eq!(run(&[0.77]), ["accuracy 0.780 has fallen from 0.900"]);
     }

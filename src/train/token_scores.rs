@@ -1,4 +1,4 @@
-//! Scores of given tokens: the log-probability of each under a model, and the entropy of the distribution it came from.
+//! Scores of given tokens under a model: the log-probability of each token and the entropy of its distribution.
 
 use serde::Serialize;
 
@@ -6,24 +6,24 @@ use crate::model::CausalLm;
 use crate::train::batch::Sequence;
 use crate::train::learner::Learner;
 
-/// A sequence with the scores of its tokens, in nats; nothing predicts the first token.
+/// A sequence with the scores of its tokens, in nats. The first token has none, since nothing predicts it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TokenScores {
     /// The tokens.
     pub input_ids: Vec<u32>,
-    /// At position `i`, the log-probability of token `i` after those before it.
+    /// At position `i`, the log-probability of token `i` given the tokens before it.
     pub logprobs: Vec<Option<f32>>,
     /// At position `i`, the entropy of the distribution that predicted token `i`.
     pub entropy: Vec<Option<f32>>,
 }
 
-/// Scores sequences under the distributions at `temperature`, in one packed forward pass.
+/// Score sequences at `temperature` in one packed forward pass.
 ///
 /// # Panics
-/// When a sequence is empty.
+/// If a sequence is empty.
 pub fn score(model: &CausalLm, sequences: Vec<Vec<u32>>, temperature: f32) -> Vec<TokenScores> {
     assert!(sequences.iter().all(|tokens| !tokens.is_empty()), "empty sequence");
-    // One token alone predicts nothing that is asked for.
+    // A sequence of one token has no token with a score.
     let asked = sequences.iter().filter(|tokens| tokens.len() > 1);
     let asked: Vec<Sequence> = asked.map(|tokens| Sequence { tokens: tokens.clone(), prompt: 1 }).collect();
     let learner = Learner { temperature, tokens_per_microbatch: usize::MAX, ..Learner::default() };

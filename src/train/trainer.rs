@@ -1,4 +1,4 @@
-//! A run of reinforcement learning from its settings to its summary.
+//! A reinforcement-learning run, from its settings to its summary.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ use crate::stop::Stop;
 use crate::tasks::Split;
 use crate::text::tokenizer::Tokenizer;
 
-/// A run of reinforcement learning, with what a program gives it beside settings.
+/// A reinforcement-learning run: its settings, and rewards and problems that a program may add.
 ///
 /// ```no_run
 /// use std::sync::atomic::AtomicBool;
@@ -63,55 +63,56 @@ pub struct Trainer<'a> {
     team: Option<&'a Team<'a>>,
 }
 
-/// What came out of a run.
+/// The result of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Finished {
-    /// The run directory.
+    /// The run's folder.
     pub dir: PathBuf,
     /// `summary.json`.
     pub summary: Value,
 }
 
 impl<'a> Trainer<'a> {
-    /// A run by settings alone.
+    /// Create a run from settings alone.
     pub fn new(config: &'a RlConfig) -> Self {
         Self { config, rewards: Vec::new(), problems: None, held_out: None, team: None }
     }
 
-    /// Adds a reward, which stages name by `{ type = "custom", name = "…" }`.
+    /// Add a reward, which stages refer to by `{ type = "custom", name = "…" }`.
     #[must_use]
     pub fn reward(mut self, reward: impl Reward + 'static) -> Self {
         self.rewards.push(Arc::new(reward));
         self
     }
 
-    /// Trains on these problems instead of `data.train`. A resumed run must be given the same ones: they are not compared.
+    /// Train on these problems instead of `data.train`. A resumed run must be given the same problems; this is not
+    /// checked.
     #[must_use]
     pub fn problems(mut self, problems: Vec<Problem>) -> Self {
         self.problems = Some(problems);
         self
     }
 
-    /// Evaluates on these problems instead of `data.eval`.
+    /// Evaluate on these problems instead of `data.eval`.
     #[must_use]
     pub fn held_out(mut self, problems: Vec<Problem>) -> Self {
         self.held_out = Some(problems);
         self
     }
 
-    /// Trains on all ranks of a team.
+    /// Train on all ranks of a team.
     #[must_use]
     pub fn team(mut self, team: &'a Team<'a>) -> Self {
         self.team = (team.size() > 1).then_some(team);
         self
     }
 
-    /// Trains and writes `runs/<name>/`: settings, metrics, completions, checkpoints, the final model, the summary.
+    /// Train and write `runs/<name>/`: settings, metrics, completions, checkpoints, the final model, the summary.
     ///
     /// # Errors
-    /// User mistakes in files and settings, a full disk, three steps in a row that are not finite, a custom reward that no
-    /// one gave, or [`crate::Error::Interrupted`].
+    /// User mistakes in files and settings; a full disk; three steps in a row that are not finite; a custom reward that
+    /// was not added; [`crate::Error::Interrupted`].
     pub fn run(self, session: &mut Session) -> Result<Finished> {
         let start = Instant::now();
         let resumed = session.start.resumes().then(|| self.config.common().dir());
@@ -183,22 +184,22 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// All that the steps of a run need and do not change.
+/// The parts of a run that its steps use and do not change.
 pub(super) struct Job<'a> {
     pub(super) config: &'a RlConfig,
     pub(super) prompts: Prompts,
     pub(super) rollouts: Rollouts,
     pub(super) meter: ConflictMeter<'a>,
-    /// The model at the start of the run, where a stage that is still to come holds the policy close to it.
+    /// The initial model, if a stage that is not finished has a divergence term (`loss.kl`).
     reference: Option<CausalLm>,
     stop: Stop<'a>,
     start: Instant,
-    /// Seconds spent before this start.
+    /// Seconds spent before the run was resumed.
     before: f64,
 }
 
 impl Job<'_> {
-    /// From the evaluation of the base model to the summary.
+    /// Do the whole run, from the evaluation of the base model to the summary.
     fn whole(
         &mut self,
         engine: &mut Engine,
@@ -265,7 +266,8 @@ impl Job<'_> {
         Ok(evaluation.summary())
     }
 
-    /// The model at the start of the run, if a stage from number `stage` on needs it: below adapters it is there already.
+    /// Return the initial model if a stage from number `stage` on needs it. With adapters it is the base model, which
+    /// is already loaded.
     fn reference(&self, model: &CausalLm, stage: usize, device: &Device) -> Result<Option<CausalLm>> {
         let RlConfig { stages, cycles, controller, .. } = self.config;
         let mut to_come = (0..stages.len() * cycles).skip(if controller.is_some() { 0 } else { stage });
@@ -290,7 +292,7 @@ impl Job<'_> {
         }
     }
 
-    /// What completions of the policy are sampled from, as it is after the steps of `state`.
+    /// Return the sampler of the policy after the steps of `state`.
     pub(super) fn sampler<'b>(
         &'b self,
         engine: &'b mut Engine,
@@ -300,7 +302,7 @@ impl Job<'_> {
         engine.sampler(self.trained(policy), (state.step, self.config.train.tokens_per_microbatch), self.stop)
     }
 
-    /// Tells the sampler what the step after `next` will ask for, if there is one.
+    /// Announce the requests of the step after `next` to the sampler, if there is one.
     pub(super) fn announce(&self, sampler: &mut dyn Sampler, next: &State, stage: &Stage) -> Result<()> {
         if !sampler.looks_ahead() || next.step == self.config.max_steps() {
             return Ok(());
@@ -312,7 +314,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Updates the policy on the groups of a step; gives the number of updates that were skipped.
+    /// Update the policy on the groups of a step. Return the number of skipped updates.
     pub(super) fn update(
         &self,
         stage: &Stage,
@@ -333,7 +335,7 @@ impl Job<'_> {
         Ok(skipped)
     }
 
-    /// Writes down the speed of a step that began at `start`.
+    /// Write the speed of a step that began at `start`.
     pub(super) fn time(&self, start: Instant, batch: &Batch, metrics: &mut Metrics) {
         let seconds = start.elapsed().as_secs_f64();
         metrics.set("timing_s/step", seconds);
@@ -345,7 +347,7 @@ impl Job<'_> {
         metrics.set("perf/distinct_shapes", distinct_shapes() as f64);
     }
 
-    /// Logs a step that is done, evaluates where that is due, and writes some completions.
+    /// Log a finished step, evaluate if that is due, and write some completions.
     pub(super) fn log(
         &self,
         batch: &Batch,
@@ -375,7 +377,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Saves a checkpoint where that is due.
+    /// Save a checkpoint if that is due.
     pub(super) fn save(&self, policy: &Policy, state: &mut State, run: &mut Run) -> Result<()> {
         let every = self.config.train.save_steps;
         if every > 0 && state.step.is_multiple_of(every) || state.stage(self.config).is_none() {
@@ -393,7 +395,7 @@ impl Job<'_> {
         self.before + self.start.elapsed().as_secs_f64()
     }
 
-    /// What the completions of a step are like; with texts of its first group where these are `shown`.
+    /// Return a sample of a step's completions, with the texts of its first group if `shown`.
     fn sample(&self, groups: &[Group], shown: bool) -> Sample {
         let rollouts = || groups.iter().flat_map(|group| &group.rollouts);
         let tokenizer = &self.rollouts.tokenizer;
@@ -409,7 +411,7 @@ impl Job<'_> {
         }
     }
 
-    /// The first completions of a step, with rewards and advantages.
+    /// Write the first completions of a step with their rewards and advantages.
     fn write_completions(&self, dir: &Path, step: usize, groups: &[Group]) -> Result<()> {
         let tokenizer = &self.rollouts.tokenizer;
         let rows = groups.iter().take(2).flat_map(|group| {
@@ -477,7 +479,7 @@ impl Job<'_> {
     }
 }
 
-/// The room that prompts of a run must leave.
+/// Return the room that the prompts of a run must leave for completions.
 fn room(config: &RlConfig) -> Result<Room<'static>> {
     let longest = config.stages.iter().flat_map(|stage| stage.sampling.clips()).max().unwrap_or(0);
     let ModelConfig { max_position_embeddings, .. } = model::config_of(&config.model.path)?;

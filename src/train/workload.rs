@@ -1,28 +1,28 @@
-//! What a step of training needs memory for, by which it is estimated.
+//! The quantities from which the memory of a training step is estimated.
 
 use super::learner::Learner;
 use crate::model::{CacheShape, LoraConfig, Precision};
 use crate::optim::Moments;
 
-/// What is trained, and in what portions.
+/// The model that is trained and the size of its batches.
 #[derive(Debug, Clone)]
 pub struct Workload {
     /// Tokens of one micro-batch.
     pub tokens: usize,
-    /// Completion tokens among them.
+    /// Completion tokens of one micro-batch.
     pub completion_tokens: usize,
-    /// How the micro-batch is computed.
+    /// How a micro-batch is computed.
     pub learner: Learner<'static>,
-    /// What products are computed in.
+    /// Number format of matrix products in training.
     pub precision: Precision,
-    /// What they are computed in while sampling.
+    /// Number format of matrix products while sampling.
     pub sampled_in: Precision,
     /// The format of the optimiser's moments.
     pub moments: Moments,
-    /// Adapters, when only they are trained.
+    /// Adapters, if only they are trained.
     pub lora: Option<LoraConfig>,
-    /// The cache of sampling; none in fine-tuning.
+    /// Shape of the KV cache while sampling; `None` in fine-tuning.
     pub cache: Option<CacheShape>,
-    /// Whether a reference model is held beside the one that is trained.
+    /// Whether a reference model is kept in memory.
     pub reference: bool,
 }

@@ -56,7 +56,7 @@ fn learned(learner: &Learner, model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
     values(gradients)
 }
 
-/// What the model says of every completion token, all logits at once, in one pass that is recorded whole.
+/// Scores of every completion token from one recorded pass with all logits at once.
 fn completion_scores(model: &CausalLm, sequences: &[Sequence], temperature: f32) -> Scores {
     let packed = Packed::of(sequences);
     let hidden = model.forward(&packed.tokens, &packed.lengths, None);
@@ -117,7 +117,7 @@ fn no_way_of_cutting_the_work_changes_the_gradient() {
     });
 }
 
-/// What the split into micro-batches leaves of the gradient: 1e-6 of it.
+/// Tolerance of a gradient that was split into micro-batches, relative to the gradient: 1e-6.
 #[test]
 fn micro_batches_add_up_to_the_whole() {
     let model = model(true, &Device::flex().autodiff());
@@ -175,7 +175,7 @@ fn the_gradient_is_that_of_finite_differences() {
     assert!((slope - norm).abs() < 2e-3 * norm, "{slope} along a gradient of length {norm}");
 }
 
-/// The model with every parameter moved by `scale` times its entry in `direction`, where it has one.
+/// Return the model with every parameter moved by `scale` times its entry in `direction`, if it has one.
 fn moved(model: &CausalLm, direction: &BTreeMap<String, Vec<f32>>, scale: f32) -> CausalLm {
     struct Move<'a>(ParamPath, &'a BTreeMap<String, Vec<f32>>, f32);
     impl ModuleMapper for Move<'_> {
@@ -210,8 +210,8 @@ fn adapters_have_the_same_gradient_and_the_model_below_them_none() {
     }
 }
 
-/// A checkpoint in bf16, as most are: below adapters, and where nothing is trained, it takes two bytes a number, and nothing
-/// that is computed changes.
+/// A checkpoint in bf16, as most are, takes two bytes a number below adapters and where nothing is trained. No result
+/// changes.
 #[test]
 fn a_checkpoint_in_bf16_is_held_so_and_computed_as_in_f32() {
     use crate::generate::{Request, Sampling, Watch, generate};
@@ -231,7 +231,7 @@ fn a_checkpoint_in_bf16_is_held_so_and_computed_as_in_f32() {
     let learner = Learner::default();
     let [held_gradients, expected] = [&held, &masters].map(|model| learned(&learner, model));
     assert_equal(&held_gradients, &expected, 1e-5);
-    // Moved adapters, which sampling keeps beside the base.
+    // Adapters with other weights, which sampling does not merge into the base.
     let gradients = held_gradients;
     let [held, masters] = [held, masters].map(|model| moved(&model, &gradients, 0.01));
     let requests: Vec<Request> =

@@ -1,4 +1,4 @@
-//! What is imitated: conversations by index, and their tokens.
+//! The training data of fine-tuning: conversations by index, and their tokens.
 
 use rayon::prelude::*;
 
@@ -16,25 +16,26 @@ use crate::train::batch::Sequence;
 /// Conversations by index.
 #[derive(Debug)]
 pub(super) enum Conversations {
-    /// Those of the embedded tasks, without end.
+    /// Endless conversations of the embedded tasks.
     Tasks(Generator),
-    /// The rows of a file that are short enough.
+    /// The rows of a file that are within the length limit.
     Rows(Vec<Conversation>),
 }
 
 impl Conversations {
-    /// Opens them and measures each row, so that none ends a run that has begun; and how many were too long and left out.
+    /// Open the conversations and measure each row, so that no row can end a run that has begun. Also return the number
+    /// of rows that were left out because they are too long.
     ///
     /// # Errors
-    /// A file that is malformed, a row that cannot be rendered, one that is too long without
-    /// `data.filter_overlong_prompts`, and when none is left.
+    /// A malformed file; a row that cannot be rendered; a row that is too long without `data.filter_overlong_prompts`;
+    /// no row left.
     pub(super) fn open(config: &SftConfig, tokenizer: &Tokenizer) -> Result<(Self, usize)> {
         let (data, longest) = (&config.data, config.train.max_length);
         if data.train.as_os_str() == TASKS {
             return Ok((Self::Tasks(data.generator()), 0));
         }
         let mut rows = data::load_conversations(&data.train)?;
-        // Results first, so that the error is that of the first row, however the threads run.
+        // All results are collected first: the error is that of the first row, in any order of the threads.
         let lengths: Vec<Result<usize>> = rows.par_iter().map(|row| length(tokenizer, row, longest)).collect();
         let lengths = lengths.into_iter().collect::<Result<Vec<usize>>>()?;
         let overlong = lengths.iter().filter(|tokens| **tokens > longest).count();
@@ -57,7 +58,7 @@ impl Conversations {
         Ok((Self::Rows(rows), overlong))
     }
 
-    /// The conversation a run meets at `index`; rows come shuffled anew each epoch.
+    /// Return the conversation at `index` of a run. Rows are shuffled anew each epoch.
     pub(super) fn get(&self, seed: u64, index: u64, lean: bool) -> Conversation {
         match self {
             Self::Tasks(generator) => {
@@ -72,9 +73,9 @@ impl Conversations {
     }
 }
 
-/// Tokens of a row; of one that is sure to have more than `longest`, how many it has at least.
+/// Return the number of tokens of a row; a lower bound if that is already above `longest`.
 fn length(tokenizer: &Tokenizer, row: &Conversation, longest: usize) -> Result<usize> {
-    // A book is neither rendered, which a template's limits would end, nor encoded.
+    // A huge text is not rendered, which could fail at the limits of the template engine, and not encoded.
     let least = tokenizer.least_tokens(row.prompt.text().len().max(row.completion.len()));
     if least > longest {
         return Ok(least);
@@ -82,7 +83,7 @@ fn length(tokenizer: &Tokenizer, row: &Conversation, longest: usize) -> Result<u
     encode(tokenizer, row).map(|sequence| sequence.tokens.len()).map_err(|error| Error::file(&row.place, error))
 }
 
-/// Prompt as the template renders it, completion, end of turn.
+/// Encode a conversation: the rendered prompt, the completion, the end of the turn.
 fn encode(tokenizer: &Tokenizer, conversation: &Conversation) -> Result<Sequence> {
     let mut tokens = tokenizer.encode_prompt(&conversation.prompt)?;
     let prompt = tokens.len();
@@ -90,10 +91,10 @@ fn encode(tokenizer: &Tokenizer, conversation: &Conversation) -> Result<Sequence
     Ok(Sequence { tokens, prompt })
 }
 
-/// A conversation's tokens, at most `longest`.
+/// Return the tokens of a conversation, at most `longest`.
 ///
 /// # Errors
-/// When it has more: a trace of the embedded tasks, for rows were measured when they were opened.
+/// If it has more. This only occurs for the embedded tasks, since rows of files are measured when they are opened.
 pub(super) fn sequence(tokenizer: &Tokenizer, conversation: &Conversation, longest: usize) -> Result<Sequence> {
     let sequence = encode(tokenizer, conversation)?;
     if sequence.tokens.len() > longest {
@@ -112,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// A row that was too long ended a run in its midst, in the epoch's order.
+    /// A row that was too long once ended a run only when its turn came.
     #[test]
     fn overlong_conversations_are_told_or_left_out_when_the_data_is_opened() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Supervised fine-tuning: masked cross-entropy on completions.
+//! Supervised fine-tuning: cross-entropy on completion tokens.
 
 mod conversations;
 mod settings;
@@ -28,17 +28,17 @@ use crate::optim::{Gradients, learning_rate};
 use crate::stop::Stop;
 use crate::text::tokenizer::Tokenizer;
 
-/// What a resumed run must know beside weights and optimiser.
+/// The state that a resumed run needs beside weights and optimiser.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct State {
-    /// Steps that are over.
+    /// Number of finished steps.
     #[serde(skip)]
     step: usize,
     next_row: u64,
     num_tokens: usize,
 }
 
-/// All that the steps of a run need and do not change.
+/// The parts of a run that its steps use and do not change.
 struct Job<'a> {
     config: &'a SftConfig,
     tokenizer: Tokenizer,
@@ -46,10 +46,10 @@ struct Job<'a> {
     stop: Stop<'a>,
 }
 
-/// Trains, evaluates and writes `runs/<name>/`; returns the final model's directory.
+/// Train, evaluate and write `runs/<name>/`. Return the final model's directory.
 ///
 /// # Errors
-/// User mistakes in files and settings, a full disk, three steps in a row that are not finite, or
+/// User mistakes in files and settings; a full disk; three steps in a row that are not finite;
 /// [`crate::Error::Interrupted`].
 pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     let resumed = session.start.resumes().then(|| config.common().dir());
@@ -87,7 +87,7 @@ impl Job<'_> {
     fn whole(&self, policy: &mut Policy, state: &mut State, run: &mut Run, session: &mut Session) -> Result<PathBuf> {
         let last = self.config.train.max_steps;
         if state.step == 0 {
-            // Shown, so that a missing or wrong chat template is seen.
+            // Shown to make a missing or wrong chat template visible.
             let first = self.conversations.get(self.config.seed, 0, false);
             let shown = self.tokenizer.render_prompt(&first.prompt)?;
             session.observer.note(&format!("first prompt: {shown:?}"));
@@ -106,7 +106,7 @@ impl Job<'_> {
         run.finish(state.step, self.trained(policy), &evaluation.summary())
     }
 
-    /// Goes on from `state` until the last step is over; an error leaves the state of the step before.
+    /// Train from `state` until the last step. After an error, `state` is that of the last finished step.
     fn learn(&self, policy: &mut Policy, state: &mut State, run: &mut Run, session: &mut Session) -> Result<()> {
         let train = &self.config.train;
         let mut guard = Guard::default();
@@ -136,7 +136,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// The next conversations, until they have `tokens_per_step` tokens.
+    /// Return the next conversations, until they have `tokens_per_step` tokens.
     fn take(&self, next_row: &mut u64, lean: bool) -> Result<Vec<Sequence>> {
         const AT_ONCE: u64 = 32;
         let Self { config, tokenizer, conversations, .. } = self;
@@ -157,8 +157,8 @@ impl Job<'_> {
         }
     }
 
-    /// One optimiser step, in which every completion token weighs the same, whatever the micro-batches; says whether all of
-    /// it was finite, and applied.
+    /// Take one optimiser step, in which every completion token has the same weight in any micro-batch. Return whether
+    /// all numbers were finite and the step was applied.
     ///
     /// # Errors
     /// [`crate::Error::Stopped`], before anything has changed.

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Settings;
-use crate::data::problems::DataConfig;
+use crate::data::problems::{DataConfig, TASKS};
 use crate::error::{Error, Result};
 use crate::eval::EvalConfig;
 use crate::hub::Kind;
@@ -15,8 +15,9 @@ use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
 use crate::text::prompt::PromptConfig;
 use crate::text::tokenizer::Tokenizer;
+use crate::train::idle::idle;
 use crate::train::learner::{ActivationCheckpointing, Learner};
-use crate::train::run::{Common, RunSettings};
+use crate::train::run::{Common, Idle, RunSettings};
 use crate::train::{Workload, open_model};
 
 /// Settings of `tempering sft`.
@@ -151,7 +152,8 @@ impl Default for SftConfig {
 }
 
 impl Settings for SftConfig {
-    /// TRL's learning rate for supervised fine-tuning of all weights; that of [`OptimConfig`] is for reinforcement learning.
+    /// TRL's learning rate for supervised fine-tuning of all weights. The default of [`OptimConfig`] is for
+    /// reinforcement learning.
     fn below() -> &'static str {
         "optim.learning_rate = 2e-5"
     }
@@ -180,6 +182,7 @@ impl Settings for SftConfig {
         if self.model.path.as_os_str().is_empty() && (self.lora.is_some() || self.model.dtype != Precision::F32) {
             problems.push("model.path is empty: [lora] and model.dtype are for a model that exists".to_string());
         }
+        problems.extend(self.idle().into_iter().map(|idle| idle.mistake));
         problems
     }
 }
@@ -202,7 +205,7 @@ impl SftConfig {
         Ok((config, model))
     }
 
-    /// The configuration of the model that is trained.
+    /// Return the configuration of the trained model.
     fn model_config(&self) -> Result<ModelConfig> {
         if !self.model.path.as_os_str().is_empty() {
             return model::config_of(&self.model.path);
@@ -219,10 +222,10 @@ impl SftConfig {
         ))
     }
 
-    /// What a step needs memory for.
+    /// Return the workload of a step for the memory estimate.
     ///
     /// # Errors
-    /// When the model's configuration cannot be read.
+    /// If the model's configuration cannot be read.
     pub fn workload(&self) -> Result<(ModelConfig, Workload)> {
         let tokens = self.train.tokens_per_microbatch.min(self.train.tokens_per_step);
         let workload = Workload {
@@ -267,9 +270,32 @@ impl RunSettings for SftConfig {
             data: &self.data,
             optim: &self.optim,
             eval: &self.eval,
+            steps: self.train.max_steps,
             save_total_limit: self.train.save_total_limit,
             log: &self.log,
         }
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut found = self.common().idle();
+        // `validate` refuses it for any data.
+        found.retain(|idle| idle.key != "data.tasks_count");
+        let DataConfig { train, eval, .. } = &self.data;
+        if train.as_os_str() != TASKS {
+            let reason = format!("is for the embedded tasks and does nothing with data.train = {train:?}");
+            found.extend(idle("train", &self.train, &["curriculum_steps"], &reason));
+            if eval.as_os_str() == TASKS {
+                let reason = "is for problems: the conversations of data.train do without, and data.eval is no file";
+                found.extend(idle("data", &self.data, &["prompt_field", "answer_field"], reason));
+            }
+        }
+        if !self.model.path.as_os_str().is_empty() {
+            let keys =
+                ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"];
+            let reason = format!("is for a new model and does nothing with model.path = {:?}", self.model.path);
+            found.extend(idle("model", &self.model, &keys, &reason));
+        }
+        found
     }
 
     fn names(&mut self) -> Vec<(Kind, &mut PathBuf)> {

@@ -1,6 +1,6 @@
-//! A run on several ranks. Rank 0 is the run: it alone has the folder, and deals completions to sample and lessons to learn
-//! from. The others do that work ([`serve`]). Gradients are summed, and every rank takes the same step of the optimiser with
-//! the same sum, so that the weights of all ranks stay equal to the bit.
+//! A run on several ranks. Rank 0 controls the run: it alone has the folder, and it distributes requests and lessons
+//! over all ranks. The other ranks execute its orders ([`serve`]). Gradients are summed, and every rank applies the
+//! same optimiser step with the same sum, so that the weights of all ranks stay bit-identical.
 
 mod orders;
 mod worker;
@@ -22,25 +22,25 @@ use crate::optim::{AdamW, Gradients, OptimConfig};
 use crate::ranks::Reduce;
 use crate::rollout::{Local, Sampler};
 
-/// Between two looks for answers.
-const LOOK: Duration = Duration::from_micros(200);
+/// Interval at which rank 0 polls for replies.
+const POLL_INTERVAL: Duration = Duration::from_micros(200);
 
-/// The ranks of a run, as rank 0 sees them. Dropped, it tells the others that the run has ended.
+/// The ranks of a run, as rank 0 sees them. Dropping it ends the other ranks.
 #[derive(Debug)]
 pub struct Team<'a> {
     ranks: &'a dyn Reduce,
-    /// Seconds that the last sum of gradients took, from the time that all ranks had theirs.
-    summing: Cell<f64>,
+    /// Seconds that the last sum of gradients took, from the time at which all ranks had theirs.
+    sum_seconds: Cell<f64>,
 }
 
 impl<'a> Team<'a> {
-    /// Waits until every rank has said what it was `told` on its command line.
+    /// Wait until every rank has sent its command line, and compare it with `told`, that of rank 0.
     ///
     /// # Errors
-    /// Naming the ranks that were told something else than this one.
+    /// The ranks whose command line differs.
     pub fn gather(ranks: &'a dyn Reduce, told: &[String]) -> Result<Self> {
         assert_eq!(ranks.rank(), 0, "the rank that the others work for");
-        let team = Self { ranks, summing: Cell::new(0.0) };
+        let team = Self { ranks, sum_seconds: Cell::new(0.0) };
         let mut problems = Vec::new();
         for (reply, rank) in team.replies()?.into_iter().zip(1..) {
             let Reply::Hello(other) = reply else { unreachable!("a rank begins with its name: {reply:?}") };
@@ -60,17 +60,17 @@ impl<'a> Team<'a> {
         Err(Error::Config { origin: "ranks were started with other settings".to_string(), problems })
     }
 
-    /// Ranks, this one included.
+    /// Return the number of ranks, including this one.
     pub fn size(&self) -> usize {
         self.ranks.size()
     }
 
-    /// Seconds that the last sum of gradients took.
+    /// Return the seconds that the last sum of gradients took.
     pub(crate) fn summing(&self) -> f64 {
-        self.summing.get()
+        self.sum_seconds.get()
     }
 
-    /// A sentence on who they are.
+    /// Describe the ranks in a sentence.
     pub(super) fn describe(&self) -> String {
         format!(
             "{} ranks, {} threads in this one; completions and lessons are dealt, gradients summed",
@@ -92,18 +92,18 @@ impl<'a> Team<'a> {
         self.others().for_each(|rank| self.ranks.send(rank, &message));
     }
 
-    /// The answers of all other ranks.
+    /// Receive the replies of all other ranks.
     ///
     /// # Errors
-    /// What ranks could not do, once all have answered.
+    /// The failures of ranks, once all have replied.
     fn replies(&self) -> Result<Vec<Reply>> {
-        sound(self.others().map(|rank| decode(&self.ranks.receive(rank))))
+        check_replies(self.others().map(|rank| decode(&self.ranks.receive(rank))))
     }
 
-    /// Gives all ranks the model and the state of its optimiser.
+    /// Send the model and the state of its optimiser to all ranks.
     ///
     /// # Errors
-    /// What ranks say of their devices.
+    /// Failures of ranks to open their devices.
     pub(crate) fn share(
         &self,
         (config, model, optimizer): (&ModelConfig, &CausalLm, &AdamW),
@@ -129,7 +129,7 @@ impl<'a> Team<'a> {
         self.compare(model, "before the first step")
     }
 
-    /// Gives all ranks the reference model, unless it is the one below adapters, which they have.
+    /// Send the reference model to all ranks, unless it is the base model of adapters, which they have.
     pub(super) fn share_reference(&self, reference: &CausalLm, below_adapters: bool) -> Result<()> {
         self.order_all(&Order::Reference);
         if !below_adapters {
@@ -138,10 +138,10 @@ impl<'a> Team<'a> {
         self.replies().map(drop)
     }
 
-    /// Compares the weights of all ranks.
+    /// Compare the weights of all ranks by their digests.
     ///
     /// # Errors
-    /// Naming the ranks whose weights are not those of rank 0.
+    /// The ranks whose weights differ from those of rank 0.
     pub(super) fn compare(&self, model: &CausalLm, when: &str) -> Result<()> {
         self.order_all(&Order::Digest);
         let own = share::digest(model);
@@ -162,11 +162,11 @@ impl<'a> Team<'a> {
         )))
     }
 
-    /// The gradient of a loss over `lessons`, summed over all ranks, its statistics and the amount of work. Of no use once
-    /// `learner.stop` is requested.
+    /// Return the gradient of a loss over `lessons`, summed over all ranks, its statistics and the amount of work. The
+    /// gradient is not usable once `learner.stop` is requested.
     ///
     /// # Errors
-    /// What other ranks say.
+    /// Failures of other ranks.
     pub(super) fn gradients(
         &self,
         learner: &Learner,
@@ -174,7 +174,7 @@ impl<'a> Team<'a> {
         model: &CausalLm,
         lessons: &mut [Lesson],
     ) -> Result<(Gradients, Statistics, Work)> {
-        let shares = deal(lessons.iter().map(|lesson| lesson.sequence.tokens.len()), self.size());
+        let shares = distribute(lessons.iter().map(|lesson| lesson.sequence.tokens.len()), self.size());
         let share = |rank: usize| shares[rank].iter().map(|&i| lessons[i].clone()).collect::<Vec<Lesson>>();
         for rank in self.others() {
             let (manner, objective, correction) = (Manner::of(learner), *objective, *correction);
@@ -200,28 +200,28 @@ impl<'a> Team<'a> {
             self.order_all(&Order::Sum);
             gradients.sum(model, self.ranks);
             self.replies()?;
-            self.summing.set(start.elapsed().as_secs_f64());
+            self.sum_seconds.set(start.elapsed().as_secs_f64());
         }
         Ok((gradients, statistics, work))
     }
 
-    /// Has the other ranks take a step of the optimiser with the gradient that was summed last.
+    /// Make the other ranks take an optimiser step with the last summed gradient.
     pub(super) fn apply(&self, scale: f64, learning_rate: f64) {
         self.order_all(&Order::Apply { scale, learning_rate });
     }
 
-    /// Log-probabilities of the completion tokens of each sequence under `model`, which is the reference model or the policy,
-    /// in nats.
+    /// Return the log-probabilities of the completion tokens of each sequence under `model`, in nats. `reference` tells
+    /// whether it is the reference model or the policy.
     ///
     /// # Errors
-    /// What other ranks say.
+    /// Failures of other ranks.
     pub(super) fn read(
         &self,
         learner: &Learner,
         (model, reference): (&CausalLm, bool),
         sequences: &[Sequence],
     ) -> Result<Vec<Vec<f32>>> {
-        let shares = deal(sequences.iter().map(|sequence| sequence.tokens.len()), self.size());
+        let shares = distribute(sequences.iter().map(|sequence| sequence.tokens.len()), self.size());
         let share = |rank: usize| shares[rank].iter().map(|&i| sequences[i].clone()).collect::<Vec<Sequence>>();
         for rank in self.others() {
             self.order(rank, &Order::Read { manner: Manner::of(learner), reference, sequences: share(rank) });
@@ -241,31 +241,31 @@ impl<'a> Team<'a> {
 
 impl Drop for Team<'_> {
     fn drop(&mut self) {
-        // One that panics ends all others by itself.
+        // A panic of this rank ends all others anyway.
         if !std::thread::panicking() {
             self.order_all(&Order::End);
         }
     }
 }
 
-/// Answers of ranks from 1 on.
+/// Return the replies of ranks 1, 2, …
 ///
 /// # Errors
-/// Naming the ranks that failed, and why.
-fn sound(replies: impl Iterator<Item = Reply>) -> Result<Vec<Reply>> {
-    let (mut sound, mut failed) = (Vec::new(), Vec::new());
+/// The ranks that failed, and why.
+fn check_replies(replies: impl Iterator<Item = Reply>) -> Result<Vec<Reply>> {
+    let (mut found, mut failed) = (Vec::new(), Vec::new());
     for (reply, rank) in replies.zip(1..) {
         match reply {
             Reply::Failed(why) => failed.push(format!("rank {rank}: {why}")),
-            reply => sound.push(reply),
+            reply => found.push(reply),
         }
     }
-    if failed.is_empty() { Ok(sound) } else { Err(Error::Invalid(failed.join("\n"))) }
+    if failed.is_empty() { Ok(found) } else { Err(Error::Invalid(failed.join("\n"))) }
 }
 
-/// Deals what costs so much to ranks, the largest first, each to the rank that has least; gives the places that each rank
-/// has, in order.
-fn deal(costs: impl Iterator<Item = usize>, ranks: usize) -> Vec<Vec<usize>> {
+/// Distribute items with the given `costs` over ranks: the most expensive first, each to the rank with the least load.
+/// Return the sorted indices of each rank's items.
+fn distribute(costs: impl Iterator<Item = usize>, ranks: usize) -> Vec<Vec<usize>> {
     let mut costs: Vec<(usize, usize)> = costs.enumerate().collect();
     costs.sort_by_key(|&(place, cost)| (std::cmp::Reverse(cost), place));
     let mut shares = vec![(0, Vec::new()); ranks];
@@ -279,15 +279,15 @@ fn deal(costs: impl Iterator<Item = usize>, ranks: usize) -> Vec<Vec<usize>> {
     shares.into_iter().map(|(_, places)| places).collect()
 }
 
-/// The engines of all ranks: whole groups, which share the reading of their prompt, are dealt in turn. What is sampled does
-/// not depend on the rank, since its noise is a function of the request.
+/// Samples on the engines of all ranks. Groups, whose requests share the prefill of their prompt, are assigned to ranks
+/// in turn as a whole. Completions do not depend on the rank, since their noise is a function of the request.
 #[derive(Debug)]
-pub(crate) struct Dealt<'a> {
+pub(crate) struct TeamSampler<'a> {
     pub(crate) team: Option<&'a Team<'a>>,
     pub(crate) local: Local<'a>,
 }
 
-impl Sampler for Dealt<'_> {
+impl Sampler for TeamSampler<'_> {
     fn sample(
         &mut self,
         requests: &[Request],
@@ -307,16 +307,16 @@ impl Sampler for Dealt<'_> {
         }
         let mut others = Others { team, shares: &shares, ended: vec![None; team.size()], cancelled: false };
         let own = self.local.sample(&share(0), sampling, &mut |request, token| {
-            others.told(watch(shares[0][request], token));
-            others.look(watch);
+            others.apply(watch(shares[0][request], token));
+            others.poll(watch);
             if others.cancelled { Watch::EndAll } else { Watch::Continue }
         });
         if own.is_err() {
             others.cancel();
         }
         while others.ended[1..].iter().any(Option::is_none) {
-            std::thread::sleep(LOOK);
-            others.look(watch);
+            std::thread::sleep(POLL_INTERVAL);
+            others.poll(watch);
         }
         let ended = others.ended;
         let mut completions: Vec<Option<Completion>> = vec![None; requests.len()];
@@ -345,20 +345,20 @@ impl Sampler for Dealt<'_> {
 struct Others<'a> {
     team: &'a Team<'a>,
     shares: &'a [Vec<usize>],
-    /// By rank, once it has ended.
+    /// The result of each rank; `None` until it has ended.
     ended: Vec<Option<std::result::Result<Vec<Completion>, String>>>,
     cancelled: bool,
 }
 
 impl Others<'_> {
-    /// Takes what has come from the other ranks, and shows it to `watch`.
-    fn look(&mut self, watch: &mut dyn FnMut(usize, u32) -> Watch) {
+    /// Receive pending messages of the other ranks, and pass their tokens to `watch`.
+    fn poll(&mut self, watch: &mut dyn FnMut(usize, u32) -> Watch) {
         for rank in self.team.others() {
             while self.ended[rank].is_none() && self.team.ranks.pending(rank) {
                 match decode(&self.team.ranks.receive(rank)) {
                     Reply::Tokens(tokens) => {
                         for (request, token) in tokens {
-                            self.told(watch(self.shares[rank][request as usize], token));
+                            self.apply(watch(self.shares[rank][request as usize], token));
                         }
                     }
                     Reply::Completions(found) => self.ended[rank] = Some(Ok(found)),
@@ -369,11 +369,11 @@ impl Others<'_> {
         }
     }
 
-    /// Does what a watcher has answered.
+    /// Apply the decision of a watcher.
     ///
     /// # Panics
-    /// When it ends a single completion: on another rank that may have gone on.
-    fn told(&mut self, watch: Watch) {
+    /// If it ends a single completion, which may have continued on another rank.
+    fn apply(&mut self, watch: Watch) {
         match watch {
             Watch::Continue => {}
             Watch::EndAll => self.cancel(),
@@ -395,9 +395,9 @@ mod tests {
 
     #[test]
     fn the_largest_goes_first_to_the_rank_that_has_least() {
-        let shares = deal([3, 9, 4, 5, 1].into_iter(), 2);
+        let shares = distribute([3, 9, 4, 5, 1].into_iter(), 2);
         assert_eq!(shares, [vec![0, 1], vec![2, 3, 4]]);
-        assert_eq!(deal([2].into_iter(), 3), [vec![0], vec![], vec![]]);
-        assert_eq!(deal([0, 0, 0].into_iter(), 3), [vec![0], vec![1], vec![2]]);
+        assert_eq!(distribute([2].into_iter(), 3), [vec![0], vec![], vec![]]);
+        assert_eq!(distribute([0, 0, 0].into_iter(), 3), [vec![0], vec![1], vec![2]]);
     }
 }

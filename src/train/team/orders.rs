@@ -1,4 +1,4 @@
-//! What rank 0 asks of the other ranks, and what they answer.
+//! The messages between rank 0 and the other ranks: orders and replies.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,48 +12,48 @@ use crate::train::batch::Sequence;
 use crate::train::learner::{ActivationCheckpointing, Learner, Work};
 use crate::train::update::Lesson;
 
-/// What rank 0 asks for. Each but [`Order::Cancel`], [`Order::Apply`] and [`Order::End`] is answered once.
+/// An order of rank 0. Each order except [`Order::Cancel`], [`Order::Apply`] and [`Order::End`] has one reply.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Open the device and get ready for a model.
+    /// Open the device and prepare for a model.
     Model(Box<Outline>),
     /// Take part in the broadcasts of weights and moments.
     Weights,
-    /// Take the reference model: the one below the adapters or, by broadcasts, another.
+    /// Take the reference model: the base model of the adapters or, by broadcasts, another model.
     Reference,
     /// Sample completions.
     Sample { requests: Vec<Request>, sampling: Sampling },
-    /// End the sampling; of no effect once it has ended.
+    /// End the sampling; no effect once it has ended.
     Cancel,
     /// Compute the gradient of a loss over some lessons, and keep it.
     Learn { manner: Manner, objective: Objective, correction: Correction, lessons: Vec<Lesson> },
     /// Take part in the sum of the gradients.
     Sum,
-    /// Take a step of the optimiser with the gradient that was summed.
+    /// Take an optimiser step with the summed gradient.
     Apply { scale: f64, learning_rate: f64 },
     /// Score the completions of sequences, under the policy or the reference model.
     Read { manner: Manner, reference: bool, sequences: Vec<Sequence> },
-    /// Tell the digest of the weights.
+    /// Reply with the digest of the weights.
     Digest,
     /// The run has ended.
     End,
 }
 
-/// What the other ranks need to know of a model before its weights.
+/// A model without its weights.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Outline {
     /// `config.json`.
     pub(super) config: String,
     pub(super) precision: Precision,
     pub(super) lora: Option<LoraConfig>,
-    /// Name of the device, unless a rank was given one of its own.
+    /// Name of the device, for ranks without a `--device` of their own.
     pub(super) device: String,
     pub(super) optim: OptimConfig,
-    /// Steps of the optimiser so far, and name and size of each parameter with moments.
+    /// Number of optimiser steps so far, and the name and size of each parameter with moments.
     pub(super) moments: (i32, Vec<(String, usize)>),
 }
 
-/// How a learner computes.
+/// The options of a [`Learner`].
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Manner {
     temperature: f32,
@@ -74,26 +74,27 @@ impl Manner {
     }
 }
 
-/// What a rank answers.
+/// A reply of a rank.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
-    /// The version of the program and what it was told on its command line; the first message of a rank.
+    /// The version of the program and its command line; the first message of a rank.
     Hello(Vec<String>),
     /// Done.
     Ready,
-    /// Requests of the share and tokens sampled for them since the last such message.
+    /// Pairs of a request of the share and a token sampled for it, since the last such message.
     Tokens(Vec<(u32, u32)>),
     Completions(Vec<Completion>),
-    /// Sums over the lessons of the share, and of each that was computed its old log-probabilities, in nats.
+    /// Sums over the lessons of the share, and the old log-probabilities of each lesson for which they were computed,
+    /// in nats.
     Learned {
         statistics: Statistics,
         work: Work,
         old: Vec<Option<Vec<f32>>>,
     },
-    /// Of each token of each completion, in nats.
+    /// Log-probabilities of each token of each completion, in nats.
     LogProbs(Vec<Vec<f32>>),
     Digest(String),
-    /// Why it could not.
+    /// Why the order failed.
     Failed(String),
 }
 
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
     use crate::objective::TokenTerm;
 
-    /// Also those that JSON does not have.
+    /// Including numbers that JSON cannot represent.
     #[test]
     fn numbers_arrive_as_they_were() {
         let term = TokenTerm { old_log_prob: f32::NEG_INFINITY, advantage: 0.1, kl: 1e-40, ..TokenTerm::default() };

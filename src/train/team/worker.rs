@@ -1,4 +1,4 @@
-//! A rank that works for rank 0.
+//! A rank that executes the orders of rank 0.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use crate::optim::{AdamW, Gradients, OptimConfig};
 use crate::ranks::Reduce;
 use crate::train::update::{self, Lesson};
 
-/// Tokens of one message at most: few enough for MPI to send them without waiting for rank 0 to take them.
-const TOKENS: usize = 128;
-/// Tokens are told at least so often.
-const TELL: Duration = Duration::from_millis(50);
+/// Maximum tokens of one message: few enough for MPI to send them without waiting for rank 0 to receive them.
+const MAX_TOKENS: usize = 128;
+/// Maximum time between two messages with sampled tokens.
+const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Opens the device of that name, and refuses one that computes wrong numbers in that precision.
+/// Opens the device of the given name, and refuses one that computes wrong numbers in the given precision.
 pub type Open<'a> = dyn FnMut(&str, Precision) -> Result<Device> + 'a;
 
-/// Does what rank 0 asks for until it says that the run has ended. `told` is what this rank was told on its command line.
+/// Execute the orders of rank 0 until the run has ended. `told` is the command line of this rank.
 ///
-/// What goes wrong here is told to rank 0, which ends the run.
+/// Errors are sent to rank 0, which ends the run.
 pub fn serve(ranks: &dyn Reduce, told: Vec<String>, open: &mut Open) {
     let reply = |reply: &Reply| ranks.send(0, &encode(reply));
     reply(&Reply::Hello(told));
@@ -57,7 +57,7 @@ pub fn serve(ranks: &dyn Reduce, told: Vec<String>, open: &mut Open) {
 
 struct Worker<'a> {
     ranks: &'a dyn Reduce,
-    /// What is known of the model before its weights.
+    /// The model without its weights, until these arrive.
     outline: Option<(Outline, ModelConfig, Device)>,
     model: Option<Model>,
 }
@@ -71,7 +71,7 @@ struct Model {
     reference: Option<CausalLm>,
     optim: OptimConfig,
     optimizer: AdamW,
-    /// Of the lessons last learned from: of this rank's, and then of all.
+    /// Gradients of the last lessons: those of this rank until they are summed, then those of all ranks.
     gradients: Gradients,
 }
 
@@ -118,19 +118,19 @@ impl Worker<'_> {
     fn sample(&mut self, requests: &[Request], sampling: &Sampling) -> Result<Reply> {
         let ranks = self.ranks;
         let model = self.model();
-        let (mut tokens, mut told) = (Vec::new(), Instant::now());
-        let tell = |tokens: &mut Vec<(u32, u32)>| ranks.send(0, &encode(&Reply::Tokens(std::mem::take(tokens))));
+        let (mut tokens, mut reported) = (Vec::new(), Instant::now());
+        let report = |tokens: &mut Vec<(u32, u32)>| ranks.send(0, &encode(&Reply::Tokens(std::mem::take(tokens))));
         let mut cancelled = false;
         let completions = generate(&model.policy, &model.config, requests, sampling, |request, token| {
             tokens.push((request as u32, token));
-            if tokens.len() == TOKENS || told.elapsed() > TELL {
-                tell(&mut tokens);
-                told = Instant::now();
+            if tokens.len() == MAX_TOKENS || reported.elapsed() > REPORT_INTERVAL {
+                report(&mut tokens);
+                reported = Instant::now();
                 cancelled = cancelled || ranks.pending(0) && matches!(decode(&ranks.receive(0)), Order::Cancel);
             }
             if cancelled { Watch::EndAll } else { Watch::Continue }
         })?;
-        tell(&mut tokens);
+        report(&mut tokens);
         Ok(Reply::Completions(completions))
     }
 
@@ -153,7 +153,7 @@ impl Model {
         (objective, correction): (&Objective, &Correction),
         mut lessons: Vec<Lesson>,
     ) -> Reply {
-        // The last gradient goes before the next comes.
+        // The memory of the last gradient is freed before the next one is computed.
         self.gradients = Gradients::default();
         let new: Vec<bool> = lessons.iter().map(|lesson| lesson.old.is_empty()).collect();
         let (gradients, statistics, work) =
