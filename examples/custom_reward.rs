@@ -1,11 +1,11 @@
-//! A reward of the user's own Rust type, and a short training by it.
+//! A custom reward as a Rust type, and a short training run with it.
 //!
 //! ```text
 //! cargo run --release --example custom_reward
 //! ```
 //!
-//! A stage names such a reward by `{ type = "custom", name = "…" }`; the types are given to [`Trainer::reward`]. In any
-//! other language a reward is a program that `tempering train` starts: see [`tempering::reward::command`].
+//! A stage refers to the reward by `{ type = "custom", name = "…" }`; the value is passed to [`Trainer::reward`]. In
+//! other languages, a reward is a program that `tempering train` starts: see [`tempering::reward::command`].
 
 use std::sync::atomic::AtomicBool;
 
@@ -14,7 +14,7 @@ use tempering::reward::{Group, Memory, Parts, Reward};
 use tempering::train::{Observer, RlConfig, Session, Start, Trainer};
 use tempering::{Result, metrics::Metrics};
 
-/// Right answers only, and the better the shorter: 1 for no tokens, half of it at `half` tokens.
+/// Reward of correct answers, larger for shorter ones: 1 at zero tokens, 0.5 at `half` tokens. Wrong answers get 0.
 #[derive(Debug)]
 struct ShortAndRight {
     half: f32,
@@ -25,7 +25,7 @@ impl Reward for ShortAndRight {
         "short_and_right"
     }
 
-    /// 1 for the task, less for length. Rows without a usable answer have no reward; their completions are left out.
+    /// Returns 1 for the task and a penalty for length. Problems without a usable answer have no reward.
     fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|answer, right| {
             let share = self.half / (self.half + answer.length() as f32);
@@ -34,7 +34,7 @@ impl Reward for ShortAndRight {
     }
 }
 
-/// Prints a line per step.
+/// Observer that prints a line per step.
 struct Lines;
 
 impl Observer for Lines {

@@ -1,11 +1,11 @@
-//! Loads a checkpoint and prints what it would say next.
+//! Loads a checkpoint and prints the most likely next tokens.
 //!
 //! ```text
 //! cargo run --release --example forward [MODEL DIRECTORY]
 //! ```
 //!
-//! The directory is a Hugging Face one (`config.json`, `model.safetensors`, `tokenizer.json`); `assets/base` when not
-//! given.
+//! The directory has the Hugging Face layout (`config.json`, `model.safetensors`, `tokenizer.json`); default
+//! `assets/base`.
 
 use std::path::PathBuf;
 
@@ -21,14 +21,14 @@ fn main() -> Result<()> {
     let tokenizer = Tokenizer::load(&dir)?;
     tokenizer.check_vocab(config.vocab_size, &dir)?;
 
-    // The chat template turns the question into the text the model was trained on.
+    // The chat template formats the question like the text that the model was trained on.
     let prompt = Prompt::Messages(vec![Message::user("Compute 47*6-(18+5).")]);
-    // The answer always begins to think; how it goes on is open.
+    // Every answer starts with `<think>`. The token after it is predicted.
     let text = tokenizer.render_prompt(&prompt)? + "<think>";
     println!("{text}");
     let tokens = tokenizer.encode(&text)?;
 
-    // One sequence; several would go end to end, with a length each. Only the last position is asked for logits.
+    // One sequence (several would be packed end to end). Logits are needed at the last position only.
     let hidden = model.forward(&tokens, &[tokens.len()], None);
     let last = model.logits(hidden.slice([tokens.len() - 1..tokens.len(), 0..config.hidden_size]));
     let logits: Vec<f32> = last.into_data().iter::<f32>().collect();

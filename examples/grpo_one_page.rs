@@ -1,14 +1,14 @@
-//! Group-relative policy optimisation, the whole of it, in one file.
+//! Group-relative policy optimisation (GRPO), complete in one file.
 //!
 //! ```text
 //! cargo run --release --example grpo_one_page [MODEL DIRECTORY] [STEPS]
 //! ```
 //!
-//! A step samples a group of completions for each of a few problems, grades them, and asks of each how much better it is
-//! than its group: that is its advantage. Then the probability of every token goes up or down with the advantage of its
-//! completion, and no further than the clip allows. There is no value model: the group is the baseline.
+//! A step samples a group of completions for each of a few problems, grades them, and computes the advantage of each:
+//! how much better it is than its group. The update then raises or lowers the probability of every token according to
+//! the advantage of its completion, within the clip range. There is no value model: the group mean is the baseline.
 //!
-//! `src/train/rl.rs` is this loop with stages, checkpoints, evaluation and a report.
+//! `src/train/rl.rs` is the same loop with stages, checkpoints, evaluation and a report.
 
 use std::path::{Path, PathBuf};
 
@@ -36,18 +36,18 @@ const PROBLEMS: u64 = 8;
 /// Completions per problem.
 const GROUP: usize = 8;
 const TEMPERATURE: f32 = 1.0;
-/// A completion that is longer is cut here and scores 0, which is what makes the model shorten its answers.
+/// Longer completions are truncated and score 0, which makes the model shorten its answers.
 const MAX_COMPLETION_LENGTH: usize = 96;
-/// How far the ratio of new to old probability may go before its gradient is cut: below and above 1.
+/// Clipped surrogate. `low` and `high` bound the ratio of new to old probability below and above 1.
 const OBJECTIVE: Objective = Objective {
     ratio: Ratio::Token,
     surrogate: Surrogate::Clip { low: 0.2, high: 0.28, delta: None },
     kl_estimator: KlEstimator::K3, // not used: there is no reference model here
 };
-/// Tokens of one forward and backward pass; changes memory, not the result.
+/// Tokens of one forward and backward pass. Affects memory, not the result.
 const TOKENS_PER_MICROBATCH: usize = 4096;
 
-/// A completion, what it answered, and how much better it was than its group.
+/// A completion with its reward and its advantage.
 struct Scored {
     sequence: Sequence,
     completion: Completion,
@@ -87,7 +87,7 @@ fn main() -> Result<()> {
 
 impl Student {
     fn load(dir: &Path, device: &Device) -> Result<Self> {
-        // Weights on the autodiff form of the device record what is computed from them.
+        // Operations on weights of the autodiff device are recorded for the backward pass.
         let (config, model) = model::load(dir, &device.clone().autodiff())?;
         let tokenizer = Tokenizer::load(dir)?;
         tokenizer.check_vocab(config.vocab_size, dir)?;
@@ -95,7 +95,7 @@ impl Student {
         Ok(Self { config, model, tokenizer, optimizer: AdamW::default(), optim })
     }
 
-    /// 1. Samples a group of completions for each problem of the step, 2. grades them, 3. compares each with its group.
+    /// 1. Samples a group of completions for each problem, 2. grades them, 3. computes their advantages.
     fn sample(&self, problems: &Problems, step: u64) -> Result<Vec<Scored>> {
         let problems: Vec<Problem> = (0..PROBLEMS).map(|i| problems.shuffled(SEED, step * PROBLEMS + i)).collect();
         let mut requests = Vec::new();
@@ -117,7 +117,7 @@ impl Student {
         let mut scored = Vec::new();
         for ((problem, group), requests) in problems.iter().zip(completions.chunks(GROUP)).zip(requests.chunks(GROUP)) {
             let rewards: Vec<Option<f32>> = group.iter().map(|completion| self.grade(problem, completion)).collect();
-            // A = (r − mean of the group) / (deviation of the group + 1e-4)
+            // A = (r − mean of the group) / (standard deviation of the group + 1e-4)
             let relative = Advantage::Group {
                 scale_rewards: ScaleRewards::Group,
                 multi_objective_aggregation: Aggregation::SumThenNormalize,
@@ -142,15 +142,15 @@ impl Student {
         Ok(scored)
     }
 
-    /// 1 for a right answer in a `\boxed{}` that was finished in time, else 0.
+    /// Returns 1 for a correct answer in `\boxed{}` of a completion that was not truncated, else 0.
     fn grade(&self, problem: &Problem, completion: &Completion) -> Option<f32> {
         let answer = reward::answer(problem, &self.tokenizer, completion, false);
         answer.correct.map(|right| if right { 1.0 } else { 0.0 })
     }
 
-    /// 4. One step of AdamW on the clipped surrogate; returns the loss and the norm of its gradient.
+    /// 4. Takes an AdamW step on the clipped surrogate; returns the loss and the gradient norm.
     fn update(&mut self, scored: &[Scored]) -> (f64, f64) {
-        // The divisor is that of the whole step, so that micro-batches add up to it: here, the number of all tokens.
+        // Every token is divided by the token count of the whole step, so that the sum over micro-batches is the mean.
         let tokens: usize = scored.iter().map(|s| s.completion.tokens.len()).sum();
         let term = |advantage| {
             move |&old_log_prob| TokenTerm {
@@ -167,14 +167,14 @@ impl Student {
         learner.backward(&self.model, &sequences, &mut gradients, |range, scores| {
             let terms: Vec<TokenTerm> =
                 scored[range].iter().flat_map(|s| s.completion.log_probs.iter().map(term(s.advantage))).collect();
-            // −Σ w · min(ρ A, clip(ρ) A), ρ = π(token) / π when it was sampled. With one update per batch ρ is 1 but for
-            // rounding: the value of the loss says little, its gradient is the policy gradient.
+            // −Σ w · min(ρ A, clip(ρ) A), ρ = π(token) / π_old(token). With one update per batch, ρ is 1 up to
+            // rounding: the loss value is uninformative, but its gradient is the policy gradient.
             let mut upstream = Upstream::default();
             OBJECTIVE.evaluate(&terms, &scores.log_prob, &scores.sampling_entropy, &mut statistics, &mut upstream);
             Some(upstream)
         });
         let norm = gradients.norm();
-        // No group with different rewards: nothing to learn from.
+        // The gradient is zero if all rewards within each group are equal.
         if norm > 0.0 {
             let scale = self.optim.clip(norm);
             let (model, lr) = (self.model.clone(), self.optim.learning_rate);

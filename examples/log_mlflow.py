@@ -11,6 +11,6 @@ with mlflow.start_run(run_id=known[0].info.run_id if known else None, run_name=r
     mlflow.log_artifact(run / "config.toml")
     for line in sys.stdin:
         row = json.loads(line)
-        # MLflow's folders on disk cannot have a metric "entropy" beside "entropy/sampling".
+        # MLflow's file store cannot hold both "entropy" and "entropy/sampling".
         numbers = {name.replace("/", "."): value for name, value in row.items() if isinstance(value, (int, float))}
         mlflow.log_metrics(numbers, step=row["step"])

@@ -1,8 +1,8 @@
-//! The numeric self-check: every kind of operation that training is made of, on the device and on the CPU.
+//! Numeric self-check: compares every kind of operation used in training on the device with the CPU.
 //!
-//! Inputs come from [`noise`](crate::noise), so both sides see the same numbers, and go through the functions of
-//! [`ops`](crate::ops) that training calls. A kernel that writes zeros, drops a bias or reads past its end shows here and
-//! not in the curves of a run.
+//! Inputs come from [`noise`](crate::noise), so both sides get the same numbers, and go through the functions of
+//! [`ops`](crate::ops) that training calls. A kernel that writes zeros, drops a bias or reads out of bounds is found
+//! here and not in the training curves.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -13,22 +13,22 @@ use super::{operations, small};
 use crate::model::Precision;
 use crate::ops;
 
-/// One operation's agreement with the CPU.
+/// Comparison of an operation with the CPU.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
-    /// What was computed.
+    /// Description of the operation.
     pub operation: String,
-    /// Largest difference, as a share of the largest value of the CPU's result; infinite for values that are not finite
-    /// or not there.
+    /// Largest absolute difference relative to the largest value of the CPU's result; infinite if values are missing or
+    /// not finite.
     pub error: f32,
-    /// The largest error that rounding explains.
+    /// Largest error that rounding can explain.
     pub tolerance: f32,
-    /// What the backend said when it gave up.
+    /// Panic message of the backend, if it panicked.
     pub panic: Option<String>,
 }
 
 impl Outcome {
-    /// Whether the operation computes what it should.
+    /// Returns whether the error is within the tolerance.
     pub fn ok(&self) -> bool {
         self.error <= self.tolerance
     }
@@ -44,7 +44,7 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-/// Computes on a device; several results are compared each on its own scale.
+/// Computation on a device. Each of its results is compared on its own scale.
 pub(super) type Compute = Box<dyn Fn(&Device) -> Vec<Vec<f32>>>;
 
 struct Check {
@@ -53,14 +53,14 @@ struct Check {
     compute: Compute,
 }
 
-/// Compares every operation on `device` with the CPU, and with `precision` the product in that format.
+/// Compares every operation on `device` with the CPU, including the matrix product in `precision`.
 ///
-/// The `cpu` device itself is compared with the compositions of tensor operations that its fused operations stand for.
+/// The `cpu` device compares its fused operations with the equivalent compositions of tensor operations.
 pub fn self_check(device: &Device, precision: Precision) -> Vec<Outcome> {
     self_check_with(device, precision, |_, _| {})
 }
 
-/// As [`self_check`], with the device's results passed through `tamper` first, which is how a test breaks an operation.
+/// Like [`self_check`], but passes the device's results through `tamper`, with which tests break an operation.
 pub fn self_check_with(device: &Device, precision: Precision, tamper: impl Fn(&str, &mut [Vec<f32>])) -> Vec<Outcome> {
     let reference = Device::flex();
     let host = ops::is_host(device);
@@ -82,8 +82,8 @@ pub fn self_check_with(device: &Device, precision: Precision, tamper: impl Fn(&s
     checks(device, precision).into_iter().map(run).collect()
 }
 
-/// Largest difference between two results, relative to the largest expected value. A small part of a result has a small
-/// scale of its own, but not below a thousandth of the whole: what cancels to nearly nothing is rounding.
+/// Returns the largest difference between two results, relative to the largest expected value. Each part has its own
+/// scale, at least a thousandth of the whole result's: a part that cancels to almost zero is rounding error.
 fn error(results: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
     let largest = |values: &[f32]| values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     let whole = expected.iter().map(|part| largest(part)).fold(f32::MIN_POSITIVE, f32::max);
@@ -101,12 +101,12 @@ fn error(results: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
     results.iter().zip(expected).map(part).fold(0.0, f32::max)
 }
 
-/// Takes an operation's name, its tolerance and how to compute it.
+/// Callback that registers a check: name, tolerance and computation.
 pub(super) type Add<'a> = &'a mut dyn FnMut(&str, f32, Compute);
 
-/// The operations, in the order a training step has them.
+/// Returns the checks, in the order of a training step.
 fn checks(device: &Device, precision: Precision) -> Vec<Check> {
-    // 24 bits of mantissa, sums of up to a few hundred terms.
+    // f32 has a 24-bit mantissa; sums have up to a few hundred terms.
     let plain = 2e-5;
     let mut checks: Vec<Check> = Vec::new();
     let mut check = |operation: &str, tolerance: f32, compute: Compute| {
@@ -139,7 +139,7 @@ mod tests {
         }
     }
 
-    /// Each operation in turn computes zeros, a hundredth too much, or no number: it is caught and named, and no other.
+    /// Each operation in turn returns zeros, values 1% too large or NaN. The check reports it and no other operation.
     #[test]
     fn a_broken_operation_is_caught_and_named() {
         let breaks: [fn(f32) -> f32; 3] = [|_| 0.0, |x| 1.01 * x, |_| f32::NAN];

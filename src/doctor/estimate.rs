@@ -1,8 +1,8 @@
-//! How much memory training will take, computed from the configuration before any of it is taken.
+//! Estimate of the memory that training needs, computed from the configuration before anything is allocated.
 //!
-//! Counts what a step on the `cpu` device takes: weights and optimiser; the cache of sampling; gradients, what the blocks
-//! keep for the backward pass, and the head's chunk of logits. The allocator keeps the pages of what is freed, so sampling
-//! and training do not share them.
+//! Counts the allocations of a step on the `cpu` device: weights, optimiser state, KV cache, gradients, activations
+//! kept for the backward pass, and the chunk of logits in the head. The allocator does not return freed pages, so
+//! sampling and training do not share memory.
 
 use std::fmt;
 
@@ -13,33 +13,33 @@ use crate::model::{LoraConfig, ModelConfig};
 use crate::train::Workload;
 use crate::train::learner::ActivationCheckpointing;
 
-/// Bytes, by what they are for.
+/// Memory in bytes, by use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Estimate {
-    /// Weights, adapters and a reference model included: in f32, or bf16 where they are not trained and the checkpoint is in it.
+    /// Weights, including adapters and a reference model: f32, or bf16 if they are frozen and the checkpoint is bf16.
     pub weights: usize,
     /// One gradient per trained weight.
     pub gradients: usize,
     /// Two moments per trained weight.
     pub optimizer: usize,
-    /// What blocks keep for the backward pass, and what one block's backward pass needs beside it.
+    /// Activations that blocks keep for the backward pass, and temporary memory of one block's backward pass.
     pub activations: usize,
-    /// A chunk of logits, and the head's gradient of a chunk where there are several.
+    /// A chunk of logits, and the head gradient of a chunk if there are several chunks.
     pub head: usize,
-    /// Keys and values, and the weights made for sampling: converted, or with adapters merged into them.
+    /// KV cache, and copies of weights made for sampling: converted, or with adapters merged.
     pub cache: usize,
-    /// The program itself: code, tokenizer, threads.
+    /// The process itself: code, tokenizer, threads.
     pub program: usize,
 }
 
 const F32: usize = 4;
 const BF16: usize = 2;
 
-/// Resident memory of a process without a model, 24 MiB, and what its allocator holds beyond what is asked of it, 30 MiB:
-/// measured over shapes of 0.1 M to 494 M parameters (LOG.md).
+/// Resident memory of a process without a model (24 MiB) and the allocator's overhead (30 MiB), measured over models of
+/// 0.1 M to 494 M parameters (LOG.md).
 const PROGRAM: usize = 54 << 20;
 
-/// The matrices of a block: name, input and output.
+/// Returns name, input width and output width of each matrix of a block.
 fn projections(config: &ModelConfig, layer: usize) -> Vec<(&'static str, usize, usize)> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = widths(config);
@@ -70,13 +70,13 @@ fn projections(config: &ModelConfig, layer: usize) -> Vec<(&'static str, usize, 
     all
 }
 
-/// Weights of the matrices of all blocks.
+/// Returns the number of weights in the matrices of all blocks.
 fn matrices(config: &ModelConfig) -> usize {
     let of = |layer| projections(config, layer).iter().map(|(_, input, output)| input * output).sum::<usize>();
     (0..config.num_hidden_layers).map(of).sum()
 }
 
-/// Weights of norms, biases and convolutions of a block.
+/// Returns the number of weights in the norms, biases and convolutions of a block.
 fn vectors(config: &ModelConfig, layer: usize) -> usize {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = widths(config);
@@ -90,19 +90,19 @@ fn vectors(config: &ModelConfig, layer: usize) -> usize {
     shared + biases + config.qk_norm_widths().map_or(0, |widths| widths.iter().sum())
 }
 
-/// Widths of all query heads and of all key heads.
+/// Returns the total widths of the query heads and of the key heads.
 fn widths(config: &ModelConfig) -> (usize, usize) {
     (config.num_attention_heads * config.head_dim(), config.num_key_value_heads * config.head_dim())
 }
 
-/// Number of weights.
+/// Returns the number of weights of a model.
 pub fn parameters(config: &ModelConfig) -> usize {
     let tables = if config.tie_word_embeddings { 1 } else { 2 };
     let vectors: usize = (0..config.num_hidden_layers).map(|layer| vectors(config, layer)).sum();
     tables * config.vocab_size * config.hidden_size + matrices(config) + vectors + config.hidden_size
 }
 
-/// Number of weights of adapters, and of the matrices that have one.
+/// Returns the number of weights of the adapters, and of the matrices that have an adapter.
 fn adapters(config: &ModelConfig, lora: &LoraConfig) -> (usize, usize) {
     let adapted = (0..config.num_hidden_layers).flat_map(|layer| adapted(config, layer, lora));
     adapted.fold((0, 0), |(factors, matrices), (input, output)| {
@@ -110,33 +110,33 @@ fn adapters(config: &ModelConfig, lora: &LoraConfig) -> (usize, usize) {
     })
 }
 
-/// Shapes of the matrices of a block that have an adapter.
+/// Returns input and output width of each matrix of a block that has an adapter.
 fn adapted(config: &ModelConfig, layer: usize, lora: &LoraConfig) -> Vec<(usize, usize)> {
     let targets = lora.meant(config.is_fused());
     let shapes = projections(config, layer).into_iter().filter(|(name, ..)| targets.contains(*name));
     shapes.map(|(_, input, output)| (input, output)).collect()
 }
 
-/// Numbers that a block keeps of a token for the backward pass.
+/// Returns the number of values per token that a block keeps for the backward pass.
 fn kept(config: &ModelConfig, layer: usize, work: &Workload) -> usize {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = widths(config);
-    // Gate, up and, but in f32, what they make; input, two norms' outputs, the sum between them; what adapters make.
+    // Gate, up and (except in f32) their product; input, outputs of two norms, first residual; outputs of LoRA A.
     let gated = if work.precision.is_short() { 3 } else { 2 };
     let low = work.lora.as_ref().map_or(0, |lora| lora.r * adapted(config, layer, lora).len());
     let shared = 4 * hidden + gated * inner + low;
     if let Some((heads, _)) = config.delta().filter(|_| config.is_recurrent(layer)) {
-        // Before and after the convolution; queries and keys as they are read; values, output, its norm, gate, their product.
+        // Input and output of the convolution; queries and keys as read; values, output, its norm, gate, gated output.
         let [queries, keys, values] = heads.widths();
         return shared + 2 * (queries + keys + values) + queries + keys + 5 * values + 4 * heads.values;
     }
-    // Queries, keys, values, their mixture; queries beside their gates, gates, and what these make.
+    // Queries, keys, values, attention output; with an output gate: queries with gates, gates, gated output.
     let normed = if config.qk_norm_widths().is_some() { q + kv } else { 0 };
     let gate = if config.has_output_gate() { 3 * q } else { 0 };
     shared + 2 * q + 2 * kv + normed + gate
 }
 
-/// The memory of training.
+/// Estimates the memory of training a model with the given workload.
 pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     let (layers, hidden, inner) = (config.num_hidden_layers, config.hidden_size, config.intermediate_size);
     let (q, _) = widths(config);
@@ -146,7 +146,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
 
     let of_each: Vec<usize> = (0..layers).map(|layer| kept(config, layer, work)).collect();
     let largest = of_each.iter().copied().max().unwrap_or(0);
-    // While one block goes backward: gradients of the last three and of queries, keys and values per head.
+    // Temporary memory while one block runs backward: gradients of gate, up and their product, and of the heads.
     let mixing = config.delta().map_or(0, |(heads, _)| heads.widths().iter().sum::<usize>()).max(q);
     let passing = 3 * inner + 4 * mixing + 2 * hidden;
     let all = work.learner.activation_checkpointing == ActivationCheckpointing::None;
@@ -156,7 +156,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     let rows = work.completion_tokens.min(most);
     let head_gradient =
         if work.completion_tokens > most && work.lora.is_none() { config.vocab_size * hidden } else { 0 };
-    // The numbers of a checkpoint in bf16 are held so where they are not trained, and then no matrix is merged or converted.
+    // Frozen weights of a bf16 checkpoint stay in bf16. Then no matrix is merged or converted.
     let short = config.stored() == Some(Dtype::Bf16);
     let held = if short { BF16 } else { F32 };
     let (base, reference) = match &work.lora {
@@ -164,7 +164,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
         None => (F32 * whole, if work.reference { held * whole } else { 0 }),
     };
     let merged = if short { 0 } else { F32 * adapted };
-    // Only a format of sampling's own is that of keys and values, too.
+    // The KV cache is bf16 only if sampling has a format of its own.
     let number = if work.sampled_in == work.precision { F32 } else { BF16 };
     let converted = if !work.sampled_in.is_short() || (short && work.lora.is_some()) {
         0
@@ -183,14 +183,14 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
 }
 
 impl Estimate {
-    /// All of it, and a tenth of what comes and goes with each step, for the gaps it leaves (measured: LOG.md).
+    /// Returns the peak: the sum plus 10% of what each step allocates, for fragmentation (measured: LOG.md).
     pub fn peak(&self) -> usize {
         let passing = self.gradients + self.activations + self.head + self.cache;
         self.program + self.weights + self.optimizer + passing + passing / 10
     }
 }
 
-/// A table in GiB, one line each.
+/// Writes a table in GiB, one line per use.
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = [
@@ -224,7 +224,7 @@ mod tests {
         ModelConfig::qwen2(64, 16, 32, 3, 4, 2)
     }
 
-    /// A family with fused projections, and one with recurrences.
+    /// Returns a model with fused projections, and one with recurrent layers.
     fn others() -> [ModelConfig; 2] {
         let of = |name: &str, rest: serde_json::Value| {
             let mut config = ModelConfig { model_type: name.to_string(), head_dim: Some(8), ..config() };
@@ -282,23 +282,23 @@ mod tests {
         let block = Workload { learner: learner(ActivationCheckpointing::Block, 10 * 64), ..work() };
         let block = memory(&config(), &block);
         assert!(block.activations < base.activations);
-        // Ten rows of logits and a second gradient of the head, against eighty rows.
+        // Ten rows of logits and a second head gradient, instead of 80 rows.
         assert_eq!(base.head - block.head, 4 * (80 - 10) * 64 - 4 * 64 * 16);
         let halves = memory(&config(), &Workload { moments: Moments::Bf16, ..work() });
         assert_eq!(2 * halves.optimizer, base.optimizer);
         let lora = memory(&config(), &Workload { lora: Some(LoraConfig { r: 1, ..LoraConfig::default() }), ..work() });
         assert!(lora.gradients + lora.optimizer < base.optimizer / 3, "{lora:?}");
-        // Sampling takes a second copy of every matrix that has an adapter.
+        // Sampling holds a merged copy of every matrix that has an adapter.
         let cache = Some(CacheShape { prompts: 1, prompt_length: 8, completions: 1, completion_length: 8 });
         let lora = memory(&config(), &Workload { lora: Some(LoraConfig::default()), cache, ..work() });
         let full = memory(&config(), &Workload { cache, ..work() });
         assert_eq!(lora.cache - full.cache, 4 * adapters(&config(), &LoraConfig::default()).1);
-        // Not beside a checkpoint in bf16, half of which is held.
+        // A bf16 checkpoint needs no merged copies, and half the memory for weights.
         let published = ModelConfig { torch_dtype: Some("bfloat16".to_string()), ..config() };
         let short = memory(&published, &Workload { lora: Some(LoraConfig::default()), cache, ..work() });
         assert_eq!((short.cache, short.gradients), (full.cache, lora.gradients));
         assert_eq!(lora.weights - short.weights, 2 * parameters(&config()));
-        // Sampling in bf16: a copy of two bytes a number, and half of the keys and values.
+        // Sampling in bf16: a copy of the weights with two bytes each, and half the KV cache.
         let sampled = memory(&config(), &Workload { sampled_in: Precision::Bf16, cache, ..work() });
         let keys = cache.map_or(0, |cache| cache.bytes(&config(), 4));
         assert_eq!(sampled.cache + keys / 2, full.cache + 2 * (super::matrices(&config()) + 64 * 16));

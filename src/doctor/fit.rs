@@ -1,11 +1,11 @@
-//! Whether a run fits into a device's memory, and what to change when it does not.
+//! Check whether a run fits into the memory of a device, with advice if it does not.
 
 use super::Memory;
 use super::estimate::Estimate;
 
-/// One line: yes or no, and in the second case which setting to lower, for the largest part that a setting decides.
+/// Returns a line that says whether the run fits and, if not, which setting to change for the largest adjustable part.
 ///
-/// The estimate is that of the `cpu` device; elsewhere operations are not fused and need somewhat more.
+/// The estimate is for the `cpu` device. On other devices, operations that are not fused need somewhat more memory.
 pub fn fit(estimate: &Estimate, memory: Option<Memory>) -> String {
     let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let peak = estimate.peak() as u64;

@@ -1,4 +1,4 @@
-//! How much memory a device has, asked of the system: the tensor library does not say.
+//! Memory of a device, queried from the system, since the tensor library does not provide it.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,17 +8,17 @@ use serde::Serialize;
 
 use crate::device::{self, Identity};
 
-/// Bytes of a device's memory.
+/// Memory of a device in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// All of it.
+    /// Total memory.
     pub total: u64,
-    /// What nobody uses now.
+    /// Memory that is not in use.
     pub free: u64,
 }
 
-/// Memory of a device: of the host for the CPU backends, for software adapters and for Apple's shared memory; of the card
-/// for AMD (from the kernel's `amdgpu` driver) and NVIDIA (from `nvidia-smi`). `None` where none of these tells.
+/// Returns the memory of a device: of the host for CPU backends, software adapters and Apple's shared memory; of the
+/// card for AMD (from the kernel's `amdgpu` driver) and NVIDIA (from `nvidia-smi`). `None` if no source provides it.
 pub fn memory(device: &Device) -> Option<Memory> {
     match device::identity(device) {
         None => host(),
@@ -29,7 +29,7 @@ pub fn memory(device: &Device) -> Option<Memory> {
     }
 }
 
-/// The host's memory, or what the control group leaves of it where that is less (Linux), or all of it (macOS).
+/// Returns the host's memory. On Linux it is limited by the control group; on macOS all of it counts as free.
 fn host() -> Option<Memory> {
     if cfg!(target_os = "macos") {
         let total = output("sysctl", &["-n", "hw.memsize"])?.trim().parse().ok()?;
@@ -44,7 +44,7 @@ fn host() -> Option<Memory> {
     Some(memory)
 }
 
-/// `MemTotal` and `MemAvailable`, which counts what caches would give back.
+/// Parses `MemTotal` and `MemAvailable` of `/proc/meminfo`. The latter includes reclaimable caches.
 fn meminfo(text: &str) -> Option<Memory> {
     let field = |name: &str| -> Option<u64> {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -65,7 +65,7 @@ fn nvidia(address: &str) -> Option<Memory> {
     mebibytes(&output("nvidia-smi", &[&id, query, "--format=csv,noheader,nounits"])?)
 }
 
-/// `81559, 80994`, in MiB.
+/// Parses total and free memory in MiB, as in `81559, 80994`.
 fn mebibytes(line: &str) -> Option<Memory> {
     let (total, free) = line.trim().split_once(',')?;
     let bytes = |text: &str| text.trim().parse::<u64>().ok().map(|mebibytes| mebibytes << 20);

@@ -1,7 +1,7 @@
-//! What this machine has, whether its numbers are right, and what it can do.
+//! Diagnosis of a machine: hardware, numeric correctness, memory and speed.
 //!
-//! Trainers go wrong in silence where a driver or a kernel is broken: losses fall, and nothing is learned. So
-//! [`require`] compares the device with the CPU before the first step, and [`examine`] tells all that is known of it.
+//! A broken driver or kernel fails silently: the loss falls, but the model learns nothing. So [`require`] compares the
+//! device with the CPU before the first training step, and [`examine`] collects a full diagnosis.
 
 mod check;
 pub mod estimate;
@@ -27,59 +27,59 @@ use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Precision};
 use crate::train::Workload;
 
-/// The processor and what is built for it.
+/// The host processor.
 #[derive(Debug, Clone, Serialize)]
 pub struct Host {
-    /// Threads that CPU operations use.
+    /// Number of threads for CPU operations.
     pub threads: usize,
-    /// Vector instructions the processor has, of those that make a difference here.
+    /// Relevant SIMD instruction sets that the processor supports.
     pub simd: Vec<&'static str>,
-    /// Memory of the machine, or of the control group.
+    /// Memory of the machine, limited by the control group.
     pub memory: Option<Memory>,
 }
 
-/// All that is known of a device.
+/// Diagnosis of a device.
 #[derive(Debug, Clone, Serialize)]
 pub struct Examination {
-    /// As `--device` has it.
+    /// Device name as given to `--device`.
     pub device: String,
-    /// What it calls itself; none for the CPU backends.
+    /// Name reported by the device; `None` for the CPU backends.
     pub name: Option<String>,
-    /// Number formats it computes in.
+    /// Supported floating-point formats.
     pub floats: Vec<&'static str>,
-    /// Its memory, where the system tells.
+    /// Memory of the device, if known.
     pub memory: Option<Memory>,
-    /// The processor.
+    /// The host processor.
     pub host: Host,
-    /// Backends in this binary.
+    /// Backends compiled into this binary.
     pub compiled: Vec<&'static str>,
-    /// What compiles CUDA's kernels, where CUDA is one of them.
+    /// Compiler of the CUDA kernels, if CUDA is compiled in.
     pub cuda_compiler: Option<&'static str>,
-    /// Where GPU backends keep compiled kernels.
+    /// Directory where GPU backends cache compiled kernels.
     pub kernel_cache: Option<PathBuf>,
-    /// Devices that the GPU backends found.
+    /// Devices found by the GPU backends.
     pub adapters: Vec<Adapter>,
-    /// Agreement with the CPU.
+    /// Results of the self-check.
     pub checks: Vec<Outcome>,
-    /// Seconds the comparison took, most of it compilation of kernels where there are kernels.
+    /// Duration of the self-check in seconds. On GPUs, most of it is kernel compilation.
     pub check_s: f64,
-    /// Whether a run fits into it, when one was asked about.
+    /// Line that says whether the given run fits into the device's memory; `None` if no run was given.
     pub fit: Option<String>,
-    /// Its speed; none when its numbers are wrong.
+    /// Speed; `None` if the self-check failed.
     pub speed: Option<Speed>,
 }
 
 impl Examination {
-    /// The operations that the device gets wrong.
+    /// Returns the operations that failed the self-check.
     pub fn wrong(&self) -> Vec<&Outcome> {
         self.checks.iter().filter(|outcome| !outcome.ok()).collect()
     }
 }
 
-/// Examines the device of that name, and whether `work` on a model of that configuration fits into it.
+/// Examines the device `name`, and checks whether the model and workload `work` fit into its memory.
 ///
 /// # Errors
-/// When there is no such device, or it does not compute in `precision`.
+/// There is no such device, or it does not support `precision`.
 pub fn examine(name: &str, precision: Precision, work: Option<&(ModelConfig, Workload)>) -> Result<Examination> {
     let adapters = device::adapters();
     let device = device::parse(name)?;
@@ -105,10 +105,10 @@ pub fn examine(name: &str, precision: Precision, work: Option<&(ModelConfig, Wor
     })
 }
 
-/// Compares a device with the CPU before it is trained on, and says so in a line.
+/// Compares a device with the CPU before training; returns a line that describes the result.
 ///
 /// # Errors
-/// Naming the operations that differ, when any does.
+/// The device does not support `precision`, or operations differ; the error names them.
 pub fn require(name: &str, device: &Device, precision: Precision) -> Result<String> {
     precision.check(&device.clone().autodiff())?;
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! What a device can do, in three short measurements.
+//! Speed of a device in three short measurements.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,18 @@ use crate::generate::{Request, Sampling, Watch, generate};
 use crate::model::{CausalLm, ModelConfig};
 use crate::ops;
 
-/// Speed of a device, the best of several repeats after one that is not counted.
+/// Speed of a device: the best of several repeats after a warm-up.
 #[derive(Debug, Clone, Serialize)]
 pub struct Speed {
-    /// Matrix products of 1024 x 1024 in f32, 10^9 operations per second.
+    /// Speed of 1024 x 1024 matrix products in f32, in 10^9 operations per second.
     pub matrix_gflops: f64,
-    /// Memory read and written while 1 is added to 64 MiB, 10^9 bytes per second.
+    /// Memory bandwidth (reads and writes) while adding 1 to 64 MiB, in 10^9 bytes per second.
     pub memory_gb_per_s: f64,
-    /// Sampled tokens per second of a model of the base model's shape (0.85 M parameters), 32 completions of 32 tokens at a time.
+    /// Sampled tokens per second with the base model's shape (0.85 M parameters), 32 completions of 32 tokens.
     pub sampled_tokens_per_s: f64,
 }
 
-/// Measures a device.
+/// Measures the speed of a device.
 pub fn speed(device: &Device) -> Speed {
     const SIDE: usize = 1024;
     let square: Tensor<2> = Tensor::ones([SIDE, SIDE], device).div_scalar(SIDE as f32);
@@ -29,7 +29,7 @@ pub fn speed(device: &Device) -> Speed {
     const FLOATS: usize = 1 << 24;
     let long: Tensor<2> = Tensor::zeros([FLOATS / 4096, 4096], device);
     let pass = best(|| read(long.clone().add_scalar(1.0).narrow(0, 0, 1).narrow(1, 0, 1)));
-    // The base model's shape; speed does not depend on what the weights are.
+    // The base model's shape with random weights, whose values do not affect speed.
     let config = ModelConfig::qwen2(512, 128, 384, 4, 4, 2);
     let model = CausalLm::random(&config, 0, device);
     const TOKENS: usize = 32;
@@ -48,12 +48,12 @@ pub fn speed(device: &Device) -> Speed {
     }
 }
 
-/// Waits until a number is computed: reading it back is the one wait that every backend honours.
+/// Waits until `number` is computed by reading it back, the only synchronisation that works on every backend.
 fn read(number: Tensor<2>) {
     assert!(number.into_scalar::<f32>().is_finite());
 }
 
-/// Seconds of the fastest run, after one for compilation and tuning.
+/// Returns the seconds of the fastest run, after a warm-up run for compilation and autotuning.
 fn best(run: impl Fn()) -> f64 {
     run();
     let (start, mut best) = (Instant::now(), f64::INFINITY);

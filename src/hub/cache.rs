@@ -1,11 +1,11 @@
-//! The folder that `huggingface_hub` keeps repositories in, shared with it.
+//! The cache of repositories, shared with `huggingface_hub`.
 //!
 //! ```text
-//! models--owner--name/refs/main                  the commit that a branch had when it was last asked for
-//! models--owner--name/blobs/<etag>               contents; `<etag>.incomplete` one that is being fetched
-//! models--owner--name/snapshots/<commit>/<path>  links to contents
-//! models--owner--name/.listings/<commit>.json    ours alone: all files of a commit, by which a part is told from the whole
-//! .locks/models--owner--name/<etag>.lock         held while a content is fetched
+//! models--owner--name/refs/main                  commit of a branch at the last request
+//! models--owner--name/blobs/<etag>               file contents; `<etag>.incomplete` during a download
+//! models--owner--name/snapshots/<commit>/<path>  links to blobs
+//! models--owner--name/.listings/<commit>.json    ours only: all files of a commit, to detect partial downloads
+//! .locks/models--owner--name/<etag>.lock         held while a blob is downloaded
 //! ```
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -16,12 +16,12 @@ use super::name::{Name, is_commit};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// The folder of a repository.
+/// Cache folder of a repository.
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
     /// Folder of all repositories.
     root: PathBuf,
-    /// The repository's name in it.
+    /// Name of the repository's folder in `root`.
     folder: String,
 }
 
@@ -35,43 +35,43 @@ impl Cache {
         self.root.join(&self.folder)
     }
 
-    /// Whether there is anything of the repository.
+    /// Returns whether the cache has a folder for the repository.
     pub(super) fn exists(&self) -> bool {
         self.dir().is_dir()
     }
 
-    /// Folder of the files of a commit.
+    /// Returns the folder with the files of a commit.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.dir().join("snapshots").join(commit)
     }
 
-    /// Where a content is, or will be.
+    /// Returns the path of a blob, whether or not it exists.
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
         self.dir().join("blobs").join(etag)
     }
 
-    /// The commit that a branch or a tag had when it was last asked for.
+    /// Returns the stored commit of a branch or tag, as of the last request.
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
         let text = std::fs::read_to_string(self.dir().join("refs").join(revision)).ok()?;
         Some(text.trim().to_string()).filter(|commit| is_commit(commit))
     }
 
-    /// Keeps the commit of a branch or a tag.
+    /// Stores the commit of a branch or tag.
     pub(super) fn keep_ref(&self, revision: &str, commit: &str) {
         if revision != commit && self.commit_of(revision).as_deref() != Some(commit) {
-            keep(&self.dir().join("refs").join(revision), commit.as_bytes());
+            write_metadata(&self.dir().join("refs").join(revision), commit.as_bytes());
         }
     }
 
-    /// All files of a commit, where that was asked for before.
+    /// Returns the stored list of all files of a commit.
     pub(super) fn listing(&self, commit: &str) -> Option<Vec<String>> {
         files::read_json(&self.listing_path(commit)).ok()
     }
 
-    /// Keeps the list of all files of a commit.
+    /// Stores the list of all files of a commit.
     pub(super) fn keep_listing(&self, commit: &str, listing: &[String]) {
         if self.listing(commit).as_deref() != Some(listing) {
-            keep(&self.listing_path(commit), &serde_json::to_vec(listing).expect("texts are JSON"));
+            write_metadata(&self.listing_path(commit), &serde_json::to_vec(listing).expect("texts are JSON"));
         }
     }
 
@@ -79,7 +79,7 @@ impl Cache {
         self.dir().join(".listings").join(format!("{commit}.json"))
     }
 
-    /// The files of a commit that are here, as paths within it: what another program has fetched may be a part.
+    /// Returns the relative paths of a commit's files in the cache, which may be incomplete.
     pub(super) fn present(&self, commit: &str) -> Vec<String> {
         let root = self.snapshot(commit);
         let (mut found, mut folders) = (Vec::new(), vec![root.clone()]);
@@ -96,7 +96,7 @@ impl Cache {
         found
     }
 
-    /// Puts a content under its path in a commit.
+    /// Links the blob `etag` at the path `file` of a commit.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
         let place = self.snapshot(commit).join(file);
         let up = "../".repeat(2 + Path::new(file).components().count() - 1);
@@ -105,23 +105,23 @@ impl Cache {
             return Ok(());
         }
         files::create_dir(place.parent().unwrap_or(&place))?;
-        let own = own_name(&place);
+        let own = temporary_path(&place);
         let put = || symlink(&target, &self.blob(etag), &own).and_then(|()| std::fs::rename(&own, &place));
         put().inspect_err(|_| drop(std::fs::remove_file(&own))).map_err(Error::io(&place))
     }
 
-    /// Waits for the right to fetch a content; `told` is called when another process has it.
-    pub(super) fn lock(&self, etag: &str, told: impl FnOnce()) -> Result<File> {
+    /// Locks a blob for downloading. If another process holds the lock, calls `on_wait` and waits.
+    pub(super) fn lock(&self, etag: &str, on_wait: impl FnOnce()) -> Result<File> {
         let path = self.root.join(".locks").join(&self.folder).join(format!("{etag}.lock"));
         files::create_dir(path.parent().unwrap_or(&path))?;
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(Error::io(&path))?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                told();
+                on_wait();
                 file.lock().map_err(Error::io(&path))?;
             }
-            // Some network file systems have no locks.
+            // Some network file systems do not support locks.
             Err(TryLockError::Error(error)) => tracing::warn!("{}: cannot be locked ({error})", path.display()),
             Ok(()) => {}
         }
@@ -129,18 +129,18 @@ impl Cache {
     }
 }
 
-/// A name beside `path` that no other process takes, nor another thread.
-fn own_name(path: &Path) -> PathBuf {
+/// Returns a temporary path beside `path` that is unique among processes and threads.
+fn temporary_path(path: &Path) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     path.with_file_name(format!(".{}-{count}-{name}", std::process::id()))
 }
 
-/// Writes a note of the cache. Processes that write the same at the same time do not get in each other's way; where it cannot be written, as in
-/// a cache that others own, the next start asks the Hub again, and that is told.
-fn keep(path: &Path, bytes: &[u8]) {
-    let own = own_name(path);
+/// Writes a metadata file of the cache atomically, so that concurrent writers do not conflict. If it cannot be written,
+/// for example in a cache owned by another user, logs a warning; the next start requests the data from the Hub again.
+fn write_metadata(path: &Path, bytes: &[u8]) {
+    let own = temporary_path(path);
     let put = || {
         std::fs::create_dir_all(path.parent().unwrap_or(path))?;
         std::fs::write(&own, bytes)?;
@@ -157,13 +157,13 @@ fn symlink(relative: &Path, _blob: &Path, place: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(relative, place)
 }
 
-/// As `huggingface_hub` does where links need rights that users have not.
+/// Copies the blob, as `huggingface_hub` does where creating links needs special privileges.
 #[cfg(not(unix))]
 fn symlink(_relative: &Path, blob: &Path, place: &Path) -> std::io::Result<()> {
     std::fs::copy(blob, place).map(drop)
 }
 
-/// Whether a path of a repository stays within the folder it is put in.
+/// Returns whether a path of a repository stays within the destination folder.
 pub(super) fn is_inside(file: &str) -> bool {
     !file.is_empty()
         && !file.contains(|c: char| c == '\\' || c.is_control())
@@ -174,7 +174,7 @@ pub(super) fn is_inside(file: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Two processes that fetched one repository at a time took the same temporary file from each other.
+    /// Regression: two processes that downloaded the same repository used the same temporary file.
     #[test]
     fn the_same_is_kept_by_many_at_a_time() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,27 +1,27 @@
-//! What the `README.md` of a data set says of its files: `configs` in its front matter, which the Hub goes by.
+//! Dataset configurations declared in a dataset card: `configs` in the front matter of `README.md`, as the Hub uses it.
 //!
-//! No YAML but the little that is written there: mappings and lists in blocks, plain and quoted texts, lists in brackets.
+//! Supports only the YAML used there: block mappings and lists, plain and quoted strings, lists in brackets.
 
-/// A configuration as a card declares it.
+/// Configuration declared in a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Config {
     pub(super) name: String,
     pub(super) default: bool,
-    /// Each split with the patterns of its files.
+    /// Splits with the patterns of their files.
     pub(super) splits: Vec<(String, Vec<String>)>,
 }
 
-/// The configurations of a card, none where it declares none.
+/// Returns the configurations of a card; empty if it declares none.
 ///
 /// # Errors
-/// The line that is beyond this reader.
+/// A line is not supported by this parser, or a configuration is incomplete.
 pub(super) fn configs(readme: &str) -> Result<Vec<Config>, String> {
     let mut lines = readme.lines().skip_while(|line| line.trim().is_empty());
     if lines.next().map(str::trim_end) != Some("---") {
         return Ok(Vec::new());
     }
     let front = lines.take_while(|line| line.trim_end() != "---");
-    // The block of `configs` alone: other keys may have anything.
+    // Only the block of `configs` is parsed: other keys may use any YAML.
     let block = front.skip_while(|line| line.trim_end() != "configs:").skip(1);
     let block = block.take_while(|line| line.trim().is_empty() || line.starts_with([' ', '-', '#']));
     let mut lines: Vec<(usize, &str)> = Vec::new();
@@ -56,13 +56,13 @@ fn config(entry: Yaml) -> Result<Config, String> {
         Yaml::Map(entries) => {
             entries.iter().map(|(split, path)| Ok((split.clone(), path.texts()?))).collect::<Result<_, String>>()?
         }
-        // Without a split everything is for training.
+        // Files without a split form the training split.
         paths => vec![("train".to_string(), paths.texts()?)],
     };
     Ok(Config { name, default, splits })
 }
 
-/// A part of a document.
+/// Node of a YAML document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Yaml {
     Text(String),
@@ -82,7 +82,7 @@ impl Yaml {
         if let Some(Self::Text(text)) = self.get(key) { Some(text) } else { None }
     }
 
-    /// One text or a list of them.
+    /// Returns a string or a list of strings as a list.
     fn texts(&self) -> Result<Vec<String>, String> {
         match self {
             Self::Text(text) => Ok(vec![text.clone()]),
@@ -91,7 +91,7 @@ impl Yaml {
         }
     }
 
-    /// What the lines that are indented by `least` or more begin with.
+    /// Parses the node at the start of `lines`; an empty string if it is indented by less than `least`.
     fn block(lines: Lines, least: usize) -> Result<Self, String> {
         let Some(&(indent, first)) = lines.first().filter(|(indent, _)| *indent >= least) else {
             return Ok(Self::Text(String::new()));
@@ -108,7 +108,7 @@ impl Yaml {
                 *lines = &lines[1..];
                 items.push(Self::block(lines, indent + 1)?);
             } else if key(text).is_some() {
-                // The item is a mapping whose first key stands beside the dash.
+                // The item is a mapping whose first key is on the line of the dash.
                 let mut rest: Vec<(usize, &str)> = lines.to_vec();
                 rest[0] = (inner, text);
                 let mut own = &rest[..];
@@ -125,10 +125,10 @@ impl Yaml {
     fn map(lines: Lines, indent: usize) -> Result<Self, String> {
         let mut entries = Vec::new();
         while let Some(&(own, line)) = lines.first().filter(|(own, _)| *own >= indent) {
-            let Some((name, value)) = key(line).filter(|_| own == indent) else { return Err(beyond(line)) };
+            let Some((name, value)) = key(line).filter(|_| own == indent) else { return Err(unsupported(line)) };
             *lines = &lines[1..];
             let value = match (value, lines.first()) {
-                // A list may stand as deep as its key.
+                // A list may have the same indentation as its key.
                 ("", Some((own, line))) if *own == indent && line.starts_with('-') => Self::list(lines, indent)?,
                 ("", _) => Self::block(lines, indent + 1)?,
                 (text, _) => Self::scalar(text)?,
@@ -140,31 +140,31 @@ impl Yaml {
 
     fn scalar(text: &str) -> Result<Self, String> {
         if let Some(list) = text.strip_prefix('[') {
-            let list = list.strip_suffix(']').ok_or_else(|| beyond(text))?;
+            let list = list.strip_suffix(']').ok_or_else(|| unsupported(text))?;
             let items = list.split(',').map(str::trim).filter(|item| !item.is_empty());
             return Ok(Self::List(items.map(Self::scalar).collect::<Result<_, _>>()?));
         }
         for quote in ['"', '\''] {
             if let Some(inner) = text.strip_prefix(quote) {
                 let inner = inner.strip_suffix(quote).filter(|inner| !inner.contains([quote, '\\']));
-                return inner.map(|inner| Self::Text(inner.to_string())).ok_or_else(|| beyond(text));
+                return inner.map(|inner| Self::Text(inner.to_string())).ok_or_else(|| unsupported(text));
             }
         }
         if text.starts_with(['{', '&', '|', '>', '!', '%', '@', '`', '*'])
             && !text.starts_with("**/")
             && !text.starts_with("*.")
         {
-            return Err(beyond(text));
+            return Err(unsupported(text));
         }
         Ok(Self::Text(text.split(" #").next().unwrap_or(text).trim_end().to_string()))
     }
 }
 
-fn beyond(line: &str) -> String {
+fn unsupported(line: &str) -> String {
     format!("beyond the YAML that is read here: {line}")
 }
 
-/// Key and value of a line of a mapping.
+/// Splits a line of a mapping into key and value.
 fn key(line: &str) -> Option<(&str, &str)> {
     let (name, value) = match line.strip_suffix(':') {
         Some(name) => (name, ""),
@@ -189,7 +189,7 @@ mod tests {
         Config { name: name.to_string(), default, splits }
     }
 
-    /// The forms in which published cards have it.
+    /// The forms used in published cards.
     #[test]
     fn configurations_are_read_in_their_usual_forms() {
         let main = made("main", false, &[("train", &["main/train-*"]), ("test", &["main/test-*"])]);

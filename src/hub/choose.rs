@@ -1,9 +1,9 @@
-//! Which files of a repository are used.
+//! Selection of the files of a repository to download.
 
 use super::card;
 use super::name::{ENDINGS, Name};
 
-/// The small files of a model: its configuration and all that belongs to its tokenizer.
+/// Small files of a model: configuration and tokenizer.
 pub(crate) const SMALL: [&str; 12] = [
     "config.json",
     "generation_config.json",
@@ -20,39 +20,39 @@ pub(crate) const SMALL: [&str; 12] = [
 ];
 
 const ADAPTER: &str = "adapter_config.json";
-const WHOLE: &str = "model.safetensors";
-/// Which file has which tensor, where weights are in several.
+const WEIGHTS: &str = "model.safetensors";
+/// Index of sharded weights: maps each tensor to its file.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
-const FACTORS: &str = "adapter_model.safetensors";
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 fn has(listing: &[String], file: &str) -> bool {
     listing.iter().any(|other| other == file)
 }
 
-/// The small files of a model that it has. Beside a model of its own the configuration of an adapter is none of them.
+/// Returns the small files that a model has. The adapter configuration is ignored if the repository has full weights.
 pub(super) fn small(listing: &[String]) -> Vec<String> {
-    let whole = has(listing, WHOLE) || has(listing, INDEX);
+    let whole = has(listing, WEIGHTS) || has(listing, INDEX);
     let wanted = SMALL.into_iter().filter(|file| has(listing, file) && !(whole && *file == ADAPTER));
     wanted.map(str::to_string).collect()
 }
 
-/// The weights of a model: one file, the list of several, or those of an adapter.
+/// Returns the weights file of a model: a single file, the index of several, or adapter weights.
 ///
 /// # Errors
-/// When there are none that are read here.
+/// There are no weights in a supported format.
 pub(super) fn weights(listing: &[String]) -> Result<&'static str, String> {
-    if let Some(file) = [WHOLE, INDEX].into_iter().find(|file| has(listing, file)) {
+    if let Some(file) = [WEIGHTS, INDEX].into_iter().find(|file| has(listing, file)) {
         return Ok(file);
     }
-    if has(listing, ADAPTER) && has(listing, FACTORS) {
-        return Ok(FACTORS);
+    if has(listing, ADAPTER) && has(listing, ADAPTER_WEIGHTS) {
+        return Ok(ADAPTER_WEIGHTS);
     }
     let pickled = |file: &&String| [".bin", ".pt", ".pth", ".ckpt", ".pkl"].iter().any(|ending| file.ends_with(ending));
     let others = |file: &&String| file.ends_with(".safetensors") || file.ends_with(".gguf");
     let (wanted, found): (_, Vec<&String>) = if has(listing, ADAPTER) {
-        (FACTORS.to_string(), listing.iter().filter(pickled).collect())
+        (ADAPTER_WEIGHTS.to_string(), listing.iter().filter(pickled).collect())
     } else {
-        (format!("{WHOLE} or {INDEX}"), listing.iter().filter(|file| pickled(file) || others(file)).collect())
+        (format!("{WEIGHTS} or {INDEX}"), listing.iter().filter(|file| pickled(file) || others(file)).collect())
     };
     let found = found.iter().take(5).map(|file| file.as_str()).collect::<Vec<_>>().join(", ");
     Err(if found.is_empty() {
@@ -66,22 +66,22 @@ pub(super) fn weights(listing: &[String]) -> Result<&'static str, String> {
     })
 }
 
-/// A split of a data set.
+/// Split of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Split {
     config: String,
     split: String,
     files: Vec<String>,
-    /// Its configuration is the one that is meant where none is named.
+    /// Whether its configuration is the default one.
     default: bool,
-    /// The card names its files.
+    /// Whether the card declares its files.
     declared: bool,
 }
 
-/// The files of a data set that `name` means, in order; `readme` is its card.
+/// Returns the files of the data set that `name` refers to, in order. `readme` is the data set card.
 ///
 /// # Errors
-/// When it means none of them or several, which are listed.
+/// The name matches no split, or several; the error lists them.
 pub(super) fn data(name: &Name, listing: &[String], readme: Option<&str>) -> Result<Vec<String>, String> {
     if let [file] = &name.parts[..]
         && is_data(file)
@@ -127,10 +127,10 @@ pub(super) fn data(name: &Name, listing: &[String], readme: Option<&str>) -> Res
     }
 }
 
-/// The files of a split, once it is sure that they belong together.
+/// Returns the files of a split after checking that they belong together and are complete.
 fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
     let files = &split.files;
-    // `train-00000-of-00002.parquet`: the last number says how many there are.
+    // `train-00000-of-00002.parquet`: the last number is the number of files.
     let of =
         |file: &String| file.rsplit_once("-of-").and_then(|(_, rest)| rest.split('.').next()?.parse::<usize>().ok());
     if let Some(count) = files.first().and_then(of).filter(|count| *count != files.len()) {
@@ -142,7 +142,7 @@ fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
             some(files.iter())
         ));
     }
-    // Without digits the names of what was cut into pieces are one.
+    // The names of shards differ only in digits.
     let bare = |file: &String| file.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
     if split.declared || files.iter().all(|file| bare(file) == bare(&files[0])) {
         return Ok(files.clone());
@@ -151,7 +151,7 @@ fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
     Err(format!("has several files for {}:{}; name one:{lines}", split.config, split.split))
 }
 
-/// The splits as the card declares them, or else as names of files tell.
+/// Returns the splits declared in the card or, if there are none, derived from file names.
 fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<Split>, String> {
     let declared = match readme.map_or(Ok(Vec::new()), card::configs) {
         Ok(declared) => declared,
@@ -187,7 +187,7 @@ fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<Split>, String
                     config.name
                 ));
             }
-            // Nothing of it is here: offline, or a card that is wrong.
+            // No files: offline with a partial cache, or the card is wrong.
             if !files.is_empty() {
                 found.push(Split { config: config.name.clone(), split, files, default, declared: true });
             }
@@ -196,7 +196,7 @@ fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<Split>, String
     Ok(found)
 }
 
-/// The splits that names of files tell: `main/train-00000-of-00001.parquet`, `data/test.jsonl`, `default/train/0000.parquet`.
+/// Derives splits from names: `main/train-00000-of-00001.parquet`, `data/test.jsonl`, `default/train/0000.parquet`.
 fn by_names(listing: &[String]) -> Vec<Split> {
     let mut found: Vec<Split> = Vec::new();
     for file in listing.iter().filter(|file| is_data(file)) {
@@ -220,7 +220,7 @@ fn by_names(listing: &[String]) -> Vec<Split> {
     found
 }
 
-/// The split that a part of a path names, as a word of its own.
+/// Returns the split that a path component contains as a separate word.
 fn split_in(part: &str) -> Option<&'static str> {
     const WORDS: [(&str, &[&str]); 3] = [
         ("train", &["train", "training"]),
@@ -232,7 +232,7 @@ fn split_in(part: &str) -> Option<&'static str> {
     words.find_map(|word| WORDS.iter().find(|(_, words)| words.contains(&word)).map(|(split, _)| *split))
 }
 
-/// Whether a file holds rows.
+/// Returns whether a file contains data rows.
 fn is_data(file: &str) -> bool {
     const FACTS: [&str; 5] =
         ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"];
@@ -241,7 +241,7 @@ fn is_data(file: &str) -> bool {
     ENDINGS.contains(&ending) && !FACTS.contains(&name) && !file.starts_with('.')
 }
 
-/// Whether a path fits a pattern in which `*` is any part of a name, and `**` any path.
+/// Returns whether a path matches a pattern. `*` matches within a path component, `**` across components.
 fn matches(pattern: &str, path: &str) -> bool {
     match pattern.find('*') {
         None => pattern == path,
@@ -251,7 +251,7 @@ fn matches(pattern: &str, path: &str) -> bool {
                 Some(after) => (after, true),
                 None => (&pattern[at + 1..], false),
             };
-            // `**/x` is `x`, too.
+            // `**/x` also matches `x`.
             if let Some(bare) = after.strip_prefix('/').filter(|_| crosses)
                 && matches(bare, rest)
             {
@@ -263,7 +263,7 @@ fn matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-/// The first of some names.
+/// Joins the first names, with the number of omitted ones.
 fn some<'a>(names: impl Iterator<Item = &'a String>) -> String {
     const MOST: usize = 8;
     let names: Vec<&str> = names.map(String::as_str).collect();
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(chosen("o/m:2025-I", &listing, Some(card)).unwrap(), ["a-I.jsonl"]);
         let error = chosen("o/m:test", &listing, Some(card)).unwrap_err();
         assert_eq!(error, "has several parts; name one:\n  o/m:2025-I:test\n  o/m:2025-II:test");
-        // Several files of one split are one where the card says so.
+        // Several files form one split if the card declares it.
         let both = "---\nconfigs:\n- config_name: default\n  data_files: \"*.jsonl\"\n---\n";
         assert_eq!(chosen("o/m", &listing, Some(both)).unwrap(), ["a-I.jsonl", "a-II.jsonl"]);
         let csv = "---\nconfigs:\n- config_name: default\n  data_files: x.csv\n---\n";
@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(error, "there is no file c.jsonl; there are a.jsonl");
         let error = chosen("o/m", &["data.csv"], None).unwrap_err();
         assert!(error.contains("it has data.csv") && error.contains("o/m@refs/convert/parquet"), "{error}");
-        // Offline, after a fetch that was cut between two files.
+        // Offline, after a download that was interrupted between two files.
         let error = chosen("o/m", &["train-00000-of-00002.parquet"], None).unwrap_err();
         assert!(error.contains("1 of the 2 files of default:train are here"), "{error}");
     }
@@ -383,7 +383,7 @@ mod tests {
             Ok("model.safetensors")
         );
         assert_eq!(of(&["model.safetensors.index.json", "model-00001-of-00002.safetensors"]), Ok(INDEX));
-        assert_eq!(of(&[ADAPTER, FACTORS]), Ok(FACTORS));
+        assert_eq!(of(&[ADAPTER, ADAPTER_WEIGHTS]), Ok(ADAPTER_WEIGHTS));
         let error = of(&["config.json", "pytorch_model.bin"]).unwrap_err();
         assert!(
             error.starts_with("has pytorch_model.bin and not model.safetensors") && error.contains("run code"),
@@ -394,6 +394,6 @@ mod tests {
         assert!(of(&["config.json"]).unwrap_err().contains("has no weights"));
         let both = files(&["config.json", ADAPTER, "model.safetensors", "optimizer.pt", "onnx/model.onnx"]);
         assert_eq!(small(&both), ["config.json"]);
-        assert_eq!(small(&files(&[ADAPTER, FACTORS])), [ADAPTER]);
+        assert_eq!(small(&files(&[ADAPTER, ADAPTER_WEIGHTS])), [ADAPTER]);
     }
 }

@@ -1,4 +1,4 @@
-//! What is asked of the Hub, and what its refusals mean.
+//! HTTP client of the Hub, with explanations of its error responses.
 
 use std::io::Read;
 use std::time::Duration;
@@ -10,23 +10,23 @@ use ureq::{Agent, Body};
 
 use super::name::{Kind, Name, is_commit};
 
-/// Bytes of a list of files at most.
+/// Maximum size of a file list in bytes.
 const LARGEST_LIST: u64 = 64 << 20;
-/// How many times as long as for a part of it is waited for the whole of a list, which some servers send drop by drop.
+/// Timeout for a whole file list, as a multiple of the timeout per read. Some servers send it slowly.
 const WHOLE_LIST: u32 = 10;
-/// Times that an answer may point elsewhere.
+/// Maximum number of requests in a chain of redirects.
 const REDIRECTS: usize = 6;
 
-/// Why there is no good answer.
+/// Failed request.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
-    /// It may pass: no connection, a time-out, a server that is overloaded or stumbles.
-    Passing(String),
-    /// It will not pass.
-    Lasting(String),
+    /// May succeed when retried: connection error, timeout, overloaded or failing server.
+    Transient(String),
+    /// Will fail again.
+    Permanent(String),
 }
 
-/// What the Hub says of a repository at a revision.
+/// Response of the Hub about a repository at a revision.
 #[derive(Debug, Deserialize)]
 pub(super) struct Listing {
     pub(super) sha: String,
@@ -40,31 +40,31 @@ struct Sibling {
 }
 
 impl Listing {
-    /// Paths of its files.
+    /// Returns the paths of the files.
     pub(super) fn files(self) -> Vec<String> {
         self.siblings.into_iter().map(|sibling| sibling.rfilename).collect()
     }
 }
 
-/// What the Hub says of a file before it is fetched.
+/// Metadata of a file, from a HEAD request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Head {
-    /// Its name among the blobs; of a large file its SHA-256.
+    /// ETag: the name of the blob, and the SHA-256 of large files.
     pub(super) etag: String,
-    /// Bytes.
+    /// Size in bytes.
     pub(super) size: u64,
-    /// Where it is.
+    /// Download URL.
     url: String,
 }
 
 impl Head {
-    /// The SHA-256 of the content, where the Hub says it.
+    /// Returns the SHA-256 of the content, if the ETag is one.
     pub(super) fn sha256(&self) -> Option<&str> {
         (self.etag.len() == 64).then_some(self.etag.as_str())
     }
 }
 
-/// A connection to the Hub. Not to be shown: it has the token.
+/// HTTP client of the Hub. Does not implement `Debug`, since it holds the token.
 #[derive(Clone)]
 pub(super) struct Client {
     agent: Agent,
@@ -74,7 +74,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// A client of the Hub at `endpoint`, which waits for so long for each answer and each part of one.
+    /// Creates a client. `patience` is the timeout for connecting, for each response and for each read.
     pub(super) fn new(endpoint: &str, token: Option<String>, patience: Duration) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
@@ -89,7 +89,7 @@ impl Client {
         Self { agent, endpoint: endpoint.trim_end_matches('/').to_string(), token, patience }
     }
 
-    /// The commit and the files of a revision.
+    /// Requests the commit and the file list of a revision.
     pub(super) fn list(&self, name: &Name) -> Result<Listing, Failure> {
         let revision = encoded(name.revision(), false);
         let url = format!("{}/api/{}/{}/revision/{revision}", self.endpoint, name.kind.plural(), name.repository);
@@ -97,14 +97,14 @@ impl Client {
         let ask = |url: &str| self.agent.get(url).config().timeout_recv_body(longest).build();
         let (_, mut answer) = self.follow(&url, name, &ask)?;
         let body = answer.body_mut().with_config().limit(LARGEST_LIST).read_to_vec();
-        let body = body.map_err(|error| Failure::Passing(format!("{url}: {error}")))?;
+        let body = body.map_err(|error| Failure::Transient(format!("{url}: {error}")))?;
         let strange =
-            |why: String| Failure::Lasting(format!("{url}: not an answer of the Hub's ({why}): check HF_ENDPOINT"));
+            |why: String| Failure::Permanent(format!("{url}: not an answer of the Hub's ({why}): check HF_ENDPOINT"));
         let listing: Listing = serde_json::from_slice(&body).map_err(|error| strange(error.to_string()))?;
         if is_commit(&listing.sha) { Ok(listing) } else { Err(strange(format!("the commit is {:?}", listing.sha))) }
     }
 
-    /// What is to be known of a file before it is fetched.
+    /// Requests the metadata of a file.
     pub(super) fn head(&self, name: &Name, commit: &str, file: &str) -> Result<Head, Failure> {
         let folder = if name.kind == Kind::Data { "datasets/" } else { "" };
         let url = format!("{}/{folder}{}/resolve/{commit}/{}", self.endpoint, name.repository, encoded(file, true));
@@ -113,7 +113,7 @@ impl Client {
         for _ in 0..REDIRECTS {
             let found = self.once(&url, name, &ask)?;
             let headers = found.headers();
-            // The Hub itself says what the file is; where its content lies (a storage that it points to) need not.
+            // The Hub's own response has the metadata; the storage it redirects to may lack them.
             let linked = ["x-linked-etag", "x-linked-size"].iter().all(|name| headers.contains_key(*name));
             let pointed = linked || !found.status().is_redirection();
             let next = text(headers, "location").map(|to| joined(&url, to)).unwrap_or(url.clone());
@@ -123,22 +123,22 @@ impl Client {
             }
             url = next;
         }
-        let Some((found, url)) = answer else { return Err(circles(&url)) };
+        let Some((found, url)) = answer else { return Err(too_many_redirects(&url)) };
         let headers = found.headers();
         let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag")).map(plain).unwrap_or_default();
         let size = text(headers, "x-linked-size").or_else(|| text(headers, "content-length"));
         let size = size.and_then(|size| size.parse().ok());
-        // It becomes the name of a file.
+        // The ETag becomes a file name.
         let usable = !etag.is_empty() && etag.len() <= 128 && etag.bytes().all(|byte| byte.is_ascii_alphanumeric());
         match (usable, size) {
             (true, Some(size)) => Ok(Head { etag: etag.to_string(), size, url }),
-            _ => Err(Failure::Lasting(format!(
+            _ => Err(Failure::Permanent(format!(
                 "{url}: the answer has no usable ETag and size ({etag:?}, {size:?}): not the Hub's, check HF_ENDPOINT"
             ))),
         }
     }
 
-    /// The content of a file from byte `from` on, with whether it begins there: a server that cannot go on begins anew.
+    /// Requests a file from byte `from`. The flag is false if the server sends the file from its start instead.
     pub(super) fn content(&self, name: &Name, head: &Head, from: u64) -> Result<(bool, impl Read + use<>), Failure> {
         let ask = |url: &str| {
             let request = self.agent.get(url).header("Accept-Encoding", "identity");
@@ -149,7 +149,7 @@ impl Client {
             206 => {
                 let range = text(answer.headers(), "content-range").unwrap_or_default();
                 if !range.starts_with(&format!("bytes {from}-")) {
-                    return Err(Failure::Lasting(format!("{url}: asked for bytes from {from}, got {range:?}")));
+                    return Err(Failure::Permanent(format!("{url}: asked for bytes from {from}, got {range:?}")));
                 }
                 true
             }
@@ -158,7 +158,7 @@ impl Client {
         Ok((goes_on, answer.into_body().into_reader()))
     }
 
-    /// Asks, and again where the answer points to; gives the last address, too.
+    /// Sends a request and follows redirects; returns the final URL and the response.
     fn follow(&self, url: &str, name: &Name, ask: Ask) -> Result<(String, Response<Body>), Failure> {
         let mut url = url.to_string();
         for _ in 0..REDIRECTS {
@@ -168,10 +168,10 @@ impl Client {
                 None => return Ok((url, answer)),
             }
         }
-        Err(circles(&url))
+        Err(too_many_redirects(&url))
     }
 
-    /// Asks once. The token is shown to the Hub alone, not to a host that it points to.
+    /// Sends a single request. The token is sent to the Hub only, not to hosts that it redirects to.
     fn once(&self, url: &str, name: &Name, ask: Ask) -> Result<Response<Body>, Failure> {
         let own = origin(url) == origin(&self.endpoint);
         let mut request = ask(url);
@@ -181,13 +181,13 @@ impl Client {
         let answer = request.call().map_err(|error| unreachable(url, &error))?;
         match answer.status().as_u16() {
             200..=399 => Ok(answer),
-            // A link of the storage that has run out: the Hub gives a new one.
-            status if !own => Err(Failure::Passing(format!("{} answers {status}", origin(url)))),
+            // An expired storage link: a retry gets a new one from the Hub.
+            status if !own => Err(Failure::Transient(format!("{} answers {status}", origin(url)))),
             status => Err(self.refusal(url, name, status, answer.headers())),
         }
     }
 
-    /// What a status of the Hub's means, and what to do.
+    /// Explains an error status of the Hub, and how to resolve it.
     fn refusal(&self, url: &str, name: &Name, status: u16, headers: &HeaderMap) -> Failure {
         let (code, said) = (text(headers, "x-error-code"), text(headers, "x-error-message").unwrap_or_default());
         let (endpoint, repository) = (&self.endpoint, &name.repository);
@@ -199,62 +199,62 @@ impl Client {
             None => "if it is private, set HF_TOKEN to a token that may read it",
         };
         let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
-        let lasting = |message: String| Failure::Lasting(format!("{message}{said}"));
+        let permanent = |message: String| Failure::Permanent(format!("{message}{said}"));
         match (status, code) {
-            (_, Some("GatedRepo")) => lasting(format!(
+            (_, Some("GatedRepo")) => permanent(format!(
                 "gated: accept its terms at {endpoint}{page}/{repository}, and set HF_TOKEN to a token of the account that did"
             )),
-            (404, Some("RevisionNotFound")) => lasting(format!(
+            (404, Some("RevisionNotFound")) => permanent(format!(
                 "has no revision {:?}: its page at {endpoint}{page}/{repository} lists them",
                 name.revision()
             )),
-            (404, Some("EntryNotFound")) => lasting(format!("{url}: there is no such file")),
-            (401, _) => lasting(format!(
+            (404, Some("EntryNotFound")) => permanent(format!("{url}: there is no such file")),
+            (401, _) => permanent(format!(
                 "the Hub answers 401: there is no such repository (or path, where one was meant), or it is not public; {token}"
             )),
-            (403, _) => lasting(format!(
+            (403, _) => permanent(format!(
                 "the Hub answers 403: {token}; of a gated one accept the terms at {endpoint}{page}/{repository}"
             )),
-            (404, _) => lasting(format!(
+            (404, _) => permanent(format!(
                 "the Hub has no such repository or revision: check owner, name and revision (or the path, where one was meant); {token}"
             )),
-            (408 | 425 | 429 | 500..=599, _) => Failure::Passing(format!("{url} answers {status}{said}")),
-            _ => lasting(format!("{url} answers {status}")),
+            (408 | 425 | 429 | 500..=599, _) => Failure::Transient(format!("{url} answers {status}{said}")),
+            _ => permanent(format!("{url} answers {status}")),
         }
     }
 }
 
-/// A request to an address.
+/// Builds a request for a URL.
 type Ask<'a> = &'a dyn Fn(&str) -> ureq::RequestBuilder<WithoutBody>;
 
 fn unreachable(url: &str, error: &ureq::Error) -> Failure {
     let message = format!("{url}: {error}");
     match error {
-        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_) => Failure::Lasting(message),
-        _ => Failure::Passing(message),
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_) => Failure::Permanent(message),
+        _ => Failure::Transient(message),
     }
 }
 
-fn circles(url: &str) -> Failure {
-    Failure::Lasting(format!("{url}: points elsewhere more than {REDIRECTS} times"))
+fn too_many_redirects(url: &str) -> Failure {
+    Failure::Permanent(format!("{url}: points elsewhere more than {REDIRECTS} times"))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// An ETag without its quotes.
+/// Returns an ETag without quotes and weak prefix.
 fn plain(etag: &str) -> &str {
     etag.trim_start_matches("W/").trim_matches('"')
 }
 
-/// Scheme, host and port.
+/// Returns scheme, host and port of a URL.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     &url[..url[host..].find(['/', '?']).map_or(url.len(), |end| host + end)]
 }
 
-/// Where an answer from `url` points to.
+/// Resolves the redirect location `to` relative to `url`.
 fn joined(url: &str, to: &str) -> String {
     match to {
         to if to.contains("://") => to.to_string(),
@@ -263,7 +263,7 @@ fn joined(url: &str, to: &str) -> String {
     }
 }
 
-/// A path as part of an address.
+/// Percent-encodes a path for a URL.
 fn encoded(path: &str, keep_slashes: bool) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) || (keep_slashes && byte == b'/');
     let each = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };

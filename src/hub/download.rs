@@ -1,4 +1,4 @@
-//! One file, from the Hub into the cache: gone on with where it was cut, and whole before it is used.
+//! Download of a file into the cache: resumed if interrupted, and verified before use.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -14,18 +14,18 @@ use super::progress::{Progress, say};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Times that something is asked for again without a byte gained, each after twice the wait of the one before.
+/// Maximum number of attempts without progress. The wait doubles after each.
 pub(super) const TRIES: u32 = 4;
 pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
 
-/// Asks until there is an answer, a failure that lasts, or too many that pass.
-pub(super) fn insist<T>(name: &Name, mut ask: impl FnMut() -> std::result::Result<T, Failure>) -> Result<T> {
+/// Retries `ask` until it succeeds, fails permanently or has failed [`TRIES`] times.
+pub(super) fn retry<T>(name: &Name, mut ask: impl FnMut() -> std::result::Result<T, Failure>) -> Result<T> {
     let mut tried = 0;
     loop {
         match ask() {
             Ok(found) => return Ok(found),
-            Err(Failure::Lasting(why)) => return Err(Error::Invalid(format!("{name}: {why}"))),
-            Err(Failure::Passing(why)) => {
+            Err(Failure::Permanent(why)) => return Err(Error::Invalid(format!("{name}: {why}"))),
+            Err(Failure::Transient(why)) => {
                 tried += 1;
                 if tried == TRIES {
                     return Err(Error::Engine(why));
@@ -36,11 +36,11 @@ pub(super) fn insist<T>(name: &Name, mut ask: impl FnMut() -> std::result::Resul
     }
 }
 
-/// Has `file` of a commit in the cache.
+/// Downloads `file` of a commit into the cache, unless it is there.
 ///
 /// # Errors
-/// What the Hub says, a connection that does not come back, a content of another size or SHA-256 than the Hub names, and a
-/// full disk.
+/// The Hub rejects the request, the connection is lost, size or SHA-256 of the content differ from the Hub's metadata,
+/// or the file cannot be written.
 pub(super) fn fetch(client: &Client, cache: &Cache, name: &Name, commit: &str, file: &str) -> Result<()> {
     let broken = |error| match error {
         Error::Engine(why) => Error::Invalid(format!(
@@ -48,7 +48,7 @@ pub(super) fn fetch(client: &Client, cache: &Cache, name: &Name, commit: &str, f
         )),
         other => other,
     };
-    let head = insist(name, || client.head(name, commit, file)).map_err(broken)?;
+    let head = retry(name, || client.head(name, commit, file)).map_err(broken)?;
     let blob = cache.blob(&head.etag);
     files::create_dir(blob.parent().unwrap_or(&blob))?;
     let what = format!("{}/{file}", name.repository);
@@ -59,11 +59,11 @@ pub(super) fn fetch(client: &Client, cache: &Cache, name: &Name, commit: &str, f
         let mut link = Some(head.clone());
         while part.size < head.size {
             let had = part.size;
-            let went_on = insist(name, || {
-                // Links to storage run out: a connection after a failure has a new one.
+            let went_on = retry(name, || {
+                // Storage links expire: request a new one after a failure.
                 let head = link.take().map_or_else(|| client.head(name, commit, file), Ok)?;
                 match part.go_on(client, name, &head, &mut progress) {
-                    Err(Failure::Passing(_)) if part.size > had => Ok(()),
+                    Err(Failure::Transient(_)) if part.size > had => Ok(()),
                     other => other,
                 }
             });
@@ -81,7 +81,7 @@ fn incomplete(blob: &Path) -> PathBuf {
     name.into()
 }
 
-/// The beginning of a file, with its hash.
+/// Partially downloaded file, with the hash of its content so far.
 struct Part {
     path: PathBuf,
     file: File,
@@ -90,7 +90,7 @@ struct Part {
 }
 
 impl Part {
-    /// What an earlier time left, or nothing.
+    /// Opens the remainder of an earlier download, or an empty file.
     fn open(path: PathBuf, head: &Head) -> Result<Self> {
         let open = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let mut part = Self { file: open.map_err(Error::io(&path))?, path, size: 0, hash: Sha256::new() };
@@ -115,7 +115,7 @@ impl Part {
         Ok(())
     }
 
-    /// Takes what a connection brings. That of a disk which is full, too, ends this as a failure that lasts.
+    /// Appends the content that a connection delivers. Write errors, such as a full disk, are permanent failures.
     fn go_on(
         &mut self,
         client: &Client,
@@ -123,20 +123,20 @@ impl Part {
         head: &Head,
         progress: &mut Progress,
     ) -> std::result::Result<(), Failure> {
-        let own = |error: Error| Failure::Lasting(error.to_string());
+        let own = |error: Error| Failure::Permanent(error.to_string());
         let (goes_on, mut content) = client.content(name, head, self.size)?;
         if !goes_on {
             self.empty().map_err(own)?;
         }
         let mut buffer = vec![0; 1 << 18];
         loop {
-            let read = content.read(&mut buffer).map_err(|error| Failure::Passing(error.to_string()))?;
+            let read = content.read(&mut buffer).map_err(|error| Failure::Transient(error.to_string()))?;
             if read == 0 {
                 break;
             }
             if self.size + read as u64 > head.size {
                 self.empty().map_err(own)?;
-                return Err(Failure::Lasting(format!(
+                return Err(Failure::Permanent(format!(
                     "{} has more bytes than the {} that were announced",
                     head.etag, head.size
                 )));
@@ -147,12 +147,12 @@ impl Part {
             progress.at(self.size);
         }
         if self.size < head.size {
-            return Err(Failure::Passing(format!("the connection ended after {} of {} bytes", self.size, head.size)));
+            return Err(Failure::Transient(format!("the connection ended after {} of {} bytes", self.size, head.size)));
         }
         Ok(())
     }
 
-    /// Compares what has come with what the Hub says of it, and gives it its name.
+    /// Verifies the SHA-256 if the Hub provides it, and renames the file to its blob.
     fn finish(mut self, name: &Name, file: &str, head: &Head, blob: &Path) -> Result<()> {
         let found: String = self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         if let Some(sha256) = head.sha256().filter(|sha256| *sha256 != found) {

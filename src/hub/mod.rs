@@ -1,20 +1,21 @@
-//! Models and data sets by name, from the Hugging Face Hub.
+//! Models and data sets from the Hugging Face Hub.
 //!
-//! [`model`] and [`data`] turn what a user wrote into places on this machine: a path stays what it is, and a name of a
-//! repository (`owner/name@revision`; of a data set with configuration and split, `owner/name:config:split`) is fetched into
-//! the cache that `huggingface_hub` has, too (`cache.rs`). In one process a name means one commit. What begins with `.`, `/` or
-//! `~`, has other than one slash, exists, or lies in a folder that exists is a path ([`Name::of`]); `hf:owner/name` is none.
+//! [`model`] and [`data`] resolve user input to local paths. A path is returned as it is. A repository name
+//! (`owner/name@revision`, for data sets with configuration and split `owner/name:config:split`) is downloaded into the
+//! cache shared with `huggingface_hub` (`cache.rs`). Within a process, a name always refers to the same commit. Input
+//! is a path if it begins with `.`, `/` or `~`, does not have exactly one slash, exists, or lies in an existing folder
+//! ([`Name::of`]). `hf:owner/name` is always a repository.
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `HF_HOME` | folder of cache and token; `~/.cache/huggingface` where it is not set |
-//! | `HF_HUB_CACHE` | folder of the cache; `hub` in that folder |
-//! | `HF_ENDPOINT` | address of the Hub; `https://huggingface.co` |
-//! | `HF_TOKEN` | token of an account; the file `token` in `HF_HOME` |
-//! | `HF_HUB_OFFLINE` | `1`: nothing is asked of the network, only the cache is looked in |
+//! | `HF_HOME` | folder of cache and token; default `~/.cache/huggingface` |
+//! | `HF_HUB_CACHE` | folder of the cache; default `hub` in `HF_HOME` |
+//! | `HF_ENDPOINT` | URL of the Hub; default `https://huggingface.co` |
+//! | `HF_TOKEN` | access token; default: content of the file `token` in `HF_HOME` |
+//! | `HF_HUB_OFFLINE` | `1`: no network requests, only the cache is used |
 //!
-//! Only files that are used are fetched: configuration, tokenizer, safetensors; Parquet and JSON of data sets. Nothing that
-//! is pickled is.
+//! Only required files are downloaded: configuration, tokenizer, safetensors; Parquet and JSON of data sets. Pickled
+//! files are never downloaded.
 
 mod cache;
 mod card;
@@ -40,19 +41,19 @@ pub use self::name::{Kind, Name};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// How much of a model is wanted.
+/// Files of a model to download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// Configuration and tokenizer.
     Settings,
-    /// The weights, too.
+    /// Configuration, tokenizer and weights.
     Whole,
 }
 
-/// The folder of the model that `path` is or names.
+/// Returns the folder of the model that `path` is or names.
 ///
 /// # Errors
-/// A path that is mistyped, and, of a name, what [`Hub::model`] says.
+/// A mistyped path, or for names the errors of [`Hub::model`].
 pub fn model(path: &Path, part: Part) -> Result<PathBuf> {
     match named(Kind::Model, path)? {
         Some(name) => Hub::from_env().model(&name, part),
@@ -60,10 +61,10 @@ pub fn model(path: &Path, part: Part) -> Result<PathBuf> {
     }
 }
 
-/// The files of the data set that `path` is or names, in order.
+/// Returns the files of the data set that `path` is or names, in order.
 ///
 /// # Errors
-/// A path that is mistyped, and, of a name, what [`Hub::data`] says.
+/// A mistyped path, or for names the errors of [`Hub::data`].
 pub fn data(path: &Path) -> Result<Vec<PathBuf>> {
     match named(Kind::Data, path)? {
         Some(name) => Hub::from_env().data(&name),
@@ -71,8 +72,8 @@ pub fn data(path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// `path`, and where it is a name the name at the commit that it means now: what settings keep, so that a run goes on with
-/// what it was started with.
+/// Returns `path`, or if it is a name, the name pinned to its current commit. Settings store the pinned name, so that a
+/// resumed run uses the same version.
 ///
 /// # Errors
 /// As [`commit`].
@@ -83,19 +84,19 @@ pub fn pinned(kind: Kind, path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// The commit that a name means; none for a path.
+/// Returns the commit of a name; `None` for a path.
 ///
 /// # Errors
-/// A path that is mistyped, and what the Hub says.
+/// A mistyped path, or an error of the Hub.
 pub fn commit(kind: Kind, path: &Path) -> Result<Option<String>> {
     let Some(name) = named(kind, path)? else { return Ok(None) };
     commit_of(&name).map(Some)
 }
 
-/// The commit that a name means.
+/// Returns the commit of a name.
 ///
 /// # Errors
-/// What the Hub says.
+/// An error of the Hub.
 pub fn commit_of(name: &Name) -> Result<String> {
     match name.commit() {
         Some(commit) => Ok(commit.to_string()),
@@ -103,7 +104,7 @@ pub fn commit_of(name: &Name) -> Result<String> {
     }
 }
 
-/// The name that `path` is, if it is one; that a path hides one is said.
+/// Returns the repository name in `path`, if it is one. Logs a message if a local path hides a repository name.
 fn named(kind: Kind, path: &Path) -> Result<Option<Name>> {
     let name = Name::of(kind, path)?;
     if name.is_none()
@@ -114,7 +115,7 @@ fn named(kind: Kind, path: &Path) -> Result<Option<Name>> {
     Ok(name)
 }
 
-/// Says once that a path is taken where a repository has the same name: where one is in the cache, so that people see it.
+/// Logs once that a local path hides a repository name: as a warning if the cache has the repository.
 fn say_hidden(path: &Path, name: &Name) {
     static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     if !SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_path_buf()) {
@@ -128,23 +129,23 @@ fn say_hidden(path: &Path, name: &Name) {
     }
 }
 
-/// Where repositories are asked for and kept.
+/// Connection settings of the Hub.
 #[derive(Clone)]
 pub struct Hub {
-    /// Address.
+    /// URL of the Hub.
     pub endpoint: String,
     /// Folder of the cache.
     pub cache: PathBuf,
-    /// Token of an account.
+    /// Access token.
     pub token: Option<String>,
-    /// Only the cache is looked in.
+    /// Whether only the cache is used.
     pub offline: bool,
-    /// The longest wait for an answer, or for a part of one.
+    /// Timeout for connecting, for a response and for each read.
     pub patience: Duration,
 }
 
 impl fmt::Debug for Hub {
-    /// Without the token.
+    /// Formats the settings without the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { endpoint, cache, token: _, offline, patience } = self;
         let mut shown = f.debug_struct("Hub");
@@ -153,18 +154,18 @@ impl fmt::Debug for Hub {
     }
 }
 
-/// A repository at a commit.
+/// Repository at a commit.
 #[derive(Debug, Clone)]
 struct Opened {
     commit: String,
-    /// Paths of all its files or, where only the cache was looked in, of those known.
+    /// Paths of all files or, offline without a stored listing, of the files in the cache.
     listing: Vec<String>,
-    /// Whether that is all.
+    /// Whether the listing is complete.
     whole: bool,
 }
 
 impl Hub {
-    /// As the environment says.
+    /// Returns the settings from environment variables.
     pub fn from_env() -> Self {
         let set = |name: &str| {
             std::env::var(name).ok().map(|value| value.trim().to_string()).filter(|value| !value.is_empty())
@@ -187,11 +188,11 @@ impl Hub {
         }
     }
 
-    /// Has a model in the cache; gives its folder.
+    /// Downloads a model into the cache, unless it is there; returns its folder.
     ///
     /// # Errors
-    /// What the Hub refuses, each with what to do: no such repository or revision, private, gated; offline and not in the
-    /// cache; no weights in safetensors; a connection that is cut for good, a file that comes damaged, a full disk.
+    /// No such repository or revision, private or gated (each with advice); offline and not in the cache; no
+    /// safetensors weights; a lost connection, a corrupt download, a full disk.
     pub fn model(&self, name: &Name, part: Part) -> Result<PathBuf> {
         let opened = self.open(name)?;
         let fault = |why: String| self.fault(name, &opened, &why);
@@ -204,13 +205,13 @@ impl Hub {
             }
         }
         self.fetch(name, &opened, &wanted)?;
-        self.settle(name, &opened)
+        self.finish(name, &opened)
     }
 
-    /// Has the files of a data set in the cache; gives their places.
+    /// Downloads the files of a data set into the cache, unless they are there; returns their paths.
     ///
     /// # Errors
-    /// As [`Self::model`], and a name that means none of its parts or several of them.
+    /// As [`Self::model`], and a name that matches no split or several.
     pub fn data(&self, name: &Name) -> Result<Vec<PathBuf>> {
         let opened = self.open(name)?;
         let mut readme = None;
@@ -222,11 +223,11 @@ impl Hub {
         let wanted = choose::data(name, &opened.listing, readme.as_deref());
         let wanted = wanted.map_err(|why| self.fault(name, &opened, &why))?;
         self.fetch(name, &opened, &wanted)?;
-        let dir = self.settle(name, &opened)?;
+        let dir = self.finish(name, &opened)?;
         Ok(wanted.iter().map(|file| dir.join(file)).collect())
     }
 
-    /// The files that the index of the weights names.
+    /// Returns the weight files listed in the index.
     fn shards(&self, name: &Name, opened: &Opened) -> Result<Vec<String>> {
         let path = self.snapshot(name, opened).join(choose::INDEX);
         let index: Value = files::read_json(&path)?;
@@ -246,7 +247,7 @@ impl Hub {
         Cache::of(&self.cache, name).snapshot(&opened.commit)
     }
 
-    /// A fault of what a repository holds; of a part of one it is said that it is a part.
+    /// Returns an error about the content of a repository. If the listing is incomplete, the message says so.
     fn fault(&self, name: &Name, opened: &Opened, why: &str) -> Error {
         let part = match opened.whole {
             true => String::new(),
@@ -258,7 +259,7 @@ impl Hub {
         Error::Invalid(format!("{name}: {why}{part}"))
     }
 
-    /// The commit that a name means, and its files. Once in a process: a branch that moves meanwhile does not.
+    /// Returns commit and files of a name. Resolved once per process, so that a branch does not move meanwhile.
     fn open(&self, name: &Name) -> Result<Opened> {
         type Known = HashMap<(String, PathBuf, Kind, String, String), Opened>;
         static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
@@ -269,22 +270,22 @@ impl Hub {
         if let Some(opened) = known.get(&key) {
             return Ok(opened.clone());
         }
-        let opened = self.look(name)?;
+        let opened = self.resolve(name)?;
         known.insert(key, opened.clone());
         Ok(opened)
     }
 
-    fn look(&self, name: &Name) -> Result<Opened> {
+    fn resolve(&self, name: &Name) -> Result<Opened> {
         let cache = Cache::of(&self.cache, name);
         let asked = name.revision();
         if let Some(listing) = name.commit().and_then(|commit| cache.listing(commit)) {
             return Ok(Opened { commit: asked.to_string(), listing, whole: true });
         }
         if self.offline {
-            return self.look_in(name, &cache);
+            return self.resolve_offline(name, &cache);
         }
         self.check().map_err(|why| Error::Invalid(format!("{name}: {why}")))?;
-        let listing = download::insist(name, || self.client().list(name)).map_err(|error| match error {
+        let listing = download::retry(name, || self.client().list(name)).map_err(|error| match error {
             Error::Engine(why) => Error::Invalid(format!(
                 "{name}: the Hub cannot be reached: {why}{}",
                 match cache.commit_of(asked) {
@@ -300,13 +301,13 @@ impl Hub {
         Ok(Opened { commit, listing, whole: true })
     }
 
-    /// Whether address and token can be sent.
+    /// Checks that endpoint and token are well-formed.
     fn check(&self) -> std::result::Result<(), String> {
         let endpoint = &self.endpoint;
         if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
             return Err(format!("HF_ENDPOINT is {endpoint:?}: write the whole address, as \"https://huggingface.co\""));
         }
-        // Not to be shown, not even in part.
+        // The message must not contain any part of the token.
         if self.token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(
                 "the token (HF_TOKEN, or the file token in HF_HOME) has a space, a line break or another character \
@@ -317,8 +318,8 @@ impl Hub {
         Ok(())
     }
 
-    /// What the cache has.
-    fn look_in(&self, name: &Name, cache: &Cache) -> Result<Opened> {
+    /// Resolves a name from the cache only.
+    fn resolve_offline(&self, name: &Name, cache: &Cache) -> Result<Opened> {
         let asked = name.revision();
         let commit = if is_commit(asked) { Some(asked.to_string()) } else { cache.commit_of(asked) };
         let known = commit.and_then(|commit| {
@@ -337,7 +338,7 @@ impl Hub {
         })
     }
 
-    /// Has files of a commit in the cache.
+    /// Downloads the files of a commit that are not in the cache.
     fn fetch(&self, name: &Name, opened: &Opened, wanted: &[String]) -> Result<()> {
         let (cache, dir) = (Cache::of(&self.cache, name), self.snapshot(name, opened));
         let missing: Vec<&String> = wanted.iter().filter(|file| !dir.join(file).is_file()).collect();
@@ -356,8 +357,8 @@ impl Hub {
         missing.into_iter().try_for_each(|file| download::fetch(&client, &cache, name, &opened.commit, file))
     }
 
-    /// All that was wanted of a commit is here: from now on the cache says that the branch is there.
-    fn settle(&self, name: &Name, opened: &Opened) -> Result<PathBuf> {
+    /// Stores the commit of the branch after all files have been downloaded; returns the snapshot folder.
+    fn finish(&self, name: &Name, opened: &Opened) -> Result<PathBuf> {
         if !self.offline {
             Cache::of(&self.cache, name).keep_ref(name.revision(), &opened.commit);
         }

@@ -1,11 +1,11 @@
-//! Names of repositories, told from paths.
+//! Names of repositories, as opposed to local paths.
 
 use std::fmt;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// What a repository holds.
+/// Kind of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A model, or an adapter.
@@ -15,7 +15,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind in the addresses and folders of the Hub.
+    /// Returns the kind as used in the Hub's URLs and cache folders.
     pub(super) fn plural(self) -> &'static str {
         match self {
             Self::Model => "models",
@@ -31,27 +31,27 @@ impl Kind {
     }
 }
 
-/// A repository at a revision, and of a data set the part that is meant.
+/// Name of a repository at a revision and, for data sets, of a part.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Name {
-    /// What it holds.
+    /// Kind of the repository.
     pub kind: Kind,
     /// `owner/name`.
     pub repository: String,
-    /// Of a data set what follows it, between colons: configuration and split, one of them, or a file.
+    /// Parts after the repository of a data set: configuration and split, one of them, or a file.
     pub parts: Vec<String>,
-    /// Branch, tag or commit; none for the main branch.
+    /// Branch, tag or commit; `None` for the main branch.
     pub revision: Option<String>,
 }
 
-/// What begins a name that is no path, whatever lies in the working directory.
-const MARK: &str = "hf:";
+/// Prefix of a repository name. A text with this prefix is never a path.
+const PREFIX: &str = "hf:";
 
-/// Folders of this repository. The embedded settings name files in them, so a path that begins with one is never a name of the
-/// Hub, not even where the folder is missing.
-const OWN: [&str; 3] = ["assets", "configs", "runs"];
+/// Folders of this project. The embedded settings refer to files in them, so a path that begins with one is never a
+/// repository name, even if the folder does not exist.
+const PROJECT_FOLDERS: [&str; 3] = ["assets", "configs", "runs"];
 
-/// Endings of files of data: a name that has one is a path.
+/// Extensions of data files: a data set name with one of them is a path.
 pub(super) const ENDINGS: [&str; 3] = ["parquet", "jsonl", "json"];
 
 impl fmt::Display for Name {
@@ -63,17 +63,18 @@ impl fmt::Display for Name {
 }
 
 impl Name {
-    /// The repository that `path` names; none for a path on this machine.
+    /// Returns the repository that `path` names; `None` for a local path.
     ///
-    /// What exists is a path. Else `owner/name` is of the Hub, unless there is a folder `owner` here: then it is a path that
-    /// is mistyped, and `hf:owner/name` names the repository.
+    /// Anything that exists is a path. Otherwise `owner/name` is a repository, unless a local folder `owner` exists:
+    /// then it is a mistyped path, and only `hf:owner/name` names the repository.
     ///
     /// # Errors
-    /// That mistyped path, and `hf:` before something that is no name.
+    /// A mistyped path, or `hf:` before an invalid name.
     pub fn of(kind: Kind, path: &Path) -> Result<Option<Self>> {
         let Some(text) = path.to_str() else { return Ok(None) };
-        if let Some(marked) = text.strip_prefix(MARK) {
-            let wrong = || Error::Invalid(format!("{text}: expected {MARK}{} after the mark of the Hub", kind.form()));
+        if let Some(marked) = text.strip_prefix(PREFIX) {
+            let wrong =
+                || Error::Invalid(format!("{text}: expected {PREFIX}{} after the mark of the Hub", kind.form()));
             return Self::read(kind, marked).map(Some).ok_or_else(wrong);
         }
         let named = Self::read(kind, text);
@@ -82,7 +83,7 @@ impl Name {
         }
         let Some(named) = named else { return Ok(None) };
         let (owner, _) = named.repository.split_once('/').unwrap_or_default();
-        if OWN.contains(&owner) || Path::new(owner).is_dir() {
+        if PROJECT_FOLDERS.contains(&owner) || Path::new(owner).is_dir() {
             let what = if kind == Kind::Model { "folder" } else { "file" };
             let why = if Path::new(owner).is_dir() { "is here" } else { "is one of this project's" };
             let clone = match owner {
@@ -91,19 +92,19 @@ impl Name {
             };
             let message = format!(
                 "no such {what}.{clone} The folder {owner} {why}, so this is taken for a path and nothing is fetched; write \
-                 {MARK}{text} to name a repository of the Hub"
+                 {PREFIX}{text} to name a repository of the Hub"
             );
             return Err(Error::file(path, message));
         }
         Ok(Some(named))
     }
 
-    /// Whether `path` is one on this machine that has the form of a name.
+    /// Returns the repository name that the local path `path` hides because it has the form of one.
     pub(super) fn hidden_by(kind: Kind, path: &Path) -> Option<Self> {
-        path.to_str().filter(|text| !text.starts_with(MARK)).and_then(|text| Self::read(kind, text))
+        path.to_str().filter(|text| !text.starts_with(PREFIX)).and_then(|text| Self::read(kind, text))
     }
 
-    /// Reads the form of a name.
+    /// Parses a name; returns `None` if `text` does not have the form of one.
     fn read(kind: Kind, text: &str) -> Option<Self> {
         let (place, revision) = match text.split_once('@') {
             Some((place, revision)) => (place, Some(revision)),
@@ -115,8 +116,8 @@ impl Name {
         let (owner, name) = repository.split_once('/')?;
         let ending = Path::new(name).extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         let most = if kind == Kind::Model { 0 } else { 2 };
-        let well = is_word(owner)
-            && is_word(name)
+        let well = is_valid_name(owner)
+            && is_valid_name(name)
             && (kind == Kind::Model || !ENDINGS.contains(&ending))
             && parts.len() <= most
             && (parts.is_empty() || parts.iter().any(|part| !part.is_empty()))
@@ -125,24 +126,24 @@ impl Name {
         well.then(|| Self { kind, repository: repository.to_string(), parts, revision })
     }
 
-    /// The commit, where the revision is one.
+    /// Returns the commit, if the revision is a commit hash.
     pub fn commit(&self) -> Option<&str> {
         self.revision.as_deref().filter(|revision| is_commit(revision))
     }
 
-    /// Branch, tag or commit.
+    /// Returns branch, tag or commit; `main` by default.
     pub(super) fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// The name at a commit or another revision, as settings keep it: no path, wherever it is read.
+    /// Returns the name at a commit or another revision, as stored in settings: with `hf:`, so that it is never a path.
     pub fn at(&self, commit: &str) -> String {
-        format!("{MARK}{}", Self { revision: Some(commit.to_string()), ..self.clone() })
+        format!("{PREFIX}{}", Self { revision: Some(commit.to_string()), ..self.clone() })
     }
 }
 
-/// The Hub's rule for the name of an account or of a repository.
-fn is_word(text: &str) -> bool {
+/// Returns whether a text is valid as an account or repository name by the Hub's rules.
+fn is_valid_name(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let ends = |c: char| c == '-' || c == '.';
     (1..=96).contains(&text.len())
@@ -153,14 +154,14 @@ fn is_word(text: &str) -> bool {
         && !text.contains("--")
 }
 
-/// Whether a text may name a branch, a tag or a commit; it is a path in the cache, too, and stays within its folder there.
+/// Returns whether a text is valid as a branch, tag or commit, and safe as a path in the cache.
 pub(crate) fn is_revision(text: &str) -> bool {
     !text.contains("..")
         && text.split('/').all(|part| !part.is_empty() && part != ".")
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
 }
 
-/// Whether a text is the hash of a commit.
+/// Returns whether a text is a commit hash.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
@@ -173,7 +174,7 @@ mod tests {
         Name::of(kind, Path::new(text)).unwrap().map(|name| name.to_string())
     }
 
-    /// Outside the repository the quickstart fetched a stranger's `assets/base`.
+    /// Regression: outside a clone, the quickstart downloaded `assets/base` of an unrelated account.
     #[test]
     fn the_projects_own_folders_are_never_names() {
         for path in ["assets/none", "runs/none", "configs/none"] {
@@ -198,7 +199,7 @@ mod tests {
         assert_eq!(Name::of(Kind::Data, Path::new(&name.at(commit))).unwrap().unwrap().commit(), Some(commit));
     }
 
-    /// Nothing is asked of the network where a path was meant.
+    /// Paths must not cause network requests.
     #[test]
     fn paths_are_no_names() {
         for path in [
@@ -210,11 +211,11 @@ mod tests {
         for path in ["x/rows.jsonl", "x/rows.json", "x/train.parquet", "gsm8k", "a/b:c:d:e", "a/b:", "a/b::"] {
             assert_eq!(of(Kind::Data, path), None, "{path}");
         }
-        // What is here is a path.
+        // Existing files and folders are paths.
         assert_eq!((of(Kind::Model, "assets/base"), of(Kind::Data, "src/lib.rs")), (None, None));
     }
 
-    /// `runs/qucikstart` must not be asked of the Hub.
+    /// A mistyped path such as `runs/qucikstart` must not be requested from the Hub.
     #[test]
     fn a_path_that_is_mistyped_is_told_and_the_mark_overrides() {
         let error = Name::of(Kind::Model, Path::new("src/none")).unwrap_err().to_string();

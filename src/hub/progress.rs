@@ -1,21 +1,21 @@
-//! What is shown while a file is fetched.
+//! Progress display of downloads.
 
-/// A file that is being fetched.
+/// Progress of a file download.
 pub(super) struct Progress(imp::Line);
 
 impl Progress {
-    /// Of `size` bytes, `done` are here.
+    /// Starts the display of a download of `size` bytes, of which `done` are already present.
     pub(super) fn new(what: &str, size: u64, done: u64) -> Self {
         Self(imp::Line::new(what, size, done))
     }
 
-    /// So many are here now.
+    /// Updates the number of bytes present.
     pub(super) fn at(&mut self, done: u64) {
         self.0.at(done);
     }
 }
 
-/// A line for a person.
+/// Shows a line to the user.
 pub(super) fn say(line: &str) {
     imp::say(line);
 }
@@ -27,10 +27,10 @@ mod imp {
 
     use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-    /// Smaller files are not worth a line.
+    /// Smaller files, in bytes, are downloaded without a message if there is no terminal.
     const SMALL: u64 = 4 << 20;
-    /// Between two lines where there is no terminal.
-    const SILENCE: Duration = Duration::from_secs(30);
+    /// Interval between two messages if there is no terminal.
+    const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
     pub(super) struct Line {
         what: String,
@@ -48,7 +48,7 @@ mod imp {
                 let style = "{msg} {bar:20} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
                 line.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
                 line.set_message(what.to_string());
-                // Speed is that of this time, not of what an earlier one left.
+                // The speed excludes bytes of an earlier download.
                 line.set_position(done);
                 line.reset_eta();
                 bar = Some(line);
@@ -62,7 +62,7 @@ mod imp {
         pub(super) fn at(&mut self, done: u64) {
             if let Some(bar) = &self.bar {
                 bar.set_position(done);
-            } else if self.last.elapsed() > SILENCE {
+            } else if self.last.elapsed() > LOG_INTERVAL {
                 self.last = Instant::now();
                 let (start, before) = self.since;
                 let speed = done.saturating_sub(before) as f64 / start.elapsed().as_secs_f64();
@@ -85,7 +85,7 @@ mod imp {
     }
 }
 
-/// A library says nothing on standard error by itself.
+/// Without the command-line interface, messages go to `tracing` instead of standard error.
 #[cfg(not(feature = "cli"))]
 mod imp {
     pub(super) struct Line;

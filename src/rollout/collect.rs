@@ -1,4 +1,4 @@
-//! Sampling, grading and scoring the groups of a step.
+//! Sampling, grading and scoring of the groups of a step.
 
 use std::time::Instant;
 
@@ -16,55 +16,55 @@ use crate::text::tokenizer::Tokenizer;
 /// The groups of a step.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Those to learn from.
+    /// Groups to learn from.
     pub groups: Vec<Group>,
-    /// Those that were replaced, since their rewards do not differ.
+    /// Groups that were replaced because all their rewards are equal.
     pub replaced: Vec<Group>,
 }
 
 impl Batch {
-    /// Every group that was sampled.
+    /// Iterates over all sampled groups.
     pub fn all(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter().chain(&self.replaced)
     }
 }
 
-/// The place of a step in its stage, and what rewards remember of the steps before.
+/// The position of a step in its stage, and the state that rewards keep between steps.
 #[derive(Debug, Clone, Copy)]
 pub struct Now<'a> {
-    /// The stage, with the length clip of this step.
+    /// The stage, with the maximum completion length of this step.
     pub stage: &'a Stage,
-    /// Steps of the stage that are over.
+    /// Number of completed steps of the stage.
     pub step: usize,
-    /// The rewards' memory.
+    /// The memory of the rewards.
     pub memory: &'a Memory,
     /// The request to end early.
     pub stop: Stop<'a>,
 }
 
-/// What turns prompts into graded groups.
+/// Samples completions of prompts, and grades and scores them.
 #[derive(Debug)]
 pub struct Rollouts {
-    /// Turns completions into text.
+    /// Decodes completions into text.
     pub tokenizer: Tokenizer,
-    /// The rewards of all stages, opened.
+    /// The opened rewards of all stages.
     pub rewards: Rewards,
-    /// Completions per prompt.
+    /// Number of completions per prompt.
     pub num_generations: usize,
-    /// Rows, cache and stop tokens of the engine; the distribution and the length are the stage's.
+    /// Settings of the engine. The stage overrides the distribution and the maximum completion length.
     pub engine: Sampling,
     /// Seed of the sampling noise.
     pub seed: u64,
 }
 
-/// Told of every token that is sampled; an error ends the sampling.
+/// A callback for each sampled token; an error ends the sampling.
 pub type Follow<'a> = dyn FnMut(&Count) -> Result<()> + 'a;
 
 impl Rollouts {
     /// Samples and scores one group for each of `asked`.
     ///
     /// # Errors
-    /// What the sampler, the rewards and `follow` say.
+    /// Errors of the sampler, the rewards and `follow`.
     pub fn groups(
         &self,
         sampler: &mut dyn Sampler,
@@ -102,7 +102,7 @@ impl Rollouts {
         Sampling { distribution: stage.distribution(), max_completion_length, ..self.engine.clone() }
     }
 
-    /// Tells the sampler that the completions of `asked` come next, if the stage stays as it is.
+    /// Announces to the sampler that the completions of `asked` are requested next, unless the stage changes.
     pub fn announce(&self, sampler: &mut dyn Sampler, asked: Vec<Asked>, stage: &Stage) {
         sampler.prepare(&requests(&asked, self.num_generations, self.seed), &self.sampling(stage));
     }
@@ -127,9 +127,9 @@ impl Rollouts {
         followed.and(completions)
     }
 
-    /// Samples the `wanted` groups of a step, drawn one after another from `next_draw` on. Where the stage says so, groups
-    /// without spread are replaced by further draws, up to its number of batches; a step with no other groups has those, so
-    /// that it says what was seen.
+    /// Samples the `wanted` groups of a step with consecutive draws from `next_draw`. If the stage allows several
+    /// batches, further draws replace groups whose rewards are all equal. A step without other groups keeps these, so
+    /// that its metrics have values.
     ///
     /// # Errors
     /// As [`Rollouts::groups`].
@@ -168,7 +168,7 @@ impl Rollouts {
         Ok(batch)
     }
 
-    /// Lets the rewards of a stage remember every group of a step, and writes down their own figures.
+    /// Updates the memory of the rewards of a stage with all groups of a step, and sets the metrics of the rewards.
     pub fn remember(&self, batch: &Batch, stage: &Stage, memory: &mut Memory, metrics: &mut Metrics) {
         let answers: Vec<Vec<Answer>> =
             batch.all().map(|group| group.rollouts.iter().map(|rollout| rollout.answer.clone()).collect()).collect();
@@ -181,7 +181,7 @@ impl Rollouts {
     }
 }
 
-/// Groups of what belongs together; `scores` by group, reward and answer.
+/// Assembles the groups of a step. `scores` has the indices group, reward, answer.
 fn assemble(
     asked: Vec<Asked>,
     completions: Vec<Completion>,

@@ -1,4 +1,4 @@
-//! Groups: the completions of one problem in one step, with what is known of them.
+//! Groups: the completions of one problem in one step, with their rewards and advantages.
 
 use crate::data::Problem;
 use crate::generate::Completion;
@@ -7,26 +7,26 @@ use crate::objective::advantages;
 use crate::reward::{Answer, Parts};
 use crate::stage::Stage;
 
-/// A completion with what is known of it.
+/// A completion with its answer, its rewards and its advantage.
 #[derive(Debug, Clone)]
 pub struct Rollout {
-    /// As it was sampled.
+    /// The sampled completion.
     pub completion: Completion,
-    /// Its text, graded.
+    /// The graded text of the completion.
     pub answer: Answer,
-    /// One per reward of the stage; none where a reward cannot judge it.
+    /// One value per reward of the stage; `None` where a reward does not apply.
     pub rewards: Vec<Option<Parts>>,
-    /// Zero until [`assign_advantages`] has seen the whole step.
+    /// The advantage. Zero until [`assign_advantages`] is called.
     pub advantage: Parts,
 }
 
 impl Rollout {
-    /// Tokens of the completion, the stop token included.
+    /// Number of tokens of the completion, including the stop token.
     pub fn length(&self) -> usize {
         self.completion.tokens.len()
     }
 
-    /// The weighted sum of its rewards; none when no reward judges it.
+    /// Returns the weighted sum of the rewards, or `None` if no reward applies.
     pub fn reward(&self, weights: &[f32]) -> Option<f32> {
         let judged = self.rewards.iter().zip(weights).filter_map(|(reward, weight)| Some((*reward)?.total() * weight));
         judged.reduce(|sum, reward| sum + reward)
@@ -38,37 +38,37 @@ impl Rollout {
 pub struct Group {
     /// The problem.
     pub problem: Problem,
-    /// Tokens of its prompt.
+    /// Token ids of the prompt.
     pub prompt: Vec<u32>,
-    /// Its completions.
+    /// The completions with their rewards.
     pub rollouts: Vec<Rollout>,
-    /// Whether the problem is hard by the record that CEEH keeps ([`crate::reward::Memory::is_hard`]).
+    /// Whether CEEH classifies the problem as hard ([`crate::reward::Memory::is_hard`]).
     pub hard: bool,
 }
 
 impl Group {
-    /// Prompt and completion of each rollout, in tokens.
+    /// Iterates over the rollouts' token ids as `(prompt, completion)`.
     pub fn sequences(&self) -> impl Iterator<Item = (&[u32], &[u32])> {
         self.rollouts.iter().map(|rollout| (self.prompt.as_slice(), rollout.completion.tokens.as_slice()))
     }
 
-    /// Whether the rewards of its completions differ: a group without spread teaches nothing.
+    /// Whether the rewards of the completions differ. A group with equal rewards has no learning signal.
     pub fn differs(&self, weights: &[f32]) -> bool {
         let reward = |rollout: &Rollout| rollout.reward(weights).unwrap_or(0.0);
         self.rollouts.windows(2).any(|pair| reward(&pair[0]) != reward(&pair[1]))
     }
 }
 
-/// Sets the advantages of a step's completions, by the rule of a stage.
+/// Sets the advantages of the completions of a step by the rule of `stage`.
 pub fn assign_advantages(groups: &mut [Group], stage: &Stage) {
-    let compared = |group: &Group| Compared {
+    let inputs = |group: &Group| Compared {
         rewards: (0..stage.rewards.len()).map(|k| group.rollouts.iter().map(|r| r.rewards[k]).collect()).collect(),
         lengths: group.rollouts.iter().map(Rollout::length).collect(),
         correct: group.rollouts.iter().map(|rollout| rollout.answer.correct).collect(),
     };
-    let compared: Vec<Compared> = groups.iter().map(compared).collect();
-    let found = advantages(stage.advantage, stage.difficulty_weighting.as_ref(), &compared, &stage.weights());
-    for (group, found) in groups.iter_mut().zip(found) {
-        group.rollouts.iter_mut().zip(found).for_each(|(rollout, advantage)| rollout.advantage = advantage);
+    let inputs: Vec<Compared> = groups.iter().map(inputs).collect();
+    let all = advantages(stage.advantage, stage.difficulty_weighting.as_ref(), &inputs, &stage.weights());
+    for (group, advantages) in groups.iter_mut().zip(all) {
+        group.rollouts.iter_mut().zip(advantages).for_each(|(rollout, advantage)| rollout.advantage = advantage);
     }
 }

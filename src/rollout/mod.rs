@@ -1,8 +1,8 @@
-//! From prompts to graded groups of completions: the part of a step before anything is learned.
+//! The rollout phase of a step: from prompts to graded groups of completions.
 //!
-//! [`Prompts`] are opened and filtered once and drawn by number; a [`Sampler`] completes them; [`Rollouts`] grades the
-//! completions, scores them by the rewards of a stage and, where the stage says so, replaces groups whose rewards do not
-//! differ. Training, analysis and evaluation ask for completions here and nowhere else.
+//! [`Prompts`] are filtered once and drawn by number. A [`Sampler`] completes them. [`Rollouts`] grades the completions,
+//! scores them with the rewards of a stage and, if the stage says so, replaces groups whose rewards are all equal.
+//! Training, analysis and evaluation get all completions from here.
 
 mod collect;
 mod group;

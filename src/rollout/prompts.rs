@@ -1,4 +1,4 @@
-//! Prompts, opened and filtered once, and the requests for their completions.
+//! The prompts of a run, filtered by length, and the requests for their completions.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,21 +10,21 @@ use crate::generate::{Request, Room};
 use crate::noise::Purpose;
 use crate::text::tokenizer::Tokenizer;
 
-/// A problem whose completions are asked for.
+/// A problem to sample completions for.
 #[derive(Debug, Clone)]
 pub struct Asked<'a> {
     /// The problem.
     pub problem: Cow<'a, Problem>,
-    /// Tokens of its prompt.
+    /// Token ids of the prompt.
     pub prompt: Vec<u32>,
-    /// The key of its noise, beside the seed and the number of the completion. The same problem drawn twice has two keys,
-    /// and two different groups of completions.
+    /// Key of the sampling noise, together with the seed and the completion number. Two draws of a problem have
+    /// different keys and therefore different completions.
     pub key: [u64; 2],
 }
 
 impl<'a> Asked<'a> {
-    /// Problems from number `first` on, to be asked for once each as evaluation and analysis do. The key is the problem's
-    /// identity, so that its completions do not depend on the other problems, and how often that identity came before.
+    /// Iterates over the problems from index `first` on, with their keys in evaluation and analysis: the number of
+    /// earlier problems with the same id, and the id. The completions of a problem do not depend on other problems.
     pub fn keys(problems: &'a [Problem], first: usize) -> impl Iterator<Item = (&'a Problem, [u64; 2])> {
         let mut seen: HashMap<u64, u64> = HashMap::new();
         let key = move |problem: &'a Problem| {
@@ -35,10 +35,10 @@ impl<'a> Asked<'a> {
         problems.iter().map(key).skip(first)
     }
 
-    /// A problem with its prompt, and `start` as the forced start of each completion.
+    /// Encodes the prompt of a problem. `start` is a forced start of each completion and becomes part of the prompt.
     ///
     /// # Errors
-    /// A prompt that cannot be rendered, or leaves no room for the longest completion.
+    /// When the prompt cannot be rendered or leaves no room for the longest completion.
     pub fn of(
         (problem, key): (&'a Problem, [u64; 2]),
         start: &[u32],
@@ -51,7 +51,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// `count` requests for each of `asked`, those of one prompt in a row.
+/// Returns `count` consecutive requests for each of `asked`.
 pub fn requests(asked: &[Asked], count: usize, seed: u64) -> Vec<Request> {
     let of = |asked: &Asked, sample: usize| Request {
         prompt: asked.prompt.clone(),
@@ -60,7 +60,7 @@ pub fn requests(asked: &[Asked], count: usize, seed: u64) -> Vec<Request> {
     asked.iter().flat_map(|asked| (0..count).map(move |sample| of(asked, sample))).collect()
 }
 
-/// The problems of a run whose prompts are short enough, by the number of their draw.
+/// The problems of a run with sufficiently short prompts, by the number of their draw.
 #[derive(Debug, Clone)]
 pub struct Prompts {
     problems: Problems,
@@ -70,11 +70,11 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// Leaves overlong prompts out of the rows of a file, once and for all, or refuses them, as `data` says; each that is
-    /// kept leaves room for the longest completion. The embedded tasks are endless and short: of theirs the first is looked at.
+    /// Filters or refuses overlong prompts in the rows of a file, as `data` specifies. Each kept prompt leaves room for
+    /// the longest completion. Of the embedded tasks, which are endless and short, only the first prompt is checked.
     ///
     /// # Errors
-    /// A prompt that is too long and not to be left out, one without room, and a file of nothing but overlong prompts.
+    /// When an overlong prompt is not to be filtered, a kept prompt leaves too little room, or no prompt is left.
     pub fn open(
         problems: Problems,
         data: &DataConfig,
@@ -95,10 +95,10 @@ impl Prompts {
         Ok((prompts, report))
     }
 
-    /// The problem of a draw; every epoch of a file goes through its rows in another order.
+    /// Returns the problem of a draw. The rows of a file are shuffled differently in each epoch.
     ///
     /// # Errors
-    /// A prompt that the chat template refuses, or that leaves too little room.
+    /// When the chat template refuses the prompt, or it leaves too little room.
     pub fn draw(&self, draw: u64) -> Result<Asked<'static>> {
         let problem = self.problems.shuffled(self.seed, draw);
         let prompt = self.tokenizer.encode_prompt(&problem.prompt)?;

@@ -1,19 +1,18 @@
-//! Where completions come from.
+//! The interface of the engines that sample completions, and the engine of this process.
 
 use crate::error::Result;
 use crate::generate::{Completion, Request, Sampling, Watch, generate};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelConfig};
 
-/// An engine that samples completions. Token ids, log-probabilities and finish reasons cross this seam, never text that
-/// would have to be turned into tokens again.
+/// An engine that samples completions. It returns token ids, log-probabilities and finish reasons, never text, which
+/// would have to be tokenized again.
 pub trait Sampler {
-    /// Samples one completion per request, in the order of the requests.
-    ///
-    /// `watch` sees `(request, token)` as they come.
+    /// Samples one completion per request, in the order of the requests. Calls `watch` with `(request, token)` for each
+    /// token.
     ///
     /// # Errors
-    /// Requests that the engine cannot hold, and the failures of an engine that is not part of this process.
+    /// When the engine cannot hold the requests, or an engine outside this process fails.
     fn sample(
         &mut self,
         requests: &[Request],
@@ -21,25 +20,24 @@ pub trait Sampler {
         watch: &mut dyn FnMut(usize, u32) -> Watch,
     ) -> Result<Vec<Completion>>;
 
-    /// Whether it makes use of [`Self::prepare`].
+    /// Whether the engine uses [`Self::prepare`].
     fn looks_ahead(&self) -> bool {
         false
     }
 
-    /// Announces what will be asked for next. An engine that is not busy with anything else may begin with it, from the
-    /// weights it has now.
+    /// Announces the next call of [`Self::sample`]. An idle engine may start to sample from its present weights.
     fn prepare(&mut self, _requests: &[Request], _sampling: &Sampling) {}
 
-    /// Writes down what the engine has to say of its work since the last time.
+    /// Sets the engine's metrics since the last call.
     fn describe(&mut self, _metrics: &mut Metrics) {}
 }
 
-/// The engine of this process, on the model that is trained.
+/// The engine of this process, which samples from the trained model itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Local<'a> {
-    /// Weights.
+    /// The model.
     pub model: &'a CausalLm,
-    /// Shape.
+    /// The configuration of the model.
     pub config: &'a ModelConfig,
 }
 

@@ -1,4 +1,4 @@
-//! The section `rollout`: who samples the completions.
+//! The section `rollout` of the settings: the engine that samples completions.
 
 use std::path::PathBuf;
 
@@ -48,7 +48,7 @@ pub struct OwnConfig {
     pub correction: Correction,
 }
 
-/// Not written where it is the default: what runs and studies had written before is theirs still.
+/// Defaults are not written, so that the recorded settings of older runs and studies stay equal.
 fn is_default(correction: &Correction) -> bool {
     *correction == Correction::default()
 }
@@ -58,9 +58,8 @@ impl OwnConfig {
         let mut mistakes: Vec<String> =
             self.correction.mistakes().into_iter().map(|mistake| format!("correction.{mistake}")).collect();
         if self.dtype.is_none() && !is_default(&self.correction) {
-            let message =
-                "correction does nothing without a dtype of sampling that is not the trained model's: remove it";
-            mistakes.push(message.to_string());
+            let what = "correction does nothing without a dtype of sampling that is not the trained model's: remove it";
+            mistakes.push(what.to_string());
         }
         mistakes
     }
@@ -171,7 +170,7 @@ pub enum LogProbs {
 }
 
 impl RolloutConfig {
-    /// The servers' section, and whether they are vLLM's or SGLang's; none for the engine of this process.
+    /// Returns the kind and the settings of the servers, or `None` for the engine of this process.
     pub fn served(&self) -> Option<(Engine, &ServedConfig)> {
         match self {
             Self::Own(_) => None,
@@ -180,17 +179,17 @@ impl RolloutConfig {
         }
     }
 
-    /// The section of the engine of this process.
+    /// Returns the settings of the engine of this process, or `None` for servers.
     pub fn own(&self) -> Option<&OwnConfig> {
         if let Self::Own(own) = self { Some(own) } else { None }
     }
 
-    /// Whether completions come from the trained model itself, in its own format.
+    /// Whether completions are sampled from the trained model in its own number format.
     pub fn is_exact(&self) -> bool {
         matches!(self, Self::Own(OwnConfig { dtype: None, .. }))
     }
 
-    /// What makes up for completions that the trained model would have sampled otherwise.
+    /// Returns the correction for the mismatch between the sampling model and the trained model.
     pub fn correction(&self) -> Correction {
         match self {
             Self::Own(_) if self.is_exact() => Correction::NONE,
@@ -199,7 +198,7 @@ impl RolloutConfig {
         }
     }
 
-    /// What cannot work, one line each.
+    /// Returns an error message for each setting that cannot work.
     pub fn mistakes(&self) -> Vec<String> {
         let found = match self {
             Self::Own(own) => own.mistakes(),
@@ -219,7 +218,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// As it is written in sentences.
+    /// The name of the engine in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vllm => "vLLM",
@@ -229,7 +228,7 @@ impl Engine {
 }
 
 impl ServedConfig {
-    /// How weights are brought when adapters are trained, or all of them.
+    /// Returns the sync method, where `adapters` says whether adapters are trained instead of all weights.
     pub fn sync_for(&self, adapters: bool) -> Sync {
         match self.sync {
             Sync::Auto if adapters => Sync::Lora,

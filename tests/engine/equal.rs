@@ -1,4 +1,4 @@
-//! A run whose completions come from a server is the run of our own engine.
+//! Runs with completions from a server equal runs of the built-in engine.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use tempering::train::{RlConfig, Session, Start, Trainer};
 use super::fake::{Fake, Kind, Setup};
 use crate::support::Workshop;
 
-/// Trains; gives the run's folder.
+/// Trains; returns the run's folder.
 pub(super) fn train(config: &RlConfig, start: Start) -> tempering::Result<std::path::PathBuf> {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let mut session = Session { observer: &mut (), stop: &stop, start };
@@ -25,7 +25,7 @@ pub(super) fn lines(dir: &Path) -> Vec<Map<String, Value>> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The figures of two runs, but for times and for what only servers have. Entropies come from other passes.
+/// Asserts that two runs have equal figures, except timings, server metrics and entropies (from other passes).
 fn assert_alike(own: &Path, served: &Path) {
     let (own, served) = (lines(own), lines(served));
     assert_eq!(own.len(), served.len());
@@ -45,11 +45,11 @@ fn assert_alike(own: &Path, served: &Path) {
     }
 }
 
-/// Makes a server answer the requests of a run on the sums as our own engine does.
-fn know(fake: &Fake, workshop: &Workshop, config: &RlConfig) {
-    (0..64).for_each(|draw| fake.know([config.seed, Purpose::Rollouts.word(), draw]));
+/// Makes a server answer the requests of a run on the sums like the built-in engine.
+fn register_keys(fake: &Fake, workshop: &Workshop, config: &RlConfig) {
+    (0..64).for_each(|draw| fake.register_key([config.seed, Purpose::Rollouts.word(), draw]));
     let problems = load_problems(&workshop.path("sums.jsonl"), &Fields::default()).unwrap();
-    problems.iter().for_each(|problem| fake.know([config.eval.seed, 0, problem.id]));
+    problems.iter().for_each(|problem| fake.register_key([config.eval.seed, 0, problem.id]));
 }
 
 pub(super) fn served(kind: Kind, fakes: &[&Fake]) -> RolloutConfig {
@@ -73,7 +73,7 @@ fn a_run_on_servers_is_to_the_bit_the_run_of_our_own_engine() {
         let lora = lora.then(|| LoraConfig { r: 4, ..LoraConfig::default() });
         let own = RlConfig { lora, ..workshop.rl("own") };
         let fakes = [(); 2].map(|()| Fake::start(kind, &workshop.path("model"), Setup::default()));
-        fakes.iter().for_each(|fake| know(fake, &workshop, &own));
+        fakes.iter().for_each(|fake| register_keys(fake, &workshop, &own));
         let ours = train(&own, Start::New).unwrap();
         let remote =
             RlConfig { rollout: served(kind, &[&fakes[0], &fakes[1]]), ..RlConfig { name: "remote".into(), ..own } };
@@ -81,7 +81,7 @@ fn a_run_on_servers_is_to_the_bit_the_run_of_our_own_engine() {
         assert_alike(&ours, &theirs);
         let weights = |dir: &Path| std::fs::read(dir.join("final/model.safetensors")).unwrap();
         assert!(weights(&ours) == weights(&theirs), "{kind:?}");
-        // Both servers had work, and nothing of the run is left with them.
+        // Both servers got requests, and no adapter of the run is left on them.
         let generate = if kind == Kind::Vllm { "/v1/completions" } else { "/generate" };
         assert!(fakes.iter().all(|fake| !fake.seen(generate).is_empty()));
         assert!(fakes.iter().all(|fake| fake.adapters().is_empty()), "{:?}", fakes[0].adapters());

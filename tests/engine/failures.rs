@@ -1,4 +1,4 @@
-//! What servers do at their worst, and what becomes of the run.
+//! Server failures and their effect on a run.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use super::equal::{lines, served, train};
 use super::fake::{Fake, Fault, Kind, Setup};
 use crate::support::{Workshop, device, tiny};
 
-/// A change of how a server was started.
+/// Change to the start options of a server.
 type Change = fn(&mut Setup);
 
-/// Three steps of adapters, or of all weights.
+/// Returns the settings of three steps that train adapters or all weights.
 fn short(workshop: &Workshop, name: &str, lora: bool, kind: Kind, fakes: &[&Fake]) -> RlConfig {
     let mut config = RlConfig {
         lora: lora.then(|| LoraConfig { r: 4, ..LoraConfig::default() }),
@@ -34,7 +34,7 @@ fn change(rollout: &mut RolloutConfig, change: impl FnOnce(&mut ServedConfig)) {
     change(served);
 }
 
-/// The error of a run, which must contain each of `parts`.
+/// Runs a training that must fail with an error that contains each of `parts`.
 fn refused(config: &RlConfig, start: Start, parts: &[&str]) {
     let error = train(config, start).unwrap_err().to_string();
     for part in parts {
@@ -64,7 +64,7 @@ fn a_server_that_cannot_do_what_a_run_needs_is_refused_before_anything_is_writte
         change(&mut config.rollout, |served| served.model = "policy".into());
         refused(&config, Start::New, parts);
     }
-    // The other engine, and nobody at all.
+    // Another engine than configured, and no server at all.
     let fake = Fake::start(Kind::Sglang, &workshop.path("model"), Setup::default());
     refused(&short(&workshop, "refused", true, Kind::Vllm, &[&fake]), Start::New, &["is SGLang", "rollout.engine"]);
     let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
@@ -82,7 +82,7 @@ fn what_passes_is_asked_for_again_and_counted() {
         let fake = Fake::start(kind, &workshop.path("model"), Setup::default());
         let mut config = short(&workshop, &format!("again{generate}").replace('/', "-"), true, kind, &[&fake]);
         change(&mut config.rollout, |served| (served.retries, served.concurrency) = (5, 1));
-        // The first requests are those of the check, which is not asked twice.
+        // The first requests belong to the initial check, which is not retried.
         let abort = move |choice: &mut Value| match kind {
             Kind::Vllm => choice["finish_reason"] = json!("abort"),
             Kind::Sglang => choice["meta_info"]["finish_reason"] = json!({ "type": "abort" }),
@@ -93,9 +93,9 @@ fn what_passes_is_asked_for_again_and_counted() {
         fake.fail(generate, 1, Fault::choices(abort));
         let dir = train(&config, Start::New).unwrap();
         let retries: f64 = lines(&dir).iter().filter_map(|line| line.get("rollout/retries")?.as_f64()).sum();
-        // Those of the evaluation are told with the first step.
+        // Retries during the evaluation are counted in the first step.
         assert!((retries - 3.0).abs() < 1e-9, "{kind:?}: {retries}");
-        assert!(fake.busiest() >= 1);
+        assert!(fake.max_concurrent() >= 1);
     }
 }
 
@@ -115,10 +115,10 @@ fn what_does_not_pass_ends_the_run_at_once_with_its_state_saved() {
     for (name, fault, part) in faults {
         let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
         let config = short(&workshop, name, true, Kind::Vllm, &[&fake]);
-        // Sound until the second step has its weights.
+        // The server works until it has the weights of the second step.
         fake.fail_after("/v1/load_lora_adapter", 1, "/v1/completions", fault);
         refused(&config, Start::New, &[part, "The state is saved", "--resume"]);
-        fake.mend();
+        fake.clear_faults();
         train(&config, Start::Resume).unwrap();
     }
 }
@@ -131,10 +131,10 @@ fn a_server_that_says_it_has_taken_weights_and_has_not_is_caught() {
         let config = short(&workshop, &format!("stale-{kind:?}"), false, kind, &[&fake]);
         fake.fail(update, 1, Fault::Idle);
         refused(&config, Start::New, &["other weights than those after 1 updates", &fake.url(), "The state is saved"]);
-        // The same server, taken at its word no longer: it gets the weights of the checkpoint first.
+        // Resuming with the same server: it gets the weights of the checkpoint first.
         train(&config, Start::Resume).unwrap();
     }
-    // Another model than the run's.
+    // The server has another model than the run.
     let (shape, model) = tiny(99, &device());
     std::fs::create_dir(workshop.path("untrained")).unwrap();
     for entry in std::fs::read_dir(workshop.path("model")).unwrap() {
@@ -167,7 +167,7 @@ fn one_of_two_servers_may_go_and_the_last_one_may_not() {
 #[test]
 fn raw_log_probabilities_are_known_by_comparing_and_refused_where_they_would_be_used() {
     let workshop = Workshop::new();
-    // Nothing says it: not a server that is not in development mode.
+    // A server that is not in development mode does not report the kind of log-probabilities.
     let setup = Setup { raw: true, managed: false, ..Setup::default() };
     let fake = Fake::start(Kind::Vllm, &workshop.path("model"), setup);
     let mut config = short(&workshop, "raw", true, Kind::Vllm, &[&fake]);
@@ -176,7 +176,7 @@ fn raw_log_probabilities_are_known_by_comparing_and_refused_where_they_would_be_
         ..config.stages[0].clone()
     }];
     assert_ne!(config.stages[0].distribution(), Distribution::default());
-    // Without a correction nothing is made of them, and the figures compare what is of one temperature.
+    // Without a correction they are not used for training, and the metrics compare values of the same temperature.
     let dir = train(&config, Start::New).unwrap();
     let largest = |line: &serde_json::Map<String, Value>| line.get("sampling/sampling_logp_difference/max")?.as_f64();
     assert!(lines(&dir).iter().filter_map(largest).all(|difference| difference < 1e-4));
@@ -186,12 +186,12 @@ fn raw_log_probabilities_are_known_by_comparing_and_refused_where_they_would_be_
         config
     };
     refused(&corrected(config.clone(), "raw2"), Start::New, &["raw", "--logprobs-mode processed_logprobs"]);
-    // At temperature 1 both readings agree on the whole softmax, and not on what top-p leaves of it.
+    // At temperature 1 both kinds agree for the full softmax, but not for a distribution truncated by top-p.
     let mut cut = corrected(config.clone(), "raw4");
     let sampling = StageSampling { temperature: 1.0, top_p: 0.95, ..config.stages[0].sampling.clone() };
     cut.stages = vec![Stage { sampling, ..config.stages[0].clone() }];
     refused(&cut, Start::New, &["raw", "--logprobs-mode processed_logprobs"]);
-    // What the settings say holds.
+    // The settings override the detection.
     let mut wrong = config;
     wrong.name = "raw3".into();
     change(&mut wrong.rollout, |served| served.logprobs = LogProbs::Processed);
@@ -211,15 +211,15 @@ fn completions_of_the_next_step_may_be_asked_for_early() {
         let dir = train(&config, Start::New).unwrap();
         let lags: Vec<f64> = steps(&dir, "rollout/staleness_max");
         assert_eq!(lags, [0.0, 1.0, 1.0], "{name}");
-        // The policy has moved since: by as much as an update, not by rounding.
+        // Completions requested early come from the previous policy: the difference is that of an update, not rounding.
         let moved = steps(&dir, "sampling/sampling_logp_difference/max");
         assert!(moved[0] < 1e-4 && moved[1] > 1e-4, "{moved:?}");
-        // All that was asked for early was used: the last step asks for nothing more.
+        // All early completions were used: the last step requests no further ones.
         assert_eq!(steps(&dir, "rollout/dropped_stale"), [0.0; 3]);
     }
 }
 
-/// A figure of each step.
+/// Returns a metric of each step.
 fn steps(dir: &Path, name: &str) -> Vec<f64> {
     let steps = lines(dir).into_iter().filter(|line| line["step"].as_f64() > Some(0.0) && line.contains_key("loss"));
     steps.map(|line| line[name].as_f64().unwrap()).collect()
@@ -234,12 +234,12 @@ fn a_server_that_hangs_and_a_program_that_fails_end_the_run_in_time() {
     fake.fail_after("/v1/load_lora_adapter", 1, "/v1/completions", Fault::Hang);
     refused(&config, Start::New, &["has not answered within 1 s", "rollout.retries = 0", "The state is saved"]);
 
-    // A program that brings the weights: its end says whether it did.
+    // A program that transfers the weights reports success by its exit status.
     let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup { managed: false, ..Setup::default() });
     for (name, script, part) in [
         ("fails", "exit 3", "exit status: 3"),
         ("sleeps", "sleep 60", "has not ended within rollout.sync_timeout_s = 1 s"),
-        // And one that says it did.
+        // A program that reports success without transferring the weights.
         ("lies", "read line", "other weights than those after 1 updates"),
     ] {
         let mut config = short(&workshop, name, false, Kind::Vllm, &[&fake]);

@@ -1,8 +1,8 @@
-//! A server that speaks vLLM's or SGLang's protocol and samples by our own engine, so that it gives the very completions that
-//! `engine = "own"` gives; and one that does what real servers do at their worst, when it is told so.
+//! Fake server that speaks the protocol of vLLM or SGLang and samples with the built-in engine, so that its completions
+//! equal those of `engine = "own"`. Faults of real servers can be injected.
 //!
-//! The shapes of the answers are those of vLLM 0.32.0, looked at, and of SGLang 0.5.23. Weights are really read from the
-//! folders that are named: a server that is told to stay idle serves stale ones.
+//! Responses have the format of vLLM 0.32.0 (observed) and of SGLang 0.5.23. Weights are read from the given folders,
+//! so a server that skips an update ([`Fault::Idle`]) serves stale weights.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,14 +19,14 @@ use tempering::noise::mix;
 
 use crate::support::device;
 
-/// A kind of server.
+/// Kind of server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Vllm,
     Sglang,
 }
 
-/// How a server was started.
+/// Start options of a server.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     /// Name of the model.
@@ -36,18 +36,18 @@ pub(crate) struct Setup {
     pub(crate) dtype: String,
     pub(crate) quantization: Option<String>,
     pub(crate) data_parallel_size: usize,
-    /// Log-probabilities at temperature 1.
+    /// Whether log-probabilities are those at temperature 1.
     pub(crate) raw: bool,
-    /// Started with `--enable-lora`.
+    /// Whether it was started with `--enable-lora`.
     pub(crate) lora: bool,
-    /// VLLM_ALLOW_RUNTIME_LORA_UPDATING.
+    /// Whether `VLLM_ALLOW_RUNTIME_LORA_UPDATING` is set.
     pub(crate) loads_adapters: bool,
-    /// VLLM_SERVER_DEV_MODE.
+    /// Whether `VLLM_SERVER_DEV_MODE` is set.
     pub(crate) managed: bool,
     pub(crate) api_key: Option<String>,
-    /// Answers prompts that it knows, under the same salt, from the weights of then. SGLang empties its cache with an update.
+    /// Whether cached prompts with the same salt get the old weights. SGLang clears its cache on updates.
     pub(crate) prefix_cache: bool,
-    /// Every group takes so long.
+    /// Response time of every group.
     pub(crate) delay: Duration,
 }
 
@@ -71,22 +71,22 @@ impl Default for Setup {
     }
 }
 
-/// What goes wrong with a request.
+/// Fault of a request.
 #[derive(Clone)]
 pub(crate) enum Fault {
-    /// Nothing.
-    Not,
-    /// This status in the place of an answer, with some words.
+    /// No fault.
+    None,
+    /// Responds with this status and a message.
     Status(u16),
-    /// No answer while the server lives.
+    /// Does not respond while the server runs.
     Hang,
-    /// The connection is cut.
+    /// Closes the connection.
     Reset,
-    /// The server is gone, with all its connections.
+    /// Ends the server with all its connections.
     Die,
-    /// The answer says that it is done, and nothing is.
+    /// Reports success without doing anything.
     Idle,
-    /// The answer is changed.
+    /// Changes the response.
     Change(Arc<dyn Fn(&mut Value) + Send + Sync>),
 }
 
@@ -95,7 +95,7 @@ impl Fault {
         Self::Change(Arc::new(change))
     }
 
-    /// Changes each completion of the answer.
+    /// Returns a fault that changes each completion of the response.
     pub(crate) fn choices(change: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
         Self::change(move |answer| match answer {
             Value::Array(list) => list.iter_mut().for_each(&change),
@@ -107,17 +107,17 @@ impl Fault {
     }
 }
 
-/// A model, with its shape.
+/// Model with its configuration.
 type Model = (ModelConfig, CausalLm);
 
 struct Weights {
     base: Model,
     adapters: BTreeMap<String, Model>,
-    /// Label of the weights.
+    /// Version label of the weights.
     version: String,
-    /// An update failed: the next request ends the server.
+    /// Whether an update failed: the next request ends the server.
     broken: bool,
-    /// By salt and prompt.
+    /// Models by salt and prompt.
     cache: HashMap<(String, Vec<u32>), Model>,
 }
 
@@ -130,12 +130,12 @@ struct Shared {
     keys: Mutex<HashMap<i64, [u64; 3]>>,
     seen: Mutex<Vec<(String, Value)>>,
     busy: AtomicUsize,
-    busiest: AtomicUsize,
+    max_concurrent: AtomicUsize,
     gone: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
 }
 
-/// What goes wrong: the next `times` requests whose path begins with `path`, once `after` has been asked for so often.
+/// Injected fault: `times` requests whose path begins with `path` fail, after the requests `after` were made.
 struct Order {
     after: (String, usize),
     path: String,
@@ -143,7 +143,7 @@ struct Order {
     fault: Fault,
 }
 
-/// A running server; it ends when this is dropped.
+/// Running server. Dropping it ends the server.
 pub(crate) struct Fake(Arc<Shared>);
 
 impl Drop for Fake {
@@ -153,7 +153,7 @@ impl Drop for Fake {
 }
 
 impl Fake {
-    /// Serves the model in `dir`.
+    /// Starts a server of the model in `dir`.
     pub(crate) fn start(kind: Kind, dir: &Path, setup: Setup) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let shared = Arc::new(Shared {
@@ -171,7 +171,7 @@ impl Fake {
             keys: Mutex::default(),
             seen: Mutex::default(),
             busy: AtomicUsize::new(0),
-            busiest: AtomicUsize::new(0),
+            max_concurrent: AtomicUsize::new(0),
             gone: AtomicBool::new(false),
             connections: Mutex::default(),
         });
@@ -179,11 +179,11 @@ impl Fake {
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 if server.is_gone() {
-                    return; // and the port is closed
+                    return; // closes the port
                 }
                 server.connections.lock().unwrap().push(stream.try_clone().unwrap());
                 let server = server.clone();
-                std::thread::spawn(move || server.converse(&stream));
+                std::thread::spawn(move || server.handle_connection(&stream));
             }
         });
         Self(shared)
@@ -193,50 +193,50 @@ impl Fake {
         self.0.url.clone()
     }
 
-    /// The next `times` requests whose path begins with `path` go wrong.
+    /// Injects `fault` into the next `times` requests whose path begins with `path`.
     pub(crate) fn fail(&self, path: &str, times: usize, fault: Fault) {
         let after = (String::new(), 0);
         self.0.faults.lock().unwrap().push(Order { after, path: path.to_string(), times, fault });
     }
 
-    /// The next `times` requests whose path begins with `path` go well, whatever is ordered after this.
+    /// Exempts the next `times` requests whose path begins with `path` from faults injected after this call.
     pub(crate) fn skip(&self, path: &str, times: usize) {
-        self.fail(path, times, Fault::Not);
+        self.fail(path, times, Fault::None);
     }
 
-    /// Once a path that begins with `event` has been asked for `count` times, every request for `path` goes wrong.
+    /// Injects `fault` into every request for `path` after `count` requests for paths that begin with `event`.
     pub(crate) fn fail_after(&self, event: &str, count: usize, path: &str, fault: Fault) {
         let after = (event.to_string(), count);
         self.0.faults.lock().unwrap().push(Order { after, path: path.to_string(), times: usize::MAX, fault });
     }
 
-    /// Nothing goes wrong any more.
-    pub(crate) fn mend(&self) {
+    /// Removes all faults.
+    pub(crate) fn clear_faults(&self) {
         self.0.faults.lock().unwrap().clear();
     }
 
-    /// Groups with this key get the completions that our own engine draws for them. The seed of a group is a hash of its
-    /// key (see `seed` in `rollout/served/pool.rs`), from which it cannot be told.
-    pub(crate) fn know(&self, key: [u64; 3]) {
+    /// Registers the key of a group, so that it gets the completions of the built-in engine. The seed of a group is a
+    /// hash of its key (see `seed` in `rollout/served/pool.rs`), so the server cannot derive the key itself.
+    pub(crate) fn register_key(&self, key: [u64; 3]) {
         self.0.keys.lock().unwrap().insert(group_of((mix(&key) >> 1).cast_signed()), key);
     }
 
-    /// Path and body of every request so far whose path begins with `path`.
+    /// Returns path and body of every request so far whose path begins with `path`.
     pub(crate) fn seen(&self, path: &str) -> Vec<(String, Value)> {
         self.0.seen.lock().unwrap().iter().filter(|(place, _)| place.starts_with(path)).cloned().collect()
     }
 
-    /// The largest number of requests for completions at a time.
-    pub(crate) fn busiest(&self) -> usize {
-        self.0.busiest.load(Ordering::SeqCst)
+    /// Returns the largest number of concurrent completion requests.
+    pub(crate) fn max_concurrent(&self) -> usize {
+        self.0.max_concurrent.load(Ordering::SeqCst)
     }
 
-    /// Names of the adapters that it holds.
+    /// Returns the names of the loaded adapters.
     pub(crate) fn adapters(&self) -> Vec<String> {
         self.0.weights.lock().unwrap().adapters.keys().cloned().collect()
     }
 
-    /// Whether it has ended of itself.
+    /// Returns whether the server has ended by a fault.
     pub(crate) fn is_gone(&self) -> bool {
         self.0.is_gone()
     }
@@ -246,7 +246,7 @@ impl Fake {
     }
 }
 
-/// The low 16 bits of a seed count the completions of a group.
+/// Returns the seed without its low 16 bits, which count the completions of a group.
 fn group_of(seed: i64) -> i64 {
     seed & !0xffff
 }
@@ -257,7 +257,7 @@ struct Ask {
     body: Value,
 }
 
-/// Status and body.
+/// Status and body of a response.
 type Answer = (u16, Value);
 
 impl Shared {
@@ -270,12 +270,12 @@ impl Shared {
         for stream in self.connections.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        // Wakes the thread that waits for connections.
+        // Wakes the thread that accepts connections.
         let _ = TcpStream::connect(self.url.trim_start_matches("http://"));
     }
 
-    /// Answers the requests of a connection.
-    fn converse(&self, stream: &TcpStream) {
+    /// Handles the requests of a connection.
+    fn handle_connection(&self, stream: &TcpStream) {
         let mut reader = BufReader::new(stream);
         while let Some(ask) = read(&mut reader) {
             let fault = self.fault(&ask.path);
@@ -367,8 +367,8 @@ impl Shared {
                 400,
                 json!({ "error": { "message": "LoRA is not enabled. Please set `--enable-lora` to enable LoRA." } }),
             ),
-            (Kind::Sglang, "/load_lora_adapter") => flagged(self.load_adapter(&ask.body, idle)),
-            (Kind::Sglang, "/unload_lora_adapter") => flagged(self.unload_adapter(&ask.body)),
+            (Kind::Sglang, "/load_lora_adapter") => adapter_response(self.load_adapter(&ask.body, idle)),
+            (Kind::Sglang, "/unload_lora_adapter") => adapter_response(self.unload_adapter(&ask.body)),
             _ => (404, json!({ "detail": "Not Found" })),
         }
     }
@@ -386,7 +386,7 @@ impl Shared {
         self.weights.lock().unwrap().version = version.as_str().unwrap_or_default().to_string();
     }
 
-    /// vLLM's full update. After one that failed, some weights are nowhere, and nothing says so but the next request.
+    /// Handles vLLM's full weight update. A failed one leaves incomplete weights, which only the next request shows.
     fn reload(&self, path: &Value, idle: bool) -> Answer {
         if idle {
             return (200, json!({ "results": [null] }));
@@ -405,7 +405,7 @@ impl Shared {
         }
     }
 
-    /// SGLang's full update. One that fails changes nothing.
+    /// Handles SGLang's full weight update. A failed update changes nothing.
     fn update(&self, body: &Value, idle: bool) -> Answer {
         let version = &body["weight_version"];
         if !idle {
@@ -454,7 +454,7 @@ impl Shared {
         }
     }
 
-    /// vLLM's completions.
+    /// Handles vLLM's completion requests.
     fn completions(&self, body: &Value, setup: &Setup) -> Answer {
         let bad = |words: &str| (400, error(400, "BadRequestError", words));
         let name = body["model"].as_str().unwrap_or_default();
@@ -469,8 +469,8 @@ impl Shared {
             return bad(&format!("max_tokens={length} cannot be greater than max_model_len={most}."));
         }
         let adapter = (name != setup.name).then_some(name);
-        let wanted = Wanted { prompt: &body["prompt"], n, seed: &body["seed"], length, distribution, adapter };
-        let drawn = match self.draw(&wanted, &body["stop_token_ids"], &body["cache_salt"], setup) {
+        let group = GroupSpec { prompt: &body["prompt"], n, seed: &body["seed"], length, distribution, adapter };
+        let drawn = match self.draw(&group, &body["stop_token_ids"], &body["cache_salt"], setup) {
             Ok(drawn) => drawn,
             Err(answer) => return answer,
         };
@@ -493,15 +493,15 @@ impl Shared {
         (200, json!({ "id": "cmpl-1", "object": "text_completion", "model": name, "choices": choices }))
     }
 
-    /// SGLang's completions. Its log-probabilities are those before truncation.
+    /// Handles SGLang's completion requests. Its log-probabilities are those before top-k and top-p truncation.
     fn generate(&self, body: &Value, setup: &Setup) -> Answer {
         let sampling = &body["sampling_params"];
         let n = sampling["n"].as_u64().unwrap_or(1);
         let length = sampling["max_new_tokens"].as_u64().unwrap_or(128) as usize;
         let adapter = body["lora_path"].as_str();
         let (prompt, seed, distribution) = (&body["input_ids"], &sampling["sampling_seed"], distribution(sampling));
-        let wanted = Wanted { prompt, n, seed, length, distribution, adapter };
-        let drawn = match self.draw(&wanted, &sampling["stop_token_ids"], &body["extra_key"], setup) {
+        let group = GroupSpec { prompt, n, seed, length, distribution, adapter };
+        let drawn = match self.draw(&group, &sampling["stop_token_ids"], &body["extra_key"], setup) {
             Ok(drawn) => drawn,
             Err(answer) => return answer,
         };
@@ -531,18 +531,18 @@ impl Shared {
         (200, if n == 1 { answers.remove(0) } else { Value::Array(answers) })
     }
 
-    fn draw(&self, wanted: &Wanted, stop: &Value, salt: &Value, setup: &Setup) -> Result<Vec<Completion>, Answer> {
+    fn draw(&self, group: &GroupSpec, stop: &Value, salt: &Value, setup: &Setup) -> Result<Vec<Completion>, Answer> {
         let busy = self.busy.fetch_add(1, Ordering::SeqCst) + 1;
-        self.busiest.fetch_max(busy, Ordering::SeqCst);
+        self.max_concurrent.fetch_max(busy, Ordering::SeqCst);
         std::thread::sleep(setup.delay);
-        let drawn = self.sample(wanted, &ids(stop), salt.as_str().unwrap_or_default(), setup);
+        let drawn = self.sample(group, &ids(stop), salt.as_str().unwrap_or_default(), setup);
         self.busy.fetch_sub(1, Ordering::SeqCst);
         drawn
     }
 
-    fn sample(&self, wanted: &Wanted, stop: &[u32], salt: &str, setup: &Setup) -> Result<Vec<Completion>, Answer> {
-        let prompt = ids(wanted.prompt);
-        let (config, model) = self.model(wanted.adapter, (salt.to_string(), prompt.clone()), setup)?;
+    fn sample(&self, group: &GroupSpec, stop: &[u32], salt: &str, setup: &Setup) -> Result<Vec<Completion>, Answer> {
+        let prompt = ids(group.prompt);
+        let (config, model) = self.model(group.adapter, (salt.to_string(), prompt.clone()), setup)?;
         let bad = |words: String| Err((400, error(400, "BadRequestError", &words)));
         if let Some(token) = prompt.iter().find(|&&token| token as usize >= config.vocab_size) {
             return bad(format!("Token id {token} is out of vocabulary"));
@@ -550,18 +550,18 @@ impl Shared {
         if prompt.is_empty() || prompt.len() >= setup.max_model_len {
             return bad(format!("a prompt of {} tokens", prompt.len()));
         }
-        let seed = wanted.seed.as_i64().unwrap_or(0);
+        let seed = group.seed.as_i64().unwrap_or(0);
         let key = self.keys.lock().unwrap().get(&group_of(seed)).copied();
         let request = |index: u64| {
             let seed = seed.cast_unsigned() + index;
             let key = key.map_or([0, 0, 0, seed], |[a, b, c]| [a, b, c, seed & 0xffff]);
             Request { prompt: prompt.clone(), key }
         };
-        let requests: Vec<Request> = (0..wanted.n).map(request).collect();
+        let requests: Vec<Request> = (0..group.n).map(request).collect();
         let sampling = Sampling {
-            distribution: wanted.distribution,
-            // In silence, as both do.
-            max_completion_length: wanted.length.min(setup.max_model_len - prompt.len()),
+            distribution: group.distribution,
+            // Both servers limit the length silently.
+            max_completion_length: group.length.min(setup.max_model_len - prompt.len()),
             stop: stop.to_vec(),
             ..Sampling::default()
         };
@@ -569,7 +569,7 @@ impl Shared {
         Ok(drawn.unwrap())
     }
 
-    /// The model that a request is for.
+    /// Returns the model that a request is for.
     fn model(&self, adapter: Option<&str>, place: (String, Vec<u32>), setup: &Setup) -> Result<Model, Answer> {
         let mut weights = self.weights.lock().unwrap();
         if weights.broken {
@@ -588,8 +588,8 @@ impl Shared {
     }
 }
 
-/// What both protocols ask for.
-struct Wanted<'a> {
+/// Request parameters common to both protocols.
+struct GroupSpec<'a> {
     prompt: &'a Value,
     n: u64,
     seed: &'a Value,
@@ -617,8 +617,8 @@ fn error(status: u16, kind: &str, message: &str) -> Value {
     json!({ "error": { "message": message, "type": kind, "param": null, "code": status } })
 }
 
-/// SGLang's manner of saying whether an adapter was loaded.
-fn flagged((status, body): Answer) -> Answer {
+/// Converts a response to SGLang's format for adapter requests.
+fn adapter_response((status, body): Answer) -> Answer {
     match status {
         200 => (200, json!({ "success": true, "loaded_adapters": {} })),
         _ => (400, json!({ "success": false, "error_message": body["error"]["message"] })),
@@ -655,7 +655,7 @@ fn sglang_info(setup: &Setup) -> Value {
     })
 }
 
-/// The next request of a connection.
+/// Reads the next request of a connection.
 fn read(reader: &mut BufReader<&TcpStream>) -> Option<Ask> {
     let mut line = || {
         let mut line = String::new();

@@ -1,4 +1,4 @@
-//! Servers that sample completions: a fake one, which can be told to misbehave, and a real vLLM.
+//! Completions from servers: a fake server with injected faults, and a real vLLM.
 
 mod equal;
 mod failures;
@@ -12,7 +12,7 @@ use tempering::model;
 use self::fake::{Fake, Kind, Setup};
 use crate::support::{device, repository};
 
-/// A POST without the client that is tested.
+/// Sends a POST request without the client under test.
 fn post(url: &str, body: &Value) -> Value {
     let answer = ureq::post(url).header("Content-Type", "application/json").send(body.to_string());
     serde_json::from_str(&answer.unwrap().body_mut().read_to_string().unwrap()).unwrap()
@@ -36,7 +36,7 @@ fn the_fake_gives_the_completions_of_our_own_engine_in_both_protocols() {
     let seed = (tempering::noise::mix(&key) >> 1) & !0xffff;
 
     let fake = Fake::start(Kind::Vllm, &base, Setup::default());
-    fake.know(key);
+    fake.register_key(key);
     let body = json!({ "model": "policy", "prompt": prompt, "n": 3, "seed": seed, "max_tokens": 12,
                        "temperature": 1.2, "stop_token_ids": [2] });
     let answer = post(&format!("{}/v1/completions", fake.url()), &body);
@@ -45,7 +45,7 @@ fn the_fake_gives_the_completions_of_our_own_engine_in_both_protocols() {
     assert_eq!(fake.seen("/v1/completions").len(), 1);
 
     let fake = Fake::start(Kind::Sglang, &base, Setup::default());
-    fake.know(key);
+    fake.register_key(key);
     let body = json!({ "input_ids": prompt, "return_logprob": true,
                        "sampling_params": { "n": 3, "sampling_seed": seed, "max_new_tokens": 12, "temperature": 1.2,
                                             "stop_token_ids": [2] } });

@@ -1,4 +1,4 @@
-//! A real vLLM, as `.ci/vllm` starts it, on the embedded model and on a copy of it that stores its output matrix.
+//! A real vLLM, started by `.ci/vllm`, with the embedded model and with a copy that has an untied output matrix.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::equal::{lines, train};
 use super::post;
 use crate::support::repository;
 
-/// The server of that variable; none, and a line about it, where there is none.
+/// Returns the server URL in an environment variable. If it is not set, prints a message and returns `None`.
 fn server(variable: &str) -> Option<String> {
     let url = std::env::var(variable).ok();
     if url.is_none() {
@@ -21,7 +21,7 @@ fn server(variable: &str) -> Option<String> {
     url
 }
 
-/// A step of few short completions at each of three temperatures.
+/// Returns the settings of three steps at three temperatures, each with few short completions.
 fn config(url: &str, model: &Path, dir: &Path, sets: &[&str]) -> RlConfig {
     let stage = |temperature: &str| {
         format!(
@@ -49,8 +49,8 @@ fn config(url: &str, model: &Path, dir: &Path, sets: &[&str]) -> RlConfig {
     load(None, &all.into_iter().chain(sets.iter().map(ToString::to_string)).collect::<Vec<_>>()).unwrap()
 }
 
-/// The server's log-probabilities are the trainer's, of the weights that it has just been given, at every temperature. Those of
-/// the step before, or half of them, are 1e-2 nats off in the mean; of the rounding of a single token 1.5e-4 was seen.
+/// Asserts that the server's log-probabilities are those of the current weights, at every temperature. With all or half
+/// of the previous step's weights the mean difference is 1e-2 nats; rounding of a single token was at most 1.5e-4.
 fn assert_no_mismatch(dir: &Path) {
     for (statistic, most) in [("mean", 1e-5), ("max", 1e-3)] {
         let name = format!("sampling/sampling_logp_difference/{statistic}");
@@ -59,8 +59,8 @@ fn assert_no_mismatch(dir: &Path) {
     }
 }
 
-/// transformers 5, by which vLLM reads tokenizers, had another pre-tokenizer for the embedded models than their files say: four
-/// tokens for `\boxed{`.
+/// Regression: transformers 5, which vLLM uses for tokenizers, replaced the pre-tokenizer in the embedded models'
+/// files: `\boxed{` became four tokens.
 #[test]
 fn a_real_vllm_reads_texts_as_the_tokens_that_we_do() {
     let Some(url) = server("TEMPERING_VLLM_UNTIED_URL") else { return };
@@ -78,12 +78,12 @@ fn a_real_vllm_samples_from_adapters_of_every_step_and_an_old_output_matrix_is_c
     let (base, dir) = (repository("assets/base"), tempfile::tempdir().unwrap());
     let run = train(&config(&url, &base, dir.path(), &["lora.r=8"]), Start::New).unwrap();
     assert_no_mismatch(&run);
-    // A folder that the server does not see: its own words, and nothing lost.
+    // A folder that the server cannot see: the error has the server's message, and no state is lost.
     let sets = ["lora.r=8", "name=unseen", "rollout.server_dir=/nowhere"];
     let error = train(&config(&url, &base, dir.path(), &sets), Start::New).unwrap_err().to_string();
     assert!(error.contains("/v1/load_lora_adapter answers 404") && error.contains("The state is saved"), "{error}");
-    // vLLM 0.32 on a CPU answers 200 and keeps the output matrix of a model whose embedding it is. This comes last: the
-    // server is of no use after it.
+    // vLLM 0.32 on a CPU responds 200 but keeps the old output matrix of a model with tied embeddings. This comes last:
+    // the server is unusable afterwards.
     let error = train(&config(&url, &base, dir.path(), &["name=tied"]), Start::New).unwrap_err().to_string();
     assert!(error.contains("other weights than those after 1 updates"), "{error}");
 }

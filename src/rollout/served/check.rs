@@ -1,27 +1,77 @@
-//! Whether a server's model is the trained one.
+//! Evaluates whether a server serves the trained weights.
 //!
-//! A server that answers 200 to new weights may go on with the old ones, with half of them, or with a prefix cache of the
-//! old ones. So a few short completions are sampled after every change and scored by our own model.
+//! A server that answers 200 to a weight update may still use the old weights, half of the new ones, or a prefix cache
+//! of the old ones. Therefore our own model scores a few short completions after each update.
 
-use super::protocol::Told;
-use crate::generate::Sampled;
+use super::protocol::ServerCompletion;
+use crate::generate::{Distribution, Sampled};
 use crate::rollout::settings::LogProbs;
 
-/// Prompts that a check samples from.
-pub(super) const PROMPTS: usize = 4;
-/// Tokens of each of its completions at most.
-pub(super) const TOKENS: usize = 24;
+/// Maximum number of prompts that a check samples from.
+pub(super) const MAX_PROMPTS: usize = 4;
+/// Maximum number of tokens of each completion of a check.
+pub(super) const MAX_TOKENS: usize = 24;
 
-/// Divergence of a server in single precision whose weights are right: 100 times what was seen (vLLM on a CPU: 1e-5 nats
+/// Largest divergence of a float32 server with the right weights: 100 times the observed one (vLLM on a CPU: 1e-5 nats
 /// from token to token).
-const SINGLE: f64 = 1e-6;
-/// The same of a server that computes in 16 bits: a log-probability off by 1.4e-2 nats, about two steps of bfloat16 at 1.
-const SIXTEEN: f64 = 1e-4;
-/// How many times as large as at the first check the divergence may be.
-const TIMES: f64 = 10.0;
+const F32_LIMIT: f64 = 1e-6;
+/// Lower bound of that of a 16-bit server: a log-probability off by 1.4e-2 nats, about two steps of bfloat16 at 1.
+const SIXTEEN_BIT_LIMIT: f64 = 1e-4;
+/// Largest ratio of the divergence of a 16-bit server to that of its first check.
+const MAX_RATIO: f64 = 10.0;
 
-/// The divergence of the trained model from a server's, in nats a token, over the tokens that the server sampled:
-/// mean of `r − 1 − ln r` with `r` the ratio of the probabilities (k3 of J. Schulman's "Approximating KL divergence").
+/// Comparison of a server's model with ours.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Measurement {
+    /// The kind of log-probabilities that fits the server's best.
+    pub(super) reading: LogProbs,
+    /// Divergence under that reading, in nats per token.
+    pub(super) divergence: f64,
+}
+
+/// The result of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Passed,
+    /// The divergence exceeds the limit or is not a number.
+    OtherWeights,
+    /// The correction cannot use raw log-probabilities.
+    RawLogProbs,
+}
+
+impl Measurement {
+    /// Compares a server's completions with the scores of our model. `known` is the kind of its log-probabilities.
+    /// `Auto` finds it out, except at temperature 1, where both kinds are equal.
+    pub(super) fn of(told: &[ServerCompletion], scored: &[Vec<Sampled>], known: LogProbs, temperature: f32) -> Self {
+        let divergence_from = |ours: fn(&Sampled) -> f32| {
+            let tokens = scored.iter().flatten().map(ours);
+            divergence(tokens.zip(told.iter().flat_map(|completion| completion.log_probs.iter().copied())))
+        };
+        let processed = divergence_from(|sampled| sampled.log_prob);
+        let raw = divergence_from(|sampled| sampled.unit_log_prob);
+        let reading = match known {
+            LogProbs::Auto if temperature != 1.0 && raw < processed => LogProbs::Raw,
+            LogProbs::Auto if temperature != 1.0 => LogProbs::Processed,
+            known => known,
+        };
+        Self { reading, divergence: if reading == LogProbs::Raw { raw } else { processed } }
+    }
+
+    /// Judges the measurement. `corrected` are the distributions whose log-probabilities the correction reads.
+    pub(super) fn verdict(self, limit: f64, corrected: &[Distribution]) -> Verdict {
+        if self.divergence.is_nan() || self.divergence > limit {
+            Verdict::OtherWeights
+        } else if self.reading == LogProbs::Raw && corrected.iter().any(|drawn| *drawn != Distribution::default()) {
+            Verdict::RawLogProbs
+        } else {
+            Verdict::Passed
+        }
+    }
+}
+
+/// Returns the divergence of our model from a server's in nats per token, given `(ours, theirs)` log-probabilities of
+/// sampled tokens: the mean of `r − 1 − ln r`, where `r` is the ratio of our probability to the server's (k3 of
+/// J. Schulman's "Approximating KL divergence").
 pub(super) fn divergence(pairs: impl Iterator<Item = (f32, f32)>) -> f64 {
     let (mut sum, mut count) = (0.0, 0usize);
     for (ours, theirs) in pairs {
@@ -32,31 +82,35 @@ pub(super) fn divergence(pairs: impl Iterator<Item = (f32, f32)>) -> f64 {
     sum / count.max(1) as f64
 }
 
-/// The divergences when the server's log-probabilities are read as those at the sampling temperature, and as raw ones.
-pub(super) fn divergences(told: &[Told], scored: &[Vec<Sampled>]) -> [f64; 2] {
-    let pairs = |of: fn(&Sampled) -> f32| {
-        let of_one = |(scored, told): (&Vec<Sampled>, &Told)| -> Vec<(f32, f32)> {
-            scored.iter().map(of).zip(told.log_probs.iter().copied()).collect()
-        };
-        divergence(scored.iter().zip(told).flat_map(of_one))
-    };
-    [pairs(|sampled| sampled.log_prob), pairs(|sampled| sampled.unit_log_prob)]
+/// Returns the largest divergence of a server with the right weights: `max_mean_kl`, or less if the rounding of the
+/// server's number format explains less. `first` is the divergence of its first check.
+pub(super) fn limit(max_mean_kl: f64, is_f32: bool, first: Option<f64>) -> f64 {
+    let rounding = if is_f32 { Some(F32_LIMIT) } else { first.map(|first| (MAX_RATIO * first).max(SIXTEEN_BIT_LIMIT)) };
+    rounding.map_or(max_mean_kl, |rounding| rounding.min(max_mean_kl))
 }
 
-/// What the log-probabilities are, and the divergence under that reading. At temperature 1 both are the same.
-pub(super) fn reading(known: LogProbs, [processed, raw]: [f64; 2], temperature: f32) -> (LogProbs, f64) {
-    match known {
-        LogProbs::Processed => (known, processed),
-        LogProbs::Raw => (known, raw),
-        LogProbs::Auto if temperature == 1.0 => (known, processed),
-        LogProbs::Auto if raw < processed => (LogProbs::Raw, raw),
-        LogProbs::Auto => (LogProbs::Processed, processed),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_weights_come_before_raw_log_probabilities() {
+        let (hot, plain) = ([Distribution::at(1.5)], [Distribution::default()]);
+        for (reading, divergence, corrected, verdict) in [
+            (LogProbs::Processed, 1e-7, hot, Verdict::Passed),
+            (LogProbs::Processed, 1e-5, hot, Verdict::OtherWeights),
+            (LogProbs::Raw, f64::NAN, hot, Verdict::OtherWeights),
+            (LogProbs::Raw, 1e-7, hot, Verdict::RawLogProbs),
+            (LogProbs::Raw, 1e-7, plain, Verdict::Passed),
+        ] {
+            assert_eq!(Measurement { reading, divergence }.verdict(1e-6, &corrected), verdict, "{divergence}");
+        }
     }
-}
 
-/// The largest divergence of a server whose weights are right: that which the settings allow, and not many times that
-/// of the first check, or of the server's precision.
-pub(super) fn limit(most: f64, is_f32: bool, before: Option<f64>) -> f64 {
-    let rounding = if is_f32 { Some(SINGLE) } else { before.map(|before| (TIMES * before).max(SIXTEEN)) };
-    rounding.map_or(most, |rounding| rounding.min(most))
+    #[test]
+    fn the_limit_follows_the_precision_of_the_server() {
+        assert_eq!([limit(0.01, true, None), limit(1e-8, true, None)], [1e-6, 1e-8]);
+        let sixteen_bit = [None, Some(0.0), Some(1e-4), Some(0.1)].map(|first| limit(0.01, false, first));
+        assert_eq!(sixteen_bit, [0.01, 1e-4, 1e-3, 0.01]);
+    }
 }

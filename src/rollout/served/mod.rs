@@ -1,16 +1,18 @@
-//! Completions from servers of vLLM or SGLang, instead of the engine of this process.
+//! Sampling from vLLM or SGLang servers instead of the engine of this process.
 //!
-//! Token ids go out and come back, never text. The completions of a group are one request with `n`; requests go to the
-//! least busy server, and again, to another one, where a server stumbles. A server says one thing about a token, its
-//! log-probability; all else (entropies, collisions) comes from a pass of our own model over the completions.
+//! Requests and responses carry token ids, never text. The completions of a group are one request with `n`. It goes to
+//! the server with the fewest in-flight requests, and is retried on another one if it fails. A server reports only the
+//! log-probability of a token. All else (entropies, collisions) comes from a forward pass of our own model.
 //!
-//! The weights of a step are brought to the servers before the first completion of that step is asked for: adapters under a
-//! name for each version, which leaves earlier requests alone, or all weights from a folder. After that a few completions
-//! are scored by our own model (`weights.rs`, `check.rs`): an answer of 200 is no proof. Protocols, versions and the failures seen in
-//! practice are those of vLLM 0.10.2 to 0.32 and SGLang 0.4.1 to 0.5.23.
+//! The servers get the weights of a step before its first completion is requested: adapters, under a new name for each
+//! version so that earlier requests are unaffected, or all weights, from a folder. A response of 200 does not prove
+//! that a server uses them, so our own model scores a few completions after each update (`weights.rs`, `check.rs`).
+//! Protocols and observed failures are those of vLLM 0.10.2 to 0.32 and SGLang 0.4.1 to 0.5.23.
 
 mod check;
+mod find;
 mod http;
+mod info;
 mod pool;
 mod protocol;
 mod server;
@@ -21,10 +23,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+pub use self::find::Needs;
+use self::find::find;
 use self::pool::{Call, Pending};
-use self::protocol::{Told, Weights};
-pub use self::server::Needs;
-use self::server::{Server, find};
+use self::protocol::{ServerCompletion, Weights};
+use self::server::Server;
 use self::sync::Publisher;
 use super::Sampler;
 use super::settings::{Engine, LogProbs, ServedConfig, Sync};
@@ -42,47 +45,49 @@ pub struct Served {
     servers: Arc<Vec<Server>>,
     publisher: Publisher,
     vocab_size: usize,
+    /// Kind of the servers' log-probabilities, as far as it is known.
     log_probs: LogProbs,
-    /// Where the correction reads log-probabilities: what completions to learn from are drawn from.
+    /// Sampling distributions of completions whose log-probabilities the correction reads.
     corrected: Vec<Distribution>,
-    /// The beginning of the run's names, and adapters that servers hold: until what an earlier start left is removed.
-    left: Option<(String, Vec<Vec<String>>)>,
-    /// The version that the servers have, with its names.
+    /// The name prefix of the run and the adapters of each server, until those of earlier starts are unloaded.
+    leftovers: Option<(String, Vec<Vec<String>>)>,
+    /// The version of the weights on the servers, and their names.
     current: Option<(u64, Weights)>,
-    /// Divergence of each server's model from ours at the first check of this start.
-    before: Vec<Option<f64>>,
-    /// The completions of the next step, asked for early.
-    ahead: Option<Pending>,
-    figures: Figures,
+    /// Divergence of each server's model from ours at its first check.
+    first_divergence: Vec<Option<f64>>,
+    /// Completions of the next step that were requested early.
+    prefetched: Option<Pending>,
+    stats: Stats,
 }
 
-/// What happened since the figures were last taken.
+/// Statistics since the last [`Sampler::describe`].
 #[derive(Debug, Default)]
-struct Figures {
+struct Stats {
     sync: Duration,
     check: Duration,
     score: Duration,
-    /// Largest divergence of a server right after new weights.
+    /// Largest divergence of a server in the checks.
     divergence: Option<f64>,
-    retried: usize,
+    retries: usize,
+    /// Completions that were requested early and not used.
     dropped: usize,
-    /// Updates that completions lagged behind, with the number of completions.
+    /// Updates that completions lag behind, and their number, for each call.
     staleness: Vec<(u64, usize)>,
 }
 
-/// The trained model at a point of its run.
+/// The trained model at its current version.
 pub struct Current<'a> {
-    /// Updates so far: 0 for the weights that the servers were started with.
+    /// Number of updates so far: 0 for the weights that the servers were started with.
     pub version: u64,
-    /// Weights.
+    /// The model.
     pub model: &'a CausalLm,
-    /// Tokens of one pass of the model at most.
+    /// Maximum number of tokens in a forward pass.
     pub tokens_per_pass: usize,
-    /// Writes the weights into a new folder: adapters where these are what the servers get, else a whole model.
+    /// Writes the weights into a new folder: the adapters if the servers get adapters, otherwise the whole model.
     pub write: Write<'a>,
 }
 
-/// Writes weights into a folder.
+/// A function that writes weights into a folder.
 pub type Write<'a> = Box<dyn Fn(&Path) -> Result<()> + 'a>;
 
 impl std::fmt::Debug for Current<'_> {
@@ -91,31 +96,31 @@ impl std::fmt::Debug for Current<'_> {
     }
 }
 
-/// What is about to be sampled, and from which weights.
+/// The requests that are about to be sampled, and the weights to sample them from.
 #[derive(Debug, Clone, Copy)]
-struct Moment<'a> {
+struct Upcoming<'a> {
     current: &'a Current<'a>,
     requests: &'a [Request],
     sampling: &'a Sampling,
     stop: Stop<'a>,
 }
 
-/// Samples from servers for a model at a point of its run, or, without one, from what they serve.
+/// A sampler on servers.
 #[derive(Debug)]
 pub struct Remote<'a> {
     /// The servers.
     pub served: &'a mut Served,
-    /// The model whose completions are wanted; completions have log-probabilities alone where there is none.
+    /// The model to sample from. If `None`, the servers keep their weights and completions have log-probabilities only.
     pub current: Option<Current<'a>>,
     /// The request to end early.
     pub stop: Stop<'a>,
 }
 
 impl Served {
-    /// Finds the servers and sees that they can do what a run needs. `dir` is the run's folder, nothing is written yet.
+    /// Waits for the servers and checks that they meet `needs`. `dir` is the folder of the run; nothing is written yet.
     ///
     /// # Errors
-    /// [`Error::Engine`], with the line that starts a fitting server; [`Error::Stopped`].
+    /// [`Error::Engine`], with the command line of a suitable server; [`Error::Stopped`].
     pub fn open(
         (engine, config): (Engine, &ServedConfig),
         needs: &Needs,
@@ -124,8 +129,8 @@ impl Served {
         note: &mut dyn FnMut(&str),
     ) -> Result<Self> {
         let found = find(engine, config, needs, stop, note)?;
-        let how = if needs.trains { config.sync_for(needs.lora.is_some()) } else { Sync::None };
-        if matches!(how, Sync::Lora | Sync::Disk) && is_wrapped(needs.model)? {
+        let method = if needs.trains { config.sync_for(needs.lora.is_some()) } else { Sync::None };
+        if matches!(method, Sync::Lora | Sync::Disk) && is_wrapped(needs.model)? {
             let model = needs.model.display();
             return Err(Error::Engine(format!(
                 "{model} is a language model inside one that also sees, whose server has other names for its weights and would \
@@ -134,68 +139,58 @@ impl Served {
             )));
         }
         let (run, start) = names(dir);
-        let reads = how != Sync::None && config.correction.reads_sampled();
-        let publisher = Publisher::new(engine, how, config, (dir.join("sync"), format!("{run}-{start}"), found.model));
+        let corrects = method != Sync::None && config.correction.reads_sampled();
+        let publisher =
+            Publisher::new(engine, method, config, (dir.join("sync"), format!("{run}-{start}"), found.model));
         Ok(Self {
             engine,
             config: config.clone(),
-            before: vec![None; found.servers.len()],
+            first_divergence: vec![None; found.servers.len()],
             servers: Arc::new(found.servers),
             publisher,
             vocab_size: needs.vocab_size,
             log_probs: found.log_probs,
-            corrected: if reads { needs.distributions.to_vec() } else { Vec::new() },
-            left: Some((run, found.adapters)),
+            corrected: if corrects { needs.distributions.to_vec() } else { Vec::new() },
+            leftovers: Some((run, found.adapters)),
             current: None,
-            ahead: None,
-            figures: Figures::default(),
+            prefetched: None,
+            stats: Stats::default(),
         })
     }
 
-    fn call(&self, sampling: &Sampling, weights: &Weights) -> Call {
-        Call {
+    /// Starts to request the completions of `requests` from the weights that the servers have.
+    fn start(&self, requests: &[Request], sampling: &Sampling) -> Pending {
+        let (version, weights) = self.current.clone().unwrap_or_else(|| (0, self.publisher.base()));
+        let call = Call {
             engine: self.engine,
             servers: self.servers.clone(),
             sampling: sampling.clone(),
-            weights: weights.clone(),
+            weights,
             vocab_size: self.vocab_size,
             timeout: Duration::from_secs_f64(self.config.request_timeout_s),
             retries: self.config.retries,
-        }
-    }
-
-    /// Asks for the completions of `requests` from the weights that the servers have.
-    fn ask(&self, requests: &[Request], sampling: &Sampling) -> Pending {
-        let base = || (0, self.publisher.base());
-        let (version, weights) = self.current.clone().unwrap_or_else(base);
-        Pending::start(self.call(sampling, &weights), requests, version, self.config.concurrency)
-    }
-
-    /// Completions as our own engine gives them.
-    fn complete(
-        &mut self,
-        requests: &[Request],
-        told: Vec<Told>,
-        sampling: &Sampling,
-        current: Option<&Current>,
-        version: u64,
-    ) -> Result<Vec<Completion>> {
-        let Some(current) = current else {
-            return Ok(told.into_iter().map(bare).collect());
         };
+        Pending::start(call, requests, version, self.config.concurrency)
+    }
+
+    /// Scores completions, which were sampled from the weights of `version`, with our own model.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] when completions of the current version diverge by more than `max_mean_kl`.
+    fn score(&mut self, at: &Upcoming, completions: &[ServerCompletion], version: u64) -> Result<Vec<Completion>> {
         let start = Instant::now();
-        let sequences: Vec<(&[u32], &[u32])> =
-            requests.iter().zip(&told).map(|(request, told)| (&request.prompt[..], &told.tokens[..])).collect();
-        let scored = read(current.model, &sequences, &sampling.distribution, current.tokens_per_pass);
-        let same = self.same();
-        self.figures.score += start.elapsed();
-        let pairs = |(scored, told): (&Vec<Sampled>, &Told)| -> Vec<(f32, f32)> {
-            let all = scored.iter().zip(&told.log_probs).map(|(ours, &theirs)| (same(ours), theirs));
+        let both = at.requests.iter().zip(completions);
+        let sequences: Vec<_> = both.map(|(request, sampled)| (&request.prompt[..], &sampled.tokens[..])).collect();
+        let scored = read(at.current.model, &sequences, &at.sampling.distribution, at.current.tokens_per_pass);
+        let comparable = self.comparable_log_prob();
+        self.stats.score += start.elapsed();
+        let pairs = |(scored, completion): (&Vec<Sampled>, &ServerCompletion)| -> Vec<(f32, f32)> {
+            let all = scored.iter().zip(&completion.log_probs).map(|(ours, &theirs)| (comparable(ours), theirs));
             all.filter(|(ours, _)| *ours != f32::NEG_INFINITY).collect()
         };
-        let divergence = check::divergence(scored.iter().zip(&told).flat_map(pairs));
-        // Of earlier weights more is expected.
-        if version == current.version && (divergence.is_nan() || divergence > self.config.max_mean_kl) {
+        let divergence = check::divergence(scored.iter().zip(completions).flat_map(pairs));
+        // Completions of earlier weights diverge more.
+        if version == at.current.version && (divergence.is_nan() || divergence > self.config.max_mean_kl) {
             return Err(Error::Engine(format!(
                 "the servers' model and ours differ by {divergence:.2e} nats a token on the completions of a step (mean of r - 1 \
                  - ln r), more than rollout.max_mean_kl = {}, although they were alike when the weights came: raise it if the \
@@ -203,11 +198,11 @@ impl Served {
                 self.config.max_mean_kl
             )));
         }
-        Ok(told.iter().zip(&scored).map(|(told, scored)| join(told, scored, same)).collect())
+        Ok(completions.iter().zip(&scored).map(|(sampled, scored)| join(sampled, scored, comparable)).collect())
     }
 
-    /// Our log-probability of the distribution that the servers' are of: SGLang's are taken before top-k, top-p and min-p.
-    fn same(&self) -> fn(&Sampled) -> f32 {
+    /// Returns our figure that the servers' log-probabilities compare with. SGLang's precede top-k, top-p and min-p.
+    fn comparable_log_prob(&self) -> fn(&Sampled) -> f32 {
         match (self.log_probs, self.engine) {
             (LogProbs::Raw, _) => |sampled| sampled.unit_log_prob,
             (_, Engine::Vllm) => |sampled| sampled.drawn_log_prob,
@@ -215,19 +210,19 @@ impl Served {
         }
     }
 
-    /// Whether the servers get adapters, not all weights.
+    /// Whether the servers get adapters instead of all weights.
     pub fn takes_adapters(&self) -> bool {
-        self.publisher.how() == Sync::Lora
+        self.publisher.method == Sync::Lora
     }
 
-    /// Unloads what this run has loaded, and removes the folders of its weights.
+    /// Unloads the adapters of this run from the servers and removes the folders of its weights.
     pub fn close(&mut self) {
-        self.ahead = None;
+        self.prefetched = None;
         self.publisher.clear(&self.servers);
     }
 }
 
-/// A beginning of names that is the run's, and one more for this start of it.
+/// Returns a name prefix for the run, and a suffix for this start of the run.
 fn names(dir: &Path) -> (String, String) {
     let whole = std::path::absolute(dir).unwrap_or_else(|_| PathBuf::from(dir));
     let name = whole.file_name().unwrap_or_default().to_string_lossy();
@@ -236,31 +231,46 @@ fn names(dir: &Path) -> (String, String) {
     (run, format!("{:x}", now.as_millis()))
 }
 
-/// A completion with what the server said of it.
-fn bare(told: Told) -> Completion {
-    Completion {
-        tokens: told.tokens,
-        drawn_log_probs: told.log_probs.clone(),
-        log_probs: told.log_probs,
-        finish_reason: told.finish_reason,
-        ..Completion::empty()
-    }
+/// Converts a completion without scores of our own model.
+fn unscored(completion: ServerCompletion) -> Completion {
+    let ServerCompletion { tokens, log_probs, finish_reason } = completion;
+    Completion { tokens, drawn_log_probs: log_probs.clone(), log_probs, finish_reason, ..Completion::empty() }
 }
 
-/// A completion with the server's log-probabilities, and all else by our own model. Where the server's are of another
-/// distribution than the full softmax at the sampling temperature, theirs differ from ours as much as under that one.
-fn join(told: &Told, scored: &[Sampled], same: fn(&Sampled) -> f32) -> Completion {
-    let of_server = |(sampled, &theirs): (&Sampled, &f32)| {
-        // A token at the edge of top-k or top-p, which ours leave out: compared under the whole softmax.
-        let same = same(sampled);
+/// Combines a server's log-probabilities with the other figures of our own model. If the server's are those of another
+/// distribution, the difference to ours under that distribution is added to ours.
+fn join(completion: &ServerCompletion, scored: &[Sampled], comparable: fn(&Sampled) -> f32) -> Completion {
+    let with_server = |(sampled, &theirs): (&Sampled, &f32)| {
+        // Our top-k or top-p may exclude a token at the edge. It is compared under the full softmax.
+        let same = comparable(sampled);
         let same = if same.is_finite() { same } else { sampled.log_prob };
-        // Equal numbers take the server's as it is.
+        // Avoids the rounding of the sum.
         let shifted = |ours: f32| if ours == same { theirs } else { ours + (theirs - same) };
         let (log_prob, drawn_log_prob) = (shifted(sampled.log_prob), shifted(sampled.drawn_log_prob));
         Sampled { log_prob, drawn_log_prob, ..*sampled }
     };
-    let sampled: Vec<Sampled> = scored.iter().zip(&told.log_probs).map(of_server).collect();
-    Completion::of(&sampled, told.finish_reason)
+    let sampled: Vec<Sampled> = scored.iter().zip(&completion.log_probs).map(with_server).collect();
+    Completion::of(&sampled, completion.finish_reason)
+}
+
+/// Shows the tokens of completions, the first of which has number `first`, to `watch`, and cuts those that it ends.
+/// Returns false if it ends the call.
+fn show(first: usize, group: &mut [ServerCompletion], watch: &mut dyn FnMut(usize, u32) -> Watch) -> bool {
+    for (number, completion) in (first..).zip(group) {
+        for end in 1..=completion.tokens.len() {
+            match watch(number, completion.tokens[end - 1]) {
+                Watch::EndAll => return false,
+                Watch::EndCompletion if end < completion.tokens.len() => {
+                    completion.tokens.truncate(end);
+                    completion.log_probs.truncate(end);
+                    completion.finish_reason = FinishReason::Watcher;
+                    break;
+                }
+                Watch::EndCompletion | Watch::Continue => {}
+            }
+        }
+    }
+    true
 }
 
 impl Sampler for Remote<'_> {
@@ -272,49 +282,29 @@ impl Sampler for Remote<'_> {
     ) -> Result<Vec<Completion>> {
         let Self { served, current, stop } = self;
         if requests.is_empty() || sampling.max_completion_length == 0 {
-            return Ok(requests.iter().map(|_| bare(Told::default())).collect());
+            return Ok(requests.iter().map(|_| unscored(ServerCompletion::default())).collect());
         }
-        if let Some(current) = current {
-            served.refresh(&Moment { current, requests, sampling, stop: *stop })?;
+        let upcoming = current.as_ref().map(|current| Upcoming { current, requests, sampling, stop: *stop });
+        if let Some(upcoming) = &upcoming {
+            served.refresh(upcoming)?;
         }
-        let early = served.ahead.take_if(|ahead| ahead.is_of(requests, sampling));
-        let mut pending = early.unwrap_or_else(|| served.ask(requests, sampling));
-        let mut cuts = vec![None; requests.len()];
+        let prefetched = served.prefetched.take_if(|prefetched| prefetched.is_of(requests, sampling));
+        let mut pending = prefetched.unwrap_or_else(|| served.start(requests, sampling));
         let mut all = true;
-        let waited = pending.wait(*stop, &mut |first, told| {
-            for (place, told) in told.iter().enumerate() {
-                for (index, &token) in told.tokens.iter().enumerate() {
-                    match watch(first + place, token) {
-                        Watch::Continue => {}
-                        Watch::EndCompletion => {
-                            cuts[first + place] = Some(index + 1).filter(|&end| end < told.tokens.len());
-                            break;
-                        }
-                        Watch::EndAll => {
-                            all = false;
-                            return false;
-                        }
-                    }
-                }
-            }
-            true
+        let waited = pending.wait(*stop, &mut |first, group| {
+            all = show(first, group, watch);
+            all
         });
-        served.figures.retried += pending.retried();
+        served.stats.retries += pending.retries();
         waited?;
-        let (now, version) = (current.as_ref().map_or(0, |current| current.version), pending.version);
-        served.figures.staleness.push((now.saturating_sub(version), pending.len()));
-        let told = pending.take().into_iter().zip(cuts).map(|(told, cut)| {
-            let mut told = told.unwrap_or_default();
-            if let Some(end) = cut {
-                told.tokens.truncate(end);
-                told.log_probs.truncate(end);
-                told.finish_reason = FinishReason::Watcher;
-            }
-            told
-        });
-        let told: Vec<Told> = told.collect();
-        // What was not waited for is empty, and of no use to anyone.
-        served.complete(requests, told, sampling, current.as_ref().filter(|_| all), version)
+        let (now, version) = (upcoming.map_or(0, |upcoming| upcoming.current.version), pending.version);
+        served.stats.staleness.push((now.saturating_sub(version), requests.len()));
+        let completions = pending.take();
+        match upcoming {
+            Some(upcoming) if all => served.score(&upcoming, &completions, version),
+            // Nobody uses the completions of a call that `watch` ended.
+            _ => Ok(completions.into_iter().map(unscored).collect()),
+        }
     }
 
     fn looks_ahead(&self) -> bool {
@@ -322,32 +312,28 @@ impl Sampler for Remote<'_> {
     }
 
     fn prepare(&mut self, requests: &[Request], sampling: &Sampling) {
-        let served = &mut *self.served;
-        if let Some(unused) = served.ahead.take() {
-            served.figures.dropped += unused.len();
+        if let Some(unused) = self.served.prefetched.take() {
+            self.served.stats.dropped += unused.requests.len();
         }
-        served.ahead = Some(served.ask(requests, sampling));
+        self.served.prefetched = Some(self.served.start(requests, sampling));
     }
 
     fn describe(&mut self, metrics: &mut Metrics) {
-        let served = &mut *self.served;
-        let figures = std::mem::take(&mut served.figures);
-        for (name, time) in [
-            ("timing_s/weight_sync", figures.sync),
-            ("timing_s/verify", figures.check),
-            ("timing_s/score", figures.score),
-        ] {
+        let Stats { sync, check, score, divergence, retries, dropped, staleness } =
+            std::mem::take(&mut self.served.stats);
+        for (name, time) in [("timing_s/weight_sync", sync), ("timing_s/verify", check), ("timing_s/score", score)] {
             metrics.add(name, time.as_secs_f64());
         }
-        if let Some(divergence) = figures.divergence {
+        if let Some(divergence) = divergence {
             metrics.set("rollout/sync_kl", divergence);
         }
-        metrics.add("rollout/retries", figures.retried as f64);
-        metrics.set("rollout/servers", served.servers.iter().filter(|server| server.is_good()).count() as f64);
-        let completions: usize = figures.staleness.iter().map(|(_, count)| count).sum();
-        let sum: u64 = figures.staleness.iter().map(|(lag, count)| lag * *count as u64).sum();
+        metrics.add("rollout/retries", retries as f64);
+        let available = self.served.servers.iter().filter(|server| server.is_available()).count();
+        metrics.set("rollout/servers", available as f64);
+        let completions: usize = staleness.iter().map(|(_, count)| count).sum();
+        let sum: u64 = staleness.iter().map(|(lag, count)| lag * *count as u64).sum();
         metrics.set("rollout/staleness_mean", sum as f64 / completions.max(1) as f64);
-        metrics.set("rollout/staleness_max", figures.staleness.iter().map(|(lag, _)| *lag).max().unwrap_or(0) as f64);
-        metrics.add("rollout/dropped_stale", figures.dropped as f64);
+        metrics.set("rollout/staleness_max", staleness.iter().map(|(lag, _)| *lag).max().unwrap_or(0) as f64);
+        metrics.add("rollout/dropped_stale", dropped as f64);
     }
 }

@@ -1,4 +1,4 @@
-//! Requests on their way: each group goes to the least busy server, and again to another when that one stumbles.
+//! Distribution of completion requests over the servers, with retries.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::http::Failure;
-use super::protocol::{Ask, Told, Weights, completions, request};
-use super::server::{GLANCE, Server, has_other, least_busy, lose_unless_last, obituary};
+use super::protocol::{Query, ServerCompletion, Weights, completions, request};
+use super::server::{POLL_INTERVAL, Server, has_other, reserve_least_busy, suspend_unless_last, unavailable_summary};
 use crate::error::{Error, Result};
 use crate::generate::{Request, Sampling};
 use crate::rollout::settings::Engine;
 use crate::stop::Stop;
 
-/// Failures in a row after which a server is left alone until the next step, where there is another.
-const PATIENCE: usize = 2;
-/// The longest wait between two tries.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Number of consecutive failures after which a server is suspended, if another one is available.
+const MAX_CONSECUTIVE_FAILURES: usize = 2;
+/// Maximum delay before a retry.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// What all requests of a call have in common.
+/// Parameters that all requests of a call share.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) engine: Engine,
@@ -31,52 +31,57 @@ pub(super) struct Call {
     pub(super) retries: usize,
 }
 
-/// A group of requests with the same prompt: its first request, and what is asked.
-type Part = (usize, Ask);
-
-/// What the threads of a call share.
+/// State shared by the worker threads of a call.
 #[derive(Debug)]
 struct Shared {
     call: Call,
-    parts: Mutex<VecDeque<Part>>,
-    over: AtomicBool,
-    retried: AtomicUsize,
+    /// Groups that no thread has taken yet, each with the index of its first request.
+    queue: Mutex<VecDeque<(usize, Query)>>,
+    /// Set when no further group must be requested.
+    cancelled: AtomicBool,
+    /// Number of retries.
+    retries: AtomicUsize,
 }
 
-/// Completions that were asked for. What was not taken is given up when this is dropped: no further group is asked for.
+/// Requested completions, which arrive group by group. Dropping this cancels the groups that have not been sent yet.
 #[derive(Debug)]
 pub(super) struct Pending {
-    requests: Vec<Request>,
+    pub(super) requests: Vec<Request>,
     shared: Arc<Shared>,
     results: Receiver<(usize, Outcome)>,
-    /// By the first request of the group.
-    told: Vec<Option<Vec<Told>>>,
-    open: usize,
-    /// Updates behind the weights of these completions.
+    /// The completions of a group, at the index of its first request.
+    received: Vec<Option<Vec<ServerCompletion>>>,
+    /// Number of groups that have not been received.
+    remaining: usize,
+    /// Version of the weights of these completions.
     pub(super) version: u64,
 }
 
-type Outcome = std::result::Result<Vec<Told>, String>;
+/// The completions of a group, or the error message.
+type Outcome = std::result::Result<Vec<ServerCompletion>, String>;
+
+/// A function that sees, and may cut, the completions of a group. It returns false to stop waiting for more.
+pub(super) type Seen<'a> = dyn FnMut(usize, &mut [ServerCompletion]) -> bool + 'a;
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.shared.over.store(true, Ordering::SeqCst);
+        self.shared.cancelled.store(true, Ordering::SeqCst);
     }
 }
 
-/// Groups of consecutive requests that differ in the number of their completion alone.
-fn parts(requests: &[Request]) -> VecDeque<Part> {
+/// Splits requests into groups. A group has the same prompt and draw, and consecutive completion numbers.
+fn groups(requests: &[Request]) -> VecDeque<(usize, Query)> {
     let same = |a: &Request, b: &Request| a.prompt == b.prompt && a.key[..3] == b.key[..3] && a.key[3] + 1 == b.key[3];
-    let mut first = 0;
-    let part = |group: &[Request]| {
-        let ask = Ask { prompt: group[0].prompt.clone(), count: group.len(), seed: seed(&group[0]) };
-        first += group.len();
-        (first - group.len(), ask)
+    let mut next = 0;
+    let group = |requests: &[Request]| {
+        let (prompt, count) = (requests[0].prompt.clone(), requests.len());
+        next += count;
+        (next - count, Query { prompt, count, seed: seed(&requests[0]) })
     };
-    requests.chunk_by(same).map(part).collect()
+    requests.chunk_by(same).map(group).collect()
 }
 
-/// The seed of a group: a hash of its key with room for the numbers of its completions, which are added to it.
+/// Returns the seed of a group: a hash of its key, whose low 16 bits are zero, plus the number of its first completion.
 fn seed(request: &Request) -> i64 {
     let [a, b, c, sample] = request.key;
     let word = crate::noise::mix(&[a, b, c]) >> 1 & !0xffff;
@@ -84,27 +89,24 @@ fn seed(request: &Request) -> i64 {
 }
 
 impl Pending {
-    /// Asks for the completions of `requests`, `concurrency` groups at a time of each server.
+    /// Starts to request the completions of `requests`, `concurrency` groups at a time for each server of the call.
     pub(super) fn start(call: Call, requests: &[Request], version: u64, concurrency: usize) -> Self {
-        let parts = parts(requests);
-        let count = parts.len();
-        let threads = count.min(concurrency.saturating_mul(call.servers.len()));
-        let shared = Arc::new(Shared {
-            call,
-            parts: Mutex::new(parts),
-            over: AtomicBool::new(false),
-            retried: AtomicUsize::new(0),
-        });
+        let queue = groups(requests);
+        let remaining = queue.len();
+        let threads = remaining.min(concurrency.saturating_mul(call.servers.len()));
+        let (queue, cancelled, retries) = (Mutex::new(queue), AtomicBool::new(false), AtomicUsize::new(0));
+        let shared = Arc::new(Shared { call, queue, cancelled, retries });
         let (send, results) = channel();
         for _ in 0..threads {
             let (shared, send) = (shared.clone(), send.clone());
-            // A thread may wait for its server when the program wants to end: nobody waits for the thread.
+            // Not joined: a thread may still wait for a response when the program wants to end.
             std::thread::spawn(move || shared.work(&send));
         }
-        Self { requests: requests.to_vec(), shared, results, told: vec![None; requests.len()], open: count, version }
+        let (requests, received) = (requests.to_vec(), vec![None; requests.len()]);
+        Self { requests, shared, results, received, remaining, version }
     }
 
-    /// Whether these are the completions of `requests`, drawn as `sampling` says.
+    /// Whether these are completions of the same requests with the same sampling parameters.
     pub(super) fn is_of(&self, requests: &[Request], sampling: &Sampling) -> bool {
         let same = |(a, b): (&Request, &Request)| a.key == b.key && a.prompt == b.prompt;
         let Sampling { distribution, max_completion_length, stop, .. } = &self.shared.call.sampling;
@@ -114,35 +116,28 @@ impl Pending {
         alike && self.requests.len() == requests.len() && self.requests.iter().zip(requests).all(same)
     }
 
-    /// Completions asked for.
-    pub(super) fn len(&self) -> usize {
-        self.requests.len()
+    /// Number of retries so far.
+    pub(super) fn retries(&self) -> usize {
+        self.shared.retries.load(Ordering::SeqCst)
     }
 
-    /// Tries that were repeated.
-    pub(super) fn retried(&self) -> usize {
-        self.shared.retried.load(Ordering::SeqCst)
-    }
-
-    /// Waits for all groups. `seen` is told of each as it comes, by its first request, and ends the wait by false.
+    /// Waits for all groups. Calls `seen` for each group, with the index of its first request, until it returns false.
     ///
     /// # Errors
-    /// [`Error::Engine`] when a group does not come, [`Error::Stopped`].
-    pub(super) fn wait(&mut self, stop: Stop, seen: &mut dyn FnMut(usize, &[Told]) -> bool) -> Result<()> {
-        for (first, told) in self.told.iter().enumerate() {
-            if let Some(told) = told
-                && !seen(first, told)
-            {
+    /// [`Error::Engine`] when a group fails, [`Error::Stopped`].
+    pub(super) fn wait(&mut self, stop: Stop, seen: &mut Seen) -> Result<()> {
+        for (first, group) in self.received.iter_mut().enumerate() {
+            if group.as_mut().is_some_and(|group| !seen(first, group)) {
                 return Ok(());
             }
         }
-        while self.open > 0 {
+        while self.remaining > 0 {
             stop.check()?;
-            match self.results.recv_timeout(GLANCE) {
-                Ok((first, Ok(told))) => {
-                    self.open -= 1;
-                    let go_on = seen(first, &told);
-                    self.told[first] = Some(told);
+            match self.results.recv_timeout(POLL_INTERVAL) {
+                Ok((first, Ok(mut completions))) => {
+                    self.remaining -= 1;
+                    let go_on = seen(first, &mut completions);
+                    self.received[first] = Some(completions);
                     if !go_on {
                         return Ok(());
                     }
@@ -157,13 +152,12 @@ impl Pending {
         Ok(())
     }
 
-    /// What has come, one for each request; none for those of groups that have not.
-    pub(super) fn take(mut self) -> Vec<Option<Told>> {
-        let mut lists = std::mem::take(&mut self.told);
-        let mut all: Vec<Option<Told>> = vec![None; lists.len()];
-        for (first, list) in lists.iter_mut().enumerate() {
-            for (place, told) in list.take().into_iter().flatten().enumerate() {
-                all[first + place] = Some(told);
+    /// Returns one completion per request, an empty one where none was received.
+    pub(super) fn take(mut self) -> Vec<ServerCompletion> {
+        let mut all = vec![ServerCompletion::default(); self.received.len()];
+        for (first, group) in std::mem::take(&mut self.received).into_iter().enumerate() {
+            for (place, completion) in group.into_iter().flatten().enumerate() {
+                all[first + place] = completion;
             }
         }
         all
@@ -171,66 +165,66 @@ impl Pending {
 }
 
 impl Shared {
+    /// Requests group after group until none is left, one fails, or the call is cancelled.
     fn work(&self, send: &Sender<(usize, Outcome)>) {
-        while !self.over.load(Ordering::SeqCst) {
-            let part = self.parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some((first, ask)) = part else { return };
-            let outcome = self.ask(&ask);
+        while !self.cancelled.load(Ordering::SeqCst) {
+            let query = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some((first, query)) = query else { return };
+            let outcome = self.request(&query);
             let failed = outcome.is_err();
             if send.send((first, outcome)).is_err() || failed {
-                self.over.store(true, Ordering::SeqCst);
+                self.cancelled.store(true, Ordering::SeqCst);
             }
         }
     }
 
-    /// The completions of a group; the reason when there is none.
-    fn ask(&self, ask: &Ask) -> Outcome {
+    /// Requests the completions of a group, with retries.
+    fn request(&self, query: &Query) -> Outcome {
         let Call { engine, servers, sampling, weights, vocab_size, timeout, retries } = &self.call;
-        let (path, body) = request(*engine, ask, sampling, weights);
+        let (path, body) = request(*engine, query, sampling, weights);
         let mut avoid = None;
         for tried in 0.. {
-            let Some(index) = least_busy(servers, avoid) else {
-                return Err(format!("no server of rollout.urls is left:{}", obituary(servers)));
+            let Some((index, in_flight)) = reserve_least_busy(servers, avoid) else {
+                return Err(unavailable_summary(servers));
             };
             let server = &servers[index];
-            let occupied = server.occupy();
             let answer = server.client.post(path, &body, *timeout);
-            drop(occupied);
-            let told = answer.and_then(|answer| completions(*engine, &answer, ask, sampling, *vocab_size));
-            let failures = server.note(told.is_ok());
+            drop(in_flight);
+            let parsed = answer.and_then(|answer| completions(*engine, &answer, query, sampling, *vocab_size));
+            let failures = server.record_outcome(parsed.is_ok());
             let others = has_other(servers, index);
-            let why = match told {
-                Ok(told) => return Ok(told),
-                Err(Failure::Passing(why)) => why,
-                // It was started again, and has lost what it was given.
-                Err(Failure::Missing(why)) if lose_unless_last(servers, index, &why) => why,
-                Err(Failure::Missing(why)) => return Err(format!("{why} (model {:?})", weights.model)),
-                Err(Failure::Lasting(why)) => return Err(format!("{}: {why}", server.client.url())),
+            let why = match parsed {
+                Ok(completions) => return Ok(completions),
+                Err(Failure::Transient(why)) => why,
+                // The server was restarted and has lost the adapter.
+                Err(Failure::NotFound(why)) if suspend_unless_last(servers, index, &why) => why,
+                Err(Failure::NotFound(why)) => return Err(format!("{why} (model {:?})", weights.model)),
+                Err(Failure::Permanent(why)) => return Err(format!("{}: {why}", server.client.url)),
             };
             if tried == *retries {
                 return Err(format!("{why} (tried {} times: rollout.retries = {retries})", tried + 1));
             }
-            self.retried.fetch_add(1, Ordering::SeqCst);
+            self.retries.fetch_add(1, Ordering::SeqCst);
             avoid = Some(index);
-            if failures >= PATIENCE {
-                lose_unless_last(servers, index, &why);
+            if failures >= MAX_CONSECUTIVE_FAILURES {
+                suspend_unless_last(servers, index, &why);
             }
+            // Another server is tried at once.
             if !others {
-                self.rest(tried);
+                self.back_off(tried);
             }
-            if self.over.load(Ordering::SeqCst) {
+            if self.cancelled.load(Ordering::SeqCst) {
                 return Err(why);
             }
         }
         unreachable!("the loop has no end of its own")
     }
 
-    /// Waits 1, 2, 4, … seconds, but for the end of the call.
-    fn rest(&self, tried: usize) {
-        let time = Duration::from_secs(1 << tried.min(6)).min(LONGEST_WAIT);
-        let end = Instant::now() + time;
-        while Instant::now() < end && !self.over.load(Ordering::SeqCst) {
-            std::thread::sleep(GLANCE);
+    /// Sleeps 1, 2, 4, … seconds before a retry, or until the call is cancelled.
+    fn back_off(&self, tried: usize) {
+        let end = Instant::now() + Duration::from_secs(1 << tried.min(6)).min(MAX_BACKOFF);
+        while Instant::now() < end && !self.cancelled.load(Ordering::SeqCst) {
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
@@ -245,11 +239,11 @@ mod tests {
         // The same problem drawn twice in a row makes two groups.
         let requests: Vec<Request> =
             [(1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1), (2, 2, 0)].map(|(p, d, s)| request(p, d, s)).to_vec();
-        let parts = parts(&requests);
-        let shape: Vec<_> = parts.iter().map(|(first, ask)| (*first, ask.count)).collect();
+        let groups = groups(&requests);
+        let shape: Vec<_> = groups.iter().map(|(first, query)| (*first, query.count)).collect();
         assert_eq!(shape, [(0, 2), (2, 2), (4, 1)]);
         // A server gives completion i the seed + i.
-        let mut seeds: Vec<i64> = parts.iter().map(|(_, ask)| ask.seed).collect();
+        let mut seeds: Vec<i64> = groups.iter().map(|(_, query)| query.seed).collect();
         assert!(seeds.iter().all(|seed| *seed >= 0 && seed % 65536 == 0), "{seeds:?}");
         seeds.sort_unstable();
         assert!(seeds.windows(2).all(|pair| pair[0] != pair[1]));

@@ -1,60 +1,60 @@
-//! New weights for the servers: adapters under a name for each version, all weights from a folder, or a program of the user.
+//! Weight sync: adapters under a name for each version, all weights from a folder, or a command of the user.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::result::Result as StdResult;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::Write;
 use super::http::Failure;
 use super::protocol::Weights;
-use super::server::{GLANCE, Server, has_other, pause};
+use super::server::{POLL_INTERVAL, Server, has_other, pause};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::rollout::settings::{Engine, ServedConfig, Sync};
 use crate::stop::Stop;
 
-/// Tries to load an adapter whose folder a server does not see yet: network file systems take their time.
-const LOOKS: usize = 3;
+/// Maximum number of attempts to load an adapter whose folder a server does not see yet (network file systems).
+const MAX_NOT_FOUND_TRIES: usize = 3;
 
-/// A version that the servers have, or had.
+/// A version of the weights that was written for the servers.
 #[derive(Debug, Clone)]
 struct Published {
     weights: Weights,
-    /// Its folder, unless that is removed.
+    /// The folder of the weights; `None` once it is removed.
     folder: Option<PathBuf>,
-    /// Whether servers still hold it.
-    held: bool,
+    /// Whether the servers still have it loaded.
+    loaded: bool,
 }
 
-/// Brings weights to servers.
+/// Writes new versions of the weights and transfers them to the servers.
 #[derive(Debug)]
 pub(super) struct Publisher {
     engine: Engine,
-    how: Sync,
+    pub(super) method: Sync,
     config: ServedConfig,
     folder: PathBuf,
-    /// Begins the name of every version; no other start of a run has it.
+    /// Prefix of the name of each version, unique to this start of the run.
     prefix: String,
     /// Name of the served model.
     model: String,
+    /// From the oldest version to the newest.
     published: Vec<Published>,
 }
 
 impl Publisher {
+    /// Creates a publisher that syncs by `method`. `folder` is used if the settings name no `sync_dir`.
     pub(super) fn new(
         engine: Engine,
-        how: Sync,
+        method: Sync,
         config: &ServedConfig,
         (folder, prefix, model): (PathBuf, String, String),
     ) -> Self {
         let folder = if config.sync_dir.as_os_str().is_empty() { folder } else { config.sync_dir.clone() };
-        Self { engine, how, config: config.clone(), folder, prefix, model, published: Vec::new() }
-    }
-
-    pub(super) fn how(&self) -> Sync {
-        self.how
+        Self { engine, method, config: config.clone(), folder, prefix, model, published: Vec::new() }
     }
 
     /// The weights that the servers were started with.
@@ -66,102 +66,86 @@ impl Publisher {
         Duration::from_secs_f64(self.config.sync_timeout_s)
     }
 
-    /// Writes a version by `write`, which is given the folder, and brings it to every server that is good. A server that
-    /// does not take it is left out while there is another.
+    /// Writes a version with `write`, which gets the folder, and transfers it to all available servers. Servers that
+    /// fail to load it are excluded.
     ///
     /// # Errors
-    /// What `write` says, and [`Error::Engine`] when no server takes it.
-    pub(super) fn publish(
-        &mut self,
-        version: u64,
-        servers: &[Server],
-        write: &dyn Fn(&Path) -> Result<()>,
-        stop: Stop,
-    ) -> Result<Weights> {
+    /// Errors of `write`, and [`Error::Engine`] when no server loads the version.
+    pub(super) fn publish(&mut self, version: u64, servers: &[Server], write: &Write, stop: Stop) -> Result<Weights> {
         let name = format!("{}-v{version}", self.prefix);
         files::create_dir(&self.folder)?;
-        // Servers have another working directory.
+        // Absolute, since the servers have another working directory.
         let folder = self.folder.canonicalize().map_err(Error::io(&self.folder))?.join(&name);
         write(&folder)?;
-        let adapter = self.how == Sync::Lora;
-        let weights =
-            Weights { model: if adapter { name.clone() } else { self.model.clone() }, adapter, salt: name.clone() };
-        self.published.push(Published { weights: weights.clone(), folder: Some(folder), held: true });
-        if self.how == Sync::Command {
-            self.run(version, stop)?;
+        let adapter = self.method == Sync::Lora;
+        let model = if adapter { name.clone() } else { self.model.clone() };
+        let weights = Weights { model, adapter, salt: name };
+        self.published.push(Published { weights: weights.clone(), folder: Some(folder), loaded: true });
+        if self.method == Sync::Command {
+            self.run_command(version, stop)?;
             return Ok(weights);
         }
-        for (index, server) in servers.iter().enumerate().filter(|(_, server)| server.is_good()) {
-            if let Err(why) = self.bring(server, stop)? {
-                // Nothing else is known to hold these weights: the last server's failure is the run's.
-                if !has_other(servers, index) {
-                    return Err(Error::Engine(why));
-                }
+        for (index, server) in servers.iter().enumerate().filter(|(_, server)| server.is_available()) {
+            if let Err(why) = self.send_newest(server, stop)?
+                && !has_other(servers, index)
+            {
+                return Err(Error::Engine(why));
             }
         }
         Ok(weights)
     }
 
-    /// Brings the newest version to a server; the inner error says why it does not take it, and the server is left out.
-    pub(super) fn bring(&self, server: &Server, stop: Stop) -> Result<std::result::Result<(), String>> {
+    /// Transfers the newest version to a server. The inner error is the reason why the server fails to load it and is
+    /// excluded.
+    pub(super) fn send_newest(&self, server: &Server, stop: Stop) -> Result<StdResult<(), String>> {
         let Some(newest) = self.published.last() else { return Ok(Ok(())) };
-        let path = self.seen_by_servers(&newest.weights.salt)?;
-        let outcome = match self.how {
+        let path = self.server_path(&newest.weights.salt)?;
+        let outcome = match self.method {
             Sync::Lora => self.load_adapter(server, &newest.weights.model, &path, stop)?,
             Sync::Disk => self.reload(server, &newest.weights.salt, &path),
             Sync::Command | Sync::None | Sync::Auto => Ok(()),
         };
         Ok(outcome.map_err(|failure| {
-            let why = failure.words().to_string();
-            match (self.how, &failure) {
-                // The engine may have dropped half of its weights.
-                (Sync::Disk, _) => server.give_up(&why),
-                _ => server.lose(&why),
+            let why = failure.message();
+            if self.method == Sync::Disk {
+                // The server may have replaced some of its weights only.
+                server.mark_broken(why);
+                return format!("{why}\nA server whose weights could not be read must be started again.");
             }
-            match self.how {
-                Sync::Disk => format!("{why}\nA server whose weights could not be read must be started again."),
-                _ => why,
-            }
+            server.suspend(why);
+            why.to_string()
         }))
     }
 
-    /// The folder of a version as servers see it.
-    fn seen_by_servers(&self, name: &str) -> Result<String> {
-        let dir = &self.config.server_dir;
-        let dir = if dir.as_os_str().is_empty() {
-            self.folder.canonicalize().map_err(Error::io(&self.folder))?
-        } else {
-            dir.clone()
-        };
+    /// Returns the folder of a version as a path on the servers.
+    fn server_path(&self, name: &str) -> Result<String> {
+        let mut dir = self.config.server_dir.clone();
+        if dir.as_os_str().is_empty() {
+            dir = self.folder.canonicalize().map_err(Error::io(&self.folder))?;
+        }
         Ok(dir.join(name).display().to_string())
     }
 
-    fn load_adapter(
-        &self,
-        server: &Server,
-        name: &str,
-        path: &str,
-        stop: Stop,
-    ) -> Result<std::result::Result<(), Failure>> {
+    fn load_adapter(&self, server: &Server, name: &str, path: &str, stop: Stop) -> Result<StdResult<(), Failure>> {
         let mut body = json!({ "lora_name": name, "lora_path": path });
-        let place = match self.engine {
+        let endpoint = match self.engine {
             Engine::Vllm => "/v1/load_lora_adapter",
             Engine::Sglang => {
                 body["pinned"] = json!(false);
                 "/load_lora_adapter"
             }
         };
-        let (mut looks, mut tried) = (1, 0);
+        let (mut not_found_tries, mut tried) = (1, 0);
         loop {
-            match server.client.post(place, &body, self.timeout()) {
+            match server.client.post(endpoint, &body, self.timeout()) {
                 Ok(answer) => return Ok(success(&answer)),
-                Err(Failure::Missing(_)) if looks < LOOKS => {
-                    looks += 1;
+                Err(Failure::NotFound(_)) if not_found_tries < MAX_NOT_FOUND_TRIES => {
+                    not_found_tries += 1;
                     pause(Duration::from_secs(1), stop)?;
                 }
-                // It answered late, or was left out meanwhile: no other version of any run has the name.
-                Err(Failure::Lasting(why)) if why.contains("already") => return Ok(Ok(())),
-                Err(Failure::Passing(_)) if tried < self.config.retries => {
+                // An earlier attempt succeeded. The name is unique to this version, so this is the right adapter.
+                Err(Failure::Permanent(why)) if why.contains("already") => return Ok(Ok(())),
+                Err(Failure::Transient(_)) if tried < self.config.retries => {
                     pause(Duration::from_secs(1 << tried.min(6)), stop)?;
                     tried += 1;
                 }
@@ -170,77 +154,70 @@ impl Publisher {
         }
     }
 
-    fn reload(&self, server: &Server, name: &str, path: &str) -> std::result::Result<(), Failure> {
+    fn reload(&self, server: &Server, name: &str, path: &str) -> StdResult<(), Failure> {
         let timeout = self.timeout();
         match self.engine {
             Engine::Vllm => {
-                let body = json!({
-                    "method": "reload_weights",
-                    "kwargs": { "weights_path": path },
-                    "timeout": self.config.sync_timeout_s,
-                });
+                let kwargs = json!({ "weights_path": path });
+                let body =
+                    json!({ "method": "reload_weights", "kwargs": kwargs, "timeout": self.config.sync_timeout_s });
                 server.client.post("/collective_rpc", &body, timeout)?;
-                // A label, which older servers do not have. That the weights are there is for the check to say.
+                // A label only, which older servers do not support: the check verifies the weights themselves.
                 let _ = server.client.post("/update_weight_version", &json!({ "new_version": name }), timeout);
                 Ok(())
             }
             Engine::Sglang => {
-                let body = json!({
-                    "model_path": path,
-                    "weight_version": name,
-                    "flush_cache": true,
-                    "abort_all_requests": false,
-                });
+                let body = json!({ "model_path": path, "weight_version": name,
+                                   "flush_cache": true, "abort_all_requests": false });
                 success(&server.client.post("/update_weights_from_disk", &body, timeout)?)
             }
         }
     }
 
-    /// Makes a server forget what its prefix cache holds.
+    /// Empties the prefix cache of a server.
     pub(super) fn reset_cache(&self, server: &Server) {
-        let (place, body) = match self.engine {
+        let (endpoint, body) = match self.engine {
             Engine::Vllm => ("/reset_prefix_cache", json!({})),
             Engine::Sglang => ("/flush_cache", json!({})),
         };
-        // Where there is no such endpoint, the check that follows says what is wrong.
-        let _ = server.client.post(place, &body, self.timeout());
+        // Without the endpoint, the check that follows reports the mismatch.
+        let _ = server.client.post(endpoint, &body, self.timeout());
     }
 
-    /// Unloads what no request needs any more, and removes its folder one version later: a server may read an adapter
-    /// again while it is loaded.
-    pub(super) fn forget(&mut self, servers: &[Server]) -> Result<()> {
+    /// Unloads versions that no request uses any more. Their folders are removed one version later, because a server
+    /// may read the files of a loaded adapter again.
+    pub(super) fn retire_old(&mut self, servers: &[Server]) -> Result<()> {
         let keep = 1 + self.config.max_staleness;
         let count = self.published.len();
-        let (engine, timeout, how) = (self.engine, self.timeout(), self.how);
+        let (engine, timeout, method) = (self.engine, self.timeout(), self.method);
         for (age, version) in self.published.iter_mut().rev().enumerate() {
             if age > keep
                 && let Some(folder) = version.folder.take()
             {
                 files::remove_dir(&folder)?;
             }
-            if age >= keep && std::mem::take(&mut version.held) && how == Sync::Lora {
-                servers.iter().filter(|s| s.is_good()).for_each(|s| unload(engine, s, &version.weights.model, timeout));
+            if age >= keep && std::mem::take(&mut version.loaded) && method == Sync::Lora {
+                unload_from_all(engine, servers, &version.weights.model, timeout);
             }
         }
         self.published.drain(..count.saturating_sub(keep + 1));
         Ok(())
     }
 
-    /// Unloads the adapters of this run and removes what was written.
+    /// Unloads all adapters of this start and removes the folders.
     pub(super) fn clear(&mut self, servers: &[Server]) {
         let timeout = Duration::from_secs(2).min(self.timeout());
         for version in self.published.drain(..) {
-            if version.held && self.how == Sync::Lora {
-                let good = servers.iter().filter(|server| server.is_good());
-                good.for_each(|server| unload(self.engine, server, &version.weights.model, timeout));
+            if version.loaded && self.method == Sync::Lora {
+                unload_from_all(self.engine, servers, &version.weights.model, timeout);
             }
-            // What stays is found by the next start of the run.
+            // The next start of the run removes a folder that is left over.
             let _ = version.folder.map(|folder| files::remove_dir(&folder));
         }
     }
 
-    /// Unloads adapters that an earlier start of the run left, and removes its folders.
-    pub(super) fn clean(&self, servers: &[Server], adapters: &[Vec<String>], run: &str) -> Result<()> {
+    /// Unloads adapters that earlier starts of the run left, and removes their folders. Their names start with `run`.
+    pub(super) fn remove_leftovers(&self, servers: &[Server], adapters: &[Vec<String>], run: &str) -> Result<()> {
         for (server, names) in servers.iter().zip(adapters) {
             let left = names.iter().filter(|name| name.starts_with(run) && !name.starts_with(&self.prefix));
             left.for_each(|name| unload(self.engine, server, name, self.timeout()));
@@ -255,61 +232,64 @@ impl Publisher {
         Ok(())
     }
 
-    fn run(&self, version: u64, stop: Stop) -> Result<()> {
+    /// Runs the user's command for the newest version.
+    fn run_command(&self, version: u64, stop: Stop) -> Result<()> {
         let Some(newest) = self.published.last() else { return Ok(()) };
         let (program, arguments) = self.config.command.split_first().expect("a command is validated to name a program");
         let wrong = |why: String| Error::Engine(format!("rollout.command {:?}: {why}", self.config.command));
+        let path = self.server_path(&newest.weights.salt)?;
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .map_err(|error| wrong(format!("cannot be started: {error}")))?;
-        let path = self.seen_by_servers(&newest.weights.salt)?;
         let line = json!({ "version": version, "path": path, "urls": self.config.urls }).to_string() + "\n";
         if let Some(mut stdin) = child.stdin.take() {
-            // A program that does not read it says by its end whether it did its work.
+            // A program need not read its input. Its exit status says whether it succeeded.
             let _ = stdin.write_all(line.as_bytes());
         }
-        let status = end_of(&mut child, self.timeout(), stop)?;
-        match status {
+        let limit = self.config.sync_timeout_s;
+        match wait_for_exit(&mut child, self.timeout(), stop)? {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(wrong(format!("ended with {status} for version {version}"))),
-            None => {
-                Err(wrong(format!("has not ended within rollout.sync_timeout_s = {} s", self.config.sync_timeout_s)))
-            }
+            None => Err(wrong(format!("has not ended within rollout.sync_timeout_s = {limit} s"))),
         }
     }
 }
 
-/// How a child ends; none when it takes too long, and is killed.
-fn end_of(child: &mut Child, timeout: Duration, stop: Stop) -> Result<Option<std::process::ExitStatus>> {
+/// Waits for a child process. Kills it and returns `None` after `timeout`; also kills it on a request to end early.
+fn wait_for_exit(child: &mut Child, timeout: Duration, stop: Stop) -> Result<Option<ExitStatus>> {
     let end = Instant::now() + timeout;
     loop {
         if let Some(status) = child.try_wait().map_err(Error::io("rollout.command"))? {
             return Ok(Some(status));
         }
         if stop.requested() || Instant::now() > end {
-            // It may have ended just now.
+            // Fails if the child has ended in the meantime.
             let _ = child.kill();
             let _ = child.wait();
             stop.check()?;
             return Ok(None);
         }
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
+fn unload_from_all(engine: Engine, servers: &[Server], name: &str, timeout: Duration) {
+    servers.iter().filter(|server| server.is_available()).for_each(|server| unload(engine, server, name, timeout));
+}
+
 fn unload(engine: Engine, server: &Server, name: &str, timeout: Duration) {
-    let place = match engine {
+    let endpoint = match engine {
         Engine::Vllm => "/v1/unload_lora_adapter",
         Engine::Sglang => "/unload_lora_adapter",
     };
-    // One that stays takes a little memory, and the next start of the run unloads it.
-    let _ = server.client.post(place, &json!({ "lora_name": name }), timeout);
+    // An adapter that stays loaded takes little memory, and the next start of the run unloads it.
+    let _ = server.client.post(endpoint, &json!({ "lora_name": name }), timeout);
 }
 
-/// SGLang says in the body whether it worked.
-fn success(answer: &Value) -> std::result::Result<(), Failure> {
-    if answer["success"] == json!(false) { Err(Failure::Lasting(answer.to_string())) } else { Ok(()) }
+/// Checks the `success` field by which SGLang reports in the body whether a request succeeded.
+fn success(answer: &Value) -> StdResult<(), Failure> {
+    if answer["success"] == json!(false) { Err(Failure::Permanent(answer.to_string())) } else { Ok(()) }
 }

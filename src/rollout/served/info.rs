@@ -1,0 +1,237 @@
+//! The information that a server reports about itself, and whether it meets the requirements of a run.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::find::Needs;
+use super::http::{Client, Failure};
+use crate::rollout::settings::{Engine, LogProbs, Sync};
+
+/// Timeout of requests about the server itself. SGLang's `/health` generates a token.
+pub(super) const INFO_TIMEOUT: Duration = Duration::from_secs(30);
+/// The first version of vLLM that returns token ids.
+const VLLM_MIN_VERSION: [u64; 3] = [0, 10, 2];
+
+/// A model or an adapter that a server lists.
+#[derive(Debug)]
+pub(super) struct Model {
+    pub(super) id: String,
+    /// The base model of an adapter.
+    parent: Option<String>,
+    max_model_len: Option<usize>,
+}
+
+/// Information that a server reports about itself. An `Option` is `None` where the server does not report it.
+#[derive(Debug, Default)]
+pub(super) struct ServerInfo {
+    pub(super) version: String,
+    /// Number format of the weights.
+    pub(super) dtype: String,
+    pub(super) models: Vec<Model>,
+    pub(super) log_probs: Option<LogProbs>,
+    quantization: Option<String>,
+    data_parallel_size: Option<u64>,
+    enable_lora: Option<bool>,
+    /// Whether vLLM's endpoints that load adapters are missing.
+    cannot_load_adapters: bool,
+    /// Whether vLLM's development endpoints, which replace the weights, are missing.
+    cannot_load_weights: bool,
+}
+
+impl Model {
+    fn from_json(value: &Value) -> Option<Self> {
+        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(ToString::to_string);
+        let max_model_len = value["max_model_len"].as_u64().map(|length| length as usize);
+        Some(Self { id: text(&value["id"])?, parent: text(&value["parent"]), max_model_len })
+    }
+}
+
+impl ServerInfo {
+    /// Requests the information from a server. The error says why the server cannot be used with `engine`.
+    pub(super) fn ask(engine: Engine, client: &Client) -> Result<Self, String> {
+        let is_sglang = get_first(client, &["/model_info", "/get_model_info"])?.is_some();
+        let mut info = match engine {
+            Engine::Vllm => Self::ask_vllm(client, is_sglang)?,
+            Engine::Sglang if is_sglang => {
+                Self::from_sglang(&get_first(client, &["/server_info", "/get_server_info"])?.unwrap_or_default())
+            }
+            Engine::Sglang => {
+                let url = &client.url;
+                return Err(format!("{url} does not answer as SGLang does (no /model_info): is it vLLM?"));
+            }
+        };
+        let models = client.get("/v1/models", INFO_TIMEOUT).map_err(|failure| failure.message().to_string())?;
+        info.models = models["data"].as_array().into_iter().flatten().filter_map(Model::from_json).collect();
+        Ok(info)
+    }
+
+    fn ask_vllm(client: &Client, is_sglang: bool) -> Result<Self, String> {
+        let url = &client.url;
+        let Some(version) = get_first(client, &["/version"])? else {
+            return Err(if is_sglang {
+                format!("{url} is SGLang: set rollout.engine = \"sglang\"")
+            } else {
+                format!("{url} does not answer as vLLM does (no /version), and other servers give no token ids")
+            });
+        };
+        let version = version["version"].as_str().unwrap_or_default();
+        if is_before(version, VLLM_MIN_VERSION) {
+            return Err(format!("{url}: vLLM {version} gives no token ids: 0.10.2 or later is needed"));
+        }
+        // vLLM 0.32.0 answers 500 if its Python environment has no pip, which it uses to list packages.
+        let info = client.get("/server_info?config_format=json", INFO_TIMEOUT);
+        let cannot_load_weights = matches!(info, Err(Failure::NotFound(_)));
+        Ok(Self { cannot_load_weights, ..Self::from_vllm(version, &info.unwrap_or_default()["vllm_config"]) })
+    }
+
+    fn from_vllm(version: &str, config: &Value) -> Self {
+        let model = &config["model_config"];
+        Self {
+            version: version.to_string(),
+            dtype: dtype(model).trim_start_matches("torch.").to_string(),
+            log_probs: match model["logprobs_mode"].as_str() {
+                Some("processed_logprobs") => Some(LogProbs::Processed),
+                Some("raw_logprobs") => Some(LogProbs::Raw),
+                _ => None,
+            },
+            quantization: model["quantization"].as_str().map(ToString::to_string),
+            data_parallel_size: config["parallel_config"]["data_parallel_size"].as_u64(),
+            enable_lora: config.get("lora_config").map(|lora| !lora.is_null()),
+            ..Self::default()
+        }
+    }
+
+    fn from_sglang(info: &Value) -> Self {
+        Self {
+            version: info["version"].as_str().unwrap_or_default().to_string(),
+            dtype: dtype(info).to_string(),
+            quantization: info["quantization"].as_str().map(ToString::to_string),
+            data_parallel_size: info["dp_size"].as_u64(),
+            enable_lora: info["enable_lora"].as_bool(),
+            ..Self::default()
+        }
+    }
+
+    /// Finds out whether vLLM's endpoints that load adapters are missing.
+    pub(super) fn probe_adapters(&mut self, client: &Client) {
+        // There is no such adapter. The body of the 404 distinguishes a missing endpoint from a missing adapter.
+        let answer = client.post("/v1/unload_lora_adapter", &json!({ "lora_name": "tempering-none" }), INFO_TIMEOUT);
+        self.cannot_load_adapters = matches!(&answer, Err(Failure::NotFound(why)) if why.contains("\"detail\""));
+    }
+
+    /// Returns the model called `name`, or the first base model if `name` is empty.
+    pub(super) fn model(&self, name: &str) -> Result<&Model, String> {
+        let is_wanted = |model: &&Model| if name.is_empty() { model.parent.is_none() } else { model.id == name };
+        self.models.iter().find(is_wanted).ok_or_else(|| {
+            let names: Vec<&str> = self.models.iter().map(|model| model.id.as_str()).collect();
+            let names = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+            format!("there is no model {name:?} (rollout.model), it serves {names}")
+        })
+    }
+}
+
+/// Checks that a server meets the requirements of a run, whose sync method is `sync`. `log_probs` is the kind of
+/// log-probabilities that the settings or the other servers state. The error is the reason why the server is refused.
+pub(super) fn requirements(
+    info: &ServerInfo,
+    model: &Model,
+    (needs, sync): (&Needs, Sync),
+    log_probs: LogProbs,
+) -> Result<(), String> {
+    if let Some(context) = model.max_model_len.filter(|&context| context < needs.longest) {
+        return Err(format!(
+            "its context of {context} tokens is too small for the {} of the longest prompt and completion",
+            needs.longest
+        ));
+    }
+    if needs.trains {
+        training_requirements(info, sync)?;
+    }
+    match info.log_probs {
+        Some(given) if log_probs != LogProbs::Auto && log_probs != given => {
+            Err(format!("rollout.logprobs is {log_probs:?} and the server gives {given:?} ones"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a server serves trainable weights and can take new ones by `sync`.
+fn training_requirements(info: &ServerInfo, sync: Sync) -> Result<(), String> {
+    if let Some(method) = &info.quantization {
+        return Err(format!("it serves quantised weights ({method}), not those that are trained"));
+    }
+    let replicas = info.data_parallel_size.unwrap_or(1);
+    let reason = match sync {
+        Sync::Lora if replicas > 1 => {
+            return Err(format!(
+                "it has {replicas} replicas, and only the one that answers would load an adapter: start as many servers, \
+                 and name each in rollout.urls"
+            ));
+        }
+        Sync::Lora if info.enable_lora == Some(false) => "it was started without --enable-lora",
+        Sync::Lora if info.cannot_load_adapters => {
+            "it loads no adapters while it runs: VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 is missing"
+        }
+        Sync::Disk if info.cannot_load_weights => {
+            "it takes no new weights: VLLM_SERVER_DEV_MODE=1 is missing (keep such a server on a private address)"
+        }
+        Sync::None => "rollout.sync = \"none\" brings no new weights, which training needs",
+        _ => return Ok(()),
+    };
+    Err(reason.to_string())
+}
+
+/// Returns the answer of the first of `paths` that exists. Older names of an endpoint come last.
+fn get_first(client: &Client, paths: &[&str]) -> Result<Option<Value>, String> {
+    for path in paths {
+        match client.get(path, INFO_TIMEOUT) {
+            Ok(value) => return Ok(Some(value)),
+            Err(Failure::NotFound(_)) => {}
+            Err(failure) => return Err(failure.message().to_string()),
+        }
+    }
+    Ok(None)
+}
+
+fn dtype(info: &Value) -> &str {
+    info["dtype"].as_str().unwrap_or("an unknown format")
+}
+
+/// Whether the release `version` is older than `since`. False for builds from a checkout, whose version is 0.1.dev.
+fn is_before(version: &str, since: [u64; 3]) -> bool {
+    let numbers: Vec<u64> = version.split(['.', '+']).map_while(|part| part.parse().ok()).collect();
+    numbers.len() >= 3 && numbers[..3] < since[..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        for version in ["0.9.2", "0.10.1.1"] {
+            assert!(is_before(version, VLLM_MIN_VERSION), "{version}");
+        }
+        for version in ["0.10.2", "0.32.0+cpu", "1.0.0", "0.1.dev1", ""] {
+            assert!(!is_before(version, VLLM_MIN_VERSION), "{version}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_refused_only_for_what_the_run_needs() {
+        let config = json!({ "lora_config": null, "model_config": { "logprobs_mode": "raw_logprobs" } });
+        let info = ServerInfo { cannot_load_weights: true, ..ServerInfo::from_vllm("0.32.0", &config) };
+        let model = Model::from_json(&json!({ "id": "policy", "max_model_len": 40 })).unwrap();
+        let check = |longest, trains, sync, log_probs| {
+            let needs = Needs { model: "".as_ref(), vocab_size: 4, longest, lora: None, trains, distributions: &[] };
+            requirements(&info, &model, (&needs, sync), log_probs).err().unwrap_or_default()
+        };
+        assert!(check(41, false, Sync::None, LogProbs::Auto).contains("context of 40 tokens"));
+        assert!(check(40, true, Sync::Disk, LogProbs::Auto).contains("VLLM_SERVER_DEV_MODE"));
+        assert!(check(40, true, Sync::Lora, LogProbs::Auto).contains("--enable-lora"));
+        assert!(check(40, true, Sync::Command, LogProbs::Processed).contains("gives Raw ones"));
+        assert_eq!(check(40, true, Sync::Command, LogProbs::Raw), "");
+        assert_eq!(check(40, false, Sync::Disk, LogProbs::Auto), "");
+    }
+}
