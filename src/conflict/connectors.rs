@@ -1,4 +1,4 @@
-//! Where connectors stand in a completion, and what follows them.
+//! Positions of connectors in a completion, and the steps around them.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::{AddAssign, Range};
@@ -7,38 +7,38 @@ use super::lexicon::{LEXICON, Place};
 use super::sums::quotient;
 use crate::text::tokenizer::Tokenizer;
 
-/// Finds connectors in completions of one tokenizer.
+/// Finder of connectors in completions of one tokenizer.
 #[derive(Debug, Clone)]
 pub struct Connectors {
     /// Text of each token id.
     pieces: Vec<String>,
-    /// Phrases by their first word, longest first: the words after the first, and where the phrase may stand.
+    /// Phrases by their first word, longest first: the words after the first, and the allowed place.
     phrases: HashMap<&'static str, Vec<(Vec<&'static str>, Place)>>,
 }
 
-/// A completion read as text.
+/// Connectors and steps found in a completion.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reading {
-    /// For each token, whether a connector begins in it. Of a connector of several tokens or words this is the first: the one
-    /// with which the model decides for it.
+    /// Whether a connector begins in each token. For a connector of several tokens or words this is the first token,
+    /// where the model decides for it.
     pub connector: Vec<bool>,
-    /// Its steps.
+    /// Counts of connectors and steps.
     pub steps: Steps,
 }
 
-/// Connectors and steps, counted. A step is a sentence or a line, or what stands between semicolons; its result is its last
-/// number.
+/// Counts of connectors and steps. A step is a sentence, a line, or a section between semicolons. Its result is its
+/// last number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Steps {
-    /// Connectors.
+    /// Number of connectors.
     pub connectors: usize,
     /// Connectors that begin a step.
     pub opening: usize,
     /// Tokens from each connector to the end of its step, summed.
     pub tokens_to_end: usize,
-    /// Steps that a connector begins, those of them with a result, and of these those whose result an earlier step had.
+    /// Number of steps that begin with a connector, of those with a result, and of those that repeat an earlier result.
     pub opened: [usize; 3],
-    /// The same of all other steps.
+    /// The same counts for all other steps.
     pub plain: [usize; 3],
 }
 
@@ -55,31 +55,31 @@ impl AddAssign for Steps {
 }
 
 impl Steps {
-    /// `P(a new step starts | connector)`: share of the connectors that begin a step.
+    /// Returns `P(a new step starts | connector)`: the share of the connectors that begin a step.
     pub fn opens_step(&self) -> Option<f64> {
         quotient(self.opening as f64, self.connectors as f64)
     }
 
-    /// Mean number of tokens after a connector to the end of its step, separator included.
+    /// Returns the mean number of tokens after a connector to the end of its step, including the separator.
     pub fn tokens_to_step_end(&self) -> Option<f64> {
         quotient(self.tokens_to_end as f64, self.connectors as f64)
     }
 
-    /// Share of the steps that begin with a connector.
+    /// Returns the share of the steps that begin with a connector.
     pub fn opened_share(&self) -> Option<f64> {
         quotient(self.opened[0] as f64, (self.opened[0] + self.plain[0]) as f64)
     }
 
-    /// Share of the steps with a result that only restate one: of those that a connector begins, and of the others.
+    /// Returns the share of repeated results among the steps that a connector begins, and among the others.
     pub fn restated(&self) -> [Option<f64>; 2] {
         [self.opened, self.plain].map(|[_, results, restated]| quotient(restated as f64, results as f64))
     }
 }
 
 impl Connectors {
-    /// The lexicon for the tokens of `tokenizer`.
+    /// Builds the finder for the tokens of `tokenizer`.
     pub fn new(tokenizer: &Tokenizer) -> Self {
-        // Some decoders drop the blank before the first token of a text, so each is decoded after another one.
+        // Some decoders drop the space before the first token of a text, so each token is decoded after another one.
         let before = tokenizer.encode("a").unwrap_or_default();
         let start = tokenizer.decode(&before, false).len();
         let piece = |id: usize| {
@@ -100,12 +100,12 @@ impl Connectors {
         Self { pieces, phrases }
     }
 
-    /// The text of a token; empty for an id outside the vocabulary.
+    /// Returns the text of a token; empty for an id outside the vocabulary.
     pub fn piece(&self, token: u32) -> &str {
         self.pieces.get(token as usize).map_or("", String::as_str)
     }
 
-    /// Reads a completion.
+    /// Finds the connectors and steps of a completion.
     pub fn read(&self, tokens: &[u32]) -> Reading {
         let mut text = String::new();
         let mut starts = Vec::with_capacity(tokens.len());
@@ -141,7 +141,7 @@ impl Connectors {
         reading
     }
 
-    /// Where the connectors of `text` begin.
+    /// Returns the byte offsets of the connectors of `text`.
     fn find(&self, text: &str) -> Vec<usize> {
         let words = words(text);
         let mut found = Vec::new();
@@ -170,7 +170,7 @@ impl Connectors {
     }
 }
 
-/// Runs of letters. A character that is not whole yet counts as one: it is part of a word we cannot read.
+/// Returns the runs of letters. U+FFFD, from a character split over tokens, counts as a letter of an unreadable word.
 fn words(text: &str) -> Vec<Range<usize>> {
     let mut words: Vec<Range<usize>> = Vec::new();
     for (at, c) in text.char_indices().filter(|(_, c)| c.is_alphabetic() || *c == '\u{fffd}') {
@@ -189,8 +189,8 @@ fn opens(before: &str) -> bool {
     blanks.chars().next_back().is_none_or(|c| matches!(c, '.' | '!' | '?' | ';' | ':' | '>' | '*' | '#' | '"' | '\n'))
 }
 
-/// The steps of a text: they end with a line, a semicolon, or a full stop, exclamation or question mark that no letter or
-/// digit follows.
+/// Returns the steps of a text. A step ends at a line break, a semicolon, or a full stop, exclamation or question mark
+/// that is not followed by a letter or digit.
 fn steps(text: &str) -> Vec<Range<usize>> {
     let mut steps = Vec::new();
     let mut start = 0;
@@ -200,7 +200,7 @@ fn steps(text: &str) -> Vec<Range<usize>> {
         let ends = matches!(c, '\n' | ';') || (matches!(c, '.' | '!' | '?') && !inside);
         if ends {
             let end = at + c.len_utf8();
-            // Signs on their own ("...", an empty line) belong to the step before.
+            // Punctuation on its own ("...", an empty line) belongs to the step before.
             match steps.last_mut() {
                 Some(Range { end: last, .. }) if !text[start..end].contains(char::is_alphanumeric) => *last = end,
                 _ => steps.push(start..end),
@@ -214,7 +214,7 @@ fn steps(text: &str) -> Vec<Range<usize>> {
     steps
 }
 
-/// The last number in `text`, as it is written.
+/// Returns the last number in `text`, as written.
 fn last_number(text: &str) -> Option<&str> {
     let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
     let inside = |c: char| c.is_ascii_digit() || c == '.' || c == ',' || c == '/';
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
     use crate::tasks::{Family, Generator, Split};
 
-    /// A tokenizer whose tokens are given; a text is a list of them.
+    /// Builds a finder for the tokens `pieces`, and a completion of these tokens in order.
     fn connectors(pieces: &[&str]) -> (Connectors, Vec<u32>) {
         (Connectors::of(pieces.iter().map(|s| (*s).to_string()).collect()), (0..pieces.len() as u32).collect())
     }
@@ -249,14 +249,14 @@ mod tests {
         assert_eq!(flagged(&["awaiting", " WAIT", " butter", " But"]), [" WAIT", " But"]);
     }
 
-    /// "The next term" and "not so large" connect nothing.
+    /// "next" and "so" are no connectors in "the next term" and "not so large".
     #[test]
     fn sequence_words_count_only_where_a_sentence_may_begin() {
         assert_eq!(flagged(&["the", " next", " term", ".", " Next", ", the", " first"]), [" Next"]);
         assert_eq!(flagged(&["<think>", "So", " 5", " so", " 6", "\n", "So", " 7"]), ["So", "So"]);
     }
 
-    /// Part of a character that spans tokens is no word boundary: "éso" has no "so" in it.
+    /// Part of a character that spans tokens is not a word boundary: "éso" does not contain "so".
     #[test]
     fn a_broken_character_is_part_of_its_word() {
         assert_eq!(flagged(&["\n", "\u{fffd}", "\u{fffd}", "so"]), [""; 0]);
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn steps_and_what_follows_a_connector_are_counted() {
-        // Three steps: 12; then a connector 2 tokens from the end that repeats it; then one inside a step with a new number.
+        // Step 1 ends in 12. Step 2 opens with a connector, 2 tokens from its end, and repeats 12. Step 3 has one.
         let (connectors, tokens) =
             connectors(&["3*4", "=", "12", ".", " Wait", ", 12", ".", " That is 1.5", " but", " not", " 13", "."]);
         let steps = connectors.read(&tokens).steps;
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(last_number("none"), None);
     }
 
-    /// The connectors that the embedded tasks' traces are written with are found, words of several tokens ("A", "l", "ter…") too.
+    /// The connectors in the traces of the embedded tasks are found, also those of several tokens ("A", "l", "ter…").
     #[test]
     fn the_embedded_traces_have_connectors() {
         let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/base");

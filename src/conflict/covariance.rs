@@ -1,19 +1,19 @@
-//! How advantage goes with log-probability: what lets entropy fall (arXiv 2505.22617).
+//! Covariance of advantage and log-probability, which drives the decrease of entropy (arXiv 2505.22617).
 
 use super::token::Token;
 
-/// Of `c = (A − mean A)(ln π − mean ln π)` over the tokens of a step.
+/// Statistics of `c = (A − mean A)(ln π − mean ln π)` over the tokens of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Covariance {
     /// Mean of `c`, for the task part, the length part, and their sum.
     pub parts: [f64; 3],
     /// Mean of the largest 0.2% of `c`, at least one token.
     pub top_two_mille: f64,
-    /// Mean of the largest 1%.
+    /// Mean of the largest 1% of `c`, at least one token.
     pub top_percent: f64,
 }
 
-/// None without tokens, or without advantages.
+/// Computes the covariance; `None` without tokens, or if all advantages are 0.
 pub(super) fn covariance(tokens: &[Token]) -> Option<Covariance> {
     let advantage = |token: &Token| [f64::from(token.advantage.task), f64::from(token.advantage.length)];
     if tokens.iter().all(|token| advantage(token) == [0.0; 2]) {

@@ -1,12 +1,12 @@
-//! Tenths of a step's tokens by entropy.
+//! Deciles of a step's tokens by entropy.
 
-/// Tenths.
+/// Number of deciles.
 pub const DECILES: usize = 10;
 
-/// Says for each value how much of it belongs to which decile (0 the lowest): `(index, decile, share)`.
+/// Calls `each(index, decile, share)` with the share of each value in each decile (0 the lowest).
 ///
-/// Each decile holds exactly a tenth of the values: one on a border is split, and equal values are spread evenly over the
-/// ranks that they occupy together, so that the order of the input does not matter.
+/// Each decile holds exactly a tenth of the values. A value on a border is split. Equal values are spread evenly over
+/// the ranks that they occupy together, so the order of the input does not matter.
 pub(super) fn spread(values: &[f64], mut each: impl FnMut(usize, usize, f64)) {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_unstable_by(|&a, &b| values[a].total_cmp(&values[b]).then(a.cmp(&b)));
@@ -28,7 +28,7 @@ pub(super) fn spread(values: &[f64], mut each: impl FnMut(usize, usize, f64)) {
     }
 }
 
-/// The value that a share `q` of `values` does not exceed; none for no values.
+/// Returns the value that a share `q` of `values` does not exceed; `None` if `values` is empty.
 pub(super) fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let last = values.len().checked_sub(1)?;
     let mut values = values.to_vec();
@@ -62,7 +62,7 @@ mod tests {
         }
     }
 
-    /// Six of ten tokens are certain: which of them comes first in the batch says nothing about them.
+    /// Six of ten tokens have entropy 0; their order in the batch must not matter.
     #[test]
     fn equal_values_share_their_ranks() {
         let shares = shares(&[0.0, 0.9, 0.0, 0.0, 0.1, 0.0, 0.0, 0.5, 0.0, 0.2]);

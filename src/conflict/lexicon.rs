@@ -1,20 +1,20 @@
-//! The published connectors: words that open, turn or take back a step of reasoning.
+//! Lexicon of published connectors: words that open, redirect or retract a step of reasoning.
 //!
-//! Merged from the lists that papers and their code name, each with where it is from; the last group is our own, for the
-//! sequence words and starts of second thoughts of plain step-by-step prose, the embedded tasks' included.
+//! Merged from the lists in papers and their code, each with its source. The last group is the project's own: sequence
+//! words and openings of second thoughts in plain step-by-step prose, including the embedded tasks.
 
-/// Where a connector may stand.
+/// Position in which a connector counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Anywhere.
+    /// Any position.
     Anywhere,
-    /// At the start of a sentence or line: elsewhere the word is an adjective or adverb ("the next term", "not so large").
+    /// Start of a sentence or line; elsewhere the word is an adjective or adverb ("the next term", "not so large").
     Opening,
 }
 
 use Place::{Anywhere, Opening};
 
-/// Connectors in lower case; words of a phrase are joined by blanks or hyphens in a text.
+/// Connectors in lower case. In a text, spaces or hyphens join the words of a phrase.
 pub(super) const LEXICON: [(&str, Place); 41] = [
     // arXiv 2511.14258, as summarised
     ("therefore", Anywhere),

@@ -1,36 +1,36 @@
-//! The entropy conflict, measured: what the accuracy part and the length part of an advantage do to the same tokens.
+//! Measurement of the entropy conflict: the effect of an advantage's accuracy part and length part on the same tokens.
 //!
-//! arXiv 2511.14258 says that accuracy rewards push high-entropy tokens up, many of them connectors such as "wait" and
-//! "therefore", and that length rewards push the same tokens down. Whether that is so for a model and a step is computed
-//! here, on the host, from what the sampler recorded of each token; nothing is assumed. [`measure`] is a pure function of a
-//! step's samples; the formulae are in [`token`](logit_gradient).
+//! arXiv 2511.14258 states that accuracy rewards push high-entropy tokens up, many of them connectors such as "wait"
+//! and "therefore", and that length rewards push the same tokens down. This module checks that for a model and a step,
+//! on the host, from the sampler's record of each token. [`measure`] is a pure function of a step's samples; the
+//! formulae are in [`token`](logit_gradient).
 //!
 //! # Metrics
 //!
-//! All under `conflict/`. With `w` a token's weight in the loss, `A = A_task + A_length` its advantage, `g` the length of the
-//! gradient of its log-probability with respect to the logits ([`logit_gradient`] over the temperature), `δ` the change of
-//! entropy along it ([`entropy_drift`] over the squared temperature). A figure that does not exist is left out: those of a
-//! part whose advantages are all 0, opposition where not both parts act, figures of connectors when there are none.
+//! All names begin with `conflict/`. `w` is a token's weight in the loss, `A = A_task + A_length` its advantage, `g`
+//! the norm of its log-probability's gradient with respect to the logits ([`logit_gradient`] over the temperature), `δ`
+//! the change of entropy along it ([`entropy_drift`] over the squared temperature). Undefined figures are left out:
+//! those of a part without advantages, opposition unless both parts act, those of absent connectors.
 //!
-//! Of a set of tokens: `conflict/…` is of all tokens, `conflict/connectors/…` of connectors, `conflict/others/…` of the rest,
-//! `conflict/deciles/…` a list of ten, by entropy at the sampling temperature, lowest first.
+//! Figures of a set of tokens. `conflict/…` covers all tokens, `conflict/connectors/…` connectors, `conflict/others/…`
+//! the rest. `conflict/deciles/…` is a list of ten, by entropy at the sampling temperature, lowest first.
 //!
-//! | name | what | unit |
+//! | name | meaning | unit |
 //! |---|---|---|
 //! | `entropy` | mean entropy at temperature 1 (sets and deciles; for all tokens it is the metric `entropy`) | nats |
 //! | `log_prob` | mean log-probability at the sampling temperature | nats |
 //! | `advantage_task`, `advantage_length` | mean `A` of a part | |
 //! | `push_task`, `push_length` | net push `P = Σ w A g / Σ w` | logit gradient |
 //! | `opposition` | `κ = 1 − \|P_task + P_length\| / (\|P_task\| + \|P_length\|)`: 0 none, 1 the net pushes cancel | |
-//! | `cancellation` | the same token by token: `1 − Σ w g \|A\| / Σ w g (\|A_task\| + \|A_length\|)` | |
+//! | `cancellation` | the same per token: `1 − Σ w g \|A\| / Σ w g (\|A_task\| + \|A_length\|)` | |
 //! | `opposed_share` | share of tokens with `A_task > 0` and `A_length < 0` | |
 //! | `entropy_change_task`, `…_length`, `entropy_change` | predicted change of entropy `Σ w A δ / Σ w` | nats per token and unit step |
-//! | `grad_share_task`, `…_length`, `grad_share` | the set's share in `Σ (w A g)²` | |
+//! | `grad_share_task`, `…_length`, `grad_share` | the set's share of `Σ (w A g)²` | |
 //! | `token_share`, `tokens` | the set's share of the tokens, and their number | |
 //!
-//! Of a step:
+//! Figures of a step:
 //!
-//! | name | what |
+//! | name | meaning |
 //! |---|---|
 //! | `entropy_p80` | entropy at the sampling temperature that 80% of the tokens do not exceed, nats |
 //! | `covariance/mean`, `…/task`, `…/length` | `Cov(A, ln π)` over tokens, and of each part |
@@ -41,14 +41,14 @@
 //! | `connectors/opens_step` | share of the connectors that begin a sentence or line |
 //! | `connectors/tokens_to_step_end` | mean tokens after a connector to the end of its sentence or line |
 //! | `steps/opened_share` | share of the sentences and lines that begin with a connector |
-//! | `steps/restated_after_connector`, `…/restated_otherwise` | share of those with a number whose last one an earlier one ended with |
-//! | `types/jaccard`, `…/lexicon_share`, `…/base_share` | the token types of highest mean entropy so far and the lexicon ([`Ranking`]) |
+//! | `steps/restated_after_connector`, `…/restated_otherwise` | share of those with a number whose last number is also that of an earlier one |
+//! | `types/jaccard`, `…/lexicon_share`, `…/base_share` | overlap of the lexicon and the token types of highest mean entropy so far ([`Ranking`]) |
 //!
-//! Every `train.conflict_cosine_steps` steps: `cosine`, of the gradients of the two parts with respect to all weights, and
-//! `cosine/<prefix>` with respect to those that `train.conflict_cosine_layers` names ([`crate::train::cosine`]).
+//! Every `train.conflict_cosine_steps` steps: `cosine`, of the gradients of the two parts with respect to all weights,
+//! and `cosine/<prefix>` with respect to those that `train.conflict_cosine_layers` names ([`crate::train::cosine`]).
 //!
-//! The entropy change that came about is not a metric of its own: it is the difference of `entropy/sampling` to the next
-//! step's, which the report sets against the prediction.
+//! The observed entropy change is not a metric. The report computes it as the difference of `entropy/sampling` between
+//! two consecutive steps and compares it with the prediction.
 
 mod connectors;
 pub mod covariance;
@@ -74,16 +74,16 @@ use crate::reward::{Part, Parts};
 use sums::quotient;
 use token::Token;
 
-/// A completion, what its sampler recorded of each token, and what it is worth.
+/// A completion with the sampler's record of each token and its advantage.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample<'a> {
-    /// Tokens of the completion.
+    /// Token ids of the completion.
     pub tokens: &'a [u32],
-    /// Log-probability of each at the sampling temperature.
+    /// Log-probability of each token at the sampling temperature, in nats.
     pub log_probs: &'a [f32],
-    /// Entropy of each distribution at temperature 1.
+    /// Entropy of each distribution at temperature 1, in nats.
     pub entropies: &'a [f32],
-    /// Entropy at the sampling temperature.
+    /// Entropy of each distribution at the sampling temperature, in nats.
     pub sampling_entropies: &'a [f32],
     /// `Σ π²` at the sampling temperature.
     pub collisions: &'a [f32],
@@ -91,13 +91,13 @@ pub struct Sample<'a> {
     pub collision_logs: &'a [f32],
     /// Advantage of the completion.
     pub advantage: Parts,
-    /// Whether its answer is right; none when there is no telling.
+    /// Whether the answer is correct; `None` if that cannot be determined.
     pub correct: Option<bool>,
     /// Weight of each token in the loss.
     pub weight: f32,
 }
 
-/// What a step's samples say of the conflict.
+/// Figures of the conflict in one step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figures {
     /// All tokens.
@@ -108,9 +108,9 @@ pub struct Figures {
     pub others: Sums,
     /// Tenths of the tokens by entropy at the sampling temperature, lowest first.
     pub deciles: [Sums; DECILES],
-    /// Mean decile of connectors, each decile counted by its middle (0.5 to 9.5).
+    /// Mean decile of connectors, each decile represented by its middle (0.5 to 9.5).
     pub connector_decile: Option<f64>,
-    /// Entropy at the sampling temperature that 80% of the tokens do not exceed.
+    /// Entropy at the sampling temperature that 80% of the tokens do not exceed, in nats.
     pub entropy_p80: Option<f64>,
     /// Covariance of advantage and log-probability.
     pub covariance: Option<Covariance>,
@@ -120,7 +120,7 @@ pub struct Figures {
     pub steps: Steps,
 }
 
-/// Measures a step's samples, drawn at `temperature`, and counts their tokens in `types`.
+/// Computes the figures of a step's samples, drawn at `temperature`, and counts their tokens in `types`.
 ///
 /// # Panics
 /// When the lists of a sample differ in length.
@@ -164,7 +164,7 @@ pub fn measure(samples: &[Sample], temperature: f32, connectors: &Connectors, ty
 }
 
 impl Figures {
-    /// The metrics, without `conflict/` before their names.
+    /// Returns the metrics, without the prefix `conflict/`.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::default();
         let mut set = |name: String, value: Option<f64>| {
@@ -173,7 +173,7 @@ impl Figures {
             }
         };
         for (name, value) in self.all.figures(&self.all) {
-            // Shares of the whole in itself, and what is a metric already.
+            // Skip shares of the whole in itself, and figures that are metrics already.
             if !(name.starts_with("grad_share") || matches!(name, "entropy" | "token_share")) {
                 set(name.to_string(), value);
             }

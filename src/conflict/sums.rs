@@ -1,9 +1,9 @@
-//! What the tokens of a set come to: sums, and the figures that follow from them.
+//! Sums over a set of tokens, and the figures computed from them.
 
 use super::token::Token;
 use crate::reward::Part;
 
-/// Sums over a set of tokens. A token on the border of two deciles counts in both, in shares.
+/// Sums over a set of tokens. A token on the border of two deciles counts fractionally in both.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sums {
     tokens: f64,
@@ -26,7 +26,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Counts `share` of a token.
+    /// Adds `share` of a token.
     pub(super) fn add(&mut self, token: &Token, share: f64) {
         let advantage = [f64::from(token.advantage.task), f64::from(token.advantage.length)];
         let weight = share * token.weight;
@@ -48,67 +48,67 @@ impl Sums {
         self.joint_square += share * (token.weight * joint * token.gradient).powi(2);
     }
 
-    /// Tokens in the set.
+    /// Returns the number of tokens in the set.
     pub fn tokens(&self) -> f64 {
         self.tokens
     }
 
-    /// Mean entropy at temperature 1, in nats.
+    /// Returns the mean entropy at temperature 1, in nats.
     pub fn entropy(&self) -> Option<f64> {
         quotient(self.entropy, self.tokens)
     }
 
-    /// Mean log-probability at the sampling temperature, in nats.
+    /// Returns the mean log-probability at the sampling temperature, in nats.
     pub fn log_prob(&self) -> Option<f64> {
         quotient(self.log_prob, self.tokens)
     }
 
-    /// Share of the tokens that the task part pushes up (`A_task > 0`) and the length part down (`A_length < 0`).
+    /// Returns the share of the tokens with `A_task > 0` and `A_length < 0`. `None` unless both parts act.
     pub fn opposed_share(&self) -> Option<f64> {
         self.has(Part::Task).and(self.has(Part::Length))?;
         quotient(self.opposed, self.tokens)
     }
 
-    /// Mean advantage of a part.
+    /// Returns the mean advantage of a part.
     pub fn advantage(&self, part: Part) -> Option<f64> {
         self.has(part)?;
         quotient(self.advantage[part as usize], self.tokens)
     }
 
-    /// Net push `P = Σ w A g / Σ w` of a part: logit-gradient size per token, signed by the advantage.
+    /// Returns the net push `P = Σ w A g / Σ w` of a part: the logit-gradient norm per token, signed by the advantage.
     pub fn push(&self, part: Part) -> Option<f64> {
         self.has(part)?;
         quotient(self.push[part as usize], self.weight)
     }
 
-    /// Opposition index `κ = 1 − |P_task + P_length| / (|P_task| + |P_length|)`: 0 where the parts' net pushes agree, 1 where
-    /// they cancel. None unless both parts act.
+    /// Returns the opposition index `κ = 1 − |P_task + P_length| / (|P_task| + |P_length|)`: 0 if the parts' net pushes
+    /// agree, 1 if they cancel. `None` unless both parts act.
     pub fn opposition(&self) -> Option<f64> {
         self.has(Part::Task).and(self.has(Part::Length))?;
         let [task, length] = self.push;
         Some(1.0 - quotient((task + length).abs(), task.abs() + length.abs())?)
     }
 
-    /// The same token by token: `1 − Σ w g |A_task + A_length| / Σ w g (|A_task| + |A_length|)`, the share of the parts' efforts
-    /// that cancels. None unless both parts act.
+    /// Returns the opposition per token: `1 − Σ w g |A_task + A_length| / Σ w g (|A_task| + |A_length|)`, the share of
+    /// the parts' efforts that cancels. `None` unless both parts act.
     pub fn cancellation(&self) -> Option<f64> {
         self.has(Part::Task).and(self.has(Part::Length))?;
         Some(1.0 - quotient(self.joint_effort, self.effort[0] + self.effort[1])?)
     }
 
-    /// Predicted change of the entropy at the sampling temperature, `Σ w A δ / Σ w`: nats per token for a unit step along each
-    /// token's logit gradient.
+    /// Returns the predicted change of the entropy at the sampling temperature, `Σ w A δ / Σ w`, in nats per token for
+    /// a unit step along each token's logit gradient.
     pub fn entropy_change(&self, part: Part) -> Option<f64> {
         self.has(part)?;
         quotient(self.drift[part as usize], self.weight)
     }
 
-    /// The set's share in the squared logit gradients `Σ (w A g)²` of `all`, for a part.
+    /// Returns the set's share of the squared logit gradients `Σ (w A g)²` of `all`, for a part.
     pub fn grad_share(&self, all: &Sums, part: Part) -> Option<f64> {
         quotient(self.square[part as usize], all.square[part as usize])
     }
 
-    /// Every figure under its name; those of a part that does not act are missing.
+    /// Returns every figure with its name; `None` for figures of a part that does not act.
     pub fn figures(&self, all: &Sums) -> [(&'static str, Option<f64>); 17] {
         let changes = [Part::Task, Part::Length].map(|part| self.entropy_change(part));
         let total = changes.iter().flatten().copied().reduce(|a, b| a + b);
@@ -133,13 +133,13 @@ impl Sums {
         ]
     }
 
-    /// Something if a part has an advantage on a token of the set.
+    /// Returns `Some` if a part has an advantage on a token of the set.
     fn has(&self, part: Part) -> Option<()> {
         (self.magnitude[part as usize] > 0.0).then_some(())
     }
 }
 
-/// `part / whole`, where there is a whole.
+/// Returns `part / whole`, or `None` unless `whole` is positive.
 pub(super) fn quotient(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then(|| part / whole)
 }

@@ -1,45 +1,45 @@
-//! The ranking of token types as it is written down: with the text of each type.
+//! Serialised ranking of token types, with the text of each type.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Connectors, RankedType, Ranking};
 
-/// `token_types.json`: the token types of highest mean entropy, held against the lexicon of connectors.
+/// Contents of `token_types.json`: the token types of highest mean entropy, compared with the lexicon of connectors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Types {
-    /// Tokens counted.
+    /// Number of tokens counted.
     pub tokens: u64,
-    /// Types that occurred often enough.
+    /// Number of types that occurred often enough to be ranked.
     pub ranked: usize,
-    /// As in [`Ranking`].
+    /// See [`Ranking::jaccard`].
     pub jaccard: Option<f64>,
-    /// As in [`Ranking`].
+    /// See [`Ranking::lexicon_share`].
     pub lexicon_share: f64,
-    /// As in [`Ranking`].
+    /// See [`Ranking::base_share`].
     pub base_share: f64,
-    /// Highest first.
+    /// Top types, highest mean entropy first.
     pub top: Vec<TypeRow>,
 }
 
-/// A token type.
+/// A token type in the ranking.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TypeRow {
-    /// Its id.
+    /// Token id.
     pub token: u32,
-    /// Its text.
+    /// Text of the token.
     pub text: String,
-    /// Occurrences.
+    /// Number of occurrences.
     pub count: u64,
     /// Mean entropy, in nats.
     pub entropy: f64,
-    /// Whether it begins connectors.
+    /// Whether at least half of its occurrences begin a connector.
     pub connector: bool,
 }
 
 impl Types {
-    /// A ranking among `tokens` tokens, with texts.
+    /// Converts a ranking over `tokens` tokens and adds the text of each type.
     pub(crate) fn new(ranking: &Ranking, tokens: u64, connectors: &Connectors) -> Self {
         let Ranking { top, ranked, jaccard, lexicon_share, base_share } = ranking;
         let row = |kind: &RankedType| TypeRow {

@@ -1,6 +1,6 @@
 use super::*;
 
-/// A sampler's record of one completion of the pieces below: figures of softmaxes over two tokens, the drawn one first.
+/// Sampler's record of one completion. Each distribution is a softmax over two tokens, the drawn token first.
 struct Drawn {
     tokens: Vec<u32>,
     log_probs: Vec<f32>,
@@ -10,7 +10,7 @@ struct Drawn {
 }
 
 impl Drawn {
-    /// Tokens with their probabilities; the other token has the rest.
+    /// Builds a record from tokens and their probabilities; the other token has the rest.
     fn new(tokens: &[(u32, f32)]) -> Self {
         let two = |f: &dyn Fn(f32) -> f32| tokens.iter().map(|&(_, p)| f(p) + f(1.0 - p)).collect();
         Self {
@@ -54,8 +54,8 @@ fn close(metrics: &Metrics, name: &str, expected: f64) {
     assert!((got - expected).abs() < 1e-5 * expected.abs().max(1.0), "{name} = {got}, expected {expected}");
 }
 
-/// Two completions of two tokens: a long right one with a connector of probability 0.5 (task +1, length −0.5) and a short
-/// wrong one of a token of probability 0.9 (task −1, length +0.5). For two tokens g = (1 − p) √2.
+/// Two completions: a long right one that begins with a connector of probability 0.5 (task +1, length −0.5) and a short
+/// wrong one with a single token of probability 0.9 (task −1, length +0.5). For two tokens g = (1 − p) √2.
 #[test]
 fn figures_are_those_by_hand() {
     let long = Drawn::new(&[(WAIT, 0.5), (DIGIT, 0.9), (STOP, 0.9)]);
@@ -70,7 +70,7 @@ fn figures_are_those_by_hand() {
     close(&found, "opposed_share", 0.75);
     close(&found, "connectors/opposed_share", 1.0);
     close(&found, "connectors/grad_share_task", g(0.5).powi(2) / (g(0.5).powi(2) + 3.0 * g(0.9).powi(2)));
-    // δ of a fair coin is 0; that of p = 0.9 is −p (ln p + H) + Σ π² (ln π + H) = 2 p q² ln(q/p), over T².
+    // δ is 0 for p = 0.5; for p = 0.9 it is −p (ln p + H) + Σ π² (ln π + H) = 2 p q² ln(q/p), over T².
     let drift = 2.0 * 0.9 * 0.01 * (0.1f64 / 0.9).ln() / 4.0;
     close(&found, "connectors/entropy_change_task", 0.0);
     close(&found, "entropy_change_task", (2.0 - 1.0) * drift / 4.0);
@@ -105,7 +105,7 @@ fn deciles_and_sets_are_parts_of_the_whole() {
     assert!(figures.deciles.windows(2).all(|pair| pair[0].entropy() <= pair[1].entropy()));
 }
 
-/// A step that teaches nothing has no conflict to report, and no zeros or NaNs in its place.
+/// A step without advantages has no conflict figures, rather than zeros or NaNs.
 #[test]
 fn what_does_not_exist_is_left_out() {
     let drawn = Drawn::new(&[(DIGIT, 0.5), (STOP, 0.5)]);

@@ -1,33 +1,33 @@
-//! What one sampled token contributes, in closed form from five numbers of the distribution it was drawn from.
+//! Contribution of one sampled token, in closed form from five numbers of its distribution.
 //!
-//! With π the softmax at the sampling temperature, `a` the token drawn, `H` the entropy, `C = Σ π²` (the collision
-//! probability) and `D = Σ π² ln π`, all of π:
+//! π is the softmax at the sampling temperature and `a` the token drawn. Of π, `H` is the entropy, `C = Σ π²` the
+//! collision probability, and `D = Σ π² ln π`.
 //!
-//! 1. `∇_z ln π(a) = e_a − π`, so its length is [`logit_gradient`] `= sqrt(1 − 2 π(a) + C)` (arXiv 2506.12912); its mean
+//! 1. `∇_z ln π(a) = e_a − π`, so its norm is [`logit_gradient`] `= sqrt(1 − 2 π(a) + C)` (arXiv 2506.12912); its mean
 //!    square over `a ∼ π` is `1 − C`, which grows with entropy.
-//! 2. A step of size `η` along `A (e_a − π)` changes the entropy by `η A` times [`entropy_drift`]
-//!    `= −[π(a) (ln π(a) + H) − (D + H C)]`, to first order. Over `a ∼ π` with a constant `A` this cancels: only what `A` has
-//!    to do with `ln π(a)` moves entropy.
-//! 3. So for a batch the change is `−η Cov(ln π(a), π(a) (A − mean A))` (arXiv 2505.22617).
+//! 2. A step of size `η` along `A (e_a − π)` changes the entropy by `η A` times [`entropy_drift`] `= −[π(a) (ln π(a) +
+//!    H) − (D + H C)]`, to first order. With a constant `A` the mean over `a ∼ π` is 0: entropy changes only if `A`
+//!    depends on `ln π(a)`.
+//! 3. Hence the change for a batch is `−η Cov(ln π(a), π(a) (A − mean A))` (arXiv 2505.22617).
 
 use super::Sample;
 use crate::objective::Parts;
 
-/// Length of the gradient of `ln π(a)` with respect to π's logits. From figures in f32 it is right to about 2.5e-4, which is
-/// below what a token with a probability of 0.9998 has.
+/// Returns the norm of the gradient of `ln π(a)` with respect to π's logits. From f32 inputs its error is about 2.5e-4,
+/// less than the norm for a token of probability 0.9998.
 pub fn logit_gradient(log_prob: f64, collision: f64) -> f64 {
-    // Rounding alone can bring a square below 0.
+    // Rounding can make the square negative.
     (1.0 - 2.0 * log_prob.exp() + collision).max(0.0).sqrt()
 }
 
-/// Change of entropy in nats per unit step along the gradient of `ln π(a)` with respect to π's logits.
+/// Returns the change of entropy in nats per unit step along the gradient of `ln π(a)` with respect to π's logits.
 pub fn entropy_drift(log_prob: f64, entropy: f64, collision: f64, collision_log: f64) -> f64 {
     let p = log_prob.exp();
     let surprise = if p > 0.0 { p * (log_prob + entropy) } else { 0.0 };
     collision_log + entropy * collision - surprise
 }
 
-/// A token with what the measures need of it.
+/// A token with the inputs of the measures.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Token {
     /// Entropy at temperature 1.
@@ -37,14 +37,14 @@ pub(super) struct Token {
     pub(super) log_prob: f64,
     pub(super) weight: f64,
     pub(super) advantage: Parts,
-    /// [`logit_gradient`] with respect to the model's own logits, which the temperature divides.
+    /// [`logit_gradient`] with respect to the model's logits before the division by the temperature.
     pub(super) gradient: f64,
     /// [`entropy_drift`] for a step along that gradient.
     pub(super) drift: f64,
     pub(super) connector: bool,
 }
 
-/// The tokens of a sample drawn at `temperature`, given which of them are connectors.
+/// Returns the tokens of a sample drawn at `temperature`; `connector` flags those that begin a connector.
 pub(super) fn tokens<'a>(
     sample: &'a Sample<'a>,
     temperature: f64,
@@ -86,7 +86,7 @@ mod tests {
         -sum(p, |p| p * p.ln())
     }
 
-    /// The central difference of `f` along each logit.
+    /// Returns the central difference of `f` along each logit.
     fn gradient(f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         let step = 1e-5;
         let at = |i: usize, by: f64| {
@@ -116,7 +116,7 @@ mod tests {
         assert!((mean - (1.0 - collision)).abs() < 1e-12);
     }
 
-    /// The directional derivative of the entropy along `e_a − π`, and the covariance that its mean is.
+    /// Compares with the directional derivative of the entropy along `e_a − π`, and the mean with the covariance.
     #[test]
     fn the_drift_is_that_of_finite_differences_and_cancels_in_the_mean() {
         let p = softmax(&LOGITS);
@@ -139,7 +139,7 @@ mod tests {
         assert!((mean + covariance).abs() < 1e-12, "{mean} against {covariance}");
     }
 
-    /// The most probable token of a distribution lowers its entropy when it is rewarded, a rare one raises it.
+    /// Rewarding the most probable token lowers the entropy; rewarding a rare token raises it.
     #[test]
     fn a_rewarded_rare_token_raises_entropy() {
         let p = softmax(&LOGITS);

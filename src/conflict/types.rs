@@ -1,5 +1,5 @@
-//! Token types by their mean entropy: the connectors that the data name, to hold against the lexicon (the procedure of
-//! arXiv 2506.01939).
+//! Token types ranked by mean entropy, to compare connectors found in the data with the lexicon (the procedure of arXiv
+//! 2506.01939).
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metrics;
 
-/// Types ranked at most; of fewer, the top quarter, since the top half of a small vocabulary distinguishes nothing.
+/// Maximum number of top types; at most a quarter of the ranked types, as half of a small vocabulary is not selective.
 const TOP: usize = 50;
-/// A type is ranked from this many occurrences on, and from one occurrence in [`RAREST`] tokens on.
+/// Minimum number of occurrences to be ranked; a type must also occur at least once per [`RAREST`] tokens.
 const LEAST: u64 = 20;
 const RAREST: u64 = 10_000;
 
-/// How often each token type occurred, in how uncertain places, and how often as a connector; over all that was measured.
+/// Occurrences of each token type, the summed entropy at them, and those that begin a connector; over all measurements.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TokenTypes(BTreeMap<u32, TypeCount>);
 
@@ -27,9 +27,9 @@ struct TypeCount {
 /// A token type in the ranking.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RankedType {
-    /// The token.
+    /// Token id.
     pub token: u32,
-    /// Occurrences.
+    /// Number of occurrences.
     pub count: u64,
     /// Mean entropy at temperature 1 of the distributions it was drawn from, in nats.
     pub entropy: f64,
@@ -37,18 +37,18 @@ pub struct RankedType {
     pub connector: bool,
 }
 
-/// The types with the highest mean entropy, held against the lexicon.
+/// The types with the highest mean entropy, compared with the lexicon.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ranking {
-    /// Highest first.
+    /// Top types, highest mean entropy first.
     pub top: Vec<RankedType>,
-    /// Types that occurred often enough to be ranked.
+    /// Number of types that occurred often enough to be ranked.
     pub ranked: usize,
     /// Jaccard index of the top types and the ranked types that are connectors.
     pub jaccard: Option<f64>,
     /// Share of the top types that are connectors.
     pub lexicon_share: f64,
-    /// The same of all ranked types: what the share would be if entropy had nothing to do with it.
+    /// Share of all ranked types that are connectors: the value expected if entropy were unrelated.
     pub base_share: f64,
 }
 
@@ -63,12 +63,12 @@ impl TokenTypes {
         }
     }
 
-    /// Tokens counted.
+    /// Returns the number of tokens counted.
     pub fn tokens(&self) -> u64 {
         self.0.values().map(|entry| entry.count).sum()
     }
 
-    /// The types with the highest mean entropy; none while no type occurred often enough.
+    /// Returns the types with the highest mean entropy; `None` while no type has occurred often enough.
     pub fn ranking(&self) -> Option<Ranking> {
         let tokens = self.tokens();
         let enough = |entry: &TypeCount| entry.count >= LEAST && entry.count * RAREST >= tokens;
@@ -79,7 +79,7 @@ impl TokenTypes {
             connector: 2 * entry.connectors >= entry.count,
         };
         let mut types: Vec<RankedType> = self.0.iter().filter(|(_, entry)| enough(entry)).map(ranked_type).collect();
-        // Stable: equal means keep the order of the ids.
+        // The sort is stable: equal means keep the order of the ids.
         types.sort_by(|a, b| b.entropy.total_cmp(&a.entropy));
         let ranked = types.len();
         let connectors = types.iter().filter(|kind| kind.connector).count();
@@ -99,7 +99,7 @@ impl TokenTypes {
 }
 
 impl Ranking {
-    /// The overlaps, without `conflict/types/` before their names.
+    /// Returns the overlaps as metrics, without the prefix `conflict/types/`.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::default();
         if let Some(jaccard) = self.jaccard {
@@ -115,8 +115,8 @@ impl Ranking {
 mod tests {
     use super::*;
 
-    /// Eight types, of which the top quarter is two: the connector 3 with entropy 2 and the digit 4 with 1.5; the connector 5
-    /// is certain; type 9 is too rare.
+    /// Eight types, so the top quarter is two: the connector 3 with entropy 2 and the digit 4 with 1.5. Connector 5 has
+    /// entropy 0; type 9 is too rare.
     #[test]
     fn the_ranking_is_held_against_the_lexicon() {
         let mut types = TokenTypes::default();

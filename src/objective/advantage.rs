@@ -1,38 +1,42 @@
-//! From the rewards of a step to advantages.
+//! Computation of advantages from the rewards of a step.
 //!
-//! Every kind is linear in the rewards once its means and deviations are known. These are taken from whole rewards, and
-//! then both parts of a reward are shifted and scaled alike, so that the parts of an advantage add up to the whole.
+//! Given the means and deviations, every kind is linear in the rewards. Each part is centred on its own mean; both are
+//! divided by the deviation of whole rewards. So the parts of an advantage add up to the whole.
 
 use serde::{Deserialize, Serialize};
 
 use super::Parts;
 
-/// How rewards become advantages.
+/// Rule that computes advantages from rewards.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Advantage {
-    /// `A = beta · R`, not relative to the group; with rewards of at least 0 it never pushes a completion down
-    /// (arXiv 2511.14258, compression stage, as a third-party summary gives it).
+    /// `A = beta · R`, without a group baseline; with rewards of at least 0 no advantage is negative (arXiv 2511.14258,
+    /// compression stage, according to a third-party summary).
     Absolute {
-        /// Scale.
+        /// Scale factor.
         #[serde(default = "one")]
         beta: f32,
     },
-    /// Relative to the mean of the group (GRPO, arXiv 2402.03300).
+    /// Reward minus the mean of the group (GRPO, arXiv 2402.03300).
     Group {
-        /// What the difference from the mean is divided by.
+        /// Divisor of the difference: group (standard deviation of the group), batch (standard deviation of all rewards
+        /// of the step) or none (no scaling, Dr. GRPO).
         #[serde(default)]
         scale_rewards: ScaleRewards,
-        /// How several rewards are combined.
+        /// Combination of several rewards: sum_then_normalize (add the weighted rewards, then normalise) or
+        /// normalize_then_sum (normalise each reward within its group, add with weights, then normalise over the step;
+        /// GDPO, arXiv 2601.05242).
         #[serde(default)]
         multi_objective_aggregation: Aggregation,
     },
-    /// Relative to the mean of the *other* completions of the group (RLOO, arXiv 2402.14740).
+    /// Reward minus the mean of the *other* completions of the group (RLOO, arXiv 2402.14740).
     LeaveOneOut,
-    /// Relative to the mean of the group, then whitened over all tokens of the step (REINFORCE++ with baseline, arXiv
-    /// 2501.03262): minus the token-weighted mean, divided by the root of the token-weighted variance plus 1e-8.
+    /// Reward minus the mean of the group, then whitened over all tokens of the step (REINFORCE++ with baseline, arXiv
+    /// 2501.03262): minus the token-weighted mean, divided by the square root of the token-weighted variance plus 1e-8.
     ReinforcePlusPlusBaseline {
-        /// Added after whitening to completions whose reward is at least 1 (DLER, arXiv 2510.15110: 0.1).
+        /// Added after whitening to the advantage of completions with a reward of at least 1 (DLER, arXiv 2510.15110:
+        /// 0.1).
         #[serde(default)]
         correct_advantage_boost: f32,
     },
@@ -43,7 +47,7 @@ fn one() -> f32 {
 }
 
 impl Default for Advantage {
-    /// GRPO's, on the sum of the rewards.
+    /// GRPO's advantage, on the weighted sum of the rewards.
     fn default() -> Self {
         Self::Group { scale_rewards: ScaleRewards::default(), multi_objective_aggregation: Aggregation::default() }
     }
@@ -74,7 +78,7 @@ pub enum Aggregation {
 }
 
 impl Advantage {
-    /// What cannot work, as `key = value` and the reason.
+    /// Returns a setting that cannot work, as `key = value` and the reason.
     pub fn mistake(&self) -> Option<String> {
         match self {
             Self::Absolute { beta } if !(*beta > 0.0 && beta.is_finite()) => {
@@ -99,19 +103,19 @@ impl Advantage {
     }
 }
 
-/// Weighs groups by difficulty (GRPO-LEAD, arXiv 2504.09696): with p the share of right completions of a group and
+/// Weights of groups by difficulty (GRPO-LEAD, arXiv 2504.09696): with p the share of right completions of a group and
 /// `w(x) = lowest + (highest − lowest) / (1 + e^(steepness · (x − midpoint)))`, a positive advantage is multiplied by
 /// `w(p)` and a negative one by `w(1 − p)`. Defaults are the published values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DifficultyWeighting {
-    /// Weight far above the midpoint.
+    /// Weight for x far above the midpoint.
     pub lowest: f32,
-    /// Weight far below the midpoint.
+    /// Weight for x far below the midpoint.
     pub highest: f32,
-    /// How fast one becomes the other.
+    /// Steepness of the transition between the two.
     pub steepness: f32,
-    /// Where it is half-way.
+    /// Value of x at which the weight is halfway between the two.
     pub midpoint: f32,
 }
 
@@ -127,27 +131,27 @@ impl DifficultyWeighting {
     }
 }
 
-/// The completions of one problem.
+/// Rewards, lengths and correctness of the completions of one problem.
 #[derive(Debug, Clone, Default)]
 pub struct Group {
-    /// `rewards[k][i]` is reward `k` of completion `i`; `None` when it cannot be scored.
+    /// `rewards[k][i]` is reward `k` of completion `i`; `None` if it cannot be scored.
     pub rewards: Vec<Vec<Option<Parts>>>,
-    /// Tokens of each completion.
+    /// Number of tokens of each completion.
     pub lengths: Vec<usize>,
-    /// Whether each is right; none when there is no telling.
+    /// Whether each answer is correct; `None` if that cannot be determined.
     pub correct: Vec<Option<bool>>,
 }
 
-/// TRL's constant, added to a deviation (verl has 1e-6, and 1e-8 under the root where it whitens).
+/// Constant added to a standard deviation, as in TRL (verl: 1e-6, and 1e-8 under the root when whitening).
 const EPSILON: f64 = 1e-4;
 
-/// Advantages of all completions of a step, group by group.
+/// Computes the advantages of all completions of a step, group by group.
 ///
-/// A reward that is `None` takes no part in means and deviations, and what it would have added is 0; a completion without
-/// any reward has an advantage of 0. Deviations have one degree of freedom less.
+/// A reward that is `None` is left out of means and deviations and contributes 0; a completion without any reward has
+/// an advantage of 0. Standard deviations have the divisor n − 1.
 ///
 /// # Panics
-/// When a group has not a weight for each reward.
+/// When a group does not have a list of rewards for each weight.
 pub fn advantages(
     kind: Advantage,
     difficulty: Option<&DifficultyWeighting>,
@@ -181,7 +185,7 @@ pub fn advantages(
             let sums = sums();
             let whitened = whiten_tokens(&sums.map_groups(|group| (moments(group).0, 1.0)), groups);
             whitened.map_scored(|(g, i), value| {
-                // The tolerance is for rewards that are sums of weighted parts.
+                // The tolerance allows for rounding in sums of weighted rewards.
                 let right = sums.0[g][i].is_some_and(|reward| reward.total() >= 1.0 - 1e-5);
                 value.plus(Pair([if right { f64::from(correct_advantage_boost) } else { 0.0 }, 0.0]))
             })
@@ -200,7 +204,7 @@ pub fn advantages(
     advantages
 }
 
-/// [`Parts`] in double precision: task, length.
+/// [`Parts`] in double precision, as `[task, length]`.
 #[derive(Debug, Clone, Copy, Default)]
 struct Pair([f64; 2]);
 
@@ -228,7 +232,7 @@ impl From<Parts> for Pair {
     }
 }
 
-/// Values of all completions, group by group; none of those without a reward.
+/// Values of all completions, group by group; `None` for completions without a reward.
 struct Values(Vec<Vec<Option<Pair>>>);
 
 impl Values {
@@ -239,7 +243,7 @@ impl Values {
         Self(self.0.iter().enumerate().map(group).collect())
     }
 
-    /// Subtracts the mean and divides by the divisor that `f` finds for a group's values.
+    /// Subtracts the mean and divides by the divisor that `f` returns for the values of a group.
     fn map_groups(&self, f: impl Fn(&[Option<Pair>]) -> (Pair, f64)) -> Self {
         let group = |group: &Vec<Option<Pair>>| {
             let (mean, divisor) = f(group);
@@ -261,7 +265,7 @@ impl Values {
     }
 }
 
-/// Weighted sum of the rewards of each completion, after `prepare` has seen one reward of a group.
+/// Returns the weighted sum of each completion's rewards; `prepare` first transforms each reward over its group.
 fn weighted_sums(
     groups: &[Group],
     weights: &[f32],
@@ -288,14 +292,14 @@ fn normalised(values: Vec<Option<Pair>>) -> Vec<Option<Pair>> {
     values.into_iter().map(|value| value.map(|value| value.standardise(mean, deviation + EPSILON))).collect()
 }
 
-/// Mean of the parts and deviation of the wholes, of those that are there.
+/// Returns the mean of each part and the standard deviation of the totals, ignoring `None`.
 fn moments(values: &[Option<Pair>]) -> (Pair, f64) {
     weighted_moments(values.iter().flatten().map(|&value| (value, 1.0)))
 }
 
-/// The same with a weight for each: deviation `sqrt(Σ w (x − mean)² / (Σ w − 1))`, 0 for a total weight of at most 1.
+/// Weighted version of [`moments`]. The deviation is `sqrt(Σ w (x − mean)² / (Σ w − 1))`, or 0 if `Σ w` is at most 1.
 fn weighted_moments(values: impl Iterator<Item = (Pair, f64)> + Clone) -> (Pair, f64) {
-    // Relative to the first value, so that equal values have themselves as their mean to the bit, and so no advantage.
+    // Relative to the first value, so that the mean of equal values is exact and their advantage is exactly 0.
     let Some((first, _)) = values.clone().next() else { return (Pair::default(), 0.0) };
     let total: f64 = values.clone().map(|(_, weight)| weight).sum();
     let offset = |value: Pair| value.plus(first.scale(-1.0));
@@ -312,7 +316,7 @@ fn leave_one_out(sums: &Values) -> Values {
             .map(|group| {
                 let (mean, _) = moments(group);
                 let count = group.iter().flatten().count() as f64;
-                // r − (Σ r − r) / (n − 1) = (r − mean) · n / (n − 1); a single score has nothing to be compared with.
+                // r − (Σ r − r) / (n − 1) = (r − mean) · n / (n − 1); a single score has no baseline and gets 0.
                 let factor = if count > 1.0 { count / (count - 1.0) } else { 0.0 };
                 group.iter().map(|value| value.map(|value| value.standardise(mean, 1.0).scale(factor))).collect()
             })
@@ -320,7 +324,7 @@ fn leave_one_out(sums: &Values) -> Values {
     )
 }
 
-/// Whitens over the tokens of the step: each completion weighs as much as it has tokens.
+/// Whitens over the tokens of the step: the weight of a completion is its number of tokens.
 fn whiten_tokens(values: &Values, groups: &[Group]) -> Values {
     let lengths = groups.iter().flat_map(|group| &group.lengths);
     let weighted: Vec<(Pair, f64)> = (values.0.iter().flatten().zip(lengths))
@@ -347,7 +351,7 @@ mod tests {
         Advantage::Group { scale_rewards, multi_objective_aggregation: Aggregation::SumThenNormalize }
     }
 
-    /// A group of completions with rewards for the task alone; right are those with a first reward of 1 or more.
+    /// Returns a group with task rewards only; a completion is correct if its first reward is at least 1.
     fn group(rewards: &[&[Option<f32>]]) -> Group {
         let task = |rewards: &&[Option<f32>]| rewards.iter().map(|reward| reward.map(Parts::task)).collect();
         Group {
@@ -366,7 +370,7 @@ mod tests {
         assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 2e-6), "{got:?} {expected:?}");
     }
 
-    /// `(r - r.mean()) / (r.std() + 1e-4)` with torch's std (one degree of freedom less) for [1, 0, 0, 1]: ±0.865875.
+    /// `(r - r.mean()) / (r.std() + 1e-4)` with torch's std (divisor n − 1) for [1, 0, 0, 1]: ±0.865875.
     #[test]
     fn group_advantage_is_trls() {
         let group = group(&[&[Some(1.0), Some(0.0), Some(0.0), Some(1.0)]]);
@@ -376,7 +380,7 @@ mod tests {
     #[test]
     fn equal_rewards_and_unscored_completions_teach_nothing() {
         for kind in [GRPO, GDPO, grouped(ScaleRewards::Batch), grouped(ScaleRewards::None), Advantage::LeaveOneOut] {
-            // 0.1 + 0.7 · 0.3 is no round number, and three times it is not thrice it.
+            // 0.1 + 0.7 · 0.3 is rounded, and summing it three times does not give exactly three times its value.
             let equal = group(&[&[Some(0.1); 3], &[Some(0.3); 3]]);
             assert_eq!(totals(kind, &[equal.clone(), equal], &[1.0, 0.7]), [0.0; 6], "{kind:?}");
             let a = totals(kind, &[group(&[&[Some(1.0), None, Some(0.0)]])], &[1.0]);
@@ -401,15 +405,15 @@ mod tests {
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 2e-3), "{a:?} {b:?}");
     }
 
-    /// By hand for rewards 1, 0, 0 with lengths 1, 2, 3: the baseline is that of the others, (0 + 0) / 2 and (1 + 0) / 2.
+    /// By hand for rewards 1, 0, 0: the baselines are the means of the others, (0 + 0) / 2 and (1 + 0) / 2.
     #[test]
     fn leaving_one_out_compares_with_the_others() {
         let group = group(&[&[Some(1.0), Some(0.0), Some(0.0)]]);
         assert_near(&totals(Advantage::LeaveOneOut, &[group], &[1.0]), &[1.0, -0.5, -0.5]);
     }
 
-    /// Rewards 1 and 0 with lengths 1 and 3: from the group's mean ±0.5; over 4 tokens mean −0.25 and variance 0.25, so
-    /// 1.5 and −0.5, whatever the boost of the right one.
+    /// Rewards 1 and 0 with lengths 1 and 3: centred on the group's mean ±0.5; over 4 tokens the mean is −0.25 and the
+    /// variance 0.25, so 1.5 and −0.5. The boost of the correct completion is added to 1.5.
     #[test]
     fn whitening_weighs_tokens_and_the_boost_comes_after() {
         let mut group = group(&[&[Some(1.0), Some(0.0)]]);
@@ -420,7 +424,7 @@ mod tests {
         }
     }
 
-    /// Hard groups (p = 0) give a right answer 1.4994 of its weight, easy ones a wrong answer; the reverse 0.4834.
+    /// The weight is 1.4994 for a correct answer if p = 0 and for a wrong one if p = 1; 0.4834 in the opposite cases.
     #[test]
     fn difficulty_weighs_right_answers_of_hard_problems_and_wrong_ones_of_easy_ones() {
         let weighting = DifficultyWeighting::default();
@@ -433,7 +437,7 @@ mod tests {
         assert_near(&weighed, &[plain[0] * hard, plain[1] * easy, plain[2] * easy, plain[3] * easy]);
     }
 
-    /// Splitting rewards into parts changes no advantage: the parts add up to what the whole rewards give.
+    /// Splitting rewards into parts changes no advantage: the parts add up to the advantage of the whole rewards.
     #[test]
     fn parts_add_up_to_the_advantage_of_the_whole_rewards() {
         let parts = |g: usize, k: usize, i: usize| {

@@ -1,10 +1,10 @@
-//! Making up for completions that another engine sampled: its probabilities are not those of the model that is trained, be it
-//! by rounding, by kernels or because its weights are older.
+//! Correction for completions that another engine sampled. Its probabilities differ from those of the trained model
+//! because of rounding, different kernels or older weights.
 //!
-//! With `d_t = ln π_old(y_t) − ln π_engine(y_t)`, both at the sampling temperature and `π_old` the trained model before the
-//! first update of the step, each token's surrogate is multiplied by a factor that has no gradient. A factor of a sequence is
-//! that of all its tokens. Differences, sums and means are held within ±20 before they are exponents, as in verl; a
-//! difference that is not a number counts as 0, as in TRL.
+//! With `d_t = ln π_old(y_t) − ln π_engine(y_t)`, both at the sampling temperature and `π_old` the trained model before
+//! the first update of the step, each token's surrogate is multiplied by a factor without a gradient. The factor of a
+//! sequence applies to all its tokens. Differences, sums and means are clamped to ±20 before exponentiation, as in
+//! verl; a difference that is NaN counts as 0, as in TRL.
 //!
 //! | mode | factor | from |
 //! |---|---|---|
@@ -15,18 +15,18 @@
 //! | `geometric_mask` | 1 where `e^{mean d_t}` is within `[min, max]`, else 0 | SkyRL's `geometric`; verl's `seq_mean_k1` has the bounds on `e^{−mean d_t}` |
 //!
 //! As in TRL 1.16 (`GRPOTrainer._compute_loss`), the factor multiplies the surrogate (here with KL-Cov's penalty, as in
-//! verl), not the divergence from the reference model nor the entropy bonus; and a completion whose factor is 0 still counts in
-//! the mean. (verl takes masked completions out of it.)
+//! verl), but not the divergence from the reference model or the entropy bonus. A completion whose factor is 0 still
+//! counts in the mean. (verl excludes masked completions from the mean.)
 
 use serde::{Deserialize, Serialize};
 
 use super::loss::TokenTerm;
 
-/// How the difference between the engine that samples and the model that is trained is made up for.
+/// Correction for the difference between the engine that samples and the trained model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Correction {
-    /// Whose log-probabilities the ratio of the loss compares with.
+    /// Source of the old log-probabilities in the ratio of the loss.
     pub old_log_probs: OldLogProbs,
     /// Factor of each token's loss.
     pub mode: Mode,
@@ -38,19 +38,19 @@ pub struct Correction {
     pub min: Option<f64>,
 }
 
-/// Whose log-probabilities the ratio of the loss compares with.
+/// Source of the old log-probabilities in the ratio of the loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OldLogProbs {
-    /// The trained model's before the first update of the step.
+    /// The trained model before the first update of the step.
     #[default]
     Trainer,
-    /// The engine's, without a pass of the trainer's own: the clip bounds both differences at once (verl's `bypass_mode`).
-    /// With mode = "none", since the ratio has the factor in it; verl, too, leaves the factor out then.
+    /// The engine, without a pass of the trainer: the clip bounds both differences at once (verl's `bypass_mode`).
+    /// Requires mode = "none", because the ratio includes the factor; verl, too, leaves it out then.
     Engine,
 }
 
-/// The factor of a token's loss; the formulae are in the module's documentation.
+/// Factor of a token's loss; see the module's documentation for the formulae.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -70,40 +70,40 @@ pub enum Mode {
 }
 
 impl Default for Correction {
-    /// TRL's: whole completions are left out whose ratio is above 3.
+    /// TRL's default: completions whose ratio is above 3 are masked.
     fn default() -> Self {
         Self { mode: Mode::default(), ..Self::NONE }
     }
 }
 
-/// By how much the trainer's log-probability of each token is above the engine's.
+/// Returns the trainer's log-probability (`old`) minus the engine's (`sampled`) for each token, in nats.
 pub fn differences(old: &[f32], sampled: &[f32]) -> Vec<f32> {
     old.iter().zip(sampled).map(|(old, sampled)| old - sampled).collect()
 }
 
-/// Bound of exponents, either way.
+/// Largest absolute value of an exponent.
 const LIMIT: f64 = 20.0;
 
-/// `e^log`, within what its bound leaves.
+/// Returns `e^log`, with `log` clamped to ±20.
 pub fn ratio(log: f64) -> f64 {
     log.clamp(-LIMIT, LIMIT).exp()
 }
 
 impl Correction {
-    /// For an engine that samples from the trained model itself.
+    /// No correction, for an engine that samples from the trained model itself.
     pub const NONE: Self = Self { old_log_probs: OldLogProbs::Trainer, mode: Mode::None, max: None, min: None };
 
-    /// Whether it makes use of what the engine says of its tokens.
+    /// Whether the engine's log-probabilities are used.
     pub fn reads_sampled(&self) -> bool {
         self.mode != Mode::None || self.old_log_probs == OldLogProbs::Engine
     }
 
-    /// Whether all tokens of a completion have one factor.
+    /// Whether all tokens of a completion have the same factor.
     pub fn is_of_sequences(&self) -> bool {
         matches!(self.mode, Mode::SequenceTruncate | Mode::SequenceMask | Mode::GeometricMask)
     }
 
-    /// The factor of each token of a completion, from `ln π_old − ln π_engine` of each.
+    /// Returns the factor of each token of a completion, given `ln π_old − ln π_engine` for each.
     pub fn factors(&self, differences: &[f32]) -> Vec<f32> {
         let known = |d: &f32| if d.is_nan() { 0.0 } else { f64::from(d.clamp(f32::MIN, f32::MAX)) };
         let logs = differences.iter().map(known);
@@ -124,8 +124,8 @@ impl Correction {
         }
     }
 
-    /// Gives the terms of a completion their old log-probabilities and their factors, from the log-probabilities of its tokens
-    /// by the model before the first update, and by the engine; these are read where they are asked for.
+    /// Sets the old log-probabilities of a completion's terms and applies the factors. `old` and `sampled` are the
+    /// tokens' log-probabilities by the model before the first update and by the engine, each read only if needed.
     pub fn apply(&self, terms: &mut [TokenTerm], old: &[f32], sampled: &[f32]) {
         let compared = if self.old_log_probs == OldLogProbs::Engine { sampled } else { old };
         terms.iter_mut().zip(compared).for_each(|(term, &log_prob)| term.old_log_prob = log_prob);
@@ -138,14 +138,14 @@ impl Correction {
         }
     }
 
-    /// The smallest and the largest ratio that count in full.
+    /// Returns the smallest and the largest ratio that count in full.
     fn bounds(&self) -> [f64; 2] {
         let geometric = self.mode == Mode::GeometricMask;
         let max = self.max.unwrap_or(if geometric { 1.01 } else { 3.0 });
         [self.min.unwrap_or(if geometric { 1.0 / max } else { 0.0 }), max]
     }
 
-    /// Settings that cannot work, each as `key = value` and the reason.
+    /// Returns the settings that cannot work, each as `key = value` and the reason.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.old_log_probs == OldLogProbs::Engine && self.mode != Mode::None {
@@ -184,12 +184,12 @@ mod tests {
         assert_eq!(mask.factors(&[0.5, -0.3, 0.1]), [1.0; 3]);
         assert_eq!(mask.factors(&[0.5, -0.3, 0.7]), [0.0; 3]);
         assert_eq!(mask.factors(&[-0.5, 0.1]), [0.0; 2]);
-        // Of its own accord within 1%, either way.
+        // The default bounds are 1% on either side.
         let mask = of(Mode::GeometricMask, None, None);
         assert_eq!([0.0099, -0.0099, 0.0101, -0.0101].map(|d| mask.factors(&[d])[0]), [1.0, 1.0, 0.0, 0.0]);
     }
 
-    /// Farther than TRL's cases go: no sum is too large, and none becomes no number.
+    /// Beyond TRL's test cases: no sum overflows, and no factor is NaN.
     #[test]
     fn differences_without_bound_give_finite_factors() {
         let far = [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -1e9, f32::NAN, 300.0];

@@ -1,36 +1,36 @@
-//! The entropy bonus' coefficient, fixed or controlled.
+//! Coefficient of the entropy bonus, fixed or adaptive.
 
 use serde::{Deserialize, Serialize};
 
-/// The range and target of adaptive control (TRL's rule; arXiv 2505.22312).
+/// Range and target of adaptive control (TRL's rule; arXiv 2505.22312).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EntropyTarget {
-    /// The entropy aimed at, in nats per token at the sampling temperature.
+    /// Target entropy, in nats per token at the sampling temperature.
     pub target: f64,
-    /// The step of the coefficient.
+    /// Change of the coefficient per optimiser step.
     pub delta: f32,
-    /// Least coefficient.
+    /// Smallest coefficient.
     pub min: f32,
     /// Largest coefficient.
     pub max: f32,
 }
 
-/// The state of control between optimiser steps.
+/// State of the control between optimiser steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EntropyControl {
     coef: f32,
-    /// Entropy of the last optimiser step; none before the first, which has no bonus.
+    /// Entropy of the last optimiser step; `None` before the first, which has no bonus under adaptive control.
     last: Option<f64>,
 }
 
 impl EntropyControl {
-    /// Control at the start of a stage.
+    /// Returns the state at the start of a stage.
     pub fn new(coef: f32) -> Self {
         Self { coef, last: None }
     }
 
-    /// The factor of the bonus in this step: with adaptive control, none unless the last step's entropy was at or below
-    /// the target.
+    /// Returns the factor of the bonus in this step. With adaptive control it is 0 unless the last step's entropy was
+    /// at or below the target.
     pub fn coefficient(&self, adaptive: Option<EntropyTarget>) -> f32 {
         match adaptive {
             Some(rule) if self.last.is_none_or(|last| last > rule.target) => 0.0,
@@ -38,7 +38,7 @@ impl EntropyControl {
         }
     }
 
-    /// Takes note of a step's entropy and moves the coefficient for the next; returns it.
+    /// Records a step's entropy, updates the coefficient for the next step and returns it.
     pub fn observe(&mut self, entropy: f64, adaptive: Option<EntropyTarget>) -> f32 {
         if let Some(rule) = adaptive {
             let step = if entropy <= rule.target { rule.delta } else { -rule.delta };
@@ -53,8 +53,8 @@ impl EntropyControl {
 mod tests {
     use super::*;
 
-    /// By TRL's rule: nothing before the first measurement; up below the target and down above it, within the bounds;
-    /// the bonus acts after a step at or below the target, with the coefficient that step left.
+    /// TRL's rule: 0 before the first measurement; up at or below the target and down above it, within the bounds. The
+    /// bonus acts after a step at or below the target, with the coefficient that this step set.
     #[test]
     fn adaptive_control_follows_trls_rule() {
         let rule = Some(EntropyTarget { target: 0.2, delta: 0.01, min: 0.0, max: 0.02 });

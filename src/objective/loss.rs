@@ -1,35 +1,35 @@
-//! The loss of a completion and its derivatives, in closed form on the host: a function of each token's log-probability
-//! and entropy, and of the figures known before the update ([`TokenTerm`]).
+//! Loss of a completion and its derivatives, in closed form on the host, as functions of each token's log-probability
+//! and entropy and of values known before the update ([`TokenTerm`]).
 //!
-//! The learner asks for both after its forward pass and sends the derivatives back through the model; nothing here knows
-//! of tensors or of micro-batches. The divisor of a token's loss is in its weight, counted once for the whole mini-batch.
+//! The learner evaluates both after its forward pass and backpropagates the derivatives through the model. This module
+//! uses no tensors and no micro-batches. A token's weight includes its divisor, computed once for the mini-batch.
 
 use serde::{Deserialize, Serialize};
 
-/// The probabilities in the importance ratio `ρ = π / π_old` (TRL's `importance_sampling_level`).
+/// Level of the importance ratio `ρ = π / π_old` (TRL's `importance_sampling_level`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ratio {
-    /// The probability of each token.
+    /// Probability of each token.
     Token,
-    /// That of the completion, to the power of one over its length, the same for all its tokens (GSPO, arXiv 2507.18071).
+    /// Probability of the completion to the power of one over its length, for all its tokens (GSPO, arXiv 2507.18071).
     Sequence,
 }
 
-/// How a token's ratio and advantage become its loss.
+/// Function from a token's ratio and advantage to its loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Surrogate {
     /// `−min(min(ρ, δ)·A, clip(ρ, 1 − ε, 1 + ε_high)·A)` (PPO, arXiv 1707.06347; two bounds: DAPO; δ: the dual clip of
-    /// arXiv 1912.09729 as TRL has it).
+    /// arXiv 1912.09729 as in TRL).
     Clip {
         /// ε.
         low: f32,
         /// ε_high.
         high: f32,
-        /// δ, the bound on the ratio when the advantage is negative; none for no bound.
+        /// δ, the bound on the ratio when the advantage is negative; `None` for no bound.
         delta: Option<f32>,
     },
-    /// `−ρ·A`: KL-Cov's, whose penalty takes the place of the clip (arXiv 2505.22617; verl's `compute_policy_loss_kl_cov`).
+    /// `−ρ·A`, for KL-Cov, whose penalty replaces the clip (arXiv 2505.22617; verl's `compute_policy_loss_kl_cov`).
     Unclipped,
     /// `−min(ρ, max)·A·log π` with the factor held constant: no token loses its gradient (CISPO, arXiv 2506.13585).
     Cispo {
@@ -38,14 +38,14 @@ pub enum Surrogate {
     },
     /// `−(4/τ)·σ(τ·(ρ − 1))·A`, a soft clip (SAPO, arXiv 2511.20347).
     Sapo {
-        /// τ where the advantage is positive.
+        /// τ for positive advantages.
         positive: f32,
-        /// τ where it is not.
+        /// τ for all other advantages.
         negative: f32,
     },
 }
 
-/// The estimate of the divergence from the reference model per token, with `d = log π_ref − log π`
+/// Estimator of the divergence from the reference model per token, with `d = log π_ref − log π`
 /// (<http://joschu.net/blog/kl-approx.html>).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -54,29 +54,29 @@ pub enum KlEstimator {
     K1,
     /// `d² / 2`.
     K2,
-    /// `e^d − d − 1`, TRL's.
+    /// `e^d − d − 1`, as in TRL.
     #[default]
     K3,
 }
 
-/// Figures of a token that are known before the update.
+/// Inputs of a token's loss that are known before the update.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "[f32; 7]", into = "[f32; 7]")]
 pub struct TokenTerm {
-    /// Its log-probability before the first update that uses it, as the trainer computes it (or the engine that sampled it, if
-    /// the ratio is to be against that), in nats.
+    /// Log-probability before the first update that uses the token, in nats: the trainer's, or that of the engine that
+    /// sampled it if the ratio is taken against the engine's.
     pub old_log_prob: f32,
-    /// Its log-probability under the reference model; read where `kl` is not 0.
+    /// Log-probability under the reference model, in nats; read only if `kl` is not 0.
     pub reference_log_prob: f32,
-    /// Its advantage.
+    /// Advantage of the token.
     pub advantage: f32,
-    /// Factor of the surrogate; 0 where the token does not learn.
+    /// Factor of the surrogate; 0 if the token is excluded from it.
     pub weight: f32,
     /// Factor of the divergence from the reference model: `beta` times the weight.
     pub kl: f32,
     /// Factor of `|log ρ|` (KL-Cov, arXiv 2505.22617).
     pub covariance_kl: f32,
-    /// Factor of the entropy; the loss is lowered by their product.
+    /// Factor of the entropy; their product is subtracted from the loss.
     pub entropy: f32,
 }
 
@@ -95,39 +95,39 @@ impl From<[f32; 7]> for TokenTerm {
 }
 
 impl TokenTerm {
-    /// Whether the token has a gradient at all.
+    /// Whether the loss of the token can have a gradient.
     pub fn learns(&self) -> bool {
         self.weight * self.advantage != 0.0 || self.kl != 0.0 || self.covariance_kl != 0.0 || self.entropy != 0.0
     }
 }
 
-/// How token terms become a loss.
+/// Definition of the loss of a token term.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Objective {
-    /// Ratios of tokens or of completions.
+    /// Level of the importance ratio: token or completion.
     pub ratio: Ratio,
-    /// From ratio and advantage to loss.
+    /// Function from ratio and advantage to loss.
     pub surrogate: Surrogate,
-    /// The divergence from the reference model.
+    /// Estimator of the divergence from the reference model.
     pub kl_estimator: KlEstimator,
 }
 
-/// The derivative of the loss with respect to the model's figures of each token.
+/// Derivatives of the loss with respect to the model's outputs for each token.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Upstream {
-    /// With respect to the log-probability.
+    /// Derivatives with respect to the log-probabilities.
     pub log_prob: Vec<f32>,
-    /// With respect to the entropy at the sampling temperature.
+    /// Derivatives with respect to the entropies at the sampling temperature.
     pub entropy: Vec<f32>,
 }
 
 impl Objective {
-    /// Adds the loss of (part of) one completion to `statistics` and its derivatives to `upstream`.
+    /// Adds the loss of a completion, or of part of one, to `statistics` and appends its derivatives to `upstream`.
     ///
-    /// With the ratio of a sequence, the slices must be the whole completion; otherwise any run of tokens will do.
+    /// With [`Ratio::Sequence`] the slices must cover the whole completion; otherwise any range of tokens is allowed.
     ///
     /// # Panics
-    /// When the lists differ in length.
+    /// When the slices differ in length.
     pub fn evaluate(
         &self,
         terms: &[TokenTerm],
@@ -221,7 +221,7 @@ impl Surrogate {
 }
 
 impl KlEstimator {
-    /// The estimate for `d = log π_ref − log π` and its derivative with respect to `log π`.
+    /// Returns the estimate for `d = log π_ref − log π` and its derivative with respect to `log π`.
     fn of(self, d: f64) -> (f64, f64) {
         match self {
             Self::K1 => (-d, 1.0),
@@ -234,15 +234,15 @@ impl KlEstimator {
 /// Sums over the tokens of an update.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Statistics {
-    /// The loss: surrogate, divergence and entropy bonus.
+    /// Total loss: surrogate, divergence, KL-Cov penalty and entropy bonus.
     pub loss: f64,
-    /// The surrogate's part of it.
+    /// Contribution of the surrogate to the loss.
     pub policy_loss: f64,
     /// Sum of the divergence estimates, before `beta`.
     pub kl_sum: f64,
-    /// Tokens looked at.
+    /// Number of tokens evaluated.
     pub tokens: usize,
-    /// Ratios clipped from below: under `1 − ε` with a negative advantage. A ratio is that of a token or of a completion.
+    /// Ratios clipped from below: under `1 − ε` with a negative advantage. A sequence-level ratio counts once.
     pub low: usize,
     /// Ratios clipped from above: over `1 + ε_high` (CISPO: over its bound) with a positive advantage.
     pub high: usize,
@@ -262,7 +262,7 @@ impl Statistics {
         self.non_finite += usize::from(!ratio.is_finite());
     }
 
-    /// Whether loss and ratios are numbers.
+    /// Whether the loss and all ratios are finite.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.non_finite == 0
     }
@@ -310,8 +310,8 @@ mod tests {
         assert_eq!((upstream.log_prob[0], upstream.log_prob[3]), (0.0, 0.0));
     }
 
-    /// Central differences of the loss itself, for every surrogate, level of the ratio and estimator, with every term in
-    /// use, at points away from the corners of the clip.
+    /// Compares with central differences of the loss, for clip, dual clip and SAPO, both levels of the ratio and every
+    /// estimator, with every term in use, at points away from the corners of the clip.
     #[test]
     fn derivatives_are_those_of_the_loss() {
         let terms: Vec<TokenTerm> = (0..5)
@@ -352,7 +352,7 @@ mod tests {
         }
     }
 
-    /// CISPO's factor is held constant, so its derivative is not that of its value: `−min(ρ, max)·A·w`.
+    /// CISPO's factor is held constant, so its gradient is `−min(ρ, max)·A·w`, not the derivative of its value.
     #[test]
     fn cispo_keeps_the_gradient_of_every_token() {
         let term = |advantage| TokenTerm { advantage, weight: 0.5, ..TokenTerm::default() };

@@ -1,9 +1,9 @@
-//! What is learned from a batch of scored completions: advantages, and the loss they enter.
+//! Advantages of a batch of scored completions, and the loss computed from them.
 //!
-//! An objective is a composition of independent choices; a method of the literature is a set of them in a config file.
-//! The way of the data: [`crate::reward`] scores completions, [`advantage`] compares scores, [`steps`] and [`terms`] say which
-//! tokens learn and with how much, [`correction`] makes up for another engine's sampling, [`loss`] is the loss of a token and its
-//! derivative.
+//! An objective is a combination of independent choices; a published method is a set of choices in a config file. Data
+//! flow: [`crate::reward`] scores completions; [`advantage`] compares the scores; [`steps`] and [`terms`] select the
+//! tokens with a gradient and their weights; [`correction`] corrects for another engine's sampling; [`loss`] computes
+//! the loss of a token and its derivative.
 
 pub mod advantage;
 pub mod correction;
@@ -25,38 +25,39 @@ pub use crate::reward::Parts;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossType {
-    /// Clip, every token of the step weighs the same (DAPO, arXiv 2503.14476).
+    /// Clipped surrogate, mean over all tokens of the mini-batch (DAPO, arXiv 2503.14476).
     Dapo,
-    /// Clip, every completion weighs the same (GRPO, arXiv 2402.03300).
+    /// Clipped surrogate, mean over the tokens of each completion, then over completions (GRPO, arXiv 2402.03300).
     Grpo,
-    /// As `grpo`, with the ratio of the whole completion (GSPO, arXiv 2507.18071).
+    /// As `grpo`, with the importance ratio of the whole completion (GSPO, arXiv 2507.18071).
     Gspo,
-    /// Clip, every token weighs one over completions times `max_completion_length` (Dr. GRPO, arXiv 2503.20783).
+    /// Clipped surrogate, sum over tokens divided by the number of completions times `max_completion_length` (Dr. GRPO,
+    /// arXiv 2503.20783).
     DrGrpo,
-    /// Clip, every token of a group weighs the same, and every group. TRL takes the tokens of one micro-batch instead of a
-    /// group; ours does not change with the micro-batch.
+    /// Clipped surrogate, mean over all tokens of each group, then over groups. TRL uses the tokens of a micro-batch
+    /// instead of a group; here the loss does not depend on the micro-batch size.
     Bnpo,
-    /// Clipped factors that keep every gradient, token mean (CISPO, arXiv 2506.13585).
+    /// Clipped importance weights that keep the gradient of every token, mean over tokens (CISPO, arXiv 2506.13585).
     Cispo,
-    /// Soft clip, completion mean (SAPO, arXiv 2511.20347).
+    /// Soft clipping, mean over the tokens of each completion, then over completions (SAPO, arXiv 2511.20347).
     Sapo,
 }
 
-/// How token losses are weighed against each other.
+/// Weighting of token losses within a mini-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aggregate {
-    /// Every token of the step weighs the same.
+    /// Equal weight for every token of the step.
     TokenMean,
-    /// Every completion weighs the same, and every token of one.
+    /// Equal weight for every completion, and for every token within a completion.
     SequenceMean,
-    /// Every token weighs one over completions times the length limit.
+    /// For every token, one over the number of completions times the length limit.
     ConstantLength,
-    /// Every group weighs the same, and every token of one.
+    /// Equal weight for every group, and for every token within a group.
     GroupTokenMean,
 }
 
 impl LossType {
-    /// Its part beside the surrogate.
+    /// Returns the weighting of token losses.
     pub fn aggregate(self) -> Aggregate {
         match self {
             Self::Dapo | Self::Cispo => Aggregate::TokenMean,
@@ -66,18 +67,18 @@ impl LossType {
         }
     }
 
-    /// Whether its ratios are those of tokens or of completions.
+    /// Returns the level of the importance ratio.
     pub fn ratio(self) -> Ratio {
         if self == Self::Gspo { Ratio::Sequence } else { Ratio::Token }
     }
 }
 
 impl Aggregate {
-    /// Weight of each token, one list entry per completion; counted once for the mini-batch of an optimiser step, so that
-    /// no split into micro-batches changes the loss.
+    /// Returns the weight of each token, one entry per completion. It is computed once for the mini-batch of an
+    /// optimiser step, so the split into micro-batches does not change the loss.
     ///
-    /// `lengths` has a group per problem and in it the tokens of each completion, 0 for one that is left out: it weighs
-    /// nothing and is not counted, as in verl (TRL counts it among the completions).
+    /// `lengths` has, for each problem, the number of tokens of each completion; 0 for a completion that is left out.
+    /// Such a completion has weight 0 and is not counted, as in verl (TRL counts it among the completions).
     pub fn weights(self, lengths: &[Vec<usize>], max_completion_length: usize) -> Vec<Vec<f32>> {
         let tokens: usize = lengths.iter().flatten().sum();
         let completions = lengths.iter().flatten().filter(|&&length| length > 0).count();

@@ -1,4 +1,4 @@
-//! Which steps of a reasoning learn (SAS, arXiv 2604.24003).
+//! Selection of the reasoning steps whose tokens have an advantage (SAS, arXiv 2604.24003).
 
 use std::ops::Range;
 
@@ -7,20 +7,20 @@ use serde::{Deserialize, Serialize};
 use crate::metrics::mean;
 use crate::reward::Answer;
 
-/// Takes the advantage from some steps of the thinking: from those that the policy was least sure of in right completions, from
-/// those that it was surest of in wrong ones. How sure it was is the mean log-probability of a step's tokens.
+/// Selection of the thinking steps whose advantage is removed: the least confident steps of right completions and the
+/// most confident steps of wrong ones. Confidence is the mean log-probability of a step's tokens.
 ///
-/// Their tokens count in the weights of the loss, and the divergence from a reference acts on them. The paper takes 0.3 of both.
-/// Its code (HanNight/SAS 78b201c, `ray_trainer.py`) rounds `n + 1 · share` up where `(n + 1) · share` is meant, n separators:
-/// it takes all steps of right completions and none of wrong ones, which is `right = 1, wrong = 0` here.
+/// These tokens still count in the weights of the loss, and the divergence from a reference model acts on them. The
+/// paper has 0.3 for both. Its code (HanNight/SAS 78b201c, `ray_trainer.py`) rounds `n + 1 · share` up, not `(n + 1) ·
+/// share`, n separators: all steps of right completions and none of wrong ones, here `right = 1, wrong = 0`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StepSelection {
-    /// Share of the steps of right completions, rounded up.
+    /// Fraction of the thinking steps of correct completions that lose their advantage, rounded up.
     pub right: f64,
-    /// Share of the steps of all other completions, rounded down.
+    /// Fraction of the thinking steps of all other completions that lose their advantage, rounded down.
     pub wrong: f64,
-    /// Text between steps.
+    /// Text that separates thinking steps.
     pub separator: String,
 }
 
@@ -32,8 +32,8 @@ impl Default for StepSelection {
 }
 
 impl StepSelection {
-    /// The tokens of a completion that have no advantage, as runs of places; `log_probs` has the sampler's of each, in nats.
-    /// Needs [`Answer::pieces`].
+    /// Returns the tokens of a completion that have no advantage, as index ranges. `log_probs` has the sampler's
+    /// log-probability of each token, in nats. Requires [`Answer::pieces`].
     pub fn silent(&self, answer: &Answer, log_probs: &[f32]) -> Vec<Range<usize>> {
         let confidence = |step: &Range<usize>| {
             let tokens: Vec<f64> = log_probs[step.clone()].iter().map(|&log_prob| f64::from(log_prob)).collect();
@@ -50,7 +50,7 @@ impl StepSelection {
         steps.drain(taken).map(|(_, step)| step).collect()
     }
 
-    /// A setting that cannot work, as `key = value` and the reason.
+    /// Returns a setting that cannot work, as `key = value` and the reason.
     pub fn mistake(&self) -> Option<String> {
         let share = |key: &str, value: f64| {
             (!(0.0..=1.0).contains(&value)).then(|| format!("{key} = {value} must be within 0 and 1"))
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::reward::tests::traced;
 
-    /// Four steps of thinking whose means are −0.5, −3, −0.1 and −2, and an answer.
+    /// Returns four thinking steps with means −0.5, −3, −0.1 and −2, followed by an answer.
     fn completion(correct: bool) -> (Answer, [f32; 8]) {
         let pieces = ["a", " b\n\n", "c", "\n\n", "d\n\n", "e", "</think>", "7"].map(|piece| (piece, 1.0));
         (traced(correct, &pieces), [-0.2, -0.8, -4.0, -2.0, -0.1, -2.0, -9.0, -9.0])
@@ -82,10 +82,10 @@ mod tests {
         let half = StepSelection { right: 0.5, wrong: 0.5, ..StepSelection::default() };
         assert_eq!(half.silent(&right, &log_probs), [2..4, 5..6]);
         assert_eq!(half.silent(&wrong, &log_probs), [0..2, 4..5]);
-        // 0.3 of four steps: 1.2, up to two and down to one.
+        // 0.3 of four steps is 1.2, rounded up to 2 (right) or down to 1 (wrong).
         assert_eq!(StepSelection::default().silent(&right, &log_probs), [2..4, 5..6]);
         assert_eq!(StepSelection::default().silent(&wrong, &log_probs), vec![Range { start: 4, end: 5 }]);
-        // What the published code does.
+        // Equivalent to the published code.
         let code = StepSelection { right: 1.0, wrong: 0.0, ..StepSelection::default() };
         assert_eq!(code.silent(&right, &log_probs).len(), 4);
         assert!(code.silent(&wrong, &log_probs).is_empty());

@@ -1,9 +1,9 @@
-//! From the scored completions of a mini-batch to the terms of each token's loss: which tokens learn, and with which weight.
+//! Terms of each token's loss, from the scored completions of a mini-batch: which tokens learn, and with which weight.
 //!
-//! All of it is decided on the host from the sampler's record, over the whole mini-batch of an optimiser step:
-//! before the first update that is the policy itself, and no split into micro-batches can change it. (TRL and verl look at
-//! the tokens of one micro-batch, and at the policy of the moment in later updates of a step. verl's Clip-Cov, besides,
-//! takes no token that PPO's clip has taken already.)
+//! The rules run on the host. They use the sampler's log-probabilities and entropies over the whole mini-batch of an
+//! optimiser step. Before the first update these are the policy's own, and the split into micro-batches does not change
+//! the result. (TRL and verl use the tokens of one micro-batch, and the current policy in later updates of a step.
+//! verl's Clip-Cov also skips tokens that PPO's clip has already removed.)
 
 use std::ops::Range;
 
@@ -12,53 +12,55 @@ use serde::{Deserialize, Serialize};
 use super::loss::TokenTerm;
 use crate::noise::Stream;
 
-/// A completion as the rules below see it.
+/// Input of the token rules for one completion.
 #[derive(Debug, Clone, Copy)]
 pub struct Drawn<'a> {
     /// The sampler's log-probability of each token at the sampling temperature, in nats.
     pub log_probs: &'a [f32],
     /// Entropy at the sampling temperature before each token, in nats.
     pub entropies: &'a [f32],
-    /// Its advantage.
+    /// Advantage of the completion.
     pub advantage: f32,
-    /// Tokens that have none of it ([`super::steps`]).
+    /// Tokens without an advantage ([`super::steps`]).
     pub silent: &'a [Range<usize>],
-    /// Weight of each of its tokens, from [`super::Aggregate::weights`]; 0 when it is left out of the step.
+    /// Weight of each of its tokens, from [`super::Aggregate::weights`]; 0 if it is left out of the step.
     pub weight: f32,
-    /// Whether its problem is a hard one, in the sense of CEEH.
+    /// Whether the problem is hard in the sense of CEEH.
     pub hard: bool,
 }
 
-/// Takes the tokens with the largest covariance of log-probability and advantage out of the surrogate, or holds them
-/// close to the old policy (arXiv 2505.22617); `c = (A − mean A)(log π − mean log π)`.
+/// Rule for the tokens with the largest covariance of log-probability and advantage: exclude them from the surrogate or
+/// penalise their distance from the old policy (arXiv 2505.22617); `c = (A − mean A)(log π − mean log π)`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Covariance {
-    /// `clip_cov_ratio · N` tokens, drawn at random among those with `clip_cov_lb < c < clip_cov_ub`, do not learn.
+    /// Clip-Cov: excludes `clip_cov_ratio · N` tokens from the surrogate, drawn at random among those with `clip_cov_lb
+    /// < c < clip_cov_ub`.
     ClipCov {
-        /// Share of all tokens.
+        /// Fraction of all tokens that is excluded.
         #[serde(default = "published::clip_cov_ratio")]
         clip_cov_ratio: f64,
-        /// Lower bound.
+        /// Lower bound of c.
         #[serde(default = "published::clip_cov_lb")]
         clip_cov_lb: f64,
-        /// Upper bound.
+        /// Upper bound of c.
         #[serde(default = "published::clip_cov_ub")]
         clip_cov_ub: f64,
     },
-    /// The `kl_cov_ratio · N` tokens with the largest c pay `ppo_kl_coef · |log ρ|`, and no token is clipped (the paper and
-    /// verl's `compute_policy_loss_kl_cov`). Nothing is paid in the first update of a step, where `ρ = 1`.
+    /// KL-Cov: adds the penalty `ppo_kl_coef · |log ρ|` to the loss of the `kl_cov_ratio · N` tokens with the largest
+    /// c, and disables clipping (as in the paper and verl's `compute_policy_loss_kl_cov`). The penalty is 0 in the
+    /// first update of a step, where `ρ = 1`.
     KlCov {
-        /// Share of all tokens.
+        /// Fraction of all tokens that is penalised.
         #[serde(default = "published::kl_cov_ratio")]
         kl_cov_ratio: f64,
-        /// Factor of the penalty.
+        /// Coefficient of the penalty.
         #[serde(default = "published::ppo_kl_coef")]
         ppo_kl_coef: f32,
     },
 }
 
-/// Defaults: the values of arXiv 2505.22617 (its 7B runs).
+/// Default values, from arXiv 2505.22617 (its 7B runs).
 mod published {
     pub(super) fn clip_cov_ratio() -> f64 {
         2e-4
@@ -81,15 +83,15 @@ mod published {
     }
 }
 
-/// Adds `min(α·H, |A|/κ)` to the advantage of each token, H a constant (arXiv 2506.14758).
+/// Addition of `min(α·H, |A|/κ)` to the advantage of each token, with H held constant (arXiv 2506.14758).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EntropyAdvantage {
-    /// α, above 0.
+    /// Coefficient α of the entropy, above 0.
     pub alpha: f32,
-    /// κ, above 1, so that no sign changes.
+    /// Bound κ, above 1 so that no advantage changes its sign.
     pub kappa: f32,
-    /// Only on hard problems (CEEH, arXiv 2602.22642); needs the reward `ceeh_length`.
+    /// Whether to apply the term to hard problems only (CEEH, arXiv 2602.22642); requires the reward `ceeh_length`.
     pub hard_only: bool,
 }
 
@@ -100,18 +102,18 @@ impl Default for EntropyAdvantage {
     }
 }
 
-/// Which tokens learn, and the parts of the loss beside the surrogate.
+/// Rules for the tokens that have a gradient, and for the terms of the loss besides the surrogate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenRules {
     /// Factor of the divergence from the reference model.
     pub beta: f32,
-    /// Share of tokens, those of the largest entropy, that the surrogate and the entropy bonus act on (arXiv 2506.01939).
+    /// Share of tokens, highest entropy first, that the surrogate and the entropy bonus act on (arXiv 2506.01939).
     pub top_entropy_quantile: f64,
-    /// Tokens taken out, or held, for their covariance.
+    /// Rule for the tokens with a large covariance.
     pub covariance: Option<Covariance>,
-    /// The part of an advantage that comes from entropy.
+    /// Entropy-based addition to the advantage.
     pub entropy_advantage: Option<EntropyAdvantage>,
-    /// Factor of the mean entropy of the tokens that learn.
+    /// Factor of the mean entropy of the tokens kept by `top_entropy_quantile`.
     pub entropy_coef: f32,
     /// Multiplies `entropy_coef` on hard problems (CEEH).
     pub entropy_hard_factor: f32,
@@ -130,22 +132,22 @@ impl Default for TokenRules {
     }
 }
 
-/// Counts of the rules over a mini-batch.
+/// Statistics of the token rules over a mini-batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TermCounts {
-    /// Tokens of completions that take part.
+    /// Number of tokens of the completions whose weight is not 0.
     pub tokens: usize,
-    /// Those below the entropy quantile.
+    /// Number of tokens below the entropy quantile.
     pub low_entropy: usize,
-    /// Those taken out, or held, for their covariance.
+    /// Number of tokens selected by the covariance rule.
     pub covariance: usize,
-    /// Mean entropy of the tokens that learn, at the sampling temperature; the measure of adaptive control.
+    /// Mean entropy of the tokens above the quantile, in nats at the sampling temperature; input of adaptive control.
     pub entropy: f64,
 }
 
 impl TokenRules {
-    /// The terms of every token of a mini-batch, completion by completion. `old_log_prob` and `reference_log_prob` are left
-    /// 0, for the caller to fill in.
+    /// Returns the terms of every token of a mini-batch, completion by completion. `old_log_prob` and
+    /// `reference_log_prob` stay 0; the caller sets them.
     pub fn terms(&self, step: &[Drawn], random: &mut Stream) -> (Vec<Vec<TokenTerm>>, TermCounts) {
         let term = |drawn: &Drawn, entropy: f32| TokenTerm {
             advantage: drawn.advantage + self.bonus(drawn, entropy),
@@ -165,7 +167,7 @@ impl TokenRules {
         let mut counts = TermCounts { tokens: tokens.len(), ..TermCounts::default() };
         let entropy = |&(i, t): &(usize, usize)| step[i].entropies[t];
 
-        // 1. Covariance, of all tokens.
+        // 1. Covariance, over all tokens.
         if let Some(covariance) = self.covariance {
             let chosen = covariance.choose(step, &tokens, random);
             counts.covariance = chosen.len();
@@ -177,7 +179,7 @@ impl TokenRules {
                 }
             }
         }
-        // 2. The quantile of entropy.
+        // 2. Entropy quantile.
         let threshold = quantile(tokens.iter().map(entropy).collect(), 1.0 - self.top_entropy_quantile);
         let all = self.top_entropy_quantile >= 1.0;
         let (kept, dropped): (Vec<_>, Vec<_>) =
@@ -187,7 +189,7 @@ impl TokenRules {
             terms[i][t].weight = 0.0;
             terms[i][t].covariance_kl = 0.0;
         });
-        // 3. The entropy bonus: a mean over the tokens that learn.
+        // 3. Entropy bonus: a mean over the tokens above the quantile.
         counts.entropy = kept.iter().map(|token| f64::from(entropy(token))).sum::<f64>() / kept.len().max(1) as f64;
         for &(i, t) in &kept {
             let factor = if step[i].hard { self.entropy_hard_factor } else { 1.0 };
@@ -227,7 +229,7 @@ impl Covariance {
         }
     }
 
-    /// A setting that cannot work, as `key = value` and the reason.
+    /// Returns a setting that cannot work, as `key = value` and the reason.
     pub fn mistake(&self) -> Option<String> {
         let share = |key: &str, value: f64| {
             (!(value > 0.0 && value <= 1.0)).then(|| format!("{key} = {value} must be above 0 and at most 1"))
@@ -246,7 +248,7 @@ impl Covariance {
     }
 }
 
-/// The value below which a share `q` of the values lie, between neighbours by their distance (as NumPy and PyTorch do).
+/// Returns the quantile `q` of the values, interpolated linearly (as NumPy and PyTorch do).
 fn quantile(mut values: Vec<f32>, q: f64) -> f64 {
     let Some(last) = values.len().checked_sub(1) else { return 0.0 };
     values.sort_by(f32::total_cmp);
@@ -279,7 +281,7 @@ mod tests {
         assert!((counts.entropy - 0.5).abs() < 1e-6);
     }
 
-    /// They count among the tokens, and the divergence acts on them.
+    /// Silent tokens count among the tokens, and the divergence acts on them.
     #[test]
     fn silent_tokens_have_no_advantage() {
         let rule = EntropyAdvantage { alpha: 0.4, kappa: 2.0, hard_only: false };
@@ -290,7 +292,7 @@ mod tests {
         assert!(counts.tokens == 4 && found[0].iter().all(|term| term.weight == 0.25 && term.kl > 0.0));
     }
 
-    /// α·H = 0.2 and 4 against |A|/κ = 0.5: the smaller of the two, which changes no sign.
+    /// α·H = 0.2 and 4 against |A|/κ = 0.5: the smaller value is added, so no sign changes.
     #[test]
     fn entropy_advantage_is_bounded_by_the_advantage() {
         let rule = EntropyAdvantage { alpha: 0.4, kappa: 2.0, hard_only: false };
@@ -302,7 +304,7 @@ mod tests {
         assert_eq!(terms(rules, &[drawn(&[-1.0], &[0.5], -1.0)]).0[0][0].advantage, -1.0);
     }
 
-    /// Four tokens with covariances by hand: mean A = 0, mean log p = −2; c = 1, −1, 1, −1 scaled by (log p + 2).
+    /// Covariances of four tokens by hand: mean A = 0, mean log p = −2; c = A (log p + 2) with A = 1, 1, −1, −1.
     #[test]
     fn covariance_picks_the_tokens_the_formula_says() {
         let (a, b) = ([-1.0f32, -3.0], [-0.5f32, -3.5]);

@@ -1,7 +1,7 @@
-//! The processes that train one model together: their places, and how they talk.
+//! Ranks: the processes that train one model together, and their communication.
 //!
-//! `mpirun` or `srun` starts them; who is who is in variables that these set. The transport is MPI's, behind the feature
-//! `mpi`. A connection that breaks, or a process that dies, ends all of them: MPI sees to that.
+//! `mpirun` or `srun` starts them and identifies each by environment variables. The transport is MPI, behind the
+//! feature `mpi`. If a connection breaks or a process dies, MPI ends all of them.
 
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -10,34 +10,34 @@ use std::fmt::Debug;
 
 use crate::error::{Error, Result};
 
-/// What processes that train together can do with each other.
+/// Communication between processes that train together.
 ///
-/// Every rank must call the collective ones, [`Reduce::sum`] and [`Reduce::broadcast`], in the same order and with lists of
-/// the same length. A transport that fails ends the process, and with it all others.
+/// Every rank must call the collective operations, [`Reduce::sum`] and [`Reduce::broadcast`], in the same order and
+/// with slices of the same length. A transport failure ends the process, and with it all others.
 pub trait Reduce: Debug {
-    /// The number of this process, from 0.
+    /// Returns the number of this process, from 0.
     fn rank(&self) -> usize;
 
-    /// Processes in all.
+    /// Returns the number of processes.
     fn size(&self) -> usize;
 
-    /// Replaces numbers by their sums over all ranks, formed in f32.
+    /// Replaces `values` by their sums over all ranks, computed in f32.
     fn sum(&self, values: &mut [f32]);
 
-    /// Replaces numbers by those of rank 0.
+    /// Replaces `values` by those of rank 0.
     fn broadcast(&self, values: &mut [f32]);
 
     /// Sends a message to another rank. Messages between two ranks arrive in order.
     fn send(&self, to: usize, message: &[u8]);
 
-    /// Whether a message of another rank is there.
+    /// Whether a message from another rank is available.
     fn pending(&self, from: usize) -> bool;
 
-    /// Waits for a message of another rank.
+    /// Waits for a message from another rank and returns it.
     fn receive(&self, from: usize) -> Vec<u8>;
 }
 
-/// One process by itself: sums are what they are, and there is nobody to talk to.
+/// A single process: a sum is the value itself, and there is no other rank.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Alone;
 
@@ -67,29 +67,29 @@ impl Reduce for Alone {
     }
 }
 
-/// The place of a process among those that a launcher has started.
+/// Place of a process among those that a launcher has started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Its number.
+    /// Number of the process, from 0.
     pub rank: usize,
-    /// Processes in all.
+    /// Number of processes.
     pub size: usize,
-    /// Its number among those of its host.
+    /// Number of the process among those on its host.
     pub local_rank: usize,
-    /// Processes of its host, where the launcher tells.
+    /// Number of processes on its host, if the launcher reports it.
     pub local_size: Option<usize>,
-    /// Whether the launcher has given it processors of its own.
+    /// Whether the launcher has bound the process to its own processors.
     pub bound: bool,
 }
 
 impl Place {
-    /// The place that the launcher's variables tell; none for a process that was started alone.
+    /// Reads the place from the launcher's environment variables; `None` for a process that was started alone.
     pub fn here() -> Option<Self> {
         Self::of(|name| std::env::var(name).ok())
     }
 
-    /// Rank, size, rank on the host, and processes on the host: by Open MPI, by what MPICH and its kin have in common, and by
-    /// SLURM, whose variables of a step are there for what `srun` starts and not for a batch script.
+    /// Reads rank, size, rank on the host, and processes on the host, as set by Open MPI, by MPICH and its derivatives,
+    /// or by SLURM. SLURM sets the variables of a step for what `srun` starts, but not for a batch script.
     fn of(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         const LAUNCHERS: [[&str; 4]; 3] = [
             [
@@ -115,14 +115,14 @@ impl Place {
         })
     }
 
-    /// Threads for a process on the CPU where its host has so many cores for all of its processes.
+    /// Returns the number of CPU threads for a process whose host has `cores` cores for all of its processes.
     fn share(&self, cores: usize) -> usize {
         if self.bound { cores } else { (cores / self.local_size.unwrap_or(1)).max(1) }
     }
 }
 
-/// Threads for this process, where it shares its host with others that train with it; none where it has all cores, and where
-/// `RAYON_NUM_THREADS` says it.
+/// Returns the number of threads for this process if it trains together with others; `None` if it has all cores, and if
+/// `RAYON_NUM_THREADS` is set.
 pub fn threads() -> Option<usize> {
     if std::env::var_os("RAYON_NUM_THREADS").is_some() {
         return None;
@@ -131,7 +131,7 @@ pub fn threads() -> Option<usize> {
     std::thread::available_parallelism().ok().map(|cores| place.share(cores.get()))
 }
 
-/// The device of a process by the name that all of them were given: of several cards the one of its place on the host.
+/// Returns the device of this process, given the `name` common to all: among several, the GPU with the local rank.
 pub(crate) fn own_device(name: &str) -> String {
     match Place::here().filter(|place| place.size > 1) {
         Some(place) if matches!(name, "cuda" | "rocm") => format!("{name}:{}", place.local_rank),
@@ -139,12 +139,12 @@ pub(crate) fn own_device(name: &str) -> String {
     }
 }
 
-/// Joins the processes that a launcher has started together with this one; [`Alone`] where there are none.
+/// Joins the processes that a launcher has started together with this one; [`Alone`] if there are none.
 ///
-/// To be called once, by the thread that will use what it gives.
+/// Must be called once, by the thread that will use the result.
 ///
 /// # Errors
-/// When there are several, and the binary was built without MPI or its MPI is not the launcher's.
+/// If there are several processes, and the binary was built without MPI or with another MPI than the launcher's.
 pub fn join() -> Result<Box<dyn Reduce>> {
     match Place::here() {
         Some(place) if place.size > 1 => together(place),
@@ -166,10 +166,10 @@ fn together(place: Place) -> Result<Box<dyn Reduce>> {
     )))
 }
 
-/// Refuses to do in several processes what one process does.
+/// Rejects a start as several processes, for commands that run in one process.
 ///
 /// # Errors
-/// When a launcher has started several.
+/// When a launcher has started several processes.
 pub fn refuse() -> Result<()> {
     match Place::here() {
         Some(place) if place.size > 1 => Err(Error::Invalid(format!(
@@ -195,7 +195,7 @@ mod tests {
             ("OMPI_COMM_WORLD_SIZE", "8"),
             ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
             ("OMPI_COMM_WORLD_LOCAL_SIZE", "4"),
-            // Of the batch job that mpirun runs in.
+            // From the batch job that mpirun runs in.
             ("SLURM_PROCID", "0"),
             ("SLURM_STEP_NUM_TASKS", "2"),
         ];
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(place(&mpich), Some(expected));
     }
 
-    /// A batch script, which srun did not start, has variables of the whole job.
+    /// A batch script, which srun did not start, has the variables of the whole job.
     #[test]
     fn a_batch_script_is_alone() {
         assert_eq!(place(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0")]), None);

@@ -1,4 +1,4 @@
-//! Ranks that talk through MPI.
+//! MPI transport between ranks.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use mpi::{Rank, Threading};
 use super::{Place, Reduce};
 use crate::error::{Error, Result};
 
-/// MPI counts in i32: longer lists go in parts of so many numbers or bytes.
+/// Maximum numbers or bytes per MPI call, because MPI counts in i32; longer slices are split.
 const PART: usize = 1 << 28;
-/// Between two looks for a message. A rank that waits would otherwise take a core from one that computes.
-const LOOK: Duration = Duration::from_micros(200);
-/// What the others are told by a rank that panics.
+/// Interval between checks for a message. A rank that polls without a pause would occupy a core.
+const POLL_INTERVAL: Duration = Duration::from_micros(200);
+/// Error code with which a panicking rank aborts the others.
 const PANICKED: i32 = 101;
 
-/// All processes of an MPI job. Dropped, it takes leave of the others, and waits for them to do so.
+/// All processes of an MPI job. Dropping it finalises MPI, which waits for the others to do the same.
 pub(super) struct World {
     world: SimpleCommunicator,
     /// Finalised last.
@@ -90,7 +90,7 @@ impl Reduce for World {
 
     fn receive(&self, from: usize) -> Vec<u8> {
         while !self.pending(from) {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
         let from = self.process(from);
         let mut length = [0; 8];
@@ -105,7 +105,7 @@ impl Reduce for World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // The others would wait for this rank for ever.
+        // Without the abort the others would wait for this rank forever.
         if std::thread::panicking() {
             self.world.abort(PANICKED);
         }

@@ -1,4 +1,4 @@
-//! Whether the answer is right.
+//! Rewards for correctness.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! ACOER (arXiv 2606.22716): right answers are paid for brevity by a weight that a control loop raises while accuracy
+//! ACOER (arXiv 2606.22716): a length reward for right answers, whose weight a control loop raises while accuracy
 //! holds.
 
 use serde::{Deserialize, Serialize};
@@ -9,38 +9,38 @@ use crate::metrics::{Metrics, mean};
 
 /// `1 + α · ln(1 + 5 (1 − min(len / B, 1))) / ln 6` for a right answer, 0 for a wrong one.
 ///
-/// α and B follow exponential moving averages (weight 2 / (`span` + 1) for a new step) of a step's accuracy and of the mean
-/// length of its right answers. After `warmup_steps`, and once `window` steps are known, α grows by `up` with each step,
-/// up to `alpha_max`, or falls by `down` where the averaged accuracy is more than `tolerance` below that of `window` steps
-/// before; B is `budget_ratio` times the averaged length, at least `min_budget`; until then it is `first_budget`. The
-/// formula is that of the code (`js-lee-AI/ACOER`, 489009a, `acoer/reward.py`), which takes a length from the characters of
-/// the reasoning, four to a token; here it is the completion's tokens.
+/// α and B follow exponential moving averages (weight 2 / (`span` + 1) for a new step) of a step's accuracy and of the
+/// mean length of its right answers. After `warmup_steps`, and once `window` steps are known, each step multiplies α by
+/// `up`, up to `alpha_max`, or by `down` if the averaged accuracy is more than `tolerance` below the first of the last
+/// `window` averages. B is then `budget_ratio` times the averaged length, at least `min_budget`; before, it is
+/// `first_budget`. The formula is that of the code (`js-lee-AI/ACOER`, 489009a, `acoer/reward.py`), which takes a
+/// length from the characters of the reasoning, four to a token; here it is the completion's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Acoer {
-    /// α at the start.
+    /// Initial value of α.
     pub alpha: f64,
-    /// The least α.
+    /// Minimum of α.
     pub alpha_min: f64,
-    /// The largest α.
+    /// Maximum of α.
     pub alpha_max: f64,
-    /// Factor of α while accuracy holds.
+    /// Factor on α in each step while accuracy holds.
     pub up: f64,
-    /// Factor of α when accuracy falls.
+    /// Factor on α in each step in which accuracy has decreased.
     pub down: f64,
-    /// Steps that the averages are over.
+    /// Span of the exponential moving averages, in steps.
     pub span: usize,
-    /// Steps back that accuracy is compared with.
+    /// Number of steps over which the decrease of accuracy is measured.
     pub window: usize,
-    /// How far accuracy may fall within the window, as a share.
+    /// Maximum decrease of accuracy within the window, as a fraction of completions.
     pub tolerance: f64,
-    /// B over the averaged length of right answers.
+    /// Ratio of B to the average length of correct answers.
     pub budget_ratio: f64,
-    /// The least B, in tokens.
+    /// Minimum of B, in tokens.
     pub min_budget: f64,
-    /// B until the loop begins, in tokens.
+    /// Value of B before the control loop starts, in tokens.
     pub first_budget: f64,
-    /// Steps before the loop begins.
+    /// Number of steps before the control loop starts.
     pub warmup_steps: usize,
 }
 
@@ -63,14 +63,14 @@ impl Default for Acoer {
     }
 }
 
-/// Where the loop stands.
+/// State of the control loop.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Loop {
     alpha: f64,
     budget: f64,
     length: f64,
     steps: usize,
-    /// Averaged accuracies of the last steps, one window of them.
+    /// Averaged accuracies of the last `window` steps.
     accuracy: Vec<f64>,
 }
 
@@ -162,7 +162,7 @@ mod tests {
         warmup_steps: 1,
     };
 
-    /// Half of the budget of 40 is saved: 1 + 0.1 · ln(3.5) / ln(6) = 1.069917; nothing is, at 40 and beyond.
+    /// Half of the budget of 40 is saved: 1 + 0.1 · ln(3.5) / ln(6) = 1.069917; at 40 and beyond nothing is saved.
     #[test]
     fn acoer_by_hand() {
         let got = scores(&SMALL, &[answer(true, 20), answer(true, 40), answer(true, 90), answer(false, 5)]);
@@ -170,8 +170,8 @@ mod tests {
         assert!(got.iter().flatten().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-5), "{got:?}");
     }
 
-    /// With span 1 the averages are the last step's. The first step is the warm-up; the second compares accuracy with the
-    /// first's and raises α; the third falls from 1 to 0.5 and lowers it.
+    /// With span 1 the averages are those of the last step. The first step is the warm-up; the second compares its
+    /// accuracy with the first's and raises α; the third falls from 1 to 0.5 and lowers α.
     #[test]
     fn the_weight_follows_accuracy() {
         let (right, half) = ([answer(true, 20), answer(true, 20)], [answer(true, 30), answer(false, 30)]);

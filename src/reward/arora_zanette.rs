@@ -1,4 +1,4 @@
-//! Length standardised among the right completions of the group, through a logistic function.
+//! Logistic function of the length, standardised over the right completions of the group.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::metrics::mean;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AroraZanette {
-    /// How much of the reward is for being short, within [0, 1).
+    /// Weight of the length term, within [0, 1).
     pub alpha: f32,
 }
 
@@ -33,7 +33,7 @@ impl Reward for AroraZanette {
     fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let right = group.right_lengths();
         let centre = mean(&right);
-        // The population's deviation: theirs is NumPy's default.
+        // The population deviation (NumPy's default), as in the published code.
         let spread = mean(&right.iter().map(|length| (length - centre).powi(2)).collect::<Vec<_>>()).sqrt();
         let value = |answer: &Answer, right: bool| {
             let z = (answer.length() as f64 - centre) / (spread + 1e-7);

@@ -1,5 +1,5 @@
-//! CEEH (arXiv 2602.22642): lengths are compared with the problem's own record, and only where the model has not become
-//! worse.
+//! CEEH (arXiv 2602.22642): compares lengths with the problem's record, unless the group's pass rate is below the
+//! recorded one.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,22 +7,22 @@ use super::{Group, Memory, Parts, Reward, found, positive, require};
 use crate::error::Result;
 use crate::metrics::{Metrics, mean};
 
-/// `max(lowest, scale · (L* − len) / L*)` for right answers, where L* is the problem's record of its shortest right length;
-/// 0 for wrong ones, at the first visit, and where the group's pass rate is below the problem's record of it.
+/// `max(lowest, scale · (L* − len) / L*)` for right answers, where L* is the problem's record of its shortest right
+/// length; 0 for wrong answers, at the first visit, and if the group's pass rate is below the problem's record.
 ///
-/// Records are running means that move by `up` towards what is better (a higher pass rate, a shorter length) and by `down`
-/// towards what is worse. The groups with a pass rate of at most the mean record of all problems seen are *hard*
+/// Records are running means that move by `up` towards better values (a higher pass rate, a shorter length) and by
+/// `down` towards worse ones. Groups with a pass rate of at most the mean record of all problems seen are *hard*
 /// ([`Memory::is_hard`]); the published code counts problems not seen yet as −1 in that mean.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CeehLength {
-    /// Weight.
+    /// Scale of the reward.
     pub scale: f32,
-    /// The reward is never below.
+    /// Minimum reward.
     pub lowest: f32,
-    /// How fast a record improves, within (0, 1].
+    /// Update rate of a record towards a better value, within (0, 1].
     pub up: f32,
-    /// How fast it decays, within [0, 1].
+    /// Update rate of a record towards a worse value, within [0, 1].
     pub down: f32,
 }
 
@@ -32,12 +32,12 @@ impl Default for CeehLength {
     }
 }
 
-/// What is remembered of a problem.
+/// Running means kept for a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// Running mean of its pass rate.
+    /// Running mean of the pass rate.
     pass_rate: f64,
-    /// Running mean of its shortest right length; none before the first right completion.
+    /// Running mean of the shortest right length; `None` before the first right completion.
     shortest: Option<f64>,
 }
 
@@ -95,8 +95,8 @@ impl Reward for CeehLength {
 }
 
 impl Memory {
-    /// Whether a group is hard as CEEH has it: its pass rate is at most the mean record of all problems seen. Never, before
-    /// there is a record ([`Reward::keeps_hardness`]).
+    /// Whether a group is hard in the sense of CEEH: its pass rate is at most the mean record of all problems seen.
+    /// False before there is a record ([`Reward::keeps_hardness`]).
     pub fn is_hard(&self, group: &Group) -> bool {
         let records: Vec<f64> = self.records.values().map(|record| record.pass_rate).collect();
         !records.is_empty() && group.pass_rate() <= mean(&records)
@@ -109,9 +109,9 @@ mod tests {
     use super::super::tests::{answer, parts, problem, remember};
     use super::*;
 
-    /// First visit: L* becomes 40, the record of the pass rate 0.5. Second: lengths are compared with 40 (the long one at
-    /// its floor), then L* moves to 40 − 0.2 · 20 = 36 and the rate to 0.5 + 0.2 · 0.5 = 0.6. A worse group then earns
-    /// nothing, moves L* up by a twentieth of the difference and the rate down.
+    /// First visit: L* becomes 40, the record of the pass rate 0.5. Second: lengths are compared with 40 (the long one
+    /// gets `lowest`), then L* moves to 40 − 0.2 · 20 = 36 and the rate to 0.5 + 0.2 · 0.5 = 0.6. A worse group then
+    /// earns nothing, moves L* up by a twentieth of the difference, and lowers the rate.
     #[test]
     fn ceehs_records_by_hand() {
         let reward = CeehLength::default();

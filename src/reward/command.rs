@@ -1,21 +1,21 @@
-//! The user's own reward, as a program in any language.
+//! A user-defined reward, computed by a program in any language.
 //!
-//! The program reads one JSON object per line from its standard input and answers each with one on its standard output:
+//! The program reads one JSON object per line from its standard input and answers each with a line on standard output:
 //!
 //! ```text
 //! {"id": 0, "prompt": "…", "completion": "…", "answer": "5", "data_source": "gsm8k", "finished": true, "tokens": 87, "extra": {…}}
 //! {"id": 0, "score": 0.5}
 //! ```
 //!
-//! `extra` has the row's other fields. A score of `null` says that the completion cannot be judged: it is left out and
-//! counted. `part` says whether a score is for the task or for length; `{"id": 0, "task": 1.0, "length": -0.2}` gives both
-//! parts instead. Every answer must be written out at once (flushed). Everything that is not an answer belongs on standard
-//! error, which is shown as warnings.
+//! `extra` has the row's other fields. A score of `null` means that the completion cannot be judged: it is left out and
+//! counted. The setting `part` assigns scores to the task or to length; `{"id": 0, "task": 1.0, "length": -0.2}` gives
+//! both parts instead. Every answer must be flushed at once. All other output belongs on standard error, which is shown
+//! as warnings.
 //!
-//! The program runs as long as the training does, `workers` times: the completions of a step are dealt to the workers in
-//! turn, and each worker has one of them at a time. When a run opens, every worker must answer a trial question. When a
-//! worker ends later, or takes longer than `timeout_s` over one completion, that completion is left out and the worker is
-//! started again; three such failures in a row end the training. A worker ends with all that it started.
+//! The program runs during the whole training, in `workers` processes. The completions of a step are dealt to them in
+//! turn, one at a time. When a run opens, every worker must answer a trial question. If a worker exits later, or
+//! exceeds `timeout_s` for a completion, that completion is left out and the worker is restarted. Three such failures
+//! in a row end the training. A worker is killed together with its process group.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -24,17 +24,17 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
-use super::process::{LONGEST_LINE, LastWords, Process, Silence};
+use super::process::{MAX_ANSWER_LINE, NoAnswer, Process, StderrTail};
 use super::{Group, Memory, Part, Parts, Reward};
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::stop::Stop;
 
-/// Failures in a row that are taken for a program that does not work.
+/// Consecutive failures after which the program counts as broken.
 const FAILURES: usize = 3;
 
-/// The score of the program that `reward.command` names.
+/// Reward computed by the program of `reward.command`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {}
@@ -45,23 +45,23 @@ impl Reward for Command {
     }
 
     /// # Panics
-    /// Always: [`super::Rewards`] has the program.
+    /// Always; [`super::Rewards`] scores with the program.
     fn score(&self, _group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         unreachable!("the program is started when a run opens")
     }
 }
 
-/// Which program, and how it is run.
+/// Settings of the reward program.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardCommand {
-    /// The program and its arguments; no shell reads them. Empty for none.
+    /// Program and arguments, run without a shell; empty for none.
     pub command: Vec<String>,
-    /// Seconds for one completion; for the first one with the program's start.
+    /// Timeout per completion, in seconds; for the first completion it includes the start of the program.
     pub timeout_s: f64,
-    /// How many of it run at the same time.
+    /// Number of processes of the program that run in parallel.
     pub workers: usize,
-    /// Whether its score is for the task or for length, in the conflict analysis and in decomposed advantages.
+    /// Part that the score belongs to, in the conflict analysis and in decomposed advantages.
     pub part: Part,
 }
 
@@ -72,7 +72,7 @@ impl Default for RewardCommand {
 }
 
 impl RewardCommand {
-    /// Settings that cannot work, one line each; `used` says whether a stage has a reward of type `command`.
+    /// Returns the settings that cannot work; `used` tells whether a stage has a reward of type `command`.
     pub fn mistakes(&self, used: bool) -> Vec<String> {
         let mut mistakes = Vec::new();
         if used && self.command.is_empty() {
@@ -98,30 +98,30 @@ impl RewardCommand {
     }
 }
 
-/// The reward program at work.
+/// A running reward program.
 #[derive(Debug)]
 pub struct RewardProgram {
     program: Program,
     workers: Mutex<Vec<Worker>>,
 }
 
-/// What the workers share.
+/// Settings and state shared by the workers.
 #[derive(Debug)]
 struct Program {
     command: Vec<String>,
     timeout: Duration,
     part: Part,
-    last_words: LastWords,
+    stderr_tail: StderrTail,
     /// Restarts since the last [`Reward::describe`].
     restarts: AtomicUsize,
 }
 
-/// One process of the program, started again when it fails.
+/// One process of the program, restarted after a failure.
 #[derive(Debug, Default)]
 struct Worker {
     process: Option<Process>,
     asked: u64,
-    /// In a row.
+    /// Consecutive failures.
     failures: usize,
 }
 
@@ -134,11 +134,11 @@ struct Question<'a> {
     finished: bool,
 }
 
-/// What a program answers: a score, or parts.
+/// Answer of the program: a score, or parts.
 #[derive(Deserialize)]
 struct Scored {
     id: u64,
-    /// May be null, which is not the same as missing.
+    /// `Some(None)` for null, `None` if missing.
     #[serde(default, deserialize_with = "present")]
     score: Option<Option<f32>>,
     task: Option<f32>,
@@ -150,11 +150,11 @@ fn present<'de, D: Deserializer<'de>>(value: D) -> std::result::Result<Option<Op
 }
 
 impl RewardProgram {
-    /// Starts the workers and asks each about a right answer to `trial`.
+    /// Starts the workers and sends each the trial question: a right answer to `trial`.
     ///
     /// # Errors
-    /// Settings with [`RewardCommand::mistakes`], a program that cannot be started or does not answer, and a line that is
-    /// no answer.
+    /// Settings with [`RewardCommand::mistakes`], a program that cannot be started or does not answer, and a line that
+    /// is not a valid answer.
     pub fn open(config: &RewardCommand, trial: &Problem) -> Result<Self> {
         if let Some(mistake) = config.mistakes(true).into_iter().next() {
             return Err(Error::Invalid(mistake));
@@ -163,7 +163,7 @@ impl RewardProgram {
             command: config.command.clone(),
             timeout: Duration::from_secs_f64(config.timeout_s),
             part: config.part,
-            last_words: LastWords::default(),
+            stderr_tail: StderrTail::default(),
             restarts: AtomicUsize::new(0),
         };
         let mut workers: Vec<Worker> = (0..config.workers).map(|_| Worker::default()).collect();
@@ -205,8 +205,8 @@ impl Reward for RewardProgram {
     }
 }
 
-/// Deals questions to workers in turn, has all workers at work at the same time, and returns the answers in the order of
-/// the questions. The first error ends all of them.
+/// Deals questions to workers in turn, runs all workers concurrently, and returns the answers in the order of the
+/// questions. The first error stops all workers.
 fn deal<T: Send>(
     workers: &mut [Worker],
     questions: &[Question],
@@ -236,11 +236,11 @@ fn deal<T: Send>(
 impl Worker {
     fn start(&mut self, program: &Program) -> Result<()> {
         let failed = |e| Error::Invalid(format!("reward.command = {:?} cannot be started: {e}", program.command));
-        self.process = Some(Process::start(&program.command, &program.last_words).map_err(failed)?);
+        self.process = Some(Process::start(&program.command, &program.stderr_tail).map_err(failed)?);
         Ok(())
     }
 
-    /// Asks the first question.
+    /// Asks the trial question.
     fn try_out(&mut self, program: &Program, question: Question) -> Result<()> {
         self.ask(program, question, Stop::NEVER)?.map(drop).map_err(|failure| {
             Error::Invalid(format!(
@@ -248,12 +248,12 @@ impl Worker {
                  answer must be flushed at once (in Python print(…, flush=True)), and a program that is slow to start \
                  needs a larger reward.timeout_s. {}",
                 program.command,
-                program.last_words.shown()
+                program.stderr_tail.summary()
             ))
         })
     }
 
-    /// The score of a completion; none when the program cannot tell, ended or took too long.
+    /// Returns the score of a completion; `None` if the program gives none, exits or exceeds the timeout.
     fn score(&mut self, program: &Program, question: Question, stop: Stop) -> Result<Option<Parts>> {
         if self.process.is_none() {
             program.restarts.fetch_add(1, Ordering::Relaxed);
@@ -274,11 +274,11 @@ impl Worker {
         Err(Error::Invalid(format!(
             "reward.command = {:?} failed {FAILURES} times in a row; the last time it {failure}. {}",
             program.command,
-            program.last_words.shown()
+            program.stderr_tail.summary()
         )))
     }
 
-    /// The answer to a question, or how the process failed; it is then ended.
+    /// Returns the answer to a question, or how the process failed; a failed process is ended.
     fn ask(
         &mut self,
         program: &Program,
@@ -294,15 +294,15 @@ impl Worker {
                 self.process = Some(process);
                 Ok(Ok(score))
             }
-            Err(Silence::Overlong) => {
-                Err(program.refuse(&format!("{LONGEST_LINE} bytes without the end of a line"), "too long", id))
+            Err(NoAnswer::Overlong) => {
+                Err(program.refuse(&format!("{MAX_ANSWER_LINE} bytes without the end of a line"), "too long", id))
             }
-            Err(Silence::Timeout) => {
+            Err(NoAnswer::Timeout) => {
                 process.end();
                 Ok(Err(format!("took longer than timeout_s = {}", program.timeout.as_secs_f64())))
             }
-            Err(Silence::Closed) => Ok(Err(process.end())),
-            Err(Silence::Stopped) => Err(Error::Stopped),
+            Err(NoAnswer::Closed) => Ok(Err(process.end())),
+            Err(NoAnswer::Stopped) => Err(Error::Stopped),
         }
     }
 }
@@ -324,7 +324,7 @@ impl Question<'_> {
 }
 
 impl Program {
-    /// The score in a line.
+    /// Parses the score in a line.
     fn read(&self, line: &str, asked: u64) -> Result<Option<Parts>> {
         let refuse = |why: &str| Err(self.refuse(&format!("{line:?}"), why, asked));
         match serde_json::from_str(line) {

@@ -1,4 +1,4 @@
-//! A reward that falls with length as a cosine.
+//! Reward that follows a cosine of the length.
 
 use std::f64::consts::PI;
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 use super::{Answer, Group, Memory, Parts, Reward, finite, found, require};
 use crate::error::Result;
 
-/// Cosine-scaled reward (arXiv 2502.03373, appendix C; TRL's `get_cosine_scaled_reward`): with `x = len / L`, at most 1,
-/// the value goes from that of the shortest to that of the longest completion as `(1 + cos(π x)) / 2` goes from 1 to 0.
-/// A long wrong completion is worth more than a short one, so that a wrong model goes on searching.
+/// Cosine-scaled reward (arXiv 2502.03373, appendix C; TRL's `get_cosine_scaled_reward`): with `x = len / L`, at most
+/// 1, the value goes from that of the shortest to that of the longest completion as `(1 + cos(π x)) / 2` goes from 1 to
+/// 0. A long wrong completion is worth more than a short one, to encourage further search.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cosine {
-    /// Shortest wrong completion.
+    /// Reward of the shortest incorrect completion.
     pub min_value_wrong: f32,
-    /// Longest wrong completion.
+    /// Reward of the longest incorrect completion.
     pub max_value_wrong: f32,
-    /// Longest right completion.
+    /// Reward of the longest correct completion.
     pub min_value_correct: f32,
-    /// Shortest right completion.
+    /// Reward of the shortest correct completion.
     pub max_value_correct: f32,
 }
 
@@ -64,7 +64,7 @@ mod tests {
     use super::super::tests::{answer, assert_near, scores};
     use super::*;
 
-    /// TRL's own values for `max_len = 100`, from its documentation and by its function: 0.75 and −0.75 at half-way.
+    /// TRL's values for `max_len = 100`, from its documentation and by its function: 0.75 and −0.75 halfway.
     #[test]
     fn cosine_is_trls() {
         let group = [answer(true, 50), answer(false, 50), answer(true, 0), answer(false, 100), answer(true, 25)];

@@ -1,15 +1,15 @@
-//! A reward of the user's own Rust type, by its name.
+//! A user-defined reward as a Rust type, found by its name.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Group, Memory, Parts, Reward};
 use crate::error::Result;
 
-/// The [`Reward`] with this name among those that the program gives to the run.
+/// The reward with this name among those that the program passes to the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Custom {
-    /// Its [`Reward::name`].
+    /// Name of the reward, as returned by [`Reward::name`].
     pub name: String,
 }
 
@@ -19,7 +19,7 @@ impl Reward for Custom {
     }
 
     /// # Panics
-    /// Always: [`super::Rewards`] has the reward of this name.
+    /// Always; [`super::Rewards`] scores with the reward of this name.
     fn score(&self, _group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         unreachable!("a custom reward is found by name when a run opens")
     }

@@ -1,4 +1,4 @@
-//! DeepCompress (arXiv 2510.27419): shorter where the model is better than usual, longer where it is worse.
+//! DeepCompress (arXiv 2510.27419): favours short answers if the model is better than usual, long ones if it is worse.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,15 +6,15 @@ use super::{Group, Memory, Parts, Reward, found, positive, require};
 use crate::error::Result;
 use crate::metrics::{Metrics, deviation, mean};
 
-/// 1 and `alpha / (1 + e^(β z))` for a right answer, −1 for a wrong one: z is the length standardised in the group (all
-/// completions, sample deviation), β the group's pass rate less a running mean of the pass rate of steps, as it was before
-/// this step. The paper's reward is known to us from notes and its settings from its scripts.
+/// 1 plus `alpha / (1 + e^(β z))` for a right answer, −1 for a wrong one: z is the length standardised in the group
+/// (all completions, sample deviation), β the group's pass rate minus a running mean of the pass rate of steps, before
+/// this step. The formula is taken from notes on the paper, the defaults from its scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeepCompress {
-    /// Weight of the length part.
+    /// Weight of the length term.
     pub alpha: f32,
-    /// How much of the running mean stays with each step, within [0, 1); it begins at 1.
+    /// Decay rate per step of the running mean of the pass rate, within [0, 1); its initial value is 1.
     pub moving_average: f32,
 }
 

@@ -1,4 +1,4 @@
-//! DOT (arXiv 2601.03969): where all completions of a problem are right, the tail of the longest is cut off.
+//! DOT (arXiv 2601.03969): if all completions of a problem are right, the tail of the longest is cut off.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,16 +6,16 @@ use super::{Group, Memory, Parts, Reward, found, positive, require};
 use crate::error::Result;
 use crate::metrics::{deviation, mean};
 
-/// 1 for a right answer and 0 for a wrong one; in a group whose answers are all right, 0 for one that is longer than
-/// `deviations` standard deviations above the mean of the group's lengths by at least `min_removed` tokens. Published: the
-/// completion is cut there and graded again, which no longer has its answer; here it keeps its tail while it learns that the
-/// whole was not worth it. With n completions none is further from the mean than (n − 1) / √n deviations: n = 8 reaches 2.47.
+/// 1 for a right answer and 0 for a wrong one. If all answers of the group are right, 0 for an answer longer than the
+/// mean length plus `deviations` standard deviations by at least `min_removed` tokens. Published: the completion is cut
+/// there and graded again, without its answer; here it is kept whole and gets 0. With n completions none is further
+/// from the mean than (n − 1) / √n deviations: n = 8 reaches 2.47.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dot {
-    /// Standard deviations above the mean.
+    /// Number of standard deviations above the mean length of the group.
     pub deviations: f32,
-    /// Tokens beyond that which are left alone.
+    /// Minimum number of tokens beyond that threshold for an answer to get 0.
     pub min_removed: usize,
 }
 
@@ -54,7 +54,7 @@ mod tests {
     use super::super::tests::{answer, scores};
     use super::*;
 
-    /// Lengths 10, 10, 10, 50: mean 20, deviation 20; one deviation above it is 40, ten tokens below the longest.
+    /// Lengths 10, 10, 10, 50: mean 20, deviation 20; mean plus one deviation is 40, ten tokens below the longest.
     #[test]
     fn the_tail_of_an_easy_problem_is_worth_nothing() {
         let group = |last: bool| [answer(true, 10), answer(true, 10), answer(true, 10), answer(last, 50)];

@@ -1,4 +1,4 @@
-//! ETR (arXiv 2604.05355): falling entropy from step to step as the measure of progress.
+//! ETR (arXiv 2604.05355): the decrease of entropy from step to step as a measure of progress.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,21 +9,21 @@ use crate::error::Result;
 /// `Δ = H_t − H_(t−1)`, `S_t = gamma · S_(t−1) + fall · max(0, −Δ) − rise · max(0, Δ)`; steps are the texts between
 /// separators.
 ///
-/// The paper has gamma 0.9 and fall = rise = 1, which gives `S_t = γ S_(t−1) + H_(t−1) − H_t`, its code gamma 0.99, fall
-/// 0.4, rise 0.8 and lambda 0.005. The code's entropies are of the most probable tokens only, divided by the logarithm of
-/// their number.
+/// The paper has gamma 0.9 and fall = rise = 1, which gives `S_t = γ S_(t−1) + H_(t−1) − H_t`; its code has gamma 0.99,
+/// fall 0.4, rise 0.8 and lambda 0.005. The code's entropies cover only the most probable tokens and are divided by the
+/// logarithm of their number.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Etr {
-    /// Weight of the trend.
+    /// Weight of the entropy trend.
     pub lambda: f32,
-    /// How much of the trend so far stays with each step.
+    /// Decay rate of the trend per thinking step.
     pub gamma: f32,
-    /// Reward of a fall of entropy by a nat.
+    /// Reward per nat of entropy decrease.
     pub fall: f32,
-    /// Price of a rise by a nat.
+    /// Penalty per nat of entropy increase.
     pub rise: f32,
-    /// Text between steps.
+    /// Text that separates thinking steps.
     pub separator: String,
 }
 

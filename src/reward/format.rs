@@ -1,4 +1,4 @@
-//! The format reward: thinking once, then an answer, and nothing left open.
+//! Reward for the form of a completion: one thinking section, then a stated answer.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +8,8 @@ use crate::verify::{after_thinking, stated};
 
 /// 1 for a finished `<think>…</think>` followed by a stated answer, else 0.
 ///
-/// A text may begin inside the thinking; [`Tokenizer::completion_text`](crate::text::tokenizer::Tokenizer::completion_text)
-/// puts before it the mark that a chat template has written into the prompt.
+/// [`Tokenizer::completion_text`](crate::text::tokenizer::Tokenizer::completion_text) prepends the mark if a chat
+/// template wrote it into the prompt; otherwise the text may begin inside the thinking.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Format {}
@@ -24,7 +24,7 @@ impl Reward for Format {
     }
 }
 
-/// Whether an answer has the right form.
+/// Whether an answer is finished and has the right form.
 pub(super) fn formatted(answer: &Answer) -> bool {
     answer.finished && well_formed(&answer.text)
 }
@@ -54,7 +54,7 @@ mod tests {
             ("so <think>a</think>\\boxed{5}", false),
             ("<think>a \\boxed{5}", false),
             ("\\boxed{5}", false),
-            // The prompt opened the thinking, and the completion opened it again; a template told not to think.
+            // Thinking opened by the prompt and again by the completion; a template with thinking disabled.
             ("<think>\n<think>a</think>\\boxed{5}", false),
             ("<think>\n\n</think>\n\n\\boxed{5}", true),
         ];

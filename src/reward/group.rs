@@ -1,4 +1,4 @@
-//! The completions of a problem, graded: all that a reward knows.
+//! The graded completions of a problem: the input of a reward.
 
 use super::Parts;
 use crate::data::Problem;
@@ -10,36 +10,36 @@ use crate::verify::{Graded, Verdict, grade};
 /// A graded completion.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// The text, without special tokens, after the thinking mark when the prompt has written that.
+    /// Text without special tokens, preceded by the thinking mark if the prompt contains it.
     pub text: String,
-    /// Its tokens, the stop token included.
+    /// Token ids, including the stop token.
     pub tokens: Vec<u32>,
-    /// Text of each token, part of a character as U+FFFD; empty unless a reward of the stage reads it
-    /// ([`super::Reward::reads_pieces`]), or its selection of steps.
+    /// Text of each token, with U+FFFD for part of a character. Empty unless a reward of the stage
+    /// ([`super::Reward::reads_pieces`]) or its selection of steps reads it.
     pub pieces: Vec<String>,
     /// Entropy of the distribution that each token was drawn from, at the sampling temperature and over the whole
     /// vocabulary, in nats.
     pub entropies: Vec<f32>,
-    /// Whether a stop token ended it, rather than the length limit.
+    /// Whether a stop token ended the completion, rather than the length limit.
     pub finished: bool,
-    /// Both readings of its answer.
+    /// Verdicts of the strict and the lenient reading.
     pub verdicts: Graded,
-    /// Whether the answer is right (strictly read, so finished too); none when the row has no usable answer.
+    /// Whether the answer is right in the strict reading (so finished too); `None` if the row has no usable answer.
     pub correct: Option<bool>,
-    /// Whether it is right when the last formula or number counts; none when the row has no usable answer.
+    /// Whether the last formula or number is right (lenient reading); `None` if the row has no usable answer.
     pub correct_lenient: Option<bool>,
-    /// Whether the stated answer is right, be the completion finished or cut; none when the row has no usable answer.
+    /// Whether the stated answer is right, even if the completion was cut; `None` if the row has no usable answer.
     pub correct_cut: Option<bool>,
 }
 
 impl Answer {
-    /// Its length in tokens, the stop token included.
+    /// Returns the length in tokens, including the stop token.
     pub fn length(&self) -> usize {
         self.tokens.len()
     }
 }
 
-/// Decodes and grades a completion; `with_pieces` says whether to fill [`Answer::pieces`].
+/// Decodes and grades a completion; `with_pieces` tells whether to fill [`Answer::pieces`].
 pub fn answer(problem: &Problem, tokenizer: &Tokenizer, completion: &Completion, with_pieces: bool) -> Answer {
     let text = tokenizer.completion_text(&completion.tokens);
     let finished = completion.finished();
@@ -66,44 +66,44 @@ pub fn answer(problem: &Problem, tokenizer: &Tokenizer, completion: &Completion,
 pub struct Group<'a> {
     /// The problem.
     pub problem: &'a Problem,
-    /// Its answers.
+    /// The answers to the problem.
     pub answers: &'a [Answer],
-    /// L: the length at which completions are cut, in tokens.
+    /// L: the length limit of completions, in tokens.
     pub limit: usize,
-    /// Steps of the stage before this one.
+    /// Number of steps of the stage before this one.
     pub step: usize,
 }
 
 impl Group<'_> {
-    /// Lengths of all answers, in tokens.
+    /// Returns the lengths of all answers, in tokens.
     pub fn lengths(&self) -> Vec<f64> {
         self.answers.iter().map(|answer| answer.length() as f64).collect()
     }
 
-    /// Lengths of the right answers, in tokens.
+    /// Returns the lengths of the right answers, in tokens.
     pub fn right_lengths(&self) -> Vec<f64> {
         let right = self.answers.iter().filter(|answer| answer.correct == Some(true));
         right.map(|answer| answer.length() as f64).collect()
     }
 
-    /// Share of right answers among those whose correctness is known.
+    /// Returns the share of right answers among those whose correctness is known.
     pub fn pass_rate(&self) -> f64 {
         let known = self.answers.iter().filter_map(|answer| answer.correct);
         mean(&known.map(|right| f64::from(u8::from(right))).collect::<Vec<_>>())
     }
 
-    /// The value of `f` for each answer, right or wrong; none where correctness is not known.
+    /// Returns `f(answer, right)` for each answer; `None` if its correctness is not known.
     pub fn each(&self, f: impl Fn(&Answer, bool) -> Parts) -> Vec<Option<Parts>> {
         self.answers.iter().map(|answer| Some(f(answer, answer.correct?))).collect()
     }
 
-    /// As [`Group::each`], all of it for length.
+    /// Like [`Group::each`], with values for the length part.
     pub fn each_length(&self, f: impl Fn(&Answer, bool) -> f32) -> Vec<Option<Parts>> {
         self.each(|answer, right| Parts::length(f(answer, right)))
     }
 
-    /// The rewards `value` of answers that are right or wrong by `class`: the mean of their kind in the group is for the
-    /// task, the rest for length.
+    /// Splits the rewards `value` of answers that `class` calls right or wrong: the mean over the group's answers of
+    /// the same class is the task part, the difference from it the length part.
     pub fn split_by_mean(
         &self,
         class: impl Fn(&Answer) -> Option<bool>,

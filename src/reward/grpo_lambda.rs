@@ -1,4 +1,4 @@
-//! GRPO-λ (arXiv 2505.18086): a penalty of length only in groups that are mostly right.
+//! GRPO-λ (arXiv 2505.18086): a length penalty only in groups that are mostly right.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,15 +6,15 @@ use super::{Group, Memory, Parts, Reward, found, require};
 use crate::error::Result;
 use crate::metrics::{deviation, mean};
 
-/// 1 for a right answer and 0 for a wrong one; in a group whose pass rate is at least `min_pass_rate`,
-/// `1 − alpha · sigmoid(z)` for a right one, z being its length standardised over the right ones. The abstract says that the
-/// penalty is chosen by the share of right answers in a group; its form and both numbers are our reconstruction.
+/// 1 for a right answer and 0 for a wrong one; in a group whose pass rate is at least `min_pass_rate`, `1 − alpha ·
+/// sigmoid(z)` for a right one, with z its length standardised over the right ones. The abstract says that the share of
+/// right answers in a group decides on the penalty; its form and both numbers are our reconstruction.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GrpoLambda {
-    /// The least pass rate of a group in which length counts, within [0, 1].
+    /// Minimum pass rate of a group for the length penalty to apply, within [0, 1].
     pub min_pass_rate: f32,
-    /// Weight of the penalty, within [0, 1).
+    /// Weight of the length penalty, within [0, 1).
     pub alpha: f32,
 }
 

@@ -1,4 +1,4 @@
-//! Length standardised among the right completions of the group, through an exponential.
+//! Exponential of the length, standardised over the right completions of the group.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,16 +7,16 @@ use crate::error::Result;
 use crate::metrics::{deviation, mean};
 
 /// `e^(−alpha · z)` for a right completion, with z over the right completions of the group (sample deviation, 1 for a
-/// single one, plus 1e-6), and `wrong` for a wrong one (GRPO-LEAD, arXiv 2504.09696). Groups whose three shortest
-/// completions have a mean of at most `min_length` tokens keep 1.
+/// single one, plus 1e-6), and `wrong` for a wrong one (GRPO-LEAD, arXiv 2504.09696). Right completions get 1 in groups
+/// whose three shortest completions have a mean of at most `min_length` tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GrpoLead {
-    /// Strength.
+    /// Strength of the dependence on length.
     pub alpha: f32,
-    /// Tokens that are short enough.
+    /// Mean length of the three shortest completions of a group, in tokens, up to which correct answers get 1.
     pub min_length: usize,
-    /// Reward of a wrong completion.
+    /// Reward of an incorrect answer.
     pub wrong: f32,
 }
 

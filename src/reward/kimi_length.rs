@@ -10,8 +10,8 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KimiLength {
-    /// Steps of the stage over which it grows linearly from nothing to all of it; 0 for all of it at once. The paper warms
-    /// the penalty up and gives no schedule.
+    /// Number of steps of the stage over which the reward grows linearly from 0 to its full value; 0 for the full value
+    /// from the start. The paper warms the penalty up but gives no schedule.
     pub warmup_steps: usize,
 }
 
@@ -40,7 +40,7 @@ mod tests {
     use super::super::tests::{answer, problem, scores};
     use super::*;
 
-    /// Lengths 10, 20, 30: λ = 0.5, 0, −0.5; a short wrong answer gets 0, a long one its penalty.
+    /// Lengths 10, 20, 30: λ = 0.5, 0, −0.5; a short wrong answer gets 0, a long one gets λ.
     #[test]
     fn kimi_rewards_short_right_answers_and_punishes_long_wrong_ones() {
         let reward = KimiLength::default();

@@ -1,18 +1,18 @@
-//! Length compared with a target that the settings give: L1.
+//! L1: length compared with a target from the settings.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Group, Memory, Parts, Reward, found, indicator, positive, require};
 use crate::error::Result;
 
-/// `1[right] − alpha · |target − len|`, right or wrong (L1-Exact, arXiv 2503.04697). There each prompt names its own
-/// target; a target that is the same for all prompts, and not in them, is a reconstruction.
+/// `1[right] − alpha · |target − len|`, right or wrong (L1-Exact, arXiv 2503.04697). In the paper each prompt states
+/// its own target; a common target for all prompts, not stated in them, is a reconstruction.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct L1Exact {
-    /// Tokens a completion should have.
+    /// Target length, in tokens.
     pub target_length: usize,
-    /// Price of a token.
+    /// Penalty per token of difference from the target.
     #[serde(default = "published_alpha")]
     pub alpha: f32,
 }
@@ -42,12 +42,12 @@ impl Reward for L1Exact {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct L1Max {
-    /// Tokens a completion may have.
+    /// Length budget, in tokens.
     pub target_length: usize,
-    /// Price of a token.
+    /// Decrease of the reward per token.
     #[serde(default = "published_alpha")]
     pub alpha: f32,
-    /// Reward of a right completion of just that length.
+    /// Reward of a correct answer of exactly the target length.
     #[serde(default = "half")]
     pub delta: f32,
 }

@@ -1,21 +1,21 @@
-//! A bonus up to a target length: LASER.
+//! LASER: a bonus up to a target length.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Group, Memory, Parts, Reward, finite, found, positive, require};
 use crate::error::Result;
 
-/// 1 for a right answer, and `bonus` more when at most `target_length` tokens long; `wrong` for a wrong answer (LASER,
+/// 1 for a right answer, plus `bonus` if it is at most `target_length` tokens long; `wrong` for a wrong answer (LASER,
 /// arXiv 2505.15612).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Laser {
-    /// Tokens that earn the bonus.
+    /// Maximum length that earns the bonus, in tokens.
     pub target_length: usize,
-    /// What they earn.
+    /// Bonus for a correct answer within the target length.
     #[serde(default = "half")]
     pub bonus: f32,
-    /// Reward of a wrong answer.
+    /// Reward of an incorrect answer.
     #[serde(default = "minus_half")]
     pub wrong: f32,
 }

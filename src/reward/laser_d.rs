@@ -7,23 +7,23 @@ use super::{Answer, Group, Memory, Parts, Reward, finite, found, positive, requi
 use crate::error::Result;
 use crate::metrics::Metrics;
 
-/// [`super::Laser`] with a target per difficulty.
+/// [`super::Laser`] with a target length per difficulty.
 ///
-/// A problem is easy when at least 2/3 of its group are right, of middling difficulty when at least 1/3 are, else hard.
-/// Every `every` steps the target of each difficulty becomes the shortest of `grid` for which `⌊coverage · n⌋` is at
-/// least 1: coverage is the share of completions up to that length, n the right ones a group is sure to have, `⌊2G/3⌋`,
-/// `⌊G/3⌋` and 1 of G. The published runs measure coverage on 500 problems kept for it; ours on the groups trained on
-/// since the last choice (reconstruction). Until the first choice, and where no grid length covers enough, L is the target.
+/// A problem is easy if at least 2/3 of its group are right, middling if at least 1/3 are, else hard. Every `every`
+/// steps the target of each difficulty becomes the shortest of `grid` for which `⌊coverage · n⌋` is at least 1:
+/// coverage is the share of completions up to that length, n the assumed number of right ones in a group, `⌊2G/3⌋`,
+/// `⌊G/3⌋` and 1 of G. The published runs measure coverage on 500 held-out problems; ours on the groups trained on since the
+/// last choice (reconstruction). Before the first choice, and if no grid length covers enough, L is the target.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LaserD {
-    /// Shortest target, longest, and the step between them, in tokens.
+    /// Candidate target lengths in tokens: shortest, longest and increment.
     pub grid: [usize; 3],
-    /// Steps between choices.
+    /// Interval in steps between updates of the targets.
     pub every: usize,
-    /// What the target earns.
+    /// Bonus for a correct answer within the target length.
     pub bonus: f32,
-    /// Reward of a wrong answer.
+    /// Reward of an incorrect answer.
     pub wrong: f32,
 }
 
@@ -31,15 +31,15 @@ pub struct LaserD {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LaserDe {
-    /// As [`LaserD::grid`].
+    /// Candidate target lengths in tokens: shortest, longest and increment.
     pub grid: [usize; 3],
-    /// As [`LaserD::every`].
+    /// Interval in steps between updates of the targets.
     pub every: usize,
-    /// What the target, or the search beyond it, earns.
+    /// Bonus for a correct answer within the target length, and for an incorrect one beyond it.
     pub bonus: f32,
-    /// As [`LaserD::wrong`].
+    /// Reward of an incorrect answer.
     pub wrong: f32,
-    /// Share of repeated 4-grams of words from which a completion repeats itself (the published code looks at tokens).
+    /// Fraction of repeated 4-grams of words from which a completion is repetitive (the published code uses tokens).
     pub repetition_limit: f32,
 }
 
@@ -59,10 +59,10 @@ impl Default for LaserDe {
 /// Names of the difficulties.
 const LEVELS: [&str; 3] = ["easy", "middling", "hard"];
 
-/// Targets, and what the next choice will look at.
+/// Target lengths, and the lengths collected for the next choice.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Targets {
-    /// Target of each difficulty; none before the first choice, or where the grid has none.
+    /// Target of each difficulty; `None` before the first choice, or if no grid length covers enough.
     chosen: [Option<usize>; LEVELS.len()],
     /// Lengths of all completions since the last choice, by difficulty.
     lengths: [Vec<usize>; LEVELS.len()],
@@ -71,7 +71,7 @@ pub(super) struct Targets {
 }
 
 impl Targets {
-    /// Writes those that have been chosen.
+    /// Writes the chosen targets as metrics.
     fn describe(&self, name: &str, metrics: &mut Metrics) {
         for (level, target) in LEVELS.iter().zip(self.chosen) {
             if let Some(target) = target {
@@ -90,8 +90,8 @@ fn level(group: &Group) -> usize {
 }
 
 impl LaserD {
-    /// `explores` says whether a wrong answer longer than the target earns the bonus.
-    fn pay(&self, group: &Group, memory: &Memory, explores: impl Fn(&Answer) -> bool) -> Vec<Option<Parts>> {
+    /// Scores a group; `explores` tells whether a wrong answer longer than the target earns the bonus.
+    fn scores(&self, group: &Group, memory: &Memory, explores: impl Fn(&Answer) -> bool) -> Vec<Option<Parts>> {
         let target = memory.laser.chosen[level(group)].unwrap_or(group.limit);
         group.each(|answer, right| {
             let long = answer.length() > target;
@@ -119,7 +119,7 @@ impl Reward for LaserD {
     }
 
     fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
-        Ok(self.pay(group, memory, |_| false))
+        Ok(self.scores(group, memory, |_| false))
     }
 
     fn remember(&self, groups: &[Group], memory: &mut Memory) {
@@ -140,7 +140,7 @@ impl Reward for LaserD {
                 let covered = lengths.iter().filter(|&&length| length <= target).count();
                 covered * sure >= lengths.len()
             };
-            // A difficulty that was not met keeps its target.
+            // A difficulty without completions keeps its target.
             if !lengths.is_empty() {
                 *chosen = (from..=to).step_by(step).find(|&target| covers(target));
             }
@@ -173,7 +173,7 @@ impl Reward for LaserDe {
     }
 
     fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
-        Ok(self.without_search().pay(group, memory, |answer| repeated(&answer.text) < self.repetition_limit))
+        Ok(self.without_search().scores(group, memory, |answer| repeated(&answer.text) < self.repetition_limit))
     }
 
     fn remember(&self, groups: &[Group], memory: &mut Memory) {
@@ -194,8 +194,8 @@ mod tests {
         lengths.into_iter().enumerate().map(|(i, length)| answer(i < right, length)).collect()
     }
 
-    /// Groups of 4: an easy one is sure to have ⌊8/3⌋ = 2 right, so half of its completions must fit; a hard one has 1, so
-    /// all must; the middling difficulty does not occur. Before the choice L = 100 is the target.
+    /// Groups of 4: an easy one is sure to have ⌊8/3⌋ = 2 right, so half of its completions must fit; a hard one has 1,
+    /// so all must fit; no group is middling. Before the choice L = 100 is the target.
     #[test]
     fn targets_are_the_shortest_that_still_cover_a_right_completion() {
         let reward = LaserD { grid: [10, 60, 10], every: 2, ..LaserD::default() };
@@ -210,8 +210,8 @@ mod tests {
             parts(reward, group, &memory).into_iter().map(|parts| parts.unwrap().total()).collect()
         };
         assert_eq!(totals(&reward, &easy), [1.5, 1.5, 1.0, 1.0]);
-        // A wrong answer longer than the target of hard problems earns the bonus, unless it repeats itself: of ten
-        // 4-grams, the first text has one that occurred before, the second three.
+        // A wrong answer longer than the target of hard problems earns the bonus, unless it repeats itself. Of ten
+        // 4-grams, the first text repeats one, the second three.
         let mut wrong = group(0, [60, 60, 40, 60]);
         wrong.iter_mut().for_each(|answer| answer.text = "1 2 3 4 5 6 7 8 9 1 2 3 4".to_string());
         wrong[1].text = "1 2 3 4 5 6 7 1 2 3 4 5 6".to_string();

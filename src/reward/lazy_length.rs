@@ -1,4 +1,4 @@
-//! Short-RL (arXiv 2505.12284): brevity is paid for only while accuracy holds, and only beyond a tolerance.
+//! Short-RL (arXiv 2505.12284): a length penalty only while accuracy holds, and only beyond a tolerance.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,17 +8,18 @@ use crate::metrics::{Metrics, mean};
 use crate::stop::Stop;
 
 /// The lazy length penalty. For a right answer of `len` tokens, with `min` and `max` the shortest and the longest right
-/// answer of the group: 0.5 when `len ≤ min + length_tolerance`, else `0.5 − (len − min) / (max − min)`; 0 for a wrong one.
-/// In a step whose accuracy is more than `accuracy_tolerance` below the best of any step so far, all have 0.
+/// answer of the group: 0.5 when `len ≤ min + length_tolerance`, else `0.5 − (len − min) / (max − min)`; 0 for a wrong
+/// one. In a step whose accuracy is more than `accuracy_tolerance` below the best step so far, all get 0.
 ///
 /// The formula is that of the code (`lblankl/Short-RL`, 07cea8a, `deepscaler/deepscaler/rewards/ShortRL.py`), which adds
 /// it to the rewards for accuracy and form with weight 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LazyLength {
-    /// Tokens beyond the shortest right answer that cost nothing; published: 100 for mathematics, 200 for puzzles.
+    /// Number of tokens beyond the shortest correct answer of the group without a penalty; published: 100 for
+    /// mathematics, 200 for puzzles.
     pub length_tolerance: usize,
-    /// How far below the best the accuracy of a step may be, as a share within [0, 1].
+    /// Maximum decrease of a step's accuracy below the best so far at which the reward applies, within [0, 1].
     pub accuracy_tolerance: f32,
 }
 
@@ -28,14 +29,14 @@ impl Default for LazyLength {
     }
 }
 
-/// Share of right answers among all of several groups whose correctness is known.
+/// Returns the share of right answers over all groups, among those whose correctness is known.
 fn accuracy(groups: &[Group]) -> f64 {
     let known = groups.iter().flat_map(|group| group.answers).filter_map(|answer| answer.correct);
     mean(&known.map(|right| f64::from(u8::from(right))).collect::<Vec<_>>())
 }
 
 impl LazyLength {
-    fn pay(&self, group: &Group) -> Vec<Option<Parts>> {
+    fn scores(&self, group: &Group) -> Vec<Option<Parts>> {
         let right = group.right_lengths();
         let shortest = right.iter().copied().fold(f64::INFINITY, f64::min);
         let longest = right.iter().copied().fold(0.0, f64::max);
@@ -64,12 +65,12 @@ impl Reward for LazyLength {
         self.score_all(std::slice::from_ref(group), memory, Stop::NEVER).map(|mut scores| scores.remove(0))
     }
 
-    /// Groups are scored together: the accuracy is that of all of them.
+    /// Scores the groups together, because the accuracy is that of all groups.
     fn score_all(&self, groups: &[Group], memory: &Memory, _stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
         let least = memory.best_accuracy.unwrap_or(0.0) - f64::from(self.accuracy_tolerance);
         let nothing = |group: &Group| group.each_length(|_, _| 0.0);
         let holds = accuracy(groups) >= least;
-        Ok(groups.iter().map(|group| if holds { self.pay(group) } else { nothing(group) }).collect())
+        Ok(groups.iter().map(|group| if holds { self.scores(group) } else { nothing(group) }).collect())
     }
 
     fn remember(&self, groups: &[Group], memory: &mut Memory) {
@@ -86,7 +87,7 @@ mod tests {
     use super::super::tests::{answer, assert_near, parts, remember, scores};
     use super::*;
 
-    /// Right lengths 10, 25 and 60: the second is within 15 tokens of the first, the third pays for all 50.
+    /// Right lengths 10, 25 and 60: the second is within 15 tokens of the first, the third is penalised for all 50.
     #[test]
     fn the_lazy_penalty_by_hand() {
         let reward = LazyLength { length_tolerance: 15, ..LazyLength::default() };

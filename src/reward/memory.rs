@@ -1,4 +1,4 @@
-//! What rewards keep from one step to the next.
+//! State that rewards keep from one step to the next.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use super::acoer::Loop;
 use super::ceeh_length::Record;
 use super::laser_d::Targets;
 
-/// The memory of all rewards of a run. It is part of a checkpoint, so that a resumed run goes on to the bit; a run's stages
-/// share it. What no reward of a stage needs is not kept.
+/// Memory of all rewards of a run, shared by its stages. It is part of a checkpoint, so that a resumed run continues
+/// bit for bit. Fields that no reward of a stage needs stay empty.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     /// Running mean of the pass rate of steps ([`super::DeepCompress`]).
     pub(super) pass_rate: Option<f64>,
     /// Target lengths ([`super::LaserD`]).
     pub(super) laser: Targets,
-    /// Per problem ([`super::CeehLength`]).
+    /// Record of each problem ([`super::CeehLength`]).
     pub(super) records: BTreeMap<u64, Record>,
     /// Best accuracy of a step so far ([`super::LazyLength`]).
     #[serde(default)]
@@ -32,7 +32,7 @@ mod tests {
     use super::super::{CeehLength, DeepCompress, LaserD};
     use super::*;
 
-    /// JSON has no integer keys; a memory that comes back otherwise would change a resumed run.
+    /// JSON has no integer keys; a memory that a checkpoint altered would change a resumed run.
     #[test]
     fn a_memory_comes_back_from_a_checkpoint_as_it_was() {
         let group = [answer(true, 33), answer(false, 57), answer(true, 41)];

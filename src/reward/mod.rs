@@ -1,22 +1,22 @@
-//! Rewards: the worth of each completion of a group, in two parts, one for the task and one for length.
+//! Rewards of the completions of a group. Each has two parts, one for the task and one for length.
 //!
-//! A reward is a type with [`Reward`]: one of those built in ([`RewardKind`], one file and one line of `registry.rs`
-//! each), the user's program ([`command`]), or the user's Rust type. [`Rewards`] holds those of a run.
+//! A reward implements [`Reward`]: a built-in one ([`RewardKind`], one file and one line of `registry.rs` each), the
+//! user's program ([`command`]), or the user's Rust type. [`Rewards`] holds those of a run.
 //!
 //! # Task and length
 //!
-//! A reward that multiplies correctness by a function of length, `c · f`, pays `c` times the mean of f over the right
-//! completions of the group for the task, and the rest for length; a reward that gives wrong completions another function
-//! of length does so for each kind ([`Group::split_by_mean`]). A term that is added because of length, or of entropy as a
-//! measure of effort, is the length part.
+//! A reward that multiplies correctness by a function of length, `c · f`, assigns `c` times the mean of f over the
+//! right completions of the group to the task, and the rest to length. A reward that applies another function of length
+//! to wrong completions does so for each class ([`Group::split_by_mean`]). A term that is added because of length, or
+//! of entropy as a measure of effort, is the length part.
 //!
 //! # Completions without a score
 //!
-//! A reward that cannot judge a completion says `None`; such completions are left out of the statistics and counted,
-//! never scored 0 in silence. But for the user's own, no reward scores a completion whose correctness is not known: it
-//! should not teach form or length alone.
+//! A reward returns `None` for a completion that it cannot judge. Such completions are left out of the statistics and
+//! counted; they are never silently scored 0. Only user-defined rewards score completions of unknown correctness: form
+//! or length alone should not be trained.
 //!
-//! Where the code of a method is public, the formula is that of the code; "reconstruction" marks choices of this project.
+//! If the code of a method is public, the formula is that of the code; "reconstruction" marks choices of this project.
 
 mod accuracy;
 mod acoer;
@@ -69,47 +69,47 @@ use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::stop::Stop;
 
-/// The worth of completions, by comparison with those of the same problem.
+/// Scores completions by comparison with those of the same problem.
 pub trait Reward: Send + Sync + Debug {
-    /// The name under which the reward is reported: `rewards/{name}/mean`.
+    /// Returns the name under which the reward is reported: `rewards/{name}/mean`.
     fn name(&self) -> &str;
 
-    /// One entry per answer, in their order; `None` for an answer that cannot be judged.
+    /// Returns one entry per answer, in order; `None` for an answer that cannot be judged.
     ///
-    /// Values must be finite: a run ends with an error that names the reward when one is not.
+    /// Values must be finite; otherwise the run ends with an error that names the reward.
     ///
     /// # Errors
     /// Failures that should end the run.
     fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>>;
 
-    /// Scores many groups of a step; by default each on its own, on all cores.
+    /// Scores many groups of a step; by default each on its own, in parallel on all cores.
     ///
     /// # Errors
-    /// As [`Reward::score`], and [`crate::Error::Stopped`] soon after an early end was asked for.
+    /// As [`Reward::score`], and [`crate::Error::Stopped`] soon after a stop was requested.
     fn score_all(&self, groups: &[Group], memory: &Memory, stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
         groups.par_iter().map(|group| stop.check().and_then(|()| self.score(group, memory))).collect()
     }
 
-    /// Settings that cannot work with completions of at most `max_completion_length` tokens, one line each.
+    /// Returns the settings that cannot work with completions of at most `max_completion_length` tokens, one line each.
     fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
         Vec::new()
     }
 
-    /// Whether [`Answer::pieces`] are read.
+    /// Whether the reward reads [`Answer::pieces`].
     fn reads_pieces(&self) -> bool {
         false
     }
 
-    /// Keeps in memory what later steps need. `groups` are all groups of a step that were graded, those that were
-    /// replaced for want of spread included.
+    /// Stores in memory what later steps need. `groups` are all graded groups of a step, including those that were
+    /// replaced for lack of spread.
     fn remember(&self, _groups: &[Group], _memory: &mut Memory) {}
 
-    /// Whether [`Reward::remember`] keeps the record of pass rates by which [`Memory::is_hard`] decides.
+    /// Whether [`Reward::remember`] keeps the pass-rate records that [`Memory::is_hard`] uses.
     fn keeps_hardness(&self) -> bool {
         false
     }
 
-    /// Writes figures of the step beside those of all rewards: the memory that the next step goes by, or failures.
+    /// Writes metrics specific to the reward: the memory that the next step uses, or failures.
     fn describe(&self, _memory: &Memory, _metrics: &mut Metrics) {}
 }
 
@@ -117,7 +117,7 @@ fn indicator(yes: bool) -> f32 {
     f32::from(u8::from(yes))
 }
 
-/// `key = value` and the rule that it breaks, when it does.
+/// Returns `key = value` and the rule that it breaks, unless `ok`.
 fn require(ok: bool, key: &str, value: impl Display, rule: &str) -> Option<String> {
     (!ok).then(|| format!("{key} = {value} must be {rule}"))
 }
@@ -130,7 +130,7 @@ fn finite(key: &str, value: f32) -> Option<String> {
     require(value.is_finite(), key, value, "a finite number")
 }
 
-/// The mistakes among checks.
+/// Collects the mistakes among checks.
 fn found<const N: usize>(checks: [Option<String>; N]) -> Vec<String> {
     checks.into_iter().flatten().collect()
 }

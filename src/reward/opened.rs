@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::stop::Stop;
 
-/// The rewards of all stages of a run: those built in, the user's program at work, and the user's Rust types.
+/// The rewards of all stages of a run: built-in ones, the user's running program, and the user's Rust types.
 #[derive(Debug, Default)]
 pub struct Rewards {
     program: Option<RewardProgram>,
@@ -17,8 +17,8 @@ pub struct Rewards {
 }
 
 impl Rewards {
-    /// Starts the program when a stage asks for it, tries it with `trial`, a problem of the run, and looks for the custom
-    /// rewards that stages name.
+    /// Starts the program if a stage uses it and tests it with `trial`, a problem of the run. Checks the names of
+    /// custom rewards.
     ///
     /// # Errors
     /// A name that is not among `custom`, and a program that is not named, cannot be started or does not answer.
@@ -46,7 +46,7 @@ impl Rewards {
         Ok(Self { program, custom: custom.to_vec() })
     }
 
-    /// The reward of a kind.
+    /// Returns the reward of a kind.
     fn of<'a>(&'a self, kind: &'a RewardKind) -> &'a dyn Reward {
         match kind {
             RewardKind::Command(_) => self.program.as_ref().expect("the program is started when the run opens"),
@@ -63,10 +63,10 @@ impl Rewards {
         kinds.iter().any(|kind| self.of(kind).reads_pieces())
     }
 
-    /// Scores groups by each of `kinds`: one list per group, in it one per kind, in it one entry per answer.
+    /// Scores groups by each of `kinds`; the result is indexed by group, kind and answer.
     ///
     /// # Errors
-    /// What a reward says, values that are not finite or not one per answer, and [`Error::Stopped`].
+    /// Errors of a reward, values that are not finite or not one per answer, and [`Error::Stopped`].
     pub fn score(
         &self,
         kinds: &[RewardKind],
@@ -87,18 +87,18 @@ impl Rewards {
         Ok(scores)
     }
 
-    /// Lets the rewards remember all groups of a step that were graded.
+    /// Passes all graded groups of a step to the rewards' memory.
     pub fn remember(&self, kinds: &[RewardKind], groups: &[Group], memory: &mut Memory) {
         kinds.iter().for_each(|kind| self.of(kind).remember(groups, memory));
     }
 
-    /// Writes figures of the step that are particular to a reward; once a step, after [`Rewards::remember`].
+    /// Writes metrics specific to a reward; called once a step, after [`Rewards::remember`].
     pub fn describe(&self, kinds: &[RewardKind], memory: &Memory, metrics: &mut Metrics) {
         kinds.iter().for_each(|kind| self.of(kind).describe(memory, metrics));
     }
 }
 
-/// Refuses scores that are not finite or not one per answer: no number that is not finite enters a run.
+/// Rejects scores that are not finite or not one per answer, so that no such number enters a run.
 fn check(name: &str, scores: &[Option<Parts>], group: &Group) -> Result<()> {
     let (count, size) = (scores.len(), group.answers.len());
     if count != size {

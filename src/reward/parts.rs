@@ -1,16 +1,16 @@
-//! A reward or an advantage, split into what pays for the task and what pays for length.
+//! A reward or an advantage, split into a task part and a length part.
 
 use std::ops::{Add, Mul};
 
 use serde::{Deserialize, Serialize};
 
-/// Two parts that add up to the whole. Everything between rewards and advantages is linear once means and deviations are
-/// known, and acts on both, so that `A = A_task + A_length` holds exactly.
+/// Two parts that add up to the whole. All operations between rewards and advantages are linear once means and
+/// deviations are known, and act on both parts, so that `A = A_task + A_length` holds exactly.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Parts {
-    /// For a right answer, its form, and all else that is not length.
+    /// Correctness, form, and everything else that is not length.
     pub task: f32,
-    /// For being short (or, where negative, against being long).
+    /// Length: a reward for a short completion, or, if negative, a penalty for a long one.
     pub length: f32,
 }
 
@@ -18,15 +18,15 @@ pub struct Parts {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
-    /// [`Parts::task`].
+    /// The task part: correctness, format and everything else that is not length.
     #[default]
     Task,
-    /// [`Parts::length`].
+    /// The length part: a reward for short completions or a penalty for long ones.
     Length,
 }
 
 impl Part {
-    /// `value` as this part, the other one 0.
+    /// Returns `value` as this part, with the other part 0.
     pub fn of(self, value: f32) -> Parts {
         match self {
             Self::Task => Parts::task(value),
@@ -36,17 +36,17 @@ impl Part {
 }
 
 impl Parts {
-    /// All for the task.
+    /// Returns a value with only a task part.
     pub fn task(task: f32) -> Self {
         Self { task, length: 0.0 }
     }
 
-    /// All for length.
+    /// Returns a value with only a length part.
     pub fn length(length: f32) -> Self {
         Self { task: 0.0, length }
     }
 
-    /// The whole.
+    /// Returns the sum of both parts.
     pub fn total(self) -> f32 {
         self.task + self.length
     }

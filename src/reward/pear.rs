@@ -1,4 +1,4 @@
-//! PEAR (arXiv 2510.08026): entropy of the thinking as the measure of effort.
+//! PEAR (arXiv 2510.08026): entropy of the thinking as a measure of effort.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,17 +6,17 @@ use super::format::formatted;
 use super::{Group, Memory, Parts, Reward, finite, found, positive, require};
 use crate::error::Result;
 
-/// `min(1, base − P)` for a right answer, with `P = max(0, H_think − alpha · H_answer)` of the mean entropies before and
-/// after `</think>`; for a wrong one `format` when its form is right, else 0. The formula is known to us from notes; what
-/// wrong answers get is a reconstruction.
+/// `min(1, base − P)` for a right answer, with `P = max(0, H_think − alpha · H_answer)` of the mean entropies before
+/// and after `</think>`; for a wrong one `format` if its form is right, else 0. The formula is taken from notes; the
+/// reward of wrong answers is a reconstruction.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pear {
-    /// Weight of the answer's entropy.
+    /// Weight of the entropy of the answer.
     pub alpha: f32,
-    /// Reward of a right answer whose thinking is no less certain than its answer.
+    /// Reward of a correct answer without an entropy penalty.
     pub base: f32,
-    /// Reward of a wrong answer of the right form.
+    /// Reward of an incorrect answer in the correct format.
     pub format: f32,
 }
 

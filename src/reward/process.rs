@@ -1,4 +1,4 @@
-//! A child process that answers lines with lines, and ends with everything that it started.
+//! A child process that answers lines with lines and is killed together with its descendants.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -9,33 +9,33 @@ use std::time::{Duration, Instant};
 
 use crate::stop::Stop;
 
-/// Bytes of an answer at most: memory stays bounded when a program writes without an end.
-pub(super) const LONGEST_LINE: usize = 1 << 20;
+/// Maximum size of an answer line in bytes; it bounds memory when a program writes without line breaks.
+pub(super) const MAX_ANSWER_LINE: usize = 1 << 20;
 
-/// Bytes of a line of standard error at most; longer ones are cut into several.
-const LONGEST_WORD: usize = 1 << 12;
+/// Maximum size of a line of standard error in bytes; longer lines are split.
+const MAX_STDERR_LINE: usize = 1 << 12;
 
-/// Lines that are read ahead.
-const AHEAD: usize = 16;
+/// Number of answer lines that are read ahead.
+const READ_AHEAD: usize = 16;
 
-/// Lines of standard error that are kept.
-const LAST_WORDS: usize = 20;
+/// Number of lines of standard error that are kept.
+const KEPT_LINES: usize = 20;
 
-/// How often a request to stop is looked at while a process thinks.
-const GLANCE: Duration = Duration::from_millis(100);
+/// Interval between checks for a stop request while waiting for an answer.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Process groups at work, by the number of their leader.
-static AT_WORK: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+/// Running process groups, by the process id of their leader.
+static RUNNING_GROUPS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
-/// Kills all reward programs of this process, for a caller that is about to end it without unwinding.
+/// Kills all reward programs of this process. For a caller that is about to exit without unwinding.
 pub fn end_programs() {
-    AT_WORK.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|&leader| kill_group(leader));
+    RUNNING_GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|&leader| kill_group(leader));
 }
 
-/// Kills a process group: its leader, and all that the leader started and that did not leave the group. Without groups,
-/// nothing.
+/// Kills a process group: the leader and all its descendants that did not leave the group. Does nothing on platforms
+/// without process groups.
 fn kill_group(leader: u32) {
-    // An error says that the group is gone.
+    // An error means that the group is gone.
     #[cfg(unix)]
     let _ =
         nix::sys::signal::killpg(nix::unistd::Pid::from_raw(leader.cast_signed()), nix::sys::signal::Signal::SIGKILL);
@@ -43,64 +43,64 @@ fn kill_group(leader: u32) {
 
 /// The last lines that processes wrote to standard error.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LastWords(Arc<Mutex<VecDeque<String>>>);
+pub(super) struct StderrTail(Arc<Mutex<VecDeque<String>>>);
 
-impl LastWords {
+impl StderrTail {
     fn push(&self, line: String) {
-        let mut words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        words.push_back(line);
-        if words.len() > LAST_WORDS {
-            words.pop_front();
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.push_back(line);
+        if lines.len() > KEPT_LINES {
+            lines.pop_front();
         }
     }
 
-    /// The end of an error message.
-    pub(super) fn shown(&self) -> String {
-        let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: String = words.iter().map(|line| format!("\n  {line}")).collect();
-        format!("Its last lines on standard error:{}", if lines.is_empty() { " none" } else { &lines })
+    /// Returns the lines as the end of an error message.
+    pub(super) fn summary(&self) -> String {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let text: String = lines.iter().map(|line| format!("\n  {line}")).collect();
+        format!("Its last lines on standard error:{}", if text.is_empty() { " none" } else { &text })
     }
 }
 
-/// Why there is no answer.
-pub(super) enum Silence {
-    /// The process is still at it.
+/// Reason why there is no answer.
+pub(super) enum NoAnswer {
+    /// The process did not answer in time.
     Timeout,
     /// The process has closed its standard output.
     Closed,
-    /// [`LONGEST_LINE`] bytes came without the end of a line.
+    /// [`MAX_ANSWER_LINE`] bytes came without a line break.
     Overlong,
-    /// An early end was asked for.
+    /// A stop was requested.
     Stopped,
 }
 
-/// A running process; threads do the reading and writing, so that none can block the training.
+/// A running process. Threads do the reading and writing, so that neither can block the training.
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
     questions: SyncSender<String>,
     answers: Receiver<Line>,
-    /// Closed when all of standard error has been read.
-    heard: Receiver<()>,
+    /// Disconnected once all of standard error has been read.
+    stderr_read: Receiver<()>,
     ended: bool,
 }
 
-/// A line, and whether its end was reached.
+/// A line, and whether it is complete.
 type Line = (String, bool);
 
 impl Process {
-    /// Starts `command`, a program and its arguments, in a process group of its own: Ctrl-C is for the training, which
-    /// ends the program once the step is over. Lines of its standard error are shown and kept in `last_words`.
-    pub(super) fn start(command: &[String], last_words: &LastWords) -> io::Result<Self> {
+    /// Starts `command`, a program and its arguments, in its own process group: Ctrl-C reaches only the training, which
+    /// ends the program after the step. Lines of standard error are logged as warnings and kept in `stderr_tail`.
+    pub(super) fn start(command: &[String], stderr_tail: &StderrTail) -> io::Result<Self> {
         let (program, arguments) = command.split_first().expect("a command is validated to name a program");
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = {
-            let mut at_work = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut running = RUNNING_GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
             let child = command.spawn()?;
-            at_work.insert(child.id());
+            running.insert(child.id());
             child
         };
         let (Some(mut stdin), Some(stdout), Some(stderr)) =
@@ -116,50 +116,50 @@ impl Process {
                 }
             }
         });
-        let (answered, answers) = sync_channel(AHEAD);
+        let (answered, answers) = sync_channel(READ_AHEAD);
         std::thread::spawn(move || {
-            for line in lines(stdout, LONGEST_LINE) {
+            for line in lines(stdout, MAX_ANSWER_LINE) {
                 let whole = line.1;
                 if answered.send(line).is_err() || !whole {
                     break;
                 }
             }
         });
-        let last_words = last_words.clone();
-        let (hearing, heard) = channel();
+        let stderr_tail = stderr_tail.clone();
+        let (reading, stderr_read) = channel();
         std::thread::spawn(move || {
-            let _hearing = hearing;
-            for (line, _) in lines(stderr, LONGEST_WORD) {
+            let _reading = reading;
+            for (line, _) in lines(stderr, MAX_STDERR_LINE) {
                 tracing::warn!("reward.command: {line}");
-                last_words.push(line);
+                stderr_tail.push(line);
             }
         });
-        Ok(Self { child, questions, answers, heard, ended: false })
+        Ok(Self { child, questions, answers, stderr_read, ended: false })
     }
 
-    /// Writes a line, its end included, and waits for the next line of the answer.
-    pub(super) fn ask(&self, question: String, timeout: Duration, stop: Stop) -> Result<String, Silence> {
+    /// Writes a line, including its line break, and waits for the next line of the answer.
+    pub(super) fn ask(&self, question: String, timeout: Duration, stop: Stop) -> Result<String, NoAnswer> {
         let start = Instant::now();
-        // Where the writing thread is gone, so is the program, and the answer says so.
+        // If the writing thread is gone, so is the program, and reading the answer reports it.
         let _ = self.questions.send(question);
         loop {
             let left = timeout.saturating_sub(start.elapsed());
-            match self.answers.recv_timeout(left.min(GLANCE)) {
+            match self.answers.recv_timeout(left.min(POLL_INTERVAL)) {
                 Ok((line, true)) => return Ok(line),
-                Ok((_, false)) => return Err(Silence::Overlong),
-                Err(RecvTimeoutError::Disconnected) => return Err(Silence::Closed),
-                Err(RecvTimeoutError::Timeout) if stop.requested() => return Err(Silence::Stopped),
-                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(Silence::Timeout),
+                Ok((_, false)) => return Err(NoAnswer::Overlong),
+                Err(RecvTimeoutError::Disconnected) => return Err(NoAnswer::Closed),
+                Err(RecvTimeoutError::Timeout) if stop.requested() => return Err(NoAnswer::Stopped),
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(NoAnswer::Timeout),
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
 
-    /// Ends the process, unless it has ended, and says how that came.
+    /// Ends the process, unless it has exited, and returns how it ended.
     pub(super) fn end(mut self) -> String {
         let end = self.kill().map_or_else(|e| format!("ended: {e}"), |status| format!("ended with {status}"));
-        // Its last words; what left the process group may still hold the pipe, and is not waited for longer than this.
-        let _ = self.heard.recv_timeout(Duration::from_secs(1));
+        // Wait for the rest of standard error, but not longer: a process outside the group may still hold the pipe.
+        let _ = self.stderr_read.recv_timeout(Duration::from_secs(1));
         end
     }
 
@@ -167,9 +167,9 @@ impl Process {
     fn kill(&mut self) -> io::Result<std::process::ExitStatus> {
         self.ended = true;
         {
-            // The group has the number of its leader, which stays taken until the leader has been waited for.
-            let mut at_work = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
-            at_work.remove(&self.child.id());
+            // The group's id is the leader's process id, which stays reserved until the leader has been waited for.
+            let mut running = RUNNING_GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
+            running.remove(&self.child.id());
             kill_group(self.child.id());
         }
         #[cfg(not(unix))]
@@ -181,13 +181,13 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if !self.ended {
-            // A process that nobody waits for stays in the system's table.
+            // A process that is not waited for stays a zombie.
             let _ = self.kill();
         }
     }
 }
 
-/// Lines as they come, of at most `longest` bytes; what is not UTF-8 is replaced.
+/// Yields lines of at most `longest` bytes as they arrive; invalid UTF-8 is replaced.
 fn lines(pipe: impl Read, longest: usize) -> impl Iterator<Item = Line> {
     let mut pipe = BufReader::new(pipe);
     std::iter::from_fn(move || {

@@ -1,4 +1,4 @@
-//! The repetition penalty: how much of a completion says the same again.
+//! Repetition penalty: the share of repeated n-grams.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Group, Memory, Parts, Reward};
 use crate::error::Result;
 
-/// Words of an n-gram.
+/// Number of words of an n-gram.
 const WORDS: usize = 4;
 
 /// Minus the share of 4-grams of words that occurred before: 0 for a text without repeats, towards −1 for a loop.
@@ -25,7 +25,7 @@ impl Reward for Repetition {
     }
 }
 
-/// The share of 4-grams of words that occurred before, within [0, 1).
+/// Returns the share of 4-grams of words that occurred before, within [0, 1).
 pub(super) fn repeated(text: &str) -> f32 {
     let words: Vec<&str> = text.split_whitespace().collect();
     let total = words.windows(WORDS).count();

@@ -10,15 +10,15 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShapedAccuracy {
-    /// Reward of a right answer of length L, within (0, 1].
+    /// Reward of a correct answer of length L, within (0, 1].
     pub r: f32,
 }
 
-/// `r^(len / L)` of right answers, all of it for length; wrong ones have none.
+/// `r^(len / L)` of right answers, as length part; wrong answers are not scored.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Length {
-    /// As [`ShapedAccuracy::r`].
+    /// Reward of a correct answer of length L, within (0, 1].
     pub r: f32,
 }
 
@@ -36,7 +36,7 @@ impl Default for Length {
     }
 }
 
-/// `r^(length / limit)`.
+/// Returns `r^(length / limit)`.
 fn shaped(r: f32, length: usize, limit: usize) -> f32 {
     r.powf(length as f32 / limit as f32)
 }

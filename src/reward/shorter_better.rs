@@ -1,4 +1,4 @@
-//! Length compared with a target that the group gives.
+//! Length compared with a target computed from the group.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,14 +6,14 @@ use super::{Group, Memory, Parts, Reward, found, indicator, positive};
 use crate::error::Result;
 use crate::metrics::mean;
 
-/// `alpha · 1[right] − beta · |len − target|` with the target that of the group: its shortest right length, or the mean
-/// of all lengths where none is right (ShorterBetter, arXiv 2504.21370).
+/// `alpha · 1[right] − beta · |len − target|` with the group's target: its shortest right length, or the mean of all
+/// lengths if none is right (ShorterBetter, arXiv 2504.21370).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShorterBetter {
-    /// Reward of a right answer.
+    /// Reward of a correct answer.
     pub alpha: f32,
-    /// Price of a token.
+    /// Penalty per token of difference from the target.
     pub beta: f32,
 }
 
@@ -46,7 +46,7 @@ mod tests {
     use super::super::tests::{answer, assert_near, scores};
     use super::*;
 
-    /// The shortest right completion is the target; a shorter wrong one pays for being too short.
+    /// The shortest right completion is the target; a shorter wrong one is penalised for being too short.
     #[test]
     fn shorter_better_by_hand() {
         let reward = ShorterBetter::default();

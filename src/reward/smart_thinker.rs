@@ -1,5 +1,5 @@
-//! SmartThinker (arXiv 2603.08000): what is beyond the length at which answers are right costs as much as no right answer
-//! is pushed down for.
+//! SmartThinker (arXiv 2603.08000): penalises length beyond the best length, as much as possible without moving a right
+//! answer below the group's mean reward.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,12 +9,12 @@ use crate::metrics::mean;
 
 /// `1 − Λ · max(0, len − l*)` for a right answer, 0 for a wrong one.
 ///
-/// With μ and σ² the mean and (population) variance of all lengths of the group, and μ', σ'² those of the right answers:
-/// `l* = (σ'² μ − σ² μ') / (σ'² − σ²)`, where normal distributions of right and of all lengths are furthest apart, kept
-/// within the shortest and the longest; the shortest when σ'² > σ², or when all are right. `Λ = p_wrong / (largest excess −
-/// mean excess)`, over right answers and over the group: the largest weight with which no right answer is below the mean
-/// of the group's rewards; nothing when all are right. The formula is that of the code (`SJTU-RTEAS/SmartThinker`, 42a6dd7,
-/// `src/workers/reward_manager/SmartThinker.py`).
+/// With μ and σ² the mean and (population) variance of all lengths of the group, and μ', σ'² those of the right
+/// answers: `l* = (σ'² μ − σ² μ') / (σ'² − σ²)`, where normal distributions of right and of all lengths are furthest
+/// apart, clamped to the shortest and the longest; the shortest if σ'² > σ², or if all are right. `Λ = p_wrong /
+/// (largest excess − mean excess)`, largest over right answers and mean over the group, is the largest weight with
+/// which no right answer is below the mean of the group's rewards; 0 if all are right. The formula is that of the code
+/// (`SJTU-RTEAS/SmartThinker`, 42a6dd7, `src/workers/reward_manager/SmartThinker.py`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SmartThinker {}
@@ -24,7 +24,7 @@ fn variance(values: &[f64]) -> f64 {
     mean(&values.iter().map(|value| (value - centre).powi(2)).collect::<Vec<_>>())
 }
 
-/// l*, for lengths of which some are right.
+/// Returns l* from the lengths of all answers and of the right ones, of which there is at least one.
 fn best_length(all: &[f64], right: &[f64]) -> f64 {
     let shortest = all.iter().copied().fold(f64::INFINITY, f64::min);
     let longest = all.iter().copied().fold(0.0, f64::max);
@@ -66,9 +66,9 @@ mod tests {
     use super::super::tests::{answer, scores};
     use super::*;
 
-    /// Right 10, 20, wrong 30, 60: μ = 30, σ² = 350, μ' = 15, σ'² = 25, so l* = (25 · 30 − 350 · 15) / (25 − 350) = 13.846;
-    /// the excess is 0 and 6.154, its mean 1.538, Λ = 0.5 / 4.615, and the longer right answer earns 1 − 0.6667 = 0.3333:
-    /// the mean of the group's rewards, (1 + 0.3333) / 4.
+    /// Right 10, 20, wrong 30, 60: μ = 30, σ² = 350, μ' = 15, σ'² = 25; l* = (25 · 30 − 350 · 15) / (25 − 350) = 13.846.
+    /// The excess is 0 and 6.154, its mean 1.538, Λ = 0.5 / 4.615. The longer right answer earns 1 − 0.6667 = 0.3333,
+    /// which is the mean of the group's rewards, (1 + 0.3333) / 4.
     #[test]
     fn no_right_answer_is_below_the_mean() {
         let group = [answer(true, 10), answer(true, 20), answer(false, 30), answer(false, 60)];

@@ -1,4 +1,4 @@
-//! A punishment that grows before the length limit.
+//! A penalty that grows before the length limit.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,8 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SoftOverlong {
-    /// c: tokens before L over which the punishment grows, within 1 and L. The paper has 4096 for an L of 20480.
+    /// Number of tokens before L over which the penalty grows from 0 to −1, within 1 and L. The paper uses 4096 with an
+    /// L of 20480.
     pub soft_punish_cache: usize,
 }
 
@@ -34,7 +35,7 @@ impl Reward for SoftOverlong {
     fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let c = self.soft_punish_cache;
         let start = group.limit.saturating_sub(c);
-        // 0 − x rather than −x: nothing over is 0, not −0.
+        // 0 − x rather than −x, so that the result without excess is 0, not −0.
         Ok(group.each_length(|answer, _| 0.0 - answer.length().saturating_sub(start).min(c) as f32 / c as f32))
     }
 }
@@ -44,7 +45,7 @@ mod tests {
     use super::super::tests::{answer, scores};
     use super::*;
 
-    /// L = 100 and c = 20: nothing up to 80 tokens, −1/20 for each token more, −1 at 100.
+    /// L = 100 and c = 20: 0 up to 80 tokens, −1/20 for each further token, −1 at 100.
     #[test]
     fn soft_overlong_punishment_is_dapos_formula() {
         let reward = SoftOverlong { soft_punish_cache: 20 };

@@ -1,16 +1,16 @@
-//! A reward for answers that stop by themselves.
+//! Reward for right answers of completions that end with a stop token.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Group, Memory, Parts, Reward, found, require};
 use crate::error::Result;
 
-/// Correctness, times a factor when the completion did not stop by itself (DLER, arXiv 2510.15110, `stop_properly`): 1 for
-/// a right and finished completion, the factor when the answer is stated and right but the limit cut what followed.
+/// Correctness, times a factor if the completion did not stop by itself (DLER, arXiv 2510.15110, `stop_properly`): 1
+/// for a right and finished completion, the factor if the stated answer is right but the limit cut the text after it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StopProperly {
-    /// Factor of cut completions, within [0, 1].
+    /// Reward of a correct answer of a truncated completion, within [0, 1].
     pub penalty_coef: f32,
 }
 

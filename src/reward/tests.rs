@@ -1,4 +1,4 @@
-//! What holds for all rewards, and the small groups that their tests score.
+//! Tests of properties that all rewards share, and the small groups that the rewards' tests score.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::data::{Problem, Prompt};
 use crate::error::Error;
 use crate::verify::{Graded, Verdict};
 
-/// A finished answer of the right form, by half the words of which it repeats itself; right when any number counts.
+/// Returns a finished answer of the right form with repeated 4-grams; in the lenient reading it is always right.
 pub(super) fn answer(correct: bool, length: usize) -> Answer {
     let strict = if correct { Verdict::Right } else { Verdict::Wrong };
     Answer {
@@ -23,7 +23,7 @@ pub(super) fn answer(correct: bool, length: usize) -> Answer {
     }
 }
 
-/// An answer with the text and the entropy of each token.
+/// Returns an answer with the text and the entropy of each token.
 pub(crate) fn traced(correct: bool, pieces: &[(&str, f32)]) -> Answer {
     let (pieces, entropies) = pieces.iter().map(|(piece, entropy)| (piece.to_string(), *entropy)).unzip();
     Answer { pieces, entropies, ..answer(correct, 3) }
@@ -33,18 +33,18 @@ pub(super) fn problem(id: u64) -> Problem {
     Problem { id, ..Problem::new(Prompt::Text("2+3?".to_string()), "5") }
 }
 
-/// Rewards of the answers to problem 1, for L = 100, in the first step.
+/// Returns the rewards of the answers to problem 1, for L = 100, in the first step.
 pub(super) fn parts(reward: &dyn Reward, answers: &[Answer], memory: &Memory) -> Vec<Option<Parts>> {
     let problem = problem(1);
     reward.score(&Group { problem: &problem, answers, limit: 100, step: 0 }, memory).unwrap()
 }
 
-/// The same as wholes, before anything is remembered.
+/// Returns the totals of the rewards with an empty memory.
 pub(super) fn scores(reward: &dyn Reward, answers: &[Answer]) -> Vec<Option<f32>> {
     parts(reward, answers, &Memory::default()).into_iter().map(|reward| reward.map(Parts::total)).collect()
 }
 
-/// Lets a reward remember a step of groups, by problem.
+/// Lets a reward remember a step of groups, given by problem id.
 pub(super) fn remember(reward: &dyn Reward, memory: &mut Memory, step: &[(u64, &[Answer])]) {
     let problems: Vec<Problem> = step.iter().map(|(id, _)| problem(*id)).collect();
     let groups =
@@ -59,7 +59,7 @@ pub(super) fn assert_near(got: &[Option<f32>], expected: &[f32]) {
     assert!(near, "{got:?} {expected:?}");
 }
 
-/// Every reward for the length of right answers, with its published settings, or such as fit lengths near 100.
+/// Returns every length reward for right answers, with published settings or settings that fit lengths near 100.
 fn length_rewards() -> Vec<RewardKind> {
     let text = r#"[
         { "type": "shaped_accuracy" }, { "type": "length" }, { "type": "cosine" },
@@ -112,7 +112,7 @@ fn rows_without_a_usable_answer_are_not_scored() {
     }
 }
 
-/// The sign of every length reward: the shorter of two right answers is worth more, and the length part says why.
+/// Sign of every length reward: the shorter of two right answers is worth more, because of the length part.
 #[test]
 fn a_shorter_right_answer_is_worth_more() {
     for kind in length_rewards() {
@@ -127,7 +127,7 @@ fn a_shorter_right_answer_is_worth_more() {
     }
 }
 
-/// A reward as users write them: it gives what it was told.
+/// A user-defined reward that returns given values.
 #[derive(Debug)]
 struct Given(Vec<Option<Parts>>);
 

@@ -1,16 +1,16 @@
-//! Entropy along a completion, by the parts of its text.
+//! Entropy of the sections of a completion.
 
 use std::ops::Range;
 
 use super::Answer;
 use crate::metrics::mean;
 
-/// Ends the thinking.
+/// Mark that ends the thinking.
 const END: &str = "</think>";
 
 impl Answer {
-    /// Mean entropies of the thinking, up to `</think>`, and of what follows it, in nats; 0 where there are no tokens.
-    /// Without a `</think>` all is answer. Needs [`Answer::pieces`].
+    /// Returns the mean entropies of the thinking, up to `</think>`, and of the text after it, in nats; 0 without
+    /// tokens. Without `</think>` the whole text is the answer. Requires [`Answer::pieces`].
     pub fn think_and_answer_entropy(&self) -> [f64; 2] {
         let text = self.pieces.concat();
         let (start, end) = text.find(END).map_or((0, 0), |at| (at, at + END.len()));
@@ -21,14 +21,14 @@ impl Answer {
         [of(&|_, to| to <= start), of(&|from, _| from >= end)]
     }
 
-    /// Mean entropy of each step of the text, in nats. Needs [`Answer::pieces`].
+    /// Returns the mean entropy of each step of the text, in nats. Requires [`Answer::pieces`].
     pub fn step_entropies(&self, separator: &str) -> Vec<f64> {
         let entropies: Vec<f64> = self.spans().map(|(_, _, entropy)| entropy).collect();
         self.steps(separator, &self.pieces.concat()).into_iter().map(|step| mean(&entropies[step])).collect()
     }
 
-    /// Tokens of each step of the thinking, up to `</think>`; without one, of the whole completion but its last token. Needs
-    /// [`Answer::pieces`].
+    /// Returns the token range of each step of the thinking, up to `</think>`; without it, of the whole completion but
+    /// its last token. Requires [`Answer::pieces`].
     pub fn thinking_steps(&self, separator: &str) -> Vec<Range<usize>> {
         let mut text = self.pieces.concat();
         let last = self.pieces.last().map_or(0, String::len);
@@ -36,8 +36,8 @@ impl Answer {
         self.steps(separator, &text)
     }
 
-    /// Tokens of each step of a text that the pieces begin with: steps are what lies between separators. A token belongs to the
-    /// step it begins in, a separator to the step before it; no step is empty.
+    /// Returns the token range of each step of `text`, a prefix of the pieces; `separator` separates steps. A token
+    /// belongs to the step in which it begins, a separator to the step before it. No step is empty.
     fn steps(&self, separator: &str, text: &str) -> Vec<Range<usize>> {
         let starts: Vec<usize> = self.spans().map(|(from, _, _)| from).collect();
         let ends = text.match_indices(separator).map(|(at, found)| at + found.len()).chain([text.len()]);
@@ -50,7 +50,7 @@ impl Answer {
         ends.map(step).filter(|step| !step.is_empty()).collect()
     }
 
-    /// Where each token begins and ends in the text, with its entropy.
+    /// Yields the start and end of each token in the text, in bytes, with its entropy.
     fn spans(&self) -> impl Iterator<Item = (usize, usize, f64)> + '_ {
         let mut at = 0;
         self.pieces.iter().zip(&self.entropies).map(move |(piece, &entropy)| {
@@ -65,7 +65,7 @@ impl Answer {
 mod tests {
     use super::super::tests::traced;
 
-    /// `</think>` may be one token or several, and a token may hold more than the separator.
+    /// `</think>` may be one token or several, and a token may contain more than the separator.
     #[test]
     fn a_trace_is_cut_where_the_text_is() {
         let whole = traced(true, &[("a", 1.0), ("b", 3.0), ("</think>", 9.0), ("c", 5.0)]);

@@ -1,4 +1,4 @@
-//! Numbers between decimal and base 2 to 9.
+//! Conversion of numbers between decimal and bases 3 to 9.
 
 use super::steps::{Plan, Tail, Term};
 use super::{Draft, Stream};

@@ -1,7 +1,7 @@
-//! Dead ends: which of the doors leads to G? The edges are given in any order, and no model of this size can look so many
-//! of them ahead, so the first door is right by luck alone, one time in as many as there are.
+//! Dead ends: find the door that leads to G. The edges are given in any order, and a model of this size cannot look
+//! ahead along so many, so the first door is right only by chance, with probability one over the number of doors.
 //!
-//! Uncertainty at the choice of a door is functional here: retries must differ. To go back after a dead end is worth its
+//! Uncertainty at the choice of a door is functional: retries must differ. Going back after a dead end is worth its
 //! tokens; the same words after G was found are not.
 //!
 //! ```text
@@ -11,12 +11,12 @@
 use super::pieces::Pieces;
 use super::{Manner, Stream};
 
-/// The start of a guess.
+/// Start of a guess.
 pub(super) const GUESS_OPENING: &str = "<think>I guess door ";
 
-/// Chance to name a door without trying one.
+/// Probability of naming a door without trying one.
 const GUESS: f64 = 0.12;
-/// Chance to name another door after a dead end instead of trying it.
+/// Probability of naming another door after a dead end instead of trying it.
 const GIVE_UP: f64 = 0.25;
 
 const OPENINGS: [&str; 3] = ["Okay, let me look at this.", "Let me start.", "Alright, I should follow the edges."];
@@ -33,12 +33,12 @@ const REMARKS: [&[&str]; 2] = [
     &["I am fairly sure now, but let me not be careless.", "That should be the answer to the question."],
 ];
 
-/// Doors and what is behind each: a line of letters, of which one ends in `G`.
+/// Doors and the path behind each: a sequence of letters, one of which ends in `G`.
 #[derive(Debug, Clone)]
 pub(super) struct Doors {
     pub(super) question: String,
-    /// Behind door `i + 1`.
-    ways: Vec<String>,
+    /// Path behind door `i + 1`.
+    paths: Vec<String>,
     /// The edges in the order of the question.
     edges: Vec<String>,
     right: usize,
@@ -49,24 +49,24 @@ pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Doors {
     let right = random.range(0, count as i64 - 1) as usize;
     let mut letters: Vec<char> = ('a'..='z').collect();
     random.shuffle(&mut letters);
-    let ways: Vec<String> = (0..count)
+    let paths: Vec<String> = (0..count)
         .map(|door| {
             let length = random.range(3, 4) as usize;
-            let mut way: String = letters.drain(..length).collect();
+            let mut path: String = letters.drain(..length).collect();
             if door == right {
-                way.pop();
-                way.push('G');
+                path.pop();
+                path.push('G');
             }
-            way
+            path
         })
         .collect();
-    let mut edges: Vec<String> = (1..).zip(&ways).flat_map(|(door, way)| edges(door, way)).collect();
+    let mut edges: Vec<String> = (1..).zip(&paths).flat_map(|(door, path)| edges(door, path)).collect();
     random.shuffle(&mut edges);
-    Doors { question: format!("Edges: {}. Which door leads to G?", edges.join(";")), ways, edges, right }
+    Doors { question: format!("Edges: {}. Which door leads to G?", edges.join(";")), paths, edges, right }
 }
 
-fn edges(door: usize, way: &str) -> Vec<String> {
-    let nodes: Vec<String> = std::iter::once(door.to_string()).chain(way.chars().map(String::from)).collect();
+fn edges(door: usize, path: &str) -> Vec<String> {
+    let nodes: Vec<String> = std::iter::once(door.to_string()).chain(path.chars().map(String::from)).collect();
     nodes.windows(2).map(|pair| pair.join(" ")).collect()
 }
 
@@ -76,11 +76,11 @@ impl Doors {
     }
 
     fn walk(&self, door: usize) -> String {
-        let nodes = self.ways[door].chars().map(String::from);
+        let nodes = self.paths[door].chars().map(String::from);
         std::iter::once((door + 1).to_string()).chain(nodes).collect::<Vec<_>>().join(" ")
     }
 
-    /// The right door at once.
+    /// Returns the shortest trace: the right door at once.
     pub(super) fn floor(&self) -> String {
         format!("<think>{}.</think>\\boxed{{{}}}", self.walk(self.right), self.answer())
     }
@@ -95,7 +95,7 @@ impl Doors {
         for hedges in HEDGES {
             pieces.remark(0.85, hedges);
         }
-        let mut doors: Vec<usize> = (0..self.ways.len()).collect();
+        let mut doors: Vec<usize> = (0..self.paths.len()).collect();
         pieces.random().shuffle(&mut doors);
         let mut doors = doors.into_iter();
         let mut answer = self.right;
@@ -117,7 +117,7 @@ impl Doors {
             pieces.remark(0.7, &BACK);
         }
         if found {
-            self.dwell(doors, &mut pieces);
+            self.add_filler(doors, &mut pieces);
         }
         for remarks in REMARKS {
             pieces.remark(0.8, remarks);
@@ -128,12 +128,12 @@ impl Doors {
         (pieces.finish(&(answer + 1).to_string()), (answer + 1).to_string())
     }
 
-    /// What nobody needs once G was found.
-    fn dwell(&self, others: impl Iterator<Item = usize>, pieces: &mut Pieces<'_>) {
+    /// Adds text that is not needed once G was found.
+    fn add_filler(&self, others: impl Iterator<Item = usize>, pieces: &mut Pieces<'_>) {
         pieces.remark(0.8, &FOUND);
         if pieces.filler(0.5) {
-            let way = self.walk(self.right);
-            pieces.say(format!("Let me walk it again: {way}."));
+            let path = self.walk(self.right);
+            pieces.say(format!("Let me walk it again: {path}."));
         }
         for door in others {
             if pieces.filler(0.4) {

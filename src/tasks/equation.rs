@@ -1,4 +1,4 @@
-//! Linear equations with a positive whole solution.
+//! Linear equations with a positive integer solution.
 
 use super::steps::{Op, Plan, Tail, Term::Given};
 use super::{Draft, Stream};
@@ -17,7 +17,7 @@ pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
         plan.push(Op::Div, right, Given(slope), "the quotient");
         (format!("{slope}x+{b}={}", slope * x + b), "I move the constant and then divide.")
     } else {
-        // (slope+other)*x + b = other*x + c, at times with the constant on the right in two parts.
+        // (slope+other)*x + b = other*x + c, sometimes with the constant on the right split into two.
         let other = random.range(2, 9);
         let b = random.range(2, 89);
         let (total, c) = (slope + other, slope * x + b);

@@ -1,14 +1,14 @@
-//! Guarded arithmetic: products, some of which a small model cannot do in one go, and a check that is cheaper than doing
-//! them again.
+//! Guarded arithmetic: products, some of which a small model cannot compute in one go, and a check that is cheaper than
+//! computing them again.
 //!
-//! A product is written in one go. Before it is known whether it is right, it may be checked by casting out nines: the
-//! digital root of each number, digit by digit, and that of the product of the roots. A check that fails is followed by long
-//! multiplication; now and then a hard product is done so at once, which is the dearest way.
+//! A product is written in one go. It may then be checked by casting out nines: the digital root of each number, digit
+//! by digit, and that of the product of the roots. A failed check is followed by long multiplication. Sometimes a hard
+//! product is computed by long multiplication at once, which is the most expensive way.
 //!
-//! A hard product has six digits. Traces teach a wrong habit for it: one go forgets a carry of 4 or more out of the last digit,
-//! in a quarter of all products and always in the same ones. So sharpening cannot make one go reliable, as it can with random
-//! slips: the most probable result is the wrong one there. Table facts and round numbers are right: a check is worth its tokens
-//! on hard products and never on easy ones, and the digits alone show which is which.
+//! A hard product has a six-digit operand. Traces teach a systematic error for it: a product in one go omits a carry of
+//! 4 or more out of the last digit. This affects a quarter of the hard products, always the same ones. Sharpening the
+//! distribution removes random slips but not this error, because the most probable result is wrong. Table facts and
+//! round numbers are right. A check is worth its tokens on hard products only; the operands tell which ones are hard.
 //!
 //! ```text
 //! 201347*6=1208042. Wait, check: 223618*6=3,1332268. No: 201347*6: 7*6+0=42,4*6+4=28,3*6+2=20,1*6+2=08,0*6+0=00,2*6+0=12,1208082.
@@ -18,18 +18,18 @@
 use super::pieces::Pieces;
 use super::{Manner, Stream};
 
-/// Chance that a product is checked.
+/// Probability that a product is checked.
 const CHECK: f64 = 0.3;
-/// The smallest carry out of the last digit that one go forgets.
-const FORGOTTEN: i64 = 4;
-/// Chance that a hard product has a digit wrong beside that, so that what follows a check that fails is not learnt of the habit
-/// alone.
+/// Smallest carry out of the last digit that a product in one go omits.
+const OMITTED_CARRY: i64 = 4;
+/// Probability that a hard product has another wrong digit, so that the reaction to a failed check is not learnt from
+/// the systematic error alone.
 const SLIP: f64 = 0.05;
-/// The same in a lean trace, where every product is checked and doing it again is learnt.
+/// The same in a lean trace, where every product is checked and its correction is learnt.
 const SLIP_LEAN: f64 = 0.3;
-/// Chance that a hard product is done by long multiplication at once.
+/// Probability that a hard product is computed by long multiplication at once.
 const LONG: f64 = 0.1;
-/// The same in a lean trace: long multiplication is learnt on its own before it is the answer to a check.
+/// The same in a lean trace: long multiplication is learnt on its own before it follows a failed check.
 const LONG_LEAN: f64 = 0.4;
 
 const OPENINGS: [&str; 3] =
@@ -46,7 +46,7 @@ const REMARKS: [&[&str]; 2] = [
     &["I am fairly sure now, but let me not be careless.", "That should be the answer to the question."],
 ];
 
-/// Two or three products, all of which are asked for.
+/// Two or three products, all of which the question asks for.
 #[derive(Debug, Clone)]
 pub(super) struct Products {
     pub(super) question: String,
@@ -55,7 +55,7 @@ pub(super) struct Products {
 }
 
 pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Products {
-    // Difficulty is the number of hard products, less one: of two, or of three.
+    // Difficulty is the number of hard products plus one, out of two products, or three at difficulty 4.
     let count = if difficulty == 4 { 3 } else { 2 };
     let mut hard: Vec<bool> = (1..=count).map(|at| at < usize::from(difficulty)).collect();
     random.shuffle(&mut hard);
@@ -77,7 +77,7 @@ fn product(hard: bool, random: &mut Stream) -> (i64, i64) {
     }
 }
 
-/// The digital root of a number above 0, from 1 to 9.
+/// Returns the digital root of a positive number, from 1 to 9.
 fn root(number: i64) -> i64 {
     (number - 1).rem_euclid(9) + 1
 }
@@ -86,7 +86,7 @@ fn digits(number: i64) -> impl DoubleEndedIterator<Item = i64> {
     number.to_string().into_bytes().into_iter().map(|digit| i64::from(digit - b'0'))
 }
 
-/// The digital root of each start of a number: 347 gives 375.
+/// Returns the digital root of each prefix of a number: 347 gives 375.
 fn roots(number: i64) -> String {
     let step = |sum: &mut i64, digit: i64| {
         *sum = if *sum + digit == 0 { 0 } else { root(*sum + digit) };
@@ -95,13 +95,13 @@ fn roots(number: i64) -> String {
     digits(number).scan(0, step).collect()
 }
 
-/// The check of a product, `375*6=3,2213`: it holds where the last two digits agree.
+/// Returns the check of a product, such as `375*6=3,2213`: it holds if the digit before `,` equals the last digit.
 fn nines((left, right): (i64, i64), result: i64) -> String {
     format!("{}*{right}={},{}", roots(left), root(root(left) * right), roots(result))
 }
 
-/// Long multiplication, from the last digit, with what is carried: `347*6: 7*6+0=42,4*6+4=28,3*6+2=20,2082`. Every line is
-/// as long as every other, so that what it needs is as far behind it as in every other.
+/// Returns the long multiplication from the last digit, with carries: `347*6: 7*6+0=42,4*6+4=28,3*6+2=20,2082`. All
+/// lines have the same length, so that the inputs of a line are always at the same distance.
 fn long((left, right): (i64, i64)) -> String {
     let mut carried = 0;
     let mut lines = format!("{left}*{right}: ");
@@ -150,13 +150,13 @@ fn list(values: impl Iterator<Item = i64>) -> String {
     values.map(|value| value.to_string()).collect::<Vec<_>>().join(",")
 }
 
-/// A hard product in one go: a large carry out of the last digit is forgotten.
+/// Returns the result of a hard product in one go, which omits a large carry out of the last digit.
 fn one_go((left, right): (i64, i64)) -> i64 {
     let carried = left % 10 * right / 10;
-    left * right - if carried >= FORGOTTEN { 10 * carried } else { 0 }
+    left * right - if carried >= OMITTED_CARRY { 10 * carried } else { 0 }
 }
 
-/// A product with a digit that is off by one or two.
+/// Returns a product with a digit that is off by one or two.
 fn wrong(exact: i64, random: &mut Stream) -> i64 {
     let place = 10_i64.pow(random.range(0, 3) as u32);
     exact + place * *random.choose(&[-2, -1, 1, 2])
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(long((102, 3)), "102*3: 2*3+0=06,0*3+0=00,1*3+0=03,306");
     }
 
-    /// The habit is wrong in a quarter of the cases, and a check finds all of them.
+    /// The systematic error affects a quarter of the products, and a check detects all of them.
     #[test]
     fn a_forgotten_carry_is_found() {
         let mut forgotten = 0;
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!((one_go((201_347, 6)), forgotten), (1_208_042, 19));
     }
 
-    /// A check holds for a right product; for a wrong one unless it is off by a multiple of nine.
+    /// A check passes for a right product, and for a wrong one only if it is off by a multiple of nine.
     #[test]
     fn a_check_tells_right_from_wrong() {
         for left in 2..400 {

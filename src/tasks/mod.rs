@@ -1,10 +1,10 @@
 //! Procedurally generated mathematics with verifiable answers and reference traces.
 //!
-//! Six families draw problems of difficulty 1 to 4 as a list of abstract steps (`steps`); one writer (`prose`) turns the
-//! steps into a trace in a [`Manner`]: terse, lean, or in the wordy ways of a large reasoning model. Two more, made for the
-//! study of methods, write traces of many small pieces (`guarded`, `dead_ends`). Everything is a pure function of seed,
-//! split and index. A question belongs to the held-out split iff its text's hash says so, whatever the
-//! seed, so the splits are disjoint by construction.
+//! Six families draw problems of difficulty 1 to 4 as a list of abstract steps (`steps`); one writer (`prose`) turns
+//! the steps into a trace in a [`Manner`]: terse, lean, or in the wordy style of a large reasoning model. Two more,
+//! made for the study of methods, write traces of many small pieces (`guarded`, `dead_ends`). Everything is a pure
+//! function of seed, split and index. The hash of a question's text decides its split, whatever the seed, so the splits
+//! are disjoint.
 
 use std::ops::RangeInclusive;
 
@@ -45,7 +45,7 @@ pub enum Family {
     Sequence,
     /// Conversion between bases.
     Base,
-    /// Products, with a check that is cheaper than doing them again.
+    /// Products with a check that costs less than computing them again.
     Guarded,
     /// Search for the door that leads to the goal.
     DeadEnds,
@@ -63,11 +63,11 @@ impl Family {
         Self::Guarded,
         Self::DeadEnds,
     ];
-    /// Those that are meant where none is named: what the base model knows.
+    /// The default families, which the base model knows.
     pub const USUAL: [Self; 6] =
         [Self::Arithmetic, Self::Equation, Self::Remainder, Self::Story, Self::Sequence, Self::Base];
 
-    /// The name used in rows and settings.
+    /// Returns the name used in rows and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Arithmetic => "arithmetic",
@@ -81,18 +81,18 @@ impl Family {
         }
     }
 
-    /// The family of that name.
+    /// Returns the family with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|family| family.name() == name)
     }
 
-    /// Whether traces are made of small pieces, of which each is there or not by itself. Such a family knows three manners:
-    /// terse, lean, and any other, which are alike.
+    /// Whether traces consist of small pieces, each drawn independently. Such a family has three manners: terse, lean,
+    /// and all others, which are alike.
     pub fn is_in_pieces(self) -> bool {
         matches!(self, Self::Guarded | Self::DeadEnds)
     }
 
-    /// The manner's share of the mixture that traces come in.
+    /// Returns the manner's share of the mixture of traces.
     pub fn weight(self, manner: Manner) -> f64 {
         match (self.is_in_pieces(), manner) {
             (false, _) => prose::style(manner).weight,
@@ -128,7 +128,7 @@ impl Family {
     }
 }
 
-/// Which half of the problems: one question in ten is held out.
+/// Split of the problems: one question in ten is held out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Split {
@@ -139,13 +139,13 @@ pub enum Split {
 }
 
 impl Split {
-    /// The split a question belongs to.
+    /// Returns the split of a question.
     pub fn of(question: &str) -> Self {
         if mix_text(question).is_multiple_of(10) { Self::HeldOut } else { Self::Train }
     }
 }
 
-/// How a trace is written; recognisable from its first tokens.
+/// Style of a trace, recognisable from its first tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Manner {
@@ -167,7 +167,7 @@ impl Manner {
     /// Every manner, from short to long.
     pub const ALL: [Self; 6] = [Self::Terse, Self::Lean, Self::Brief, Self::Usual, Self::Long, Self::Rambling];
 
-    /// The name used in rows.
+    /// Returns the name used in rows.
     pub fn name(self) -> &'static str {
         match self {
             Self::Terse => "terse",
@@ -180,18 +180,18 @@ impl Manner {
     }
 }
 
-/// A question, its steps, and words for the prose.
+/// A question, its steps, and phrases for the prose.
 #[derive(Debug, Clone)]
 struct Draft {
     question: String,
-    /// What is sought, as a noun phrase.
+    /// The quantity sought, as a noun phrase.
     goal: String,
-    /// How it is done, as a sentence.
+    /// The method, as a sentence.
     approach: &'static str,
     plan: steps::Plan,
 }
 
-/// What traces are written from.
+/// Solution from which traces are written.
 #[derive(Debug, Clone)]
 enum Solution {
     Steps(Draft),
@@ -208,7 +208,7 @@ impl Solution {
         }
     }
 
-    /// `None` when the right solution is not presentable (a negative or four-digit number on the way).
+    /// Returns the answer; `None` if the solution is not presentable (it has a negative or four-digit result).
     fn answer(&self) -> Option<String> {
         match self {
             Self::Steps(Draft { plan, .. }) => Some(plan.answer(&plan.finish(&[])?)),
@@ -221,7 +221,7 @@ impl Solution {
 /// A problem with its answer and its solution.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// The family it was drawn from.
+    /// Family of the problem.
     pub family: Family,
     /// 1 (one or two easy steps) to 4 (a long chain).
     pub difficulty: u8,
@@ -233,7 +233,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// `None` where the right solution is not presentable.
+    /// Creates a task; `None` if the right solution is not presentable.
     fn new(family: Family, difficulty: u8, solution: Solution) -> Option<Self> {
         Some(Self {
             family,
@@ -244,14 +244,13 @@ impl Task {
         })
     }
 
-    /// Where the problem counts as coming from in tables: the family, with the difficulty where that is what a study is
-    /// about.
+    /// Returns the data source in tables: the family, with the difficulty for the families of the study.
     pub fn data_source(&self) -> String {
         let name = self.family.name();
         if self.family.is_in_pieces() { format!("{name}-{}", self.difficulty) } else { name.to_owned() }
     }
 
-    /// Writes a trace in the given manner; with `slips`, some are wrong.
+    /// Writes a trace in the given manner; with `slips`, some traces are wrong.
     pub fn trace(&self, manner: Manner, slips: bool, random: &mut Stream) -> Trace {
         let (text, answer) = match &self.solution {
             Solution::Steps(draft) => prose::write(draft, manner, slips, random),
@@ -261,7 +260,7 @@ impl Task {
         Trace { text, manner, correct: answer == self.answer, answer }
     }
 
-    /// The shortest reference: the terse trace without a slip, and without a wrong turn.
+    /// Returns the shortest reference: the terse trace without slips and without wrong turns.
     pub fn floor_text(&self) -> String {
         match &self.solution {
             Solution::DeadEnds(doors) => doors.floor(),
@@ -269,8 +268,8 @@ impl Task {
         }
     }
 
-    /// What makes a model terse when it is forced in front of a completion: the start of the terse trace up to the first
-    /// `=`, such as `<think>47*6=`, or that of a guess.
+    /// Returns the opening that makes a model terse if its completion is forced to begin with it: the terse trace up to
+    /// the first `=`, such as `<think>47*6=`, or the start of a guess.
     pub fn terse_opening(&self) -> String {
         match &self.solution {
             Solution::DeadEnds(_) => dead_ends::GUESS_OPENING.to_owned(),
@@ -284,51 +283,51 @@ impl Task {
 pub struct Trace {
     /// `<think>…</think>…\boxed{…}`.
     pub text: String,
-    /// How it is written.
+    /// Manner of the trace.
     pub manner: Manner,
     /// The answer it ends with.
     pub answer: String,
-    /// Whether that is the right one.
+    /// Whether that answer is right.
     pub correct: bool,
 }
 
-/// A row of a data set: fit for fine-tuning (`messages`) and for RL (`prompt`, `answer`).
+/// A row of a data set, for fine-tuning (`messages`) and for RL (`prompt`, `answer`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// Question and trace.
     pub messages: Vec<Message>,
     /// The question alone.
     pub prompt: Vec<Message>,
-    /// The right answer, also where the trace ends with another.
+    /// The right answer, even if the trace ends with another.
     pub answer: String,
-    /// The family.
+    /// Family of the problem.
     pub data_source: Family,
-    /// 1 to 4.
+    /// Difficulty, 1 to 4.
     pub difficulty: u8,
-    /// How the trace is written.
+    /// Manner of the trace.
     pub manner: Manner,
-    /// The terse trace without a slip.
+    /// The shortest reference ([`Task::floor_text`]).
     pub floor: String,
 }
 
-/// Problems by index: a pure function of seed, split and index.
+/// Generator of problems by index, as a pure function of seed, split and index.
 #[derive(Debug, Clone)]
 pub struct Generator {
-    /// Families, taken in turn.
+    /// Families, used in turn.
     pub families: Vec<Family>,
-    /// Difficulties, drawn evenly.
+    /// Difficulties, drawn uniformly.
     pub difficulties: RangeInclusive<u8>,
-    /// Key of every draw.
+    /// Seed of all draws.
     pub seed: u64,
 }
 
 impl Generator {
-    /// The usual families in every difficulty.
+    /// Creates a generator of the usual families in every difficulty.
     pub fn new(seed: u64) -> Self {
         Self { families: Family::USUAL.to_vec(), difficulties: 1..=4, seed }
     }
 
-    /// The problem at `index` of a split.
+    /// Returns the problem at `index` of a split.
     ///
     /// # Panics
     /// Without families, or with difficulties outside 1 to 4.
@@ -347,12 +346,12 @@ impl Generator {
         }
     }
 
-    /// The problem at `index` with a trace in a drawn manner, slips included.
+    /// Returns the problem at `index` with a trace in a drawn manner, slips included.
     pub fn row(&self, split: Split, index: u64) -> Row {
         self.row_in(split, index, Family::draw_manner)
     }
 
-    /// The same with the manner chosen by the caller.
+    /// Like [`Generator::row`], with the manner chosen by the caller.
     pub fn row_in(&self, split: Split, index: u64, manner: impl FnOnce(Family, &mut Stream) -> Manner) -> Row {
         let task = self.task(split, index);
         let mut random = self.stream("trace", split, index);

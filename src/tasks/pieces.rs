@@ -1,11 +1,11 @@
-//! Traces of small pieces, each of which is there or not by a coin of its own.
+//! Traces of small pieces, each drawn independently.
 //!
-//! The prose of `prose` is chosen as a whole, by the manner; here nothing about a trace says what comes next, so a shorter
-//! manner is not one arm of a bandit: it has to be found piece by piece.
+//! In `prose` the manner determines the whole text. Here no part of a trace predicts the next, so a shorter manner is
+//! not a single arm of a bandit: a model has to find it piece by piece.
 
 use super::{Manner, Stream};
 
-/// A trace in the making.
+/// A trace under construction.
 pub(super) struct Pieces<'a> {
     manner: Manner,
     random: &'a mut Stream,
@@ -25,17 +25,17 @@ impl<'a> Pieces<'a> {
         self.random
     }
 
-    /// What the solution cannot do without.
+    /// Adds a piece that the solution needs.
     pub(super) fn say(&mut self, sentence: impl Into<String>) {
         self.sentences.push(sentence.into());
     }
 
-    /// Whether a piece that changes nothing is there: never in a terse or lean trace.
+    /// Draws whether to add a piece without effect on the answer: never in a terse or lean trace.
     pub(super) fn filler(&mut self, chance: f64) -> bool {
         !matches!(self.manner, Manner::Terse | Manner::Lean) && self.random.chance(chance)
     }
 
-    /// Whether a piece that serves the answer is there: never in a terse trace, always in a lean one.
+    /// Draws whether to add a piece that helps the answer: never in a terse trace, always in a lean one.
     pub(super) fn useful(&mut self, chance: f64) -> bool {
         match self.manner {
             Manner::Terse => false,
@@ -44,12 +44,12 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// Whether a dearer way is taken where a cheaper one would do: never in a terse trace.
+    /// Draws whether to use a more expensive method than necessary: never in a terse trace.
     pub(super) fn may(&mut self, chance: f64) -> bool {
         self.manner != Manner::Terse && self.random.chance(chance)
     }
 
-    /// One of `phrases`, with a chance of `chance` where the manner has words.
+    /// Adds one of `phrases` with probability `chance`, if the manner has filler.
     pub(super) fn remark(&mut self, chance: f64, phrases: &[&str]) {
         if self.filler(chance) {
             let phrase = *self.random.choose(phrases);
@@ -57,7 +57,7 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// The whole completion.
+    /// Returns the whole completion.
     pub(super) fn finish(self, answer: &str) -> String {
         format!("<think>{}</think>\\boxed{{{answer}}}", self.sentences.join(" "))
     }

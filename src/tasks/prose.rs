@@ -1,21 +1,21 @@
-//! Writes a planned solution as a reference trace in one of the manners, with slips, checks and second thoughts.
+//! Writer of reference traces: a planned solution in one of the manners, with slips, checks and second derivations.
 
 use super::steps::{Calculation, Done, Op, Outcome};
 use super::{Draft, Manner, Stream};
 
-/// What sets the manners apart; the one table to tune.
+/// Parameters of a manner; [`style`] has their values.
 pub(super) struct Style {
-    /// Share of the mixture.
+    /// Share of the mixture of traces.
     pub(super) weight: f64,
-    /// The first words, which give the manner away.
+    /// First words, unique to the manner.
     opening: &'static str,
-    /// Sentences of hesitation before the first step.
+    /// Number of hesitating sentences before the first step.
     hedges: usize,
-    /// Chance that a step is double-checked right after it.
+    /// Probability that a step is double-checked right after it.
     check: f64,
-    /// Chance that a step's result is said again in words.
+    /// Probability that a step's result is repeated in words.
     echo: f64,
-    /// Tokens to fill, roughly, with further checks: a constant, and a multiple of the terse cost.
+    /// Approximate number of tokens to fill with further checks: a constant, and a multiple of the terse cost.
     budget: (f64, f64),
 }
 
@@ -50,14 +50,14 @@ pub(super) const fn style(manner: Manner) -> Style {
     }
 }
 
-/// Chance of a slip: a hard step in one go, a hard step decomposed, an easy step.
+/// Probability of a slip: a hard step in one go, a hard step decomposed, an easy step.
 const SLIP_ONE_GO: f64 = 0.13;
 const SLIP_DECOMPOSED: f64 = 0.05;
 const SLIP_EASY: f64 = 0.01;
-/// Chance that a check notices a slip.
+/// Probability that a check notices a slip.
 const NOTICE: f64 = 0.8;
-/// No trace is filled beyond this many estimated tokens.
-const MOST_TOKENS: f64 = 325.0;
+/// Maximum estimated tokens of a filled trace.
+const MAX_TOKENS: f64 = 325.0;
 
 const HEDGES: [&str; 6] = [
     "Let me take it step by step.",
@@ -87,7 +87,7 @@ const REMARKS: [&str; 7] = [
     "Hmm, I think {answer} is right.",
 ];
 
-/// A rough token count: a digit or sign is one token, a word nearly one and a half (it may be split).
+/// Estimates the number of tokens: 1 per digit or sign, and 1.4 per word, because a word may be split.
 fn cost(text: &str) -> f64 {
     let letters = |c: &char| c.is_alphabetic();
     let signs = text.chars().filter(|c| !letters(c) && *c != ' ').count();
@@ -95,17 +95,17 @@ fn cost(text: &str) -> f64 {
     signs as f64 + 1.4 * words as f64
 }
 
-/// The step decomposed if that is worth it, without a mistake.
+/// Returns the text of the step without a slip, decomposed if the step is hard.
 fn careful(calculation: &Calculation) -> String {
     if calculation.is_hard() { calculation.decomposed() } else { calculation.one_go(calculation.exact()) }
 }
 
-/// The terse body of a list of steps.
+/// Returns the terse text of a list of steps.
 pub(super) fn terse(done: &[Done]) -> String {
     done.iter().map(|step| step.calculation.one_go(step.outcome)).collect::<Vec<_>>().join(";")
 }
 
-/// A pile of phrases drawn from without repetition, and reshuffled when it is used up.
+/// Phrases drawn without repetition, and reshuffled when all are used.
 struct Pile {
     phrases: &'static [&'static str],
     left: Vec<&'static str>,
@@ -211,7 +211,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes the step, sometimes with a slip, unless the slip would make the rest impossible.
+    /// Writes the step, sometimes with a slip, unless the slip would make the remaining steps impossible.
     fn carry_out(&mut self, calculation: &Calculation, label: &'static str) -> (String, Outcome) {
         let exact = calculation.exact();
         let decompose = calculation.is_hard() && self.manner != Manner::Terse;
@@ -236,7 +236,7 @@ impl Writer<'_> {
         (if decompose { calculation.decomposed() } else { calculation.one_go(exact) }, exact)
     }
 
-    /// A check of a step. One that notices a slip mends the step, which must be the last.
+    /// Returns a check of a step. A check that notices a slip corrects the step, which must be the last.
     fn check(&mut self, index: usize, intro: &str) -> String {
         let step = &self.done[index];
         let (calculation, outcome) = (step.calculation, step.outcome);
@@ -260,11 +260,11 @@ impl Writer<'_> {
         }
     }
 
-    /// Further checks, whole second derivations and remarks, until the manner's budget is spent.
+    /// Adds further checks, second derivations and remarks, until the manner's budget is spent.
     fn reconsider(&mut self) {
-        // The right solution always finishes: it was checked when the problem was drawn.
+        // The right solution always finishes; this was checked when the problem was drawn.
         let floor = self.draft.plan.finish(&[]).map_or(0.0, |done| cost(&terse(&done)));
-        let budget = (self.style.budget.0 + self.style.budget.1 * floor).min(MOST_TOKENS);
+        let budget = (self.style.budget.0 + self.style.budget.1 * floor).min(MAX_TOKENS);
         let budget = budget * (0.8 + 0.4 * self.random.unit()) - 22.0;
         let mut remarks = Pile::new(&REMARKS);
         let mut again = Pile::new(&AGAIN);
@@ -294,7 +294,7 @@ impl Writer<'_> {
         }
     }
 
-    /// The whole solution a second time. A slip that is overlooked again is repeated; one that is noticed is mended.
+    /// Returns the whole solution a second time. An overlooked slip is repeated, a noticed one corrected.
     fn derive_again(&mut self, intro: &str) -> String {
         let mut again: Vec<Done> = Vec::new();
         let mut steps = Vec::new();
@@ -320,7 +320,7 @@ impl Writer<'_> {
     }
 }
 
-/// The calculation that undoes a step, or does it in another order, where there is one.
+/// Returns the calculation that inverts a step, or does it in another order, if there is one.
 fn reversed(calculation: &Calculation, outcome: Outcome) -> Option<Calculation> {
     let Calculation { op, left, right, .. } = *calculation;
     let Outcome { value, rest } = outcome;

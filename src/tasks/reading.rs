@@ -1,27 +1,27 @@
-//! What can be read in a trace of guarded arithmetic or of dead ends: how often a product was checked, and how uncertain
-//! the model was where a choice has a meaning.
+//! Statistics of traces of guarded arithmetic and dead ends: how often a product was checked, and the model's entropy
+//! where it decides about a check or chooses a door.
 
 use serde::{Deserialize, Serialize};
 
 /// Counts and sums over traces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
-    /// Products that were written down in one go.
+    /// Number of products written in one go.
     pub products: usize,
-    /// Those of them that were checked.
+    /// Number of these products that were checked.
     pub checked: usize,
-    /// Places where it is decided whether to check: behind each product.
+    /// Number of positions where the model decides whether to check: after each product.
     pub decisions: usize,
-    /// Sum of the entropies there, in nats.
+    /// Sum of the entropies at these positions, in nats.
     pub decision_entropy: f64,
-    /// Doors that were tried.
+    /// Number of doors tried.
     pub doors: usize,
-    /// Sum of the entropies of the choice, in nats.
+    /// Sum of the entropies at the choices of a door, in nats.
     pub door_entropy: f64,
 }
 
 impl Reading {
-    /// Adds another's counts and sums.
+    /// Adds the counts and sums of `other`.
     pub fn add(&mut self, other: &Self) {
         self.products += other.products;
         self.checked += other.checked;
@@ -32,12 +32,12 @@ impl Reading {
     }
 }
 
-/// The text of the next tokens, as far as it takes to tell a check.
+/// Returns the text of the next tokens, enough to recognise a check.
 fn next(tokens: &[String]) -> String {
     tokens[..tokens.len().min(16)].concat()
 }
 
-/// Reads the tokens of a completion, with the entropy of each.
+/// Computes the statistics of a completion from its tokens and the entropy of each.
 pub fn read(tokens: &[String], entropy: &[f32]) -> Reading {
     let mut found = Reading::default();
     let mut sentence = String::new();
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn products_checks_and_doors_are_counted_where_they_are_done() {
-        // A letter goes with the space before it, as in the tokenizer's vocabulary.
+        // A letter includes the space before it, as in the tokenizer's vocabulary.
         let tokens = |text: &str| -> Vec<String> {
             let mut parts: Vec<String> = vec!["<think>".into()];
             for c in text.chars() {

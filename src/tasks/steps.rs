@@ -1,7 +1,7 @@
-//! The operations: how one is computed, written in one go, and written decomposed.
+//! Operations: their results and their text, in one go (only the result) or decomposed (with intermediate results).
 //!
-//! Every operation has one decomposed form, a chain of equalities whose links are table facts or change a single
-//! place; all families share it, so what is learnt in one family serves the others:
+//! Every operation has one decomposed form, a chain of equalities whose links are table facts or change a single place.
+//! All families share it, so what is learnt in one family serves the others:
 //!
 //! ```text
 //! 347+285=547+85=627+5=632          sum, place by place (differences alike)
@@ -13,7 +13,7 @@
 
 use crate::noise::Stream;
 
-/// What a step does with its operands.
+/// Operation of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
     Add,
@@ -21,7 +21,7 @@ pub(super) enum Op {
     Mul,
     /// `left*right+addend`.
     MulAdd,
-    /// The whole quotient.
+    /// The integer quotient.
     Div,
     /// Quotient and remainder.
     DivMod,
@@ -36,7 +36,7 @@ pub(super) struct Outcome {
     pub(super) rest: i64,
 }
 
-/// An operation with its numbers.
+/// An operation with its operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Calculation {
     pub(super) op: Op,
@@ -45,14 +45,14 @@ pub(super) struct Calculation {
     pub(super) addend: i64,
 }
 
-/// Hands out the intermediate results of a decomposition and falsifies one of them when told to.
+/// Source of the intermediate results of a decomposition; it can falsify one of them.
 struct Facts<'a> {
     taken: usize,
     wrong: Option<(usize, &'a mut Stream)>,
 }
 
 impl Facts<'_> {
-    /// The value, or a plausible wrong one below `limit`.
+    /// Returns `value`, or a plausible wrong one below `limit`.
     fn take(&mut self, value: i64, near: i64, limit: i64) -> i64 {
         self.taken += 1;
         match &mut self.wrong {
@@ -62,8 +62,8 @@ impl Facts<'_> {
     }
 }
 
-/// A plausible wrong result in `0..limit`: one off, ten off (a forgotten carry), or the neighbour in the times table.
-/// The value itself where no other is plausible.
+/// Returns a plausible wrong result in `0..limit`: off by one, off by ten (a forgotten carry), or the neighbour in the
+/// times table. Returns `value` itself if no other is plausible.
 fn perturb(value: i64, near: i64, limit: i64, random: &mut Stream) -> i64 {
     let mut wrong = vec![value - 1, value + 1];
     if value >= 10 {
@@ -76,7 +76,7 @@ fn perturb(value: i64, near: i64, limit: i64, random: &mut Stream) -> i64 {
     if wrong.is_empty() { value } else { *random.choose(&wrong) }
 }
 
-/// The place values of a number that are not zero: 305 gives 300 and 5.
+/// Returns the nonzero place values of a number: 305 gives 300 and 5.
 fn places(number: i64) -> Vec<i64> {
     [1000, 100, 10, 1].iter().map(|place| number / place % 10 * place).filter(|&part| part > 0).collect()
 }
@@ -93,7 +93,7 @@ impl Calculation {
         }
     }
 
-    /// The right result.
+    /// Returns the right result.
     pub(super) fn exact(&self) -> Outcome {
         let Self { op, left, right, addend } = *self;
         let value = match op {
@@ -107,7 +107,7 @@ impl Calculation {
         Outcome { value, rest: if op == Op::DivMod { left % right } else { 0 } }
     }
 
-    /// Whether the step is worth decomposing: it is neither a table fact nor touches a single place.
+    /// Whether the step is worth decomposing: it is not a table fact and changes more than one place.
     pub(super) fn is_hard(&self) -> bool {
         let Self { op, left, right, addend } = *self;
         match op {
@@ -121,7 +121,7 @@ impl Calculation {
         }
     }
 
-    /// The left-hand side, `47*6`.
+    /// Returns the left-hand side, such as `47*6`.
     pub(super) fn expression(&self) -> String {
         let Self { op, left, right, addend } = self;
         match op {
@@ -134,17 +134,17 @@ impl Calculation {
         }
     }
 
-    /// A result as it is written after `=`.
+    /// Returns a result as written after `=`.
     pub(super) fn result(&self, outcome: Outcome) -> String {
         if self.op == Op::DivMod { format!("{}r{}", outcome.value, outcome.rest) } else { outcome.value.to_string() }
     }
 
-    /// The step in one go with the given result.
+    /// Returns the step in one go with the given result.
     pub(super) fn one_go(&self, outcome: Outcome) -> String {
         format!("{}={}", self.expression(), self.result(outcome))
     }
 
-    /// A plausible wrong result for a step done in one go.
+    /// Returns a plausible wrong result for a step done in one go.
     pub(super) fn slip(&self, random: &mut Stream) -> Outcome {
         let Outcome { value, rest } = self.exact();
         match self.op {
@@ -158,12 +158,12 @@ impl Calculation {
         }
     }
 
-    /// The decomposed form.
+    /// Returns the decomposed form.
     pub(super) fn decomposed(&self) -> String {
         self.chain(&mut Facts { taken: 0, wrong: None }).0
     }
 
-    /// The decomposed form with one of its intermediate results wrong, and the result that follows from it.
+    /// Returns the decomposed form with one wrong intermediate result, and the result that follows from it.
     pub(super) fn decomposed_slip(&self, random: &mut Stream) -> (String, Outcome) {
         let mut facts = Facts { taken: 0, wrong: None };
         self.chain(&mut facts);
@@ -269,10 +269,10 @@ pub(super) struct Step {
     label: &'static str,
 }
 
-/// How a solution goes on after its fixed steps.
+/// Continuation of a solution after its fixed steps.
 #[derive(Debug, Clone)]
 pub(super) enum Tail {
-    /// Not at all: the last result is the answer.
+    /// None: the last result is the answer.
     Nothing,
     /// Euclid's algorithm; the last divisor is the answer.
     Euclid(i64, i64),
@@ -280,15 +280,15 @@ pub(super) enum Tail {
     Digits(Term, i64),
 }
 
-/// A solution as abstract steps; which steps Euclid's algorithm and repeated division take depends on the results so
-/// far, right or wrong.
+/// A solution as abstract steps. In Euclid's algorithm and in repeated division, the next step depends on the results
+/// so far, right or wrong.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     steps: Vec<Step>,
     tail: Tail,
 }
 
-/// A step that was carried out.
+/// A completed step.
 #[derive(Debug, Clone)]
 pub(super) struct Done {
     pub(super) calculation: Calculation,
@@ -301,7 +301,7 @@ impl Plan {
         Self { steps: Vec::new(), tail }
     }
 
-    /// Adds a step and returns the term that stands for its result.
+    /// Adds a step and returns the term for its result.
     pub(super) fn push(&mut self, op: Op, left: Term, right: Term, label: &'static str) -> Term {
         self.steps.push(Step { op, left, right, addend: 0, label });
         Term::Result(self.steps.len() - 1)
@@ -314,7 +314,7 @@ impl Plan {
         Term::Result(self.steps.len() - 1)
     }
 
-    /// The next step after those done, with its label.
+    /// Returns the step after those done, with its label.
     pub(super) fn next(&self, done: &[Done]) -> Option<(Calculation, &'static str)> {
         let number = |term: Term| match term {
             Term::Given(number) => number,
@@ -340,7 +340,7 @@ impl Plan {
         }
     }
 
-    /// The answer that the finished steps lead to.
+    /// Returns the answer that the completed steps lead to.
     pub(super) fn answer(&self, done: &[Done]) -> String {
         match (&self.tail, done.last()) {
             (_, None) => String::new(),
@@ -353,7 +353,7 @@ impl Plan {
         }
     }
 
-    /// Finishes the steps without a mistake. `None` when the results so far lead to a negative number, a division by
+    /// Completes the steps without a mistake. `None` if the results so far lead to a negative number, a division by
     /// zero, a number of four digits or an endless chain.
     pub(super) fn finish(&self, done: &[Done]) -> Option<Vec<Done>> {
         let mut done = done.to_vec();

@@ -1,4 +1,4 @@
-//! Word problems with a number or a sentence that does not matter.
+//! Word problems with a distractor: a sentence with an irrelevant number.
 
 use super::steps::{Op, Plan, Tail, Term::Given};
 use super::{Draft, Stream};

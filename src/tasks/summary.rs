@@ -1,10 +1,10 @@
-//! What the tasks look like, as a table.
+//! Summary of the tasks, as a table.
 
 use super::{Family, Generator, Manner, Split};
 
-/// A table of what `tasks` problems look like per family: mean floor, mean trace length over the mixture of manners,
-/// their ratio, mean length and reference accuracy per manner. `tokens` counts a completion's tokens without the
-/// end-of-turn token.
+/// Returns a table with a row per family, computed over `tasks` problems: mean floor, mean trace length over the
+/// mixture of manners, their ratio, and mean length and reference accuracy per manner. `tokens` counts a completion's
+/// tokens without the end-of-turn token.
 pub fn summary(generator: &Generator, tasks: u64, tokens: impl Fn(&str) -> usize) -> String {
     let mut text = format!("{:<11}{:>6}{:>7}{:>7}", "family", "floor", "trace", "ratio");
     Manner::ALL.iter().for_each(|manner| text += &format!("{:>15}", manner.name()));

@@ -1,8 +1,8 @@
-//! The families against answers by other means, and what their traces are made of.
+//! Compares the families' answers with independently computed ones, and tests the composition of their traces.
 
 use super::*;
 
-/// Recursive descent over `+ - * ( )`, to check answers without the planner.
+/// Recursive-descent evaluator of `+ - * ( )`, to check answers without the planner.
 struct Evaluator<'a>(&'a [u8]);
 
 impl Evaluator<'_> {
@@ -51,7 +51,7 @@ fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The answer by other means, or `None` for word problems.
+/// Computes the answer from the question alone; `None` for word problems.
 fn independent(task: &Task) -> Option<String> {
     let question = &task.question;
     let numbers = numbers(question);
@@ -107,7 +107,7 @@ fn independent(task: &Task) -> Option<String> {
             return Some(each.map(|value| value.to_string()).collect::<Vec<_>>().join(","));
         }
         Family::DeadEnds => {
-            // From the goal back: every node has one edge that leads to it.
+            // Walk back from the goal: every node has one incoming edge.
             let edges = question.trim_start_matches("Edges: ").split('.').next().unwrap();
             let edges: Vec<(&str, &str)> = edges.split(';').map(|edge| edge.split_once(' ').unwrap()).collect();
             let mut at = "G";
@@ -183,12 +183,12 @@ fn terse_traces_slip_more_than_wordy_ones() {
         (0..3000).filter(right).count() as f64 / 3000.0
     };
     let (terse, lean, usual) = (accuracy(Manner::Terse), accuracy(Manner::Lean), accuracy(Manner::Usual));
-    // Standard deviations are below 0.8 points; the bounds leave five of them.
+    // Standard deviations are below 0.8 points; the bounds allow five of them.
     assert!((0.75..0.88).contains(&terse) && lean > terse + 0.05 && usual > lean, "{terse} {lean} {usual}");
 }
 
-/// Of the study's families: each piece is there or not by itself, so that no part of a trace tells how the rest is
-/// written; hard problems need the check, and easy ones do not.
+/// In the study's families each piece is drawn independently, so that no part of a trace predicts the rest; hard
+/// problems need the check, and easy ones do not.
 #[test]
 fn pieces_are_drawn_one_by_one() {
     let generator = Generator { families: vec![Family::Guarded], ..Generator::new(11) };

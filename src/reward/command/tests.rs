@@ -5,7 +5,7 @@ use super::super::tests::{answer, problem};
 use super::super::{Answer, RewardKind, Rewards};
 use super::*;
 
-/// Answers every question with 0.5, one about a completion that was cut with null.
+/// Shell code that answers a question with 0.5, or with null if the completion was cut.
 const LOOP: &str = r#"id=${line#*:}; id=${id%%,*}
     case $line in *'"finished":false'*) score=null;; *) score=0.5;; esac
     echo "{\"id\":$id,\"score\":$score}""#;
@@ -19,14 +19,14 @@ fn open(config: &RewardCommand) -> Result<RewardProgram> {
     RewardProgram::open(config, &problem(1))
 }
 
-/// Opens a program with enough time for the trial question, and then gives it little.
+/// Opens a program with enough time for the trial question, then shortens the timeout.
 fn impatient(config: &RewardCommand) -> RewardProgram {
     let mut program = open(config).unwrap();
     program.program.timeout = Duration::from_millis(300);
     program
 }
 
-/// A program that answers the trial question and then does as the script says.
+/// Returns a program that answers the trial question and then runs the script.
 fn after_trial(script: &str) -> RewardCommand {
     config(&format!("read -r line; {LOOP}; {script}"))
 }
@@ -47,7 +47,7 @@ fn restarts(program: &RewardProgram) -> Option<f64> {
     metrics.get("rewards/command/restarts")
 }
 
-/// The message of the failure that ends the training, after two completions that are left out.
+/// Returns the error of the third failure, which ends the training, after two completions that are left out.
 fn third_failure(program: RewardProgram, text: &str) -> String {
     assert_eq!(ask(&program, text, true).unwrap(), None);
     assert_eq!(ask(&program, text, true).unwrap(), None);
@@ -63,7 +63,7 @@ fn a_program_scores_or_abstains() {
     assert_eq!(restarts(&program), Some(0.0));
 }
 
-/// Restarts are those of all groups scored since they were last written.
+/// Restarts are counted over all groups scored since they were last written.
 #[test]
 fn a_program_that_dies_now_and_then_is_started_again() {
     let program = open(&config(&format!("read -r line; {LOOP}; read -r line; exit 1"))).unwrap();
@@ -76,7 +76,7 @@ fn a_program_that_dies_now_and_then_is_started_again() {
 fn three_deaths_in_a_row_are_an_error_with_the_programs_last_words() {
     let folder = tempfile::tempdir().unwrap();
     let once = folder.path().join("once");
-    // The first process answers; those after it do not.
+    // Only the first process answers.
     let script = format!(
         "read -r line; if mkdir {}; then {LOOP}; read -r line; fi; echo no module named x >&2; exit 3",
         once.display()
@@ -85,7 +85,7 @@ fn three_deaths_in_a_row_are_an_error_with_the_programs_last_words() {
     assert!(error.contains("ended with exit status: 3") && error.contains("\n  no module named x"), "{error}");
 }
 
-/// Programs that answer the trial question and no other, also after they were started again.
+/// Returns a program that answers only the trial question, also after a restart.
 fn silent(then: &str) -> RewardCommand {
     let script = format!("read -r line; case $line in *boxed*) {LOOP};; esac; {then}");
     config(&script)
@@ -97,7 +97,7 @@ fn a_program_that_hangs_is_ended() {
     assert!(error.contains("took longer than timeout_s = 0.3"), "{error}");
 }
 
-/// More text than fits a pipe, and nobody reads it: writing must not block the training either.
+/// The question exceeds the pipe's buffer and is never read: writing must not block the training.
 #[test]
 fn a_program_that_does_not_read_is_ended() {
     let error = third_failure(impatient(&silent("exec sleep 1000")), &"x".repeat(1 << 20));
@@ -132,7 +132,7 @@ fn a_missing_program_and_settings_that_cannot_work_are_named() {
     assert!(RewardCommand::default().mistakes(false).is_empty());
 }
 
-/// As a Python program that prints without `flush=True`: its answers stay in its buffer.
+/// Like a Python program that prints without `flush=True`: its answers stay in its buffer.
 #[test]
 fn a_program_that_does_not_flush_is_found_out_when_the_run_opens() {
     let quick = RewardCommand { timeout_s: 0.2, ..config(&format!("while read -r line; do {LOOP}; done | sort")) };
@@ -141,7 +141,7 @@ fn a_program_that_does_not_flush_is_found_out_when_the_run_opens() {
     assert!(error.contains("flush=True"), "{error}");
 }
 
-/// 20 MB without the end of a line.
+/// 20 MB without a line break.
 #[test]
 fn a_flood_without_a_newline_is_an_error() {
     let flood = "read -r line; head -c 20000000 /dev/zero | tr '\\0' x; read -r line";
@@ -152,7 +152,7 @@ fn a_flood_without_a_newline_is_an_error() {
     assert!(error.contains("wrote 1048576 bytes without the end of a line"), "{error}");
 }
 
-/// Waits until `done`; says whether it came to that.
+/// Waits up to 60 seconds until `done`; returns whether it became true.
 fn within_reason(done: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(60) {
@@ -164,13 +164,13 @@ fn within_reason(done: impl Fn() -> bool) -> bool {
     false
 }
 
-/// Whether a process is gone, or dead and waited for by nobody.
+/// Whether a process is gone or a zombie.
 fn gone(number: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
     status.contains("State:\tZ") || nix::sys::signal::kill(nix::unistd::Pid::from_raw(number), None).is_err()
 }
 
-/// A program that starts another one after its trial, with the number of that.
+/// Returns a program that starts a child after its trial, and the child's process id.
 fn with_child(folder: &Path, then: &str) -> (RewardProgram, i32) {
     let file = folder.join("child");
     let script = format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; read -r line; {then}", file.display());
@@ -182,11 +182,11 @@ fn with_child(folder: &Path, then: &str) -> (RewardProgram, i32) {
     (program, child)
 }
 
-/// `sh -c "python judge.py"`: killing the shell alone would leave the judge behind.
+/// `sh -c "python judge.py"`: killing only the shell would leave the judge running.
 #[test]
 fn what_a_program_started_ends_with_it() {
     let folder = tempfile::tempdir().unwrap();
-    // After a timeout, and after the program's own end, with the child still holding its pipes.
+    // After a timeout, and after the program's own exit, with the child still holding its pipes.
     for then in ["wait", "exit 1"] {
         let (program, child) = with_child(folder.path(), then);
         assert_eq!(ask(&program, "x", true).unwrap(), None);
@@ -198,7 +198,7 @@ fn what_a_program_started_ends_with_it() {
     assert!(within_reason(|| gone(child)));
 }
 
-/// Each worker waits until all three are at work on a question: with fewer, none would ever answer.
+/// Each worker waits until all three have a question: with fewer, none would ever answer.
 #[test]
 fn workers_answer_at_the_same_time_and_in_order() {
     let folder = tempfile::tempdir().unwrap();
@@ -230,7 +230,7 @@ fn a_program_gives_parts_or_a_score_for_the_part_of_the_settings() {
     assert_eq!((config.part, config.workers), (Part::Length, 1));
 }
 
-/// A row without a usable answer, which no reward built in scores.
+/// A row without a usable answer, which no built-in reward scores.
 #[test]
 fn a_program_scores_rows_without_an_answer() {
     let kinds = [RewardKind::from(Command {})];
@@ -242,7 +242,7 @@ fn a_program_scores_rows_without_an_answer() {
     assert_eq!(rewards.score(&kinds, &[group], &Memory::default(), Stop::NEVER).unwrap(), [[[Some(Parts::task(0.5))]]]);
 }
 
-/// Ctrl-C while a program thinks: the run is not held up until `timeout_s`.
+/// Ctrl-C while a program computes: the run does not wait for `timeout_s`.
 #[test]
 fn a_request_to_stop_does_not_wait_for_an_answer() {
     let program = open(&after_trial("read -r line; exec sleep 1000")).unwrap();
