@@ -21,28 +21,28 @@ pub const TASKS: &str = "tasks";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// `"tasks"` for the embedded tasks, a file (`.jsonl`, `.json`, `.parquet`), or a data set of the Hugging Face Hub,
-    /// `owner/name[:config][:split][@revision]`.
+    /// Training data: `"tasks"` for the embedded tasks, a file (`.jsonl`, `.json`, `.parquet`), or a Hugging Face Hub
+    /// dataset `owner/name[:config][:split][@revision]`.
     pub train: PathBuf,
-    /// `"tasks"` for their held-out split, or such a file or name.
+    /// Evaluation data: `"tasks"` for the held-out split of the embedded tasks, or a file or dataset as for `train`.
     pub eval: PathBuf,
-    /// Families of the embedded tasks; arithmetic, equation, remainder, story, sequence and base when empty. The others,
-    /// guarded and dead_ends, are those of `assets/study`.
+    /// Families of the embedded tasks; empty for arithmetic, equation, remainder, story, sequence and base. The other
+    /// two, guarded and dead_ends, are used by `assets/study`.
     pub families: Vec<Family>,
-    /// Difficulties of the embedded tasks, from and to, within 1 and 4.
+    /// Minimum and maximum difficulty of the embedded tasks, each from 1 to 4.
     pub difficulties: [u8; 2],
-    /// Seed of the embedded tasks; another gives other problems of the same kinds.
+    /// Seed of the embedded tasks; a different seed gives different problems of the same families.
     pub tasks_seed: u64,
-    /// Embedded tasks to train on, the same ones each epoch; 0 for new ones in every step.
+    /// Number of embedded tasks to train on, repeated every epoch; 0 generates new ones in every step.
     pub tasks_count: u64,
-    /// Field with the prompt in files that name it unusually.
+    /// Name of the prompt field, for files that do not use one of the standard names.
     pub prompt_field: Option<String>,
-    /// Field with the answer in files that name it unusually.
+    /// Name of the answer field, for files that do not use one of the standard names.
     pub answer_field: Option<String>,
-    /// Longest prompt in tokens; a longer one is an error.
+    /// Maximum prompt length in tokens; a longer prompt is an error.
     pub max_prompt_length: usize,
-    /// Leave overlong prompts out (and say how many) instead; in fine-tuning, too, conversations longer than
-    /// `train.max_length`.
+    /// Whether to drop prompts above `max_prompt_length`, and report their number, instead of raising an error;
+    /// fine-tuning also drops conversations longer than `train.max_length`.
     pub filter_overlong_prompts: bool,
 }
 

@@ -54,11 +54,11 @@ const FUSED: [(&str, &str); 5] = [
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
-    /// Rank.
+    /// Rank of the adapters.
     pub r: usize,
-    /// The adapter's product is multiplied by `lora_alpha / r`.
+    /// Scaling parameter: the output of an adapter is multiplied by `lora_alpha / r`.
     pub lora_alpha: f64,
-    /// Names of the projections.
+    /// Names of the linear layers that get an adapter.
     pub target_modules: Vec<String>,
 }
 

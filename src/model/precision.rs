@@ -12,17 +12,17 @@ use crate::ops;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// Single precision.
+    /// 32-bit single precision.
     #[default]
     #[serde(alias = "float32")]
     F32,
-    /// Single precision, but products round their factors to 10 bits of mantissa (TF32), as NVIDIA's tensor cores do.
+    /// Single precision; operands of matrix products are rounded to a 10-bit mantissa (TF32, NVIDIA tensor cores).
     #[serde(alias = "tensorfloat32")]
     Tf32,
     /// bfloat16: the range of f32 with 8 bits of mantissa.
     #[serde(alias = "bfloat16")]
     Bf16,
-    /// IEEE half precision; not for training, where its range is too small for gradients.
+    /// IEEE half precision; not for training, because its range is too small for gradients.
     #[serde(alias = "float16")]
     F16,
 }

@@ -21,9 +21,9 @@ use crate::ranks::Reduce;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Moments {
-    /// Single precision, 8 bytes a parameter.
+    /// Single precision, 8 bytes per parameter.
     F32,
-    /// bfloat16, 4 bytes a parameter.
+    /// bfloat16, 4 bytes per parameter; requires `adam_beta2` of at most 0.99.
     Bf16,
 }
 
@@ -53,21 +53,21 @@ const BF16_BETA2: f64 = 0.99;
 pub struct OptimConfig {
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Shape of the schedule after warm-up.
+    /// Learning-rate schedule after warm-up.
     pub lr_scheduler_type: LrScheduler,
-    /// Steps of linear warm-up.
+    /// Number of steps of linear warm-up.
     pub warmup_steps: usize,
-    /// Decoupled weight decay, on matrices only.
+    /// Decoupled weight decay, applied to matrices only.
     pub weight_decay: f64,
-    /// Decay of the first moment.
+    /// Decay rate β₁ of the first moment.
     pub adam_beta1: f64,
-    /// Decay of the second moment.
+    /// Decay rate β₂ of the second moment.
     pub adam_beta2: f64,
-    /// Added to the root of the second moment.
+    /// Constant ε added to the square root of the second moment.
     pub adam_epsilon: f64,
-    /// The format both moments are kept in.
+    /// Storage precision of both moments.
     pub adam_moments: Moments,
-    /// Largest global gradient norm; larger gradients are scaled down to it; 0 for no bound.
+    /// Maximum global gradient norm (gradient clipping); 0 disables clipping.
     pub max_grad_norm: f64,
 }
 

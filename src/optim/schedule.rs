@@ -8,11 +8,11 @@ use super::OptimConfig;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrScheduler {
-    /// Stays at its peak.
+    /// Constant at the peak.
     Constant,
-    /// Falls linearly to zero at the last step.
+    /// Linear decay to zero at the last step.
     Linear,
-    /// Falls along half a cosine to zero at the last step.
+    /// Half-cosine decay to zero at the last step.
     Cosine,
 }
 

@@ -13,11 +13,12 @@ use crate::objective::Correction;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "engine", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub enum RolloutConfig {
-    /// The engine of this process, on the weights that are trained: nothing to start, nothing to send.
+    /// Built-in engine in the training process. It samples from the trained weights, without servers or weight
+    /// transfer.
     Own(OwnConfig),
-    /// Servers of vLLM, from 0.10.2 on.
+    /// vLLM servers, version 0.10.2 or later.
     Vllm(ServedConfig),
-    /// Servers of SGLang, from 0.4.1 on.
+    /// SGLang servers, version 0.4.1 or later.
     Sglang(ServedConfig),
 }
 
@@ -39,11 +40,12 @@ impl<'de> Deserialize<'de> for RolloutConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OwnConfig {
-    /// Number format of matrix products while sampling; model.dtype unless given. bf16 halves what is read for a token, and on
-    /// the cpu device rounds weights, keys and values only.
+    /// Precision of matrix products during sampling; default `model.dtype`. bf16 halves the data read per token; on the
+    /// cpu device it rounds only weights, keys and values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Precision>,
-    /// What makes up for the difference between the model in this format and the trained one.
+    /// Importance-sampling correction for the difference between the model in this precision and the trained model;
+    /// keys as for engine = "vllm".
     #[serde(skip_serializing_if = "is_default")]
     pub correction: Correction,
 }
@@ -75,43 +77,51 @@ impl Default for RolloutConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServedConfig {
-    /// One server each: `http://10.0.0.5:8000`. Groups of completions go to the least busy one.
+    /// Base URL of each server, such as `http://10.0.0.5:8000`. Each group of completions is sent to the least busy
+    /// server.
     pub urls: Vec<String>,
-    /// Name under which the servers serve the model; empty for the first one they list.
+    /// Name under which the servers serve the model; empty for the first model that they list.
     pub model: String,
-    /// Name of the environment variable with the servers' API key; empty for none.
+    /// Name of the environment variable that contains the API key of the servers; empty for none.
     pub api_key_env: String,
-    /// Groups that a server is asked for at a time.
+    /// Maximum number of in-flight requests (groups) per server.
     pub concurrency: usize,
-    /// How the servers get new weights.
+    /// Transfer of new weights to the servers: auto (lora if adapters are trained, else disk), lora (adapters, each
+    /// version under its own name), disk (all weights, which the servers read from a directory), command (a user
+    /// program) or none (for evaluation).
     pub sync: Sync,
-    /// Program of sync = "command" with its arguments. It is given a line of JSON, `{"version", "path", "urls"}`, on
-    /// standard input and has done its work when it ends with success.
+    /// Program and arguments for sync = "command". It receives one line of JSON, `{"version", "path", "urls"}`, on
+    /// standard input, and must exit with status 0 once the servers have the weights.
     pub command: Vec<String>,
-    /// Folder that weights for the servers are written to; empty for `sync` in the run's folder.
+    /// Directory to which weights for the servers are written; empty for `sync` in the directory of the run.
     pub sync_dir: PathBuf,
-    /// The same folder as the servers see it, where that is another path; empty for the same.
+    /// Path of `sync_dir` on the servers, if it differs; empty for the same path.
     pub server_dir: PathBuf,
-    /// Updates that sampling may lag behind. 1 samples the completions of the next step while this one is learned from.
+    /// Maximum number of steps by which the sampling weights lag behind the trained weights, 0 or 1. With 1 the
+    /// completions of the next step are generated while the model is trained on those of the current step.
     pub max_staleness: usize,
-    /// What the servers' log-probabilities are.
+    /// Log-probabilities that the servers return: auto (detected by comparison with the trained model), processed (of
+    /// the distribution that tokens are sampled from; vLLM: `--logprobs-mode processed_logprobs`; SGLang's default) or
+    /// raw (at temperature 1; vLLM's default).
     pub logprobs: LogProbs,
-    /// Largest divergence of the servers' model from the trained one right after they got its weights, in nats a token
-    /// (mean of r - 1 - ln r, with r the ratio of the two probabilities); above it the run ends. Around 1e-3 is usual for
-    /// servers in bf16.
+    /// Maximum KL divergence of a server's model from the trained model right after a weight transfer, in nats per
+    /// token (mean of r - 1 - ln r, with r the ratio of the two probabilities); the run stops with an error above it.
+    /// About 1e-3 is usual for servers in bf16.
     pub max_mean_kl: f64,
-    /// What makes up for the difference between the servers' model and the trained one.
+    /// Importance-sampling correction for the difference between the servers' model and the trained model. mode is
+    /// none, token_truncate, token_mask, sequence_truncate, sequence_mask or geometric_mask; min and max bound the
+    /// ratio; old_log_probs is trainer or engine.
     pub correction: Correction,
-    /// Seconds to wait for a connection.
+    /// Timeout for connecting to a server, in seconds.
     pub connect_timeout_s: f64,
-    /// Seconds to wait for the completions of a group.
+    /// Timeout for the completions of a group, in seconds.
     pub request_timeout_s: f64,
-    /// Seconds to wait until a server has taken new weights.
+    /// Timeout for a server to load new weights, in seconds.
     pub sync_timeout_s: f64,
-    /// Seconds to wait at the start until the servers answer.
+    /// Timeout for the servers to respond at startup, in seconds.
     pub start_timeout_s: f64,
-    /// Times that a group is asked for again after a failure that may pass; the first after a second, each later one after
-    /// twice the time.
+    /// Maximum number of retries per group after a transient failure. Another server is tried at once; without one, the
+    /// delay before the retry is 1 second, doubled with each further one up to 60 seconds.
     pub retries: usize,
 }
 
@@ -150,9 +160,9 @@ pub enum Sync {
     Lora,
     /// All weights, which the servers read from a folder.
     Disk,
-    /// A program of the user brings them.
+    /// Transfer by a user program.
     Command,
-    /// Not at all: for evaluation.
+    /// No transfer: for evaluation.
     None,
 }
 
@@ -160,12 +170,12 @@ pub enum Sync {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogProbs {
-    /// Found out by comparing with the trained model.
+    /// Detected by comparison with the trained model.
     #[default]
     Auto,
-    /// Those of the distribution that tokens are drawn from (vLLM: `--logprobs-mode processed_logprobs`; SGLang's default).
+    /// Of the distribution that tokens are sampled from (vLLM: `--logprobs-mode processed_logprobs`; SGLang's default).
     Processed,
-    /// Those of the model at temperature 1 (vLLM's default).
+    /// Of the model at temperature 1 (vLLM's default).
     Raw,
 }
 

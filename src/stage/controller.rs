@@ -20,30 +20,33 @@ use crate::config::{self, STEPS};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Controller {
-    /// Name of the stage that compresses.
+    /// Name of the stage that shortens completions.
     #[serde(default = "compress")]
     pub compress: String,
-    /// Name of the stage that enhances.
+    /// Name of the stage that improves accuracy.
     #[serde(default = "enhance")]
     pub enhance: String,
-    /// Steps of the whole run; the `exit` of the stages is not looked at.
+    /// Number of steps of the whole run; the `exit` settings of the stages are ignored.
     pub max_steps: usize,
-    /// Least number of steps before switching.
+    /// Minimum number of steps in a stage before a switch.
     #[serde(default = "twenty")]
     pub min_steps: usize,
-    /// Steps of the means that are compared.
+    /// Number of steps over which metrics are averaged.
     #[serde(default = "ten")]
     pub window: usize,
-    /// Fall of accuracy, as a share of all completions, that ends *compress*.
+    /// Decrease of accuracy below its best value, as a fraction of all completions, that ends `compress`. It resumes
+    /// when accuracy is within half of this of its best.
     #[serde(default = "tenth")]
     pub accuracy_drop: f64,
-    /// Least relative fall of the length from one window to the next at which *compress* goes on; none for any.
+    /// Minimum relative decrease of the length from one window to the next for `compress` to continue; not set for no
+    /// minimum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length_tolerance: Option<f64>,
-    /// Entropy at temperature 1, in nats per token, below which exploration comes first; 0 for never.
+    /// Entropy at temperature 1, in nats per token, below which `compress` ends and does not resume; 0 disables.
     #[serde(default)]
     pub entropy_low: f64,
-    /// Cancelled share of effort above which the parts are in conflict; 1 for never.
+    /// Value of the metric `conflict/cancellation` above which `compress` ends, because the task and length parts of
+    /// advantages are in conflict; 1 disables.
     #[serde(default = "whole")]
     pub cancelled_high: f64,
 }

@@ -23,12 +23,13 @@ pub struct StepFigures {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StageExit {
-    /// Steps at most.
+    /// Maximum number of steps of the stage.
     pub max_steps: usize,
-    /// Ends the stage earlier when a quantity has stopped falling.
+    /// Ends the stage early when a metric stops decreasing: for `patience` consecutive steps, the mean of the last
+    /// `window` steps is not below that of the `window` steps before by more than the fraction `tolerance`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plateau: Option<Plateau>,
-    /// Ends the stage earlier when completions are short enough.
+    /// Ends the stage early when the mean completion length is at most `tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length_target: Option<LengthTarget>,
 }
@@ -44,15 +45,15 @@ impl Default for StageExit {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plateau {
-    /// What is watched.
+    /// Metric to monitor.
     pub metric: PlateauMetric,
-    /// Steps per mean.
+    /// Number of steps per mean.
     pub window: usize,
-    /// Least relative fall.
+    /// Minimum relative decrease.
     pub tolerance: f64,
-    /// Steps before which the stage does not end.
+    /// Minimum number of steps of the stage.
     pub min_steps: usize,
-    /// Steps in a row that must say so.
+    /// Number of consecutive steps for which the condition must hold.
     pub patience: usize,
 }
 
@@ -76,9 +77,9 @@ pub enum PlateauMetric {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LengthTarget {
-    /// Tokens.
+    /// Target of the mean completion length, in tokens.
     pub tokens: f64,
-    /// Steps of the mean.
+    /// Number of steps of the mean.
     #[serde(default = "ten")]
     pub window: usize,
 }

@@ -15,11 +15,11 @@ pub struct StageLoss {
     pub loss_type: LossType,
     /// From ratio and advantage to the loss of a token.
     pub surrogate: Surrogate,
-    /// Holds the policy close to the model at the start of the run, which is kept in memory for it.
+    /// KL penalty towards the reference model: the model at the start of the run, which is kept in memory.
     pub kl: Option<Kl>,
-    /// Passes over the same completions.
+    /// Number of passes over the completions of a step.
     pub num_iterations: usize,
-    /// Mini-batches that the completions of a step are divided into, with an optimiser step for each.
+    /// Number of mini-batches into which the completions of a step are split, with one optimiser step each.
     pub steps_per_generation: usize,
 }
 
@@ -27,9 +27,9 @@ pub struct StageLoss {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kl {
-    /// Factor.
+    /// KL coefficient.
     pub beta: f32,
-    /// The estimate of the divergence.
+    /// KL estimator per token, with `d = log π_ref − log π`.
     pub estimator: KlEstimator,
 }
 
@@ -115,28 +115,30 @@ impl StageLoss {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Keys {
-    /// Surrogate, weights of tokens and kind of ratio.
+    /// Loss type: surrogate, weighting of tokens, and importance ratio per token or per completion.
     r#type: LossType,
-    /// Lower clip of the ratio, below 1 (not with cispo and sapo).
+    /// Lower clipping range: the ratio is clipped at 1 − `epsilon` (not with cispo and sapo).
     #[serde(skip_serializing_if = "Option::is_none")]
     epsilon: Option<f32>,
-    /// Upper clip of the ratio, above 1; with cispo, the largest factor itself (not with sapo).
+    /// Upper clipping range: the ratio is clipped at 1 + `epsilon_high`; with cispo, the maximum importance weight
+    /// itself (not with sapo).
     #[serde(skip_serializing_if = "Option::is_none")]
     epsilon_high: Option<f32>,
-    /// Bound on the ratio of tokens with a negative advantage, dual clip; none for no bound (not with cispo and sapo).
+    /// Dual clipping: upper bound on the ratio of tokens with a negative advantage, above 1 + `epsilon_high`; not set
+    /// for no bound (not with cispo and sapo).
     #[serde(skip_serializing_if = "Option::is_none")]
     delta: Option<f32>,
-    /// τ where the advantage is positive (sapo).
+    /// Temperature τ of the soft clip for tokens with a positive advantage (only with sapo; default 1.0).
     #[serde(skip_serializing_if = "Option::is_none")]
     sapo_temperature_pos: Option<f32>,
-    /// τ where the advantage is not positive (sapo).
+    /// Temperature τ of the soft clip for all other tokens (only with sapo; default 1.05).
     #[serde(skip_serializing_if = "Option::is_none")]
     sapo_temperature_neg: Option<f32>,
-    /// Passes over the same completions.
+    /// Number of passes over the completions of a step.
     num_iterations: usize,
-    /// Mini-batches that the completions of a step are divided into, with an optimiser step for each.
+    /// Number of mini-batches into which the completions of a step are split, with one optimiser step each.
     steps_per_generation: usize,
-    /// Holds the policy close to the model at the start of the run, which is kept in memory for it.
+    /// KL penalty towards the reference model: the model at the start of the run, which is kept in memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     kl: Option<Kl>,
 }

@@ -24,26 +24,28 @@ use crate::reward::{Accuracy, RewardKind};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stage {
-    /// Its name in metrics and plots.
+    /// Name of the stage in metrics and plots.
     pub name: String,
-    /// Multiplies the scheduled learning rate.
+    /// Factor on the scheduled learning rate.
     pub learning_rate_scale: f64,
-    /// Rewards of a completion.
+    /// Reward functions. len is the length of a completion in tokens, L the stage's `max_completion_length`.
     pub rewards: Vec<RewardKind>,
-    /// Weight of each reward; all 1 when empty.
+    /// Weight of each reward function; empty for 1 each.
     pub reward_weights: Vec<f32>,
-    /// What completions are drawn from, and how long they may be.
+    /// Sampling distribution and maximum length of the completions.
     pub sampling: StageSampling,
-    /// From rewards to advantages.
+    /// Computation of the advantage A from the reward R.
     pub advantage: Advantage,
-    /// Weighs advantages by the difficulty of their problem.
+    /// Weights advantages by problem difficulty (GRPO-LEAD, arXiv 2504.09696): with p the fraction of correct
+    /// completions of the group and `w(x) = lowest + (highest − lowest) / (1 + e^(steepness · (x − midpoint)))`, a
+    /// positive advantage is multiplied by w(p) and a negative one by w(1 − p).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub difficulty_weighting: Option<DifficultyWeighting>,
-    /// The loss of a token, and how often a batch is used.
+    /// Loss, and number of updates per batch.
     pub loss: StageLoss,
-    /// Which tokens learn, and what entropy adds.
+    /// Token selection and entropy terms.
     pub tokens: StageTokens,
-    /// When the stage is over.
+    /// Conditions that end the stage.
     pub exit: StageExit,
 }
 

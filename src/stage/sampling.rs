@@ -9,23 +9,25 @@ use crate::generate::Distribution;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StageSampling {
-    /// Sampling temperature; the loss uses the same distribution.
+    /// Sampling temperature, also applied in the loss.
     pub temperature: f32,
-    /// Sample from the k most probable tokens (0: all). The loss uses the full distribution, here and with the next three.
+    /// Top-k sampling: number of most probable tokens to keep; 0 disables. The loss uses the full distribution,
+    /// regardless of this and the next three settings.
     pub top_k: usize,
-    /// Sample from the most probable tokens that together reach this probability (1: all).
+    /// Nucleus sampling: cumulative probability of the most probable tokens to keep; 1 disables.
     pub top_p: f32,
-    /// Sample from tokens at least this many times as probable as the most probable one (0: all).
+    /// Min-p sampling: minimum probability of a token relative to that of the most probable token; 0 disables.
     pub min_p: f32,
-    /// Divides the positive logits of tokens that occurred before, and multiplies the negative ones (1: none).
+    /// Repetition penalty: divides positive and multiplies negative logits of tokens that occurred before; 1 disables.
     pub repetition_penalty: f32,
-    /// Length clip L in tokens: a completion that reaches it unfinished is cut there and scores as wrong.
+    /// Maximum completion length L in tokens; a completion that reaches it unfinished is truncated and graded as
+    /// incorrect.
     pub max_completion_length: usize,
-    /// Later length clips, each from a given step of the stage on (ThinkPrune, arXiv 2504.01296).
+    /// Later values of `max_completion_length`, each from a given step of the stage (ThinkPrune, arXiv 2504.01296).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub max_completion_length_schedule: Vec<LengthClip>,
-    /// Replaces problems whose completions all have the same reward: at most this many batches are sampled for a step, and
-    /// a step that still has too few problems goes on with those it has. 0 and 1 for no replacement.
+    /// Dynamic sampling: maximum number of batches sampled per step to replace groups whose completions all have the
+    /// same reward. A step that still has too few groups continues with those it has. 0 and 1 disable replacement.
     pub max_num_gen_batches: usize,
 }
 
@@ -48,9 +50,9 @@ impl Default for StageSampling {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LengthClip {
-    /// Steps of the stage that are over when it begins, at least 1.
+    /// Number of completed steps of the stage from which the value applies, at least 1.
     pub step: usize,
-    /// The `max_completion_length` from then on.
+    /// Value of `max_completion_length` from then on.
     pub value: usize,
 }
 

@@ -11,20 +11,24 @@ use crate::objective::terms::{Covariance, EntropyAdvantage};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StageTokens {
-    /// Completions cut at the length limit take no part in the loss.
+    /// Whether to exclude completions truncated at the length limit from the loss.
     pub mask_truncated_completions: bool,
-    /// Share of tokens, those of the largest entropy, that learn; 1 for all.
+    /// Fraction of tokens, highest entropy first, that the surrogate and the entropy bonus act on (arXiv 2506.01939); 1
+    /// for all.
     pub top_entropy_quantile: f64,
-    /// Takes out, or holds, the tokens with the largest covariance of log-probability and advantage.
+    /// Excludes or penalises the tokens with the largest covariance `c = (A − mean A)(log π − mean log π)` of advantage
+    /// and log-probability (arXiv 2505.22617). N is the number of tokens, ρ the importance ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub covariance: Option<Covariance>,
-    /// Takes the advantage from some steps of the thinking.
+    /// Removes the advantage from some thinking steps (SAS, arXiv 2604.24003): in correct completions from those with
+    /// the lowest mean log-probability, in all others from those with the highest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_selection: Option<StepSelection>,
-    /// What entropy adds to the advantage of each token.
+    /// Adds `min(α · H, |A| / κ)` to the advantage A of each token, with H its entropy, without a gradient through H
+    /// (arXiv 2506.14758).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy_advantage: Option<EntropyAdvantage>,
-    /// Pays for entropy in the loss.
+    /// Entropy bonus: subtracts a coefficient times the mean entropy from the loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy_bonus: Option<EntropyBonus>,
 }
@@ -46,34 +50,35 @@ impl Default for StageTokens {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum EntropyBonus {
-    /// The same factor in every step.
+    /// Constant coefficient.
     Fixed {
-        /// The factor.
+        /// Coefficient.
         #[serde(default = "usual_factor")]
         entropy_coef: f32,
-        /// Multiplies `entropy_coef` on hard problems (CEEH, arXiv 2602.22642); needs the reward `ceeh_length`.
+        /// Factor on `entropy_coef` for hard problems (CEEH, arXiv 2602.22642); requires the reward `ceeh_length`.
         #[serde(default = "one", skip_serializing_if = "is_one")]
         entropy_hard_factor: f32,
     },
-    /// A factor that rises by a step after a training step whose entropy is at most its target, and falls otherwise; it acts
-    /// only after steps at or below the target. Rule and defaults are TRL's (arXiv 2505.22312).
+    /// Adaptive coefficient: increased after an optimiser step whose entropy is at most the target, decreased
+    /// otherwise; the bonus is applied only after steps at or below the target. Rule and defaults as in TRL (arXiv
+    /// 2505.22312).
     Adaptive {
-        /// The factor at the start.
+        /// Initial coefficient.
         #[serde(default)]
         entropy_coef: f32,
-        /// Least factor.
+        /// Minimum coefficient.
         #[serde(default)]
         entropy_coef_min: f32,
-        /// Largest factor.
+        /// Maximum coefficient.
         #[serde(default = "one")]
         entropy_coef_max: f32,
-        /// The step of the factor.
+        /// Change of the coefficient per optimiser step.
         #[serde(default = "usual_delta")]
         entropy_coef_delta: f32,
-        /// The entropy aimed at, in nats per token at the sampling temperature.
+        /// Target entropy, in nats per token at the sampling temperature.
         #[serde(default = "usual_target")]
         entropy_target: f64,
-        /// Multiplies the factor on hard problems (CEEH, arXiv 2602.22642); needs the reward `ceeh_length`.
+        /// Factor on the coefficient for hard problems (CEEH, arXiv 2602.22642); requires the reward `ceeh_length`.
         #[serde(default = "one", skip_serializing_if = "is_one")]
         entropy_hard_factor: f32,
     },

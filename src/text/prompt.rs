@@ -16,16 +16,17 @@ const BOXED: &str = "\nReason step by step, and put the final answer within \\bo
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptConfig {
-    /// Text of a system turn before the conversation; empty for none.
+    /// System message placed before the conversation; empty for none.
     pub system: String,
-    /// Text before the last turn's own.
+    /// Text inserted before the content of the last message.
     pub prefix: String,
-    /// Text after the last turn's own. `"auto"` asks for `\boxed{}` where the problem is from a file, its answer is a
-    /// formula, and its own words name no form of the answer; elsewhere it is empty.
+    /// Text appended to the content of the last message. `"auto"` appends an instruction to put the answer in
+    /// `\boxed{}` if the problem is from a file, its answer is a formula and its prompt specifies no answer format;
+    /// otherwise nothing.
     pub suffix: String,
-    /// The date, as `2026-11-26`, that the chat template sees; empty for that of the start of the run.
+    /// Date passed to the chat template, such as `2026-11-26`; empty for the date on which the run started.
     pub date: String,
-    /// Variables of the chat template, such as `enable_thinking = false`.
+    /// Additional variables passed to the chat template, such as `enable_thinking = false`.
     pub chat_template_kwargs: toml::Table,
 }
 

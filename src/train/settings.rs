@@ -26,56 +26,56 @@ use crate::text::prompt::PromptConfig;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RlConfig {
-    /// Seed of sampling noise and data order.
+    /// Random seed of the sampling noise and the data order.
     #[serde(default)]
     pub seed: u64,
-    /// Folder of all runs.
+    /// Directory that contains all runs.
     #[serde(default = "output_dir")]
     pub output_dir: PathBuf,
-    /// Folder of this run within it.
+    /// Name of the run: its directory within `output_dir`.
     pub name: String,
-    /// A remark that the summary and the report of the run carry.
+    /// Free-text note, shown in the summary and the report of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Where to compute: cpu, ndarray, cuda, rocm, vulkan, metal or wgpu, with a number where there are several: `cuda:1`.
+    /// Compute device: cpu, ndarray, cuda, rocm, vulkan, metal or wgpu, optionally with an index: `cuda:1`.
     #[serde(default = "cpu")]
     pub device: String,
-    /// What is trained.
+    /// Model to train.
     #[serde(default)]
     pub model: ModelSource,
-    /// Train adapters of this size instead of all weights.
+    /// LoRA: train low-rank adapters instead of all weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
-    /// What it is trained and evaluated on.
+    /// Training and evaluation data.
     #[serde(default)]
     pub data: DataConfig,
-    /// How the model is asked.
+    /// Prompt format.
     #[serde(default)]
     pub prompt: PromptConfig,
-    /// Who samples the completions.
+    /// Engine that generates the completions.
     #[serde(default)]
     pub rollout: RolloutConfig,
-    /// Batches and checkpoints.
+    /// Batch sizes, checkpoints and logging intervals.
     #[serde(default)]
     pub train: RlTrain,
-    /// The optimiser.
+    /// AdamW optimiser and learning-rate schedule.
     #[serde(default)]
     pub optim: OptimConfig,
-    /// Evaluation before, during and after.
+    /// Evaluation before, during and after training.
     #[serde(default)]
     pub eval: EvalConfig,
-    /// Where metrics go beside `metrics.jsonl`.
+    /// Destinations of the metrics in addition to `metrics.jsonl`.
     #[serde(default)]
     pub log: LogConfig,
-    /// The user's own reward, for stages that have a reward of type `command`.
+    /// User-defined reward program, for stages with a reward of type `command`.
     #[serde(default)]
     pub reward: RewardCommand,
-    /// The stages, in order.
+    /// Training stages, in order of execution.
     pub stages: Vec<Stage>,
-    /// Times the stages are gone through.
+    /// Number of passes through the list of stages.
     #[serde(default = "once")]
     pub cycles: usize,
-    /// Chooses between two of the stages by what it measures, instead of their order.
+    /// Controller that switches between two stages based on measurements, instead of running the stages in order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<Controller>,
 }
@@ -96,10 +96,11 @@ fn cpu() -> String {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSource {
-    /// Hugging Face directory, or a PEFT adapter's, which is merged into its base; or `owner/name[@revision]` of the Hub.
+    /// Path of a Hugging Face model directory or of a PEFT adapter directory, which is merged into its base model; or
+    /// Hub name `owner/name[@revision]`.
     pub path: PathBuf,
-    /// Number format of matrix products: f32, bf16, or tf32 on NVIDIA; weights, and all between the products, are f32. On the
-    /// cpu device bf16 rounds weights only, which takes time in training.
+    /// Precision of matrix products: f32, bf16, or tf32 (NVIDIA only). Weights and all other operations stay in f32. On
+    /// the cpu device bf16 only rounds the weights, which makes training slower.
     pub dtype: Precision,
 }
 
@@ -107,39 +108,39 @@ pub struct ModelSource {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RlTrain {
-    /// Problems per step.
+    /// Number of problems per step.
     pub prompts_per_step: usize,
-    /// Completions per problem: the group.
+    /// Number of completions per problem (group size).
     pub num_generations: usize,
-    /// Tokens sampled to learn from, those of replaced groups included, with whose last step the run ends; 0 for no bound.
-    /// For comparisons at equal budget.
+    /// Maximum number of tokens sampled for training, including those of replaced groups; the run ends after the step
+    /// that reaches it. 0 for no limit. Used to compare methods at an equal token budget.
     pub max_sampled_tokens: u64,
-    /// Completions decoded together at most.
+    /// Maximum number of completions decoded in parallel.
     pub generation_rows: usize,
-    /// Tokens the cache may hold while sampling; fewer completions are decoded together to keep to it. The state of a recurrence
-    /// counts as the tokens that take as much memory. 0 for no bound.
+    /// Maximum number of tokens in the KV cache during sampling; fewer completions are decoded in parallel to stay
+    /// within it. A recurrent state counts as the number of tokens that take the same memory. 0 for no limit.
     pub generation_cache_tokens: usize,
-    /// Tokens decoded between two looks at what has ended, on devices with memory of their own; changes no completion.
+    /// Number of decoding steps between two reads of the sampled tokens, which detect finished completions; only on
+    /// devices with their own memory. Does not change the completions.
     pub generation_tokens_per_read: usize,
-    /// Tokens of one forward and backward pass at most; does not change the result.
+    /// Maximum number of tokens per forward and backward pass; does not affect the result.
     pub tokens_per_microbatch: usize,
-    /// What the backward pass finds kept: everything (`none`), or each block's input (`block`), which takes a third more
-    /// time and a fraction of the memory; does not change the result.
+    /// Activation (gradient) checkpointing: activations kept for the backward pass; does not affect the result.
     pub activation_checkpointing: ActivationCheckpointing,
-    /// A checkpoint every this many steps; 0 for one at the end.
+    /// Interval in steps between checkpoints; 0 saves only at the end.
     pub save_steps: usize,
-    /// Checkpoints kept, the newest ones; 0 for all.
+    /// Maximum number of checkpoints to keep; the oldest ones are deleted. 0 keeps all.
     pub save_total_limit: usize,
-    /// An evaluation every this many steps; 0 for before and after only.
+    /// Interval in steps between evaluations; 0 evaluates only before and after training.
     pub eval_steps: usize,
-    /// A sample of completions is written every this many steps; 0 for never.
+    /// Interval in steps at which a sample of the completions is written, in addition to step 1; 0 disables.
     pub log_completions_steps: usize,
-    /// The entropy conflict is measured every this many steps; 0 for never.
+    /// Interval in steps between measurements of the entropy conflict (metrics `conflict/…`); 0 disables.
     pub conflict_steps: usize,
-    /// The cosine of the gradients of accuracy and length is taken every this many steps, which costs two more backward
-    /// passes; 0 for never.
+    /// Interval in steps between measurements of the cosine of the accuracy and length gradients, which take two
+    /// additional forward and backward passes; 0 disables.
     pub conflict_cosine_steps: usize,
-    /// Parameters whose cosine is also taken on its own, by the beginnings of their names.
+    /// Prefixes of parameter names; for each of them the cosine is also measured over the matching parameters alone.
     pub conflict_cosine_layers: Vec<String>,
 }
 

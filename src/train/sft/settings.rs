@@ -24,31 +24,31 @@ use crate::train::{Workload, open_model};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SftConfig {
-    /// Seed of weights and data order.
+    /// Random seed of the weight initialisation and the data order.
     pub seed: u64,
-    /// Folder of all runs.
+    /// Directory that contains all runs.
     pub output_dir: PathBuf,
-    /// Folder of this run within it.
+    /// Name of the run: its directory within `output_dir`.
     pub name: String,
-    /// Where to compute: cpu, ndarray, cuda, rocm, vulkan, metal or wgpu, with a number where there are several: `cuda:1`.
+    /// Compute device: cpu, ndarray, cuda, rocm, vulkan, metal or wgpu, optionally with an index: `cuda:1`.
     pub device: String,
-    /// What is trained.
+    /// Model to train.
     pub model: SftModel,
-    /// Train adapters of this size instead of all weights.
+    /// LoRA: train low-rank adapters instead of all weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
-    /// What it is trained and evaluated on.
+    /// Training and evaluation data.
     pub data: DataConfig,
-    /// How the model is asked. Conversations are taken as they are but for what is set here; `suffix = "auto"` is for the
-    /// problems of the evaluation.
+    /// Prompt format. Conversations are used unchanged except for these settings; `suffix = "auto"` applies to
+    /// evaluation problems only.
     pub prompt: PromptConfig,
-    /// How long and in what portions.
+    /// Number of steps, batch sizes and checkpoints.
     pub train: SftTrain,
-    /// The optimiser.
+    /// AdamW optimiser and learning-rate schedule.
     pub optim: OptimConfig,
     /// Evaluation on held-out problems.
     pub eval: EvalConfig,
-    /// Where metrics go beside `metrics.jsonl`.
+    /// Destinations of the metrics in addition to `metrics.jsonl`.
     pub log: LogConfig,
 }
 
@@ -56,22 +56,23 @@ pub struct SftConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SftModel {
-    /// Hugging Face directory, or `owner/name[@revision]` of the Hub, to start from; empty for a new model.
+    /// Path of a Hugging Face model directory, or Hub name `owner/name[@revision]`, to start from; empty for a new
+    /// model.
     pub path: PathBuf,
-    /// Directory of the tokenizer, or such a name; that of `path` when empty.
+    /// Path or Hub name of the tokenizer; empty for that of `path`.
     pub tokenizer: PathBuf,
-    /// What matrix products are computed in, with `path`: f32 or bf16; weights, and all between the products, are f32. On
-    /// the cpu device bf16 rounds weights only, which takes time in training.
+    /// Precision of matrix products with `path`: f32 or bf16. Weights and all other operations stay in f32. On the cpu
+    /// device bf16 only rounds the weights, which makes training slower.
     pub dtype: Precision,
-    /// Width of a new model.
+    /// Hidden size of a new model.
     pub hidden_size: usize,
-    /// Feed-forward width of a new model.
+    /// Feed-forward size of a new model.
     pub intermediate_size: usize,
-    /// Blocks of a new model.
+    /// Number of layers of a new model.
     pub num_hidden_layers: usize,
-    /// Query heads of a new model.
+    /// Number of query heads of a new model.
     pub num_attention_heads: usize,
-    /// Key and value heads of a new model.
+    /// Number of key and value heads of a new model.
     pub num_key_value_heads: usize,
 }
 
@@ -94,25 +95,26 @@ impl Default for SftModel {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SftTrain {
-    /// Optimiser steps.
+    /// Number of optimiser steps.
     pub max_steps: usize,
-    /// Tokens per step: conversations are taken until they have so many.
+    /// Minimum number of tokens per step: conversations are added to the batch until it has this many tokens.
     pub tokens_per_step: usize,
-    /// For so many steps the embedded tasks come in their lean manner only: the computation first, then the prose around
-    /// it. A small model learns both in a third of the tokens that way.
+    /// Number of initial steps in which the embedded tasks appear only in their lean style, with next to no prose: the
+    /// model learns the computation first and the prose around it later. A small model learns both in a third of the
+    /// tokens that way.
     pub curriculum_steps: usize,
-    /// Tokens of one forward and backward pass at most; does not change the result.
+    /// Maximum number of tokens per forward and backward pass; does not affect the result.
     pub tokens_per_microbatch: usize,
-    /// What the backward pass finds kept: everything (`none`), or each block's input (`block`), which takes a third more
-    /// time and a fraction of the memory; does not change the result.
+    /// Activation (gradient) checkpointing: activations kept for the backward pass; does not affect the result.
     pub activation_checkpointing: ActivationCheckpointing,
-    /// Longest conversation in tokens; a longer one is an error, or left out with `data.filter_overlong_prompts`.
+    /// Maximum conversation length in tokens; a longer conversation is an error, or is dropped with
+    /// `data.filter_overlong_prompts`.
     pub max_length: usize,
-    /// A checkpoint every this many steps.
+    /// Interval in steps between checkpoints.
     pub save_steps: usize,
-    /// Checkpoints kept, the newest ones; 0 for all.
+    /// Maximum number of checkpoints to keep; the oldest ones are deleted. 0 keeps all.
     pub save_total_limit: usize,
-    /// An evaluation every this many steps; 0 for one at the end.
+    /// Interval in steps between evaluations; 0 evaluates only at the end.
     pub eval_steps: usize,
 }
 
