@@ -1,7 +1,7 @@
-//! Algebraic numbers, decided by a bound below which no such number but 0 lies.
+//! Zero test of algebraic numbers by a lower bound on the size of nonzero ones.
 //!
-//! A sum of products of roots is, times its common denominator, an algebraic integer α. If it is not 0, the product of
-//! its conjugates is a whole number other than 0, so |α| ≥ H^(1-d), where d bounds its degree and H the size of every
+//! A sum of products of roots, times its common denominator, is an algebraic integer α. If α is not 0, the product of
+//! its conjugates is a nonzero integer, so that |α| ≥ H^(1-d), where d bounds the degree and H the size of every
 //! conjugate. Computing α to that precision decides.
 
 use std::collections::BTreeMap;
@@ -13,11 +13,11 @@ use num_traits::{One, Signed, ToPrimitive, Zero};
 use super::poly::{Algebra, Atom, Exponent, Poly};
 use super::tree::{Fault, Result};
 
-/// The highest degree and the most bits that are tried.
+/// Maximum degree and precision in bits.
 const MAX_DEGREE: i64 = 64;
 const MAX_BITS: f64 = 3000.0;
 
-/// A complex number in fixed point.
+/// Complex number in fixed point.
 #[derive(Clone)]
 struct Fixed {
     re: BigInt,
@@ -51,7 +51,7 @@ impl Algebra {
         Ok(value.re.abs() < threshold && value.im.abs() < threshold)
     }
 
-    /// The common denominator of the exponents of each atom, also of those inside radicals.
+    /// Collect the common denominator of the exponents of each atom, including atoms inside radicals.
     fn degrees(&self, sum: &Poly, denominators: &mut BTreeMap<usize, i64>) -> Result<()> {
         for (index, exponent) in sum.0.keys().flat_map(|monomial| &monomial.0) {
             let first = !denominators.contains_key(index);
@@ -67,7 +67,7 @@ impl Algebra {
         Ok(())
     }
 
-    /// The binary logarithm of a bound on the size of every conjugate.
+    /// Return the binary logarithm of a bound on the size of every conjugate.
     fn log_house(&self, sum: &Poly) -> f64 {
         let terms = sum.0.iter().map(|(monomial, value)| {
             let atoms = monomial.0.iter().map(|(index, exponent)| {
@@ -84,7 +84,7 @@ impl Algebra {
         largest + (sum.0.len() as f64).log2().ceil()
     }
 
-    /// A sum with whole coefficients in fixed point.
+    /// Evaluate a sum with integer coefficients in fixed point.
     fn fixed(&self, sum: &Poly, precision: usize) -> Result<Fixed> {
         let mut total = Fixed { re: BigInt::zero(), im: BigInt::zero() };
         for (monomial, value) in &sum.0 {
@@ -95,7 +95,7 @@ impl Algebra {
                     Atom::Prime(prime) => real(root(BigInt::from(prime.clone()) << precision, exponent, precision)),
                     Atom::Radical(inside) => {
                         let inside = self.fixed(inside, precision)?;
-                        // Roots of complex and negative numbers have several values.
+                        // Roots of complex and negative numbers are ambiguous.
                         if !inside.im.is_zero() || !inside.re.is_positive() {
                             return Err(Fault::Limit);
                         }
@@ -119,16 +119,16 @@ fn real(re: BigInt) -> Fixed {
     Fixed { re, im: BigInt::zero() }
 }
 
-/// A positive number to a power between 0 and 1.
+/// Raise a positive number to a power between 0 and 1.
 fn root(value: BigInt, exponent: &Exponent, precision: usize) -> BigInt {
     let (over, under) = (*exponent.numer() as u32, *exponent.denom() as u32);
     let power = value.pow(over);
-    // x^a·2^(pa) to (x^(a/b))·2^p: the b-th root of x^a·2^(pb).
+    // `power` is x^a·2^(pa); the result x^(a/b)·2^p is the b-th root of x^a·2^(pb).
     let scaled = if under >= over { power << (precision * (under - over) as usize) } else { power };
     scaled.nth_root(under)
 }
 
-/// -1 to a power between 0 and 1: cos πx + i sin πx.
+/// Return -1 to a power x between 0 and 1: cos πx + i sin πx.
 fn unit(exponent: &Exponent, precision: usize) -> Fixed {
     if *exponent == Exponent::new(1, 2) {
         return Fixed { re: BigInt::zero(), im: BigInt::one() << precision };

@@ -3,30 +3,30 @@
 use super::tree::Node;
 use super::{MAX_ANSWER, parse};
 
-/// Announcements that are looked at, from the last.
+/// Maximum number of announcements examined, from the last.
 const MAX_TRIALS: usize = 32;
-/// Bytes before "answer" that are looked at.
+/// Maximum number of bytes examined before the word "answer".
 const MAX_LEAD: usize = 40;
 
-/// What a text announces.
+/// An answer announced in words.
 pub(super) struct Announced {
-    /// Where "answer" stands.
+    /// Position of the word "answer".
     pub(super) at: usize,
-    /// Whether it is a line or heading of its own or says "final": not a remark in passing.
+    /// Whether it is a separate line or heading, or contains the word "final".
     pub(super) formal: bool,
     pub(super) answer: String,
 }
 
-/// Whether a text is something to compare other than words.
+/// Whether the text parses to something other than words.
 pub(super) fn reads(text: &str) -> bool {
     !matches!(parse::parse(text), Ok(Node::Words(_)) | Err(_))
 }
 
-/// The last announcement that has something to announce.
+/// Find the last announcement with a value.
 pub(super) fn announced(text: &str) -> Option<Announced> {
     let lower = text.to_ascii_lowercase();
     let find = |word: &str| {
-        // `Ans: 5` and `Ans. 5`, but not the beginning of "answer".
+        // `Ans: 5` and `Ans. 5`, but not the start of "answer".
         let whole = |at: &usize| word != "ans" || lower[at + word.len()..].starts_with([':', '.']);
         let places = lower.rmatch_indices(word).map(|(at, _)| at);
         places.filter(whole).take(MAX_TRIALS).find_map(|at| english(text, &lower, at, word.len()))
@@ -44,14 +44,14 @@ fn is_mark(c: char) -> bool {
     matches!(c, '*' | '_' | '#' | '>' | '`')
 }
 
-/// An announcement at one "answer" of the text.
+/// Parse an announcement at one occurrence of "answer", "option" or "choice".
 fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announced> {
     let start = (at.saturating_sub(MAX_LEAD)..=at).find(|start| text.is_char_boundary(*start))?;
     let line = lower[start..at].rsplit('\n').next().unwrap_or_default();
     let lead = line.trim_matches(|c: char| !c.is_alphanumeric());
     let mut words = lead.rsplit(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let last = words.next().unwrap_or_default();
-    // The correct option answers, any other is only named.
+    // "The correct option" states an answer; "option" alone does not.
     let led = match last {
         "final" | "correct" | "right" => true,
         "" => lead.is_empty() && lower[at..].starts_with('a'),
@@ -81,13 +81,13 @@ fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announce
     Some(Announced { at, formal: verb.is_none() || last == "final", answer })
 }
 
-/// What may say of an answer whose it is.
+/// Phrases that may follow "answer".
 const PURPOSES: &[&str] = &["to the problem ", "to this problem ", "to the question ", "to this question "];
 
-/// The value after its announcement: on the same line, or on the next that is not blank.
+/// Extract the value after an announcement, from the same line or the next non-blank line.
 fn value(rest: &str) -> Option<String> {
     let after = rest.trim_start_matches(|c: char| is_mark(c) || c == ':' || c == '：' || c.is_whitespace());
-    // On a line of its own a dash begins an item of a list.
+    // On a separate line a dash starts a list item.
     let item = rest[..rest.len() - after.len()].contains('\n');
     let rest = after.strip_prefix("- ").filter(|_| item).unwrap_or(after);
     let end = (0..=rest.len().min(MAX_ANSWER)).rev().find(|end| rest.is_char_boundary(*end))?;
@@ -115,12 +115,12 @@ fn value(rest: &str) -> Option<String> {
     if let Some(formula) = tail.filter(|tail| reads(tail)).or_else(|| first_formula(plain)) {
         return Some(formula.to_string());
     }
-    // Many words with more to come are not the answer: "Answer: let us see."
+    // Many words followed by more text are not the answer: "Answer: let us see."
     let short = plain.split_whitespace().count() <= 4;
     (short || rest.lines().skip(1).all(|line| line.trim().is_empty())).then(|| plain.to_string())
 }
 
-/// The formula that a sentence begins with.
+/// Return the formula at the start of a sentence.
 fn first_formula(sentence: &str) -> Option<&str> {
     [("$", "$"), ("\\(", "\\)")].iter().find_map(|(open, close)| {
         let inside = sentence.strip_prefix(open)?;
@@ -128,7 +128,7 @@ fn first_formula(sentence: &str) -> Option<&str> {
     })
 }
 
-/// A line up to the end of its first sentence, formulae aside.
+/// Return the first sentence of a line; full stops inside formulae do not end it.
 fn sentence(line: &str) -> &str {
     let paired = line.matches('$').count().is_multiple_of(2);
     let mut inside = false;
@@ -144,7 +144,7 @@ fn sentence(line: &str) -> &str {
     line
 }
 
-/// A text without Markdown's pairs of stars; `x**2` keeps its.
+/// Remove Markdown's `**`, but not the operator in `x**2`.
 fn without_stars(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;

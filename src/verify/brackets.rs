@@ -1,4 +1,4 @@
-//! What stands in brackets: tuples, intervals, sets, and the environments of LaTeX.
+//! Parsing of brackets: tuples, intervals, sets, and environments of LaTeX.
 
 use super::parse::Parser;
 use super::relation::joined;
@@ -6,7 +6,7 @@ use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Relation, Result};
 
 impl Parser {
-    /// What follows an opening bracket: a group, a tuple or an interval.
+    /// Parse what follows an opening bracket: a group, a tuple or an interval.
     pub(super) fn bracket(&mut self, open: char) -> Result<Node> {
         let outward = std::mem::replace(&mut self.outward, open == ']');
         let items = self.deeper(Self::items);
@@ -20,6 +20,8 @@ impl Parser {
             ('(', Some(']')) => Some((false, true)),
             ('[', Some(')')) => Some((true, false)),
             (']', Some('[')) => Some((false, false)),
+            ('[', Some('[')) => Some((true, false)),
+            ('(', Some('[')) => Some((false, false)),
             (']', Some(']')) => Some((false, true)),
             _ => return Err(Fault::Malformed),
         };
@@ -35,8 +37,18 @@ impl Parser {
         }
     }
 
-    /// What follows the brace of a set: its members, or `x | condition`.
+    /// Parse what follows the brace of a set: its members, or `x | condition`.
     pub(super) fn set(&mut self) -> Result<Node> {
+        // `\left\{ \begin{array}{l} x = 1 \\ y = 2 \end{array} \right.`
+        if matches!(self.peek(), Some(Token::Command(name)) if name == "begin") {
+            let start = self.at;
+            self.at += 1;
+            let rows = self.deeper(|parser| parser.enclosure(true))?;
+            if self.peek_char() != Some('}') {
+                return Ok(rows);
+            }
+            self.at = start;
+        }
         let (mut items, joints) = self.deeper(|parser| {
             parser.bars += 1;
             let items = parser.members();
@@ -59,14 +71,14 @@ impl Parser {
         Ok(if conditions.len() == 1 { conditions.swap_remove(0) } else { Node::List(conditions) })
     }
 
-    /// What stands between a `\begin` and its `\end`.
-    pub(super) fn enclosure(&mut self) -> Result<Node> {
+    /// Parse the environment after a `\begin`; an `array` after a brace (`braced`) is `cases`.
+    pub(super) fn enclosure(&mut self, braced: bool) -> Result<Node> {
         match self.environment()?.as_str() {
             "array" => {
                 if self.peek() == Some(&Token::Open) {
                     self.index()?;
                 }
-                self.rows(true).map(Node::Matrix)
+                if braced { Ok(cases(self.rows(false)?)) } else { self.rows(true).map(Node::Matrix) }
             }
             "vmatrix" => super::matrix::determinant(&self.rows(true)?),
             "Vmatrix" => Err(Fault::Malformed),
@@ -81,7 +93,7 @@ impl Parser {
         }
     }
 
-    /// The rows of a `pmatrix` or its like, all of one length where it is a matrix, up to its `\end`.
+    /// Parse the rows of an environment up to its `\end`; those of a matrix must have equal lengths.
     fn rows(&mut self, matrix: bool) -> Result<Vec<Vec<Node>>> {
         let mut rows = vec![Vec::new()];
         loop {
@@ -111,7 +123,7 @@ impl Parser {
         }
     }
 
-    /// A cell of `cases`: a formula, or a condition after its `if`.
+    /// Parse a cell of `cases`: a formula, or a condition after `if`.
     fn case(&mut self) -> Result<Node> {
         let text = |token: Option<&Token>| match token {
             Some(Token::Text(word) | Token::Letters(word)) => word.trim_matches([',', '.', ' ']).to_lowercase(),
@@ -135,7 +147,7 @@ impl Parser {
         matches!(self.peek(), Some(Token::Command(name)) if name == "end")
     }
 
-    /// The name in the braces of a `\begin` or `\end`.
+    /// Parse the name in the braces of a `\begin` or `\end`.
     pub(super) fn environment(&mut self) -> Result<String> {
         self.expect(&Token::Open)?;
         let name = match self.peek() {
@@ -148,7 +160,7 @@ impl Parser {
     }
 }
 
-/// What stands after the colon of `x : x > 2` or `x ∈ ℝ : x > 2`.
+/// Return the condition after the colon of `x : x > 2` or `x ∈ ℝ : x > 2`.
 fn after_colon(node: &Node) -> Option<Node> {
     let Node::Relation(terms, relations) = node else { return None };
     let at = usize::from(relations.len() > 1 && relations[0] == Relation::In);
@@ -158,7 +170,7 @@ fn after_colon(node: &Node) -> Option<Node> {
     Some(Node::Relation(terms, relations[at..].to_vec()))
 }
 
-/// Rows of one cell are several answers; of two, pairs of a value and its condition.
+/// Convert rows of one cell to several answers, rows of two cells to pairs of a value and its condition.
 fn cases(rows: Vec<Vec<Node>>) -> Node {
     if rows.iter().all(|row| row.len() == 1) {
         return Node::List(rows.concat());

@@ -1,11 +1,11 @@
-//! A gold and an answer as people paste them: bare, or inside a whole completion.
+//! Grading of pasted text: an answer that may be bare or part of a whole completion.
 
 use super::name::{constant, is_function};
 use super::parse::{is_separator, parse};
 use super::tree::{Fault, Node};
 use super::{Graded, Verdict, compare, compare_unlike, gold_answer, grade, stated};
 
-/// Grades an answer that may be bare or a whole, finished completion.
+/// Grade an answer that may be bare or a whole, finished completion.
 pub fn check(gold: &str, answer: &str) -> Graded {
     let verdict = compare(&gold_answer(gold), answer);
     if is_bare(answer) || (verdict.is_right() && !is_sentence(answer)) {
@@ -14,7 +14,7 @@ pub fn check(gold: &str, answer: &str) -> Graded {
     grade(gold, answer, true)
 }
 
-/// Whether a text is an answer by itself: it states none, and is a formula or a few words on one line.
+/// Whether the text is a bare answer: it states no answer, and is a formula or a few words on one line.
 fn is_bare(text: &str) -> bool {
     let marked = text.contains("<think>") || text.contains("</think>");
     if marked || stated(text).is_some() || text.trim().contains('\n') || is_sentence(text) {
@@ -28,14 +28,14 @@ fn is_bare(text: &str) -> bool {
     }
 }
 
-/// Whether words lead to a formula in marks: `Hence $x = 3$`.
+/// Whether words precede a formula in delimiters: `Hence $x = 3$`.
 fn is_sentence(text: &str) -> bool {
     let marked = ["$", "\\(", "\\["].iter().filter_map(|mark| text.find(mark)).min();
     let mut words = text[..marked.unwrap_or(0)].split(|c: char| !c.is_ascii_alphabetic() && c != '\\');
     words.any(|word| is_prose(word) && !matches!(word.to_lowercase().as_str(), "option" | "choice" | "answer"))
 }
 
-/// Whether a text begins with two words, or with a longer one, that are none of a formula.
+/// Whether the text begins with two words, or one longer word, that do not belong to a formula.
 fn begins_with_prose(text: &str) -> bool {
     let words: Vec<&str> = text.split_whitespace().take(2).take_while(|word| is_prose(word)).collect();
     words.len() == 2 || words.first().is_some_and(|word| word.len() > 2 || matches!(*word, "so" | "So"))
@@ -49,8 +49,8 @@ fn is_prose(word: &str) -> bool {
         && !is_separator(word)
 }
 
-/// Whether two answers are the same once the comma of one is read as a decimal point, `3,14` beside 3.14, or its digits are
-/// grouped as in India, `1,00,000`.
+/// Whether two answers are equal with the comma of one as a decimal point, `3,14` and 3.14, or as an Indian group
+/// separator, `1,00,000`.
 pub(super) fn same_by_commas(gold: &str, answer: &str) -> bool {
     let same = |changed: Option<String>, other: &str, gold_changed: bool| {
         changed.is_some_and(|changed| {
@@ -61,7 +61,7 @@ pub(super) fn same_by_commas(gold: &str, answer: &str) -> bool {
     same(with_points(answer, gold), gold, false) || same(with_points(gold, answer), answer, true)
 }
 
-/// A text with points for decimal commas, where the other has points and the text none that could be.
+/// Replace decimal commas by points if the other text has decimal points and this one has none.
 fn with_points(text: &str, other: &str) -> Option<String> {
     let digit = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
     let between = |at: usize| at > 0 && digit(at - 1) && digit(at + 1);
@@ -83,7 +83,7 @@ fn with_points(text: &str, other: &str) -> Option<String> {
         let whole = other.trim_matches(|c: char| c.is_whitespace() || "$+-−".contains(c));
         return (indian && whole.bytes().all(|b| b.is_ascii_digit())).then(|| text.replace(',', ""));
     }
-    // `(4,5; 0)`: another sign parts the members.
+    // `(4,5; 0)`: semicolons separate the members.
     ((number || text.contains(';')) && point(other)).then(|| {
         let mut bytes = text.to_string().into_bytes();
         commas.iter().for_each(|at| bytes[*at] = b'.');
@@ -91,7 +91,7 @@ fn with_points(text: &str, other: &str) -> Option<String> {
     })
 }
 
-/// Says how a gold and an answer, each bare or a whole completion, are read, and what follows from that.
+/// Describe how a gold and an answer, each bare or a whole completion, are parsed and graded.
 pub fn explain(gold: &str, answer: &str) -> String {
     let found = &*gold_answer(gold);
     let graded = check(gold, answer);

@@ -5,7 +5,7 @@ use super::parse::{is_word, plain_words};
 use super::token::{Spaced, Token};
 use super::words;
 
-/// A letter of multiple choice before its content: `(B) 42`, `B. 42`, `B: the second`, `\textbf{(B)}\ 42`.
+/// Split a multiple-choice letter from its content: `(B) 42`, `B. 42`, `B: the second`, `\textbf{(B)}\ 42`.
 pub(super) fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
     const MARKS: [char; 4] = ['(', ')', '.', ':'];
     let letter = |run: &str| (run.len() == 1 && ("A"..="J").contains(&run)).then(|| run.to_string());
@@ -48,13 +48,13 @@ pub(super) fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
         {
             (letter(run)?, 1, true)
         }
-        // `B - the second`: what follows must be words, or it is a difference.
+        // `B - the second` needs words after the dash; otherwise it is a difference.
         [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('-'), true), rest @ ..] => {
             tells(rest).then_some(())?;
             (letter(run)?, 2, false)
         }
         [Spaced(Token::Text(text), _), rest @ ..] => {
-            // A choice and its text within one `\text{}`.
+            // Letter and content within one `\text{}`.
             let (run, words) = text.split_once([':', '.', ')']).filter(|(_, words)| words.starts_with(' '))?;
             let mut rest = rest.to_vec();
             rest.insert(0, Spaced(Token::Text(words.trim().to_string()), true));
@@ -67,7 +67,7 @@ pub(super) fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
     apart.then_some((letter, rest))
 }
 
-/// Tokens without the braces around the first few, which `\mathbf{(B)}` leaves.
+/// Remove the braces that `\mathbf{(B)}` leaves around the first tokens.
 fn without_braces(tokens: &[Spaced]) -> Option<Vec<Spaced>> {
     const LONGEST: usize = 5;
     tokens.first().filter(|token| token.0 == Token::Open)?;
@@ -75,7 +75,7 @@ fn without_braces(tokens: &[Spaced]) -> Option<Vec<Spaced>> {
     Some([&tokens[1..close], &tokens[close + 1..]].concat())
 }
 
-/// Whether what follows a letter has words, so that it tells of a choice and is no factor or term.
+/// Whether the tokens after a letter contain words, so that the letter is a choice and not a symbol.
 fn tells(rest: &[Spaced]) -> bool {
     let word = |Spaced(token, _): &Spaced| match token {
         Token::Letters(run) | Token::Text(run) => run.len() > 3 && is_word(run),

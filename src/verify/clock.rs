@@ -5,7 +5,7 @@ use super::token::{Spaced, Token};
 use super::tree::Node;
 
 impl Parser {
-    /// A time of day, `3:45`, `15:45:10`, `3:45 PM`; with blanks around the colon it is a ratio.
+    /// Parse a time of day, `3:45`, `15:45:10`, `3:45 PM`; with spaces around the colon it is a ratio.
     pub(super) fn time(&mut self) -> Option<Node> {
         let mut numbers = Vec::new();
         let mut at = self.at;
@@ -21,7 +21,7 @@ impl Parser {
             at += 1;
         }
         let (half, used) = self.half_of_day(at);
-        // `3 PM` is a time, 3 is not; of three numbers one begins with 0, or they are a ratio.
+        // `3 PM` is a time, 3 is not. Three numbers are a ratio unless minutes or seconds are below 10.
         let clock = match numbers.as_slice() {
             [_] => half.is_some(),
             [_, _] => true,
@@ -46,7 +46,7 @@ impl Parser {
         Some(Node::Time(hour * 3600 + part(1) * 60 + part(2), half.is_some()))
     }
 
-    /// Whether PM (true) or AM stands at a token, and how many tokens that takes: `p.m.` is four.
+    /// Return whether PM (true) or AM (false) is at a token, and its number of tokens: `p.m.` has four.
     fn half_of_day(&self, at: usize) -> (Option<bool>, usize) {
         let letter = |at: usize| match self.tokens.get(at) {
             Some(Spaced(Token::Letters(word) | Token::Text(word), _)) => word.replace(['.', ' '], "").to_lowercase(),

@@ -1,26 +1,26 @@
-//! Whether two answers are the same.
+//! Comparison of two parsed answers.
 
 use num_rational::BigRational;
-use num_traits::{Pow, Signed, ToPrimitive};
+use num_traits::{Signed, ToPrimitive};
 
 use super::poly::{Algebra, Quotient};
-use super::rounded::{approximated, literal, near, rounds};
+use super::rounded::{approximated, half_unit, literal, near, rounds};
 use super::tree::{Fault, Node, Result};
 use super::unit::Unit;
 use super::{matrix, words};
 
-/// Compares answers; one per pair, since its steps are limited.
+/// Comparison of one pair of answers, with its budget of steps.
 pub(super) struct Comparer {
     pub(super) algebra: Algebra,
 }
 
-/// Whether `answer` says the same as `gold`.
+/// Whether `answer` equals `gold`.
 ///
 /// # Errors
-/// [`Fault::Limit`] when that cannot be decided, [`Fault::Undefined`] when one of them has no value.
+/// [`Fault::Limit`] if equality cannot be decided, [`Fault::Undefined`] if one of them has no value.
 pub(super) fn same(gold: &Node, answer: &Node) -> Result<bool> {
     let natural = Comparer { algebra: Algebra::new(false) }.same(gold, answer);
-    // `log` without a base means the natural logarithm to some and the decimal one to others.
+    // `log` without a base may be the natural or the decimal logarithm.
     let bare = |node: &Node| matches!(node, Node::Apply(name, x) if name == "log" && x.len() == 1);
     if natural != Ok(true) && (gold.any(&bare) || answer.any(&bare)) {
         let decimal = Comparer { algebra: Algebra::new(true) }.same(gold, answer);
@@ -35,6 +35,12 @@ pub(super) fn same(gold: &Node, answer: &Node) -> Result<bool> {
 impl Comparer {
     pub(super) fn same(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
         self.algebra.spend(1)?;
+        // A gold that states its base also accepts the digits alone.
+        if let Node::Based(_, digits) = gold
+            && written(answer) == *digits
+        {
+            return Ok(true);
+        }
         match (gold, answer) {
             (Node::Words(a), Node::Words(b)) => {
                 return Ok(words::same(a, b) || words::set(a).is_some_and(|set| words::set(b) == Some(set)));
@@ -51,15 +57,10 @@ impl Comparer {
             }
             _ => {}
         }
-        match (is_either(gold), is_either(answer)) {
-            (true, _) => return self.same(&both_signs(gold), answer),
-            (_, true) => return self.same(gold, &both_signs(answer)),
-            _ => {}
-        }
-        if let Some(gold) = spread(gold) {
+        if let Some(gold) = rewritten(gold, answer)? {
             return self.same(&gold, answer);
         }
-        if let Some(answer) = spread(answer) {
+        if let Some(answer) = rewritten(answer, gold)? {
             return self.same(gold, &answer);
         }
         if let Some(parts) = approximated(gold) {
@@ -67,11 +68,6 @@ impl Comparer {
         }
         if let Some(parts) = approximated(answer) {
             return self.same_as_either(parts, |comparer, part| comparer.same(gold, part));
-        }
-        match (matrix::evaluated(gold)?, matrix::evaluated(answer)?) {
-            (Some(gold), _) => return self.same(&gold, answer),
-            (_, Some(answer)) => return self.same(gold, &answer),
-            _ => {}
         }
         if (matches!(gold, Node::List(_)) || matches!(answer, Node::List(_)))
             && let Some(same) = self.same_systems(gold, answer)?
@@ -103,11 +99,11 @@ impl Comparer {
         }
     }
 
-    /// Times of day and numbers to a modulus.
+    /// Compare times of day and residues.
     fn same_on_a_circle(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
         match (gold, answer) {
             (Node::Time(a, left), Node::Time(b, right)) => {
-                // Without AM or PM, from one to twelve o'clock, it may be in either half of the day.
+                // Without AM or PM, a time from 1:00 to 12:59 may be in either half of the day.
                 let either = |seconds: i64, half: bool| !half && (3600..46_800).contains(&seconds);
                 let half = |seconds: i64| seconds % 43_200;
                 let open = left != right && (either(*a, *left) || either(*b, *right));
@@ -127,7 +123,7 @@ impl Comparer {
         }
     }
 
-    /// Whether two numbers, or those that one symbol is congruent to, differ by a multiple.
+    /// Whether two numbers, or the right-hand sides of congruences for one symbol, differ by a multiple of `modulus`.
     fn congruent(&mut self, a: &Node, b: &Node, modulus: &Node) -> Result<bool> {
         fn side(node: &Node) -> (Option<&Node>, &Node) {
             match node {
@@ -150,7 +146,7 @@ impl Comparer {
         Ok(self.algebra.normal(&difference)?.as_constant().is_some_and(|value| value.is_integer()))
     }
 
-    /// Whether a number is one of 0 to m - 1, or what it is compared with says the same.
+    /// Whether a number lies between 0 and `modulus` - 1.
     fn is_residue(&mut self, node: &Node, modulus: &Node) -> Result<bool> {
         if !is_formula(node) || !is_formula(modulus) {
             return Ok(false);
@@ -159,7 +155,7 @@ impl Comparer {
         Ok(value.zip(modulus).is_some_and(|(value, modulus)| !value.is_negative() && value < modulus))
     }
 
-    /// Whether the exact one of two spellings is the same, or the rounded one where it is the exact one rounded.
+    /// Whether `same` holds for the exact value, or for the decimal if it is the exact value rounded.
     fn same_as_either(
         &mut self,
         (exact, rounded): (Node, Option<Node>),
@@ -176,11 +172,7 @@ impl Comparer {
         let Some(number) = literal(&rounded) else { return Ok(false) };
         let normal = self.algebra.normal(value)?;
         let Some(float) = self.algebra.float(&normal) else { return Ok(false) };
-        let ten = BigRational::from_integer(10.into());
-        let Some(places) = (0..12i32).find(|places| (&number * ten.clone().pow(*places)).is_integer()) else {
-            return Ok(false);
-        };
-        let half = ten.pow(-places) / BigRational::from_integer(2.into());
+        let Some(half) = half_unit(&number) else { return Ok(false) };
         Ok(near(float, &number, &half) && same(self, &rounded)?)
     }
 
@@ -199,7 +191,7 @@ impl Comparer {
         all
     }
 
-    /// Whether two ratios are the same: a part that is not 0 crosswise with every other. One of zeros says nothing.
+    /// Whether two ratios are proportional, by cross products with the first part that is not 0.
     fn proportional(&mut self, a: &[Node], b: &[Node]) -> Result<bool> {
         let (Some(pivot), other) = (self.first_part(a)?, self.first_part(b)?) else {
             return Ok(a.len() == b.len() && self.first_part(b)?.is_none());
@@ -216,7 +208,7 @@ impl Comparer {
         Ok(true)
     }
 
-    /// Where the first part of a ratio stands that is not 0.
+    /// Find the first part of a ratio that is not 0.
     fn first_part(&mut self, parts: &[Node]) -> Result<Option<usize>> {
         for (at, part) in parts.iter().enumerate() {
             if !self.same_formulae(&Node::integer(0), part)? {
@@ -226,22 +218,8 @@ impl Comparer {
         Ok(None)
     }
 
-    /// With units: compared where both have them, left out where one has none.
+    /// Compare quantities; a unit that only one side has is ignored.
     fn same_quantities(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
-        // Beside a unit, the m of `10 m` is one too.
-        match (gold, answer) {
-            (Node::Measured(..), Node::Product(factors)) => {
-                if let Some(measured) = lettered(factors) {
-                    return self.same(gold, &measured);
-                }
-            }
-            (Node::Product(factors), Node::Measured(..)) => {
-                if let Some(measured) = lettered(factors) {
-                    return self.same(&measured, answer);
-                }
-            }
-            _ => {}
-        }
         match (gold, answer) {
             (Node::Measured(a, left), Node::Measured(b, right)) => {
                 if left.powers != right.powers {
@@ -258,20 +236,20 @@ impl Comparer {
             (Node::Percent(a), Node::Percent(b)) | (Node::Degrees(a), Node::Degrees(b)) => self.same(a, b),
             (Node::Measured(_, unit), _) | (_, Node::Measured(_, unit)) if unit.mixed => Ok(false),
             (Node::Measured(a, unit), other) | (other, Node::Measured(a, unit)) => {
-                // 50 cents are 0.5 as well.
+                // 50 cents equal 50 and 0.5.
                 let whole =
                     Node::Product(vec![(**a).clone(), Node::Number { value: unit.factor.clone(), place: None }]);
-                if unit.is_small_coin() && self.same(&whole, other)? {
+                if unit.is_part() && self.same(&whole, other)? {
                     return Ok(true);
                 }
-                // A percentage is no length, but a 5% increase is 5%.
+                // A percentage is not a length, but "5% increase" equals 5%.
                 let sign = |node: &Node| matches!(node, Node::Percent(_) | Node::Degrees(_));
                 if sign(other) && !sign(a) && !unit.powers.is_empty() {
                     return Ok(false);
                 }
                 if matches!(gold, Node::Measured(..)) { self.same(a, other) } else { self.same(other, a) }
             }
-            // 5% is 1/20, and where percents are asked for, 5. 45° is π/4, and where degrees are, 45.
+            // 5% equals 1/20 and 5; 45° equals π/4 and 45.
             (Node::Percent(a) | Node::Degrees(a), other) => {
                 Ok(self.same_formulae(gold, other)? || self.same(a, other)?)
             }
@@ -313,7 +291,7 @@ impl Comparer {
     }
 }
 
-/// Whether the node is infinity, and then whether it is the positive one.
+/// Return whether an infinite node is positive, or `None` if the node is not infinite.
 pub(super) fn infinite(node: &Node) -> Option<bool> {
     match node {
         Node::Infinity => Some(true),
@@ -322,7 +300,7 @@ pub(super) fn infinite(node: &Node) -> Option<bool> {
     }
 }
 
-/// A product that ends with letters of units, `10 m/s^2`, as a quantity.
+/// Convert a product that ends with unit letters, `10 m/s^2`, to a quantity.
 fn lettered(factors: &[Node]) -> Option<Node> {
     fn unit(node: &Node, sign: i32) -> Option<Unit> {
         match node {
@@ -345,7 +323,29 @@ fn lettered(factors: &[Node]) -> Option<Node> {
     (!rest.is_empty()).then(|| Node::Measured(Box::new(Node::Product(rest)), product))
 }
 
-/// Whether a node may be a letter of multiple choice.
+/// Expand `±` and arithmetic of matrices. If `other` is a tuple, drop the name of a point, `P(3, 4)`. If `other` has a
+/// unit, read the m of `10 m` as a unit.
+fn rewritten(node: &Node, other: &Node) -> Result<Option<Node>> {
+    let capital = |name: &str| matches!(name.as_bytes(), [b'A'..=b'Z']);
+    let beside = match (node, other) {
+        (Node::Apply(name, values), Node::Tuple(_)) if capital(name) => Some(Node::Tuple(values.clone())),
+        (Node::Product(factors), Node::Tuple(_)) => match factors.as_slice() {
+            [Node::Symbol(name), point @ Node::Tuple(_)] if capital(name) => Some(point.clone()),
+            _ => None,
+        },
+        (Node::Product(factors), Node::Measured(..)) => lettered(factors),
+        _ => None,
+    };
+    let rewritten = beside.or_else(|| if is_either(node) { Some(both_signs(node)) } else { spread(node) });
+    if rewritten.is_some() { Ok(rewritten) } else { matrix::evaluated(node) }
+}
+
+/// Return the digits and letters of a number or product in capitals, without operators.
+fn written(node: &Node) -> String {
+    let text = node.to_string();
+    text.chars().filter(|c| !"(·)".contains(*c)).flat_map(char::to_uppercase).collect()
+}
+
 fn is_choice(node: &Node) -> bool {
     matches!(node, Node::Symbol(name) if ("A"..="J").contains(&name.as_str()) && name.len() == 1)
 }
@@ -354,12 +354,12 @@ fn is_letter(node: &Node, letter: &str) -> bool {
     matches!(node, Node::Symbol(name) if name.eq_ignore_ascii_case(letter))
 }
 
-/// Whether a node other than a list holds a `±`.
+/// Whether a node that is not a list contains a `±`.
 fn is_either(node: &Node) -> bool {
     !matches!(node, Node::List(_) | Node::Set(_)) && node.any(&|node| matches!(node, Node::PlusMinus(..)))
 }
 
-/// A list or set with a member for either sign of each `±`; none if there is none.
+/// Expand each `±` member of a list or set into two members.
 fn spread(node: &Node) -> Option<Node> {
     let (Node::List(members) | Node::Set(members)) = node else { return None };
     if !members.iter().any(is_either) {
@@ -389,7 +389,7 @@ pub(super) fn is_set(node: &Node) -> bool {
     )
 }
 
-/// Whether the node has a value of its own: no sets, relations or units in it.
+/// Whether the node has a numeric or symbolic value: it contains no sets, relations or units.
 pub(super) fn is_formula(node: &Node) -> bool {
     !node.any(&|node| {
         is_set(node)

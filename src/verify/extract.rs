@@ -1,16 +1,16 @@
-//! Finding the answer in a completion. All work is linear in its length.
+//! Extraction of the answer from a completion, in time linear in its length.
 
 use std::borrow::Cow;
 
 use super::announced::{announced, reads};
 
-/// The answer within a solution: on a last line `#### n`, in the last `\boxed{}`, after a last `####`, announced in words,
-/// or else the whole text.
+/// Extract the gold from a solution: a last line `#### n`, the last `\boxed{}`, the text after the last `####`, an
+/// answer announced in words, or else the whole text.
 pub fn gold_answer(text: &str) -> Cow<'_, str> {
     let marked = text.rfind("####");
     let found = boxed(text);
     match (marked, found) {
-        // A heading above or below the box.
+        // The `####` is a heading above or below the box.
         (Some(at), Some(found)) if found.end > at || hashed(&text[at..]).is_none() => found.answer,
         (Some(at), _) => text[at + 4..].trim().into(),
         (None, Some(found)) => found.answer,
@@ -21,19 +21,19 @@ pub fn gold_answer(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The text after the last `</think>`; none while a `<think>` is still open.
+/// Return the text after the last `</think>`, or `None` if a `<think>` is still open.
 pub fn after_thinking(completion: &str) -> Option<&str> {
     let rest = completion.rfind("</think>").map_or(completion, |at| &completion[at + "</think>".len()..]);
     if rest.contains("<think>") { None } else { Some(rest) }
 }
 
-/// A stated answer: the last `\boxed{}` unless a line after it announces another, else the last `<answer>`, else a line
-/// `#### n` or what the text announces as its answer, whichever comes last.
+/// Extract the stated answer: the last `\boxed{}` unless a later line announces another answer, else the last
+/// `<answer>`, else the later of a line `#### n` and an announced answer.
 pub fn stated(text: &str) -> Option<Cow<'_, str>> {
     let announced = announced(text);
     if let Some(found) = boxed(text) {
         let Some(later) = announced.filter(|later| later.at > found.end) else { return Some(found.answer) };
-        // A letter is the choice of what is in the box.
+        // An announced letter names the choice whose text is in the box.
         let letter = |answer: &str| {
             let letter = answer.trim_matches(|c: char| !c.is_alphanumeric());
             matches!(letter.as_bytes(), [b'A'..=b'H']).then(|| letter.to_string())
@@ -55,20 +55,20 @@ pub fn stated(text: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// An answer and where what states it ends.
+/// An answer and the end of its box.
 pub(super) struct Found<'a> {
     pub(super) answer: Cow<'a, str>,
     pub(super) end: usize,
 }
 
-/// A box: where it begins and ends, and the same of its content.
+/// Byte ranges of a box and of its content.
 struct Framed {
     outer: (usize, usize),
     inner: (usize, usize),
 }
 
-/// The content of the box that begins last; of several that follow one another, as in "\boxed{3} and \boxed{5}", the list.
-/// Boxes without a letter or digit are mentions, unless there is no other.
+/// Return the content of the box that begins last, or the list of adjacent boxes as in "\boxed{3} and \boxed{5}". Boxes
+/// without a letter or digit are ignored unless there is no other.
 pub(super) fn boxed(text: &str) -> Option<Found<'_>> {
     let mut frames = frames(text);
     let content = |frame: &Framed| text[frame.inner.0..frame.inner.1].trim();
@@ -93,7 +93,7 @@ pub(super) fn boxed(text: &str) -> Option<Found<'_>> {
     Some(Found { answer, end: last.outer.1 })
 }
 
-/// Whether a box has nothing in it but the word that stands for an answer.
+/// Whether the box is empty or holds only a placeholder such as "answer".
 fn is_mention(content: &str) -> bool {
     const LONGEST: usize = 40;
     if content.len() > LONGEST {
@@ -104,7 +104,7 @@ fn is_mention(content: &str) -> bool {
     !super::usable(content) || matches!(words, "answer" | "your answer" | "final answer" | "the answer")
 }
 
-/// All closed `\boxed{}`, `\fbox{}` and `\framebox{}`, and `\boxed 5`.
+/// Find all closed `\boxed{}`, `\fbox{}` and `\framebox{}`, and `\boxed 5`.
 fn frames(text: &str) -> Vec<Framed> {
     let bytes = text.as_bytes();
     let mut open: Vec<Option<(usize, usize)>> = Vec::new();
@@ -113,10 +113,10 @@ fn frames(text: &str) -> Vec<Framed> {
     while at < bytes.len() {
         match bytes[at] {
             b'\\' => {
-                // A box after two backslashes was escaped twice, or begins a line.
+                // Two backslashes before a box: escaped twice, or the end of a line.
                 let command = ["boxed", "fbox", "framebox"].iter().find(|c| bytes[at + 1..].starts_with(c.as_bytes()));
                 let Some(command) = command else {
-                    // An escaped brace is a character, not structure; one after the end of a row is not escaped.
+                    // An escaped brace does not group; a brace after the end of a row is not escaped.
                     let row = bytes.get(at + 1) == Some(&b'\\') && matches!(bytes.get(at + 2), Some(b'{' | b'}'));
                     at += if row || matches!(bytes.get(at + 1), Some(b'{' | b'}')) { 2 } else { 1 };
                     continue;
@@ -129,7 +129,7 @@ fn frames(text: &str) -> Vec<Framed> {
                     at = start + 1;
                     open.push(Some((begin, at)));
                 } else if blank > 0 {
-                    // `\boxed 5` boxes one word, `\boxed as you asked` none.
+                    // `\boxed 5` boxes one word; `\boxed as you asked` boxes nothing.
                     let length = bytes[start..].iter().take_while(|b| !b.is_ascii_whitespace() && **b != b'$').count();
                     let word = &text[start..start + length];
                     let letter = word.trim_end_matches(['.', ',', '`']);
@@ -156,7 +156,7 @@ fn frames(text: &str) -> Vec<Framed> {
     found
 }
 
-/// Whether what stands between two answers makes them parts of one: nothing, a comma, or an "and" with few other words.
+/// Whether the text between two boxes joins them to one answer: nothing, a comma, or "and" with few other words.
 fn joins(between: &str) -> bool {
     const LONGEST: usize = 80;
     if between.len() > LONGEST {
@@ -166,7 +166,7 @@ fn joins(between: &str) -> bool {
     for look in ["\\text", "\\mbox", "\\qquad", "\\quad", "\\(", "\\)", "\\[", "\\]", "\\,", "\\;", "\\ "] {
         plain = plain.replace(look, " ");
     }
-    // A symbol and its equals sign before the next: `x = 3, y = 5`.
+    // An assignment of the next box: `x = 3, y = 5`.
     let (words, assigned) = match plain.split_once('=') {
         Some((words, rest)) if rest.trim_matches([' ', '$', '\n']).is_empty() => {
             let words = words.trim_end_matches([' ', '$']);
@@ -201,7 +201,7 @@ fn tagged(text: &str) -> Option<&str> {
     Some(rest[..rest.find("</answer>")?].trim())
 }
 
-/// The last line of the form `#### n`, and where it begins; a Markdown heading of that level is not an answer.
+/// Find the last line of the form `#### n` and its position; a Markdown heading of that level is not an answer.
 fn hashed(text: &str) -> Option<(usize, &str)> {
     let mut end = text.len();
     while let Some(at) = text[..end].rfind("####") {
@@ -218,7 +218,7 @@ fn hashed(text: &str) -> Option<(usize, &str)> {
     None
 }
 
-/// The last number of a text: digits with thousands commas, a decimal point or a fraction bar, and a sign.
+/// Return the last number of a text: digits with thousands commas, a decimal point or a fraction bar, and a sign.
 pub(super) fn last_number(text: &str) -> Option<&str> {
     let bytes = text.as_bytes();
     let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
@@ -228,7 +228,7 @@ pub(super) fn last_number(text: &str) -> Option<&str> {
     while start > 0 {
         let joins = match bytes[start - 1] {
             b'0'..=b'9' => true,
-            // A comma groups thousands only before three digits, so that `1,2` ends in 2.
+            // A comma separates thousands only before exactly three digits; the last number of `1,2` is 2.
             b',' => start > 1 && digit(start - 2) && (start..start + 3).all(digit) && !digit(start + 3),
             b'.' if !point => {
                 point = true;
@@ -286,7 +286,7 @@ mod tests {
             ("\\boxed{2}, so \\boxed{4}", Some("4")),
             ("\\boxed{2} or rather \\boxed{4}", Some("4")),
             ("step 1: \\boxed{2}\nstep 2: \\boxed{4}", Some("4")),
-            // A line after the box wins where it says something to compare.
+            // A line after the box wins if it can be parsed.
             ("so \\boxed{a \\gg b}.\n\n**Answer: C**", Some("(C) a \\gg b")),
             ("so \\boxed{12}.\n\nHence the answer is (C).", Some("(C) 12")),
             ("so \\boxed{A}.\n\nAnswer: C", Some("C")),

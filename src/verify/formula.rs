@@ -1,14 +1,14 @@
-//! Formulae: sums, products, powers, functions, and the quantities they measure.
+//! Parsing of formulae: sums, products, powers and their units.
 
 use super::equal::is_set;
-use super::matrix::determinant;
+use super::matrix::{determinant, is_transpose};
 use super::name::{FOREIGN, is_function, symbol};
 use super::number::literal;
 use super::parse::{Parser, is_separator};
 use super::quantity::in_full;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
-use super::unit::is_unit;
+use super::unit::{Unit, is_unit};
 
 impl Parser {
     pub(super) fn sum(&mut self) -> Result<Node> {
@@ -41,24 +41,11 @@ impl Parser {
         {
             return Ok(Node::Without(Box::new(set.clone()), removed.clone()));
         }
-        // The unit at the end of a sum is the whole sum's.
-        let unit = match terms.last_mut() {
-            Some(Node::Measured(node, unit)) => {
-                let (node, unit) = (std::mem::replace(&mut **node, Node::Pi), unit.clone());
-                Some((node, unit))
-            }
-            Some(Node::Negative(inner)) => match &mut **inner {
-                Node::Measured(node, unit) => Some((std::mem::replace(&mut **node, Node::Pi).negative(), unit.clone())),
-                _ => None,
-            },
-            _ => None,
-        };
-        if let Some((node, unit)) = unit {
-            terms.pop();
-            terms.push(node);
-            return Ok(Node::Measured(Box::new(sum_of(terms)), unit));
-        }
-        Ok(sum_of(terms))
+        // A unit at the end of a sum belongs to the whole sum.
+        let (last, unit) = without_unit(terms.pop().ok_or(Fault::Malformed)?);
+        terms.push(last);
+        let sum = sum_of(terms);
+        Ok(if let Some(unit) = unit { Node::Measured(Box::new(sum), unit) } else { sum })
     }
 
     fn product(&mut self) -> Result<Node> {
@@ -90,7 +77,7 @@ impl Parser {
                     return Ok(Node::Measured(Box::new(in_full(product_of(factors))), unit));
                 }
                 _ if self.starts_factor() => {
-                    // Two numbers in a row are a typing error, but for `1 1/2`.
+                    // Two adjacent numbers are malformed, except `1 1/2`, which `number` parses.
                     let digits = matches!(self.peek(), Some(Token::Digits(_)));
                     let before = self.at.checked_sub(1).and_then(|before| self.tokens.get(before));
                     let after = matches!(before, Some(Spaced(Token::Digits(_), _)));
@@ -105,7 +92,7 @@ impl Parser {
         }
     }
 
-    /// A factor after `*` or `/`, which may have a sign.
+    /// Parse a factor after `*` or `/`, which may have a sign.
     pub(super) fn signed_power(&mut self) -> Result<Node> {
         let mut negative = false;
         while let Some(sign @ ('+' | '-')) = self.peek_char() {
@@ -124,7 +111,7 @@ impl Parser {
             Some(Token::Digits(_) | Token::Open) => true,
             Some(Token::Letters(word) | Token::Text(word)) => !is_separator(word),
             Some(Token::Command(name)) => !FOREIGN.contains(&name.as_str()) || name == "begin",
-            Some(Token::Char('[')) => !self.outward,
+            Some(Token::Char('[')) => !self.outward && !self.ends_outward(),
             Some(Token::Char(c)) => matches!(c, '(' | '⌊' | '⌈' | '∞' | '…') || (*c == '|' && self.bars == 0),
             _ => false,
         }
@@ -156,7 +143,9 @@ impl Parser {
                 return self.degrees(node);
             }
             let exponent = self.deeper(|parser| if group { parser.group() } else { parser.signed_power() })?;
-            node = node.power(exponent);
+            // The transpose of a tuple is the same vector.
+            let vector = matches!(node, Node::Tuple(_) | Node::Interval { .. }) && is_transpose(&exponent);
+            node = if vector { node } else { node.power(exponent) };
             if self.peek_char() == Some('!') {
                 node = self.factorial(node)?;
                 self.at += 1;
@@ -168,7 +157,7 @@ impl Parser {
         Ok(node)
     }
 
-    /// A factorial at its last mark; two marks are the double one.
+    /// Apply the factorial marks ahead, one or two, and stay at the last.
     fn factorial(&mut self, node: Node) -> Result<Node> {
         let marks = self.tokens[self.at..].iter().take_while(|token| token.0 == Token::Char('!')).count();
         self.at += marks - 1;
@@ -179,7 +168,7 @@ impl Parser {
         }
     }
 
-    /// The content of a pair of braces.
+    /// Parse the content of a pair of braces.
     pub(super) fn group(&mut self) -> Result<Node> {
         self.expect(&Token::Open)?;
         let bars = std::mem::take(&mut self.bars);
@@ -201,19 +190,33 @@ impl Parser {
         Ok(node)
     }
 
-    /// An argument of a command: a group, one digit, one letter or one command.
+    /// Parse an argument of a command: a group, one digit, one letter or one command.
     pub(super) fn argument(&mut self) -> Result<Node> {
-        if let Some(Spaced(Token::Digits(digits) | Token::Letters(digits), spaced)) = self.tokens.get_mut(self.at)
-            && digits.len() > 1
-        {
-            *spaced = false;
-            let first = digits.remove(0).to_string();
+        if let Some(Token::Digits(run) | Token::Letters(run)) = self.peek() {
+            let first = run[..1].to_string();
+            self.split_run(1);
+            self.at += 1;
             return if first.starts_with(|c: char| c.is_ascii_digit()) { literal(&first) } else { Ok(symbol(&first)) };
         }
         match self.peek() {
-            Some(Token::Open) => self.group(),
+            Some(Token::Open) => {
+                let outer = std::mem::replace(&mut self.argument, true);
+                let node = self.group();
+                self.argument = outer;
+                node
+            }
             _ => self.deeper(Self::primary),
         }
+    }
+
+    /// Split the run of digits or letters ahead into two tokens after `length` characters.
+    pub(super) fn split_run(&mut self, length: usize) {
+        let rest = match &mut self.tokens[self.at].0 {
+            Token::Digits(run) if run.len() > length => Token::Digits(run.split_off(length)),
+            Token::Letters(run) if run.len() > length => Token::Letters(run.split_off(length)),
+            _ => return,
+        };
+        self.tokens.insert(self.at + 1, Spaced(rest, false));
     }
 
     pub(super) fn primary(&mut self) -> Result<Node> {
@@ -222,7 +225,10 @@ impl Parser {
 
     fn primary_here(&mut self) -> Result<Node> {
         let token = self.peek().cloned().ok_or(Fault::Malformed)?;
-        if token == Token::Open {
+        if let Some(number) = self.attempt(Self::based) {
+            return Ok(number);
+        }
+        if token == Token::Open && self.tokens.get(self.at + 1).is_none_or(|next| next.0 != Token::Close) {
             return self.group();
         }
         self.at += 1;
@@ -235,27 +241,22 @@ impl Parser {
                 match word.chars().count() {
                     1 if !is_separator(word) => self.named(word.to_string()),
                     _ if is_function(word) => self.function(word),
+                    _ if word.eq_ignore_ascii_case("infinity") => Ok(Node::Infinity),
                     _ => Err(Fault::Malformed),
                 }
             }
             Token::Char(c @ ('(' | '[' | ']')) => {
-                // `(101)_2`
-                if let [
-                    Spaced(Token::Digits(digits), _),
-                    Spaced(Token::Char(')' | ']'), _),
-                    Spaced(Token::Char('_'), _),
-                    ..,
-                ] = &self.tokens[self.at..]
-                {
-                    let digits = digits.clone();
-                    self.at += 2;
-                    return self.number(&digits);
-                }
                 let bars = std::mem::take(&mut self.bars);
                 let node = self.bracket(c);
                 self.bars = bars;
                 node
             }
+            // `{}_{10}C_3`
+            Token::Open => {
+                self.at += 1;
+                self.primary()
+            }
+            Token::Char('_' | '^') => self.prefixed_choices(),
             Token::Char('{') => self.set(),
             Token::Char('∅') => Ok(Node::Set(Vec::new())),
             Token::Char('ℝ') => Ok(Node::Reals),
@@ -277,13 +278,21 @@ impl Parser {
         }
     }
 
+    /// Whether the `[` ahead closes an interval, as in `[0, 1[`.
+    fn ends_outward(&self) -> bool {
+        match self.tokens.get(self.at + 1).map(|Spaced(token, _)| token) {
+            Some(Token::Char(c)) => "∪∩∖,;)}".contains(*c),
+            next => matches!(next, None | Some(Token::Close | Token::Text(_))),
+        }
+    }
+
     fn enclosed(&mut self, name: &str, close: char) -> Result<Node> {
         let inside = self.sum()?;
         self.expect(&Token::Char(close))?;
         Ok(Node::apply(name, vec![inside]))
     }
 
-    /// An index: a group, or a whole run of digits.
+    /// Parse an index: a group, or a whole run of digits.
     pub(super) fn argument_whole(&mut self) -> Result<Node> {
         match self.peek().cloned() {
             Some(Token::Digits(digits)) => {
@@ -292,6 +301,17 @@ impl Parser {
             }
             _ => self.argument(),
         }
+    }
+}
+
+fn without_unit(node: Node) -> (Node, Option<Unit>) {
+    match node {
+        Node::Measured(node, unit) => (*node, Some(unit)),
+        Node::Negative(inner) => {
+            let (node, unit) = without_unit(*inner);
+            (node.negative(), unit)
+        }
+        node => (node, None),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Functions of normal forms: trigonometric, logarithmic, whole-number and opaque ones.
+//! Functions of normal forms: trigonometric, logarithmic, integer and opaque functions.
 
 use num_bigint::{BigInt, Sign};
 use num_integer::Integer;
@@ -78,7 +78,7 @@ impl Algebra {
         }
     }
 
-    /// An inverse function: a multiple of π/12 where the function says so, odd ones with their sign outside.
+    /// Evaluate an inverse function: a multiple of π/12 if possible, else opaque; a sign is taken out of odd functions.
     fn arcus(&mut self, name: &str, x: &Quotient) -> Result<Quotient> {
         let forward = &name[1..];
         if let Some(value) = self.float(x) {
@@ -110,19 +110,19 @@ impl Algebra {
         if let Some(sign) = self.sign(&x.over).zip(self.sign(&x.under)).map(|(a, b)| a * b) {
             return Ok(if sign == Sign::Minus { negated(x) } else { x.clone() });
         }
-        // |-x| is |x|: the first coefficient is made positive.
+        // |-x| is |x|: make the first coefficient positive.
         let leading = x.over.0.values().next().is_some_and(|value| value.is_negative());
         let x = if leading { negated(x) } else { x.clone() };
         self.opaque("abs", vec![x])
     }
 
-    /// The floor; whole summands come out of it.
+    /// Evaluate the floor; integer summands are taken out.
     fn floor(&mut self, x: &Quotient) -> Result<Quotient> {
         if let Some(value) = x.as_constant() {
             return Ok(Quotient::constant(value.floor()));
         }
         if let Some(value) = self.float(x) {
-            // A floating value decides only well away from a whole number.
+            // A floating-point value decides only if it is not close to an integer.
             return if (value - value.round()).abs() > 1e-6 && value.abs() < 1e9 {
                 Ok(whole(value.floor() as i64))
             } else {
@@ -138,7 +138,7 @@ impl Algebra {
         self.sum(&floor, &shift)
     }
 
-    /// n(n - 2)(n - 4)… of a small whole number; of anything else as it is.
+    /// Evaluate n(n - 2)(n - 4)… for a small integer; otherwise keep the function.
     fn double_factorial(&mut self, x: &Quotient) -> Result<Quotient> {
         const MOST: i64 = 300;
         match x.as_integer() {
@@ -209,14 +209,14 @@ impl Algebra {
         Ok(Quotient::constant(value.ok_or(Fault::Undefined)?))
     }
 
-    /// A real constant in floating point.
+    /// Return the value of a real constant in floating point.
     pub(super) fn float(&self, x: &Quotient) -> Option<f64> {
         let over = self.real(&x.over)?;
         let under = self.real(&x.under)?;
         (under != 0.0).then_some(over / under).filter(|value| value.is_finite())
     }
 
-    /// The sign of a real constant that is not too near to 0 to tell.
+    /// Return the sign of a real constant, unless it is too close to 0 to decide.
     pub(super) fn sign(&self, x: &Poly) -> Option<Sign> {
         if let Some(value) = x.as_constant() {
             return Some(value.numer().sign());

@@ -1,9 +1,9 @@
-//! What announces an answer within it: `Option B`, `answer: 5`, `\text{Area} = 7`, `\text{The answer is } 7`.
+//! Labels before or within an answer: `Option B`, `answer: 5`, `\text{Area} = 7`, `\text{The answer is } 7`, `(a) 3`.
 
 use super::token::{Spaced, Token, tokenize};
 use super::tree::Relation;
 
-/// Takes away the stops at the end, and dots after a word or a whole number.
+/// Remove trailing punctuation, and dots after a word or an integer.
 pub(super) fn drop_stops(tokens: &mut Vec<Spaced>) {
     loop {
         match tokens.as_slice() {
@@ -17,12 +17,15 @@ pub(super) fn drop_stops(tokens: &mut Vec<Spaced>) {
     }
 }
 
-/// Takes away what announces an answer, `Option B`, `answer: 5`, `≈ 3.14`; `minus 3` becomes -3.
+/// Remove a label before the answer, `Option B`, `answer: 5`, `≈ 3.14`; `minus 3` becomes -3.
 pub(super) fn drop_prefix(tokens: &mut Vec<Spaced>) {
     drop_label(tokens);
     while tokens.len() > 1 {
         let first = match &tokens[0].0 {
-            Token::Letters(word) | Token::Text(word) => word.trim_end_matches('.').to_lowercase(),
+            Token::Letters(word) | Token::Text(word) => {
+                let word = word.trim_end_matches('.').to_lowercase();
+                word.strip_prefix("the ").map_or(word.clone(), str::to_string)
+            }
             Token::Char('=' | '≈') => "=".to_string(),
             Token::Command(name) if matches!(name.as_str(), "Rightarrow" | "implies") => "=".to_string(),
             _ => return,
@@ -33,10 +36,14 @@ pub(super) fn drop_prefix(tokens: &mut Vec<Spaced>) {
                 tokens.drain(..1 + usize::from(colon));
                 return;
             }
-            "us" | "usd" | "rs" if !matches!(tokens[1].0, Token::Digits(_) | Token::Char('＄')) => return,
-            "=" | "approximately" | "about" | "roughly" | "approx" | "约" | "约为" | "大约" | "us" | "usd" | "rs" =>
+            "us" | "usd" | "rs" | "inr" | "point" | "year"
+                if !matches!(tokens[1].0, Token::Digits(_) | Token::Char('＄' | '(' | '.')) =>
             {
-                let point = first == "approx" && tokens[1].0 == Token::Char('.');
+                return;
+            }
+            "=" | "approximately" | "about" | "roughly" | "approx" | "exactly" | "only" | "约" | "约为" | "大约"
+            | "us" | "usd" | "rs" | "inr" | "point" | "year" => {
+                let point = tokens[1].0 == Token::Char('.');
                 tokens.drain(..1 + usize::from(point));
             }
             "minus" | "negative" if matches!(tokens[1].0, Token::Digits(_) | Token::Command(_)) => {
@@ -48,8 +55,7 @@ pub(super) fn drop_prefix(tokens: &mut Vec<Spaced>) {
     }
 }
 
-/// Takes away the words of a first `\text{}` that announce what follows: `\text{Area: }`, `\text{The answer is}`,
-/// `\text{Option B}`.
+/// Remove a label in a leading `\text{}`: `\text{Area: }`, `\text{The answer is}`, `\text{Option B}`.
 fn drop_label(tokens: &mut Vec<Spaced>) {
     let Some(Spaced(Token::Text(text), _)) = tokens.first_mut() else { return };
     let announces = text.ends_with(':') || ENDS.iter().any(|end| text.ends_with(end));
@@ -66,10 +72,52 @@ fn drop_label(tokens: &mut Vec<Spaced>) {
     }
 }
 
+/// Split an answer into labelled parts, without the labels: `(a) 3, (b) 4`, `\text{(i)}\ 3 \quad \text{(ii)}\ 4`.
+pub(super) fn parts(tokens: &[Spaced]) -> Option<Vec<Vec<Spaced>>> {
+    const ROWS: [[&str; 6]; 3] =
+        [["a", "b", "c", "d", "e", "f"], ["i", "ii", "iii", "iv", "v", "vi"], ["1", "2", "3", "4", "5", "6"]];
+    let row = ROWS.iter().find(|row| label(tokens, row[0]).is_some())?;
+    let mut parts: Vec<Vec<Spaced>> = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        // A label follows a separator or a space, but not an operator.
+        let apart = at.checked_sub(1).is_none_or(|before| match tokens[before].0 {
+            Token::Char(c) => ",;".contains(c) || (tokens[at].1 && ")]}°%!".contains(c)),
+            Token::Command(_) | Token::Open => false,
+            _ => tokens[at].1,
+        });
+        let next = row.get(parts.len()).filter(|_| apart).and_then(|name| label(&tokens[at..], name));
+        match next {
+            Some(_) => parts.push(Vec::new()),
+            None => parts.last_mut()?.push(tokens[at].clone()),
+        }
+        at += next.unwrap_or(1);
+    }
+    parts.iter_mut().for_each(drop_stops);
+    (parts.len() > 1 && parts.iter().all(|part| !part.is_empty())).then_some(parts)
+}
+
+/// Return the number of tokens of a label with this name: `(a)`, `a)`, `\text{(a)}`, `\text{Part (a):}`.
+fn label(tokens: &[Spaced], name: &str) -> Option<usize> {
+    let is =
+        |token: &Token| matches!(token, Token::Letters(run) | Token::Digits(run) | Token::Text(run) if run == name);
+    let length = match tokens {
+        [Spaced(Token::Char('('), _), Spaced(run, _), Spaced(Token::Char(')'), _), ..] if is(run) => 3,
+        [Spaced(run, _), Spaced(Token::Char(')'), _), ..] if is(run) => 2,
+        [Spaced(Token::Text(text), _), ..] => {
+            let inside = text.trim_start_matches("Part ").trim_end_matches([':', '.']).strip_suffix(')')?;
+            usize::from(inside.trim_start_matches('(') == name)
+        }
+        _ => 0,
+    };
+    let colon = matches!(tokens.get(length), Some(Spaced(Token::Char(':'), _)));
+    (length > 0).then_some(length + usize::from(colon))
+}
+
 const ENDS: &[&str] = &[" is", " are", " equals"];
 const STARTS: &[&str] = &["option", "choice", "answer", "the answer is", "the answer is option"];
 
-/// Whether words leave open what the answer is, or say what it is not.
+/// Whether words make the answer ambiguous or negate it.
 pub(super) fn denies(words: &str) -> bool {
     #[rustfmt::skip]
     const WORDS: &[&str] = &[
@@ -79,8 +127,8 @@ pub(super) fn denies(words: &str) -> bool {
     words.split(|c: char| !c.is_alphanumeric()).any(|word| WORDS.contains(&word.to_lowercase().as_str()))
 }
 
-/// The values of an answer whose first side cannot be read, `\lim_{n\to\infty} a_n = \frac{6}{2} = 3`; none if it lists or
-/// relates anything else.
+/// Return the values of a chain whose first side cannot be parsed, `\lim_{n\to\infty} a_n = \frac{6}{2} = 3`; `None` if
+/// the first side is a list or a relation.
 pub(super) fn values(answer: &str) -> Option<Vec<&str>> {
     const LONGEST: usize = 120;
     let mut depth = 0;
@@ -99,7 +147,7 @@ pub(super) fn values(answer: &str) -> Option<Vec<&str>> {
     Some(starts.iter().zip(ends).map(|(start, end)| &answer[*start..end]).collect())
 }
 
-/// Whether tokens may name one thing: outside brackets they neither list nor relate, and no word denies.
+/// Whether tokens may name one quantity: outside brackets there is no separator, relation or negating word.
 fn names_one(tokens: &[Spaced]) -> bool {
     let mut depth = 0;
     tokens.iter().all(|Spaced(token, _)| {

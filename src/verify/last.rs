@@ -1,4 +1,4 @@
-//! The last formula of a text that states no answer: in `$…$`, `\(…\)`, `\[…\]`, or bare.
+//! Extraction of the last formula of a text that states no answer: in `$…$`, `\(…\)`, `\[…\]`, or bare.
 
 use std::borrow::Cow;
 
@@ -8,10 +8,10 @@ use super::name::is_function;
 use super::unit::{is_letter, is_unit};
 use super::{MAX_ANSWER, parse, tree::Node};
 
-/// Formulae that are tried, from the last.
+/// Maximum number of formulae tried, from the last.
 const MAX_TRIALS: usize = 8;
 
-/// The right side of a formula's last equation, which a derivation ends with.
+/// Return the right-hand side of the last equation of a derivation.
 pub(super) fn last_side(formula: &str) -> Option<&str> {
     let equals = formula.match_indices('=').map(|(at, _)| (at, at + 1));
     let near = formula.match_indices("\\approx").map(|(at, sign)| (at, at + sign.len()));
@@ -20,14 +20,14 @@ pub(super) fn last_side(formula: &str) -> Option<&str> {
     Some(formula[last.1..].trim()).filter(|side| !relation && !side.is_empty())
 }
 
-/// A formula within a text: where it begins and ends with its marks, and its content.
+/// A formula within a text: byte range including its delimiters, and content.
 struct Span<'a> {
     start: usize,
     end: usize,
     content: &'a str,
 }
 
-/// The last formula that can be an answer, or else the last number.
+/// Return the last formula that can be an answer, or else the last number.
 pub(super) fn last_formula(text: &str) -> Option<Cow<'_, str>> {
     let spans = spans(text);
     let mut end = text.len();
@@ -48,7 +48,7 @@ pub(super) fn last_formula(text: &str) -> Option<Cow<'_, str>> {
     last_number(text).map(Cow::Borrowed)
 }
 
-/// A span as an answer, with those that it makes a list with, and a percent sign after it.
+/// Return a span as an answer, together with the spans before it that form a list and a percent sign after it.
 fn within<'a>(text: &'a str, spans: &[Span<'a>], index: usize) -> Option<Cow<'a, str>> {
     let last = settled(spans[index].content);
     if !is_answer(last) {
@@ -75,7 +75,7 @@ fn within<'a>(text: &'a str, spans: &[Span<'a>], index: usize) -> Option<Cow<'a,
     Some(if let [one] = members[..] { one.into() } else { members.join(", ").into() })
 }
 
-/// The last step of a derivation: after the last arrow, in the last row.
+/// Return the last step of a derivation: the text after the last arrow in the last row.
 fn settled(content: &str) -> &str {
     let mut content = content.trim_matches(|c: char| c.is_whitespace() || ".,;".contains(c));
     let rows = ["aligned", "align*", "align", "gathered", "split"].iter().find_map(|name| {
@@ -93,7 +93,7 @@ fn settled(content: &str) -> &str {
     content.trim_matches(|c: char| c.is_whitespace() || "&.,;".contains(c)).trim_start_matches(['=', '&', ' '])
 }
 
-/// Whether a formula says more than the name of something.
+/// Whether the formula is more than a name.
 fn is_answer(content: &str) -> bool {
     fn is_name(node: &Node) -> bool {
         match node {
@@ -108,12 +108,12 @@ fn is_answer(content: &str) -> bool {
     }
 }
 
-/// The formulae of a text in order, by their marks.
+/// Find the delimited formulae of a text in order.
 fn spans(text: &str) -> Vec<Span<'_>> {
     const MARKS: [(&str, &str); 5] =
         [("\\[", "\\]"), ("\\(", "\\)"), ("$$", "$$"), ("$", "$"), ("\\begin{align", "\\end{align")];
     let mut found = Vec::new();
-    // Once a closing mark is not found, it is not looked for again.
+    // A closing delimiter that was not found once is not searched for again.
     let mut missing = [false; MARKS.len()];
     let mut at = 0;
     while let Some(next) = text[at..].find(['\\', '$']) {
@@ -148,7 +148,7 @@ fn spans(text: &str) -> Vec<Span<'_>> {
     found
 }
 
-/// Where a closing mark stands; an escaped dollar is none.
+/// Find a closing delimiter; an escaped dollar sign is not one.
 fn closing(rest: &str, close: &str) -> Option<usize> {
     let mut from = 0;
     loop {
@@ -160,20 +160,20 @@ fn closing(rest: &str, close: &str) -> Option<usize> {
     }
 }
 
-/// Whether a text is words rather than a formula, or goes over a line's end.
+/// Whether the text is prose or spans several lines.
 fn is_prose(content: &str) -> bool {
     let words = content.split(' ').filter(|word| word.len() > 1 && word.bytes().all(|b| b.is_ascii_lowercase()));
     content.trim().contains('\n') || (!content.contains('\\') && words.filter(|word| !is_function(word)).count() > 1)
 }
 
-/// The bytes of a percent sign or word at the beginning of a text.
+/// Length in bytes of a percent sign or word at the start of a text.
 fn percent(after: &str) -> usize {
     let trimmed = after.trim_start_matches([' ', '\\', '*']);
     let word = ["%", "percent", "per cent", "pct"].iter().find(|word| trimmed.starts_with(**word));
     word.map_or(0, |word| after.len() - trimmed.len() + word.len())
 }
 
-/// The formula around the last digit of a text without marks: words that operators or brackets hold together.
+/// Return the formula around the last digit of a text without delimiters: words joined by operators or brackets.
 fn bare(text: &str) -> Option<Cow<'_, str>> {
     let last = text.rfind(|c: char| c.is_ascii_digit() || matches!(c, 'π' | '∞'))?;
     let from = (last.saturating_sub(MAX_ANSWER / 8)..=last).find(|at| text.is_char_boundary(*at))?;
@@ -189,7 +189,7 @@ fn bare(text: &str) -> Option<Cow<'_, str>> {
         .filter(|(_, word)| !word.is_empty())
         .collect();
     let anchor = words.iter().rposition(|(start, _)| *start <= last)?;
-    // The 2 of `25 cm^2` is its unit's.
+    // The 2 of `25 cm^2` belongs to the unit.
     let base = words[anchor].1.split_once('^').map_or("", |(base, _)| base);
     if (is_unit(base) || is_letter(base)) && anchor > 0 && words[anchor - 1].1.ends_with(|c: char| c.is_ascii_digit()) {
         return last_number(&line[..words[anchor].0]).map(Cow::Borrowed);
@@ -227,7 +227,7 @@ fn bare(text: &str) -> Option<Cow<'_, str>> {
     reads(formula).then(|| if after > 0 { format!("{formula}%").into() } else { formula.into() })
 }
 
-/// Whether a word is part of a formula: numbers, operators, single letters and functions.
+/// Whether a word belongs to a formula: numbers, operators, single letters and functions.
 fn is_formula(word: &str) -> bool {
     let mut runs = word.split(|c: char| !c.is_ascii_alphabetic()).filter(|run| run.len() > 1);
     let command = word.contains('\\');

@@ -1,4 +1,4 @@
-//! Answers of several members, in any order.
+//! Comparison of answers with several members, in any order.
 
 use std::collections::HashSet;
 
@@ -6,20 +6,20 @@ use super::equal::{Comparer, is_formula};
 use super::rounded::{is_rounded, literal};
 use super::tree::{Fault, Node, Result};
 
-/// Pairs of members of two lists that are compared at most.
+/// Maximum number of pairs of members that are compared.
 const MAX_PAIRS: usize = 4096;
-/// Lists with more members are compared by their normal forms first.
+/// Lists with more members are first matched by their normal forms.
 const MANY: usize = 8;
 
 impl Comparer {
-    /// The same members in any order, repetitions aside.
+    /// Whether two lists have the same members in any order, ignoring repetitions.
     pub(super) fn same_members(&mut self, gold: &[Node], answer: &[Node]) -> Result<bool> {
         let mut unmatched = unmatched((gold, spellings(gold)), (answer, spellings(answer)));
         if unmatched.0.len().max(unmatched.1.len()) > MANY {
             unmatched = self::unmatched((gold, self.normals(gold)), (answer, self.normals(answer)));
         }
         let (missed, added) = unmatched;
-        // Only a rounded gold takes in another number.
+        // Only a rounded gold accepts a different literal.
         let plain = |node: &Node| literal(node).is_some() && !is_rounded(node);
         if missed.iter().any(plain) && gold.iter().chain(answer).all(|node| literal(node).is_some()) {
             return Ok(false);
@@ -49,7 +49,7 @@ impl Comparer {
         Ok(true)
     }
 
-    /// The normal form of each member that has one as a text.
+    /// Return the text of each member, of its normal form if it has one.
     fn normals(&mut self, members: &[Node]) -> Vec<String> {
         let mut text = |node: &Node| {
             let normal = is_formula(node).then(|| self.algebra.normal(node).ok()).flatten()?;
@@ -59,12 +59,12 @@ impl Comparer {
     }
 }
 
-/// Each member as it is written, numbers by their value.
+/// Return the text of each member, numbers by value.
 fn spellings(members: &[Node]) -> Vec<String> {
     members.iter().map(|node| literal(node).map_or_else(|| node.to_string(), |value| value.to_string())).collect()
 }
 
-/// The members of each list whose texts the other has not.
+/// Return the members of each list whose texts are not in the other list.
 fn unmatched(gold: (&[Node], Vec<String>), answer: (&[Node], Vec<String>)) -> (Vec<Node>, Vec<Node>) {
     let missing = |(members, texts): &(&[Node], Vec<String>), others: &[String]| -> Vec<Node> {
         let others: HashSet<&String> = others.iter().collect();

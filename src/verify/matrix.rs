@@ -1,16 +1,16 @@
-//! Arithmetic of matrices whose entries are formulae.
+//! Arithmetic and comparison of matrices of formulae.
 
 use super::equal::Comparer;
 use super::tree::{Fault, Node, Result};
 
 type Rows = Vec<Vec<Node>>;
 
-/// Rows and columns of a matrix that is multiplied or has a determinant.
+/// Maximum number of rows and columns in products and determinants.
 const MAX_SIZE: usize = 5;
-/// Entries and products that are written out.
+/// Budget of nodes that products of matrices may write out.
 const MAX_WORK: usize = 2000;
 
-/// The determinant, written out.
+/// Expand the determinant into a sum of products.
 pub(super) fn determinant(rows: &[Vec<Node>]) -> Result<Node> {
     if rows.is_empty() || rows.iter().any(|row| row.len() != rows.len()) {
         return Err(Fault::Malformed);
@@ -33,7 +33,7 @@ fn minor(rows: &[Vec<Node>], columns: &[usize]) -> Node {
     Node::Sum((0..columns.len()).map(term).collect())
 }
 
-/// A sum, product or transpose of matrices as one matrix; none for anything else.
+/// Evaluate a sum, product or transpose of matrices; `None` for any other node.
 pub(super) fn evaluated(node: &Node) -> Result<Option<Node>> {
     let holds = |node: &Node| node.any(&|node| matches!(node, Node::Matrix(_)));
     let compound = matches!(node, Node::Sum(_) | Node::Product(_) | Node::Negative(_) | Node::Power(..));
@@ -54,9 +54,7 @@ fn rows(node: &Node, work: &mut usize) -> Result<Option<Rows>> {
         Node::Matrix(rows) => Ok(Some(rows.clone())),
         Node::Negative(inner) => Ok(rows(inner, work)?.map(|rows| each(&rows, &|entry| entry.clone().negative()))),
         Node::Power(base, exponent) => {
-            let transposed =
-                matches!(&**exponent, Node::Symbol(name) if matches!(name.as_str(), "T" | "top" | "t" | "intercal"));
-            let Some(base) = rows(base, work)?.filter(|_| transposed) else { return Ok(None) };
+            let Some(base) = rows(base, work)?.filter(|_| is_transpose(exponent)) else { return Ok(None) };
             let width = base.first().map_or(0, Vec::len);
             Ok(Some((0..width).map(|column| base.iter().map(|row| row[column].clone()).collect()).collect()))
         }
@@ -91,6 +89,11 @@ fn rows(node: &Node, work: &mut usize) -> Result<Option<Rows>> {
     }
 }
 
+/// Whether an exponent denotes the transpose.
+pub(super) fn is_transpose(exponent: &Node) -> bool {
+    matches!(exponent, Node::Symbol(name) if matches!(name.as_str(), "T" | "top" | "t" | "intercal"))
+}
+
 fn shape(rows: &[Vec<Node>]) -> (usize, usize) {
     (rows.len(), rows.first().map_or(0, Vec::len))
 }
@@ -112,7 +115,7 @@ fn multiplied(a: &[Vec<Node>], b: &[Vec<Node>], work: &mut usize) -> Result<Rows
     if [height, inner, width].into_iter().any(|size| size > MAX_SIZE) {
         return Err(Fault::Limit);
     }
-    // Each product repeats the entries before it.
+    // Each entry of the product repeats entries of the operands.
     let size: usize = a.iter().chain(b).flatten().map(size).sum();
     spend(work, size * width.max(height))?;
     let entry = |row: &[Node], column: usize| {
@@ -126,7 +129,7 @@ fn size(node: &Node) -> usize {
 }
 
 impl Comparer {
-    /// Entry by entry; a row or column is a vector too, and rows may stand in brackets.
+    /// Compare entry by entry; a row or column equals a tuple, and rows may be in brackets.
     pub(super) fn same_matrices(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
         let (Some(a), Some(b)) = (grid(gold), grid(answer)) else { return Ok(false) };
         let vector = |rows: &Rows| rows.len() == 1 || rows.iter().all(|row| row.len() == 1);
@@ -137,7 +140,7 @@ impl Comparer {
     }
 }
 
-/// The rows of a matrix or of brackets in brackets, `[[1, 2], [3, 4]]`; a tuple is one row.
+/// Return the rows of a matrix or of nested brackets, `[[1, 2], [3, 4]]`; a tuple is one row.
 fn grid(node: &Node) -> Option<Rows> {
     let items = |node: &Node| match node {
         Node::Tuple(items) => Some(items.clone()),

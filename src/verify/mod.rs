@@ -1,52 +1,54 @@
-//! Whether a completion gives the right answer.
+//! Verifier of mathematical answers: grades a completion against the correct answer.
 //!
-//! [`grade`] finds the answer in a completion and compares it with the right one, the *gold*. Two readings are graded
-//! side by side. The strict one wants a finished completion that states its answer after its thinking; the lenient one
-//! takes whatever formula comes last. Their difference is how much of a gain is mere format.
+//! [`grade`] extracts the answer from a completion and compares it with the correct answer, the *gold*. It returns two
+//! grades. The strict grade requires a finished completion that states its answer after the thinking. The lenient grade
+//! takes the last formula. The difference between them shows how much of a gain is only format.
 //!
-//! Extraction (`extract`, `announced`, `last`) finds a text, reading (`token`, `parse`, `label`, `choice`, `brackets`,
-//! `clock`, `formula`, `number`, `quantity`, `name`, `words`, `unit`) makes a tree of it, and comparison (`equal`,
-//! `lists`, `rounded`, `relation`, `sets`, `matrix`, `normal` and below) decides.
+//! Three stages: extraction of a text (`extract`, `announced`, `last`), parsing into a tree (`token`, `parse`, `label`,
+//! `choice`, `brackets`, `clock`, `formula`, `number`, `quantity`, `name`, `words`, `unit`) and comparison (`equal`,
+//! `lists`, `rounded`, `relation`, `sets`, `matrix`, `normal` and the modules below it).
 //!
-//! # What states an answer
+//! # Extraction
 //!
 //! | form | the rule |
 //! |---|---|
-//! | `\boxed{}` | the last; boxes that follow one another, with commas or "and", are a list; one without a letter or digit is a mention |
-//! | `Answer: 34`, `**Final Answer** …`, 答案：34 | the line or the one below; after a box it wins if it is something to compare, else where there is no box |
-//! | "the answer is 34", "the correct option is B" | up to the end of the sentence; where there is no box |
-//! | `<answer>34</answer>`, `#### 34` | where there is no box |
-//! | none of these | lenient only: the last `$…$`, `\(…\)`, `\[…\]` or bare formula; of a derivation its right side |
+//! | `\boxed{}` | the last box; adjacent boxes joined by commas or "and" are a list; a box without a letter or digit is ignored |
+//! | `Answer: 34`, `**Final Answer** …`, 答案：34 | the rest of the line, or the next line; overrides an earlier box if it can be parsed, else used if there is no box |
+//! | "the answer is 34", "the correct option is B" | up to the end of the sentence; used if there is no box |
+//! | `<answer>34</answer>`, `#### 34` | used if there is no box |
+//! | none of these | lenient only: the last `$…$`, `\(…\)`, `\[…\]` or bare formula; for a derivation also its right-hand side |
 //!
-//! # When two answers are the same
+//! # Equality
 //!
-//! Formulae are the same when their difference is zero. It is brought to a normal form with exact coefficients, in which
-//! equal terms cancel; roots are decided by a bound on algebraic numbers. Floating-point values only ever show that a
-//! difference is *not* zero. What cannot be decided within a budget of steps is [`Verdict::Undecided`].
+//! Two formulae are equal if their difference is zero. The difference is brought to a normal form with exact
+//! coefficients, in which equal terms cancel; roots are decided by a bound on algebraic numbers. Floating-point values
+//! only prove that a difference is *not* zero. A budget of steps bounds every comparison. If it runs out, the verdict
+//! is [`Verdict::Undecided`].
 //!
-//! | of | the rule |
+//! | kind | the rule |
 //! |---|---|
-//! | decimals | a gold of two decimal places or more also takes what rounds to it: 0.33 takes 1/3 and 0.333, but 1/3 does not take 0.33 |
-//! | `1/3 ≈ 0.33` | the exact value, or the rounded one if it is that one rounded |
-//! | percentages, degrees | 5% equals 0.05, and 5 where the other has no sign; 45° equals π/4 and 45; 12°30' is 12.5° |
-//! | units, currency | converted where both have one (50 cm is 0.5 m), else left out; letters outside `\text{}` are symbols; "or more", "squared", "and a half" are none; 5 feet 6 inches needs a unit on both sides |
-//! | million, dozen, tenths | multiply: 5 million is not 5 |
-//! | times | `3:45` is a time, never a fraction; beside a ratio such as 2:3, or as `3 : 45`, a ratio; without AM or PM either half of the day |
-//! | several answers | order and repetition do not matter; in tuples and matrices they do |
-//! | `(a, b)` | a pair or an open interval, as the other side needs; `[a, b]` is closed |
-//! | matrices | sums, products, `^T` and `[[a, b], [c, d]]` are read; bars make a determinant, which is a number |
-//! | `x = 5`, `f(x) = 2x` | equal their right-hand side, as does any expression = 5 in an answer, \text{Area} = 5 too; two equations compare as multiples of each other |
-//! | `x ≡ 3 (mod 7)` | the same symbol, modulus and class; 3 alone answers it, 10 does not |
-//! | inequalities | compare as sets: `x > 2` equals `(2, ∞)`; several hold together, but with "or", or where none fits all, are a union |
-//! | `log` | without a base it is either the natural or the decimal one |
-//! | quotients | compare as such: x²/x equals x |
-//! | `1,234` | a thousands separator, but two members inside brackets; `3,14` is 3.14 beside a number with a point |
-//! | `1, 2, …, n` | the same members; 0.1666… goes on with its last digit |
-//! | choices | `C`, `(C)`, `C: its text`, by the letter, or by the text against another text |
-//! | comments | `(checked)`, "where c is real", "for all n", "since …" are left out; "if …" and second cases are not |
-//! | words | compare without case, punctuation and plurals; numbers and dates in words by their value; "all real numbers" and "no solution" are sets; `abc` beside a formula is a product |
+//! | decimals | a gold with two or more decimal places also accepts values that round to it: 0.33 accepts 1/3 and 0.333, but 1/3 does not accept 0.33 |
+//! | `1/3 ≈ 0.33` | the exact value, or the decimal if it is the exact value rounded |
+//! | percentages, degrees | 5% equals 0.05, and 5 if the other side has no sign; 45° equals π/4 and 45; 12°30' is 12.5° |
+//! | units, currency | converted if both sides have one (50 cm is 0.5 m), else ignored; letters outside `\text{}` are symbols; "or more", "squared", "and a half" are not units; 5 feet 6 inches needs a unit on both sides |
+//! | million, dozen, tenths | scale the number: 5 million is not 5; 3 halves may be 3 or 3/2 |
+//! | times | `3:45` is a time, never a fraction; compared with a ratio such as 2:3, or written `3 : 45`, it is a ratio; without AM or PM it may be either half of the day |
+//! | several answers | order and repetition do not matter; they do in tuples, matrices and labelled parts, `(a) 3, (b) 4` |
+//! | `(a, b)` | a pair or an open interval, depending on the other side; `[a, b]` is closed |
+//! | matrices | sums, products, `^T` and `[[a, b], [c, d]]` are evaluated; bars denote a determinant, which is a number |
+//! | `x = 5`, `f(x) = 2x` | equal their right-hand side; so does any expression = 5 in an answer, also \text{Area} = 5, unless numbers in the chain contradict each other; two equations are compared up to a factor |
+//! | `x ≡ 3 (mod 7)` | the same symbol, modulus and residue class; 3 alone is accepted, 10 is not |
+//! | inequalities | compared as sets: `x > 2` equals `(2, ∞)`; several are an intersection, or a union if joined by "or" or if the intersection is empty |
+//! | `log` | without a base either natural or decimal |
+//! | `1011_2`, `2A_{16}` | the value; a gold that states its base also accepts the digits alone |
+//! | quotients | equal as quotients: x²/x equals x |
+//! | `1,234` | a thousands separator, but two members inside brackets; `3,14` is 3.14 if the other side has a decimal point |
+//! | `1, 2, …, n` | the same members; 0.1666… repeats its last digit |
+//! | choices | `C`, `(C)`, `C: its text` are compared by letter, or by text if the other side has no letter |
+//! | comments | `(checked)`, "where c is real", "for all n", "since …" are ignored; "if …" and second cases are not |
+//! | words | compared without case, punctuation and plurals; numbers and dates in words by value; "all real numbers" and "no solution" are sets; `abc` is a product if the other side is a formula |
 //!
-//! The module uses nothing else of the crate, so that it can be fuzzed by itself.
+//! The module does not depend on the rest of the crate, so that it can be fuzzed alone.
 
 mod algebraic;
 mod announced;
@@ -87,29 +89,29 @@ pub use extract::{after_thinking, gold_answer, stated};
 use announced::reads;
 use tree::{Fault, Node};
 
-/// The longest answer that is compared, in bytes.
+/// Maximum length of an answer, in bytes.
 const MAX_ANSWER: usize = 4096;
 
-/// The outcome of comparing a completion with the right answer.
+/// Outcome of comparing a completion with the gold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The answer equals the right one.
+    /// The answer equals the gold.
     Right,
-    /// There is an answer and it is another one.
+    /// The answer differs from the gold.
     Wrong,
     /// No answer was found.
     NoAnswer,
-    /// What stands in the answer's place is empty, absurdly long, or not an answer.
+    /// The answer is empty, too long or not parseable.
     UnparseableAnswer,
-    /// Whether the answer is right could not be decided in the steps allowed.
+    /// Equality could not be decided within the budget of steps.
     Undecided,
-    /// The right answer itself is empty, absurdly long or has no value: the row cannot be scored.
+    /// The gold is empty, too long or has no value: the row cannot be scored.
     UnparseableGold,
 }
 
 impl Verdict {
-    /// The name it is counted under.
+    /// The metric name of the verdict.
     pub fn name(self) -> &'static str {
         match self {
             Self::Right => "right",
@@ -127,27 +129,28 @@ impl Verdict {
     }
 }
 
-/// A completion's grades.
+/// Grades of one completion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Graded {
-    /// A stated answer, after the thinking, of a finished completion.
+    /// Grade of the answer stated after the thinking of a finished completion.
     pub strict: Verdict,
-    /// A stated answer or the last formula, anywhere, finished or not.
+    /// Grade of a stated answer or else of the last formula, anywhere, finished or not.
     pub lenient: Verdict,
-    /// The answer as found: what the lenient verdict is of, and the strict one where there is an answer.
+    /// The extracted answer that the lenient verdict refers to, and the strict verdict if an answer was stated.
     pub extracted: Option<String>,
 }
 
-/// Grades a completion against the right answer, which may still be inside a `#### n` or `\boxed{n}`.
+/// Grade a completion against the gold, which may still be inside a `#### n` or `\boxed{n}`.
 ///
-/// Where the prompt has opened the thinking, `completion` begins with its `<think>`: otherwise thinking that never ends
-/// would pass for an answer. `finished` says that the model ended its turn itself; one cut off at the length limit has no strict answer.
+/// If the prompt opened the thinking, `completion` must begin with `<think>`; otherwise thinking that never ends would
+/// count as an answer. `finished` is true if the model ended its turn itself; a completion cut off at the length limit
+/// has no strict answer.
 pub fn grade(problem_answer: &str, completion: &str, finished: bool) -> Graded {
     let gold = gold_answer(problem_answer);
     let after = after_thinking(completion);
     let stated_after = after.and_then(stated);
     let strict = stated_after.as_deref().filter(|_| finished).map_or_else(|| missing(&gold), |it| compare(&gold, it));
-    // Words announced where a formula is wanted are as good as nothing.
+    // Announced words are no answer if the gold is a formula.
     let counts = |answer: &Cow<str>| reads(answer) || !reads(&gold) || extract::boxed(completion).is_some();
     if let Some(answer) = stated_after.or_else(|| stated(completion)).filter(counts) {
         let lenient = compare(&gold, &answer);
@@ -162,12 +165,12 @@ pub fn grade(problem_answer: &str, completion: &str, finished: bool) -> Graded {
     Graded { strict, lenient, extracted: Some(formula.into_owned()) }
 }
 
-/// The verdict where no answer was found.
+/// Return the verdict for a completion without an answer.
 fn missing(gold: &str) -> Verdict {
     if usable(gold) { Verdict::NoAnswer } else { Verdict::UnparseableGold }
 }
 
-/// Compares an answer with the right one, both as extracted.
+/// Compare an extracted answer with an extracted gold.
 pub fn compare(gold: &str, answer: &str) -> Verdict {
     if !usable(gold) {
         return Verdict::UnparseableGold;
@@ -182,11 +185,11 @@ pub fn compare(gold: &str, answer: &str) -> Verdict {
     if verdict == Verdict::Wrong && check::same_by_commas(gold, answer) { Verdict::Right } else { verdict }
 }
 
-/// Compares answers that are not written alike.
+/// Compare answers with different tokens.
 fn compare_unlike(gold_text: &str, answer_text: &str) -> Verdict {
     let gold = match parse::parse(gold_text) {
         Ok(node) => node,
-        // A gold beyond this reader takes only what is written like it.
+        // A gold that cannot be parsed accepts only the same tokens.
         Err(_) => return Verdict::Undecided,
     };
     let answer = match parse::parse(answer_text) {
@@ -214,13 +217,13 @@ fn compare_unlike(gold_text: &str, answer_text: &str) -> Verdict {
     }
 }
 
-/// The verdict on an answer that gives its value in these ways, `\text{Area} = 3 + 4 = 7`: all have to be right.
+/// Compare each value of a chain such as `\text{Area} = 3 + 4 = 7`; all must be right.
 fn every_value(gold: &str, values: &[&str]) -> Verdict {
     let verdicts = values.iter().map(|value| compare(gold, value));
     verdicts.into_iter().find(|verdict| !verdict.is_right()).unwrap_or(Verdict::Right)
 }
 
-/// Whether there is something to compare.
+/// Whether the text has something to compare and is not too long.
 fn usable(answer: &str) -> bool {
     answer.len() <= MAX_ANSWER
         && (answer.contains(|c: char| c.is_alphanumeric() || "∞∅ℝ".contains(c)) || answer.contains("\\{"))

@@ -1,18 +1,22 @@
-//! Symbols, functions and commands of LaTeX.
+//! Parsing of symbols, functions and commands of LaTeX.
+
+use num_rational::BigRational;
+use num_traits::Signed;
 
 use super::formula::product_of;
 use super::matrix::determinant;
 use super::parse::Parser;
+use super::rounded::literal;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
 
 const FUNCTIONS: &[&str] = &[
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "asin", "acos", "atan", "sinh", "cosh",
     "tanh", "arctg", "cis", "ln", "log", "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "max", "min", "gcd",
-    "lcm", "binom",
+    "lcm", "binom", "cosec",
 ];
 
-/// Commands that end a formula or are beyond this reader.
+/// Commands that end a formula or are not supported.
 #[rustfmt::skip]
 pub(super) const FOREIGN: &[&str] = &[
     "sum", "int", "prod", "lim", "iint", "oint", "vdots", "to", "rightarrow", "Rightarrow", "implies", "iff", "begin",
@@ -23,6 +27,14 @@ pub(super) const FOREIGN: &[&str] = &[
 
 pub(super) fn is_function(name: &str) -> bool {
     FUNCTIONS.contains(&name)
+}
+
+/// Return the length of the function name at the start of `sinx` or `sinxcosx`, of at most 32 letters.
+pub(super) fn glued_function(run: &str) -> Option<usize> {
+    const NAMES: &[&str] = &["sin", "cos", "tan", "cot", "sec", "csc", "ln", "log"];
+    let name = NAMES.iter().find(|name| run.starts_with(**name) && run.len() <= 32)?;
+    let rest = run[name.len()..].strip_prefix(['x', 'y', 'z', 'A', 'B', 'C'])?;
+    (rest.is_empty() || glued_function(rest).is_some()).then_some(name.len())
 }
 
 pub(super) fn constant(name: &str) -> Option<Node> {
@@ -44,30 +56,58 @@ impl Parser {
         if let Some(node) = constant(&run) {
             return self.subscripted(node);
         }
-        // sympy's and numpy's name of a matrix.
+        // `Matrix(…)` of sympy and `array(…)` of numpy.
         if matches!(run.as_str(), "Matrix" | "array") && self.peek_char() == Some('(') {
             return self.primary();
         }
-        // The library's name in `np.sqrt(2)`.
+        // Library prefix as in `np.sqrt(2)`.
         if matches!(run.as_str(), "np" | "numpy" | "math" | "sympy") && self.eat_char('.') {
             return self.primary();
         }
-        // Letters side by side are a product; all but the first go back.
-        let first = run[..1].to_string();
-        if run.len() > 1 {
-            self.at -= 1;
-            self.tokens[self.at] = Spaced(Token::Letters(run[1..].to_string()), false);
-            return Ok(symbol(&first));
-        }
-        self.named(first)
+        // Adjacent letters are a product.
+        let function = glued_function(&run);
+        self.at -= 1;
+        self.split_run(function.unwrap_or(1));
+        self.at += 1;
+        if let Some(length) = function { self.function(&run[..length]) } else { self.named(run[..1].to_string()) }
     }
 
     pub(super) fn named(&mut self, name: String) -> Result<Node> {
         self.subscripted(symbol(&name))
     }
 
-    /// A symbol with its primes, index and, for functions, arguments.
+    /// Parse the indices of a binomial coefficient after its C: `C_{10}^3`, `C^3_{10}`.
+    fn choices(&mut self) -> Option<Node> {
+        let mut index = |sign| if self.eat_char(sign) { self.argument_whole().ok() } else { None };
+        let (upper, n) = (index('^'), index('_')?);
+        let k = upper.or_else(|| index('^'))?;
+        is_count(&n, &k).then(|| Node::apply("binom", vec![n, k]))
+    }
+
+    /// Parse `_{10}C_3`, `^{10}C_3` or the number of permutations `_{10}P_3` after the first sign.
+    pub(super) fn prefixed_choices(&mut self) -> Result<Node> {
+        let n = self.argument_whole()?;
+        let Some(Token::Letters(letter) | Token::Text(letter)) = self.peek().cloned() else {
+            return Err(Fault::Malformed);
+        };
+        self.at += 1;
+        self.expect(&Token::Char('_'))?;
+        let k = self.argument_whole()?;
+        let choices = Node::apply("binom", vec![n, k.clone()]);
+        match letter.as_str() {
+            "C" => Ok(choices),
+            "P" => Ok(Node::Product(vec![choices, Node::apply("factorial", vec![k])])),
+            _ => Err(Fault::Malformed),
+        }
+    }
+
+    /// Parse the primes, index and arguments of a symbol.
     fn subscripted(&mut self, node: Node) -> Result<Node> {
+        if matches!(&node, Node::Symbol(name) if name == "C")
+            && let Some(choices) = self.attempt(Self::choices)
+        {
+            return Ok(choices);
+        }
         let indexed = self.peek_char() == Some('_');
         let mut name = match node {
             Node::Symbol(name) => name,
@@ -97,7 +137,7 @@ impl Parser {
             return Ok(Node::Symbol(name));
         }
         let function = matches!(name.trim_end_matches('\'').split('_').next(), Some("f" | "g" | "h" | "F" | "G"));
-        // `u(t)` and `I(0)` are values of functions; `n(n+1)` is a product.
+        // `u(t)` and `I(0)` are function values; `n(n+1)` is a product.
         let simple = matches!(
             (self.tokens.get(self.at + 1), self.tokens.get(self.at + 2)),
             (Some(Spaced(Token::Digits(_), _)), Some(Spaced(Token::Char(')'), _)))
@@ -108,18 +148,15 @@ impl Parser {
         if !function && !simple && name != "C" {
             return Ok(Node::Symbol(name));
         }
-        let start = self.at;
-        self.at += 1;
         if name == "C" && !simple {
-            return match self.bracket('(') {
-                // `C(10, 3)`
-                Ok(Node::Tuple(pair)) if pair.len() == 2 => Ok(Node::Apply("binom".to_string(), pair)),
-                _ => {
-                    self.at = start;
-                    Ok(Node::Symbol(name))
-                }
-            };
+            // `C(10, 3)`
+            let binomial = self.attempt(|parser| match parser.primary() {
+                Ok(Node::Tuple(pair)) if pair.len() == 2 => Some(Node::Apply("binom".to_string(), pair)),
+                _ => None,
+            });
+            return Ok(binomial.unwrap_or(Node::Symbol(name)));
         }
+        self.at += 1;
         match self.bracket('(')? {
             Node::Tuple(arguments) => Ok(Node::Apply(name, arguments)),
             Node::Interval { .. } => Err(Fault::Malformed),
@@ -127,7 +164,7 @@ impl Parser {
         }
     }
 
-    /// How many primes the group after `^` holds, if nothing else.
+    /// Return the number of primes in the group after `^` if it contains nothing else.
     fn primes(&self) -> usize {
         let Some(Spaced(Token::Open, _)) = self.tokens.get(self.at + 1) else { return 0 };
         let rest = &self.tokens[self.at + 2..];
@@ -135,7 +172,7 @@ impl Parser {
         if matches!(rest.get(primes), Some(Spaced(Token::Close, _))) { primes } else { 0 }
     }
 
-    /// The text of an index, which only names.
+    /// Return the text of an index.
     pub(super) fn index(&mut self) -> Result<String> {
         let mut name = String::new();
         let mut open = 0;
@@ -181,7 +218,7 @@ impl Parser {
                 };
                 Ok(radicand.power(Node::integer(1).over(degree)))
             }
-            "begin" => self.enclosure(),
+            "begin" => self.enclosure(false),
             "det" => match self.primary()? {
                 Node::Matrix(rows) => determinant(&rows),
                 _ => Err(Fault::Malformed),
@@ -207,7 +244,7 @@ impl Parser {
         }
     }
 
-    /// A function after its name: power, base, argument.
+    /// Parse the power, base and argument after the name of a function.
     pub(super) fn function(&mut self, name: &str) -> Result<Node> {
         let mut name =
             name.strip_prefix("arc").map_or(name.to_string(), |rest| format!("a{}", rest.replace("tg", "tan")));
@@ -254,6 +291,7 @@ impl Parser {
                 let degree = Node::integer(if name == "sqrt" { 2 } else { 3 });
                 arguments.swap_remove(0).power(Node::integer(1).over(degree))
             }
+            "cosec" => Node::Apply("csc".to_string(), arguments),
             "lg" if arguments.len() == 1 => Node::apply("log", vec![arguments.swap_remove(0), Node::integer(10)]),
             _ => Node::Apply(name, arguments),
         };
@@ -263,7 +301,7 @@ impl Parser {
         })
     }
 
-    /// An argument without brackets: the factors up to the next sign or function.
+    /// Parse an argument without brackets: the factors up to the next operator or function.
     fn bare_argument(&mut self) -> Result<Node> {
         let mut factors = vec![self.deeper(Self::signed_power)?];
         while self.starts_factor() && !self.unit_ahead() && !self.function_ahead() {
@@ -274,10 +312,24 @@ impl Parser {
 
     fn function_ahead(&self) -> bool {
         match self.peek() {
-            Some(Token::Letters(name) | Token::Command(name) | Token::Text(name)) => is_function(name),
+            Some(Token::Letters(name) | Token::Command(name) | Token::Text(name)) => {
+                is_function(name) || glued_function(name).is_some()
+            }
             Some(Token::Char('(' | '[')) => true,
             _ => false,
         }
+    }
+}
+
+/// Whether C with these indices is a binomial coefficient, `C_5^2` or `C_{2n}^n`, and not a power, `C_1^2`.
+fn is_count(n: &Node, k: &Node) -> bool {
+    let other = |node: &Node| match node {
+        Node::Symbol(name) => !"nmkrNM".contains(name.as_str()),
+        node => !matches!(node, Node::Number { .. } | Node::Sum(_) | Node::Product(_) | Node::Negative(_)),
+    };
+    match (literal(n), literal(k)) {
+        (Some(n), Some(k)) => !k.is_negative() && k <= n && (k < n || n > BigRational::from_integer(2.into())),
+        (number, _) => number.is_none() && !n.any(&other) && !k.any(&other),
     }
 }
 
@@ -289,7 +341,7 @@ pub(super) fn symbol(name: &str) -> Node {
     }
 }
 
-/// A quotient; `\frac{dx}{dt}` is a derivative, in which nothing cancels.
+/// Build a quotient, or a derivative from `\frac{dx}{dt}`, in which nothing cancels.
 fn fraction(over: Node, under: Node) -> Node {
     let differential = |node: &Node| {
         let first = if let Node::Product(factors) = node { &factors[0] } else { node };

@@ -1,8 +1,8 @@
-//! From a formula to its normal form, a quotient of polynomials over atoms.
+//! Normal form of a formula: a quotient of polynomials over atoms.
 //!
-//! Powers go through `a^b = e^(b ln a)` where the exponent is not a number, sines and cosines through `e^(ix)`, so that
-//! the laws of powers and the addition theorems need no rules of their own. Symbols under an even root are taken as
-//! positive when it does not come out even: √(r²s) is r√s, but √(r²) is |r|.
+//! A power with a symbolic exponent becomes `e^(b ln a)`, sines and cosines become `e^(ix)`, so that power laws and
+//! addition theorems need no separate rules. Symbols under an even root are assumed positive unless the root is exact:
+//! √(r²s) is r√s, but √(r²) is |r|.
 
 use num_bigint::{BigInt, BigUint, Sign};
 use num_integer::Integer;
@@ -12,9 +12,9 @@ use num_traits::{One, Signed, ToPrimitive, Zero};
 use super::poly::{Algebra, Atom, Exponent, Monomial, Poly, Quotient, bounded};
 use super::tree::{Fault, Node, Result};
 
-/// Divisors that are tried.
+/// Bound of trial division.
 const TRIALS: u32 = 1000;
-/// The largest factorial that is multiplied out.
+/// Largest n for which n! is computed.
 const MAX_FACTORIAL: i64 = 1500;
 
 fn ratio(over: i64, under: i64) -> Quotient {
@@ -22,11 +22,11 @@ fn ratio(over: i64, under: i64) -> Quotient {
 }
 
 impl Algebra {
-    /// The normal form of a formula; an error for anything else.
+    /// Return the normal form of a formula; any other node is an error.
     pub(super) fn normal(&mut self, node: &Node) -> Result<Quotient> {
         self.spend(1)?;
         Ok(match node {
-            Node::Number { value, .. } => Quotient::constant(value.clone()),
+            Node::Number { value, .. } | Node::Based(value, _) => Quotient::constant(value.clone()),
             Node::Symbol(name) => Quotient::whole(self.atom_power(Atom::Symbol(name.clone()), Exponent::one())?),
             Node::Pi => Quotient::whole(self.atom_power(Atom::Pi, Exponent::one())?),
             Node::Imaginary => self.imaginary()?,
@@ -87,10 +87,10 @@ impl Algebra {
         Ok(Quotient::whole(self.atom_power(Atom::MinusOne, Exponent::new(1, 2))?))
     }
 
-    /// `base` to the power of `exponent`.
+    /// Raise `base` to the power of `exponent`.
     pub(super) fn raise(&mut self, base: &Quotient, exponent: &Quotient) -> Result<Quotient> {
         if base.over.0.is_empty() {
-            // 0^0 has no agreed value.
+            // 0^0 is undefined.
             let positive = exponent.as_constant().is_some_and(|value| value.is_positive());
             return if positive { Ok(ratio(0, 1)) } else { Err(Fault::Undefined) };
         }
@@ -115,10 +115,10 @@ impl Algebra {
         }
     }
 
-    /// A power with a fraction as exponent.
+    /// Raise to a fractional exponent.
     fn root(&mut self, base: &Quotient, exponent: Exponent) -> Result<Quotient> {
         let mut base = base.clone();
-        // √(a/b) is √a/√b only for a positive b.
+        // √(a/b) is √a/√b only for positive b.
         if self.sign(&base.under) == Some(Sign::Minus) {
             base = Quotient { over: base.over.negated(), under: base.under.negated() };
         }
@@ -181,7 +181,7 @@ impl Algebra {
         Ok(product)
     }
 
-    /// A positive rational to a power, in primes.
+    /// Raise a positive rational to a power, factored into primes.
     fn rational_root(&mut self, value: &BigRational, exponent: Exponent) -> Result<Quotient> {
         let mut product = Poly::constant(BigRational::one());
         for (part, exponent) in [(value.numer(), exponent), (value.denom(), -exponent)] {
@@ -193,7 +193,7 @@ impl Algebra {
         Ok(Quotient::whole(product))
     }
 
-    /// Small prime factors with their exponents, and what is left as the root of a perfect power.
+    /// Return the small prime factors with exponents; the remaining factor is reduced to the root of a perfect power.
     fn factors(&mut self, value: &BigUint) -> Result<Vec<(BigUint, i64)>> {
         let mut left = value.clone();
         let mut factors = Vec::new();
@@ -227,7 +227,7 @@ impl Algebra {
         Ok(factors)
     }
 
-    /// -1 to a power; thirds and quarters in radicals.
+    /// Raise -1 to a power; thirds and quarters become radicals.
     fn root_of_unity(&mut self, exponent: Exponent) -> Result<Poly> {
         let exponent = exponent - (exponent / 2).floor() * 2;
         let (over, under) = (*exponent.numer(), *exponent.denom());
@@ -259,7 +259,7 @@ impl Algebra {
         self.poly_power(&base, over)
     }
 
-    /// e to the power of a quotient.
+    /// Return e to the power of a quotient.
     pub(super) fn exp(&mut self, exponent: &Quotient) -> Result<Quotient> {
         let Some(under) = exponent.under.as_constant() else {
             return self.opaque("exp", vec![exponent.clone()]);
@@ -290,7 +290,7 @@ impl Algebra {
         Ok(product)
     }
 
-    /// The natural logarithm.
+    /// Return the natural logarithm.
     pub(super) fn ln(&mut self, value: &Quotient) -> Result<Quotient> {
         let (over, under) = (self.poly_ln(&value.over)?, self.poly_ln(&value.under)?);
         Ok(Quotient::whole(self.add(&over, &under.negated())?))
@@ -344,7 +344,7 @@ impl Algebra {
         Ok(sum)
     }
 
-    /// A function that is kept as it is; arguments that are equal are one.
+    /// Keep a function as an atom; equal arguments share one atom.
     pub(super) fn opaque(&mut self, name: &str, mut arguments: Vec<Quotient>) -> Result<Quotient> {
         for argument in &mut arguments {
             if let Some(value) = argument.as_constant() {
@@ -368,7 +368,7 @@ impl Algebra {
         Ok(Quotient::whole(self.atom_power(Atom::Apply(name.to_string(), arguments), Exponent::one())?))
     }
 
-    /// n!, with whole numbers next to n taken out: (n+1)! is (n+1)·n!.
+    /// Return n!; integer shifts are taken out: (n+1)! is (n+1)·n!.
     pub(super) fn factorial(&mut self, value: &Quotient) -> Result<Quotient> {
         if let Some(constant) = value.as_constant() {
             let n = constant.to_i64().filter(|_| constant.is_integer() && !constant.is_negative());
@@ -401,7 +401,7 @@ impl Algebra {
     }
 }
 
-/// The positive rational by which a polynomial's coefficients become coprime integers.
+/// Return the positive rational that, divided out, makes the coefficients coprime integers.
 fn content(poly: &Poly) -> BigRational {
     let mut over = BigInt::zero();
     let mut under = BigInt::one();

@@ -1,4 +1,4 @@
-//! Literals: decimals, mixed numbers, periods, other bases.
+//! Parsing of literals: decimals, mixed numbers, repeating decimals, other bases.
 
 use num_bigint::BigInt;
 use num_rational::BigRational;
@@ -9,10 +9,10 @@ use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
 use super::words;
 
-/// The largest power of ten in a number in scientific notation.
+/// Largest exponent of ten in scientific notation.
 const MAX_TEN: i32 = 5000;
 
-/// Reads the digits of a literal.
+/// Parse the digits of a literal.
 pub(super) fn literal(digits: &str) -> Result<Node> {
     let (mantissa, exponent) = digits.split_once(['e', 'E']).unwrap_or((digits, "0"));
     let exponent: i32 = exponent.parse().ok().filter(|e: &i32| e.abs() <= MAX_TEN).ok_or(Fault::Limit)?;
@@ -24,12 +24,10 @@ pub(super) fn literal(digits: &str) -> Result<Node> {
 }
 
 impl Parser {
-    /// A literal with what may belong to it: a base, a fraction after the whole, a period.
+    /// Parse a literal with an optional fraction or repeating part.
     pub(super) fn number(&mut self, digits: &str) -> Result<Node> {
-        if let Some(base) = self.base()? {
-            // `4210_5 (base 5)`
-            let again = self.base()?.is_none_or(|other| other == base);
-            return if again { in_base(digits, &base) } else { Err(Fault::Malformed) };
+        if self.peek_char() == Some('_') {
+            return Err(Fault::Malformed);
         }
         if digits.contains('.')
             && let Some(period) = self.period()?
@@ -39,49 +37,60 @@ impl Parser {
         let whole = literal(digits)?;
         if self.peek_char() == Some('…') && !self.spaced() && digits.contains('.') {
             self.at += 1;
-            // 0.1666… goes on with its last digit where that is there twice.
+            // 0.1666… repeats its last digit if that is written twice.
             let last = &digits[digits.len() - 1..];
             let repeats = digits.ends_with(&last.repeat(2));
             return if repeats { recurring(digits, last) } else { Ok(whole) };
         }
-        let start = self.at;
         if digits.bytes().all(|b| b.is_ascii_digit())
-            && let Some(fraction) = self.small_fraction()
+            && let Some(fraction) = self.attempt(Self::small_fraction)
         {
             return Ok(Node::Sum(vec![whole, fraction]));
         }
-        self.at = start;
         Ok(whole)
     }
 
-    /// The base of a whole number: `_5`, `_{\text{five}}`, `(base 5)`.
-    fn base(&mut self) -> Result<Option<BigRational>> {
-        let start = self.at;
+    /// Parse an integer with its base: `1011_2`, `(101)_2`, `101 (base 2)`, `2A_{16}`, `\text{FF}_{16}`.
+    ///
+    /// Letters are digits only in capitals and next to another digit: `2a_{16}` is twice `a_{16}`.
+    pub(super) fn based(&mut self) -> Option<Node> {
+        let bracket = self.eat_char('(') || self.eat_char('[');
+        let mut digits = String::new();
+        while let Some(Spaced(Token::Digits(run) | Token::Letters(run) | Token::Text(run), spaced)) =
+            self.tokens.get(self.at)
+            && (digits.is_empty() || !*spaced)
+            && run != "base"
+        {
+            digits.push_str(run);
+            self.at += 1;
+        }
+        let plain = digits.bytes().all(|b| b.is_ascii_digit());
+        let letters = digits.len() > 1 && !digits.contains(|c: char| c.is_ascii_lowercase());
+        if !(plain || letters) || (bracket && !self.eat_char(')') && !self.eat_char(']')) {
+            return None;
+        }
+        let base = self.base()?;
+        // `4210_5 (base 5)`
+        let again = self.attempt(Self::base);
+        in_base(digits, &base).filter(|_| again.is_none_or(|other| other == base))
+    }
+
+    /// Parse the base of an integer: `_5`, `_{\text{five}}`, `(base 5)`.
+    fn base(&mut self) -> Option<BigRational> {
         let index = self.eat_char('_');
         let (group, bracket) = (index && self.eat(&Token::Open), self.eat_char('('));
         let named = matches!(self.peek(), Some(Token::Letters(word) | Token::Text(word)) if word == "base");
         self.at += usize::from(named);
-        if !index && !named {
-            self.at = start;
-            return Ok(None);
-        }
-        let value = match self.tokens.get(self.at) {
-            Some(Spaced(Token::Digits(digits), _)) => Some(literal(digits)?),
-            Some(word) => words::number(std::slice::from_ref(word)),
-            None => None,
+        let value = match self.tokens.get(self.at)? {
+            Spaced(Token::Digits(digits), _) => literal(digits).ok(),
+            word => words::number(std::slice::from_ref(word)),
         };
-        let Some(Node::Number { value, .. }) = value else { return Err(Fault::Malformed) };
+        let Some(Node::Number { value, .. }) = value.filter(|_| index || named) else { return None };
         self.at += 1;
-        if bracket {
-            self.expect(&Token::Char(')'))?;
-        }
-        if group {
-            self.expect(&Token::Close)?;
-        }
-        Ok(Some(value))
+        ((!bracket || self.eat_char(')')) && (!group || self.eat(&Token::Close))).then_some(value)
     }
 
-    /// The digits that a decimal repeats: `\overline{3}`, `\bar3`, `\dot{1}4\dot{2}` or `(3)`.
+    /// Parse the repeating digits of a decimal: `\overline{3}`, `\bar3`, `\dot{1}4\dot{2}` or `(3)`.
     fn period(&mut self) -> Result<Option<String>> {
         let digits = |token: Option<&Spaced>| match token {
             Some(Spaced(Token::Digits(digits), _)) => Some(digits.clone()),
@@ -90,7 +99,7 @@ impl Parser {
         let period = match self.peek() {
             Some(Token::Command(name)) if name == "dot" => {
                 let mut period = self.marked_digits()?;
-                // Dots stand over the first and the last digit.
+                // Dots mark the first and the last digit.
                 let between = digits(self.tokens.get(self.at));
                 let second = self.at + usize::from(between.is_some());
                 if matches!(self.tokens.get(second), Some(Spaced(Token::Command(name), _)) if name == "dot") {
@@ -110,7 +119,7 @@ impl Parser {
         if digits(self.tokens.get(self.at)).is_some() { Err(Fault::Malformed) } else { Ok(Some(period)) }
     }
 
-    /// The digits that a command ahead marks.
+    /// Parse the digits that the command ahead marks.
     fn marked_digits(&mut self) -> Result<String> {
         self.at += 1;
         let group = self.eat(&Token::Open);
@@ -122,7 +131,7 @@ impl Parser {
         Ok(digits)
     }
 
-    /// The proper fraction of a mixed number: `\frac12` or ` 1/2`.
+    /// Parse the proper fraction of a mixed number: `\frac12` or ` 1/2`.
     fn small_fraction(&mut self) -> Option<Node> {
         let command = matches!(self.peek(), Some(Token::Command(name)) if name == "frac");
         let (over, under) = if command {
@@ -149,17 +158,14 @@ impl Parser {
     }
 }
 
-/// A whole number whose digits are of another base.
-fn in_base(digits: &str, base: &BigRational) -> Result<Node> {
-    let base: u32 = base.to_integer().try_into().map_err(|_| Fault::Malformed)?;
-    if !(2..=36).contains(&base) || digits.len() > 1000 {
-        return Err(Fault::Malformed);
-    }
-    let value = BigInt::parse_bytes(digits.as_bytes(), base).ok_or(Fault::Malformed)?;
-    Ok(Node::Number { value: BigRational::from_integer(value), place: None })
+/// Return the integer with these digits in a base.
+fn in_base(digits: String, base: &BigRational) -> Option<Node> {
+    let base: u32 = base.to_integer().try_into().ok().filter(|base| (2..=36).contains(base) && digits.len() <= 1000)?;
+    let value = BigInt::parse_bytes(digits.as_bytes(), base)?;
+    Some(Node::Based(BigRational::from_integer(value), digits))
 }
 
-/// A decimal whose last digits repeat for ever.
+/// Return the value of a repeating decimal.
 fn recurring(digits: &str, period: &str) -> Result<Node> {
     let Node::Number { value, .. } = literal(digits)? else { return Err(Fault::Malformed) };
     let places = digits.len() - 1 - digits.find('.').ok_or(Fault::Malformed)?;

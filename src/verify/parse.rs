@@ -1,19 +1,19 @@
-//! Answers as people state them: words, choices, lists, relations, sets; their formulae are in `formula`.
+//! Parsing of answers: words, choices, lists, relations and sets. Formulae are parsed in `formula`.
 
 use super::choice::choice;
-use super::label::{drop_prefix, drop_stops};
-use super::name::{constant, is_function};
+use super::label::{drop_prefix, drop_stops, parts};
+use super::name::{constant, glued_function, is_function};
 use super::relation::{Joint, joined};
 use super::token::{Spaced, Token, tokenize};
 use super::tree::{Fault, Node, Relation, Result};
 use super::words;
 
-/// How deep an answer may nest.
+/// Maximum nesting depth of an answer.
 const MAX_DEPTH: usize = 48;
 
-/// Reads an answer.
+/// Parse an answer.
 pub(super) fn parse(answer: &str) -> Result<Node> {
-    // Markdown's stars around the first words.
+    // Markdown's `**` around the first words.
     let unstarred = answer.trim().strip_prefix("**").map(|rest| rest.replacen("**", "", 1));
     let answer = unstarred.as_deref().unwrap_or(answer).trim();
     let answer = answer.trim_matches(|c: char| c == '*' || c == '"' || c == '`' || c.is_whitespace());
@@ -32,7 +32,7 @@ pub(super) fn parse(answer: &str) -> Result<Node> {
     read(tokens)
 }
 
-/// Reads tokens after what announces them.
+/// Parse tokens after their label.
 fn read(mut tokens: Vec<Spaced>) -> Result<Node> {
     if let Some(number) = words::number(&tokens) {
         return Ok(number);
@@ -40,14 +40,18 @@ fn read(mut tokens: Vec<Spaced>) -> Result<Node> {
     if let Some(words) = plain_words(&tokens).or_else(|| words::date(&tokens)) {
         return Ok(Node::Words(words));
     }
+    if let Some(Ok(parts)) = parts(&tokens).map(|parts| parts.into_iter().map(read).collect()) {
+        return Ok(Node::Tuple(parts));
+    }
     words::drop_remarks(&mut tokens);
+    words::open_exception(&mut tokens);
     match plain_words(&tokens) {
         Some(words) => Ok(Node::Words(words)),
         None => Ok(without_domain(Parser::new(tokens).whole()?)),
     }
 }
 
-/// A list without the set that its last member only says a symbol of the others is of: `x = 2k, k ∈ ℤ`.
+/// Remove a last member that only states the domain of a symbol of the others: `x = 2k, k ∈ ℤ`.
 fn without_domain(mut node: Node) -> Node {
     if let Node::List(items) = &mut node
         && let Some((Node::Relation(terms, relations), others)) = items.split_last()
@@ -63,7 +67,7 @@ fn without_domain(mut node: Node) -> Node {
     node
 }
 
-/// The words of an answer that has nothing to compute with: lower case, single blanks, no punctuation.
+/// Return the words of an answer without mathematics: lower case, single spaces, no punctuation.
 pub(super) fn plain_words(tokens: &[Spaced]) -> Option<String> {
     let mut words: Vec<String> = Vec::new();
     let mut text = false;
@@ -81,7 +85,7 @@ pub(super) fn plain_words(tokens: &[Spaced]) -> Option<String> {
                 text = true;
                 if *spaced || words.is_empty() { words.push(c.to_string()) } else { words.last_mut()?.push(*c) }
             }
-            // In a product of letters signs count, and before any word a minus does.
+            // Punctuation matters in a product of letters, and a minus before any word.
             Token::Char('-') if at == 0 || (!long && *spaced) => return None,
             Token::Char('!') if at > 0 && may_be_product(&tokens[at - 1].0, 4) => return None,
             Token::Char('-' | ',' | ';' | ':' | '\'') if product => return None,
@@ -94,7 +98,7 @@ pub(super) fn plain_words(tokens: &[Spaced]) -> Option<String> {
     text.then(|| joined.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")).filter(|text| !text.is_empty())
 }
 
-/// Whether a token may belong to a product of symbols side by side, of at most so many letters. Names and yes are words.
+/// Whether a token may belong to a product of at most `most` adjacent symbols. Names, yes and no are words.
 fn may_be_product(token: &Token, most: usize) -> bool {
     match token {
         Token::Letters(run) => {
@@ -109,14 +113,14 @@ fn may_be_product(token: &Token, most: usize) -> bool {
     }
 }
 
-/// A word that may as well be a product of its letters, as that product.
+/// Parse a word as the product of its letters if it may be one.
 pub(super) fn product(text: &str) -> Option<Node> {
     let tokens = tokenize(text).ok()?;
     let letters = |Spaced(token, _): &Spaced| matches!(token, Token::Letters(_)) && may_be_product(token, 4);
     if tokens.iter().all(letters) { Parser::new(tokens).whole().ok() } else { None }
 }
 
-/// Whether letters are a word: `xyz` is a product, a word has a vowel.
+/// Whether letters are a word, which has a vowel; `xyz` is a product.
 pub(super) fn is_word(name: &str) -> bool {
     name.eq_ignore_ascii_case("no")
         || name.chars().count() > 2
@@ -124,9 +128,9 @@ pub(super) fn is_word(name: &str) -> bool {
             && !is_mathematical(name)
 }
 
-/// Words that are part of a formula.
+/// Whether a word belongs to a formula.
 pub(super) fn is_mathematical(word: &str) -> bool {
-    is_separator(word) || is_function(word) || constant(word).is_some()
+    is_separator(word) || is_function(word) || constant(word).is_some() || glued_function(word).is_some()
 }
 
 pub(super) fn is_separator(word: &str) -> bool {
@@ -141,20 +145,22 @@ fn is_one_of(word: &str, words: &[&str]) -> bool {
     words.iter().any(|other| word.eq_ignore_ascii_case(other))
 }
 
-/// A reader of tokens. Its methods for formulae are in `formula`.
+/// Recursive-descent parser of tokens.
 pub(super) struct Parser {
     pub(super) tokens: Vec<Spaced>,
     pub(super) at: usize,
     pub(super) depth: usize,
-    /// `|` that are open.
+    /// Number of open `|`.
     pub(super) bars: usize,
-    /// Whether the innermost bracket is that of `]0, 1[`, which another such ends.
+    /// Whether the innermost bracket is the `]` of `]0, 1[`.
     pub(super) outward: bool,
+    /// Whether the innermost braces are the argument of a command.
+    pub(super) argument: bool,
 }
 
 impl Parser {
     pub(super) fn new(tokens: Vec<Spaced>) -> Self {
-        Self { tokens, at: 0, depth: 0, bars: 0, outward: false }
+        Self { tokens, at: 0, depth: 0, bars: 0, outward: false, argument: false }
     }
 
     pub(super) fn whole(&mut self) -> Result<Node> {
@@ -196,7 +202,17 @@ impl Parser {
         if self.eat(token) { Ok(()) } else { Err(Fault::Malformed) }
     }
 
-    /// Reads something one level deeper.
+    /// Run `read`; if it returns `None`, go back to the current token.
+    pub(super) fn attempt<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+        let start = self.at;
+        let result = read(self);
+        if result.is_none() {
+            self.at = start;
+        }
+        result
+    }
+
+    /// Run `read` one nesting level deeper.
     pub(super) fn deeper<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.depth >= MAX_DEPTH {
             return Err(Fault::Limit);
@@ -207,7 +223,7 @@ impl Parser {
         result
     }
 
-    /// Several answers, or one: relations parted by commas, semicolons, "and", "or".
+    /// Parse one or several answers: relations separated by commas, semicolons, "and", "or".
     pub(super) fn list(&mut self) -> Result<Node> {
         let mut items = self.items()?;
         match items.len() {
@@ -217,13 +233,13 @@ impl Parser {
         }
     }
 
-    /// Members; inequalities that "or" joins are one.
+    /// Parse members; inequalities joined by "or" become one member.
     pub(super) fn items(&mut self) -> Result<Vec<Node>> {
         let (items, joints) = self.members()?;
         Ok(joined(items, &joints))
     }
 
-    /// Members, and for each but the last what joins it to the next.
+    /// Parse members and the joints between them.
     pub(super) fn members(&mut self) -> Result<(Vec<Node>, Vec<Joint>)> {
         let (mut items, mut joints) = (Vec::new(), Vec::new());
         loop {
@@ -249,7 +265,7 @@ impl Parser {
         }
     }
 
-    /// Gives the modulus of the last member to those before it: `x ≡ 1, 3 (mod 8)`.
+    /// Apply the modulus of the last member to the members before it: `x ≡ 1, 3 (mod 8)`.
     fn spread_modulus(&self, items: &mut [Node]) {
         let Some((Node::Modulo(_, modulus), before)) = items.split_last() else { return };
         let modulus = modulus.clone();
@@ -277,13 +293,13 @@ impl Parser {
         Some(joint)
     }
 
-    /// A formula, or a chain of them such as `0 < x ≤ 1` or `f(x) = 2x`.
+    /// Parse a formula, or a chain such as `0 < x ≤ 1` or `f(x) = 2x`.
     fn relation(&mut self) -> Result<Node> {
         let mut terms = vec![self.ratio()?];
         let mut relations = Vec::new();
         let mut modulus = self.modulus()?;
         while let Some(relation) = self.peek_char().and_then(Relation::of) {
-            // `17 mod 5 = 2`: the modulus is that of one term.
+            // `17 mod 5 = 2`: the modulus belongs to one term.
             if let Some(modulus) = modulus.take() {
                 let term = terms.pop().ok_or(Fault::Malformed)?;
                 terms.push(Node::Modulo(Box::new(term), Box::new(modulus)));
@@ -303,7 +319,7 @@ impl Parser {
         }
     }
 
-    /// The modulus of `\pmod{7}`, `(mod 7)` or `mod 7`.
+    /// Parse the modulus of `\pmod{7}`, `(mod 7)` or `mod 7`.
     fn modulus(&mut self) -> Result<Option<Node>> {
         if !self.modulus_ahead() {
             return Ok(None);
@@ -339,7 +355,7 @@ impl Parser {
         if parts.len() == 1 { Ok(parts.swap_remove(0)) } else { Ok(Node::Ratio(parts)) }
     }
 
-    /// Whether the "to" of `3 to 5` comes next.
+    /// Whether the "to" of `3 to 5` or the "out of" of `3 out of 5` comes next.
     pub(super) fn to_ahead(&self) -> bool {
         let around = self.at.checked_sub(1).and_then(|before| self.tokens.get(before..before + 3));
         match around {
@@ -349,7 +365,7 @@ impl Parser {
                     Spaced(Token::Text(word) | Token::Letters(word), _),
                     Spaced(Token::Digits(_), _),
                 ],
-            ) => word == "to",
+            ) => word == "to" || word == "out of",
             _ => false,
         }
     }

@@ -1,4 +1,4 @@
-//! Polynomials with exact coefficients over *atoms*: symbols, roots of primes, roots of -1, π, exponentials, logarithms.
+//! Polynomials with exact coefficients over *atoms*: symbols, roots of primes and of -1, π, exponentials, logarithms.
 //!
 //! Sums, products, powers, radicals, exponentials, logarithms and trigonometric functions all become polynomials or
 //! quotients of two. Equal terms cancel exactly; what is left over is judged in `zero`.
@@ -13,20 +13,20 @@ use super::tree::{Fault, Result};
 
 pub(super) type Exponent = Ratio<i64>;
 
-/// Work units for one comparison; a term of a product is one, and big coefficients count by their multiplication.
+/// Budget of steps of one comparison. A term of a product is one step; large coefficients cost more.
 const STEPS: u64 = 50_000;
-/// The longest coefficient, in bits.
+/// Maximum size of a coefficient, in bits.
 const MAX_BITS: u64 = 12_000;
 const MAX_POWER: i64 = 100_000;
 
-/// What polynomials are over. Equal atoms have equal indices.
+/// Indeterminate of the polynomials. Equal atoms have equal indices.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Atom {
-    /// -1 to a power between 0 and 1: `i` is its half.
+    /// -1 to a power between 0 and 1; `i` has power 1/2.
     MinusOne,
-    /// A prime, or a number without small factors, to a power between 0 and 1.
+    /// A prime, or an integer without small factors, to a power between 0 and 1.
     Prime(BigUint),
-    /// A polynomial of several terms, to a power between 0 and 1.
+    /// A polynomial with several terms, to a power between 0 and 1.
     Radical(Poly),
     Pi,
     Symbol(String),
@@ -37,15 +37,15 @@ pub(super) enum Atom {
     Apply(String, Vec<Quotient>),
 }
 
-/// A product of powers of atoms, ordered by atom.
+/// Product of powers of atoms, ordered by atom.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Monomial(pub(super) Vec<(usize, Exponent)>);
 
-/// Monomials with their coefficients, none of which is 0.
+/// Monomials with their nonzero coefficients.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Poly(pub(super) BTreeMap<Monomial, BigRational>);
 
-/// A quotient of polynomials, not in lowest terms.
+/// Quotient of polynomials, not in lowest terms.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Quotient {
     pub(super) over: Poly,
@@ -61,7 +61,7 @@ impl Poly {
         if value.is_zero() { Self::default() } else { Self(BTreeMap::from([(monomial, value)])) }
     }
 
-    /// The value, if no atom occurs.
+    /// Return the value if the polynomial contains no atom.
     pub(super) fn as_constant(&self) -> Option<BigRational> {
         match self.0.len() {
             0 => Some(BigRational::zero()),
@@ -106,14 +106,14 @@ impl Quotient {
     }
 }
 
-/// The atoms met in a comparison and the steps it may still take.
+/// Atoms of one comparison and the steps left.
 #[derive(Debug)]
 pub(super) struct Algebra {
     pub(super) atoms: Vec<Atom>,
-    /// How large each atom is with all that it holds written out, which bounds the work of walking through it.
+    /// Size of each atom with nested atoms written out; bounds the cost of a traversal.
     weights: Vec<u64>,
     pub(super) steps: u64,
-    /// Read `log` without a base to base 10 instead of e.
+    /// Whether `log` without a base is decimal instead of natural.
     pub(super) decimal_logarithm: bool,
 }
 
@@ -127,7 +127,7 @@ impl Algebra {
         Ok(())
     }
 
-    /// Pays for a product of two coefficients.
+    /// Spend the cost of a product of two coefficients.
     pub(super) fn spend_bits(&mut self, bits: u64) -> Result<()> {
         if bits > MAX_BITS {
             return Err(Fault::Limit);
@@ -154,13 +154,13 @@ impl Algebra {
         Ok(self.atoms.len() - 1)
     }
 
-    /// How large a polynomial is with its atoms written out.
+    /// Return the size of a polynomial with its atoms written out.
     pub(super) fn weight(&self, poly: &Poly) -> u64 {
         let atoms = poly.0.keys().flat_map(|monomial| monomial.0.iter().map(|(index, _)| self.weights[*index]));
         atoms.fold(poly.0.len() as u64, u64::saturating_add)
     }
 
-    /// An atom to a power, as a polynomial.
+    /// Return an atom raised to a power.
     pub(super) fn atom_power(&mut self, atom: Atom, exponent: Exponent) -> Result<Poly> {
         let index = self.atom(atom)?;
         self.reduce(BigRational::one(), vec![(index, exponent)])
@@ -207,7 +207,7 @@ impl Algebra {
         Ok(product)
     }
 
-    /// A term whose atoms have any exponents: whole powers of numbers and radicals are multiplied out.
+    /// Normalise a term with arbitrary exponents: integer powers of numbers and radicals are multiplied out.
     fn reduce(&mut self, mut value: BigRational, powers: Vec<(usize, Exponent)>) -> Result<Poly> {
         let mut kept = Vec::with_capacity(powers.len());
         let mut radicals = Vec::new();
@@ -260,7 +260,7 @@ impl Algebra {
         Ok(value.pow(i32::try_from(power).map_err(|_| Fault::Limit)?))
     }
 
-    /// A polynomial to a power that is not negative, or to any if it has one term.
+    /// Raise a polynomial to a non-negative power, or to any integer power if it has one term.
     pub(super) fn poly_power(&mut self, base: &Poly, power: i64) -> Result<Poly> {
         if power.abs() > MAX_POWER {
             return Err(Fault::Limit);
@@ -304,7 +304,7 @@ impl Algebra {
         Ok(Quotient { over, under: self.multiply(&a.under, &b.under)? })
     }
 
-    /// 1 over a quotient; a single term below is brought above.
+    /// Return the reciprocal of a quotient; a denominator of one term moves into the numerator.
     pub(super) fn inverse(&mut self, a: &Quotient) -> Result<Quotient> {
         if self.is_zero(&a.over)? {
             return Err(Fault::Undefined);
@@ -316,7 +316,7 @@ impl Algebra {
         let mut powers = Vec::new();
         for (index, exponent) in monomial.0.clone() {
             match &self.atoms[index] {
-                // 1/√p is √p/p, so that radicals stay above.
+                // 1/√p becomes √p/p, so that radicals stay in the numerator.
                 Atom::Radical(inside) => {
                     under = self.multiply(&under, &inside.clone())?;
                     powers.push((index, Exponent::one() - exponent));
@@ -328,7 +328,7 @@ impl Algebra {
         Ok(Quotient { over: self.multiply(&inverse, &a.under)?, under })
     }
 
-    /// A quotient to a whole power.
+    /// Raise a quotient to an integer power.
     pub(super) fn power(&mut self, base: &Quotient, power: i64) -> Result<Quotient> {
         let base = if power < 0 { self.inverse(base)? } else { base.clone() };
         let over = self.poly_power(&base.over, power.saturating_abs())?;
@@ -336,18 +336,18 @@ impl Algebra {
     }
 }
 
-/// Bits of a coefficient.
+/// Size of a coefficient, in bits.
 pub(super) fn bits(value: &BigRational) -> u64 {
     value.numer().bits().max(value.denom().bits())
 }
 
-/// An exponent small enough for machine arithmetic.
+/// Check that an exponent is small enough for machine arithmetic.
 pub(super) fn bounded(exponent: Exponent) -> Result<Exponent> {
     let small = exponent.numer().abs() <= MAX_POWER * 100 && *exponent.denom() <= 1000;
     if small { Ok(exponent) } else { Err(Fault::Limit) }
 }
 
-/// The product of two monomials, before reduction.
+/// Multiply two monomials, without reduction.
 fn merged(a: &Monomial, b: &Monomial) -> Result<Vec<(usize, Exponent)>> {
     let mut merged = a.0.clone();
     for (index, exponent) in &b.0 {

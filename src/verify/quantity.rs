@@ -1,6 +1,7 @@
-//! Quantities: currencies, units, degrees, and the words that multiply.
+//! Parsing of quantities: currencies, units, degrees, and words that scale a number.
 
 use super::formula::sum_of;
+use super::name::is_function;
 use super::number::literal;
 use super::parse::{Parser, is_mathematical, is_separator};
 use super::token::{Spaced, Token};
@@ -22,15 +23,15 @@ impl Parser {
         Unit::parse(name)
     }
 
-    /// A quantity whose unit comes next.
+    /// Parse the unit of a quantity.
     pub(super) fn measured(&mut self, node: Node) -> Result<Node> {
         let text = self.unit_text()?;
         let mut text = text.trim();
         let mut node = node;
-        // `3 million dollars`: the word multiplies; `3 tenths`: it divides.
+        // `3 million dollars` multiplies, `3 tenths` divides.
         loop {
             let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
-            // k is a thousand, K kelvins.
+            // `k` is a thousand, `K` is kelvin.
             let word = if word.len() == 1 { word.to_string() } else { word.to_lowercase() };
             node = match (magnitude(&word), part(&word)) {
                 (Some(factor), _) => Node::Product(vec![node, Node::integer(factor)]),
@@ -48,14 +49,14 @@ impl Parser {
             text => {
                 let text = text.strip_prefix("degrees ").or_else(|| text.strip_prefix("degree ")).unwrap_or(text);
                 let mut unit = Unit::parse(text).ok_or(Fault::Malformed)?;
-                // Beside these words the number alone says nothing.
+                // With such words the number alone is not the answer.
                 unit.mixed |= !is_unit_text(text);
                 self.smaller_units(node, unit)
             }
         }
     }
 
-    /// The words, letters and signs of a unit.
+    /// Collect the words, letters and signs of a unit.
     fn unit_text(&mut self) -> Result<String> {
         let mut text = String::new();
         loop {
@@ -97,7 +98,7 @@ impl Parser {
         }
     }
 
-    /// A quantity, with what follows in smaller units of its kind: `5 feet 6 inches`, `1 hour and 30 minutes`.
+    /// Add what follows in smaller units of the same dimension: `5 feet 6 inches`, `1 hour and 30 minutes`.
     fn smaller_units(&mut self, node: Node, unit: Unit) -> Result<Node> {
         let part = |node: Node, unit: &Unit| {
             Node::Product(vec![node, Node::Number { value: unit.factor.clone(), place: None }])
@@ -130,14 +131,16 @@ impl Parser {
         Ok(Node::Measured(Box::new(sum_of(parts)), unit))
     }
 
-    /// Whether the run of letters ahead is a unit after a quantity.
+    /// Whether the next tokens are a unit.
     pub(super) fn unit_ahead(&self) -> bool {
         match self.peek() {
             Some(Token::Text(word) | Token::Letters(word)) if word == "mod" || self.to_ahead() => false,
-            // An upright i or e is the number.
-            Some(Token::Text(word)) => !is_separator(word) && !matches!(word.as_str(), "" | "i" | "e"),
+            // An upright `i` or `e` is the constant.
+            Some(Token::Text(word)) => {
+                !is_separator(word) && (!is_function(word) || is_unit(word)) && !matches!(word.as_str(), "" | "i" | "e")
+            }
             Some(Token::Letters(word)) => {
-                is_unit(word)
+                (is_unit(word) && !self.letters_of_formula())
                     || (self.spaced() && word.len() > 2 && !is_mathematical(word))
                     || (self.spaced() && is_letter(word) && self.unit_goes_on())
             }
@@ -155,7 +158,16 @@ impl Parser {
         }
     }
 
-    /// Whether what follows says that a letter is a unit: `m/s`, `h 30 min`.
+    /// Whether the letters ahead are symbols of a formula: `\frac{2mg}{k}`, `2km + 1`.
+    fn letters_of_formula(&self) -> bool {
+        !self.spaced()
+            && match self.tokens.get(self.at + 1) {
+                Some(Spaced(Token::Char('+' | '-'), _) | Spaced(Token::Char('('), false)) => true,
+                next => self.argument && matches!(next, Some(Spaced(Token::Close, _))),
+            }
+    }
+
+    /// Whether the tokens after a letter show that it is a unit: `m/s`, `h 30 min`.
     fn unit_goes_on(&self) -> bool {
         match self.tokens.get(self.at + 1..self.at + 3) {
             Some([Spaced(Token::Char('/'), _), Spaced(Token::Letters(word), _)]) => is_letter(word) || is_unit(word),
@@ -164,7 +176,7 @@ impl Parser {
         }
     }
 
-    /// What stands before a degree sign: an angle, perhaps with minutes and seconds, or a temperature.
+    /// Parse what follows a degree sign: minutes and seconds of an angle, or a temperature scale.
     pub(super) fn degrees(&mut self, node: Node) -> Result<Node> {
         let scale = match self.peek() {
             Some(Token::Letters(word) | Token::Text(word)) => match word.as_str() {
@@ -211,10 +223,11 @@ impl Parser {
     }
 }
 
-/// Whether the words after a number only say what it counts: not "or more", "and a half", "squared", "if n is even".
+/// Whether the words after a number only name what it counts, unlike "or more", "and a half", "squared".
 fn is_unit_text(text: &str) -> bool {
     #[rustfmt::skip]
     const CHANGES: &[&str] = &[
+        "rejected", "extraneous", "impossible", "invalid", "discarded",
         "or", "than", "above", "below", "minus", "plus", "half", "factorial", "doubled", "tripled", "halved", "tens", "if",
         "unless", "except", "otherwise", "not", "wrong", "incorrect",
     ];
@@ -227,7 +240,7 @@ fn is_unit_text(text: &str) -> bool {
     !changed
 }
 
-/// A sum of money whose last letter counts thousands or millions, `3M` or `3\text{k}`, written out.
+/// Expand an amount of money with a suffix for thousands or millions, `3M` or `3\text{k}`.
 pub(super) fn in_full(amount: Node) -> Node {
     let scaled =
         |number: &Node, letter: &str| money(letter).map(|f| Node::Product(vec![number.clone(), Node::integer(f)]));

@@ -1,14 +1,15 @@
-//! Equations, inequalities and assignments.
+//! Comparison of equations, inequalities and assignments.
 
 use num_rational::BigRational;
 use num_traits::Signed;
 
 use super::equal::{Comparer, is_formula, is_set};
 use super::poly::Quotient;
+use super::rounded::{half_unit, literal, near};
 use super::sets::MAX_PIECES;
 use super::tree::{Node, Relation, Result};
 
-/// What joins two members of a list.
+/// Joint between two members of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Joint {
     Comma,
@@ -16,13 +17,18 @@ pub(super) enum Joint {
     Or,
 }
 
-/// Members of which some are joined by "or": inequalities in one symbol become one, `x ∈ (…) ∪ (…)`; "and" binds
-/// closer.
+/// Combine members joined by "or": inequalities in one symbol become `x ∈ (…) ∪ (…)`; "and" binds closer.
 pub(super) fn joined(items: Vec<Node>, joints: &[Joint]) -> Vec<Node> {
     if !joints.contains(&Joint::Or) || items.len() > MAX_PIECES {
         return items;
     }
     let Some(sets) = items.iter().map(solutions).collect::<Option<Vec<_>>>() else {
+        // `x = 1 or y = 2` is not a list of both.
+        if let [a @ Node::Relation(left, _), b @ Node::Relation(right, _)] = items.as_slice()
+            && matches!((&left[0], &right[0]), (Node::Symbol(x), Node::Symbol(y)) if x != y)
+        {
+            return vec![Node::Union(Box::new(a.clone()), Box::new(b.clone()))];
+        }
         return systems(&items, joints).unwrap_or(items);
     };
     let mut sets = sets.into_iter();
@@ -43,7 +49,7 @@ pub(super) fn joined(items: Vec<Node>, joints: &[Joint]) -> Vec<Node> {
     vec![Node::Relation(vec![Node::Symbol(symbol), united(union, last)], vec![Relation::In])]
 }
 
-/// Solutions in several symbols, `x = 2, y = 3 or x = 3, y = 2`, each as a tuple in the order of the symbols.
+/// Convert solutions in several symbols, `x = 2, y = 3 or x = 3, y = 2`, to tuples ordered by symbol.
 fn systems(items: &[Node], joints: &[Joint]) -> Option<Vec<Node>> {
     let mut systems = vec![Vec::new()];
     for (at, item) in items.iter().enumerate() {
@@ -72,40 +78,85 @@ fn united(union: Option<Node>, set: Node) -> Node {
 }
 
 impl Comparer {
-    /// A relation against something else: the side that answers, or the set of solutions.
+    /// Compare a relation with another node, by its value or its set of solutions.
     pub(super) fn same_as_side(&mut self, relation: &Node, other: &Node, relation_is_gold: bool) -> Result<bool> {
-        let mut compare = |side: &Node| if relation_is_gold { self.same(side, other) } else { self.same(other, side) };
         let Node::Relation(terms, relations) = relation else { return Ok(false) };
         if relations.iter().all(|relation| *relation == Relation::Equal) {
             let (first, last) = (&terms[0], &terms[terms.len() - 1]);
+            if self.contradicts(terms) {
+                return Ok(false);
+            }
+            // `a = b = 1` equals (1, 1).
+            if let (Node::Tuple(pair), [names @ .., value]) = (other, terms.as_slice())
+                && names.len() > 1
+                && names.iter().all(|name| matches!(name, Node::Symbol(_)))
+                && !matches!(value, Node::Tuple(_))
+            {
+                let values = vec![value.clone(); names.len()];
+                let (gold, answer) = if relation_is_gold { (&values, pair) } else { (pair, &values) };
+                return self.same_in_order(gold, answer);
+            }
+            // `x^2 - 1 = (x - 1)(x + 1)` holds for every x, so that its value is either side.
+            let identity = has_symbol(first)
+                && !is_name(first)
+                && terms.iter().all(is_formula)
+                && terms.windows(2).all(|pair| self.same_formulae(&pair[0], &pair[1]) == Ok(true));
+            let dotted = |node: &Node| node.any(&|node| matches!(node, Node::Symbol(name) if name == "…"));
+            let mut compare =
+                |side: &Node| if relation_is_gold { self.same(side, other) } else { self.same(other, side) };
             // `x = 5`, `2 + 3 = 5` and `5 = x`
             return if is_name(last) && !is_name(first) {
                 compare(first)
             } else if is_name(first)
                 || !terms[terms.len() - 2..].iter().any(has_symbol)
                 || (terms.len() > 2 && is_name(&terms[terms.len() - 2]))
-                // `m + n = 7` answers a question for m + n; as a right answer it may be an equation.
-                || (!relation_is_gold && is_sum_of_symbols(first))
+                // In an answer `m + n = 7` states the value of m + n; in a gold it may be an equation.
+                || (!relation_is_gold && (is_sum_of_symbols(first) || dotted(first)))
+                || identity
             {
                 compare(last)
             } else if relation_is_gold || has_symbol(last) || has_symbol(other) {
                 Ok(false)
             } else {
-                // `a^2 + b^2 = 3 + 4 = 7`: every value on the way is the answer, or it is one of several.
+                // `a^2 + b^2 = 3 + 4 = 7`: all values must be right.
                 let values = terms.iter().filter(|term| !has_symbol(term));
                 values.into_iter().try_fold(true, |all, value| Ok(all && compare(value)?))
             };
         }
         match solutions(relation) {
-            Some((_, set)) => compare(&set),
+            Some((_, set)) if relation_is_gold => self.same(&set, other),
+            Some((_, set)) => self.same(other, &set),
             None => Ok(false),
         }
+    }
+
+    /// Whether two numbers in a chain of equations, `x = 5 = 7`, differ by more than the rounding of a decimal.
+    ///
+    /// The check spends at most half of the steps left.
+    fn contradicts(&mut self, terms: &[Node]) -> bool {
+        let half = self.algebra.steps / 2;
+        self.algebra.steps -= half;
+        let mut value = |term: &Node| {
+            let sign = |node: &Node| matches!(node, Node::Percent(_) | Node::Degrees(_) | Node::Symbol(_));
+            let normal = (is_formula(term) && !term.any(&sign)).then(|| self.algebra.normal(term).ok())??;
+            Some((literal(term).filter(|value| !value.is_integer()), self.algebra.float(&normal)?, normal))
+        };
+        let values: Vec<_> = terms.iter().filter_map(&mut value).collect();
+        let rounds = |decimal: &Option<BigRational>, other: f64| {
+            decimal.as_ref().and_then(|value| Some(near(other, value, &half_unit(value)?))) == Some(true)
+        };
+        let differ = values.iter().zip(values.iter().skip(1)).any(|((left, a, x), (right, b, y))| {
+            !rounds(left, *b) && !rounds(right, *a) && self.zero_difference(x, y) == Ok(false)
+        });
+        self.algebra.steps += half;
+        differ
     }
 
     pub(super) fn same_relations(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
         let (Node::Relation(a, left), Node::Relation(b, right)) = (gold, answer) else { return Ok(false) };
         let equations = |relations: &[Relation]| relations.iter().all(|relation| *relation == Relation::Equal);
         match (equations(left), equations(right)) {
+            (true, true) if self.contradicts(a) != self.contradicts(b) => Ok(false),
             (true, true) => {
                 let (last, other) = (&a[a.len() - 1], &b[b.len() - 1]);
                 if is_name(&a[0]) && is_name(&b[0]) {
@@ -142,7 +193,7 @@ impl Comparer {
                         return Ok(true);
                     }
                 }
-                // `-x < -1` against `x > 1`
+                // `-x < -1` and `x > 1`
                 if a.len() == 2 && left[0] == right[0].flipped() && a.iter().chain(b).all(is_formula) {
                     return self.same_equations((&a[0], &a[1]), (&b[1], &b[0]), true);
                 }
@@ -152,7 +203,7 @@ impl Comparer {
         }
     }
 
-    /// Whether the differences of the sides are multiples of each other, positive ones for inequalities.
+    /// Whether the differences of the sides are multiples of each other, positive ones for inequalities (`ordered`).
     fn same_equations(&mut self, a: (&Node, &Node), b: (&Node, &Node), ordered: bool) -> Result<bool> {
         if ![a.0, a.1, b.0, b.1].into_iter().all(is_formula) {
             let straight = self.same(a.0, b.0)? && self.same(a.1, b.1)?;
@@ -173,7 +224,7 @@ impl Comparer {
         self.zero_difference(&scaled, &Quotient::whole(b.over.clone()))
     }
 
-    /// Lists of inequalities in one symbol as one set; a pair may be an open interval.
+    /// Compare lists of inequalities in one symbol as sets; a pair may be an open interval.
     pub(super) fn same_systems(&mut self, gold: &Node, answer: &Node) -> Result<Option<bool>> {
         let may_be_set = |node: &Node| is_set(node) || matches!(node, Node::Tuple(pair) if pair.len() == 2);
         match (self.one_set(gold)?, self.one_set(answer)?) {
@@ -184,7 +235,7 @@ impl Comparer {
         }
     }
 
-    /// Inequalities in one symbol as that symbol and what is common to them, or their union where they lie apart.
+    /// Return the symbol of the inequalities and their intersection, or their union if they are disjoint.
     fn one_set(&mut self, node: &Node) -> Result<Option<(String, Node)>> {
         let Node::List(members) = node else { return Ok(solutions(node)) };
         let Some(sets) = each_solutions(members).filter(|sets| sets.len() <= MAX_PIECES) else { return Ok(None) };
@@ -203,7 +254,7 @@ impl Comparer {
     }
 }
 
-/// What each of several relations leaves for its symbol; in `x ≠ 1, 2` the relation goes on.
+/// Return the solutions of each relation; in `x ≠ 1, 2` the relation applies to both values.
 fn each_solutions(members: &[Node]) -> Option<Vec<(String, Node)>> {
     let mut unequal: Option<&Node> = None;
     let sets = members.iter().map(|member| match (member, unequal) {
@@ -219,7 +270,7 @@ fn each_solutions(members: &[Node]) -> Option<Vec<(String, Node)>> {
     sets.collect()
 }
 
-/// What a relation in one symbol leaves for it.
+/// Return the symbol of a relation and its set of solutions.
 pub(super) fn solutions(node: &Node) -> Option<(String, Node)> {
     let Node::Relation(terms, relations) = node else { return None };
     let name = |node: &Node| match node {
@@ -233,6 +284,7 @@ pub(super) fn solutions(node: &Node) -> Option<(String, Node)> {
             let pair = matches!(x, Node::Tuple(_)) && is_name(x);
             Some((if pair { x.to_string() } else { name(x)? }, set.clone()))
         }
+        ([x, set], [Relation::NotIn]) => Some((name(x)?, Node::Without(Box::new(Node::Reals), Box::new(set.clone())))),
         ([x, value], [Relation::Unequal]) => {
             let point = Node::Set(vec![value.clone()]);
             Some((name(x)?, Node::Without(Box::new(Node::Reals), Box::new(point))))
@@ -279,7 +331,7 @@ fn has_symbol(node: &Node) -> bool {
     node.any(&|node| matches!(node, Node::Symbol(_)))
 }
 
-/// What an assignment may have on its left: a symbol, `f(x)`, `(x, y)`, `AB`, `|AB|`, or a quotient or ratio of such.
+/// Whether a node may be assigned to: a symbol, `f(x)`, `(x, y)`, `AB`, `|AB|`, or a quotient or ratio of these.
 pub(super) fn is_name(node: &Node) -> bool {
     let names = |list: &[Node]| list.iter().all(is_name);
     match node {
@@ -296,7 +348,7 @@ fn is_sum_of_symbols(node: &Node) -> bool {
     matches!(node, Node::Sum(terms) if terms.iter().all(|term| matches!(term, Node::Symbol(_))))
 }
 
-/// The parameters of one function by two names: `f(x)` and `f(t)` give t and x.
+/// Return the parameters of one function with two parameter names: t and x for `f(x)` and `f(t)`.
 fn same_function(gold: &Node, answer: &Node) -> Option<(String, String)> {
     match (gold, answer) {
         (Node::Apply(f, x), Node::Apply(g, y)) if f == g => match (x.as_slice(), y.as_slice()) {
@@ -307,7 +359,7 @@ fn same_function(gold: &Node, answer: &Node) -> Option<(String, String)> {
     }
 }
 
-/// A formula with one symbol for another; the other's own occurrences get out of the way.
+/// Rename a symbol; occurrences of the new name are renamed first, so that the two do not clash.
 fn renamed(node: &Node, from: &str, to: &str) -> Node {
     match node {
         Node::Symbol(name) if name == from => Node::Symbol(to.to_string()),

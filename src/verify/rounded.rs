@@ -1,17 +1,18 @@
-//! Decimals that stand for what rounds to them.
+//! Rounded decimals.
 
 use num_rational::BigRational;
 use num_traits::{Pow, ToPrimitive};
 
 use super::tree::{Node, Relation};
 
+/// Whether a floating-point value is within `half` of `value`.
 pub(super) fn near(float: f64, value: &BigRational, half: &BigRational) -> bool {
     let (Some(value), Some(half)) = (value.to_f64(), half.to_f64()) else { return false };
     (float - value).abs() <= half * (1.0 + 1e-9)
 }
 
-/// Whether a right answer that is a decimal of two places or more is what another value rounds to, given the test for
-/// "no further than half a unit of the last place".
+/// Whether another value rounds to a gold with two or more decimal places. `within` tests whether it is within half a
+/// unit of the last place.
 pub(super) fn rounds(gold: &Node, within: impl Fn(&BigRational, &BigRational) -> bool) -> bool {
     let (negative, node) = match gold {
         Node::Negative(node) => (true, &**node),
@@ -42,7 +43,7 @@ pub(super) fn rounds(gold: &Node, within: impl Fn(&BigRational, &BigRational) ->
     within(&if negative { -value } else { value }, &half)
 }
 
-/// The value of a literal, perhaps negative.
+/// Return the value of a literal, which may be negative.
 pub(super) fn literal(node: &Node) -> Option<BigRational> {
     match node {
         Node::Number { value, .. } => Some(value.clone()),
@@ -51,7 +52,14 @@ pub(super) fn literal(node: &Node) -> Option<BigRational> {
     }
 }
 
-/// What an approximation says exactly, and its last number: `x = 1/3 ≈ 0.33`.
+/// Return half a unit of the last decimal place that a number needs.
+pub(super) fn half_unit(number: &BigRational) -> Option<BigRational> {
+    let ten = BigRational::from_integer(10.into());
+    let places = (0..12i32).find(|places| (number * ten.clone().pow(*places)).is_integer())?;
+    Some(ten.pow(-places) / BigRational::from_integer(2.into()))
+}
+
+/// Return the exact part and the last number of an approximation: `x = 1/3 ≈ 0.33`.
 pub(super) fn approximated(node: &Node) -> Option<(Node, Option<Node>)> {
     use Relation::{Equal, Near};
     let Node::Relation(terms, relations) = node else { return None };
@@ -65,7 +73,7 @@ pub(super) fn approximated(node: &Node) -> Option<(Node, Option<Node>)> {
     Some((exact, terms.last().cloned()))
 }
 
-/// Whether a decimal also takes what rounds to it.
+/// Whether a literal also accepts values that round to it.
 pub(super) fn is_rounded(node: &Node) -> bool {
     match node {
         Node::Negative(node) => is_rounded(node),

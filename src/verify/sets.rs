@@ -1,4 +1,4 @@
-//! Sets of real numbers as intervals in order, so that unions, differences and inequalities compare as what they contain.
+//! Comparison of sets of real numbers as ordered intervals.
 
 use std::cmp::Ordering;
 
@@ -6,10 +6,10 @@ use super::equal::{Comparer, infinite, is_set};
 use super::poly::Quotient;
 use super::tree::{Fault, Node, Result};
 
-/// Pieces a set may consist of.
+/// Maximum number of pieces of a set.
 pub(super) const MAX_PIECES: usize = 64;
 
-/// An end of a piece; no value is infinity, on the side it stands.
+/// End of a piece; `None` is the infinity of its side.
 #[derive(Debug, Clone)]
 struct End {
     value: Option<Quotient>,
@@ -17,7 +17,7 @@ struct End {
     closed: bool,
 }
 
-/// The numbers between two ends; a single number is a piece closed at both.
+/// Interval between two ends; a single number is closed at both.
 #[derive(Debug, Clone)]
 struct Piece {
     low: End,
@@ -32,7 +32,7 @@ impl Comparer {
             (Node::Set(a), Node::Set(b)) => return self.same_members(a, b),
             (Node::Set(a), Node::Tuple(_)) if a.len() != 1 => return Ok(false),
             (Node::Tuple(_), Node::Set(b)) if b.len() != 1 => return Ok(false),
-            // A set of one may stand for its member.
+            // A set of one member equals the member.
             (Node::Set(a), other) if !is_set(other) => return self.same_members(a, std::slice::from_ref(other)),
             (other, Node::Set(b)) if !is_set(other) => return self.same_members(std::slice::from_ref(other), b),
             _ => {}
@@ -55,7 +55,7 @@ impl Comparer {
         }
     }
 
-    /// Whether a set is known to have nothing in it.
+    /// Whether a set is known to be empty.
     pub(super) fn is_empty(&mut self, set: &Node) -> Result<bool> {
         Ok(self.pieces(set)?.is_some_and(|pieces| pieces.is_empty()))
     }
@@ -79,7 +79,7 @@ impl Comparer {
         Ok(true)
     }
 
-    /// The pieces of a set in order and joined where they touch; none if its ends are not real numbers.
+    /// Return the pieces of a set, ordered and merged; `None` if its ends are not real numbers.
     fn pieces(&mut self, node: &Node) -> Result<Option<Vec<Piece>>> {
         let pieces = match node {
             Node::Reals => {
@@ -137,7 +137,7 @@ impl Comparer {
         Ok(self.algebra.float(&value).map(|approximately| End { value: Some(value), approximately, closed }))
     }
 
-    /// The order of two ends, equal ones exactly so.
+    /// Compare two ends; equality is exact.
     fn order(&mut self, a: &End, b: &End) -> Result<Ordering> {
         if let (Some(x), Some(y)) = (&a.value, &b.value) {
             let close = (a.approximately - b.approximately).abs() <= 1e-9 * a.approximately.abs().max(1.0);
@@ -206,7 +206,7 @@ impl Comparer {
     }
 }
 
-/// Everything else: from below the first piece to above the last. The pieces are in order and apart.
+/// Return the complement of ordered, disjoint pieces.
 fn complement(pieces: &[Piece]) -> Vec<Piece> {
     let mut low = End { value: None, approximately: f64::NEG_INFINITY, closed: false };
     let mut rest = Vec::new();
@@ -223,7 +223,7 @@ fn complement(pieces: &[Piece]) -> Vec<Piece> {
     rest
 }
 
-/// Intervals in a row as their union; pairs of numbers alone are none.
+/// Return the union of a list of intervals; a list of pairs of numbers is not one.
 fn union(list: &[Node]) -> Option<Node> {
     let certain = |node: &Node| match node {
         Node::Tuple(pair) => pair.iter().any(|end| infinite(end).is_some()),
@@ -234,7 +234,7 @@ fn union(list: &[Node]) -> Option<Node> {
     list.iter().cloned().reduce(union).filter(|_| fits)
 }
 
-/// The ends of an interval; a pair may be meant for an open one.
+/// Return the ends of an interval and whether each is closed; a pair may be an open interval.
 fn interval(node: &Node) -> Option<((Node, Node), (bool, bool))> {
     match node {
         Node::Interval { ends, closed } => Some(((**ends).clone(), *closed)),

@@ -1,41 +1,41 @@
-//! LaTeX, Unicode and plain text as one sequence of tokens, without what only changes the looks.
+//! Tokenizer of LaTeX, Unicode and plain text; formatting is dropped.
 
 use super::tree::{Fault, Result};
 
-/// The longest sequence that is read.
+/// Maximum number of tokens.
 const MAX_TOKENS: usize = 2000;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Token {
-    /// A decimal without separators, perhaps with an exponent of ten: `1234`, `.5`, `4.5e33`.
+    /// A decimal without separators, with an optional exponent of ten: `1234`, `.5`, `4.5e33`.
     Digits(String),
-    /// A run of plain letters.
+    /// A run of ASCII letters.
     Letters(String),
-    /// A LaTeX command that means something, without the backslash.
+    /// A LaTeX command with a meaning, without the backslash.
     Command(String),
-    /// The words of a `\text{}` and its like.
+    /// The words of a `\text{}` or similar command.
     Text(String),
-    /// `{` and `}` of LaTeX, which group and do not show.
+    /// The grouping braces `{` and `}` of LaTeX.
     Open,
     Close,
-    /// An operator, bracket or mark; `{` and `}` are those of a set.
+    /// An operator, bracket or mark; `{` and `}` are the braces of a set.
     Char(char),
-    /// `&` of a matrix and the end of its row.
+    /// The `&` between cells and the end of a row.
     Cell,
     Row,
 }
 
-/// A token and whether a space stands before it.
+/// A token and whether a space precedes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Spaced(pub(super) Token, pub(super) bool);
 
-/// What commands are written for, where one character says it.
+/// Commands that equal one character.
 #[rustfmt::skip]
 const CHARS: &[(&str, char)] = &[
     ("cdot", '*'), ("times", '*'), ("ast", '*'), ("div", '/'), ("pm", '±'), ("mp", '∓'), ("le", '≤'), ("leq", '≤'),
     ("leqslant", '≤'), ("ge", '≥'), ("geq", '≥'), ("geqslant", '≥'), ("lt", '<'), ("gt", '>'), ("ne", '≠'),
     ("neq", '≠'), ("approx", '≈'), ("simeq", '≈'), ("equiv", '≡'), ("in", '∈'), ("cup", '∪'), ("cap", '∩'),
-    ("setminus", '∖'), ("backslash", '∖'), ("circ", '°'), ("degree", '°'), ("degrees", '°'),
+    ("notin", '∉'), ("setminus", '∖'), ("backslash", '∖'), ("circ", '°'), ("degree", '°'), ("degrees", '°'),
     ("deg", '°'), ("textdegree", '°'), ("bigcup", '∪'), ("bigcap", '∩'), ("prime", '\''), ("infty", '∞'),
     ("lfloor", '⌊'), ("rfloor", '⌋'), ("lceil", '⌈'), ("rceil", '⌉'), ("mid", '|'), ("vert", '|'), ("lvert", '|'),
     ("rvert", '|'), ("emptyset", '∅'), ("varnothing", '∅'), ("colon", ':'), ("lbrace", '{'), ("rbrace", '}'),
@@ -44,11 +44,14 @@ const CHARS: &[(&str, char)] = &[
     ("cdots", '…'), ("dotsc", '…'), ("dotsb", '…'),
 ];
 
-/// Other spellings of a character.
+/// Replacements of Unicode characters.
 #[rustfmt::skip]
 const UNICODE: &[(char, &str)] = &[
     ('−', "-"), ('–', "-"), ('—', "-"), ('×', "*"), ('·', "*"), ('⋅', "*"), ('∙', "*"), ('÷', "/"), ('∕', "/"), ('⁄', "/"),
-    ('º', "°"), ('′', "'"), ('’', "'"), ('⩽', "≤"), ('⩾', "≥"),
+    ('º', "°"), ('˚', "°"), ('•', "*"), ('✕', "*"), ('⨯', "*"), ('∶', ":"), ('﹣', "-"), ('≦', "≤"), ('≧', "≥"),
+    ('⅜', "\\frac38"), ('⅝', "\\frac58"), ('⅞', "\\frac78"), ('⅖', "\\frac25"), ('⅗', "\\frac35"), ('⅘', "\\frac45"),
+    ('⅙', "\\frac16"), ('⅚', "\\frac56"), ('ⁿ', "^n "), ('∜', "\\sqrt[4]"), ('△', "\\triangle "), ('𝜋', "\\pi "),
+    ('′', "'"), ('’', "'"), ('⩽', "≤"), ('⩾', "≥"),
     ('π', "\\pi "), ('√', "\\sqrt "), ('∛', "\\sqrt[3]"), ('½', "\\frac12"), ('⅓', "\\frac13"), ('⅔', "\\frac23"),
     ('¼', "\\frac14"), ('¾', "\\frac34"), ('⅕', "\\frac15"), ('⅛', "\\frac18"), ('α', "\\alpha "), ('β', "\\beta "),
     ('γ', "\\gamma "), ('δ', "\\delta "), ('ε', "\\epsilon "), ('θ', "\\theta "), ('λ', "\\lambda "), ('μ', "\\mu "),
@@ -58,30 +61,36 @@ const UNICODE: &[(char, &str)] = &[
     ('☑', " "), ('\u{fe0f}', " "), ('⟨', "("), ('⟩', ")"),
 ];
 
-/// Commands that only move or size things.
+/// Commands that only change position or size.
 #[rustfmt::skip]
 const LOOKS: &[&str] = &[
     "left", "right", "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr",
     "Biggl", "Biggr", "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "quad", "qquad", "rm", "bf",
     "it", "boxed", "fbox", "tiny", "large", "Large", "qed", "blacksquare",
-    "checkmark", "therefore", "underline", "mathbin", "mathrel", "mathstrut", "thinspace",
+    "checkmark", "therefore", "underline", "mathbin", "mathrel", "mathstrut", "thinspace", "huge", "Huge", "LARGE",
+    "small", "footnotesize", "normalsize", "enspace", "hfill", "square", "Box", "smash", "mathord", "mathinner",
+    "mathopen", "mathclose", "ensuremath",
 ];
-/// Commands whose first braces hold what only changes the looks.
-const COLOURS: &[&str] = &["color", "textcolor", "hspace", "vspace", "tag", "label", "phantom", "hphantom", "vphantom"];
+/// Commands whose first argument is only formatting.
+#[rustfmt::skip]
+const COLOURS: &[&str] = &[
+    "color", "textcolor", "colorbox", "bbox", "hspace", "vspace", "tag", "label", "phantom", "hphantom", "vphantom",
+];
 
-/// Commands around words, and around a name or formula that reads the same without them.
+/// Commands around words, and font commands around a formula.
 #[rustfmt::skip]
 const WORDS: &[&str] = &[
-    "text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "hbox", "mathrm", "operatorname",
-    "emph",
+    "text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "textup", "textsl", "mbox", "hbox",
+    "mathrm", "mathup", "operatorname", "emph",
 ];
-const FONTS: &[&str] = &["mathbf", "mathit", "mathsf", "mathtt", "mathnormal", "mathcal", "boldsymbol", "bm", "vec"];
+const FONTS: &[&str] =
+    &["mathbf", "mathit", "mathsf", "mathtt", "mathnormal", "mathcal", "boldsymbol", "bm", "pmb", "vec"];
 
-/// What stands in the unit of a `\text{}`, and how else that is written.
+/// Replacements in the unit of a `\text{}`.
 const UNIT_SIGNS: &[(&str, &str)] =
     &[("~", " "), ("\\,", " "), ("\\cdot", "·"), ("\\Omega", "Ω"), ("\\mu ", "μ"), ("\\mu{}", "μ")];
 
-/// Whether a `\text{}` holds more than words and units such as `m/s^2`.
+/// Whether a `\text{}` contains more than words and units such as `m/s^2`.
 fn is_formula(content: &str) -> bool {
     let mut power = false;
     content.chars().any(|c| {
@@ -90,19 +99,23 @@ fn is_formula(content: &str) -> bool {
     }) || content.trim() == ":"
 }
 
-/// Whether a character is of a script without blanks between words.
+/// Whether a character belongs to a script without spaces between words.
 fn is_ideograph(c: char) -> bool {
     matches!(c, '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}')
 }
 
-/// Cuts a text into tokens.
+/// Split a text into tokens.
 pub(super) fn tokenize(text: &str) -> Result<Vec<Spaced>> {
     if text.len() > super::MAX_ANSWER {
         return Err(Fault::Limit);
     }
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
-        match UNICODE.iter().find(|(from, _)| *from == c).filter(|_| !c.is_ascii()) {
+        if c.is_ascii() {
+            plain.push(c);
+            continue;
+        }
+        match UNICODE.iter().find(|(from, _)| *from == c) {
             Some((_, to)) => plain.push_str(to),
             None => plain.push(narrow(c)),
         }
@@ -120,16 +133,22 @@ pub(super) fn tokenize(text: &str) -> Result<Vec<Spaced>> {
     Ok(lexer.tokens)
 }
 
-/// The ASCII character of which `c` is the full-width form.
+/// Return the ASCII character for a full-width or mathematical one.
 pub(super) fn narrow(c: char) -> char {
     match c {
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
         '\u{3000}' => ' ',
+        // Mathematical alphabets: each has 26 capitals, then 26 small letters.
+        '\u{1d400}'..='\u{1d6a3}' => {
+            let index = (u32::from(c) - 0x1d400) % 52;
+            char::from_u32(if index < 26 { 65 + index } else { 71 + index }).unwrap_or(c)
+        }
+        '\u{1d7ce}'..='\u{1d7ff}' => char::from_u32(48 + (u32::from(c) - 0x1d7ce) % 10).unwrap_or(c),
         _ => c,
     }
 }
 
-/// A text that was escaped twice, `\\frac` for `\frac`, as it was before.
+/// Undo double escaping, `\\frac` for `\frac`.
 fn single_backslashes(text: &str) -> String {
     let mut single = String::with_capacity(text.len());
     let mut rest = text;
@@ -141,9 +160,10 @@ fn single_backslashes(text: &str) -> String {
     single + rest
 }
 
-/// A text without the length that may follow the end of a row: `[4pt]`.
+/// Skip the star and the length that may follow the end of a row: `[4pt]`.
 fn without_length(text: &str) -> &str {
-    let after = text.strip_prefix('[').and_then(|rest| {
+    let text = text.strip_prefix('*').unwrap_or(text);
+    let after = text.trim_start().strip_prefix('[').and_then(|rest| {
         let unit = rest.trim_start_matches(|c: char| c.is_ascii_digit() || "-. ".contains(c));
         let end =
             unit.strip_prefix(|c: char| c.is_ascii_lowercase())?.strip_prefix(|c: char| c.is_ascii_lowercase())?;
@@ -152,7 +172,7 @@ fn without_length(text: &str) -> &str {
     after.unwrap_or(text)
 }
 
-/// Where the brace stands that closes what a text begins within.
+/// Find the brace that closes the group at the start of a text.
 fn closing(inside: &str) -> Result<usize> {
     let mut open = 1;
     let end = inside.find(|c| {
@@ -162,13 +182,15 @@ fn closing(inside: &str) -> Result<usize> {
     end.ok_or(Fault::Malformed)
 }
 
+const RAISED: &str = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+
 struct Lexer<'a> {
     rest: &'a str,
     tokens: Vec<Spaced>,
     spaced: bool,
-    /// Brackets that are open; in them commas part components.
+    /// Number of open brackets, in which commas separate components.
     brackets: usize,
-    /// Numbers to come that are known to stand in a list.
+    /// How many of the next numbers belong to a list.
     not_thousands: usize,
 }
 
@@ -197,8 +219,8 @@ impl<'a> Lexer<'a> {
             '.' if digit(after) => self.number(),
             _ if c.is_ascii_alphabetic() => {
                 let length = self.rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-                let letters = self.take(length).to_string();
-                self.push(Token::Letters(letters));
+                let letters = self.take(length);
+                self.letters(letters);
             }
             _ if is_ideograph(c) => {
                 let length = self.rest.find(|c| !is_ideograph(c)).unwrap_or(self.rest.len());
@@ -208,7 +230,7 @@ impl<'a> Lexer<'a> {
             _ => {
                 self.rest = after;
                 match c {
-                    // A lone dollar sign is money; pairs of them are LaTeX's.
+                    // A delimiter, or a currency that is ignored.
                     '$' => {}
                     _ if c.is_whitespace() => self.spaced = true,
                     '~' | '\u{200b}' | '\u{feff}' => self.spaced = true,
@@ -241,13 +263,28 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
+    /// Push letters, or the operator they mean in plain text: `3 x 10^8`, `(0, 1) U (2, 3)`, `x in [0, 1]`.
+    fn letters(&mut self, run: &str) {
+        let rest = self.rest.trim_start().trim_start_matches("\\left").trim_start();
+        let bracket = rest.starts_with(['(', '[', '{', ']']);
+        let ten = rest
+            .strip_prefix("10")
+            .is_some_and(|rest| rest.starts_with(|c| c == '^' || c == '⁻' || RAISED.contains(c)));
+        let sign = match (run, self.tokens.last().map(|Spaced(token, _)| token)) {
+            ("x" | "X", Some(Token::Digits(_))) if self.spaced && ten => '*',
+            ("U", Some(Token::Char(')' | ']' | '[' | '}'))) if bracket => '∪',
+            ("in", Some(Token::Letters(_))) if bracket && self.spaced => '∈',
+            _ => return self.push(Token::Letters(run.to_string())),
+        };
+        self.push(Token::Char(sign));
+    }
+
     fn after_number(&self) -> bool {
         !self.spaced && matches!(self.tokens.last(), Some(Spaced(Token::Digits(_) | Token::Char(')'), _)))
     }
 
-    /// Raised and lowered digits as `^{}` and `_{}`; everything else as it is.
+    /// Push a character; superscript and subscript digits become `^{}` and `_{}`.
     fn mark(&mut self, c: char) {
-        const RAISED: &str = "⁰¹²³⁴⁵⁶⁷⁸⁹";
         const LOWERED: &str = "₀₁₂₃₄₅₆₇₈₉";
         let place = |row: &str, c: char| row.chars().position(|other| other == c);
         for (row, sign) in [(RAISED, '^'), (LOWERED, '_')] {
@@ -302,9 +339,14 @@ impl<'a> Lexer<'a> {
         }
         let name = &self.take(1 + letters)[1..];
         if LOOKS.contains(&name) {
-            // `\left.` has no bracket.
-            if matches!(name, "left" | "right") && self.rest.starts_with('.') {
-                self.rest = &self.rest[1..];
+            // `\left.` is no bracket.
+            if matches!(name, "left" | "right") {
+                self.rest = self.rest.strip_prefix('.').unwrap_or(self.rest);
+                // `\left< 1, 2 \right>`
+                if let Some(rest) = self.rest.strip_prefix(['<', '>']) {
+                    self.mark(if self.rest.starts_with('<') { '(' } else { ')' });
+                    self.rest = rest;
+                }
             }
             self.spaced |= name.contains("quad");
         } else if COLOURS.contains(&name) {
@@ -312,17 +354,31 @@ impl<'a> Lexer<'a> {
             if let Some(inside) = self.rest.strip_prefix('{') {
                 self.rest = &inside[closing(inside)? + 1..];
                 self.spaced |= name.contains("space");
+            } else if name == "bbox" {
+                self.rest = self.rest.split_once(']').map_or(self.rest, |(_, rest)| rest);
             }
         } else if WORDS.contains(&name) {
             return self.words(depth);
         } else if FONTS.contains(&name) {
-            // The braces that follow group, which changes nothing.
+            // The braces that follow only group.
         } else if let Some((_, c)) = CHARS.iter().find(|(command, _)| *command == name) {
             self.mark(*c);
+        } else if name == "cr" {
+            self.push(Token::Row);
+        } else if name == "textdollar" {
+            self.mark('＄');
         } else if name == "mathbb" {
             let set = self.rest.trim_start_matches(['{', ' ']);
             let c = set.chars().next().filter(char::is_ascii_alphabetic).ok_or(Fault::Malformed)?;
             self.rest = set[1..].trim_start_matches(['}', ' ']);
+            let positive = ["^+", "^{+}", "_+", "_{+}", "_{>0}"].iter().find_map(|sign| self.rest.strip_prefix(sign));
+            if let Some(rest) = positive.filter(|_| c == 'R') {
+                self.rest = rest;
+                self.push(Token::Char('('));
+                self.push(Token::Digits("0".to_string()));
+                [',', '∞', ')'].into_iter().for_each(|c| self.push(Token::Char(c)));
+                return Ok(());
+            }
             self.push(if c == 'R' { Token::Char('ℝ') } else { Token::Command(format!("mathbb{c}")) });
         } else {
             let name = match name {
@@ -337,7 +393,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// The content of a `\text{}`: words, or a formula when it has digits or commands.
+    /// Tokenize the content of a `\text{}`: words, or a formula if it has digits or commands.
     fn words(&mut self, depth: usize) -> Result<()> {
         let Some(inside) = self.rest.trim_start().strip_prefix('{') else { return Ok(()) };
         let (content, rest) = inside.split_at(closing(inside)?);
@@ -375,12 +431,12 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// A number, its thousands joined; commas between components of a tuple or members of a list stay.
+    /// Push a number without thousands separators; commas between components or members stay.
     fn number(&mut self) {
         let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
         let first = digits(self.rest);
         let mut number = self.take(first).to_string();
-        // The index of `\log_5 625` and the power of `2^3 125` end with the run.
+        // The index of `\log_5 625` and the exponent of `2^3 125` end with the digits.
         let raised = matches!(self.tokens.last(), Some(Spaced(Token::Char('_' | '^'), _)));
         if (1..=3).contains(&first) && number != "0" && !raised {
             for separator in ["{,}", " {,}", "{, }", " {, }", ",\\!", ",\\! ", "\\,", ",", " ", "\\ ", "\\!"] {
@@ -398,7 +454,7 @@ impl<'a> Lexer<'a> {
                 if comma && self.not_thousands == 0 && !groups.iter().all(|group| group.len() == 3) {
                     self.not_thousands = groups.len() + 1;
                 }
-                // A blank may also part a mixed number: `1 100/3`.
+                // A space may also be part of a mixed number: `1 100/3`.
                 let mixed = separator == " " && rest.starts_with('/');
                 let list = comma && (self.brackets > 0 || self.not_thousands > 0);
                 if groups.iter().all(|group| group.len() == 3) && !list && !mixed {
@@ -411,7 +467,7 @@ impl<'a> Lexer<'a> {
         self.not_thousands = self.not_thousands.saturating_sub(1);
         if let Some(part) = self.rest.strip_prefix('.').filter(|part| !part.starts_with('.')) {
             let length = digits(part);
-            // The point at the end of a sentence is not the number's.
+            // A full stop at the end is not a decimal point.
             if length > 0 || (!number.is_empty() && !part.trim_matches([' ', '\n', '$']).is_empty()) {
                 number.push_str(self.take(1 + length));
             }

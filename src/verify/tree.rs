@@ -1,4 +1,4 @@
-//! What an answer says, as a tree.
+//! Syntax tree of an answer.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use num_rational::BigRational;
 
 use super::unit::Unit;
 
-/// Why an answer cannot be read or worked out.
+/// Reason why an answer cannot be parsed or evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     /// Not the notation of an answer.
@@ -19,7 +19,7 @@ pub(super) enum Fault {
 
 pub(super) type Result<T> = std::result::Result<T, Fault>;
 
-/// How two neighbours in a chain of relations stand.
+/// Relation between two neighbours in a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Relation {
     Equal,
@@ -29,7 +29,8 @@ pub(super) enum Relation {
     Greater,
     GreaterOrEqual,
     In,
-    /// `≈`: what stands after it is the value before it, rounded.
+    NotIn,
+    /// `≈`: the right-hand side is the left-hand side rounded.
     Near,
 }
 
@@ -44,11 +45,12 @@ impl Relation {
             '>' => Self::Greater,
             '≥' => Self::GreaterOrEqual,
             '∈' => Self::In,
+            '∉' => Self::NotIn,
             _ => return None,
         })
     }
 
-    /// The relation read from right to left.
+    /// Return the relation with its sides swapped.
     pub(super) fn flipped(self) -> Self {
         match self {
             Self::Less => Self::Greater,
@@ -68,6 +70,7 @@ impl Relation {
             Self::Greater => '>',
             Self::GreaterOrEqual => '≥',
             Self::In => '∈',
+            Self::NotIn => '∉',
             Self::Near => '≈',
         }
     }
@@ -75,12 +78,14 @@ impl Relation {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Node {
-    /// A literal. `place` is the power of ten of the last digit when two decimals or more are written: what the number
-    /// is rounded to, should it be the right answer.
+    /// A literal. `place` is the power of ten of the last digit if two or more decimal places are written. A gold with
+    /// a `place` is a rounded number.
     Number {
         value: BigRational,
         place: Option<i32>,
     },
+    /// Value of an integer in a stated base, and its digits as written.
+    Based(BigRational, String),
     Symbol(String),
     Pi,
     Euler,
@@ -95,17 +100,17 @@ pub(super) enum Node {
     Power(Box<Node>, Box<Node>),
     /// `±` (true) or `∓`.
     PlusMinus(bool, Box<Node>),
-    /// A function, by its usual short name, of its arguments.
+    /// A function by its short name, and its arguments.
     Apply(String, Vec<Node>),
     Percent(Box<Node>),
     Degrees(Box<Node>),
     Measured(Box<Node>, Unit),
-    /// `(a, b)`, which may mean an open interval, or more components.
+    /// `(a, b)`, which may be an open interval, or more components.
     Tuple(Vec<Node>),
-    /// Several answers, in no order.
+    /// Several answers in any order.
     List(Vec<Node>),
     Set(Vec<Node>),
-    /// Ends, and whether each belongs to it.
+    /// Ends of an interval, and whether each is closed.
     Interval {
         ends: Box<(Node, Node)>,
         closed: (bool, bool),
@@ -115,14 +120,14 @@ pub(super) enum Node {
     Without(Box<Node>, Box<Node>),
     Matrix(Vec<Vec<Node>>),
     Ratio(Vec<Node>),
-    /// A time of day in seconds since midnight, and whether AM or PM says which half of the day.
+    /// A time of day in seconds since midnight, and whether AM or PM is stated.
     Time(i64, bool),
-    /// A number or an equation to a modulus.
+    /// A number or an equation, and its modulus.
     Modulo(Box<Node>, Box<Node>),
-    /// A chain such as `0 < x ≤ 1`: one relation fewer than terms.
+    /// A chain such as `0 < x ≤ 1`, with one relation fewer than terms.
     Relation(Vec<Node>, Vec<Relation>),
     Words(String),
-    /// A letter of multiple choice with what stands after it.
+    /// A letter of multiple choice and its content.
     Choice(String, Box<Node>),
 }
 
@@ -147,7 +152,7 @@ impl Node {
         Self::Apply(name.to_string(), arguments)
     }
 
-    /// A time that may as well be a ratio becomes one: `11:20`, but not `11:05`.
+    /// Convert a time that may be a ratio: `11:20`, but not `11:05`.
     pub(super) fn time_to_ratio(&mut self) {
         if let Self::Time(seconds, false) = self
             && *seconds % 60 == 0
@@ -157,10 +162,10 @@ impl Node {
         }
     }
 
-    /// What kind of answer it is, for people.
+    /// Describe the kind of answer.
     pub(super) fn kind(&self) -> &'static str {
         match self {
-            Self::Number { .. } => "the number",
+            Self::Number { .. } | Self::Based(..) => "the number",
             Self::Tuple(_) => "the tuple or open interval",
             Self::List(_) => "the answers",
             Self::Set(_) | Self::Reals => "the set",
@@ -177,7 +182,7 @@ impl Node {
         }
     }
 
-    /// The nodes directly below.
+    /// Return the direct children.
     pub(super) fn children(&self) -> Vec<&Node> {
         match self {
             Self::Sum(list) | Self::Product(list) | Self::Apply(_, list) | Self::Tuple(list) => list.iter().collect(),
@@ -192,12 +197,12 @@ impl Node {
         }
     }
 
-    /// Whether the node or one below it is such.
+    /// Whether `such` holds for the node or a descendant.
     pub(super) fn any(&self, such: &dyn Fn(&Node) -> bool) -> bool {
         such(self) || self.children().into_iter().any(|child| child.any(such))
     }
 
-    /// The same kind of node over changed children.
+    /// Return the node with `change` applied to its children.
     pub(super) fn map(&self, change: &dyn Fn(&Node) -> Node) -> Node {
         let all = |list: &[Node]| list.iter().map(change).collect::<Vec<_>>();
         let one = |node: &Node| Box::new(change(node));
@@ -230,7 +235,7 @@ impl Node {
         }
     }
 
-    /// The node with every `±` read as plus (and `∓` as minus) or the other way about.
+    /// Replace every `±` by plus and `∓` by minus, or vice versa.
     pub(super) fn signed(&self, plus: bool) -> Node {
         match self {
             Self::PlusMinus(upper, node) if *upper == plus => node.signed(plus),
@@ -244,7 +249,7 @@ impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let list = |list: &[Node], by: &str| list.iter().map(Node::to_string).collect::<Vec<_>>().join(by);
         match self {
-            Self::Number { value, .. } => write!(f, "{value}"),
+            Self::Number { value, .. } | Self::Based(value, _) => write!(f, "{value}"),
             Self::Symbol(name) | Self::Words(name) => write!(f, "{name}"),
             Self::Pi => write!(f, "π"),
             Self::Euler => write!(f, "e"),

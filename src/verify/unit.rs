@@ -1,4 +1,4 @@
-//! Units of measurement: read, and brought to base units so that 50 cm equals 0.5 m.
+//! Units of measurement, converted to base units so that 50 cm equals 0.5 m.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,13 +11,13 @@ use num_traits::{One, Pow};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unit {
     written: String,
-    /// Whether it is made of several, such as feet and inches: the number alone then says nothing.
+    /// Whether the number alone is not the answer, as with feet and inches.
     pub(super) mixed: bool,
     pub(super) factor: BigRational,
     pub(super) powers: BTreeMap<String, i32>,
 }
 
-/// Names, what they are made of, and the factor as numerator and denominator.
+/// Names, powers of base units, and the factor as numerator and denominator.
 type Definition = (&'static [&'static str], &'static [(&'static str, i32)], i64, i64);
 
 const UNITS: &[Definition] = &[
@@ -59,17 +59,24 @@ const UNITS: &[Definition] = &[
     (&["dollar", "usd"], &[("dollar", 1)], 1, 1),
     (&["cent"], &[("dollar", 1)], 1, 100),
     (&["euro", "eur"], &[("euro", 1)], 1, 1),
-    (&["pound", "lb"], &[("pound", 1)], 1, 1),
+    (&["pound", "lb", "gbp"], &[("pound", 1)], 1, 1),
     (&["ounce", "oz"], &[("pound", 1)], 1, 16),
+    (&["gallon", "gal"], &[("gallon", 1)], 1, 1),
+    (&["quart"], &[("gallon", 1)], 1, 4),
+    (&["pint"], &[("gallon", 1)], 1, 8),
+    (&["year"], &[("year", 1)], 1, 1),
+    (&["month"], &[("year", 1)], 1, 12),
+    (&["halve"], &[("part", 1)], 1, 2),
+    (&["quarter"], &[("part", 1)], 1, 4),
     (&["rad", "radian"], &[], 1, 1),
-    (&["unit", "sq", "cu"], &[], 1, 1),
+    (&["unit"], &[], 1, 1),
 ];
 
 fn known(name: &str) -> Option<&'static Definition> {
     UNITS.iter().find(|(names, ..)| names.contains(&name))
 }
 
-/// Lower case without a plural's s, unless it is a unit as it stands.
+/// Convert to lower case and remove a plural s, unless the word is a unit with it.
 fn singular(word: &str) -> String {
     let word = word.to_lowercase();
     match word.strip_suffix('s') {
@@ -78,18 +85,18 @@ fn singular(word: &str) -> String {
     }
 }
 
-/// Whether a single letter names a unit of the table.
+/// Whether a single letter is a unit of the table.
 pub(super) fn is_letter(name: &str) -> bool {
     name.len() == 1 && known(&name.to_lowercase()).is_some()
 }
 
-/// Whether a run of two letters or more names a unit of the table.
+/// Whether two or more letters are a unit of the table.
 pub(super) fn is_unit(word: &str) -> bool {
     word.len() > 1 && (known(&singular(word)).is_some() || matches!(word, "percent" | "pct"))
 }
 
 impl Unit {
-    /// The unit that a single letter stands for beside a quantity in units.
+    /// Return the unit of a single letter, for comparison with a quantity in units.
     pub(super) fn letter(name: &str, power: i32) -> Option<Self> {
         let letter = is_letter(name) && power.abs() <= 9;
         letter.then(|| Self::parse(&format!("{name}^{power}"))).flatten()
@@ -99,7 +106,7 @@ impl Unit {
         &self.written
     }
 
-    /// Both units, one times the other.
+    /// Multiply two units.
     pub(super) fn times(mut self, other: &Self) -> Self {
         self.factor *= &other.factor;
         for (base, exponent) in &other.powers {
@@ -109,23 +116,25 @@ impl Unit {
         Self { written: format!("{} {}", self.written, other.written), ..self }
     }
 
-    /// The base unit of a quantity in this unit and smaller ones.
+    /// Return the unit of a quantity in this unit and smaller ones.
     pub(super) fn of_several(&self, smallest: &Self) -> Self {
         let written = format!("{} and {}", self.written, smallest.written);
         Self { written, mixed: true, factor: BigRational::one(), ..self.clone() }
     }
 
-    /// Whether it is a part of a larger coin, which a number without a unit may count in either.
-    pub(super) fn is_small_coin(&self) -> bool {
-        self.powers.keys().eq(["dollar"]) && !self.factor.is_one()
+    /// Whether a number without a unit may count parts or wholes: 50 cents are 0.5, three halves are 3/2.
+    pub(super) fn is_part(&self) -> bool {
+        matches!(self.powers.keys().next().map(String::as_str), Some("dollar" | "part"))
+            && self.powers.len() == 1
+            && !self.factor.is_one()
     }
 
-    /// Reads `km/h`, `cm^2`, `square meters`, `dollars per hour`, `ergs s^-1`; unknown words are units of their own.
+    /// Parse `km/h`, `cm^2`, `square meters`, `dollars per hour`, `ergs s^-1`; an unknown word is its own base unit.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let written = text.trim().to_string();
         let mut unit = Self { written, mixed: false, factor: BigRational::one(), powers: BTreeMap::new() };
         let (mut sign, mut next_power) = (1, 1);
-        // The sign of what stands in brackets, and the unit that "squared" would square.
+        // Sign of the exponents inside brackets, and the unit that "squared" applies to.
         let (mut inside, mut last) = (1, None::<(String, i32)>);
         let spaced =
             text.replace('/', " / ").replace('(', " ( ").replace(')', " ) ").replace(['*', '·', '~', '.', '}'], " ");
@@ -140,8 +149,8 @@ impl Unit {
                         unit.multiply(&name, if word.eq_ignore_ascii_case("squared") { sign } else { 2 * sign });
                     }
                 }
-                "square" => next_power = 2,
-                "cubic" => next_power = 3,
+                "square" | "sq" => next_power = 2,
+                "cubic" | "cu" => next_power = 3,
                 "of" | "a" | "an" | "the" => {}
                 _ => {
                     let word = match word.strip_prefix(['平', '立']).and_then(|rest| rest.strip_prefix('方')) {

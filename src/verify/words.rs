@@ -1,4 +1,4 @@
-//! Plain words in answers: numbers and dates written out, and remarks that follow the answer proper.
+//! Words in answers: numbers and dates in words, and remarks after the answer.
 
 use num_bigint::BigInt;
 use num_rational::BigRational;
@@ -13,7 +13,7 @@ const SMALL: &[&str] = &[
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 ];
 const TENS: &[&str] = &["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
-/// Parts of a whole, in the singular.
+/// Fractions, in the singular.
 #[rustfmt::skip]
 const PARTS: &[(&str, i64)] = &[
     ("half", 2), ("third", 3), ("quarter", 4), ("fourth", 4), ("fifth", 5), ("sixth", 6), ("seventh", 7),
@@ -25,7 +25,7 @@ const MONTHS: &[&str] = &[
     "december",
 ];
 
-/// What a word multiplies the number before it by.
+/// Return the factor of a word after a number.
 pub(super) fn magnitude(word: &str) -> Option<i64> {
     Some(match word.strip_suffix('s').unwrap_or(word) {
         "dozen" => 12,
@@ -43,7 +43,7 @@ pub(super) fn magnitude(word: &str) -> Option<i64> {
     })
 }
 
-/// What a letter after a sum of money multiplies it by.
+/// Return the factor of a letter after an amount of money.
 pub(super) fn money(letter: &str) -> Option<i64> {
     match letter {
         "k" | "K" => Some(1000),
@@ -53,13 +53,13 @@ pub(super) fn money(letter: &str) -> Option<i64> {
     }
 }
 
-/// What a word in the plural divides the number before it by: `3 tenths`; quarters and halves are things as well.
+/// Return the divisor of a plural after a number, `3 tenths`; halves and quarters are units.
 pub(super) fn part(word: &str) -> Option<i64> {
     let singular = word.strip_suffix('s').filter(|word| !matches!(*word, "half" | "quarter"))?;
     PARTS.iter().find(|(name, _)| *name == singular).map(|(_, under)| *under)
 }
 
-/// The words of tokens that are nothing else, in lower case, hyphens parting them.
+/// Return the words of tokens in lower case, split at hyphens; `None` if there is any other token.
 fn plain(tokens: &[Spaced]) -> Option<Vec<String>> {
     let mut words = Vec::new();
     for Spaced(token, _) in tokens {
@@ -74,7 +74,7 @@ fn plain(tokens: &[Spaced]) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// The value of a number in words: `twelve`, `minus two thirds`, `three hundred and five`, `two and a half`.
+/// Parse a number in words: `twelve`, `minus two thirds`, `three hundred and five`, `two and a half`.
 pub(super) fn number(tokens: &[Spaced]) -> Option<Node> {
     if tokens.len() > 16 {
         return None;
@@ -145,7 +145,7 @@ fn whole(words: &[&str]) -> Option<BigRational> {
     (!words.is_empty() && words != ["a"]).then(|| BigRational::from_integer(BigInt::from(value)))
 }
 
-/// A date in one order of its parts: `5 March 2024`, `March 5th, 2024`.
+/// Normalise a date: `5 March 2024`, `March 5th, 2024`.
 pub(super) fn date(tokens: &[Spaced]) -> Option<String> {
     let (mut month, mut day, mut year) = (None, None, None);
     for Spaced(token, _) in tokens {
@@ -174,20 +174,29 @@ pub(super) fn date(tokens: &[Spaced]) -> Option<String> {
     Some(format!("month {} day {day} year {}", month? + 1, year.unwrap_or(0)))
 }
 
-/// Whether two texts have the same words, plurals aside.
+/// Whether two texts have the same words, ignoring plurals and a leading article.
 pub(super) fn same(a: &str, b: &str) -> bool {
     fn stem(word: &str) -> &str {
         word.strip_suffix('s').filter(|stem| stem.len() > 2).unwrap_or(word)
     }
+    fn core(text: &str) -> &str {
+        if text == "dne" || text.ends_with(" does not exist") {
+            return "does not exist";
+        }
+        let text = ["a ", "an ", "the "].iter().find_map(|article| text.strip_prefix(article)).unwrap_or(text);
+        if text.starts_with("infinitely many ") { "infinitely many" } else { text }
+    }
+    let (a, b) = (core(a), core(b));
     a == b || a.split(' ').map(stem).eq(b.split(' ').map(stem))
 }
 
-/// The set that words name: all real numbers, or none where there is no solution.
+/// Return the set that words denote: the real numbers, or the empty set for "no solution".
 pub(super) fn set(text: &str) -> Option<Node> {
     const FILL: &[&str] = &["the", "set", "of", "all", "any", "there", "is", "are", "exists", "exist"];
     let rest: Vec<&str> = text.split(' ').filter(|word| !FILL.contains(word)).collect();
     match (rest.as_slice(), text) {
         (["real", "number" | "numbers"] | ["reals"], _) => Some(Node::Reals),
+        (["positive", "real", "numbers"], _) => Some(Node::Tuple(vec![Node::integer(0), Node::Infinity])),
         (["no", "solution" | "solutions"], _) | (["empty"], "empty set" | "the empty set") => {
             Some(Node::Set(Vec::new()))
         }
@@ -195,7 +204,7 @@ pub(super) fn set(text: &str) -> Option<Node> {
     }
 }
 
-/// Takes away what only comments on the answer before it: `(checked)`, `where c is real`, `for all n`, `since 2 + 3 = 5`.
+/// Remove remarks on the answer: `(checked)`, `where c is real`, `for all n`, `since 2 + 3 = 5`.
 pub(super) fn drop_remarks(tokens: &mut Vec<Spaced>) {
     open_alternative(tokens);
     while let Some(start) = bracketed_remark(tokens) {
@@ -215,7 +224,7 @@ pub(super) fn drop_remarks(tokens: &mut Vec<Spaced>) {
     super::label::drop_stops(tokens);
 }
 
-/// Takes away the brackets of `1/2 (or 0.5)` and `√2 (≈ 1.41)`, which stand for the same.
+/// Remove the brackets of `1/2 (or 0.5)` and `√2 (≈ 1.41)`.
 fn open_alternative(tokens: &mut Vec<Spaced>) {
     let start = tokens.iter().rposition(|token| token.0 == Token::Char('('));
     let Some(start) = start.filter(|start| *start > 0) else { return };
@@ -232,17 +241,32 @@ fn open_alternative(tokens: &mut Vec<Spaced>) {
     }
 }
 
+/// Replace `all real numbers except 2` by `ℝ ∖ {2}`.
+pub(super) fn open_exception(tokens: &mut Vec<Spaced>) {
+    let excepts =
+        |token: &Spaced| matches!(&token.0, Token::Letters(run) | Token::Text(run) if run.ends_with("except"));
+    let Some(at) = tokens.iter().position(excepts) else { return };
+    let before = plain(&tokens[..=at]).unwrap_or_default().join(" ");
+    if before.strip_suffix(" except").and_then(set) != Some(Node::Reals) {
+        return;
+    }
+    let named = matches!(tokens.get(at + 2), Some(Spaced(Token::Char('='), _)));
+    let sign = |c| Spaced(Token::Char(c), false);
+    tokens.splice(..at + if named { 3 } else { 1 }, ['ℝ', '∖', '{'].map(sign));
+    tokens.push(sign('}'));
+}
+
 fn change_of_depth(token: &Token) -> i32 {
     match token {
         Token::Open | Token::Char('(' | '[' | '{') => 1,
         Token::Close | Token::Char(')' | ']' | '}') => -1,
-        // Conditions of cases are no remarks.
+        // Conditions of cases are not remarks.
         Token::Command(name) => i32::from(name == "begin") - i32::from(name == "end"),
         _ => 0,
     }
 }
 
-/// Where brackets with words in them begin, after something else and at the end.
+/// Find the start of trailing brackets with words in them.
 fn bracketed_remark(tokens: &[Spaced]) -> Option<usize> {
     let mut depth = 0;
     let start = tokens.iter().rposition(|Spaced(token, _)| {
@@ -265,13 +289,13 @@ fn bracketed_remark(tokens: &[Spaced]) -> Option<usize> {
     (start > 0 && (remark || domain)).then_some(start)
 }
 
-/// Whether tokens begin with a word that gives a reason or says it in another way.
+/// Whether tokens begin with a word that introduces a reason or an apposition.
 pub(super) fn is_reason(tokens: &[Spaced]) -> bool {
     let first = tokens.get(..1).and_then(plain).and_then(|words| words.into_iter().next());
     first.is_some_and(|word| matches!(word.as_str(), "because" | "since" | "as" | "the" | "which" | "namely"))
 }
 
-/// Tokens that begin with a word, as a sentence: not more than to be shown.
+/// Return the text of tokens that begin with a word, for display.
 pub(super) fn sentence(tokens: &[Spaced]) -> Option<String> {
     let first = plain(tokens.get(..1)?)?;
     super::parse::is_word(first.first()?).then(|| {
@@ -286,7 +310,7 @@ pub(super) fn sentence(tokens: &[Spaced]) -> Option<String> {
     })
 }
 
-/// How many tokens a comment takes that begins at one: what it says of the answer before does not change it.
+/// Return the number of tokens of a remark that begins at token `at` and does not change the answer; 0 if none does.
 fn remark(tokens: &[Spaced], words: &[Vec<String>], at: usize) -> usize {
     let (rest, mut all) = (&tokens[at..], words[at..].iter().flatten().map(String::as_str));
     let first = words[at].first().map_or("", String::as_str);
@@ -302,12 +326,13 @@ fn remark(tokens: &[Spaced], words: &[Vec<String>], at: usize) -> usize {
         let after = symbol.and_then(|symbol| rest.get(symbol + 1));
         after.is_some_and(|Spaced(token, _)| matches!(token, Token::Char('∈' | '≠' | '<' | '>' | '≤' | '≥')))
     };
-    // A second condition makes them cases.
+    // A second condition makes it a case distinction.
     let mut cases = all.filter(|word| matches!(*word, "if" | "otherwise" | "for" | "when" | "else" | "where"));
     let digit = |Spaced(token, _): &Spaced| matches!(token, Token::Digits(_));
     let dropped = match first {
         _ if forall => true,
         "since" | "because" | "which" | "approximately" | "checked" | "regardless" => return rest.len(),
+        "respectively" => true,
         "as" if matches!(second, "required" | "desired" | "needed" | "claimed" | "expected") => return rest.len(),
         "for" if is_general(second) => true,
         "for" => symbol && related() && cases.next().is_none(),
@@ -326,14 +351,14 @@ fn remark(tokens: &[Spaced], words: &[Vec<String>], at: usize) -> usize {
     if dropped { length } else { 0 }
 }
 
-/// Words that comments begin with.
+/// First words of remarks.
 #[rustfmt::skip]
 const STARTS: &[&str] = &[
-    "where", "since", "because", "assuming", "provided", "which", "approximately", "checked", "regardless", "as", "with", "for", "is",
-    "are",
+    "where", "since", "because", "assuming", "provided", "which", "approximately", "checked", "regardless", "as", "with",
+    "for", "is", "are", "respectively",
 ];
 
-/// Where the next answer begins, or else the end.
+/// Find the start of the next answer, or else the end.
 fn end_of_remark(rest: &[Spaced]) -> usize {
     let separates = |token: &Token| match token {
         Token::Char(',' | ';') => true,
@@ -351,7 +376,7 @@ fn end_of_remark(rest: &[Spaced]) -> usize {
     end
 }
 
-/// Words after `for` that leave nothing out.
+/// Whether a word after `for` does not restrict the answer.
 fn is_general(word: &str) -> bool {
     #[rustfmt::skip]
     const WORDS: &[&str] = &[
@@ -386,19 +411,12 @@ mod tests {
         for (text, value) in table {
             assert_eq!(number(&tokenize(text).unwrap()).map(|node| node.to_string()).as_deref(), Some(value), "{text}");
         }
-        for text in [
-            "",
-            "a",
-            "third",
-            "twenty third",
-            "one two",
-            "ten four",
-            "thirty twenty",
-            "one thirds",
-            "and",
-            "six eggs",
+        #[rustfmt::skip]
+        let others = [
+            "", "a", "third", "twenty third", "one two", "ten four", "thirty twenty", "one thirds", "and", "six eggs",
             "two thousand million",
-        ] {
+        ];
+        for text in others {
             assert_eq!(number(&tokenize(text).unwrap()), None, "{text}");
         }
     }

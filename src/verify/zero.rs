@@ -1,7 +1,7 @@
-//! Whether a normal form is zero.
+//! Zero test of normal forms.
 //!
-//! No terms left: zero, proven. A floating value well away from 0 at some point: not zero. In between, coefficients that
-//! are algebraic numbers are decided in `algebraic`; what nobody decides is `Fault::Limit`, never a guess.
+//! No terms: proven zero. A floating-point value clearly different from 0 at some point: not zero. Otherwise,
+//! coefficients that are algebraic numbers are decided in `algebraic`; an undecided case is `Fault::Limit`.
 
 use std::collections::BTreeMap;
 use std::ops::{Add, Mul};
@@ -11,9 +11,9 @@ use num_traits::{One, ToPrimitive};
 use super::poly::{Algebra, Atom, Exponent, Monomial, Poly, Quotient};
 use super::tree::{Fault, Result};
 
-/// Relative size below which a floating value says nothing.
+/// Relative size below which a floating-point value does not decide.
 const TOLERANCE: f64 = 1e-9;
-/// Points at which symbols are tried: one of fractions, two of whole numbers (for floors and factorials), one negative.
+/// Points at which symbols are evaluated: one of fractions, two of integers (for floors and factorials), one negative.
 const POINTS: u64 = 4;
 const NEGATIVE: u64 = 3;
 
@@ -63,14 +63,14 @@ impl Mul for Complex {
     }
 }
 
-/// The values of atoms at one point, each worked out once.
+/// Cached values of atoms at one point.
 struct Point {
-    /// None for constants, which have no point.
+    /// `None` for constants.
     number: Option<u64>,
     atoms: Vec<Option<Option<Complex>>>,
 }
 
-/// A value for a name, between 0 and 1 and always the same.
+/// Return a deterministic pseudo-random value between 0 and 1 for a name.
 fn scatter(name: &str, seed: u64) -> f64 {
     let hash = name.bytes().fold(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3).rotate_left(23)
@@ -83,14 +83,14 @@ impl Algebra {
         Point { number, atoms: vec![None; self.atoms.len()] }
     }
 
-    /// A value and the size of the terms it is the sum of.
+    /// Return the value and the total size of its terms.
     fn value(&self, poly: &Poly, point: &mut Point) -> Option<(Complex, f64)> {
         let (mut sum, mut size) = (Complex::real(0.0), 0.0);
         for (monomial, coefficient) in &poly.0 {
             let mut term = Complex::real(coefficient.to_f64()?);
             for (index, exponent) in &monomial.0 {
                 let base = self.atom_value(*index, point)?;
-                // Under a root, symbols are positive.
+                // Symbols under a root are positive.
                 if point.number == Some(NEGATIVE) && base.re < 0.0 && !exponent.is_integer() {
                     return None;
                 }
@@ -139,7 +139,7 @@ impl Algebra {
         value
     }
 
-    /// A real constant.
+    /// Return the value of a real constant.
     pub(super) fn real(&self, poly: &Poly) -> Option<f64> {
         let (value, size) = self.value(poly, &mut self.point(None))?;
         (value.im.abs() <= TOLERANCE * size).then_some(value.re)
@@ -148,7 +148,7 @@ impl Algebra {
     /// Whether a polynomial is zero.
     ///
     /// # Errors
-    /// [`Fault::Limit`] when that cannot be decided.
+    /// [`Fault::Limit`] if it cannot be decided.
     pub(super) fn is_zero(&mut self, poly: &Poly) -> Result<bool> {
         if poly.0.is_empty() {
             return Ok(true);
@@ -187,7 +187,7 @@ impl Algebra {
         }
     }
 
-    /// Takes a polynomial as one over what is not algebraic: zero if all coefficients are.
+    /// Whether all coefficients are zero, for a polynomial over the atoms that are not algebraic.
     fn decide_by_coefficients(&mut self, poly: &Poly) -> Result<bool> {
         let mut groups: BTreeMap<Monomial, Poly> = BTreeMap::new();
         for (monomial, value) in &poly.0 {
@@ -198,7 +198,7 @@ impl Algebra {
         for coefficient in groups.values() {
             all_zero &= self.algebraic_is_zero(coefficient)?;
         }
-        // A polynomial with a coefficient that is not zero is not zero where the rest is independent: symbols, and one
+        // A nonzero coefficient proves the polynomial nonzero only if the other atoms are independent: symbols, and one
         // transcendental number.
         let mut transcendental: Vec<usize> = groups.keys().flat_map(|m| m.0.iter().map(|(index, _)| *index)).collect();
         transcendental.sort_unstable();
@@ -223,7 +223,7 @@ fn exponent_value(exponent: &Exponent) -> f64 {
     *exponent.numer() as f64 / *exponent.denom() as f64
 }
 
-/// A function's value; one that is not known is given values as if at random, the same for the same arguments.
+/// Evaluate a function; an unknown one gets pseudo-random values that depend only on its arguments.
 fn function_value(name: &str, arguments: &[Complex], point: Option<u64>) -> Option<Complex> {
     let real = |x: &Complex| (x.im.abs() < TOLERANCE).then_some(x.re);
     let value = match (name, arguments) {
