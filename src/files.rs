@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -272,7 +273,15 @@ pub(crate) fn lock(dir: &Path, name: &str) -> Result<File> {
     let path = dir.join(name);
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let file = open.map_err(Error::io(&path))?;
-    match file.try_lock() {
+    // `tempering watch` locks it for an instant to see whether a process works on the run.
+    let attempt = (0..3).find_map(|_| match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            std::thread::sleep(Duration::from_millis(50));
+            None
+        }
+        outcome => Some(outcome),
+    });
+    match attempt.unwrap_or_else(|| file.try_lock()) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut owner = String::new();

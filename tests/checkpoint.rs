@@ -1,4 +1,4 @@
-//! Directories written and read again, and broken ones refused.
+//! Saving and loading of model directories and checkpoints; damaged ones are rejected.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,12 +12,12 @@ use crate::support::{
     tiny, tiny_config, tokenizer,
 };
 
-/// What loading the workshop's model says.
+/// Returns the error of loading the workshop's model.
 fn failure(workshop: &Workshop) -> String {
     model::load(&workshop.path("model"), &device()).unwrap_err().to_string()
 }
 
-/// Rewrites a safetensors file by name, shape and bytes.
+/// Applies `change` to the tensors of a safetensors file: shape and bytes by name.
 fn edit(path: &Path, change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>)) {
     let bytes = std::fs::read(path).unwrap();
     let read = SafeTensors::deserialize(&bytes).unwrap();
@@ -66,7 +66,7 @@ fn tensors_that_are_missing_left_over_or_of_another_shape_are_all_listed() {
     assert!(error.contains("model.safetensors"), "{error}");
 }
 
-/// Such a model gave one token for ever, at accuracy 0 and exit code 0.
+/// Regression: such a model generated the same token forever, at accuracy 0 and exit code 0.
 #[test]
 fn weights_that_are_not_finite_are_refused_by_name() {
     let workshop = Workshop::new();
@@ -158,7 +158,7 @@ fn a_configuration_that_this_decoder_does_not_compute_is_refused_with_the_reason
     assert!(error.contains("model_type = \"falcon\"") && error.contains("hidden_act = \"gelu\""), "{error}");
 }
 
-/// Of a wrapper that is not read the keys at the top were missed instead.
+/// Regression: for an unsupported wrapper, the error listed missing top-level keys instead of the wrapper.
 #[test]
 fn a_family_inside_a_wrapper_that_is_not_read_is_named() {
     let workshop = Workshop::new();
@@ -181,7 +181,7 @@ fn a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused() {
     }
 }
 
-/// Bytes that had changed on disk were trained on; a file cut short was named, but not the older checkpoint.
+/// Regression: a run resumed from corrupted weights; for a truncated file, the older checkpoint was not named.
 #[test]
 fn a_damaged_checkpoint_is_named_with_the_older_one_that_is_whole() {
     let workshop = Workshop::new();

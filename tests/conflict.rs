@@ -1,4 +1,4 @@
-//! The measures of the entropy conflict on real runs.
+//! Metrics of the entropy conflict in training runs.
 
 use std::fs;
 
@@ -43,7 +43,7 @@ fn measuring_changes_nothing_and_is_done_as_often_as_asked() {
     let workshop = Workshop::new();
     let run = |name: &str, every: usize| {
         let mut config = workshop.rl(name);
-        // At temperature 1 most groups answer in one length, and there is no length part to measure.
+        // At temperature 1 most groups have completions of equal length: there is no length part to measure.
         (config.stages[0].exit.max_steps, config.stages[0].sampling.temperature) = (4, 1.5);
         config.train.conflict_steps = every;
         config.train.conflict_cosine_steps = every;
@@ -61,7 +61,9 @@ fn measuring_changes_nothing_and_is_done_as_often_as_asked() {
         assert_eq!(measured("never", key), [0; 0], "{key}");
     }
     let report = |name: &str| fs::read_to_string(report::write(&workshop.run(name)).unwrap()).unwrap();
-    assert!(report("second").contains("The entropy conflict") && report("second").contains("Over 2 steps"));
+    assert!(
+        report("second").contains("The entropy conflict") && report("second").contains("Predicted from the samples")
+    );
     assert!(!report("never").contains("The entropy conflict"));
 }
 
@@ -73,7 +75,7 @@ fn a_model_is_analysed_without_training() {
     let words = ["--set", "sampling.max_completion_length=16", "-n", "4", "--html"];
     let [set, short, n, four, html] = words;
     let said = succeed(&[&"analyze", &model, &data, &set, &short, &n, &four, &html, &page, &"--json", &json]);
-    assert!(said.contains("Over 2 blocks of problems"), "{said}");
+    assert!(said.contains("Predicted from the samples"), "{said}");
     let page = fs::read_to_string(page).unwrap();
     for part in ["token by token", "A accuracy ", "entropy ", "<svg", "prefers-color-scheme"] {
         assert!(page.contains(part), "the page lacks {part:?}");
@@ -85,6 +87,10 @@ fn a_model_is_analysed_without_training() {
     let blocks: f64 = json["blocks"].as_array().unwrap().iter().map(tokens).sum();
     assert_eq!(tokens(&json["metrics"]), blocks);
 
+    // Regression: an output that cannot be written was found after all the sampling.
+    let nowhere = workshop.path("none/a.json");
+    let refused = user_error(&[&"analyze", &model, &data, &"--json", &nowhere]);
+    assert!(refused.contains("--json") && refused.contains("there is no folder"), "{refused}");
     let alone = user_error(&[&"analyze", &model, &data, &n, &"1"]);
     assert!(alone.contains("--num-generations 1 must be at least 2"), "{alone}");
     let unknown =

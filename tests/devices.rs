@@ -1,4 +1,4 @@
-//! One code on every device: the main job beside itself on the CPU.
+//! Comparison of the quickstart on the device under test with the same run on the CPU.
 
 use std::sync::atomic::AtomicBool;
 
@@ -7,7 +7,7 @@ use tempering::train::{Session, Start};
 
 use crate::support::{column, device_name, figures, within};
 
-/// Five steps of the quickstart, with fewer and shorter completions: three of its first stage, two of its second.
+/// Runs five steps of the quickstart with fewer and shorter completions: three of its first stage, two of its second.
 fn quickstart(device: &str) -> Vec<serde_json::Map<String, serde_json::Value>> {
     let dir = tempfile::tempdir().unwrap();
     let mut config = RlConfig { output_dir: dir.path().to_path_buf(), ..RlConfig::default() };
@@ -22,7 +22,7 @@ fn quickstart(device: &str) -> Vec<serde_json::Map<String, serde_json::Value>> {
     figures(&dir.path().join("quickstart"))
 }
 
-/// The device under test against `cpu`; `cpu`, whose operations are its own, against `ndarray` where that is built in.
+/// Compares the device under test with `cpu`, or `cpu` with `ndarray` (no fused operations) if that is compiled in.
 #[test]
 fn the_quickstart_has_the_losses_of_the_cpu() {
     let device = device_name();

@@ -1,4 +1,4 @@
-//! Each model family against transformers, PyTorch and PEFT: `assets/fixtures/models`, written by `models.py` there.
+//! Each model family against transformers, PyTorch and PEFT, by the fixtures in `assets/fixtures/models` (`models.py`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ const FAMILIES: [&str; 15] = [
     "qwen3_5_text",
 ];
 
-/// Language models inside a model that sees.
+/// Families published as the language model of a vision-language model.
 const WRAPPERS: [&str; 2] = ["gemma3", "qwen3_5"];
 
 fn fixture(name: &str) -> PathBuf {
@@ -49,7 +49,7 @@ fn sequences() -> Vec<Vec<u32>> {
     serde_json::from_value(reference()["sequences"].clone()).unwrap()
 }
 
-/// The tensors of `expected.safetensors`.
+/// Returns the tensors of `expected.safetensors`.
 fn expected(name: &str) -> BTreeMap<String, Vec<f32>> {
     let bytes = std::fs::read(fixture(name).join("expected.safetensors")).unwrap();
     let floats = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -57,7 +57,7 @@ fn expected(name: &str) -> BTreeMap<String, Vec<f32>> {
     tensors.into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
 }
 
-/// Agreement to 1e-4 of the largest value (on the CPU).
+/// Asserts agreement within 1e-4 of the largest value (on the CPU).
 #[track_caller]
 fn assert_agree(ours: &[f32], theirs: &[f32], what: &str) {
     let largest = theirs.iter().fold(0f32, |largest, x| largest.max(x.abs()));
@@ -65,7 +65,7 @@ fn assert_agree(ours: &[f32], theirs: &[f32], what: &str) {
     assert!(difference <= within(1e-4) * largest, "{what}: {difference} of {largest}");
 }
 
-/// Values of all parameters under checkpoint names, in the checkpoint's orientation.
+/// Returns the values of all parameters by checkpoint name, in the checkpoint's memory layout.
 fn parameters(model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
     struct Visit(Vec<String>, BTreeMap<String, Vec<f32>>);
     impl ModuleVisitor for Visit {
@@ -85,7 +85,7 @@ fn parameters(model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
     stored(model, visit.1)
 }
 
-/// Matrices of a model in the checkpoint's orientation.
+/// Converts the matrices of a model to the checkpoint's memory layout.
 fn stored(model: &CausalLm, mut tensors: BTreeMap<String, Vec<f32>>) -> BTreeMap<String, Vec<f32>> {
     let shapes = names(model);
     for (name, values) in &mut tensors {
@@ -102,7 +102,7 @@ fn whole_sequences() -> Vec<Sequence> {
     sequences().into_iter().map(|tokens| Sequence { tokens, prompt: 1 }).collect()
 }
 
-/// README's table has the families that these tests run, and no others are read.
+/// The README table lists exactly the families that are tested, and no others can be loaded.
 #[test]
 fn the_table_of_families_is_what_is_tested() {
     let text = std::fs::read_to_string(repository("README.md")).unwrap();
@@ -133,7 +133,7 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-/// What the learner says of each token, against transformers' logits in f64.
+/// Compares the learner's log-probabilities and entropies with those of transformers' logits in f64.
 #[test]
 fn log_probabilities_and_entropies_are_those_of_transformers() {
     for family in FAMILIES {
@@ -159,7 +159,7 @@ fn log_probabilities_and_entropies_are_those_of_transformers() {
     }
 }
 
-/// What stands beside a sequence in a pass has no say.
+/// Other sequences in the same pass must not affect a sequence.
 #[test]
 fn packed_sequences_are_each_alone() {
     for family in FAMILIES {
@@ -183,7 +183,7 @@ fn loss_and_every_gradient_are_those_of_pytorch() {
         let largest = expected.iter().filter(|(name, _)| name.starts_with("grad.")).flat_map(|(_, g)| g);
         let largest = largest.fold(0f32, |largest, x| largest.max(x.abs()));
         for (name, gradient) in &ours {
-            // A key's bias hardly moves attention: its gradient is the rest of a cancellation. So relative to all.
+            // The gradient of a key bias is a cancellation remainder. So relative to the largest gradient.
             let difference = distance(gradient, &expected[&format!("grad.{name}")]);
             assert!(difference <= within(1e-4) * largest, "{family} {name}: {difference} of {largest}");
         }
@@ -209,9 +209,9 @@ fn ten_steps_of_adamw_end_where_pytorch_ends() {
         let expected = expected(family);
         let mut apart = Vec::new();
         for (name, ours) in parameters(&model) {
-            // Ten steps of 5e-3 move a weight by 0.05 at most; this is 1/500 of it. AdamW divides a gradient by its size,
-            // so the bias of a key, whose gradient is the rest of a cancellation, moves by rounding: 1.1e-4 apart with
-            // AVX-512 products, 0.75e-4 without.
+            // Ten steps of 5e-3 move a weight by at most 0.05; the tolerance is 1/500 of that. AdamW normalises
+            // gradients, so the key bias, whose gradient is the remainder of a cancellation, moves by rounding: the
+            // difference is 1.1e-4 with AVX-512 products and 0.75e-4 without.
             let tolerance = if name.ends_with("k_proj.bias") { 5e-4 } else { 1e-4 };
             let difference = distance(&ours, &expected[&format!("trained.{name}")]);
             if difference > within(tolerance) {
@@ -226,7 +226,7 @@ fn ten_steps_of_adamw_end_where_pytorch_ends() {
 fn cached_and_batched_is_uncached_and_single() {
     for family in FAMILIES {
         let (config, model) = model::load(&fixture(family), &device()).unwrap();
-        // Within the original context of Phi's LongRoPE.
+        // Stay within the original context of Phi's LongRoPE.
         let most = if family == "phi3" { 12 } else { usize::MAX };
         let prompts = sequences().into_iter().map(|tokens| tokens[..tokens.len().min(most)].to_vec());
         let requests: Vec<Request> =
@@ -268,7 +268,7 @@ fn an_adapter_of_peft_computes_what_it_computes_there() {
     }
 }
 
-/// PEFT finds the names of its base in `target_modules`: ours of all projections are those of the fused ones there.
+/// PEFT looks for `target_modules` in its base, so projections are saved under the names of the fused ones.
 #[test]
 fn adapters_of_fused_projections_carry_their_names() {
     let (_, model) = model::load(&fixture("phi3"), &device()).unwrap();
@@ -284,8 +284,8 @@ fn adapters_of_fused_projections_carry_their_names() {
     assert_eq!(again.target_modules.len(), 4);
 }
 
-/// Gemma 3, Ministral 3 and Qwen 3.5 are published inside a model that sees: what is not of the language model is left where it
-/// is, and what is saved is the language model alone.
+/// Gemma 3, Ministral 3 and Qwen 3.5 are published as vision-language models. Only the language model is loaded and
+/// saved.
 #[test]
 fn a_language_model_inside_a_wrapper_is_read_alone() {
     for (wrapper, class) in WRAPPERS.into_iter().zip(["Gemma3ForCausalLM", "Qwen3_5ForCausalLM"]) {
@@ -299,7 +299,7 @@ fn a_language_model_inside_a_wrapper_is_read_alone() {
         assert_eq!(written["architectures"], serde_json::json!([class]));
         let bytes = std::fs::read(dir.path().join("model.safetensors")).unwrap();
         for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
-            // What a state fades by is kept as it was trained.
+            // The decay parameters and the norm stay in the precision they were trained in.
             let exact = name.ends_with("A_log") || name.ends_with("linear_attn.norm.weight");
             assert_eq!(view.dtype() == safetensors::Dtype::F32, exact, "{name}");
         }
@@ -313,7 +313,7 @@ fn a_language_model_inside_a_wrapper_is_read_alone() {
     }
 }
 
-/// MiMo is Qwen 2 and layers that predict further tokens; what is saved is a model that others read without its code.
+/// MiMo is Qwen 2 plus multi-token-prediction layers. It is saved as a Qwen 2 model, which needs no custom code.
 #[test]
 fn mimo_is_qwen2_without_the_layers_that_predict_further_tokens() {
     let (dir, expected) = (tempfile::tempdir().unwrap(), expected("qwen2"));
@@ -344,7 +344,7 @@ fn mimo_is_qwen2_without_the_layers_that_predict_further_tokens() {
     }
 }
 
-/// LongRoPE rotates a sequence that grows beyond the original context in another way from its first token on.
+/// Beyond the original context, LongRoPE rotates all tokens of a sequence differently, from the first one on.
 #[test]
 fn sampling_beyond_the_original_context_of_longrope_is_refused() {
     let (config, model) = model::load(&fixture("phi3"), &device()).unwrap();

@@ -1,4 +1,4 @@
-//! Who follows a run: TensorBoard, and a program that is fed its metrics.
+//! Live output of a run: TensorBoard event files, and a program that receives the metrics.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ fn command(words: &[&str]) -> LogConfig {
     LogConfig { command: words.iter().map(ToString::to_string).collect(), ..LogConfig::default() }
 }
 
-/// A line for every line of `metrics.jsonl`, in both halves of an interrupted run, which is one run to the program.
+/// The program receives every line of `metrics.jsonl`, in both halves of an interrupted run, under the same run id.
 #[test]
 fn a_program_is_fed_every_line() {
     let workshop = Workshop::new();
@@ -30,7 +30,7 @@ fn a_program_is_fed_every_line() {
     assert!(ids.len() == 2 && ids[0] == ids[1] && !ids[0].is_empty(), "{said}");
 }
 
-/// Training goes on when the program ends, and does not begin when there is none.
+/// Training continues if the program ends, and does not start if the program does not exist.
 #[test]
 fn a_program_that_fails_costs_no_step() {
     let workshop = Workshop::new();
@@ -52,7 +52,7 @@ fn a_program_that_fails_costs_no_step() {
     }
 }
 
-/// The records of an event file; their checksums are tested where they are written.
+/// Returns the records of an event file. Unit tests of the writer check the checksums.
 fn records(path: &Path) -> Vec<Vec<u8>> {
     let bytes = fs::read(path).unwrap();
     let (mut at, mut found) = (0, Vec::new());
@@ -65,7 +65,7 @@ fn records(path: &Path) -> Vec<Vec<u8>> {
     found
 }
 
-/// The bytes of a scalar: its tag's end, and the field `simple_value`.
+/// Returns whether a record contains a scalar: the end of its tag and the field `simple_value`.
 fn has_scalar(record: &[u8], tag: &str, value: f32) -> bool {
     let wanted = [tag.as_bytes(), &[0x15], &value.to_le_bytes()].concat();
     record.windows(wanted.len()).any(|window| window == wanted)
@@ -83,7 +83,7 @@ fn event_files_have_every_number_and_texts_and_histograms() {
     paths.sort();
     assert_eq!(paths.len(), 2, "one for each start: {paths:?}");
     let second = records(&paths[1]);
-    // A session begins at step 4, from where on earlier files do not count: `step` 4, then `session_log` with `status` 1.
+    // A session from step 4 on replaces later steps of earlier files: `step` 4, then `session_log` with `status` 1.
     assert!(second[1].ends_with(&[0x10, 4, 0x3a, 2, 8, 1]), "{:?}", second[1]);
     let all = [records(&paths[0]), second].concat();
     let lines: Vec<Map<String, Value>> = read_lines(&run.join("metrics.jsonl"));

@@ -33,7 +33,7 @@ fn decoding_with_a_cache_gives_the_logits_of_one_full_pass() {
         completion_length: steps,
     };
     let mut cache = KvCache::new(&config, shape, burn::tensor::FloatDType::F32, &device());
-    // Slots in an order of their own: where a sequence lies must not matter.
+    // Permuted slots: the position of a sequence in the cache must not matter.
     let read: Vec<(usize, usize)> = (0..count).map(|row| ((row + 1) % (count + 1), lengths[row])).collect();
     let slots: Vec<usize> = (0..count).map(|row| 2 * count - 1 - 2 * row).collect();
     cache.read(&read);
@@ -201,10 +201,10 @@ fn truncated_sampling_stays_within_what_the_full_pass_allows() {
     }
 }
 
-/// On a device of its own, tokens are read back in bunches; what was decoded past an end is dropped.
+/// On a GPU, tokens are read back in batches. Tokens decoded after the end of a completion are discarded.
 #[test]
 fn how_often_tokens_are_read_changes_no_completion() {
-    // Long enough for a GPU to record the steps between two reads, and to replay them.
+    // Long enough for a GPU to record the steps between two reads and to replay them.
     let most = 40;
     let subject = tiny(5, &device());
     let batch = requests(&ragged_prompts(), 3);
@@ -223,7 +223,7 @@ fn how_often_tokens_are_read_changes_no_completion() {
     }
 }
 
-/// Every figure of a completion, token by token.
+/// Returns all per-token figures of a completion.
 fn columns(completion: &Completion) -> [&[f32]; 7] {
     [
         &completion.log_probs,
@@ -236,7 +236,7 @@ fn columns(completion: &Completion) -> [&[f32]; 7] {
     ]
 }
 
-/// What is said of a sampled completion is said of the same tokens when they are given, however they are cut into passes.
+/// Scoring given tokens yields the figures of the sampled completion, however the tokens are divided into passes.
 #[test]
 fn given_completions_have_the_figures_of_sampled_ones() {
     let (config, model) = tiny(10, &device());

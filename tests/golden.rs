@@ -1,8 +1,7 @@
-//! Curves of four methods on the embedded model, recorded once: a change of the code that is meant to change nothing
-//! changes none of these numbers.
+//! Recorded training curves of four methods on the embedded model. A refactoring must not change any of these numbers.
 //!
-//! `TEMPERING_RECORD_GOLDEN=1 cargo test --release golden` records them again; the commit that does so says which numbers
-//! moved and why.
+//! `TEMPERING_RECORD_GOLDEN=1 cargo test --release golden` records them again. The commit message must say which
+//! numbers changed and why.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -17,12 +16,12 @@ use crate::support::{column, device_name, figures, repository};
 /// Columns of `metrics.jsonl` that are compared.
 const COLUMNS: [&str; 4] = ["loss", "reward", "grad_norm", "completions/mean_length"];
 
-/// Method files, with the steps of their stages.
+/// Method files, with the number of steps of each stage.
 const METHODS: [(&str, &[usize]); 4] =
     [("entropy_guided", &[10, 10]), ("dapo", &[20]), ("kimi_k15", &[20]), ("laser_de", &[20])];
 
-/// A number may differ by this share of itself from the recorded one on the processor that recorded it. Elsewhere sums are
-/// formed in another order, and in the end another token is drawn: there only the first steps count.
+/// Relative tolerance. On other processors than the recorded one, sums are computed in another order and eventually
+/// another token is drawn: there only the first [`STEPS_ELSEWHERE`] steps are compared.
 const TOLERANCE: f64 = 1e-5;
 const STEPS_ELSEWHERE: usize = 2;
 const TOLERANCE_ELSEWHERE: f64 = 1e-3;
@@ -31,7 +30,7 @@ fn golden() -> PathBuf {
     repository("assets/fixtures/golden.json")
 }
 
-/// Vector instructions that decide the order of sums.
+/// Returns the vector instruction set, which determines the order of sums.
 fn processor() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {

@@ -1,12 +1,12 @@
-//! The direction between the rooms of `src/`: a room uses rooms of lower floors only, so that none is needed to read
-//! one below it.
+//! Dependencies between the modules ("rooms") of `src/`: a room uses only rooms of lower layers ("floors"), so that it
+//! can be read without those above it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::repository;
 
-/// From the ground up; the rooms of one floor do not use each other.
+/// Floors from the lowest to the highest. The rooms of a floor do not use each other.
 const FLOORS: [&[&str]; 20] = [
     &["error"],
     &["contain", "noise", "files", "json", "stop", "ranks"],
@@ -45,14 +45,14 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The room of a file: its folder below `src/`, or its own name.
+/// Returns the room of a file: its folder below `src/`, or its own name.
 fn room(file: &Path, root: &Path) -> String {
     let inside = file.strip_prefix(root).unwrap();
     let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
     first.trim_end_matches(".rs").to_string()
 }
 
-/// The rooms that code uses by `crate::room`; comments and unit tests do not count.
+/// Returns the rooms that code uses by `crate::room`. Comments and unit tests are ignored.
 fn used(text: &str) -> Vec<String> {
     let code = text.split("#[cfg(test)]").next().unwrap();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));

@@ -1,4 +1,4 @@
-//! Adapters: what is trained, what is saved, and that it goes on and merges exactly; half-precision models likewise.
+//! LoRA adapters and half-precision models: trained and saved weights, exact resumption and merging.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +18,7 @@ fn small() -> LoraConfig {
     LoraConfig { r: 2, lora_alpha: 4.0, ..LoraConfig::default() }
 }
 
-/// Tensors of a safetensors file as bytes.
+/// Returns the tensors of a safetensors file as bytes by name.
 fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let bytes = std::fs::read(path).unwrap();
     let read = SafeTensors::deserialize(&bytes).unwrap();
@@ -32,12 +32,12 @@ fn every_adapter_and_nothing_else_receives_a_gradient() {
     let sequence = Sequence { tokens: (0..20).map(|i| 7 + i * 23).collect(), prompt: 4 };
     let (_, gradients) = likelihood(&model, &[sequence]);
     let adapters = names(&model).into_keys().filter(|name| name.contains("lora_")).count();
-    // Two layers of seven projections with two factors each.
+    // Two layers with seven projections, each with matrices A and B.
     assert_eq!((gradients.names().count(), adapters), (28, 28));
     assert!(gradients.names().all(|name| name.contains(".lora.")) && gradients.norm() > 0.0);
 }
 
-/// A reference model costs a run with adapters no memory: it is what lies below them.
+/// A reference model needs no extra memory with adapters: it is the model without them.
 #[test]
 fn the_model_below_adapters_is_the_one_they_were_attached_to() {
     let (_, base) = tiny(1, &device());
@@ -98,7 +98,7 @@ fn an_adapter_run_goes_on_exactly_and_its_merged_model_is_the_adapter_on_its_bas
     );
     let again = user_error(&[&"merge", &adapter, &"-o", &merged]);
     assert!(again.contains("exists already"), "{again}");
-    // The adapter's directory is a model too.
+    // The adapter's directory can be loaded as a model.
     let tokens: Vec<u32> = (0..40).map(|i| i * 11 % 512).collect();
     let [one, two] = [&adapter, &merged].map(|dir| logits(&model::load(dir, &device()).unwrap().1, &[&tokens]));
     assert_eq!(one, two);
@@ -111,7 +111,7 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     std::fs::create_dir(&dir).unwrap();
     let (_, base) = model::load(&workshop.path("model"), &device()).unwrap();
     model::lora::save(&dir, &small().attach(base, 0), &small(), &workshop.path("model")).unwrap();
-    // PEFT saves no tokenizer: the base model's is used.
+    // PEFT saves no tokenizer, so the base model's is used.
     assert_eq!(Tokenizer::load(&dir).unwrap().stop_ids(), tokenizer().stop_ids());
     let path = dir.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -122,7 +122,7 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     };
     let error = failure("\"bias\": \"none\"", "\"bias\": \"all\", \"use_dora\": true");
     assert!(error.contains("bias = \"all\"") && error.contains("use_dora = true"), "{error}");
-    // What trains beside a changed base was loaded on the base as it is, 3 nats off; a setting of a later PEFT was ignored.
+    // Regression: adapters that change their base were loaded on the original, 3 nats off; newer settings were ignored.
     for init in ["pissa", "pissa_niter_16", "olora", "corda"] {
         let error = failure("\"bias\": \"none\"", &format!("\"init_lora_weights\": \"{init}\""));
         assert!(
@@ -134,7 +134,7 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     assert!(error.contains("new_kind = {\"blocks\":2} is not supported"), "{error}");
     let harmless = "\"init_lora_weights\": \"orthogonal\", \"new_kind\": null, \"peft_version\": \"0.21.2\"";
     std::fs::write(&path, text.replace("\"bias\": \"none\"", harmless)).unwrap();
-    // A pattern is what the file has adapters for.
+    // A pattern in `target_modules` is resolved by the adapters in the file.
     for pattern in ["all-linear", ".*\\\\.(q_proj|down_proj)"] {
         let listed = &text[text.find("\"target_modules\"").unwrap()..];
         let listed = &listed[..listed.find(']').unwrap() + 1];
@@ -142,15 +142,15 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
         let (_, _, lora) = model::lora::load(&dir, &device(), Precision::F32).unwrap();
         assert_eq!(lora, small());
     }
-    // √2 of rank 2.
+    // rsLoRA scales by α/√r instead of α/r: a factor of √2 at rank 2.
     std::fs::write(&path, text.replace("\"bias\": \"none\"", "\"use_rslora\": true")).unwrap();
     let (_, _, lora) = model::lora::load(&dir, &device(), Precision::F32).unwrap();
     assert!((lora.lora_alpha / small().lora_alpha - f64::sqrt(2.0)).abs() < 1e-12);
     std::fs::write(&path, &text).unwrap();
-    // The base's configuration beside an adapter does not make it a model.
+    // A config.json of the base beside an adapter does not make the directory a full model.
     std::fs::copy(workshop.path("model/config.json"), dir.join("config.json")).unwrap();
     model::load(&dir, &device()).unwrap();
-    // Refused before memory for such adapters is taken.
+    // Rejected before memory is allocated for such adapters.
     let error = failure("\"r\": 2", "\"r\": 65536");
     assert!(error.contains("lora_A.weight has shape [2, 32], but r = 65536"), "{error}");
     let error = failure("\"q_proj\",", "");
@@ -164,7 +164,7 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     assert!(error.contains("no adapter_model.safetensors is here; pickled adapters are not read"), "{error}");
 }
 
-/// Servers of the wrapper would know neither our names nor our adapters.
+/// A server of the vision-language model would know neither the extracted model's tensor names nor its adapters.
 #[test]
 fn a_language_model_is_taken_out_of_a_wrapper() {
     let workshop = Workshop::new();
@@ -188,7 +188,7 @@ fn a_language_model_is_taken_out_of_a_wrapper() {
     assert!(error.contains("no language model inside another"), "{error}");
 }
 
-/// Nothing would have been trained.
+/// Such a run would train nothing.
 #[test]
 fn an_adapter_for_a_projection_that_the_model_lacks_is_refused() {
     let workshop = Workshop::new();
@@ -199,7 +199,7 @@ fn an_adapter_for_a_projection_that_the_model_lacks_is_refused() {
     assert!(!workshop.run("run").exists());
 }
 
-/// A workshop whose model is stored in bf16.
+/// Returns a workshop whose model is stored in bf16.
 fn in_half_precision() -> Workshop {
     let workshop = Workshop::new();
     let dir = workshop.path("model");
@@ -209,7 +209,7 @@ fn in_half_precision() -> Workshop {
     workshop
 }
 
-/// Below adapters such a model is held as it is stored.
+/// With adapters, the frozen model stays in its stored precision.
 #[test]
 fn an_adapter_run_on_a_model_in_half_precision_goes_on_exactly() {
     let workshop = in_half_precision();
@@ -225,7 +225,7 @@ fn an_adapter_run_on_a_model_in_half_precision_goes_on_exactly() {
     assert_eq!(final_weights(&workshop.run("whole")), final_weights(&workshop.run("parts")));
 }
 
-/// Keys and values in bf16, while the trainer has them in f32, had put the sampler 0.1 nats from it at most.
+/// Regression: a bf16 KV cache made the sampler's log-probabilities differ from the f32 trainer's by up to 0.1 nats.
 #[test]
 fn what_is_learned_from_is_sampled_as_the_trainer_computes_it() {
     if device_name() != "cpu" {

@@ -1,4 +1,4 @@
-//! The methods of the literature: advantages as others compute them, and every file in `configs/methods`.
+//! Methods of the literature: advantages against other implementations, and every file in `configs/methods`.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::support::{
     Workshop, column, figures, final_weights, interrupt_rl, read_lines, repository, resume_rl, run_rl,
 };
 
-/// `assets/fixtures/advantage_reference.json`: rewards by completion, 4 to a problem.
+/// Contents of `assets/fixtures/advantage_reference.json`: rewards by completion, 4 per problem.
 #[derive(Deserialize)]
 struct Reference {
     group: usize,
@@ -58,7 +58,7 @@ fn advantages_are_those_of_trl_and_of_numpy() {
     assert_eq!(reference.cases.len(), 24);
 }
 
-/// Names of the methods: the files in `configs/methods` but for the one that they lie over.
+/// Returns the names of the methods: the files in `configs/methods` except the one that they extend.
 fn names() -> Vec<String> {
     let files = std::fs::read_dir(repository("configs/methods")).unwrap().map(|entry| entry.unwrap().path());
     let toml = files.filter(|path| path.extension().is_some_and(|end| end == "toml"));
@@ -86,7 +86,7 @@ fn the_table_of_methods_has_a_row_for_each_file() {
     }
 }
 
-/// The count of `configs/methods/README.md`.
+/// The average that `configs/methods/README.md` states.
 #[test]
 fn a_method_file_has_twelve_lines_at_most_in_the_mean() {
     let text = |name: &String| std::fs::read_to_string(repository(&format!("configs/methods/{name}.toml"))).unwrap();
@@ -95,7 +95,7 @@ fn a_method_file_has_twelve_lines_at_most_in_the_mean() {
     assert!(counts.iter().sum::<usize>() <= 12 * counts.len(), "{counts:?}");
 }
 
-/// Only the stages that follow arXiv 2511.14258 say that they are a reconstruction of it.
+/// Only stages that follow arXiv 2511.14258 have the note that they are a reconstruction of it.
 #[test]
 fn a_note_stands_in_the_configuration_that_it_is_true_of() {
     for name in names() {
@@ -105,15 +105,15 @@ fn a_note_stands_in_the_configuration_that_it_is_true_of() {
     }
 }
 
-/// The main job is one of the methods.
+/// The quickstart is one of the methods.
 #[test]
 fn the_quickstart_is_the_entropy_guided_method() {
     let method: RlConfig = load(Some(&repository("configs/methods/entropy_guided.toml")), &[]).unwrap();
     assert_eq!(RlConfig::default().stages, method.stages);
 }
 
-/// Every method takes four steps with a small model that answers sums now and then: its reward tells completions apart and
-/// its loss moves the weights.
+/// Trains four steps of every method with a small model that sometimes answers sums correctly. Rewards must differ
+/// between completions, and the loss must change the weights.
 #[test]
 fn every_method_trains() {
     let workshop = Workshop::new();
@@ -165,7 +165,7 @@ fn every_method_trains() {
         }
     }
     let unused: Vec<&str> = ALL.iter().map(|[pattern, ..]| *pattern).filter(|name| !metrics.contains(name)).collect();
-    // Of fine-tuning, of programs, of masks that no method has, of completions from servers, and of what four steps of a small model need not meet.
+    // Metrics of fine-tuning, reward programs, masks without a method, servers, and events that 4 steps may not have.
     let rare = |name: &&str| {
         ["num_tokens", "rewards/command/restarts", "tokens/masked_completions"].contains(name)
             || ["sampling/masked_share", "sampling/effective_sample_size"].contains(name)
@@ -177,7 +177,7 @@ fn every_method_trains() {
     assert!(unused.is_empty(), "listed in src/metrics/names.rs, set by no method: {unused:?}");
 }
 
-/// What rewards remember is in the checkpoint: a run with all three kinds of memory, interrupted, ends as one that was not.
+/// Checkpoints contain the memory of rewards: a resumed run with all three kinds ends like an uninterrupted one.
 #[test]
 fn a_resumed_run_remembers_what_its_rewards_did() {
     let workshop = Workshop::new();

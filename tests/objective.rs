@@ -1,6 +1,6 @@
-//! The loss of a mini-batch and its derivatives against TRL's own code (`assets/fixtures/loss_reference.py`) and against
-//! formulae of TRL, verl and papers (`update_reference.py`, beside it); corrections of another engine's sampling against TRL's
-//! (`correction_reference.py`).
+//! The loss of a mini-batch and its derivatives against TRL's code (`assets/fixtures/loss_reference.py`) and against
+//! formulae of TRL, verl and papers (`update_reference.py`); importance-sampling corrections of another engine's
+//! completions against TRL's (`correction_reference.py`).
 
 use serde_json::{Map, Value, json};
 use tempering::noise::Stream;
@@ -11,7 +11,7 @@ use tempering::stage::Stage;
 
 use crate::support::repository;
 
-/// A ragged mini-batch, and what another implementation computed for it.
+/// Mini-batch of completions of different lengths, with the results of another implementation.
 struct Reference {
     value: Value,
     /// Lengths of the completions of each group.
@@ -34,8 +34,8 @@ impl Reference {
         self.groups.iter().flatten().map(|&length| rest.drain(..length).collect()).collect()
     }
 
-    /// The loss of the batch under the stage of a case without the completions `masked`, its derivatives, and how many tokens
-    /// were chosen for their covariance.
+    /// Evaluates the loss of a case without the completions `masked`. Returns statistics, derivatives, and the number
+    /// of tokens selected by their covariance.
     fn evaluate(&self, case: &Value, masked: &[usize]) -> (Statistics, Upstream, usize) {
         let stage = stage(case);
         let objective = objective(&stage, case);
@@ -77,7 +77,7 @@ fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
 }
 
-/// The stage of a case. A type has only its own keys, so that `epsilon` is left out where the loss does not read it.
+/// Returns the stage of a case. A loss type has only its own keys: `epsilon` is omitted if it is not used.
 fn stage(case: &Value) -> Stage {
     let loss_type = case["loss_type"].as_str().unwrap_or("dapo");
     let keys: &[&str] = match loss_type {
@@ -100,7 +100,7 @@ fn stage(case: &Value) -> Stage {
     serde_json::from_value(json!({ "loss": loss, "tokens": tokens })).unwrap()
 }
 
-/// TRL's bounds; where it has none above, one that is above all ratios.
+/// Returns the correction with TRL's bounds. If TRL has no upper bound, uses one above all ratios.
 fn correction(settings: &Value) -> Correction {
     let mut settings = settings.clone();
     if settings["max"].is_null() {
@@ -111,7 +111,7 @@ fn correction(settings: &Value) -> Correction {
     correction
 }
 
-/// The objective of a case: TRL takes the ratio of whole completions with any type, settings only with GSPO's.
+/// Returns the objective of a case. TRL allows sequence-level ratios with any loss type, our settings only with GSPO.
 fn objective(stage: &Stage, case: &Value) -> Objective {
     let sequence = case["importance_sampling_level"] == "sequence";
     Objective { ratio: if sequence { Ratio::Sequence } else { Ratio::Token }, ..stage.objective() }
@@ -181,7 +181,7 @@ fn corrections_are_trls() {
         close(&upstream.log_prob, &numbers(&case["d_log_prob"]), &what);
     }
     assert_eq!(cases.len(), 72);
-    // Unknown and large differences, and a completion without tokens.
+    // Missing and large differences, and a completion without tokens.
     let odd: Vec<Vec<Option<f32>>> = serde_json::from_value(reference.value["odd"].clone()).unwrap();
     for case in reference.value["odd_cases"].as_array().unwrap() {
         let factors = odd.iter().flat_map(|row| {
@@ -193,8 +193,8 @@ fn corrections_are_trls() {
     }
 }
 
-/// Two groups of different sizes, with all completions and with some left out of the loss. TRL counts those that are left
-/// out among the completions, verl and we do not.
+/// Two groups of different sizes, with all completions and with some masked out of the loss. TRL counts masked
+/// completions in the denominator; verl and this project do not.
 #[test]
 fn groups_and_masked_completions_weigh_as_the_formulae_say() {
     let reference = Reference::read("update_reference.json");
@@ -217,7 +217,7 @@ fn groups_and_masked_completions_weigh_as_the_formulae_say() {
             losses.push((loss_type as usize, loss));
         }
     }
-    // The four ways of weighing differ on this batch, so that none can stand in for another.
+    // The four weightings differ on this batch, so that none can be mistaken for another.
     let apart = |a: &(usize, f64), b: &(usize, f64)| a.0 == b.0 || (a.1 - b.1).abs() > 1e-3;
     assert!(losses.len() == 16 && losses.iter().all(|a| losses.iter().all(|b| apart(a, b))), "{losses:?}");
 }

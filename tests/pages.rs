@@ -1,4 +1,4 @@
-//! The pages in a real browser: Debian's chromium, headless, light and dark, wide and narrow.
+//! HTML pages in a real browser: headless Debian chromium, in light and dark themes, at wide and narrow window sizes.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,24 +10,24 @@ use serde_json::Value;
 use crate::cli::succeed;
 use crate::support::{Workshop, run_rl};
 
-/// Widths of the window, in pixels.
+/// Window widths in pixels.
 const WIDTHS: [u32; 2] = [1300, 420];
 
-/// A page in a window.
+/// Rendered page.
 #[derive(Debug, Deserialize)]
 struct Shown {
     width: u32,
-    /// What a reader would stumble over.
+    /// Layout problems.
     problems: Vec<String>,
     text: String,
-    /// Colour of the background.
+    /// Background colour.
     paper: String,
 }
 
-/// Every page at every width; none where there is no chromium.
+/// Renders every page at every width; `None` without chromium.
 fn shown(folder: &Path, pages: &[PathBuf], scheme: &str) -> Option<Vec<Shown>> {
     let html: Vec<String> = pages.iter().map(|page| std::fs::read_to_string(page).unwrap()).collect();
-    // In a script `</` would end it.
+    // `</` could end the script element.
     let html = serde_json::to_string(&html).unwrap().replace("</", "<\\/");
     let script = include_str!("pages.js");
     let viewer = folder.join(format!("viewer-{scheme}.html"));
@@ -55,7 +55,7 @@ fn shown(folder: &Path, pages: &[PathBuf], scheme: &str) -> Option<Vec<Shown>> {
     Some(serde_json::from_str(&results.replace("&nbsp;", " ")).unwrap())
 }
 
-/// The report of a run shows the figures of its `summary.json`.
+/// Asserts that the report of a run shows the figures of its `summary.json`.
 fn assert_figures(text: &str, run: &Path) {
     let summary: Value = serde_json::from_slice(&std::fs::read(run.join("summary.json")).unwrap()).unwrap();
     for side in ["base", "final"] {
@@ -81,7 +81,7 @@ fn pages_fit_the_window_and_show_the_figures() {
     config.stages[1].exit.max_steps = 1;
     run_rl(&config).unwrap();
     let mut runs = vec![workshop.run(&config.name)];
-    // A run that is there already: the check of the project makes one of the main job.
+    // An existing run: the project's CI provides one of the quickstart.
     runs.extend(std::env::var_os("TEMPERING_TEST_RUN").map(PathBuf::from));
     let mut pages = Vec::new();
     for run in &runs {
@@ -102,7 +102,7 @@ fn pages_fit_the_window_and_show_the_figures() {
     for scheme in ["light", "dark"] {
         let Some(shown) = shown(&workshop.path(""), &pages, scheme) else {
             let missing = "SKIPPED: the pages were not looked at, there is no `chromium` (apt-get install chromium)";
-            // Not captured by the test runner, as `eprintln!` would be.
+            // The test runner captures `eprintln!`, but not this.
             writeln!(std::io::stderr(), "{missing}").unwrap();
             return;
         };

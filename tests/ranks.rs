@@ -1,6 +1,6 @@
-//! One run on several processes: the same numbers as one, and an end of all when one is lost.
+//! Runs on several processes: the same numbers as on one, and termination of all ranks when one is lost.
 //!
-//! Needs `mpirun`, and a binary with the feature `mpi`: without them these tests say so and do nothing.
+//! Needs `mpirun` and a binary with the feature `mpi`. Without them these tests print a message and are skipped.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -12,7 +12,7 @@ use tempering::train::RlConfig;
 
 use crate::support::{Workshop, column, device_name, figures, final_weights, repository};
 
-/// Why there are no ranks here, if there are none.
+/// Returns the reason why ranks are not available, if they are not.
 fn missing() -> Option<&'static str> {
     let mpirun = || Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
     let why = match () {
@@ -25,7 +25,7 @@ fn missing() -> Option<&'static str> {
     Some(why)
 }
 
-/// `mpirun` with so many ranks of the program.
+/// Returns the command that runs the program with `ranks` ranks under `mpirun`.
 fn mpirun(ranks: usize, args: &[&dyn AsRef<OsStr>]) -> Command {
     let mut command = Command::new("mpirun");
     command.args(["--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n", &ranks.to_string()]);
@@ -38,7 +38,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Trains on so many ranks by the settings in `file`.
+/// Runs `train` with the arguments `args` on `ranks` ranks; returns its output.
 #[track_caller]
 fn train(ranks: usize, args: &[&dyn AsRef<OsStr>]) -> String {
     let output = mpirun(ranks, &[&[&"train" as &dyn AsRef<OsStr>], args].concat()).output().unwrap();
@@ -52,7 +52,7 @@ fn write(workshop: &Workshop, config: &RlConfig) -> std::path::PathBuf {
     file
 }
 
-/// Three steps with two updates each, over few problems.
+/// Returns the settings of three steps with two updates each, over few problems.
 fn short(workshop: &Workshop, name: &str) -> RlConfig {
     let mut config = workshop.rl(name);
     config.stages[0].exit.max_steps = 3;
@@ -61,13 +61,13 @@ fn short(workshop: &Workshop, name: &str) -> RlConfig {
     config
 }
 
-/// The weights of a safetensors file in f32, all in one list.
+/// Returns the concatenated f32 weights of a safetensors file.
 fn numbers(file: &[u8]) -> Vec<f32> {
     let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     file[8 + header..].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// `‖a − b‖ / ‖b‖`.
+/// Returns the relative difference `‖a − b‖ / ‖b‖`.
 fn difference(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let square = |x: f32| f64::from(x) * f64::from(x);
@@ -90,17 +90,17 @@ fn one_two_and_four_ranks_learn_what_one_process_learns() {
     let two = run(2, "two");
     for (losses, accuracies, weights) in [&two, &run(4, "four")] {
         assert_eq!(accuracies, &alone.1);
-        // A loss is a mean of terms of the size of an advantage, 1, that cancel.
+        // Absolute tolerance: a loss is the mean of terms of magnitude 1 (the advantages) that cancel.
         let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-6;
         assert!(losses.len() == 3 && losses.iter().zip(&alone.0).all(near), "{losses:?} {:?}", alone.0);
         let apart = difference(&numbers(weights), &numbers(&alone.2));
         assert!(apart < 1e-6, "weights {apart}");
     }
-    // For one number of ranks all is as exact as for one process.
+    // With the same number of ranks, results are bitwise reproducible.
     assert!(run(2, "again") == two);
 }
 
-/// Adapters, a reference model, and the old log-probabilities of later iterations.
+/// Tests adapters, a reference model, and the old log-probabilities of later iterations.
 #[test]
 fn adapters_and_a_reference_model_are_on_all_ranks() {
     if missing().is_some() {
@@ -163,7 +163,7 @@ fn mistakes_are_said_once_and_the_ranks_that_differ_are_named() {
     assert!(said(&output).contains("start it alone"), "{}", said(&output));
 }
 
-/// The process of a rank among the descendants of `mpirun`.
+/// Returns the process id of a rank among the descendants of `mpirun`.
 #[cfg(target_os = "linux")]
 fn process(rank: usize, file: &Path) -> Option<u32> {
     let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
@@ -180,7 +180,7 @@ fn process(rank: usize, file: &Path) -> Option<u32> {
     processes.filter_map(|name| name.parse().ok()).find(is)
 }
 
-/// Ended with the test.
+/// `mpirun` process that is killed at the end of the test.
 struct Ranks(Child);
 
 impl Drop for Ranks {
@@ -228,7 +228,7 @@ fn a_rank_that_is_killed_ends_all_and_the_run_can_be_resumed() {
     }
 }
 
-/// Otherwise the processes would be in each other's way in the folder of the run.
+/// Otherwise the processes would overwrite each other's files in the run's directory.
 #[test]
 fn a_program_that_cannot_join_the_others_says_what_to_build() {
     if cfg!(feature = "mpi") {

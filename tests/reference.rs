@@ -1,5 +1,5 @@
-//! Against another implementation: `assets/fixtures/base_reference.json` holds what Hugging Face transformers computed
-//! (versions inside; `base_reference.py` beside it writes the file).
+//! The base model against Hugging Face transformers. `assets/fixtures/base_reference.json`, written by
+//! `base_reference.py`, contains the reference results and the versions used.
 
 use serde_json::Value;
 use tempering::model;

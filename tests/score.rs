@@ -1,4 +1,4 @@
-//! `tempering score` against the plain forward pass, and the rows it refuses.
+//! `tempering score` against the plain forward pass, and rejected rows.
 
 use serde_json::{Value, json};
 use tempering::model;
@@ -9,8 +9,8 @@ use crate::support::{
     Workshop, assert_close, device, logits, ragged_prompts, read_lines, repository, tokenizer, within,
 };
 
-/// Log-probability of each token after the first, and the entropy before it, in f64 from the logits.
-fn plainly(logits: &[f32], tokens: &[u32], temperature: f64) -> Vec<(f64, f64)> {
+/// Returns log-probability of, and entropy before, each token after the first, computed in f64 from the logits.
+fn reference_scores(logits: &[f32], tokens: &[u32], temperature: f64) -> Vec<(f64, f64)> {
     let vocab = logits.len() / tokens.len();
     let row = |(logits, &token): (&[f32], &u32)| {
         let weights: Vec<f64> = logits.iter().map(|&z| (f64::from(z) / temperature).exp()).collect();
@@ -28,7 +28,7 @@ fn scores_are_those_of_the_plain_softmax_whatever_the_batch() {
     for temperature in [1.0, 0.6] {
         for (scored, tokens) in score::score(&model, sequences.clone(), temperature).iter().zip(&sequences) {
             assert_eq!((&scored.input_ids, scored.logprobs[0], scored.entropy[0]), (tokens, None, None));
-            let plain = plainly(&logits(&model, &[tokens]), tokens, f64::from(temperature));
+            let plain = reference_scores(&logits(&model, &[tokens]), tokens, f64::from(temperature));
             assert_eq!(scored.logprobs.len(), plain.len() + 1);
             for (i, (log_prob, entropy)) in plain.into_iter().enumerate() {
                 let ours = [scored.logprobs[i + 1], scored.entropy[i + 1]].map(|x| f64::from(x.unwrap()));
@@ -85,4 +85,18 @@ fn a_row_that_cannot_be_scored_is_named_by_its_line_and_nothing_is_written() {
         assert!(error.contains("rows.jsonl:2: ") && error.contains(needle), "{needle}: {error}");
         assert!(!output.exists());
     }
+}
+
+/// Regression: the weights were blamed for the temperature, and a file without rows gave an empty output.
+#[test]
+fn a_temperature_that_is_too_small_and_a_file_without_rows_are_named() {
+    let workshop = Workshop::new();
+    let base = repository("assets/base");
+    let input = workshop.write_lines("rows.jsonl", [json!({"text": "1+1=2"})]);
+    let error = user_error(&[&"score", &base, &"--input", &input, &"--temperature", &"1e-38"]);
+    assert!(error.contains("rows.jsonl:1: ") && error.contains("--temperature 1e-38 is too small"), "{error}");
+    std::fs::write(&input, "\n").unwrap();
+    let output = workshop.path("scores.jsonl");
+    let error = user_error(&[&"score", &base, &"--input", &input, &"--output", &output]);
+    assert!(error.contains("rows.jsonl: the file has no rows") && !output.exists(), "{error}");
 }

@@ -11,7 +11,7 @@ use tempering::train::sft::SftConfig;
 
 use crate::support::{Workshop, column, figures, read_lines, repository, run_rl};
 
-/// TOML files under a folder.
+/// Returns the TOML files in a folder, recursively.
 fn toml_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let files = |path: PathBuf| if path.is_dir() { toml_files(&path) } else { vec![path] };
@@ -25,7 +25,7 @@ fn every_configuration_is_valid() {
     for file in files {
         let name = file.file_name().unwrap().to_string_lossy();
         if name == "base.toml" && file.parent().unwrap() != repository("configs") {
-            continue; // read with each file that lies over it
+            continue; // read with each file that extends it
         }
         if file.parent().unwrap() == repository("configs/studies") {
             let study: StudyConfig = load(Some(&file), &[]).unwrap_or_else(|error| panic!("{error}"));
@@ -45,7 +45,7 @@ fn every_configuration_is_valid() {
     }
 }
 
-/// Runs are found again by a digest of all their settings: a new one that is written with its default orphaned 54 of them.
+/// Regression: results are found by a digest of all settings; a new setting with its default orphaned 54 of them.
 #[test]
 fn committed_results_belong_to_their_study() {
     let folder = repository("configs/studies");

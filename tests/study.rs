@@ -1,11 +1,11 @@
-//! Studies as people run them.
+//! Studies run from the command line.
 
 use serde_json::Value;
 
 use crate::cli::{both, user_error};
 use crate::support::{Workshop, read_lines, repository};
 
-/// Two arms, two settings, one seed to choose by and one to report: six runs of a step or two.
+/// Writes a study with two arms, two settings, one selection seed and one report seed: six runs of one or two steps.
 fn tiny(workshop: &Workshop) -> std::path::PathBuf {
     let method = repository("configs/methods/grpo.toml");
     let file = workshop.path("tiny.toml");
@@ -59,7 +59,7 @@ fn a_study_goes_on_where_it_was_left_and_keeps_one_line_of_each_run() {
     let lines = read_lines(&results);
     assert_eq!(lines.len(), 6);
     assert!(lines.iter().all(|line| line["sampled_tokens"].as_u64().unwrap() >= 400));
-    // Nothing else is left of a run.
+    // No other files of a run are kept.
     let left: Vec<String> = std::fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -71,7 +71,7 @@ fn a_study_goes_on_where_it_was_left_and_keeps_one_line_of_each_run() {
     let findings: Value = serde_json::from_slice(&std::fs::read(folder.join("study.json")).unwrap()).unwrap();
     assert_eq!(findings["arms"].as_array().unwrap().len(), 2);
 
-    // Two lines are lost: only those runs are done again, and with the same outcome.
+    // After two lines are lost, only those runs are repeated, with the same outcome.
     let text = std::fs::read_to_string(&results).unwrap();
     let kept: Vec<&str> = text.lines().skip(2).collect();
     std::fs::write(&results, kept.join("\n") + "\n").unwrap();
@@ -80,6 +80,18 @@ fn a_study_goes_on_where_it_was_left_and_keeps_one_line_of_each_run() {
     assert_eq!(again, table);
     let (report, _) = both(&[&"study", &file, &"--report"]);
     assert_eq!(report, table);
+
+    // Regression: `--report` with a changed setting replaced the page by an empty one, and a last line without a line
+    // break was deleted even by `--dry-run`.
+    let page = std::fs::read(folder.join("study.html")).unwrap();
+    let message = user_error(&[&"study", &file, &"--report", &"--set", &"sampled_tokens=399"]);
+    assert!(message.contains("has no result of this study") && message.contains("it has 6"), "{message}");
+    let unended = kept.join("\n");
+    std::fs::write(&results, &unended).unwrap();
+    both(&[&"study", &file, &"--dry-run"]);
+    user_error(&[&"study", &file, &"--report", &"--set", &"sampled_tokens=399"]);
+    assert_eq!(std::fs::read_to_string(&results).unwrap(), unended);
+    assert_eq!(std::fs::read(folder.join("study.html")).unwrap(), page);
 }
 
 #[test]
@@ -87,7 +99,7 @@ fn a_run_that_dies_is_tried_again_and_then_reported_as_missing() {
     let workshop = Workshop::new();
     let file = tiny(&workshop);
     let text = std::fs::read_to_string(&file).unwrap();
-    // Nothing tells before the run that no problem is so short.
+    // That no prompt is this short is detected only during the run.
     let text = text.replace("[set]\n", "[set]\ndata.max_prompt_length = 3\n");
     std::fs::write(&file, text).unwrap();
     let message = user_error(&[&"study", &file]);

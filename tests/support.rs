@@ -1,4 +1,4 @@
-//! A small model that has learned to add a little, and what tests do with it again and again.
+//! Shared test support: devices, tolerances, and a small model trained on sums with helpers for runs.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -29,64 +29,65 @@ use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
 use tempering::train::{Finished, RlConfig, Trainer};
 use tempering::train::{Observer, Session, Start, checkpoint};
 
-/// Name of the device under test.
+/// Returns the name of the device under test.
 pub(crate) fn device_name() -> String {
     std::env::var("TEMPERING_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_string())
 }
 
-/// How much farther from a reference a backend may be than the tolerance written in a test, which holds for the CPU.
-const SLACK: [(&str, f32); 8] = [
+/// Factor by backend on the tolerances written in tests, which are for the CPU.
+const TOLERANCE_FACTORS: [(&str, f32); 8] = [
     ("cpu", 1.0),
     ("ndarray", 1.0),
-    // The order of sums goes by shape: on Mesa's llvmpipe a log-probability of 5 rows was once 1.0014e-5 from that of one.
+    // The order of sums depends on shape: on Mesa's llvmpipe, log-probabilities of 1 and 5 rows differed by 1.0014e-5.
     ("wgpu", 2.0),
     ("cubecl-cpu", 1.0),
-    // Not run by us: guesses.
+    // Untested guesses.
     ("vulkan", 10.0),
     ("metal", 10.0),
     ("rocm", 10.0),
     ("cuda", 2.0),
 ];
 
-/// A tolerance of the CPU as one of the device under test.
+/// Converts a tolerance for the CPU to the device under test.
 pub(crate) fn within(tolerance: f32) -> f32 {
     let name = device_name();
     let backend = name.split(':').next().unwrap_or_default();
-    let (_, slack) = SLACK.iter().find(|(known, _)| *known == backend).unwrap_or_else(|| panic!("{backend}: no slack"));
+    let (_, slack) =
+        TOLERANCE_FACTORS.iter().find(|(known, _)| *known == backend).unwrap_or_else(|| panic!("{backend}: no slack"));
     tolerance * slack
 }
 
-/// The device under test.
+/// Returns the device under test.
 pub(crate) fn device() -> Device {
     tempering::device::parse(&device_name()).unwrap()
 }
 
-/// A file of the repository: the one that this was built in or, for a binary that has travelled, that the variable names.
+/// Returns a path in this repository. `CARGO_MANIFEST_DIR` at run time is for binaries copied to another machine.
 pub(crate) fn repository(path: &str) -> PathBuf {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&root).join(path)
 }
 
-/// The embedded model's tokenizer.
+/// Returns the embedded model's tokenizer.
 pub(crate) fn tokenizer() -> Tokenizer {
-    Tokenizer::load(&repository("assets/base")).unwrap().with_prompt(&as_taught()).unwrap()
+    Tokenizer::load(&repository("assets/base")).unwrap().with_prompt(&training_prompt()).unwrap()
 }
 
-/// Two layers of width 32. The wide initialisation makes next-token distributions far from uniform.
+/// Returns a configuration with two layers of width 32, initialised widely for non-uniform token distributions.
 pub(crate) fn tiny_config() -> ModelConfig {
     let mut config = ModelConfig::qwen2(tokenizer().vocab_size(), 32, 64, 2, 4, 2);
     config.initializer_range = 0.3;
     config
 }
 
-/// A random model; for gradients, give it `device().autodiff()`.
+/// Returns a random model. Use `device().autodiff()` for gradients.
 pub(crate) fn tiny(seed: u64, device: &Device) -> (ModelConfig, CausalLm) {
     let config = tiny_config();
     let model = CausalLm::random(&config, seed, device);
     (config, model)
 }
 
-/// Logits of a packed forward pass without a cache.
+/// Returns the logits of a packed forward pass without a cache.
 pub(crate) fn logits(model: &CausalLm, sequences: &[&[u32]]) -> Vec<f32> {
     let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
     let model = model.valid();
@@ -97,14 +98,14 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
 }
 
-/// Largest difference of two lists of one length.
+/// Returns the largest absolute difference between two lists of equal length.
 pub(crate) fn distance(left: &[f32], right: &[f32]) -> f32 {
     assert_eq!(left.len(), right.len());
     left.iter().zip(right).map(|(l, r)| (l - r).abs()).fold(0.0, f32::max)
 }
 
-/// Mean negative log-likelihood of the completion tokens of some sequences at temperature 1, and its gradient, by the
-/// learner that trains.
+/// Returns the mean negative log-likelihood of the sequences' completion tokens at temperature 1, and its gradient,
+/// computed by the training code.
 pub(crate) fn likelihood(model: &CausalLm, sequences: &[Sequence]) -> (f32, Gradients) {
     let count: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
     let (mut sum, mut gradients) = (0.0, Gradients::default());
@@ -117,30 +118,30 @@ pub(crate) fn likelihood(model: &CausalLm, sequences: &[Sequence]) -> (f32, Grad
     (sum / count as f32, gradients)
 }
 
-/// Prompts of unequal length.
+/// Returns prompts of different lengths.
 pub(crate) fn ragged_prompts() -> Vec<Vec<u32>> {
     [3u32, 9, 1, 6].iter().map(|&length| (0..length).map(|i| 5 + (i * 37 + length * 11) % 500).collect()).collect()
 }
 
-/// `group` requests for each prompt.
+/// Returns `group` requests for each prompt.
 pub(crate) fn requests(prompts: &[Vec<u32>], group: u64) -> Vec<Request> {
     let request = |p: usize, sample: u64| Request { prompt: prompts[p].clone(), key: [7, 1, p as u64, sample] };
     (0..prompts.len()).flat_map(|p| (0..group).map(move |sample| request(p, sample))).collect()
 }
 
-/// Up to 12 tokens at temperature 1, ended by any of 40 tokens, so that rows end at different times.
+/// Returns settings for up to 12 tokens at temperature 1, with 40 stop tokens, so that rows end at different steps.
 pub(crate) fn sampling() -> Sampling {
     Sampling { max_completion_length: 12, stop: (100..140).collect(), rows: 64, ..Sampling::default() }
 }
 
-/// A folder of its own with `model/`, a small model that answers sums of two digits now and then, and `sums.jsonl`.
+/// Temporary folder with `model/`, a small model that sometimes answers two-digit sums correctly, and `sums.jsonl`.
 pub(crate) struct Workshop(tempfile::TempDir);
 
 impl Workshop {
     pub(crate) fn new() -> Self {
         let workshop = Self::with_sums();
         std::fs::create_dir(workshop.path("model")).unwrap();
-        for (name, bytes) in student() {
+        for (name, bytes) in small_model_files() {
             std::fs::write(workshop.path("model").join(name), bytes).unwrap();
         }
         workshop
@@ -172,12 +173,12 @@ impl Workshop {
         self.path(name)
     }
 
-    /// The sums, to train on and to be examined in.
+    /// Returns the sums as training and evaluation data.
     fn data(&self) -> DataConfig {
         DataConfig { train: self.path("sums.jsonl"), eval: self.path("sums.jsonl"), ..DataConfig::default() }
     }
 
-    /// Six steps of GRPO on the sums.
+    /// Returns the settings of six GRPO steps on the sums.
     pub(crate) fn rl(&self, name: &str) -> RlConfig {
         RlConfig {
             seed: 0,
@@ -188,7 +189,7 @@ impl Workshop {
             model: ModelSource { path: self.path("model"), ..ModelSource::default() },
             lora: None,
             data: self.data(),
-            prompt: as_taught(),
+            prompt: training_prompt(),
             rollout: RolloutConfig::default(),
             train: RlTrain {
                 prompts_per_step: 4,
@@ -215,7 +216,7 @@ impl Workshop {
         }
     }
 
-    /// Two steps of supervised learning from the model in `model/`.
+    /// Returns the settings of two supervised fine-tuning steps of `model/`.
     pub(crate) fn sft(&self, name: &str) -> SftConfig {
         SftConfig {
             output_dir: self.path("runs"),
@@ -223,7 +224,7 @@ impl Workshop {
             device: device_name(),
             model: SftModel { path: self.path("model"), ..SftModel::default() },
             data: self.data(),
-            prompt: as_taught(),
+            prompt: training_prompt(),
             train: SftTrain { max_steps: 2, tokens_per_step: 256, ..SftTrain::default() },
             optim: OptimConfig { learning_rate: 1e-3, ..OptimConfig::default() },
             eval: EvalConfig { num_problems: 2, max_completion_length: 8, ..EvalConfig::default() },
@@ -232,13 +233,13 @@ impl Workshop {
     }
 }
 
-/// The sums as the small model was taught them: nothing is asked for beside them.
-fn as_taught() -> PromptConfig {
+/// Returns the prompt settings that the small model was trained with: no suffix.
+fn training_prompt() -> PromptConfig {
     PromptConfig { suffix: String::new(), ..PromptConfig::default() }
 }
 
-/// Files of the small model, taught once for all tests.
-fn student() -> &'static [(String, Vec<u8>)] {
+/// Returns the files of the small model, which is trained once for all tests.
+fn small_model_files() -> &'static [(String, Vec<u8>)] {
     static FILES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
     FILES.get_or_init(|| {
         let school = Workshop::with_sums();
@@ -253,19 +254,19 @@ fn student() -> &'static [(String, Vec<u8>)] {
     })
 }
 
-/// When a run is asked to stop.
+/// Point at which a run is asked to stop.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum StopAt {
     Never,
-    /// Once this step is over.
+    /// After this step.
     Step(usize),
-    /// In this evaluation, counted from 1 in this session.
+    /// During this evaluation, counted from 1 in the session.
     Evaluation(usize),
-    /// In the first step of the session.
+    /// During the first step of the session.
     FirstStep,
 }
 
-/// Asks a run to stop, and keeps what it is told.
+/// Observer that asks a run to stop and collects its notes.
 struct Watcher<'a> {
     at: StopAt,
     stop: &'a AtomicBool,
@@ -307,12 +308,12 @@ fn in_session<T>(start: Start, at: StopAt, run: impl FnOnce(&mut Session) -> T) 
     (ended, watcher.notes.join("\n"))
 }
 
-/// Runs SFT from `start` until it ends or is stopped; gives what it was told, too.
+/// Runs SFT from `start` until it ends or is stopped; returns its result and notes.
 pub(crate) fn session_sft(config: &SftConfig, start: Start, at: StopAt) -> (Result<PathBuf>, String) {
     in_session(start, at, |session| sft::run(config, session))
 }
 
-/// Runs RL from `start` until it ends or is stopped; gives what it was told, too.
+/// Runs RL from `start` until it ends or is stopped; returns its result and notes.
 pub(crate) fn session_rl(config: &RlConfig, start: Start, at: StopAt) -> (Result<Finished>, String) {
     in_session(start, at, |session| Trainer::new(config).run(session))
 }
@@ -327,7 +328,7 @@ pub(crate) fn interrupt_sft(config: &SftConfig, after: usize) -> Result<PathBuf>
     session_sft(config, Start::New, StopAt::Step(after)).0
 }
 
-/// Goes on with an interrupted SFT run, to its end.
+/// Resumes an interrupted SFT run and runs it to its end.
 pub(crate) fn resume_sft(config: &SftConfig) -> Result<PathBuf> {
     session_sft(config, Start::Resume, StopAt::Never).0
 }
@@ -342,12 +343,12 @@ pub(crate) fn interrupt_rl(config: &RlConfig, after: usize) -> Result<Finished> 
     session_rl(config, Start::New, StopAt::Step(after)).0
 }
 
-/// Goes on with an interrupted run, to its end.
+/// Resumes an interrupted RL run and runs it to its end.
 pub(crate) fn resume_rl(config: &RlConfig) -> Result<Finished> {
     session_rl(config, Start::Resume, StopAt::Never).0
 }
 
-/// The lines of a run's `metrics.jsonl`, without those figures that measure time.
+/// Returns the lines of a run's `metrics.jsonl` without timing metrics.
 pub(crate) fn figures(run: &Path) -> Vec<Map<String, Value>> {
     let timed = |name: &str| name.starts_with("timing_s/") || name.starts_with("perf/");
     let mut rows = read_lines(&run.join("metrics.jsonl"));
@@ -355,17 +356,17 @@ pub(crate) fn figures(run: &Path) -> Vec<Map<String, Value>> {
     rows
 }
 
-/// Objects of a JSONL file.
+/// Returns the objects of a JSONL file.
 pub(crate) fn read_lines(path: &Path) -> Vec<Map<String, Value>> {
     std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Bytes of the weights a run ended with.
+/// Returns the bytes of a run's final weights.
 pub(crate) fn final_weights(run: &Path) -> Vec<u8> {
     std::fs::read(run.join("final/model.safetensors")).unwrap()
 }
 
-/// The column of a metric, steps without it left out.
+/// Returns the values of a metric, omitting steps without it.
 pub(crate) fn column(figures: &[Map<String, Value>], name: &str) -> Vec<f64> {
     figures.iter().filter_map(|row| row.get(name)?.as_f64()).collect()
 }

@@ -1,4 +1,4 @@
-//! What a model is asked, and the settings it was published with: from the command line to the files of a run.
+//! Prompts and published generation settings, from the command line to the files of a run.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::cli::{both, succeed, user_error};
 use crate::support::{Workshop, read_lines, run_rl, run_sft};
 
-/// As published for a reasoning model, with its odd spaces and the order of its ends.
+/// `generation_config.json` as published for a reasoning model, with its irregular spacing and order of stop tokens.
 const PUBLISHED: &str = "{\"do_sample\":true, \"temperature\": 0.6,\"top_p\":0.95,\n \"bos_token_id\": 1, \
                          \"eos_token_id\": [2, 0], \"pad_token_id\": 0}";
 
@@ -58,7 +58,7 @@ fn prompt_and_completion_must_fit_the_model() {
     config.stages[0].sampling.max_completion_length = 1_000_000;
     let error = run_rl(&config).unwrap_err().to_string();
     assert!(error.contains("max_completion_length = 1000000: together more than"), "{error}");
-    // A single answer is cut there.
+    // `generate` limits the completion length to the context instead.
     let long: [&dyn AsRef<OsStr>; 6] =
         [&"generate", &model, &"--max-completion-length", &"1000000", &"--stop", &"\\boxed"];
     succeed(&long);
@@ -73,10 +73,10 @@ fn files_of_formulae_are_asked_for_in_a_box() {
     succeed(&common);
     let manifest: serde_json::Value = serde_json::from_slice(&fs::read(out.join("eval.json")).unwrap()).unwrap();
     assert_eq!(manifest["settings"]["prompt"]["suffix"], "auto");
-    // Records have the problem's own words.
+    // Records contain the problem without the suffix.
     assert_eq!(read_lines(&out.join("completions.jsonl"))[0]["prompt"], "Compute 1+1.");
     let error = user_error(&[&common[..], &[&"--suffix", &""]].concat());
-    assert!(error.contains("holds another evaluation: prompt was"), "{error}");
+    assert!(error.contains("holds another evaluation: prompt.suffix was \"auto\" and is \"\";"), "{error}");
 
     let mut config = workshop.rl("asked");
     config.stages[0].exit.max_steps = 1;
@@ -99,7 +99,7 @@ fn settings_of_the_prompt_that_do_nothing_are_refused() {
     assert!(run_rl(&config).unwrap_err().to_string().contains("messages is set by the program"));
 }
 
-/// `m: entity not found: entity not found`, and no word of what would be found.
+/// Regression: the error was `m: entity not found: entity not found`, without saying what was expected.
 #[test]
 fn what_is_missing_is_said_once() {
     let workshop = Workshop::new();

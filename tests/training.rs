@@ -1,4 +1,4 @@
-//! SFT and RL: what must not change the result, and what must.
+//! SFT and RL: options that must not change the result, learning, resumption and stages.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -52,7 +52,7 @@ fn fine_tuning_does_not_depend_on_the_size_of_micro_batches() {
     let run = |name: &str, tokens: usize| {
         let mut config = workshop.sft(name);
         config.train.tokens_per_microbatch = tokens;
-        config.train.max_steps = 1; // the next step would start from weights that differ by rounding
+        config.train.max_steps = 1; // later steps would start from weights that differ by rounding
         run_sft(&config).unwrap();
         figures(&workshop.run(name))
     };
@@ -66,7 +66,7 @@ fn fine_tuning_does_not_depend_on_the_size_of_micro_batches() {
 fn three_steps_in_a_row_that_are_not_finite_end_the_run_and_leave_the_batch_behind() {
     let workshop = Workshop::new();
     let mut config = workshop.sft("sft");
-    // The first step throws the weights to where nothing they compute is a number.
+    // The first step makes the weights so large that every later loss is NaN.
     (config.train.max_steps, config.optim.learning_rate) = (9, 1e38);
     let error = run_sft(&config).unwrap_err().to_string();
     assert!(error.contains("step 4 is the third in a row") && error.contains("bad_batch.jsonl"), "{error}");
@@ -78,7 +78,7 @@ fn three_steps_in_a_row_that_are_not_finite_end_the_run_and_leave_the_batch_behi
     assert!(skipped[0] == 0.0 && skipped[1..].iter().all(|&count| count > 0.0), "{skipped:?}");
 }
 
-/// Such a run ended with success and a model of which no number was one.
+/// Regression: such a run ended successfully and exported a model of NaNs.
 #[test]
 fn a_run_that_ends_without_finite_numbers_exports_nothing() {
     let workshop = Workshop::new();
@@ -104,16 +104,16 @@ fn recomputing_blocks_changes_no_bit_of_a_run() {
     assert!(run("kept", ActivationCheckpointing::None) == run("again", ActivationCheckpointing::Block));
 }
 
-/// Four steps of two mini-batches each, with a reference model, an entropy bonus and tokens left out of the loss.
+/// Four steps of two mini-batches each, with a reference model, an entropy bonus and masked tokens.
 #[test]
 fn reinforcement_does_not_depend_on_the_size_of_micro_batches() {
     let workshop = Workshop::new();
     let run = |name: &str, tokens: usize| {
         let mut config = workshop.rl(name);
         config.train.tokens_per_microbatch = tokens;
-        // AdamW makes much of little: where a gradient is rounding alone, so is the step. Far above all gradients, this
-        // makes a step proportional to its gradient. At a rate of 0.1 gradient norms came to differ by 9.4e-6 of themselves: each
-        // update multiplies what rounding left.
+        // AdamW normalises gradients, so where a gradient is only rounding error, so is the step. An epsilon far above
+        // all gradients makes steps proportional to gradients. Each update amplifies rounding differences: at a
+        // learning rate of 0.1, gradient norms differed by a relative 9.4e-6.
         (config.optim.adam_epsilon, config.optim.learning_rate) = (1.0, 0.003);
         let stage = &mut config.stages[0];
         stage.exit.max_steps = 4;
@@ -148,7 +148,7 @@ fn a_new_model_knows_nothing_and_learns_sixteen_sums_by_heart() {
     (config.train.max_steps, config.optim.learning_rate) = (120, 1e-2);
     run_sft(&config).unwrap();
     let loss = column(&figures(&workshop.run("sft")), "loss");
-    // Before the first step every one of 512 tokens is as likely as any other.
+    // Before the first step all 512 tokens are equally likely.
     assert!((loss[0] - 512f64.ln()).abs() < 0.1, "{}", loss[0]);
     assert!(loss[119] < 0.3, "{}", loss[119]);
 }
@@ -157,7 +157,7 @@ fn a_new_model_knows_nothing_and_learns_sixteen_sums_by_heart() {
 fn where_all_rewards_are_equal_nothing_is_learned() {
     let workshop = Workshop::new();
     let mut config = workshop.rl("run");
-    // One token is no answer: every completion is cut and wrong.
+    // With one token per completion, every completion is truncated and wrong.
     (config.stages[0].exit.max_steps, config.stages[0].sampling.max_completion_length) = (2, 1);
     run_rl(&config).unwrap();
     let rows = figures(&workshop.run("run"));
@@ -168,7 +168,7 @@ fn where_all_rewards_are_equal_nothing_is_learned() {
     assert!(final_weights(&workshop.run("run")) == before);
 }
 
-/// Twice as much as there are tokens, all of it for length.
+/// Reward of twice the number of tokens, all of it in the length part.
 #[derive(Debug)]
 struct Tokens;
 
@@ -201,12 +201,12 @@ fn a_stage_learns_from_the_users_rust_type() {
     let rows = figures(&workshop.run("run"));
     let lengths = column(&rows, "completions/mean_length");
     assert!(!lengths.is_empty() && column(&rows, "rewards/tokens/mean") == [2.0 * lengths[0]], "{lengths:?}");
-    // The conflict analysis sees it as a reward for length.
+    // The conflict metrics treat it as a length part.
     let pushes = ["conflict/push_task", "conflict/push_length"].map(|name| column(&rows, name).len());
     assert_eq!(pushes, [0, 1]);
 }
 
-/// The same problem twice in a step was given the same completions twice.
+/// Regression: a problem drawn twice in a step got the same completions twice.
 #[test]
 fn a_problem_that_is_drawn_twice_has_two_groups() {
     let workshop = Workshop::new();
@@ -220,8 +220,8 @@ fn a_problem_that_is_drawn_twice_has_two_groups() {
     assert!(texts.len() == 8 && texts[..4] != texts[4..], "{texts:?}");
 }
 
-/// One overlong row ended a run whose steps draw single problems to replace others, and one of 40 MB met the limits of
-/// templates.
+/// Regression: an overlong row ended a run that draws single problems as replacements, and a row of 40 MB exceeded the
+/// limits of the template engine.
 #[test]
 fn overlong_prompts_are_left_out_when_the_data_is_opened() {
     let workshop = Workshop::new();
@@ -259,7 +259,7 @@ fn problems_from_memory_train_as_those_of_a_file() {
     assert_eq!(figures(&workshop.run("memory")), figures(&workshop.run("file")));
 }
 
-/// A shell script gives right-looking completions 1, and dies over every tenth.
+/// The reward is a shell script that gives 1 to completions that look right and exits at every tenth.
 #[cfg(unix)]
 #[test]
 fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score() {
@@ -268,7 +268,7 @@ fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score()
         n=$((n+1)); id=${line#*:}; id=${id%%,*}; case $line in *boxed*) score=1;; *) score=0;; esac
         echo "{\"id\":$id,\"score\":$score}"; done; read -r line; exit 1"#;
     let mut config = workshop.rl("run");
-    // With a second reward the completions that the program does not score still take part, by that one.
+    // Completions that the program does not score are still used because of the second reward.
     config.stages[0].rewards = vec![Command {}.into(), Accuracy {}.into()];
     config.stages[0].exit.max_steps = 2;
     assert!(config.validate()[0].contains("reward.command is empty"), "{:?}", config.validate());
@@ -276,7 +276,7 @@ fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score()
     assert!(config.validate().is_empty(), "{:?}", config.validate());
     run_rl(&config).unwrap();
     let rows = figures(&workshop.run("run"));
-    // 16 completions a step; the 10th, 20th and 30th are lost, and the program is started again for the next.
+    // 16 completions per step: the 10th, 20th and 30th are not scored, and the program is restarted for the next.
     assert_eq!(column(&rows, "rewards/command/unscored"), [1.0 / 16.0, 2.0 / 16.0]);
     assert_eq!(column(&rows, "rewards/unscored"), [0.0, 0.0]);
     assert_eq!(column(&rows, "rewards/command/restarts"), [1.0, 2.0]);
@@ -284,7 +284,7 @@ fn a_stage_learns_from_the_users_program_and_leaves_out_what_it_does_not_score()
     assert!(means.len() == 2 && means.iter().all(|mean| (0.0..=1.0).contains(mean) && *mean > 0.0), "{means:?}");
 }
 
-/// A program that fails after some steps once cost all of them.
+/// Regression: a program that failed after several steps lost all of them.
 #[cfg(unix)]
 #[test]
 fn the_steps_before_an_error_are_saved() {
@@ -375,7 +375,7 @@ fn stages_follow_each_other_and_the_summary_says_why_each_ended() {
         exit: StageExit { max_steps, plateau, ..StageExit::default() },
         ..config.stages[0].clone()
     };
-    // A mean cannot fall by more than all of itself: this plateau is there as soon as it is looked for.
+    // A mean cannot fall by more than 100%, so a tolerance of 1 finds the plateau at the first check.
     let at_once = Plateau { metric: PlateauMetric::Length, window: 1, tolerance: 1.0, min_steps: 2, patience: 1 };
     config.stages = vec![stage("long", 1, 12, None), stage("short", 50, 4, Some(at_once)), stage("last", 2, 6, None)];
     let summary = run_rl(&config).unwrap().summary;
@@ -394,13 +394,13 @@ fn stages_follow_each_other_and_the_summary_says_why_each_ended() {
     assert!(longest.iter().zip([12.0, 4.0, 4.0, 6.0, 6.0]).all(|(&length, limit)| length <= limit), "{longest:?}");
 }
 
-/// `[stage, first step, last step]` of each stage that a run went through.
-fn stays(summary: &Value) -> Vec<Value> {
+/// Returns `[stage, first step, last step]` for each stage visit of a run.
+fn stage_visits(summary: &Value) -> Vec<Value> {
     let of = |stage: &Value| json!([stage["name"], stage["first_step"], stage["last_step"]]);
     summary["stages"].as_array().unwrap().iter().map(of).collect()
 }
 
-/// Entropy is always below 100 nats: compressing ends after its minimum and never comes back.
+/// Entropy is always below 100 nats, so compression ends after its minimum number of steps and never returns.
 #[test]
 fn the_controller_decides_by_what_it_measures_and_a_resumed_run_decides_alike() {
     let workshop = Workshop::new();
@@ -424,7 +424,7 @@ fn the_controller_decides_by_what_it_measures_and_a_resumed_run_decides_alike() 
         config
     };
     let finished = run_rl(&config("whole")).unwrap();
-    assert_eq!(stays(&finished.summary), [json!(["compress", 1, 3]), json!(["enhance", 4, 6])]);
+    assert_eq!(stage_visits(&finished.summary), [json!(["compress", 1, 3]), json!(["enhance", 4, 6])]);
     assert!(finished.summary["stages"][0]["exit"].as_str().unwrap().contains("entropy"), "{}", finished.summary);
     for step in [2, 3] {
         let config = config(&format!("cut{step}"));
@@ -442,7 +442,7 @@ fn stages_can_be_gone_through_again() {
     config.cycles = 2;
     config.stages[0].exit.max_steps = 2;
     let finished = run_rl(&config).unwrap();
-    assert_eq!(stays(&finished.summary), [json!(["grpo", 1, 2]), json!(["grpo", 3, 4])]);
+    assert_eq!(stage_visits(&finished.summary), [json!(["grpo", 1, 2]), json!(["grpo", 3, 4])]);
 }
 
 #[test]
@@ -461,13 +461,13 @@ fn problems_without_spread_are_replaced_up_to_the_cap_which_is_reported() {
         let missing = value("sampling/missing_problems");
         replaced += value("sampling/replaced_problems");
         assert!(missing == 0.0 || value("sampling/num_gen_batches") == 3.0, "{row:?}");
-        // A step has problems without spread only when there was no other.
+        // A step contains problems without reward spread only if replacements were exhausted.
         assert!(value("frac_reward_zero_std") == 0.0 || missing == wanted, "{row:?}");
     }
     assert!(replaced > 0.0, "this model answers some sums always alike");
 }
 
-/// Sampling in another format than learning: half of the memory that is read for a token.
+/// Sampling in bf16 while training in f32 halves the memory traffic per token.
 #[test]
 fn completions_sampled_in_bf16_are_learned_from_in_f32_with_the_difference_told() {
     if !device().supports_dtype(burn::tensor::FloatDType::BF16) {

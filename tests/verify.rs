@@ -1,4 +1,4 @@
-//! The verifier on graded pairs, on the answers of published benchmarks, and from the command line.
+//! The verifier on graded pairs, on answers of published benchmarks, and from the command line.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use tempering::verify::{Verdict, check, compare};
 
 use crate::support::{Workshop, read_lines, repository};
 
-/// Rows of the table: kind, gold, answer, whether they are equal.
+/// Returns the rows of the table: kind, reference answer, answer, whether they are equal.
 fn table() -> Vec<(String, String, String, bool)> {
     let text = std::fs::read_to_string(repository("assets/answers.tsv")).unwrap();
     let rows = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
@@ -21,7 +21,7 @@ fn table() -> Vec<(String, String, String, bool)> {
     rows.collect()
 }
 
-/// The right answers of all benchmark files, each once; none where the files are absent.
+/// Returns the distinct reference answers of all benchmark files; empty if the files are absent.
 fn benchmark_golds(test: &str) -> BTreeSet<String> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
     if !root.is_dir() {
@@ -57,7 +57,7 @@ fn graded_pairs_get_their_verdicts() {
 #[test]
 fn every_side_of_the_table_equals_itself_however_it_is_spaced() {
     let mut wrong = Vec::new();
-    // Markdown's stars are taken away at the very ends only.
+    // Markdown asterisks are stripped only at the very ends, so such texts are excluded.
     let texts = table().into_iter().flat_map(|(_, gold, answer, _)| [gold, answer]).filter(|text| !text.contains("**"));
     for text in texts {
         for variant in [format!(" {text} "), format!("${text}$"), format!("\\boxed{{{text}}}"), format!("\\, {text}.")]
@@ -70,7 +70,7 @@ fn every_side_of_the_table_equals_itself_however_it_is_spaced() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// But for golds that are rounded (a decimal takes what rounds to it, and not the other way about).
+/// Except for rounded reference answers: a decimal accepts values that round to it, but not vice versa.
 #[test]
 fn the_order_of_the_two_does_not_matter() {
     let decimal = |text: &str| text.split('.').skip(1).any(|part| part.starts_with(|c: char| c.is_ascii_digit()));
@@ -85,7 +85,7 @@ fn benchmark_golds_equal_themselves_and_no_other() {
     let golds: Vec<String> = benchmark_golds("benchmark_golds").into_iter().collect();
     let wrong: Vec<&String> = golds.iter().filter(|gold| !compare(gold, &format!(" {gold} ")).is_right()).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
-    // Pairs that are the same though they are written differently.
+    // Known pairs of equal answers in different spellings.
     let known = COINCIDENCES.map(|(a, b)| (a.to_string(), b.to_string()));
     let mut found = BTreeSet::new();
     for shift in [1, 2, 3, 7, 50, 211, 500] {
@@ -102,7 +102,7 @@ fn benchmark_golds_equal_themselves_and_no_other() {
 
 const COINCIDENCES: [(&str, &str); 3] = [("-2", "-2,-2"), ("2,3,4", "2,4,3"), ("56", "56.0")];
 
-/// A formula in two spellings, made of the same random choices.
+/// Returns a random formula in two spellings.
 fn spellings(dice: &mut impl FnMut(u64) -> u64, depth: u64) -> (String, String) {
     if depth == 0 {
         let leaf = match dice(6) {

@@ -1,4 +1,4 @@
-//! Benchmarks of the real paths: the same generation, loss and optimiser that `train` uses, on a random model.
+//! Benchmarks of the generation, loss and optimiser code that `train` uses, with a randomly initialised model.
 
 pub mod ops;
 #[cfg(feature = "gpu")]
@@ -12,7 +12,7 @@ pub use step::{StepShape, StepTimes, StepTraffic, step};
 
 use crate::model::ModelConfig;
 
-/// Models to measure devices with, from one that fits into a cache to one that a single card just trains.
+/// Model sizes for benchmarks, from one that fits into a processor cache to the largest that a single GPU can train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Size {
@@ -31,7 +31,7 @@ pub enum Size {
 }
 
 impl Size {
-    /// The shape, with a context of 8192.
+    /// Returns the model configuration, with a context of 8192 tokens.
     pub fn config(self) -> ModelConfig {
         let config = match self {
             Self::Million => ModelConfig::qwen2(98, 128, 512, 4, 4, 2),

@@ -1,4 +1,4 @@
-//! Times each fused operation of the `cpu` device beside the same as a composition of tensor operations.
+//! Benchmark of the fused operations of the `cpu` device against the equivalent compositions of tensor operations.
 
 use std::time::Instant;
 
@@ -10,23 +10,23 @@ use crate::noise::Stream;
 use crate::ops::delta::{DeltaHeads, DeltaInputs};
 use crate::ops::{path, update};
 
-/// Sizes.
+/// Sizes of the benchmarked operations.
 #[derive(Debug, Clone, Copy)]
 pub struct OpsShape {
-    /// Rows: the tokens of a micro-batch, in sequences of 128.
+    /// Tokens of a micro-batch, in sequences of 128.
     pub rows: usize,
-    /// Width of the head.
+    /// Vocabulary size.
     pub vocab: usize,
 }
 
-/// Medians over the repetitions.
+/// Times of an operation: medians over the repeats.
 #[derive(Debug, Clone, Serialize)]
 pub struct OpTimes {
-    /// The operation.
+    /// Name of the operation.
     pub name: &'static str,
-    /// Fused, forward and backward, milliseconds.
+    /// Forward and backward pass of the fused operation, in milliseconds.
     pub fused_ms: f64,
-    /// Composed, forward and backward, milliseconds.
+    /// Forward and backward pass of the composition, in milliseconds.
     pub plain_ms: f64,
 }
 
@@ -35,9 +35,9 @@ const INNER: usize = 1024;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const SEQUENCE: usize = 128;
-/// Heads as those of Qwen 3.5, four of them.
+/// Four heads with the dimensions of Qwen 3.5.
 const DELTA: DeltaHeads = DeltaHeads { keys: 4, values: 4, key_dim: 128, value_dim: 128 };
-/// Weights of the timed AdamW step.
+/// Number of weights of the timed AdamW step.
 const WEIGHTS: usize = 4 << 20;
 
 fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
@@ -55,7 +55,7 @@ fn timed(repeats: usize, mut run: impl FnMut()) -> f64 {
     }))
 }
 
-/// Times every operation on both paths.
+/// Times every operation, fused and composed.
 pub fn operations(shape: &OpsShape, repeats: usize) -> Vec<OpTimes> {
     let device = Device::flex().autodiff();
     let OpsShape { rows, vocab } = *shape;

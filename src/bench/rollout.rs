@@ -1,4 +1,4 @@
-//! Sampling alone.
+//! Benchmark of sampling without training.
 
 use std::time::Instant;
 
@@ -12,60 +12,60 @@ use crate::model::{CausalLm, ModelConfig, names};
 use crate::ops::is_gpu;
 use crate::ops::traffic::{Counter, Traffic};
 
-/// What passes between the host and a GPU in decoding, the same on every machine; as in [`StepTraffic`](super::StepTraffic).
+/// Traffic between host and GPU while decoding. Machine-independent; see [`StepTraffic`](super::StepTraffic).
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct RolloutTraffic {
-    /// Kernels launched per decoded token: a decode step, which decodes one for each row.
+    /// Kernel launches per decode step, which decodes one token in each row.
     pub launches_per_token: f64,
-    /// Reads that wait for the device per decoded token of each row.
+    /// Blocking reads from the device per decode step.
     pub reads_per_token: f64,
-    /// Bytes sent to the device per decoded token of each row.
+    /// Bytes sent to the device per decode step.
     pub uploaded_bytes_per_token: f64,
 }
 
-/// Amount of work of a benchmarked rollout.
+/// Size of a benchmarked rollout.
 #[derive(Debug, Clone, Copy)]
 pub struct RolloutShape {
-    /// Prompts.
+    /// Number of prompts.
     pub prompts: usize,
     /// Completions per prompt.
     pub group: usize,
     /// Tokens per prompt.
     pub prompt_length: usize,
-    /// Tokens per completion, all of them sampled.
+    /// Tokens sampled per completion.
     pub tokens: usize,
-    /// Completions decoded together at most.
+    /// Maximum number of completions decoded together.
     pub rows: usize,
 }
 
-/// Medians over the timed rollouts.
+/// Times of a rollout: medians over the timed rollouts.
 #[derive(Debug, Clone, Serialize)]
 pub struct RolloutTimes {
-    /// Parameters of the model.
+    /// Number of model parameters.
     pub parameters: usize,
-    /// Reading the prompts and drawing one token each, seconds.
+    /// Prefill and one sampled token per completion, in seconds.
     pub prefill_s: f64,
-    /// The whole rollout, seconds.
+    /// Whole rollout in seconds.
     pub rollout_s: f64,
     /// Sampled tokens per second of the whole rollout.
     pub tokens_per_s: f64,
-    /// One decode step of all rows, seconds: the rollout without the prefill over its steps.
+    /// Decode step of all rows in seconds: rollout minus prefill, divided by the number of steps.
     pub decode_step_s: f64,
-    /// Keys and values set aside, bytes.
+    /// Size of the KV cache in bytes.
     pub cache_bytes: usize,
-    /// Largest resident memory of the process so far, GB (2^30 bytes); none where the system does not tell.
+    /// Peak resident memory of the process so far, in GB (2^30 bytes); `None` if unknown.
     pub peak_rss_gb: Option<f64>,
-    /// Rollouts timed, after one that is not.
+    /// Number of timed rollouts, after a warm-up.
     pub steps: usize,
-    /// Launches, reads and bytes of the last rollout, without the prefill; none where no kernels are launched.
+    /// Traffic of the last rollout without the prefill; `None` if the device is not a GPU.
     #[serde(flatten)]
     pub traffic: Option<RolloutTraffic>,
 }
 
-/// Times rollouts at temperature 1 with every completion at full length.
+/// Times rollouts at temperature 1 in which every completion has full length.
 ///
 /// # Panics
-/// When a size is 0 or a sequence longer than the model's context.
+/// A size is 0, or a sequence exceeds the model's context.
 pub fn rollout(config: &ModelConfig, model: &CausalLm, shape: &RolloutShape, steps: usize) -> RolloutTimes {
     assert!(shape.prompt_length + shape.tokens <= config.max_position_embeddings, "sequence beyond the context");
     let token = |p: usize, i: usize| ((p * 7919 + i * 31 + 1) % config.vocab_size) as u32;

@@ -1,4 +1,4 @@
-//! A GRPO step on several ranks: what each part takes, and a model of what it would take on more.
+//! Benchmark of a GRPO step on several ranks, with a performance model for other numbers of ranks.
 
 use std::time::Instant;
 
@@ -17,18 +17,18 @@ use crate::stage::Stage;
 use crate::train::policy::Policy;
 use crate::train::team::Team;
 
-/// Seconds of each part of a step.
+/// Time of each part of a step in seconds.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Parts {
-    /// Sampling, every completion at full length.
+    /// Sampling; every completion has full length.
     pub sampling_s: f64,
     /// Forward and backward passes.
     pub learning_s: f64,
-    /// The sum of the gradients over ranks.
+    /// All-reduce of the gradients over ranks.
     pub all_reduce_s: f64,
-    /// What every rank does: norm and AdamW.
+    /// Gradient norm and AdamW, on every rank.
     pub update_s: f64,
-    /// Their sum.
+    /// Sum of the parts.
     pub step_s: f64,
 }
 
@@ -38,7 +38,7 @@ impl Parts {
         Self { sampling_s, learning_s, all_reduce_s, update_s, step_s }
     }
 
-    /// The largest part.
+    /// Returns the name of the longest part.
     fn bound(&self) -> &'static str {
         let parts = [
             ("sampling", self.sampling_s),
@@ -50,49 +50,49 @@ impl Parts {
     }
 }
 
-/// A step on a number of ranks that was not measured.
+/// Predicted step on a number of ranks that was not measured.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Modelled {
-    /// The number of ranks.
+    /// Number of ranks.
     pub ranks: usize,
-    /// What each part would take.
+    /// Predicted time of each part.
     #[serde(flatten)]
     pub parts: Parts,
-    /// The part that takes longest.
+    /// Name of the longest part.
     pub bound: &'static str,
 }
 
-/// What was measured, and what follows from it.
+/// Measured and predicted times.
 #[derive(Debug, Clone, Serialize)]
 pub struct ScaleTimes {
-    /// The ranks that were measured.
+    /// Number of ranks measured.
     pub ranks: usize,
-    /// Parameters that are trained.
+    /// Number of trained parameters.
     pub trained_parameters: usize,
-    /// Bytes of a gradient, which each sum takes: 4 for each of these.
+    /// Bytes per all-reduce: 4 for each trained parameter.
     pub all_reduce_bytes: usize,
     /// Medians over the timed steps.
     pub measured: Parts,
-    /// The part that took longest.
+    /// Name of the longest measured part.
     pub bound: &'static str,
-    /// Steps timed, after one that is not.
+    /// Number of timed steps, after a warm-up.
     pub steps: usize,
-    /// Bytes per second of each rank in a ring, measured or given; none where neither.
+    /// Ring bandwidth of each rank in bytes per second, given or measured; `None` if neither.
     pub bytes_per_s: Option<f64>,
-    /// How the rest was computed.
+    /// Description of the performance model.
     pub model: &'static str,
-    /// Other numbers of ranks, by the model.
+    /// Predictions for other numbers of ranks.
     pub modelled: Vec<Modelled>,
 }
 
 const MODEL: &str = "not measured: t(n) = (t_sampling + t_learning) r / n + 2 (n - 1) / n bytes / bandwidth + t_update, r the ranks \
                      that were measured: work that divides evenly among equal ranks, a ring, each rank with a device of its own";
 
-/// Times GRPO steps of a random model, completions and lessons dealt to the ranks of `team`; none for one rank alone.
-/// `bandwidth` is that of the model, in bytes per second, in the place of what is measured.
+/// Times GRPO steps of a random model with completions and lessons distributed over `team` (`None` for a single rank).
+/// `bandwidth` in bytes per second replaces the measured one in the performance model.
 ///
 /// # Errors
-/// What other ranks say.
+/// Errors of other ranks.
 pub fn scale(
     config: &ModelConfig,
     shape: &StepShape,
@@ -145,7 +145,7 @@ pub fn scale(
     })
 }
 
-/// One step: the seconds of sampling, learning, summing and updating, and the number of trained parameters.
+/// Runs a step; returns the seconds of sampling, learning, all-reduce and update, and the number of trained parameters.
 fn round(
     shape: &StepShape,
     requests: &[Request],

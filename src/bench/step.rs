@@ -1,4 +1,4 @@
-//! A step: sampling, forward, backward and update.
+//! Benchmark of a training step: sampling, forward and backward passes, update.
 
 use std::time::Instant;
 
@@ -21,20 +21,20 @@ use crate::train::batch::{Sequence, micro_batches};
 use crate::train::learner::{ActivationCheckpointing, Learner};
 use crate::train::update::{self, Lesson};
 
-/// What passes between the host and a GPU in training, the same on every machine.
+/// Traffic between host and GPU while training. Machine-independent.
 ///
-/// Bytes are those of tensors made on the host, without the shapes and numbers that go along with each launch.
+/// Bytes count tensors created on the host, not the shapes and scalars that are passed with each kernel launch.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct StepTraffic {
-    /// Kernels launched per forward and backward pass.
+    /// Kernel launches per forward and backward pass.
     pub launches_per_micro_batch: f64,
-    /// Reads that wait for the device per forward and backward pass.
+    /// Blocking reads from the device per forward and backward pass.
     pub reads_per_micro_batch: f64,
     /// Bytes sent to the device per forward and backward pass.
     pub uploaded_bytes_per_micro_batch: f64,
-    /// Kernels launched per optimiser step, the gradient norm included.
+    /// Kernel launches per optimiser step, including the gradient norm.
     pub launches_per_optimizer_step: f64,
-    /// Reads that wait for the device per optimiser step.
+    /// Blocking reads from the device per optimiser step.
     pub reads_per_optimizer_step: f64,
     /// Bytes sent to the device per optimiser step.
     pub uploaded_bytes_per_optimizer_step: f64,
@@ -54,29 +54,29 @@ impl StepTraffic {
     }
 }
 
-/// Amount of work of one benchmarked step.
+/// Size and options of a benchmarked step.
 #[derive(Debug, Clone)]
 pub struct StepShape {
     /// Completions per prompt.
     pub group: usize,
-    /// Prompts.
+    /// Number of prompts.
     pub prompts: usize,
     /// Tokens per completion.
     pub tokens: usize,
-    /// Whether they are sampled; else they are made up, and training alone is timed.
+    /// Whether completions are sampled. Otherwise they are synthetic and only training is timed.
     pub sampled: bool,
-    /// What matrix products are computed in.
+    /// Precision of matrix products.
     pub precision: Precision,
-    /// Tokens of one forward and backward pass at most.
+    /// Maximum number of tokens per forward and backward pass.
     pub tokens_per_microbatch: usize,
-    /// What is kept for the backward pass.
+    /// Activation checkpointing mode.
     pub activation_checkpointing: ActivationCheckpointing,
-    /// Adapters, to train these alone.
+    /// LoRA adapters; if given, only they are trained.
     pub lora: Option<LoraConfig>,
 }
 
 impl StepShape {
-    /// Every completion of a round, prompts of 8 to 11 tokens, like the peer's short sums.
+    /// Returns the requests of a step. Prompts have 8 to 11 tokens, like the short sums of the peer comparison.
     pub(super) fn requests(&self, config: &ModelConfig, round: u64) -> Vec<Request> {
         let prompt = |p: usize| (0..8 + p % 4).map(|i| ((p * 31 + i * 7) % config.vocab_size) as u32).collect();
         (0..self.prompts)
@@ -97,7 +97,7 @@ impl StepShape {
         }
     }
 
-    /// Advantages of 1 and −1 in turn; every token of the step weighs the same.
+    /// Returns lessons with alternating advantages of 1 and −1 and equal weights for all tokens of the step.
     pub(super) fn lessons(&self, sequences: Vec<Sequence>) -> Vec<Lesson> {
         let weight = 1.0 / (self.tokens * sequences.len()) as f32;
         let lesson = |(place, sequence): (usize, Sequence)| {
@@ -108,7 +108,7 @@ impl StepShape {
         sequences.into_iter().enumerate().map(lesson).collect()
     }
 
-    /// What the timed steps need at most.
+    /// Returns the workload of the timed steps, for estimating their memory.
     fn workload(&self, sequences: &[Sequence], cache: CacheShape) -> Workload {
         let batches = micro_batches(sequences, self.tokens_per_microbatch);
         let largest = |of: fn(&Sequence) -> usize| {
@@ -129,41 +129,41 @@ impl StepShape {
     }
 }
 
-/// A prompt and what follows it.
+/// Returns the sequence of a prompt and its completion.
 pub(super) fn sequence(request: &Request, completion: &[u32]) -> Sequence {
     Sequence { tokens: [request.prompt.as_slice(), completion].concat(), prompt: request.prompt.len() }
 }
 
-/// Medians over the timed steps.
+/// Times of a training step: medians over the timed steps.
 #[derive(Debug, Clone, Serialize)]
 pub struct StepTimes {
-    /// Parameters of the model.
+    /// Number of model parameters.
     pub parameters: usize,
-    /// Sampling, seconds.
+    /// Sampling in seconds.
     pub generation_s: f64,
-    /// Forward, backward and update, seconds.
+    /// Forward pass, backward pass and update in seconds.
     pub train_s: f64,
-    /// Both, seconds.
+    /// Sampling and training in seconds.
     pub step_s: f64,
-    /// Sampled tokens per second of sampling; none where nothing was sampled.
+    /// Sampled tokens per second of sampling; `None` if completions are synthetic.
     pub generation_tokens_per_s: Option<f64>,
     /// Prompt and completion tokens per second of training.
     pub train_tokens_per_s: f64,
-    /// Arithmetic of training per second, in 10^9: six operations per weight and token for the products, and attention's
-    /// own, nothing that is recomputed.
+    /// Training speed in 10^9 operations per second: six operations per weight and token, plus attention scores and
+    /// mixture. Recomputation does not count.
     pub train_gflops: f64,
-    /// Largest resident memory of the process so far, GB (2^30 bytes); none where the system does not tell.
+    /// Peak resident memory of the process so far, in GB (2^30 bytes); `None` if unknown.
     pub peak_rss_gb: Option<f64>,
-    /// The same as [`crate::doctor::estimate`] computes it.
+    /// Peak memory in GB (2^30 bytes) as estimated by [`crate::doctor::estimate`].
     pub estimated_gb: f64,
-    /// Steps timed, after one that is not.
+    /// Number of timed steps, after a warm-up.
     pub steps: usize,
-    /// Launches, reads and bytes of the last step; none where no kernels are launched.
+    /// Traffic of the last step; `None` if the device is not a GPU.
     #[serde(flatten)]
     pub traffic: Option<StepTraffic>,
 }
 
-/// Times GRPO steps (DAPO loss, AdamW) of a random model with every completion at full length and an advantage of ±1.
+/// Times GRPO steps (DAPO loss, AdamW) of a random model. Every completion has full length and an advantage of ±1.
 pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Device) -> StepTimes {
     let (mut config, training) = (config.clone(), device.clone().autodiff());
     let mut model = match &shape.lora {
@@ -187,7 +187,7 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
         sequences = requests.iter().zip(&completions).map(|(request, tokens)| sequence(request, tokens)).collect();
         let seen;
         (model, seen) = learn(shape, &counter, model, &mut optimizer, &sequences);
-        // The update would otherwise still be under way, and count in the next round.
+        // Wait for the update; otherwise part of its time would count in the next round.
         device.sync().expect("every operation of the step succeeds");
         traffic = is_gpu(device).then_some(seen);
         if round > 0 {
@@ -215,7 +215,7 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
     }
 }
 
-/// Tokens of each completion, sampled or made up.
+/// Returns the tokens of each completion, sampled or synthetic.
 fn completions(config: &ModelConfig, shape: &StepShape, model: &CausalLm, requests: &[Request]) -> Vec<Vec<u32>> {
     if !shape.sampled {
         let token = |row: usize, i: usize| ((row * 7919 + i * 31 + 5) % config.vocab_size) as u32;
@@ -226,7 +226,7 @@ fn completions(config: &ModelConfig, shape: &StepShape, model: &CausalLm, reques
     sampled.into_iter().map(|completion| completion.tokens).collect()
 }
 
-/// One update, and what passed between host and device meanwhile.
+/// Performs an update; returns the model and the traffic between host and device.
 fn learn(
     shape: &StepShape,
     counter: &Counter,
@@ -246,14 +246,14 @@ fn learn(
     (model, StepTraffic::of([learned - before, counter.now() - learned], micro_batches))
 }
 
-/// Floating-point operations of training on one sequence. The head runs on the rows before completion tokens only.
+/// Returns the FLOPs of training on a sequence. The head only runs on rows that predict completion tokens.
 fn operations(config: &ModelConfig, sequence: &Sequence) -> f64 {
     let tokens = (sequence.tokens.len() - 1) as f64;
     let head = (config.vocab_size * config.hidden_size) as f64;
     let tables = if config.tie_word_embeddings { 1.0 } else { 2.0 };
     let blocks = estimate::parameters(config) as f64 - tables * head;
     let width = (config.num_attention_heads * config.head_dim() * config.num_hidden_layers) as f64;
-    // Scores and mixture, forward and twice that backward, over half of the square.
+    // Attention scores and mixture over the causal half of the square; the backward pass costs twice the forward pass.
     let attention = 6.0 * tokens * tokens * width;
     6.0 * (blocks * tokens + head * sequence.completion().len() as f64) + attention
 }

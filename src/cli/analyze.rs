@@ -132,13 +132,25 @@ fn named(stages: &[Stage], name: &str, file: &Path) -> Result<Stage> {
     })
 }
 
+/// Refuse an output that cannot be written, before anything is sampled.
+fn writable(option: &str, path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let refuse = |message: String| Err(Error::Invalid(format!("{option} {}: {message}", path.display())));
+    if path.is_dir() {
+        return refuse("is a folder: name a file".to_string());
+    }
+    if folder.is_dir() { Ok(()) } else { refuse(format!("there is no folder {}", folder.display())) }
+}
+
 pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     let (config, asked) = args.settings()?;
     args.problems.check(&args.data)?;
     args.engine.check(&[("--rows", args.rows != EvalConfig::default().rows)])?;
     not_a_run(&args.model, &["final", "adapter"])?;
     let inputs: Vec<&Path> = args.data.iter().chain(&args.config).map(PathBuf::as_path).collect();
-    keep_apart(&[("--html", args.html.as_ref()), ("--json", args.json.as_ref())], &inputs)?;
+    let outputs = [("--html", args.html.as_ref()), ("--json", args.json.as_ref())];
+    keep_apart(&outputs, &inputs)?;
+    outputs.into_iter().try_for_each(|(option, path)| path.map_or(Ok(()), |path| writable(option, path)))?;
     let (device, name) = args.device.open()?;
     let (at, longest) = ((&device, name.as_str()), config.stage.sampling.max_completion_length);
     let mut opened = args.engine.open(&args.model, at, args.precision.dtype, longest, true)?;

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::{Map, Value, json};
 
 use super::paths::keep_apart;
 use super::print;
 use crate::eval::compare::Comparison;
-use crate::eval::saved::Manifest;
-use crate::eval::{Evaluation, record};
+use crate::eval::saved::Difference;
+use crate::eval::source::{Saved, Source, differing};
 use crate::{files, report};
 
 /// Compare two evaluations of the same problems.
@@ -27,27 +28,43 @@ pub(super) struct CompareArgs {
 }
 
 pub(super) fn run(args: &CompareArgs) -> anyhow::Result<()> {
-    let [a, b] = [record::locate(&args.a)?, record::locate(&args.b)?];
-    let manifests = [&args.a, &args.b].map(|path| path.join("eval.json"));
-    let outputs = [("--html", args.html.as_ref()), ("--json", args.json.as_ref())];
-    keep_apart(&outputs, &[&a, &b, &manifests[0], &manifests[1]])?;
-    let read = |path: &Path| Evaluation::new(record::read(path)?);
-    let comparison = Comparison::new(&read(&a)?, &read(&b)?)?;
-    let mut settings = Vec::new();
-    if let (Some(a), Some(b)) = (Manifest::read(&args.a)?, Manifest::read(&args.b)?) {
-        settings = a.differences(&b);
-        settings.retain(|(name, _)| name != "model_digest");
-    }
+    let sources = [Source::locate(&args.a)?, Source::locate(&args.b)?];
+    let inputs: Vec<&Path> = sources.iter().flat_map(Source::files).collect();
+    keep_apart(&[("--html", args.html.as_ref()), ("--json", args.json.as_ref())], &inputs)?;
+    let [a, b] = sources.map(Source::read);
+    let (a, b) = (a?, b?);
+    let comparison = Comparison::new(&a.evaluation, &b.evaluation)?;
+    let names = [&args.a, &args.b].map(|path| path.display().to_string());
+    let settings = a.settings.as_ref().zip(b.settings.as_ref()).map(|(a, b)| differing(a, b));
+    let notices = notices(&names, [&a, &b], settings.as_deref());
     if let Some(path) = &args.html {
-        let names = [&args.a, &args.b].map(|path| path.display().to_string());
-        files::write(path, report::comparison(&comparison, &names, &settings)?.as_bytes())?;
+        files::write(path, report::comparison(&comparison, &names, &notices)?.as_bytes())?;
     }
     if let Some(path) = &args.json {
-        files::write_json(path, &comparison)?;
+        let mut figures = json!(comparison);
+        figures["settings"] = settings.map(|settings| settings.into_iter().map(as_json).collect::<Map<_, _>>()).into();
+        figures["unfinished"] = json!([a.unfinished.is_some(), b.unfinished.is_some()]);
+        files::write_json(path, &figures)?;
     }
     print(comparison.table())?;
-    for (name, [a, b]) in &settings {
-        print(format_args!("the evaluations differ in {name}: {a} and {b}"))?;
-    }
-    Ok(())
+    notices.iter().try_for_each(print)
+}
+
+/// Return a setting that differs as a JSON value: its two values, null where one is not known.
+fn as_json((name, values): Difference) -> (String, Value) {
+    let value = |text: String| serde_json::from_str(&text).unwrap_or(Value::String(text));
+    (name, values.map(|text| text.map(value)).to_vec().into())
+}
+
+/// Return what a reader must know beside the figures: evaluations that are not whole, and settings.
+fn notices(names: &[String; 2], saved: [&Saved; 2], settings: Option<&[Difference]>) -> Vec<String> {
+    let each = || names.iter().zip(saved);
+    let unfinished = each().filter_map(|(name, saved)| Some(format!("{name} {}.", saved.unfinished.as_ref()?)));
+    let unknown = each().filter(|(_, saved)| saved.settings.is_none());
+    let unknown = unknown.map(|(name, _)| format!("The settings of {name} are not known."));
+    let differ = settings.unwrap_or_default().iter().map(|(name, values)| {
+        let [a, b] = values.each_ref().map(|value| value.as_deref().unwrap_or("not known"));
+        format!("The evaluations differ in {name}: {a} and {b}.")
+    });
+    unfinished.chain(unknown).chain(differ).collect()
 }

@@ -1,8 +1,8 @@
 //! The command `eval`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Arg, Args};
 
 use super::engine::EngineArgs;
 use super::paths::not_a_run;
@@ -13,7 +13,8 @@ use crate::data::benchmarks;
 use crate::error::Error;
 use crate::eval::protocol::Protocol;
 use crate::eval::saved::{Manifest, check_output, evaluate_into};
-use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
+use crate::eval::source::Source;
+use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate};
 use crate::generate::Distribution;
 use crate::model::Precision;
 use crate::text::prompt::PromptConfig;
@@ -21,6 +22,7 @@ use crate::train::Observer;
 
 /// Sample completions of held-out problems and grade them.
 #[derive(Debug, Args)]
+#[command(mut_args(of_model))]
 pub(super) struct EvalArgs {
     /// Hugging Face directory, or owner/name[@revision] of the Hub.
     #[arg(required_unless_present_any = ["from", "protocol"])]
@@ -74,6 +76,12 @@ pub(super) struct EvalArgs {
     device: DeviceArgs,
 }
 
+/// Make an option require a model: without one, `--protocol` only describes itself and `--from` refuses all others.
+fn of_model(option: Arg) -> Arg {
+    let alone = ["model", "data", "from", "protocol"].contains(&option.get_id().as_str());
+    if alone { option } else { option.requires("model") }
+}
+
 impl EvalArgs {
     /// Return the protocol of the option, or else the default for the data.
     fn protocol(&self) -> Protocol {
@@ -92,9 +100,11 @@ impl EvalArgs {
                 ("--num-generations above 1", self.num_generations.is_some_and(|n| n > 1)),
             ],
         )?;
+        // At temperature 0 all completions of a problem are equal.
+        let num_generations = if temperature == 0.0 { 1 } else { protocol.num_generations };
         let config = EvalConfig {
             num_problems: self.num_problems.unwrap_or(0),
-            num_generations: self.num_generations.unwrap_or(protocol.num_generations),
+            num_generations: self.num_generations.unwrap_or(num_generations),
             temperature,
             top_k,
             top_p,
@@ -105,9 +115,26 @@ impl EvalArgs {
             seed: self.seed,
             terse: self.terse,
         };
-        let problems = config.mistakes();
-        if problems.is_empty() { Ok(config) } else { Err(Error::Config { origin: "eval".to_string(), problems }) }
+        let problems: Vec<String> = config.mistakes().iter().map(|mistake| of_option(mistake)).collect();
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(Error::Config { origin: "command line".to_string(), problems })
+        }
     }
+}
+
+/// Return the mistake in a setting of the section `eval` as one in the option that gives it.
+fn of_option(mistake: &str) -> String {
+    let (key, rest) = mistake.strip_prefix("eval.").unwrap_or(mistake).split_once(' ').unwrap_or((mistake, ""));
+    format!("--{} {}", key.replace('_', "-"), rest.trim_start_matches("= "))
+}
+
+/// Return the date that the chat template saw when an evaluation in the folder `dir` began.
+fn earlier_date(dir: &Path) -> Result<Option<String>, Error> {
+    let manifest = Manifest::read(dir)?;
+    let date = manifest.and_then(|manifest| Some(manifest.settings.get("prompt")?["date"].as_str()?.to_string()));
+    Ok(date.filter(|date| !date.is_empty()))
 }
 
 pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
@@ -116,8 +143,10 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     }
     let Some(model_dir) = &args.model else {
         // Without a model there is a file: the command line was refused otherwise.
-        let path = record::locate(&args.from.unwrap_or_default())?;
-        return print(Evaluation::new(record::read(&path)?)?.table());
+        let path = args.from.unwrap_or_default();
+        let saved = Source::locate(&path)?.read()?;
+        print(saved.evaluation.table())?;
+        return saved.unfinished.map_or(Ok(()), |why| print(format_args!("{} {why}.", path.display())));
     };
     if args.data.is_empty() {
         return Err(Error::Invalid(
@@ -142,9 +171,17 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     let mut opened = args.engine.open(model_dir, at, args.precision.dtype, config.max_completion_length, false)?;
     let place = opened.place.clone();
     let (mut sampler, model_config) = opened.sampler();
-    let tokenizer = args
+    let mut tokenizer = args
         .asked
         .tokenizer(model_dir, PromptConfig { suffix: protocol.suffix().to_string(), ..PromptConfig::default() })?;
+    // An interrupted evaluation goes on with the date that it began with.
+    if let (Some(dir), None) = (&args.output, &args.asked.date)
+        && let Some(date) = earlier_date(dir)?
+        && !tokenizer.prompt().date.is_empty()
+    {
+        let prompt = PromptConfig { date, ..tokenizer.prompt().clone() };
+        tokenizer = tokenizer.with_prompt(&prompt)?;
+    }
     tokenizer.check_vocab(model_config.vocab_size, model_dir)?;
     let mut problems = Vec::new();
     let mut reports = Vec::new();
@@ -178,6 +215,10 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
         Some(dir) => {
             let mut manifest = Manifest::new(model_dir, &place, reports, &problems, &config)?;
             manifest.settings.insert("prompt".to_string(), serde_json::json!(tokenizer.prompt()));
+            // Servers compute in what they were started with.
+            if place == name {
+                manifest.settings.insert("dtype".to_string(), serde_json::json!(args.precision.dtype));
+            }
             evaluate_into(dir, &manifest, &mut *sampler, subject, &problems, &config, &mut follow)?
         }
         None => Evaluation::new(evaluate(&mut *sampler, subject, &problems, 0, &config, &mut follow)?)?,
@@ -203,9 +244,31 @@ fn explained(protocol: Protocol) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Id};
+    use clap::{CommandFactory, Id, Parser};
 
-    use crate::cli::Cli;
+    use crate::cli::{Cli, Command};
+
+    /// Regression: `--protocol` without a model described the protocol, whatever other options were given.
+    #[test]
+    fn options_without_a_model_are_refused() {
+        let parse = |options: &[&str]| Cli::try_parse_from([&["tempering", "eval"], options].concat());
+        assert!(parse(&["--protocol", "plain"]).is_ok());
+        for option in [&["-n", "5"][..], &["--temperature", "3"], &["--rows", "128"], &["--terse"]] {
+            let error = parse(&[&["--protocol", "plain"], option].concat()).unwrap_err().to_string();
+            assert!(error.contains("<MODEL>"), "{error}");
+            assert!(parse(&[&["model", "tasks"], option].concat()).is_ok());
+        }
+    }
+
+    /// Regression: the paper's 16 completions were sampled at temperature 0, too, where they are equal.
+    #[test]
+    fn one_completion_is_sampled_at_temperature_0() {
+        for (temperature, count) in [("0", 1), ("0.5", 16)] {
+            let words = ["tempering", "eval", "m", "tasks", "--protocol", "paper", "--temperature", temperature];
+            let Command::Eval(args) = Cli::parse_from(words).command else { panic!("another command") };
+            assert_eq!(args.config().unwrap().num_generations, count);
+        }
+    }
 
     /// `eval --from` samples nothing: every other option of `eval` must be refused with it.
     #[test]

@@ -70,7 +70,7 @@ struct Scorer<'a> {
 
 impl Scorer<'_> {
     fn run(&self, rows: impl BufRead, out: &mut dyn Write) -> Result<()> {
-        let (mut batch, mut held) = (Vec::new(), 0);
+        let (mut batch, mut held, mut empty) = (Vec::new(), 0, true);
         for (number, line) in (1..).zip(rows.split(b'\n')) {
             let line = line.map_err(Error::io(&self.args.input))?;
             let place = PathBuf::from(format!("{}:{number}", self.args.input.display()));
@@ -80,6 +80,7 @@ impl Scorer<'_> {
             if line.trim().is_empty() {
                 continue;
             }
+            empty = false;
             let tokens = self.tokens(&place, line)?;
             if held > 0 && held + tokens.len() > self.args.tokens_per_batch {
                 self.write(&mut batch, out)?;
@@ -87,6 +88,9 @@ impl Scorer<'_> {
             }
             held += tokens.len();
             batch.push((place, tokens));
+        }
+        if empty {
+            return Err(Error::file(&self.args.input, "the file has no rows"));
         }
         self.write(&mut batch, out)?;
         out.flush().map_err(self.failed())
@@ -135,7 +139,12 @@ impl Scorer<'_> {
         let (places, sequences): (Vec<PathBuf>, Vec<Vec<u32>>) = std::mem::take(batch).into_iter().unzip();
         for (place, scored) in places.iter().zip(score::score(&self.model, sequences, self.args.temperature)) {
             if scored.logprobs.iter().chain(&scored.entropy).flatten().any(|figure| !figure.is_finite()) {
-                return Err(Error::file(place, "a log-probability is not finite; the model's weights are broken"));
+                let temperature = match self.args.temperature {
+                    small if small < 1.0 => format!("--temperature {small:e} is too small, or "),
+                    _ => String::new(),
+                };
+                let message = format!("a log-probability is not finite: {temperature}the model's weights are broken");
+                return Err(Error::file(place, message));
             }
             let line = serde_json::to_string(&scored).unwrap_or_else(|error| unreachable!("{error}"));
             writeln!(out, "{line}").map_err(self.failed())?;

@@ -37,7 +37,7 @@ pub(super) fn study(args: &StudyArgs) -> anyhow::Result<()> {
         path => folder.join(path),
     };
     let plan = Plan::new(study, folder)?;
-    let mut store = Store::open(&results)?;
+    let mut store = Store::open(&results, &plan)?;
     let choosing = plan.choosing();
     let reported = plan.config.arms.len() * plan.config.report_seeds.len();
     say(format_args!(
@@ -50,6 +50,14 @@ pub(super) fn study(args: &StudyArgs) -> anyhow::Result<()> {
     if args.dry_run {
         choosing.iter().try_for_each(|planned| print(format!("{} {}", planned.key, planned.config.name)))?;
         return Ok(());
+    }
+    if args.report && choosing.iter().all(|planned| store.get(planned).is_none()) {
+        let message = format!(
+            "has no result of this study, so its page is left as it is; of other settings, data or models it has {}: if a \
+             setting was changed, undo that, or run the study without --report",
+            store.len()
+        );
+        return Err(Error::file(&results, message).into());
     }
     let mut missing = Vec::new();
     if !args.report {

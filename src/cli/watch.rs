@@ -34,7 +34,7 @@ fn positive(text: &str) -> Result<f64, String> {
     if seconds > 0.0 && seconds < 1e6 { Ok(seconds) } else { Err("must be positive".to_string()) }
 }
 
-/// Show the run until it is finished.
+/// Show the run until it is finished, or until no process works on it.
 pub(super) fn run(args: &WatchArgs) -> anyhow::Result<()> {
     let terminal = Term::stdout();
     let dumb = std::env::var_os("TERM").is_none_or(|kind| kind == "dumb");

@@ -1,6 +1,6 @@
-//! Two evaluations of the same problems, side by side.
+//! Comparison of two evaluations of the same problems.
 //!
-//! Problems are paired, so that what makes one hard does not blur the difference; intervals are 95% bootstrap intervals
+//! Problems are paired, so that their difficulty does not blur the difference; intervals are 95% bootstrap intervals
 //! over the pairs. The accuracy-efficiency score is that of O1-Pruner (arXiv 2501.12570), from `a` to `b`:
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //! ΔLength = (length_a − length_b) / length_a,  ΔAcc = (accuracy_b − accuracy_a) / accuracy_a
 //! ```
 //!
-//! Other papers weigh gains by 5 as well; scores of different papers do not compare.
+//! Other papers also use weight 5 for gains; scores of different papers are not comparable.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,42 +18,42 @@ use serde::Serialize;
 use super::bootstrap::interval;
 use super::figures::Estimate;
 use super::table::{aligned, estimate, wrapped};
-use super::{Evaluation, Group, Key};
+use super::{Evaluation, Group, Key, disagreement};
 use crate::error::{Error, Result};
 
-/// What became of one data source, or of all.
+/// Difference between two evaluations on one data source, or on all.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
-    /// Problems in both.
+    /// Number of problems in both.
     pub problems: usize,
     /// Strict accuracy of a and b.
     pub accuracy: [f64; 2],
-    /// That of b less that of a.
+    /// Accuracy of b minus that of a.
     pub accuracy_difference: Estimate,
     /// Lenient accuracy of a and b.
     pub accuracy_lenient: [f64; 2],
-    /// That of b less that of a.
+    /// Lenient accuracy of b minus that of a.
     pub accuracy_lenient_difference: Estimate,
     /// Mean length of a and b in tokens.
     pub mean_length: [f64; 2],
-    /// That of b by that of a.
+    /// Mean length of b divided by that of a.
     pub length_ratio: Estimate,
-    /// The accuracy-efficiency score; none where a has nothing right.
+    /// The accuracy-efficiency score; `None` if a has no right completion.
     pub efficiency_score: Option<Estimate>,
-    /// Problems of which b has a larger share right.
+    /// Number of problems with a larger share of right completions in b.
     pub gained: usize,
-    /// Problems of which b has a smaller share right.
+    /// Number of problems with a smaller share of right completions in b.
     pub lost: usize,
 }
 
 /// A comparison of `b` with `a`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// By data source.
+    /// Differences by data source.
     pub families: BTreeMap<String, Difference>,
-    /// All problems together.
+    /// Difference over all problems.
     pub overall: Difference,
-    /// Problems that only a and only b has; they are left out.
+    /// Numbers of problems that only a has and that only b has; they are left out.
     pub unmatched: [usize; 2],
 }
 
@@ -82,18 +82,17 @@ impl Comparison {
     /// Compares `b` with `a`.
     ///
     /// # Errors
-    /// When they have no problem in common, or one of which they take different answers for right.
+    /// When they have no problem in common, or disagree on the prompt or the right answer of a problem.
     pub fn new(a: &Evaluation, b: &Evaluation) -> Result<Self> {
         let mut others: HashMap<_, &Group> = b.groups.iter().map(|group| (&group.key, group)).collect();
         let mut families: BTreeMap<String, Vec<Pair>> = BTreeMap::new();
         for group in &a.groups {
             let Some(other) = others.remove(&group.key) else { continue };
-            let [was, is] = [group, other].map(|group| &group.records[0].sample.answer);
-            if was != is {
+            if let Some([was, is]) = disagreement(&group.records[0].sample, &other.records[0].sample) {
                 let Key { data_source, problem, .. } = &group.key;
                 return Err(Error::Invalid(format!(
-                    "problem {problem} of {data_source} has the answer {was:?} in the first evaluation and {is:?} in the \
-                     second: they are not of the same data"
+                    "problem {problem} of {data_source} has {was} in the first evaluation and {is} in the second: they are \
+                     not of the same data"
                 )));
             }
             families.entry(group.key.data_source.clone()).or_default().push(Pair::new(group, other));
@@ -116,12 +115,12 @@ impl Comparison {
         })
     }
 
-    /// The data sources and then all problems, by name.
+    /// Returns the data sources by name, then all problems as `all`.
     pub fn rows(&self) -> impl Iterator<Item = (&str, &Difference)> {
         self.families.iter().map(|(name, row)| (name.as_str(), row)).chain([("all", &self.overall)])
     }
 
-    /// The comparison as a table.
+    /// Formats the comparison as a table.
     pub fn table(&self) -> String {
         let head =
             ["", "problems", "accuracy %", "points", "lenient points", "tokens", "ratio", "AES", "gained", "lost"];
@@ -145,7 +144,7 @@ impl Comparison {
         aligned(&rows) + &wrapped(&self.remark())
     }
 
-    /// An explanation of the figures.
+    /// Returns an explanation of the figures.
     pub fn remark(&self) -> String {
         let [a, b] = self.unmatched;
         let left_out = match (a, b) {
@@ -154,14 +153,14 @@ impl Comparison {
         };
         format!(
             "Problems are paired; beside a figure its 95% bootstrap interval over problems, none where drawing other problems \
-             changes nothing. AES: accuracy-efficiency score (arXiv 2501.12570), length saved plus 3 times the relative gain \
+             changes nothing; ∞: no bound, because more than one draw in forty has nothing right in the first. AES: accuracy-efficiency score (arXiv 2501.12570), length saved plus 3 times the relative gain \
              of accuracy (5 times a loss); above 0 the second evaluation is better. Gained and lost: problems of which a \
              larger or smaller share is right.{left_out}{}",
             self.graders()
         )
     }
 
-    /// Where one reading says better and the other worse: the style of answers has changed, not only their worth.
+    /// Names rows where the readings disagree on the sign: the style of answers has changed, not only their quality.
     fn graders(&self) -> String {
         let apart = |(name, row): (&str, &Difference)| {
             let [strict, lenient] = [row.accuracy_difference.value, row.accuracy_lenient_difference.value];
@@ -208,7 +207,7 @@ fn difference(pairs: &[&Pair]) -> Difference {
     }
 }
 
-/// The accuracy-efficiency score of going from the first accuracy and mean length to the second.
+/// Returns the accuracy-efficiency score of a change from the first accuracy and mean length to the second.
 pub fn efficiency_score(accuracy: [f64; 2], length: [f64; 2]) -> f64 {
     let shorter = (length[0] - length[1]) / length[0];
     let better = (accuracy[1] - accuracy[0]) / accuracy[0];
@@ -234,7 +233,7 @@ mod tests {
         assert!((efficiency_score([0.8, 0.6], [200.0, 100.0]) - (0.5 - 1.25)).abs() < 1e-12);
     }
 
-    /// By hand: of x, problem 1 stays right (9 to 8 bytes), 2 is gained, 3 is lost; of y, 1 stays wrong.
+    /// By hand, strictly read: of x, problem 1 is lost (9 to 8 bytes), 2 is gained, 3 is lost; of y, 1 stays wrong.
     #[test]
     fn figures_are_those_of_the_paired_problems() {
         let a = evaluation(&[
@@ -260,7 +259,7 @@ mod tests {
         assert_eq!((all.accuracy, all.accuracy_lenient), ([0.5, 0.25], [0.5, 0.75]));
         assert_eq!(all.accuracy_difference.value, -0.25);
         assert!((all.length_ratio.value - (7.0 + 9.0 + 9.0 + 8.0) / 36.0).abs() < 1e-12);
-        // Of y the one is right in the lenient reading alone now; of all the two readings part.
+        // y 1 is now right in the lenient reading only; over all problems the readings disagree on the sign.
         let table = comparison.table().replace('\n', " ");
         assert!(
             table.contains(
@@ -272,7 +271,7 @@ mod tests {
         assert!(table.contains("1 problems that only the first has and 1 that only the second has"), "{table}");
     }
 
-    /// What an unpaired interval would miss: accuracy varies from problem to problem, the difference does not.
+    /// An unpaired interval would miss this: accuracy varies between problems, the difference does not.
     #[test]
     fn equal_outcomes_have_an_interval_without_width() {
         let rows = |text: &'static str| (0..40).map(move |i| (i, if i % 2 == 0 { text } else { "no idea" }));
@@ -294,6 +293,21 @@ mod tests {
         let mut b = a.clone();
         b.groups[0].records[0].sample.answer = "6".to_string();
         let error = Comparison::new(&a, &b).unwrap_err().to_string();
-        assert!(error.contains("problem 1 of x has the answer \"5\" in the first evaluation and \"6\""), "{error}");
+        assert!(
+            error.contains("problem 1 of x has the answer \"5\" in the first evaluation and the answer \"6\""),
+            "{error}"
+        );
+        // Regression: the same id with another prompt was paired, and so were two answers within one evaluation.
+        let mut b = a.clone();
+        b.groups[0].records[0].sample.prompt = "2+3?".to_string();
+        assert!(Comparison::new(&a, &b).is_ok(), "a prompt that is missing is unknown");
+        let mut a = b.clone();
+        a.groups[0].records[0].sample.prompt = "1+4?".to_string();
+        let error = Comparison::new(&a, &b).unwrap_err().to_string();
+        assert!(error.contains("has the prompt \"1+4?\" in the first evaluation and the prompt \"2+3?\""), "{error}");
+        let mut two: Vec<Record> = (0..2).map(|sample| record("x", "1", sample, "5")).collect();
+        two[1].sample.answer = "6".to_string();
+        let error = Evaluation::new(two).unwrap_err().to_string();
+        assert!(error.contains("has the answer \"5\" in one line and the answer \"6\" in another"), "{error}");
     }
 }

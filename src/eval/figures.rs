@@ -1,14 +1,14 @@
-//! What a set of graded completions says: scores with intervals, and lengths.
+//! Figures of a set of graded completions: scores with intervals, and lengths.
 //!
-//! Every score is a mean over problems of something between 0 and 1 that the problem's `n` completions, `c` of them
-//! right, say; `mean@n`, `maj@n` and `best@n` are verl's names.
+//! Every score is a mean over problems of a value between 0 and 1, computed from the problem's `n` completions, `c` of
+//! which are right. `mean@n`, `maj@n` and `best@n` are verl's names.
 //!
 //! | score | per problem |
 //! |---|---|
 //! | `mean@n` | `c / n`: accuracy |
-//! | `pass@k` | `1 − C(n − c, k) / C(n, k)`: the chance that one of `k` completions is right, without bias (Chen et al., arXiv 2107.03374); for powers of two up to n |
-//! | `maj@n` | 1 when the answer that most completions give is right. Those without an answer do not vote. Answers that equal each other whichever is taken for the right one are one, and so is what they chain together; between several that most give, and between members of one that are graded apart, the share that is right. Never the order decides |
-//! | `best@n` | 1 when any of the n is right; `pass@n` by another name |
+//! | `pass@k` | `1 − C(n − c, k) / C(n, k)`: unbiased estimate of the probability that one of `k` completions is right (Chen et al., arXiv 2107.03374); for powers of two up to n |
+//! | `maj@n` | 1 if the most frequent answer is right. Completions without an answer do not vote. Answers that equal each other in both directions of the comparison form one class, transitively. In a tie between classes, or within a class that is graded differently, the score is the share that is right. The order does not matter |
+//! | `best@n` | 1 if any of the n is right; also called `pass@n` |
 
 use rayon::prelude::*;
 use serde::{Serialize, Serializer};
@@ -19,21 +19,21 @@ use super::record::Record;
 use crate::metrics::mean;
 use crate::verify::{Verdict, compare};
 
-/// A figure and its 95% bootstrap interval, where there is one.
+/// A figure with its 95% bootstrap interval, if there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
     /// The figure.
     pub value: f64,
-    /// From and to.
+    /// Lower and upper bound; infinite (`null` in JSON) for an interval without that bound.
     pub interval: Option<[f64; 2]>,
 }
 
-/// Scores by name, in the order in which they are shown.
+/// Scores by name, in display order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores(pub Vec<(String, Estimate)>);
 
 impl Scores {
-    /// A score.
+    /// Returns the score with this name.
     pub fn get(&self, name: &str) -> Option<Estimate> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, estimate)| *estimate)
     }
@@ -45,39 +45,39 @@ impl Serialize for Scores {
     }
 }
 
-/// Quantiles of completion lengths in tokens, linear between neighbours.
+/// Quantiles of completion lengths in tokens, interpolated linearly.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Percentiles {
-    /// 5% are at most so long.
+    /// 5% quantile.
     pub p5: f64,
-    /// 25%.
+    /// 25% quantile.
     pub p25: f64,
-    /// Half of them.
+    /// Median.
     pub p50: f64,
-    /// 75%.
+    /// 75% quantile.
     pub p75: f64,
-    /// 95%.
+    /// 95% quantile.
     pub p95: f64,
-    /// The longest.
+    /// Longest completion.
     pub max: f64,
 }
 
-/// Figures of the completions of some problems.
+/// Figures of the completions of a set of problems.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figures {
-    /// Completions.
+    /// Number of completions.
     pub n: usize,
-    /// Problems.
+    /// Number of problems.
     pub problems: usize,
     /// Completions per problem.
     pub samples: usize,
-    /// Share of completions right, strictly read.
+    /// Share of completions that are right in the strict reading.
     pub accuracy: f64,
-    /// Share right when the last formula or number counts.
+    /// Share of completions that are right if the last formula or number counts.
     pub accuracy_lenient: f64,
     /// Share of completions in which the strict reading finds an answer, right or not.
     pub found: f64,
-    /// Share of completions in which the lenient reading finds one.
+    /// Share of completions in which the lenient reading finds an answer.
     pub found_lenient: f64,
     /// Scores in the strict reading.
     pub strict: Scores,
@@ -85,28 +85,28 @@ pub struct Figures {
     pub lenient: Scores,
     /// Mean length in tokens.
     pub mean_length: f64,
-    /// Its interval.
+    /// Interval of the mean length.
     pub mean_length_interval: Option<[f64; 2]>,
-    /// Mean length of the right ones; none without any.
+    /// Mean length of right completions; `None` without any.
     pub mean_length_correct: Option<f64>,
-    /// Mean length of the wrong ones; none without any.
+    /// Mean length of wrong completions; `None` without any.
     pub mean_length_wrong: Option<f64>,
     /// Quantiles of the lengths.
     pub length_percentiles: Percentiles,
-    /// Share that hit the length limit.
+    /// Share of completions that hit the length limit.
     pub clipped_ratio: f64,
-    /// Tokens of all completions for each right one; none without a right one.
+    /// Tokens of all completions per right completion; `None` without a right one.
     pub tokens_per_correct: Option<f64>,
-    /// Its interval.
+    /// Interval of `tokens_per_correct`.
     pub tokens_per_correct_interval: Option<[f64; 2]>,
     /// Mean entropy per token at temperature 1, in nats, where known.
     pub entropy: Option<f64>,
-    /// Mean tokens of the shortest sufficient solution, where known.
+    /// Mean number of tokens of the shortest sufficient solution, where known.
     pub floor: Option<f64>,
 }
 
 impl Figures {
-    /// Figures of at least one problem; intervals take a thousand times as long and are made when asked for.
+    /// Computes figures of at least one problem; `intervals` also computes intervals, which takes 1000 times as long.
     pub(super) fn of(groups: &[&Group], intervals: bool) -> Self {
         let records: Vec<&Record> = groups.iter().flat_map(|group| &group.records).collect();
         let interval = |statistic: &(dyn Fn(&[usize]) -> f64 + Sync)| {
@@ -140,6 +140,7 @@ impl Figures {
             records.iter().filter(|record| is(record)).count() as f64 / records.len() as f64
         };
         let floors: Vec<f64> = records.iter().filter_map(|r| r.sample.floor).map(|floor| floor as f64).collect();
+        let tokens_per_correct = Some(ratio(&everything)).filter(|tokens| tokens.is_finite());
         Self {
             n: records.len(),
             problems: groups.len(),
@@ -156,8 +157,8 @@ impl Figures {
             mean_length_wrong: mean_length(&|record| !is_right(record)),
             length_percentiles: percentiles(&records),
             clipped_ratio: share(&|record| !record.sample.finished),
-            tokens_per_correct: Some(ratio(&everything)).filter(|tokens| tokens.is_finite()),
-            tokens_per_correct_interval: interval(&ratio),
+            tokens_per_correct,
+            tokens_per_correct_interval: tokens_per_correct.and_then(|_| interval(&ratio)),
             entropy: entropy(&records),
             floor: (!floors.is_empty()).then(|| mean(&floors)),
         }
@@ -179,26 +180,26 @@ fn percentiles(records: &[&Record]) -> Percentiles {
     Percentiles { p5: at(0.05), p25: at(0.25), p50: at(0.5), p75: at(0.75), p95: at(0.95), max: at(1.0) }
 }
 
-/// Mean over the tokens of those completions whose entropies are known.
+/// Returns the mean over the tokens of completions with known entropies.
 fn entropy(records: &[&Record]) -> Option<f64> {
     let known = records.iter().filter_map(|r| Some((r.sample.entropy_sum?, r.sample.length as f64)));
     let (nats, tokens) = known.fold((0.0, 0.0), |(nats, tokens), (n, t)| (nats + n, tokens + t));
     (tokens > 0.0).then(|| nats / tokens)
 }
 
-/// Whether a verdict is one of an answer.
+/// Whether the reading found an answer.
 fn found(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::Right | Verdict::Wrong | Verdict::Undecided)
 }
 
-/// Which of the two grades counts.
+/// Reading of answers whose verdicts count.
 #[derive(Clone, Copy)]
 enum Reading {
     Strict,
     Lenient,
 }
 
-/// What a problem's completions come to in one reading.
+/// Counts of a problem's completions in one reading.
 struct Tally {
     samples: usize,
     right: usize,
@@ -218,14 +219,14 @@ impl Reading {
         Tally { samples: records.len(), right, majority: self.majority(records) }
     }
 
-    /// The share that is right of the most frequent answers.
+    /// Returns the share of right completions among those with the most frequent answer.
     fn majority(self, records: &[Record]) -> f64 {
         let mut classes: Vec<Class> = Vec::new();
         for record in records {
             let verdict = self.verdict(record);
             let stated = !matches!(verdict, Verdict::NoAnswer | Verdict::UnparseableAnswer);
             let Some(answer) = record.graded.extracted.as_deref().filter(|_| stated) else { continue };
-            // The new answer may join classes that were apart.
+            // The new answer may merge classes that were separate.
             let (same, others) = classes.into_iter().partition(|class| class.has(answer));
             let mut class = Class { votes: 1, right: usize::from(verdict.is_right()), answers: vec![answer] };
             class = Vec::into_iter(same).fold(class, Class::join);
@@ -240,16 +241,16 @@ impl Reading {
     }
 }
 
-/// Answers that are the same.
+/// Class of equal answers.
 struct Class<'a> {
     votes: usize,
     right: usize,
-    /// In different spellings.
+    /// Different spellings of the answer.
     answers: Vec<&'a str>,
 }
 
 impl<'a> Class<'a> {
-    /// Whether an answer is one of these. That 0.33 would take 1/3 does not make them one: 1/3 would not take 0.33.
+    /// Whether `answer` belongs to the class. Both directions must hold: 0.33 would accept 1/3, but not 1/3 0.33.
     fn has(&self, answer: &str) -> bool {
         let same = |other: &&str| compare(other, answer).is_right() && compare(answer, other).is_right();
         self.answers.contains(&answer) || self.answers.iter().any(same)
@@ -264,12 +265,12 @@ impl<'a> Class<'a> {
     }
 }
 
-/// The `k` of `pass@k`.
+/// Yields the values of `k` for `pass@k`.
 fn powers_of_two(n: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(1), |k| Some(2 * k)).take_while(move |&k| k <= n)
 }
 
-/// Names of the scores that `n` completions per problem allow, in the order of [`Tally::scores`].
+/// Returns the names of the scores for `n` completions per problem, in the order of [`Tally::scores`].
 fn score_names(n: usize) -> Vec<String> {
     let pass = powers_of_two(n).map(|k| format!("pass@{k}"));
     std::iter::once(format!("mean@{n}")).chain(pass).chain([format!("maj@{n}"), format!("best@{n}")]).collect()
@@ -284,7 +285,7 @@ impl Tally {
     }
 }
 
-/// `1 − C(n − c, k) / C(n, k)` as a product, which does not overflow.
+/// Returns `1 − C(n − c, k) / C(n, k)`, computed as a product that does not overflow.
 fn pass_at(k: usize, n: usize, c: usize) -> f64 {
     if n - c < k {
         return 1.0;
@@ -299,7 +300,7 @@ mod tests {
     use crate::eval::record::tests::record;
     use crate::noise::Stream;
 
-    /// Counted out: of all ways to choose k of n completions, the share that has a right one.
+    /// Enumerates all ways to choose k of n completions, and counts those with a right one.
     #[test]
     fn pass_at_k_is_the_share_of_choices_with_a_right_one() {
         for (n, c) in [(1, 0), (1, 1), (4, 1), (5, 2), (6, 6), (6, 0)] {
@@ -315,7 +316,7 @@ mod tests {
         }
     }
 
-    /// By hand: stated and right, stated and wrong, only in passing, nothing; and a stated one that was cut.
+    /// By hand: stated and right, stated and wrong, right in passing, nothing, and stated but cut.
     #[test]
     fn each_reading_says_how_often_it_finds_an_answer() {
         let mut records: Vec<Record> = ["\\boxed{5}", "\\boxed{4}", "perhaps 5", "no idea", "\\boxed{5}"]
@@ -337,7 +338,7 @@ mod tests {
             let records: Vec<_> = (0..).zip(completions).map(|(i, text)| record("s", "1", i, text)).collect();
             (Reading::Strict.majority(&records), Reading::Lenient.majority(&records))
         };
-        // 10/2 and 5.0 are 5; against one each of 4 and 3.
+        // 10/2 and 5.0 are 5, against one vote each for 4 and 3.
         assert_eq!(majority(&["\\boxed{4}", "\\boxed{10/2}", "\\boxed{3}", "\\boxed{5.0}"]), (1.0, 1.0));
         assert_eq!(majority(&["\\boxed{4}", "\\boxed{5}"]), (0.5, 0.5));
         // Two unstated 4s vote in the lenient reading only.
@@ -345,7 +346,7 @@ mod tests {
         assert_eq!(majority(&["no idea", ""]), (0.0, 0.0));
     }
 
-    /// The first member of a group judged it, and 0.33 took in 1/3: the same answers in another order had another majority.
+    /// Regression: the first member of a class decided, and 0.33 accepted 1/3, so the order changed the majority.
     #[test]
     fn the_majority_does_not_depend_on_the_order() {
         const ANSWERS: [&str; 9] = ["0.33", "1/3", "\\frac13", "1/2", "0.5", "50\\%", "50", "0.333", "x"];

@@ -1,8 +1,8 @@
-//! Evaluation: sample completions of held-out problems, grade them, say what came out per data source.
+//! Evaluation: sample completions of held-out problems, grade them, and report figures per data source.
 //!
-//! [`evaluate`] samples, [`figures`] says what the scores are, [`saved`] keeps an evaluation in a folder and goes on
-//! with an interrupted one, [`compare`] sets two side by side. Training evaluates by the same code, with a seed apart
-//! from that of its own sampling.
+//! [`evaluate`] samples, [`figures`] defines the scores, [`saved`] keeps an evaluation in a folder and resumes an
+//! interrupted one, [`mod@source`] reads it back, [`compare`] compares two. Training evaluates with the same code, and a
+//! seed separate from that of its own sampling.
 
 pub mod bootstrap;
 pub mod budgets;
@@ -11,6 +11,7 @@ pub mod figures;
 pub mod protocol;
 pub mod record;
 pub mod saved;
+pub mod source;
 pub mod student;
 pub(crate) mod table;
 
@@ -28,34 +29,36 @@ use crate::metrics::Metrics;
 use crate::model::ModelConfig;
 use crate::rollout::{Asked, Sampler, requests};
 use crate::text::tokenizer::Tokenizer;
+pub use bootstrap::sign_test;
 pub use figures::Figures;
 pub use record::{Line, Record, Sample};
 
-/// How to evaluate.
+/// Settings of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
-    /// Problems: the first so many; 0 for all of a file.
+    /// Number of problems, from the start of the data; 0 for all problems of a file.
     pub num_problems: usize,
-    /// Completions per problem.
+    /// Number of completions per problem.
     pub num_generations: usize,
-    /// Sampling temperature; 0 is greedy.
+    /// Sampling temperature; 0 for greedy decoding.
     pub temperature: f32,
-    /// Number of the most probable tokens that are sampled from; 0 for all.
+    /// Top-k sampling: number of most probable tokens to keep; 0 disables.
     pub top_k: usize,
-    /// Probability that the most probable tokens, the ones sampled from, reach together; 1 for all.
+    /// Nucleus sampling: cumulative probability of the most probable tokens to keep; 1 disables.
     pub top_p: f32,
-    /// Samples only tokens at least this many times as probable as the most probable one; 0 for all.
+    /// Min-p sampling: minimum probability of a token relative to that of the most probable token; 0 disables.
     pub min_p: f32,
-    /// Makes tokens that occurred before less likely; 1 for none.
+    /// Repetition penalty: makes tokens that occurred before less likely if above 1; 1 disables.
     pub repetition_penalty: f32,
-    /// Longest completion, in tokens.
+    /// Maximum completion length in tokens.
     pub max_completion_length: usize,
-    /// Rows decoded together at most.
+    /// Maximum number of completions decoded in parallel.
     pub rows: usize,
-    /// Seed of the sampling noise, apart from training's.
+    /// Seed of the sampling noise, independent of the training seed.
     pub seed: u64,
-    /// Force the start of the embedded tasks' terse manner, to see what the model can do without thinking.
+    /// Whether to start each completion with the opening of the embedded tasks' terse style, to measure accuracy
+    /// without thinking.
     pub terse: bool,
 }
 
@@ -78,7 +81,7 @@ impl Default for EvalConfig {
 }
 
 impl EvalConfig {
-    /// What cannot work, one line each.
+    /// Returns the settings that cannot work, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for (key, value, least, most) in [
@@ -93,13 +96,13 @@ impl EvalConfig {
         problems
     }
 
-    /// What completions are sampled from.
+    /// Returns the distribution that completions are sampled from.
     fn distribution(&self) -> Distribution {
         let Self { repetition_penalty, temperature, top_k, top_p, min_p, .. } = *self;
         Distribution { repetition_penalty, temperature, top_k, top_p, min_p }
     }
 
-    /// The room that prompts must leave.
+    /// Returns the room that prompts must leave in the context.
     fn room(&self, model: &ModelConfig) -> Room<'static> {
         Room {
             max_position_embeddings: model.max_position_embeddings,
@@ -108,40 +111,40 @@ impl EvalConfig {
         }
     }
 
-    /// Problems that are sampled, graded and written together: their completions fill the rows a few times over, so that
-    /// few rows idle while the longest of them ends.
+    /// Returns the number of problems that are sampled, graded and written together. Their completions fill the rows
+    /// several times, so that few rows idle while the longest completion ends.
     fn problems_at_once(&self) -> usize {
         (4 * self.rows / self.num_generations).max(1)
     }
 }
 
-/// What is evaluated, beside the sampler that has its weights.
+/// The evaluated model, except for its weights, which the sampler has.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
-    /// Shape.
+    /// Shape of the model.
     pub model_config: &'a ModelConfig,
-    /// Text to tokens and back.
+    /// Tokenizer of the model.
     pub tokenizer: &'a Tokenizer,
 }
 
-/// What an observer of [`evaluate`] is told.
+/// Events reported to the observer of [`evaluate`].
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
-    /// Only of [`saved::evaluate_into`]: the number of problems that an interrupted evaluation has done.
+    /// Number of problems that an interrupted evaluation has done; only from [`saved::evaluate_into`].
     Resumed(usize),
-    /// Another token was sampled.
+    /// A token was sampled.
     Sampled(&'a Count),
     /// Completions were graded: lines of a completions file, a few problems at a time, in order.
     Graded(&'a [Line]),
 }
 
-/// Samples and grades `num_generations` completions of each of `problems` from number `first` on.
+/// Samples and grades `num_generations` completions of each of `problems` from index `first` on.
 ///
-/// `observe` ends the evaluation by an error. While the device samples completions, all cores grade the ones before.
+/// An error of `observe` ends the evaluation. While the device samples, all cores grade the completions before.
 ///
 /// # Errors
-/// A prompt that cannot be rendered, one that leaves no room for the longest completion in the context of the model, and an
-/// error of the sampler or of `observe`.
+/// A prompt that cannot be rendered or leaves no room for the longest completion in the model's context, and an error
+/// of the sampler or of `observe`.
 pub fn evaluate(
     sampler: &mut dyn Sampler,
     subject: Subject,
@@ -197,7 +200,7 @@ pub fn evaluate(
     Ok(records)
 }
 
-/// The lines of completions, in order.
+/// Grades completions and returns their lines, in order.
 fn grade(sampled: &[Sampled], tokenizer: &Tokenizer) -> Vec<Line> {
     sampled.par_iter().map(|sampled| sampled.line(tokenizer)).collect()
 }
@@ -212,11 +215,11 @@ struct Sampled<'a> {
 }
 
 impl Sampled<'_> {
-    /// Grades it.
+    /// Grades the completion.
     fn line(&self, tokenizer: &Tokenizer) -> Line {
         let completion = &self.completion;
         let ids = [self.forced.as_slice(), &completion.tokens].concat();
-        // A server alone says nothing of entropies.
+        // Completions sampled by a server alone have no entropies.
         let known = completion.entropies.len() == completion.tokens.len();
         let rounded = completion.entropies.iter().map(|h| (h * 1e4).round() / 1e4);
         let entropy: Vec<f32> = self.forced.iter().map(|_| 0.0).chain(rounded).filter(|_| known).collect();
@@ -238,7 +241,7 @@ impl Sampled<'_> {
     }
 }
 
-/// The tokens a terse evaluation forces.
+/// Returns the tokens that a terse evaluation forces.
 fn forced_start(problem: &Problem, tokenizer: &Tokenizer, terse: bool) -> Result<Vec<u32>> {
     if !terse {
         return Ok(Vec::new());
@@ -251,38 +254,47 @@ fn forced_start(problem: &Problem, tokenizer: &Tokenizer, terse: bool) -> Result
     }
 }
 
-/// Which problem.
+/// Identity of a problem within an evaluation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// Where it is from.
+    /// Data source of the problem.
     pub data_source: String,
-    /// Its identity.
+    /// Id of the problem.
     pub problem: String,
-    /// How many of that identity came before: a data set may have a problem twice.
+    /// Number of earlier problems with the same id: a data set may contain a problem twice.
     pub repeat: usize,
 }
 
 /// The completions of one problem.
 #[derive(Debug, Clone)]
 pub struct Group {
-    /// The problem.
+    /// Identity of the problem.
     pub key: Key,
-    /// Its completions, equally many for every problem.
+    /// Its completions; every problem has equally many.
     pub records: Vec<Record>,
 }
 
-/// Graded completions by problem.
+/// Returns in what two completions under one id show that their problems are different ones. An empty prompt is unknown.
+fn disagreement(a: &Sample, b: &Sample) -> Option<[String; 2]> {
+    if a.answer != b.answer {
+        return Some([a, b].map(|sample| format!("the answer {:?}", sample.answer)));
+    }
+    let known = !a.prompt.is_empty() && !b.prompt.is_empty();
+    (known && a.prompt != b.prompt).then(|| [a, b].map(|sample| format!("the prompt {:?}", sample.prompt)))
+}
+
+/// Graded completions, grouped by problem.
 #[derive(Debug, Clone)]
 pub struct Evaluation {
-    /// In the order of the problems; at least one.
+    /// Groups in the order of the problems; at least one.
     pub groups: Vec<Group>,
 }
 
 impl Evaluation {
-    /// Sorts completions by problem.
+    /// Groups completions by problem.
     ///
     /// # Errors
-    /// When there are none, or more of one problem than of another.
+    /// When there are none, problems differ in the number of completions, or completions of a problem in prompt or answer.
     pub fn new(records: Vec<Record>) -> Result<Self> {
         let mut groups: Vec<Group> = Vec::new();
         let mut places: HashMap<Key, usize> = HashMap::new();
@@ -299,6 +311,15 @@ impl Evaluation {
             }
             groups[place].records.push(record);
         }
+        for Group { key: Key { data_source, problem, .. }, records } in &groups {
+            let mut others = records[1..].iter().filter_map(|other| disagreement(&records[0].sample, &other.sample));
+            if let Some([one, other]) = others.next() {
+                return Err(Error::Invalid(format!(
+                    "problem {problem} of {data_source} has {one} in one line and {other} in another: they are not of the \
+                     same data"
+                )));
+            }
+        }
         let samples = groups.first().map_or(0, |group| group.records.len());
         match groups.iter().find(|group| group.records.len() != samples) {
             _ if groups.is_empty() => Err(Error::Invalid("there are no completions".to_string())),
@@ -311,12 +332,12 @@ impl Evaluation {
         }
     }
 
-    /// Figures over all problems, without intervals.
+    /// Computes figures over all problems, without intervals.
     pub fn overall(&self) -> Figures {
         Figures::of(&self.groups.iter().collect::<Vec<_>>(), false)
     }
 
-    /// Figures by data source, without intervals.
+    /// Computes figures by data source, without intervals.
     pub fn families(&self) -> BTreeMap<String, Figures> {
         self.by_source(false)
     }
@@ -329,13 +350,13 @@ impl Evaluation {
         sources.into_iter().map(|(source, groups)| (source, Figures::of(&groups, intervals))).collect()
     }
 
-    /// Figures by data source and then over all problems, with intervals.
+    /// Computes figures by data source and then over all problems, with intervals.
     fn rows(&self) -> Vec<(String, Figures)> {
         let all = Figures::of(&self.groups.iter().collect::<Vec<_>>(), true);
         self.by_source(true).into_iter().chain([("all".to_string(), all)]).collect()
     }
 
-    /// How often each verdict was reached.
+    /// Counts the verdicts of the strict reading.
     pub fn verdicts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for record in self.groups.iter().flat_map(|group| &group.records) {
@@ -344,7 +365,7 @@ impl Evaluation {
         counts
     }
 
-    /// The figures under metric names.
+    /// Returns the figures as metrics.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::default();
         let overall = self.overall();
@@ -363,12 +384,12 @@ impl Evaluation {
         metrics
     }
 
-    /// The completions under smaller limits of length.
+    /// Returns statistics of the completions under smaller length limits.
     pub fn budgets(&self) -> Vec<budgets::Budget> {
         budgets::budgets(&self.groups.iter().flat_map(|group| &group.records).collect::<Vec<_>>())
     }
 
-    /// Everything, as JSON.
+    /// Returns all figures as JSON.
     pub fn summary(&self) -> Value {
         let mut families = self.rows();
         let overall = families.pop().map(|(_, figures)| figures);
@@ -376,7 +397,7 @@ impl Evaluation {
         json!({ "overall": overall, "families": families, "verdicts": self.verdicts(), "budgets": self.budgets() })
     }
 
-    /// One line.
+    /// Summarises the evaluation in one line.
     pub fn line(&self) -> String {
         let overall = self.overall();
         let entropy = overall.entropy.map_or(String::new(), |nats| format!(", entropy {nats:.3} nats"));
@@ -390,7 +411,7 @@ impl Evaluation {
         )
     }
 
-    /// Tables of all data sources, and the verdicts.
+    /// Formats tables of all data sources, and the verdicts.
     pub fn table(&self) -> String {
         let verdicts: Vec<String> = self.verdicts().iter().map(|(name, count)| format!("{name} {count}")).collect();
         let budgets = budgets::table(&self.budgets());

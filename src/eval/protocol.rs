@@ -1,8 +1,8 @@
-//! How papers evaluate, in one word.
+//! Evaluation protocols of papers, each selected by one word.
 
 use super::EvalConfig;
 
-/// Defaults of an evaluation. Whatever is given beside it wins.
+/// Defaults of an evaluation; explicit settings override them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Protocol {
@@ -13,7 +13,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// What it stands for.
+    /// Returns the evaluation settings of the protocol.
     pub fn config(self) -> EvalConfig {
         let plain = EvalConfig { num_problems: 0, ..EvalConfig::default() };
         match self {
@@ -28,7 +28,7 @@ impl Protocol {
         }
     }
 
-    /// Text after the question ([`PromptConfig::suffix`](crate::text::prompt::PromptConfig::suffix)).
+    /// Returns the text after the question ([`PromptConfig::suffix`](crate::text::prompt::PromptConfig::suffix)).
     pub fn suffix(self) -> &'static str {
         match self {
             Self::Plain => "auto",
@@ -36,7 +36,7 @@ impl Protocol {
         }
     }
 
-    /// What it stands for, in words.
+    /// Describes the settings in words.
     pub fn describe(self) -> String {
         let EvalConfig { num_generations, temperature, top_p, max_completion_length, .. } = self.config();
         let plural = if num_generations == 1 { "" } else { "s" };

@@ -1,10 +1,11 @@
-//! Graded completions and the files they are kept in, one JSON object per line.
+//! Graded completions, and the files that hold them, one JSON object per line.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
@@ -14,24 +15,25 @@ use crate::verify::{Graded, Verdict, grade};
 /// A completion as it was sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The problem's identity.
+    /// Id of the problem.
     pub problem: String,
-    /// Which of the problem's completions this is.
+    /// Index of the completion among those of the problem.
     pub sample: usize,
-    /// Where the problem is from.
+    /// Data source of the problem.
     pub data_source: String,
     /// The question.
     #[serde(default)]
     pub prompt: String,
     /// The right answer.
     pub answer: String,
-    /// The text, with any forced start, without special tokens.
+    /// Text without special tokens, including any forced start.
     pub completion: String,
     /// Whether the model ended it, rather than the length limit.
     pub finished: bool,
-    /// Tokens, forced start included.
+    /// Number of tokens, including the forced start; at least one.
+    #[serde(deserialize_with = "length")]
     pub length: usize,
-    /// Tokens of the shortest sufficient solution, end of turn included, where known.
+    /// Number of tokens of the shortest sufficient solution, including the end of turn, where known.
     #[serde(default)]
     pub floor: Option<usize>,
     /// Sum over tokens of the entropy at temperature 1, in nats, where known.
@@ -39,21 +41,30 @@ pub struct Sample {
     pub entropy_sum: Option<f64>,
 }
 
+/// Reads a number of tokens within the range of a completion's.
+fn length<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<usize, D::Error> {
+    let length = u64::deserialize(deserializer)?;
+    match u32::try_from(length) {
+        Ok(tokens) if tokens > 0 => Ok(tokens as usize),
+        _ => Err(D::Error::custom(format!("length = {length} must be from 1 to {}", u32::MAX))),
+    }
+}
+
 fn sum<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<f64>, D::Error> {
     Vec::<f32>::deserialize(deserializer).map(|entropies| Some(entropy_sum(&entropies)))
 }
 
-/// Sum of a completion's entropies.
+/// Returns the sum of a completion's entropies.
 pub(super) fn entropy_sum(entropies: &[f32]) -> f64 {
     entropies.iter().map(|&entropy| f64::from(entropy)).sum()
 }
 
-/// A completion with its grades.
+/// A completion with its verdicts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// What was sampled.
+    /// The completion as it was sampled.
     pub sample: Sample,
-    /// What it is worth.
+    /// Verdicts of both readings.
     pub graded: Graded,
 }
 
@@ -65,14 +76,14 @@ impl Record {
     }
 }
 
-/// A record with its tokens, which only the file keeps.
+/// A record with its tokens, which only the file holds.
 #[derive(Debug, Clone)]
 pub struct Line {
     /// The record.
     pub record: Record,
-    /// Text of each token, special tokens too.
+    /// Text of each token, including special tokens.
     pub tokens: Vec<String>,
-    /// Entropy of each token's distribution at temperature 1, in nats, to four places.
+    /// Entropy of each token's distribution at temperature 1, in nats, rounded to four decimals.
     pub entropy: Vec<f32>,
 }
 
@@ -89,7 +100,7 @@ struct Written<'a> {
     entropy: &'a [f32],
 }
 
-/// A completions file that grows.
+/// Writer that appends to a completions file.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
@@ -97,7 +108,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins a new file.
+    /// Creates a new file.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -106,11 +117,11 @@ impl Writer {
         Ok(Self { path: path.to_path_buf(), file: BufWriter::new(file) })
     }
 
-    /// Goes on with a file of which the first `bytes` are to stay.
+    /// Opens a file to append to and keeps its first `bytes`.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn go_on(path: &Path, bytes: u64) -> Result<Self> {
+    pub(super) fn resume(path: &Path, bytes: u64) -> Result<Self> {
         let open = || {
             let file = OpenOptions::new().append(true).create(true).open(path)?;
             file.set_len(bytes)?;
@@ -120,7 +131,7 @@ impl Writer {
         Ok(Self { path: path.to_path_buf(), file: BufWriter::new(file) })
     }
 
-    /// Adds lines; they are with the operating system when this returns.
+    /// Appends lines and flushes them to the operating system.
     ///
     /// # Errors
     /// When they cannot be written.
@@ -146,24 +157,15 @@ impl Writer {
     }
 }
 
-/// The completions file that a path stands for: itself, that of an evaluation's folder, or the last one of a run.
-pub fn locate(path: &Path) -> Result<PathBuf> {
-    let candidates = [path.to_path_buf(), path.join("completions.jsonl"), path.join("completions/eval_final.jsonl")];
-    candidates.into_iter().find(|candidate| candidate.is_file()).ok_or_else(|| {
-        let message = "expected a completions file, a folder that `tempering eval --output` wrote, or a finished run";
-        Error::file(path, message)
-    })
-}
-
-/// Reads a completions file and grades it anew.
+/// Reads a completions file and grades the completions again.
 ///
 /// # Errors
-/// When the file cannot be read, and the first line that is no completion.
+/// When the file cannot be read; the first line that is not a completion.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     let text = files::read_text(path)?;
     let records = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).collect::<Vec<_>>();
     let parse = |(index, line): (usize, &str)| parse(line).map_err(|fault| at_line(path, index + 1, &fault));
-    // Results first, so that the error is that of the first line, however the threads run.
+    // Collect results first, so that the error is that of the first line, whatever the order of the threads.
     let records: Vec<Result<Record>> = records.into_par_iter().map(parse).collect();
     let records: Vec<Record> = records.into_iter().collect::<Result<_>>()?;
     if records.is_empty() {
@@ -172,7 +174,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// A line as a graded record.
+/// Parses a line and grades its completion.
 pub(super) fn parse(line: &str) -> std::result::Result<Record, serde_json::Error> {
     serde_json::from_str(line).map(Record::new)
 }
@@ -180,7 +182,7 @@ pub(super) fn parse(line: &str) -> std::result::Result<Record, serde_json::Error
 fn at_line(path: &Path, line: usize, fault: &serde_json::Error) -> Error {
     Error::file(
         format!("{}:{line}", path.display()),
-        format!("no graded completion: {fault}; mend or delete this line"),
+        format!("no graded completion: {fault}; mend this line, or go on with an interrupted evaluation"),
     )
 }
 
@@ -188,7 +190,7 @@ fn at_line(path: &Path, line: usize, fault: &serde_json::Error) -> Error {
 pub(super) mod tests {
     use super::*;
 
-    /// A finished completion of a problem whose answer is 5.
+    /// Returns a finished completion of a problem whose answer is 5.
     pub(in crate::eval) fn record(source: &str, problem: &str, sample: usize, completion: &str) -> Record {
         Record::new(Sample {
             problem: problem.to_string(),
@@ -215,7 +217,6 @@ pub(super) mod tests {
         let line = Line { record: record.clone(), tokens: vec!["a".into(); 3], entropy };
         Writer::create(&path).unwrap().append(&[line.clone(), line]).unwrap();
         assert_eq!(read(&path).unwrap(), [record.clone(), record]);
-        assert_eq!(locate(dir.path()).unwrap(), path);
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(r#""correct":true"#) && text.contains(r#""entropy":[0.1234,0.0,2.5]"#), "{text}");
     }
@@ -229,7 +230,12 @@ pub(super) mod tests {
         std::fs::write(&path, format!("\n{line}\n")).unwrap();
         let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("completions.jsonl:2: no graded completion: missing field `answer`"), "{error}");
-        let error = locate(&dir.path().join("none")).unwrap_err().to_string();
-        assert!(error.contains("none: expected a completions file"), "{error}");
+        // Regression: a length of 2^63 emptied the table of limits, and a length of 0 gave an infinite ratio.
+        for length in ["0", "9223372036854775808"] {
+            let line = line.replace("\"length\": 1", &format!("\"answer\": \"5\", \"length\": {length}"));
+            std::fs::write(&path, line).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(&format!("length = {length} must be from 1 to 4294967295")), "{error}");
+        }
     }
 }

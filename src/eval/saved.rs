@@ -1,5 +1,6 @@
-//! An evaluation in a folder: its settings, its completions as they come, its figures; an interrupted one goes on.
+//! An evaluation in a folder: settings, completions as they are sampled, and figures. It can be resumed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::record::{Writer, parse};
-use super::{EvalConfig, Evaluation, Event, Record, Subject, evaluate};
+use super::{EvalConfig, Evaluation, Event, Record, Sample, Subject, evaluate};
 use crate::data::{DataReport, Problem};
 use crate::error::{Error, Result};
 use crate::hub::{self, Kind, Part};
@@ -16,19 +17,19 @@ use crate::model::lora;
 use crate::rollout::Sampler;
 use crate::{files, noise};
 
-/// `eval.json`: what the completions in a folder are completions of.
+/// Contents of `eval.json`: the origin of the completions in a folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Where the model was; of one of the Hub its name with the commit.
+    /// Path of the model; for a model of the Hub, its name with the commit.
     pub model: PathBuf,
-    /// Where the problems were, with what was odd about them.
+    /// Paths of the data, with a report of irregularities.
     pub data: Vec<(PathBuf, DataReport)>,
-    /// All that decides what is sampled, by name.
+    /// All settings that affect sampling, by name.
     pub settings: Map<String, Value>,
 }
 
 impl Manifest {
-    /// Describes an evaluation: the settings, the content of the model's files and that of the problems.
+    /// Describes an evaluation by its settings and by digests of the model's files and of the problems.
     ///
     /// # Errors
     /// When a file of the model cannot be read.
@@ -39,15 +40,15 @@ impl Manifest {
         problems: &[Problem],
         config: &EvalConfig,
     ) -> Result<Self> {
-        let words: Vec<u64> = problems.iter().flat_map(|p| [p.id, noise::mix_text(&p.answer)]).collect();
         let mut settings = match serde_json::to_value(config) {
             Ok(Value::Object(settings)) => settings,
             other => unreachable!("settings are an object: {other:?}"),
         };
-        // How many were asked for does not matter where the problems are known.
+        // The number that was asked for does not matter once the problems are known.
         settings.remove("num_problems");
         settings.insert("problems".to_string(), json!(problems.len()));
-        settings.insert("problems_digest".to_string(), format!("{:016x}", noise::mix(&words)).into());
+        let digest = problems_digest(problems.iter().map(|p| (p.id, p.answer.as_str())));
+        settings.insert("problems_digest".to_string(), digest.into());
         settings.insert("model_digest".to_string(), identity(model)?.into());
         let folder = hub::model(model, Part::Settings)?;
         if lora::is_adapter(&folder) {
@@ -60,27 +61,50 @@ impl Manifest {
     /// Reads the manifest of a folder, if there is one.
     ///
     /// # Errors
-    /// When there is one that cannot be read.
+    /// When the manifest exists but cannot be read.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join("eval.json");
         if path.is_file() { files::read_json(&path).map(Some) } else { Ok(None) }
     }
-
-    /// How `self` differs from `other`, setting by setting: `name: here, there`.
-    pub fn differences(&self, other: &Self) -> Vec<(String, [String; 2])> {
-        let shown = |settings: &Map<String, Value>, name: &str| {
-            settings.get(name).map_or("not set".to_string(), ToString::to_string)
-        };
-        let added = other.settings.keys().filter(|name| !self.settings.contains_key(*name));
-        let names = self.settings.keys().chain(added);
-        names
-            .map(|name| (name.clone(), [shown(&self.settings, name), shown(&other.settings, name)]))
-            .filter(|(_, [here, there])| here != there)
-            .collect()
-    }
 }
 
-/// What tells a model from others: its commit on the Hub, or a hash of its files.
+/// A setting that differs: its name and its two values; `None` where it is not known.
+pub type Difference = (String, [Option<String>; 2]);
+
+/// Returns the settings that differ between `a` and `b`. Keys of a table in them are settings of their own.
+pub fn differences(a: &Map<String, Value>, b: &Map<String, Value>) -> Vec<Difference> {
+    let (a, b) = (texts(a), texts(b));
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let values = |name: &String| [&a, &b].map(|side| side.get(name).cloned());
+    names.into_iter().map(|name| (name.clone(), values(name))).filter(|(_, [a, b])| a != b).collect()
+}
+
+/// Returns settings as text, those of a table as `table.key`.
+fn texts(settings: &Map<String, Value>) -> BTreeMap<String, String> {
+    let text = |value: &Value| match value {
+        // Settings are 32-bit floats: 0.6 is not to be shown as 0.6000000238418579.
+        Value::Number(number) if number.is_f64() => format!("{:?}", number.as_f64().unwrap_or_default() as f32),
+        other => other.to_string(),
+    };
+    let mut found = BTreeMap::new();
+    for (name, value) in settings {
+        match value {
+            Value::Object(table) => {
+                found.extend(table.iter().map(|(key, value)| (format!("{name}.{key}"), text(value))))
+            }
+            value => drop(found.insert(name.clone(), text(value))),
+        }
+    }
+    found
+}
+
+/// Returns a digest of ids and answers of problems.
+pub(super) fn problems_digest<'a>(problems: impl Iterator<Item = (u64, &'a str)>) -> String {
+    let words: Vec<u64> = problems.flat_map(|(id, answer)| [id, noise::mix_text(answer)]).collect();
+    format!("{:016x}", noise::mix(&words))
+}
+
+/// Returns the identity of a model: its commit on the Hub, or a hash of its files.
 fn identity(model: &Path) -> Result<String> {
     match hub::commit(Kind::Model, model)? {
         Some(commit) => Ok(commit),
@@ -88,7 +112,7 @@ fn identity(model: &Path) -> Result<String> {
     }
 }
 
-/// A hash of the names and contents of a model's files.
+/// Computes a hash of the names and contents of a model's files.
 fn digest(model: &Path) -> Result<u64> {
     let entries = std::fs::read_dir(model).map_err(Error::io(model))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>();
@@ -101,7 +125,7 @@ fn digest(model: &Path) -> Result<u64> {
         state = noise::mix(&[state, noise::mix_text(&path.file_name().unwrap_or_default().to_string_lossy())]);
         let mut file = File::open(&path).map_err(Error::io(&path))?;
         loop {
-            // Whole buffers, so that the hash does not depend on how the system hands the file over.
+            // Fill the buffer, so that the hash does not depend on the sizes of the system's reads.
             let mut filled = 0;
             while filled < buffer.len() {
                 match file.read(&mut buffer[filled..]).map_err(Error::io(&path))? {
@@ -121,11 +145,11 @@ fn digest(model: &Path) -> Result<u64> {
     Ok(state)
 }
 
-/// Evaluates into the folder `dir`, going on where an earlier call with the same manifest stopped, and writes
-/// `eval.json`, `completions.jsonl` and `summary.json`.
+/// Evaluates into the folder `dir`, resumes an earlier call with the same manifest, and writes `eval.json`,
+/// `completions.jsonl` and `summary.json`.
 ///
 /// # Errors
-/// When the folder holds completions of another model, other problems or other settings, and what [`evaluate`] says.
+/// When the folder holds completions of another model, other problems or other settings; errors of [`evaluate`].
 pub fn evaluate_into(
     dir: &Path,
     manifest: &Manifest,
@@ -141,10 +165,11 @@ pub fn evaluate_into(
     let completions = dir.join("completions.jsonl");
     match Manifest::read(dir)? {
         Some(earlier) => {
-            let differences = earlier.differences(manifest);
-            if !differences.is_empty() {
-                let lines = differences.iter().map(|(name, [was, is])| format!("{name} was {was} and is {is}"));
-                let lines = lines.collect::<Vec<_>>().join("; ");
+            // A folder of an older version does not know all settings.
+            let known = |(name, [was, is]): Difference| Some(format!("{name} was {} and is {}", was?, is?));
+            let differences = differences(&earlier.settings, &manifest.settings).into_iter().filter_map(known);
+            let lines = differences.collect::<Vec<_>>().join("; ");
+            if !lines.is_empty() {
                 let message = format!("holds another evaluation: {lines}; choose another --output or delete this one");
                 return Err(Error::file(dir, message));
             }
@@ -155,10 +180,10 @@ pub fn evaluate_into(
         None => files::write_json(&dir.join("eval.json"), manifest)?,
     }
     let (at_once, n) = (config.problems_at_once(), config.num_generations);
-    let (mut records, bytes) = whole_chunks(&completions, at_once * n, problems.len() * n)?;
+    let (mut records, bytes) = whole_chunks(&completions, at_once * n, problems, n)?;
     let done = records.len() / n;
     observe(Event::Resumed(done))?;
-    let mut writer = Writer::go_on(&completions, bytes)?;
+    let mut writer = Writer::resume(&completions, bytes)?;
     let mut write = |event: Event| {
         if let Event::Graded(lines) = event {
             writer.append(lines)?;
@@ -171,10 +196,10 @@ pub fn evaluate_into(
     Ok(evaluation)
 }
 
-/// Refuses what is no folder, and the folder of a run, which an evaluation in it would hide the run's own behind.
+/// Rejects a path that is not a folder, and a run's folder, where an evaluation would hide the run's own.
 ///
 /// # Errors
-/// Naming it.
+/// An error that names the path.
 pub fn check_output(dir: &Path) -> Result<()> {
     let message = if dir.exists() && !dir.is_dir() {
         "is a file, and --output must be a folder: name another"
@@ -186,10 +211,13 @@ pub fn check_output(dir: &Path) -> Result<()> {
     Err(Error::file(dir, message))
 }
 
-/// The records at the beginning of a file that came from whole chunks of `lines` lines, at most `total`, and the bytes
-/// they take. An interruption may have left part of a chunk, or of a line, after them; sampling the same problems
-/// together again gives the same numbers to the bit.
-fn whole_chunks(path: &Path, lines: usize, total: usize) -> Result<(Vec<Record>, u64)> {
+/// Returns the records at the start of a file that form whole chunks of `lines` lines, and their size in bytes. An
+/// interruption may have left part of a chunk, or of a line, after them; sampling the same problems together again gives
+/// bit-identical numbers.
+///
+/// # Errors
+/// When the lines are not those of `n` completions of each of `problems`, in order.
+fn whole_chunks(path: &Path, lines: usize, problems: &[Problem], n: usize) -> Result<(Vec<Record>, u64)> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
@@ -198,16 +226,25 @@ fn whole_chunks(path: &Path, lines: usize, total: usize) -> Result<(Vec<Record>,
     let mut reader = BufReader::new(file);
     let (mut records, mut bytes, mut whole) = (Vec::new(), 0, (0, 0));
     let mut line = Vec::new();
+    let total = problems.len() * n;
     while records.len() < total {
         line.clear();
         reader.read_until(b'\n', &mut line).map_err(Error::io(path))?;
         if !line.ends_with(b"\n") {
             break;
         }
-        let Some(record) = std::str::from_utf8(&line).ok().and_then(|text| parse(text).ok()) else {
-            let message = "no graded completion; delete this line and those after it";
-            return Err(Error::file(format!("{}:{}", path.display(), records.len() + 1), message));
+        let refuse = |message: &str| {
+            let message = format!("{message}; delete this line and those after it");
+            Error::file(format!("{}:{}", path.display(), records.len() + 1), message)
         };
+        let record = std::str::from_utf8(&line).ok().and_then(|text| parse(text).ok());
+        let Some(record) = record else { return Err(refuse("no graded completion")) };
+        let (problem, Sample { problem: id, sample, data_source, .. }) = (&problems[records.len() / n], &record.sample);
+        if *id != problem.id.to_string() || *data_source != problem.data_source || *sample != records.len() % n {
+            return Err(refuse(
+                "another completion is expected here: a line before is missing, doubled or out of order",
+            ));
+        }
         records.push(record);
         bytes += line.len() as u64;
         if records.len() % lines == 0 || records.len() == total {

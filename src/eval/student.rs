@@ -1,9 +1,9 @@
-//! Student's t distribution: intervals of means over a few runs.
+//! Student's t distribution, for intervals of means over a few runs.
 
-/// The 95% interval around `value` of independent parts of its error, each a variance of a mean and its degrees of freedom
-/// (Welch 1947): they add up, and so few values are behind the sum as their shares say.
+/// Returns the 95% interval around `value`. `parts` are independent parts of its error, each a variance of a mean and
+/// its degrees of freedom; the variances add up, the degrees of freedom combine as in Welch (1947).
 ///
-/// The interval of no parts, or of parts without any variance, has no width.
+/// Without parts, or if all variances are 0, the interval has no width.
 pub fn interval(value: f64, parts: &[(f64, f64)]) -> [f64; 2] {
     let variance: f64 = parts.iter().map(|(variance, _)| variance).sum();
     if variance == 0.0 {
@@ -14,13 +14,13 @@ pub fn interval(value: f64, parts: &[(f64, f64)]) -> [f64; 2] {
     [value - width, value + width]
 }
 
-/// What a variable of this distribution exceeds in 2.5% of all cases.
+/// Returns the value that a variable of this distribution exceeds with probability 2.5%.
 ///
-/// With `x = √ν tan θ` its density is `cos^(ν − 1) θ`, but for a factor: the quantile is where the integral from 0 is 95% of that
-/// to π/2.
+/// With `x = √ν tan θ` its density is proportional to `cos^(ν − 1) θ`, so the quantile is where the integral from 0 is
+/// 95% of the integral to π/2.
 ///
 /// # Panics
-/// Below one degree of freedom.
+/// When `degrees` is below 1.
 pub fn quantile(degrees: f64) -> f64 {
     assert!(degrees >= 1.0 - 1e-9, "{degrees} degrees of freedom");
     if degrees > 1000.0 {

@@ -2,10 +2,10 @@
 
 use super::figures::{Estimate, Figures};
 
-/// Columns of a line, where names are not longer than that.
+/// Maximum width of a line in columns; only longer names exceed it.
 const WIDTH: usize = 100;
 
-/// Two tables, one line per data source each: scores with their 95% intervals, and lengths in tokens.
+/// Formats two tables with a line per data source: scores with 95% intervals, and lengths in tokens.
 pub(super) fn tables(rows: &[(String, Figures)]) -> String {
     let samples = rows.last().map_or(1, |(_, figures)| figures.samples);
     let names = shown(samples);
@@ -41,16 +41,16 @@ pub(super) fn tables(rows: &[(String, Figures)]) -> String {
         ]);
     }
     let legend = wrapped(
-        "In brackets 95% bootstrap intervals over problems; none where drawing other problems changes nothing. strict: a \
-         stated answer of a finished completion; lenient: the last formula or number; found: \
-         share of completions in which that way of reading finds an answer, right or not. cut: share of completions ended by the length \
-         limit; per correct: tokens of all completions for each right one; floor: mean length of the shortest reference \
-         solutions, where known.",
+        "In brackets 95% bootstrap intervals over problems; none where drawing other problems changes nothing; ∞: no \
+         bound, because more than one draw in forty has no right completion. strict: a stated answer of a finished \
+         completion; lenient: the last formula or number; found: share of completions in which that way of reading finds \
+         an answer, right or not. cut: share of completions ended by the length limit; per correct: tokens of all \
+         completions for each right one; floor: mean length of the shortest reference solutions, where known.",
     );
     format!("{}\n{}\n{legend}", aligned(&scores), aligned(&lengths))
 }
 
-/// The scores in the table: with one completion per problem they are all the same.
+/// Returns the scores in the table; with one completion per problem all scores are equal.
 fn shown(samples: usize) -> Vec<String> {
     let mut names = vec![format!("mean@{samples}")];
     if samples > 1 {
@@ -61,11 +61,12 @@ fn shown(samples: usize) -> Vec<String> {
     names
 }
 
-/// `value (low..high)`, scaled, with `places` decimals; an interval without width is left out; `-` for none.
+/// Formats `value (low..high)`, scaled, with `places` decimals; without an interval of no width; `None` as `-`, infinity
+/// as `∞`.
 pub(super) fn estimate(estimate: Option<Estimate>, scale: f64, places: usize, signed: bool) -> String {
     let number = |value: f64| match signed {
-        true => format!("{:+.places$}", scale * value),
-        false => format!("{:.places$}", scale * value),
+        true => format!("{:+.places$}", scale * value).replace("inf", "∞"),
+        false => format!("{:.places$}", scale * value).replace("inf", "∞"),
     };
     match estimate {
         Some(Estimate { value, interval: Some([low, high]) }) if low < high => {
@@ -76,8 +77,8 @@ pub(super) fn estimate(estimate: Option<Estimate>, scale: f64, places: usize, si
     }
 }
 
-/// Rows of equally many cells as lines: the first column to the left, the others to the right. Columns for which a line has
-/// no room follow below, beside the first column again.
+/// Aligns rows with equal numbers of cells: the first column to the left, the others to the right. Columns that do not
+/// fit into a line follow below, with the first column repeated.
 pub(super) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |k: usize| rows.iter().map(|row| row[k].chars().count()).max().unwrap_or(0);
@@ -102,7 +103,7 @@ pub(super) fn aligned(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A paragraph in lines of at most [`WIDTH`] columns.
+/// Wraps a paragraph to lines of at most [`WIDTH`] columns.
 pub(super) fn wrapped(text: &str) -> String {
     let mut lines = String::new();
     let mut used = 0;
@@ -137,7 +138,7 @@ mod tests {
         );
     }
 
-    /// A comparison once was 212 columns wide.
+    /// Regression: a comparison was 212 columns wide.
     #[test]
     fn no_line_is_wider_than_a_terminal() {
         let row: Vec<String> = (0..9).map(|k| format!("{k} (10.0..100.0)")).collect();
@@ -150,5 +151,6 @@ mod tests {
     fn an_interval_without_width_is_left_out() {
         let of = |interval| estimate(Some(Estimate { value: 0.5, interval: Some(interval) }), 100.0, 1, false);
         assert_eq!((of([0.5, 0.5]), of([0.25, 0.75])), ("50.0".to_string(), "50.0 (25.0..75.0)".to_string()));
+        assert_eq!(of([0.25, f64::INFINITY]), "50.0 (25.0..∞)");
     }
 }

@@ -1,4 +1,4 @@
-//! Who follows a run beside `metrics.jsonl`: TensorBoard, and a program that is fed its lines.
+//! Consumers of a run's metrics besides `metrics.jsonl`: TensorBoard, and a program that receives the lines.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,27 +18,28 @@ use crate::files;
 
 /// Folder of event files within a run's folder.
 pub const TENSORBOARD: &str = "tensorboard";
-/// What the program of `log.command` says, within a run's folder.
+/// File with the output of the program of `log.command`, within a run's folder.
 pub const SAID: &str = "log_command.txt";
-/// How long the program is waited for in silence after the run.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How long its last lines may take it.
-const GRACE: Duration = Duration::from_secs(60);
+/// Time after the run until a warning that the program is still running.
+const WARN_AFTER: Duration = Duration::from_secs(2);
+/// Time after the run until the program is killed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where the metrics of a run go beside `metrics.jsonl`.
+/// Destinations of a run's metrics besides `metrics.jsonl`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
-    /// `tensorboard`: event files in the run's folder `tensorboard/`, with the names of Hugging Face's trainers.
+    /// Experiment trackers. `tensorboard` writes event files to `tensorboard/` in the directory of the run, with the
+    /// metric names of Hugging Face's trainers.
     pub report_to: Vec<Tracker>,
-    /// A program and its arguments that reads each line of `metrics.jsonl` on its standard input as it is written; what it
-    /// says goes to `log_command.txt` of the run's folder. It finds the folder in TEMPERING_RUN and the identity of the run,
-    /// the same after a resume, in TEMPERING_RUN_ID. Empty for none.
+    /// Program and arguments; the program receives each line of `metrics.jsonl` on standard input as it is written. Its
+    /// output goes to `log_command.txt` in the directory of the run. The environment variable TEMPERING_RUN contains
+    /// that directory, and TEMPERING_RUN_ID the identity of the run, which is the same after a resume. Empty for none.
     pub command: Vec<String>,
 }
 
 impl LogConfig {
-    /// Settings that cannot work, one line each.
+    /// Returns the settings that cannot work, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let nameless = self.command.first().is_some_and(String::is_empty);
         let mistake = format!("log.command = {:?} names no program", self.command);
@@ -46,7 +47,7 @@ impl LogConfig {
     }
 }
 
-/// A tool that a run writes for.
+/// A tool that a run writes files for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", rename_all = "snake_case")]
 pub enum Tracker {
@@ -60,30 +61,28 @@ impl TryFrom<String> for Tracker {
     fn try_from(name: String) -> std::result::Result<Self, String> {
         match name.as_str() {
             "tensorboard" => Ok(Self::Tensorboard),
+            // The reader of the settings adds the key and the value.
             "wandb" | "trackio" | "mlflow" => Err(format!(
-                "log.report_to = [\"{name}\"]: its client is a Python program; set log.command = [\"python3\", \
-                 \"examples/log_{name}.py\"] instead"
+                "its client is a Python program; set log.command = [\"python3\", \"examples/log_{name}.py\"] instead"
             )),
-            "none" => Err("log.report_to = [\"none\"]: give an empty list, []".to_string()),
-            _ => Err(format!(
-                "log.report_to = [\"{name}\"] is not known (tensorboard is; for others there is log.command)"
-            )),
+            "none" => Err("give an empty list, []".to_string()),
+            _ => Err("not known (tensorboard is; for others there is log.command)".to_string()),
         }
     }
 }
 
-/// A step as a follower sees it beside its metrics.
+/// Data of a step for followers, besides its metrics.
 #[derive(Debug, Default)]
 pub struct Sample {
     /// Length of each completion, in tokens.
     pub lengths: Vec<f64>,
     /// Entropy of each sampled token at temperature 1, in nats.
     pub entropies: Vec<f64>,
-    /// Some of the completions, as they are shown; empty in most steps.
+    /// Some of the completions, as shown to users; empty in most steps.
     pub texts: Vec<String>,
 }
 
-/// All that follow a run.
+/// All consumers of a run's metrics.
 #[derive(Debug)]
 pub struct Followers {
     events: Option<EventFile>,
@@ -91,14 +90,14 @@ pub struct Followers {
 }
 
 impl Followers {
-    /// Opens what `config` asks for, for the run `id` in the folder `run`; `step` is the last step of a resumed run that stays.
+    /// Opens the followers for the run `id` in the folder `run`; `step` is the last step that a resumed run keeps.
     ///
     /// # Errors
-    /// A file that cannot be written, a program that cannot be started.
+    /// When a file cannot be written, or a program cannot be started.
     pub fn open(config: &LogConfig, run: &Path, id: &str, step: Option<usize>) -> Result<Self> {
         let wanted = config.report_to.contains(&Tracker::Tensorboard);
         if step.is_none() {
-            // What an earlier run left that ended before its first step.
+            // Remove the files of an earlier run that ended before its first step.
             files::remove_dir(&run.join(TENSORBOARD))?;
         }
         let events = wanted.then(|| EventFile::create(&run.join(TENSORBOARD), step)).transpose()?;
@@ -109,7 +108,7 @@ impl Followers {
     /// Passes on a line of `metrics.jsonl`.
     ///
     /// # Errors
-    /// When an event file cannot be written. A program that has ended is said to have, once, and is no error.
+    /// When an event file cannot be written. The end of the program is no error; a warning reports it once.
     pub fn metrics(&mut self, metrics: &Metrics) -> Result<()> {
         if let Some(program) = &mut self.program {
             program.tell(metrics);
@@ -130,16 +129,16 @@ impl Followers {
     }
 }
 
-/// The program of `log.command`. A thread writes to it, so that a slow one does not stop the training.
+/// The program of `log.command`. A thread writes to it, so that a slow program does not block the training.
 #[derive(Debug)]
 struct Program {
     command: Vec<String>,
     child: Child,
-    /// None once the program is known to have ended.
+    /// `None` once the program is known to have ended.
     lines: Option<Sender<String>>,
-    /// Lines that it was sent, and those of them that it has taken.
+    /// Number of lines sent to the program, and of those written to its pipe.
     sent: usize,
-    taken: Arc<AtomicUsize>,
+    written: Arc<AtomicUsize>,
 }
 
 impl Program {
@@ -150,7 +149,7 @@ impl Program {
         let mut process = Command::new(&command[0]);
         process.args(&command[1..]).stdin(Stdio::piped()).stdout(said).stderr(heard);
         process.env("TEMPERING_RUN", run).env("TEMPERING_RUN_ID", id);
-        // Ctrl-C is for the training, which ends its lines once the step is over.
+        // Ctrl-C reaches only the training, which ends the program's input after the step.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut process, 0);
         let mut child = process
@@ -158,8 +157,8 @@ impl Program {
             .map_err(|error| Error::Invalid(format!("log.command = {command:?} cannot be started: {error}")))?;
         let mut stdin = child.stdin.take().expect("standard input is piped");
         let (lines, to_write) = channel::<String>();
-        let taken = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&taken);
+        let written = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&written);
         std::thread::spawn(move || {
             for line in to_write {
                 if stdin.write_all(line.as_bytes()).is_err() {
@@ -168,7 +167,7 @@ impl Program {
                 count.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Ok(Self { command: command.to_vec(), child, lines: Some(lines), sent: 0, taken })
+        Ok(Self { command: command.to_vec(), child, lines: Some(lines), sent: 0, written })
     }
 
     fn tell(&mut self, metrics: &Metrics) {
@@ -193,7 +192,7 @@ impl Program {
 
 /// Kills the program and all that it started.
 fn end_group(child: &mut Child) {
-    // It leads a group of its own.
+    // The program leads its own process group.
     #[cfg(unix)]
     let _ = nix::sys::signal::killpg(
         nix::unistd::Pid::from_raw(child.id().cast_signed()),
@@ -203,21 +202,22 @@ fn end_group(child: &mut Child) {
 }
 
 impl Drop for Program {
-    /// Ends the lines, and waits for the program, which may still be sending them somewhere.
+    /// Closes the program's input and waits for the program, which may still be sending lines somewhere.
     fn drop(&mut self) {
         let told = self.lines.take().is_some();
         let (start, mut patient) = (Instant::now(), true);
         let command = &self.command;
         while let Ok(None) = self.child.try_wait() {
-            if patient && start.elapsed() > PATIENCE {
+            if patient && start.elapsed() > WARN_AFTER {
                 patient = false;
-                tracing::warn!("waiting for log.command = {command:?}, {} s at most", GRACE.as_secs());
+                tracing::warn!("waiting for log.command = {command:?}, {} s at most", EXIT_TIMEOUT.as_secs());
             }
-            if start.elapsed() > GRACE {
-                let (taken, sent) = (self.taken.load(Ordering::Relaxed), self.sent);
+            if start.elapsed() > EXIT_TIMEOUT {
+                // The pipe takes lines that the program has not read.
+                let (written, sent) = (self.written.load(Ordering::Relaxed), self.sent);
                 tracing::warn!(
-                    "log.command = {command:?} has not ended {} s after the run, with {taken} of {sent} lines taken; killed",
-                    GRACE.as_secs()
+                    "log.command = {command:?} has not ended {} s after the run, {written} of {sent} lines handed over; killed",
+                    EXIT_TIMEOUT.as_secs()
                 );
                 end_group(&mut self.child);
                 break;
@@ -229,6 +229,20 @@ impl Drop for Program {
                 tracing::warn!("log.command = {:?} ended with {status}; see {SAID} in the run's folder", self.command);
             }
             _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Regression: the reader of the settings adds the key, which then stood three times in the line.
+    #[test]
+    fn an_unknown_tracker_is_refused_without_the_key() {
+        for name in ["wandb", "none", "tensorbord"] {
+            let error = Tracker::try_from(name.to_string()).unwrap_err();
+            assert!(!error.contains("log.report_to"), "{error}");
         }
     }
 }

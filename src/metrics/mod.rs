@@ -1,4 +1,4 @@
-//! One object per step in `metrics.jsonl`, under TRL's names, and what follows it.
+//! Metrics: one object per step in `metrics.jsonl`, under TRL's names, and the consumers of these lines.
 
 pub mod follow;
 pub mod names;
@@ -18,14 +18,14 @@ use crate::error::{Error, Result};
 pub struct Metrics(Map<String, Value>);
 
 impl Metrics {
-    /// Metrics of step `step`.
+    /// Creates the metrics of step `step`.
     pub fn of_step(step: usize) -> Self {
         let mut metrics = Self::default();
         metrics.0.insert("step".to_string(), step.into());
         metrics
     }
 
-    /// Sets a number; one that is not finite is written as `null`, which readers show as missing.
+    /// Sets a number; a number that is not finite is written as `null`, which readers show as missing.
     pub fn set(&mut self, name: impl Into<String>, value: f64) {
         self.0.insert(name.into(), serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number));
     }
@@ -35,7 +35,7 @@ impl Metrics {
         self.set(name, self.get(name).unwrap_or(0.0) + value);
     }
 
-    /// Sets the mean of `values`, or nothing when there are none.
+    /// Sets the mean of `values`; does nothing if `values` is empty.
     pub fn set_mean(&mut self, name: &str, values: &[f64]) {
         if !values.is_empty() {
             self.set(name, mean(values));
@@ -53,43 +53,43 @@ impl Metrics {
         self.0.insert(name.to_string(), value.into());
     }
 
-    /// A number set before.
+    /// Returns a number set before.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.get(name).and_then(Value::as_f64)
     }
 
-    /// A list set before.
+    /// Returns a list set before.
     pub fn list(&self, name: &str) -> Option<Vec<Option<f64>>> {
         Some(self.0.get(name)?.as_array()?.iter().map(Value::as_f64).collect())
     }
 
-    /// A text set before.
+    /// Returns a text set before.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).and_then(Value::as_str)
     }
 
-    /// All values by name.
+    /// Returns all values by name.
     pub fn values(&self) -> &Map<String, Value> {
         &self.0
     }
 
-    /// The line of `metrics.jsonl`, its end included.
+    /// Returns the line of `metrics.jsonl`, including the line break.
     fn line(&self) -> String {
         serde_json::to_string(&self.0).expect("an object of numbers, texts and lists is JSON") + "\n"
     }
 
-    /// Adds all of `other` under `prefix`.
+    /// Adds all values of `other`, with `prefix` before their names.
     pub fn extend(&mut self, prefix: &str, other: Metrics) {
         self.0.extend(other.0.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)));
     }
 }
 
-/// Mean of `values`; 0 when there are none.
+/// Returns the mean of `values`; 0 if `values` is empty.
 pub fn mean(values: &[f64]) -> f64 {
     if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
 }
 
-/// Sample standard deviation (one degree of freedom less); 0 for fewer than two values.
+/// Returns the sample standard deviation (divisor n − 1); 0 for fewer than two values.
 pub fn deviation(values: &[f64]) -> f64 {
     if values.len() < 2 {
         return 0.0;
@@ -98,7 +98,7 @@ pub fn deviation(values: &[f64]) -> f64 {
     (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64).sqrt()
 }
 
-/// The file metrics go to, one line a step, on disk when `append` returns.
+/// The file of metrics, one line per step, on disk when `append` returns.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
@@ -106,11 +106,11 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the log and keeps the lines of steps up to `last_step`: a resumed run writes the later ones again.
+    /// Opens the log and keeps the lines of steps up to `last_step`; a resumed run writes the later ones again.
     ///
     /// # Errors
-    /// When the file cannot be read or written, or holds a line that is no JSON object (a last line cut short by a kill
-    /// is dropped).
+    /// When the file cannot be read or written, or holds a line that is not a JSON object (a truncated last line is
+    /// dropped).
     pub fn open(path: &Path, last_step: Option<usize>) -> Result<Self> {
         let mut kept = String::new();
         let mut newest = None;
@@ -126,7 +126,8 @@ impl MetricsLog {
                     return Err(Error::file(path, message));
                 };
                 let step = row.get("step").and_then(Value::as_u64);
-                // A second line of a step is the final evaluation, which a resumed run makes again.
+                // A second line of a step is the final evaluation. A resumed run repeats it, or has kept it in the first
+                // line ([`keep_final_evaluation`]).
                 if step.is_some_and(|step| step as usize <= last_step) && step != newest {
                     newest = step;
                     kept.push_str(&line);
@@ -139,7 +140,7 @@ impl MetricsLog {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    /// Adds one line.
+    /// Appends one line.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -152,7 +153,26 @@ impl MetricsLog {
     }
 }
 
-/// Largest resident memory of this process so far, in GB (2^30 bytes); Linux only.
+/// Moves the final evaluation of a finished run, the second line of `step`, into the line of the step itself, where a
+/// longer run has its evaluation.
+///
+/// # Errors
+/// When the file cannot be read or written.
+pub(crate) fn keep_final_evaluation(path: &Path, step: usize) -> Result<()> {
+    let text = crate::files::read_text(path)?;
+    let mut lines: Vec<String> = text.lines().map(str::to_string).collect();
+    let row = |line: &String| serde_json::from_str::<Metrics>(line).ok();
+    let is_of_step = |line: &String| row(line).is_some_and(|row| row.get("step") == Some(step as f64));
+    let places: Vec<usize> = (0..lines.len()).filter(|&at| is_of_step(&lines[at])).collect();
+    let [own, last] = places[..] else { return Ok(()) };
+    let (Some(mut merged), Some(evaluation)) = (row(&lines[own]), row(&lines[last])) else { return Ok(()) };
+    merged.extend("", evaluation);
+    lines[own] = merged.line().trim_end().to_string();
+    lines.remove(last);
+    crate::files::write(path, (lines.join("\n") + "\n").as_bytes())
+}
+
+/// Returns the peak resident memory of this process in GB (2^30 bytes); Linux only.
 pub fn peak_rss_gb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -174,10 +194,25 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1,\"a\":1.5}\n{\"step\":2}\n{\"step\":3}\n");
         MetricsLog::open(&path, None).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
-        // A line that nothing here writes is not taken for one cut short.
+        // An invalid line before the last is not taken for a truncated one.
         std::fs::write(&path, "{\"step\":1}\nnonsense\n{\"step\":2}\n").unwrap();
         let error = MetricsLog::open(&path, Some(2)).unwrap_err().to_string();
         assert!(error.contains("metrics.jsonl") && error.contains("line 2"), "{error}");
+    }
+
+    /// Regression: a run that was extended lost the evaluation at its former end.
+    #[test]
+    fn the_final_evaluation_moves_into_the_line_of_its_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let (first, merged) = ("{\"step\":3,\"a\":1.5}\n", "{\"step\":4,\"a\":0.1,\"eval/accuracy\":0.5}\n");
+        let text = format!("{first}{{\"step\":4,\"a\":0.1}}\n{{\"step\":4,\"eval/accuracy\":0.5}}\n");
+        std::fs::write(&path, text).unwrap();
+        for step in [3, 4, 4] {
+            keep_final_evaluation(&path, step).unwrap();
+        }
+        MetricsLog::open(&path, Some(4)).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{first}{merged}"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Event files that TensorBoard reads: records of TensorFlow, each an `Event` of its `event.proto`.
+//! Event files for TensorBoard: TensorFlow records, each an `Event` of TensorFlow's `event.proto`.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use super::Metrics;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Buckets of a histogram.
+/// Number of buckets of a histogram.
 const BUCKETS: usize = 30;
 /// `DT_STRING` of TensorFlow's `types.proto`.
 const STRING: i32 = 7;
@@ -27,15 +27,15 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
-    /// Starts a file in `dir`. Where a run goes on after `step`, TensorBoard drops what an earlier file has of later steps.
+    /// Creates a file in `dir`. If a run resumes after `step`, TensorBoard drops the later steps of earlier files.
     ///
     /// # Errors
     /// When it cannot be written.
     pub(super) fn create(dir: &Path, step: Option<usize>) -> Result<Self> {
         files::create_dir(dir)?;
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        // TensorBoard reads the files of a folder in the order of their names. Two starts in one second are told apart by
-        // number, which sorts as time does.
+        // TensorBoard reads the files of a folder in the order of their names. Two starts within a second differ by
+        // number, which sorts in the order of time.
         let mut number = 0;
         let (path, file) = loop {
             let path = dir.join(format!("events.out.tfevents.{seconds}.{number}.tempering"));
@@ -53,7 +53,7 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Writes the numbers of a step as scalars, and the name of its stage as a text where it changes. Lists stay in
+    /// Writes the numbers of a step as scalars, and the name of its stage as a text if it changes. Lists stay in
     /// `metrics.jsonl`.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ impl EventFile {
         self.write(step(metrics), What::Summary(Summary { value }))
     }
 
-    /// Writes how `values` of a step are distributed; values that are not finite are left out, as the metrics count them.
+    /// Writes a histogram of the `values` of a step, without those that are not finite; the metrics count these.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -91,8 +91,8 @@ impl EventFile {
         self.write(step as i64, What::Summary(Summary { value }))
     }
 
-    /// Appends a record in one write, so that a killed process leaves at most one that is cut short, which TensorBoard
-    /// takes for the end.
+    /// Appends a record in one write, so that a killed process leaves at most one truncated record, which TensorBoard
+    /// treats as the end.
     fn write(&mut self, step: i64, what: What) -> Result<()> {
         let wall_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
         let event = Event { wall_time, step, what: Some(what) }.encode_to_vec();
@@ -100,8 +100,8 @@ impl EventFile {
     }
 }
 
-/// A metric's name in TensorBoard, as Hugging Face's trainers have it: `train/` before what is not `eval/`; figures of the
-/// conflict have a group of their own.
+/// Returns a metric's name in TensorBoard, as in Hugging Face's trainers: `train/` before names outside `eval/`.
+/// Figures of the conflict have their own group.
 fn tag(name: &str) -> String {
     if name.starts_with("eval/") || name.starts_with("conflict/") { name.to_string() } else { format!("train/{name}") }
 }
@@ -110,13 +110,13 @@ fn step(metrics: &Metrics) -> i64 {
     metrics.get("step").unwrap_or_default() as i64
 }
 
-/// A record: its length and that length's checksum, the data and its checksum.
+/// Encodes a record: its length and the checksum of the length, the data and its checksum.
 fn record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     [&length[..], &checksum(&length), data, &checksum(data)].concat()
 }
 
-/// CRC-32C, masked as TensorFlow's records have it.
+/// Computes the CRC-32C checksum, masked as in TensorFlow's records.
 fn checksum(data: &[u8]) -> [u8; 4] {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -248,7 +248,7 @@ impl Item {
 }
 
 impl Histogram {
-    /// Buckets of equal width; none without a finite value.
+    /// Computes a histogram with buckets of equal width; `None` without a finite value.
     fn of(values: &[f64]) -> Option<Self> {
         let values: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
         let min = values.iter().copied().reduce(f64::min)?;
@@ -294,7 +294,7 @@ mod tests {
         assert!(Histogram::of(&[f64::NAN]).is_none());
     }
 
-    /// A text's name, its plugin, and its bytes, by the numbers of TensorFlow's `.proto` files.
+    /// Name, plugin and bytes of a text, by the field numbers of TensorFlow's `.proto` files.
     #[test]
     fn a_text_is_what_the_text_plugin_reads() {
         let event = Event {

@@ -1,4 +1,4 @@
-//! The page of an analysis.
+//! HTML page, text and JSON of an analysis.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -12,8 +12,8 @@ use super::render;
 use crate::error::Result;
 use crate::train::analyze::{Analysis, BLOCK, Shown, ShownCompletion, ShownToken};
 
-/// What the blocks are called.
-const UNIT: &str = "blocks of problems";
+/// Name of the rows in the generated sentences.
+const UNIT: findings::Unit = ["block of problems", "blocks of problems"];
 
 #[derive(Serialize)]
 struct View<'a> {
@@ -48,10 +48,10 @@ struct Token {
     title: String,
 }
 
-/// A page with the figures of an analysis and some of its completions, token by token; it needs nothing but itself.
+/// Returns a self-contained HTML page with the figures of an analysis and some of its completions, token by token.
 ///
 /// # Errors
-/// None that a user could cause.
+/// Only internal ones: the template or a plot cannot be rendered.
 pub fn analysis(analysis: &Analysis, title: &str, settings: &str) -> Result<String> {
     let figure = |name: &str| analysis.metrics.get(name);
     let tile = |name, value: String, note: &str| Tile { name, value, note: note.into() };
@@ -71,12 +71,12 @@ pub fn analysis(analysis: &Analysis, title: &str, settings: &str) -> Result<Stri
     render("analysis.html", include_str!("analysis.html"), view)
 }
 
-/// What an analysis found, in sentences; the verdict first.
+/// Returns the findings of an analysis as sentences, the verdict first.
 pub fn analysis_text(analysis: &Analysis) -> Vec<String> {
     findings::sentences(&rows(analysis), UNIT).unwrap_or_default()
 }
 
-/// The figures of an analysis as JSON.
+/// Returns the figures of an analysis as JSON.
 pub fn analysis_json(analysis: &Analysis) -> Value {
     json!({
         "problems": analysis.problems,
@@ -88,7 +88,7 @@ pub fn analysis_json(analysis: &Analysis) -> Value {
     })
 }
 
-/// The blocks are what errors are computed from; the figures of a single block stand alone.
+/// Returns the metrics of each block. Standard errors are computed over blocks; a single block gives none.
 fn rows(analysis: &Analysis) -> Vec<&findings::Row> {
     analysis.blocks.iter().map(|block| block.values()).collect()
 }

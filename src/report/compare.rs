@@ -1,8 +1,8 @@
-//! The page of a comparison.
+//! HTML page of a comparison of two evaluations.
 
 use serde::Serialize;
 
-use super::numbers::{NONE, arrow, fixed, signed};
+use super::numbers::{NONE, arrow, fixed, p_value, signed};
 use super::outcome::Tile;
 use super::plot::{Ink, Mark, Plot, Series};
 use super::plots::{Figure, figure};
@@ -10,6 +10,7 @@ use super::render;
 use crate::error::Result;
 use crate::eval::compare::{Comparison, Difference};
 use crate::eval::figures::Estimate;
+use crate::eval::sign_test;
 
 #[derive(Serialize)]
 struct View<'a> {
@@ -17,7 +18,7 @@ struct View<'a> {
     b: &'a str,
     sentence: String,
     tiles: Vec<Tile>,
-    settings: Vec<[&'a str; 3]>,
+    notices: &'a [String],
     rows: Vec<Row<'a>>,
     figures: Vec<Figure>,
     remark: String,
@@ -27,17 +28,17 @@ struct View<'a> {
 struct Row<'a> {
     name: &'a str,
     problems: usize,
-    /// In the order of the table's head; each a figure and its interval.
+    /// Figure and interval of each column, in the order of the table header.
     cells: [[String; 2]; 7],
     gained: usize,
     lost: usize,
 }
 
-/// A page that shows a comparison of the two named evaluations, and in which settings they differ.
+/// Returns an HTML page that compares the two evaluations `names`, with `notices` (sentences) above the figures.
 ///
 /// # Errors
-/// None that a user could cause.
-pub fn comparison(comparison: &Comparison, names: &[String; 2], settings: &[(String, [String; 2])]) -> Result<String> {
+/// Only internal ones: the template or the plot cannot be rendered.
+pub fn comparison(comparison: &Comparison, names: &[String; 2], notices: &[String]) -> Result<String> {
     let all = &comparison.overall;
     let percents = |both: [f64; 2]| pair(both.map(|share| 100.0 * share));
     let points = |change| bounded(change, &|v| signed(Some(100.0 * v), 1));
@@ -73,7 +74,7 @@ pub fn comparison(comparison: &Comparison, names: &[String; 2], settings: &[(Str
             tile("Problems gained", counted(all.gained), [counted(all.problems), String::new()], " problems in all"),
             tile("Problems lost", counted(all.lost), [counted(all.problems), String::new()], " problems in all"),
         ],
-        settings: settings.iter().map(|(name, [a, b])| [name.as_str(), a.as_str(), b.as_str()]).collect(),
+        notices,
         rows: comparison.rows().map(row).collect(),
         figures: vec![figure(plot(comparison))?],
         remark: comparison.remark(),
@@ -85,13 +86,14 @@ fn pair([was, is]: [f64; 2]) -> String {
     arrow(fixed(was, 1), fixed(is, 1))
 }
 
-/// A figure and its interval as texts; an interval without width is none.
+/// Formats a figure and its interval. An interval of zero width becomes an empty text, an infinite bound `∞`.
 fn bounded(Estimate { value, interval }: Estimate, text: &dyn Fn(f64) -> String) -> [String; 2] {
-    let bounds = interval.filter(|[low, high]| low < high).map(|bounds| bounds.map(text).join(" to "));
+    let bounds =
+        interval.filter(|[low, high]| low < high).map(|bounds| bounds.map(text).join(" to ").replace("inf", "∞"));
     [text(value), bounds.unwrap_or_default()]
 }
 
-/// Where each data source was and is.
+/// Plots length and accuracy of each data source in both evaluations.
 fn plot(comparison: &Comparison) -> Plot {
     let path = |row: &Difference| [0, 1].map(|k| (row.mean_length[k], 100.0 * row.accuracy[k]));
     let series = |label: &str, ink, mark, points: &[(f64, f64)]| Series {
@@ -101,16 +103,21 @@ fn plot(comparison: &Comparison) -> Plot {
         points: points.to_vec(),
     };
     let sources = comparison.rows().enumerate().flat_map(|(index, (name, row))| {
-        let (ink, points) = (if name == "all" { Ink::Text } else { Ink::of_stage(index) }, path(row));
+        // The row of all problems is the last; it is the only black one. The others are numbered: there are only four colours.
+        let (ink, mark, legend) = match index == comparison.families.len() {
+            true => (Ink::Text, String::new(), name.to_string()),
+            false => (Ink::of_stage(index), (index + 1).to_string(), format!("{} {name}", index + 1)),
+        };
+        let points = path(row);
         [
-            series(name, ink, Mark::Line, &points),
+            series(&legend, ink, Mark::Line, &points),
             series("", ink, Mark::Start, &points[..1]),
-            series("", ink, Mark::End, &points[1..]),
+            series(&mark, ink, Mark::End, &points[1..]),
         ]
     });
     Plot {
         title: "Accuracy against length".to_string(),
-        note: "By data source; from the hollow circle (the first evaluation) to the filled one (the second)."
+        note: "Numbers as in the legend; from the hollow circle (the first evaluation) to the filled one (the second)."
             .to_string(),
         x_label: "mean length (tokens)",
         y_label: "accuracy (%)",
@@ -121,15 +128,32 @@ fn plot(comparison: &Comparison) -> Plot {
     }
 }
 
-/// Whether the difference of accuracies is told from none.
+/// Says whether the difference of accuracies is significant: whether its interval excludes zero and, if each problem
+/// changed as a whole (one completion each), the exact sign test agrees.
 fn sentence(comparison: &Comparison) -> String {
-    let what = match comparison.overall.accuracy_difference.interval {
-        Some([low, _]) if low > 0.0 => "b is more accurate: the interval of the difference excludes zero",
-        Some([_, high]) if high < 0.0 => "b is less accurate: the interval of the difference excludes zero",
-        Some(_) => "the interval of the difference of accuracies includes zero",
-        None => "there are too few problems for an interval of the difference of accuracies",
+    let all = &comparison.overall;
+    let changed = all.gained as f64 - all.lost as f64;
+    let whole = (all.accuracy_difference.value * all.problems as f64 - changed).abs() < 1e-6;
+    let p = whole.then(|| sign_test(all.gained, all.lost));
+    let what = match (all.accuracy_difference.interval.filter(|[low, high]| low < high), p) {
+        (None, _) => {
+            "there is no interval of the difference of accuracies: too few problems, or all changed alike".to_string()
+        }
+        (Some([low, high]), _) if low <= 0.0 && high >= 0.0 => {
+            "the interval of the difference of accuracies includes zero".to_string()
+        }
+        (Some(_), Some(p)) if p >= 0.05 => format!(
+            "neither is measurably more accurate: the interval of the difference excludes zero, but {} by the exact \
+             sign test",
+            p_value(p)
+        ),
+        (Some([low, _]), p) => {
+            let side = if low > 0.0 { "more" } else { "less" };
+            let test = p.map_or_else(String::new, |p| format!(", and {} by the exact sign test", p_value(p)));
+            format!("b is {side} accurate: the interval of the difference excludes zero{test}")
+        }
     };
-    format!("Over {} problems, {what}.", comparison.overall.problems)
+    format!("Over {} problems, {what}.", all.problems)
 }
 
 #[cfg(test)]
@@ -159,19 +183,36 @@ mod tests {
         let a = evaluation(&["so \\boxed{5}", "so \\boxed{4}"]);
         let b = evaluation(&["\\boxed{5}", "\\boxed{5}"]);
         let names = ["runs/<a>".to_string(), "runs/b".to_string()];
-        let settings = [("rows".to_string(), ["1".to_string(), "2".to_string()])];
-        let html = comparison(&Comparison::new(&a, &b).unwrap(), &names, &settings).unwrap();
+        let notices = ["The evaluations differ in rows: 1 and <2>.".to_string()];
+        let html = comparison(&Comparison::new(&a, &b).unwrap(), &names, &notices).unwrap();
         for part in [
             "runs&#x2f;&lt;a&gt; → runs&#x2f;b",
             "<td>&lt;sums&gt;</td><td>2</td><td>50.0 → 100.0</td><td>+50.0<small>+0.0 to +100.0</small></td>",
             "<td>12.0 → 9.0</td><td>0.750</td>",
             "0.750 times as long</dd>",
             "<svg",
-            "The evaluations differ in rows: 1 and 2.",
+            "The evaluations differ in rows: 1 and &lt;2&gt;.",
             "includes zero",
             "prefers-color-scheme: dark",
+            "</span>1 &lt;sums&gt;</li>",
+            "\nall</text>",
         ] {
             assert!(html.contains(part), "the page lacks {part:?}:\n{html}");
         }
+    }
+
+    /// Regression: two gained problems (an interval of zero width), and five of 100 (p = 0.0625), were called a gain.
+    #[test]
+    fn few_gained_problems_are_no_verdict() {
+        let said = |gained: usize, count: usize| {
+            let side = |right: usize| {
+                let texts = (0..count).map(|i| if i < right { "\\boxed{5}" } else { "\\boxed{4}" });
+                evaluation(&texts.collect::<Vec<_>>())
+            };
+            sentence(&Comparison::new(&side(0), &side(gained)).unwrap())
+        };
+        assert!(said(2, 2).contains("no interval of the difference"), "{}", said(2, 2));
+        assert!(said(5, 100).contains("neither is measurably more accurate") && said(5, 100).contains("p = 0.06"));
+        assert!(said(20, 100).contains("b is more accurate") && said(20, 100).contains("p < 0.001"));
     }
 }

@@ -1,4 +1,4 @@
-//! Completions of one problem before and after training, tokens shaded by entropy.
+//! Completions of the same problem before and after training, with tokens shaded by entropy.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::eval::bootstrap;
+use crate::eval::{bootstrap, sign_test};
 use crate::metrics::mean;
 
 /// A line of `completions/eval_*.jsonl`.
@@ -28,7 +28,7 @@ pub(super) struct Completion {
     entropy: Vec<Option<f64>>,
 }
 
-/// A problem with both completions, ready to show.
+/// A problem with its completions before and after training, formatted for the template.
 #[derive(Serialize)]
 pub(super) struct Example {
     family: String,
@@ -55,10 +55,10 @@ struct Token {
 
 const MAX_EXAMPLES: usize = 6;
 const MAX_TOKENS: usize = 1500;
-/// Nats at which the next shade begins; a vocabulary of 150,000 tokens allows up to 12.
+/// Lower bound of each shade after the first, in nats. With a vocabulary of 150,000 tokens, entropy is at most 12 nats.
 const SHADES: [f64; 6] = [0.05, 0.2, 0.5, 1.0, 2.0, 4.0];
 
-/// The shades' legend, lightest first.
+/// Returns the legend labels of the shades, lightest first.
 pub(super) fn shades() -> Vec<String> {
     let mut labels = vec![format!("under {}", SHADES[0])];
     labels.extend(SHADES.windows(2).map(|w| format!("{}\u{2013}{}", w[0], w[1])));
@@ -66,54 +66,72 @@ pub(super) fn shades() -> Vec<String> {
     labels
 }
 
-/// The shade of a token before which the entropy was `nats`.
+/// Returns the shade of a token that was sampled from a distribution with entropy `nats`.
 pub(super) fn shade(nats: f64) -> usize {
     SHADES.iter().filter(|from| nats >= **from).count()
 }
 
-/// A token's text with its line ends visible.
+/// Returns the text of a token with line breaks made visible.
 pub(super) fn shown_text(text: &str) -> String {
     text.replace('\n', "\u{21b5}\n")
 }
 
-/// A string or a number, as text.
+/// Returns a string, a number or null (empty) as text.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, Into::into)
 }
 
-/// Change of accuracy on the problems of two evaluations, each problem paired with itself.
+/// Change of accuracy between two evaluations, paired by problem.
 pub(super) struct Change {
     pub(super) problems: usize,
-    /// 95% bootstrap interval over problems; none where resampling changes nothing.
+    /// 95% bootstrap interval over problems; `None` for one problem, or if all changed alike.
     pub(super) interval: Option<[f64; 2]>,
+    /// p-value of the exact sign test; `None` if a problem has several completions.
+    pub(super) p: Option<f64>,
 }
 
-/// None without a common problem.
+/// Returns what problems are paired by.
+fn key(row: &Completion) -> [String; 2] {
+    [row.data_source.clone(), plain(&row.problem)]
+}
+
+/// Whether two completions under one key are of the same problem. An empty prompt or answer is unknown.
+fn same(before: &Completion, after: &Completion) -> bool {
+    let agree = |a: &str, b: &str| a.is_empty() || b.is_empty() || a == b;
+    agree(&before.prompt, &after.prompt) && agree(&plain(&before.answer), &plain(&after.answer))
+}
+
+/// Returns the change of accuracy, or `None` if the evaluations have no problem in common.
 pub(super) fn change(before: &[Completion], after: &[Completion]) -> Option<Change> {
-    let mut sides = BTreeMap::<String, [Vec<f64>; 2]>::new();
+    let mut sides = BTreeMap::<[String; 2], [Vec<&Completion>; 2]>::new();
     for (side, rows) in [before, after].into_iter().enumerate() {
         for row in rows {
-            sides.entry(plain(&row.problem)).or_default()[side].push(f64::from(u8::from(row.correct)));
+            sides.entry(key(row)).or_default()[side].push(row);
         }
     }
-    let both = sides.values().filter(|[b, a]| !b.is_empty() && !a.is_empty());
-    let changes: Vec<f64> = both.map(|[b, a]| mean(a) - mean(b)).collect();
+    let both = || sides.values().filter(|[b, a]| b.first().zip(a.first()).is_some_and(|(b, a)| same(b, a)));
+    let share = |rows: &[&Completion]| mean(&rows.iter().map(|r| f64::from(u8::from(r.correct))).collect::<Vec<_>>());
+    let changes: Vec<f64> = both().map(|[b, a]| share(a) - share(b)).collect();
+    let single = both().all(|[b, a]| b.len() == 1 && a.len() == 1);
+    let gained = changes.iter().filter(|change| **change > 0.0).count();
+    let lost = changes.iter().filter(|change| **change < 0.0).count();
     let of = |drawn: &[usize]| drawn.iter().map(|&i| changes[i]).sum::<f64>() / drawn.len() as f64;
     let interval = bootstrap::interval(changes.len(), of).filter(|[low, high]| low < high);
-    (!changes.is_empty()).then_some(Change { problems: changes.len(), interval })
+    let p = single.then(|| sign_test(gained, lost));
+    (!changes.is_empty()).then_some(Change { problems: changes.len(), interval, p })
 }
 
-/// Up to six problems: per data source the largest shortening, of those with both answers correct where there are any; and
-/// one with a wrong answer after training if there is any.
+/// Selects up to six problems: for each data source the one shortened most, preferably with both answers correct.
+/// If an answer after training is wrong, at least one such problem is included.
 pub(super) fn choose(before: Vec<Completion>, after: Vec<Completion>) -> Vec<Example> {
     let mut finals = HashMap::new();
     for row in after {
-        finals.entry(plain(&row.problem)).or_insert(row);
+        finals.entry(key(&row)).or_insert(row);
     }
-    // `remove`: a problem with several completions is shown once.
-    let mut pairs: Vec<_> =
-        before.into_iter().filter_map(|b| finals.remove(&plain(&b.problem)).map(|a| (b, a))).collect();
-    // Stable: ties keep the file's order.
+    // `remove`, so that a problem with several completions is shown once.
+    let mut pairs: Vec<_> = before.into_iter().filter_map(|b| finals.remove(&key(&b)).map(|a| (b, a))).collect();
+    pairs.retain(|(b, a)| same(b, a));
+    // The sort is stable: ties keep the order of the file.
     pairs.sort_by_key(|(b, a)| (Reverse(b.correct && a.correct), Reverse(b.length as i128 - a.length as i128)));
 
     // Round-robin over the data sources, best first.
@@ -127,7 +145,7 @@ pub(super) fn choose(before: Vec<Completion>, after: Vec<Completion>) -> Vec<Exa
     order.sort();
     let mut chosen: Vec<usize> = order.into_iter().take(MAX_EXAMPLES).map(|(_, _, i)| i).collect();
     if !chosen.iter().any(|&i| !pairs[i].1.correct) {
-        // Rather a problem that was solved before.
+        // Prefer a problem that was solved before training.
         let wrong = (0..pairs.len()).filter(|&i| !pairs[i].1.correct).max_by_key(|&i| (pairs[i].0.correct, Reverse(i)));
         if let Some(wrong) = wrong {
             chosen.truncate(MAX_EXAMPLES - 1);
@@ -184,7 +202,7 @@ mod tests {
         assert_eq!(prompts(&choose(before, after)), ["2", "3", "1", "4"]);
     }
 
-    /// Ten of 40 problems are gained: 0.25 with a standard error of 0.068. Unpaired it would be 0.11.
+    /// Ten of 40 problems are gained: 0.25 with a standard error of 0.068. Without pairing it would be 0.11.
     #[test]
     fn problems_are_paired_in_the_interval() {
         let before: Vec<_> = (0..40).map(|i| row(i, "a", i < 20, 9)).collect();
@@ -192,8 +210,26 @@ mod tests {
         let found = change(&before, &after).unwrap();
         let [low, high] = found.interval.unwrap();
         assert!(found.problems == 40 && (low - 0.116).abs() < 0.04 && (high - 0.384).abs() < 0.04, "{low} {high}");
+        assert!((found.p.unwrap() - 2.0 * 0.5f64.powi(10)).abs() < 1e-9);
+        let several: Vec<_> = after.iter().chain(&after).cloned().collect();
+        assert_eq!(change(&before, &several).unwrap().p, None);
         assert!(change(&before, &before).unwrap().interval.is_none());
         assert!(change(&before, &[row(99, "a", true, 9)]).is_none());
+    }
+
+    /// Regression: problems were paired by their id alone.
+    #[test]
+    fn other_prompts_answers_or_sources_are_other_problems() {
+        let one = row(1, "a", false, 9);
+        let (mut prompt, mut answer) = (row(1, "a", true, 9), row(1, "a", true, 9));
+        (prompt.prompt, answer.answer) = ("other".into(), "6".into());
+        assert!(change(std::slice::from_ref(&one), std::slice::from_ref(&answer)).is_some(), "an answer is unknown");
+        let mut five = one.clone();
+        five.answer = "5".into();
+        for (before, after) in [(&one, prompt), (&five, answer), (&one, row(1, "b", true, 9))] {
+            assert!(change(std::slice::from_ref(before), std::slice::from_ref(&after)).is_none());
+            assert!(choose(vec![before.clone()], vec![after]).is_empty());
+        }
     }
 
     #[test]

@@ -1,17 +1,17 @@
-//! The section of a report on the entropy conflict: what was found in each stage, its plots, and the token types.
+//! Report section on the entropy conflict: findings per stage, plots and token types.
 
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::findings::{self, Row};
+use super::findings::{self, Row, Unit};
 use super::plot::{Ink, Mark, Plot, Series};
 use super::plots::{Figure, figure};
 use super::run::{Metrics, Stage, optional};
 use crate::conflict::{DECILES, Types};
 use crate::error::Result;
 
-/// What the template shows; empty when no step was measured.
+/// Data of the template `conflict.html`; empty if no step was measured.
 #[derive(Serialize)]
 pub(super) struct Section {
     findings: Vec<Finding>,
@@ -19,7 +19,7 @@ pub(super) struct Section {
     types: Option<Types>,
 }
 
-/// What a stage shows, in words.
+/// Findings of a stage as text.
 #[derive(Serialize)]
 struct Finding {
     name: String,
@@ -27,7 +27,7 @@ struct Finding {
     sentences: Vec<String>,
 }
 
-/// Rows that are looked at together, under the name of their stage.
+/// Rows that are evaluated together: the steps of one stage.
 struct Group<'a> {
     name: &'a str,
     rows: Vec<(u64, &'a Row)>,
@@ -39,18 +39,18 @@ impl Group<'_> {
     }
 }
 
-/// The section for a run.
+/// Builds the section of a run.
 pub(super) fn section(run: &Path, metrics: &Metrics, stages: &[Stage]) -> Result<Section> {
     let mut groups: Vec<Group> = Vec::new();
     for stage in stages {
-        // A stage that comes again is the same stage.
+        // A stage that occurs again (cycles) counts as the same stage.
         let rows = metrics.0.range(stage.first..=stage.last).map(|(&step, row)| (step, row));
         match groups.iter_mut().find(|group| group.name == stage.name) {
             Some(group) => group.rows.extend(rows),
             None => groups.push(Group { name: &stage.name, rows: rows.collect() }),
         }
     }
-    let mut section = by_group(&groups, "steps")?;
+    let mut section = by_group(&groups, ["step", "steps"])?;
     if !section.findings.is_empty() {
         let over_steps = over_steps(metrics, &groups, stages);
         let figures = over_steps.into_iter().map(figure).collect::<Result<Vec<_>>>()?;
@@ -60,16 +60,16 @@ pub(super) fn section(run: &Path, metrics: &Metrics, stages: &[Stage]) -> Result
     Ok(section)
 }
 
-/// The section for rows that are no steps of a run; `unit` names what they are.
-pub(super) fn of_blocks(rows: &[&Row], unit: &str, types: Option<Types>) -> Result<Section> {
-    // Numbered so that none follows another: a block has no next step.
+/// Builds the section for rows that are not steps of a run. `unit` is the name of the rows.
+pub(super) fn of_blocks(rows: &[&Row], unit: Unit, types: Option<Types>) -> Result<Section> {
+    // Non-consecutive step numbers: blocks do not follow one another, so no change between them is computed.
     let rows = (0..).step_by(2).zip(rows.iter().copied()).collect();
     let section = by_group(&[Group { name: "", rows }], unit)?;
     Ok(Section { types, ..section })
 }
 
-/// Findings and plots by decile.
-fn by_group(groups: &[Group], unit: &str) -> Result<Section> {
+/// Builds the findings and the decile plots of each group.
+fn by_group(groups: &[Group], unit: Unit) -> Result<Section> {
     let several = groups.len() > 1;
     let (mut findings, mut figures) = (Vec::new(), Vec::new());
     for group in groups {
@@ -86,7 +86,7 @@ fn by_group(groups: &[Group], unit: &str) -> Result<Section> {
     Ok(Section { findings, figures, types: None })
 }
 
-/// Plots whose x axis is the entropy of tokens, in tenths.
+/// Returns the plots over deciles of token entropy.
 fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
     let curve = |label: &str, ink, key: &str| {
         let at = |k: usize| Some((k as f64 + 0.5, findings::mean(rows, &format!("deciles/{key}[{k}]"))?.value));
@@ -134,7 +134,7 @@ fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
     ]
 }
 
-/// Plots over steps, and the one of predicted against realised change.
+/// Returns the plots over steps, and the plot of realised against predicted change of entropy.
 fn over_steps(metrics: &Metrics, groups: &[Group], stages: &[Stage]) -> Vec<Plot> {
     let series = |label: &str, ink, mark, key: &str| Series {
         label: label.into(),

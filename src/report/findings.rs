@@ -1,28 +1,31 @@
-//! The entropy conflict in words, computed from the figures of measured steps.
+//! Sentences about the entropy conflict, generated from the figures of the measured steps.
 //!
-//! A sentence states a direction only where zero lies outside the 95% interval of the mean over the steps; else it
-//! says that nothing was measurable. Steps of a run follow one another, so the errors are a guide, not a test.
+//! A sentence states a direction only if the 95% interval of the mean over steps excludes zero. Otherwise it says that
+//! the effect is not measurable. Consecutive steps of a run are correlated, so the errors are a guide, not a test.
 
 use serde_json::{Map, Value};
 
 use super::numbers::{percent, signed};
 use crate::eval::student;
 
-/// The metrics of a step.
+/// Metrics of a step.
 pub(crate) type Row = Map<String, Value>;
 
-/// A mean over steps and its standard error.
+/// Name of the rows that figures are averaged over, singular and plural.
+pub(crate) type Unit = [&'static str; 2];
+
+/// Mean over steps with its standard error.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Mean {
     pub(super) value: f64,
-    /// None of a single step.
+    /// Standard error; `None` for a single step.
     error: Option<f64>,
-    /// Steps.
+    /// Number of steps.
     count: usize,
 }
 
 impl Mean {
-    /// None for no values.
+    /// Returns `None` if there are no values.
     fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let values: Vec<f64> = values.collect();
         if values.is_empty() {
@@ -33,24 +36,31 @@ impl Mean {
         Some(Self { value: crate::metrics::mean(&values), error, count })
     }
 
-    /// 1 or −1 where the mean is told from zero, else 0.
+    /// Returns 1 or −1 if the 95% interval excludes zero, else 0.
     fn sign(self) -> i32 {
         let Some(error) = self.error else { return 0 };
         let width = student::quantile(self.count as f64 - 1.0) * error;
         i32::from(self.value > width) - i32::from(self.value < -width)
     }
 
-    /// The mean with its error, to the places that the error allows.
-    fn text(self) -> String {
-        let scale = self.error.filter(|error| *error > 0.0).unwrap_or(self.value.abs() / 10.0);
-        let places = if scale > 0.0 { (1.0 - scale.log10().floor()).clamp(0.0, 9.0) as usize } else { 1 };
-        let value = signed(Some(self.value), places);
-        self.error.map_or(value.clone(), |error| format!("{value} \u{b1} {error:.places$}"))
+    /// Formats the mean with its error, rounded to two significant digits of the error, and its number of rows. `unit`
+    /// is the name of a row, singular and plural.
+    fn text(self, unit: Unit) -> String {
+        // An error below this is rounding: the values are equal.
+        let error = self.error.filter(|error| *error > 1e-9 * self.value.abs());
+        let scale = error.unwrap_or(self.value.abs() / 10.0);
+        let places = if scale > 0.0 { (1.0 - scale.log10().floor()).max(0.0) as usize } else { 1 };
+        let (value, error) = match places {
+            0..=9 => (signed(Some(self.value), places), error.map(|error| format!("{error:.places$}"))),
+            _ => (format!("{:+.1e}", self.value), error.map(|error| format!("{error:.1e}"))),
+        };
+        let error = error.map_or_else(String::new, |error| format!(" \u{b1} {error}"));
+        format!("{value}{error}, {} {}", self.count, unit[usize::from(self.count > 1)])
     }
 }
 
-/// A number of a row under `conflict/`; `name` may end with `[k]`, the entry `k` of a list, or with `[..k]`, the mean of the
-/// entries before.
+/// Returns the metric `conflict/{name}` of a row. `name` may end with `[k]` for entry `k` of a list, or with `[..k]`
+/// for the mean of the entries before `k`.
 fn figure(row: &Row, name: &str) -> Option<f64> {
     let (name, index) = match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
         Some((name, index)) => (name, Some(index)),
@@ -67,38 +77,37 @@ fn figure(row: &Row, name: &str) -> Option<f64> {
     }
 }
 
-/// The mean of a figure over the steps that have it.
+/// Returns the mean of a figure over the steps that have it.
 pub(super) fn mean(rows: &[&Row], name: &str) -> Option<Mean> {
     Mean::of(rows.iter().filter_map(|row| figure(row, name)))
 }
 
-/// The mean difference of two figures over the steps that have both.
+/// Returns the mean of figure `a` minus figure `b` over the steps that have both.
 fn difference(rows: &[&Row], a: &str, b: &str) -> Option<Mean> {
     Mean::of(rows.iter().filter_map(|row| Some(figure(row, a)? - figure(row, b)?)))
 }
 
-/// What the steps show: sentences, the verdict first. None when none of them was measured.
+/// Returns the findings as sentences, the verdict first; `None` if no row was measured.
 ///
-/// `unit` names what the rows are ("steps").
-pub(crate) fn sentences(rows: &[&Row], unit: &str) -> Option<Vec<String>> {
-    let measured = rows.iter().filter(|row| row.contains_key("conflict/tokens")).count();
-    if measured == 0 {
+/// `unit` is the name of the rows, for example "step" and "steps".
+pub(crate) fn sentences(rows: &[&Row], unit: Unit) -> Option<Vec<String>> {
+    if !rows.iter().any(|row| row.contains_key("conflict/tokens")) {
         return None;
     }
     let changes = [mean(rows, "entropy_change_task"), mean(rows, "entropy_change_length")];
     let pushes = [mean(rows, "connectors/push_task"), mean(rows, "connectors/push_length")];
     let mut text = vec![verdict(changes, pushes)];
     if changes.iter().any(Option::is_some) {
-        text.push(entropy(changes, measured, unit));
+        text.push(entropy(changes, unit));
     }
     text.extend(opposition(rows));
-    text.extend(connectors(rows, pushes));
+    text.extend(connectors(rows, pushes, unit));
     text.extend(gradient(rows));
-    text.extend(mislabelled(rows));
+    text.extend(mislabelled(rows, unit));
     Some(text)
 }
 
-/// Whether the parts pull entropy apart, and which way; and whether they do so with connectors, where entropy does not show it.
+/// States whether the parts change entropy, or if that is not measurable push connectors, in opposite directions.
 fn verdict(changes: [Option<Mean>; 2], pushes: [Option<Mean>; 2]) -> String {
     let text = match changes {
         [None, None] => "No advantage moved a token: there is nothing to measure",
@@ -120,23 +129,23 @@ fn verdict(changes: [Option<Mean>; 2], pushes: [Option<Mean>; 2]) -> String {
     format!("{text}.")
 }
 
-fn entropy(changes: [Option<Mean>; 2], measured: usize, unit: &str) -> String {
+fn entropy(changes: [Option<Mean>; 2], unit: Unit) -> String {
     let verb = |mean: Mean| match mean.sign() {
         1 => "raises entropy",
         -1 => "lowers entropy",
         _ => "has no measurable effect on entropy",
     };
-    let clause =
-        |(name, change): (&str, Option<Mean>)| change.map(|m| format!("the {name} part {} ({})", verb(m), m.text()));
+    let clause = |(name, change): (&str, Option<Mean>)| {
+        change.map(|m| format!("the {name} part {} ({})", verb(m), m.text(unit)))
+    };
     let clauses: Vec<String> = ["accuracy", "length"].into_iter().zip(changes).filter_map(clause).collect();
     format!(
-        "Over {measured} {unit}, predicted from the samples in nats per token for a unit step on the logits (mean \u{b1} \
-         standard error): {}.",
+        "Predicted from the samples, in nats per token for a unit step on the logits (mean \u{b1} standard error): {}.",
         clauses.join(", ")
     )
 }
 
-/// How much of the two parts' efforts cancels, and where.
+/// States how much of the two parts' updates cancels, and on which tokens.
 fn opposition(rows: &[&Row]) -> Option<String> {
     let all = mean(rows, "cancellation")?.value;
     let strength = match all {
@@ -175,8 +184,8 @@ fn opposition(rows: &[&Row]) -> Option<String> {
     Some(text + ".")
 }
 
-/// Which way each part pushes connectors, all in all.
-fn connectors(rows: &[&Row], pushes: [Option<Mean>; 2]) -> Option<String> {
+/// States in which direction each part pushes connectors.
+fn connectors(rows: &[&Row], pushes: [Option<Mean>; 2], unit: Unit) -> Option<String> {
     let per_1000 = mean(rows, "connectors/per_1000")?.value;
     if per_1000 == 0.0 {
         return Some("No connector of the lexicon occurred.".into());
@@ -186,7 +195,7 @@ fn connectors(rows: &[&Row], pushes: [Option<Mean>; 2]) -> Option<String> {
         text += &format!(", with an entropy of {:.3} nats against {:.3} of the others", here.value, there.value);
     }
     if let [Some(task), Some(length)] = pushes {
-        let pushes = format!("accuracy {}, length {}", task.text(), length.text());
+        let pushes = format!("accuracy {}; length {}", task.text(unit), length.text(unit));
         text += &match (task.sign(), length.sign()) {
             (1, -1) => format!("; all in all accuracy pushes them up and length down, as the paper says ({pushes})"),
             (-1, 1) => {
@@ -200,7 +209,7 @@ fn connectors(rows: &[&Row], pushes: [Option<Mean>; 2]) -> Option<String> {
     Some(text + ".")
 }
 
-/// Where the gradient is.
+/// States the share of the squared gradient that falls on the tokens of highest entropy.
 fn gradient(rows: &[&Row]) -> Option<String> {
     let share = |name: &str| mean(rows, &format!("deciles/{name}[9]")).map(|m| percent(Some(m.value)));
     let parts = [("accuracy", share("grad_share_task")), ("length", share("grad_share_length"))];
@@ -211,16 +220,17 @@ fn gradient(rows: &[&Row]) -> Option<String> {
     })
 }
 
-/// Right answers that are pushed down.
-fn mislabelled(rows: &[&Row]) -> Option<String> {
-    let share = mean(rows, "negative_given_correct")?.value;
-    Some(match share {
+/// States the share of correct answers with a negative advantage. Every row has the same weight in the mean.
+fn mislabelled(rows: &[&Row], unit: Unit) -> Option<String> {
+    let Mean { value, count, .. } = mean(rows, "negative_given_correct")?;
+    let average = if count > 1 { format!(" of a {}, on average,", unit[0]) } else { String::new() };
+    Some(match value {
         0.0 => "No right answer was pushed down.".into(),
-        _ => format!("Of the right answers {} were pushed down.", percent(Some(share))),
+        _ => format!("Of the right answers{average} {} were pushed down.", percent(Some(value))),
     })
 }
 
-/// Predicted change of entropy and the change that came about by the next step, of consecutive steps with both.
+/// Returns predicted and realised change of entropy, for each pair of consecutive steps that has both.
 pub(super) fn changes(rows: &[(u64, &Row)]) -> Vec<(f64, f64)> {
     let entropy = |row: &Row| row.get("entropy/sampling").and_then(Value::as_f64);
     let pair = |pair: &[(u64, &Row)]| {
@@ -231,18 +241,18 @@ pub(super) fn changes(rows: &[(u64, &Row)]) -> Vec<(f64, f64)> {
     rows.windows(2).filter_map(pair).collect()
 }
 
-/// Steps below which a correlation says nothing.
-const CORRELATED: usize = 10;
+/// Smallest number of steps for which a correlation is reported.
+const MIN_STEPS: usize = 10;
 
-/// How the prediction of [`changes`] did. None for fewer than [`CORRELATED`] steps, or without spread.
+/// Compares the predicted with the realised [`changes`]. `None` for fewer than [`MIN_STEPS`] steps or zero variance.
 pub(super) fn prediction(changes: &[(f64, f64)]) -> Option<String> {
     let count = changes.len() as f64;
     let mean = |f: &dyn Fn(&(f64, f64)) -> f64| changes.iter().map(f).sum::<f64>() / count;
     let (x, y) = (mean(&|c| c.0), mean(&|c| c.1));
     let spread = (mean(&|c| (c.0 - x).powi(2)) * mean(&|c| (c.1 - y).powi(2))).sqrt();
-    // Rounding leaves a spread where there is none.
+    // Rounding makes the variance of constant values slightly larger than zero.
     let least = f64::EPSILON * (mean(&|c| c.0.powi(2)) * mean(&|c| c.1.powi(2))).sqrt();
-    if changes.len() < CORRELATED || spread.is_nan() || spread <= least {
+    if changes.len() < MIN_STEPS || spread.is_nan() || spread <= least {
         return None;
     }
     let correlation = mean(&|c| (c.0 - x) * (c.1 - y)) / spread;
@@ -258,7 +268,7 @@ pub(super) fn prediction(changes: &[(f64, f64)]) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Steps whose figures scatter by a hundredth of themselves around what is given.
+    /// Returns 30 steps whose figures vary by 1% around the given values.
     fn rows(figures: &[(&str, f64)]) -> Vec<Row> {
         let row = |step: i32| {
             let near = |value: f64| Value::from(value * (1.0 + 0.01 * f64::from(step % 3 - 1)));
@@ -278,12 +288,14 @@ mod tests {
     }
 
     fn text(rows: &[Row]) -> String {
-        sentences(&rows.iter().collect::<Vec<_>>(), "steps").unwrap().join(" ")
+        sentences(&rows.iter().collect::<Vec<_>>(), STEPS).unwrap().join(" ")
     }
 
     fn assert_says(text: &str, parts: &[&str]) {
         parts.iter().for_each(|part| assert!(text.contains(part), "{part:?} is not in: {text}"));
     }
+
+    const STEPS: Unit = ["step", "steps"];
 
     const AS_THE_PAPER_SAYS: [(&str, f64); 16] = [
         ("entropy_change_task", 0.004),
@@ -311,8 +323,7 @@ mod tests {
             &text,
             &[
                 "Conflict in entropy: accuracy raises it and length lowers it, as the paper says.",
-                "Over 30 steps, predicted",
-                "the accuracy part raises entropy (+0.0040000 ± 0.0000061), the length part lowers entropy (−0.0020000 ±",
+                "the accuracy part raises entropy (+0.0040000 ± 0.0000061, 30 steps), the length part lowers entropy (−0.002",
                 "oppose each other strongly: 30.0% of their efforts cancels",
                 "more on connectors than on other tokens (50.0% against 29.0%)",
                 "more in the tenth of highest entropy than in the others (44.0% against 30.0%)",
@@ -320,7 +331,7 @@ mod tests {
                 "40.0 begin a connector, with an entropy of 0.900 nats against 0.050",
                 "accuracy pushes them up and length down, as the paper says",
                 "carries 80.0% of the accuracy part’s and 70.0% of the length part’s squared gradient",
-                "Of the right answers 12.5% were pushed down.",
+                "Of the right answers of a step, on average, 12.5% were pushed down.",
             ],
         );
     }
@@ -371,7 +382,7 @@ mod tests {
                 "that the parts push them different ways is not measurable",
             ],
         );
-        // A headline without a conflict once stood above "accuracy pushes them up and length down".
+        // Regression: the headline reported no conflict above the text "accuracy pushes them up and length down".
         for row in &mut steps {
             row.insert("conflict/connectors/push_length".into(), (-0.01).into());
         }
@@ -387,7 +398,21 @@ mod tests {
         assert_says(&alone, &["No length part acted", "the accuracy part lowers entropy (−0.010", "No connector"]);
         assert!(!alone.contains("oppose"), "{alone}");
         assert_says(&text(&rows(&[])), &["No advantage moved a token"]);
-        assert_eq!(sentences(&[&Row::new()], "steps"), None);
+        assert_eq!(sentences(&[&Row::new()], STEPS), None);
+    }
+
+    /// Regression: the text was "Over 30 steps" for a part of two steps, and an error could be "± 0.000000000".
+    #[test]
+    fn each_part_has_its_own_number_of_steps() {
+        let mut steps = rows(&AS_THE_PAPER_SAYS);
+        for row in steps.iter_mut().skip(2) {
+            row.remove("conflict/entropy_change_length");
+        }
+        assert_says(&text(&steps), &["30 steps), the length part", ", 2 steps)."]);
+        let mean = |values: &[f64]| Mean::of(values.iter().copied()).unwrap().text(STEPS);
+        assert_eq!(mean(&[0.1; 3]), "+0.100, 3 steps");
+        assert_eq!(mean(&[0.5]), "+0.500, 1 step");
+        assert_eq!(mean(&[1e-10, 2e-10, 3e-10]), "+2.0e-10 ± 5.8e-11, 3 steps");
     }
 
     #[test]

@@ -1,15 +1,15 @@
-//! The method of a run, read from its own settings: one row per stage.
+//! Summary of a run's method, read from its settings: one table row per stage.
 
 use serde::Serialize;
 use toml::{Table, Value};
 
 use super::run::{Stage, StageEnd};
 
-/// A row of the table of stages.
+/// Row of the stage table.
 #[derive(Debug, PartialEq, Serialize)]
 pub(super) struct StageRow {
     name: String,
-    /// `1–60`; several ranges where the run came back to the stage.
+    /// Step range such as `1–60`; several ranges if the run returned to the stage.
     steps: String,
     exit: String,
     rewards: String,
@@ -17,7 +17,7 @@ pub(super) struct StageRow {
     loss: String,
 }
 
-/// The stages that have begun, in their order; `ends` is what the summary says of them.
+/// Returns a row for each stage that has begun, in order. `ends` are the stage entries of the summary.
 pub(super) fn stages(config: &Table, stages: &[Stage], ends: &[StageEnd]) -> Vec<StageRow> {
     let settings = config.get("stages").and_then(Value::as_array);
     let mut rows: Vec<StageRow> = Vec::new();
@@ -46,7 +46,7 @@ pub(super) fn stages(config: &Table, stages: &[Stage], ends: &[StageEnd]) -> Vec
     rows
 }
 
-/// `accuracy + 0.2 × length (r 0.3)`.
+/// Formats the rewards of a stage with their weights: `accuracy + 0.2 × length (r 0.3)`.
 fn rewards(stage: &Table) -> String {
     let list = |key: &str| stage.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let weights = list("reward_weights");
@@ -57,7 +57,7 @@ fn rewards(stage: &Table) -> String {
     list("rewards").iter().enumerate().map(term).collect::<Vec<_>>().join(" + ")
 }
 
-/// `type (key value, …)`.
+/// Formats a tagged table as `type (key value, …)`.
 fn tagged(value: &Value) -> String {
     let Value::Table(table) = value else { return plain(value) };
     let kind = table.get("type").map(plain);
@@ -67,7 +67,7 @@ fn tagged(value: &Value) -> String {
     kind.into_iter().chain(others).collect::<Vec<_>>().join(" ")
 }
 
-/// A value without quotes; f32 settings are written with the digits of an f64, of which six say all.
+/// Formats a value without quotes. f32 settings have the digits of an f64, so numbers get at most six decimals.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

@@ -1,4 +1,4 @@
-//! HTML pages of a run, of a comparison of two evaluations, of an analysis and of a study.
+//! HTML reports of a run, a comparison of two evaluations, an analysis and a study.
 
 mod analysis;
 mod compare;
@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 
 pub use analysis::{analysis, analysis_json, analysis_text};
 pub use compare::comparison;
-use completions::Example;
+use completions::{Completion, Example};
 use method::StageRow;
 pub(crate) use numbers::duration;
 use outcome::{FamilyRow, Tile, family_row, runtime, sentence, tiles};
@@ -33,9 +33,9 @@ use run::{Metrics, Summary, optional, read_lines};
 pub use study::{study, study_text};
 pub use terminal::{Screen, screen};
 
-/// Reads the run directory `run` and writes `run/report.html`, a page that needs nothing but itself.
+/// Reads the run directory `run`, writes the self-contained page `run/report.html` and returns its path.
 ///
-/// Works on a run that is still going, and says so on the page.
+/// The run may be unfinished; the page says so.
 pub fn write(run: &Path) -> Result<PathBuf> {
     let html = page(run)?;
     let path = run.join("report.html");
@@ -43,7 +43,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What the template shows; numbers are already text.
+/// Data of the template `report.html`. Numbers are already formatted as text.
 #[derive(Serialize)]
 struct View {
     title: String,
@@ -63,29 +63,36 @@ struct View {
 }
 
 fn page(run: &Path) -> Result<String> {
-    let metrics = Metrics::read(&run.join("metrics.jsonl"))?;
-    let path = run.join("summary.json");
-    let summary = optional(fs::read_to_string(&path).map_err(Error::io(&path)))?
-        .map(|text| serde_json::from_str::<Summary>(&text).map_err(|e| Error::file(&path, e)))
-        .transpose()?;
+    let Some(metrics) = Metrics::of_run(run)? else {
+        return Err(Error::file(run, "nothing is measured yet: the run is in its first evaluation, or ended in it"));
+    };
+    let written = Summary::read(run)?;
+    let finished = written.as_ref().is_some_and(|summary| summary.is_of(&metrics));
     let path = run.join("config.toml");
     let config = optional(fs::read_to_string(&path).map_err(Error::io(&path)))?;
     let settings: toml::Table =
         toml::from_str(config.as_deref().unwrap_or_default()).map_err(|e| Error::file(&path, e))?;
-    let before = optional(read_lines(&run.join("completions/eval_base.jsonl")))?.unwrap_or_default();
-    let after = optional(read_lines(&run.join("completions/eval_final.jsonl")))?.unwrap_or_default();
+    // In an unfinished run eval_final.jsonl is incomplete, or that of an earlier end: not of the evaluation shown.
+    let rows = |which: &str| -> Result<Vec<Completion>> {
+        let path = run.join(format!("completions/eval_{which}.jsonl"));
+        if finished { Ok(optional(read_lines(&path))?.unwrap_or_default()) } else { Ok(Vec::new()) }
+    };
+    let (before, after) = (rows("base")?, rows("final")?);
 
-    let finished = summary.is_some();
     let (so_far, evaluated) = metrics.so_far();
     let steps = so_far.steps.unwrap_or(0);
-    let summary = summary.unwrap_or(so_far);
     let unfinished = (!finished).then(|| {
         let latest = match evaluated {
             Some(step) => format!("\u{201c}after\u{201d} is the latest evaluation, at step {step}"),
             None => "it has not been evaluated after training yet".into(),
         };
-        format!("This run is unfinished: {steps} steps so far, no summary.json; {latest}.")
+        let summary = match written.as_ref().and_then(|summary| summary.steps) {
+            Some(end) => format!("summary.json is that of its earlier end, after step {end}"),
+            None => "no summary.json".into(),
+        };
+        format!("This run is unfinished: {steps} steps so far, {summary}; {latest}.")
     });
+    let summary = written.filter(|_| finished).unwrap_or(so_far);
     let stages = metrics.stages();
     let folder = run.file_name().map(|n| n.to_string_lossy().into_owned());
     let view = View {
@@ -110,11 +117,11 @@ fn page(run: &Path) -> Result<String> {
     render("report.html", include_str!("report.html"), view)
 }
 
-/// Fills the page `name`, whose template is `source`.
+/// Renders the page `name` from the template text `source`.
 fn render(name: &str, source: &str, view: impl Serialize) -> Result<String> {
     let view = serde_json::to_value(view).map_err(|e| Error::Invalid(format!("report: {e}")))?;
     let mut templates = minijinja::Environment::new();
-    // The name ends in .html: everything is escaped unless the template says `safe` (only our own SVG).
+    // minijinja escapes everything in templates named *.html, except values marked `safe` (only our own SVG).
     let parts = [
         ("style.css", include_str!("style.css")),
         ("head.html", include_str!("head.html")),
@@ -128,7 +135,7 @@ fn render(name: &str, source: &str, view: impl Serialize) -> Result<String> {
         .map_err(|e| Error::Invalid(format!("report template: {e:#}")))
 }
 
-/// For the template engine, which we build without its serde feature.
+/// Converts a JSON value for minijinja, which is built without its serde feature.
 fn template_value(value: Value) -> minijinja::Value {
     match value {
         Value::Null => ().into(),

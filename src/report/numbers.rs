@@ -1,12 +1,16 @@
-//! Numbers as text; an unknown one is a dash.
+//! Formatting of numbers. An unknown number is a dash.
 
 pub(super) const NONE: &str = "\u{2013}";
 
-/// A number with `places` decimals; one that rounds to zero has no sign.
+/// Formats a number with `places` decimals. A number that rounds to zero has no sign.
 pub(super) fn fixed(value: f64, places: usize) -> String {
     let text = format!("{value:.places$}");
     let zero = text.chars().all(|c| matches!(c, '-' | '0' | '.'));
-    if zero { text.trim_start_matches('-').to_string() } else { text.replace('-', "\u{2212}") }
+    if zero {
+        text.trim_start_matches('-').to_string()
+    } else {
+        text.replace('-', "\u{2212}").replace("inf", "\u{221e}")
+    }
 }
 
 pub(super) fn number(value: Option<f64>, places: usize) -> String {
@@ -38,7 +42,12 @@ pub(super) fn ratio(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
     Some(part? / whole.filter(|w| *w > 0.0)?)
 }
 
-/// Seconds as people read them.
+/// Formats a p-value.
+pub(super) fn p_value(p: f64) -> String {
+    if p < 0.001 { "p < 0.001".into() } else { format!("p = {p:.3}") }
+}
+
+/// Formats a duration in seconds as seconds, minutes or hours.
 pub(crate) fn duration(seconds: f64) -> String {
     let minutes = (seconds / 60.0).floor();
     match seconds {

@@ -1,9 +1,9 @@
-//! The outcome of a run: tiles, a sentence with an interval, rows of families.
+//! Outcome of a run: tiles, a sentence with a confidence interval, and table rows of task families.
 
 use serde::Serialize;
 
 use super::completions::Change;
-use super::numbers::{NONE, arrow, difference, duration, number, percent, ratio, signed, times};
+use super::numbers::{NONE, arrow, difference, duration, number, p_value, percent, ratio, signed, times};
 use super::run::{Evaluation, Family, Metrics, Summary};
 
 #[derive(Serialize)]
@@ -16,7 +16,7 @@ pub(super) struct Tile {
 #[derive(Serialize)]
 pub(super) struct FamilyRow {
     pub(super) name: String,
-    /// Accuracy before, after, change; length before, after, change; floor; ratio to it before, after.
+    /// Accuracy before, after, change; length before, after, change; floor; length over floor before, after.
     pub(super) cells: [String; 9],
 }
 
@@ -37,7 +37,8 @@ pub(super) fn tiles(summary: &Summary) -> Vec<Tile> {
     ]
 }
 
-/// The change of accuracy and length in words; `change` pairs the problems of both evaluations.
+/// Describes the change of accuracy and length. `change` is the change of accuracy paired by problem. The interval is
+/// said to exclude zero only if the sign test, where there is one, agrees.
 pub(super) fn sentence(before: &Evaluation, after: &Evaluation, change: Option<&Change>) -> String {
     let (Some(p), Some(q)) = (before.accuracy, after.accuracy) else {
         return "There is no evaluation to compare with the base model's yet.".into();
@@ -49,12 +50,20 @@ pub(super) fn sentence(before: &Evaluation, after: &Evaluation, change: Option<&
         format!("Held-out accuracy {} by {:.1} points", if points > 0.0 { "rose" } else { "fell" }, points.abs())
     };
     text += &match change {
-        Some(Change { problems, interval: Some([low, high]) }) => {
-            let zero = if *low > 0.0 || *high < 0.0 { "excludes" } else { "includes" };
+        Some(Change { problems, interval: Some([low, high]), p }) => {
+            let zero = match (*low > 0.0 || *high < 0.0, p) {
+                (true, Some(p)) if *p >= 0.05 => {
+                    format!("but {} by the exact sign test: this may be chance", p_value(*p))
+                }
+                (true, Some(p)) => format!("which excludes zero; {} by the exact sign test", p_value(*p)),
+                (true, None) => "which excludes zero".into(),
+                (false, _) => "which includes zero".into(),
+            };
             let bounds = [low, high].map(|v| signed(Some(100.0 * v), 1)).join(" to ");
-            format!(" (95% interval {bounds}, which {zero} zero; {problems} problems, each paired with itself)")
+            format!(" (95% interval {bounds}, {zero}; {problems} problems, each paired with itself)")
         }
-        Some(Change { problems, interval: None }) => format!(" (alike on each of {problems} problems: no interval)"),
+        Some(Change { problems: 1, .. }) => " (only 1 problem, so no interval)".to_string(),
+        Some(Change { problems, .. }) => format!(" (the same on each of {problems} problems, so no interval)"),
         None => " (no completions of both evaluations, so no interval)".to_string(),
     };
     if let (Some(b), Some(a)) = (before.mean_length, after.mean_length) {

@@ -1,4 +1,4 @@
-//! Line plots as SVG whose colours are CSS variables, so that they follow the page's theme.
+//! SVG plots whose colours are CSS variables, so that they follow the page's light or dark theme.
 
 use plotters::coord::types::RangedCoordf64;
 use plotters::drawing::DrawingAreaErrorKind;
@@ -8,10 +8,10 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::numbers::fixed;
 use crate::error::{Error, Result};
 
-/// Whether the SVG could be written.
+/// Result of drawing.
 type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
-/// A colour by its role; the page gives it a value for light and for dark.
+/// Colour of a plot element. The page defines its value for the light and the dark theme.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Ink {
     Text,
@@ -25,7 +25,7 @@ pub(super) enum Ink {
 impl Ink {
     const ALL: [Self; 6] = [Self::Text, Self::Grid, Self::Blue, Self::Orange, Self::Green, Self::Purple];
 
-    /// The CSS variable.
+    /// Returns the name of the CSS variable.
     pub(super) fn variable(self) -> &'static str {
         match self {
             Self::Text => "--plot-text",
@@ -37,18 +37,18 @@ impl Ink {
         }
     }
 
-    /// The stand-in colour that plotters writes and [`themed`] replaces.
+    /// Returns the placeholder colour that plotters writes and [`themed`] replaces.
     fn stand_in(self) -> RGBColor {
         RGBColor(0xFE, 0xDC, self as u8)
     }
 
-    /// The colour of the `index`-th stage.
+    /// Returns the colour of stage `index`.
     pub(super) fn of_stage(index: usize) -> Self {
         [Self::Blue, Self::Orange, Self::Green, Self::Purple][index % 4]
     }
 }
 
-/// How a series is drawn.
+/// Drawing style of a series.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Mark {
     Line,
@@ -61,7 +61,7 @@ pub(super) enum Mark {
     End,
 }
 
-/// Points of one kind.
+/// Points with one label, colour and drawing style.
 pub(super) struct Series {
     pub(super) label: String,
     pub(super) ink: Ink,
@@ -69,43 +69,51 @@ pub(super) struct Series {
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// One plot.
+/// Description of a plot.
 pub(super) struct Plot {
     pub(super) title: String,
     pub(super) note: String,
     pub(super) x_label: &'static str,
     pub(super) y_label: &'static str,
-    /// The y axis starts at zero.
+    /// Whether the y axis starts at zero.
     pub(super) from_zero: bool,
     pub(super) small: bool,
     pub(super) series: Vec<Series>,
-    /// The first step of each stage and its name; a vertical line where a stage follows another.
+    /// First step and name of each stage. Every stage but the first begins at a vertical line.
     pub(super) stages: Vec<(f64, String)>,
 }
 
-/// Everything is drawn at twice its size: plotters rounds coordinates to whole units.
+/// Scale of the drawing. plotters rounds coordinates to whole units, so plots are drawn at twice their size.
 const SCALE: u32 = 2;
 const FONT_SIZE: u32 = 13;
-/// Width of a plot and its right margin, before scaling.
+/// Width of a plot and its margins, before scaling.
 const WIDTH: u32 = 480;
 const RIGHT: u32 = 14;
 const LEFT: u32 = 4;
+/// Least margin of a range as a share of its numbers. In a narrower one, numbers at a distance of a tick are equal.
+const ROUNDING: f64 = 1e-6;
 
-/// Width of a text in the plot's font, before scaling: an estimate on the safe side.
+/// Returns whether a point is drawn: both coordinates are finite, and so far from the limit of f64 that their range is
+/// finite, too.
+fn is_drawn(point: &(f64, f64)) -> bool {
+    point.0.abs() < 1e300 && point.1.abs() < 1e300
+}
+
+/// Returns an upper estimate of the width of a text in the plot's font, before scaling.
 fn text_width(text: &str) -> u32 {
     (text.chars().count() as u32 * FONT_SIZE * 6).div_ceil(10)
 }
 
 impl Plot {
-    /// The SVG, or nothing if there is no point to draw.
+    /// Returns the SVG, or `None` if there are no points.
     pub(super) fn svg(&self) -> Result<Option<String>> {
-        let points = || self.series.iter().flat_map(|s| s.points.iter().copied());
+        let points = || self.series.iter().flat_map(|s| s.points.iter().copied().filter(is_drawn));
         let (Some(xs), Some(ys)) = (extent(points().map(|p| p.0)), extent(points().map(|p| p.1))) else {
             return Ok(None);
         };
         let by_step = self.x_label == "step";
-        // Beside the first and last step there is room for a dot.
-        let room = 0.02 * (xs.1 - xs.0).max(1.0);
+        // Leave space for a dot beside the first and the last step.
+        let room = (0.02 * (xs.1 - xs.0).max(1.0)).max(ROUNDING * xs.1.abs());
         let xs = if by_step { xs.0 - room..xs.1.max(xs.0 + 1.0) + room } else { padded(xs, false) };
         let ys = padded(ys, self.from_zero);
         let mut svg = String::new();
@@ -135,7 +143,7 @@ impl Plot {
             .light_line_style(TRANSPARENT)
             .bold_line_style(Ink::Grid.stand_in().stroke_width(SCALE))
             .axis_style(axis)
-            .x_desc(x_axis.title(self.x_label))
+            .x_desc(if by_step { self.x_label.to_string() } else { x_axis.title(self.x_label) })
             .y_desc(y_axis.title(self.y_label))
             .x_labels(6)
             .y_labels(if self.small { 4 } else { 6 })
@@ -154,7 +162,7 @@ impl Plot {
         }
         let width = WIDTH - LEFT - RIGHT - y_area;
         for (x, name) in stage_labels(&self.stages, &xs, width) {
-            // Right-aligned at the edge where there is no room to the right of the line.
+            // Right-aligned at the edge if there is no space to the right of the line.
             let right = x == xs.end;
             let (side, dx) = if right { (HPos::Right, 0) } else { (HPos::Left, 2 * SCALE as i32) };
             let label = Text::new(name.to_string(), (dx, -3 * SCALE as i32), text(side, VPos::Bottom));
@@ -172,7 +180,7 @@ type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64
 impl Series {
     fn draw<'t>(&self, chart: &mut Chart, text: &dyn Fn(HPos, VPos) -> TextStyle<'t>) -> Drawn {
         let ink = self.ink.stand_in();
-        let points = self.points.iter().copied();
+        let points = self.points.iter().copied().filter(is_drawn);
         let radius = 3 * SCALE;
         match self.mark {
             Mark::Line | Mark::ThinLine => {
@@ -190,7 +198,7 @@ impl Series {
                 let shape = ShapeStyle { color: ink.to_rgba(), filled, stroke_width: 2 * SCALE };
                 let std::ops::Range { start, end } = chart.x_range();
                 for (x, y) in points {
-                    // The label goes to the side with more room.
+                    // Put the label on the side with more space.
                     let right = x < (start + end) / 2.0;
                     let dx = if right { 9 } else { -9 } * SCALE as i32;
                     let style = text(if right { HPos::Left } else { HPos::Right }, VPos::Center);
@@ -204,39 +212,48 @@ impl Series {
     }
 }
 
-/// Where the names of stages stand above the plot, `width` units wide: at the line that begins the stage, or at the right
-/// edge. A name that would cover the one before is left out.
+/// Returns x position and text of the stage labels above a plot of `width` units: at the line of the stage if they end
+/// before the next line. The last one may lie left of its line, at the right edge. Others are omitted, so that no line
+/// is under the name of another stage.
 fn stage_labels<'a>(
     stages: &'a [(f64, String)],
     xs: &std::ops::Range<f64>,
     width: u32,
 ) -> impl Iterator<Item = (f64, &'a str)> {
-    let (xs, width, mut free) = (xs.clone(), f64::from(width), 0.0);
-    stages.iter().filter_map(move |(step, name)| {
-        let x = step.clamp(xs.start, xs.end);
-        let at = (x - xs.start) / (xs.end - xs.start) * width;
+    let (start, end, width, mut free) = (xs.start, xs.end, f64::from(width), 0.0);
+    let at = move |x: f64| (x - start) / (end - start) * width;
+    stages.iter().enumerate().filter_map(move |(index, (step, name))| {
+        let x = step.clamp(start, end);
         let long = f64::from(text_width(name)) + 8.0;
-        let (from, x) = if at + long <= width { (at, x) } else { (width - long, xs.end) };
-        if from < free {
-            return None;
+        match stages.get(index + 1) {
+            next if at(x) + long <= next.map_or(width, |(next, _)| at(*next)) => {
+                free = at(x) + long;
+                Some((x, name.as_str()))
+            }
+            None if width - long >= free => Some((end, name.as_str())),
+            _ => {
+                // The line itself must not be under the last name.
+                free = at(x);
+                None
+            }
         }
-        free = from + long;
-        Some((x, name.as_str()))
     })
 }
 
-/// How the numbers of an axis are written.
+/// Number format of an axis.
 struct Axis {
-    /// Numbers are written as multiples of this power of ten.
+    /// Exponent of the power of ten that labels are multiples of.
     power: i32,
     places: usize,
 }
 
 impl Axis {
-    /// Small numbers are written as multiples of a power of ten, which the title of the axis names.
+    /// Chooses the format of a range. Small and large numbers become multiples of a power of ten, which the axis title
+    /// states.
     fn of(range: &std::ops::Range<f64>) -> Self {
         let largest = range.start.abs().max(range.end.abs());
-        let power = if largest > 0.0 && largest < 1e-2 { largest.log10().floor() as i32 } else { 0 };
+        let plain = largest == 0.0 || (1e-2..1e6).contains(&largest);
+        let power = if plain { 0 } else { largest.log10().floor() as i32 };
         let scale = 10f64.powi(-power);
         Self { power, places: places(&(scale * range.start..scale * range.end)) }
     }
@@ -261,7 +278,7 @@ impl Axis {
     }
 }
 
-/// Smallest and largest value.
+/// Returns the smallest and the largest finite value.
 fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     values.filter(|v| v.is_finite()).fold(None, |acc, v| match acc {
         None => Some((v, v)),
@@ -269,24 +286,25 @@ fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// A little room around the data, so that no point sits on the frame.
+/// Extends a range so that no point lies on the frame of the plot.
 fn padded((low, high): (f64, f64), from_zero: bool) -> std::ops::Range<f64> {
     let low = if from_zero { low.min(0.0) } else { low };
-    let room = if high > low { 0.06 * (high - low) } else { 0.1 * high.abs().max(0.01) };
-    // Quantities that are never negative get no negative axis.
+    let largest = low.abs().max(high.abs());
+    let room = if high > low { (0.06 * (high - low)).max(ROUNDING * largest) } else { 0.1 * largest.max(0.01) };
+    // Do not extend non-negative data below zero.
     let bottom = if low >= 0.0 { (low - room).max(0.0) } else { low - room };
     (if from_zero && low == 0.0 { 0.0 } else { bottom })..high + room
 }
 
-/// Decimal places that tell the axis labels apart.
+/// Returns the number of decimals that makes the axis labels distinct.
 fn places(range: &std::ops::Range<f64>) -> usize {
     // About five labels; the result is small and not negative, so the cast is exact.
     (-((range.end - range.start) / 5.0).log10().floor()).clamp(0.0, 6.0) as usize
 }
 
-/// Replaces plotters' colours by CSS variables and its fixed size by a label for screen readers.
+/// Replaces the placeholder colours by CSS variables, and the fixed size by a label for screen readers.
 fn themed(svg: &str, title: &str) -> String {
-    // Line breaks inside a text element would shift it by a space.
+    // A line break inside a text element would be rendered as a space.
     let svg = svg.replace("\n</text>", "</text>");
     let mut svg = Ink::ALL.iter().fold(svg, |svg, ink| {
         let RGBColor(r, g, b) = ink.stand_in();
@@ -330,17 +348,35 @@ mod tests {
     #[test]
     fn degenerate_data_still_draws() {
         assert!(plot(vec![]).svg().unwrap().is_none());
-        for y in [0.0, 1.0, -3.0, 1e9] {
+        for y in [0.0, 1.0, -3.0, 1e9, 1e299] {
             assert!(plot(vec![(0.0, y)]).svg().unwrap().is_some());
         }
     }
 
-    /// Once the name was cut to "er" at the edge.
+    /// Regression: the range of such numbers is infinite or empty, and the search for ticks did not end.
+    #[test]
+    fn numbers_at_the_limit_of_f64_are_left_out_and_huge_ones_drawn() {
+        assert!(plot(vec![(1.0, 1.75e308), (2.0, -1.75e308)]).svg().unwrap().is_none());
+        let svg = plot(vec![(1.0, 1.75e308), (2.0, 1e7), (3.0, 2e7)]).svg().unwrap().unwrap();
+        assert!(svg.contains("10\u{2077} nats"), "{svg}");
+        assert!(plot(vec![(1e18, 1e17), (1e18, 1e17 + 16.0)]).svg().unwrap().is_some());
+    }
+
+    /// Regression: the name was cut off to "er" at the edge.
     #[test]
     fn a_stage_at_the_right_edge_is_named_in_full() {
-        let stages = [(1.0, "compress".to_string()), (99.0, "enhance".to_string()), (99.5, "later".to_string())];
+        let stages = [(1.0, "compress".to_string()), (99.0, "enhance".to_string())];
         let placed: Vec<_> = stage_labels(&stages, &(0.0..100.0), 400).collect();
         assert_eq!(placed, [(1.0, "compress"), (100.0, "enhance")]);
+    }
+
+    /// Regression: the line of a stage was under the name of the one before, whose name was wider than its steps.
+    #[test]
+    fn no_line_is_under_the_name_of_another_stage() {
+        let stages = [1.0, 5.0, 50.0, 98.0, 99.0].map(|step| (step, "compress".to_string()));
+        let placed: Vec<_> = stage_labels(&stages, &(0.0..100.0), 400).map(|(x, _)| x).collect();
+        // 98 is too close to 99, and the name of 99 would cover the line of 98.
+        assert_eq!(placed, [5.0, 50.0]);
     }
 
     #[test]

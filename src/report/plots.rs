@@ -1,4 +1,4 @@
-//! The plots of a run.
+//! Plots of a run.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(super) struct Figure {
     pub(super) note: String,
     pub(super) small: bool,
     pub(super) svg: Option<String>,
-    /// CSS class and colour variable of the swatch, and the label.
+    /// CSS class and colour variable of the swatch, and label, for each legend entry.
     pub(super) legend: Vec<(&'static str, &'static str, String)>,
 }
 
@@ -72,7 +72,7 @@ pub(super) fn plots(metrics: &Metrics, stages: &[Stage]) -> Vec<Plot> {
     ]
 }
 
-/// Entropy against length: the path that training takes, one colour per stage.
+/// Plots entropy against mean length over training, with one colour per stage.
 pub(super) fn portrait(metrics: &Metrics, stages: &[Stage]) -> Plot {
     let lengths: BTreeMap<u64, f64> =
         metrics.points("completions/mean_length").into_iter().map(|(step, v)| (step as u64, v)).collect();
@@ -80,13 +80,18 @@ pub(super) fn portrait(metrics: &Metrics, stages: &[Stage]) -> Plot {
     let whole = [Stage { name: "training".into(), first: 0, last: u64::MAX }];
     let window = entropies.len() / 25 + 1;
     let (mut dots, mut paths) = (Vec::new(), Vec::<Series>::new());
-    for (i, stage) in if stages.is_empty() { &whole } else { stages }.iter().enumerate() {
+    let mut names = Vec::<&str>::new();
+    for stage in if stages.is_empty() { &whole } else { stages } {
         let inside = entropies.iter().filter(|(step, _)| (stage.first..=stage.last).contains(&(*step as u64)));
         let raw: Vec<_> = inside.filter_map(|(step, e)| Some((*lengths.get(&(*step as u64))?, *e))).collect();
-        // The path starts where the last stage's ends.
+        // The path starts at the end of the previous stage's path.
         let joint = paths.last().and_then(|s| s.points.last().copied());
         let points: Vec<_> = joint.into_iter().chain(smooth(&raw, window)).collect();
-        let ink = Ink::of_stage(i);
+        // A stage that occurs again (cycles) has the same colour.
+        if !names.contains(&stage.name.as_str()) {
+            names.push(&stage.name);
+        }
+        let ink = Ink::of_stage(names.iter().position(|name| *name == stage.name).unwrap_or(0));
         dots.push(Series { label: String::new(), ink, mark: Mark::FaintDots, points: raw });
         paths.push(Series { label: stage.name.clone(), ink, mark: Mark::Line, points });
     }
@@ -115,7 +120,7 @@ pub(super) fn portrait(metrics: &Metrics, stages: &[Stage]) -> Plot {
     }
 }
 
-/// Centred mean over about `window` points, fewer at the ends.
+/// Returns the centred moving average over about `window` points, fewer at the ends.
 pub(super) fn smooth(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     let half = window / 2;
     let mean = |i: usize| {
@@ -128,16 +133,18 @@ pub(super) fn smooth(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
 
 pub(super) fn figure(plot: Plot) -> Result<Figure> {
     let svg = plot.svg()?;
-    let shown = plot.series.iter().filter(|s| !s.points.is_empty());
-    let legend = shown.filter_map(|s| {
-        let class = match s.mark {
+    let mut legend = Vec::new();
+    for series in plot.series.iter().filter(|s| !plot.small && !s.points.is_empty()) {
+        let class = match series.mark {
             Mark::Line => "line",
             Mark::ThinLine => "thin",
             Mark::Dots => "dot",
-            Mark::FaintDots | Mark::Start | Mark::End => return None,
+            Mark::FaintDots | Mark::Start | Mark::End => continue,
         };
-        Some((class, s.ink.variable(), s.label.clone()))
-    });
-    let legend = if plot.small { Vec::new() } else { legend.collect() };
+        let entry = (class, series.ink.variable(), series.label.clone());
+        if !legend.contains(&entry) {
+            legend.push(entry);
+        }
+    }
     Ok(Figure { title: plot.title, note: plot.note, small: plot.small, svg, legend })
 }

@@ -1,4 +1,4 @@
-//! Reading a run directory, finished or not.
+//! Reading the directory of a finished or unfinished run.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -9,8 +9,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::files;
+use crate::study::complete_lines;
 
-/// `summary.json`, written when a run ends.
+/// Contents of `summary.json`, which is written when a run ends.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct Summary {
@@ -29,7 +31,30 @@ pub(super) struct Summary {
     pub(super) note: Option<String>,
 }
 
-/// One evaluation on held-out problems.
+/// Part of `run.json`. The summary of fine-tuning does not name the last step.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Origin {
+    finished: Option<u64>,
+}
+
+impl Summary {
+    /// Reads the summary of the run directory `run`, if there is one.
+    pub(super) fn read(run: &Path) -> Result<Option<Self>> {
+        let Some(mut summary) = optional(files::read_json::<Self>(&run.join("summary.json")))? else { return Ok(None) };
+        if summary.steps.is_none() {
+            summary.steps = optional(files::read_json::<Origin>(&run.join("run.json")))?.and_then(|run| run.finished);
+        }
+        Ok(Some(summary))
+    }
+
+    /// Returns whether the summary belongs to the last logged step. An extended run still has that of its earlier end.
+    pub(super) fn is_of(&self, metrics: &Metrics) -> bool {
+        self.steps == metrics.0.keys().next_back().copied()
+    }
+}
+
+/// Figures of an evaluation on held-out problems.
 #[derive(Deserialize, Default, Clone, Copy)]
 #[serde(default)]
 pub(super) struct Evaluation {
@@ -40,7 +65,7 @@ pub(super) struct Evaluation {
     pub(super) entropy: Option<f64>,
 }
 
-/// A kind of problem; `floor` is the mean length of the shortest reference solutions.
+/// Figures of a task family. `floor` is the mean length of the shortest reference solutions, in tokens.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct Family {
@@ -56,7 +81,7 @@ pub(super) struct StageEnd {
     pub(super) exit: Option<String>,
 }
 
-/// `metrics.jsonl` by step; a later line for a step overrides an earlier one (a resumed run).
+/// Contents of `metrics.jsonl` by step. Later lines of a step override earlier ones (resumed runs).
 pub(super) struct Metrics(pub(super) BTreeMap<u64, Map<String, Value>>);
 
 #[derive(Deserialize)]
@@ -66,7 +91,7 @@ struct MetricsLine {
     values: Map<String, Value>,
 }
 
-/// Steps `first..=last` of one stage.
+/// Consecutive steps `first..=last` of a stage.
 #[derive(Debug, PartialEq)]
 pub(super) struct Stage {
     pub(super) name: String,
@@ -75,6 +100,19 @@ pub(super) struct Stage {
 }
 
 impl Metrics {
+    /// Reads the metrics of the run directory `run`; `None` before the first line.
+    ///
+    /// # Errors
+    /// `run` is not a run directory, or a line is malformed.
+    pub(super) fn of_run(run: &Path) -> Result<Option<Self>> {
+        let found = optional(Self::read(&run.join("metrics.jsonl")))?;
+        if found.is_none() && !run.join("run.json").is_file() {
+            let why = if run.is_dir() { "it has no run.json" } else { "there is no such folder" };
+            return Err(Error::file(run, format!("is no run ({why})")));
+        }
+        Ok(found)
+    }
+
     pub(super) fn read(path: &Path) -> Result<Self> {
         let mut steps = BTreeMap::<u64, Map<String, Value>>::new();
         for line in read_lines::<MetricsLine>(path)? {
@@ -83,12 +121,12 @@ impl Metrics {
         Ok(Self(steps))
     }
 
-    /// The steps at which `key` has a value, with the value.
+    /// Returns `(step, value)` for each step at which `key` has a numeric value.
     pub(super) fn points(&self, key: &str) -> Vec<(f64, f64)> {
         self.0.iter().filter_map(|(&step, row)| Some((step as f64, row.get(key)?.as_f64()?))).collect()
     }
 
-    /// The stages in order, from the rows that name one.
+    /// Returns the stages in order, from the rows that name a stage.
     pub(super) fn stages(&self) -> Vec<Stage> {
         let mut stages = Vec::<Stage>::new();
         for (&step, row) in &self.0 {
@@ -112,7 +150,7 @@ impl Metrics {
         }
     }
 
-    /// What a summary would say so far, and the step of the latest evaluation.
+    /// Returns a summary of the steps so far, and the step of the latest evaluation after step 0.
     pub(super) fn so_far(&self) -> (Summary, Option<u64>) {
         let evaluated = |row: &Map<String, Value>| row.get("eval/accuracy").is_some_and(Value::is_number);
         let base = self.0.get(&0).filter(|row| evaluated(row));
@@ -138,9 +176,11 @@ impl Metrics {
     }
 }
 
-/// One JSON value per line; blank lines are skipped, a malformed one is named.
+/// Reads a file with one JSON value per line. Blank lines are skipped, and so is an incomplete last line, which a
+/// killed process leaves. The error names a malformed line.
 pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let text = crate::files::read_text(path)?;
+    let bytes = files::read(path)?;
+    let text = files::text(path, complete_lines(&bytes))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines.map(|(i, line)| serde_json::from_str(line).map_err(|e| malformed(path, i + 1, &e))).collect()
 }
@@ -152,7 +192,7 @@ pub(super) fn malformed(path: &Path, line: usize, error: &serde_json::Error) -> 
     Error::file(at, format!("{reason} (column {}); mend or delete this line", error.column()))
 }
 
-/// `None` if the file does not exist.
+/// Turns the error of a missing file into `None`.
 pub(super) fn optional<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),

@@ -1,4 +1,4 @@
-//! The page of a study, and its figures as JSON and as a table of comma-separated values.
+//! HTML page of a study, and its figures as JSON and CSV.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,11 +32,11 @@ struct Row {
     number: String,
     name: String,
     setting: String,
-    /// Each a figure and its interval.
+    /// Figure and interval of each column.
     cells: Vec<[String; 2]>,
     /// Accuracy and length of each data source.
     sources: Vec<[String; 2]>,
-    /// What traces and advantages show.
+    /// Figures read from traces and advantages.
     mechanism: Vec<String>,
 }
 
@@ -48,10 +48,10 @@ struct SettingRow {
     cells: Vec<String>,
 }
 
-/// Writes `study.html`, a page that needs nothing but itself, `study.json` and `study.csv` into `folder`; gives the page.
+/// Writes `study.html` (self-contained), `study.json` and `study.csv` into `folder`; returns the path of the page.
 ///
 /// # Errors
-/// When they cannot be written.
+/// A file cannot be written.
 pub fn study(findings: &Findings, folder: &Path) -> Result<PathBuf> {
     files::write_json(&folder.join("study.json"), findings)?;
     files::write(&folder.join("study.csv"), csv(findings).as_bytes())?;
@@ -77,7 +77,8 @@ fn page(findings: &Findings) -> Result<String> {
             fixed(100.0 * findings.length_budget, 0),
             findings.seeds[1]
         ),
-        "Intervals are 95% intervals by Student's t over seeds and problems: wide where few seeds differ much."
+        "Intervals are 95% intervals by Student's t over seeds and problems: wide where few seeds differ much. Those of \
+         a single run are over problems alone, and say so."
             .to_string(),
     ];
     let view = View {
@@ -102,7 +103,7 @@ fn described(setting: &BTreeMap<String, String>) -> String {
         return "as in the file".to_string();
     }
     let short = |key: &str| key.rsplit('.').next().unwrap_or(key).to_string();
-    // The stage is told where the same key is set in two.
+    // Use the full key, with the stage, if the same key is set in two stages.
     let ambiguous = |key: &str| setting.keys().filter(|other| short(other) == short(key)).count() > 1;
     let named = |key: &String| if ambiguous(key) { key.clone() } else { short(key) };
     setting.iter().map(|(key, value)| format!("{} {value}", named(key))).collect::<Vec<_>>().join(", ")
@@ -125,6 +126,10 @@ fn row(
         [text(estimate.value), bounds.unwrap_or_default()]
     };
     let plain = |text: String| [text, String::new()];
+    let mut accuracy = bounded(measured.accuracy, &percent);
+    if is_single(measured) {
+        accuracy[1] += ", over problems alone";
+    }
     let share = |share: Option<f64>| share.map_or_else(|| NONE.to_string(), percent);
     let entropy = |at: usize| measured.entropy.map(|entropy| entropy[at]);
     Row {
@@ -133,7 +138,7 @@ fn row(
         setting: setting.to_string(),
         cells: vec![
             plain(measured.runs.to_string()),
-            bounded(measured.accuracy, &percent),
+            accuracy,
             plain(measured.accuracy_of_runs.map(percent).join(" to ")),
             difference.map_or_else(
                 || plain(NONE.to_string()),
@@ -185,7 +190,7 @@ fn point(measured: &Measured) -> (f64, f64) {
     (100.0 * measured.length_ratio, 100.0 * measured.accuracy.value)
 }
 
-/// Every setting as a point, the front of those that no other beats in both, and the chosen ones by number.
+/// Plots accuracy against length of every setting, the Pareto front, and the chosen settings by arm number.
 fn front(findings: &Findings) -> Plot {
     let mut all: Vec<(f64, f64)> =
         findings.arms.iter().flat_map(|arm| &arm.settings).filter_map(|(_, m)| m.as_ref().map(point)).collect();
@@ -241,7 +246,7 @@ fn by_source(findings: &Findings, source: &str) -> Plot {
     }
 }
 
-/// Accuracy and length of the training batches of an arm's reported runs.
+/// Plots accuracy and length of the training batches of an arm's reported runs.
 fn curves(findings: &Findings, arm: &ArmFindings) -> Plot {
     let base = findings.base.as_ref().map_or(f64::NAN, |base| base.length);
     let series = |label: &str, ink, of: &dyn Fn(&crate::study::Moment) -> f64| {
@@ -270,44 +275,37 @@ fn curves(findings: &Findings, arm: &ArmFindings) -> Plot {
     }
 }
 
-/// The table as text.
+/// Returns the table of arms as text.
 pub fn study_text(findings: &Findings) -> String {
-    let mut text = format!(
-        "{:<3}{:<28}{:>6}{:>10}{:>16}{:>18}{:>10}{:>9}\n",
-        "",
-        "arm",
-        "runs",
-        "accuracy",
-        "95%",
-        format!("to {}", short(&findings.against, 12)),
-        "length",
-        "% base"
-    );
-    let mut line = |number: String, name: &str, measured: &Measured, difference: Option<Estimate>| {
-        let bounds = |estimate: Estimate, text: &dyn Fn(f64) -> String| {
-            estimate.interval.map_or_else(String::new, |bounds| bounds.map(text).join(".."))
-        };
-        let change = difference.map_or_else(String::new, |difference| {
-            let points = |v: f64| signed(Some(100.0 * v), 1);
-            format!("{} {}", points(difference.value), bounds(difference, &points))
-        });
-        text += &format!(
-            "{number:<3}{:<28}{:>6}{:>10}{:>16}{change:>18}{:>10}{:>9}\n",
-            short(name, 27),
-            measured.runs,
-            percent(measured.accuracy.value),
-            bounds(measured.accuracy, &percent),
-            fixed(measured.length, 1),
-            percent(measured.length_ratio)
-        );
+    let difference = format!("to {}", findings.against);
+    let head = ["", "arm", "runs", "accuracy", "95%", &difference, "95%", "length", "% base"];
+    let bounds = |estimate: Estimate, text: &dyn Fn(f64) -> String| {
+        estimate.interval.map_or_else(String::new, |bounds| bounds.map(text).join(".."))
     };
-    if let Some(base) = &findings.base {
-        line(String::new(), "the base model", base, None);
-    }
-    for (index, arm) in findings.arms.iter().enumerate() {
-        if let Some(measured) = &arm.reported {
-            line((index + 1).to_string(), &arm.name, measured, arm.difference);
-        }
+    let points = |v: f64| signed(Some(100.0 * v), 1);
+    let row = |number: String, name: &str, measured: &Measured, difference: Option<Estimate>| {
+        let mark = if is_single(measured) { "*" } else { "" };
+        [
+            number,
+            name.to_string(),
+            measured.runs.to_string(),
+            percent(measured.accuracy.value),
+            bounds(measured.accuracy, &percent) + mark,
+            difference.map_or_else(String::new, |difference| points(difference.value)),
+            difference.map_or_else(String::new, |difference| bounds(difference, &points)),
+            fixed(measured.length, 1),
+            percent(measured.length_ratio),
+        ]
+    };
+    let mut rows = vec![head.map(str::to_string)];
+    rows.extend(findings.base.iter().map(|base| row(String::new(), "the base model", base, None)));
+    rows.extend(findings.arms.iter().enumerate().filter_map(|(index, arm)| {
+        Some(row((index + 1).to_string(), &arm.name, arm.reported.as_ref()?, arm.difference))
+    }));
+    let mut text = aligned(&rows);
+    let reported = findings.arms.iter().filter_map(|arm| arm.reported.as_ref());
+    if findings.base.iter().chain(reported).any(is_single) {
+        text += "* over problems alone: a single run\n";
     }
     for (index, arm) in findings.arms.iter().enumerate().filter(|(_, arm)| arm.reported.is_none()) {
         let whole = arm.settings.iter().all(|(_, measured)| measured.is_some());
@@ -316,7 +314,7 @@ pub fn study_text(findings: &Findings) -> String {
             (true, None) => "no setting is within the length budget",
             (true, Some(_)) => "not reported yet",
         };
-        text += &format!("{:<3}{:<28}{why}\n", index + 1, short(&arm.name, 27));
+        text += &format!("{} {}: {why}\n", index + 1, arm.name);
     }
     if !findings.missing.is_empty() {
         text += &format!("{} runs are missing\n", findings.missing.len());
@@ -324,11 +322,25 @@ pub fn study_text(findings: &Findings) -> String {
     text
 }
 
-fn short(text: &str, most: usize) -> String {
-    text.chars().take(most).collect()
+/// Returns whether the interval of an accuracy is over problems alone, since there is a single run.
+fn is_single(measured: &Measured) -> bool {
+    measured.runs == 1 && measured.accuracy.interval.is_some()
 }
 
-/// Every setting and every report, a line each.
+/// Formats rows as lines with columns two spaces apart; the first two columns are left-aligned.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let length = |text: &str| text.chars().count();
+    let widths: [usize; N] = std::array::from_fn(|k| rows.iter().map(|row| length(&row[k])).max().unwrap_or(0));
+    let cell = |(k, text): (usize, &String)| {
+        let room = " ".repeat(widths[k] - length(text));
+        if k < 2 { format!("{text}{room}") } else { format!("{room}{text}") }
+    };
+    let line =
+        |row: &[String; N]| row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ").trim_end().to_string();
+    rows.iter().map(|row| line(row) + "\n").collect()
+}
+
+/// Returns the CSV text: one line for the base model, for each setting and for each reported arm.
 fn csv(findings: &Findings) -> String {
     let mut text =
         "arm,setting,seeds,chosen,runs,accuracy,low,high,length,length_ratio,cut,all_right_std\n".to_string();
@@ -361,4 +373,60 @@ fn csv(findings: &Findings) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Regression: columns ran together (`31.7..100.0−14.1`), the head was cut, and nothing said that the interval of a
+    /// single run is over problems alone.
+    #[test]
+    fn the_table_has_columns_and_marks_intervals_over_problems_alone() {
+        let measured = |runs| Measured {
+            runs,
+            accuracy: Estimate { value: 0.8, interval: Some([0.317, 1.0]) },
+            length: 120.0,
+            length_ratio: 0.5,
+            accuracy_of_runs: [0.8; 2],
+            cut: 0.0,
+            sources: BTreeMap::new(),
+            readings: BTreeMap::new(),
+            all_right_std: None,
+            entropy: None,
+        };
+        let arm = |name: &str, runs| ArmFindings {
+            name: name.to_string(),
+            settings: vec![(BTreeMap::new(), Some(measured(runs)))],
+            chosen: Some(0),
+            reported: Some(measured(runs)),
+            difference: Some(Estimate { value: -0.141, interval: Some([-1.0, 0.9]) }),
+            spread: None,
+            curves: Vec::new(),
+        };
+        let mut findings = Findings {
+            name: "s".to_string(),
+            sampled_tokens: 1,
+            length_budget: 0.5,
+            seeds: [vec![0], vec![1, 2]],
+            against: "two stages, T 1.2".to_string(),
+            base: Some(measured(1)),
+            arms: vec![arm("an arm with a name of more than 28 letters", 2)],
+            missing: Vec::new(),
+        };
+        let text = study_text(&findings);
+        let words = |line: &str| {
+            line.split("  ").map(str::trim).filter(|w| !w.is_empty()).map(String::from).collect::<Vec<_>>()
+        };
+        let lines: Vec<Vec<String>> = text.lines().map(words).collect();
+        assert_eq!(lines[0], ["arm", "runs", "accuracy", "95%", "to two stages, T 1.2", "95%", "length", "% base"]);
+        assert_eq!(lines[1], ["the base model", "1", "80.0", "31.7..100.0*", "120.0", "50.0"]);
+        let arm_line = ["1", "an arm with a name of more than 28 letters", "2", "80.0", "31.7..100.0", "\u{2212}14.1"];
+        assert_eq!(lines[2][..6], arm_line);
+        assert_eq!(lines[2][6..], ["\u{2212}100.0..+90.0", "120.0", "50.0"]);
+        assert!(text.ends_with("* over problems alone: a single run\n"), "{text}");
+        assert!(page(&findings).unwrap().contains("<small>31.7 to 100.0, over problems alone</small>"));
+        findings.base = None;
+        assert!(!study_text(&findings).contains("over problems alone"));
+    }
 }

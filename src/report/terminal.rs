@@ -1,52 +1,57 @@
-//! A run's curves as text, for a terminal.
+//! Curves of a run drawn as text for a terminal.
 
+use std::fs::File;
 use std::path::Path;
 
 use textplots::{Chart, Plot, Shape};
 
 use super::duration;
-use super::run::{Metrics, Summary, optional};
+use super::run::{Metrics, Summary};
 use crate::error::{Error, Result};
-use crate::files;
 
-/// The curves that are shown where none is named, those of them that the run has.
-const USUAL: [&str; 6] =
+/// Metrics shown by default, if the run has them.
+const DEFAULT_METRICS: [&str; 6] =
     ["rewards/accuracy/mean", "completions/mean_length", "entropy", "reward", "conflict/cancellation", "loss"];
 
-/// Columns of a curve and of the figures to its right, and rows of a curve.
+/// Width of a curve in braille dots (two per column), of the axis figures in columns, and height of a curve in rows.
 const CURVE: usize = 44;
 const FIGURES: usize = 10;
 const ROWS: usize = 6;
 
-/// What `tempering watch` shows of the run in a folder, and whether the run is over.
+/// Output of `tempering watch` for a run.
 #[derive(Debug)]
 pub struct Screen {
-    /// Lines, without an end at the last.
+    /// Lines, without a trailing line break.
     pub text: String,
-    /// Whether the run has written its summary.
+    /// Whether the run is finished (its summary belongs to the last logged step), or no process works on it.
     pub over: bool,
 }
 
-/// The curves of `metrics` (the usual ones when empty) of the run in `run`, for a terminal of so many columns.
+/// Returns whether no process works on a run: its lock is free. `false` if that is unknown, because there is no lock
+/// file or the file system has no locks.
+fn is_abandoned(run: &Path) -> bool {
+    File::open(run.join("run.lock")).is_ok_and(|file| file.try_lock_shared().is_ok())
+}
+
+/// Draws the curves of `metrics` (default ones if empty) of the run directory `run` on `columns` terminal columns.
 ///
 /// # Errors
-/// A folder that is no run or has no line yet, a malformed file, a metric that the run does not have.
+/// `run` is not a run directory, a file is malformed, or the run does not have one of the `metrics`.
 pub fn screen(run: &Path, metrics: &[String], columns: usize) -> Result<Screen> {
-    let path = run.join("metrics.jsonl");
-    let Some(all) = optional(Metrics::read(&path))?.filter(|all| !all.0.is_empty()) else {
-        if !run.join("run.json").is_file() {
-            return Err(Error::file(run, "is no run (it has no run.json)"));
-        }
-        return Ok(Screen { text: format!("{}: nothing is measured yet", run.display()), over: false });
+    // Before the files are read: a run that ends meanwhile is shown as running, not as one that was left.
+    let abandoned = is_abandoned(run);
+    let left = abandoned.then_some("no process works on it");
+    let Some(all) = Metrics::of_run(run)?.filter(|all| !all.0.is_empty()) else {
+        let text: Vec<&str> = ["nothing is measured yet"].into_iter().chain(left).collect();
+        return Ok(Screen { text: format!("{}: {}", run.display(), text.join(", ")), over: abandoned });
     };
-    // A run that goes on after its end has the summary of that end still.
-    let over = optional(files::read_json::<Summary>(&run.join("summary.json")))?
-        .filter(|summary| summary.steps == all.0.keys().next_back().copied());
-    let names = chosen(&path, &all, metrics)?;
+    let summary = Summary::read(run)?.filter(|summary| summary.is_of(&all));
+    let state = if summary.is_some() { Some("finished") } else { left };
+    let names = chosen(&run.join("metrics.jsonl"), &all, metrics)?;
     let curves: Vec<Vec<String>> = names.iter().map(|name| curve(name, &all.points(name))).collect();
     let beside = (columns / (CURVE / 2 + FIGURES + 3)).clamp(1, 3);
-    let mut lines = vec![headline(run, &all, over.is_some())];
-    lines.extend(standing(&all, over.as_ref()));
+    let mut lines = vec![headline(run, &all, state)];
+    lines.extend(evaluation_line(&all, summary.as_ref()));
     for row in curves.chunks(beside) {
         lines.push(String::new());
         let height = row.iter().map(Vec::len).max().unwrap_or(0);
@@ -56,13 +61,13 @@ pub fn screen(run: &Path, metrics: &[String], columns: usize) -> Result<Screen> 
             lines.push(cells.collect::<Vec<_>>().join("   ").trim_end().to_string());
         }
     }
-    Ok(Screen { text: lines.join("\n"), over: over.is_some() })
+    Ok(Screen { text: lines.join("\n"), over: state.is_some() })
 }
 
-/// The metrics to show.
+/// Returns the metrics to show: `asked`, or the default ones that the run has.
 fn chosen<'a>(path: &Path, all: &Metrics, asked: &'a [String]) -> Result<Vec<&'a str>> {
     if asked.is_empty() {
-        return Ok(USUAL.into_iter().filter(|name| !all.points(name).is_empty()).collect());
+        return Ok(DEFAULT_METRICS.into_iter().filter(|name| !all.points(name).is_empty()).collect());
     }
     for name in asked {
         if all.points(name).is_empty() {
@@ -78,8 +83,8 @@ fn chosen<'a>(path: &Path, all: &Metrics, asked: &'a [String]) -> Result<Vec<&'a
     Ok(asked.iter().map(String::as_str).collect())
 }
 
-/// `runs/a: step 40 [enhance], 2.3 s a step, 14,000 tokens/s sampled`.
-fn headline(run: &Path, all: &Metrics, over: bool) -> String {
+/// Returns the first line: `runs/a: step 40 [enhance], 2.30 s a step, 14000 tokens/s sampled, 1 min 32 s in steps`.
+fn headline(run: &Path, all: &Metrics, state: Option<&str>) -> String {
     let last = |key: &str| all.points(key).last().map(|point| point.1);
     let step = all.0.keys().next_back().copied().unwrap_or_default();
     let mut parts = vec![format!("{}: step {step}", run.display())];
@@ -92,20 +97,18 @@ fn headline(run: &Path, all: &Metrics, over: bool) -> String {
     if seconds > 0.0 {
         parts.push(format!("{} in steps", duration(seconds.round())));
     }
-    if over {
-        parts.push("finished".to_string());
-    }
+    parts.extend(state.map(str::to_string));
     parts.join(", ")
 }
 
-/// What the held-out evaluations say so far.
-fn standing(all: &Metrics, over: Option<&Summary>) -> Option<String> {
+/// Returns a line with the held-out accuracy and length of the base model and of the latest evaluation.
+fn evaluation_line(all: &Metrics, finished: Option<&Summary>) -> Option<String> {
     let (so_far, step) = all.so_far();
     so_far.base.accuracy?;
     let at = |name: &str, figures: super::run::Evaluation| {
         Some(format!("{name} {:.1}% at {:.1} tokens", 100.0 * figures.accuracy?, figures.mean_length?))
     };
-    let last = match over {
+    let last = match finished {
         Some(summary) => at("final", summary.last),
         None => at(&format!("after step {}", step.unwrap_or_default()), so_far.last),
     };
@@ -113,13 +116,19 @@ fn standing(all: &Metrics, over: Option<&Summary>) -> Option<String> {
     Some(format!("held-out: {}", both.join(", ")))
 }
 
-/// A number with three digits that count.
+/// Formats a number with three significant digits, small and large ones by a power of ten.
 fn figure(value: f64) -> String {
-    let before = value.abs().max(1e-9).log10().floor() as i32;
-    format!("{value:.*}", (2 - before).clamp(0, 6) as usize)
+    if value == 0.0 {
+        return "0".to_string();
+    }
+    let before = value.abs().log10().floor();
+    if !(-4.0..9.0).contains(&before) {
+        return format!("{value:.2e}");
+    }
+    format!("{value:.*}", (2.0 - before).max(0.0) as usize)
 }
 
-/// Name and last value, then the curve with the figures of its axes.
+/// Returns the lines of a curve: name and last value, then the plot with its axis labels.
 fn curve(name: &str, points: &[(f64, f64)]) -> Vec<String> {
     let last = points.last().map_or(f64::NAN, |point| point.1);
     let title = format!("{name} {}", figure(last));
@@ -129,14 +138,16 @@ fn curve(name: &str, points: &[(f64, f64)]) -> Vec<String> {
     }
     let values = || points.iter().map(|point| point.1);
     let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
-    let drawn: Vec<(f32, f32)> = points.iter().map(|&(step, value)| (step as f32, value as f32)).collect();
+    // Within f32, also for the difference of two values.
+    let drawn: Vec<(f32, f32)> =
+        points.iter().map(|&(step, value)| (step as f32, value.clamp(-1e37, 1e37) as f32)).collect();
     let lines = Shape::Lines(&drawn);
     let mut chart = Chart::new(CURVE as u32, (4 * ROWS) as u32, first.0 as f32, end.0 as f32);
     let chart = chart.lineplot(&lines);
     chart.axis();
     chart.figures();
     let mut rows: Vec<String> = chart.frame().lines().map(str::to_string).collect();
-    // The library's own labels have one decimal, whatever the numbers are.
+    // textplots' own labels always have one decimal.
     for (row, value) in [(0, high), (rows.len().saturating_sub(1), low)] {
         if let Some(row) = rows.get_mut(row) {
             *row += &format!(" {}", figure(value));
@@ -166,7 +177,7 @@ mod tests {
         let screen = screen(dir.path(), &[], 80).unwrap();
         assert!(!screen.over && screen.text.contains("step 20 [compress], 2.00 s a step"), "{}", screen.text);
         assert!(screen.text.contains("held-out: base 50.0% at 80.0 tokens"), "{}", screen.text);
-        // The highest and the lowest value stand at the curve.
+        // The largest and the smallest value label the curve.
         assert!(
             screen.text.contains("loss 0.0500") && screen.text.contains(" 1.00") && !screen.text.contains("reward")
         );
@@ -184,7 +195,29 @@ mod tests {
         assert!(screen(fresh.path(), &[], 80).unwrap().text.contains("nothing is measured yet"));
     }
 
-    /// A run that was extended was said to be over while it went on.
+    /// Regression: `watch` redrew a run for ever that no process worked on.
+    #[test]
+    fn a_run_that_no_process_works_on_is_over() {
+        let dir = run("{\"step\":1,\"loss\":0.5}\n");
+        let lock = File::create(dir.path().join("run.lock")).unwrap();
+        lock.lock().unwrap();
+        assert!(!screen(dir.path(), &[], 80).unwrap().over);
+        drop(lock);
+        let left = screen(dir.path(), &[], 80).unwrap();
+        assert!(left.over && left.text.contains("step 1, no process works on it"), "{}", left.text);
+    }
+
+    /// Regression: a learning rate of 4e-7 was shown as 0.000000.
+    #[test]
+    fn figures_have_three_significant_digits() {
+        let found = [0.0, 4e-7, -1.5e-6, 1.5e-4, 0.05, 1.0, 123.4, 14000.0, 1.75e308].map(figure);
+        let expected = ["0", "4.00e-7", "-1.50e-6", "0.000150", "0.0500", "1.00", "123", "14000", "1.75e308"];
+        assert_eq!(found, expected);
+        let huge = run("{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":1.75e308}\n");
+        assert!(screen(huge.path(), &[], 80).unwrap().text.contains("loss 1.75e308"));
+    }
+
+    /// Regression: an extended run was reported as finished while it continued.
     #[test]
     fn a_run_is_over_with_the_step_of_its_summary() {
         let dir = run("{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.5}\n");

@@ -53,13 +53,13 @@ fn a_finished_run_shows_its_figures() {
     let run = finished_run();
     let html = report(run.path());
     assert_has(&html, &["79.0% → 82.0%", "160.1 → 35.2", ">0.22<", "rose by 3.0 points", "fell by 78.0%"]);
-    assert_has(&html, &["alike on each of 1 problems", "Stage 2 is a reconstruction."]);
+    assert_has(&html, &["rose by 3.0 points (only 1 problem, so no interval)", "Stage 2 is a reconstruction."]);
     assert_has(&html, &["<td>6.00×</td><td>1.50×</td>", "<td>+5.0</td>", "<td>−75%</td>"]);
     assert_has(&html, &["1 h 2 min", "1.25 GB", "66.7%", "<td>compress</td><td>1–2</td><td>steps</td><td>format</td>"]);
     assert!(!html.contains("unfinished"));
 }
 
-/// A run of two stages, measured: one has both parts, the other has no length part. The token types name what they are.
+/// A measured run of two stages: the first has both parts, the second has no length part.
 #[test]
 fn a_measured_run_says_what_it_shows_stage_by_stage() {
     let run = finished_run();
@@ -120,11 +120,71 @@ fn an_unfinished_run_says_so() {
     assert_has(&report(run.path()), &["0 steps so far", "No config.toml"]);
 }
 
+/// Regression: the final evaluation of a killed run, and the summary of an extended one, are not those of the last step.
+/// The page paired the point of one evaluation with the interval of another.
+#[test]
+fn an_extended_run_has_no_final_evaluation_until_its_new_end() {
+    let run = finished_run();
+    let longer = format!("{METRICS}{{\"step\":4,\"stage\":\"enhance\",\"entropy\":0.2}}\n");
+    fs::write(run.path().join("metrics.jsonl"), longer).unwrap();
+    let html = report(run.path());
+    assert_has(&html, &["4 steps so far, summary.json is that of its earlier end, after step 3", "at step 3"]);
+    assert_has(&html, &["so no interval", "There are no completions of one problem from both"]);
+    // An unfinished run is shown without a final evaluation that is being written.
+    fs::remove_file(run.path().join("summary.json")).unwrap();
+    assert_has(&report(run.path()), &["4 steps so far, no summary.json", "so no interval"]);
+    // The summary of fine-tuning does not name its step; run.json does.
+    for (finished, said) in [(4, false), (3, true)] {
+        fs::write(run.path().join("summary.json"), "{}").unwrap();
+        fs::write(run.path().join("run.json"), format!("{{\"finished\":{finished}}}")).unwrap();
+        assert_eq!(report(run.path()).contains("unfinished"), said);
+    }
+}
+
+#[test]
+fn a_folder_without_a_log_is_said_to_be_what_it_is() {
+    let run = tempfile::tempdir().unwrap();
+    let error = |path: &Path| write(path).unwrap_err().to_string();
+    assert!(error(&run.path().join("absent")).contains("absent: is no run (there is no such folder)"));
+    assert!(error(run.path()).contains("is no run (it has no run.json)"));
+    fs::write(run.path().join("run.json"), "{}").unwrap();
+    assert!(error(run.path()).contains("nothing is measured yet"));
+}
+
+/// Regression: four of 100 problems were called a change, though the exact test does not tell them from chance.
+#[test]
+fn an_interval_that_the_exact_test_denies_is_no_verdict() {
+    let at = |accuracy| run::Evaluation { accuracy: Some(accuracy), ..run::Evaluation::default() };
+    let said = |p, interval| sentence(&at(0.5), &at(0.54), Some(&completions::Change { problems: 100, interval, p }));
+    let chance = said(Some(0.125), Some([0.01, 0.08]));
+    assert!(chance.contains("+1.0 to +8.0, but p = 0.125 by the exact sign test: this may be chance"), "{chance}");
+    assert!(said(Some(0.0004), Some([0.01, 0.08])).contains("excludes zero; p < 0.001 by the exact sign test"));
+    assert!(said(None, Some([0.01, 0.08])).contains("which excludes zero; 100 problems"));
+    assert!(said(Some(0.5), Some([-0.01, 0.08])).contains("which includes zero; 100 problems"));
+    assert!(said(Some(0.0), None).contains("(the same on each of 100 problems, so no interval)"));
+}
+
+/// Regression: with cycles the legend named each stage once a cycle, and a stage changed its colour.
+#[test]
+fn a_stage_that_is_repeated_keeps_its_colour_and_is_named_once() {
+    let run = tempfile::tempdir().unwrap();
+    let path = run.path().join("metrics.jsonl");
+    let stages = ["compress", "enhance", "compress", "enhance", "compress", "rest"];
+    let row = |(k, stage): (usize, &&str)| {
+        format!("{{\"step\":{k},\"stage\":\"{stage}\",\"entropy\":0.{k},\"completions/mean_length\":9{k}}}\n")
+    };
+    fs::write(&path, stages.iter().enumerate().map(row).collect::<String>()).unwrap();
+    let metrics = Metrics::read(&path).unwrap();
+    let legend = figure(plots::portrait(&metrics, &metrics.stages())).unwrap().legend;
+    let named: Vec<(&str, &str)> = legend.iter().map(|(_, ink, label)| (*ink, label.as_str())).collect();
+    assert_eq!(named, [("--blue", "compress"), ("--orange", "enhance"), ("--green", "rest")]);
+}
+
 #[test]
 fn malformed_lines_are_named() {
     let run = finished_run();
     let cases = [
-        ("metrics.jsonl", format!("{METRICS}{{\"step\":4,"), 5),
+        ("metrics.jsonl", format!("{METRICS}{{\"step\":4,\n"), 5),
         ("metrics.jsonl", "{\"loss\":1}".into(), 1),
         ("completions/eval_final.jsonl", format!("{FINAL}\n[]"), 2),
     ];
@@ -138,7 +198,15 @@ fn malformed_lines_are_named() {
     }
     fs::write(run.path().join("summary.json"), "{").unwrap();
     assert!(write(run.path()).unwrap_err().to_string().contains("summary.json: "));
-    assert!(write(&run.path().join("absent")).unwrap_err().to_string().contains("metrics.jsonl"));
+}
+
+/// Regression: a run that was killed while it wrote a line had neither a report nor curves.
+#[test]
+fn an_incomplete_last_line_is_skipped() {
+    let run = unfinished_run();
+    fs::write(run.path().join("metrics.jsonl"), format!("{METRICS}{{\"step\":4,\"stage\":\"\u{fc}")).unwrap();
+    assert_has(&report(run.path()), &["3 steps so far"]);
+    assert!(screen(run.path(), &[], 80).unwrap().text.contains("step 3"));
 }
 
 #[test]

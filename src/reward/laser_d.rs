@@ -11,9 +11,9 @@ use crate::metrics::Metrics;
 ///
 /// A problem is easy if at least 2/3 of its group are right, middling if at least 1/3 are, else hard. Every `every`
 /// steps the target of each difficulty becomes the shortest of `grid` for which `⌊coverage · n⌋` is at least 1:
-/// coverage is the share of completions up to that length, n the assumed number of right ones in a group, `⌊2G/3⌋`,
-/// `⌊G/3⌋` and 1 of G. The published runs measure coverage on 500 held-out problems; ours on the groups trained on since the
-/// last choice (reconstruction). Before the first choice, and if no grid length covers enough, L is the target.
+/// coverage is the share of completions up to that length, n the least number of right ones in such a group, `⌊2G/3⌋`,
+/// `⌊G/3⌋` and 1 of G. The published runs measure coverage on 500 held-out problems; ours on the groups trained on
+/// since the last choice (reconstruction). L is the target before the first choice and if no grid length covers enough.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LaserD {

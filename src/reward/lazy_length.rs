@@ -11,8 +11,8 @@ use crate::stop::Stop;
 /// answer of the group: 0.5 when `len ≤ min + length_tolerance`, else `0.5 − (len − min) / (max − min)`; 0 for a wrong
 /// one. In a step whose accuracy is more than `accuracy_tolerance` below the best step so far, all get 0.
 ///
-/// The formula is that of the code (`lblankl/Short-RL`, 07cea8a, `deepscaler/deepscaler/rewards/ShortRL.py`), which adds
-/// it to the rewards for accuracy and form with weight 1.
+/// The formula is that of the code (`lblankl/Short-RL`, 07cea8a, `deepscaler/deepscaler/rewards/ShortRL.py`), which
+/// adds it to the rewards for accuracy and form with weight 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LazyLength {

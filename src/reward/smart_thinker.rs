@@ -66,9 +66,9 @@ mod tests {
     use super::super::tests::{answer, scores};
     use super::*;
 
-    /// Right 10, 20, wrong 30, 60: μ = 30, σ² = 350, μ' = 15, σ'² = 25; l* = (25 · 30 − 350 · 15) / (25 − 350) = 13.846.
-    /// The excess is 0 and 6.154, its mean 1.538, Λ = 0.5 / 4.615. The longer right answer earns 1 − 0.6667 = 0.3333,
-    /// which is the mean of the group's rewards, (1 + 0.3333) / 4.
+    /// Right 10, 20, wrong 30, 60: μ = 30, σ² = 350, μ' = 15, σ'² = 25; l* = (25 · 30 − 350 · 15) / (25 − 350) =
+    /// 13.846. The excess is 0 and 6.154, its mean 1.538, Λ = 0.5 / 4.615. The longer right answer earns 1 − 0.6667 =
+    /// 0.3333, which is the mean of the group's rewards, (1 + 0.3333) / 4.
     #[test]
     fn no_right_answer_is_below_the_mean() {
         let group = [answer(true, 10), answer(true, 20), answer(false, 30), answer(false, 60)];

@@ -1,4 +1,4 @@
-//! What a study comes to: the setting of each arm that is best on some seeds, and what it is worth on others.
+//! Results of a study: each arm's best setting on the selection seeds, and its figures on the report seeds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,41 +10,41 @@ use crate::eval::student;
 use crate::metrics::{deviation, mean};
 use crate::tasks::reading::Reading;
 
-/// What came out of the runs that are done.
+/// Results of the finished runs of a study.
 #[derive(Debug, Clone, Serialize)]
 pub struct Findings {
     /// Name of the study.
     pub name: String,
-    /// Tokens that each run samples.
+    /// Tokens sampled by each run.
     pub sampled_tokens: u64,
-    /// The share of the base's length that a chosen setting keeps to.
+    /// Largest mean length of a chosen setting, as a share of the base model's.
     pub length_budget: f64,
-    /// Seeds to choose by, and to report.
+    /// Seeds for choosing settings, and seeds for reporting.
     pub seeds: [Vec<u64>; 2],
-    /// The arm that others are compared with.
+    /// Name of the arm that the others are compared with.
     pub against: String,
-    /// The model at the start; none where no run is done.
+    /// The base model; `None` if no run has finished.
     pub base: Option<Measured>,
-    /// Each arm.
+    /// Results of each arm.
     pub arms: Vec<ArmFindings>,
-    /// Runs that are not done yet, or ended with an error.
+    /// Names of the runs that have not finished, or failed.
     pub missing: Vec<String>,
 }
 
 impl Measured {
-    /// Share of the products that were checked, over the data sources whose names begin with `prefix`.
+    /// Returns the share of products that were checked, over the data sources whose names start with `prefix`.
     pub fn checked(&self, prefix: &str) -> Option<f64> {
         let sum = self.read(prefix);
         (sum.products > 0).then(|| sum.checked as f64 / sum.products as f64)
     }
 
-    /// Mean entropy where it is decided whether to check, in nats.
+    /// Returns the mean entropy at the decision whether to check a product, in nats.
     pub fn decision_entropy(&self, prefix: &str) -> Option<f64> {
         let sum = self.read(prefix);
         (sum.decisions > 0).then(|| sum.decision_entropy / sum.decisions as f64)
     }
 
-    /// Mean entropy where a door is chosen, in nats.
+    /// Returns the mean entropy at the choice of a door, in nats.
     pub fn door_entropy(&self) -> Option<f64> {
         let sum = self.read("");
         (sum.doors > 0).then(|| sum.door_entropy / sum.doors as f64)
@@ -57,63 +57,63 @@ impl Measured {
     }
 }
 
-/// One arm.
+/// Results of an arm.
 #[derive(Debug, Clone, Serialize)]
 pub struct ArmFindings {
-    /// Its name.
+    /// Name of the arm.
     pub name: String,
-    /// Each setting: what it changes, and its mean over the seeds to choose by; none where runs are missing.
+    /// Each setting as keys and values, with its mean over the selection seeds; `None` if a run is missing.
     pub settings: Vec<(BTreeMap<String, String>, Option<Measured>)>,
-    /// Number of the chosen setting; none where all are longer than the budget, or a run is missing.
+    /// Index of the chosen setting; `None` if all exceed the length budget or a run is missing.
     pub chosen: Option<usize>,
-    /// The chosen setting over the seeds that are reported.
+    /// Figures of the chosen setting over the report seeds.
     pub reported: Option<Measured>,
-    /// Accuracy less that of the arm to compare with, paired by problem.
+    /// Accuracy minus that of the arm it is compared with, paired by problem.
     pub difference: Option<Estimate>,
-    /// End points of the settings, to see what a setting can move.
+    /// Range of the figures over the settings: the effect that a setting can have.
     pub spread: Option<Spread>,
-    /// The way of each reported run: tokens sampled, accuracy, length, entropy, deviation in groups that are all right.
+    /// Training curve of each reported run.
     pub curves: Vec<Vec<super::Moment>>,
 }
 
-/// The least and the greatest over the settings of an arm.
+/// Minimum and maximum over the settings of an arm.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Spread {
     /// Accuracy.
     pub accuracy: [f64; 2],
-    /// Length over that of the base.
+    /// Mean length over the base model's.
     pub length_ratio: [f64; 2],
 }
 
-/// Held-out figures over some runs.
+/// Held-out figures over several runs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measured {
-    /// Runs.
+    /// Number of runs.
     pub runs: usize,
-    /// Share of right completions, with an interval over seeds and problems.
+    /// Share of correct completions, with an interval over seeds and problems; over problems alone for a single run.
     pub accuracy: Estimate,
     /// Mean length in tokens.
     pub length: f64,
-    /// Mean length over that of the base.
+    /// Mean length over the base model's.
     pub length_ratio: f64,
-    /// The least and the greatest accuracy of a run.
+    /// Minimum and maximum accuracy of a run.
     pub accuracy_of_runs: [f64; 2],
-    /// Share of completions that were cut.
+    /// Share of completions that were truncated.
     pub cut: f64,
-    /// Accuracy and length by data source.
+    /// Accuracy and mean length in tokens by data source.
     pub sources: BTreeMap<String, [f64; 2]>,
-    /// What can be read in traces, by data source.
+    /// Figures read from traces, by data source.
     pub readings: BTreeMap<String, Reading>,
-    /// Standard deviation of advantages in training groups whose completions are all right.
+    /// Standard deviation of advantages in training groups whose completions are all correct.
     pub all_right_std: Option<f64>,
-    /// Entropy over training, from the first part to the last, in nats per token.
+    /// Training entropy in the first and the last part of the curve, in nats per token.
     pub entropy: Option<[f64; 2]>,
 }
 
 type Sources = BTreeMap<String, Source>;
 
 impl Findings {
-    /// What the runs that are done come to.
+    /// Computes the results of the finished runs in `store`.
     pub fn new(plan: &Plan, store: &Store) -> Self {
         let config = &plan.config;
         let base = plan.choosing().iter().find_map(|planned| store.get(planned)).map(|outcome| outcome.base.clone());
@@ -126,7 +126,7 @@ impl Findings {
             let setting = arms[arm].chosen;
             setting.map_or_else(Vec::new, |setting| {
                 let done = |&seed: &u64| store.get(&plan.run(arm, setting, seed)).map(|outcome| &outcome.last);
-                // All or none: some seeds are a comparison of their own.
+                // All seeds or none: a subset of the seeds would not be comparable with the other arm.
                 config.report_seeds.iter().map(done).collect::<Option<_>>().unwrap_or_default()
             })
         };
@@ -146,7 +146,7 @@ impl Findings {
         }
     }
 
-    /// The number of the chosen setting of each arm.
+    /// Returns the index of the chosen setting of each arm.
     pub fn chosen(&self) -> Vec<Option<usize>> {
         self.arms.iter().map(|arm| arm.chosen).collect()
     }
@@ -171,7 +171,7 @@ fn arm_findings(plan: &Plan, store: &Store, arm: usize, base: f64, missing: &mut
     let fits = |measured: &Measured| config.arms[arm].any_length || measured.length_ratio <= config.length_budget;
     let chosen = whole.as_ref().and_then(|all| {
         let fitting = all.iter().enumerate().filter(|(_, measured)| fits(measured));
-        // The first of the best.
+        // `max_by` returns the last maximum: reversed, ties go to the first setting.
         fitting.rev().max_by(|a, b| a.1.accuracy.value.total_cmp(&b.1.accuracy.value)).map(|(setting, _)| setting)
     });
     let range = |value: &dyn Fn(&Measured) -> f64, all: &[&Measured]| {
@@ -194,7 +194,7 @@ fn arm_findings(plan: &Plan, store: &Store, arm: usize, base: f64, missing: &mut
     }
 }
 
-/// For each run, whether each problem was solved.
+/// Returns 1 or 0 for each run and problem: whether the problem was solved. Shape `[runs, problems]`.
 fn right(runs: &[&Sources]) -> Vec<Vec<f64>> {
     let bits = |sources: &Sources| sources.values().flat_map(|source| source.correct.bytes()).collect::<Vec<_>>();
     runs.iter().map(|sources| bits(sources).into_iter().map(|bit| f64::from(u8::from(bit == b'1'))).collect()).collect()
@@ -248,8 +248,8 @@ fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
     }
 }
 
-/// A mean over runs and problems, every run having every problem, with its interval: runs differ by their seed, and would by
-/// more where there are few of them than these show; problems are a sample, too. Of a single run the interval is over problems.
+/// Returns the mean of `right` (`[runs, problems]`) and its 95% interval by Student's t. Runs (seeds) and problems are
+/// both samples, and their variances add up. A single run has only the variance over problems.
 fn estimate(right: &[Vec<f64>]) -> Estimate {
     let (runs, problems) = means(right);
     let value = mean(&runs);
@@ -260,8 +260,9 @@ fn estimate(right: &[Vec<f64>]) -> Estimate {
     Estimate { value, interval }
 }
 
-/// Accuracy less the other's. Problems are paired; seeds are not, since runs of two methods have nothing but the order of
-/// problems in common. None where a side has no runs or other problems; no interval where one has a single run.
+/// Returns the accuracy of `of` minus that of `other`, paired by problem but not by seed: equal seeds only share the
+/// order of problems. The interval is limited to −1 to 1. `None` without runs or if the problems differ; no interval if
+/// a side has a single run.
 fn difference(of: &[&Sources], other: &[&Sources]) -> Option<Estimate> {
     let (of, other) = (right(of), right(other));
     if of.is_empty() || of.first().map(Vec::len) != other.first().map(Vec::len) {
@@ -271,20 +272,18 @@ fn difference(of: &[&Sources], other: &[&Sources]) -> Option<Estimate> {
     let value = mean(&runs) - mean(&other_runs);
     let paired: Vec<f64> = problems.iter().zip(other_problems).map(|(a, b)| a - b).collect();
     let several = runs.len().min(other_runs.len()).min(paired.len()) > 1;
-    Some(Estimate {
-        value,
-        interval: several.then(|| student::interval(value, &parts(&[&runs, &other_runs, &paired]))),
-    })
+    let interval = several.then(|| student::interval(value, &parts(&[&runs, &other_runs, &paired])));
+    Some(Estimate { value, interval: interval.map(|bounds| bounds.map(|bound| bound.clamp(-1.0, 1.0))) })
 }
 
-/// The mean of each run and of each problem.
+/// Returns the means of `right` (`[runs, problems]`) by run and by problem.
 fn means(right: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
     let problems = right.first().map_or(0, Vec::len);
     let of_problem = |problem: usize| mean(&right.iter().map(|run| run[problem]).collect::<Vec<_>>());
     (right.iter().map(|run| mean(run)).collect(), (0..problems).map(of_problem).collect())
 }
 
-/// The variance of the mean of each list that has more than one value, and its degrees of freedom.
+/// Returns the variance of the mean and its degrees of freedom, for each list with more than one value.
 fn parts(lists: &[&[f64]]) -> Vec<(f64, f64)> {
     let several = lists.iter().filter(|list| list.len() > 1);
     several.map(|list| (deviation(list).powi(2) / list.len() as f64, list.len() as f64 - 1.0)).collect()

@@ -1,9 +1,9 @@
-//! Studies: arms of a comparison, each with several settings and seeds, at an equal budget of sampled tokens.
+//! Studies: comparisons of methods (arms), each with several settings and seeds, at an equal budget of sampled tokens.
 //!
-//! [`StudyConfig`] says what is compared and refuses what would be uneven; [`Plan`] is the list of runs that follows from
-//! it; [`work`] does them, several at a time, each by a process of its own, and keeps one line of every run that is done
-//! ([`Outcome`]), so that a study goes on where it was left, on another machine too. [`Findings`] are what comes out: the
-//! setting of each arm that is best on some seeds, and what it is worth on others.
+//! [`StudyConfig`] describes the comparison and rejects uneven ones. [`Plan`] lists its runs. [`work`] executes them,
+//! several at a time, each in its own process, and stores one line for every finished run ([`Outcome`]), so that a
+//! study can be resumed, also on another machine. [`Findings`] are the results: the setting of each arm that is best on
+//! the selection seeds, and its figures on the report seeds.
 
 mod findings;
 mod outcome;
@@ -16,38 +16,41 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use findings::{ArmFindings, Findings, Measured, Spread};
+pub(crate) use outcome::complete_lines;
 pub use outcome::{Moment, Outcome, Source, Store};
 pub use plan::{Plan, Planned};
 pub use work::{Done, work};
 
 use crate::config::{self, COUNTS, Settings};
 
-/// A study. Its `set` lies over the files of all arms, an arm's `set` over that, a setting over both; each is a table of
-/// settings as they stand in a file of settings, with the number of a stage for a name: `stages.0.exit.max_steps = 40`.
+/// A study. Its `set` overrides the settings files of all arms, an arm's `set` overrides both, and a setting overrides
+/// all three. Each is a table as in a settings file, with stages by index: `stages.0.exit.max_steps = 40`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StudyConfig {
-    /// Its folder within `output_dir`.
+    /// Name of the study: its directory within `output_dir`.
     pub name: String,
-    /// Folder of all runs.
+    /// Directory that contains all runs.
     pub output_dir: PathBuf,
-    /// File of the results of finished runs, relative to the study's own; within its folder when empty.
+    /// File with the results of finished runs, relative to the study file; empty for a file in the directory of the
+    /// study.
     pub results: PathBuf,
-    /// Tokens that each run samples to learn from: it is over with the step that reaches them.
+    /// Number of tokens that each run samples for training; it ends after the step that reaches this number.
     pub sampled_tokens: u64,
-    /// Seeds on which the setting of an arm is chosen.
+    /// Seeds of the runs that select the setting of each arm.
     pub choose_seeds: Vec<u64>,
-    /// Seeds on which the chosen settings are reported; none of them is a seed to choose by.
+    /// Seeds of the reported runs with the selected settings; must not include any of `choose_seeds`.
     pub report_seeds: Vec<u64>,
-    /// An arm's setting is the most accurate one whose completions are at most this share of the base's length.
+    /// Maximum completion length of a selected setting, as a fraction of the base model's. The most accurate setting of
+    /// an arm within this budget is selected.
     pub length_budget: f64,
-    /// The arm that the others are compared with; the first when empty.
+    /// Name of the arm that the others are compared with; empty for the first.
     pub against: String,
-    /// Runs at a time, which share the processor's cores; 0 for one per core.
+    /// Number of runs in parallel, which share the CPU cores; 0 for one per core.
     pub processes: usize,
-    /// Settings of all arms.
+    /// Settings that apply to all arms.
     pub set: toml::Table,
-    /// What is compared.
+    /// Arms to compare: one method each.
     pub arms: Vec<Arm>,
 }
 
@@ -55,15 +58,15 @@ pub struct StudyConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Arm {
-    /// Its name in tables and plots.
+    /// Name of the arm in tables and plots.
     pub name: String,
-    /// File of settings, relative to the study's own.
+    /// Settings file, relative to the study file.
     pub file: PathBuf,
-    /// Whether its setting is chosen without the length budget: for a method that does not shorten.
+    /// Whether to ignore the length budget in the selection, for a method that does not shorten completions.
     pub any_length: bool,
-    /// Settings of the arm.
+    /// Settings that apply to all runs of the arm.
     pub set: toml::Table,
-    /// What is tried: as many tables as every other arm has, with the same learning rates.
+    /// Candidate settings, one table each; every arm needs the same number of tables and the same learning rates.
     pub settings: Vec<toml::Table>,
 }
 
@@ -85,7 +88,7 @@ impl Default for StudyConfig {
     }
 }
 
-/// What only the study says, since it must be alike in all arms, or is the study's own to give.
+/// Settings that arms must not set. `[set]` of the study must not set the first six either: the study sets them itself.
 const RESERVED: [&str; 9] = [
     "seed",
     "name",
@@ -99,7 +102,7 @@ const RESERVED: [&str; 9] = [
 ];
 
 impl StudyConfig {
-    /// The arm that the others are compared with.
+    /// Returns the index of the arm that the others are compared with.
     pub fn against(&self) -> usize {
         self.arms.iter().position(|arm| arm.name == self.against).unwrap_or(0)
     }

@@ -1,70 +1,71 @@
-//! What is kept of a run of a study: one line of a file.
+//! Stored results of the runs of a study: one line per run in a JSON Lines file.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Planned;
+use super::{Plan, Planned};
+use crate::config::COUNTS;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::metrics::mean;
 use crate::tasks::reading::{self, Reading};
 
-/// A run that is done.
+/// Result of a finished run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Digest of the run's settings and of what it reads.
+    /// Digest of the run's settings and of the files it reads.
     pub key: String,
-    /// Name of the run: arm, setting, seed. For the reader of the file.
+    /// Name of the run: arm, setting and seed. Informative only.
     pub run: String,
-    /// Steps it took.
+    /// Number of steps.
     pub steps: usize,
-    /// Seconds it took.
+    /// Wall-clock time in seconds.
     pub seconds: f64,
-    /// Tokens it sampled to learn from.
+    /// Tokens sampled for training.
     pub sampled_tokens: u64,
-    /// Held-out problems of the model at the start, by data source.
+    /// Held-out completions of the base model, by data source.
     pub base: BTreeMap<String, Source>,
-    /// The same problems at the end.
+    /// Held-out completions of the final model on the same problems, by data source.
     pub last: BTreeMap<String, Source>,
-    /// The way between, in parts of equal budget.
+    /// Training curve, in parts of equal token budget.
     pub curve: Vec<Moment>,
 }
 
 /// Held-out completions of one data source, in the order of the problems.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Source {
-    /// `1` for each right one, `0` for each other.
+    /// One character per completion: `1` if it is correct, else `0`.
     pub correct: String,
-    /// Tokens of each.
+    /// Length of each completion in tokens.
     pub lengths: Vec<usize>,
-    /// How many of them were cut.
+    /// Number of truncated completions.
     pub cut: usize,
-    /// What can be read in traces of guarded arithmetic and of dead ends.
+    /// Figures read from traces of guarded arithmetic and of dead ends.
     #[serde(default)]
     pub reading: Reading,
 }
 
-/// The mean of some consecutive steps.
+/// Means over consecutive steps of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Moment {
-    /// Tokens sampled at the end of them.
+    /// Tokens sampled up to the last of the steps.
     pub tokens: f64,
-    /// Share of right completions.
+    /// Share of correct completions.
     pub accuracy: f64,
-    /// Tokens of a completion.
+    /// Mean completion length in tokens.
     pub length: f64,
     /// Entropy at temperature 1, in nats per token.
     pub entropy: f64,
-    /// Standard deviation of advantages in groups whose completions are all right, where there were such.
+    /// Standard deviation of advantages in groups whose completions are all correct; `None` without such groups.
     pub all_right_std: Option<f64>,
 }
 
-/// Moments of a curve at most.
+/// Maximum number of moments in a curve.
 const MOMENTS: usize = 20;
 
 #[derive(Deserialize)]
@@ -78,10 +79,10 @@ struct Line {
 }
 
 impl Outcome {
-    /// Reads what is to be kept from the folder of a finished run.
+    /// Reads the result from the directory of a finished run.
     ///
     /// # Errors
-    /// Files that are missing or not as a run writes them.
+    /// A file is missing or malformed.
     pub(super) fn read(planned: &Planned, dir: &Path) -> Result<Self> {
         let summary: Value = files::read_json(&dir.join("summary.json"))?;
         let number = |key: &str| summary[key].as_f64().unwrap_or(f64::NAN);
@@ -99,6 +100,53 @@ impl Outcome {
             curve: curve(&steps, tokens),
         })
     }
+}
+
+/// Returns the data sources with their numbers of completions.
+fn shape(sources: &BTreeMap<String, Source>) -> Vec<(String, usize)> {
+    sources.iter().map(|(name, source)| (name.clone(), source.correct.len())).collect()
+}
+
+impl Outcome {
+    /// Returns the first contradiction in a result, which a damaged or edited line has.
+    fn mistake(&self) -> Option<String> {
+        if self.last.is_empty() || shape(&self.base) != shape(&self.last) {
+            return Some("base and last are not of the same problems".to_string());
+        }
+        for (side, sources) in [("base", &self.base), ("last", &self.last)] {
+            let mut mistakes = sources.iter().filter_map(|(name, source)| Some((name, source.mistake()?)));
+            if let Some((name, mistake)) = mistakes.next() {
+                return Some(format!("{side}, {name}: {mistake}"));
+            }
+        }
+        let sampled = self.sampled_tokens;
+        let last = self.curve.last().filter(|moment| moment.tokens != sampled as f64)?;
+        Some(format!("sampled_tokens is {sampled}, but the curve ends at {}", last.tokens))
+    }
+}
+
+impl Source {
+    fn mistake(&self) -> Option<String> {
+        let (correct, count) = (&self.correct, self.lengths.len());
+        if correct.len() != count || correct.bytes().any(|bit| !matches!(bit, b'0' | b'1')) {
+            return Some(format!("correct must be {count} characters 0 or 1, one for each of the lengths"));
+        }
+        if let Some(length) = self.lengths.iter().find(|length| **length > COUNTS) {
+            return Some(format!("the length {length} is more than {COUNTS}"));
+        }
+        let (tokens, reading) = (self.lengths.iter().sum::<usize>(), &self.reading);
+        let most = reading.products.max(reading.decisions).max(reading.doors);
+        (self.cut > count || reading.checked > reading.products || most > tokens)
+            .then(|| "cut or reading counts more than there is".to_string())
+    }
+}
+
+/// Returns the complete lines of a JSON Lines file: all but a last line that ends within its JSON value, which a killed
+/// process leaves.
+pub(crate) fn complete_lines(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let last = serde_json::from_slice::<serde::de::IgnoredAny>(&bytes[end..]);
+    if last.is_err_and(|error| error.is_eof()) { &bytes[..end] } else { bytes }
 }
 
 fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
@@ -137,7 +185,7 @@ fn curve(steps: &[Value], total: f64) -> Vec<Moment> {
         .collect()
 }
 
-/// The file of results: a line for each run that is done.
+/// File of results, with one line for each finished run.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
@@ -145,51 +193,80 @@ pub struct Store {
 }
 
 impl Store {
-    /// Reads the file, where there is one. A last line that a killed process left unfinished is taken off.
+    /// Reads the file if it exists, and checks its results. Blank lines and an incomplete last line, left by a killed
+    /// process, are skipped. The file may hold results of other studies.
     ///
     /// # Errors
-    /// A file that cannot be read, or has another line that is no result.
-    pub fn open(path: &Path) -> Result<Self> {
-        let mut outcomes = BTreeMap::new();
-        if path.exists() {
-            let text = files::read_text(path)?;
-            let whole = text.rfind('\n').map_or(0, |end| end + 1);
-            for (number, line) in text[..whole].lines().enumerate() {
-                let outcome: Outcome = serde_json::from_str(line)
-                    .map_err(|error| Error::file(path, format!("line {}: {error}", number + 1)))?;
-                outcomes.insert(outcome.key.clone(), outcome);
+    /// The file cannot be read; a line is malformed, contradicts itself or repeats the key of an earlier one; or two
+    /// results of the runs of `plan` are not of the same problems.
+    pub fn open(path: &Path, plan: &Plan) -> Result<Self> {
+        let planned = plan.keys();
+        let (mut outcomes, mut numbers) = (BTreeMap::new(), BTreeMap::new());
+        let mut first: Option<(usize, Vec<(String, usize)>)> = None;
+        let bytes = if path.exists() { files::read(path)? } else { Vec::new() };
+        for (index, line) in files::text(path, complete_lines(&bytes))?.lines().enumerate() {
+            let number = index + 1;
+            let fail = |message: String| Err(Error::file(format!("{}:{number}", path.display()), message));
+            if line.trim().is_empty() {
+                continue;
             }
-            if whole < text.len() {
-                files::write(path, &text.as_bytes()[..whole])?;
+            let outcome: Outcome = match serde_json::from_str(line) {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    let text = error.to_string();
+                    let reason = text.split(" at line ").next().unwrap_or(&text);
+                    return fail(format!("no result of a run: {reason} (column {})", error.column()));
+                }
+            };
+            if let Some(mistake) = outcome.mistake() {
+                return fail(format!("the result of {} is damaged: {mistake}", outcome.run));
             }
+            if let Some(earlier) = numbers.insert(outcome.key.clone(), number) {
+                return fail(format!("has the key of line {earlier}, {}: delete one of the two", outcome.key));
+            }
+            if planned.contains(&outcome.key) {
+                let problems = shape(&outcome.base);
+                let (other, expected) = first.get_or_insert_with(|| (number, problems.clone()));
+                if *expected != problems {
+                    return fail(format!("the result of {} is not of the problems of line {other}", outcome.run));
+                }
+            }
+            outcomes.insert(outcome.key.clone(), outcome);
         }
         Ok(Self { path: path.to_path_buf(), outcomes })
     }
 
-    /// The outcome of a run, once it is done.
+    /// Returns the outcome of a run if it has finished.
     pub fn get(&self, planned: &Planned) -> Option<&Outcome> {
         self.outcomes.get(&planned.key)
     }
 
-    /// How many results the file has.
+    /// Returns the number of results.
     pub fn len(&self) -> usize {
         self.outcomes.len()
     }
 
-    /// Whether it has none.
+    /// Returns whether there are no results.
     pub fn is_empty(&self) -> bool {
         self.outcomes.is_empty()
     }
 
-    /// Adds an outcome to the file.
+    /// Appends an outcome to the file. Removes an incomplete last line, and ends a complete one that has no line break.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// The file cannot be written.
     pub(super) fn add(&mut self, outcome: Outcome) -> Result<()> {
         let line = serde_json::to_string(&outcome).map_err(|error| Error::Invalid(format!("result: {error}")))? + "\n";
         let append = || {
-            let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
-            file.write_all(line.as_bytes())?;
+            let mut file = OpenOptions::new().read(true).create(true).append(true).open(&self.path)?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            let whole = complete_lines(&bytes);
+            if whole.len() < bytes.len() {
+                file.set_len(whole.len() as u64)?;
+            }
+            let start = if whole.last().is_some_and(|byte| *byte != b'\n') { "\n" } else { "" };
+            file.write_all(format!("{start}{line}").as_bytes())?;
             file.sync_data()
         };
         append().map_err(Error::io(&self.path))?;

@@ -1,6 +1,6 @@
-//! The runs of a study.
+//! Runs of a study.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use toml::Value;
@@ -12,29 +12,29 @@ use crate::files;
 use crate::optim::LrScheduler;
 use crate::train::{RlConfig, digests_of, settled};
 
-/// Every setting of every arm, as a run would have it.
+/// Complete run settings for every setting of every arm.
 #[derive(Debug)]
 pub struct Plan {
     /// The study.
     pub config: StudyConfig,
-    /// For each arm, for each of its settings: the run with seed 0, and digests of what it reads.
+    /// For each setting of each arm: settings of a run without its seed, and digests of the files it reads.
     runs: Vec<Vec<(RlConfig, String)>>,
 }
 
 /// One run of a study.
 #[derive(Debug, Clone)]
 pub struct Planned {
-    /// Number of the arm.
+    /// Index of the arm.
     pub arm: usize,
-    /// Number of the setting.
+    /// Index of the setting.
     pub setting: usize,
-    /// Settings of the run; its name tells arm, setting and seed.
+    /// Settings of the run. Its name contains arm, setting and seed.
     pub config: RlConfig,
-    /// Digest of all settings that count.
+    /// Digest of the settings that affect the result, and of the files that the run reads.
     pub key: String,
 }
 
-/// The settings of a table as `section.key`, those of tables within it included.
+/// Returns the keys of a table as dotted paths (`section.key`), including those of nested tables.
 pub(super) fn keys(table: &toml::Table) -> impl Iterator<Item = String> {
     flat(table).into_iter().map(|(key, _)| key)
 }
@@ -52,18 +52,18 @@ fn flat(table: &toml::Table) -> Vec<(String, &Value)> {
     found
 }
 
-/// A setting in words: `optim.learning_rate=0.0003 stages.0.sampling.max_completion_length=96`.
+/// Returns the keys of a table with their values as text, such as `optim.learning_rate` and `0.0003`.
 pub(super) fn described(table: &toml::Table) -> BTreeMap<String, String> {
     flat(table).into_iter().map(|(key, value)| (key, value.to_string())).collect()
 }
 
 impl Plan {
-    /// Reads the files of all arms; `folder` is the study's own.
+    /// Reads the settings files of all arms, relative to the study's folder `folder`.
     ///
     /// # Errors
-    /// Mistakes in the study or in a run's settings, and what would make the comparison uneven: another model, other problems,
-    /// another evaluation or other learning rates in one arm than in another, a learning rate that depends on the number of
-    /// steps.
+    /// Mistakes in the study or in a run's settings, and differences that would make the comparison uneven: another
+    /// model, data, evaluation, prompt or set of learning rates in one arm than in another, or a learning rate that is
+    /// not constant.
     pub fn new(config: StudyConfig, folder: &Path) -> Result<Self> {
         let runs = config
             .arms
@@ -112,14 +112,14 @@ impl Plan {
         }
     }
 
-    /// The run of a setting with a seed.
+    /// Returns the run of a setting with a seed.
     pub fn run(&self, arm: usize, setting: usize, seed: u64) -> Planned {
         let (mut config, reads) = self.runs[arm][setting].clone();
         config.seed = seed;
         let slug: String = (self.config.arms[arm].name.chars())
             .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
             .collect();
-        // What a run is called, and where it is, does not count.
+        // Name, location and note do not affect the result: the digest excludes them.
         (config.name, config.output_dir, config.note) = ("run".to_string(), "runs".into(), None);
         let key = files::sha256_of((to_toml(&config) + &reads).as_bytes())[..16].to_string();
         config.name = format!("{arm:02}_{slug}-{setting}-seed{seed}");
@@ -127,16 +127,16 @@ impl Plan {
         Planned { arm, setting, config, key }
     }
 
-    /// The runs by which settings are chosen.
+    /// Returns the runs for choosing settings.
     pub fn choosing(&self) -> Vec<Planned> {
         let seeds = &self.config.choose_seeds;
-        // Settings before seeds, so that a study that is stopped early has something of every arm.
+        // Arms vary fastest, then settings, then seeds, so that a study that is stopped early has results of every arm.
         let settings = self.runs.first().map_or(0, Vec::len);
         let of = |setting: usize, seed: u64| (0..self.runs.len()).map(move |arm| self.run(arm, setting, seed));
         seeds.iter().flat_map(|&seed| (0..settings).flat_map(move |setting| of(setting, seed))).collect()
     }
 
-    /// The runs that are reported, where a setting was chosen for each arm.
+    /// Returns the runs to report, for each arm with a `chosen` setting.
     pub fn reporting(&self, chosen: &[Option<usize>]) -> Vec<Planned> {
         let of = |seed: u64| {
             chosen.iter().enumerate().filter_map(move |(arm, setting)| Some(self.run(arm, (*setting)?, seed)))
@@ -144,12 +144,19 @@ impl Plan {
         self.config.report_seeds.iter().flat_map(|&seed| of(seed)).collect()
     }
 
-    /// The study's folder.
+    /// Returns the keys of all runs that the study can have: of every setting on every seed.
+    pub(super) fn keys(&self) -> BTreeSet<String> {
+        let seeds = || self.config.choose_seeds.iter().chain(&self.config.report_seeds);
+        let settings = self.runs.iter().enumerate().flat_map(|(arm, runs)| (0..runs.len()).map(move |at| (arm, at)));
+        settings.flat_map(|(arm, setting)| seeds().map(move |&seed| self.run(arm, setting, seed).key)).collect()
+    }
+
+    /// Returns the folder of the study.
     pub fn folder(&self) -> std::path::PathBuf {
         self.config.output_dir.join(&self.config.name)
     }
 
-    /// What a setting changes, by key.
+    /// Returns the keys that a setting changes, with their values as text.
     pub fn described(&self, arm: usize, setting: usize) -> BTreeMap<String, String> {
         described(&self.config.arms[arm].settings[setting])
     }
@@ -163,8 +170,8 @@ fn run(study: &StudyConfig, arm: &Arm, setting: &toml::Table, folder: &Path) -> 
     let file = folder.join(&arm.file);
     let mut config: RlConfig = config::load(Some(&file), &sets)
         .map_err(|error| Error::Invalid(format!("arm {:?} of study {:?}: {error}", arm.name, study.name)))?;
-    // The budget ends the run, not the number of steps: the last stage goes on until then, or the cycle of stages, or the
-    // controller. What a study says of that end would do nothing.
+    // The token budget ends the run, not the number of steps. So the limit of the controller, of the last stage or of
+    // the cycles is raised to NO_END. An arm that sets this limit is rejected, since the setting would have no effect.
     const NO_END: usize = 1_000_000;
     let end = match (&mut config.controller, config.cycles) {
         (Some(controller), _) => {
@@ -188,7 +195,7 @@ fn run(study: &StudyConfig, arm: &Arm, setting: &toml::Table, folder: &Path) -> 
         )));
     }
     (config.train.save_steps, config.train.eval_steps, config.train.log_completions_steps) = (0, 0, 0);
-    // All runs of a study are of one commit, whatever a branch does meanwhile.
+    // Resolves Hub names to commits: all runs of a study use the same one, even if a branch moves meanwhile.
     let config = settled(&config, None)?;
     let reads = digests_of(&config)?.into_iter().map(|(key, digest)| format!("{key} {digest}\n")).collect();
     Ok((config, reads))

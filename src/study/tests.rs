@@ -55,7 +55,7 @@ fn a_study_that_would_be_uneven_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("\"fixed clip\" has the learning rates [0.0001, 0.0009]"), "{message}");
-    // The file of an arm brings another evaluation, which no table of the study says.
+    // The settings file of an arm has another evaluation; no table of the study sets it.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("arm.toml");
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/methods/grpo.toml");
@@ -87,12 +87,12 @@ fn runs_are_alike_but_for_what_their_arm_and_setting_say() {
     keys.sort();
     keys.dedup();
     assert_eq!(keys.len(), 10);
-    // What a run is called does not count, so that an arm may be renamed or moved.
+    // The name of a run is not part of its key, so an arm can be renamed or moved.
     let renamed = self::plan(&TWO_ARMS.replace("\"fixed clip\"", "\"clip\"")).unwrap();
     assert_eq!(renamed.run(1, 0, 5).key, plan.run(1, 0, 5).key);
 }
 
-/// A method that repeats its stages once lost all cycles but the first.
+/// Regression: a method that repeats its stages lost all cycles but the first.
 #[test]
 fn stages_that_are_repeated_are_repeated_until_the_budget_is_spent() {
     let text = TWO_ARMS.replace("methods/grpo.toml", "methods/siri.toml");
@@ -100,7 +100,7 @@ fn stages_that_are_repeated_are_repeated_until_the_budget_is_spent() {
     assert_eq!((config.cycles, config.stages[0].exit.max_steps), (1_000_000, 60));
 }
 
-/// An outcome by hand: `correct` for each of four problems of one source, all of the same length.
+/// Returns an outcome with `correct` for the problems of one data source, all completions with `length` tokens.
 fn outcome(planned: &Planned, correct: &str, length: usize) -> Outcome {
     let source = |correct: &str, length: usize| {
         let source = Source { correct: correct.to_string(), lengths: vec![length; correct.len()], ..Source::default() };
@@ -122,9 +122,9 @@ fn outcome(planned: &Planned, correct: &str, length: usize) -> Outcome {
 fn a_setting_is_chosen_within_the_length_budget_and_reported_on_other_seeds() {
     let folder = tempfile::tempdir().unwrap();
     let plan = plan(TWO_ARMS).unwrap();
-    let mut store = Store::open(&folder.path().join("results.jsonl")).unwrap();
+    let mut store = Store::open(&folder.path().join("results.jsonl"), &plan).unwrap();
     assert_eq!(Findings::new(&plan, &store).missing.len(), 8);
-    // The second setting of the clip is more accurate, and too long.
+    // The second setting of the clip is more accurate but exceeds the length budget.
     for seed in [0, 1] {
         for (arm, setting, correct, length) in
             [(0, 0, "1110", 100), (0, 1, "1111", 110), (1, 0, "1110", 30), (1, 1, "1111", 50)]
@@ -135,7 +135,7 @@ fn a_setting_is_chosen_within_the_length_budget_and_reported_on_other_seeds() {
     let findings = Findings::new(&plan, &store);
     assert_eq!(findings.chosen(), [Some(1), Some(0)]);
     assert!(findings.arms.iter().all(|arm| arm.reported.is_none()) && findings.missing.len() == 4);
-    // Some seeds of one arm are no comparison with all of another.
+    // No comparison while one arm has only some of its seeds.
     store.add(outcome(&plan.run(0, 1, 2), "1111", 100)).unwrap();
     store.add(outcome(&plan.run(1, 0, 2), "1100", 20)).unwrap();
     store.add(outcome(&plan.run(1, 0, 3), "1110", 20)).unwrap();
@@ -152,29 +152,93 @@ fn a_setting_is_chosen_within_the_length_budget_and_reported_on_other_seeds() {
     assert_eq!((reported.accuracy.value, reported.length_ratio, reported.runs), (0.625, 0.2, 2));
     assert_eq!(reported.accuracy_of_runs, [0.5, 0.75]);
     assert_eq!((clip.difference.unwrap().value, grpo.difference), (-0.375, None));
-    // SciPy: the runs' means 0.5 and 0.75 vary by 1/64 (1 degree of freedom), those of the other arm not at all, the paired
-    // differences 0, 0, −0.5, −1 of the problems by 11/192 (3): 3.973 degrees of freedom, t = 2.7839.
+    // Variances of means: 1/64 for the runs' means 0.5 and 0.75 (1 degree of freedom), 0 for the other arm's, and
+    // 11/192 for the paired differences 0, 0, −0.5, −1 (3). Together 3.973 degrees of freedom; t = 2.7839 by SciPy.
     let [low, high] = clip.difference.unwrap().interval.unwrap();
-    assert!((low + 1.12674).abs() < 1e-4 && (high - 0.37674).abs() < 1e-4, "{low} {high}");
+    // The lower bound, −1.12674, is limited to −1.
+    assert!(low == -1.0 && (high - 0.37674).abs() < 1e-4, "{low} {high}");
     assert_eq!(clip.spread.unwrap().length_ratio, [0.3, 0.5]);
     assert_eq!(findings.base.unwrap().accuracy.value, 0.5);
 }
 
-/// The file is a line for each run; a process that was killed while it wrote leaves half a line.
+/// A process that is killed while it writes leaves an incomplete last line.
 #[test]
 fn results_outlive_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("results.jsonl");
     let plan = plan(TWO_ARMS).unwrap();
-    let mut store = Store::open(&path).unwrap();
-    store.add(outcome(&plan.run(0, 0, 0), "1110", 7)).unwrap();
-    store.add(outcome(&plan.run(0, 0, 1), "1110", 7)).unwrap();
+    let runs = [0, 1, 2].map(|seed| plan.run(0, 0, seed));
+    let mut store = Store::open(&path, &plan).unwrap();
+    store.add(outcome(&runs[0], "1110", 7)).unwrap();
+    store.add(outcome(&runs[1], "1110", 7)).unwrap();
     let whole = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &whole[..whole.len() - 9]).unwrap();
-    let mut store = Store::open(&path).unwrap();
-    assert!(store.get(&plan.run(0, 0, 0)).is_some() && store.get(&plan.run(0, 0, 1)).is_none());
-    store.add(outcome(&plan.run(0, 0, 1), "1110", 7)).unwrap();
+    let incomplete = &whole[..whole.len() - 9];
+    std::fs::write(&path, incomplete).unwrap();
+    let mut store = Store::open(&path, &plan).unwrap();
+    assert!(store.get(&runs[0]).is_some() && store.get(&runs[1]).is_none());
+    assert_eq!(std::fs::read(&path).unwrap(), incomplete, "reading changes nothing");
+    store.add(outcome(&runs[1], "1110", 7)).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), whole);
-    std::fs::write(&path, "{}\n{}\n").unwrap();
-    assert!(Store::open(&path).unwrap_err().to_string().contains("line 1"));
+
+    // Regression: a complete last line without a line break was deleted.
+    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let mut store = Store::open(&path, &plan).unwrap();
+    assert!(store.get(&runs[1]).is_some());
+    store.add(outcome(&runs[2], "1110", 7)).unwrap();
+    assert!(std::fs::read(&path).unwrap().starts_with(&whole));
+    assert_eq!(Store::open(&path, &plan).unwrap().len(), 3);
+}
+
+/// Regression: a result whose parts did not fit each other was accepted, or the report panicked.
+#[test]
+fn damaged_results_are_named_by_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.jsonl");
+    let plan = plan(TWO_ARMS).unwrap();
+    let line = |seed: u64, change: &dyn Fn(&mut Outcome)| {
+        let mut outcome = outcome(&plan.run(0, 0, seed), "1110", 7);
+        change(&mut outcome);
+        serde_json::to_string(&outcome).unwrap() + "\n"
+    };
+    let good = line(0, &|_| ());
+    let damaged = |second: &str| {
+        // The blank line is skipped, but counts.
+        std::fs::write(&path, format!("{good}\n{second}")).unwrap();
+        let error = Store::open(&path, &plan).map(|store| store.len()).unwrap_err().to_string();
+        assert!(error.contains("results.jsonl:3: "), "{error}");
+        error
+    };
+    let correct =
+        |text: &'static str| move |outcome: &mut Outcome| outcome.last.get_mut("s").unwrap().correct = text.to_string();
+    let source = |change: &dyn Fn(&mut Source)| line(1, &|o: &mut Outcome| change(o.last.get_mut("s").unwrap()));
+    let wrong = "correct must be 4 characters 0 or 1";
+    let moment = Moment { tokens: 9.0, ..Moment::default() };
+    let cases = [
+        (line(1, &|o| o.last.get_mut("s").unwrap().correct = "11x0".to_string()), wrong),
+        (line(1, &correct("1110111")), "not of the same problems"),
+        (line(1, &correct("11")), "not of the same problems"),
+        (source(&|s| s.lengths.push(7)), "correct must be 5 characters 0 or 1"),
+        (source(&|s| s.lengths[0] = 10_000_000_000_000_000_000), "is more than 1000000000"),
+        (source(&|s| s.cut = 5), "more than there is"),
+        (line(1, &|o| o.last.clear()), "not of the same problems"),
+        (line(1, &|o| o.curve.push(moment)), "sampled_tokens is 1, but the curve ends at 9"),
+        (line(0, &|_| ()), "has the key of line 1"),
+        ("{}\n".to_string(), "no result of a run: missing field `key`"),
+        ("{\"key\":\n".to_string(), "no result of a run"),
+    ];
+    for (second, expected) in cases {
+        let error = damaged(&second);
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    let renamed = line(1, &|o| {
+        for sources in [&mut o.base, &mut o.last] {
+            let source = sources.remove("s").unwrap();
+            sources.insert("t".to_string(), source);
+        }
+    });
+    let error = damaged(&renamed);
+    assert!(error.contains("is not of the problems of line 1"), "{error}");
+    // Results of another study may be of other problems.
+    std::fs::write(&path, good.clone() + &renamed.replace(&plan.run(0, 0, 1).key, "another")).unwrap();
+    assert_eq!(Store::open(&path, &plan).unwrap().len(), 2);
 }

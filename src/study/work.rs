@@ -1,4 +1,4 @@
-//! The work of a study: runs, several at a time, each in a process of its own.
+//! Execution of the runs of a study: several at a time, each in its own process.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,22 +13,22 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::stop::Stop;
 
-/// How a run ended, told as it happens.
+/// Event: a process of a run has ended.
 #[derive(Debug)]
 pub enum Done<'a> {
-    /// It is done, and kept.
+    /// The run has finished. Its outcome is stored next.
     Run(&'a Outcome),
-    /// It ended with an error, and is tried once more.
+    /// The run failed and is retried. Holds the name of the run and the error.
     Again(&'a str, String),
-    /// It ended with an error twice, and is missing.
+    /// The run failed for the last time. Holds the name of the run and the error.
     Missing(&'a str, String),
 }
 
-/// How often a run is started before it is given up.
-const TRIES: usize = 2;
+/// Maximum number of attempts per run.
+const MAX_TRIES: usize = 2;
 
-/// How long to wait before looking again whether a process has ended.
-const LOOK: Duration = Duration::from_millis(100);
+/// Interval between checks of the running processes.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 struct Running {
     child: Child,
@@ -37,7 +37,7 @@ struct Running {
 }
 
 impl Drop for Running {
-    /// A process that is given up, because of an error or an early end, does not go on by itself.
+    /// Kills the process if it still runs, so that none outlives an error or an early stop.
     fn drop(&mut self) {
         if !matches!(self.child.try_wait(), Ok(Some(_))) {
             let _ = self.child.kill();
@@ -46,18 +46,18 @@ impl Drop for Running {
     }
 }
 
-/// Does the runs that the store has not, by `program` (this one, but in tests), and adds them to it. What is left of a run
-/// is one line: its folder is removed. Gives the names of the runs that ended with an error twice.
+/// Executes the `runs` that `store` lacks with `program` (this executable, except in tests) and stores their outcomes.
+/// Removes their folders. Returns the names of the runs that failed twice.
 ///
 /// # Errors
-/// Files that cannot be written, and [`Error::Stopped`] soon after an early end was asked for.
+/// A file cannot be written, or [`Error::Stopped`] soon after `stop` was requested.
 pub fn work(
     plan: &Plan,
     runs: Vec<Planned>,
     store: &mut Store,
     program: &Path,
     stop: Stop,
-    told: &mut dyn FnMut(Done<'_>),
+    report: &mut dyn FnMut(Done<'_>),
 ) -> Result<Vec<String>> {
     let folder = plan.folder();
     files::create_dir(&folder)?;
@@ -76,7 +76,7 @@ pub fn work(
             let child = start(&planned, program, threads)?;
             running.push(Running { child, planned, tries: tries + 1 });
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
         let mut at = 0;
         while at < running.len() {
             let Some(status) = running[at].child.try_wait().map_err(Error::io(program))? else {
@@ -91,22 +91,22 @@ pub fn work(
             let outcome = if status.success() {
                 Outcome::read(&planned, &dir).map_err(|error| error.to_string())
             } else {
-                Err(format!("{status}; its last words: {}", last_words(&log(&planned))))
+                Err(format!("{status}; its last words: {}", last_line(&log(&planned))))
             };
             match outcome {
                 Ok(outcome) => {
-                    told(Done::Run(&outcome));
+                    report(Done::Run(&outcome));
                     store.add(outcome)?;
                     files::remove_dir(&dir)?;
                     let _ = std::fs::remove_file(log(&planned));
                     let _ = std::fs::remove_file(settings(&planned));
                 }
-                Err(error) if tries < TRIES => {
-                    told(Done::Again(name, error));
+                Err(error) if tries < MAX_TRIES => {
+                    report(Done::Again(name, error));
                     waiting.push_front((planned, tries));
                 }
                 Err(error) => {
-                    told(Done::Missing(name, error));
+                    report(Done::Missing(name, error));
                     missing.push(name.clone());
                 }
             }
@@ -127,7 +127,7 @@ fn settings(planned: &Planned) -> PathBuf {
     planned.config.output_dir.join(format!("{}.toml", planned.config.name))
 }
 
-/// A run takes a minute or some, so one that was cut off begins again.
+/// Starts the process of a run. Runs take minutes, so an interrupted one is restarted instead of resumed.
 fn start(planned: &Planned, program: &Path, threads: usize) -> Result<Child> {
     let file = settings(planned);
     files::write(&file, to_toml(&planned.config).as_bytes())?;
@@ -145,8 +145,8 @@ fn start(planned: &Planned, program: &Path, threads: usize) -> Result<Child> {
         .map_err(Error::io(program))
 }
 
-/// The last line of a log that says something.
-fn last_words(path: &Path) -> String {
+/// Returns the last non-blank line of a log.
+fn last_line(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("nothing").to_string()
 }

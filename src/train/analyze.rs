@@ -1,6 +1,7 @@
 //! Measures the entropy conflict of a model without training: samples, scores and measures groups as a training step
 //! does, without an update.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -18,8 +19,8 @@ use crate::rollout::{Asked, Group, Now, Rollout, Rollouts, Sampler, assign_advan
 use crate::stage::Stage;
 use crate::stop::Stop;
 
-/// Number of problems that are measured together, as in a training step. The spread of these blocks gives the errors of
-/// the means.
+/// Largest number of problems that are measured together, as in a training step. The blocks are of nearly equal size,
+/// because each has the same weight in a mean over blocks. Their spread gives the errors of the means.
 pub const BLOCK: usize = 8;
 /// Number of problems whose completions are shown.
 const SHOWN: usize = 4;
@@ -46,7 +47,7 @@ pub struct Analysis {
     pub problems: usize,
     /// Metrics of all completions, with `conflict/…`.
     pub metrics: Metrics,
-    /// `conflict/…` of each [`BLOCK`] of problems.
+    /// `conflict/…` of each block of at most [`BLOCK`] problems.
     pub blocks: Vec<Metrics>,
     /// Token types of highest mean entropy; `None` if no type occurred often enough.
     pub types: Option<Types>,
@@ -147,8 +148,8 @@ pub fn analyze(
     }
     let mut types = TokenTypes::default();
     let all = measured(&groups, stage, &connectors, &mut types);
-    let blocks = groups.chunks(BLOCK).map(|block| {
-        let figures = measured(block, stage, &connectors, &mut TokenTypes::default());
+    let blocks = blocks(groups.len()).map(|block| {
+        let figures = measured(&groups[block], stage, &connectors, &mut TokenTypes::default());
         let mut metrics = Metrics::default();
         metrics.extend("conflict/", figures.metrics());
         metrics
@@ -168,6 +169,12 @@ pub fn analyze(
         types: ranking.map(|ranking| Types::new(&ranking, types.tokens(), &connectors)),
         shown: show(&groups, &connectors),
     })
+}
+
+/// Return blocks of at most [`BLOCK`] of `count` groups whose sizes differ by at most one.
+fn blocks(count: usize) -> impl Iterator<Item = Range<usize>> {
+    let number = count.div_ceil(BLOCK);
+    (0..number).map(move |k| k * count / number..(k + 1) * count / number)
 }
 
 /// Write metrics of the completions under the names that training uses.
@@ -223,4 +230,17 @@ fn show(groups: &[Group], connectors: &Connectors) -> Vec<Shown> {
         completions: picked.into_iter().map(completion).collect(),
     });
     shown.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Regression: of nine problems the last was a block of its own, with the weight of the other eight.
+    #[test]
+    fn blocks_are_of_nearly_equal_size() {
+        let sizes = |count| blocks(count).map(|block| block.len()).collect::<Vec<_>>();
+        assert_eq!((sizes(9), sizes(16), sizes(3), sizes(17)), (vec![4, 5], vec![8, 8], vec![3], vec![5, 6, 6]));
+        assert!(blocks(17).flatten().eq(0..17));
+    }
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::checkpoint::Trained;
 use super::conflict::ConflictMeter;
 use super::engine::Engine;
+use super::folder::METRICS;
 use super::origin::settled;
 use super::policy::Policy;
 use super::rl::learn;
@@ -27,7 +28,7 @@ use crate::eval::Evaluation;
 use crate::files;
 use crate::generate::{Room, Sampling};
 use crate::metrics::follow::Sample;
-use crate::metrics::{Metrics, peak_rss_gb};
+use crate::metrics::{Metrics, keep_final_evaluation, peak_rss_gb};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes, names};
 use crate::objective::entropy::EntropyControl;
 use crate::optim::learning_rate;
@@ -215,7 +216,10 @@ impl Job<'_> {
         run.catch_up(self.trained(policy), &mut *self.sampler(engine, policy, state), session)?;
         let total = self.config.max_steps();
         if state.reopen(self.config) {
-            let step = state.step;
+            let (step, every) = (state.step, self.config.train.eval_steps);
+            if every > 0 && step.is_multiple_of(every) {
+                keep_final_evaluation(&run.dir().join(METRICS), step)?;
+            }
             session
                 .observer
                 .note(&format!("the run was over after step {step}; it is extended to {total} steps at most"));

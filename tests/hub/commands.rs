@@ -1,4 +1,4 @@
-//! Commands with names in the place of folders and files.
+//! Commands with repository names instead of local folders and files.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -10,7 +10,7 @@ use tempering::config::to_toml;
 use super::double::Double;
 use crate::support::{Workshop, device_name, final_weights, repository, run_rl};
 
-/// The small model as `lab/small` and its sums as `lab/sums`.
+/// Test double of the Hub with the small model as `lab/small` and its sums as `lab/sums`.
 struct Lab {
     workshop: Workshop,
     double: Double,
@@ -113,7 +113,7 @@ fn paths_that_are_mistyped_and_folders_of_a_name_ask_nothing() {
         assert!(error.contains("no such folder"), "{error}");
     }
     assert!(lab.double.seen().is_empty());
-    // Once it is in the cache a folder of the same name is told.
+    // If the repository is in the cache, a local folder of the same name causes a warning.
     let generate =
         |name: &str| lab.succeed(&[&"generate", &name, &"--max-completion-length", &"4", &"-p", &"Compute 1+1."], &[]);
     generate("lab/small");
@@ -150,7 +150,7 @@ fn a_run_by_names_is_the_run_of_the_files_and_keeps_its_commits() {
     let origin: Value = serde_json::from_slice(&std::fs::read(run.join("run.json")).unwrap()).unwrap();
     assert_eq!(origin["reads"][format!("model.path: hf:lab/small@{}", lab.model)], lab.model);
 
-    // The branch moves on: the run does not, whether its own settings are taken or the file's, which name no revision.
+    // The branch moves but the run keeps its commits, with its stored settings and with the file's (no revision).
     let other = lab.double.publish_folder("models/lab/small", &repository("assets/base"), &[]);
     lab.double.publish("datasets/lab/sums", &[("train.jsonl", b"{}".to_vec()), ("test.jsonl", b"{}".to_vec())]);
     lab.double.seen();
@@ -183,7 +183,7 @@ fn adapters_name_their_base_and_its_revision_and_are_merged_by_name() {
         (&written["base_model_name_or_path"], &written["revision"]),
         (&"lab/small".into(), &lab.model.as_str().into())
     );
-    // Another machine: the adapter is published, the cache is empty, and the base has moved on.
+    // On another machine: the adapter is published, the cache is empty, and the base's branch has moved.
     lab.double.publish_folder("models/lab/adapter", &adapter, &[("adapter_model.bin", vec![1; 9])]);
     lab.double.publish_folder("models/lab/small", &repository("assets/base"), &[]);
     std::fs::remove_dir_all(lab.workshop.path("home")).unwrap();
@@ -231,7 +231,7 @@ fn benchmarks_are_fetched_by_name_and_asked_by_the_protocol_of_papers() {
     );
     assert_eq!(manifest["data"][0][0], format!("math500@{math}"));
 
-    // What is given wins, the protocol, too; and so does a file of the name.
+    // Explicit options override the benchmark's, including the protocol. A local file of the same name has precedence.
     let plain: [&dyn AsRef<OsStr>; 7] =
         [&"eval", &"model", &"math500", &"--protocol", &"plain", &"--num-problems", &"1"];
     assert!(!lab.succeed(&plain, &[]).err.contains("protocol paper"));

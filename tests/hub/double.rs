@@ -1,5 +1,5 @@
-//! A server that speaks the endpoints of the Hugging Face Hub, and one behind it that has the large files, as the Hub's storage
-//! is another host; both misbehave when they are told so.
+//! Test double of the Hugging Face Hub: a server with its endpoints, and a second one for large files, since the Hub
+//! stores them on another host. Faults can be injected into both.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -10,31 +10,31 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-/// What goes wrong with a request.
+/// Fault of a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
-    /// A status, with the Hub's own code of an error.
+    /// Responds with a status and an error code of the Hub.
     Status(u16, &'static str),
-    /// The connection is cut after so many bytes of the content.
+    /// Closes the connection after this number of content bytes.
     Cut(usize),
-    /// A byte of the content is another one.
+    /// Changes a byte of the content.
     Damage,
-    /// The content begins at its first byte, whatever was asked for.
+    /// Sends the content from its first byte, ignoring the requested range.
     Whole,
 }
 
-/// A request as it was seen.
+/// Received request.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) token: Option<String>,
     pub(crate) range: Option<String>,
-    /// Whether it was the storage that was asked.
+    /// Whether the storage server received it.
     pub(crate) storage: bool,
 }
 
-/// A repository: its commits by revision, and the files of each.
+/// Repository: commits by revision, and the files of each commit.
 #[derive(Default)]
 struct Repository {
     revisions: BTreeMap<String, String>,
@@ -49,7 +49,7 @@ struct Shared {
     seen: Mutex<Vec<Seen>>,
 }
 
-/// A running double.
+/// Running test double.
 pub(crate) struct Double(Arc<Shared>);
 
 impl Double {
@@ -79,7 +79,7 @@ impl Double {
         self.0.hub.clone()
     }
 
-    /// Publishes files as the newest commit of a repository, `models/owner/name` or `datasets/owner/name`; gives the commit.
+    /// Publishes files as a new commit of `models/owner/name` or `datasets/owner/name`; returns the commit.
     pub(crate) fn publish(&self, repository: &str, files: &[(&str, Vec<u8>)]) -> String {
         let mut repositories = self.0.repositories.lock().unwrap();
         let place = repositories.entry(repository.to_string()).or_default();
@@ -90,7 +90,7 @@ impl Double {
         commit
     }
 
-    /// Publishes the files of a folder, with some others beside them.
+    /// Publishes the files of a folder together with `more`.
     pub(crate) fn publish_folder(&self, repository: &str, folder: &Path, more: &[(&str, Vec<u8>)]) -> String {
         let mut files: Vec<(String, Vec<u8>)> = (std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()))
             .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
@@ -101,23 +101,23 @@ impl Double {
         self.publish(repository, &files)
     }
 
-    /// Gives a commit a name.
+    /// Assigns a revision name to a commit.
     pub(crate) fn tag(&self, repository: &str, revision: &str, commit: &str) {
         let mut repositories = self.0.repositories.lock().unwrap();
         repositories.get_mut(repository).unwrap().revisions.insert(revision.to_string(), commit.to_string());
     }
 
-    /// The next `times` requests in whose path `part` occurs go wrong; of contents those to where they are.
+    /// Injects `fault` into the next `times` requests whose path contains `part`; content faults only into downloads.
     pub(crate) fn fail(&self, part: &str, times: usize, fault: Fault) {
         self.0.faults.lock().unwrap().push((part.to_string(), times, fault));
     }
 
-    /// Nothing goes wrong any more.
-    pub(crate) fn mend(&self) {
+    /// Removes all faults.
+    pub(crate) fn clear_faults(&self) {
         self.0.faults.lock().unwrap().clear();
     }
 
-    /// The requests since the last time this was asked.
+    /// Returns the requests since the last call.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.0.seen.lock().unwrap())
     }
@@ -167,7 +167,7 @@ impl Shared {
         }
     }
 
-    /// The fault of a request. What happens to contents does not happen to questions about them.
+    /// Returns the fault of a request. Content faults do not apply to metadata requests.
     fn fault(&self, seen: &Seen, path: &str) -> Option<Fault> {
         let mut faults = self.faults.lock().unwrap();
         let fits = |(part, times, fault): &&mut (String, usize, Fault)| {
@@ -189,7 +189,7 @@ impl Shared {
         reply(stream, seen, 200, "", answer.to_string().as_bytes(), usize::MAX);
     }
 
-    /// A small file, or where a large one is.
+    /// Returns a small file, or redirects to a large one.
     fn resolve(
         &self,
         stream: &TcpStream,
@@ -214,7 +214,7 @@ impl Shared {
             );
             return reply(stream, seen, 302, &headers, b"moved", usize::MAX);
         }
-        // As the Hub does for small files: elsewhere on the same host, by a path alone.
+        // Like the Hub for small files: a redirect on the same host, with a relative location.
         if file == "config.json" {
             let headers = format!("X-Repo-Commit: {commit}\r\nLocation: /cached/{repository}/{commit}/{file}\r\n");
             return reply(stream, seen, 307, &headers, b"moved", usize::MAX);
@@ -223,7 +223,7 @@ impl Shared {
         send(stream, seen, &headers, content, fault);
     }
 
-    /// A large file.
+    /// Sends a large file.
     fn content(&self, stream: &TcpStream, seen: &Seen, path: &str, fault: Option<Fault>) {
         let mut parts = path.splitn(5, '/');
         let mut part = || parts.next().unwrap_or_default();
@@ -233,7 +233,7 @@ impl Shared {
     }
 }
 
-/// A content, or the rest of it that is asked for.
+/// Sends a content or the requested range of it.
 fn send(stream: &TcpStream, seen: &Seen, headers: &str, mut content: Vec<u8>, fault: Option<Fault>) {
     if matches!(fault, Some(Fault::Damage)) {
         *content.last_mut().unwrap() ^= 1;
@@ -250,7 +250,7 @@ fn send(stream: &TcpStream, seen: &Seen, headers: &str, mut content: Vec<u8>, fa
     }
 }
 
-/// Writes an answer, of its body at most so many bytes.
+/// Writes a response with at most `most` bytes of its body.
 fn reply(mut stream: &TcpStream, seen: &Seen, status: u16, headers: &str, body: &[u8], most: usize) {
     let length = body.len();
     let head = format!("HTTP/1.1 {status} Told\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n");

@@ -1,4 +1,4 @@
-//! Models and data sets by name, from a double of the Hub: what is fetched, kept, shown and refused.
+//! Models and data sets by name, from a test double of the Hub: downloads, cache, requests and errors.
 
 mod commands;
 mod double;
@@ -10,7 +10,7 @@ use tempering::hub::{Hub, Kind, Name, Part};
 
 use self::double::{Double, Fault};
 
-/// A client of the double with an empty cache.
+/// Returns a client of the test double with its cache below `home`.
 fn client(double: &Double, home: &Path) -> Hub {
     Hub {
         endpoint: double.url(),
@@ -29,12 +29,12 @@ fn data(text: &str) -> Name {
     Name::of(Kind::Data, Path::new(text)).unwrap().unwrap()
 }
 
-/// Weights of a quarter of a megabyte that no two places of are alike.
+/// Returns 256 KiB of non-repeating bytes.
 fn weights(seed: u32) -> Vec<u8> {
     (0..65_536u32).flat_map(|number| (number.wrapping_mul(2_654_435_761) ^ seed).to_le_bytes()).collect()
 }
 
-/// A model of two shards, with much that is not used.
+/// Returns the files of a model with two shards and many files that are not needed.
 fn shards() -> Vec<(&'static str, Vec<u8>)> {
     let index =
         br#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
@@ -59,7 +59,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Bytes that an unfinished fetch has left.
+/// Returns the sizes of unfinished downloads.
 fn unfinished(hub: &Hub) -> Vec<u64> {
     let blobs = hub.cache.join("models--lab--two/blobs");
     let left = names(&blobs).into_iter().filter(|name| name.ends_with(".incomplete"));
@@ -91,14 +91,14 @@ fn a_model_lies_where_python_looks_for_it_and_only_what_is_used_is_fetched() {
         assert!(link.starts_with("../../blobs"), "{link:?}");
     }
     assert_eq!((names(&cache.join("blobs")).len(), unfinished(&hub)), (5, vec![]));
-    // The list was asked for once, each file once, and the storage was not shown the token.
+    // The list and each file were requested once, and the token was not sent to the storage.
     let seen = double.seen();
     assert_eq!(seen.iter().filter(|seen| seen.path.starts_with("/api/")).count(), 1);
     assert_eq!(seen.iter().filter(|seen| seen.method == "GET").count(), 1 + 3 + 2);
     assert!(seen.iter().all(|seen| seen.token.as_deref() == (!seen.storage).then_some("Bearer secret")), "{seen:?}");
 }
 
-/// A folder of another cache has no list in this process: a commit that is known needs no network at all.
+/// A commit in the cache needs no network requests. A moved cache has no entry in the process-wide table of names.
 #[test]
 fn what_is_in_the_cache_is_not_asked_for_again() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
@@ -108,14 +108,14 @@ fn what_is_in_the_cache_is_not_asked_for_again() {
     double.seen();
     assert_eq!(hub.model(&model(&format!("lab/two@{commit}")), Part::Whole).unwrap(), folder);
     assert!(double.seen().is_empty());
-    // Offline, in what would be another process.
+    // Offline, as in another process.
     let copy = home.path().join("copy");
     std::fs::create_dir(&copy).unwrap();
     std::fs::rename(hub.cache.join("models--lab--two"), copy.join("models--lab--two")).unwrap();
     let offline = Hub { cache: copy.clone(), offline: true, ..hub.clone() };
     assert!(offline.model(&model("lab/two"), Part::Whole).unwrap().ends_with(&commit));
     assert!(double.seen().is_empty());
-    // A part of it is not taken for the whole.
+    // An incomplete snapshot is not accepted as complete.
     let shard = copy.join("models--lab--two/snapshots").join(&commit).join("model-00002-of-00002.safetensors");
     std::fs::remove_file(shard).unwrap();
     let error = offline.model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
@@ -124,7 +124,7 @@ fn what_is_in_the_cache_is_not_asked_for_again() {
     assert!(error.contains("HF_HUB_OFFLINE is set") && error.contains("\"v9\" is not in the cache"), "{error}");
 }
 
-/// Python's cache has no list of ours.
+/// A cache filled by Python has no listing file.
 #[test]
 fn a_cache_that_python_has_filled_is_used_offline() {
     let home = tempfile::tempdir().unwrap();
@@ -147,7 +147,7 @@ fn a_cache_that_python_has_filled_is_used_offline() {
     assert!(error.contains("has no weights") && error.contains("which may be a part"), "{error}");
 }
 
-/// The request library said "invalid format" of both.
+/// The HTTP library reports only "invalid format" for both.
 #[test]
 fn an_address_and_a_token_that_cannot_be_sent_are_named() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
@@ -166,7 +166,7 @@ fn a_connection_that_is_cut_is_gone_on_with_where_it_was() {
     let hub = client(&double, home.path());
     double.fail("model-00001", 3, Fault::Cut(70_000));
     double.fail("tokenizer.json", 1, Fault::Cut(3));
-    // Once the answer is whole although a rest was asked for.
+    // One response ignores the range and sends the whole file.
     double.fail("model-00002", 1, Fault::Cut(70_000));
     double.fail("model-00002", 1, Fault::Whole);
     let folder = hub.model(&model("lab/two"), Part::Whole).unwrap();
@@ -189,7 +189,7 @@ fn a_fetch_that_ends_half_way_is_never_taken_for_whole_and_goes_on_another_time(
     let commit = double.publish("models/lab/two", &shards());
     let hub = client(&double, home.path());
     double.fail("model-00001", 1, Fault::Cut(70_000));
-    // The storage from then on.
+    // From then on, the storage fails.
     double.fail(&format!("two/{commit}/model-00001"), usize::MAX, Fault::Status(503, ""));
     let error = hub.model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
     assert!(
@@ -201,7 +201,7 @@ fn a_fetch_that_ends_half_way_is_never_taken_for_whole_and_goes_on_another_time(
     assert!(!hub.cache.join("models--lab--two/refs/main").exists(), "the cache does not say that the branch is there");
     let offline = Hub { offline: true, ..hub.clone() };
     assert!(offline.model(&model("lab/two"), Part::Whole).is_err());
-    double.mend();
+    double.clear_faults();
     double.seen();
     hub.model(&model("lab/two"), Part::Whole).unwrap();
     let first = double.seen().into_iter().find(|seen| seen.storage).unwrap();
@@ -226,7 +226,7 @@ fn a_file_with_another_content_than_its_hash_is_thrown_away() {
 fn refusals_say_what_to_do() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
     double.publish("models/lab/two", &shards());
-    /// Name, token, status and code of the answer, and what is said.
+    /// Name, token, status and error code of the response, and parts of the message.
     type Row = (&'static str, Option<&'static str>, u16, &'static str, &'static [&'static str]);
     let table: [Row; 7] = [
         ("lab/none", None, 0, "", &["lab/none: the Hub has no such repository", "set HF_TOKEN"]),
@@ -249,7 +249,7 @@ fn refusals_say_what_to_do() {
         let error = hub.model(&model(name), Part::Whole).unwrap_err().to_string();
         assert!(error.starts_with(name) && wanted.iter().all(|part| error.contains(part)), "{name}: {error}");
     }
-    // The terms of a gated repository are asked for when its files are, too.
+    // A gated repository is also reported when a file is requested.
     double.fail("/resolve/", 1, Fault::Status(403, "GatedRepo"));
     let error = client(&double, home.path()).model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
     assert!(error.contains("accept its terms") && error.contains("told so"), "{error}");

@@ -1,6 +1,6 @@
-//! Files that a user brings: whatever is in them, they are read or refused, in bounded memory and time.
+//! Fuzzing of user files: any content is read or rejected, in bounded memory and time.
 //!
-//! `TEMPERING_FUZZ` names the kind of file that the input is: `safetensors`, `config`, `tokenizer`, `template`, `chat`, `rows`,
+//! `TEMPERING_FUZZ` is the file kind of the input: `safetensors`, `config`, `tokenizer`, `template`, `chat`, `rows`,
 //! `parquet` or `settings`.
 
 #![no_main]
@@ -16,7 +16,7 @@ use tempering::text::chat::{ChatTemplate, SpecialTokens};
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::RlConfig;
 
-/// The kind of file, and a folder to write it into: of the embedded tokenizer and a model of one layer.
+/// File kind, and the folder to write the input into: the embedded tokenizer and a model with one layer.
 static PLACE: LazyLock<(String, PathBuf)> = LazyLock::new(|| {
     let kind = std::env::var("TEMPERING_FUZZ").expect("TEMPERING_FUZZ names a kind of file");
     let folder = std::env::temp_dir().join(format!("tempering-fuzz-{}", std::process::id()));
@@ -64,7 +64,7 @@ fuzz_target!(|data: &[u8]| {
                 drop(template.render(&[Message::user("2+3?"), Message::new("assistant", "5")], true));
             }
         }
-        // Turns, a line each, of the embedded template.
+        // The turns of a chat, one per line, rendered with the embedded template.
         "chat" => {
             static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::load(&PLACE.1).unwrap());
             let Ok(text) = std::str::from_utf8(data) else { return };

@@ -1,6 +1,6 @@
-//! Extraction and equivalence on any text: no panic, no hang, and answers that equal themselves.
+//! Fuzzing of answer extraction and equivalence: no panic, no hang, and every answer equals itself.
 //!
-//! The input is a gold, a line feed and a completion.
+//! The input is a reference answer, a line feed and a completion.
 
 #![no_main]
 
