@@ -16,6 +16,7 @@ type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
 pub(super) enum Ink {
     Text,
     Grid,
+    Faint,
     Blue,
     Orange,
     Green,
@@ -23,13 +24,14 @@ pub(super) enum Ink {
 }
 
 impl Ink {
-    const ALL: [Self; 6] = [Self::Text, Self::Grid, Self::Blue, Self::Orange, Self::Green, Self::Purple];
+    const ALL: [Self; 7] = [Self::Text, Self::Grid, Self::Faint, Self::Blue, Self::Orange, Self::Green, Self::Purple];
 
     /// Returns the name of the CSS variable.
     pub(super) fn variable(self) -> &'static str {
         match self {
             Self::Text => "--plot-text",
             Self::Grid => "--plot-grid",
+            Self::Faint => "--plot-faint",
             Self::Blue => "--blue",
             Self::Orange => "--orange",
             Self::Green => "--green",

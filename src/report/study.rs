@@ -204,7 +204,7 @@ fn front(findings: &Findings) -> Plot {
     let series = |label: &str, ink, mark, points| Series { label: label.to_string(), ink, mark, points };
     let mut shown = vec![
         series("not beaten in both", Ink::Green, Mark::Line, front.collect()),
-        series("a setting, seeds to choose by", Ink::Blue, Mark::Dots, all.clone()),
+        series("a setting, seeds to choose by", Ink::Faint, Mark::Dots, all.clone()),
     ];
     shown.extend(findings.base.as_ref().map(|base| series("base", Ink::Text, Mark::Start, vec![point(base)])));
     shown.extend(findings.arms.iter().enumerate().filter_map(|(index, arm)| {
