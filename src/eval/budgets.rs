@@ -14,16 +14,16 @@ pub struct Budget {
     /// Share of completions that would have been cut.
     pub cut: f64,
     /// Share of right ones among completions that ended by themselves and would have been cut: a clip of this length in
-    /// training would penalise them although they are right (29% at 4k of 8k tokens in arXiv 2604.24003). Completions that
-    /// the evaluation itself cut are left out: whether they would have been right is not known.
+    /// training would penalise them although they are right (29% at 4k of 8k tokens in arXiv 2604.24003). Completions
+    /// that the evaluation itself cut are left out: whether they would have been right is not known.
     pub cut_but_right: Option<f64>,
 }
 
 /// Number of limits shown.
 const LIMITS: usize = 6;
 
-/// Returns the statistics for limits that are powers of two, and last for the longest length, which cuts nothing that was
-/// not cut already. None is above the limit of the evaluation itself.
+/// Returns the statistics for limits that are powers of two, and last for the longest length, which cuts nothing that
+/// was not cut already. None is above the limit of the evaluation itself.
 pub(super) fn budgets(records: &[&Record]) -> Vec<Budget> {
     let longest = records.iter().map(|record| record.sample.length).max().unwrap_or(0);
     let mut limits: Vec<usize> = (0..usize::BITS).map(|k| 1_usize << k).take_while(|&power| power < longest).collect();
@@ -80,8 +80,8 @@ mod tests {
         assert_eq!(at(7), Budget { tokens: 7, accuracy: 0.5, cut: 0.0, cut_but_right: None });
         assert_eq!(at(4), Budget { tokens: 4, accuracy: 0.25, cut: 0.5, cut_but_right: Some(0.5) });
         assert_eq!(at(2), Budget { tokens: 2, accuracy: 0.0, cut: 1.0, cut_but_right: Some(0.5) });
-        // Regression: a completion cut by the limit of the evaluation, 12 tokens, counted as cut and not right, and there
-        // was a column for 16 tokens.
+        // Regression: a completion cut by the limit of the evaluation, 12 tokens, counted as cut and not right, and
+        // there was a column for 16 tokens.
         let mut unfinished = of(12, "so far");
         unfinished.sample.finished = false;
         let found = budgets(&records.iter().chain([&unfinished]).collect::<Vec<_>>());

@@ -153,9 +153,10 @@ impl Comparison {
         };
         format!(
             "Problems are paired; beside a figure its 95% bootstrap interval over problems, none where drawing other problems \
-             changes nothing; ∞: no bound, because more than one draw in forty has nothing right in the first. AES: accuracy-efficiency score (arXiv 2501.12570), length saved plus 3 times the relative gain \
-             of accuracy (5 times a loss); above 0 the second evaluation is better. Gained and lost: problems of which a \
-             larger or smaller share is right.{left_out}{}",
+             changes nothing; ∞: no bound, because more than one draw in forty has nothing right in the first. AES: \
+             accuracy-efficiency score (arXiv 2501.12570), length saved plus 3 times the relative gain of accuracy (5 times a \
+             loss); above 0 the second evaluation is better. Gained and lost: problems of which a larger or smaller share is \
+             right.{left_out}{}",
             self.graders()
         )
     }

@@ -1,8 +1,8 @@
 //! Evaluation: sample completions of held-out problems, grade them, and report figures per data source.
 //!
 //! [`evaluate`] samples, [`figures`] defines the scores, [`saved`] keeps an evaluation in a folder and resumes an
-//! interrupted one, [`mod@source`] reads it back, [`compare`] compares two. Training evaluates with the same code, and a
-//! seed separate from that of its own sampling.
+//! interrupted one, [`mod@source`] reads it back, [`compare`] compares two. Training evaluates with the same code,
+//! and a seed separate from that of its own sampling.
 
 pub mod bootstrap;
 pub mod budgets;
@@ -274,7 +274,8 @@ pub struct Group {
     pub records: Vec<Record>,
 }
 
-/// Returns in what two completions under one id show that their problems are different ones. An empty prompt is unknown.
+/// Returns in what two completions under one id show that their problems are different ones. An empty prompt is
+/// unknown.
 fn disagreement(a: &Sample, b: &Sample) -> Option<[String; 2]> {
     if a.answer != b.answer {
         return Some([a, b].map(|sample| format!("the answer {:?}", sample.answer)));
@@ -294,7 +295,8 @@ impl Evaluation {
     /// Groups completions by problem.
     ///
     /// # Errors
-    /// When there are none, problems differ in the number of completions, or completions of a problem in prompt or answer.
+    /// When there are none, problems differ in the number of completions, or completions of a problem in prompt or
+    /// answer.
     pub fn new(records: Vec<Record>) -> Result<Self> {
         let mut groups: Vec<Group> = Vec::new();
         let mut places: HashMap<Key, usize> = HashMap::new();

@@ -212,8 +212,8 @@ pub fn check_output(dir: &Path) -> Result<()> {
 }
 
 /// Returns the records at the start of a file that form whole chunks of `lines` lines, and their size in bytes. An
-/// interruption may have left part of a chunk, or of a line, after them; sampling the same problems together again gives
-/// bit-identical numbers.
+/// interruption may have left part of a chunk, or of a line, after them; sampling the same problems together again
+/// gives bit-identical numbers.
 ///
 /// # Errors
 /// When the lines are not those of `n` completions of each of `problems`, in order.

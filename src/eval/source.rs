@@ -38,7 +38,8 @@ pub struct Saved {
 const PAIRED: [&str; 2] = ["problems", "problems_digest"];
 
 impl Source {
-    /// Finds the completions of a path: a completions file, a folder of `eval --output`, or a run (its final evaluation).
+    /// Finds the completions of a path: a completions file, a folder of `eval --output`, or a run (its final
+    /// evaluation).
     ///
     /// # Errors
     /// When there are none, and when those of a run are not of its last step.
@@ -105,7 +106,7 @@ impl Source {
             _ => {}
         }
         let greedy = settings.as_ref().is_some_and(|settings| settings.get("temperature") == Some(&Value::from(0.0)));
-        if let Some([first, again]) = doubled(&records).filter(|_| !greedy) {
+        if let Some([first, again]) = doubled(&records).filter(|_| expected != Some(held) && !greedy) {
             return refuse(format!("completion {again} is completion {first} again: delete the doubled line"));
         }
         let evaluation = Evaluation::new(records)?;
@@ -177,15 +178,18 @@ fn unfinished_run(run: &Path, last: bool) -> Result<Option<String>> {
     Ok(earlier.map(|end| format!("is that of step {end}, and the run has gone on to step {reached}")))
 }
 
-/// Returns the numbers, from 1, of two completions that are the same one: the same problem, sample, text and entropies.
-/// Without entropies two short completions may be equal by chance.
+/// Entropy of a completion, in nats, from which two equal samples of it are not due to chance (below `exp(-50)`).
+const NO_CHANCE: f64 = 50.0;
+
+/// Returns the numbers, from 1, of two equal completions of the same problem that were not sampled twice. Data may
+/// have a problem twice, and short completions of it may be equal.
 fn doubled(records: &[Record]) -> Option<[usize; 2]> {
     let mut seen: HashMap<(&str, &str, usize), Vec<usize>> = HashMap::new();
     for (index, record) in records.iter().enumerate() {
         let sample = &record.sample;
         let others = seen.entry((&sample.data_source, &sample.problem, sample.sample)).or_default();
-        let sampled = sample.entropy_sum.is_some_and(|nats| nats > 0.0);
-        if let Some(first) = others.iter().find(|other| sampled && records[**other] == *record) {
+        let unlikely = sample.entropy_sum.is_some_and(|nats| nats > NO_CHANCE);
+        if let Some(first) = others.iter().find(|other| unlikely && records[**other] == *record) {
             return Some([first + 1, index + 1]);
         }
         others.push(index);
@@ -224,7 +228,7 @@ mod tests {
     fn write(path: &Path, ids: &[&str]) {
         let line = |id: &&str| {
             let record = record("s", id, 0, "\\boxed{5}");
-            Line { record, tokens: Vec::new(), entropy: vec![0.5] }
+            Line { record, tokens: Vec::new(), entropy: vec![60.0] }
         };
         Writer::create(path).unwrap().append(&ids.iter().map(line).collect::<Vec<_>>()).unwrap();
     }
@@ -255,7 +259,7 @@ mod tests {
         };
         assert!(error(&["1", "2", "2", "3"]).contains("holds 4 completions of 3: lines are doubled"));
         assert!(error(&["1", "2", "2"]).contains("other problems than its eval.json"));
-        // Without settings only equal entropies tell; a problem that the data have twice has other ones.
+        // Without settings only completions that are equal in spite of their entropy tell.
         std::fs::remove_file(dir.path().join("eval.json")).unwrap();
         assert!(error(&["1", "2", "2"]).contains("completion 3 is completion 2 again"));
         write(&completions, &["1", "2"]);

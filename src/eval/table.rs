@@ -61,8 +61,8 @@ fn shown(samples: usize) -> Vec<String> {
     names
 }
 
-/// Formats `value (low..high)`, scaled, with `places` decimals; without an interval of no width; `None` as `-`, infinity
-/// as `∞`.
+/// Formats `value (low..high)`, scaled, with `places` decimals; without an interval of no width; `None` as `-`,
+/// infinity as `∞`.
 pub(super) fn estimate(estimate: Option<Estimate>, scale: f64, places: usize, signed: bool) -> String {
     let number = |value: f64| match signed {
         true => format!("{:+.places$}", scale * value).replace("inf", "∞"),

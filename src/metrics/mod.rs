@@ -126,8 +126,8 @@ impl MetricsLog {
                     return Err(Error::file(path, message));
                 };
                 let step = row.get("step").and_then(Value::as_u64);
-                // A second line of a step is the final evaluation. A resumed run repeats it, or has kept it in the first
-                // line ([`keep_final_evaluation`]).
+                // A second line of a step is the final evaluation. A resumed run repeats it, or has kept it in the
+                // first line ([`keep_final_evaluation`]).
                 if step.is_some_and(|step| step as usize <= last_step) && step != newest {
                     newest = step;
                     kept.push_str(&line);

@@ -195,7 +195,7 @@ mod tests {
             "includes zero",
             "prefers-color-scheme: dark",
             "</span>1 &lt;sums&gt;</li>",
-            "\nall</text>",
+            "</span>all</li>",
         ] {
             assert!(html.contains(part), "the page lacks {part:?}:\n{html}");
         }
