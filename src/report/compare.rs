@@ -102,6 +102,8 @@ fn plot(comparison: &Comparison) -> Plot {
         mark,
         points: points.to_vec(),
     };
+    let ends: Vec<(f64, f64)> = comparison.rows().map(|(_, row)| path(row)[1]).collect();
+    let legible = legible(&ends);
     let sources = comparison.rows().enumerate().flat_map(|(index, (name, row))| {
         // The row of all problems is the last; it is the only black one. The others are numbered: there are only four colours.
         let (ink, mark, legend) = match index == comparison.families.len() {
@@ -112,12 +114,13 @@ fn plot(comparison: &Comparison) -> Plot {
         [
             series(&legend, ink, Mark::Line, &points),
             series("", ink, Mark::Start, &points[..1]),
-            series(&mark, ink, Mark::End, &points[1..]),
+            series(if legible[index] { &mark } else { "" }, ink, Mark::End, &points[1..]),
         ]
     });
     Plot {
         title: "Accuracy against length".to_string(),
-        note: "Numbers as in the legend; from the hollow circle (the first evaluation) to the filled one (the second)."
+        note: "Numbers, where there is room, as in the legend; from the hollow circle (the first evaluation) to the filled \
+               one (the second)."
             .to_string(),
         x_label: "mean length (tokens)",
         y_label: "accuracy (%)",
@@ -126,6 +129,23 @@ fn plot(comparison: &Comparison) -> Plot {
         series: sources.collect(),
         stages: Vec::new(),
     }
+}
+
+/// Returns for each point whether a label beside it is clear of the labels of the points before it.
+fn legible(points: &[(f64, f64)]) -> Vec<bool> {
+    let span = |of: fn(&(f64, f64)) -> f64| {
+        let bounds = points.iter().map(of).fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(x), high.max(x)));
+        (bounds.1 - bounds.0).max(f64::MIN_POSITIVE)
+    };
+    let (width, height) = (span(|point| point.0), span(|point| point.1));
+    // Shares of the plot that a label on either side of its point takes.
+    let near = |a: &(f64, f64), b: &(f64, f64)| (a.0 - b.0).abs() < 0.15 * width && (a.1 - b.1).abs() < 0.12 * height;
+    let mut shown: Vec<bool> = Vec::new();
+    for (index, point) in points.iter().enumerate() {
+        let clear = points[..index].iter().zip(&shown).all(|(other, &is_shown)| !is_shown || !near(point, other));
+        shown.push(clear);
+    }
+    shown
 }
 
 /// Says whether the difference of accuracies is significant: whether its interval excludes zero and, if each problem
