@@ -25,7 +25,7 @@ impl Reward for ShortAndRight {
         "short_and_right"
     }
 
-    /// Returns 1 for the task and a penalty for length. Problems without a usable answer have no reward.
+    /// Return 1 for the task and a penalty for length. Problems without a usable answer have no reward.
     fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|answer, right| {
             let share = self.half / (self.half + answer.length() as f32);

@@ -142,7 +142,7 @@ impl Student {
         Ok(scored)
     }
 
-    /// Returns 1 for a correct answer in `\boxed{}` of a completion that was not truncated, else 0.
+    /// Return 1 for a correct answer in `\boxed{}` of a completion that was not truncated, else 0.
     fn grade(&self, problem: &Problem, completion: &Completion) -> Option<f32> {
         let answer = reward::answer(problem, &self.tokenizer, completion, false);
         answer.correct.map(|right| if right { 1.0 } else { 0.0 })

@@ -8,7 +8,7 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work`, which reads a file with a third-party library. Returns `None` if it panics: the file is malformed. The
+/// Run `work`, which reads a file with a third-party library. Return `None` if it panics: the file is malformed. The
 /// panic prints nothing.
 pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Option<T> {
     static HOOK: Once = Once::new();

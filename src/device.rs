@@ -23,7 +23,7 @@ const ADAPTER_KINDS: [&str; 3] = ["integrated", "virtual", "cpu"];
 /// Devices that exist only once and take no index.
 const SINGLE: [&str; 4] = ["cpu", "ndarray", "metal", "cubecl-cpu"];
 
-/// Parses `cpu`, `ndarray`, `cuda[:n]`, `rocm[:n]`, `vulkan[:n]`, `metal`, `wgpu[:n]`, `cubecl-cpu`.
+/// Parse `cpu`, `ndarray`, `cuda[:n]`, `rocm[:n]`, `vulkan[:n]`, `metal`, `wgpu[:n]`, `cubecl-cpu`.
 ///
 /// For `vulkan` and `wgpu` the index counts discrete GPUs; `wgpu:integrated`, `wgpu:virtual` and `wgpu:cpu` (Mesa's
 /// llvmpipe, for testing without a GPU) take the first adapter of that kind. Without an index the driver chooses.
@@ -72,7 +72,7 @@ pub fn parse(name: &str) -> Result<Device> {
     Ok(device)
 }
 
-/// Returns the message for a backend without a device, with advice.
+/// Return the message for a backend without a device, with advice.
 fn absent(kind: &str) -> String {
     let driver = match kind {
         "cuda" => "NVIDIA's driver (`nvidia-smi` shows it; in a container it is mounted from the host)",
@@ -83,7 +83,7 @@ fn absent(kind: &str) -> String {
     format!("no such device on this machine: it needs {driver}. `--device cpu` needs nothing")
 }
 
-/// Returns the names of the compiled backends, as `--device` takes them.
+/// Return the names of the compiled backends, as `--device` takes them.
 pub fn compiled() -> Vec<&'static str> {
     let opt_in = [
         ("cuda", cfg!(feature = "cuda")),
@@ -97,7 +97,7 @@ pub fn compiled() -> Vec<&'static str> {
     KNOWN.iter().filter(|(_, feature)| built(feature)).map(|(name, _)| *name).collect()
 }
 
-/// Returns the kernel compiler of the CUDA backend; `None` without that backend.
+/// Return the kernel compiler of the CUDA backend; `None` without that backend.
 pub fn cuda_compiler() -> Option<&'static str> {
     match (cfg!(feature = "cuda"), cfg!(feature = "cuda-nvrtc")) {
         (false, _) => None,
@@ -106,14 +106,14 @@ pub fn cuda_compiler() -> Option<&'static str> {
     }
 }
 
-/// Returns the number formats a device computes in, among those of models and products.
+/// Return the number formats a device computes in, among those of models and products.
 pub fn float_formats(device: &Device) -> Vec<&'static str> {
     let formats = [("f32", FloatDType::F32), ("f16", FloatDType::F16), ("bf16", FloatDType::BF16)];
     let formats = formats.into_iter().filter(|(_, dtype)| device.supports_dtype(*dtype)).map(|(name, _)| name);
     formats.chain(has_tf32(device).then_some("tf32")).collect()
 }
 
-/// Returns whether the device can multiply f32 on tensor cores, with operands rounded to TF32 (10 bits of mantissa).
+/// Return whether the device can multiply f32 on tensor cores, with operands rounded to TF32 (10 bits of mantissa).
 pub fn has_tf32(device: &Device) -> bool {
     identity(device).is_some_and(|identity| identity.target.starts_with("ptx"))
 }
@@ -131,7 +131,7 @@ pub struct Adapter {
     pub floats: Vec<&'static str>,
 }
 
-/// Opens and describes every device of the compiled GPU backends.
+/// Open and describe every device of the compiled GPU backends.
 ///
 /// Queries the graphics API in addition to Burn; call it while nothing else opens devices.
 pub fn adapters() -> Vec<Adapter> {
@@ -182,7 +182,7 @@ fn open(kind: &str, index: Option<&str>) -> Option<Device> {
     }
 }
 
-/// Makes the GPU backends cache compiled kernels in the user's cache directory, for all processes.
+/// Make the GPU backends cache compiled kernels in the user's cache directory, for all processes.
 ///
 /// By default they do not keep kernels, and put other caches below the nearest Cargo workspace. A `cubecl.toml` applies
 /// except for these two settings; it may name a directory. Call it before a backend reads its settings.
@@ -201,14 +201,14 @@ fn keep_kernels() {
     });
 }
 
-/// Returns the file in which the GPU backends cache compiled kernels; `None` without a GPU backend.
+/// Return the file in which the GPU backends cache compiled kernels; `None` without a GPU backend.
 #[cfg(feature = "gpu")]
 pub fn kernel_cache() -> Option<std::path::PathBuf> {
     keep_kernels();
     Some(cubecl::environment::path())
 }
 
-/// Returns the file in which the GPU backends cache compiled kernels; `None` without a GPU backend.
+/// Return the file in which the GPU backends cache compiled kernels; `None` without a GPU backend.
 #[cfg(not(feature = "gpu"))]
 pub fn kernel_cache() -> Option<std::path::PathBuf> {
     None
@@ -231,7 +231,7 @@ fn graphics(index: Option<&str>) -> burn::tensor::DeviceKind {
     }
 }
 
-/// Returns the devices of a GPU backend on this machine, with their names; `None` for the two CPU backends.
+/// Return the devices of a GPU backend on this machine, with their names; `None` for the two CPU backends.
 #[cfg(feature = "gpu")]
 fn devices_like(kind: &str) -> Option<Vec<(String, Device)>> {
     use burn::tensor::DeviceType;
@@ -271,7 +271,7 @@ fn devices_like(_kind: &str) -> Option<Vec<(String, Device)>> {
     None
 }
 
-/// Opens a device and reads its identity; `None` for the two CPU backends.
+/// Open a device and read its identity; `None` for the two CPU backends.
 #[cfg(feature = "gpu")]
 pub fn identity(device: &Device) -> Option<Identity> {
     let identity = device.identity()?;
@@ -279,13 +279,13 @@ pub fn identity(device: &Device) -> Option<Identity> {
     Some(Identity { name: identity.name, target: identity.fingerprint, pci_address })
 }
 
-/// Opens a device and reads its identity; `None` for the two CPU backends.
+/// Open a device and read its identity; `None` for the two CPU backends.
 #[cfg(not(feature = "gpu"))]
 pub fn identity(_device: &Device) -> Option<Identity> {
     None
 }
 
-/// Returns the driver of a device as the graphics API reports it; `None` without that API.
+/// Return the driver of a device as the graphics API reports it; `None` without that API.
 #[cfg(any(feature = "vulkan", feature = "metal", feature = "wgpu"))]
 fn driver(part: &str) -> Option<String> {
     use std::pin::pin;

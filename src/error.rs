@@ -59,7 +59,7 @@ pub enum Error {
     Stopped,
 }
 
-/// Returns the run folder of a checkpoint.
+/// Return the run folder of a checkpoint.
 fn folder(checkpoint: &Path) -> std::path::Display<'_> {
     checkpoint.parent().unwrap_or(checkpoint).display()
 }
@@ -68,13 +68,13 @@ fn folder(checkpoint: &Path) -> std::path::Display<'_> {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// Returns a closure that creates an I/O error at `path`, for `map_err`.
+    /// Return a closure that creates an I/O error at `path`, for `map_err`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { path, source }
     }
 
-    /// Creates an error about a malformed file.
+    /// Create an error about a malformed file.
     pub fn file(path: impl AsRef<Path>, message: impl ToString) -> Self {
         Self::File { path: path.as_ref().display().to_string(), message: message.to_string() }
     }

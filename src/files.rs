@@ -16,18 +16,18 @@ const PARTIAL: &str = ".partial";
 /// Suffix of a folder that was replaced, or is being removed.
 pub(crate) const REMOVED: &str = ".removed";
 
-/// Reads a whole file.
+/// Read a whole file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(Error::io(path))
 }
 
-/// Reads a text file, without the byte-order mark that some editors add.
+/// Read a text file, without the byte-order mark that some editors add.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = read(path)?;
     Ok(text(path, &bytes)?.to_string())
 }
 
-/// Returns the content of `path` as text, without a byte-order mark.
+/// Return the content of `path` as text, without a byte-order mark.
 pub(crate) fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
     const MARK: char = '\u{feff}';
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
@@ -40,22 +40,22 @@ pub(crate) fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
     Ok(text.strip_prefix(MARK).unwrap_or(text))
 }
 
-/// Creates a folder and its parents.
+/// Create a folder and its parents.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(Error::io(path))
 }
 
-/// Reads and parses a JSON file.
+/// Read and parse a JSON file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse_json(path, &read(path)?)
 }
 
-/// Parses the content of `path` as JSON.
+/// Parse the content of `path` as JSON.
 pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
     serde_json::from_str(text(path, bytes)?).map_err(|error| Error::file(path, error))
 }
 
-/// Writes `value` as indented JSON.
+/// Write `value` as indented JSON.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     // The project's types always serialise: string keys, no failing implementations.
     let mut text = serde_json::to_string_pretty(value).unwrap_or_else(|error| unreachable!("{error}"));
@@ -63,7 +63,7 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write(path, text.as_bytes())
 }
 
-/// Writes rows as JSON lines.
+/// Write rows as JSON lines.
 pub(crate) fn write_json_lines<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<()> {
     write_with(path, |out| {
         for row in rows {
@@ -74,12 +74,12 @@ pub(crate) fn write_json_lines<T: Serialize>(path: &Path, rows: impl IntoIterato
     })
 }
 
-/// Writes a file under a temporary name and renames it: a reader sees the old content or the new, never a part.
+/// Write a file under a temporary name and renames it: a reader sees the old content or the new, never a part.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |out| out.write_all(bytes).map_err(Error::io(path)))
 }
 
-/// Fills a file under a temporary name and renames it: a failure leaves nothing behind.
+/// Fill a file under a temporary name and renames it: a failure leaves nothing behind.
 pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     // A pipe or a device such as /dev/stdout cannot be replaced by a rename.
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
@@ -97,7 +97,7 @@ pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Resul
     write().inspect_err(|_| drop(std::fs::remove_file(&partial)))
 }
 
-/// Fills a folder under a temporary name and renames it into place, replacing an older one of that name.
+/// Fill a folder under a temporary name and rename it into place, replacing an older one of that name.
 ///
 /// The old folder or the new one exists at every moment, under its name or as `<name>.removed`: [`recover`] restores an
 /// old one that was not replaced.
@@ -117,7 +117,7 @@ pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> 
     remove_tree(&removed)
 }
 
-/// Removes a folder if it exists. Its name disappears atomically, before its files.
+/// Remove a folder if it exists. Its name disappears atomically, before its files.
 pub(crate) fn remove_dir(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
@@ -157,7 +157,7 @@ pub(crate) fn recover(dir: &Path) -> Result<Vec<String>> {
     Ok(cleared)
 }
 
-/// Returns names and paths of a folder's entries, sorted by name.
+/// Return names and paths of a folder's entries, sorted by name.
 pub(crate) fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
@@ -174,7 +174,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     sync_dir(to.parent().unwrap_or(Path::new("")))
 }
 
-/// Syncs the names in a folder to disk; only possible on Unix.
+/// Sync the names in a folder to disk; only possible on Unix.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     if cfg!(unix) {
@@ -183,7 +183,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Syncs the files of a folder and their names to disk.
+/// Sync the files of a folder and their names to disk.
 fn sync_dir_content(dir: &Path) -> Result<()> {
     for (_, path) in entries(dir)? {
         File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
@@ -191,7 +191,7 @@ fn sync_dir_content(dir: &Path) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Removes a folder, or a link to one, if it exists.
+/// Remove a folder, or a link to one, if it exists.
 fn remove_tree(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
@@ -205,7 +205,7 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// Returns the SHA-256 of a file in hexadecimal, as `sha256sum` prints it.
+/// Return the SHA-256 of a file in hexadecimal, as `sha256sum` prints it.
 pub(crate) fn sha256(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let mut hash = Sha256::new();
@@ -213,14 +213,14 @@ pub(crate) fn sha256(path: &Path) -> Result<String> {
     Ok(hex(hash))
 }
 
-/// Returns the SHA-256 of bytes in hexadecimal.
+/// Return the SHA-256 of bytes in hexadecimal.
 pub(crate) fn sha256_of(bytes: &[u8]) -> String {
     let mut hash = Sha256::new();
     hash.update(bytes);
     hex(hash)
 }
 
-/// Returns a hash of a file's size and content that takes a fraction of a second for any size. Files up to 16 MiB are
+/// Return a hash of a file's size and content that takes a fraction of a second for any size. Files up to 16 MiB are
 /// hashed whole; of larger ones the size, the first and last MiB, and 64 KiB at each of 64 places between them.
 ///
 /// For weights: different models differ in their headers or in nearly every tensor, so a sample distinguishes them.
@@ -265,7 +265,7 @@ fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Locks a folder by its file `name`. The operating system releases the lock when the process ends, however it ends.
+/// Lock a folder by its file `name`. The operating system releases the lock when the process ends, however it ends.
 ///
 /// # Errors
 /// When another process holds it, and errors of the operating system.

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 /// Maximum significant digits of a number that is read as a 64-bit float.
 const DIGITS: usize = 17;
 
-/// Parses a row.
+/// Parse a row.
 ///
 /// A number that neither a 64-bit integer nor a 64-bit float holds as written becomes a string, so an answer of 40
 /// digits is kept exactly. `NaN` and infinities, which Python writes outside the JSON standard, become null: missing.
@@ -18,7 +18,7 @@ pub(crate) fn row<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
     serde_json::from_str(&exact(text))
 }
 
-/// Rewrites the numbers that a JSON reader would round or reject.
+/// Rewrite the numbers that a JSON reader would round or reject.
 fn exact(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let mut written = String::new();
@@ -54,7 +54,7 @@ fn exact(text: &str) -> Cow<'_, str> {
     if copied == 0 { text.into() } else { (written + &text[copied..]).into() }
 }
 
-/// Returns the position after a string that begins at `start`.
+/// Return the position after a string that begins at `start`.
 fn end_of_string(bytes: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while at < bytes.len() {
@@ -67,7 +67,7 @@ fn end_of_string(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
-/// Returns whether a JSON reader keeps a number as written; true for words that are not numbers, which it rejects.
+/// Return whether a JSON reader keeps a number as written; true for words that are not numbers, which it rejects.
 fn holds(word: &str) -> bool {
     if word.parse::<i64>().is_ok() || word.parse::<u64>().is_ok() {
         return true;

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Keeps freed pages in the process. A step allocates and frees the same large buffers repeatedly; returning their
+/// Keep freed pages in the process. A step allocates and free the same large buffers repeatedly; returning their
 /// pages to the system costs a page fault each (measured: a quarter of a training step).
 #[allow(unsafe_code)]
 fn keep_freed_pages() {
@@ -49,7 +49,7 @@ fn keep_freed_pages() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }
 
-/// Adds this thread to the rayon pool. Otherwise it would sleep and wake for each of the hundreds of parallel
+/// Add this thread to the rayon pool. Otherwise it would sleep and wake for each of the hundreds of parallel
 /// operations of a decoding step, each of tens of microseconds (measured: a fifth of a small step).
 ///
 /// Never wait on it for a thread outside the pool that needs the pool: with one core the pool has no other thread.

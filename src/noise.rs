@@ -20,20 +20,20 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Returns the first word of its keys.
+    /// Return the first word of its keys.
     pub fn word(self) -> u64 {
         self as u64
     }
 }
 
-/// Hashes a list of words into 64 well-mixed bits. The order of the words matters.
+/// Hash a list of words into 64 well-mixed bits. The order of the words matters.
 pub fn mix(words: &[u64]) -> u64 {
     words.iter().fold(0x243f_6a88_85a3_08d3, |state, &word| {
         finalise(state ^ finalise(word.wrapping_add(0x9e37_79b9_7f4a_7c15)))
     })
 }
 
-/// Hashes a text, for keys such as a problem's identity.
+/// Hash a text, for keys such as a problem's identity.
 pub fn mix_text(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |state, byte| finalise(state ^ u64::from(byte)))
 }
@@ -45,7 +45,7 @@ fn finalise(word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// Returns a uniform number in `[0, 1)` with 24 random bits.
+/// Return a uniform number in `[0, 1)` with 24 random bits.
 pub fn uniform(words: &[u64]) -> f32 {
     (mix(words) >> 40) as f32 / (1u64 << 24) as f32
 }
@@ -58,33 +58,33 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Creates a stream keyed by `words`; equal keys give equal streams.
+    /// Create a stream keyed by `words`; equal keys give equal streams.
     pub fn new(words: &[u64]) -> Self {
         Self { key: mix(words), counter: 0 }
     }
 
-    /// Returns the same stream without its next `draws` draws.
+    /// Return the same stream without its next `draws` draws.
     pub fn skip(&self, draws: u64) -> Self {
         Self { key: self.key, counter: self.counter + draws }
     }
 
-    /// Returns the next 64 random bits.
+    /// Return the next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         self.counter += 1;
         mix(&[self.key, self.counter])
     }
 
-    /// Returns a uniform number in `[0, 1)`.
+    /// Return a uniform number in `[0, 1)`.
     pub fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Returns true with probability `p`.
+    /// Return true with probability `p`.
     pub fn chance(&mut self, p: f64) -> bool {
         self.unit() < p
     }
 
-    /// Returns an integer in `low..=high`.
+    /// Return an integer in `low..=high`.
     ///
     /// # Panics
     /// When `low > high`.
@@ -93,7 +93,7 @@ impl Stream {
         low + (self.next_u64() % (high - low + 1) as u64) as i64
     }
 
-    /// Returns one of `items`.
+    /// Return one of `items`.
     ///
     /// # Panics
     /// When `items` is empty.
@@ -101,7 +101,7 @@ impl Stream {
         &items[self.range(0, items.len() as i64 - 1) as usize]
     }
 
-    /// Shuffles `items` in place (Fisher–Yates).
+    /// Shuffle `items` in place (Fisher–Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.range(0, last as i64) as usize);

@@ -12,17 +12,17 @@ impl<'a> Stop<'a> {
     /// A flag that is never set.
     pub const NEVER: Stop<'static> = Stop(None);
 
-    /// Wraps a flag; true requests an early end.
+    /// Wrap a flag; true requests an early end.
     pub fn new(flag: &'a AtomicBool) -> Self {
         Self(Some(flag))
     }
 
-    /// Returns whether an early end is requested.
+    /// Return whether an early end is requested.
     pub fn requested(self) -> bool {
         self.0.is_some_and(|flag| flag.load(Ordering::SeqCst))
     }
 
-    /// Returns an error once an early end is requested.
+    /// Return an error once an early end is requested.
     ///
     /// # Errors
     /// [`Error::Stopped`].

@@ -12,12 +12,12 @@ use crate::support::{
     tiny, tiny_config, tokenizer,
 };
 
-/// Returns the error of loading the workshop's model.
+/// Return the error of loading the workshop's model.
 fn failure(workshop: &Workshop) -> String {
     model::load(&workshop.path("model"), &device()).unwrap_err().to_string()
 }
 
-/// Applies `change` to the tensors of a safetensors file: shape and bytes by name.
+/// Apply `change` to the tensors of a safetensors file: shape and bytes by name.
 fn edit(path: &Path, change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>)) {
     let bytes = std::fs::read(path).unwrap();
     let read = SafeTensors::deserialize(&bytes).unwrap();

@@ -41,7 +41,7 @@ pub(crate) fn succeed(args: &[&dyn AsRef<OsStr>]) -> String {
     ended.out
 }
 
-/// Runs a command that must succeed; returns its standard output and standard error.
+/// Run a command that must succeed; return its standard output and standard error.
 pub(crate) fn both(args: &[&dyn AsRef<OsStr>]) -> (String, String) {
     let ended = tempering(args);
     assert_eq!(ended.code, Some(0), "{}", ended.err);
@@ -79,7 +79,7 @@ impl Drop for Background {
     }
 }
 
-/// Returns the settings of a run with `steps` steps and a checkpoint every five, and the path of their file.
+/// Return the settings of a run with `steps` steps and a checkpoint every five, and the path of their file.
 fn long_run(workshop: &Workshop, name: &str, steps: usize) -> (RlConfig, std::path::PathBuf) {
     let mut config = workshop.rl(name);
     config.train.save_steps = 5;

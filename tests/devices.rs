@@ -7,7 +7,7 @@ use tempering::train::{Session, Start};
 
 use crate::support::{column, device_name, figures, within};
 
-/// Runs five steps of the quickstart with fewer and shorter completions: three of its first stage, two of its second.
+/// Run five steps of the quickstart with fewer and shorter completions: three of its first stage, two of its second.
 fn quickstart(device: &str) -> Vec<serde_json::Map<String, serde_json::Value>> {
     let dir = tempfile::tempdir().unwrap();
     let mut config = RlConfig { output_dir: dir.path().to_path_buf(), ..RlConfig::default() };
@@ -22,7 +22,7 @@ fn quickstart(device: &str) -> Vec<serde_json::Map<String, serde_json::Value>> {
     figures(&dir.path().join("quickstart"))
 }
 
-/// Compares the device under test with `cpu`, or `cpu` with `ndarray` (no fused operations) if that is compiled in.
+/// Compare the device under test with `cpu`, or `cpu` with `ndarray` (no fused operations) if that is compiled in.
 #[test]
 fn the_quickstart_has_the_losses_of_the_cpu() {
     let device = device_name();

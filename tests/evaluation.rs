@@ -116,7 +116,7 @@ fn config() -> EvalConfig {
     EvalConfig { num_generations: 2, rows: 6, max_completion_length: 24, ..EvalConfig::default() }
 }
 
-/// Evaluates the workshop's model on its sums; writes the results into `dir`.
+/// Evaluate the workshop's model on its sums; write the results into `dir`.
 fn run(workshop: &Workshop, dir: &Path, config: &EvalConfig) -> Result<Evaluation> {
     let path = workshop.path("model");
     let (model_config, model) = model::load(&path, &device()).unwrap();

@@ -49,7 +49,7 @@ fn sequences() -> Vec<Vec<u32>> {
     serde_json::from_value(reference()["sequences"].clone()).unwrap()
 }
 
-/// Returns the tensors of `expected.safetensors`.
+/// Return the tensors of `expected.safetensors`.
 fn expected(name: &str) -> BTreeMap<String, Vec<f32>> {
     let bytes = std::fs::read(fixture(name).join("expected.safetensors")).unwrap();
     let floats = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -57,7 +57,7 @@ fn expected(name: &str) -> BTreeMap<String, Vec<f32>> {
     tensors.into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
 }
 
-/// Asserts agreement within 1e-4 of the largest value (on the CPU).
+/// Assert agreement within 1e-4 of the largest value (on the CPU).
 #[track_caller]
 fn assert_agree(ours: &[f32], theirs: &[f32], what: &str) {
     let largest = theirs.iter().fold(0f32, |largest, x| largest.max(x.abs()));
@@ -65,7 +65,7 @@ fn assert_agree(ours: &[f32], theirs: &[f32], what: &str) {
     assert!(difference <= within(1e-4) * largest, "{what}: {difference} of {largest}");
 }
 
-/// Returns the values of all parameters by checkpoint name, in the checkpoint's memory layout.
+/// Return the values of all parameters by checkpoint name, in the checkpoint's memory layout.
 fn parameters(model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
     struct Visit(Vec<String>, BTreeMap<String, Vec<f32>>);
     impl ModuleVisitor for Visit {
@@ -85,7 +85,7 @@ fn parameters(model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
     stored(model, visit.1)
 }
 
-/// Converts the matrices of a model to the checkpoint's memory layout.
+/// Convert the matrices of a model to the checkpoint's memory layout.
 fn stored(model: &CausalLm, mut tensors: BTreeMap<String, Vec<f32>>) -> BTreeMap<String, Vec<f32>> {
     let shapes = names(model);
     for (name, values) in &mut tensors {
@@ -133,7 +133,7 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-/// Compares the learner's log-probabilities and entropies with those of transformers' logits in f64.
+/// Compare the learner's log-probabilities and entropies with those of transformers' logits in f64.
 #[test]
 fn log_probabilities_and_entropies_are_those_of_transformers() {
     for family in FAMILIES {

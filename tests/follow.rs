@@ -52,7 +52,7 @@ fn a_program_that_fails_costs_no_step() {
     }
 }
 
-/// Returns the records of an event file. Unit tests of the writer check the checksums.
+/// Return the records of an event file. Unit tests of the writer check the checksums.
 fn records(path: &Path) -> Vec<Vec<u8>> {
     let bytes = fs::read(path).unwrap();
     let (mut at, mut found) = (0, Vec::new());
@@ -65,7 +65,7 @@ fn records(path: &Path) -> Vec<Vec<u8>> {
     found
 }
 
-/// Returns whether a record contains a scalar: the end of its tag and the field `simple_value`.
+/// Return whether a record contains a scalar: the end of its tag and the field `simple_value`.
 fn has_scalar(record: &[u8], tag: &str, value: f32) -> bool {
     let wanted = [tag.as_bytes(), &[0x15], &value.to_le_bytes()].concat();
     record.windows(wanted.len()).any(|window| window == wanted)

@@ -223,7 +223,7 @@ fn how_often_tokens_are_read_changes_no_completion() {
     }
 }
 
-/// Returns all per-token figures of a completion.
+/// Return all per-token figures of a completion.
 fn columns(completion: &Completion) -> [&[f32]; 7] {
     [
         &completion.log_probs,

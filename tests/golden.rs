@@ -30,7 +30,7 @@ fn golden() -> PathBuf {
     repository("assets/fixtures/golden.json")
 }
 
-/// Returns the vector instruction set, which determines the order of sums.
+/// Return the vector instruction set, which determines the order of sums.
 fn processor() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {

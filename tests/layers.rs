@@ -45,14 +45,14 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Returns the room of a file: its folder below `src/`, or its own name.
+/// Return the room of a file: its folder below `src/`, or its own name.
 fn room(file: &Path, root: &Path) -> String {
     let inside = file.strip_prefix(root).unwrap();
     let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
     first.trim_end_matches(".rs").to_string()
 }
 
-/// Returns the rooms that code uses by `crate::room`. Comments and unit tests are ignored.
+/// Return the rooms that code uses by `crate::room`. Comments and unit tests are ignored.
 fn used(text: &str) -> Vec<String> {
     let code = text.split("#[cfg(test)]").next().unwrap();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));

@@ -18,7 +18,7 @@ fn small() -> LoraConfig {
     LoraConfig { r: 2, lora_alpha: 4.0, ..LoraConfig::default() }
 }
 
-/// Returns the tensors of a safetensors file as bytes by name.
+/// Return the tensors of a safetensors file as bytes by name.
 fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let bytes = std::fs::read(path).unwrap();
     let read = SafeTensors::deserialize(&bytes).unwrap();
@@ -199,7 +199,7 @@ fn an_adapter_for_a_projection_that_the_model_lacks_is_refused() {
     assert!(!workshop.run("run").exists());
 }
 
-/// Returns a workshop whose model is stored in bf16.
+/// Return a workshop whose model is stored in bf16.
 fn in_half_precision() -> Workshop {
     let workshop = Workshop::new();
     let dir = workshop.path("model");

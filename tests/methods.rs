@@ -58,7 +58,7 @@ fn advantages_are_those_of_trl_and_of_numpy() {
     assert_eq!(reference.cases.len(), 24);
 }
 
-/// Returns the names of the methods: the files in `configs/methods` except the one that they extend.
+/// Return the names of the methods: the files in `configs/methods` except the one that they extend.
 fn names() -> Vec<String> {
     let files = std::fs::read_dir(repository("configs/methods")).unwrap().map(|entry| entry.unwrap().path());
     let toml = files.filter(|path| path.extension().is_some_and(|end| end == "toml"));

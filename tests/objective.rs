@@ -34,7 +34,7 @@ impl Reference {
         self.groups.iter().flatten().map(|&length| rest.drain(..length).collect()).collect()
     }
 
-    /// Evaluates the loss of a case without the completions `masked`. Returns statistics, derivatives, and the number
+    /// Evaluate the loss of a case without the completions `masked`. Returns statistics, derivatives, and the number
     /// of tokens selected by their covariance.
     fn evaluate(&self, case: &Value, masked: &[usize]) -> (Statistics, Upstream, usize) {
         let stage = stage(case);
@@ -77,7 +77,7 @@ fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
 }
 
-/// Returns the stage of a case. A loss type has only its own keys: `epsilon` is omitted if it is not used.
+/// Return the stage of a case. A loss type has only its own keys: `epsilon` is omitted if it is not used.
 fn stage(case: &Value) -> Stage {
     let loss_type = case["loss_type"].as_str().unwrap_or("dapo");
     let keys: &[&str] = match loss_type {
@@ -100,7 +100,7 @@ fn stage(case: &Value) -> Stage {
     serde_json::from_value(json!({ "loss": loss, "tokens": tokens })).unwrap()
 }
 
-/// Returns the correction with TRL's bounds. If TRL has no upper bound, uses one above all ratios.
+/// Return the correction with TRL's bounds. If TRL has no upper bound, uses one above all ratios.
 fn correction(settings: &Value) -> Correction {
     let mut settings = settings.clone();
     if settings["max"].is_null() {
@@ -111,7 +111,7 @@ fn correction(settings: &Value) -> Correction {
     correction
 }
 
-/// Returns the objective of a case. TRL allows sequence-level ratios with any loss type, our settings only with GSPO.
+/// Return the objective of a case. TRL allows sequence-level ratios with any loss type, our settings only with GSPO.
 fn objective(stage: &Stage, case: &Value) -> Objective {
     let sequence = case["importance_sampling_level"] == "sequence";
     Objective { ratio: if sequence { Ratio::Sequence } else { Ratio::Token }, ..stage.objective() }

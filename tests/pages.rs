@@ -24,7 +24,7 @@ struct Shown {
     paper: String,
 }
 
-/// Renders every page at every width; `None` without chromium.
+/// Render every page at every width; `None` without chromium.
 fn shown(folder: &Path, pages: &[PathBuf], scheme: &str) -> Option<Vec<Shown>> {
     let html: Vec<String> = pages.iter().map(|page| std::fs::read_to_string(page).unwrap()).collect();
     // `</` could end the script element.
@@ -55,7 +55,7 @@ fn shown(folder: &Path, pages: &[PathBuf], scheme: &str) -> Option<Vec<Shown>> {
     Some(serde_json::from_str(&results.replace("&nbsp;", " ")).unwrap())
 }
 
-/// Asserts that the report of a run shows the figures of its `summary.json`.
+/// Assert that the report of a run shows the figures of its `summary.json`.
 fn assert_figures(text: &str, run: &Path) {
     let summary: Value = serde_json::from_slice(&std::fs::read(run.join("summary.json")).unwrap()).unwrap();
     for side in ["base", "final"] {

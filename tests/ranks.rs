@@ -12,7 +12,7 @@ use tempering::train::RlConfig;
 
 use crate::support::{Workshop, column, device_name, figures, final_weights, repository};
 
-/// Returns the reason why ranks are not available, if they are not.
+/// Return the reason why ranks are not available, if they are not.
 fn missing() -> Option<&'static str> {
     let mpirun = || Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
     let why = match () {
@@ -25,7 +25,7 @@ fn missing() -> Option<&'static str> {
     Some(why)
 }
 
-/// Returns the command that runs the program with `ranks` ranks under `mpirun`.
+/// Return the command that runs the program with `ranks` ranks under `mpirun`.
 fn mpirun(ranks: usize, args: &[&dyn AsRef<OsStr>]) -> Command {
     let mut command = Command::new("mpirun");
     command.args(["--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n", &ranks.to_string()]);
@@ -38,7 +38,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Runs `train` with the arguments `args` on `ranks` ranks; returns its output.
+/// Run `train` with the arguments `args` on `ranks` ranks; return its output.
 #[track_caller]
 fn train(ranks: usize, args: &[&dyn AsRef<OsStr>]) -> String {
     let output = mpirun(ranks, &[&[&"train" as &dyn AsRef<OsStr>], args].concat()).output().unwrap();
@@ -52,7 +52,7 @@ fn write(workshop: &Workshop, config: &RlConfig) -> std::path::PathBuf {
     file
 }
 
-/// Returns the settings of three steps with two updates each, over few problems.
+/// Return the settings of three steps with two updates each, over few problems.
 fn short(workshop: &Workshop, name: &str) -> RlConfig {
     let mut config = workshop.rl(name);
     config.stages[0].exit.max_steps = 3;
@@ -61,13 +61,13 @@ fn short(workshop: &Workshop, name: &str) -> RlConfig {
     config
 }
 
-/// Returns the concatenated f32 weights of a safetensors file.
+/// Return the concatenated f32 weights of a safetensors file.
 fn numbers(file: &[u8]) -> Vec<f32> {
     let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     file[8 + header..].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// Returns the relative difference `‖a − b‖ / ‖b‖`.
+/// Return the relative difference `‖a − b‖ / ‖b‖`.
 fn difference(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let square = |x: f32| f64::from(x) * f64::from(x);
@@ -163,7 +163,7 @@ fn mistakes_are_said_once_and_the_ranks_that_differ_are_named() {
     assert!(said(&output).contains("start it alone"), "{}", said(&output));
 }
 
-/// Returns the process id of a rank among the descendants of `mpirun`.
+/// Return the process id of a rank among the descendants of `mpirun`.
 #[cfg(target_os = "linux")]
 fn process(rank: usize, file: &Path) -> Option<u32> {
     let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");

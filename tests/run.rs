@@ -14,14 +14,14 @@ use crate::support::{
     session_sft,
 };
 
-/// Returns the settings of a run of two steps.
+/// Return the settings of a run of two steps.
 fn short(workshop: &Workshop, name: &str) -> RlConfig {
     let mut config = workshop.rl(name);
     config.stages[0].exit.max_steps = 2;
     config
 }
 
-/// Returns the names of the entries of a folder.
+/// Return the names of the entries of a folder.
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = entries.collect();
@@ -41,7 +41,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Asserts that two runs are equal except for their timings.
+/// Assert that two runs are equal except for their timings.
 #[track_caller]
 fn assert_same(workshop: &Workshop, one: &str, other: &str) {
     assert_eq!(figures(&workshop.run(one)), figures(&workshop.run(other)));
@@ -194,7 +194,7 @@ fn a_resumed_run_keeps_its_settings_its_data_and_its_model() {
     assert_eq!(run.len(), whole.len());
 }
 
-/// Returns a changed copy of a file: a JSONL file gets its first row again, another file a different last byte.
+/// Return a changed copy of a file: a JSONL file gets its first row again, another file a different last byte.
 fn changed(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     if bytes.starts_with(b"{\"") && bytes.ends_with(b"\n") {
@@ -361,7 +361,7 @@ fn a_renamed_checkpoint_is_refused() {
     resume_rl(&config).unwrap();
 }
 
-/// Runs started by an earlier version, which accepted such settings, must be resumable by a version that rejects them.
+/// Run started by an earlier version, which accepted such settings, must be resumable by a version that rejects them.
 #[test]
 fn a_resumed_run_may_drop_a_setting_without_effect() {
     let workshop = Workshop::new();

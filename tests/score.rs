@@ -9,7 +9,7 @@ use crate::support::{
     Workshop, assert_close, device, logits, ragged_prompts, read_lines, repository, tokenizer, within,
 };
 
-/// Returns log-probability of, and entropy before, each token after the first, computed in f64 from the logits.
+/// Return log-probability of, and entropy before, each token after the first, computed in f64 from the logits.
 fn reference_scores(logits: &[f32], tokens: &[u32], temperature: f64) -> Vec<(f64, f64)> {
     let vocab = logits.len() / tokens.len();
     let row = |(logits, &token): (&[f32], &u32)| {

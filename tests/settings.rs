@@ -33,7 +33,7 @@ fn snake(name: &str) -> String {
     name.char_indices().map(lower).collect::<String>().to_lowercase()
 }
 
-/// Returns the innermost type argument: `T` for `Option<Vec<T>>`.
+/// Return the innermost type argument: `T` for `Option<Vec<T>>`.
 fn innermost(of: &str) -> &str {
     of.split_once('<').map_or(of, |(_, rest)| innermost(rest.trim_end_matches('>')))
 }
@@ -42,7 +42,7 @@ fn word(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// Reads the deserialisable structs and enums of a source file. `rewards! { file::Type, … }` is the enum `RewardKind`.
+/// Read the deserialisable structs and enums of a source file. `rewards! { file::Type, … }` is the enum `RewardKind`.
 fn read_types(text: &str, types: &mut Types) {
     let mut lines = text.lines();
     let mut is_read = false;
@@ -59,7 +59,7 @@ fn read_types(text: &str, types: &mut Types) {
     }
 }
 
-/// Reads an item up to its closing brace. A variant with fields becomes a struct named after item and variant.
+/// Read an item up to its closing brace. A variant with fields becomes a struct named after item and variant.
 fn read_keys<'a>(lines: &mut impl Iterator<Item = &'a str>, item: &str, is_struct: bool, types: &mut Types) {
     let (mut keys, mut doc) = (Vec::new(), Vec::new());
     while let Some(line) = lines.next().map(str::trim).filter(|line| !line.starts_with('}')) {
@@ -137,7 +137,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Resolves `value` at `path` with its defaults; returns it and the keys that are required.
+    /// Resolve `value` at `path` with its defaults; return it and the keys that are required.
     fn default(&self, path: &[&str], value: Value) -> (Option<Value>, Vec<String>) {
         let (mut value, mut required) = (value, Vec::new());
         loop {
@@ -168,7 +168,7 @@ impl Writer<'_> {
         doc.iter().for_each(|line| self.line(hash, &format!("# {line}")));
     }
 
-    /// Writes the types of a tagged table, each with its keys.
+    /// Write the types of a tagged table, each with its keys.
     fn kinds(&mut self, hash: &str, path: &[&str], kinds: &[Key]) {
         let tag = if path == ["rollout"] { "engine" } else { "type" };
         for (index, Key { doc, name, of }) in kinds.iter().enumerate() {
@@ -191,7 +191,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes the keys of a struct at `path`: single values first, then tables. `hash` is the comment prefix for the
+    /// Write the keys of a struct at `path`: single values first, then tables. `hash` is the comment prefix for the
     /// lines of a table that is absent by default.
     fn keys(&mut self, of: &str, path: &[&str], hash: &str) {
         let Some(Type::Struct(keys)) = self.types.get(of) else { panic!("{of} is no struct of the sources") };
@@ -230,18 +230,18 @@ impl Writer<'_> {
         }
     }
 
-    /// Returns the table at `path` in the command's smallest file, or an empty one.
+    /// Return the table at `path` in the command's smallest file, or an empty one.
     fn least_at(&self, path: &[&str]) -> Table {
         below(&Value::Table(self.least.clone()), path).and_then(Value::as_table).cloned().unwrap_or_default()
     }
 }
 
-/// Formats a value on one line. TOML's writer would break multi-line strings.
+/// Format a value on one line. TOML's writer would break multi-line strings.
 fn shown(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), |text| format!("{text:?}"))
 }
 
-/// Returns the struct whose fields are the keys of a type. A loss is written with the keys of all losses.
+/// Return the struct whose fields are the keys of a type. A loss is written with the keys of all losses.
 fn table_type(of: &str) -> &str {
     if of == "StageLoss" { "Keys" } else { of }
 }

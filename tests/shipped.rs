@@ -11,7 +11,7 @@ use tempering::train::sft::SftConfig;
 
 use crate::support::{Workshop, column, figures, read_lines, repository, run_rl};
 
-/// Returns the TOML files in a folder, recursively.
+/// Return the TOML files in a folder, recursively.
 fn toml_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let files = |path: PathBuf| if path.is_dir() { toml_files(&path) } else { vec![path] };

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::cli::{both, user_error};
 use crate::support::{Workshop, read_lines, repository};
 
-/// Writes a study with two arms, two settings, one selection seed and one report seed: six runs of one or two steps.
+/// Write a study with two arms, two settings, one selection seed and one report seed: six runs of one or two steps.
 fn tiny(workshop: &Workshop) -> std::path::PathBuf {
     let method = repository("configs/methods/grpo.toml");
     let file = workshop.path("tiny.toml");

@@ -29,7 +29,7 @@ use tempering::train::sft::{self, SftConfig, SftModel, SftTrain};
 use tempering::train::{Finished, RlConfig, Trainer};
 use tempering::train::{Observer, Session, Start, checkpoint};
 
-/// Returns the name of the device under test.
+/// Return the name of the device under test.
 pub(crate) fn device_name() -> String {
     std::env::var("TEMPERING_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_string())
 }
@@ -48,7 +48,7 @@ const TOLERANCE_FACTORS: [(&str, f32); 8] = [
     ("cuda", 2.0),
 ];
 
-/// Converts a tolerance for the CPU to the device under test.
+/// Convert a tolerance for the CPU to the device under test.
 pub(crate) fn within(tolerance: f32) -> f32 {
     let name = device_name();
     let backend = name.split(':').next().unwrap_or_default();
@@ -57,37 +57,37 @@ pub(crate) fn within(tolerance: f32) -> f32 {
     tolerance * slack
 }
 
-/// Returns the device under test.
+/// Return the device under test.
 pub(crate) fn device() -> Device {
     tempering::device::parse(&device_name()).unwrap()
 }
 
-/// Returns a path in this repository. `CARGO_MANIFEST_DIR` at run time is for binaries copied to another machine.
+/// Return a path in this repository. `CARGO_MANIFEST_DIR` at run time is for binaries copied to another machine.
 pub(crate) fn repository(path: &str) -> PathBuf {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&root).join(path)
 }
 
-/// Returns the embedded model's tokenizer.
+/// Return the embedded model's tokenizer.
 pub(crate) fn tokenizer() -> Tokenizer {
     Tokenizer::load(&repository("assets/base")).unwrap().with_prompt(&training_prompt()).unwrap()
 }
 
-/// Returns a configuration with two layers of width 32, initialised widely for non-uniform token distributions.
+/// Return a configuration with two layers of width 32, initialised widely for non-uniform token distributions.
 pub(crate) fn tiny_config() -> ModelConfig {
     let mut config = ModelConfig::qwen2(tokenizer().vocab_size(), 32, 64, 2, 4, 2);
     config.initializer_range = 0.3;
     config
 }
 
-/// Returns a random model. Use `device().autodiff()` for gradients.
+/// Return a random model. Use `device().autodiff()` for gradients.
 pub(crate) fn tiny(seed: u64, device: &Device) -> (ModelConfig, CausalLm) {
     let config = tiny_config();
     let model = CausalLm::random(&config, seed, device);
     (config, model)
 }
 
-/// Returns the logits of a packed forward pass without a cache.
+/// Return the logits of a packed forward pass without a cache.
 pub(crate) fn logits(model: &CausalLm, sequences: &[&[u32]]) -> Vec<f32> {
     let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
     let model = model.valid();
@@ -98,13 +98,13 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
 }
 
-/// Returns the largest absolute difference between two lists of equal length.
+/// Return the largest absolute difference between two lists of equal length.
 pub(crate) fn distance(left: &[f32], right: &[f32]) -> f32 {
     assert_eq!(left.len(), right.len());
     left.iter().zip(right).map(|(l, r)| (l - r).abs()).fold(0.0, f32::max)
 }
 
-/// Returns the mean negative log-likelihood of the sequences' completion tokens at temperature 1, and its gradient,
+/// Return the mean negative log-likelihood of the sequences' completion tokens at temperature 1, and its gradient,
 /// computed by the training code.
 pub(crate) fn likelihood(model: &CausalLm, sequences: &[Sequence]) -> (f32, Gradients) {
     let count: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
@@ -118,18 +118,18 @@ pub(crate) fn likelihood(model: &CausalLm, sequences: &[Sequence]) -> (f32, Grad
     (sum / count as f32, gradients)
 }
 
-/// Returns prompts of different lengths.
+/// Return prompts of different lengths.
 pub(crate) fn ragged_prompts() -> Vec<Vec<u32>> {
     [3u32, 9, 1, 6].iter().map(|&length| (0..length).map(|i| 5 + (i * 37 + length * 11) % 500).collect()).collect()
 }
 
-/// Returns `group` requests for each prompt.
+/// Return `group` requests for each prompt.
 pub(crate) fn requests(prompts: &[Vec<u32>], group: u64) -> Vec<Request> {
     let request = |p: usize, sample: u64| Request { prompt: prompts[p].clone(), key: [7, 1, p as u64, sample] };
     (0..prompts.len()).flat_map(|p| (0..group).map(move |sample| request(p, sample))).collect()
 }
 
-/// Returns settings for up to 12 tokens at temperature 1, with 40 stop tokens, so that rows end at different steps.
+/// Return settings for up to 12 tokens at temperature 1, with 40 stop tokens, so that rows end at different steps.
 pub(crate) fn sampling() -> Sampling {
     Sampling { max_completion_length: 12, stop: (100..140).collect(), rows: 64, ..Sampling::default() }
 }
@@ -173,12 +173,12 @@ impl Workshop {
         self.path(name)
     }
 
-    /// Returns the sums as training and evaluation data.
+    /// Return the sums as training and evaluation data.
     fn data(&self) -> DataConfig {
         DataConfig { train: self.path("sums.jsonl"), eval: self.path("sums.jsonl"), ..DataConfig::default() }
     }
 
-    /// Returns the settings of six GRPO steps on the sums.
+    /// Return the settings of six GRPO steps on the sums.
     pub(crate) fn rl(&self, name: &str) -> RlConfig {
         RlConfig {
             seed: 0,
@@ -216,7 +216,7 @@ impl Workshop {
         }
     }
 
-    /// Returns the settings of two supervised fine-tuning steps of `model/`.
+    /// Return the settings of two supervised fine-tuning steps of `model/`.
     pub(crate) fn sft(&self, name: &str) -> SftConfig {
         SftConfig {
             output_dir: self.path("runs"),
@@ -233,12 +233,12 @@ impl Workshop {
     }
 }
 
-/// Returns the prompt settings that the small model was trained with: no suffix.
+/// Return the prompt settings that the small model was trained with: no suffix.
 fn training_prompt() -> PromptConfig {
     PromptConfig { suffix: String::new(), ..PromptConfig::default() }
 }
 
-/// Returns the files of the small model, which is trained once for all tests.
+/// Return the files of the small model, which is trained once for all tests.
 fn small_model_files() -> &'static [(String, Vec<u8>)] {
     static FILES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
     FILES.get_or_init(|| {
@@ -308,47 +308,47 @@ fn in_session<T>(start: Start, at: StopAt, run: impl FnOnce(&mut Session) -> T) 
     (ended, watcher.notes.join("\n"))
 }
 
-/// Runs SFT from `start` until it ends or is stopped; returns its result and notes.
+/// Run SFT from `start` until it ends or is stopped; return its result and notes.
 pub(crate) fn session_sft(config: &SftConfig, start: Start, at: StopAt) -> (Result<PathBuf>, String) {
     in_session(start, at, |session| sft::run(config, session))
 }
 
-/// Runs RL from `start` until it ends or is stopped; returns its result and notes.
+/// Run RL from `start` until it ends or is stopped; return its result and notes.
 pub(crate) fn session_rl(config: &RlConfig, start: Start, at: StopAt) -> (Result<Finished>, String) {
     in_session(start, at, |session| Trainer::new(config).run(session))
 }
 
-/// Runs SFT to its end.
+/// Run SFT to its end.
 pub(crate) fn run_sft(config: &SftConfig) -> Result<PathBuf> {
     session_sft(config, Start::New, StopAt::Never).0
 }
 
-/// Runs SFT and interrupts it after a step.
+/// Run SFT and interrupts it after a step.
 pub(crate) fn interrupt_sft(config: &SftConfig, after: usize) -> Result<PathBuf> {
     session_sft(config, Start::New, StopAt::Step(after)).0
 }
 
-/// Resumes an interrupted SFT run and runs it to its end.
+/// Resume an interrupted SFT run and run it to its end.
 pub(crate) fn resume_sft(config: &SftConfig) -> Result<PathBuf> {
     session_sft(config, Start::Resume, StopAt::Never).0
 }
 
-/// Runs RL to its end.
+/// Run RL to its end.
 pub(crate) fn run_rl(config: &RlConfig) -> Result<Finished> {
     session_rl(config, Start::New, StopAt::Never).0
 }
 
-/// Runs RL and interrupts it after a step.
+/// Run RL and interrupts it after a step.
 pub(crate) fn interrupt_rl(config: &RlConfig, after: usize) -> Result<Finished> {
     session_rl(config, Start::New, StopAt::Step(after)).0
 }
 
-/// Resumes an interrupted RL run and runs it to its end.
+/// Resume an interrupted RL run and run it to its end.
 pub(crate) fn resume_rl(config: &RlConfig) -> Result<Finished> {
     session_rl(config, Start::Resume, StopAt::Never).0
 }
 
-/// Returns the lines of a run's `metrics.jsonl` without timing metrics.
+/// Return the lines of a run's `metrics.jsonl` without timing metrics.
 pub(crate) fn figures(run: &Path) -> Vec<Map<String, Value>> {
     let timed = |name: &str| name.starts_with("timing_s/") || name.starts_with("perf/");
     let mut rows = read_lines(&run.join("metrics.jsonl"));
@@ -356,22 +356,22 @@ pub(crate) fn figures(run: &Path) -> Vec<Map<String, Value>> {
     rows
 }
 
-/// Returns the objects of a JSONL file.
+/// Return the objects of a JSONL file.
 pub(crate) fn read_lines(path: &Path) -> Vec<Map<String, Value>> {
     std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Returns the bytes of a run's final weights.
+/// Return the bytes of a run's final weights.
 pub(crate) fn final_weights(run: &Path) -> Vec<u8> {
     std::fs::read(run.join("final/model.safetensors")).unwrap()
 }
 
-/// Returns the values of a metric, omitting steps without it.
+/// Return the values of a metric, omitting steps without it.
 pub(crate) fn column(figures: &[Map<String, Value>], name: &str) -> Vec<f64> {
     figures.iter().filter_map(|row| row.get(name)?.as_f64()).collect()
 }
 
-/// Asserts that two columns agree to a relative 1e-5 (on the CPU).
+/// Assert that two columns agree to a relative 1e-5 (on the CPU).
 #[track_caller]
 pub(crate) fn assert_close(left: &[f64], right: &[f64]) {
     assert_eq!(left.len(), right.len());

@@ -394,7 +394,7 @@ fn stages_follow_each_other_and_the_summary_says_why_each_ended() {
     assert!(longest.iter().zip([12.0, 4.0, 4.0, 6.0, 6.0]).all(|(&length, limit)| length <= limit), "{longest:?}");
 }
 
-/// Returns `[stage, first step, last step]` for each stage visit of a run.
+/// Return `[stage, first step, last step]` for each stage visit of a run.
 fn stage_visits(summary: &Value) -> Vec<Value> {
     let of = |stage: &Value| json!([stage["name"], stage["first_step"], stage["last_step"]]);
     summary["stages"].as_array().unwrap().iter().map(of).collect()

@@ -10,7 +10,7 @@ use tempering::verify::{Verdict, check, compare};
 
 use crate::support::{Workshop, read_lines, repository};
 
-/// Returns the rows of the table: kind, reference answer, answer, whether they are equal.
+/// Return the rows of the table: kind, reference answer, answer, whether they are equal.
 fn table() -> Vec<(String, String, String, bool)> {
     let text = std::fs::read_to_string(repository("assets/answers.tsv")).unwrap();
     let rows = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
@@ -21,7 +21,7 @@ fn table() -> Vec<(String, String, String, bool)> {
     rows.collect()
 }
 
-/// Returns the distinct reference answers of all benchmark files; empty if the files are absent.
+/// Return the distinct reference answers of all benchmark files; empty if the files are absent.
 fn benchmark_golds(test: &str) -> BTreeSet<String> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
     if !root.is_dir() {
@@ -102,7 +102,7 @@ fn benchmark_golds_equal_themselves_and_no_other() {
 
 const COINCIDENCES: [(&str, &str); 3] = [("-2", "-2,-2"), ("2,3,4", "2,4,3"), ("56", "56.0")];
 
-/// Returns a random formula in two spellings.
+/// Return a random formula in two spellings.
 fn spellings(dice: &mut impl FnMut(u64) -> u64, depth: u64) -> (String, String) {
     if depth == 0 {
         let leaf = match dice(6) {

@@ -31,7 +31,7 @@ pub enum Size {
 }
 
 impl Size {
-    /// Returns the model configuration, with a context of 8192 tokens.
+    /// Return the model configuration, with a context of 8192 tokens.
     pub fn config(self) -> ModelConfig {
         let config = match self {
             Self::Million => ModelConfig::qwen2(98, 128, 512, 4, 4, 2),

@@ -55,7 +55,7 @@ fn timed(repeats: usize, mut run: impl FnMut()) -> f64 {
     }))
 }
 
-/// Times every operation, fused and composed.
+/// Time every operation, fused and composed.
 pub fn operations(shape: &OpsShape, repeats: usize) -> Vec<OpTimes> {
     let device = Device::flex().autodiff();
     let OpsShape { rows, vocab } = *shape;

@@ -83,7 +83,7 @@ struct Shape {
     is_transposed: [bool; 2],
 }
 
-/// Returns the products of a decoding step and of a micro-batch, without duplicates.
+/// Return the products of a decoding step and of a micro-batch, without duplicates.
 fn shapes(config: &ModelConfig, which: Shapes) -> Vec<Shape> {
     let (hidden, inner, dim) = (config.hidden_size, config.intermediate_size, config.head_dim());
     let (queries, keys) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
@@ -122,7 +122,7 @@ fn shapes(config: &ModelConfig, which: Shapes) -> Vec<Shape> {
     all
 }
 
-/// Times the routines on the shapes of a model, one shape per iteration, for at most `longest`.
+/// Time the routines on the shapes of a model, one shape per iteration, for at most `longest`.
 pub fn products(
     config: &ModelConfig,
     chosen: Chosen<'_>,
@@ -190,7 +190,7 @@ fn times(shape: &Shape, chosen: Chosen<'_>, device: &Device, end: Instant) -> Pr
     ProductTimes { name, mnk: [m, n, k], rule, routines }
 }
 
-/// Returns the mean time of a launch in microseconds, and the time of the first launch.
+/// Return the mean time of a launch in microseconds, and the time of the first launch.
 fn timed(
     routine: Routine,
     left: &CubeTensor,
@@ -225,7 +225,7 @@ fn timed(
     })
 }
 
-/// Checks that the last rows of a result match the reference.
+/// Check that the last rows of a result match the reference.
 fn agree(found: Tensor<2>, expected: &Tensor<2>) -> Result<(), String> {
     let [rows, _] = expected.dims();
     let found = found.clone().narrow(0, found.dims()[0] - rows, rows);

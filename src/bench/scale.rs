@@ -38,7 +38,7 @@ impl Parts {
         Self { sampling_s, learning_s, all_reduce_s, update_s, step_s }
     }
 
-    /// Returns the name of the longest part.
+    /// Return the name of the longest part.
     fn bound(&self) -> &'static str {
         let parts = [
             ("sampling", self.sampling_s),
@@ -145,7 +145,7 @@ pub fn scale(
     })
 }
 
-/// Runs a step; returns the seconds of sampling, learning, all-reduce and update, and the number of trained parameters.
+/// Run a step; return the seconds of sampling, learning, all-reduce and update, and the number of trained parameters.
 fn round(
     shape: &StepShape,
     requests: &[Request],

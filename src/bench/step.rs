@@ -76,7 +76,7 @@ pub struct StepShape {
 }
 
 impl StepShape {
-    /// Returns the requests of a step. Prompts have 8 to 11 tokens, like the short sums of the peer comparison.
+    /// Return the requests of a step. Prompts have 8 to 11 tokens, like the short sums of the peer comparison.
     pub(super) fn requests(&self, config: &ModelConfig, round: u64) -> Vec<Request> {
         let prompt = |p: usize| (0..8 + p % 4).map(|i| ((p * 31 + i * 7) % config.vocab_size) as u32).collect();
         (0..self.prompts)
@@ -97,7 +97,7 @@ impl StepShape {
         }
     }
 
-    /// Returns lessons with alternating advantages of 1 and −1 and equal weights for all tokens of the step.
+    /// Return lessons with alternating advantages of 1 and −1 and equal weights for all tokens of the step.
     pub(super) fn lessons(&self, sequences: Vec<Sequence>) -> Vec<Lesson> {
         let weight = 1.0 / (self.tokens * sequences.len()) as f32;
         let lesson = |(place, sequence): (usize, Sequence)| {
@@ -108,7 +108,7 @@ impl StepShape {
         sequences.into_iter().enumerate().map(lesson).collect()
     }
 
-    /// Returns the workload of the timed steps, for estimating their memory.
+    /// Return the workload of the timed steps, for estimating their memory.
     fn workload(&self, sequences: &[Sequence], cache: CacheShape) -> Workload {
         let batches = micro_batches(sequences, self.tokens_per_microbatch);
         let largest = |of: fn(&Sequence) -> usize| {
@@ -129,7 +129,7 @@ impl StepShape {
     }
 }
 
-/// Returns the sequence of a prompt and its completion.
+/// Return the sequence of a prompt and its completion.
 pub(super) fn sequence(request: &Request, completion: &[u32]) -> Sequence {
     Sequence { tokens: [request.prompt.as_slice(), completion].concat(), prompt: request.prompt.len() }
 }
@@ -215,7 +215,7 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
     }
 }
 
-/// Returns the tokens of each completion, sampled or synthetic.
+/// Return the tokens of each completion, sampled or synthetic.
 fn completions(config: &ModelConfig, shape: &StepShape, model: &CausalLm, requests: &[Request]) -> Vec<Vec<u32>> {
     if !shape.sampled {
         let token = |row: usize, i: usize| ((row * 7919 + i * 31 + 5) % config.vocab_size) as u32;
@@ -226,7 +226,7 @@ fn completions(config: &ModelConfig, shape: &StepShape, model: &CausalLm, reques
     sampled.into_iter().map(|completion| completion.tokens).collect()
 }
 
-/// Performs an update; returns the model and the traffic between host and device.
+/// Perform an update; return the model and the traffic between host and device.
 fn learn(
     shape: &StepShape,
     counter: &Counter,
@@ -246,7 +246,7 @@ fn learn(
     (model, StepTraffic::of([learned - before, counter.now() - learned], micro_batches))
 }
 
-/// Returns the FLOPs of training on a sequence. The head only runs on rows that predict completion tokens.
+/// Return the FLOPs of training on a sequence. The head only runs on rows that predict completion tokens.
 fn operations(config: &ModelConfig, sequence: &Sequence) -> f64 {
     let tokens = (sequence.tokens.len() - 1) as f64;
     let head = (config.vocab_size * config.hidden_size) as f64;

@@ -198,7 +198,7 @@ fn memory_lines(found: Result<(ModelConfig, Workload)>, device: &Device) -> Stri
     text.lines().fold("\n".to_string(), |lines, line| lines + "# " + line + "\n")
 }
 
-/// Resolve the settings and train with them. A dry run prints them and returns `None`. `check_defaults` checks settings
+/// Resolve the settings and train with them. A dry run prints them and return `None`. `check_defaults` checks settings
 /// that do not come from a file.
 fn start<S: RunSettings, T>(
     args: &TrainArgs,

@@ -55,29 +55,29 @@ impl AddAssign for Steps {
 }
 
 impl Steps {
-    /// Returns `P(a new step starts | connector)`: the share of the connectors that begin a step.
+    /// Return `P(a new step starts | connector)`: the share of the connectors that begin a step.
     pub fn opens_step(&self) -> Option<f64> {
         quotient(self.opening as f64, self.connectors as f64)
     }
 
-    /// Returns the mean number of tokens after a connector to the end of its step, including the separator.
+    /// Return the mean number of tokens after a connector to the end of its step, including the separator.
     pub fn tokens_to_step_end(&self) -> Option<f64> {
         quotient(self.tokens_to_end as f64, self.connectors as f64)
     }
 
-    /// Returns the share of the steps that begin with a connector.
+    /// Return the share of the steps that begin with a connector.
     pub fn opened_share(&self) -> Option<f64> {
         quotient(self.opened[0] as f64, (self.opened[0] + self.plain[0]) as f64)
     }
 
-    /// Returns the share of repeated results among the steps that a connector begins, and among the others.
+    /// Return the share of repeated results among the steps that a connector begins, and among the others.
     pub fn restated(&self) -> [Option<f64>; 2] {
         [self.opened, self.plain].map(|[_, results, restated]| quotient(restated as f64, results as f64))
     }
 }
 
 impl Connectors {
-    /// Builds the finder for the tokens of `tokenizer`.
+    /// Build the finder for the tokens of `tokenizer`.
     pub fn new(tokenizer: &Tokenizer) -> Self {
         // Some decoders drop the space before the first token of a text, so each token is decoded after another one.
         let before = tokenizer.encode("a").unwrap_or_default();
@@ -100,12 +100,12 @@ impl Connectors {
         Self { pieces, phrases }
     }
 
-    /// Returns the text of a token; empty for an id outside the vocabulary.
+    /// Return the text of a token; empty for an id outside the vocabulary.
     pub fn piece(&self, token: u32) -> &str {
         self.pieces.get(token as usize).map_or("", String::as_str)
     }
 
-    /// Finds the connectors and steps of a completion.
+    /// Find the connectors and steps of a completion.
     pub fn read(&self, tokens: &[u32]) -> Reading {
         let mut text = String::new();
         let mut starts = Vec::with_capacity(tokens.len());
@@ -141,7 +141,7 @@ impl Connectors {
         reading
     }
 
-    /// Returns the byte offsets of the connectors of `text`.
+    /// Return the byte offsets of the connectors of `text`.
     fn find(&self, text: &str) -> Vec<usize> {
         let words = words(text);
         let mut found = Vec::new();
@@ -170,7 +170,7 @@ impl Connectors {
     }
 }
 
-/// Returns the runs of letters. U+FFFD, from a character split over tokens, counts as a letter of an unreadable word.
+/// Return the runs of letters. U+FFFD, from a character split over tokens, counts as a letter of an unreadable word.
 fn words(text: &str) -> Vec<Range<usize>> {
     let mut words: Vec<Range<usize>> = Vec::new();
     for (at, c) in text.char_indices().filter(|(_, c)| c.is_alphabetic() || *c == '\u{fffd}') {
@@ -189,7 +189,7 @@ fn opens(before: &str) -> bool {
     blanks.chars().next_back().is_none_or(|c| matches!(c, '.' | '!' | '?' | ';' | ':' | '>' | '*' | '#' | '"' | '\n'))
 }
 
-/// Returns the steps of a text. A step ends at a line break, a semicolon, or a full stop, exclamation or question mark
+/// Return the steps of a text. A step ends at a line break, a semicolon, or a full stop, exclamation or question mark
 /// that is not followed by a letter or digit.
 fn steps(text: &str) -> Vec<Range<usize>> {
     let mut steps = Vec::new();
@@ -214,7 +214,7 @@ fn steps(text: &str) -> Vec<Range<usize>> {
     steps
 }
 
-/// Returns the last number in `text`, as written.
+/// Return the last number in `text`, as written.
 fn last_number(text: &str) -> Option<&str> {
     let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
     let inside = |c: char| c.is_ascii_digit() || c == '.' || c == ',' || c == '/';
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
     use crate::tasks::{Family, Generator, Split};
 
-    /// Builds a finder for the tokens `pieces`, and a completion of these tokens in order.
+    /// Build a finder for the tokens `pieces`, and a completion of these tokens in order.
     fn connectors(pieces: &[&str]) -> (Connectors, Vec<u32>) {
         (Connectors::of(pieces.iter().map(|s| (*s).to_string()).collect()), (0..pieces.len() as u32).collect())
     }

@@ -13,7 +13,7 @@ pub struct Covariance {
     pub top_percent: f64,
 }
 
-/// Computes the covariance; `None` without tokens, or if all advantages are 0.
+/// Compute the covariance; `None` without tokens, or if all advantages are 0.
 pub(super) fn covariance(tokens: &[Token]) -> Option<Covariance> {
     let advantage = |token: &Token| [f64::from(token.advantage.task), f64::from(token.advantage.length)];
     if tokens.iter().all(|token| advantage(token) == [0.0; 2]) {

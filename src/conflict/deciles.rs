@@ -3,7 +3,7 @@
 /// Number of deciles.
 pub const DECILES: usize = 10;
 
-/// Calls `each(index, decile, share)` with the share of each value in each decile (0 the lowest).
+/// Call `each(index, decile, share)` with the share of each value in each decile (0 the lowest).
 ///
 /// Each decile holds exactly a tenth of the values. A value on a border is split. Equal values are spread evenly over
 /// the ranks that they occupy together, so the order of the input does not matter.
@@ -28,7 +28,7 @@ pub(super) fn spread(values: &[f64], mut each: impl FnMut(usize, usize, f64)) {
     }
 }
 
-/// Returns the value that a share `q` of `values` does not exceed; `None` if `values` is empty.
+/// Return the value that a share `q` of `values` does not exceed; `None` if `values` is empty.
 pub(super) fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let last = values.len().checked_sub(1)?;
     let mut values = values.to_vec();

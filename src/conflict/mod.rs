@@ -120,7 +120,7 @@ pub struct Figures {
     pub steps: Steps,
 }
 
-/// Computes the figures of a step's samples, drawn at `temperature`, and counts their tokens in `types`.
+/// Compute the figures of a step's samples, drawn at `temperature`, and counts their tokens in `types`.
 ///
 /// # Panics
 /// When the lists of a sample differ in length.
@@ -164,7 +164,7 @@ pub fn measure(samples: &[Sample], temperature: f32, connectors: &Connectors, ty
 }
 
 impl Figures {
-    /// Returns the metrics, without the prefix `conflict/`.
+    /// Return the metrics, without the prefix `conflict/`.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::default();
         let mut set = |name: String, value: Option<f64>| {

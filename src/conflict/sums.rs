@@ -26,7 +26,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Adds `share` of a token.
+    /// Add `share` of a token.
     pub(super) fn add(&mut self, token: &Token, share: f64) {
         let advantage = [f64::from(token.advantage.task), f64::from(token.advantage.length)];
         let weight = share * token.weight;
@@ -48,40 +48,40 @@ impl Sums {
         self.joint_square += share * (token.weight * joint * token.gradient).powi(2);
     }
 
-    /// Returns the number of tokens in the set.
+    /// Return the number of tokens in the set.
     pub fn tokens(&self) -> f64 {
         self.tokens
     }
 
-    /// Returns the mean entropy at temperature 1, in nats.
+    /// Return the mean entropy at temperature 1, in nats.
     pub fn entropy(&self) -> Option<f64> {
         quotient(self.entropy, self.tokens)
     }
 
-    /// Returns the mean log-probability at the sampling temperature, in nats.
+    /// Return the mean log-probability at the sampling temperature, in nats.
     pub fn log_prob(&self) -> Option<f64> {
         quotient(self.log_prob, self.tokens)
     }
 
-    /// Returns the share of the tokens with `A_task > 0` and `A_length < 0`. `None` unless both parts act.
+    /// Return the share of the tokens with `A_task > 0` and `A_length < 0`. `None` unless both parts act.
     pub fn opposed_share(&self) -> Option<f64> {
         self.has(Part::Task).and(self.has(Part::Length))?;
         quotient(self.opposed, self.tokens)
     }
 
-    /// Returns the mean advantage of a part.
+    /// Return the mean advantage of a part.
     pub fn advantage(&self, part: Part) -> Option<f64> {
         self.has(part)?;
         quotient(self.advantage[part as usize], self.tokens)
     }
 
-    /// Returns the net push `P = Σ w A g / Σ w` of a part: the logit-gradient norm per token, signed by the advantage.
+    /// Return the net push `P = Σ w A g / Σ w` of a part: the logit-gradient norm per token, signed by the advantage.
     pub fn push(&self, part: Part) -> Option<f64> {
         self.has(part)?;
         quotient(self.push[part as usize], self.weight)
     }
 
-    /// Returns the opposition index `κ = 1 − |P_task + P_length| / (|P_task| + |P_length|)`: 0 if the parts' net pushes
+    /// Return the opposition index `κ = 1 − |P_task + P_length| / (|P_task| + |P_length|)`: 0 if the parts' net pushes
     /// agree, 1 if they cancel. `None` unless both parts act.
     pub fn opposition(&self) -> Option<f64> {
         self.has(Part::Task).and(self.has(Part::Length))?;
@@ -89,26 +89,26 @@ impl Sums {
         Some(1.0 - quotient((task + length).abs(), task.abs() + length.abs())?)
     }
 
-    /// Returns the opposition per token: `1 − Σ w g |A_task + A_length| / Σ w g (|A_task| + |A_length|)`, the share of
+    /// Return the opposition per token: `1 − Σ w g |A_task + A_length| / Σ w g (|A_task| + |A_length|)`, the share of
     /// the parts' efforts that cancels. `None` unless both parts act.
     pub fn cancellation(&self) -> Option<f64> {
         self.has(Part::Task).and(self.has(Part::Length))?;
         Some(1.0 - quotient(self.joint_effort, self.effort[0] + self.effort[1])?)
     }
 
-    /// Returns the predicted change of the entropy at the sampling temperature, `Σ w A δ / Σ w`, in nats per token for
+    /// Return the predicted change of the entropy at the sampling temperature, `Σ w A δ / Σ w`, in nats per token for
     /// a unit step along each token's logit gradient.
     pub fn entropy_change(&self, part: Part) -> Option<f64> {
         self.has(part)?;
         quotient(self.drift[part as usize], self.weight)
     }
 
-    /// Returns the set's share of the squared logit gradients `Σ (w A g)²` of `all`, for a part.
+    /// Return the set's share of the squared logit gradients `Σ (w A g)²` of `all`, for a part.
     pub fn grad_share(&self, all: &Sums, part: Part) -> Option<f64> {
         quotient(self.square[part as usize], all.square[part as usize])
     }
 
-    /// Returns every figure with its name; `None` for figures of a part that does not act.
+    /// Return every figure with its name; `None` for figures of a part that does not act.
     pub fn figures(&self, all: &Sums) -> [(&'static str, Option<f64>); 17] {
         let changes = [Part::Task, Part::Length].map(|part| self.entropy_change(part));
         let total = changes.iter().flatten().copied().reduce(|a, b| a + b);
@@ -133,13 +133,13 @@ impl Sums {
         ]
     }
 
-    /// Returns `Some` if a part has an advantage on a token of the set.
+    /// Return `Some` if a part has an advantage on a token of the set.
     fn has(&self, part: Part) -> Option<()> {
         (self.magnitude[part as usize] > 0.0).then_some(())
     }
 }
 
-/// Returns `part / whole`, or `None` unless `whole` is positive.
+/// Return `part / whole`, or `None` unless `whole` is positive.
 pub(super) fn quotient(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then(|| part / whole)
 }

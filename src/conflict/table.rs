@@ -39,7 +39,7 @@ pub struct TypeRow {
 }
 
 impl Types {
-    /// Converts a ranking over `tokens` tokens and adds the text of each type.
+    /// Convert a ranking over `tokens` tokens and add the text of each type.
     pub(crate) fn new(ranking: &Ranking, tokens: u64, connectors: &Connectors) -> Self {
         let Ranking { top, ranked, jaccard, lexicon_share, base_share } = ranking;
         let row = |kind: &RankedType| TypeRow {

@@ -10,7 +10,7 @@ struct Drawn {
 }
 
 impl Drawn {
-    /// Builds a record from tokens and their probabilities; the other token has the rest.
+    /// Build a record from tokens and their probabilities; the other token has the rest.
     fn new(tokens: &[(u32, f32)]) -> Self {
         let two = |f: &dyn Fn(f32) -> f32| tokens.iter().map(|&(_, p)| f(p) + f(1.0 - p)).collect();
         Self {

@@ -13,14 +13,14 @@
 use super::Sample;
 use crate::objective::Parts;
 
-/// Returns the norm of the gradient of `ln π(a)` with respect to π's logits. From f32 inputs its error is about 2.5e-4,
+/// Return the norm of the gradient of `ln π(a)` with respect to π's logits. From f32 inputs its error is about 2.5e-4,
 /// less than the norm for a token of probability 0.9998.
 pub fn logit_gradient(log_prob: f64, collision: f64) -> f64 {
     // Rounding can make the square negative.
     (1.0 - 2.0 * log_prob.exp() + collision).max(0.0).sqrt()
 }
 
-/// Returns the change of entropy in nats per unit step along the gradient of `ln π(a)` with respect to π's logits.
+/// Return the change of entropy in nats per unit step along the gradient of `ln π(a)` with respect to π's logits.
 pub fn entropy_drift(log_prob: f64, entropy: f64, collision: f64, collision_log: f64) -> f64 {
     let p = log_prob.exp();
     let surprise = if p > 0.0 { p * (log_prob + entropy) } else { 0.0 };
@@ -44,7 +44,7 @@ pub(super) struct Token {
     pub(super) connector: bool,
 }
 
-/// Returns the tokens of a sample drawn at `temperature`; `connector` flags those that begin a connector.
+/// Return the tokens of a sample drawn at `temperature`; `connector` flags those that begin a connector.
 pub(super) fn tokens<'a>(
     sample: &'a Sample<'a>,
     temperature: f64,
@@ -86,7 +86,7 @@ mod tests {
         -sum(p, |p| p * p.ln())
     }
 
-    /// Returns the central difference of `f` along each logit.
+    /// Return the central difference of `f` along each logit.
     fn gradient(f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         let step = 1e-5;
         let at = |i: usize, by: f64| {
@@ -116,7 +116,7 @@ mod tests {
         assert!((mean - (1.0 - collision)).abs() < 1e-12);
     }
 
-    /// Compares with the directional derivative of the entropy along `e_a − π`, and the mean with the covariance.
+    /// Compare with the directional derivative of the entropy along `e_a − π`, and the mean with the covariance.
     #[test]
     fn the_drift_is_that_of_finite_differences_and_cancels_in_the_mean() {
         let p = softmax(&LOGITS);

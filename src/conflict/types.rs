@@ -53,7 +53,7 @@ pub struct Ranking {
 }
 
 impl TokenTypes {
-    /// Counts the tokens of a completion.
+    /// Count the tokens of a completion.
     pub(super) fn add(&mut self, tokens: &[u32], entropies: &[f32], connector: &[bool]) {
         for ((&token, &entropy), &connector) in tokens.iter().zip(entropies).zip(connector) {
             let entry = self.0.entry(token).or_default();
@@ -63,12 +63,12 @@ impl TokenTypes {
         }
     }
 
-    /// Returns the number of tokens counted.
+    /// Return the number of tokens counted.
     pub fn tokens(&self) -> u64 {
         self.0.values().map(|entry| entry.count).sum()
     }
 
-    /// Returns the types with the highest mean entropy; `None` while no type has occurred often enough.
+    /// Return the types with the highest mean entropy; `None` while no type has occurred often enough.
     pub fn ranking(&self) -> Option<Ranking> {
         let tokens = self.tokens();
         let enough = |entry: &TypeCount| entry.count >= LEAST && entry.count * RAREST >= tokens;
@@ -99,7 +99,7 @@ impl TokenTypes {
 }
 
 impl Ranking {
-    /// Returns the overlaps as metrics, without the prefix `conflict/types/`.
+    /// Return the overlaps as metrics, without the prefix `conflict/types/`.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::default();
         if let Some(jaccard) = self.jaccard {

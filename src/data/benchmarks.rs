@@ -54,12 +54,12 @@ pub const ALL: [Benchmark; 7] = [
     row("gsm8k", "openai/gsm8k:main:test", ("question", "answer"), 1319, "MIT"),
 ];
 
-/// Returns the names of all benchmarks, for messages.
+/// Return the names of all benchmarks, for messages.
 pub(super) fn names() -> String {
     ALL.map(|benchmark| benchmark.name).join(", ")
 }
 
-/// Returns the benchmark that `path` names (`math500` or `math500@revision`) and the revision; `None` if it is a file.
+/// Return the benchmark that `path` names (`math500` or `math500@revision`) and the revision; `None` if it is a file.
 fn read(path: &Path) -> Option<(&'static Benchmark, Option<&str>)> {
     let text = path.to_str()?;
     let (name, revision) = match text.split_once('@') {
@@ -78,17 +78,17 @@ fn read(path: &Path) -> Option<(&'static Benchmark, Option<&str>)> {
     Some((found, revision))
 }
 
-/// Returns whether `path` is the name of a benchmark, even if there is a file of that name.
+/// Return whether `path` is the name of a benchmark, even if there is a file of that name.
 pub(super) fn is_name(path: &Path) -> bool {
     ALL.iter().any(|benchmark| path == Path::new(benchmark.name))
 }
 
-/// Returns the benchmark that `path` names; `None` if there is a file of that name.
+/// Return the benchmark that `path` names; `None` if there is a file of that name.
 pub fn of(path: &Path) -> Option<&'static Benchmark> {
     read(path).map(|(benchmark, _)| benchmark)
 }
 
-/// Returns the Hub data set that `path` names, directly or as a benchmark; `None` for a file.
+/// Return the Hub data set that `path` names, directly or as a benchmark; `None` for a file.
 ///
 /// # Errors
 /// A mistyped path.
@@ -99,7 +99,7 @@ pub fn hub_name(path: &Path) -> Result<Option<Name>> {
     Ok(name.map(|name| Name { revision: revision.map(str::to_string), ..name }))
 }
 
-/// Returns `path` as settings store it: the name of a data set or benchmark is pinned to `commit`.
+/// Return `path` as settings store it: the name of a data set or benchmark is pinned to `commit`.
 pub fn at(path: &Path, name: &Name, commit: &str) -> PathBuf {
     match of(path) {
         Some(benchmark) => format!("{}@{commit}", benchmark.name).into(),
@@ -107,7 +107,7 @@ pub fn at(path: &Path, name: &Name, commit: &str) -> PathBuf {
     }
 }
 
-/// Returns `path`, with the name of a data set or benchmark pinned to its current commit.
+/// Return `path`, with the name of a data set or benchmark pinned to its current commit.
 ///
 /// # Errors
 /// A mistyped path, and errors of the Hub.
@@ -119,7 +119,7 @@ pub fn pinned(path: &Path) -> Result<PathBuf> {
 }
 
 impl Benchmark {
-    /// Returns the columns to read, unless `fields` names others.
+    /// Return the columns to read, unless `fields` names others.
     pub(super) fn fields(&self, fields: &Fields) -> Fields {
         let own = |given: &Option<String>, own: &str| given.clone().or_else(|| Some(own.to_string()));
         Fields {

@@ -8,7 +8,7 @@ use super::shapes::{Fault, is_empty, shown};
 /// A letter or other label, and the text of the choice.
 type Choice = (String, String);
 
-/// Returns the choices of a question; empty for a question without choices.
+/// Return the choices of a question; empty for a question without choices.
 pub(super) fn choices(row: &Map<String, Value>) -> std::result::Result<Vec<Choice>, Fault> {
     let named = |name: &&str| row.iter().find(|(key, value)| key.eq_ignore_ascii_case(name) && !is_empty(value));
     let Some((key, value)) = ["choices", "options"].iter().find_map(named) else { return Ok(Vec::new()) };
@@ -43,7 +43,7 @@ fn text(choice: &Value) -> Option<String> {
     }
 }
 
-/// Returns a question with its choices, one per line, unless it contains them with their letters already.
+/// Return a question with its choices, one per line, unless it contains them with their letters already.
 pub(super) fn with_choices(prompt: Prompt, choices: &[Choice]) -> Prompt {
     let lines: String = choices.iter().map(|(letter, text)| format!("\n({letter}) {text}")).collect();
     let has = |question: &str| {
@@ -62,7 +62,7 @@ pub(super) fn with_choices(prompt: Prompt, choices: &[Choice]) -> Prompt {
     }
 }
 
-/// Returns the letter of the choice that an answer names by its index (from 0) or its text; MedQA has the letter in
+/// Return the letter of the choice that an answer names by its index (from 0) or its text; MedQA has the letter in
 /// `answer_idx` as well. `None` for an answer that is no choice, or is a letter already.
 pub(super) fn chosen(
     answer: &Value,

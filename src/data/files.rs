@@ -10,7 +10,7 @@ use crate::{files, json};
 
 type Row = Map<String, Value>;
 
-/// Parses every row of a file with `read`; the extension selects the kind of file.
+/// Parse every row of a file with `read`; the extension selects the kind of file.
 pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::result::Result<T, Fault>) -> Result<Vec<T>> {
     if path.is_dir() {
         return Err(Error::file(
@@ -53,14 +53,14 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::resul
     Ok(found)
 }
 
-/// Returns the field of a row that holds all rows of a file, as in `{"data": [{…}, …]}`.
+/// Return the field of a row that holds all rows of a file, as in `{"data": [{…}, …]}`.
 fn rows_within(row: &Row) -> Option<&'static str> {
     let names = ["data", "rows", "train", "test", "validation", "examples"];
     let is_rows = |list: &Vec<Value>| list.first().is_some_and(Value::is_object);
     names.into_iter().find(|name| row.get(*name).and_then(Value::as_array).is_some_and(is_rows))
 }
 
-/// Returns the kind of a file that is not JSON, by its first bytes, and advice.
+/// Return the kind of a file that is not JSON, by its first bytes, and advice.
 fn other_kind(bytes: &[u8]) -> Option<&'static str> {
     let kinds: [(&[u8], &str); 4] = [
         (&[0x1f, 0x8b], "this is gzip: decompress it"),
@@ -71,7 +71,7 @@ fn other_kind(bytes: &[u8]) -> Option<&'static str> {
     kinds.into_iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, what)| what)
 }
 
-/// Reads one object per line or, if `may_be_list`, one list of objects.
+/// Read one object per line or, if `may_be_list`, one list of objects.
 fn lines(path: &Path, may_be_list: bool, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
     let bytes = files::read(path)?;
     if let Some(what) = other_kind(&bytes) {

@@ -46,14 +46,14 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Creates a problem without a source or other fields.
+    /// Create a problem without a source or other fields.
     pub fn new(prompt: Prompt, answer: impl Into<String>) -> Self {
         let id = mix_text(&prompt.text());
         let (data_source, place) = (String::new(), String::new());
         Self { prompt, answer: answer.into(), data_source, id, floor: None, extra: Map::new(), place }
     }
 
-    /// Returns an error about this problem that names its row, or else its source.
+    /// Return an error about this problem that names its row, or else its source.
     fn fault(&self, message: impl fmt::Display) -> Error {
         match [&self.place, &self.data_source].into_iter().find(|name| !name.is_empty()) {
             Some(name) => Error::file(name, message),
@@ -105,7 +105,7 @@ pub struct DataReport {
 }
 
 impl DataReport {
-    /// Creates the report of one data set.
+    /// Create the report of one data set.
     pub fn of(problems: &[Problem]) -> Self {
         let mut seen = HashSet::new();
         let unreadable: Vec<&Problem> = problems.par_iter().filter(|problem| is_unreadable(&problem.answer)).collect();
@@ -122,7 +122,7 @@ impl DataReport {
         }
     }
 
-    /// Returns whether there is nothing unusual.
+    /// Return whether there is nothing unusual.
     pub fn is_clean(&self) -> bool {
         self.empty_answers + self.prose_answers + self.unreadable_answers + self.duplicates + self.overlong == 0
     }
@@ -154,14 +154,14 @@ impl fmt::Display for DataReport {
     }
 }
 
-/// Returns whether an answer is an explanation: several lines or more than 20 words.
+/// Return whether an answer is an explanation: several lines or more than 20 words.
 fn is_prose(answer: &str) -> bool {
     const WORDS: usize = 20;
     let word = |text: &&str| text.len() > 1 && text.chars().all(|c| c.is_alphabetic() || ".,;:!?'".contains(c));
     answer.trim().contains('\n') || answer.split_whitespace().filter(word).count() > WORDS
 }
 
-/// Returns whether the verifier cannot compare an answer with anything: beyond its notation, or without a value.
+/// Return whether the verifier cannot compare an answer with anything: beyond its notation, or without a value.
 fn is_unreadable(answer: &str) -> bool {
     let answer = answer.trim();
     // Fast path: most answers are numbers, and a file may have a million.
@@ -173,7 +173,7 @@ fn is_unreadable(answer: &str) -> bool {
         && matches!(verdict(), Verdict::Undecided | Verdict::UnparseableGold)
 }
 
-/// Reads problems from a file, or from the data set or benchmark of that name on the Hub.
+/// Read problems from a file, or from the data set or benchmark of that name on the Hub.
 ///
 /// Empty or unreadable answers and repeated prompts are kept; a warning counts them.
 ///
@@ -205,7 +205,7 @@ pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// Reads conversations from a file, or from the data set of that name on the Hub: rows with `messages` that end with an
+/// Read conversations from a file, or from the data set of that name on the Hub: rows with `messages` that end with an
 /// assistant's turn, or with `prompt` and `completion` (each a text or messages).
 ///
 /// # Errors
@@ -222,7 +222,7 @@ pub fn load_conversations(path: &Path) -> Result<Vec<Conversation>> {
     Ok(conversations)
 }
 
-/// Returns the files that `path` is or names, and the source of rows that name none.
+/// Return the files that `path` is or names, and the source of rows that name none.
 fn located(path: &Path) -> Result<(Vec<PathBuf>, String)> {
     let benchmark = benchmarks::of(path).map(|benchmark| benchmark.name.to_string());
     match benchmarks::hub_name(path)? {
@@ -235,7 +235,7 @@ fn located(path: &Path) -> Result<(Vec<PathBuf>, String)> {
     }
 }
 
-/// Returns the file's name without extension; its folder's name if the file is only named after its split.
+/// Return the file's name without extension; its folder's name if the file is only named after its split.
 fn source_name(path: &Path) -> String {
     let name = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
     let stem = name(path.file_stem()).unwrap_or_default();
@@ -309,7 +309,7 @@ mod tests {
         assert!(error.contains("expected a field nope; the row has prompt, answer, task, gold"), "{error}");
     }
 
-    /// Checks the counts, and that every answer equals itself when read as `#### n`, in a box and in its own row.
+    /// Check the counts, and that every answer equals itself when read as `#### n`, in a box and in its own row.
     #[test]
     fn published_data_loads() {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data");

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::contain::contained;
 use crate::error::{Error, Result};
 
-/// Passes every row to `take`, with its location.
+/// Pass every row to `take`, with its location.
 pub(super) fn rows(path: &Path, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
     let file = File::open(path).map_err(Error::io(path))?;
     let broken =
@@ -32,7 +32,7 @@ pub(super) fn rows(path: &Path, take: &mut dyn FnMut(String, Value) -> Result<()
     Ok(())
 }
 
-/// Checks that a codec is part of the build.
+/// Check that a codec is part of the build.
 fn supported(path: &Path, codec: Compression) -> Result<()> {
     match codec {
         Compression::BROTLI(_) | Compression::LZO => {
@@ -47,7 +47,7 @@ fn object(row: &Row) -> Value {
     row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
 }
 
-/// Converts like the crate itself, but bytes that are UTF-8 become text: older writers do not mark columns as UTF-8.
+/// Convert like the crate itself, but bytes that are UTF-8 become text: older writers do not mark columns as UTF-8.
 fn value(field: &Field) -> Value {
     match field {
         Field::Group(row) => object(row),
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
     use crate::data::{Fields, Message, load_problems};
 
-    /// Writes the next column, with its definition and repetition levels.
+    /// Write the next column, with its definition and repetition levels.
     fn texts(
         group: &mut SerializedRowGroupWriter<'_, File>,
         values: &[&str],

@@ -64,7 +64,7 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// Returns one message per invalid setting.
+    /// Return one message per invalid setting.
     pub fn mistakes(&self) -> Vec<String> {
         let [low, high] = self.difficulties;
         let mut problems = Vec::new();
@@ -76,13 +76,13 @@ impl DataConfig {
         problems
     }
 
-    /// Returns the generator of the embedded tasks that these settings describe.
+    /// Return the generator of the embedded tasks that these settings describe.
     pub fn generator(&self) -> Generator {
         let families = if self.families.is_empty() { Family::USUAL.to_vec() } else { self.families.clone() };
         Generator { families, difficulties: self.difficulties[0]..=self.difficulties[1], seed: self.tasks_seed }
     }
 
-    /// Opens the training or the held-out problems.
+    /// Open the training or the held-out problems.
     ///
     /// # Errors
     /// When the file is missing or malformed.
@@ -98,7 +98,7 @@ impl DataConfig {
         Ok(Problems::Rows(data::load_problems(path, &fields)?))
     }
 
-    /// Returns the first `limit` held-out problems (0: all of a file), without overlong ones if these are filtered.
+    /// Return the first `limit` held-out problems (0: all of a file), without overlong ones if these are filtered.
     ///
     /// # Errors
     /// When the file is missing or malformed, when a prompt is overlong and not filtered, or when no problem is left.
@@ -106,7 +106,7 @@ impl DataConfig {
         self.short_enough(self.open(Split::HeldOut)?.take(limit)?, &self.eval, tokenizer, usize::MAX, |_, _| Ok(()))
     }
 
-    /// Returns the `problems` of `file` whose prompts are short enough, and how many are not. `check` is called with
+    /// Return the `problems` of `file` whose prompts are short enough, and how many are not. `check` is called with
     /// the tokens of each prompt that may have more than `certain`.
     ///
     /// # Errors
@@ -154,7 +154,7 @@ impl DataConfig {
         Ok((kept, report))
     }
 
-    /// Returns whether a prompt of this many tokens is short enough.
+    /// Return whether a prompt of this many tokens is short enough.
     ///
     /// # Errors
     /// When it is too long and `filter_overlong_prompts` is not set.
@@ -181,7 +181,7 @@ pub enum Problems {
 }
 
 impl Problems {
-    /// Returns the problem at `index` in a fixed order: task `index`, or row `index` (modulo their number).
+    /// Return the problem at `index` in a fixed order: task `index`, or row `index` (modulo their number).
     pub fn get(&self, index: u64) -> Problem {
         match self {
             Self::Rows(rows) => rows[(index % rows.len() as u64) as usize].clone(),
@@ -197,7 +197,7 @@ impl Problems {
         }
     }
 
-    /// Returns the problem a training run meets at `index`; rows are shuffled anew each epoch, as a function of `seed`.
+    /// Return the problem a training run meets at `index`; rows are shuffled anew each epoch, as a function of `seed`.
     pub fn shuffled(&self, seed: u64, index: u64) -> Problem {
         match self {
             // In the upper half of all indices; fine-tuning starts at 0, so RL meets problems new to the base model.
@@ -209,7 +209,7 @@ impl Problems {
         }
     }
 
-    /// Returns the number of distinct problems; `None` for the embedded tasks.
+    /// Return the number of distinct problems; `None` for the embedded tasks.
     pub fn count(&self) -> Option<usize> {
         match self {
             Self::Tasks(..) => None,
@@ -217,7 +217,7 @@ impl Problems {
         }
     }
 
-    /// Returns the first `limit` problems (0: all of a file).
+    /// Return the first `limit` problems (0: all of a file).
     ///
     /// # Errors
     /// When `limit` is 0 for the embedded tasks, which have no end.

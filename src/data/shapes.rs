@@ -31,7 +31,7 @@ const PARTS: [&str; 6] = ["context", "passage", "article", "table_title", "table
 /// Message about an invalid row.
 pub(super) type Fault = String;
 
-/// Converts a row to a problem; `source` is the data source of rows that do not name theirs.
+/// Convert a row to a problem; `source` is the data source of rows that do not name theirs.
 pub(super) fn problem(
     mut row: Map<String, Value>,
     fields: &Fields,
@@ -89,7 +89,7 @@ pub(super) fn problem(
     Ok(problem)
 }
 
-/// Prepends the context of a question, unless the question contains it already.
+/// Prepend the context of a question, unless the question contains it already.
 fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> std::result::Result<String, Fault> {
     let mut parts = String::new();
     for name in PARTS {
@@ -110,7 +110,7 @@ fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> st
     Ok(parts + &question)
 }
 
-/// Rejects a row with an image.
+/// Reject a row with an image.
 pub(super) fn without_images(row: &Map<String, Value>) -> std::result::Result<(), Fault> {
     let is_image = |key: &str| key.eq_ignore_ascii_case("image") || key.eq_ignore_ascii_case("images");
     match row.iter().find(|(key, value)| is_image(key) && !is_empty(value)) {
@@ -121,7 +121,7 @@ pub(super) fn without_images(row: &Map<String, Value>) -> std::result::Result<()
     }
 }
 
-/// Returns whether a value is empty, like the fields of absent structures in Parquet.
+/// Return whether a value is empty, like the fields of absent structures in Parquet.
 pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -132,7 +132,7 @@ pub(super) fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Removes the commas of a number as GSM8K writes it, `1,234`; those of tuples and lists stay.
+/// Remove the commas of a number as GSM8K writes it, `1,234`; those of tuples and lists stay.
 fn without_separators(answer: &str) -> String {
     let bytes = answer.as_bytes();
     let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
@@ -141,7 +141,7 @@ fn without_separators(answer: &str) -> String {
     answer.char_indices().filter(|(at, _)| !separates(*at)).map(|(_, c)| c).collect()
 }
 
-/// Returns the field to read: `asked`, or the first of the `usual` ones that the row has.
+/// Return the field to read: `asked`, or the first of the `usual` ones that the row has.
 fn pick<'a>(
     row: &'a Map<String, Value>,
     asked: Option<&str>,
@@ -197,7 +197,7 @@ fn answer_text(value: &Value, field: &str) -> std::result::Result<String, Fault>
     }
 }
 
-/// Formats a value for messages, cut to a readable length.
+/// Format a value for messages, cut to a readable length.
 pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {
@@ -206,7 +206,7 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
-/// Returns the type of a value, for messages.
+/// Return the type of a value, for messages.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

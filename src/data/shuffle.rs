@@ -18,7 +18,7 @@ pub struct Shuffle {
 }
 
 impl Shuffle {
-    /// Creates the order of `rows` rows under `seed`.
+    /// Create the order of `rows` rows under `seed`.
     ///
     /// # Panics
     /// When `rows` is 0.
@@ -27,7 +27,7 @@ impl Shuffle {
         Self { seed, rows: rows as u64 }
     }
 
-    /// Returns the row at `index`, counted over all epochs.
+    /// Return the row at `index`, counted over all epochs.
     pub fn row(&self, index: u64) -> usize {
         let (epoch, mut place) = (index / self.rows, index % self.rows);
         // Bits of each half: the smallest h with 4^h at least the number of rows.

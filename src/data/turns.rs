@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::shapes::{Fault, is_empty, names, prompt_of, shown, without_images};
 use super::{Message, Prompt};
 
-/// Reads a conversation: everything before the assistant's last turn, and the text of that turn.
+/// Read a conversation: everything before the assistant's last turn, and the text of that turn.
 pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Prompt, String), Fault> {
     without_images(row)?;
     if let Some(value) = row.get("messages").filter(|value| !value.is_null()) {
@@ -33,7 +33,7 @@ pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Pro
     Ok((prompt_of(prompt, "prompt")?, words(content, completion, "completion")?))
 }
 
-/// Returns the text of the last turn, after its thinking if that is in a separate field.
+/// Return the text of the last turn, after its thinking if that is in a separate field.
 fn words(content: String, messages: &Value, field: &str) -> std::result::Result<String, Fault> {
     if content.trim().is_empty() {
         return Err(format!(
@@ -75,7 +75,7 @@ fn message(turn: &Value, field: &str) -> std::result::Result<Message, Fault> {
     }
 }
 
-/// Returns the templates' name of a role that other programs name differently.
+/// Return the templates' name of a role that other programs name differently.
 fn usual_role(role: &str) -> &str {
     match role.to_lowercase().as_str() {
         "human" | "user" => "user",
@@ -85,7 +85,7 @@ fn usual_role(role: &str) -> &str {
     }
 }
 
-/// Removes the assistant's turns at the end.
+/// Remove the assistant's turns at the end.
 pub(super) fn without_last_assistant(
     mut messages: Vec<Message>,
     field: &str,

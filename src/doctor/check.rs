@@ -28,7 +28,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Returns whether the error is within the tolerance.
+    /// Return whether the error is within the tolerance.
     pub fn ok(&self) -> bool {
         self.error <= self.tolerance
     }
@@ -53,7 +53,7 @@ struct Check {
     compute: Compute,
 }
 
-/// Compares every operation on `device` with the CPU, including the matrix product in `precision`.
+/// Compare every operation on `device` with the CPU, including the matrix product in `precision`.
 ///
 /// The `cpu` device compares its fused operations with the equivalent compositions of tensor operations.
 pub fn self_check(device: &Device, precision: Precision) -> Vec<Outcome> {
@@ -82,7 +82,7 @@ pub fn self_check_with(device: &Device, precision: Precision, tamper: impl Fn(&s
     checks(device, precision).into_iter().map(run).collect()
 }
 
-/// Returns the largest difference between two results, relative to the largest expected value. Each part has its own
+/// Return the largest difference between two results, relative to the largest expected value. Each part has its own
 /// scale, at least a thousandth of the whole result's: a part that cancels to almost zero is rounding error.
 fn error(results: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
     let largest = |values: &[f32]| values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
@@ -104,7 +104,7 @@ fn error(results: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
 /// Callback that registers a check: name, tolerance and computation.
 pub(super) type Add<'a> = &'a mut dyn FnMut(&str, f32, Compute);
 
-/// Returns the checks, in the order of a training step.
+/// Return the checks, in the order of a training step.
 fn checks(device: &Device, precision: Precision) -> Vec<Check> {
     // f32 has a 24-bit mantissa; sums have up to a few hundred terms.
     let plain = 2e-5;

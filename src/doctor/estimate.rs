@@ -39,7 +39,7 @@ const BF16: usize = 2;
 /// 0.1 M to 494 M parameters (LOG.md).
 const PROGRAM: usize = 54 << 20;
 
-/// Returns name, input width and output width of each matrix of a block.
+/// Return name, input width and output width of each matrix of a block.
 fn projections(config: &ModelConfig, layer: usize) -> Vec<(&'static str, usize, usize)> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = widths(config);
@@ -70,13 +70,13 @@ fn projections(config: &ModelConfig, layer: usize) -> Vec<(&'static str, usize, 
     all
 }
 
-/// Returns the number of weights in the matrices of all blocks.
+/// Return the number of weights in the matrices of all blocks.
 fn matrices(config: &ModelConfig) -> usize {
     let of = |layer| projections(config, layer).iter().map(|(_, input, output)| input * output).sum::<usize>();
     (0..config.num_hidden_layers).map(of).sum()
 }
 
-/// Returns the number of weights in the norms, biases and convolutions of a block.
+/// Return the number of weights in the norms, biases and convolutions of a block.
 fn vectors(config: &ModelConfig, layer: usize) -> usize {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = widths(config);
@@ -90,19 +90,19 @@ fn vectors(config: &ModelConfig, layer: usize) -> usize {
     shared + biases + config.qk_norm_widths().map_or(0, |widths| widths.iter().sum())
 }
 
-/// Returns the total widths of the query heads and of the key heads.
+/// Return the total widths of the query heads and of the key heads.
 fn widths(config: &ModelConfig) -> (usize, usize) {
     (config.num_attention_heads * config.head_dim(), config.num_key_value_heads * config.head_dim())
 }
 
-/// Returns the number of weights of a model.
+/// Return the number of weights of a model.
 pub fn parameters(config: &ModelConfig) -> usize {
     let tables = if config.tie_word_embeddings { 1 } else { 2 };
     let vectors: usize = (0..config.num_hidden_layers).map(|layer| vectors(config, layer)).sum();
     tables * config.vocab_size * config.hidden_size + matrices(config) + vectors + config.hidden_size
 }
 
-/// Returns the number of weights of the adapters, and of the matrices that have an adapter.
+/// Return the number of weights of the adapters, and of the matrices that have an adapter.
 fn adapters(config: &ModelConfig, lora: &LoraConfig) -> (usize, usize) {
     let adapted = (0..config.num_hidden_layers).flat_map(|layer| adapted(config, layer, lora));
     adapted.fold((0, 0), |(factors, matrices), (input, output)| {
@@ -110,14 +110,14 @@ fn adapters(config: &ModelConfig, lora: &LoraConfig) -> (usize, usize) {
     })
 }
 
-/// Returns input and output width of each matrix of a block that has an adapter.
+/// Return input and output width of each matrix of a block that has an adapter.
 fn adapted(config: &ModelConfig, layer: usize, lora: &LoraConfig) -> Vec<(usize, usize)> {
     let targets = lora.meant(config.is_fused());
     let shapes = projections(config, layer).into_iter().filter(|(name, ..)| targets.contains(*name));
     shapes.map(|(_, input, output)| (input, output)).collect()
 }
 
-/// Returns the number of values per token that a block keeps for the backward pass.
+/// Return the number of values per token that a block keeps for the backward pass.
 fn kept(config: &ModelConfig, layer: usize, work: &Workload) -> usize {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = widths(config);
@@ -136,7 +136,7 @@ fn kept(config: &ModelConfig, layer: usize, work: &Workload) -> usize {
     shared + 2 * q + 2 * kv + normed + gate
 }
 
-/// Estimates the memory of training a model with the given workload.
+/// Estimate the memory of training a model with the given workload.
 pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     let (layers, hidden, inner) = (config.num_hidden_layers, config.hidden_size, config.intermediate_size);
     let (q, _) = widths(config);
@@ -183,7 +183,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
 }
 
 impl Estimate {
-    /// Returns the peak: the sum plus 10% of what each step allocates, for fragmentation (measured: LOG.md).
+    /// Return the peak: the sum plus 10% of what each step allocates, for fragmentation (measured: LOG.md).
     pub fn peak(&self) -> usize {
         let passing = self.gradients + self.activations + self.head + self.cache;
         self.program + self.weights + self.optimizer + passing + passing / 10
@@ -224,7 +224,7 @@ mod tests {
         ModelConfig::qwen2(64, 16, 32, 3, 4, 2)
     }
 
-    /// Returns a model with fused projections, and one with recurrent layers.
+    /// Return a model with fused projections, and one with recurrent layers.
     fn others() -> [ModelConfig; 2] {
         let of = |name: &str, rest: serde_json::Value| {
             let mut config = ModelConfig { model_type: name.to_string(), head_dim: Some(8), ..config() };

@@ -3,7 +3,7 @@
 use super::Memory;
 use super::estimate::Estimate;
 
-/// Returns a line that says whether the run fits and, if not, which setting to change for the largest adjustable part.
+/// Return a line that says whether the run fits and, if not, which setting to change for the largest adjustable part.
 ///
 /// The estimate is for the `cpu` device. On other devices, operations that are not fused need somewhat more memory.
 pub fn fit(estimate: &Estimate, memory: Option<Memory>) -> String {

@@ -17,7 +17,7 @@ pub struct Memory {
     pub free: u64,
 }
 
-/// Returns the memory of a device: of the host for CPU backends, software adapters and Apple's shared memory; of the
+/// Return the memory of a device: of the host for CPU backends, software adapters and Apple's shared memory; of the
 /// card for AMD (from the kernel's `amdgpu` driver) and NVIDIA (from `nvidia-smi`). `None` if no source provides it.
 pub fn memory(device: &Device) -> Option<Memory> {
     match device::identity(device) {
@@ -29,7 +29,7 @@ pub fn memory(device: &Device) -> Option<Memory> {
     }
 }
 
-/// Returns the host's memory. On Linux it is limited by the control group; on macOS all of it counts as free.
+/// Return the host's memory. On Linux it is limited by the control group; on macOS all of it counts as free.
 fn host() -> Option<Memory> {
     if cfg!(target_os = "macos") {
         let total = output("sysctl", &["-n", "hw.memsize"])?.trim().parse().ok()?;
@@ -44,7 +44,7 @@ fn host() -> Option<Memory> {
     Some(memory)
 }
 
-/// Parses `MemTotal` and `MemAvailable` of `/proc/meminfo`. The latter includes reclaimable caches.
+/// Parse `MemTotal` and `MemAvailable` of `/proc/meminfo`. The latter includes reclaimable caches.
 fn meminfo(text: &str) -> Option<Memory> {
     let field = |name: &str| -> Option<u64> {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -65,7 +65,7 @@ fn nvidia(address: &str) -> Option<Memory> {
     mebibytes(&output("nvidia-smi", &[&id, query, "--format=csv,noheader,nounits"])?)
 }
 
-/// Parses total and free memory in MiB, as in `81559, 80994`.
+/// Parse total and free memory in MiB, as in `81559, 80994`.
 fn mebibytes(line: &str) -> Option<Memory> {
     let (total, free) = line.trim().split_once(',')?;
     let bytes = |text: &str| text.trim().parse::<u64>().ok().map(|mebibytes| mebibytes << 20);

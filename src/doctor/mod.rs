@@ -70,7 +70,7 @@ pub struct Examination {
 }
 
 impl Examination {
-    /// Returns the operations that failed the self-check.
+    /// Return the operations that failed the self-check.
     pub fn wrong(&self) -> Vec<&Outcome> {
         self.checks.iter().filter(|outcome| !outcome.ok()).collect()
     }
@@ -105,7 +105,7 @@ pub fn examine(name: &str, precision: Precision, work: Option<&(ModelConfig, Wor
     })
 }
 
-/// Compares a device with the CPU before training; returns a line that describes the result.
+/// Compare a device with the CPU before training; return a line that describes the result.
 ///
 /// # Errors
 /// The device does not support `precision`, or operations differ; the error names them.

@@ -13,7 +13,7 @@ use crate::ops::delta::{DeltaHeads, DeltaInputs, Move, causal_conv, delta_rule, 
 use crate::ops::update::{self, AdamWStep};
 use crate::ops::{self, CacheCall, to_host};
 
-/// Returns a predicate: whether a device is the reference that `checked` is compared with.
+/// Return a predicate: whether a device is the reference that `checked` is compared with.
 fn is_reference(checked: &Device) -> impl Fn(&Device) -> bool + Copy + use<> {
     let host = ops::is_host(checked);
     move |device| ops::is_host(device) != host
@@ -130,7 +130,7 @@ pub(super) fn layers(check: Add, device: &Device, product: f32) {
     }
 }
 
-/// Computes two and then three matrix products with the same left-hand operand.
+/// Compute two and then three matrix products with the same left-hand operand.
 fn shared(device: &Device, format: FloatDType) -> Vec<Vec<f32>> {
     let halves = |shape: [usize; 2], key: u64| {
         let values = to_host(random::<2>(shape, key, &Device::flex())).into_iter().map(|x| bf16::from_f32(x).to_f32());
@@ -151,7 +151,7 @@ fn shared(device: &Device, format: FloatDType) -> Vec<Vec<f32>> {
     two.into_iter().chain(three).collect()
 }
 
-/// Returns the value of `f` and the gradients of its inputs for a random upstream gradient. `f` gets its inputs
+/// Return the value of `f` and the gradients of its inputs for a random upstream gradient. `f` gets its inputs
 /// flattened. Inputs and upstream gradient are exact in bf16.
 fn layer_gradients<const N: usize>(
     shapes: &[Vec<usize>; N],
@@ -306,7 +306,7 @@ pub(super) fn recurrence(check: Add, plain: f32) {
 /// Results of an operation with the autodiff leaves they are computed from.
 type Recorded = Vec<(Tensor<2>, Vec<Tensor<1>>)>;
 
-/// Adds a check of results, of leaf gradients for random upstream gradients, and that the leaves are unchanged.
+/// Add a check of results, of leaf gradients for random upstream gradients, and that the leaves are unchanged.
 fn gradients(check: Add, operation: &str, tolerance: f32, results: impl Fn(&Device) -> Recorded + 'static) {
     let compute = move |device: &Device| {
         let mut found = Vec::new();
@@ -324,7 +324,7 @@ fn gradients(check: Add, operation: &str, tolerance: f32, results: impl Fn(&Devi
     check(operation, tolerance, Box::new(compute));
 }
 
-/// Returns a random leaf of rank 1, so that all leaves have the same type, and its view with the given shape.
+/// Return a random leaf of rank 1, so that all leaves have the same type, and its view with the given shape.
 fn leaf<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> (Tensor<1>, Tensor<D>) {
     let flat = random([shape.iter().product()], key, device);
     let flat = if device.is_autodiff() { flat.require_grad() } else { flat };
@@ -354,14 +354,14 @@ pub(super) fn updates(check: Add, device: &Device, plain: f32) {
     }
 }
 
-/// Returns values in ±2 that are the same on every device.
+/// Return values in ±2 that are the same on every device.
 fn random<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> Tensor<D> {
     let mut stream = Stream::new(&[0xD0C, key]);
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| (stream.unit() * 4.0 - 2.0) as f32).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// Returns the bits of sampling noise after a round trip to the device, as two 16-bit halves, which f32 holds exactly.
+/// Return the bits of sampling noise after a round trip to the device, as two 16-bit halves, which f32 holds exactly.
 pub(super) fn noise_bits(device: &Device) -> Vec<Vec<f32>> {
     let uniforms: Vec<f32> = (0..1000).map(|i| noise::uniform(&[0xD0C, i])).collect();
     let tensor: Tensor<1> = Tensor::from_data(TensorData::from(uniforms.as_slice()), device);
@@ -376,7 +376,7 @@ fn indices(values: &[i64], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::from(values), device)
 }
 
-/// Selects, gathers, assigns and adds rows and entries, some of them twice.
+/// Select, gathers, assigns and adds rows and entries, some of them twice.
 fn rows(device: &Device) -> Vec<Vec<f32>> {
     let whole = |shape: [usize; 2], key: u64| random::<2>(shape, key, device).mul_scalar(64.0).round();
     let table = whole([50, 24], 20);
@@ -400,7 +400,7 @@ fn added_rows(device: &Device) -> Vec<Vec<f32>> {
     [[9, 33, 70], [50, 98, 3], [5, 300, 1]].map(table).to_vec()
 }
 
-/// Returns weights and moments after three AdamW steps, for counts that are and are not multiples of the vector size.
+/// Return weights and moments after three AdamW steps, for counts that are and are not multiples of the vector size.
 fn adamw(device: &Device, moments: FloatDType) -> Vec<Vec<f32>> {
     let trained = |count: usize| {
         let mut value = random([count], 55, device);
@@ -424,7 +424,7 @@ fn adamw(device: &Device, moments: FloatDType) -> Vec<Vec<f32>> {
     [3, 3_235, 4_096].into_iter().flat_map(trained).collect()
 }
 
-/// Computes cached attention of one decoded token each for two completions of a prompt and one of another prompt.
+/// Compute cached attention of one decoded token each for two completions of a prompt and one of another prompt.
 fn cached_attention(device: &Device) -> Vec<Vec<f32>> {
     let spans = vec![[0..3, 10..14], [0..3, 15..16], [4..9, 20..22]];
     let call = CacheCall::new(spans.iter().map(|[_, own]| own.end - 1).collect(), spans);
@@ -433,7 +433,7 @@ fn cached_attention(device: &Device) -> Vec<Vec<f32>> {
     vec![to_host(ops::attention_cached(random([3, 4, 16], 34, device), &keys, &values, &call)), to_host(keys)]
 }
 
-/// Returns 1 for each logit and gradient that a second run reproduces bit for bit, else 0.
+/// Return 1 for each logit and gradient that a second run reproduces bit for bit, else 0.
 pub(super) fn again(device: &Device) -> Vec<f32> {
     let run = || [small::decoded(device), small::gradient(device)].concat().concat();
     run().into_iter().zip(run()).map(|(a, b)| if a.to_bits() == b.to_bits() { 1.0 } else { 0.0 }).collect()

@@ -18,7 +18,7 @@ fn model(device: &Device) -> CausalLm {
     CausalLm::random(&config, 3, device)
 }
 
-/// Returns the log-probabilities of given targets after each token of two packed sequences.
+/// Return the log-probabilities of given targets after each token of two packed sequences.
 fn scores(model: &CausalLm) -> Tensor<1> {
     let tokens: Vec<u32> = (0..30).map(|i| i * 31 % VOCAB as u32).collect();
     let targets: Vec<u32> = (0..30).map(|i| (i * 17 + 5) % VOCAB as u32).collect();
@@ -30,7 +30,7 @@ pub(super) fn log_probs(device: &Device) -> Vec<f32> {
     to_host(scores(&model(device)))
 }
 
-/// Returns the gradient of a weighted sum of log-probabilities, one result per parameter.
+/// Return the gradient of a weighted sum of log-probabilities, one result per parameter.
 pub(super) fn gradient(device: &Device) -> Vec<Vec<f32>> {
     let model = model(&device.clone().autodiff());
     let weights: Vec<f32> = (0..30).map(|i| if i % 3 == 0 { -0.7 } else { 1.0 }).collect();
@@ -44,14 +44,14 @@ pub(super) fn gradient(device: &Device) -> Vec<Vec<f32>> {
 /// Query heads, key-value heads and head size of the models that [`decoded`] uses.
 const HEADS: [[usize; 3]; 5] = [[4, 2, 8], [2, 1, 24], [8, 1, 8], [1, 1, 128], [2, 2, 80]];
 
-/// Returns the logits of two decoding steps after two cached prompts, for several head sizes and a recurrence.
+/// Return the logits of two decoding steps after two cached prompts, for several head sizes and a recurrence.
 pub(super) fn decoded(device: &Device) -> Vec<Vec<f32>> {
     let attending = HEADS.map(|[heads, kv_heads, dim]| ModelConfig::qwen2(VOCAB, heads * dim, 40, 2, heads, kv_heads));
     let recurrent = recurrent();
     attending.iter().chain([&recurrent]).flat_map(|config| decoded_by(config, device)).collect()
 }
 
-/// Returns the configuration of a model with a recurrent first layer and gated attention in the second.
+/// Return the configuration of a model with a recurrent first layer and gated attention in the second.
 fn recurrent() -> ModelConfig {
     let sizes = serde_json::json!({"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
         "linear_value_head_dim": 12, "full_attention_interval": 2});
@@ -81,7 +81,7 @@ fn decoded_by(config: &ModelConfig, device: &Device) -> Vec<Vec<f32>> {
     (0..2).map(step).collect()
 }
 
-/// Returns the weights after two AdamW steps with fixed gradients, one result per parameter. Computed gradients that
+/// Return the weights after two AdamW steps with fixed gradients, one result per parameter. Computed gradients that
 /// cancel to zero would have an arbitrary sign.
 pub(super) fn step(device: &Device) -> Vec<Vec<f32>> {
     let mut model = model(&device.clone().autodiff());

@@ -20,7 +20,7 @@ pub struct Speed {
     pub sampled_tokens_per_s: f64,
 }
 
-/// Measures the speed of a device.
+/// Measure the speed of a device.
 pub fn speed(device: &Device) -> Speed {
     const SIDE: usize = 1024;
     let square: Tensor<2> = Tensor::ones([SIDE, SIDE], device).div_scalar(SIDE as f32);
@@ -48,12 +48,12 @@ pub fn speed(device: &Device) -> Speed {
     }
 }
 
-/// Waits until `number` is computed by reading it back, the only synchronisation that works on every backend.
+/// Wait until `number` is computed by reading it back, the only synchronisation that works on every backend.
 fn read(number: Tensor<2>) {
     assert!(number.into_scalar::<f32>().is_finite());
 }
 
-/// Returns the seconds of the fastest run, after a warm-up run for compilation and autotuning.
+/// Return the seconds of the fastest run, after a warm-up run for compilation and autotuning.
 fn best(run: impl Fn()) -> f64 {
     run();
     let (start, mut best) = (Instant::now(), f64::INFINITY);

@@ -10,7 +10,7 @@ pub const RESAMPLES: u64 = 1000;
 /// Fixed seed, so that every statistic uses the same resamples.
 const SEED: u64 = 0xb007;
 
-/// Returns the 95% percentile interval of a statistic over `count` problems (Efron 1979): from the 2.5% to the 97.5%
+/// Return the 95% percentile interval of a statistic over `count` problems (Efron 1979): from the 2.5% to the 97.5%
 /// quantile of its values for [`RESAMPLES`] draws of `count` problems with replacement.
 ///
 /// Problems are resampled, not completions, because completions of one problem are not independent. `None` for fewer
@@ -37,7 +37,7 @@ fn bounds(values: &[f64]) -> [f64; 2] {
     })
 }
 
-/// Returns the `q`-quantile of sorted values, interpolated linearly (NumPy's default).
+/// Return the `q`-quantile of sorted values, interpolated linearly (NumPy's default).
 ///
 /// # Panics
 /// When `sorted` is empty.
@@ -48,7 +48,7 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     if low == high || low.is_infinite() { low } else { low + (high - low) * place.fract() }
 }
 
-/// Returns the two-sided p-value of the exact paired sign test (McNemar) for `gained` pairs that changed one way and
+/// Return the two-sided p-value of the exact paired sign test (McNemar) for `gained` pairs that changed one way and
 /// `lost` pairs that changed the other way: twice the smaller tail of the binomial distribution with probability 1/2,
 /// at most 1.
 pub fn sign_test(gained: usize, lost: usize) -> f64 {

@@ -22,7 +22,7 @@ pub struct Budget {
 /// Number of limits shown.
 const LIMITS: usize = 6;
 
-/// Returns the statistics for limits that are powers of two, and last for the longest length, which cuts nothing that
+/// Return the statistics for limits that are powers of two, and last for the longest length, which cuts nothing that
 /// was not cut already. None is above the limit of the evaluation itself.
 pub(super) fn budgets(records: &[&Record]) -> Vec<Budget> {
     let longest = records.iter().map(|record| record.sample.length).max().unwrap_or(0);
@@ -46,7 +46,7 @@ pub(super) fn budgets(records: &[&Record]) -> Vec<Budget> {
     limits[limits.len().saturating_sub(LIMITS)..].iter().copied().map(of).collect()
 }
 
-/// Formats the statistics as a table, in percent.
+/// Format the statistics as a table, in percent.
 pub(super) fn table(budgets: &[Budget]) -> String {
     let percent = |share: Option<f64>| share.map_or("-".to_string(), |share| format!("{:.1}", 100.0 * share));
     let row = |name: &str, cell: &dyn Fn(&Budget) -> String| {

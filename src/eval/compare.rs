@@ -79,7 +79,7 @@ impl Pair {
 }
 
 impl Comparison {
-    /// Compares `b` with `a`.
+    /// Compare `b` with `a`.
     ///
     /// # Errors
     /// When they have no problem in common, or disagree on the prompt or the right answer of a problem.
@@ -115,12 +115,12 @@ impl Comparison {
         })
     }
 
-    /// Returns the data sources by name, then all problems as `all`.
+    /// Return the data sources by name, then all problems as `all`.
     pub fn rows(&self) -> impl Iterator<Item = (&str, &Difference)> {
         self.families.iter().map(|(name, row)| (name.as_str(), row)).chain([("all", &self.overall)])
     }
 
-    /// Formats the comparison as a table.
+    /// Format the comparison as a table.
     pub fn table(&self) -> String {
         let head =
             ["", "problems", "accuracy %", "points", "lenient points", "tokens", "ratio", "AES", "gained", "lost"];
@@ -144,7 +144,7 @@ impl Comparison {
         aligned(&rows) + &wrapped(&self.remark())
     }
 
-    /// Returns an explanation of the figures.
+    /// Return an explanation of the figures.
     pub fn remark(&self) -> String {
         let [a, b] = self.unmatched;
         let left_out = match (a, b) {
@@ -208,7 +208,7 @@ fn difference(pairs: &[&Pair]) -> Difference {
     }
 }
 
-/// Returns the accuracy-efficiency score of a change from the first accuracy and mean length to the second.
+/// Return the accuracy-efficiency score of a change from the first accuracy and mean length to the second.
 pub fn efficiency_score(accuracy: [f64; 2], length: [f64; 2]) -> f64 {
     let shorter = (length[0] - length[1]) / length[0];
     let better = (accuracy[1] - accuracy[0]) / accuracy[0];

@@ -33,7 +33,7 @@ pub struct Estimate {
 pub struct Scores(pub Vec<(String, Estimate)>);
 
 impl Scores {
-    /// Returns the score with this name.
+    /// Return the score with this name.
     pub fn get(&self, name: &str) -> Option<Estimate> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, estimate)| *estimate)
     }
@@ -106,7 +106,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Computes figures of at least one problem; `intervals` also computes intervals, which takes 1000 times as long.
+    /// Compute figures of at least one problem; `intervals` also computes intervals, which takes 1000 times as long.
     pub(super) fn of(groups: &[&Group], intervals: bool) -> Self {
         let records: Vec<&Record> = groups.iter().flat_map(|group| &group.records).collect();
         let interval = |statistic: &(dyn Fn(&[usize]) -> f64 + Sync)| {
@@ -180,7 +180,7 @@ fn percentiles(records: &[&Record]) -> Percentiles {
     Percentiles { p5: at(0.05), p25: at(0.25), p50: at(0.5), p75: at(0.75), p95: at(0.95), max: at(1.0) }
 }
 
-/// Returns the mean over the tokens of completions with known entropies.
+/// Return the mean over the tokens of completions with known entropies.
 fn entropy(records: &[&Record]) -> Option<f64> {
     let known = records.iter().filter_map(|r| Some((r.sample.entropy_sum?, r.sample.length as f64)));
     let (nats, tokens) = known.fold((0.0, 0.0), |(nats, tokens), (n, t)| (nats + n, tokens + t));
@@ -219,7 +219,7 @@ impl Reading {
         Tally { samples: records.len(), right, majority: self.majority(records) }
     }
 
-    /// Returns the share of right completions among those with the most frequent answer.
+    /// Return the share of right completions among those with the most frequent answer.
     fn majority(self, records: &[Record]) -> f64 {
         let mut classes: Vec<Class> = Vec::new();
         for record in records {
@@ -265,12 +265,12 @@ impl<'a> Class<'a> {
     }
 }
 
-/// Yields the values of `k` for `pass@k`.
+/// Yield the values of `k` for `pass@k`.
 fn powers_of_two(n: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(1), |k| Some(2 * k)).take_while(move |&k| k <= n)
 }
 
-/// Returns the names of the scores for `n` completions per problem, in the order of [`Tally::scores`].
+/// Return the names of the scores for `n` completions per problem, in the order of [`Tally::scores`].
 fn score_names(n: usize) -> Vec<String> {
     let pass = powers_of_two(n).map(|k| format!("pass@{k}"));
     std::iter::once(format!("mean@{n}")).chain(pass).chain([format!("maj@{n}"), format!("best@{n}")]).collect()
@@ -285,7 +285,7 @@ impl Tally {
     }
 }
 
-/// Returns `1 − C(n − c, k) / C(n, k)`, computed as a product that does not overflow.
+/// Return `1 − C(n − c, k) / C(n, k)`, computed as a product that does not overflow.
 fn pass_at(k: usize, n: usize, c: usize) -> f64 {
     if n - c < k {
         return 1.0;

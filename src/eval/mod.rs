@@ -81,7 +81,7 @@ impl Default for EvalConfig {
 }
 
 impl EvalConfig {
-    /// Returns the settings that cannot work, one line each.
+    /// Return the settings that cannot work, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for (key, value, least, most) in [
@@ -96,13 +96,13 @@ impl EvalConfig {
         problems
     }
 
-    /// Returns the distribution that completions are sampled from.
+    /// Return the distribution that completions are sampled from.
     fn distribution(&self) -> Distribution {
         let Self { repetition_penalty, temperature, top_k, top_p, min_p, .. } = *self;
         Distribution { repetition_penalty, temperature, top_k, top_p, min_p }
     }
 
-    /// Returns the room that prompts must leave in the context.
+    /// Return the room that prompts must leave in the context.
     fn room(&self, model: &ModelConfig) -> Room<'static> {
         Room {
             max_position_embeddings: model.max_position_embeddings,
@@ -111,7 +111,7 @@ impl EvalConfig {
         }
     }
 
-    /// Returns the number of problems that are sampled, graded and written together. Their completions fill the rows
+    /// Return the number of problems that are sampled, graded and written together. Their completions fill the rows
     /// several times, so that few rows idle while the longest completion ends.
     fn problems_at_once(&self) -> usize {
         (4 * self.rows / self.num_generations).max(1)
@@ -215,7 +215,7 @@ struct Sampled<'a> {
 }
 
 impl Sampled<'_> {
-    /// Grades the completion.
+    /// Grade the completion.
     fn line(&self, tokenizer: &Tokenizer) -> Line {
         let completion = &self.completion;
         let ids = [self.forced.as_slice(), &completion.tokens].concat();
@@ -241,7 +241,7 @@ impl Sampled<'_> {
     }
 }
 
-/// Returns the tokens that a terse evaluation forces.
+/// Return the tokens that a terse evaluation forces.
 fn forced_start(problem: &Problem, tokenizer: &Tokenizer, terse: bool) -> Result<Vec<u32>> {
     if !terse {
         return Ok(Vec::new());
@@ -274,7 +274,7 @@ pub struct Group {
     pub records: Vec<Record>,
 }
 
-/// Returns in what two completions under one id show that their problems are different ones. An empty prompt is
+/// Return in what two completions under one id show that their problems are different ones. An empty prompt is
 /// unknown.
 fn disagreement(a: &Sample, b: &Sample) -> Option<[String; 2]> {
     if a.answer != b.answer {
@@ -334,12 +334,12 @@ impl Evaluation {
         }
     }
 
-    /// Computes figures over all problems, without intervals.
+    /// Compute figures over all problems, without intervals.
     pub fn overall(&self) -> Figures {
         Figures::of(&self.groups.iter().collect::<Vec<_>>(), false)
     }
 
-    /// Computes figures by data source, without intervals.
+    /// Compute figures by data source, without intervals.
     pub fn families(&self) -> BTreeMap<String, Figures> {
         self.by_source(false)
     }
@@ -352,13 +352,13 @@ impl Evaluation {
         sources.into_iter().map(|(source, groups)| (source, Figures::of(&groups, intervals))).collect()
     }
 
-    /// Computes figures by data source and then over all problems, with intervals.
+    /// Compute figures by data source and then over all problems, with intervals.
     fn rows(&self) -> Vec<(String, Figures)> {
         let all = Figures::of(&self.groups.iter().collect::<Vec<_>>(), true);
         self.by_source(true).into_iter().chain([("all".to_string(), all)]).collect()
     }
 
-    /// Counts the verdicts of the strict reading.
+    /// Count the verdicts of the strict reading.
     pub fn verdicts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for record in self.groups.iter().flat_map(|group| &group.records) {
@@ -367,7 +367,7 @@ impl Evaluation {
         counts
     }
 
-    /// Returns the figures as metrics.
+    /// Return the figures as metrics.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::default();
         let overall = self.overall();
@@ -386,12 +386,12 @@ impl Evaluation {
         metrics
     }
 
-    /// Returns statistics of the completions under smaller length limits.
+    /// Return statistics of the completions under smaller length limits.
     pub fn budgets(&self) -> Vec<budgets::Budget> {
         budgets::budgets(&self.groups.iter().flat_map(|group| &group.records).collect::<Vec<_>>())
     }
 
-    /// Returns all figures as JSON.
+    /// Return all figures as JSON.
     pub fn summary(&self) -> Value {
         let mut families = self.rows();
         let overall = families.pop().map(|(_, figures)| figures);
@@ -413,7 +413,7 @@ impl Evaluation {
         )
     }
 
-    /// Formats tables of all data sources, and the verdicts.
+    /// Format tables of all data sources, and the verdicts.
     pub fn table(&self) -> String {
         let verdicts: Vec<String> = self.verdicts().iter().map(|(name, count)| format!("{name} {count}")).collect();
         let budgets = budgets::table(&self.budgets());

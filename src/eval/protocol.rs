@@ -13,7 +13,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Returns the evaluation settings of the protocol.
+    /// Return the evaluation settings of the protocol.
     pub fn config(self) -> EvalConfig {
         let plain = EvalConfig { num_problems: 0, ..EvalConfig::default() };
         match self {
@@ -28,7 +28,7 @@ impl Protocol {
         }
     }
 
-    /// Returns the text after the question ([`PromptConfig::suffix`](crate::text::prompt::PromptConfig::suffix)).
+    /// Return the text after the question ([`PromptConfig::suffix`](crate::text::prompt::PromptConfig::suffix)).
     pub fn suffix(self) -> &'static str {
         match self {
             Self::Plain => "auto",
@@ -36,7 +36,7 @@ impl Protocol {
         }
     }
 
-    /// Describes the settings in words.
+    /// Describe the settings in words.
     pub fn describe(self) -> String {
         let EvalConfig { num_generations, temperature, top_p, max_completion_length, .. } = self.config();
         let plural = if num_generations == 1 { "" } else { "s" };

@@ -41,7 +41,7 @@ pub struct Sample {
     pub entropy_sum: Option<f64>,
 }
 
-/// Reads a number of tokens within the range of a completion's.
+/// Read a number of tokens within the range of a completion's.
 fn length<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<usize, D::Error> {
     let length = u64::deserialize(deserializer)?;
     match u32::try_from(length) {
@@ -54,7 +54,7 @@ fn sum<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option
     Vec::<f32>::deserialize(deserializer).map(|entropies| Some(entropy_sum(&entropies)))
 }
 
-/// Returns the sum of a completion's entropies.
+/// Return the sum of a completion's entropies.
 pub(super) fn entropy_sum(entropies: &[f32]) -> f64 {
     entropies.iter().map(|&entropy| f64::from(entropy)).sum()
 }
@@ -69,7 +69,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Grades a completion.
+    /// Grade a completion.
     pub fn new(sample: Sample) -> Self {
         let graded = grade(&sample.answer, &sample.completion, sample.finished);
         Self { sample, graded }
@@ -108,7 +108,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Creates a new file.
+    /// Create a new file.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -117,7 +117,7 @@ impl Writer {
         Ok(Self { path: path.to_path_buf(), file: BufWriter::new(file) })
     }
 
-    /// Opens a file to append to and keeps its first `bytes`.
+    /// Open a file to append to and keep its first `bytes`.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -131,7 +131,7 @@ impl Writer {
         Ok(Self { path: path.to_path_buf(), file: BufWriter::new(file) })
     }
 
-    /// Appends lines and flushes them to the operating system.
+    /// Append lines and flush them to the operating system.
     ///
     /// # Errors
     /// When they cannot be written.
@@ -157,7 +157,7 @@ impl Writer {
     }
 }
 
-/// Reads a completions file and grades the completions again.
+/// Read a completions file and grade the completions again.
 ///
 /// # Errors
 /// When the file cannot be read; the first line that is not a completion.
@@ -174,7 +174,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Parses a line and grades its completion.
+/// Parse a line and grade its completion.
 pub(super) fn parse(line: &str) -> std::result::Result<Record, serde_json::Error> {
     serde_json::from_str(line).map(Record::new)
 }
@@ -190,7 +190,7 @@ fn at_line(path: &Path, line: usize, fault: &serde_json::Error) -> Error {
 pub(super) mod tests {
     use super::*;
 
-    /// Returns a finished completion of a problem whose answer is 5.
+    /// Return a finished completion of a problem whose answer is 5.
     pub(in crate::eval) fn record(source: &str, problem: &str, sample: usize, completion: &str) -> Record {
         Record::new(Sample {
             problem: problem.to_string(),

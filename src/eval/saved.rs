@@ -29,7 +29,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Describes an evaluation by its settings and by digests of the model's files and of the problems.
+    /// Describe an evaluation by its settings and by digests of the model's files and of the problems.
     ///
     /// # Errors
     /// When a file of the model cannot be read.
@@ -58,7 +58,7 @@ impl Manifest {
         Ok(Self { model: hub::pinned(Kind::Model, model)?, data, settings })
     }
 
-    /// Reads the manifest of a folder, if there is one.
+    /// Read the manifest of a folder, if there is one.
     ///
     /// # Errors
     /// When the manifest exists but cannot be read.
@@ -71,7 +71,7 @@ impl Manifest {
 /// A setting that differs: its name and its two values; `None` where it is not known.
 pub type Difference = (String, [Option<String>; 2]);
 
-/// Returns the settings that differ between `a` and `b`. Keys of a table in them are settings of their own.
+/// Return the settings that differ between `a` and `b`. Keys of a table in them are settings of their own.
 pub fn differences(a: &Map<String, Value>, b: &Map<String, Value>) -> Vec<Difference> {
     let (a, b) = (texts(a), texts(b));
     let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
@@ -79,7 +79,7 @@ pub fn differences(a: &Map<String, Value>, b: &Map<String, Value>) -> Vec<Differ
     names.into_iter().map(|name| (name.clone(), values(name))).filter(|(_, [a, b])| a != b).collect()
 }
 
-/// Returns settings as text, those of a table as `table.key`.
+/// Return settings as text, those of a table as `table.key`.
 fn texts(settings: &Map<String, Value>) -> BTreeMap<String, String> {
     let text = |value: &Value| match value {
         // Settings are 32-bit floats: 0.6 is not to be shown as 0.6000000238418579.
@@ -98,13 +98,13 @@ fn texts(settings: &Map<String, Value>) -> BTreeMap<String, String> {
     found
 }
 
-/// Returns a digest of ids and answers of problems.
+/// Return a digest of ids and answers of problems.
 pub(super) fn problems_digest<'a>(problems: impl Iterator<Item = (u64, &'a str)>) -> String {
     let words: Vec<u64> = problems.flat_map(|(id, answer)| [id, noise::mix_text(answer)]).collect();
     format!("{:016x}", noise::mix(&words))
 }
 
-/// Returns the identity of a model: its commit on the Hub, or a hash of its files.
+/// Return the identity of a model: its commit on the Hub, or a hash of its files.
 fn identity(model: &Path) -> Result<String> {
     match hub::commit(Kind::Model, model)? {
         Some(commit) => Ok(commit),
@@ -112,7 +112,7 @@ fn identity(model: &Path) -> Result<String> {
     }
 }
 
-/// Computes a hash of the names and contents of a model's files.
+/// Compute a hash of the names and contents of a model's files.
 fn digest(model: &Path) -> Result<u64> {
     let entries = std::fs::read_dir(model).map_err(Error::io(model))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>();
@@ -145,7 +145,7 @@ fn digest(model: &Path) -> Result<u64> {
     Ok(state)
 }
 
-/// Evaluates into the folder `dir`, resumes an earlier call with the same manifest, and writes `eval.json`,
+/// Evaluate into the folder `dir`, resumes an earlier call with the same manifest, and write `eval.json`,
 /// `completions.jsonl` and `summary.json`.
 ///
 /// # Errors
@@ -196,7 +196,7 @@ pub fn evaluate_into(
     Ok(evaluation)
 }
 
-/// Rejects a path that is not a folder, and a run's folder, where an evaluation would hide the run's own.
+/// Reject a path that is not a folder, and a run's folder, where an evaluation would hide the run's own.
 ///
 /// # Errors
 /// An error that names the path.
@@ -211,7 +211,7 @@ pub fn check_output(dir: &Path) -> Result<()> {
     Err(Error::file(dir, message))
 }
 
-/// Returns the records at the start of a file that form whole chunks of `lines` lines, and their size in bytes. An
+/// Return the records at the start of a file that form whole chunks of `lines` lines, and their size in bytes. An
 /// interruption may have left part of a chunk, or of a line, after them; sampling the same problems together again
 /// gives bit-identical numbers.
 ///

@@ -38,7 +38,7 @@ pub struct Saved {
 const PAIRED: [&str; 2] = ["problems", "problems_digest"];
 
 impl Source {
-    /// Finds the completions of a path: a completions file, a folder of `eval --output`, or a run (its final
+    /// Find the completions of a path: a completions file, a folder of `eval --output`, or a run (its final
     /// evaluation).
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Source {
         Err(Error::file(path, message))
     }
 
-    /// Returns the files that it is read from.
+    /// Return the files that it is read from.
     pub fn files(&self) -> Vec<&Path> {
         std::iter::once(&self.completions).chain(&self.settings).map(PathBuf::as_path).collect()
     }
@@ -85,7 +85,7 @@ impl Source {
         Ok(Self { completions: path.to_path_buf(), settings, trained, unfinished })
     }
 
-    /// Reads the completions and their settings.
+    /// Read the completions and their settings.
     ///
     /// # Errors
     /// When a file cannot be read, or a line is missing or doubled.
@@ -131,7 +131,7 @@ impl Source {
     }
 }
 
-/// Returns the settings of a run's evaluation under the names of [`Manifest::settings`].
+/// Return the settings of a run's evaluation under the names of [`Manifest::settings`].
 fn of_run(config: &Value, trained: bool) -> Map<String, Value> {
     let mut settings = config["eval"].as_object().cloned().unwrap_or_default();
     settings.remove("num_problems");
@@ -147,7 +147,7 @@ fn of_run(config: &Value, trained: bool) -> Map<String, Value> {
     settings
 }
 
-/// Returns why an evaluation of a run is not, or may not be, that of its last step.
+/// Return why an evaluation of a run is not, or may not be, that of its last step.
 fn unfinished_run(run: &Path, last: bool) -> Result<Option<String>> {
     let text = match std::fs::read(run.join("metrics.jsonl")) {
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -181,7 +181,7 @@ fn unfinished_run(run: &Path, last: bool) -> Result<Option<String>> {
 /// Entropy of a completion, in nats, from which two equal samples of it are not due to chance (below `exp(-50)`).
 const NO_CHANCE: f64 = 50.0;
 
-/// Returns the numbers, from 1, of two equal completions of the same problem that were not sampled twice. Data may
+/// Return the numbers, from 1, of two equal completions of the same problem that were not sampled twice. Data may
 /// have a problem twice, and short completions of it may be equal.
 fn doubled(records: &[Record]) -> Option<[usize; 2]> {
     let mut seen: HashMap<(&str, &str, usize), Vec<usize>> = HashMap::new();
@@ -197,14 +197,14 @@ fn doubled(records: &[Record]) -> Option<[usize; 2]> {
     None
 }
 
-/// Returns the digest of the problems; `None` if an id is not a number.
+/// Return the digest of the problems; `None` if an id is not a number.
 fn digest_of(evaluation: &Evaluation) -> Option<String> {
     let samples = evaluation.groups.iter().map(|group| &group.records[0].sample);
     let ids: Option<Vec<u64>> = samples.clone().map(|sample| sample.problem.parse().ok()).collect();
     Some(problems_digest(ids?.into_iter().zip(samples.map(|sample| sample.answer.as_str()))))
 }
 
-/// Returns the settings in which two evaluations differ. Digests of models only count under the same name.
+/// Return the settings in which two evaluations differ. Digests of models only count under the same name.
 pub fn differing(a: &Map<String, Value>, b: &Map<String, Value>) -> Vec<Difference> {
     let mut found = differences(a, b);
     let same_name = a.get("model") == b.get("model");
@@ -224,7 +224,7 @@ mod tests {
     use super::super::record::{Line, Writer};
     use super::*;
 
-    /// Writes right completions of problems with these ids.
+    /// Write right completions of problems with these ids.
     fn write(path: &Path, ids: &[&str]) {
         let line = |id: &&str| {
             let record = record("s", id, 0, "\\boxed{5}");

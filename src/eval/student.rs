@@ -1,6 +1,6 @@
 //! Student's t distribution, for intervals of means over a few runs.
 
-/// Returns the 95% interval around `value`. `parts` are independent parts of its error, each a variance of a mean and
+/// Return the 95% interval around `value`. `parts` are independent parts of its error, each a variance of a mean and
 /// its degrees of freedom; the variances add up, the degrees of freedom combine as in Welch (1947).
 ///
 /// Without parts, or if all variances are 0, the interval has no width.
@@ -14,7 +14,7 @@ pub fn interval(value: f64, parts: &[(f64, f64)]) -> [f64; 2] {
     [value - width, value + width]
 }
 
-/// Returns the value that a variable of this distribution exceeds with probability 2.5%.
+/// Return the value that a variable of this distribution exceeds with probability 2.5%.
 ///
 /// With `x = √ν tan θ` its density is proportional to `cos^(ν − 1) θ`, so the quantile is where the integral from 0 is
 /// 95% of the integral to π/2.

@@ -5,7 +5,7 @@ use super::figures::{Estimate, Figures};
 /// Maximum width of a line in columns; only longer names exceed it.
 const WIDTH: usize = 100;
 
-/// Formats two tables with a line per data source: scores with 95% intervals, and lengths in tokens.
+/// Format two tables with a line per data source: scores with 95% intervals, and lengths in tokens.
 pub(super) fn tables(rows: &[(String, Figures)]) -> String {
     let samples = rows.last().map_or(1, |(_, figures)| figures.samples);
     let names = shown(samples);
@@ -50,7 +50,7 @@ pub(super) fn tables(rows: &[(String, Figures)]) -> String {
     format!("{}\n{}\n{legend}", aligned(&scores), aligned(&lengths))
 }
 
-/// Returns the scores in the table; with one completion per problem all scores are equal.
+/// Return the scores in the table; with one completion per problem all scores are equal.
 fn shown(samples: usize) -> Vec<String> {
     let mut names = vec![format!("mean@{samples}")];
     if samples > 1 {
@@ -61,7 +61,7 @@ fn shown(samples: usize) -> Vec<String> {
     names
 }
 
-/// Formats `value (low..high)`, scaled, with `places` decimals; without an interval of no width; `None` as `-`,
+/// Format `value (low..high)`, scaled, with `places` decimals; without an interval of no width; `None` as `-`,
 /// infinity as `∞`.
 pub(super) fn estimate(estimate: Option<Estimate>, scale: f64, places: usize, signed: bool) -> String {
     let number = |value: f64| match signed {
@@ -103,7 +103,7 @@ pub(super) fn aligned(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Wraps a paragraph to lines of at most [`WIDTH`] columns.
+/// Wrap a paragraph to lines of at most [`WIDTH`] columns.
 pub(super) fn wrapped(text: &str) -> String {
     let mut lines = String::new();
     let mut used = 0;

@@ -18,17 +18,17 @@ pub struct Count {
 }
 
 impl Count {
-    /// Creates a counter for `total` completions.
+    /// Create a counter for `total` completions.
     pub fn new(total: usize) -> Self {
         Self { total, ..Self::default() }
     }
 
-    /// Starts another call of [`super::generate`], whose requests are numbered from 0 again.
+    /// Start another call of [`super::generate`], whose requests are numbered from 0 again.
     pub fn next_call(&mut self) {
         self.lengths.clear();
     }
 
-    /// Counts a token passed to the watcher by a call of [`super::generate`] with `sampling`.
+    /// Count a token passed to the watcher by a call of [`super::generate`] with `sampling`.
     pub fn take(&mut self, request: usize, token: u32, sampling: &Sampling) {
         if self.lengths.len() <= request {
             self.lengths.resize(request + 1, 0);

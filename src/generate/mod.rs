@@ -112,7 +112,7 @@ impl Completion {
         }
     }
 
-    /// Builds a completion from existing tokens and their statistics, such as those of [`read`].
+    /// Build a completion from existing tokens and their statistics, such as those of [`read`].
     pub fn of(sampled: &[Sampled], finish_reason: FinishReason) -> Self {
         let mut completion = Self { finish_reason, ..Self::empty() };
         sampled.iter().for_each(|sampled| completion.push(sampled));
@@ -130,7 +130,7 @@ impl Completion {
         self.collision_logs.push(sampled.collision_log);
     }
 
-    /// Returns whether it ended by itself, not by the length limit.
+    /// Return whether it ended by itself, not by the length limit.
     pub fn finished(&self) -> bool {
         self.finish_reason != FinishReason::Length
     }
@@ -148,7 +148,7 @@ pub enum Watch {
 }
 
 impl Watch {
-    /// Returns `EndAll` once `stop` is requested, else `Continue`.
+    /// Return `EndAll` once `stop` is requested, else `Continue`.
     pub fn until(stop: crate::stop::Stop) -> Self {
         if stop.requested() { Self::EndAll } else { Self::Continue }
     }

@@ -10,7 +10,7 @@ use super::{Distribution, Sampled};
 use crate::model::{CausalLm, LOGITS};
 use crate::ops::{self, is_host, to_host_together};
 
-/// Scores each `(prompt, completion)`: returns its completion tokens with the statistics of
+/// Score each `(prompt, completion)`: return its completion tokens with the statistics of
 /// [`generate`](super::generate) for `distribution`. A pass has at most `tokens_per_pass` tokens, or one sequence.
 ///
 /// A token excluded by top-k, top-p or min-p has a `drawn_log_prob` of −∞; if logits are not finite, the `log_prob` is
@@ -54,7 +54,7 @@ pub fn read(
     read
 }
 
-/// Groups the indices of sequences with a completion into passes, sorted by length if the device pads to the longest.
+/// Group the indices of sequences with a completion into passes, sorted by length if the device pads to the longest.
 fn passes(sequences: &[(&[u32], &[u32])], device: &Device, tokens_per_pass: usize) -> Vec<Vec<usize>> {
     let length = |place: usize| sequences[place].0.len() + sequences[place].1.len() - 1;
     let mut places: Vec<usize> = (0..sequences.len()).filter(|&place| !sequences[place].1.is_empty()).collect();
@@ -106,7 +106,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Computes the statistics of one token per row of `[rows, vocab]` logits, where [`draw`](super::draw) computes them.
+/// Compute the statistics of one token per row of `[rows, vocab]` logits, where [`draw`](super::draw) computes them.
 fn score(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<Sampled> {
     if draws_on_device(&logits.device(), distribution) {
         return score_on_device(logits, distribution, targets);
@@ -120,7 +120,7 @@ fn score(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> 
     logits.par_chunks_exact(vocab).zip(targets).with_min_len((4096 / vocab).max(1)).map(row).collect()
 }
 
-/// Uses the learner's log-probability operation at three temperatures. The remaining statistic follows: with `C = Σ
+/// Use the learner's log-probability operation at three temperatures. The remaining statistic follows: with `C = Σ
 /// p²`, the distribution at half the temperature is `q = p²/C`, so `Σ p² ln p = C (ln C − H(q)) / 2`.
 fn score_on_device(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<Sampled> {
     let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();

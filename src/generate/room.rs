@@ -16,17 +16,17 @@ pub struct Room<'a> {
 }
 
 impl Room<'_> {
-    /// Returns the maximum completion length after a prompt of `prompt` tokens; 0 if the prompt fills the context.
+    /// Return the maximum completion length after a prompt of `prompt` tokens; 0 if the prompt fills the context.
     pub fn left(&self, prompt: usize) -> usize {
         self.max_position_embeddings.saturating_sub(prompt).min(self.max_completion_length)
     }
 
-    /// Returns the maximum prompt length that leaves enough context for the longest completion.
+    /// Return the maximum prompt length that leaves enough context for the longest completion.
     pub fn longest_prompt(&self) -> usize {
         self.max_position_embeddings.saturating_sub(self.max_completion_length)
     }
 
-    /// Checks that the longest completion fits after a prompt of `prompt` tokens; the error shows the prompt's `text`.
+    /// Check that the longest completion fits after a prompt of `prompt` tokens; the error shows the prompt's `text`.
     ///
     /// # Errors
     /// When it does not fit.

@@ -32,12 +32,12 @@ impl Default for Distribution {
 }
 
 impl Distribution {
-    /// Returns the softmax over all tokens at a temperature.
+    /// Return the softmax over all tokens at a temperature.
     pub fn at(temperature: f32) -> Self {
         Self { temperature, ..Self::default() }
     }
 
-    /// Returns one message per invalid setting: `key = value` and the reason.
+    /// Return one message per invalid setting: `key = value` and the reason.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut require = |ok: bool, key: &str, value: f32, rule: &str| {
@@ -54,12 +54,12 @@ impl Distribution {
         problems
     }
 
-    /// Returns whether tokens are excluded by top-k, top-p or min-p.
+    /// Return whether tokens are excluded by top-k, top-p or min-p.
     fn truncates(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
     }
 
-    /// Returns the temperature of the statistics: greedy decoding reports those at 1.
+    /// Return the temperature of the statistics: greedy decoding reports those at 1.
     pub(super) fn softmax_temperature(&self) -> f32 {
         if self.temperature == 0.0 { 1.0 } else { self.temperature }
     }
@@ -87,7 +87,7 @@ pub struct Sampled {
     pub collision_log: f32,
 }
 
-/// Draws one token per row of `[rows, vocab]` logits by inverting the cumulative distribution at `uniforms[row]`.
+/// Draw one token per row of `[rows, vocab]` logits by inverting the cumulative distribution at `uniforms[row]`.
 /// `contexts` are the tokens before it, for the repetition penalty.
 ///
 /// Logits in host memory are read there. On other devices the draw happens on the device, and seven numbers per row are
@@ -114,7 +114,7 @@ pub(crate) fn draw(
     logits.par_chunks_exact(vocab).zip(uniforms).zip(contexts).with_min_len(batch).map(row).collect()
 }
 
-/// Returns whether tokens are drawn on the device of the logits: not on the host, or with a penalty or truncation.
+/// Return whether tokens are drawn on the device of the logits: not on the host, or with a penalty or truncation.
 pub(super) fn draws_on_device(device: &Device, distribution: &Distribution) -> bool {
     !ops::is_host(device) && !distribution.truncates() && distribution.repetition_penalty == 1.0
 }
@@ -244,7 +244,7 @@ pub fn sample(
     figures(logits, distribution, Choice::Drawn(uniform), context)
 }
 
-/// Returns the token of one row of logits and the statistics of its distribution; `context` are the tokens before it.
+/// Return the token of one row of logits and the statistics of its distribution; `context` are the tokens before it.
 pub(super) fn figures(
     logits: &[f32],
     distribution: &Distribution,
@@ -295,7 +295,7 @@ fn penalise(logits: &[f32], penalty: f32, context: impl Iterator<Item = u32>) ->
     Cow::Owned(penalised)
 }
 
-/// Returns the first index of the maximum.
+/// Return the first index of the maximum.
 fn most_probable(logits: &[f32]) -> usize {
     let mut best = 0;
     for (index, &logit) in logits.iter().enumerate() {
@@ -309,7 +309,7 @@ fn most_probable(logits: &[f32]) -> usize {
 /// Number of tokens whose weights are summed before the total sum: weights far below the largest keep their share.
 const BLOCK: usize = 256;
 
-/// Returns the token at which the cumulative sum of `e^((z − max)/T)` exceeds the share `uniform` of the total.
+/// Return the token at which the cumulative sum of `e^((z − max)/T)` exceeds the share `uniform` of the total.
 ///
 /// A cumulative sum in f32 that has reached 1 ignores weights below 6e-8, of which a large vocabulary has many.
 fn invert(logits: &[f32], max: f32, inverse: f32, uniform: f32) -> usize {
@@ -342,7 +342,7 @@ fn invert(logits: &[f32], max: f32, inverse: f32, uniform: f32) -> usize {
     first + drawn.unwrap_or_else(|| most_probable(tokens))
 }
 
-/// Returns a token kept by top-k, top-p and min-p, and its log-probability among them; −∞ for an excluded given token.
+/// Return a token kept by top-k, top-p and min-p, and its log-probability among them; −∞ for an excluded given token.
 fn choose_truncated(logits: &[f32], distribution: &Distribution, choice: Choice) -> (usize, f32) {
     let kept = truncate(logits, distribution);
     let total: f64 = kept.iter().map(|&(_, weight)| f64::from(weight)).sum();
@@ -364,7 +364,7 @@ fn choose_truncated(logits: &[f32], distribution: &Distribution, choice: Choice)
     (token, (f64::from(weight) / total).ln() as f32)
 }
 
-/// Returns the kept tokens with their weights (1 for the most probable), most probable first.
+/// Return the kept tokens with their weights (1 for the most probable), most probable first.
 fn truncate(logits: &[f32], distribution: &Distribution) -> Vec<(usize, f32)> {
     let inverse = 1.0 / distribution.temperature;
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

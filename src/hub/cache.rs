@@ -35,40 +35,40 @@ impl Cache {
         self.root.join(&self.folder)
     }
 
-    /// Returns whether the cache has a folder for the repository.
+    /// Return whether the cache has a folder for the repository.
     pub(super) fn exists(&self) -> bool {
         self.dir().is_dir()
     }
 
-    /// Returns the folder with the files of a commit.
+    /// Return the folder with the files of a commit.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.dir().join("snapshots").join(commit)
     }
 
-    /// Returns the path of a blob, whether or not it exists.
+    /// Return the path of a blob, whether or not it exists.
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
         self.dir().join("blobs").join(etag)
     }
 
-    /// Returns the stored commit of a branch or tag, as of the last request.
+    /// Return the stored commit of a branch or tag, as of the last request.
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
         let text = std::fs::read_to_string(self.dir().join("refs").join(revision)).ok()?;
         Some(text.trim().to_string()).filter(|commit| is_commit(commit))
     }
 
-    /// Stores the commit of a branch or tag.
+    /// Store the commit of a branch or tag.
     pub(super) fn keep_ref(&self, revision: &str, commit: &str) {
         if revision != commit && self.commit_of(revision).as_deref() != Some(commit) {
             write_metadata(&self.dir().join("refs").join(revision), commit.as_bytes());
         }
     }
 
-    /// Returns the stored list of all files of a commit.
+    /// Return the stored list of all files of a commit.
     pub(super) fn listing(&self, commit: &str) -> Option<Vec<String>> {
         files::read_json(&self.listing_path(commit)).ok()
     }
 
-    /// Stores the list of all files of a commit.
+    /// Store the list of all files of a commit.
     pub(super) fn keep_listing(&self, commit: &str, listing: &[String]) {
         if self.listing(commit).as_deref() != Some(listing) {
             write_metadata(&self.listing_path(commit), &serde_json::to_vec(listing).expect("texts are JSON"));
@@ -79,7 +79,7 @@ impl Cache {
         self.dir().join(".listings").join(format!("{commit}.json"))
     }
 
-    /// Returns the relative paths of a commit's files in the cache, which may be incomplete.
+    /// Return the relative paths of a commit's files in the cache, which may be incomplete.
     pub(super) fn present(&self, commit: &str) -> Vec<String> {
         let root = self.snapshot(commit);
         let (mut found, mut folders) = (Vec::new(), vec![root.clone()]);
@@ -96,7 +96,7 @@ impl Cache {
         found
     }
 
-    /// Links the blob `etag` at the path `file` of a commit.
+    /// Link the blob `etag` at the path `file` of a commit.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
         let place = self.snapshot(commit).join(file);
         let up = "../".repeat(2 + Path::new(file).components().count() - 1);
@@ -110,7 +110,7 @@ impl Cache {
         put().inspect_err(|_| drop(std::fs::remove_file(&own))).map_err(Error::io(&place))
     }
 
-    /// Locks a blob for downloading. If another process holds the lock, calls `on_wait` and waits.
+    /// Lock a blob for downloading. If another process holds the lock, calls `on_wait` and waits.
     pub(super) fn lock(&self, etag: &str, on_wait: impl FnOnce()) -> Result<File> {
         let path = self.root.join(".locks").join(&self.folder).join(format!("{etag}.lock"));
         files::create_dir(path.parent().unwrap_or(&path))?;
@@ -129,7 +129,7 @@ impl Cache {
     }
 }
 
-/// Returns a temporary path beside `path` that is unique among processes and threads.
+/// Return a temporary path beside `path` that is unique among processes and threads.
 fn temporary_path(path: &Path) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -137,7 +137,7 @@ fn temporary_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}-{count}-{name}", std::process::id()))
 }
 
-/// Writes a metadata file of the cache atomically, so that concurrent writers do not conflict. If it cannot be written,
+/// Write a metadata file of the cache atomically, so that concurrent writers do not conflict. If it cannot be written,
 /// for example in a cache owned by another user, logs a warning; the next start requests the data from the Hub again.
 fn write_metadata(path: &Path, bytes: &[u8]) {
     let own = temporary_path(path);
@@ -157,13 +157,13 @@ fn symlink(relative: &Path, _blob: &Path, place: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(relative, place)
 }
 
-/// Copies the blob, as `huggingface_hub` does where creating links needs special privileges.
+/// Copy the blob, as `huggingface_hub` does where creating links needs special privileges.
 #[cfg(not(unix))]
 fn symlink(_relative: &Path, blob: &Path, place: &Path) -> std::io::Result<()> {
     std::fs::copy(blob, place).map(drop)
 }
 
-/// Returns whether a path of a repository stays within the destination folder.
+/// Return whether a path of a repository stays within the destination folder.
 pub(super) fn is_inside(file: &str) -> bool {
     !file.is_empty()
         && !file.contains(|c: char| c == '\\' || c.is_control())

@@ -11,7 +11,7 @@ pub(super) struct Config {
     pub(super) splits: Vec<(String, Vec<String>)>,
 }
 
-/// Returns the configurations of a card; empty if it declares none.
+/// Return the configurations of a card; empty if it declares none.
 ///
 /// # Errors
 /// A line is not supported by this parser, or a configuration is incomplete.
@@ -82,7 +82,7 @@ impl Yaml {
         if let Some(Self::Text(text)) = self.get(key) { Some(text) } else { None }
     }
 
-    /// Returns a string or a list of strings as a list.
+    /// Return a string or a list of strings as a list.
     fn texts(&self) -> Result<Vec<String>, String> {
         match self {
             Self::Text(text) => Ok(vec![text.clone()]),
@@ -91,7 +91,7 @@ impl Yaml {
         }
     }
 
-    /// Parses the node at the start of `lines`; an empty string if it is indented by less than `least`.
+    /// Parse the node at the start of `lines`; an empty string if it is indented by less than `least`.
     fn block(lines: Lines, least: usize) -> Result<Self, String> {
         let Some(&(indent, first)) = lines.first().filter(|(indent, _)| *indent >= least) else {
             return Ok(Self::Text(String::new()));
@@ -164,7 +164,7 @@ fn unsupported(line: &str) -> String {
     format!("beyond the YAML that is read here: {line}")
 }
 
-/// Splits a line of a mapping into key and value.
+/// Split a line of a mapping into key and value.
 fn key(line: &str) -> Option<(&str, &str)> {
     let (name, value) = match line.strip_suffix(':') {
         Some(name) => (name, ""),

@@ -29,14 +29,14 @@ fn has(listing: &[String], file: &str) -> bool {
     listing.iter().any(|other| other == file)
 }
 
-/// Returns the small files that a model has. The adapter configuration is ignored if the repository has full weights.
+/// Return the small files that a model has. The adapter configuration is ignored if the repository has full weights.
 pub(super) fn small(listing: &[String]) -> Vec<String> {
     let whole = has(listing, WEIGHTS) || has(listing, INDEX);
     let wanted = SMALL.into_iter().filter(|file| has(listing, file) && !(whole && *file == ADAPTER));
     wanted.map(str::to_string).collect()
 }
 
-/// Returns the weights file of a model: a single file, the index of several, or adapter weights.
+/// Return the weights file of a model: a single file, the index of several, or adapter weights.
 ///
 /// # Errors
 /// There are no weights in a supported format.
@@ -78,7 +78,7 @@ struct Split {
     declared: bool,
 }
 
-/// Returns the files of the data set that `name` refers to, in order. `readme` is the data set card.
+/// Return the files of the data set that `name` refers to, in order. `readme` is the data set card.
 ///
 /// # Errors
 /// The name matches no split, or several; the error lists them.
@@ -127,7 +127,7 @@ pub(super) fn data(name: &Name, listing: &[String], readme: Option<&str>) -> Res
     }
 }
 
-/// Returns the files of a split after checking that they belong together and are complete.
+/// Return the files of a split after checking that they belong together and are complete.
 fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
     let files = &split.files;
     // `train-00000-of-00002.parquet`: the last number is the number of files.
@@ -151,7 +151,7 @@ fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
     Err(format!("has several files for {}:{}; name one:{lines}", split.config, split.split))
 }
 
-/// Returns the splits declared in the card or, if there are none, derived from file names.
+/// Return the splits declared in the card or, if there are none, derived from file names.
 fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<Split>, String> {
     let declared = match readme.map_or(Ok(Vec::new()), card::configs) {
         Ok(declared) => declared,
@@ -220,7 +220,7 @@ fn by_names(listing: &[String]) -> Vec<Split> {
     found
 }
 
-/// Returns the split that a path component contains as a separate word.
+/// Return the split that a path component contains as a separate word.
 fn split_in(part: &str) -> Option<&'static str> {
     const WORDS: [(&str, &[&str]); 3] = [
         ("train", &["train", "training"]),
@@ -232,7 +232,7 @@ fn split_in(part: &str) -> Option<&'static str> {
     words.find_map(|word| WORDS.iter().find(|(_, words)| words.contains(&word)).map(|(split, _)| *split))
 }
 
-/// Returns whether a file contains data rows.
+/// Return whether a file contains data rows.
 fn is_data(file: &str) -> bool {
     const FACTS: [&str; 5] =
         ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"];
@@ -241,7 +241,7 @@ fn is_data(file: &str) -> bool {
     ENDINGS.contains(&ending) && !FACTS.contains(&name) && !file.starts_with('.')
 }
 
-/// Returns whether a path matches a pattern. `*` matches within a path component, `**` across components.
+/// Return whether a path matches a pattern. `*` matches within a path component, `**` across components.
 fn matches(pattern: &str, path: &str) -> bool {
     match pattern.find('*') {
         None => pattern == path,
@@ -263,7 +263,7 @@ fn matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-/// Joins the first names, with the number of omitted ones.
+/// Join the first names, with the number of omitted ones.
 fn some<'a>(names: impl Iterator<Item = &'a String>) -> String {
     const MOST: usize = 8;
     let names: Vec<&str> = names.map(String::as_str).collect();

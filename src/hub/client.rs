@@ -40,7 +40,7 @@ struct Sibling {
 }
 
 impl Listing {
-    /// Returns the paths of the files.
+    /// Return the paths of the files.
     pub(super) fn files(self) -> Vec<String> {
         self.siblings.into_iter().map(|sibling| sibling.rfilename).collect()
     }
@@ -58,7 +58,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Returns the SHA-256 of the content, if the ETag is one.
+    /// Return the SHA-256 of the content, if the ETag is one.
     pub(super) fn sha256(&self) -> Option<&str> {
         (self.etag.len() == 64).then_some(self.etag.as_str())
     }
@@ -74,7 +74,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Creates a client. `patience` is the timeout for connecting, for each response and for each read.
+    /// Create a client. `patience` is the timeout for connecting, for each response and for each read.
     pub(super) fn new(endpoint: &str, token: Option<String>, patience: Duration) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
@@ -158,7 +158,7 @@ impl Client {
         Ok((goes_on, answer.into_body().into_reader()))
     }
 
-    /// Sends a request and follows redirects; returns the final URL and the response.
+    /// Send a request and follows redirects; return the final URL and the response.
     fn follow(&self, url: &str, name: &Name, ask: Ask) -> Result<(String, Response<Body>), Failure> {
         let mut url = url.to_string();
         for _ in 0..REDIRECTS {
@@ -171,7 +171,7 @@ impl Client {
         Err(too_many_redirects(&url))
     }
 
-    /// Sends a single request. The token is sent to the Hub only, not to hosts that it redirects to.
+    /// Send a single request. The token is sent to the Hub only, not to hosts that it redirects to.
     fn once(&self, url: &str, name: &Name, ask: Ask) -> Result<Response<Body>, Failure> {
         let own = origin(url) == origin(&self.endpoint);
         let mut request = ask(url);
@@ -187,7 +187,7 @@ impl Client {
         }
     }
 
-    /// Explains an error status of the Hub, and how to resolve it.
+    /// Explain an error status of the Hub, and how to resolve it.
     fn refusal(&self, url: &str, name: &Name, status: u16, headers: &HeaderMap) -> Failure {
         let (code, said) = (text(headers, "x-error-code"), text(headers, "x-error-message").unwrap_or_default());
         let (endpoint, repository) = (&self.endpoint, &name.repository);
@@ -243,18 +243,18 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Returns an ETag without quotes and weak prefix.
+/// Return an ETag without quotes and weak prefix.
 fn plain(etag: &str) -> &str {
     etag.trim_start_matches("W/").trim_matches('"')
 }
 
-/// Returns scheme, host and port of a URL.
+/// Return scheme, host and port of a URL.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     &url[..url[host..].find(['/', '?']).map_or(url.len(), |end| host + end)]
 }
 
-/// Resolves the redirect location `to` relative to `url`.
+/// Resolve the redirect location `to` relative to `url`.
 fn joined(url: &str, to: &str) -> String {
     match to {
         to if to.contains("://") => to.to_string(),

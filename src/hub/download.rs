@@ -18,7 +18,7 @@ use crate::files;
 pub(super) const TRIES: u32 = 4;
 pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
 
-/// Retries `ask` until it succeeds, fails permanently or has failed [`TRIES`] times.
+/// Retry `ask` until it succeeds, fails permanently or has failed [`TRIES`] times.
 pub(super) fn retry<T>(name: &Name, mut ask: impl FnMut() -> std::result::Result<T, Failure>) -> Result<T> {
     let mut tried = 0;
     loop {
@@ -36,7 +36,7 @@ pub(super) fn retry<T>(name: &Name, mut ask: impl FnMut() -> std::result::Result
     }
 }
 
-/// Downloads `file` of a commit into the cache, unless it is there.
+/// Download `file` of a commit into the cache, unless it is there.
 ///
 /// # Errors
 /// The Hub rejects the request, the connection is lost, size or SHA-256 of the content differ from the Hub's metadata,
@@ -90,7 +90,7 @@ struct Part {
 }
 
 impl Part {
-    /// Opens the remainder of an earlier download, or an empty file.
+    /// Open the remainder of an earlier download, or an empty file.
     fn open(path: PathBuf, head: &Head) -> Result<Self> {
         let open = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let mut part = Self { file: open.map_err(Error::io(&path))?, path, size: 0, hash: Sha256::new() };
@@ -115,7 +115,7 @@ impl Part {
         Ok(())
     }
 
-    /// Appends the content that a connection delivers. Write errors, such as a full disk, are permanent failures.
+    /// Append the content that a connection delivers. Write errors, such as a full disk, are permanent failures.
     fn go_on(
         &mut self,
         client: &Client,
@@ -152,7 +152,7 @@ impl Part {
         Ok(())
     }
 
-    /// Verifies the SHA-256 if the Hub provides it, and renames the file to its blob.
+    /// Verify the SHA-256 if the Hub provides it, and rename the file to its blob.
     fn finish(mut self, name: &Name, file: &str, head: &Head, blob: &Path) -> Result<()> {
         let found: String = self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         if let Some(sha256) = head.sha256().filter(|sha256| *sha256 != found) {

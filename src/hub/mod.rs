@@ -50,7 +50,7 @@ pub enum Part {
     Whole,
 }
 
-/// Returns the folder of the model that `path` is or names.
+/// Return the folder of the model that `path` is or names.
 ///
 /// # Errors
 /// A mistyped path, or for names the errors of [`Hub::model`].
@@ -61,7 +61,7 @@ pub fn model(path: &Path, part: Part) -> Result<PathBuf> {
     }
 }
 
-/// Returns the files of the data set that `path` is or names, in order.
+/// Return the files of the data set that `path` is or names, in order.
 ///
 /// # Errors
 /// A mistyped path, or for names the errors of [`Hub::data`].
@@ -72,7 +72,7 @@ pub fn data(path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// Returns `path`, or if it is a name, the name pinned to its current commit. Settings store the pinned name, so that a
+/// Return `path`, or if it is a name, the name pinned to its current commit. Settings store the pinned name, so that a
 /// resumed run uses the same version.
 ///
 /// # Errors
@@ -84,7 +84,7 @@ pub fn pinned(kind: Kind, path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Returns the commit of a name; `None` for a path.
+/// Return the commit of a name; `None` for a path.
 ///
 /// # Errors
 /// A mistyped path, or an error of the Hub.
@@ -93,7 +93,7 @@ pub fn commit(kind: Kind, path: &Path) -> Result<Option<String>> {
     commit_of(&name).map(Some)
 }
 
-/// Returns the commit of a name.
+/// Return the commit of a name.
 ///
 /// # Errors
 /// An error of the Hub.
@@ -104,7 +104,7 @@ pub fn commit_of(name: &Name) -> Result<String> {
     }
 }
 
-/// Returns the repository name in `path`, if it is one. Logs a message if a local path hides a repository name.
+/// Return the repository name in `path`, if it is one. Log a message if a local path hides a repository name.
 fn named(kind: Kind, path: &Path) -> Result<Option<Name>> {
     let name = Name::of(kind, path)?;
     if name.is_none()
@@ -145,7 +145,7 @@ pub struct Hub {
 }
 
 impl fmt::Debug for Hub {
-    /// Formats the settings without the token.
+    /// Format the settings without the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { endpoint, cache, token: _, offline, patience } = self;
         let mut shown = f.debug_struct("Hub");
@@ -165,7 +165,7 @@ struct Opened {
 }
 
 impl Hub {
-    /// Returns the settings from environment variables.
+    /// Return the settings from environment variables.
     pub fn from_env() -> Self {
         let set = |name: &str| {
             std::env::var(name).ok().map(|value| value.trim().to_string()).filter(|value| !value.is_empty())
@@ -188,7 +188,7 @@ impl Hub {
         }
     }
 
-    /// Downloads a model into the cache, unless it is there; returns its folder.
+    /// Download a model into the cache, unless it is there; return its folder.
     ///
     /// # Errors
     /// No such repository or revision, private or gated (each with advice); offline and not in the cache; no
@@ -208,7 +208,7 @@ impl Hub {
         self.finish(name, &opened)
     }
 
-    /// Downloads the files of a data set into the cache, unless they are there; returns their paths.
+    /// Download the files of a data set into the cache, unless they are there; returns their paths.
     ///
     /// # Errors
     /// As [`Self::model`], and a name that matches no split or several.
@@ -227,7 +227,7 @@ impl Hub {
         Ok(wanted.iter().map(|file| dir.join(file)).collect())
     }
 
-    /// Returns the weight files listed in the index.
+    /// Return the weight files listed in the index.
     fn shards(&self, name: &Name, opened: &Opened) -> Result<Vec<String>> {
         let path = self.snapshot(name, opened).join(choose::INDEX);
         let index: Value = files::read_json(&path)?;
@@ -247,7 +247,7 @@ impl Hub {
         Cache::of(&self.cache, name).snapshot(&opened.commit)
     }
 
-    /// Returns an error about the content of a repository. If the listing is incomplete, the message says so.
+    /// Return an error about the content of a repository. If the listing is incomplete, the message says so.
     fn fault(&self, name: &Name, opened: &Opened, why: &str) -> Error {
         let part = match opened.whole {
             true => String::new(),
@@ -259,7 +259,7 @@ impl Hub {
         Error::Invalid(format!("{name}: {why}{part}"))
     }
 
-    /// Returns commit and files of a name. Resolved once per process, so that a branch does not move meanwhile.
+    /// Return commit and files of a name. Resolved once per process, so that a branch does not move meanwhile.
     fn open(&self, name: &Name) -> Result<Opened> {
         type Known = HashMap<(String, PathBuf, Kind, String, String), Opened>;
         static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
@@ -301,7 +301,7 @@ impl Hub {
         Ok(Opened { commit, listing, whole: true })
     }
 
-    /// Checks that endpoint and token are well-formed.
+    /// Check that endpoint and token are well-formed.
     fn check(&self) -> std::result::Result<(), String> {
         let endpoint = &self.endpoint;
         if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
@@ -318,7 +318,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Resolves a name from the cache only.
+    /// Resolve a name from the cache only.
     fn resolve_offline(&self, name: &Name, cache: &Cache) -> Result<Opened> {
         let asked = name.revision();
         let commit = if is_commit(asked) { Some(asked.to_string()) } else { cache.commit_of(asked) };
@@ -338,7 +338,7 @@ impl Hub {
         })
     }
 
-    /// Downloads the files of a commit that are not in the cache.
+    /// Download the files of a commit that are not in the cache.
     fn fetch(&self, name: &Name, opened: &Opened, wanted: &[String]) -> Result<()> {
         let (cache, dir) = (Cache::of(&self.cache, name), self.snapshot(name, opened));
         let missing: Vec<&String> = wanted.iter().filter(|file| !dir.join(file).is_file()).collect();
@@ -357,7 +357,7 @@ impl Hub {
         missing.into_iter().try_for_each(|file| download::fetch(&client, &cache, name, &opened.commit, file))
     }
 
-    /// Stores the commit of the branch after all files have been downloaded; returns the snapshot folder.
+    /// Store the commit of the branch after all files have been downloaded; return the snapshot folder.
     fn finish(&self, name: &Name, opened: &Opened) -> Result<PathBuf> {
         if !self.offline {
             Cache::of(&self.cache, name).keep_ref(name.revision(), &opened.commit);

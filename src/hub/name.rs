@@ -15,7 +15,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Returns the kind as used in the Hub's URLs and cache folders.
+    /// Return the kind as used in the Hub's URLs and cache folders.
     pub(super) fn plural(self) -> &'static str {
         match self {
             Self::Model => "models",
@@ -63,7 +63,7 @@ impl fmt::Display for Name {
 }
 
 impl Name {
-    /// Returns the repository that `path` names; `None` for a local path.
+    /// Return the repository that `path` names; `None` for a local path.
     ///
     /// Anything that exists is a path. Otherwise `owner/name` is a repository, unless a local folder `owner` exists:
     /// then it is a mistyped path, and only `hf:owner/name` names the repository.
@@ -99,12 +99,12 @@ impl Name {
         Ok(Some(named))
     }
 
-    /// Returns the repository name that the local path `path` hides because it has the form of one.
+    /// Return the repository name that the local path `path` hides because it has the form of one.
     pub(super) fn hidden_by(kind: Kind, path: &Path) -> Option<Self> {
         path.to_str().filter(|text| !text.starts_with(PREFIX)).and_then(|text| Self::read(kind, text))
     }
 
-    /// Parses a name; returns `None` if `text` does not have the form of one.
+    /// Parse a name; return `None` if `text` does not have the form of one.
     fn read(kind: Kind, text: &str) -> Option<Self> {
         let (place, revision) = match text.split_once('@') {
             Some((place, revision)) => (place, Some(revision)),
@@ -126,23 +126,23 @@ impl Name {
         well.then(|| Self { kind, repository: repository.to_string(), parts, revision })
     }
 
-    /// Returns the commit, if the revision is a commit hash.
+    /// Return the commit, if the revision is a commit hash.
     pub fn commit(&self) -> Option<&str> {
         self.revision.as_deref().filter(|revision| is_commit(revision))
     }
 
-    /// Returns branch, tag or commit; `main` by default.
+    /// Return branch, tag or commit; `main` by default.
     pub(super) fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// Returns the name at a commit or another revision, as stored in settings: with `hf:`, so that it is never a path.
+    /// Return the name at a commit or another revision, as stored in settings: with `hf:`, so that it is never a path.
     pub fn at(&self, commit: &str) -> String {
         format!("{PREFIX}{}", Self { revision: Some(commit.to_string()), ..self.clone() })
     }
 }
 
-/// Returns whether a text is valid as an account or repository name by the Hub's rules.
+/// Return whether a text is valid as an account or repository name by the Hub's rules.
 fn is_valid_name(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let ends = |c: char| c == '-' || c == '.';
@@ -154,14 +154,14 @@ fn is_valid_name(text: &str) -> bool {
         && !text.contains("--")
 }
 
-/// Returns whether a text is valid as a branch, tag or commit, and safe as a path in the cache.
+/// Return whether a text is valid as a branch, tag or commit, and safe as a path in the cache.
 pub(crate) fn is_revision(text: &str) -> bool {
     !text.contains("..")
         && text.split('/').all(|part| !part.is_empty() && part != ".")
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
 }
 
-/// Returns whether a text is a commit hash.
+/// Return whether a text is a commit hash.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }

@@ -4,18 +4,18 @@
 pub(super) struct Progress(imp::Line);
 
 impl Progress {
-    /// Starts the display of a download of `size` bytes, of which `done` are already present.
+    /// Start the display of a download of `size` bytes, of which `done` are already present.
     pub(super) fn new(what: &str, size: u64, done: u64) -> Self {
         Self(imp::Line::new(what, size, done))
     }
 
-    /// Updates the number of bytes present.
+    /// Update the number of bytes present.
     pub(super) fn at(&mut self, done: u64) {
         self.0.at(done);
     }
 }
 
-/// Shows a line to the user.
+/// Show a line to the user.
 pub(super) fn say(line: &str) {
     imp::say(line);
 }

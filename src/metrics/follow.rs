@@ -39,7 +39,7 @@ pub struct LogConfig {
 }
 
 impl LogConfig {
-    /// Returns the settings that cannot work, one line each.
+    /// Return the settings that cannot work, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let nameless = self.command.first().is_some_and(String::is_empty);
         let mistake = format!("log.command = {:?} names no program", self.command);
@@ -90,7 +90,7 @@ pub struct Followers {
 }
 
 impl Followers {
-    /// Opens the followers for the run `id` in the folder `run`; `step` is the last step that a resumed run keeps.
+    /// Open the followers for the run `id` in the folder `run`; `step` is the last step that a resumed run keeps.
     ///
     /// # Errors
     /// When a file cannot be written, or a program cannot be started.
@@ -190,7 +190,7 @@ impl Program {
     }
 }
 
-/// Kills the program and all that it started.
+/// Kill the program and all that it started.
 fn end_group(child: &mut Child) {
     // The program leads its own process group.
     #[cfg(unix)]
@@ -202,7 +202,7 @@ fn end_group(child: &mut Child) {
 }
 
 impl Drop for Program {
-    /// Closes the program's input and waits for the program, which may still be sending lines somewhere.
+    /// Close the program's input and waits for the program, which may still be sending lines somewhere.
     fn drop(&mut self) {
         let told = self.lines.take().is_some();
         let (start, mut patient) = (Instant::now(), true);

@@ -18,14 +18,14 @@ use crate::error::{Error, Result};
 pub struct Metrics(Map<String, Value>);
 
 impl Metrics {
-    /// Creates the metrics of step `step`.
+    /// Create the metrics of step `step`.
     pub fn of_step(step: usize) -> Self {
         let mut metrics = Self::default();
         metrics.0.insert("step".to_string(), step.into());
         metrics
     }
 
-    /// Sets a number; a number that is not finite is written as `null`, which readers show as missing.
+    /// Set a number; a number that is not finite is written as `null`, which readers show as missing.
     pub fn set(&mut self, name: impl Into<String>, value: f64) {
         self.0.insert(name.into(), serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number));
     }
@@ -35,61 +35,61 @@ impl Metrics {
         self.set(name, self.get(name).unwrap_or(0.0) + value);
     }
 
-    /// Sets the mean of `values`; does nothing if `values` is empty.
+    /// Set the mean of `values`; does nothing if `values` is empty.
     pub fn set_mean(&mut self, name: &str, values: &[f64]) {
         if !values.is_empty() {
             self.set(name, mean(values));
         }
     }
 
-    /// Sets a list of numbers; one that is missing or not finite is written as `null`.
+    /// Set a list of numbers; one that is missing or not finite is written as `null`.
     pub fn set_list(&mut self, name: &str, values: &[Option<f64>]) {
         let number = |value: &Option<f64>| value.map_or(Value::Null, Value::from);
         self.0.insert(name.to_string(), values.iter().map(number).collect());
     }
 
-    /// Sets a text.
+    /// Set a text.
     pub fn set_text(&mut self, name: &str, value: &str) {
         self.0.insert(name.to_string(), value.into());
     }
 
-    /// Returns a number set before.
+    /// Return a number set before.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.get(name).and_then(Value::as_f64)
     }
 
-    /// Returns a list set before.
+    /// Return a list set before.
     pub fn list(&self, name: &str) -> Option<Vec<Option<f64>>> {
         Some(self.0.get(name)?.as_array()?.iter().map(Value::as_f64).collect())
     }
 
-    /// Returns a text set before.
+    /// Return a text set before.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).and_then(Value::as_str)
     }
 
-    /// Returns all values by name.
+    /// Return all values by name.
     pub fn values(&self) -> &Map<String, Value> {
         &self.0
     }
 
-    /// Returns the line of `metrics.jsonl`, including the line break.
+    /// Return the line of `metrics.jsonl`, including the line break.
     fn line(&self) -> String {
         serde_json::to_string(&self.0).expect("an object of numbers, texts and lists is JSON") + "\n"
     }
 
-    /// Adds all values of `other`, with `prefix` before their names.
+    /// Add all values of `other`, with `prefix` before their names.
     pub fn extend(&mut self, prefix: &str, other: Metrics) {
         self.0.extend(other.0.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)));
     }
 }
 
-/// Returns the mean of `values`; 0 if `values` is empty.
+/// Return the mean of `values`; 0 if `values` is empty.
 pub fn mean(values: &[f64]) -> f64 {
     if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
 }
 
-/// Returns the sample standard deviation (divisor n − 1); 0 for fewer than two values.
+/// Return the sample standard deviation (divisor n − 1); 0 for fewer than two values.
 pub fn deviation(values: &[f64]) -> f64 {
     if values.len() < 2 {
         return 0.0;
@@ -106,7 +106,7 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the log and keeps the lines of steps up to `last_step`; a resumed run writes the later ones again.
+    /// Open the log and keep the lines of steps up to `last_step`; a resumed run writes the later ones again.
     ///
     /// # Errors
     /// When the file cannot be read or written, or holds a line that is not a JSON object (a truncated last line is
@@ -140,7 +140,7 @@ impl MetricsLog {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    /// Appends one line.
+    /// Append one line.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -153,7 +153,7 @@ impl MetricsLog {
     }
 }
 
-/// Moves the final evaluation of a finished run, the second line of `step`, into the line of the step itself, where a
+/// Move the final evaluation of a finished run, the second line of `step`, into the line of the step itself, where a
 /// longer run has its evaluation.
 ///
 /// # Errors
@@ -172,7 +172,7 @@ pub(crate) fn keep_final_evaluation(path: &Path, step: usize) -> Result<()> {
     crate::files::write(path, (lines.join("\n") + "\n").as_bytes())
 }
 
-/// Returns the peak resident memory of this process in GB (2^30 bytes); Linux only.
+/// Return the peak resident memory of this process in GB (2^30 bytes); Linux only.
 pub fn peak_rss_gb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

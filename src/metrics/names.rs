@@ -157,7 +157,7 @@ pub const ALL: &[[&str; 3]] = &[
     ["conflict/cosine/<layer>", "", "cosine of the two gradients with respect to the parameters of a layer"],
 ];
 
-/// Returns the pattern in the list that `name` matches.
+/// Return the pattern in the list that `name` matches.
 pub fn pattern(name: &str) -> Option<&'static str> {
     ALL.iter().map(|[pattern, ..]| *pattern).find(|pattern| fits(pattern, name))
 }

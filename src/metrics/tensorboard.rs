@@ -27,7 +27,7 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
-    /// Creates a file in `dir`. If a run resumes after `step`, TensorBoard drops the later steps of earlier files.
+    /// Create a file in `dir`. If a run resumes after `step`, TensorBoard drops the later steps of earlier files.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -53,7 +53,7 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Writes the numbers of a step as scalars, and the name of its stage as a text if it changes. Lists stay in
+    /// Write the numbers of a step as scalars, and the name of its stage as a text if it changes. Lists stay in
     /// `metrics.jsonl`.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ impl EventFile {
         self.write(step(metrics), What::Summary(Summary { value }))
     }
 
-    /// Writes a histogram of the `values` of a step, without those that are not finite; the metrics count these.
+    /// Write a histogram of the `values` of a step, without those that are not finite; the metrics count these.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -82,7 +82,7 @@ impl EventFile {
         self.write(step as i64, What::Summary(Summary { value }))
     }
 
-    /// Writes texts, one below the other.
+    /// Write texts, one below the other.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -91,7 +91,7 @@ impl EventFile {
         self.write(step as i64, What::Summary(Summary { value }))
     }
 
-    /// Appends a record in one write, so that a killed process leaves at most one truncated record, which TensorBoard
+    /// Append a record in one write, so that a killed process leaves at most one truncated record, which TensorBoard
     /// treats as the end.
     fn write(&mut self, step: i64, what: What) -> Result<()> {
         let wall_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
@@ -100,7 +100,7 @@ impl EventFile {
     }
 }
 
-/// Returns a metric's name in TensorBoard, as in Hugging Face's trainers: `train/` before names outside `eval/`.
+/// Return a metric's name in TensorBoard, as in Hugging Face's trainers: `train/` before names outside `eval/`.
 /// Figures of the conflict have their own group.
 fn tag(name: &str) -> String {
     if name.starts_with("eval/") || name.starts_with("conflict/") { name.to_string() } else { format!("train/{name}") }
@@ -110,13 +110,13 @@ fn step(metrics: &Metrics) -> i64 {
     metrics.get("step").unwrap_or_default() as i64
 }
 
-/// Encodes a record: its length and the checksum of the length, the data and its checksum.
+/// Encode a record: its length and the checksum of the length, the data and its checksum.
 fn record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     [&length[..], &checksum(&length), data, &checksum(data)].concat()
 }
 
-/// Computes the CRC-32C checksum, masked as in TensorFlow's records.
+/// Compute the CRC-32C checksum, masked as in TensorFlow's records.
 fn checksum(data: &[u8]) -> [u8; 4] {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -248,7 +248,7 @@ impl Item {
 }
 
 impl Histogram {
-    /// Computes a histogram with buckets of equal width; `None` without a finite value.
+    /// Compute a histogram with buckets of equal width; `None` without a finite value.
     fn of(values: &[f64]) -> Option<Self> {
         let values: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
         let min = values.iter().copied().reduce(f64::min)?;

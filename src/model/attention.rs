@@ -123,12 +123,12 @@ impl Attention {
         (q, Some(gate))
     }
 
-    /// Returns the projections of queries, keys and values; `None` if they are fused.
+    /// Return the projections of queries, keys and values; `None` if they are fused.
     fn separate(&self) -> Option<[&Linear; 3]> {
         Some([self.q_proj.as_ref()?, self.k_proj.as_ref()?, self.v_proj.as_ref()?])
     }
 
-    /// Computes queries, keys and values with the fused projection.
+    /// Compute queries, keys and values with the fused projection.
     fn together(&self, x: Tensor<2>, rows: &Rows) -> [Tensor<2>; 3] {
         let layer = self.qkv_proj.as_ref().expect("one projection or three");
         let x = rows.precision.linear(layer, x);

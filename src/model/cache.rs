@@ -28,17 +28,17 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
-    /// Returns the number of rows of each table, without the row for padding.
+    /// Return the number of rows of each table, without the row for padding.
     pub fn tokens(&self) -> usize {
         self.prompts * self.prompt_length + self.completions * self.completion_length
     }
 
-    /// Returns the number of tokens whose f32 keys and values take as much memory as the cache with its states.
+    /// Return the number of tokens whose f32 keys and values take as much memory as the cache with its states.
     pub fn tokens_worth(&self, config: &ModelConfig) -> usize {
         self.tokens() + self.state_bytes(config).div_ceil(token_bytes(config, 4).max(1))
     }
 
-    /// Returns the memory of the whole cache in bytes: keys and values of every attention layer with `number` bytes per
+    /// Return the memory of the whole cache in bytes: keys and values of every attention layer with `number` bytes per
     /// element, and the f32 recurrent states of every sequence.
     pub fn bytes(&self, config: &ModelConfig, number: usize) -> usize {
         token_bytes(config, number) * self.tokens() + self.state_bytes(config)
@@ -48,7 +48,7 @@ impl CacheShape {
         4 * recurrent(config) * self.slots() * states::numbers(config).iter().sum::<usize>()
     }
 
-    /// Returns the number of rows of a state table: one per slot, and one for padding.
+    /// Return the number of rows of a state table: one per slot, and one for padding.
     fn slots(&self) -> usize {
         self.prompts + self.completions + 1
     }
@@ -62,12 +62,12 @@ impl CacheShape {
     }
 }
 
-/// Returns the number of layers with a recurrence.
+/// Return the number of layers with a recurrence.
 fn recurrent(config: &ModelConfig) -> usize {
     (0..config.num_hidden_layers).filter(|&layer| config.is_recurrent(layer)).count()
 }
 
-/// Returns the bytes of a token's keys and values, with `number` bytes per element.
+/// Return the bytes of a token's keys and values, with `number` bytes per element.
 fn token_bytes(config: &ModelConfig, number: usize) -> usize {
     let attending = config.num_hidden_layers - recurrent(config);
     2 * number * attending * config.num_key_value_heads * config.head_dim()
@@ -111,7 +111,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Creates an empty cache without autodiff, in f32 or [`cache_format`](super::CausalLm::cache_format).
+    /// Create an empty cache without autodiff, in f32 or [`cache_format`](super::CausalLm::cache_format).
     pub fn new(config: &ModelConfig, shape: CacheShape, format: FloatDType, device: &Device) -> Self {
         // The last row is for padding tokens.
         let size = [shape.tokens() + 1, config.num_key_value_heads * config.head_dim()];
@@ -135,7 +135,7 @@ impl KvCache {
         }
     }
 
-    /// Announces a pass over whole prompts, `(slot, length)` each.
+    /// Announce a pass over whole prompts, `(slot, length)` each.
     ///
     /// # Panics
     /// When a prompt is longer than its slot.
@@ -153,12 +153,12 @@ impl KvCache {
         self.call = CacheCall::new(writes, Vec::new());
     }
 
-    /// Assigns a completion slot to a new completion of the prompt in slot `prompt`.
+    /// Assign a completion slot to a new completion of the prompt in slot `prompt`.
     pub fn start(&mut self, slot: usize, prompt: usize) {
         self.completions[slot] = Completion { prompt, decoded: 0 };
     }
 
-    /// Announces a pass over one token per completion slot in `slots`, padded to `rows` tokens with unused results.
+    /// Announce a pass over one token per completion slot in `slots`, padded to `rows` tokens with unused results.
     ///
     /// # Panics
     /// When a completion has filled its slot, or there are more slots than rows.
@@ -192,7 +192,7 @@ impl KvCache {
         self.upload_states();
     }
 
-    /// Announces the same step again, for tokens sampled and counted on the device: only the host's counts advance.
+    /// Announce the same step again, for tokens sampled and counted on the device: only the host's counts advance.
     pub(crate) fn step_on_device(&mut self, slots: &[usize]) {
         assert!(self.decoding.is_some(), "a step that was announced by `step` and taken");
         for &slot in slots {
@@ -209,7 +209,7 @@ impl KvCache {
         }
     }
 
-    /// Returns the announced step on a GPU; `None` for a pass over prompts. `rotations` takes the number of positions.
+    /// Return the announced step on a GPU; `None` for a pass over prompts. `rotations` takes the number of positions.
     pub(super) fn decoding(
         &mut self,
         stored: FloatDType,
@@ -226,25 +226,25 @@ impl KvCache {
         self.decoding.as_ref()
     }
 
-    /// Returns the state of each row of the announced step, if it is on a GPU.
+    /// Return the state of each row of the announced step, if it is on a GPU.
     pub(crate) fn states(&self) -> Option<Tensor<2, Int>> {
         self.decoding.as_ref().map(|decoding| decoding.states.clone())
     }
 
-    /// Returns the states of `rows` padding rows, as set by [`Self::step`].
+    /// Return the states of `rows` padding rows, as set by [`Self::step`].
     pub(crate) fn padding_states(&self, rows: usize) -> Option<Tensor<2, Int>> {
         let (decoding, spare) = (self.decoding.as_ref()?, self.shape.tokens());
         Some(states(&vec![[spare..spare, spare..spare + 1]; rows], &decoding.states.device()))
     }
 
-    /// Makes the announced step read its states from `states`, until the next step is announced.
+    /// Make the announced step read its states from `states`, until the next step is announced.
     pub(crate) fn set_states(&mut self, states: Tensor<2, Int>) {
         if let Some(decoding) = &mut self.decoding {
             decoding.states = states;
         }
     }
 
-    /// Applies [`ops::attend`] to the announced tokens.
+    /// Apply [`ops::attend`] to the announced tokens.
     pub(super) fn attend(
         &self,
         layer: usize,
@@ -258,7 +258,7 @@ impl KvCache {
         ops::attend(projections, biases, rotates, [keys, values], dim, decoding)
     }
 
-    /// Returns the keys and values of a layer.
+    /// Return the keys and values of a layer.
     fn tables(&self, layer: usize) -> [&Tensor<2>; 2] {
         match &self.layers[layer] {
             LayerCache::Attention(keys, values) => [keys, values],
@@ -266,7 +266,7 @@ impl KvCache {
         }
     }
 
-    /// Returns the state tables of a layer, and the moves between their rows in the announced pass.
+    /// Return the state tables of a layer, and the moves between their rows in the announced pass.
     fn recurrence(&mut self, layer: usize) -> (&mut States, &[Move]) {
         match &mut self.layers[layer] {
             LayerCache::Recurrence(states) => (states, &self.moves),
@@ -274,13 +274,13 @@ impl KvCache {
         }
     }
 
-    /// Applies [`ops::delta::causal_conv`] to the announced tokens.
+    /// Apply [`ops::delta::causal_conv`] to the announced tokens.
     pub(super) fn convolve(&mut self, layer: usize, x: Tensor<2>, taps: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
         let (states, moves) = self.recurrence(layer);
         states.convolve(x, taps, lengths, moves)
     }
 
-    /// Applies [`ops::delta::delta_rule`] to the announced tokens.
+    /// Apply [`ops::delta::delta_rule`] to the announced tokens.
     pub(super) fn recur(
         &mut self,
         layer: usize,
@@ -292,12 +292,12 @@ impl KvCache {
         states.recur(inputs, lengths, moves, heads)
     }
 
-    /// Returns the positions of the announced tokens.
+    /// Return the positions of the announced tokens.
     pub(super) fn positions(&self) -> &[usize] {
         &self.positions
     }
 
-    /// Stores the keys and values of the announced tokens.
+    /// Store the keys and values of the announced tokens.
     ///
     /// # Shapes
     /// - keys, values: `[tokens, kv_heads, head_dim]`
@@ -312,7 +312,7 @@ impl KvCache {
         stored_values.inplace(|table| ops::write_rows(table, flat(values), call));
     }
 
-    /// Returns the attention output of the announced tokens; `None` for a pass over prompts, which needs no cache.
+    /// Return the attention output of the announced tokens; `None` for a pass over prompts, which needs no cache.
     pub(super) fn attention(&self, layer: usize, q: Tensor<3>) -> Option<Tensor<2>> {
         if self.call.spans().is_empty() {
             return None;
@@ -329,14 +329,14 @@ fn distinct(windows: &[Option<usize>]) -> impl Iterator<Item = usize> {
     windows.iter().enumerate().filter_map(new)
 }
 
-/// Returns the last `window` rows of a span.
+/// Return the last `window` rows of a span.
 fn last([prompt, own]: &Span, window: usize) -> Span {
     let cut = |run: &Range<usize>, count: usize| run.end - run.len().min(count)..run.end;
     let own = cut(own, window);
     [cut(prompt, window - own.len()), own]
 }
 
-/// Builds [`Decoding::states`].
+/// Build [`Decoding::states`].
 fn states(spans: &[Span], device: &Device) -> Tensor<2, Int> {
     let state = |[prompt, own]: &Span| [prompt.start, prompt.len(), own.start, own.len() - 1].map(|field| field as i32);
     let states: Vec<i32> = spans.iter().flat_map(state).collect();

@@ -100,7 +100,7 @@ fn initializer_range() -> f64 {
 }
 
 impl ModelConfig {
-    /// Returns a Qwen2 configuration of the given shape with a tied head and the family's other defaults.
+    /// Return a Qwen2 configuration of the given shape with a tied head and the family's other defaults.
     pub fn qwen2(
         vocab: usize,
         hidden: usize,
@@ -138,7 +138,7 @@ impl ModelConfig {
         }
     }
 
-    /// Reads `dir/config.json` and rejects unsupported configurations.
+    /// Read `dir/config.json` and rejects unsupported configurations.
     ///
     /// # Errors
     /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.
@@ -162,19 +162,19 @@ impl ModelConfig {
         }
     }
 
-    /// Returns the format of the stored weights: f32 if the file names none, `None` if it names an unsupported one.
+    /// Return the format of the stored weights: f32 if the file names none, `None` if it names an unsupported one.
     pub fn stored(&self) -> Option<Dtype> {
         let name = self.dtype.as_deref().or(self.torch_dtype.as_deref()).unwrap_or("float32");
         Dtype::named(name.strip_prefix("torch.").unwrap_or(name))
     }
 
-    /// Sets the format of the stored weights, under the key that the file uses.
+    /// Set the format of the stored weights, under the key that the file uses.
     pub(crate) fn set_stored(&mut self, dtype: Dtype) {
         let key = if self.dtype.is_some() { &mut self.dtype } else { &mut self.torch_dtype };
         *key = Some(dtype.name().to_string());
     }
 
-    /// Returns one message per unsupported or invalid key; empty if there are none.
+    /// Return one message per unsupported or invalid key; empty if there are none.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = self.foreign();
         let mut refuse = |bad: bool, problem: String| {

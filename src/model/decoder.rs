@@ -166,7 +166,7 @@ impl Stream {
         Self { x, part: None }
     }
 
-    /// Returns the sum and its norm; the sum twice if there is no norm.
+    /// Return the sum and its norm; the sum twice if there is no norm.
     fn normed(self, norm: Option<&RmsNorm>, stored: Option<FloatDType>) -> (Tensor<2>, Tensor<2>) {
         match norm {
             Some(norm) => norm.after(self.x, self.part, stored),
@@ -185,7 +185,7 @@ impl Stream {
     }
 }
 
-/// Returns `x · factor`; no operation for 1.
+/// Return `x · factor`; no operation for 1.
 fn times(x: Tensor<2>, factor: f64) -> Tensor<2> {
     if factor == 1.0 { x } else { x.mul_scalar(factor) }
 }
@@ -196,7 +196,7 @@ pub(crate) const LOGITS: usize = 32 << 20;
 const GPU_MULTIPLE: usize = 8;
 
 impl CausalLm {
-    /// Creates the structure only; [`super::load`] and [`CausalLm::random`] set its weights.
+    /// Create the structure only; [`super::load`] and [`CausalLm::random`] set its weights.
     ///
     /// # Panics
     /// When the configuration has [mistakes](ModelConfig::mistakes).
@@ -220,7 +220,7 @@ impl CausalLm {
         }
     }
 
-    /// Returns the model for generation: without autodiff (a recorded graph would never be freed), matrices in the
+    /// Return the model for generation: without autodiff (a recorded graph would never be freed), matrices in the
     /// precision of their products, adapters merged. On the `cpu` device adapters stay separate from a 16-bit base: the
     /// base keeps its size, and the products are the same as in training.
     pub fn for_inference(&self) -> Self {
@@ -230,12 +230,12 @@ impl CausalLm {
         if self.precision.is_short() { params::cast(model, self.precision.dtype()) } else { model }
     }
 
-    /// Returns the same weights, with products in another precision.
+    /// Return the same weights, with products in another precision.
     pub(crate) fn in_precision(&self, precision: Precision) -> Self {
         Self { precision, ..self.clone() }
     }
 
-    /// Computes the hidden states after the final norm, one row per token, for packed sequences.
+    /// Compute the hidden states after the final norm, one row per token, for packed sequences.
     ///
     /// Without a cache every sequence starts at position 0. With a cache the sequences are the ones announced with
     /// [`KvCache::read`] or [`KvCache::step`]; call these forms on [`CausalLm::for_inference`].
@@ -274,7 +274,7 @@ impl CausalLm {
         self.finish(stream, rows.stored)
     }
 
-    /// Returns whether the announced pass is a decoding step whose state is kept on a GPU.
+    /// Return whether the announced pass is a decoding step whose state is kept on a GPU.
     fn decoding(&self, cache: &mut KvCache) -> bool {
         let device = self.device();
         let there = self.decodes_on_gpu && !device.is_autodiff();
@@ -287,18 +287,18 @@ impl CausalLm {
         cache.decoding(stored, rotations).is_some()
     }
 
-    /// Returns the format in which norms write operands of products on a GPU; `None` elsewhere: products convert.
+    /// Return the format in which norms write operands of products on a GPU; `None` elsewhere: products convert.
     fn stored(&self, device: &Device) -> Option<FloatDType> {
         ops::is_gpu(device).then(|| self.precision.stored())
     }
 
-    /// Applies the final norm to the output of the last block, and the divisor of the logits.
+    /// Apply the final norm to the output of the last block, and the divisor of the logits.
     fn finish(&self, stream: Stream, stored: Option<FloatDType>) -> Tensor<2> {
         let (_, normed) = self.model.norm.after(stream.x, stream.part, stored);
         times(normed, 1.0 / self.multipliers.logits)
     }
 
-    /// Builds the inputs shared by all blocks of a pass; `positions` is `None` if the cache has the rotations.
+    /// Build the inputs shared by all blocks of a pass; `positions` is `None` if the cache has the rotations.
     fn rows(&self, positions: Option<&[usize]>, lengths: &[usize]) -> Rows {
         let device = self.device();
         if !ops::is_host(&device) {
@@ -312,13 +312,13 @@ impl CausalLm {
         Rows { lengths: lengths.to_vec(), rotary, precision: self.precision, stored: self.stored(&device) }
     }
 
-    /// Builds the inputs shared by all blocks of a pass over packed sequences that start at position 0.
+    /// Build the inputs shared by all blocks of a pass over packed sequences that start at position 0.
     pub(crate) fn packed(&self, lengths: &[usize]) -> Rows {
         let positions: Vec<usize> = lengths.iter().flat_map(|&length| 0..length).collect();
         self.rows(Some(&positions), lengths)
     }
 
-    /// Returns the embedding of `tokens`, `[tokens, hidden]`.
+    /// Return the embedding of `tokens`, `[tokens, hidden]`.
     pub(crate) fn embed(&self, tokens: &[u32]) -> Tensor<2> {
         self.embed_ids(ids(tokens, &self.device()))
     }
@@ -329,7 +329,7 @@ impl CausalLm {
         times(rows.cast(FloatDType::F32), self.multipliers.embedding)
     }
 
-    /// Applies the blocks in `which`, one after another.
+    /// Apply the blocks in `which`, one after another.
     ///
     /// # Shapes
     /// - x, output: `[tokens, hidden]`
@@ -338,7 +338,7 @@ impl CausalLm {
         stream.sum()
     }
 
-    /// Applies the final norm and the head to the output of the last block.
+    /// Apply the final norm and the head to the output of the last block.
     ///
     /// # Shapes
     /// - x: `[rows, hidden]`; output: `[rows, vocab]`
@@ -346,7 +346,7 @@ impl CausalLm {
         self.logits(self.finish(Stream::new(x), self.stored(&self.device())))
     }
 
-    /// Computes the logits of hidden states.
+    /// Compute the logits of hidden states.
     ///
     /// # Shapes
     /// - hidden: `[rows, hidden]`
@@ -358,35 +358,35 @@ impl CausalLm {
         }
     }
 
-    /// Returns the factor of the embedding rows.
+    /// Return the factor of the embedding rows.
     pub(crate) fn embedding_multiplier(&self) -> f64 {
         self.multipliers.embedding
     }
 
-    /// Returns the number of blocks.
+    /// Return the number of blocks.
     pub(crate) fn num_blocks(&self) -> usize {
         self.model.layers.len()
     }
 
-    /// Returns the vocabulary size.
+    /// Return the vocabulary size.
     pub(crate) fn vocab_size(&self) -> usize {
         self.model.embed_tokens.weight.lazy_shape()[0]
     }
 
-    /// Returns the number of rows whose logits are computed at a time: at most `logits` elements, [`GPU_MULTIPLE`]
+    /// Return the number of rows whose logits are computed at a time: at most `logits` elements, [`GPU_MULTIPLE`]
     /// times as many on a GPU, and at least one row.
     pub(crate) fn rows_at_once(&self, logits: usize) -> usize {
         let times = if ops::is_gpu(&self.device()) { GPU_MULTIPLE } else { 1 };
         (times * logits / self.vocab_size()).max(1)
     }
 
-    /// Returns the format of cached keys and values: on the `cpu` device bf16 if products use it, else f32.
+    /// Return the format of cached keys and values: on the `cpu` device bf16 if products use it, else f32.
     pub fn cache_format(&self) -> FloatDType {
         let short = self.precision == Precision::Bf16 && ops::is_host(&self.device());
         if short { FloatDType::BF16 } else { FloatDType::F32 }
     }
 
-    /// Returns the device of the weights.
+    /// Return the device of the weights.
     pub fn device(&self) -> Device {
         self.model.norm.weight.val().device()
     }

@@ -33,7 +33,7 @@ const SIZES: [(&str, u64); 5] = [
 ];
 
 impl ModelConfig {
-    /// Returns the heads of the recurrence and the taps of its convolution; `None` in a family without recurrences.
+    /// Return the heads of the recurrence and the taps of its convolution; `None` in a family without recurrences.
     pub(crate) fn delta(&self) -> Option<(DeltaHeads, usize)> {
         self.family().filter(|family| family.delta)?;
         let size = |(key, default): (&str, u64)| self.rest.get(key).and_then(Value::as_u64).unwrap_or(default) as usize;
@@ -41,7 +41,7 @@ impl ModelConfig {
         Some((DeltaHeads { keys, values, key_dim, value_dim }, taps))
     }
 
-    /// Returns whether a layer has the recurrence in place of attention.
+    /// Return whether a layer has the recurrence in place of attention.
     pub(crate) fn is_recurrent(&self, layer: usize) -> bool {
         if !self.family().is_some_and(|family| family.delta) {
             return false;
@@ -53,7 +53,7 @@ impl ModelConfig {
         !(layer as u64 + 1).is_multiple_of(interval.unwrap_or(INTERVAL))
     }
 
-    /// Returns one message per invalid key of the recurrence.
+    /// Return one message per invalid key of the recurrence.
     pub(super) fn delta_mistakes(&self) -> Vec<String> {
         let Some((heads, taps)) = self.delta() else { return Vec::new() };
         let mut problems = Vec::new();
@@ -122,7 +122,7 @@ pub struct GatedDeltaNet {
 }
 
 impl GatedDeltaNet {
-    /// Creates the recurrence of a layer; `None` for a layer with attention.
+    /// Create the recurrence of a layer; `None` for a layer with attention.
     pub(super) fn new(config: &ModelConfig, layer: usize, device: &Device) -> Option<Self> {
         let (heads, taps) = config.delta().filter(|_| config.is_recurrent(layer))?;
         let (hidden, [q, k, v]) = (config.hidden_size, heads.widths());

@@ -91,7 +91,7 @@ pub(super) enum Gate {
 }
 
 impl Gate {
-    /// Returns the name in `config.json`.
+    /// Return the name in `config.json`.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Silu => "silu",
@@ -286,13 +286,13 @@ impl ModelConfig {
         FAMILIES.iter().find(|family| family.name == self.model_type)
     }
 
-    /// Returns the width of one head.
+    /// Return the width of one head.
     pub fn head_dim(&self) -> usize {
         let own = self.family().and_then(|family| family.head_dim);
         self.head_dim.or(own).unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
-    /// Returns whether queries, keys and values have a bias, and whether the output projection of attention has one.
+    /// Return whether queries, keys and values have a bias, and whether the output projection of attention has one.
     pub(crate) fn attention_biases(&self) -> (bool, bool) {
         let asked = self.attention_bias.unwrap_or(false);
         match self.family().map(|family| &family.bias) {
@@ -302,17 +302,17 @@ impl ModelConfig {
         }
     }
 
-    /// Returns whether the attention output has a gate.
+    /// Return whether the attention output has a gate.
     pub(crate) fn has_output_gate(&self) -> bool {
         self.family().is_some_and(|family| family.output_gate)
     }
 
-    /// Returns whether the feed-forward projections have a bias.
+    /// Return whether the feed-forward projections have a bias.
     pub(crate) fn has_mlp_bias(&self) -> bool {
         self.mlp_bias.unwrap_or(false) && self.family().is_some_and(|family| family.mlp_bias)
     }
 
-    /// Returns the widths of the query norm and the key norm; `None` without such norms.
+    /// Return the widths of the query norm and the key norm; `None` without such norms.
     pub(crate) fn qk_norm_widths(&self) -> Option<[usize; 2]> {
         let heads = match self.family()?.qk_norm {
             HeadNorm::None => return None,
@@ -322,38 +322,38 @@ impl ModelConfig {
         Some(heads.map(|heads| heads * self.head_dim()))
     }
 
-    /// Returns the positions of the norms in a block.
+    /// Return the positions of the norms in a block.
     pub(super) fn norms(&self) -> Norms {
         self.family().map_or(Norms::Before, |family| family.norms)
     }
 
-    /// Returns the number of norms of width `hidden_size` in a block.
+    /// Return the number of norms of width `hidden_size` in a block.
     pub(crate) fn norms_per_block(&self) -> usize {
         if self.norms() == Norms::Around { 4 } else { 2 }
     }
 
-    /// Returns whether norms multiply by `1 + weight`.
+    /// Return whether norms multiply by `1 + weight`.
     pub(super) fn has_unit_norms(&self) -> bool {
         self.family().is_some_and(|family| family.unit_norms)
     }
 
-    /// Returns the activation of the feed-forward gate.
+    /// Return the activation of the feed-forward gate.
     pub(super) fn gate(&self) -> Gate {
         self.family().map_or(Gate::Silu, |family| family.gate)
     }
 
-    /// Returns whether projections with the same input are fused.
+    /// Return whether projections with the same input are fused.
     pub(crate) fn is_fused(&self) -> bool {
         self.family().is_some_and(|family| family.fused)
     }
 
-    /// Returns the index of a layer's rotary settings; `None` without rotary positions.
+    /// Return the index of a layer's rotary settings; `None` without rotary positions.
     pub(super) fn rope_of(&self, layer: usize) -> Option<usize> {
         let local = self.family().is_some_and(|family| family.local_theta.is_some());
         self.rotates(layer).then(|| usize::from(local && self.slides(layer)))
     }
 
-    /// Returns whether a layer has rotary positions.
+    /// Return whether a layer has rotary positions.
     pub(super) fn rotates(&self, layer: usize) -> bool {
         let Some(family) = self.family().filter(|family| family.unrotated > 0) else { return true };
         if let Some(layers) = self.rest.get("no_rope_layers").and_then(Value::as_array) {
@@ -363,12 +363,12 @@ impl ModelConfig {
         !(layer as u64 + 1).is_multiple_of(interval.unwrap_or(family.unrotated as u64))
     }
 
-    /// Returns whether queries are scaled by position.
+    /// Return whether queries are scaled by position.
     pub(super) fn scales_by_position(&self) -> bool {
         self.family().is_some_and(|family| family.scales_by_position)
     }
 
-    /// Returns the multipliers of this model.
+    /// Return the multipliers of this model.
     pub(super) fn multipliers(&self) -> Multipliers {
         let given = self.family().is_some_and(|family| family.multipliers);
         let number = |key: &str| self.rest.get(key).and_then(Value::as_f64).filter(|_| given);
@@ -383,7 +383,7 @@ impl ModelConfig {
         }
     }
 
-    /// Returns Gemma's `√hidden_size`, rounded to the stored format as in transformers: 33.94 becomes 34 in bfloat16.
+    /// Return Gemma's `√hidden_size`, rounded to the stored format as in transformers: 33.94 becomes 34 in bfloat16.
     fn embedding_scale(&self) -> Option<f64> {
         let scale = (self.hidden_size as f64).sqrt();
         let rounded = match self.stored() {
@@ -394,7 +394,7 @@ impl ModelConfig {
         self.family().filter(|family| family.scaled_embedding).map(|_| rounded)
     }
 
-    /// Returns one message per invalid key of the family.
+    /// Return one message per invalid key of the family.
     pub(super) fn family_mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let given = |key: &str| self.rest.get(key).filter(|value| !value.is_null());

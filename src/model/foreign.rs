@@ -44,7 +44,7 @@ const FOREIGN: [(&str, &str); 12] = [
     ("use_bidirectional_attention", "attention to later tokens is not supported"),
 ];
 
-/// Returns the message for an unsupported family.
+/// Return the message for an unsupported family.
 fn unknown(model_type: &str) -> String {
     let known = FAMILIES.map(|family| family.name).join(", ");
     let missing = MISSING.iter().find(|(name, _)| *name == model_type);
@@ -52,14 +52,14 @@ fn unknown(model_type: &str) -> String {
     format!("model_type = \"{model_type}\" is not supported ({known} are){missing}")
 }
 
-/// Returns the message if the family of a configuration is unsupported.
+/// Return the message if the family of a configuration is unsupported.
 pub(super) fn family_mistake(config: &Value) -> Option<String> {
     let named = config.get("model_type")?.as_str()?;
     FAMILIES.iter().all(|family| family.name != named).then(|| unknown(named))
 }
 
 impl ModelConfig {
-    /// Returns one message per unsupported family, class or feature.
+    /// Return one message per unsupported family, class or feature.
     pub(super) fn foreign(&self) -> Vec<String> {
         let mut problems = Vec::new();
         match self.family() {
@@ -82,7 +82,7 @@ impl ModelConfig {
     }
 }
 
-/// Formats a value for a message, cut to 60 characters.
+/// Format a value for a message, cut to 60 characters.
 fn shorten(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() > 60 { text.chars().take(60).chain(['…']).collect() } else { text }

@@ -70,7 +70,7 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// Returns one message per invalid setting.
+    /// Return one message per invalid setting.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.r == 0 || self.r > 1 << 16 {
@@ -89,7 +89,7 @@ impl LoraConfig {
         problems
     }
 
-    /// Checks that the model has every target projection.
+    /// Check that the model has every target projection.
     ///
     /// # Errors
     /// Names the first missing projection and lists the ones the model has.
@@ -105,7 +105,7 @@ impl LoraConfig {
         }
     }
 
-    /// Freezes the model and adds adapters to its target projections. As in PEFT, the adapters initially change
+    /// Freeze the model and adds adapters to its target projections. As in PEFT, the adapters initially change
     /// nothing: `lora_B` is zero and `lora_A` is uniform in `±1/√input`, a function of `seed` and the parameter's name.
     pub fn attach(&self, model: CausalLm, seed: u64) -> CausalLm {
         let targets = self.targets(&model).iter().map(|name| format!(".{name}.weight")).collect();
@@ -128,20 +128,20 @@ impl LoraConfig {
 }
 
 impl LoraConfig {
-    /// Returns the projections of `model` selected by `target_modules`; a part selects its fused projection (Phi 3).
+    /// Return the projections of `model` selected by `target_modules`; a part selects its fused projection (Phi 3).
     fn targets(&self, model: &CausalLm) -> Vec<String> {
         let is_fused = |layer: &Layer| layer.mlp.gate_up_proj.is_some();
         self.meant(model.model.layers.first().is_some_and(is_fused)).into_iter().collect()
     }
 
-    /// Returns the projections selected by `target_modules` in a model with or without fused projections.
+    /// Return the projections selected by `target_modules` in a model with or without fused projections.
     pub(crate) fn meant(&self, fused: bool) -> BTreeSet<String> {
         let whole = |name: &str| FUSED.iter().find(|(part, _)| fused && *part == name).map(|(_, whole)| *whole);
         self.target_modules.iter().map(|name| whole(name).unwrap_or(name).to_string()).collect()
     }
 }
 
-/// Returns whether the model has adapters and its base weights have a 16-bit format.
+/// Return whether the model has adapters and its base weights have a 16-bit format.
 pub(super) fn has_16_bit_base(model: &CausalLm) -> bool {
     let Some(layer) = model.model.layers.first() else { return false };
     let weight = &layer.mlp.down_proj.weight;
@@ -149,7 +149,7 @@ pub(super) fn has_16_bit_base(model: &CausalLm) -> bool {
     adapted && weight.base().dtype() != DType::F32
 }
 
-/// Returns the base model without adapters and without autodiff. It shares the weights' memory.
+/// Return the base model without adapters and without autodiff. It shares the weights' memory.
 pub fn detach(model: &CausalLm) -> CausalLm {
     let mut model = model.valid();
     for layer in projections(&mut model) {
@@ -158,7 +158,7 @@ pub fn detach(model: &CausalLm) -> CausalLm {
     model
 }
 
-/// Returns the model with its adapters merged into the base weights, in f32 on every device.
+/// Return the model with its adapters merged into the base weights, in f32 on every device.
 pub(super) fn merge(mut model: CausalLm) -> CausalLm {
     for layer in projections(&mut model) {
         if let Some(LoraAdapter { a, b, scale }) = layer.weight.adapter() {
@@ -224,7 +224,7 @@ const INIT: &str = "init_lora_weights";
 /// LoRA-GA) train an adapter for a modified base, which differs from the one in the base's directory.
 const INITS: [&str; 4] = ["gaussian", "orthogonal", "eva", "mica"];
 
-/// Returns whether a setting's value means that it is unused.
+/// Return whether a setting's value means that it is unused.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -235,7 +235,7 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// Returns the projections with adapters in a file, in the order of `PROJECTIONS`, for a pattern in `target_modules`.
+/// Return the projections with adapters in a file, in the order of `PROJECTIONS`, for a pattern in `target_modules`.
 fn adapted(weights: &Weights) -> Vec<String> {
     let has = |name: &str| weights.shapes().any(|(tensor, _)| tensor.ends_with(&format!(".{name}.lora_A.weight")));
     PROJECTIONS.into_iter().filter(|name| has(name)).map(str::to_string).collect()
@@ -277,7 +277,7 @@ fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
     }
 }
 
-/// Loads the base model of the adapter in `dir` and attaches the adapter, ready to be trained further or merged.
+/// Load the base model of the adapter in `dir` and attach the adapter, ready to be trained further or merged.
 ///
 /// # Errors
 /// As [`super::load`]; also lists every mismatch between adapter and base.
@@ -308,7 +308,7 @@ pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelC
     Ok((config, weights.fill(model, Format::As(FloatDType::F32))?, lora))
 }
 
-/// Writes the adapters of `model` into an existing directory. `base` is the directory of the base model or its name on
+/// Write the adapters of `model` into an existing directory. `base` is the directory of the base model or its name on
 /// the Hub, which is written with its revision, as in PEFT.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ impl RmsNorm {
         Self { weight, epsilon: config.rms_norm_eps, unit: config.has_unit_norms() }
     }
 
-    /// Creates a norm whose weight is the scale itself, in every family.
+    /// Create a norm whose weight is the scale itself, in every family.
     pub(super) fn plain(width: usize, epsilon: f64, device: &Device) -> Self {
         Self { weight: Initializer::Ones.init([width], device), epsilon, unit: false }
     }
@@ -30,19 +30,19 @@ impl RmsNorm {
         ops::rms_norm(x, self.scale(), self.epsilon)
     }
 
-    /// Applies [`Self::forward`] to parts of rows, each as wide as the norm.
+    /// Apply [`Self::forward`] to parts of rows, each as wide as the norm.
     pub(super) fn parts(&self, x: Tensor<2>) -> Tensor<2> {
         let ([rows, width], [own]) = (x.dims(), self.weight.lazy_shape().dims());
         self.forward(x.reshape([rows * width / own, own])).reshape([rows, width])
     }
 
-    /// Returns the factor of the normalised values.
+    /// Return the factor of the normalised values.
     fn scale(&self) -> Tensor<1> {
         let weight = self.weight.val();
         if self.unit { weight.add_scalar(1.0) } else { weight }
     }
 
-    /// Returns `x + factor · part` (`x` without a part), and its norm, in the format `stored` if given.
+    /// Return `x + factor · part` (`x` without a part), and its norm, in the format `stored` if given.
     pub(super) fn after(
         &self,
         x: Tensor<2>,

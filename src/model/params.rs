@@ -35,7 +35,7 @@ const EXACT: [&str; 2] = [".linear_attn.A_log", ".linear_attn.norm.weight"];
 /// Prefix of every tensor name in a PEFT file.
 pub(super) const ADAPTER: &str = "base_model.model.";
 
-/// Returns a parameter's name in a checkpoint, and whether the checkpoint has its transpose: Burn stores a `Linear`
+/// Return a parameter's name in a checkpoint, and whether the checkpoint has its transpose: Burn stores a `Linear`
 /// weight as `[input, output]`. The two matrices of a LoRA adapter have PEFT's names.
 fn stored(path: &str) -> (String, bool) {
     for (factor, suffix) in [("A", ".weight.lora.a"), ("B", ".weight.lora.b")] {
@@ -47,7 +47,7 @@ fn stored(path: &str) -> (String, bool) {
     (path.to_string(), linear.iter().any(|end| path.ends_with(end)) || path == "lm_head.weight")
 }
 
-/// Returns all parameters by checkpoint name, in the checkpoint's orientation; values are fetched one by one.
+/// Return all parameters by checkpoint name, in the checkpoint's orientation; values are fetched one by one.
 pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
     struct Entries(Path, Vec<Entry>);
     impl ModuleVisitor for Entries {
@@ -74,7 +74,7 @@ pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
     entries.1
 }
 
-/// Returns checkpoint names and shapes of all parameters, in the checkpoint's orientation.
+/// Return checkpoint names and shapes of all parameters, in the checkpoint's orientation.
 pub fn names(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
     struct Names(Path, BTreeMap<String, Vec<usize>>);
     impl ModuleVisitor for Names {
@@ -108,7 +108,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Returns the format for a model that is not trained: the one that products read. On the `cpu` device, products of
+    /// Return the format for a model that is not trained: the one that products read. On the `cpu` device, products of
     /// f32 read bf16 as well.
     fn for_products(precision: Precision, device: &Device) -> Self {
         match precision {
@@ -117,12 +117,12 @@ impl Format {
         }
     }
 
-    /// Returns the format for a model that is trained if `device` has autodiff, in f32, and is not trained otherwise.
+    /// Return the format for a model that is trained if `device` has autodiff, in f32, and is not trained otherwise.
     pub(super) fn on(precision: Precision, device: &Device) -> Self {
         if device.is_autodiff() { Self::As(FloatDType::F32) } else { Self::for_products(precision, device) }
     }
 
-    /// Returns the format of matrices below adapters: as products read them on the `cpu` device, elsewhere f32.
+    /// Return the format of matrices below adapters: as products read them on the `cpu` device, elsewhere f32.
     pub(super) fn below_adapters(precision: Precision, device: &Device) -> Self {
         if ops::is_host(device) { Self::for_products(precision, device) } else { Self::As(FloatDType::F32) }
     }
@@ -137,7 +137,7 @@ impl Format {
     }
 }
 
-/// Replaces parameters by `value(name, shape)`, data in the checkpoint's orientation; those without a value stay.
+/// Replace parameters by `value(name, shape)`, data in the checkpoint's orientation; those without a value stay.
 /// `held` applies to matrices; vectors (norms and biases) and convolutions are in f32.
 pub(super) fn replace(
     model: CausalLm,
@@ -169,7 +169,7 @@ pub(super) fn replace(
     model.map(&mut Replace(Path::default(), held, value))
 }
 
-/// Converts matrices to `dtype` for inference; vectors (norms, biases), convolutions and adapters stay in f32.
+/// Convert matrices to `dtype` for inference; vectors (norms, biases), convolutions and adapters stay in f32.
 pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
     struct Cast(Path, FloatDType);
     impl ModuleMapper for Cast {
@@ -187,13 +187,13 @@ pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
     model.map(&mut Cast(Path::default(), dtype))
 }
 
-/// Returns a contiguous copy.
+/// Return a contiguous copy.
 fn contiguous<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     let device = tensor.device();
     Tensor::from_data(tensor.into_data(), &device)
 }
 
-/// Initialises the weights: normal with the configuration's standard deviation, norms as the identity, biases zero.
+/// Initialise the weights: normal with the configuration's standard deviation, norms as the identity, biases zero.
 /// Projections back into the residual stream are scaled by `1 / √(2 · layers)` (GPT-2). The values are a function of
 /// the seed and the parameter's name only.
 pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: Format, seed: u64) -> CausalLm {
@@ -228,7 +228,7 @@ pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: Format, se
     })
 }
 
-/// Returns normal numbers of the given standard deviation, in the order of the stream.
+/// Return normal numbers of the given standard deviation, in the order of the stream.
 fn normals(stream: &Stream, count: usize, deviation: f64) -> Vec<f32> {
     const PART: usize = 1 << 14;
     let mut values = vec![0.0; count];
@@ -240,7 +240,7 @@ fn normals(stream: &Stream, count: usize, deviation: f64) -> Vec<f32> {
     values
 }
 
-/// Returns a standard normal number (Box–Muller).
+/// Return a standard normal number (Box–Muller).
 fn normal(random: &mut Stream) -> f64 {
     let (u, v) = (1.0 - random.unit(), random.unit());
     (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()

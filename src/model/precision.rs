@@ -28,7 +28,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Returns the format of products. Burn's Flex32 is stored in 32 bits and may be multiplied with fewer.
+    /// Return the format of products. Burn's Flex32 is stored in 32 bits and may be multiplied with fewer.
     pub(crate) fn dtype(self) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,
@@ -38,12 +38,12 @@ impl Precision {
         }
     }
 
-    /// Returns whether products have 16-bit operands.
+    /// Return whether products have 16-bit operands.
     pub(crate) fn is_short(self) -> bool {
         matches!(self, Self::Bf16 | Self::F16)
     }
 
-    /// Returns the stored format of the operands of products.
+    /// Return the stored format of the operands of products.
     pub(crate) fn stored(self) -> FloatDType {
         if self.is_short() { self.dtype() } else { FloatDType::F32 }
     }
@@ -71,7 +71,7 @@ impl Precision {
         Ok(())
     }
 
-    /// Computes `x W + b` in this precision, and `+ s (x A) B` with an adapter; input and output are f32.
+    /// Compute `x W + b` in this precision, and `+ s (x A) B` with an adapter; input and output are f32.
     ///
     /// Weights in another format are converted here; in training they are f32 masters. Neither the product `A B` of an
     /// adapter nor the gradient of the base matrix is computed.
@@ -88,7 +88,7 @@ impl Precision {
         }
     }
 
-    /// Computes `(silu(gate) · up) W + b` in this precision, as [`Self::linear`] does; inputs and output are f32.
+    /// Compute `(silu(gate) · up) W + b` in this precision, as [`Self::linear`] does; inputs and output are f32.
     ///
     /// # Shapes
     /// - gate, up: `[rows, input]`; output: `[rows, output]`
@@ -106,12 +106,12 @@ impl Precision {
         ops::swiglu_linear(gate, up, weight, bias, self.dtype()) + low
     }
 
-    /// Computes `x W` for each layer in this precision, without biases. For a GPU, without gradients.
+    /// Compute `x W` for each layer in this precision, without biases. For a GPU, without gradients.
     pub(super) fn products<const N: usize>(self, layers: [&Linear; N], x: Tensor<2>) -> [Tensor<2>; N] {
         ops::products(x, layers.map(|layer| layer.weight.val()), self.dtype())
     }
 
-    /// Computes `x Wᵀ` in this precision; input and output are f32.
+    /// Compute `x Wᵀ` in this precision; input and output are f32.
     pub(super) fn matmul_transposed(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
         ops::matmul_transposed(x, weight, self.dtype())
     }

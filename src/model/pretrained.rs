@@ -21,7 +21,7 @@ const MASTERS: &str = "master.safetensors";
 const SHARD_BYTES: usize = 5_000_000_000;
 
 impl CausalLm {
-    /// Creates a model with random weights, a function of `config` and `seed` only.
+    /// Create a model with random weights, a function of `config` and `seed` only.
     pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Self {
         Self::random_as(config, seed, device, Precision::F32)
     }
@@ -38,7 +38,7 @@ impl CausalLm {
     }
 }
 
-/// Loads the base model for adapters; [`Format::below_adapters`] is the format of its matrices, which are not trained.
+/// Load the base model for adapters; [`Format::below_adapters`] is the format of its matrices, which are not trained.
 ///
 /// # Errors
 /// As [`load_as`].
@@ -46,7 +46,7 @@ pub(crate) fn load_base(dir: &Path, device: &Device, precision: Precision) -> Re
     load_full(&find(dir, Part::Whole)?, device, precision, Format::below_adapters(precision, device))
 }
 
-/// Loads a model in f32: a Hugging Face directory, a PEFT adapter (merged into its base), or a name on the Hub.
+/// Load a model in f32: a Hugging Face directory, a PEFT adapter (merged into its base), or a name on the Hub.
 ///
 /// # Errors
 /// A missing or corrupt file, an unsupported configuration, or tensors that are missing, unexpected, of another shape
@@ -72,7 +72,7 @@ pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(Mod
     Ok((config, if device.is_autodiff() { lora::merge(model) } else { model.for_inference() }))
 }
 
-/// Returns the configuration of the model in `dir` (or of that name on the Hub); for an adapter, that of its base.
+/// Return the configuration of the model in `dir` (or of that name on the Hub); for an adapter, that of its base.
 ///
 /// # Errors
 /// When it is missing, malformed or unsupported.
@@ -81,7 +81,7 @@ pub fn config_of(dir: &Path) -> Result<ModelConfig> {
     if lora::is_adapter(&dir) { ModelConfig::load(&lora::base(&dir, Part::Settings)?) } else { ModelConfig::load(&dir) }
 }
 
-/// Returns whether the model in `dir` is a language model inside a multimodal wrapper.
+/// Return whether the model in `dir` is a language model inside a multimodal wrapper.
 ///
 /// # Errors
 /// When its `config.json` cannot be read.
@@ -89,7 +89,7 @@ pub(crate) fn is_wrapped(dir: &Path) -> Result<bool> {
     Ok(wrapped::is_wrapper(&files::read_json(&dir.join("config.json"))?))
 }
 
-/// Loads a model from a directory with full weights.
+/// Load a model from a directory with full weights.
 pub(super) fn load_full(
     dir: &Path,
     device: &Device,
@@ -162,14 +162,14 @@ struct Index {
 }
 
 impl Weights {
-    /// Opens one safetensors file.
+    /// Open one safetensors file.
     pub(super) fn single(path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let place = file.names().map(|name| Place::of(0, name)).collect();
         Ok(Self { path: path.to_path_buf(), files: vec![file], place })
     }
 
-    /// Opens the weights in a model's directory.
+    /// Open the weights in a model's directory.
     fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(INDEX);
         if dir.join(WEIGHTS).is_file() {
@@ -220,12 +220,12 @@ impl Weights {
         self.files[*file].info(name)
     }
 
-    /// Returns whether the tensors have the names of a wrapper.
+    /// Return whether the tensors have the names of a wrapper.
     fn are_wrapped(&self) -> bool {
         self.place.keys().any(|name| name.starts_with("model.language_model."))
     }
 
-    /// Keeps only the tensors of the language model inside a wrapper, under its own names.
+    /// Keep only the tensors of the language model inside a wrapper, under its own names.
     fn unwrap(&mut self) {
         let inner = |(name, place): (String, Place)| Some((wrapped::inner_name(&name)?, place));
         self.place = std::mem::take(&mut self.place).into_iter().filter_map(inner).collect();
@@ -240,7 +240,7 @@ impl Weights {
         self.files[*file].read(name)
     }
 
-    /// Reads the values of a tensor.
+    /// Read the values of a tensor.
     ///
     /// # Errors
     /// When a value is not finite: such a model generates the same token forever and cannot be trained.
@@ -256,18 +256,18 @@ impl Weights {
         }
     }
 
-    /// Returns the widest format among the matrices: vectors of a 16-bit model may be in f32 (Qwen 3.5).
+    /// Return the widest format among the matrices: vectors of a 16-bit model may be in f32 (Qwen 3.5).
     fn dtype(&self) -> Option<Dtype> {
         let matrices = self.place.values().filter_map(|place| self.info(place)).filter(|(shape, _)| shape.len() == 2);
         matrices.filter_map(|(_, dtype)| dtype.ok()).max()
     }
 
-    /// Returns whether a stored head equals the embedding, as a tied head must.
+    /// Return whether a stored head equals the embedding, as a tied head must.
     fn head_is_tied(&self) -> Result<bool> {
         Ok(self.read(HEAD)? == self.read(EMBEDDING)?)
     }
 
-    /// Returns one message per mismatch; `spare` returns whether an unexpected name is harmless.
+    /// Return one message per mismatch; `spare` returns whether an unexpected name is harmless.
     pub(super) fn mismatches(
         &self,
         wanted: &BTreeMap<String, Vec<usize>>,
@@ -290,12 +290,12 @@ impl Weights {
         problems
     }
 
-    /// Returns an error that lists mismatches.
+    /// Return an error that lists mismatches.
     pub(super) fn mismatch(&self, problems: &[String]) -> Error {
         Error::file(&self.path, format!("does not fit the configuration:\n  {}", problems.join("\n  ")))
     }
 
-    /// Loads the weights into the model, one tensor at a time; parameters that are not in the file stay.
+    /// Load the weights into the model, one tensor at a time; parameters that are not in the file stay.
     pub(super) fn fill(&self, model: CausalLm, held: Format) -> Result<CausalLm> {
         let mut failure = None;
         let model = replace(model, held, |name, shape| {
@@ -314,7 +314,7 @@ impl Weights {
     }
 }
 
-/// Writes `config.json` and the weights into an existing directory, with adapters merged, in the format the
+/// Write `config.json` and the weights into an existing directory, with adapters merged, in the format the
 /// configuration names; in shards above 5 GB.
 ///
 /// # Errors
@@ -364,7 +364,7 @@ pub fn save_sharded(dir: &Path, config: &ModelConfig, model: &CausalLm, limit: u
     files::write_json(&dir.join(INDEX), &index)
 }
 
-/// Writes the f32 master weights beside a 16-bit checkpoint, from which training could not resume exactly.
+/// Write the f32 master weights beside a 16-bit checkpoint, from which training could not resume exactly.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -375,7 +375,7 @@ pub fn save_masters(dir: &Path, config: &ModelConfig, model: &CausalLm) -> Resul
     }
 }
 
-/// Reads the weights written by [`save_masters`], if there are any.
+/// Read the weights written by [`save_masters`], if there are any.
 ///
 /// # Errors
 /// A damaged file.

@@ -42,7 +42,7 @@ struct QueryScale {
 }
 
 impl ModelConfig {
-    /// Returns the maximum length of sequences sampled token by token: beyond it LongRoPE also changes the rotation of
+    /// Return the maximum length of sequences sampled token by token: beyond it LongRoPE also changes the rotation of
     /// cached tokens. `None` for no limit.
     pub(crate) fn longest_sampled(&self) -> Option<usize> {
         Rope::kinds(self).ok()?.iter().filter_map(|rope| rope.long.as_ref().map(|(longest, _)| *longest)).min()
@@ -50,7 +50,7 @@ impl ModelConfig {
 }
 
 impl Rope {
-    /// Returns the model's rotations: one, or one for layers without and one with a window. Errors name the key.
+    /// Return the model's rotations: one, or one for layers without and one with a window. Errors name the key.
     pub(super) fn kinds(config: &ModelConfig) -> Result<Vec<Self>, Vec<String>> {
         let Some(local) = config.family().and_then(|family| family.local_theta) else {
             return Ok(vec![Self::read(config)?]);
@@ -86,7 +86,7 @@ impl Rope {
         Ok(vec![full, Self::read(&one)?])
     }
 
-    /// Reads `rope_theta`, `rope_scaling` and `rope_parameters`.
+    /// Read `rope_theta`, `rope_scaling` and `rope_parameters`.
     fn read(config: &ModelConfig) -> Result<Self, Vec<String>> {
         let (key, value) = match (&config.rope_parameters, &config.rope_scaling) {
             (Some(_), Some(_)) => {
@@ -146,12 +146,12 @@ impl Rope {
         if settings.problems.is_empty() { Ok(scaled) } else { Err(settings.problems) }
     }
 
-    /// Returns whether heads of this width rotate as a whole, and equally for sequences of all lengths.
+    /// Return whether heads of this width rotate as a whole, and equally for sequences of all lengths.
     pub(super) fn rotates_all(&self, head_dim: usize) -> bool {
         self.long.is_none() && 2 * self.frequencies.len() == head_dim
     }
 
-    /// Computes the tables of `positions` for keys, and for queries; `lengths` are those of their sequences.
+    /// Compute the tables of `positions` for keys, and for queries; `lengths` are those of their sequences.
     pub(super) fn tables(&self, positions: &[usize], lengths: &[usize], device: &Device) -> [Tables; 2] {
         let keys = self.table(positions, lengths, |_| 1.0, device);
         let queries = match self.queries {
@@ -166,7 +166,7 @@ impl Rope {
         [keys, queries]
     }
 
-    /// Computes the tables, multiplied by `scale` of the position.
+    /// Compute the tables, multiplied by `scale` of the position.
     fn table(&self, positions: &[usize], lengths: &[usize], scale: impl Fn(usize) -> f32, device: &Device) -> Tables {
         let long: Vec<bool> = self.long.as_ref().map_or(Vec::new(), |(longest, _)| {
             lengths.iter().flat_map(|&length| std::iter::repeat_n(length > *longest, length)).collect()
@@ -201,7 +201,7 @@ impl Settings<'_> {
         self.problems.push(format!("{}.{name} = {value} {reason}", self.key));
     }
 
-    /// Returns a positive number of the table; if absent, `other`, then `default`.
+    /// Return a positive number of the table; if absent, `other`, then `default`.
     fn number(&mut self, name: &str, other: Option<&Value>, default: Option<f64>) -> f64 {
         let own = self.table.get(name).filter(|value| !value.is_null());
         let number = match own.or(other) {
@@ -222,12 +222,12 @@ impl Settings<'_> {
         self.table.get("rope_type").or_else(|| self.table.get("type")).unwrap_or(&Value::Null).clone()
     }
 
-    /// Returns whether `rope_type` is `longrope` or its name in Phi's older files.
+    /// Return whether `rope_type` is `longrope` or its name in Phi's older files.
     fn is_long(&self) -> bool {
         self.kind().as_str().is_some_and(|kind| ["longrope", "su", "yarn"].contains(&kind))
     }
 
-    /// Divides each frequency by a factor of its own; sequences beyond the original context have other factors.
+    /// Divide each frequency by a factor of its own; sequences beyond the original context have other factors.
     fn long(&mut self, plain: Vec<f32>, max_positions: usize) -> Rope {
         let original = self.number(ORIGINAL, None, Some(max_positions as f64));
         let factor = self.number("factor", None, Some(max_positions as f64 / original));
@@ -251,7 +251,7 @@ impl Settings<'_> {
         }
     }
 
-    /// Applies the scaling named by `rope_type`.
+    /// Apply the scaling named by `rope_type`.
     fn scale(&mut self, plain: Vec<f32>, theta: f64, dim: usize, max_positions: usize) -> Rope {
         let kind = self.kind();
         let (frequencies, attention_factor) = match kind.as_str() {
@@ -274,7 +274,7 @@ impl Settings<'_> {
         Rope { frequencies, long: None, attention_factor, queries }
     }
 
-    /// Divides the frequencies of long waves by `factor`, keeps those of short waves, and blends those in between.
+    /// Divide the frequencies of long waves by `factor`, keeps those of short waves, and blends those in between.
     fn llama3(&mut self, plain: Vec<f32>, max_positions: usize) -> Vec<f32> {
         let factor = self.number("factor", None, None) as f32;
         let low = self.number("low_freq_factor", None, None) as f32;
@@ -297,7 +297,7 @@ impl Settings<'_> {
         plain.into_iter().map(scale).collect()
     }
 
-    /// Divides slow frequencies by `factor`, keeps fast ones, with a ramp between; also returns the attention factor.
+    /// Divide slow frequencies by `factor`, keeps fast ones, with a ramp between; also returns the attention factor.
     fn yarn(&mut self, plain: Vec<f32>, theta: f64, dim: usize, max_positions: usize) -> (Vec<f32>, f32) {
         let original = self.number(ORIGINAL, None, Some(max_positions as f64));
         let factor = self.number("factor", None, Some(max_positions as f64 / original));

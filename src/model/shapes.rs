@@ -14,7 +14,7 @@ pub(super) fn note(lengths: &[usize]) {
     seen.get_or_insert_default().insert(shape);
 }
 
-/// Returns the number of distinct shapes of forward passes so far, on devices other than `cpu`, which compiles nothing.
+/// Return the number of distinct shapes of forward passes so far, on devices other than `cpu`, which compiles nothing.
 pub fn distinct_shapes() -> usize {
     let seen = SEEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     seen.as_ref().map_or(0, HashSet::len)

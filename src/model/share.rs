@@ -13,12 +13,12 @@ pub(crate) fn weights(model: &CausalLm) -> impl Iterator<Item = Entry> {
     entries(&lora::detach(model)).into_iter().chain(adapters)
 }
 
-/// Returns the values of a tensor of [`weights`].
+/// Return the values of a tensor of [`weights`].
 pub(crate) fn values(entry: &Entry) -> Vec<f32> {
     (entry.values)().try_into_vec().unwrap_or_else(|error| panic!("not f32: {error:?}"))
 }
 
-/// Builds a model to train; `fetch` fills the tensors of [`weights`] in their order.
+/// Build a model to train; `fetch` fills the tensors of [`weights`] in their order.
 pub(crate) fn rebuild(
     config: &ModelConfig,
     precision: Precision,
@@ -42,7 +42,7 @@ pub(crate) fn rebuild(
     )
 }
 
-/// Returns the SHA-256 of all weights; equal for bitwise equal models.
+/// Return the SHA-256 of all weights; equal for bitwise equal models.
 pub(crate) fn digest(model: &CausalLm) -> String {
     let mut sum = Sha256::new();
     for entry in weights(model) {

@@ -16,20 +16,20 @@ pub(super) struct States {
     states: Tensor<2>,
 }
 
-/// Returns the elements that a layer keeps per sequence: inputs of the convolution, and the state.
+/// Return the elements that a layer keeps per sequence: inputs of the convolution, and the state.
 pub(super) fn numbers(config: &ModelConfig) -> [usize; 2] {
     config.delta().map_or([0, 0], |(heads, taps)| [(taps - 1) * heads.widths().iter().sum::<usize>(), heads.state()])
 }
 
 impl States {
-    /// Creates tables of zeros, in f32 whatever the format of keys and values.
+    /// Create tables of zeros, in f32 whatever the format of keys and values.
     pub(super) fn new(config: &ModelConfig, slots: usize, device: &Device) -> Self {
         let table = |width| ops::zeros(slots * width, FloatDType::F32, device).reshape([slots, width]);
         let [inputs, states] = numbers(config).map(table);
         Self { inputs, states }
     }
 
-    /// Applies [`causal_conv`] to the announced tokens, after the earlier tokens of their sequences.
+    /// Apply [`causal_conv`] to the announced tokens, after the earlier tokens of their sequences.
     pub(super) fn convolve(&mut self, x: Tensor<2>, weight: Tensor<2>, lengths: &[usize], moves: &[Move]) -> Tensor<2> {
         let ([_, width], [_, taps], device) = (x.dims(), weight.dims(), x.device());
         let (count, kept) = (moves.len(), (taps - 1) * width);
@@ -46,7 +46,7 @@ impl States {
         take_rows(all, &(0..count).map(|sequence| sequence * taps + taps - 1).collect::<Vec<_>>())
     }
 
-    /// Applies the recurrence to the announced tokens.
+    /// Apply the recurrence to the announced tokens.
     pub(super) fn recur(
         &mut self,
         inputs: DeltaInputs,
@@ -64,7 +64,7 @@ impl States {
     }
 }
 
-/// Returns the last `count` rows of each sequence, padded with zeros in front, `[sequences, count · width]`.
+/// Return the last `count` rows of each sequence, padded with zeros in front, `[sequences, count · width]`.
 fn last_rows(x: &Tensor<2>, lengths: &[usize], count: usize) -> Tensor<2> {
     let ([rows, width], device) = (x.dims(), x.device());
     let mut end = 0;

@@ -32,17 +32,17 @@ impl Dtype {
         (Self::F32, "float32", Stored::F32),
     ];
 
-    /// Returns the format with this name in `config.json`.
+    /// Return the format with this name in `config.json`.
     pub fn named(name: &str) -> Option<Self> {
         Self::NAMES.iter().find(|(_, known, _)| *known == name).map(|(dtype, ..)| *dtype)
     }
 
-    /// Returns the name in `config.json`.
+    /// Return the name in `config.json`.
     pub fn name(self) -> &'static str {
         Self::NAMES[self as usize].1
     }
 
-    /// Returns the bytes per element.
+    /// Return the bytes per element.
     pub fn bytes(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
     }
@@ -80,7 +80,7 @@ pub(crate) struct TensorFile {
 }
 
 impl TensorFile {
-    /// Opens a file and checks its header.
+    /// Open a file and check its header.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io(path))?;
         let size = file.metadata().map_err(Error::io(path))?.len();
@@ -113,13 +113,13 @@ impl TensorFile {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Returns a tensor's shape and format; the format's name as the error if it is unsupported.
+    /// Return a tensor's shape and format; the format's name as the error if it is unsupported.
     pub(crate) fn info(&self, name: &str) -> Option<(&[usize], std::result::Result<Dtype, String>)> {
         let info = self.tensors.get(name)?;
         Some((&info.shape, Dtype::of(info.dtype).ok_or_else(|| format!("{:?}", info.dtype))))
     }
 
-    /// Reads the values of one tensor.
+    /// Read the values of one tensor.
     ///
     /// # Errors
     /// When there is no tensor of that name in a supported format, or the file cannot be read.
@@ -146,18 +146,18 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Returns its size in bytes when written in the given format.
+    /// Return its size in bytes when written in the given format.
     pub(crate) fn bytes(&self, dtype: Dtype) -> usize {
         self.shape.iter().product::<usize>() * self.stored(dtype).bytes()
     }
 
-    /// Returns the format it is written in when the others use `dtype`.
+    /// Return the format it is written in when the others use `dtype`.
     fn stored(&self, dtype: Dtype) -> Dtype {
         if self.exact { Dtype::F32 } else { dtype }
     }
 }
 
-/// Writes f32 tensors in the given format.
+/// Write f32 tensors in the given format.
 ///
 /// # Errors
 /// When the file cannot be written (a full disk, for instance).

@@ -10,13 +10,13 @@ const SLIDING: &str = "sliding_attention";
 const FULL: &str = "full_attention";
 
 impl ModelConfig {
-    /// Returns the number of tokens a layer attends to, the current one included; `None` for the whole context.
+    /// Return the number of tokens a layer attends to, the current one included; `None` for the whole context.
     pub(crate) fn window(&self, layer: usize) -> Option<usize> {
         let window = self.width().filter(|_| self.slides(layer))? as usize;
         (window < self.max_position_embeddings).then_some(window)
     }
 
-    /// Returns whether a layer has a window.
+    /// Return whether a layer has a window.
     pub(super) fn slides(&self, layer: usize) -> bool {
         match self.family().map(|family| &family.windows) {
             None | Some(Windows::None) => false,
@@ -39,13 +39,13 @@ impl ModelConfig {
         }
     }
 
-    /// Returns whether `layer_types` marks a layer as sliding; `None` if it has no entry for it.
+    /// Return whether `layer_types` marks a layer as sliding; `None` if it has no entry for it.
     fn is_sliding(&self, layer: usize) -> Option<bool> {
         let types = self.rest.get("layer_types")?.as_array()?;
         types.get(layer).map(|kind| kind == SLIDING)
     }
 
-    /// Returns `sliding_window`, or the default of the family.
+    /// Return `sliding_window`, or the default of the family.
     fn width(&self) -> Option<u64> {
         let default = match self.family()?.windows {
             Windows::None => return None,
@@ -57,7 +57,7 @@ impl ModelConfig {
         }
     }
 
-    /// Returns one message per invalid key of windows.
+    /// Return one message per invalid key of windows.
     pub(super) fn window_mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let Some(family) = self.family() else { return problems };

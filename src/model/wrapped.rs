@@ -26,19 +26,19 @@ const NAMES: [(&str, &str); 4] = [
     ("lm_head.", "lm_head."),
 ];
 
-/// Returns whether a configuration is that of a wrapper.
+/// Return whether a configuration is that of a wrapper.
 pub(super) fn is_wrapper(config: &Value) -> bool {
     let named = |(name, _): &(&str, &str)| config.get("model_type").is_some_and(|found| found == name);
     config.get("text_config").is_some_and(Value::is_object) && WRAPPERS.iter().any(named)
 }
 
-/// Returns the language model's name of a wrapper's tensor; `None` for tensors of the vision part.
+/// Return the language model's name of a wrapper's tensor; `None` for tensors of the vision part.
 pub(super) fn inner_name(name: &str) -> Option<String> {
     let inner = |(outer, inner): &(&str, &str)| name.strip_prefix(outer).map(|rest| format!("{inner}{rest}"));
     NAMES.iter().find_map(inner)
 }
 
-/// Returns the language model's configuration, with the defaults of transformers for absent keys.
+/// Return the language model's configuration, with the defaults of transformers for absent keys.
 pub(super) fn completed(mut config: Value) -> Value {
     if is_wrapper(&config) {
         config = unwrapped(config);
@@ -65,7 +65,7 @@ pub(super) fn completed(mut config: Value) -> Value {
     config
 }
 
-/// Returns the language model's part of a wrapper's configuration.
+/// Return the language model's part of a wrapper's configuration.
 fn unwrapped(mut config: Value) -> Value {
     let mut inner = config["text_config"].take();
     let wrapper = WRAPPERS.iter().find(|(name, _)| config["model_type"] == *name);

@@ -78,7 +78,7 @@ pub enum Aggregation {
 }
 
 impl Advantage {
-    /// Returns a setting that cannot work, as `key = value` and the reason.
+    /// Return a setting that cannot work, as `key = value` and the reason.
     pub fn mistake(&self) -> Option<String> {
         match self {
             Self::Absolute { beta } if !(*beta > 0.0 && beta.is_finite()) => {
@@ -145,7 +145,7 @@ pub struct Group {
 /// Constant added to a standard deviation, as in TRL (verl: 1e-6, and 1e-8 under the root when whitening).
 const EPSILON: f64 = 1e-4;
 
-/// Computes the advantages of all completions of a step, group by group.
+/// Compute the advantages of all completions of a step, group by group.
 ///
 /// A reward that is `None` is left out of means and deviations and contributes 0; a completion without any reward has
 /// an advantage of 0. Standard deviations have the divisor n − 1.
@@ -243,7 +243,7 @@ impl Values {
         Self(self.0.iter().enumerate().map(group).collect())
     }
 
-    /// Subtracts the mean and divides by the divisor that `f` returns for the values of a group.
+    /// Subtract the mean and divides by the divisor that `f` returns for the values of a group.
     fn map_groups(&self, f: impl Fn(&[Option<Pair>]) -> (Pair, f64)) -> Self {
         let group = |group: &Vec<Option<Pair>>| {
             let (mean, divisor) = f(group);
@@ -265,7 +265,7 @@ impl Values {
     }
 }
 
-/// Returns the weighted sum of each completion's rewards; `prepare` first transforms each reward over its group.
+/// Return the weighted sum of each completion's rewards; `prepare` first transforms each reward over its group.
 fn weighted_sums(
     groups: &[Group],
     weights: &[f32],
@@ -292,7 +292,7 @@ fn normalised(values: Vec<Option<Pair>>) -> Vec<Option<Pair>> {
     values.into_iter().map(|value| value.map(|value| value.standardise(mean, deviation + EPSILON))).collect()
 }
 
-/// Returns the mean of each part and the standard deviation of the totals, ignoring `None`.
+/// Return the mean of each part and the standard deviation of the totals, ignoring `None`.
 fn moments(values: &[Option<Pair>]) -> (Pair, f64) {
     weighted_moments(values.iter().flatten().map(|&value| (value, 1.0)))
 }
@@ -351,7 +351,7 @@ mod tests {
         Advantage::Group { scale_rewards, multi_objective_aggregation: Aggregation::SumThenNormalize }
     }
 
-    /// Returns a group with task rewards only; a completion is correct if its first reward is at least 1.
+    /// Return a group with task rewards only; a completion is correct if its first reward is at least 1.
     fn group(rewards: &[&[Option<f32>]]) -> Group {
         let task = |rewards: &&[Option<f32>]| rewards.iter().map(|reward| reward.map(Parts::task)).collect();
         Group {

@@ -76,7 +76,7 @@ impl Default for Correction {
     }
 }
 
-/// Returns the trainer's log-probability (`old`) minus the engine's (`sampled`) for each token, in nats.
+/// Return the trainer's log-probability (`old`) minus the engine's (`sampled`) for each token, in nats.
 pub fn differences(old: &[f32], sampled: &[f32]) -> Vec<f32> {
     old.iter().zip(sampled).map(|(old, sampled)| old - sampled).collect()
 }
@@ -84,7 +84,7 @@ pub fn differences(old: &[f32], sampled: &[f32]) -> Vec<f32> {
 /// Largest absolute value of an exponent.
 const LIMIT: f64 = 20.0;
 
-/// Returns `e^log`, with `log` clamped to ±20.
+/// Return `e^log`, with `log` clamped to ±20.
 pub fn ratio(log: f64) -> f64 {
     log.clamp(-LIMIT, LIMIT).exp()
 }
@@ -103,7 +103,7 @@ impl Correction {
         matches!(self.mode, Mode::SequenceTruncate | Mode::SequenceMask | Mode::GeometricMask)
     }
 
-    /// Returns the factor of each token of a completion, given `ln π_old − ln π_engine` for each.
+    /// Return the factor of each token of a completion, given `ln π_old − ln π_engine` for each.
     pub fn factors(&self, differences: &[f32]) -> Vec<f32> {
         let known = |d: &f32| if d.is_nan() { 0.0 } else { f64::from(d.clamp(f32::MIN, f32::MAX)) };
         let logs = differences.iter().map(known);
@@ -124,7 +124,7 @@ impl Correction {
         }
     }
 
-    /// Sets the old log-probabilities of a completion's terms and applies the factors. `old` and `sampled` are the
+    /// Set the old log-probabilities of a completion's terms and apply the factors. `old` and `sampled` are the
     /// tokens' log-probabilities by the model before the first update and by the engine, each read only if needed.
     pub fn apply(&self, terms: &mut [TokenTerm], old: &[f32], sampled: &[f32]) {
         let compared = if self.old_log_probs == OldLogProbs::Engine { sampled } else { old };
@@ -138,14 +138,14 @@ impl Correction {
         }
     }
 
-    /// Returns the smallest and the largest ratio that count in full.
+    /// Return the smallest and the largest ratio that count in full.
     fn bounds(&self) -> [f64; 2] {
         let geometric = self.mode == Mode::GeometricMask;
         let max = self.max.unwrap_or(if geometric { 1.01 } else { 3.0 });
         [self.min.unwrap_or(if geometric { 1.0 / max } else { 0.0 }), max]
     }
 
-    /// Returns the settings that cannot work, each as `key = value` and the reason.
+    /// Return the settings that cannot work, each as `key = value` and the reason.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.old_log_probs == OldLogProbs::Engine && self.mode != Mode::None {

@@ -24,12 +24,12 @@ pub struct EntropyControl {
 }
 
 impl EntropyControl {
-    /// Returns the state at the start of a stage.
+    /// Return the state at the start of a stage.
     pub fn new(coef: f32) -> Self {
         Self { coef, last: None }
     }
 
-    /// Returns the factor of the bonus in this step. With adaptive control it is 0 unless the last step's entropy was
+    /// Return the factor of the bonus in this step. With adaptive control it is 0 unless the last step's entropy was
     /// at or below the target.
     pub fn coefficient(&self, adaptive: Option<EntropyTarget>) -> f32 {
         match adaptive {
@@ -38,7 +38,7 @@ impl EntropyControl {
         }
     }
 
-    /// Records a step's entropy, updates the coefficient for the next step and returns it.
+    /// Record a step's entropy, updates the coefficient for the next step and returns it.
     pub fn observe(&mut self, entropy: f64, adaptive: Option<EntropyTarget>) -> f32 {
         if let Some(rule) = adaptive {
             let step = if entropy <= rule.target { rule.delta } else { -rule.delta };

@@ -122,7 +122,7 @@ pub struct Upstream {
 }
 
 impl Objective {
-    /// Adds the loss of a completion, or of part of one, to `statistics` and appends its derivatives to `upstream`.
+    /// Add the loss of a completion, or of part of one, to `statistics` and append its derivatives to `upstream`.
     ///
     /// With [`Ratio::Sequence`] the slices must cover the whole completion; otherwise any range of tokens is allowed.
     ///
@@ -221,7 +221,7 @@ impl Surrogate {
 }
 
 impl KlEstimator {
-    /// Returns the estimate for `d = log π_ref − log π` and its derivative with respect to `log π`.
+    /// Return the estimate for `d = log π_ref − log π` and its derivative with respect to `log π`.
     fn of(self, d: f64) -> (f64, f64) {
         match self {
             Self::K1 => (-d, 1.0),
@@ -267,7 +267,7 @@ impl Statistics {
         self.loss.is_finite() && self.non_finite == 0
     }
 
-    /// Adds the sums of another part of the update.
+    /// Add the sums of another part of the update.
     pub fn add(&mut self, other: &Self) {
         self.loss += other.loss;
         self.policy_loss += other.policy_loss;
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!((upstream.log_prob[0], upstream.log_prob[3]), (0.0, 0.0));
     }
 
-    /// Compares with central differences of the loss, for clip, dual clip and SAPO, both levels of the ratio and every
+    /// Compare with central differences of the loss, for clip, dual clip and SAPO, both levels of the ratio and every
     /// estimator, with every term in use, at points away from the corners of the clip.
     #[test]
     fn derivatives_are_those_of_the_loss() {

@@ -57,7 +57,7 @@ pub enum Aggregate {
 }
 
 impl LossType {
-    /// Returns the weighting of token losses.
+    /// Return the weighting of token losses.
     pub fn aggregate(self) -> Aggregate {
         match self {
             Self::Dapo | Self::Cispo => Aggregate::TokenMean,
@@ -67,14 +67,14 @@ impl LossType {
         }
     }
 
-    /// Returns the level of the importance ratio.
+    /// Return the level of the importance ratio.
     pub fn ratio(self) -> Ratio {
         if self == Self::Gspo { Ratio::Sequence } else { Ratio::Token }
     }
 }
 
 impl Aggregate {
-    /// Returns the weight of each token, one entry per completion. It is computed once for the mini-batch of an
+    /// Return the weight of each token, one entry per completion. It is computed once for the mini-batch of an
     /// optimiser step, so the split into micro-batches does not change the loss.
     ///
     /// `lengths` has, for each problem, the number of tokens of each completion; 0 for a completion that is left out.

@@ -32,8 +32,8 @@ impl Default for StepSelection {
 }
 
 impl StepSelection {
-    /// Returns the tokens of a completion that have no advantage, as index ranges. `log_probs` has the sampler's
-    /// log-probability of each token, in nats. Requires [`Answer::pieces`].
+    /// Return the tokens of a completion that have no advantage, as index ranges. `log_probs` has the sampler's
+    /// log-probability of each token, in nats. Require [`Answer::pieces`].
     pub fn silent(&self, answer: &Answer, log_probs: &[f32]) -> Vec<Range<usize>> {
         let confidence = |step: &Range<usize>| {
             let tokens: Vec<f64> = log_probs[step.clone()].iter().map(|&log_prob| f64::from(log_prob)).collect();
@@ -50,7 +50,7 @@ impl StepSelection {
         steps.drain(taken).map(|(_, step)| step).collect()
     }
 
-    /// Returns a setting that cannot work, as `key = value` and the reason.
+    /// Return a setting that cannot work, as `key = value` and the reason.
     pub fn mistake(&self) -> Option<String> {
         let share = |key: &str, value: f64| {
             (!(0.0..=1.0).contains(&value)).then(|| format!("{key} = {value} must be within 0 and 1"))
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::reward::tests::traced;
 
-    /// Returns four thinking steps with means −0.5, −3, −0.1 and −2, followed by an answer.
+    /// Return four thinking steps with means −0.5, −3, −0.1 and −2, followed by an answer.
     fn completion(correct: bool) -> (Answer, [f32; 8]) {
         let pieces = ["a", " b\n\n", "c", "\n\n", "d\n\n", "e", "</think>", "7"].map(|piece| (piece, 1.0));
         (traced(correct, &pieces), [-0.2, -0.8, -4.0, -2.0, -0.1, -2.0, -9.0, -9.0])

@@ -146,7 +146,7 @@ pub struct TermCounts {
 }
 
 impl TokenRules {
-    /// Returns the terms of every token of a mini-batch, completion by completion. `old_log_prob` and
+    /// Return the terms of every token of a mini-batch, completion by completion. `old_log_prob` and
     /// `reference_log_prob` stay 0; the caller sets them.
     pub fn terms(&self, step: &[Drawn], random: &mut Stream) -> (Vec<Vec<TokenTerm>>, TermCounts) {
         let term = |drawn: &Drawn, entropy: f32| TokenTerm {
@@ -229,7 +229,7 @@ impl Covariance {
         }
     }
 
-    /// Returns a setting that cannot work, as `key = value` and the reason.
+    /// Return a setting that cannot work, as `key = value` and the reason.
     pub fn mistake(&self) -> Option<String> {
         let share = |key: &str, value: f64| {
             (!(value > 0.0 && value <= 1.0)).then(|| format!("{key} = {value} must be above 0 and at most 1"))
@@ -248,7 +248,7 @@ impl Covariance {
     }
 }
 
-/// Returns the quantile `q` of the values, interpolated linearly (as NumPy and PyTorch do).
+/// Return the quantile `q` of the values, interpolated linearly (as NumPy and PyTorch do).
 fn quantile(mut values: Vec<f32>, q: f64) -> f64 {
     let Some(last) = values.len().checked_sub(1) else { return 0.0 };
     values.sort_by(f32::total_cmp);

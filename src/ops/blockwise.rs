@@ -32,7 +32,7 @@ use super::plain::scale;
 /// Query rows per block on CPUs.
 pub(super) const BLOCK: usize = 256;
 
-/// Returns the query rows per block for `rows` rows of scores per query over `time` keys. On a GPU a block has about
+/// Return the query rows per block for `rows` rows of scores per query over `time` keys. On a GPU a block has about
 /// 2^25 scores and at most 1024 rows: smaller blocks are launches without work, larger ones score more hidden keys.
 pub(super) fn block(device: &Device, rows: usize, time: usize) -> usize {
     #[cfg(feature = "gpu")]
@@ -88,7 +88,7 @@ fn grouped(x: Tensor<4>, kv_heads: usize) -> Tensor<4> {
     x.reshape([batch, kv_heads, heads / kv_heads * rows, dim])
 }
 
-/// Converts `x` to the operand format of products on a GPU; returns it unchanged on other devices.
+/// Convert `x` to the operand format of products on a GPU; return it unchanged on other devices.
 fn operand(x: Tensor<4>, format: FloatDType) -> Tensor<4> {
     #[cfg(feature = "gpu")]
     if gpu::serves(&x.device()) {
@@ -178,7 +178,7 @@ fn backward([q, k, v]: &[Tensor<4>; 3], upstream: &Tensor<4>, options: Options) 
     [concat_blocks(dq), dk.unwrap_or_else(|| zeros(k)), dv.unwrap_or_else(|| zeros(v))]
 }
 
-/// Adds `part` to `x` at the given times. Without `x`, `part` covers all times and is returned.
+/// Add `part` to `x` at the given times. Without `x`, `part` covers all times and is returned.
 fn add_at(x: Option<Tensor<4>>, times: Range<usize>, part: Tensor<4>) -> Tensor<4> {
     let Some(x) = x else { return part };
     let [batch, heads, _, dim] = x.dims();

@@ -21,7 +21,7 @@ pub(crate) struct Decoding {
     pub stored: FloatDType,
 }
 
-/// Returns `x + factor · part` (`x` without a part), and its RMS norm in the format `stored`. GPU only.
+/// Return `x + factor · part` (`x` without a part), and its RMS norm in the format `stored`. GPU only.
 ///
 /// # Shapes
 /// - x, part, outputs: `[rows, width]`; weight: `[width]`
@@ -82,7 +82,7 @@ pub(crate) fn attend(
     )
 }
 
-/// Samples a token per row and increments its count in `states` in place, using column `place` of `uniforms`. GPU only.
+/// Sample a token per row and increments its count in `states` in place, using column `place` of `uniforms`. GPU only.
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; uniforms: `[rows, places]`; states: `[rows, 4]`, see [`Decoding`]
@@ -119,7 +119,7 @@ pub(crate) struct Repeated {
 }
 
 impl Repeated {
-    /// Runs `compute` three times on copies of `tokens`, `uniforms` and `states`, and records the third run. `compute`
+    /// Run `compute` three times on copies of `tokens`, `uniforms` and `states`, and record the third run. `compute`
     /// may write `states`; the values of `tokens` and `uniforms` are arbitrary.
     ///
     /// # Errors
@@ -143,7 +143,7 @@ impl Repeated {
         Err("no GPU backend is part of this program".to_string())
     }
 
-    /// Replays the computation on these inputs. Returns its output, which the next replay overwrites.
+    /// Replay the computation on these inputs. Return its output, which the next replay overwrites.
     ///
     /// # Errors
     /// The driver's error message.

@@ -71,7 +71,7 @@ pub(crate) struct Move {
     pub to: usize,
 }
 
-/// Runs the recurrence over each sequence from a zero state.
+/// Run the recurrence over each sequence from a zero state.
 ///
 /// # Shapes
 /// - inputs: see [`DeltaInputs`]; output: `[rows, values · value_dim]`
@@ -105,7 +105,7 @@ pub(crate) fn delta_rule_cached(
     (out, put_rows(table, moves, states.reshape([moves.len(), heads.state()]), &device))
 }
 
-/// Returns the initial states of the sequences; `None` if all start from zeros.
+/// Return the initial states of the sequences; `None` if all start from zeros.
 ///
 /// # Panics
 /// If only some of them start from zeros.
@@ -115,7 +115,7 @@ pub(crate) fn states_of(table: &Tensor<2>, moves: &[Move]) -> Option<Tensor<2>> 
     (!from.is_empty()).then(|| table.clone().select(0, index(&from, &table.device())))
 }
 
-/// Returns `table` with each sequence's row of `rows` written to its `to`.
+/// Return `table` with each sequence's row of `rows` written to its `to`.
 pub(crate) fn put_rows(table: Tensor<2>, moves: &[Move], rows: Tensor<2>, device: &Device) -> Tensor<2> {
     let to: Vec<i64> = moves.iter().map(|step| step.to as i64).collect();
     table.select_assign(0, index(&to, device), rows, IndexingUpdateOp::Assign)
@@ -138,7 +138,7 @@ pub(super) fn conv_plain(x: Tensor<2>, weight: Tensor<2>, lengths: &[usize]) -> 
     silu((1..taps).fold(tap(0), |sum, next| sum + tap(next)))
 }
 
-/// Replaces each row by the row `back` positions before it in its sequence, or by zeros if there is none.
+/// Replace each row by the row `back` positions before it in its sequence, or by zeros if there is none.
 fn shifted(x: Tensor<2>, lengths: &[usize], back: usize) -> Tensor<2> {
     if back == 0 {
         return x;
@@ -154,7 +154,7 @@ fn shifted(x: Tensor<2>, lengths: &[usize], back: usize) -> Tensor<2> {
 /// Maximum number of tokens per chunk; a power of two.
 const CHUNK: usize = 16;
 
-/// Returns the outputs, and the final states, `[sequences · values, key_dim, value_dim]`, by the chunkwise form: the
+/// Return the outputs, and the final states, `[sequences · values, key_dim, value_dim]`, by the chunkwise form: the
 /// interaction of a chunk's tokens is one triangular system (arXiv 2406.06484).
 pub(super) fn in_chunks(
     inputs: DeltaInputs,
@@ -245,7 +245,7 @@ fn inverse(system: Tensor<4>, size: usize) -> Tensor<4> {
     result
 }
 
-/// Returns a constant tensor on `device`, without gradients.
+/// Return a constant tensor on `device`, without gradients.
 fn constant<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
     let inner = to_device(TensorData::new(values, shape), &device.clone().inner());
     if device.is_autodiff() { Tensor::from_inner(inner) } else { inner }

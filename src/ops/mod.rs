@@ -89,7 +89,7 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Splits `statistics`, `[4, rows]`, whose rows are the fields in the order of their declaration.
+    /// Split `statistics`, `[4, rows]`, whose rows are the fields in the order of their declaration.
     fn of(statistics: Tensor<2>) -> Self {
         let [_, rows] = statistics.dims();
         let statistic = |k: usize| statistics.clone().slice([k..k + 1, 0..rows]).reshape([rows]);
@@ -177,7 +177,7 @@ fn on_host(x: &Tensor<2>, format: FloatDType) -> bool {
     format != FloatDType::F16 && cpu::serves(&x.device())
 }
 
-/// Rounds `weight` to bf16 if that is `format`; otherwise returns it, since `ops/cpu` multiplies weights as stored.
+/// Round `weight` to bf16 if that is `format`; otherwise returns it, since `ops/cpu` multiplies weights as stored.
 fn rounded(weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
     if format == FloatDType::BF16 { weight.cast(format) } else { weight }
 }
@@ -201,12 +201,12 @@ pub(crate) fn swiglu_linear(
     }
 }
 
-/// Returns an empty bias, which `ops/cpu` reads as none.
+/// Return an empty bias, which `ops/cpu` reads as none.
 fn no_bias(device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(Vec::<f32>::new(), [0]), &device.clone().inner())
 }
 
-/// Returns `count` zeros in f32 or bf16, with a single allocation.
+/// Return `count` zeros in f32 or bf16, with a single allocation.
 pub(crate) fn zeros(count: usize, format: FloatDType, device: &Device) -> Tensor<1> {
     let options = (device, DType::from(format));
     if !cpu::serves(device) {
@@ -246,7 +246,7 @@ pub(crate) fn matmul<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     a.matmul(b)
 }
 
-/// Applies rotary embedding (Hugging Face convention) to pairs `(i, i + width / 2)` of a head's first `width` elements.
+/// Apply rotary embedding (Hugging Face convention) to pairs `(i, i + width / 2)` of a head's first `width` elements.
 ///
 /// # Shapes
 /// - x, output: `[rows, heads, head_dim]`; cos, sin: `[rows, width / 2]`, `width` at most `head_dim`
@@ -281,7 +281,7 @@ pub(crate) fn attention(
     }
 }
 
-/// Writes `rows` to the cache rows given by `call`, in place if `table` is not shared.
+/// Write `rows` to the cache rows given by `call`, in place if `table` is not shared.
 ///
 /// # Shapes
 /// - table, output: `[tokens, width]`; rows: `[n, width]`
@@ -311,7 +311,7 @@ pub(crate) fn attention_cached(q: Tensor<3>, keys: &Tensor<2>, values: &Tensor<2
     }
 }
 
-/// Returns a scalar whose gradient with respect to `x` is `upstream`, to start a backward pass from a known gradient.
+/// Return a scalar whose gradient with respect to `x` is `upstream`, to start a backward pass from a known gradient.
 ///
 /// The value of the scalar is unspecified.
 ///
@@ -327,7 +327,7 @@ pub(crate) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
     )
 }
 
-/// Computes the log-probability of one target token per row, and the entropies and collision probability of the row.
+/// Compute the log-probability of one target token per row, and the entropies and collision probability of the row.
 ///
 /// `log_prob` is taken at `temperature`, the sampling temperature. The fused implementations write the gradient into
 /// the memory of `logits` in the backward pass.
@@ -349,19 +349,19 @@ pub(crate) fn is_host(device: &Device) -> bool {
     cpu::serves(device)
 }
 
-/// Runs `compute` with the reference operations of `ops/plain.rs` in place of those of `ops/cpu`. The switch is per
+/// Run `compute` with the reference operations of `ops/plain.rs` in place of those of `ops/cpu`. The switch is per
 /// thread, so `compute` must not run operations on other threads.
 pub(crate) fn plainly<T>(compute: impl FnOnce() -> T) -> T {
     cpu::plainly(compute)
 }
 
-/// Returns the memory address of a tensor on the `cpu` device.
+/// Return the memory address of a tensor on the `cpu` device.
 #[cfg(test)]
 pub(crate) fn address<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     to_host(cpu::address(x.inner()))
 }
 
-/// Runs `compute` twice: with the operations of `ops/cpu`, then with the reference operations.
+/// Run `compute` twice: with the operations of `ops/cpu`, then with the reference operations.
 #[cfg(test)]
 pub(crate) fn both<T>(compute: impl Fn() -> T) -> [T; 2] {
     [compute(), plainly(&compute)]

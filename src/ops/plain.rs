@@ -100,7 +100,7 @@ fn call_tensors<'a>(call: &'a CacheCall, device: &Device) -> &'a CallTensors {
     })
 }
 
-/// Returns the cache row of each new token, `[n]`, uploaded on first use.
+/// Return the cache row of each new token, `[n]`, uploaded on first use.
 pub(super) fn writes(call: &CacheCall, device: &Device) -> Tensor<1, Int> {
     let upload = || {
         let writes: Vec<i64> = call.writes.iter().map(|&row| row as i64).collect();
@@ -132,7 +132,7 @@ pub(super) fn scale(dim: usize) -> f64 {
     1.0 / (dim as f64).sqrt()
 }
 
-/// Sums `x` in two ordered stages. A GPU's sum of a whole tensor adds in the order in which threads arrive, which
+/// Sum `x` in two ordered stages. A GPU's sum of a whole tensor adds in the order in which threads arrive, which
 /// changed the last bits of the gradient norm and so of a resumed run.
 pub(super) fn sum(x: Tensor<1>) -> Tensor<1> {
     const WIDTH: usize = 1024;

@@ -7,7 +7,7 @@ use super::cpu;
 use super::gpu;
 use super::traffic::index;
 
-/// Converts packed rows to a padded batch: `[sum of lengths, width]` to `[sequences · longest, width]`.
+/// Convert packed rows to a padded batch: `[sum of lengths, width]` to `[sequences · longest, width]`.
 /// The values of the padding are unspecified; its gradient must be zero.
 pub(super) fn unpack(rows: Tensor<2>, lengths: &[usize], longest: usize) -> Tensor<2> {
     if lengths.iter().all(|&length| length == longest) {
@@ -40,7 +40,7 @@ fn padded_index(lengths: &[usize], longest: usize) -> Vec<u32> {
     rows.flat_map(|(sequence, &length)| (0..length).map(move |t| (sequence * longest + t) as u32)).collect()
 }
 
-/// Gathers the rows at `from`. `back` is the row of the result for each input row: a GPU, which adds rows with
+/// Gather the rows at `from`. `back` is the row of the result for each input row: a GPU, which adds rows with
 /// duplicate indices one after another, uses it to gather the gradient instead.
 #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
 fn gather_rows(rows: Tensor<2>, from: Vec<u32>, back: impl FnOnce() -> Vec<u32>) -> Tensor<2> {
@@ -59,7 +59,7 @@ pub(crate) fn padding(lengths: &[usize], device: &Device) -> usize {
     if cpu::serves(device) { 0 } else { longest * lengths.len() - lengths.iter().sum::<usize>() }
 }
 
-/// Gathers the given rows of `x`.
+/// Gather the given rows of `x`.
 pub(crate) fn take_rows(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
     let device = x.device();

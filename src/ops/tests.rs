@@ -8,7 +8,7 @@ fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tens
     if device.is_autodiff() { tensor.require_grad() } else { tensor }
 }
 
-/// Compares the value and gradients of `f`, under a random upstream gradient, between fused and plain operations.
+/// Compare the value and gradients of `f`, under a random upstream gradient, between fused and plain operations.
 fn compare<const D: usize>(f: impl Fn(&Device) -> (Tensor<D>, Vec<Tensor<1>>)) {
     let device = Device::flex().autodiff();
     let [fused, plain] = both(|| {
@@ -33,7 +33,7 @@ fn close(a: &[f32], b: &[f32], what: &str) {
     }
 }
 
-/// Returns a leaf of rank 1, so that the gradients of all inputs have one type, and its reshaped view.
+/// Return a leaf of rank 1, so that the gradients of all inputs have one type, and its reshaped view.
 fn leaf<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> (Tensor<1>, Tensor<D>) {
     let flat = random([shape.iter().product()], seed, device);
     (flat.clone(), flat.reshape(shape))

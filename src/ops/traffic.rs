@@ -12,7 +12,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData, Transaction};
 static READS: AtomicU64 = AtomicU64::new(0);
 static SENT: AtomicU64 = AtomicU64::new(0);
 
-/// Counts a blocking read from the device.
+/// Count a blocking read from the device.
 fn note_read() {
     READS.fetch_add(1, Ordering::Relaxed);
 }
@@ -22,7 +22,7 @@ pub(super) fn note_sent(bytes: usize) {
     SENT.fetch_add(bytes as u64, Ordering::Relaxed);
 }
 
-/// Returns a tensor's values on the host, copied if they are on another device.
+/// Return a tensor's values on the host, copied if they are on another device.
 ///
 /// # Panics
 /// If the tensor is not f32.
@@ -31,7 +31,7 @@ pub(crate) fn to_host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     values(x.into_data())
 }
 
-/// Returns the values of several tensors, with one read.
+/// Return the values of several tensors, with one read.
 ///
 /// # Panics
 /// If a tensor is not f32.
@@ -48,14 +48,14 @@ fn values(data: TensorData) -> Vec<f32> {
     data.try_into_vec().unwrap_or_else(|error| panic!("tensor is not f32: {error:?}"))
 }
 
-/// Sends `data` to the device, in the device's default format for its kind.
+/// Send `data` to the device, in the device's default format for its kind.
 pub(crate) fn to_device<const D: usize, K: Basic>(data: TensorData, device: &Device) -> Tensor<D, K> {
     let tensor = Tensor::from_data(data, device);
     note_sent(tensor.shape().num_elements() * tensor.dtype().size());
     tensor
 }
 
-/// Sends indices to the device.
+/// Send indices to the device.
 pub(super) fn index(indices: &[i64], device: &Device) -> Tensor<1, Int> {
     to_device(TensorData::from(indices), device)
 }
@@ -92,7 +92,7 @@ pub(crate) struct Counter {
 }
 
 impl Counter {
-    /// Starts to count launches.
+    /// Start to count launches.
     pub(crate) fn new() -> Self {
         #[cfg(feature = "gpu")]
         let launches = std::sync::Arc::new(gpu::Launches::default());
@@ -104,7 +104,7 @@ impl Counter {
         }
     }
 
-    /// Returns the counts so far.
+    /// Return the counts so far.
     pub(crate) fn now(&self) -> Traffic {
         Traffic {
             #[cfg(feature = "gpu")]

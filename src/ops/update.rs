@@ -73,7 +73,7 @@ pub(crate) fn accumulate(sum: Tensor<1>, part: Tensor<1>) -> Tensor<1> {
     if cpu::serves(&sum.device()) { cpu::accumulate(sum, part) } else { sum + part }
 }
 
-/// Adds `rows[i]` to row `at[i]` of `table`, in the memory of `table`; `at` may have duplicates.
+/// Add `rows[i]` to row `at[i]` of `table`, in the memory of `table`; `at` may have duplicates.
 ///
 /// # Shapes
 /// - table, output: `[n, width]`; rows: `[at.len(), width]`

@@ -23,7 +23,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Performs one step with gradients scaled by `scale` (the clip factor); parameters without a gradient stay.
+    /// Perform one step with gradients scaled by `scale` (the clip factor); parameters without a gradient stay.
     ///
     /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `θ ← θ − lr·(m̂ / (√v̂ + ε) + λθ)`, with weight decay on matrices
     /// only. Weights and moments are updated in place, unless the weights are shared.
@@ -51,7 +51,7 @@ impl AdamW {
         model.map(&mut Update { path: ParamPath::default(), state: self, gradients, step, keep, format })
     }
 
-    /// Returns the number of steps taken, and name and size of each parameter with moments.
+    /// Return the number of steps taken, and name and size of each parameter with moments.
     pub(crate) fn outline(&self) -> (i32, Vec<(String, usize)>) {
         (self.steps, self.moments.iter().map(|(name, [m, _])| (name.clone(), m.dims()[0])).collect())
     }
@@ -61,7 +61,7 @@ impl AdamW {
         self.moments.values().flatten().map(|values| ops::to_host(values.clone().cast(FloatDType::F32)))
     }
 
-    /// Builds the state of an outline; `fetch` fills the moments in their order.
+    /// Build the state of an outline; `fetch` fills the moments in their order.
     pub(crate) fn rebuild(
         (steps, outline): (i32, Vec<(String, usize)>),
         device: &Device,
@@ -76,7 +76,7 @@ impl AdamW {
         Self { moments, steps }
     }
 
-    /// Writes the moments and the step count.
+    /// Write the moments and the step count.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -96,7 +96,7 @@ impl AdamW {
         tensors::write(path, Dtype::F32, &entries)
     }
 
-    /// Reads the state written by [`Self::save`].
+    /// Read the state written by [`Self::save`].
     ///
     /// # Errors
     /// A missing, truncated or unrelated file.
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::model::ModelConfig;
 
-    /// Returns the memory address of each weight.
+    /// Return the memory address of each weight.
     fn addresses(model: &CausalLm) -> Vec<Vec<f32>> {
         struct Addresses(Vec<Vec<f32>>);
         impl burn::module::ModuleVisitor for Addresses {

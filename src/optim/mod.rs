@@ -35,7 +35,7 @@ impl Moments {
         }
     }
 
-    /// Returns the bytes per element.
+    /// Return the bytes per element.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -88,7 +88,7 @@ impl Default for OptimConfig {
 }
 
 impl OptimConfig {
-    /// Returns one message per invalid setting.
+    /// Return one message per invalid setting.
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut positive = |key: &str, value: f64| {
@@ -118,12 +118,12 @@ impl OptimConfig {
         problems
     }
 
-    /// Returns the clip factor for a gradient of this global norm: at most 1.
+    /// Return the clip factor for a gradient of this global norm: at most 1.
     pub fn clip(&self, norm: f64) -> f64 {
         if self.max_grad_norm == 0.0 { 1.0 } else { (self.max_grad_norm / norm).min(1.0) }
     }
 
-    /// Checks that the device supports the format of the moments.
+    /// Check that the device supports the format of the moments.
     ///
     /// # Errors
     /// Names the alternative.
@@ -145,7 +145,7 @@ const SUMMED: usize = 4 << 20;
 pub struct Gradients(pub(crate) BTreeMap<String, Tensor<1>>);
 
 impl Gradients {
-    /// Adds the gradients of one backward pass. Parameters without a gradient are skipped.
+    /// Add the gradients of one backward pass. Parameters without a gradient are skipped.
     pub fn add(&mut self, model: &CausalLm, gradients: &mut BurnGradients) {
         struct Add<'a>(ParamPath, &'a mut BTreeMap<String, Tensor<1>>, &'a mut BurnGradients);
         impl ModuleVisitor for Add<'_> {
@@ -170,7 +170,7 @@ impl Gradients {
         model.visit(&mut Add(ParamPath::default(), &mut self.0, gradients));
     }
 
-    /// Adds the gradient of the embedding rows of `tokens`, unless the embedding is frozen.
+    /// Add the gradient of the embedding rows of `tokens`, unless the embedding is frozen.
     ///
     /// # Shapes
     /// - rows: `[tokens, hidden]`
@@ -191,7 +191,7 @@ impl Gradients {
         self.0.insert(EMBEDDING.to_string(), sum.reshape([shape[0] * shape[1]]));
     }
 
-    /// Replaces the gradient of the parameters of `model` by its sum over all ranks; a rank may lack some gradients.
+    /// Replace the gradient of the parameters of `model` by its sum over all ranks; a rank may lack some gradients.
     /// Every rank must call it.
     pub fn sum(&mut self, model: &CausalLm, ranks: &dyn Reduce) {
         if ranks.size() == 1 {
@@ -232,7 +232,7 @@ impl Gradients {
         }
     }
 
-    /// Returns the global norm: the square root of the sum of all squares.
+    /// Return the global norm: the square root of the sum of all squares.
     pub fn norm(&self) -> f64 {
         update::sum_of_squares(&self.0.values().collect::<Vec<_>>()).sqrt()
     }
@@ -242,13 +242,13 @@ impl Gradients {
         self.0.keys().map(String::as_str)
     }
 
-    /// Returns each parameter's flattened gradient by name, in the model's orientation: matrices `[inputs, outputs]`.
+    /// Return each parameter's flattened gradient by name, in the model's orientation: matrices `[inputs, outputs]`.
     pub fn to_host(&self) -> BTreeMap<String, Vec<f32>> {
         self.0.iter().map(|(name, gradient)| (name.clone(), ops::to_host(gradient.clone()))).collect()
     }
 }
 
-/// Returns names and sizes of the trained parameters.
+/// Return names and sizes of the trained parameters.
 fn trained(model: &CausalLm) -> Vec<(String, usize)> {
     struct Trained(ParamPath, Vec<(String, usize)>);
     impl ModuleVisitor for Trained {

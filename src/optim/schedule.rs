@@ -16,7 +16,7 @@ pub enum LrScheduler {
     Cosine,
 }
 
-/// Returns the learning rate of step `step` (from 1) of `total`.
+/// Return the learning rate of step `step` (from 1) of `total`.
 pub fn learning_rate(config: &OptimConfig, step: usize, total: usize) -> f64 {
     if step <= config.warmup_steps {
         return config.learning_rate * step as f64 / config.warmup_steps as f64;

@@ -15,25 +15,25 @@ use crate::error::{Error, Result};
 /// Every rank must call the collective operations, [`Reduce::sum`] and [`Reduce::broadcast`], in the same order and
 /// with slices of the same length. A transport failure ends the process, and with it all others.
 pub trait Reduce: Debug {
-    /// Returns the number of this process, from 0.
+    /// Return the number of this process, from 0.
     fn rank(&self) -> usize;
 
-    /// Returns the number of processes.
+    /// Return the number of processes.
     fn size(&self) -> usize;
 
-    /// Replaces `values` by their sums over all ranks, computed in f32.
+    /// Replace `values` by their sums over all ranks, computed in f32.
     fn sum(&self, values: &mut [f32]);
 
-    /// Replaces `values` by those of rank 0.
+    /// Replace `values` by those of rank 0.
     fn broadcast(&self, values: &mut [f32]);
 
-    /// Sends a message to another rank. Messages between two ranks arrive in order.
+    /// Send a message to another rank. Messages between two ranks arrive in order.
     fn send(&self, to: usize, message: &[u8]);
 
     /// Whether a message from another rank is available.
     fn pending(&self, from: usize) -> bool;
 
-    /// Waits for a message from another rank and returns it.
+    /// Wait for a message from another rank and returns it.
     fn receive(&self, from: usize) -> Vec<u8>;
 }
 
@@ -83,12 +83,12 @@ pub struct Place {
 }
 
 impl Place {
-    /// Reads the place from the launcher's environment variables; `None` for a process that was started alone.
+    /// Read the place from the launcher's environment variables; `None` for a process that was started alone.
     pub fn here() -> Option<Self> {
         Self::of(|name| std::env::var(name).ok())
     }
 
-    /// Reads rank, size, rank on the host, and processes on the host, as set by Open MPI, by MPICH and its derivatives,
+    /// Read rank, size, rank on the host, and processes on the host, as set by Open MPI, by MPICH and its derivatives,
     /// or by SLURM. SLURM sets the variables of a step for what `srun` starts, but not for a batch script.
     fn of(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         const LAUNCHERS: [[&str; 4]; 3] = [
@@ -115,13 +115,13 @@ impl Place {
         })
     }
 
-    /// Returns the number of CPU threads for a process whose host has `cores` cores for all of its processes.
+    /// Return the number of CPU threads for a process whose host has `cores` cores for all of its processes.
     fn share(&self, cores: usize) -> usize {
         if self.bound { cores } else { (cores / self.local_size.unwrap_or(1)).max(1) }
     }
 }
 
-/// Returns the number of threads for this process if it trains together with others; `None` if it has all cores, and if
+/// Return the number of threads for this process if it trains together with others; `None` if it has all cores, and if
 /// `RAYON_NUM_THREADS` is set.
 pub fn threads() -> Option<usize> {
     if std::env::var_os("RAYON_NUM_THREADS").is_some() {
@@ -131,7 +131,7 @@ pub fn threads() -> Option<usize> {
     std::thread::available_parallelism().ok().map(|cores| place.share(cores.get()))
 }
 
-/// Returns the device of this process, given the `name` common to all: among several, the GPU with the local rank.
+/// Return the device of this process, given the `name` common to all: among several, the GPU with the local rank.
 pub(crate) fn own_device(name: &str) -> String {
     match Place::here().filter(|place| place.size > 1) {
         Some(place) if matches!(name, "cuda" | "rocm") => format!("{name}:{}", place.local_rank),
@@ -139,7 +139,7 @@ pub(crate) fn own_device(name: &str) -> String {
     }
 }
 
-/// Joins the processes that a launcher has started together with this one; [`Alone`] if there are none.
+/// Join the processes that a launcher has started together with this one; [`Alone`] if there are none.
 ///
 /// Must be called once, by the thread that will use the result.
 ///
@@ -166,7 +166,7 @@ fn together(place: Place) -> Result<Box<dyn Reduce>> {
     )))
 }
 
-/// Rejects a start as several processes, for commands that run in one process.
+/// Reject a start as several processes, for commands that run in one process.
 ///
 /// # Errors
 /// When a launcher has started several processes.

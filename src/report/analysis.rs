@@ -48,7 +48,7 @@ struct Token {
     title: String,
 }
 
-/// Returns a self-contained HTML page with the figures of an analysis and some of its completions, token by token.
+/// Return a self-contained HTML page with the figures of an analysis and some of its completions, token by token.
 ///
 /// # Errors
 /// Only internal ones: the template or a plot cannot be rendered.
@@ -71,12 +71,12 @@ pub fn analysis(analysis: &Analysis, title: &str, settings: &str) -> Result<Stri
     render("analysis.html", include_str!("analysis.html"), view)
 }
 
-/// Returns the findings of an analysis as sentences, the verdict first.
+/// Return the findings of an analysis as sentences, the verdict first.
 pub fn analysis_text(analysis: &Analysis) -> Vec<String> {
     findings::sentences(&rows(analysis), UNIT).unwrap_or_default()
 }
 
-/// Returns the figures of an analysis as JSON.
+/// Return the figures of an analysis as JSON.
 pub fn analysis_json(analysis: &Analysis) -> Value {
     json!({
         "problems": analysis.problems,
@@ -88,7 +88,7 @@ pub fn analysis_json(analysis: &Analysis) -> Value {
     })
 }
 
-/// Returns the metrics of each block. Standard errors are computed over blocks; a single block gives none.
+/// Return the metrics of each block. Standard errors are computed over blocks; a single block gives none.
 fn rows(analysis: &Analysis) -> Vec<&findings::Row> {
     analysis.blocks.iter().map(|block| block.values()).collect()
 }

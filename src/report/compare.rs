@@ -34,7 +34,7 @@ struct Row<'a> {
     lost: usize,
 }
 
-/// Returns an HTML page that compares the two evaluations `names`, with `notices` (sentences) above the figures.
+/// Return an HTML page that compares the two evaluations `names`, with `notices` (sentences) above the figures.
 ///
 /// # Errors
 /// Only internal ones: the template or the plot cannot be rendered.
@@ -86,7 +86,7 @@ fn pair([was, is]: [f64; 2]) -> String {
     arrow(fixed(was, 1), fixed(is, 1))
 }
 
-/// Formats a figure and its interval. An interval of zero width becomes an empty text, an infinite bound `∞`.
+/// Format a figure and its interval. An interval of zero width becomes an empty text, an infinite bound `∞`.
 fn bounded(Estimate { value, interval }: Estimate, text: &dyn Fn(f64) -> String) -> [String; 2] {
     let bounds =
         interval.filter(|[low, high]| low < high).map(|bounds| bounds.map(text).join(" to ").replace("inf", "∞"));
@@ -131,7 +131,7 @@ fn plot(comparison: &Comparison) -> Plot {
     }
 }
 
-/// Returns for each point whether a label beside it is clear of the labels of the points before it.
+/// Return for each point whether a label beside it is clear of the labels of the points before it.
 fn legible(points: &[(f64, f64)]) -> Vec<bool> {
     let span = |of: fn(&(f64, f64)) -> f64| {
         let bounds = points.iter().map(of).fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(x), high.max(x)));
@@ -148,7 +148,7 @@ fn legible(points: &[(f64, f64)]) -> Vec<bool> {
     shown
 }
 
-/// Says whether the difference of accuracies is significant: whether its interval excludes zero and, if each problem
+/// Say whether the difference of accuracies is significant: whether its interval excludes zero and, if each problem
 /// changed as a whole (one completion each), the exact sign test agrees.
 fn sentence(comparison: &Comparison) -> String {
     let all = &comparison.overall;

@@ -58,7 +58,7 @@ const MAX_TOKENS: usize = 1500;
 /// Lower bound of each shade after the first, in nats. With a vocabulary of 150,000 tokens, entropy is at most 12 nats.
 const SHADES: [f64; 6] = [0.05, 0.2, 0.5, 1.0, 2.0, 4.0];
 
-/// Returns the legend labels of the shades, lightest first.
+/// Return the legend labels of the shades, lightest first.
 pub(super) fn shades() -> Vec<String> {
     let mut labels = vec![format!("under {}", SHADES[0])];
     labels.extend(SHADES.windows(2).map(|w| format!("{}\u{2013}{}", w[0], w[1])));
@@ -66,17 +66,17 @@ pub(super) fn shades() -> Vec<String> {
     labels
 }
 
-/// Returns the shade of a token that was sampled from a distribution with entropy `nats`.
+/// Return the shade of a token that was sampled from a distribution with entropy `nats`.
 pub(super) fn shade(nats: f64) -> usize {
     SHADES.iter().filter(|from| nats >= **from).count()
 }
 
-/// Returns the text of a token with line breaks made visible.
+/// Return the text of a token with line breaks made visible.
 pub(super) fn shown_text(text: &str) -> String {
     text.replace('\n', "\u{21b5}\n")
 }
 
-/// Returns a string, a number or null (empty) as text.
+/// Return a string, a number or null (empty) as text.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, Into::into)
 }
@@ -90,7 +90,7 @@ pub(super) struct Change {
     pub(super) p: Option<f64>,
 }
 
-/// Returns what problems are paired by.
+/// Return what problems are paired by.
 fn key(row: &Completion) -> [String; 2] {
     [row.data_source.clone(), plain(&row.problem)]
 }
@@ -101,7 +101,7 @@ fn same(before: &Completion, after: &Completion) -> bool {
     agree(&before.prompt, &after.prompt) && agree(&plain(&before.answer), &plain(&after.answer))
 }
 
-/// Returns the change of accuracy, or `None` if the evaluations have no problem in common.
+/// Return the change of accuracy, or `None` if the evaluations have no problem in common.
 pub(super) fn change(before: &[Completion], after: &[Completion]) -> Option<Change> {
     let mut sides = BTreeMap::<[String; 2], [Vec<&Completion>; 2]>::new();
     for (side, rows) in [before, after].into_iter().enumerate() {
@@ -121,7 +121,7 @@ pub(super) fn change(before: &[Completion], after: &[Completion]) -> Option<Chan
     (!changes.is_empty()).then_some(Change { problems: changes.len(), interval, p })
 }
 
-/// Selects up to six problems: for each data source the one shortened most, preferably with both answers correct.
+/// Select up to six problems: for each data source the one shortened most, preferably with both answers correct.
 /// If an answer after training is wrong, at least one such problem is included.
 pub(super) fn choose(before: Vec<Completion>, after: Vec<Completion>) -> Vec<Example> {
     let mut finals = HashMap::new();

@@ -39,7 +39,7 @@ impl Group<'_> {
     }
 }
 
-/// Builds the section of a run.
+/// Build the section of a run.
 pub(super) fn section(run: &Path, metrics: &Metrics, stages: &[Stage]) -> Result<Section> {
     let mut groups: Vec<Group> = Vec::new();
     for stage in stages {
@@ -60,7 +60,7 @@ pub(super) fn section(run: &Path, metrics: &Metrics, stages: &[Stage]) -> Result
     Ok(section)
 }
 
-/// Builds the section for rows that are not steps of a run. `unit` is the name of the rows.
+/// Build the section for rows that are not steps of a run. `unit` is the name of the rows.
 pub(super) fn of_blocks(rows: &[&Row], unit: Unit, types: Option<Types>) -> Result<Section> {
     // Non-consecutive step numbers: blocks do not follow one another, so no change between them is computed.
     let rows = (0..).step_by(2).zip(rows.iter().copied()).collect();
@@ -68,7 +68,7 @@ pub(super) fn of_blocks(rows: &[&Row], unit: Unit, types: Option<Types>) -> Resu
     Ok(Section { types, ..section })
 }
 
-/// Builds the findings and the decile plots of each group.
+/// Build the findings and the decile plots of each group.
 fn by_group(groups: &[Group], unit: Unit) -> Result<Section> {
     let several = groups.len() > 1;
     let (mut findings, mut figures) = (Vec::new(), Vec::new());
@@ -86,7 +86,7 @@ fn by_group(groups: &[Group], unit: Unit) -> Result<Section> {
     Ok(Section { findings, figures, types: None })
 }
 
-/// Returns the plots over deciles of token entropy.
+/// Return the plots over deciles of token entropy.
 fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
     let curve = |label: &str, ink, key: &str| {
         let at = |k: usize| Some((k as f64 + 0.5, findings::mean(rows, &format!("deciles/{key}[{k}]"))?.value));
@@ -134,7 +134,7 @@ fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
     ]
 }
 
-/// Returns the plots over steps, and the plot of realised against predicted change of entropy.
+/// Return the plots over steps, and the plot of realised against predicted change of entropy.
 fn over_steps(metrics: &Metrics, groups: &[Group], stages: &[Stage]) -> Vec<Plot> {
     let series = |label: &str, ink, mark, key: &str| Series {
         label: label.into(),

@@ -25,7 +25,7 @@ pub(super) struct Mean {
 }
 
 impl Mean {
-    /// Returns `None` if there are no values.
+    /// Return `None` if there are no values.
     fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let values: Vec<f64> = values.collect();
         if values.is_empty() {
@@ -36,14 +36,14 @@ impl Mean {
         Some(Self { value: crate::metrics::mean(&values), error, count })
     }
 
-    /// Returns 1 or −1 if the 95% interval excludes zero, else 0.
+    /// Return 1 or −1 if the 95% interval excludes zero, else 0.
     fn sign(self) -> i32 {
         let Some(error) = self.error else { return 0 };
         let width = student::quantile(self.count as f64 - 1.0) * error;
         i32::from(self.value > width) - i32::from(self.value < -width)
     }
 
-    /// Formats the mean with its error, rounded to two significant digits of the error, and its number of rows. `unit`
+    /// Format the mean with its error, rounded to two significant digits of the error, and its number of rows. `unit`
     /// is the name of a row, singular and plural.
     fn text(self, unit: Unit) -> String {
         // An error below this is rounding: the values are equal.
@@ -59,7 +59,7 @@ impl Mean {
     }
 }
 
-/// Returns the metric `conflict/{name}` of a row. `name` may end with `[k]` for entry `k` of a list, or with `[..k]`
+/// Return the metric `conflict/{name}` of a row. `name` may end with `[k]` for entry `k` of a list, or with `[..k]`
 /// for the mean of the entries before `k`.
 fn figure(row: &Row, name: &str) -> Option<f64> {
     let (name, index) = match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
@@ -77,17 +77,17 @@ fn figure(row: &Row, name: &str) -> Option<f64> {
     }
 }
 
-/// Returns the mean of a figure over the steps that have it.
+/// Return the mean of a figure over the steps that have it.
 pub(super) fn mean(rows: &[&Row], name: &str) -> Option<Mean> {
     Mean::of(rows.iter().filter_map(|row| figure(row, name)))
 }
 
-/// Returns the mean of figure `a` minus figure `b` over the steps that have both.
+/// Return the mean of figure `a` minus figure `b` over the steps that have both.
 fn difference(rows: &[&Row], a: &str, b: &str) -> Option<Mean> {
     Mean::of(rows.iter().filter_map(|row| Some(figure(row, a)? - figure(row, b)?)))
 }
 
-/// Returns the findings as sentences, the verdict first; `None` if no row was measured.
+/// Return the findings as sentences, the verdict first; `None` if no row was measured.
 ///
 /// `unit` is the name of the rows, for example "step" and "steps".
 pub(crate) fn sentences(rows: &[&Row], unit: Unit) -> Option<Vec<String>> {
@@ -107,7 +107,7 @@ pub(crate) fn sentences(rows: &[&Row], unit: Unit) -> Option<Vec<String>> {
     Some(text)
 }
 
-/// States whether the parts change entropy, or if that is not measurable push connectors, in opposite directions.
+/// State whether the parts change entropy, or if that is not measurable push connectors, in opposite directions.
 fn verdict(changes: [Option<Mean>; 2], pushes: [Option<Mean>; 2]) -> String {
     let text = match changes {
         [None, None] => "No advantage moved a token: there is nothing to measure",
@@ -145,7 +145,7 @@ fn entropy(changes: [Option<Mean>; 2], unit: Unit) -> String {
     )
 }
 
-/// States how much of the two parts' updates cancels, and on which tokens.
+/// State how much of the two parts' updates cancels, and on which tokens.
 fn opposition(rows: &[&Row]) -> Option<String> {
     let all = mean(rows, "cancellation")?.value;
     let strength = match all {
@@ -209,7 +209,7 @@ fn connectors(rows: &[&Row], pushes: [Option<Mean>; 2], unit: Unit) -> Option<St
     Some(text + ".")
 }
 
-/// States the share of the squared gradient that falls on the tokens of highest entropy.
+/// State the share of the squared gradient that falls on the tokens of highest entropy.
 fn gradient(rows: &[&Row]) -> Option<String> {
     let share = |name: &str| mean(rows, &format!("deciles/{name}[9]")).map(|m| percent(Some(m.value)));
     let parts = [("accuracy", share("grad_share_task")), ("length", share("grad_share_length"))];
@@ -220,7 +220,7 @@ fn gradient(rows: &[&Row]) -> Option<String> {
     })
 }
 
-/// States the share of correct answers with a negative advantage. Every row has the same weight in the mean.
+/// State the share of correct answers with a negative advantage. Every row has the same weight in the mean.
 fn mislabelled(rows: &[&Row], unit: Unit) -> Option<String> {
     let Mean { value, count, .. } = mean(rows, "negative_given_correct")?;
     let average = if count > 1 { format!(" of a {}, on average,", unit[0]) } else { String::new() };
@@ -230,7 +230,7 @@ fn mislabelled(rows: &[&Row], unit: Unit) -> Option<String> {
     })
 }
 
-/// Returns predicted and realised change of entropy, for each pair of consecutive steps that has both.
+/// Return predicted and realised change of entropy, for each pair of consecutive steps that has both.
 pub(super) fn changes(rows: &[(u64, &Row)]) -> Vec<(f64, f64)> {
     let entropy = |row: &Row| row.get("entropy/sampling").and_then(Value::as_f64);
     let pair = |pair: &[(u64, &Row)]| {
@@ -244,7 +244,7 @@ pub(super) fn changes(rows: &[(u64, &Row)]) -> Vec<(f64, f64)> {
 /// Smallest number of steps for which a correlation is reported.
 const MIN_STEPS: usize = 10;
 
-/// Compares the predicted with the realised [`changes`]. `None` for fewer than [`MIN_STEPS`] steps or zero variance.
+/// Compare the predicted with the realised [`changes`]. `None` for fewer than [`MIN_STEPS`] steps or zero variance.
 pub(super) fn prediction(changes: &[(f64, f64)]) -> Option<String> {
     let count = changes.len() as f64;
     let mean = |f: &dyn Fn(&(f64, f64)) -> f64| changes.iter().map(f).sum::<f64>() / count;
@@ -268,7 +268,7 @@ pub(super) fn prediction(changes: &[(f64, f64)]) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Returns 30 steps whose figures vary by 1% around the given values.
+    /// Return 30 steps whose figures vary by 1% around the given values.
     fn rows(figures: &[(&str, f64)]) -> Vec<Row> {
         let row = |step: i32| {
             let near = |value: f64| Value::from(value * (1.0 + 0.01 * f64::from(step % 3 - 1)));

@@ -17,7 +17,7 @@ pub(super) struct StageRow {
     loss: String,
 }
 
-/// Returns a row for each stage that has begun, in order. `ends` are the stage entries of the summary.
+/// Return a row for each stage that has begun, in order. `ends` are the stage entries of the summary.
 pub(super) fn stages(config: &Table, stages: &[Stage], ends: &[StageEnd]) -> Vec<StageRow> {
     let settings = config.get("stages").and_then(Value::as_array);
     let mut rows: Vec<StageRow> = Vec::new();
@@ -46,7 +46,7 @@ pub(super) fn stages(config: &Table, stages: &[Stage], ends: &[StageEnd]) -> Vec
     rows
 }
 
-/// Formats the rewards of a stage with their weights: `accuracy + 0.2 × length (r 0.3)`.
+/// Format the rewards of a stage with their weights: `accuracy + 0.2 × length (r 0.3)`.
 fn rewards(stage: &Table) -> String {
     let list = |key: &str| stage.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let weights = list("reward_weights");
@@ -57,7 +57,7 @@ fn rewards(stage: &Table) -> String {
     list("rewards").iter().enumerate().map(term).collect::<Vec<_>>().join(" + ")
 }
 
-/// Formats a tagged table as `type (key value, …)`.
+/// Format a tagged table as `type (key value, …)`.
 fn tagged(value: &Value) -> String {
     let Value::Table(table) = value else { return plain(value) };
     let kind = table.get("type").map(plain);
@@ -67,7 +67,7 @@ fn tagged(value: &Value) -> String {
     kind.into_iter().chain(others).collect::<Vec<_>>().join(" ")
 }
 
-/// Formats a value without quotes. f32 settings have the digits of an f64, so numbers get at most six decimals.
+/// Format a value without quotes. f32 settings have the digits of an f64, so numbers get at most six decimals.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

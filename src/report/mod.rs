@@ -33,7 +33,7 @@ use run::{Metrics, Summary, optional, read_lines};
 pub use study::{study, study_text};
 pub use terminal::{Screen, screen};
 
-/// Reads the run directory `run`, writes the self-contained page `run/report.html` and returns its path.
+/// Read the run directory `run`, writes the self-contained page `run/report.html` and return its path.
 ///
 /// The run may be unfinished; the page says so.
 pub fn write(run: &Path) -> Result<PathBuf> {
@@ -117,7 +117,7 @@ fn page(run: &Path) -> Result<String> {
     render("report.html", include_str!("report.html"), view)
 }
 
-/// Renders the page `name` from the template text `source`.
+/// Render the page `name` from the template text `source`.
 fn render(name: &str, source: &str, view: impl Serialize) -> Result<String> {
     let view = serde_json::to_value(view).map_err(|e| Error::Invalid(format!("report: {e}")))?;
     let mut templates = minijinja::Environment::new();
@@ -135,7 +135,7 @@ fn render(name: &str, source: &str, view: impl Serialize) -> Result<String> {
         .map_err(|e| Error::Invalid(format!("report template: {e:#}")))
 }
 
-/// Converts a JSON value for minijinja, which is built without its serde feature.
+/// Convert a JSON value for minijinja, which is built without its serde feature.
 fn template_value(value: Value) -> minijinja::Value {
     match value {
         Value::Null => ().into(),

@@ -2,7 +2,7 @@
 
 pub(super) const NONE: &str = "\u{2013}";
 
-/// Formats a number with `places` decimals. A number that rounds to zero has no sign.
+/// Format a number with `places` decimals. A number that rounds to zero has no sign.
 pub(super) fn fixed(value: f64, places: usize) -> String {
     let text = format!("{value:.places$}");
     let zero = text.chars().all(|c| matches!(c, '-' | '0' | '.'));
@@ -42,12 +42,12 @@ pub(super) fn ratio(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
     Some(part? / whole.filter(|w| *w > 0.0)?)
 }
 
-/// Formats a p-value.
+/// Format a p-value.
 pub(super) fn p_value(p: f64) -> String {
     if p < 0.001 { "p < 0.001".into() } else { format!("p = {p:.3}") }
 }
 
-/// Formats a duration in seconds as seconds, minutes or hours.
+/// Format a duration in seconds as seconds, minutes or hours.
 pub(crate) fn duration(seconds: f64) -> String {
     let minutes = (seconds / 60.0).floor();
     match seconds {

@@ -37,7 +37,7 @@ pub(super) fn tiles(summary: &Summary) -> Vec<Tile> {
     ]
 }
 
-/// Describes the change of accuracy and length. `change` is the change of accuracy paired by problem. The interval is
+/// Describe the change of accuracy and length. `change` is the change of accuracy paired by problem. The interval is
 /// said to exclude zero only if the sign test, where there is one, agrees.
 pub(super) fn sentence(before: &Evaluation, after: &Evaluation, change: Option<&Change>) -> String {
     let (Some(p), Some(q)) = (before.accuracy, after.accuracy) else {

@@ -26,7 +26,7 @@ pub(super) enum Ink {
 impl Ink {
     const ALL: [Self; 7] = [Self::Text, Self::Grid, Self::Faint, Self::Blue, Self::Orange, Self::Green, Self::Purple];
 
-    /// Returns the name of the CSS variable.
+    /// Return the name of the CSS variable.
     pub(super) fn variable(self) -> &'static str {
         match self {
             Self::Text => "--plot-text",
@@ -39,12 +39,12 @@ impl Ink {
         }
     }
 
-    /// Returns the placeholder colour that plotters writes and [`themed`] replaces.
+    /// Return the placeholder colour that plotters writes and [`themed`] replaces.
     fn stand_in(self) -> RGBColor {
         RGBColor(0xFE, 0xDC, self as u8)
     }
 
-    /// Returns the colour of stage `index`.
+    /// Return the colour of stage `index`.
     pub(super) fn of_stage(index: usize) -> Self {
         [Self::Blue, Self::Orange, Self::Green, Self::Purple][index % 4]
     }
@@ -95,19 +95,19 @@ const LEFT: u32 = 4;
 /// Least margin of a range as a share of its numbers. In a narrower one, numbers at a distance of a tick are equal.
 const ROUNDING: f64 = 1e-6;
 
-/// Returns whether a point is drawn: both coordinates are finite, and so far from the limit of f64 that their range is
+/// Return whether a point is drawn: both coordinates are finite, and so far from the limit of f64 that their range is
 /// finite, too.
 fn is_drawn(point: &(f64, f64)) -> bool {
     point.0.abs() < 1e300 && point.1.abs() < 1e300
 }
 
-/// Returns an upper estimate of the width of a text in the plot's font, before scaling.
+/// Return an upper estimate of the width of a text in the plot's font, before scaling.
 fn text_width(text: &str) -> u32 {
     (text.chars().count() as u32 * FONT_SIZE * 6).div_ceil(10)
 }
 
 impl Plot {
-    /// Returns the SVG, or `None` if there are no points.
+    /// Return the SVG, or `None` if there are no points.
     pub(super) fn svg(&self) -> Result<Option<String>> {
         let points = || self.series.iter().flat_map(|s| s.points.iter().copied().filter(is_drawn));
         let (Some(xs), Some(ys)) = (extent(points().map(|p| p.0)), extent(points().map(|p| p.1))) else {
@@ -214,7 +214,7 @@ impl Series {
     }
 }
 
-/// Returns x position and text of the stage labels above a plot of `width` units: at the line of the stage if they end
+/// Return x position and text of the stage labels above a plot of `width` units: at the line of the stage if they end
 /// before the next line. The last one may lie left of its line, at the right edge. Others are omitted, so that no line
 /// is under the name of another stage.
 fn stage_labels<'a>(
@@ -250,7 +250,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// Chooses the format of a range. Small and large numbers become multiples of a power of ten, which the axis title
+    /// Choose the format of a range. Small and large numbers become multiples of a power of ten, which the axis title
     /// states.
     fn of(range: &std::ops::Range<f64>) -> Self {
         let largest = range.start.abs().max(range.end.abs());
@@ -280,7 +280,7 @@ impl Axis {
     }
 }
 
-/// Returns the smallest and the largest finite value.
+/// Return the smallest and the largest finite value.
 fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     values.filter(|v| v.is_finite()).fold(None, |acc, v| match acc {
         None => Some((v, v)),
@@ -288,7 +288,7 @@ fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// Extends a range so that no point lies on the frame of the plot.
+/// Extend a range so that no point lies on the frame of the plot.
 fn padded((low, high): (f64, f64), from_zero: bool) -> std::ops::Range<f64> {
     let low = if from_zero { low.min(0.0) } else { low };
     let largest = low.abs().max(high.abs());
@@ -298,13 +298,13 @@ fn padded((low, high): (f64, f64), from_zero: bool) -> std::ops::Range<f64> {
     (if from_zero && low == 0.0 { 0.0 } else { bottom })..high + room
 }
 
-/// Returns the number of decimals that makes the axis labels distinct.
+/// Return the number of decimals that makes the axis labels distinct.
 fn places(range: &std::ops::Range<f64>) -> usize {
     // About five labels; the result is small and not negative, so the cast is exact.
     (-((range.end - range.start) / 5.0).log10().floor()).clamp(0.0, 6.0) as usize
 }
 
-/// Replaces the placeholder colours by CSS variables, and the fixed size by a label for screen readers.
+/// Replace the placeholder colours by CSS variables, and the fixed size by a label for screen readers.
 fn themed(svg: &str, title: &str) -> String {
     // A line break inside a text element would be rendered as a space.
     let svg = svg.replace("\n</text>", "</text>");

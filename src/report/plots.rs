@@ -120,7 +120,7 @@ pub(super) fn portrait(metrics: &Metrics, stages: &[Stage]) -> Plot {
     }
 }
 
-/// Returns the centred moving average over about `window` points, fewer at the ends.
+/// Return the centred moving average over about `window` points, fewer at the ends.
 pub(super) fn smooth(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     let half = window / 2;
     let mean = |i: usize| {

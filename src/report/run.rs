@@ -39,7 +39,7 @@ struct Origin {
 }
 
 impl Summary {
-    /// Reads the summary of the run directory `run`, if there is one.
+    /// Read the summary of the run directory `run`, if there is one.
     pub(super) fn read(run: &Path) -> Result<Option<Self>> {
         let Some(mut summary) = optional(files::read_json::<Self>(&run.join("summary.json")))? else { return Ok(None) };
         if summary.steps.is_none() {
@@ -48,7 +48,7 @@ impl Summary {
         Ok(Some(summary))
     }
 
-    /// Returns whether the summary belongs to the last logged step. An extended run still has that of its earlier end.
+    /// Return whether the summary belongs to the last logged step. An extended run still has that of its earlier end.
     pub(super) fn is_of(&self, metrics: &Metrics) -> bool {
         self.steps == metrics.0.keys().next_back().copied()
     }
@@ -100,7 +100,7 @@ pub(super) struct Stage {
 }
 
 impl Metrics {
-    /// Reads the metrics of the run directory `run`; `None` before the first line.
+    /// Read the metrics of the run directory `run`; `None` before the first line.
     ///
     /// # Errors
     /// `run` is not a run directory, or a line is malformed.
@@ -121,12 +121,12 @@ impl Metrics {
         Ok(Self(steps))
     }
 
-    /// Returns `(step, value)` for each step at which `key` has a numeric value.
+    /// Return `(step, value)` for each step at which `key` has a numeric value.
     pub(super) fn points(&self, key: &str) -> Vec<(f64, f64)> {
         self.0.iter().filter_map(|(&step, row)| Some((step as f64, row.get(key)?.as_f64()?))).collect()
     }
 
-    /// Returns the stages in order, from the rows that name a stage.
+    /// Return the stages in order, from the rows that name a stage.
     pub(super) fn stages(&self) -> Vec<Stage> {
         let mut stages = Vec::<Stage>::new();
         for (&step, row) in &self.0 {
@@ -150,7 +150,7 @@ impl Metrics {
         }
     }
 
-    /// Returns a summary of the steps so far, and the step of the latest evaluation after step 0.
+    /// Return a summary of the steps so far, and the step of the latest evaluation after step 0.
     pub(super) fn so_far(&self) -> (Summary, Option<u64>) {
         let evaluated = |row: &Map<String, Value>| row.get("eval/accuracy").is_some_and(Value::is_number);
         let base = self.0.get(&0).filter(|row| evaluated(row));
@@ -176,7 +176,7 @@ impl Metrics {
     }
 }
 
-/// Reads a file with one JSON value per line. Blank lines are skipped, and so is an incomplete last line, which a
+/// Read a file with one JSON value per line. Blank lines are skipped, and so is an incomplete last line, which a
 /// killed process leaves. The error names a malformed line.
 pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let bytes = files::read(path)?;
@@ -192,7 +192,7 @@ pub(super) fn malformed(path: &Path, line: usize, error: &serde_json::Error) -> 
     Error::file(at, format!("{reason} (column {}); mend or delete this line", error.column()))
 }
 
-/// Turns the error of a missing file into `None`.
+/// Turn the error of a missing file into `None`.
 pub(super) fn optional<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),

@@ -48,7 +48,7 @@ struct SettingRow {
     cells: Vec<String>,
 }
 
-/// Writes `study.html` (self-contained), `study.json` and `study.csv` into `folder`; returns the path of the page.
+/// Write `study.html` (self-contained), `study.json` and `study.csv` into `folder`; return the path of the page.
 ///
 /// # Errors
 /// A file cannot be written.
@@ -275,7 +275,7 @@ fn curves(findings: &Findings, arm: &ArmFindings) -> Plot {
     }
 }
 
-/// Returns the table of arms as text.
+/// Return the table of arms as text.
 pub fn study_text(findings: &Findings) -> String {
     let difference = format!("to {}", findings.against);
     let head = ["", "arm", "runs", "accuracy", "95%", &difference, "95%", "length", "% base"];
@@ -322,12 +322,12 @@ pub fn study_text(findings: &Findings) -> String {
     text
 }
 
-/// Returns whether the interval of an accuracy is over problems alone, since there is a single run.
+/// Return whether the interval of an accuracy is over problems alone, since there is a single run.
 fn is_single(measured: &Measured) -> bool {
     measured.runs == 1 && measured.accuracy.interval.is_some()
 }
 
-/// Formats rows as lines with columns two spaces apart; the first two columns are left-aligned.
+/// Format rows as lines with columns two spaces apart; the first two columns are left-aligned.
 fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let length = |text: &str| text.chars().count();
     let widths: [usize; N] = std::array::from_fn(|k| rows.iter().map(|row| length(&row[k])).max().unwrap_or(0));
@@ -340,7 +340,7 @@ fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     rows.iter().map(|row| line(row) + "\n").collect()
 }
 
-/// Returns the CSV text: one line for the base model, for each setting and for each reported arm.
+/// Return the CSV text: one line for the base model, for each setting and for each reported arm.
 fn csv(findings: &Findings) -> String {
     let mut text =
         "arm,setting,seeds,chosen,runs,accuracy,low,high,length,length_ratio,cut,all_right_std\n".to_string();

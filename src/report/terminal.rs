@@ -27,13 +27,13 @@ pub struct Screen {
     pub over: bool,
 }
 
-/// Returns whether no process works on a run: its lock is free. `false` if that is unknown, because there is no lock
+/// Return whether no process works on a run: its lock is free. `false` if that is unknown, because there is no lock
 /// file or the file system has no locks.
 fn is_abandoned(run: &Path) -> bool {
     File::open(run.join("run.lock")).is_ok_and(|file| file.try_lock_shared().is_ok())
 }
 
-/// Draws the curves of `metrics` (default ones if empty) of the run directory `run` on `columns` terminal columns.
+/// Draw the curves of `metrics` (default ones if empty) of the run directory `run` on `columns` terminal columns.
 ///
 /// # Errors
 /// `run` is not a run directory, a file is malformed, or the run does not have one of the `metrics`.
@@ -64,7 +64,7 @@ pub fn screen(run: &Path, metrics: &[String], columns: usize) -> Result<Screen> 
     Ok(Screen { text: lines.join("\n"), over: state.is_some() })
 }
 
-/// Returns the metrics to show: `asked`, or the default ones that the run has.
+/// Return the metrics to show: `asked`, or the default ones that the run has.
 fn chosen<'a>(path: &Path, all: &Metrics, asked: &'a [String]) -> Result<Vec<&'a str>> {
     if asked.is_empty() {
         return Ok(DEFAULT_METRICS.into_iter().filter(|name| !all.points(name).is_empty()).collect());
@@ -83,7 +83,7 @@ fn chosen<'a>(path: &Path, all: &Metrics, asked: &'a [String]) -> Result<Vec<&'a
     Ok(asked.iter().map(String::as_str).collect())
 }
 
-/// Returns the first line: `runs/a: step 40 [enhance], 2.30 s a step, 14000 tokens/s sampled, 1 min 32 s in steps`.
+/// Return the first line: `runs/a: step 40 [enhance], 2.30 s a step, 14000 tokens/s sampled, 1 min 32 s in steps`.
 fn headline(run: &Path, all: &Metrics, state: Option<&str>) -> String {
     let last = |key: &str| all.points(key).last().map(|point| point.1);
     let step = all.0.keys().next_back().copied().unwrap_or_default();
@@ -101,7 +101,7 @@ fn headline(run: &Path, all: &Metrics, state: Option<&str>) -> String {
     parts.join(", ")
 }
 
-/// Returns a line with the held-out accuracy and length of the base model and of the latest evaluation.
+/// Return a line with the held-out accuracy and length of the base model and of the latest evaluation.
 fn evaluation_line(all: &Metrics, finished: Option<&Summary>) -> Option<String> {
     let (so_far, step) = all.so_far();
     so_far.base.accuracy?;
@@ -116,7 +116,7 @@ fn evaluation_line(all: &Metrics, finished: Option<&Summary>) -> Option<String> 
     Some(format!("held-out: {}", both.join(", ")))
 }
 
-/// Formats a number with three significant digits, small and large ones by a power of ten.
+/// Format a number with three significant digits, small and large ones by a power of ten.
 fn figure(value: f64) -> String {
     if value == 0.0 {
         return "0".to_string();
@@ -128,7 +128,7 @@ fn figure(value: f64) -> String {
     format!("{value:.*}", (2.0 - before).max(0.0) as usize)
 }
 
-/// Returns the lines of a curve: name and last value, then the plot with its axis labels.
+/// Return the lines of a curve: name and last value, then the plot with its axis labels.
 fn curve(name: &str, points: &[(f64, f64)]) -> Vec<String> {
     let last = points.last().map_or(f64::NAN, |point| point.1);
     let title = format!("{name} {}", figure(last));

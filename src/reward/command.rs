@@ -72,7 +72,7 @@ impl Default for RewardCommand {
 }
 
 impl RewardCommand {
-    /// Returns the settings that cannot work; `used` tells whether a stage has a reward of type `command`.
+    /// Return the settings that cannot work; `used` tells whether a stage has a reward of type `command`.
     pub fn mistakes(&self, used: bool) -> Vec<String> {
         let mut mistakes = Vec::new();
         if used && self.command.is_empty() {
@@ -150,7 +150,7 @@ fn present<'de, D: Deserializer<'de>>(value: D) -> std::result::Result<Option<Op
 }
 
 impl RewardProgram {
-    /// Starts the workers and sends each the trial question: a right answer to `trial`.
+    /// Start the workers and send each the trial question: a right answer to `trial`.
     ///
     /// # Errors
     /// Settings with [`RewardCommand::mistakes`], a program that cannot be started or does not answer, and a line that
@@ -240,7 +240,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Asks the trial question.
+    /// Ask the trial question.
     fn try_out(&mut self, program: &Program, question: Question) -> Result<()> {
         self.ask(program, question, Stop::NEVER)?.map(drop).map_err(|failure| {
             Error::Invalid(format!(
@@ -253,7 +253,7 @@ impl Worker {
         })
     }
 
-    /// Returns the score of a completion; `None` if the program gives none, exits or exceeds the timeout.
+    /// Return the score of a completion; `None` if the program gives none, exits or exceeds the timeout.
     fn score(&mut self, program: &Program, question: Question, stop: Stop) -> Result<Option<Parts>> {
         if self.process.is_none() {
             program.restarts.fetch_add(1, Ordering::Relaxed);
@@ -278,7 +278,7 @@ impl Worker {
         )))
     }
 
-    /// Returns the answer to a question, or how the process failed; a failed process is ended.
+    /// Return the answer to a question, or how the process failed; a failed process is ended.
     fn ask(
         &mut self,
         program: &Program,
@@ -324,7 +324,7 @@ impl Question<'_> {
 }
 
 impl Program {
-    /// Parses the score in a line.
+    /// Parse the score in a line.
     fn read(&self, line: &str, asked: u64) -> Result<Option<Parts>> {
         let refuse = |why: &str| Err(self.refuse(&format!("{line:?}"), why, asked));
         match serde_json::from_str(line) {

@@ -33,7 +33,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Returns the length in tokens, including the stop token.
+    /// Return the length in tokens, including the stop token.
     pub fn length(&self) -> usize {
         self.tokens.len()
     }
@@ -75,24 +75,24 @@ pub struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Returns the lengths of all answers, in tokens.
+    /// Return the lengths of all answers, in tokens.
     pub fn lengths(&self) -> Vec<f64> {
         self.answers.iter().map(|answer| answer.length() as f64).collect()
     }
 
-    /// Returns the lengths of the right answers, in tokens.
+    /// Return the lengths of the right answers, in tokens.
     pub fn right_lengths(&self) -> Vec<f64> {
         let right = self.answers.iter().filter(|answer| answer.correct == Some(true));
         right.map(|answer| answer.length() as f64).collect()
     }
 
-    /// Returns the share of right answers among those whose correctness is known.
+    /// Return the share of right answers among those whose correctness is known.
     pub fn pass_rate(&self) -> f64 {
         let known = self.answers.iter().filter_map(|answer| answer.correct);
         mean(&known.map(|right| f64::from(u8::from(right))).collect::<Vec<_>>())
     }
 
-    /// Returns `f(answer, right)` for each answer; `None` if its correctness is not known.
+    /// Return `f(answer, right)` for each answer; `None` if its correctness is not known.
     pub fn each(&self, f: impl Fn(&Answer, bool) -> Parts) -> Vec<Option<Parts>> {
         self.answers.iter().map(|answer| Some(f(answer, answer.correct?))).collect()
     }
@@ -102,7 +102,7 @@ impl Group<'_> {
         self.each(|answer, right| Parts::length(f(answer, right)))
     }
 
-    /// Splits the rewards `value` of answers that `class` calls right or wrong: the mean over the group's answers of
+    /// Split the rewards `value` of answers that `class` calls right or wrong: the mean over the group's answers of
     /// the same class is the task part, the difference from it the length part.
     pub fn split_by_mean(
         &self,

@@ -71,7 +71,7 @@ pub(super) struct Targets {
 }
 
 impl Targets {
-    /// Writes the chosen targets as metrics.
+    /// Write the chosen targets as metrics.
     fn describe(&self, name: &str, metrics: &mut Metrics) {
         for (level, target) in LEVELS.iter().zip(self.chosen) {
             if let Some(target) = target {
@@ -90,7 +90,7 @@ fn level(group: &Group) -> usize {
 }
 
 impl LaserD {
-    /// Scores a group; `explores` tells whether a wrong answer longer than the target earns the bonus.
+    /// Score a group; `explores` tells whether a wrong answer longer than the target earns the bonus.
     fn scores(&self, group: &Group, memory: &Memory, explores: impl Fn(&Answer) -> bool) -> Vec<Option<Parts>> {
         let target = memory.laser.chosen[level(group)].unwrap_or(group.limit);
         group.each(|answer, right| {

@@ -29,7 +29,7 @@ impl Default for LazyLength {
     }
 }
 
-/// Returns the share of right answers over all groups, among those whose correctness is known.
+/// Return the share of right answers over all groups, among those whose correctness is known.
 fn accuracy(groups: &[Group]) -> f64 {
     let known = groups.iter().flat_map(|group| group.answers).filter_map(|answer| answer.correct);
     mean(&known.map(|right| f64::from(u8::from(right))).collect::<Vec<_>>())
@@ -65,7 +65,7 @@ impl Reward for LazyLength {
         self.score_all(std::slice::from_ref(group), memory, Stop::NEVER).map(|mut scores| scores.remove(0))
     }
 
-    /// Scores the groups together, because the accuracy is that of all groups.
+    /// Score the groups together, because the accuracy is that of all groups.
     fn score_all(&self, groups: &[Group], memory: &Memory, _stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
         let least = memory.best_accuracy.unwrap_or(0.0) - f64::from(self.accuracy_tolerance);
         let nothing = |group: &Group| group.each_length(|_, _| 0.0);

@@ -71,10 +71,10 @@ use crate::stop::Stop;
 
 /// Scores completions by comparison with those of the same problem.
 pub trait Reward: Send + Sync + Debug {
-    /// Returns the name under which the reward is reported: `rewards/{name}/mean`.
+    /// Return the name under which the reward is reported: `rewards/{name}/mean`.
     fn name(&self) -> &str;
 
-    /// Returns one entry per answer, in order; `None` for an answer that cannot be judged.
+    /// Return one entry per answer, in order; `None` for an answer that cannot be judged.
     ///
     /// Values must be finite; otherwise the run ends with an error that names the reward.
     ///
@@ -90,7 +90,7 @@ pub trait Reward: Send + Sync + Debug {
         groups.par_iter().map(|group| stop.check().and_then(|()| self.score(group, memory))).collect()
     }
 
-    /// Returns the settings that cannot work with completions of at most `max_completion_length` tokens, one line each.
+    /// Return the settings that cannot work with completions of at most `max_completion_length` tokens, one line each.
     fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
         Vec::new()
     }
@@ -100,7 +100,7 @@ pub trait Reward: Send + Sync + Debug {
         false
     }
 
-    /// Stores in memory what later steps need. `groups` are all graded groups of a step, including those that were
+    /// Store in memory what later steps need. `groups` are all graded groups of a step, including those that were
     /// replaced for lack of spread.
     fn remember(&self, _groups: &[Group], _memory: &mut Memory) {}
 
@@ -109,7 +109,7 @@ pub trait Reward: Send + Sync + Debug {
         false
     }
 
-    /// Writes metrics specific to the reward: the memory that the next step uses, or failures.
+    /// Write metrics specific to the reward: the memory that the next step uses, or failures.
     fn describe(&self, _memory: &Memory, _metrics: &mut Metrics) {}
 }
 
@@ -117,7 +117,7 @@ fn indicator(yes: bool) -> f32 {
     f32::from(u8::from(yes))
 }
 
-/// Returns `key = value` and the rule that it breaks, unless `ok`.
+/// Return `key = value` and the rule that it breaks, unless `ok`.
 fn require(ok: bool, key: &str, value: impl Display, rule: &str) -> Option<String> {
     (!ok).then(|| format!("{key} = {value} must be {rule}"))
 }
@@ -130,7 +130,7 @@ fn finite(key: &str, value: f32) -> Option<String> {
     require(value.is_finite(), key, value, "a finite number")
 }
 
-/// Collects the mistakes among checks.
+/// Collect the mistakes among checks.
 fn found<const N: usize>(checks: [Option<String>; N]) -> Vec<String> {
     checks.into_iter().flatten().collect()
 }

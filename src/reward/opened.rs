@@ -17,7 +17,7 @@ pub struct Rewards {
 }
 
 impl Rewards {
-    /// Starts the program if a stage uses it and tests it with `trial`, a problem of the run. Checks the names of
+    /// Start the program if a stage uses it and test it with `trial`, a problem of the run. Check the names of
     /// custom rewards.
     ///
     /// # Errors
@@ -46,7 +46,7 @@ impl Rewards {
         Ok(Self { program, custom: custom.to_vec() })
     }
 
-    /// Returns the reward of a kind.
+    /// Return the reward of a kind.
     fn of<'a>(&'a self, kind: &'a RewardKind) -> &'a dyn Reward {
         match kind {
             RewardKind::Command(_) => self.program.as_ref().expect("the program is started when the run opens"),
@@ -87,12 +87,12 @@ impl Rewards {
         Ok(scores)
     }
 
-    /// Passes all graded groups of a step to the rewards' memory.
+    /// Pass all graded groups of a step to the rewards' memory.
     pub fn remember(&self, kinds: &[RewardKind], groups: &[Group], memory: &mut Memory) {
         kinds.iter().for_each(|kind| self.of(kind).remember(groups, memory));
     }
 
-    /// Writes metrics specific to a reward; called once a step, after [`Rewards::remember`].
+    /// Write metrics specific to a reward; called once a step, after [`Rewards::remember`].
     pub fn describe(&self, kinds: &[RewardKind], memory: &Memory, metrics: &mut Metrics) {
         kinds.iter().for_each(|kind| self.of(kind).describe(memory, metrics));
     }

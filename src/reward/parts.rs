@@ -26,7 +26,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// Returns `value` as this part, with the other part 0.
+    /// Return `value` as this part, with the other part 0.
     pub fn of(self, value: f32) -> Parts {
         match self {
             Self::Task => Parts::task(value),
@@ -36,17 +36,17 @@ impl Part {
 }
 
 impl Parts {
-    /// Returns a value with only a task part.
+    /// Return a value with only a task part.
     pub fn task(task: f32) -> Self {
         Self { task, length: 0.0 }
     }
 
-    /// Returns a value with only a length part.
+    /// Return a value with only a length part.
     pub fn length(length: f32) -> Self {
         Self { task: 0.0, length }
     }
 
-    /// Returns the sum of both parts.
+    /// Return the sum of both parts.
     pub fn total(self) -> f32 {
         self.task + self.length
     }

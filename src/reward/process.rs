@@ -27,12 +27,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Running process groups, by the process id of their leader.
 static RUNNING_GROUPS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
-/// Kills all reward programs of this process. For a caller that is about to exit without unwinding.
+/// Kill all reward programs of this process. For a caller that is about to exit without unwinding.
 pub fn end_programs() {
     RUNNING_GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|&leader| kill_group(leader));
 }
 
-/// Kills a process group: the leader and all its descendants that did not leave the group. Does nothing on platforms
+/// Kill a process group: the leader and all its descendants that did not leave the group. Does nothing on platforms
 /// without process groups.
 fn kill_group(leader: u32) {
     // An error means that the group is gone.
@@ -54,7 +54,7 @@ impl StderrTail {
         }
     }
 
-    /// Returns the lines as the end of an error message.
+    /// Return the lines as the end of an error message.
     pub(super) fn summary(&self) -> String {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let text: String = lines.iter().map(|line| format!("\n  {line}")).collect();
@@ -89,7 +89,7 @@ pub(super) struct Process {
 type Line = (String, bool);
 
 impl Process {
-    /// Starts `command`, a program and its arguments, in its own process group: Ctrl-C reaches only the training, which
+    /// Start `command`, a program and its arguments, in its own process group: Ctrl-C reaches only the training, which
     /// ends the program after the step. Lines of standard error are logged as warnings and kept in `stderr_tail`.
     pub(super) fn start(command: &[String], stderr_tail: &StderrTail) -> io::Result<Self> {
         let (program, arguments) = command.split_first().expect("a command is validated to name a program");
@@ -137,7 +137,7 @@ impl Process {
         Ok(Self { child, questions, answers, stderr_read, ended: false })
     }
 
-    /// Writes a line, including its line break, and waits for the next line of the answer.
+    /// Write a line, including its line break, and waits for the next line of the answer.
     pub(super) fn ask(&self, question: String, timeout: Duration, stop: Stop) -> Result<String, NoAnswer> {
         let start = Instant::now();
         // If the writing thread is gone, so is the program, and reading the answer reports it.
@@ -155,7 +155,7 @@ impl Process {
         }
     }
 
-    /// Ends the process, unless it has exited, and returns how it ended.
+    /// End the process, unless it has exited, and return how it ended.
     pub(super) fn end(mut self) -> String {
         let end = self.kill().map_or_else(|e| format!("ended: {e}"), |status| format!("ended with {status}"));
         // Wait for the rest of standard error, but not longer: a process outside the group may still hold the pipe.
@@ -163,7 +163,7 @@ impl Process {
         end
     }
 
-    /// Kills the process and all that it started.
+    /// Kill the process and all that it started.
     fn kill(&mut self) -> io::Result<std::process::ExitStatus> {
         self.ended = true;
         {

@@ -24,7 +24,7 @@ macro_rules! rewards {
         })*
 
         impl RewardKind {
-            /// Returns the reward with these settings.
+            /// Return the reward with these settings.
             pub fn reward(&self) -> &dyn Reward {
                 match self {
                     $(Self::$reward(reward) => reward,)*
@@ -112,7 +112,7 @@ rewards! {
 }
 
 impl RewardKind {
-    /// Returns the name under which the reward is reported.
+    /// Return the name under which the reward is reported.
     pub fn name(&self) -> &str {
         self.reward().name()
     }

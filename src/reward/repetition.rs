@@ -25,7 +25,7 @@ impl Reward for Repetition {
     }
 }
 
-/// Returns the share of 4-grams of words that occurred before, within [0, 1).
+/// Return the share of 4-grams of words that occurred before, within [0, 1).
 pub(super) fn repeated(text: &str) -> f32 {
     let words: Vec<&str> = text.split_whitespace().collect();
     let total = words.windows(WORDS).count();

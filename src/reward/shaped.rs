@@ -36,7 +36,7 @@ impl Default for Length {
     }
 }
 
-/// Returns `r^(length / limit)`.
+/// Return `r^(length / limit)`.
 fn shaped(r: f32, length: usize, limit: usize) -> f32 {
     r.powf(length as f32 / limit as f32)
 }

@@ -24,7 +24,7 @@ fn variance(values: &[f64]) -> f64 {
     mean(&values.iter().map(|value| (value - centre).powi(2)).collect::<Vec<_>>())
 }
 
-/// Returns l* from the lengths of all answers and of the right ones, of which there is at least one.
+/// Return l* from the lengths of all answers and of the right ones, of which there is at least one.
 fn best_length(all: &[f64], right: &[f64]) -> f64 {
     let shortest = all.iter().copied().fold(f64::INFINITY, f64::min);
     let longest = all.iter().copied().fold(0.0, f64::max);

@@ -7,7 +7,7 @@ use crate::data::{Problem, Prompt};
 use crate::error::Error;
 use crate::verify::{Graded, Verdict};
 
-/// Returns a finished answer of the right form with repeated 4-grams; in the lenient reading it is always right.
+/// Return a finished answer of the right form with repeated 4-grams; in the lenient reading it is always right.
 pub(super) fn answer(correct: bool, length: usize) -> Answer {
     let strict = if correct { Verdict::Right } else { Verdict::Wrong };
     Answer {
@@ -23,7 +23,7 @@ pub(super) fn answer(correct: bool, length: usize) -> Answer {
     }
 }
 
-/// Returns an answer with the text and the entropy of each token.
+/// Return an answer with the text and the entropy of each token.
 pub(crate) fn traced(correct: bool, pieces: &[(&str, f32)]) -> Answer {
     let (pieces, entropies) = pieces.iter().map(|(piece, entropy)| (piece.to_string(), *entropy)).unzip();
     Answer { pieces, entropies, ..answer(correct, 3) }
@@ -33,18 +33,18 @@ pub(super) fn problem(id: u64) -> Problem {
     Problem { id, ..Problem::new(Prompt::Text("2+3?".to_string()), "5") }
 }
 
-/// Returns the rewards of the answers to problem 1, for L = 100, in the first step.
+/// Return the rewards of the answers to problem 1, for L = 100, in the first step.
 pub(super) fn parts(reward: &dyn Reward, answers: &[Answer], memory: &Memory) -> Vec<Option<Parts>> {
     let problem = problem(1);
     reward.score(&Group { problem: &problem, answers, limit: 100, step: 0 }, memory).unwrap()
 }
 
-/// Returns the totals of the rewards with an empty memory.
+/// Return the totals of the rewards with an empty memory.
 pub(super) fn scores(reward: &dyn Reward, answers: &[Answer]) -> Vec<Option<f32>> {
     parts(reward, answers, &Memory::default()).into_iter().map(|reward| reward.map(Parts::total)).collect()
 }
 
-/// Lets a reward remember a step of groups, given by problem id.
+/// Let a reward remember a step of groups, given by problem id.
 pub(super) fn remember(reward: &dyn Reward, memory: &mut Memory, step: &[(u64, &[Answer])]) {
     let problems: Vec<Problem> = step.iter().map(|(id, _)| problem(*id)).collect();
     let groups =
@@ -59,7 +59,7 @@ pub(super) fn assert_near(got: &[Option<f32>], expected: &[f32]) {
     assert!(near, "{got:?} {expected:?}");
 }
 
-/// Returns every length reward for right answers, with published settings or settings that fit lengths near 100.
+/// Return every length reward for right answers, with published settings or settings that fit lengths near 100.
 fn length_rewards() -> Vec<RewardKind> {
     let text = r#"[
         { "type": "shaped_accuracy" }, { "type": "length" }, { "type": "cosine" },

@@ -9,8 +9,8 @@ use crate::metrics::mean;
 const END: &str = "</think>";
 
 impl Answer {
-    /// Returns the mean entropies of the thinking, up to `</think>`, and of the text after it, in nats; 0 without
-    /// tokens. Without `</think>` the whole text is the answer. Requires [`Answer::pieces`].
+    /// Return the mean entropies of the thinking, up to `</think>`, and of the text after it, in nats; 0 without
+    /// tokens. Without `</think>` the whole text is the answer. Require [`Answer::pieces`].
     pub fn think_and_answer_entropy(&self) -> [f64; 2] {
         let text = self.pieces.concat();
         let (start, end) = text.find(END).map_or((0, 0), |at| (at, at + END.len()));
@@ -21,14 +21,14 @@ impl Answer {
         [of(&|_, to| to <= start), of(&|from, _| from >= end)]
     }
 
-    /// Returns the mean entropy of each step of the text, in nats. Requires [`Answer::pieces`].
+    /// Return the mean entropy of each step of the text, in nats. Require [`Answer::pieces`].
     pub fn step_entropies(&self, separator: &str) -> Vec<f64> {
         let entropies: Vec<f64> = self.spans().map(|(_, _, entropy)| entropy).collect();
         self.steps(separator, &self.pieces.concat()).into_iter().map(|step| mean(&entropies[step])).collect()
     }
 
-    /// Returns the token range of each step of the thinking, up to `</think>`; without it, of the whole completion but
-    /// its last token. Requires [`Answer::pieces`].
+    /// Return the token range of each step of the thinking, up to `</think>`; without it, of the whole completion but
+    /// its last token. Require [`Answer::pieces`].
     pub fn thinking_steps(&self, separator: &str) -> Vec<Range<usize>> {
         let mut text = self.pieces.concat();
         let last = self.pieces.last().map_or(0, String::len);
@@ -36,7 +36,7 @@ impl Answer {
         self.steps(separator, &text)
     }
 
-    /// Returns the token range of each step of `text`, a prefix of the pieces; `separator` separates steps. A token
+    /// Return the token range of each step of `text`, a prefix of the pieces; `separator` separates steps. A token
     /// belongs to the step in which it begins, a separator to the step before it. No step is empty.
     fn steps(&self, separator: &str, text: &str) -> Vec<Range<usize>> {
         let starts: Vec<usize> = self.spans().map(|(from, _, _)| from).collect();
@@ -50,7 +50,7 @@ impl Answer {
         ends.map(step).filter(|step| !step.is_empty()).collect()
     }
 
-    /// Yields the start and end of each token in the text, in bytes, with its entropy.
+    /// Yield the start and end of each token in the text, in bytes, with its entropy.
     fn spans(&self) -> impl Iterator<Item = (usize, usize, f64)> + '_ {
         let mut at = 0;
         self.pieces.iter().zip(&self.entropies).map(move |(piece, &entropy)| {

@@ -127,7 +127,7 @@ impl Rollouts {
         followed.and(completions)
     }
 
-    /// Samples the `wanted` groups of a step with consecutive draws from `next_draw`. If the stage allows several
+    /// Sample the `wanted` groups of a step with consecutive draws from `next_draw`. If the stage allows several
     /// batches, further draws replace groups whose rewards are all equal. A step without other groups keeps these, so
     /// that its metrics have values.
     ///
@@ -168,7 +168,7 @@ impl Rollouts {
         Ok(batch)
     }
 
-    /// Updates the memory of the rewards of a stage with all groups of a step, and sets the metrics of the rewards.
+    /// Update the memory of the rewards of a stage with all groups of a step, and set the metrics of the rewards.
     pub fn remember(&self, batch: &Batch, stage: &Stage, memory: &mut Memory, metrics: &mut Metrics) {
         let answers: Vec<Vec<Answer>> =
             batch.all().map(|group| group.rollouts.iter().map(|rollout| rollout.answer.clone()).collect()).collect();

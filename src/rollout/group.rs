@@ -26,7 +26,7 @@ impl Rollout {
         self.completion.tokens.len()
     }
 
-    /// Returns the weighted sum of the rewards, or `None` if no reward applies.
+    /// Return the weighted sum of the rewards, or `None` if no reward applies.
     pub fn reward(&self, weights: &[f32]) -> Option<f32> {
         let judged = self.rewards.iter().zip(weights).filter_map(|(reward, weight)| Some((*reward)?.total() * weight));
         judged.reduce(|sum, reward| sum + reward)
@@ -59,7 +59,7 @@ impl Group {
     }
 }
 
-/// Sets the advantages of the completions of a step by the rule of `stage`.
+/// Set the advantages of the completions of a step by the rule of `stage`.
 pub fn assign_advantages(groups: &mut [Group], stage: &Stage) {
     let inputs = |group: &Group| Compared {
         rewards: (0..stage.rewards.len()).map(|k| group.rollouts.iter().map(|r| r.rewards[k]).collect()).collect(),

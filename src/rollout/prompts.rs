@@ -35,7 +35,7 @@ impl<'a> Asked<'a> {
         problems.iter().map(key).skip(first)
     }
 
-    /// Encodes the prompt of a problem. `start` is a forced start of each completion and becomes part of the prompt.
+    /// Encode the prompt of a problem. `start` is a forced start of each completion and becomes part of the prompt.
     ///
     /// # Errors
     /// When the prompt cannot be rendered or leaves no room for the longest completion.
@@ -51,7 +51,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Returns `count` consecutive requests for each of `asked`.
+/// Return `count` consecutive requests for each of `asked`.
 pub fn requests(asked: &[Asked], count: usize, seed: u64) -> Vec<Request> {
     let of = |asked: &Asked, sample: usize| Request {
         prompt: asked.prompt.clone(),
@@ -95,7 +95,7 @@ impl Prompts {
         Ok((prompts, report))
     }
 
-    /// Returns the problem of a draw. The rows of a file are shuffled differently in each epoch.
+    /// Return the problem of a draw. The rows of a file are shuffled differently in each epoch.
     ///
     /// # Errors
     /// When the chat template refuses the prompt, or it leaves too little room.

@@ -8,7 +8,7 @@ use crate::model::{CausalLm, ModelConfig};
 /// An engine that samples completions. It returns token ids, log-probabilities and finish reasons, never text, which
 /// would have to be tokenized again.
 pub trait Sampler {
-    /// Samples one completion per request, in the order of the requests. Calls `watch` with `(request, token)` for each
+    /// Sample one completion per request, in the order of the requests. Call `watch` with `(request, token)` for each
     /// token.
     ///
     /// # Errors
@@ -25,10 +25,10 @@ pub trait Sampler {
         false
     }
 
-    /// Announces the next call of [`Self::sample`]. An idle engine may start to sample from its present weights.
+    /// Announce the next call of [`Self::sample`]. An idle engine may start to sample from its present weights.
     fn prepare(&mut self, _requests: &[Request], _sampling: &Sampling) {}
 
-    /// Sets the engine's metrics since the last call.
+    /// Set the engine's metrics since the last call.
     fn describe(&mut self, _metrics: &mut Metrics) {}
 }
 

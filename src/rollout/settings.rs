@@ -180,7 +180,7 @@ pub enum LogProbs {
 }
 
 impl RolloutConfig {
-    /// Returns the kind and the settings of the servers, or `None` for the engine of this process.
+    /// Return the kind and the settings of the servers, or `None` for the engine of this process.
     pub fn served(&self) -> Option<(Engine, &ServedConfig)> {
         match self {
             Self::Own(_) => None,
@@ -189,7 +189,7 @@ impl RolloutConfig {
         }
     }
 
-    /// Returns the settings of the engine of this process, or `None` for servers.
+    /// Return the settings of the engine of this process, or `None` for servers.
     pub fn own(&self) -> Option<&OwnConfig> {
         if let Self::Own(own) = self { Some(own) } else { None }
     }
@@ -199,7 +199,7 @@ impl RolloutConfig {
         matches!(self, Self::Own(OwnConfig { dtype: None, .. }))
     }
 
-    /// Returns the correction for the mismatch between the sampling model and the trained model.
+    /// Return the correction for the mismatch between the sampling model and the trained model.
     pub fn correction(&self) -> Correction {
         match self {
             Self::Own(_) if self.is_exact() => Correction::NONE,
@@ -208,7 +208,7 @@ impl RolloutConfig {
         }
     }
 
-    /// Returns an error message for each setting that cannot work.
+    /// Return an error message for each setting that cannot work.
     pub fn mistakes(&self) -> Vec<String> {
         let found = match self {
             Self::Own(own) => own.mistakes(),
@@ -238,7 +238,7 @@ impl Engine {
 }
 
 impl ServedConfig {
-    /// Returns the sync method, where `adapters` says whether adapters are trained instead of all weights.
+    /// Return the sync method, where `adapters` says whether adapters are trained instead of all weights.
     pub fn sync_for(&self, adapters: bool) -> Sync {
         match self.sync {
             Sync::Auto if adapters => Sync::Lora,

@@ -32,19 +32,19 @@ pub struct Findings {
 }
 
 impl Measured {
-    /// Returns the share of products that were checked, over the data sources whose names start with `prefix`.
+    /// Return the share of products that were checked, over the data sources whose names start with `prefix`.
     pub fn checked(&self, prefix: &str) -> Option<f64> {
         let sum = self.read(prefix);
         (sum.products > 0).then(|| sum.checked as f64 / sum.products as f64)
     }
 
-    /// Returns the mean entropy at the decision whether to check a product, in nats.
+    /// Return the mean entropy at the decision whether to check a product, in nats.
     pub fn decision_entropy(&self, prefix: &str) -> Option<f64> {
         let sum = self.read(prefix);
         (sum.decisions > 0).then(|| sum.decision_entropy / sum.decisions as f64)
     }
 
-    /// Returns the mean entropy at the choice of a door, in nats.
+    /// Return the mean entropy at the choice of a door, in nats.
     pub fn door_entropy(&self) -> Option<f64> {
         let sum = self.read("");
         (sum.doors > 0).then(|| sum.door_entropy / sum.doors as f64)
@@ -113,7 +113,7 @@ pub struct Measured {
 type Sources = BTreeMap<String, Source>;
 
 impl Findings {
-    /// Computes the results of the finished runs in `store`.
+    /// Compute the results of the finished runs in `store`.
     pub fn new(plan: &Plan, store: &Store) -> Self {
         let config = &plan.config;
         let base = plan.choosing().iter().find_map(|planned| store.get(planned)).map(|outcome| outcome.base.clone());
@@ -146,7 +146,7 @@ impl Findings {
         }
     }
 
-    /// Returns the index of the chosen setting of each arm.
+    /// Return the index of the chosen setting of each arm.
     pub fn chosen(&self) -> Vec<Option<usize>> {
         self.arms.iter().map(|arm| arm.chosen).collect()
     }
@@ -194,7 +194,7 @@ fn arm_findings(plan: &Plan, store: &Store, arm: usize, base: f64, missing: &mut
     }
 }
 
-/// Returns 1 or 0 for each run and problem: whether the problem was solved. Shape `[runs, problems]`.
+/// Return 1 or 0 for each run and problem: whether the problem was solved. Shape `[runs, problems]`.
 fn right(runs: &[&Sources]) -> Vec<Vec<f64>> {
     let bits = |sources: &Sources| sources.values().flat_map(|source| source.correct.bytes()).collect::<Vec<_>>();
     runs.iter().map(|sources| bits(sources).into_iter().map(|bit| f64::from(u8::from(bit == b'1'))).collect()).collect()
@@ -248,7 +248,7 @@ fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
     }
 }
 
-/// Returns the mean of `right` (`[runs, problems]`) and its 95% interval by Student's t. Runs (seeds) and problems are
+/// Return the mean of `right` (`[runs, problems]`) and its 95% interval by Student's t. Runs (seeds) and problems are
 /// both samples, and their variances add up. A single run has only the variance over problems.
 fn estimate(right: &[Vec<f64>]) -> Estimate {
     let (runs, problems) = means(right);
@@ -260,7 +260,7 @@ fn estimate(right: &[Vec<f64>]) -> Estimate {
     Estimate { value, interval }
 }
 
-/// Returns the accuracy of `of` minus that of `other`, paired by problem but not by seed: equal seeds only share the
+/// Return the accuracy of `of` minus that of `other`, paired by problem but not by seed: equal seeds only share the
 /// order of problems. The interval is limited to −1 to 1. `None` without runs or if the problems differ; no interval if
 /// a side has a single run.
 fn difference(of: &[&Sources], other: &[&Sources]) -> Option<Estimate> {
@@ -276,14 +276,14 @@ fn difference(of: &[&Sources], other: &[&Sources]) -> Option<Estimate> {
     Some(Estimate { value, interval: interval.map(|bounds| bounds.map(|bound| bound.clamp(-1.0, 1.0))) })
 }
 
-/// Returns the means of `right` (`[runs, problems]`) by run and by problem.
+/// Return the means of `right` (`[runs, problems]`) by run and by problem.
 fn means(right: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
     let problems = right.first().map_or(0, Vec::len);
     let of_problem = |problem: usize| mean(&right.iter().map(|run| run[problem]).collect::<Vec<_>>());
     (right.iter().map(|run| mean(run)).collect(), (0..problems).map(of_problem).collect())
 }
 
-/// Returns the variance of the mean and its degrees of freedom, for each list with more than one value.
+/// Return the variance of the mean and its degrees of freedom, for each list with more than one value.
 fn parts(lists: &[&[f64]]) -> Vec<(f64, f64)> {
     let several = lists.iter().filter(|list| list.len() > 1);
     several.map(|list| (deviation(list).powi(2) / list.len() as f64, list.len() as f64 - 1.0)).collect()

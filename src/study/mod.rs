@@ -102,7 +102,7 @@ const RESERVED: [&str; 9] = [
 ];
 
 impl StudyConfig {
-    /// Returns the index of the arm that the others are compared with.
+    /// Return the index of the arm that the others are compared with.
     pub fn against(&self) -> usize {
         self.arms.iter().position(|arm| arm.name == self.against).unwrap_or(0)
     }

@@ -79,7 +79,7 @@ struct Line {
 }
 
 impl Outcome {
-    /// Reads the result from the directory of a finished run.
+    /// Read the result from the directory of a finished run.
     ///
     /// # Errors
     /// A file is missing or malformed.
@@ -102,13 +102,13 @@ impl Outcome {
     }
 }
 
-/// Returns the data sources with their numbers of completions.
+/// Return the data sources with their numbers of completions.
 fn shape(sources: &BTreeMap<String, Source>) -> Vec<(String, usize)> {
     sources.iter().map(|(name, source)| (name.clone(), source.correct.len())).collect()
 }
 
 impl Outcome {
-    /// Returns the first contradiction in a result, which a damaged or edited line has.
+    /// Return the first contradiction in a result, which a damaged or edited line has.
     fn mistake(&self) -> Option<String> {
         if self.last.is_empty() || shape(&self.base) != shape(&self.last) {
             return Some("base and last are not of the same problems".to_string());
@@ -141,7 +141,7 @@ impl Source {
     }
 }
 
-/// Returns the complete lines of a JSON Lines file: all but a last line that ends within its JSON value, which a killed
+/// Return the complete lines of a JSON Lines file: all but a last line that ends within its JSON value, which a killed
 /// process leaves.
 pub(crate) fn complete_lines(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
@@ -193,7 +193,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Reads the file if it exists, and checks its results. Blank lines and an incomplete last line, left by a killed
+    /// Read the file if it exists, and check its results. Blank lines and an incomplete last line, left by a killed
     /// process, are skipped. The file may hold results of other studies.
     ///
     /// # Errors
@@ -236,22 +236,22 @@ impl Store {
         Ok(Self { path: path.to_path_buf(), outcomes })
     }
 
-    /// Returns the outcome of a run if it has finished.
+    /// Return the outcome of a run if it has finished.
     pub fn get(&self, planned: &Planned) -> Option<&Outcome> {
         self.outcomes.get(&planned.key)
     }
 
-    /// Returns the number of results.
+    /// Return the number of results.
     pub fn len(&self) -> usize {
         self.outcomes.len()
     }
 
-    /// Returns whether there are no results.
+    /// Return whether there are no results.
     pub fn is_empty(&self) -> bool {
         self.outcomes.is_empty()
     }
 
-    /// Appends an outcome to the file. Removes an incomplete last line, and ends a complete one that has no line break.
+    /// Append an outcome to the file. Remove an incomplete last line, and end a complete one that has no line break.
     ///
     /// # Errors
     /// The file cannot be written.

@@ -34,7 +34,7 @@ pub struct Planned {
     pub key: String,
 }
 
-/// Returns the keys of a table as dotted paths (`section.key`), including those of nested tables.
+/// Return the keys of a table as dotted paths (`section.key`), including those of nested tables.
 pub(super) fn keys(table: &toml::Table) -> impl Iterator<Item = String> {
     flat(table).into_iter().map(|(key, _)| key)
 }
@@ -52,13 +52,13 @@ fn flat(table: &toml::Table) -> Vec<(String, &Value)> {
     found
 }
 
-/// Returns the keys of a table with their values as text, such as `optim.learning_rate` and `0.0003`.
+/// Return the keys of a table with their values as text, such as `optim.learning_rate` and `0.0003`.
 pub(super) fn described(table: &toml::Table) -> BTreeMap<String, String> {
     flat(table).into_iter().map(|(key, value)| (key, value.to_string())).collect()
 }
 
 impl Plan {
-    /// Reads the settings files of all arms, relative to the study's folder `folder`.
+    /// Read the settings files of all arms, relative to the study's folder `folder`.
     ///
     /// # Errors
     /// Mistakes in the study or in a run's settings, and differences that would make the comparison uneven: another
@@ -112,7 +112,7 @@ impl Plan {
         }
     }
 
-    /// Returns the run of a setting with a seed.
+    /// Return the run of a setting with a seed.
     pub fn run(&self, arm: usize, setting: usize, seed: u64) -> Planned {
         let (mut config, reads) = self.runs[arm][setting].clone();
         config.seed = seed;
@@ -127,7 +127,7 @@ impl Plan {
         Planned { arm, setting, config, key }
     }
 
-    /// Returns the runs for choosing settings.
+    /// Return the runs for choosing settings.
     pub fn choosing(&self) -> Vec<Planned> {
         let seeds = &self.config.choose_seeds;
         // Arms vary fastest, then settings, then seeds, so that a study that is stopped early has results of every arm.
@@ -136,7 +136,7 @@ impl Plan {
         seeds.iter().flat_map(|&seed| (0..settings).flat_map(move |setting| of(setting, seed))).collect()
     }
 
-    /// Returns the runs to report, for each arm with a `chosen` setting.
+    /// Return the runs to report, for each arm with a `chosen` setting.
     pub fn reporting(&self, chosen: &[Option<usize>]) -> Vec<Planned> {
         let of = |seed: u64| {
             chosen.iter().enumerate().filter_map(move |(arm, setting)| Some(self.run(arm, (*setting)?, seed)))
@@ -144,19 +144,19 @@ impl Plan {
         self.config.report_seeds.iter().flat_map(|&seed| of(seed)).collect()
     }
 
-    /// Returns the keys of all runs that the study can have: of every setting on every seed.
+    /// Return the keys of all runs that the study can have: of every setting on every seed.
     pub(super) fn keys(&self) -> BTreeSet<String> {
         let seeds = || self.config.choose_seeds.iter().chain(&self.config.report_seeds);
         let settings = self.runs.iter().enumerate().flat_map(|(arm, runs)| (0..runs.len()).map(move |at| (arm, at)));
         settings.flat_map(|(arm, setting)| seeds().map(move |&seed| self.run(arm, setting, seed).key)).collect()
     }
 
-    /// Returns the folder of the study.
+    /// Return the folder of the study.
     pub fn folder(&self) -> std::path::PathBuf {
         self.config.output_dir.join(&self.config.name)
     }
 
-    /// Returns the keys that a setting changes, with their values as text.
+    /// Return the keys that a setting changes, with their values as text.
     pub fn described(&self, arm: usize, setting: usize) -> BTreeMap<String, String> {
         described(&self.config.arms[arm].settings[setting])
     }

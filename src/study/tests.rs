@@ -100,7 +100,7 @@ fn stages_that_are_repeated_are_repeated_until_the_budget_is_spent() {
     assert_eq!((config.cycles, config.stages[0].exit.max_steps), (1_000_000, 60));
 }
 
-/// Returns an outcome with `correct` for the problems of one data source, all completions with `length` tokens.
+/// Return an outcome with `correct` for the problems of one data source, all completions with `length` tokens.
 fn outcome(planned: &Planned, correct: &str, length: usize) -> Outcome {
     let source = |correct: &str, length: usize| {
         let source = Source { correct: correct.to_string(), lengths: vec![length; correct.len()], ..Source::default() };

@@ -37,7 +37,7 @@ struct Running {
 }
 
 impl Drop for Running {
-    /// Kills the process if it still runs, so that none outlives an error or an early stop.
+    /// Kill the process if it still runs, so that none outlives an error or an early stop.
     fn drop(&mut self) {
         if !matches!(self.child.try_wait(), Ok(Some(_))) {
             let _ = self.child.kill();
@@ -46,8 +46,8 @@ impl Drop for Running {
     }
 }
 
-/// Executes the `runs` that `store` lacks with `program` (this executable, except in tests) and stores their outcomes.
-/// Removes their folders. Returns the names of the runs that failed twice.
+/// Execute the `runs` that `store` lacks with `program` (this executable, except in tests) and stores their outcomes.
+/// Removes their folders. Return the names of the runs that failed twice.
 ///
 /// # Errors
 /// A file cannot be written, or [`Error::Stopped`] soon after `stop` was requested.
@@ -127,7 +127,7 @@ fn settings(planned: &Planned) -> PathBuf {
     planned.config.output_dir.join(format!("{}.toml", planned.config.name))
 }
 
-/// Starts the process of a run. Runs take minutes, so an interrupted one is restarted instead of resumed.
+/// Start the process of a run. Runs take minutes, so an interrupted one is restarted instead of resumed.
 fn start(planned: &Planned, program: &Path, threads: usize) -> Result<Child> {
     let file = settings(planned);
     files::write(&file, to_toml(&planned.config).as_bytes())?;
@@ -145,7 +145,7 @@ fn start(planned: &Planned, program: &Path, threads: usize) -> Result<Child> {
         .map_err(Error::io(program))
 }
 
-/// Returns the last non-blank line of a log.
+/// Return the last non-blank line of a log.
 fn last_line(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("nothing").to_string()

@@ -80,7 +80,7 @@ impl Doors {
         std::iter::once((door + 1).to_string()).chain(nodes).collect::<Vec<_>>().join(" ")
     }
 
-    /// Returns the shortest trace: the right door at once.
+    /// Return the shortest trace: the right door at once.
     pub(super) fn floor(&self) -> String {
         format!("<think>{}.</think>\\boxed{{{}}}", self.walk(self.right), self.answer())
     }

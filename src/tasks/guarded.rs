@@ -77,7 +77,7 @@ fn product(hard: bool, random: &mut Stream) -> (i64, i64) {
     }
 }
 
-/// Returns the digital root of a positive number, from 1 to 9.
+/// Return the digital root of a positive number, from 1 to 9.
 fn root(number: i64) -> i64 {
     (number - 1).rem_euclid(9) + 1
 }
@@ -86,7 +86,7 @@ fn digits(number: i64) -> impl DoubleEndedIterator<Item = i64> {
     number.to_string().into_bytes().into_iter().map(|digit| i64::from(digit - b'0'))
 }
 
-/// Returns the digital root of each prefix of a number: 347 gives 375.
+/// Return the digital root of each prefix of a number: 347 gives 375.
 fn roots(number: i64) -> String {
     let step = |sum: &mut i64, digit: i64| {
         *sum = if *sum + digit == 0 { 0 } else { root(*sum + digit) };
@@ -95,12 +95,12 @@ fn roots(number: i64) -> String {
     digits(number).scan(0, step).collect()
 }
 
-/// Returns the check of a product, such as `375*6=3,2213`: it holds if the digit before `,` equals the last digit.
+/// Return the check of a product, such as `375*6=3,2213`: it holds if the digit before `,` equals the last digit.
 fn nines((left, right): (i64, i64), result: i64) -> String {
     format!("{}*{right}={},{}", roots(left), root(root(left) * right), roots(result))
 }
 
-/// Returns the long multiplication from the last digit, with carries: `347*6: 7*6+0=42,4*6+4=28,3*6+2=20,2082`. All
+/// Return the long multiplication from the last digit, with carries: `347*6: 7*6+0=42,4*6+4=28,3*6+2=20,2082`. All
 /// lines have the same length, so that the inputs of a line are always at the same distance.
 fn long((left, right): (i64, i64)) -> String {
     let mut carried = 0;
@@ -150,13 +150,13 @@ fn list(values: impl Iterator<Item = i64>) -> String {
     values.map(|value| value.to_string()).collect::<Vec<_>>().join(",")
 }
 
-/// Returns the result of a hard product in one go, which omits a large carry out of the last digit.
+/// Return the result of a hard product in one go, which omits a large carry out of the last digit.
 fn one_go((left, right): (i64, i64)) -> i64 {
     let carried = left % 10 * right / 10;
     left * right - if carried >= OMITTED_CARRY { 10 * carried } else { 0 }
 }
 
-/// Returns a product with a digit that is off by one or two.
+/// Return a product with a digit that is off by one or two.
 fn wrong(exact: i64, random: &mut Stream) -> i64 {
     let place = 10_i64.pow(random.range(0, 3) as u32);
     exact + place * *random.choose(&[-2, -1, 1, 2])

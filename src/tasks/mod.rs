@@ -67,7 +67,7 @@ impl Family {
     pub const USUAL: [Self; 6] =
         [Self::Arithmetic, Self::Equation, Self::Remainder, Self::Story, Self::Sequence, Self::Base];
 
-    /// Returns the name used in rows and settings.
+    /// Return the name used in rows and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Arithmetic => "arithmetic",
@@ -81,7 +81,7 @@ impl Family {
         }
     }
 
-    /// Returns the family with this name.
+    /// Return the family with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|family| family.name() == name)
     }
@@ -92,7 +92,7 @@ impl Family {
         matches!(self, Self::Guarded | Self::DeadEnds)
     }
 
-    /// Returns the manner's share of the mixture of traces.
+    /// Return the manner's share of the mixture of traces.
     pub fn weight(self, manner: Manner) -> f64 {
         match (self.is_in_pieces(), manner) {
             (false, _) => prose::style(manner).weight,
@@ -101,7 +101,7 @@ impl Family {
         }
     }
 
-    /// Draws a manner from the mixture.
+    /// Draw a manner from the mixture.
     pub fn draw_manner(self, random: &mut Stream) -> Manner {
         let mut left = random.unit() * Manner::ALL.iter().map(|manner| self.weight(*manner)).sum::<f64>();
         for manner in Manner::ALL {
@@ -139,7 +139,7 @@ pub enum Split {
 }
 
 impl Split {
-    /// Returns the split of a question.
+    /// Return the split of a question.
     pub fn of(question: &str) -> Self {
         if mix_text(question).is_multiple_of(10) { Self::HeldOut } else { Self::Train }
     }
@@ -167,7 +167,7 @@ impl Manner {
     /// Every manner, from short to long.
     pub const ALL: [Self; 6] = [Self::Terse, Self::Lean, Self::Brief, Self::Usual, Self::Long, Self::Rambling];
 
-    /// Returns the name used in rows.
+    /// Return the name used in rows.
     pub fn name(self) -> &'static str {
         match self {
             Self::Terse => "terse",
@@ -208,7 +208,7 @@ impl Solution {
         }
     }
 
-    /// Returns the answer; `None` if the solution is not presentable (it has a negative or four-digit result).
+    /// Return the answer; `None` if the solution is not presentable (it has a negative or four-digit result).
     fn answer(&self) -> Option<String> {
         match self {
             Self::Steps(Draft { plan, .. }) => Some(plan.answer(&plan.finish(&[])?)),
@@ -233,7 +233,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// Creates a task; `None` if the right solution is not presentable.
+    /// Create a task; `None` if the right solution is not presentable.
     fn new(family: Family, difficulty: u8, solution: Solution) -> Option<Self> {
         Some(Self {
             family,
@@ -244,13 +244,13 @@ impl Task {
         })
     }
 
-    /// Returns the data source in tables: the family, with the difficulty for the families of the study.
+    /// Return the data source in tables: the family, with the difficulty for the families of the study.
     pub fn data_source(&self) -> String {
         let name = self.family.name();
         if self.family.is_in_pieces() { format!("{name}-{}", self.difficulty) } else { name.to_owned() }
     }
 
-    /// Writes a trace in the given manner; with `slips`, some traces are wrong.
+    /// Write a trace in the given manner; with `slips`, some traces are wrong.
     pub fn trace(&self, manner: Manner, slips: bool, random: &mut Stream) -> Trace {
         let (text, answer) = match &self.solution {
             Solution::Steps(draft) => prose::write(draft, manner, slips, random),
@@ -260,7 +260,7 @@ impl Task {
         Trace { text, manner, correct: answer == self.answer, answer }
     }
 
-    /// Returns the shortest reference: the terse trace without slips and without wrong turns.
+    /// Return the shortest reference: the terse trace without slips and without wrong turns.
     pub fn floor_text(&self) -> String {
         match &self.solution {
             Solution::DeadEnds(doors) => doors.floor(),
@@ -268,7 +268,7 @@ impl Task {
         }
     }
 
-    /// Returns the opening that makes a model terse if its completion is forced to begin with it: the terse trace up to
+    /// Return the opening that makes a model terse if its completion is forced to begin with it: the terse trace up to
     /// the first `=`, such as `<think>47*6=`, or the start of a guess.
     pub fn terse_opening(&self) -> String {
         match &self.solution {
@@ -322,12 +322,12 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Creates a generator of the usual families in every difficulty.
+    /// Create a generator of the usual families in every difficulty.
     pub fn new(seed: u64) -> Self {
         Self { families: Family::USUAL.to_vec(), difficulties: 1..=4, seed }
     }
 
-    /// Returns the problem at `index` of a split.
+    /// Return the problem at `index` of a split.
     ///
     /// # Panics
     /// Without families, or with difficulties outside 1 to 4.
@@ -346,7 +346,7 @@ impl Generator {
         }
     }
 
-    /// Returns the problem at `index` with a trace in a drawn manner, slips included.
+    /// Return the problem at `index` with a trace in a drawn manner, slips included.
     pub fn row(&self, split: Split, index: u64) -> Row {
         self.row_in(split, index, Family::draw_manner)
     }

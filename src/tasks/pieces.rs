@@ -25,17 +25,17 @@ impl<'a> Pieces<'a> {
         self.random
     }
 
-    /// Adds a piece that the solution needs.
+    /// Add a piece that the solution needs.
     pub(super) fn say(&mut self, sentence: impl Into<String>) {
         self.sentences.push(sentence.into());
     }
 
-    /// Draws whether to add a piece without effect on the answer: never in a terse or lean trace.
+    /// Draw whether to add a piece without effect on the answer: never in a terse or lean trace.
     pub(super) fn filler(&mut self, chance: f64) -> bool {
         !matches!(self.manner, Manner::Terse | Manner::Lean) && self.random.chance(chance)
     }
 
-    /// Draws whether to add a piece that helps the answer: never in a terse trace, always in a lean one.
+    /// Draw whether to add a piece that helps the answer: never in a terse trace, always in a lean one.
     pub(super) fn useful(&mut self, chance: f64) -> bool {
         match self.manner {
             Manner::Terse => false,
@@ -44,12 +44,12 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// Draws whether to use a more expensive method than necessary: never in a terse trace.
+    /// Draw whether to use a more expensive method than necessary: never in a terse trace.
     pub(super) fn may(&mut self, chance: f64) -> bool {
         self.manner != Manner::Terse && self.random.chance(chance)
     }
 
-    /// Adds one of `phrases` with probability `chance`, if the manner has filler.
+    /// Add one of `phrases` with probability `chance`, if the manner has filler.
     pub(super) fn remark(&mut self, chance: f64, phrases: &[&str]) {
         if self.filler(chance) {
             let phrase = *self.random.choose(phrases);
@@ -57,7 +57,7 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// Returns the whole completion.
+    /// Return the whole completion.
     pub(super) fn finish(self, answer: &str) -> String {
         format!("<think>{}</think>\\boxed{{{answer}}}", self.sentences.join(" "))
     }

@@ -87,7 +87,7 @@ const REMARKS: [&str; 7] = [
     "Hmm, I think {answer} is right.",
 ];
 
-/// Estimates the number of tokens: 1 per digit or sign, and 1.4 per word, because a word may be split.
+/// Estimate the number of tokens: 1 per digit or sign, and 1.4 per word, because a word may be split.
 fn cost(text: &str) -> f64 {
     let letters = |c: &char| c.is_alphabetic();
     let signs = text.chars().filter(|c| !letters(c) && *c != ' ').count();
@@ -95,12 +95,12 @@ fn cost(text: &str) -> f64 {
     signs as f64 + 1.4 * words as f64
 }
 
-/// Returns the text of the step without a slip, decomposed if the step is hard.
+/// Return the text of the step without a slip, decomposed if the step is hard.
 fn careful(calculation: &Calculation) -> String {
     if calculation.is_hard() { calculation.decomposed() } else { calculation.one_go(calculation.exact()) }
 }
 
-/// Returns the terse text of a list of steps.
+/// Return the terse text of a list of steps.
 pub(super) fn terse(done: &[Done]) -> String {
     done.iter().map(|step| step.calculation.one_go(step.outcome)).collect::<Vec<_>>().join(";")
 }
@@ -211,7 +211,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes the step, sometimes with a slip, unless the slip would make the remaining steps impossible.
+    /// Write the step, sometimes with a slip, unless the slip would make the remaining steps impossible.
     fn carry_out(&mut self, calculation: &Calculation, label: &'static str) -> (String, Outcome) {
         let exact = calculation.exact();
         let decompose = calculation.is_hard() && self.manner != Manner::Terse;
@@ -236,7 +236,7 @@ impl Writer<'_> {
         (if decompose { calculation.decomposed() } else { calculation.one_go(exact) }, exact)
     }
 
-    /// Returns a check of a step. A check that notices a slip corrects the step, which must be the last.
+    /// Return a check of a step. A check that notices a slip corrects the step, which must be the last.
     fn check(&mut self, index: usize, intro: &str) -> String {
         let step = &self.done[index];
         let (calculation, outcome) = (step.calculation, step.outcome);
@@ -294,7 +294,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Returns the whole solution a second time. An overlooked slip is repeated, a noticed one corrected.
+    /// Return the whole solution a second time. An overlooked slip is repeated, a noticed one corrected.
     fn derive_again(&mut self, intro: &str) -> String {
         let mut again: Vec<Done> = Vec::new();
         let mut steps = Vec::new();
@@ -320,7 +320,7 @@ impl Writer<'_> {
     }
 }
 
-/// Returns the calculation that inverts a step, or does it in another order, if there is one.
+/// Return the calculation that inverts a step, or does it in another order, if there is one.
 fn reversed(calculation: &Calculation, outcome: Outcome) -> Option<Calculation> {
     let Calculation { op, left, right, .. } = *calculation;
     let Outcome { value, rest } = outcome;

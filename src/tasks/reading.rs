@@ -21,7 +21,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Adds the counts and sums of `other`.
+    /// Add the counts and sums of `other`.
     pub fn add(&mut self, other: &Self) {
         self.products += other.products;
         self.checked += other.checked;
@@ -32,12 +32,12 @@ impl Reading {
     }
 }
 
-/// Returns the text of the next tokens, enough to recognise a check.
+/// Return the text of the next tokens, enough to recognise a check.
 fn next(tokens: &[String]) -> String {
     tokens[..tokens.len().min(16)].concat()
 }
 
-/// Computes the statistics of a completion from its tokens and the entropy of each.
+/// Compute the statistics of a completion from its tokens and the entropy of each.
 pub fn read(tokens: &[String], entropy: &[f32]) -> Reading {
     let mut found = Reading::default();
     let mut sentence = String::new();

@@ -52,7 +52,7 @@ struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Returns `value`, or a plausible wrong one below `limit`.
+    /// Return `value`, or a plausible wrong one below `limit`.
     fn take(&mut self, value: i64, near: i64, limit: i64) -> i64 {
         self.taken += 1;
         match &mut self.wrong {
@@ -62,8 +62,8 @@ impl Facts<'_> {
     }
 }
 
-/// Returns a plausible wrong result in `0..limit`: off by one, off by ten (a forgotten carry), or the neighbour in the
-/// times table. Returns `value` itself if no other is plausible.
+/// Return a plausible wrong result in `0..limit`: off by one, off by ten (a forgotten carry), or the neighbour in the
+/// times table. Return `value` itself if no other is plausible.
 fn perturb(value: i64, near: i64, limit: i64, random: &mut Stream) -> i64 {
     let mut wrong = vec![value - 1, value + 1];
     if value >= 10 {
@@ -76,7 +76,7 @@ fn perturb(value: i64, near: i64, limit: i64, random: &mut Stream) -> i64 {
     if wrong.is_empty() { value } else { *random.choose(&wrong) }
 }
 
-/// Returns the nonzero place values of a number: 305 gives 300 and 5.
+/// Return the nonzero place values of a number: 305 gives 300 and 5.
 fn places(number: i64) -> Vec<i64> {
     [1000, 100, 10, 1].iter().map(|place| number / place % 10 * place).filter(|&part| part > 0).collect()
 }
@@ -93,7 +93,7 @@ impl Calculation {
         }
     }
 
-    /// Returns the right result.
+    /// Return the right result.
     pub(super) fn exact(&self) -> Outcome {
         let Self { op, left, right, addend } = *self;
         let value = match op {
@@ -121,7 +121,7 @@ impl Calculation {
         }
     }
 
-    /// Returns the left-hand side, such as `47*6`.
+    /// Return the left-hand side, such as `47*6`.
     pub(super) fn expression(&self) -> String {
         let Self { op, left, right, addend } = self;
         match op {
@@ -134,17 +134,17 @@ impl Calculation {
         }
     }
 
-    /// Returns a result as written after `=`.
+    /// Return a result as written after `=`.
     pub(super) fn result(&self, outcome: Outcome) -> String {
         if self.op == Op::DivMod { format!("{}r{}", outcome.value, outcome.rest) } else { outcome.value.to_string() }
     }
 
-    /// Returns the step in one go with the given result.
+    /// Return the step in one go with the given result.
     pub(super) fn one_go(&self, outcome: Outcome) -> String {
         format!("{}={}", self.expression(), self.result(outcome))
     }
 
-    /// Returns a plausible wrong result for a step done in one go.
+    /// Return a plausible wrong result for a step done in one go.
     pub(super) fn slip(&self, random: &mut Stream) -> Outcome {
         let Outcome { value, rest } = self.exact();
         match self.op {
@@ -158,12 +158,12 @@ impl Calculation {
         }
     }
 
-    /// Returns the decomposed form.
+    /// Return the decomposed form.
     pub(super) fn decomposed(&self) -> String {
         self.chain(&mut Facts { taken: 0, wrong: None }).0
     }
 
-    /// Returns the decomposed form with one wrong intermediate result, and the result that follows from it.
+    /// Return the decomposed form with one wrong intermediate result, and the result that follows from it.
     pub(super) fn decomposed_slip(&self, random: &mut Stream) -> (String, Outcome) {
         let mut facts = Facts { taken: 0, wrong: None };
         self.chain(&mut facts);
@@ -301,20 +301,20 @@ impl Plan {
         Self { steps: Vec::new(), tail }
     }
 
-    /// Adds a step and returns the term for its result.
+    /// Add a step and return the term for its result.
     pub(super) fn push(&mut self, op: Op, left: Term, right: Term, label: &'static str) -> Term {
         self.steps.push(Step { op, left, right, addend: 0, label });
         Term::Result(self.steps.len() - 1)
     }
 
-    /// Adds the Horner step `left*base+digit`.
+    /// Add the Horner step `left*base+digit`.
     pub(super) fn push_horner(&mut self, left: Term, base: i64, digit: i64) -> Term {
         let label = "the next digit";
         self.steps.push(Step { op: Op::MulAdd, left, right: Term::Given(base), addend: digit, label });
         Term::Result(self.steps.len() - 1)
     }
 
-    /// Returns the step after those done, with its label.
+    /// Return the step after those done, with its label.
     pub(super) fn next(&self, done: &[Done]) -> Option<(Calculation, &'static str)> {
         let number = |term: Term| match term {
             Term::Given(number) => number,
@@ -340,7 +340,7 @@ impl Plan {
         }
     }
 
-    /// Returns the answer that the completed steps lead to.
+    /// Return the answer that the completed steps lead to.
     pub(super) fn answer(&self, done: &[Done]) -> String {
         match (&self.tail, done.last()) {
             (_, None) => String::new(),

@@ -2,7 +2,7 @@
 
 use super::{Family, Generator, Manner, Split};
 
-/// Returns a table with a row per family, computed over `tasks` problems: mean floor, mean trace length over the
+/// Return a table with a row per family, computed over `tasks` problems: mean floor, mean trace length over the
 /// mixture of manners, their ratio, and mean length and reference accuracy per manner. `tokens` counts a completion's
 /// tokens without the end-of-turn token.
 pub fn summary(generator: &Generator, tasks: u64, tokens: impl Fn(&str) -> usize) -> String {

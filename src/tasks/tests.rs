@@ -51,7 +51,7 @@ fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Computes the answer from the question alone; `None` for word problems.
+/// Compute the answer from the question alone; `None` for word problems.
 fn independent(task: &Task) -> Option<String> {
     let question = &task.question;
     let numbers = numbers(question);

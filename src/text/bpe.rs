@@ -32,7 +32,7 @@ const PATTERN: &str = r" ?\\boxed\{| ?\p{L}+|[\s\S]";
 /// The ChatML template.
 const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// Trains a tokenizer of `vocab_size` tokens (512 suits [`crate::tasks`]) on `texts`.
+/// Train a tokenizer of `vocab_size` tokens (512 suits [`crate::tasks`]) on `texts`.
 ///
 /// # Errors
 /// When `vocab_size` cannot hold the bytes and the special tokens, or the texts are too short for that many merges.
@@ -70,7 +70,7 @@ pub fn train(texts: impl Iterator<Item = String>, vocab_size: usize) -> Result<T
     }
 }
 
-/// Writes `tokenizer.json` and `tokenizer_config.json` into `dir`, as Hugging Face transformers reads them.
+/// Write `tokenizer.json` and `tokenizer_config.json` into `dir`, as Hugging Face transformers reads them.
 ///
 /// # Errors
 /// When a file cannot be written.

@@ -31,12 +31,12 @@ pub struct Message {
 }
 
 impl Message {
-    /// Creates a turn of `role`.
+    /// Create a turn of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
     }
 
-    /// Creates a user's turn.
+    /// Create a user's turn.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new("user", content)
     }
@@ -54,7 +54,7 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// Returns the text of the prompt without roles; a plain text equals the same text as a single user turn.
+    /// Return the text of the prompt without roles; a plain text equals the same text as a single user turn.
     pub fn text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
@@ -63,7 +63,7 @@ impl Prompt {
         }
     }
 
-    /// Returns the prompt as a conversation; a plain text becomes one user turn.
+    /// Return the prompt as a conversation; a plain text becomes one user turn.
     pub fn to_messages(&self) -> Vec<Message> {
         match self {
             Self::Text(text) => vec![Message::user(text)],
@@ -123,24 +123,24 @@ impl ChatTemplate {
         Ok(template.with(BTreeMap::new(), Local::now().date_naive()))
     }
 
-    /// Returns the template with additional variables, at midnight of `date`: the time of day would change each prompt.
+    /// Return the template with additional variables, at midnight of `date`: the time of day would change each prompt.
     pub fn with(mut self, kwargs: BTreeMap<String, Value>, date: NaiveDate) -> Self {
         self.kwargs = kwargs;
         self.environment.add_function(DATE, move |format: &str| strftime(format, &date.into()));
         self
     }
 
-    /// Returns the names that the template reads and does not set itself.
+    /// Return the names that the template reads and does not set itself.
     pub fn variables(&self) -> HashSet<String> {
         self.environment.get_template(TEMPLATE).map(|template| template.undeclared_variables(false)).unwrap_or_default()
     }
 
-    /// Returns whether the template reads the date.
+    /// Return whether the template reads the date.
     pub fn reads_date(&self) -> bool {
         self.variables().contains(DATE)
     }
 
-    /// Renders a conversation; `add_generation_prompt` opens the assistant's turn.
+    /// Render a conversation; `add_generation_prompt` opens the assistant's turn.
     ///
     /// # Errors
     /// When the template rejects the conversation, is faulty, or exceeds the work limit.
@@ -185,7 +185,7 @@ fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_string()))
 }
 
-/// Replaces `{% generation %}` and `{% endgeneration %}` by tags that only trim whitespace in the same way.
+/// Replace `{% generation %}` and `{% endgeneration %}` by tags that only trim whitespace in the same way.
 fn without_generation_markers(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

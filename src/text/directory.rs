@@ -16,7 +16,7 @@ pub(crate) const MODEL_WEIGHTS: &str = "model.safetensors";
 /// File that maps tensors to shards.
 pub(crate) const MODEL_INDEX: &str = "model.safetensors.index.json";
 
-/// Returns the directory `dir` or, if it is the name of a model on the Hub, the downloaded directory.
+/// Return the directory `dir` or, if it is the name of a model on the Hub, the downloaded directory.
 ///
 /// # Errors
 /// When there is no such directory, and the errors of [`hub::model`] for a name.
@@ -35,13 +35,13 @@ pub(crate) fn find(dir: &Path, part: Part) -> Result<PathBuf> {
     ))
 }
 
-/// Returns whether a directory holds an adapter and no full model; the base's `config.json` may be beside an adapter.
+/// Return whether a directory holds an adapter and no full model; the base's `config.json` may be beside an adapter.
 pub fn is_adapter(dir: &Path) -> bool {
     let has = |name: &str| dir.join(name).is_file();
     has(ADAPTER_CONFIG) && !(has(MODEL_WEIGHTS) || has(MODEL_INDEX))
 }
 
-/// Returns the base model of the adapter in `dir`, as its file names it: a directory, or a Hub name and revision.
+/// Return the base model of the adapter in `dir`, as its file names it: a directory, or a Hub name and revision.
 ///
 /// # Errors
 /// When `adapter_config.json` is malformed, or names a path that is mistyped.
@@ -61,7 +61,7 @@ pub fn base_name(dir: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Returns the directory of the base model of the adapter in `dir`.
+/// Return the directory of the base model of the adapter in `dir`.
 ///
 /// # Errors
 /// As [`base_name`], when it names no model, and the errors of the Hub for a name.
@@ -74,7 +74,7 @@ pub fn base(dir: &Path, part: Part) -> Result<PathBuf> {
     }
 }
 
-/// Returns why the directory `base` cannot be the base model of an adapter, if it cannot.
+/// Return why the directory `base` cannot be the base model of an adapter, if it cannot.
 fn base_fault(base: &Path) -> Option<String> {
     if !base.is_dir() {
         Some(format!(

@@ -40,7 +40,7 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Reads the files in `dir`, or of the model of that name on the Hub. Files missing in an adapter's folder come
+    /// Read the files in `dir`, or of the model of that name on the Hub. Files missing in an adapter's folder come
     /// from its base: only the model's `generation_config.json` if the adapter has a `tokenizer.json`; else all.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let dir = &directory::find(dir, Part::Settings)?;
@@ -62,23 +62,23 @@ impl Folder {
         Ok(Self { dir: dir.to_path_buf(), model_file, files })
     }
 
-    /// Returns the content of a file, if there is one.
+    /// Return the content of a file, if there is one.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
         self.files.iter().find(|(file, ..)| *file == name).map(|(_, _, bytes)| bytes.as_slice())
     }
 
-    /// Returns the path at which a file was found, or would be.
+    /// Return the path at which a file was found, or would be.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         let place = self.files.iter().find(|(file, ..)| *file == name).map_or(&self.dir, |(_, place, _)| place);
         place.join(name)
     }
 
-    /// Parses a file as JSON; null if there is none.
+    /// Parse a file as JSON; null if there is none.
     pub(super) fn json(&self, name: &str) -> Result<Value> {
         self.get(name).map_or(Ok(Value::Null), |bytes| files::parse_json(&self.path(name), bytes))
     }
 
-    /// Parses the model's configuration as JSON; null if there is none.
+    /// Parse the model's configuration as JSON; null if there is none.
     pub(super) fn model(&self) -> Result<Value> {
         match read_optional(&self.model_file)? {
             Some(bytes) => files::parse_json(&self.model_file, &bytes),
@@ -86,7 +86,7 @@ impl Folder {
         }
     }
 
-    /// Writes the files into `dir`, byte for byte.
+    /// Write the files into `dir`, byte for byte.
     pub(super) fn save_to(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         for (name, _, bytes) in &self.files {
@@ -96,7 +96,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Returns the chat template with its file, or why there is none.
+    /// Return the chat template with its file, or why there is none.
     pub(super) fn template(&self) -> Result<std::result::Result<(String, PathBuf), String>> {
         if let Some(bytes) = self.get(TEMPLATE) {
             let file = self.path(TEMPLATE);
@@ -143,12 +143,12 @@ fn read_optional(file: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Returns a token as configuration files write it: its text, or an object with the text as `content`.
+/// Return a token as configuration files write it: its text, or an object with the text as `content`.
 pub(super) fn token_name(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_string)
 }
 
-/// Parses one id, a list of ids or null; returns any other value as the error.
+/// Parse one id, a list of ids or null; returns any other value as the error.
 pub(super) fn ids(value: &Value) -> std::result::Result<Vec<u32>, &Value> {
     let one = |value| Value::as_u64(value).and_then(|id| u32::try_from(id).ok()).ok_or(value);
     match value {

@@ -23,7 +23,7 @@ pub struct Recommended {
 }
 
 impl Recommended {
-    /// Parses the file's content; null recommends nothing.
+    /// Parse the file's content; null recommends nothing.
     pub(super) fn read(file: &std::path::Path, config: &Value) -> Result<Self> {
         if config.is_null() {
             return Ok(Self::default());
@@ -32,7 +32,7 @@ impl Recommended {
     }
 }
 
-/// Returns the file for an export: `bytes` unchanged if they have the stop and padding tokens, else with these added
+/// Return the file for an export: `bytes` unchanged if they have the stop and padding tokens, else with these added
 /// and nothing else changed.
 pub(super) fn completed(bytes: Option<&[u8]>, config: &Value, stop_ids: &[u32], pad_id: u32) -> Vec<u8> {
     let mut entries = config.as_object().cloned().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Python's `"text" % values` in a template, which minijinja lacks: rewritten to its filter `format`.
 
-/// Returns the template with `"text" | format(values)` for every `"text" % values` whose left side is a literal. Any
+/// Return the template with `"text" | format(values)` for every `"text" % values` whose left side is a literal. Any
 /// other `%` on texts remains an error of minijinja.
 pub(super) fn as_filter(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
@@ -31,7 +31,7 @@ fn is_raw(block: &str) -> bool {
     block[2..].trim_start_matches(['-', '+']).trim_start().starts_with("raw")
 }
 
-/// Returns the end of a block, ignoring end marks in string literals.
+/// Return the end of a block, ignoring end marks in string literals.
 fn end(block: &str, mark: &str) -> Option<usize> {
     let mut at = 2;
     while at < block.len() {
@@ -44,7 +44,7 @@ fn end(block: &str, mark: &str) -> Option<usize> {
     None
 }
 
-/// Returns the length in bytes of the string literal that `code` begins with, quotes included.
+/// Return the length in bytes of the string literal that `code` begins with, quotes included.
 fn text(code: &str) -> Option<usize> {
     let quote = code.chars().next().filter(|c| matches!(c, '"' | '\''))?;
     let mut escaped = false;
@@ -82,7 +82,7 @@ fn expression(code: &str) -> String {
     out
 }
 
-/// Returns the filter for a `%` and an operand that follow a text, and how many bytes it replaces.
+/// Return the filter for a `%` and an operand that follow a text, and how many bytes it replaces.
 fn values(code: &str) -> Option<(String, usize)> {
     let after = code.trim_start().strip_prefix('%').filter(|after| !after.starts_with('}'))?;
     let operand = after.trim_start();
@@ -98,7 +98,7 @@ fn values(code: &str) -> Option<(String, usize)> {
     Some((format!("|format({arguments})"), skipped + length))
 }
 
-/// Returns the length of an operand: a literal, a name or a group, and any `.name`, `[…]`, `(…)` or filters after it.
+/// Return the length of an operand: a literal, a name or a group, and any `.name`, `[…]`, `(…)` or filters after it.
 fn operand_length(code: &str) -> Option<usize> {
     let word = |code: &str| code.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len());
     let mut at = usize::from(code.starts_with('-'));
@@ -117,7 +117,7 @@ fn operand_length(code: &str) -> Option<usize> {
     }
 }
 
-/// Returns the length of the bracket group that `code` begins with.
+/// Return the length of the bracket group that `code` begins with.
 fn group(code: &str) -> Option<usize> {
     let (mut open, mut at) = (Vec::new(), 0);
     while at < code.len() {
@@ -143,7 +143,7 @@ fn group(code: &str) -> Option<usize> {
     None
 }
 
-/// Returns whether there is a comma outside all brackets and string literals.
+/// Return whether there is a comma outside all brackets and string literals.
 fn has_comma(code: &str) -> bool {
     let mut at = 0;
     while at < code.len() {

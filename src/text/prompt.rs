@@ -43,7 +43,7 @@ impl Default for PromptConfig {
 }
 
 impl PromptConfig {
-    /// Returns one message per invalid setting.
+    /// Return one message per invalid setting.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if !self.date.is_empty() && self.day().is_none() {
@@ -57,12 +57,12 @@ impl PromptConfig {
         mistakes
     }
 
-    /// Returns the date, if one is given.
+    /// Return the date, if one is given.
     pub(super) fn day(&self) -> Option<NaiveDate> {
         NaiveDate::parse_from_str(&self.date, "%Y-%m-%d").ok()
     }
 
-    /// Returns the prompt with these settings applied: a text, or messages if there is a system turn.
+    /// Return the prompt with these settings applied: a text, or messages if there is a system turn.
     ///
     /// # Errors
     /// When the conversation has a system turn of its own in addition to [`PromptConfig::system`].
@@ -98,7 +98,7 @@ impl PromptConfig {
     }
 }
 
-/// Returns whether the text of a problem specifies the form of its answer.
+/// Return whether the text of a problem specifies the form of its answer.
 fn specifies_form(text: &str) -> bool {
     ["\\boxed", "\\fbox", "<answer>", "####"].iter().any(|form| text.contains(form))
         || text.to_ascii_lowercase().contains("answer:")

@@ -3,7 +3,7 @@
 use minijinja::value::{Value, from_args};
 use minijinja::{Error, ErrorKind, State};
 
-/// Calls a Python method on a value: minijinja's own set first, then the methods here.
+/// Call a Python method on a value: minijinja's own set first, then the methods here.
 pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match (minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args), value.as_str()) {
         (Err(error), Some(text)) if error.kind() == ErrorKind::UnknownMethod => of_text(text, name, args, error),

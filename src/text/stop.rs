@@ -20,7 +20,7 @@ impl<'a> StopStrings<'a> {
         Self { tokenizer, strings, streams: HashMap::new() }
     }
 
-    /// Returns whether the next token of a completion completes a stop string.
+    /// Return whether the next token of a completion completes a stop string.
     pub fn push(&mut self, completion: usize, token: u32) -> bool {
         if self.strings.is_empty() {
             return false;

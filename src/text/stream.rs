@@ -18,18 +18,18 @@ impl<'a> TextStream<'a> {
     /// Maximum tokens held back for the rest of a character before they are shown as they are.
     const MAX_PENDING: usize = 16;
 
-    /// Creates a stream at the start of a completion.
+    /// Create a stream at the start of a completion.
     pub fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
         Self { tokenizer, skip_special, ids: Vec::new(), old: 0, shown: String::new() }
     }
 
-    /// Takes the next token and returns the text it completes, which may be empty.
+    /// Take the next token and return the text it completes, which may be empty.
     pub fn push(&mut self, id: u32) -> String {
         self.ids.push(id);
         self.show(false)
     }
 
-    /// Returns the remaining text when no more tokens come.
+    /// Return the remaining text when no more tokens come.
     pub fn finish(mut self) -> String {
         self.show(true)
     }

@@ -38,7 +38,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and, where present, `tokenizer_config.json`, `chat_template.jinja`,
+    /// Read `tokenizer.json` and, where present, `tokenizer_config.json`, `chat_template.jinja`,
     /// `special_tokens_map.json` and `generation_config.json` from `dir`.
     ///
     /// Files missing in an adapter's directory are read from its base model's.
@@ -105,7 +105,7 @@ impl Tokenizer {
         .with_prompt(&PromptConfig::default())
     }
 
-    /// Returns the tokenizer with other `[prompt]` settings.
+    /// Return the tokenizer with other `[prompt]` settings.
     ///
     /// # Errors
     /// Settings that are invalid or would have no effect, all of them listed.
@@ -137,7 +137,7 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// Returns the end of a turn if the chat template, which writes `tail` after the words, has none; adds a note.
+    /// Return the end of a turn if the chat template, which writes `tail` after the words, has none; add a note.
     fn fallback_turn_end(&mut self, tail: Option<&str>) -> Vec<u32> {
         let end = self.eos.unwrap_or(self.stop_ids[0]);
         let why = match tail {
@@ -152,7 +152,7 @@ impl Tokenizer {
         vec![end]
     }
 
-    /// Returns one message per setting that this tokenizer would not use.
+    /// Return one message per setting that this tokenizer would not use.
     fn unused(&self, config: &PromptConfig) -> Vec<String> {
         let Some(template) = &self.template else {
             let all = [
@@ -174,18 +174,18 @@ impl Tokenizer {
         lines
     }
 
-    /// Returns the `[prompt]` settings. The date is the one in the prompts, if the chat template reads one: stored in a
+    /// Return the `[prompt]` settings. The date is the one in the prompts, if the chat template reads one: stored in a
     /// run's settings, it gives the same prompts on a later day.
     pub fn prompt(&self) -> &PromptConfig {
         &self.prompt
     }
 
-    /// Returns notes for the user about the tokenizer's files, one line each.
+    /// Return notes for the user about the tokenizer's files, one line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Returns the ids of `text`. Nothing is added; the text of a special token inside becomes its id.
+    /// Return the ids of `text`. Nothing is added; the text of a special token inside becomes its id.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.encoding(text, false)?.get_ids().to_vec())
     }
@@ -199,7 +199,7 @@ impl Tokenizer {
         Err(Error::Invalid(format!("cannot tokenize {:?}: {fault}", text.chars().take(80).collect::<String>())))
     }
 
-    /// Returns the ids of `text` after the tokens that the tokenizer adds at the start of every text.
+    /// Return the ids of `text` after the tokens that the tokenizer adds at the start of every text.
     fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.encoding(text, true)?;
         let mut ids = encoding.get_ids().to_vec();
@@ -209,7 +209,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Returns the text of `ids`. Without special tokens, it still keeps thinking tags, even if the tokenizer marks
+    /// Return the text of `ids`. Without special tokens, it still keeps thinking tags, even if the tokenizer marks
     /// them as special: answers are located by them. Ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let ids: Vec<u32> = ids.iter().copied().filter(|id| !skip_special || !self.hidden.contains(id)).collect();
@@ -219,65 +219,65 @@ impl Tokenizer {
         })
     }
 
-    /// Returns a completion as graders and rewards read it: its text without special tokens, after the thinking tag
+    /// Return a completion as graders and rewards read it: its text without special tokens, after the thinking tag
     /// that the prompt contains, if any.
     pub fn completion_text(&self, ids: &[u32]) -> String {
         format!("{}{}", self.opening, self.decode(ids, true))
     }
 
-    /// Returns whether the prompt opens the thinking, so that a completion begins inside it.
+    /// Return whether the prompt opens the thinking, so that a completion begins inside it.
     pub fn opens_thinking(&self) -> bool {
         turn::is_open(&self.opening)
     }
 
-    /// Returns the largest id plus one, added tokens included.
+    /// Return the largest id plus one, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Returns the minimum number of tokens of a text of this many bytes: if all of them were the longest token.
+    /// Return the minimum number of tokens of a text of this many bytes: if all of them were the longest token.
     pub fn least_tokens(&self, bytes: usize) -> usize {
         bytes / self.longest
     }
 
-    /// Returns one token's text for display; part of a character shows as U+FFFD.
+    /// Return one token's text for display; part of a character shows as U+FFFD.
     pub fn token_text(&self, id: u32) -> String {
         self.decode(&[id], false)
     }
 
-    /// Returns the id of a token as the vocabulary spells it.
+    /// Return the id of a token as the vocabulary spells it.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// Returns the tokens that end a completion, in the order of the files; never empty.
+    /// Return the tokens that end a completion, in the order of the files; never empty.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
     }
 
-    /// Returns the tokens that end an assistant's turn: those that the chat template writes after its words, up to the
+    /// Return the tokens that end an assistant's turn: those that the chat template writes after its words, up to the
     /// stop token, or else the tokenizer's `eos_token`.
     pub fn turn_end(&self) -> &[u32] {
         &self.turn_end
     }
 
-    /// Returns the padding token. If the file's pad token is also a stop token, another special token is used; only if
+    /// Return the padding token. If the file's pad token is also a stop token, another special token is used; only if
     /// there is none does [`Tokenizer::pad_is_stop`] return true.
     pub fn pad_id(&self) -> u32 {
         self.pad_id
     }
 
-    /// Returns whether the pad token is a stop token, for lack of another one.
+    /// Return whether the pad token is a stop token, for lack of another one.
     pub fn pad_is_stop(&self) -> bool {
         self.stop_ids.contains(&self.pad_id)
     }
 
-    /// Returns whether the tokenizer has a chat template.
+    /// Return whether the tokenizer has a chat template.
     pub fn has_chat_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// Renders a conversation with the chat template, unchanged; `add_generation_prompt` opens the assistant's turn.
+    /// Render a conversation with the chat template, unchanged; `add_generation_prompt` opens the assistant's turn.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let Some(template) = &self.template else {
             let message = format!("the tokenizer has no chat template: add {TEMPLATE} or give the prompt as a string");
@@ -286,7 +286,7 @@ impl Tokenizer {
         template.render(messages, add_generation_prompt)
     }
 
-    /// Returns the text of a prompt with the `[prompt]` settings, as [`Tokenizer::encode_prompt`] encodes it.
+    /// Return the text of a prompt with the `[prompt]` settings, as [`Tokenizer::encode_prompt`] encodes it.
     pub fn render_prompt(&self, prompt: &Prompt) -> Result<String> {
         match self.prompt.ask(prompt)? {
             Prompt::Text(text) if !self.has_chat_template() => Ok(text),
@@ -294,7 +294,7 @@ impl Tokenizer {
         }
     }
 
-    /// Returns the ids of a prompt, ready for the model to continue; at least one.
+    /// Return the ids of a prompt, ready for the model to continue; at least one.
     ///
     /// A conversation goes through the chat template. So does a plain string, as a single user turn, if there is a
     /// template: TRL leaves strings bare, and an instruction-tuned model then never ends its turn. Without a template
@@ -314,7 +314,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Returns the ids of an assistant's words and the end of its turn, to follow those of a prompt. If the prompt
+    /// Return the ids of an assistant's words and the end of its turn, to follow those of a prompt. If the prompt
     /// opens the thinking, the words' own tag is left out.
     ///
     /// # Errors
@@ -327,7 +327,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Returns the sampling settings that `generation_config.json` recommends.
+    /// Return the sampling settings that `generation_config.json` recommends.
     ///
     /// # Errors
     /// When one of them has the wrong type.
@@ -335,7 +335,7 @@ impl Tokenizer {
         Recommended::read(&self.folder.path(GENERATION), &self.folder.json(GENERATION)?)
     }
 
-    /// Returns the content of `generation_config.json` for an export: the file byte for byte if it has the stop and
+    /// Return the content of `generation_config.json` for an export: the file byte for byte if it has the stop and
     /// padding tokens; else these are added and nothing else is changed.
     ///
     /// # Errors
@@ -345,7 +345,7 @@ impl Tokenizer {
         Ok(generation::completed(self.folder.get(GENERATION), &config, &self.stop_ids, self.pad_id))
     }
 
-    /// Checks that every token has a row in the model's embedding. The error names the folder `dir`.
+    /// Check that every token has a row in the model's embedding. The error names the folder `dir`.
     pub fn check_vocab(&self, model_vocab: usize, dir: &Path) -> Result<()> {
         if self.vocab_size <= model_vocab {
             return Ok(());
@@ -358,13 +358,13 @@ impl Tokenizer {
         Err(Error::file(dir, message))
     }
 
-    /// Writes the files the tokenizer was read from into `dir`, byte for byte.
+    /// Write the files the tokenizer was read from into `dir`, byte for byte.
     pub fn save_to(&self, dir: &Path) -> Result<()> {
         self.folder.save_to(dir)
     }
 }
 
-/// Returns the ids under `key` in `generation_config.json`, or else in the model's configuration.
+/// Return the ids under `key` in `generation_config.json`, or else in the model's configuration.
 fn named_ids(folder: &Folder, key: &str) -> Result<Vec<u32>> {
     let read = |file: &Path, value: &Value| {
         let wrong = |value: &Value| format!("{key} = {value} is neither a token id nor a list of them");
@@ -378,7 +378,7 @@ fn named_ids(folder: &Folder, key: &str) -> Result<Vec<u32>> {
     Ok(if own.is_empty() { models } else { own })
 }
 
-/// Returns the tokens that end a completion, in the order in which the files name them.
+/// Return the tokens that end a completion, in the order in which the files name them.
 fn stop_ids(folder: &Folder, inner: &tokenizers::Tokenizer, eos: Option<u32>) -> Result<Vec<u32>> {
     let mut stops: Vec<u32> = Vec::new();
     for id in named_ids(folder, "eos_token_id")?.into_iter().chain(eos) {

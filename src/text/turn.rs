@@ -12,14 +12,14 @@ pub(super) const MARKS: [&str; 2] = [OPEN, CLOSE];
 /// Placeholder that no template writes itself or changes.
 const PLACEHOLDER: &str = "tempering3f9a";
 
-/// Returns the text that the template writes after the assistant's words; `None` if it cannot be determined.
+/// Return the text that the template writes after the assistant's words; `None` if it cannot be determined.
 pub(super) fn tail(template: &ChatTemplate) -> Option<String> {
     let turns = [Message::user("question"), Message::new("assistant", PLACEHOLDER)];
     let text = template.render(&turns, false).ok()?;
     Some(text[text.rfind(PLACEHOLDER)? + PLACEHOLDER.len()..].to_string())
 }
 
-/// Returns the tokens of `tail` up to its first stop token; `None` if it has no stop token.
+/// Return the tokens of `tail` up to its first stop token; `None` if it has no stop token.
 ///
 /// The rest (a line break in most templates) is not part of the turn: a model ends with the stop token, and the
 /// template writes the rest before the next turn.
@@ -32,7 +32,7 @@ pub(super) fn end(tail: &str, encode: impl Fn(&str) -> Result<Vec<u32>>, stops: 
     }))
 }
 
-/// Returns the assistant's turn in the prompt from its `<think>` on: `"<think>\n"` for a template that opens the
+/// Return the assistant's turn in the prompt from its `<think>` on: `"<think>\n"` for a template that opens the
 /// thinking, `"<think>\n\n</think>\n\n"` for one that disables it, `""` for all others.
 pub(super) fn opening(template: &ChatTemplate) -> String {
     let user = [Message::user(PLACEHOLDER)];
@@ -46,12 +46,12 @@ pub(super) fn opening(template: &ChatTemplate) -> String {
     prompt.find(OPEN).map_or_else(String::new, |at| prompt[at..].to_string())
 }
 
-/// Returns whether thinking is still open at the end of `text`.
+/// Return whether thinking is still open at the end of `text`.
 pub(super) fn is_open(text: &str) -> bool {
     text.rfind(OPEN) > text.rfind(CLOSE)
 }
 
-/// Returns the part of an assistant's words that follows a prompt with this `opening`: without the thinking tag that
+/// Return the part of an assistant's words that follows a prompt with this `opening`: without the thinking tag that
 /// the prompt already contains.
 ///
 /// # Errors

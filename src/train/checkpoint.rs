@@ -69,7 +69,7 @@ pub fn export_adapter(
     })
 }
 
-/// Writes the settings the model was published with, and the ends of a text where they lack these.
+/// Write the settings the model was published with, and the ends of a text where they lack these.
 fn write_generation_config(dir: &Path, tokenizer: &Tokenizer) -> Result<()> {
     files::write(&dir.join("generation_config.json"), &tokenizer.generation_config()?)
 }

@@ -25,7 +25,7 @@ pub(super) fn lines(dir: &Path) -> Vec<Map<String, Value>> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Asserts that two runs have equal figures, except timings, server metrics and entropies (from other passes).
+/// Assert that two runs have equal figures, except timings, server metrics and entropies (from other passes).
 fn assert_alike(own: &Path, served: &Path) {
     let (own, served) = (lines(own), lines(served));
     assert_eq!(own.len(), served.len());
@@ -45,7 +45,7 @@ fn assert_alike(own: &Path, served: &Path) {
     }
 }
 
-/// Makes a server answer the requests of a run on the sums like the built-in engine.
+/// Make a server answer the requests of a run on the sums like the built-in engine.
 fn register_keys(fake: &Fake, workshop: &Workshop, config: &RlConfig) {
     (0..64).for_each(|draw| fake.register_key([config.seed, Purpose::Rollouts.word(), draw]));
     let problems = load_problems(&workshop.path("sums.jsonl"), &Fields::default()).unwrap();

@@ -16,7 +16,7 @@ use crate::support::{Workshop, device, tiny};
 /// Change to the start options of a server.
 type Change = fn(&mut Setup);
 
-/// Returns the settings of three steps that train adapters or all weights.
+/// Return the settings of three steps that train adapters or all weights.
 fn short(workshop: &Workshop, name: &str, lora: bool, kind: Kind, fakes: &[&Fake]) -> RlConfig {
     let mut config = RlConfig {
         lora: lora.then(|| LoraConfig { r: 4, ..LoraConfig::default() }),
@@ -34,7 +34,7 @@ fn change(rollout: &mut RolloutConfig, change: impl FnOnce(&mut ServedConfig)) {
     change(served);
 }
 
-/// Runs a training that must fail with an error that contains each of `parts`.
+/// Run a training that must fail with an error that contains each of `parts`.
 fn refused(config: &RlConfig, start: Start, parts: &[&str]) {
     let error = train(config, start).unwrap_err().to_string();
     for part in parts {
@@ -219,7 +219,7 @@ fn completions_of_the_next_step_may_be_asked_for_early() {
     }
 }
 
-/// Returns a metric of each step.
+/// Return a metric of each step.
 fn steps(dir: &Path, name: &str) -> Vec<f64> {
     let steps = lines(dir).into_iter().filter(|line| line["step"].as_f64() > Some(0.0) && line.contains_key("loss"));
     steps.map(|line| line[name].as_f64().unwrap()).collect()

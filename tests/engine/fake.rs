@@ -95,7 +95,7 @@ impl Fault {
         Self::Change(Arc::new(change))
     }
 
-    /// Returns a fault that changes each completion of the response.
+    /// Return a fault that changes each completion of the response.
     pub(crate) fn choices(change: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
         Self::change(move |answer| match answer {
             Value::Array(list) => list.iter_mut().for_each(&change),
@@ -153,7 +153,7 @@ impl Drop for Fake {
 }
 
 impl Fake {
-    /// Starts a server of the model in `dir`.
+    /// Start a server of the model in `dir`.
     pub(crate) fn start(kind: Kind, dir: &Path, setup: Setup) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let shared = Arc::new(Shared {
@@ -210,33 +210,33 @@ impl Fake {
         self.0.faults.lock().unwrap().push(Order { after, path: path.to_string(), times: usize::MAX, fault });
     }
 
-    /// Removes all faults.
+    /// Remove all faults.
     pub(crate) fn clear_faults(&self) {
         self.0.faults.lock().unwrap().clear();
     }
 
-    /// Registers the key of a group, so that it gets the completions of the built-in engine. The seed of a group is a
+    /// Register the key of a group, so that it gets the completions of the built-in engine. The seed of a group is a
     /// hash of its key (see `seed` in `rollout/served/pool.rs`), so the server cannot derive the key itself.
     pub(crate) fn register_key(&self, key: [u64; 3]) {
         self.0.keys.lock().unwrap().insert(group_of((mix(&key) >> 1).cast_signed()), key);
     }
 
-    /// Returns path and body of every request so far whose path begins with `path`.
+    /// Return path and body of every request so far whose path begins with `path`.
     pub(crate) fn seen(&self, path: &str) -> Vec<(String, Value)> {
         self.0.seen.lock().unwrap().iter().filter(|(place, _)| place.starts_with(path)).cloned().collect()
     }
 
-    /// Returns the largest number of concurrent completion requests.
+    /// Return the largest number of concurrent completion requests.
     pub(crate) fn max_concurrent(&self) -> usize {
         self.0.max_concurrent.load(Ordering::SeqCst)
     }
 
-    /// Returns the names of the loaded adapters.
+    /// Return the names of the loaded adapters.
     pub(crate) fn adapters(&self) -> Vec<String> {
         self.0.weights.lock().unwrap().adapters.keys().cloned().collect()
     }
 
-    /// Returns whether the server has ended by a fault.
+    /// Return whether the server has ended by a fault.
     pub(crate) fn is_gone(&self) -> bool {
         self.0.is_gone()
     }
@@ -246,7 +246,7 @@ impl Fake {
     }
 }
 
-/// Returns the seed without its low 16 bits, which count the completions of a group.
+/// Return the seed without its low 16 bits, which count the completions of a group.
 fn group_of(seed: i64) -> i64 {
     seed & !0xffff
 }
@@ -274,7 +274,7 @@ impl Shared {
         let _ = TcpStream::connect(self.url.trim_start_matches("http://"));
     }
 
-    /// Handles the requests of a connection.
+    /// Handle the requests of a connection.
     fn handle_connection(&self, stream: &TcpStream) {
         let mut reader = BufReader::new(stream);
         while let Some(ask) = read(&mut reader) {
@@ -569,7 +569,7 @@ impl Shared {
         Ok(drawn.unwrap())
     }
 
-    /// Returns the model that a request is for.
+    /// Return the model that a request is for.
     fn model(&self, adapter: Option<&str>, place: (String, Vec<u32>), setup: &Setup) -> Result<Model, Answer> {
         let mut weights = self.weights.lock().unwrap();
         if weights.broken {
@@ -617,7 +617,7 @@ fn error(status: u16, kind: &str, message: &str) -> Value {
     json!({ "error": { "message": message, "type": kind, "param": null, "code": status } })
 }
 
-/// Converts a response to SGLang's format for adapter requests.
+/// Convert a response to SGLang's format for adapter requests.
 fn adapter_response((status, body): Answer) -> Answer {
     match status {
         200 => (200, json!({ "success": true, "loaded_adapters": {} })),
@@ -655,7 +655,7 @@ fn sglang_info(setup: &Setup) -> Value {
     })
 }
 
-/// Reads the next request of a connection.
+/// Read the next request of a connection.
 fn read(reader: &mut BufReader<&TcpStream>) -> Option<Ask> {
     let mut line = || {
         let mut line = String::new();

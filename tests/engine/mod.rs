@@ -12,7 +12,7 @@ use tempering::model;
 use self::fake::{Fake, Kind, Setup};
 use crate::support::{device, repository};
 
-/// Sends a POST request without the client under test.
+/// Send a POST request without the client under test.
 fn post(url: &str, body: &Value) -> Value {
     let answer = ureq::post(url).header("Content-Type", "application/json").send(body.to_string());
     serde_json::from_str(&answer.unwrap().body_mut().read_to_string().unwrap()).unwrap()

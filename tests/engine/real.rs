@@ -12,7 +12,7 @@ use super::equal::{lines, train};
 use super::post;
 use crate::support::repository;
 
-/// Returns the server URL in an environment variable. If it is not set, prints a message and returns `None`.
+/// Return the server URL in an environment variable. If it is not set, prints a message and return `None`.
 fn server(variable: &str) -> Option<String> {
     let url = std::env::var(variable).ok();
     if url.is_none() {
@@ -21,7 +21,7 @@ fn server(variable: &str) -> Option<String> {
     url
 }
 
-/// Returns the settings of three steps at three temperatures, each with few short completions.
+/// Return the settings of three steps at three temperatures, each with few short completions.
 fn config(url: &str, model: &Path, dir: &Path, sets: &[&str]) -> RlConfig {
     let stage = |temperature: &str| {
         format!(
@@ -49,7 +49,7 @@ fn config(url: &str, model: &Path, dir: &Path, sets: &[&str]) -> RlConfig {
     load(None, &all.into_iter().chain(sets.iter().map(ToString::to_string)).collect::<Vec<_>>()).unwrap()
 }
 
-/// Asserts that the server's log-probabilities are those of the current weights, at every temperature. With all or half
+/// Assert that the server's log-probabilities are those of the current weights, at every temperature. With all or half
 /// of the previous step's weights the mean difference is 1e-2 nats; rounding of a single token was at most 1.5e-4.
 fn assert_no_mismatch(dir: &Path) {
     for (statistic, most) in [("mean", 1e-5), ("max", 1e-3)] {

@@ -90,7 +90,7 @@ impl Double {
         commit
     }
 
-    /// Publishes the files of a folder together with `more`.
+    /// Publish the files of a folder together with `more`.
     pub(crate) fn publish_folder(&self, repository: &str, folder: &Path, more: &[(&str, Vec<u8>)]) -> String {
         let mut files: Vec<(String, Vec<u8>)> = (std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()))
             .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
@@ -101,7 +101,7 @@ impl Double {
         self.publish(repository, &files)
     }
 
-    /// Assigns a revision name to a commit.
+    /// Assign a revision name to a commit.
     pub(crate) fn tag(&self, repository: &str, revision: &str, commit: &str) {
         let mut repositories = self.0.repositories.lock().unwrap();
         repositories.get_mut(repository).unwrap().revisions.insert(revision.to_string(), commit.to_string());
@@ -112,12 +112,12 @@ impl Double {
         self.0.faults.lock().unwrap().push((part.to_string(), times, fault));
     }
 
-    /// Removes all faults.
+    /// Remove all faults.
     pub(crate) fn clear_faults(&self) {
         self.0.faults.lock().unwrap().clear();
     }
 
-    /// Returns the requests since the last call.
+    /// Return the requests since the last call.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.0.seen.lock().unwrap())
     }
@@ -167,7 +167,7 @@ impl Shared {
         }
     }
 
-    /// Returns the fault of a request. Content faults do not apply to metadata requests.
+    /// Return the fault of a request. Content faults do not apply to metadata requests.
     fn fault(&self, seen: &Seen, path: &str) -> Option<Fault> {
         let mut faults = self.faults.lock().unwrap();
         let fits = |(part, times, fault): &&mut (String, usize, Fault)| {
@@ -189,7 +189,7 @@ impl Shared {
         reply(stream, seen, 200, "", answer.to_string().as_bytes(), usize::MAX);
     }
 
-    /// Returns a small file, or redirects to a large one.
+    /// Return a small file, or redirects to a large one.
     fn resolve(
         &self,
         stream: &TcpStream,
@@ -223,7 +223,7 @@ impl Shared {
         send(stream, seen, &headers, content, fault);
     }
 
-    /// Sends a large file.
+    /// Send a large file.
     fn content(&self, stream: &TcpStream, seen: &Seen, path: &str, fault: Option<Fault>) {
         let mut parts = path.splitn(5, '/');
         let mut part = || parts.next().unwrap_or_default();
@@ -233,7 +233,7 @@ impl Shared {
     }
 }
 
-/// Sends a content or the requested range of it.
+/// Send a content or the requested range of it.
 fn send(stream: &TcpStream, seen: &Seen, headers: &str, mut content: Vec<u8>, fault: Option<Fault>) {
     if matches!(fault, Some(Fault::Damage)) {
         *content.last_mut().unwrap() ^= 1;
@@ -250,7 +250,7 @@ fn send(stream: &TcpStream, seen: &Seen, headers: &str, mut content: Vec<u8>, fa
     }
 }
 
-/// Writes a response with at most `most` bytes of its body.
+/// Write a response with at most `most` bytes of its body.
 fn reply(mut stream: &TcpStream, seen: &Seen, status: u16, headers: &str, body: &[u8], most: usize) {
     let length = body.len();
     let head = format!("HTTP/1.1 {status} Told\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n");

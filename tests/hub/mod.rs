@@ -10,7 +10,7 @@ use tempering::hub::{Hub, Kind, Name, Part};
 
 use self::double::{Double, Fault};
 
-/// Returns a client of the test double with its cache below `home`.
+/// Return a client of the test double with its cache below `home`.
 fn client(double: &Double, home: &Path) -> Hub {
     Hub {
         endpoint: double.url(),
@@ -29,12 +29,12 @@ fn data(text: &str) -> Name {
     Name::of(Kind::Data, Path::new(text)).unwrap().unwrap()
 }
 
-/// Returns 256 KiB of non-repeating bytes.
+/// Return 256 KiB of non-repeating bytes.
 fn weights(seed: u32) -> Vec<u8> {
     (0..65_536u32).flat_map(|number| (number.wrapping_mul(2_654_435_761) ^ seed).to_le_bytes()).collect()
 }
 
-/// Returns the files of a model with two shards and many files that are not needed.
+/// Return the files of a model with two shards and many files that are not needed.
 fn shards() -> Vec<(&'static str, Vec<u8>)> {
     let index =
         br#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
@@ -59,7 +59,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Returns the sizes of unfinished downloads.
+/// Return the sizes of unfinished downloads.
 fn unfinished(hub: &Hub) -> Vec<u64> {
     let blobs = hub.cache.join("models--lab--two/blobs");
     let left = names(&blobs).into_iter().filter(|name| name.ends_with(".incomplete"));

@@ -54,7 +54,7 @@ impl Heads {
     }
 }
 
-/// Copies one head of one sequence: `[T, dim]` out of `[T, width]`.
+/// Copy one head of one sequence: `[T, dim]` out of `[T, width]`.
 fn head(x: &[f32], width: usize, index: usize, dim: usize) -> Vec<f32> {
     x.chunks_exact(width).flat_map(|row| &row[index * dim..][..dim]).copied().collect()
 }
@@ -67,7 +67,7 @@ fn padded(length: usize) -> usize {
     length.next_multiple_of(COLUMNS)
 }
 
-/// Transposes `[T, dim]` to `[dim, padded(T)]`, with zeros in the padding.
+/// Transpose `[T, dim]` to `[dim, padded(T)]`, with zeros in the padding.
 fn transposed(x: &[f32], dim: usize) -> Vec<f32> {
     let stride = padded(x.len() / dim);
     let mut out = vec![0.0; dim * stride];
@@ -165,7 +165,7 @@ impl Part {
     }
 }
 
-/// Concatenates the heads of each sequence: `[rows, blocks · dim]`, each block the sum of `group` heads.
+/// Concatenate the heads of each sequence: `[rows, blocks · dim]`, each block the sum of `group` heads.
 fn assemble(heads: &[Vec<f32>], lengths: &[usize], shape: Heads, group: usize) -> Vec<f32> {
     let (dim, width) = (shape.dim, shape.heads / group * shape.dim);
     let mut out = vec![0.0; lengths.iter().sum::<usize>() * width];
@@ -354,7 +354,7 @@ impl WithSimd for Backward<'_> {
     }
 }
 
-/// Computes `P = softmax(q kᵀ)`, `dP = upstream vᵀ`, `dS = P (dP − Σ P dP)` and `dq = dS k` of `R` query rows from
+/// Compute `P = softmax(q kᵀ)`, `dP = upstream vᵀ`, `dS = P (dP − Σ P dP)` and `dq = dS k` of `R` query rows from
 /// `first` on, and stores P and dS in the lines of the block.
 #[inline(always)]
 fn backward_rows<S: Simd, const R: usize>(

@@ -30,13 +30,13 @@ fn places(lengths: &[usize]) -> Vec<usize> {
     lengths.iter().flat_map(|&length| 0..length).collect()
 }
 
-/// Transposes `[width, taps]` to `[taps, width]`.
+/// Transpose `[width, taps]` to `[taps, width]`.
 fn taps(weight: &[f32], width: usize) -> Vec<Vec<f32>> {
     let count = weight.len() / width;
     (0..count).map(|tap| weight.iter().skip(tap).step_by(count).copied().collect()).collect()
 }
 
-/// Computes the convolution at `row`, before the activation.
+/// Compute the convolution at `row`, before the activation.
 fn convolved(x: &[f32], taps: &[Vec<f32>], row: usize, place: usize, out: &mut [f32]) {
     let width = out.len();
     out.fill(0.0);

@@ -97,7 +97,7 @@ struct Part<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// Lists the parts, sequence by sequence and head by head.
+    /// List the parts, sequence by sequence and head by head.
     fn parts(self, lengths: &[usize]) -> Vec<Part<'a>> {
         let mut first = 0;
         let mut parts = Vec::with_capacity(lengths.len() * self.heads.values);
@@ -130,7 +130,7 @@ impl Part<'_> {
         row
     }
 
-    /// Runs token `t` of the recurrence. Returns the prediction error `v − Sᵀ k` and the output.
+    /// Run token `t` of the recurrence. Return the prediction error `v − Sᵀ k` and the output.
     #[inline(always)]
     fn step(&self, state: &mut [Row], t: usize, from: usize) -> (Row, Row) {
         let Inputs { q, k, v, decay, beta, .. } = self.inputs;
@@ -157,7 +157,7 @@ impl Part<'_> {
         (error, out)
     }
 
-    /// Returns the outputs, `[length, value_dim]`. Starts from `state` and updates it, or starts from zeros if `None`.
+    /// Return the outputs, `[length, value_dim]`. Starts from `state` and updates it, or starts from zeros if `None`.
     fn forward(&self, mut state: Option<&mut [f32]>) -> Vec<f32> {
         let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
         let mut outputs = vec![0.0; self.length * value_dim];
@@ -291,7 +291,7 @@ impl PartGradients {
     }
 }
 
-/// Combines `[length, dim]` of each part to `[rows, heads · dim]`, adding up `group` neighbouring parts.
+/// Combine `[length, dim]` of each part to `[rows, heads · dim]`, adding up `group` neighbouring parts.
 fn assemble<'a>(parts: &[Part], of: impl Fn(usize) -> &'a [f32], group: usize, dim: usize) -> Vec<f32> {
     let (rows, all) = parts.last().map_or((0, 0), |part| (part.first + part.length, part.inputs.heads.values));
     let width = all / group * dim;

@@ -28,7 +28,7 @@ const TASK_MULTIPLICATIONS: usize = 1 << 18;
 
 /// Number format of a matrix.
 pub(super) trait Format: Copy + Default + Send + Sync {
-    /// Loads the elements of two vectors, in the order of [`Self::position`].
+    /// Load the elements of two vectors, in the order of [`Self::position`].
     ///
     /// # Panics
     /// If `values` has fewer elements.
@@ -37,7 +37,7 @@ pub(super) trait Format: Copy + Default + Send + Sync {
     /// Index, among `2 · lanes` elements, of the one that [`Self::load`] puts at `at` in the two vectors.
     fn position(at: usize, lanes: usize) -> usize;
 
-    /// Converts to f32.
+    /// Convert to f32.
     fn widen(self) -> f32;
 }
 
@@ -60,7 +60,7 @@ impl Format for f32 {
 }
 
 impl Format for bf16 {
-    /// Splits each 32-bit word into two elements; a bf16 is the upper half of an f32.
+    /// Split each 32-bit word into two elements; a bf16 is the upper half of an f32.
     #[inline(always)]
     #[allow(unsafe_code)]
     fn load<S: Simd>(simd: S, values: &[Self]) -> [S::f32s; 2] {
@@ -102,7 +102,7 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 impl Out {
-    /// Returns some columns of a row.
+    /// Return some columns of a row.
     #[inline(always)]
     #[allow(unsafe_code, clippy::mut_from_ref)]
     fn row(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
@@ -112,7 +112,7 @@ impl Out {
         unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.columns + columns.start), columns.len()) }
     }
 
-    /// Writes `sums`, which are in the lane order of `F`, to their columns.
+    /// Write `sums`, which are in the lane order of `F`, to their columns.
     #[inline(always)]
     fn put<F: Format>(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
         let lanes = sums.len() / 2;
@@ -225,7 +225,7 @@ impl<F: Format> WithSimd for RowMajorTask<'_, F> {
 }
 
 impl<F: Format> RowMajorTask<'_, F> {
-    /// Adds the contribution of `D` rows of the matrix, from `depth` on, to the sums of whole groups.
+    /// Add the contribution of `D` rows of the matrix, from `depth` on, to the sums of whole groups.
     #[inline(always)]
     fn add<S: Simd, const D: usize>(&self, simd: S, sums: &mut [f32], depth: usize, width: usize) {
         let group = 2 * S::F32_LANES;
@@ -320,7 +320,7 @@ impl<F: Format> WithSimd for ColumnMajorTask<'_, F> {
 }
 
 impl<F: Format> ColumnMajorTask<'_, F> {
-    /// Computes all rows of `C` columns.
+    /// Compute all rows of `C` columns.
     #[inline(always)]
     fn columns<S: Simd, const C: usize>(&self, simd: S, column: usize) {
         let whole = self.rows / BLOCK * BLOCK;
@@ -376,7 +376,7 @@ impl<F: Format> ColumnMajorTask<'_, F> {
     }
 }
 
-/// Adds the products of two vectors for each pair of a row and a column.
+/// Add the products of two vectors for each pair of a row and a column.
 #[inline(always)]
 fn add<S: Simd, const C: usize, const R: usize>(
     simd: S,

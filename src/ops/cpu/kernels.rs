@@ -81,12 +81,12 @@ pub(super) fn max(x: &[f32]) -> f32 {
     lanes.iter().copied().fold(tail, f32::max)
 }
 
-/// Returns `len` zeros.
+/// Return `len` zeros.
 fn buffer(len: usize) -> Vec<f32> {
     vec![0.0; len]
 }
 
-/// Repeats `row` `rows` times; returns zeros of the given width if it is empty.
+/// Repeat `row` `rows` times; returns zeros of the given width if it is empty.
 pub(super) fn repeat(row: &[f32], rows: usize, width: usize) -> Vec<f32> {
     let mut out = buffer(rows * width);
     if !row.is_empty() {
@@ -223,7 +223,7 @@ pub(super) fn gated_backward<A: Activation>(gate: &[f32], up: &[f32], upstream: 
     (dgate, dup)
 }
 
-/// Rotates every head of every row by `direction` times the row's angles.
+/// Rotate every head of every row by `direction` times the row's angles.
 ///
 /// `x` is `[rows, heads, 2 · half]`, the tables `[rows, half]`.
 pub(super) fn rotary(x: &[f32], [cos, sin]: [&[f32]; 2], heads: usize, half: usize, direction: f32) -> Vec<f32> {

@@ -76,7 +76,7 @@ pub(super) fn serves(device: &Device) -> bool {
     !PLAIN_ONLY.get() && device.clone().inner() == *FLEX.get_or_init(Device::flex)
 }
 
-/// Runs `compute` with the fused operations of this thread switched off.
+/// Run `compute` with the fused operations of this thread switched off.
 pub(super) fn plainly<T>(compute: impl FnOnce() -> T) -> T {
     struct Restore(bool);
     impl Drop for Restore {

@@ -40,7 +40,7 @@ impl<'a> From<&'a [bf16]> for Values<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Returns a row-major matrix.
+    /// Return a row-major matrix.
     pub(super) fn new(values: impl Into<Values<'a>>, rows: usize, columns: usize) -> Self {
         let values = values.into();
         let count = match values {
@@ -100,7 +100,7 @@ fn is_fast_with_few_rows([m, k, n]: [usize; 3], transposed: bool) -> bool {
 /// Elements of a 16-bit matrix that are converted at a time: 4 MiB in f32.
 const CONVERTED_NUMBERS: usize = 1 << 20;
 
-/// Multiplies by a 16-bit matrix, converting a range of its columns at a time.
+/// Multiply by a 16-bit matrix, converting a range of its columns at a time.
 fn converted(
     left: &[f32],
     left_strides: (isize, isize),
@@ -132,7 +132,7 @@ fn convert(to: &mut [f32], from: &[bf16]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen());
 }
 
-/// Multiplies with the library's kernel.
+/// Multiply with the library's kernel.
 ///
 /// # Shapes
 /// - out: `[m, n]`, with row stride `stride`
@@ -175,7 +175,7 @@ fn blocked(
     }
 }
 
-/// Returns `left · right` in new memory.
+/// Return `left · right` in new memory.
 pub(super) fn product(left: Matrix, right: Matrix) -> Vec<f32> {
     let mut out = vec![0.0; left.rows * right.columns];
     multiply(left, right, &mut out, false);

@@ -36,7 +36,7 @@ pub(super) fn product<S: Simd, const R: usize>(
     }
 }
 
-/// Computes the first `V` vectors of columns; their sums stay in registers.
+/// Compute the first `V` vectors of columns; their sums stay in registers.
 #[inline(always)]
 fn columns<S: Simd, const R: usize, const V: usize>(
     simd: S,

@@ -17,7 +17,7 @@ pub(super) struct Normaliser {
 /// Statistics per row: log-probability of the target at T, entropy at 1, entropy at T, `Σ p²` at T.
 pub(super) const STATISTICS: usize = 4;
 
-/// Returns the statistics of every row, `[STATISTICS, rows]`, and the normalisers.
+/// Return the statistics of every row, `[STATISTICS, rows]`, and the normalisers.
 pub(super) fn forward(logits: &[f32], targets: &[u32], temperature: f32) -> (Vec<f32>, Vec<Normaliser>) {
     let width = (logits.len() / targets.len().max(1)).max(1);
     let rows = logits.par_chunks_exact(width).zip(targets).with_min_len(rows_per_task(width));
@@ -78,7 +78,7 @@ impl Sums {
     }
 }
 
-/// Replaces logits by their gradient: `(a·(onehot − p) − b·p·(ln p + H)) / T`, with `a` and `b` the upstream gradients
+/// Replace logits by their gradient: `(a·(onehot − p) − b·p·(ln p + H)) / T`, with `a` and `b` the upstream gradients
 /// of the log-probability and of the entropy at T, and `p` and `H` the probabilities and the entropy at T.
 pub(super) fn backward(
     logits: &mut [f32],

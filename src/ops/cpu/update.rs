@@ -151,7 +151,7 @@ impl CpuProbe for Flex {
     }
 }
 
-/// Returns a tensor's memory address as two numbers that f32 represents exactly.
+/// Return a tensor's memory address as two numbers that f32 represents exactly.
 #[cfg(test)]
 pub(in crate::ops) fn address<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     Tensor::from_dispatch(<Dispatch as CpuProbe>::op_address(x.into_dispatch()))

@@ -27,7 +27,7 @@ fn tensor<const D: usize>(primitive: CubeTensor) -> Tensor<D> {
     Tensor::from_primitive::<Cube>(primitive)
 }
 
-/// Returns `x + factor · part`, and its RMS norm in the operand format of products in `format`.
+/// Return `x + factor · part`, and its RMS norm in the operand format of products in `format`.
 pub(super) fn add_rms_norm(
     x: Tensor<2>,
     (part, factor): (Tensor<2>, f64),
@@ -64,7 +64,7 @@ pub(crate) fn products<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N], fo
     product::products(operand(x), weights.map(operand), is_relaxed(format)).map(tensor)
 }
 
-/// Writes rows to the table in place.
+/// Write rows to the table in place.
 ///
 /// # Shapes
 /// - table, output: `[tokens, width]`; rows: `[n, width]`; writes: `[n]`
@@ -83,7 +83,7 @@ pub(crate) fn sample(
     (Tensor::from_primitive::<Cube>(tokens), tensor(numbers))
 }
 
-/// Launches [`decode::rotate_and_store`], with optional `biases` and `angles`. Returns the queries; keys and values are
+/// Launch [`decode::rotate_and_store`], with optional `biases` and `angles`. Return the queries; keys and values are
 /// written to the tables in place.
 fn launch_rotate_and_store(
     [q, k, v]: [CubeTensor; 3],
@@ -128,7 +128,7 @@ fn launch_rotate_and_store(
     out
 }
 
-/// Writes rows to the table in place; nothing else may be reading it.
+/// Write rows to the table in place; nothing else may be reading it.
 fn launch_write_rows(table: CubeTensor, rows: CubeTensor, writes: CubeTensor) -> CubeTensor {
     let (rows, table, writes) = (dense(rows), in_place_target(table), indices(writes));
     let client = rows.client.clone();
@@ -146,7 +146,7 @@ fn launch_write_rows(table: CubeTensor, rows: CubeTensor, writes: CubeTensor) ->
     table
 }
 
-/// Launches [`decode::attention`]; `max_keys` is the maximum number of keys of a sequence.
+/// Launch [`decode::attention`]; `max_keys` is the maximum number of keys of a sequence.
 fn launch_attention(
     q: CubeTensor,
     [keys, values]: [CubeTensor; 2],
@@ -189,7 +189,7 @@ fn launch_attention(
     out
 }
 
-/// Launches [`draw::sample`]. Returns the tokens and the statistics; `states` is updated in place.
+/// Launch [`draw::sample`]. Return the tokens and the statistics; `states` is updated in place.
 fn launch_sample(
     logits: CubeTensor,
     uniforms: CubeTensor,

@@ -31,7 +31,7 @@ pub(super) fn rms_norm(x: CubeTensor, weight: CubeTensor, epsilon: f32, stored: 
     out
 }
 
-/// Returns `x + factor · part`, and its RMS norm in the format `stored`.
+/// Return `x + factor · part`, and its RMS norm in the format `stored`.
 pub(super) fn add_rms_norm(
     x: CubeTensor,
     part: CubeTensor,
@@ -107,7 +107,7 @@ pub(super) fn sum_rows(x: CubeTensor) -> CubeTensor {
     reshape(out, [width])
 }
 
-/// Sums every `each` consecutive rows, in order.
+/// Sum every `each` consecutive rows, in order.
 ///
 /// # Shapes
 /// - out: `[parts, width]`
@@ -194,7 +194,7 @@ pub(super) fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, direction:
     out
 }
 
-/// Gathers the rows of `x` at `from`, with zeros for invalid indices.
+/// Gather the rows of `x` at `from`, with zeros for invalid indices.
 pub(super) fn take_rows(x: CubeTensor, from: &[u32]) -> CubeTensor {
     let x = dense(x);
     let client = x.client.clone();
@@ -221,7 +221,7 @@ fn units_for_vocabulary(client: &Client, vocab: usize) -> u32 {
     units(client, (vocab as u32).next_power_of_two().clamp(32, 512))
 }
 
-/// Returns the statistics of every row, `[4, rows]`, and the normalisers of [`scores_backward`], `[3, rows]`.
+/// Return the statistics of every row, `[4, rows]`, and the normalisers of [`scores_backward`], `[3, rows]`.
 pub(super) fn scores(logits: CubeTensor, targets: CubeTensor, temperature: f32) -> [CubeTensor; 2] {
     let logits = dense(logits);
     let client = logits.client.clone();
@@ -272,7 +272,7 @@ pub(super) fn scores_backward(
     gradient
 }
 
-/// Adds the bias to each row of `x` in place; `x` must be contiguous and not shared.
+/// Add the bias to each row of `x` in place; `x` must be contiguous and not shared.
 pub(super) fn add_bias(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
     let bias = dense(cast(bias, DType::F32));
     let client = x.client.clone();

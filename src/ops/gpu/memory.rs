@@ -11,23 +11,23 @@ use cubecl::server::CubeCountSelection;
 
 use crate::ops::traffic;
 
-/// Makes a tensor contiguous: CUDA's own tensors have padded rows where a row is not a multiple of its alignment.
+/// Make a tensor contiguous: CUDA's own tensors have padded rows where a row is not a multiple of its alignment.
 pub(super) fn dense(tensor: CubeTensor) -> CubeTensor {
     into_contiguous(tensor)
 }
 
-/// Converts token ids, positions and states to the integer format of kernels, contiguous.
+/// Convert token ids, positions and states to the integer format of kernels, contiguous.
 pub(super) fn integers(tensor: CubeTensor) -> CubeTensor {
     dense(cast(tensor, DType::I32))
 }
 
-/// Checks that a kernel can write a tensor in place, even if it is shared.
+/// Check that a kernel can write a tensor in place, even if it is shared.
 pub(super) fn in_place_target(tensor: CubeTensor) -> CubeTensor {
     assert!(tensor.is_contiguous() && tensor.dtype.size() == 4, "{tensor:?} is written where it is");
     tensor
 }
 
-/// Allocates a contiguous tensor on the device of `like`.
+/// Allocate a contiguous tensor on the device of `like`.
 pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
@@ -117,12 +117,12 @@ pub(super) fn reshape(x: CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
     CubeTensor::new_contiguous(x.client, x.device, shape.into(), x.handle, x.dtype)
 }
 
-/// Converts to another format; returns the tensor itself if it has that format.
+/// Convert to another format; return the tensor itself if it has that format.
 pub(super) fn cast(x: CubeTensor, format: DType) -> CubeTensor {
     burn_cubecl::kernel::cast(x, format)
 }
 
-/// Merges all dimensions but the last, contiguous.
+/// Merge all dimensions but the last, contiguous.
 pub(super) fn as_rows(x: CubeTensor) -> CubeTensor {
     let x = dense(x);
     let keys = x.meta.shape()[x.meta.num_dims() - 1];

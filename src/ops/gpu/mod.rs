@@ -66,12 +66,12 @@ impl Format {
         Self { dtype, transposed: false }
     }
 
-    /// Converts an operand to this format.
+    /// Convert an operand to this format.
     fn operand(self, x: Primitive) -> Primitive {
         memory::cast(x, memory::stored(self.dtype))
     }
 
-    /// Converts a weight to the right-hand operand, transposed if set.
+    /// Convert a weight to the right-hand operand, transposed if set.
     fn rhs(self, weight: Primitive) -> Primitive {
         let weight = self.operand(weight);
         if self.transposed { product::transposed(weight) } else { weight }
@@ -94,7 +94,7 @@ pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64, format: Fl
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_rms_norm(x, weight, epsilon as f32, stored))
 }
 
-/// Returns `x + factor · part` (`x` without a part), and its [`rms_norm`].
+/// Return `x + factor · part` (`x` without a part), and its [`rms_norm`].
 pub(super) fn add_rms_norm(
     x: Tensor<2>,
     part: Option<(Tensor<2>, f64)>,
@@ -124,7 +124,7 @@ pub(super) fn rotary(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> 
     Tensor::from_dispatch(out)
 }
 
-/// Gathers the rows of `x` at `from`, zeros for invalid indices; the gradient is gathered from the result's at `back`.
+/// Gather the rows of `x` at `from`, zeros for invalid indices; the gradient is gathered from the result's at `back`.
 pub(super) fn take_rows(x: Tensor<2>, from: Vec<u32>, back: Vec<u32>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_take_rows(x.into_dispatch(), from, back))
 }
@@ -153,7 +153,7 @@ pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDT
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_product(x.into_dispatch(), weight.into_dispatch(), format))
 }
 
-/// Converts `x` to the operand format of products in `format`, without autodiff.
+/// Convert `x` to the operand format of products in `format`, without autodiff.
 pub(super) fn operand(x: Tensor<4>, format: FloatDType) -> Tensor<4> {
     from_primitive(Format::of(format).operand(primitive(x)))
 }

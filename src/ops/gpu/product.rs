@@ -190,12 +190,12 @@ pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, relaxed: bool) -> CubeTe
     panic!("no routine computes the product {problem:?}: {}", reasons.join("; "))
 }
 
-/// Waits until a tensor is computed; the error says what failed.
+/// Wait until a tensor is computed; the error says what failed.
 pub(crate) fn ran(tensor: &CubeTensor) -> Result<(), String> {
     block_on(tensor.client.sync_buffers([&tensor.handle])).map_err(|error| format!("{error:?}"))
 }
 
-/// Computes the product with a given routine.
+/// Compute the product with a given routine.
 ///
 /// # Errors
 /// If the routine cannot be set up for this product. A kernel that does not compile is reported later, by [`ran`].

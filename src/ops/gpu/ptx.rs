@@ -377,7 +377,7 @@ fn ptx_of(kernel: &dyn CubeKernel, architecture: u32) -> Result<String, String> 
     }
 }
 
-/// Returns the defects in the PTX of a kernel.
+/// Return the defects in the PTX of a kernel.
 fn defects(name: &str, form: &str, ptx: &str) -> Vec<&'static str> {
     let instruction = |start: &str| ptx.split_whitespace().any(|word| word.starts_with(start));
     let mut defects = Vec::new();

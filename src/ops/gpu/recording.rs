@@ -23,7 +23,7 @@ impl std::fmt::Debug for Recording {
 /// Runs before the recorded one: the first compiles kernels and allocates memory, the second finds both ready.
 const WARM_UP_RUNS: usize = 2;
 
-/// Records the launches of `compute` on the device of `like`. Also returns its result, which every replay overwrites.
+/// Record the launches of `compute` on the device of `like`. Also returns its result, which every replay overwrites.
 ///
 /// # Errors
 /// If the runtime cannot record, or `compute` does something that cannot be recorded.
@@ -43,7 +43,7 @@ pub(crate) fn record<T>(like: &Tensor<2, Int>, mut compute: impl FnMut() -> T) -
 }
 
 impl Recording {
-    /// Replays the launches, on the current contents of their inputs.
+    /// Replay the launches, on the current contents of their inputs.
     ///
     /// The memory that they read or write must still be allocated, and the thread must be the one that recorded them.
     ///

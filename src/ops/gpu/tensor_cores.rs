@@ -54,7 +54,7 @@ pub(super) fn same_layout(operands: &[CubeTensor]) -> bool {
     operands.iter().all(|operand| row_major(operand) == row_major(&operands[0]))
 }
 
-/// Computes one to three products of one left-hand operand, each of which [`few_rows_serves`].
+/// Compute one to three products of one left-hand operand, each of which [`few_rows_serves`].
 pub(super) fn few_rows(lhs: CubeTensor, rhs: &[CubeTensor], out: &[CubeTensor]) {
     let [m, k] = matrix(lhs.meta.shape());
     let layout = |x: &CubeTensor| matrix_layout(x).expect("a factor whose rows or columns are without gaps");
@@ -106,7 +106,7 @@ struct VectorLayout {
     batches: [usize; 2],
 }
 
-/// Returns `None` if lines, batches or the start of the memory are not aligned to vectors.
+/// Return `None` if lines, batches or the start of the memory are not aligned to vectors.
 fn vector_layout(operand: &CubeTensor, right: bool) -> Option<VectorLayout> {
     let (row_major, stride) = matrix_layout(operand)?;
     let (k_contiguous, dims) = (row_major != right, operand.meta.num_dims());
@@ -189,7 +189,7 @@ pub(super) fn tilings(lhs: &CubeTensor, rhs: &CubeTensor) -> Vec<Tiling> {
     Tiling::ALL.into_iter().filter(fits).collect()
 }
 
-/// Computes `lhs · rhs` in f32, with one of its [`tilings`].
+/// Compute `lhs · rhs` in f32, with one of its [`tilings`].
 pub(super) fn tiles(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor, tiling: Tiling) {
     let ([m, k], [_, n]) = (matrix(lhs.meta.shape()), matrix(rhs.meta.shape()));
     let layouts = [vector_layout(&lhs, false), vector_layout(&rhs, true)];

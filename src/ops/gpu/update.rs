@@ -57,7 +57,7 @@ pub(in crate::ops) fn sum_of_squares(tensors: &[&Tensor<1>]) -> f64 {
     to_host(Tensor::<1>::from_dispatch(parts)).into_iter().map(f64::from).sum()
 }
 
-/// Returns a contiguous tensor that is not shared, copied if necessary.
+/// Return a contiguous tensor that is not shared, copied if necessary.
 fn writable(x: CubeTensor) -> CubeTensor {
     let x = dense(x);
     if x.can_mut() { x } else { x.copy() }

@@ -19,14 +19,14 @@ fn open(config: &RewardCommand) -> Result<RewardProgram> {
     RewardProgram::open(config, &problem(1))
 }
 
-/// Opens a program with enough time for the trial question, then shortens the timeout.
+/// Open a program with enough time for the trial question, then shortens the timeout.
 fn impatient(config: &RewardCommand) -> RewardProgram {
     let mut program = open(config).unwrap();
     program.program.timeout = Duration::from_millis(300);
     program
 }
 
-/// Returns a program that answers the trial question and then runs the script.
+/// Return a program that answers the trial question and then runs the script.
 fn after_trial(script: &str) -> RewardCommand {
     config(&format!("read -r line; {LOOP}; {script}"))
 }
@@ -47,7 +47,7 @@ fn restarts(program: &RewardProgram) -> Option<f64> {
     metrics.get("rewards/command/restarts")
 }
 
-/// Returns the error of the third failure, which ends the training, after two completions that are left out.
+/// Return the error of the third failure, which ends the training, after two completions that are left out.
 fn third_failure(program: RewardProgram, text: &str) -> String {
     assert_eq!(ask(&program, text, true).unwrap(), None);
     assert_eq!(ask(&program, text, true).unwrap(), None);
@@ -85,7 +85,7 @@ fn three_deaths_in_a_row_are_an_error_with_the_programs_last_words() {
     assert!(error.contains("ended with exit status: 3") && error.contains("\n  no module named x"), "{error}");
 }
 
-/// Returns a program that answers only the trial question, also after a restart.
+/// Return a program that answers only the trial question, also after a restart.
 fn silent(then: &str) -> RewardCommand {
     let script = format!("read -r line; case $line in *boxed*) {LOOP};; esac; {then}");
     config(&script)
@@ -152,7 +152,7 @@ fn a_flood_without_a_newline_is_an_error() {
     assert!(error.contains("wrote 1048576 bytes without the end of a line"), "{error}");
 }
 
-/// Waits up to 60 seconds until `done`; returns whether it became true.
+/// Wait up to 60 seconds until `done`; return whether it became true.
 fn within_reason(done: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(60) {
@@ -170,7 +170,7 @@ fn gone(number: i32) -> bool {
     status.contains("State:\tZ") || nix::sys::signal::kill(nix::unistd::Pid::from_raw(number), None).is_err()
 }
 
-/// Returns a program that starts a child after its trial, and the child's process id.
+/// Return a program that starts a child after its trial, and the child's process id.
 fn with_child(folder: &Path, then: &str) -> (RewardProgram, i32) {
     let file = folder.join("child");
     let script = format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; read -r line; {then}", file.display());

@@ -40,7 +40,7 @@ pub(super) enum Verdict {
 }
 
 impl Measurement {
-    /// Compares a server's completions with the scores of our model. `known` is the kind of its log-probabilities.
+    /// Compare a server's completions with the scores of our model. `known` is the kind of its log-probabilities.
     /// `Auto` finds it out, except at temperature 1, where both kinds are equal.
     pub(super) fn of(told: &[ServerCompletion], scored: &[Vec<Sampled>], known: LogProbs, temperature: f32) -> Self {
         let divergence_from = |ours: fn(&Sampled) -> f32| {
@@ -69,7 +69,7 @@ impl Measurement {
     }
 }
 
-/// Returns the divergence of our model from a server's in nats per token, given `(ours, theirs)` log-probabilities of
+/// Return the divergence of our model from a server's in nats per token, given `(ours, theirs)` log-probabilities of
 /// sampled tokens: the mean of `r − 1 − ln r`, where `r` is the ratio of our probability to the server's (k3 of
 /// J. Schulman's "Approximating KL divergence").
 pub(super) fn divergence(pairs: impl Iterator<Item = (f32, f32)>) -> f64 {
@@ -82,7 +82,7 @@ pub(super) fn divergence(pairs: impl Iterator<Item = (f32, f32)>) -> f64 {
     sum / count.max(1) as f64
 }
 
-/// Returns the largest divergence of a server with the right weights: `max_mean_kl`, or less if the rounding of the
+/// Return the largest divergence of a server with the right weights: `max_mean_kl`, or less if the rounding of the
 /// server's number format explains less. `first` is the divergence of its first check.
 pub(super) fn limit(max_mean_kl: f64, is_f32: bool, first: Option<f64>) -> f64 {
     let rounding = if is_f32 { Some(F32_LIMIT) } else { first.map(|first| (MAX_RATIO * first).max(SIXTEEN_BIT_LIMIT)) };

@@ -44,7 +44,7 @@ pub(super) struct Found {
     pub(super) adapters: Vec<Vec<String>>,
 }
 
-/// Waits for the servers and checks the information that they report.
+/// Wait for the servers and check the information that they report.
 ///
 /// # Errors
 /// [`Error::Engine`] when a server does not answer in time, is another engine or too old, lacks the model, has too small
@@ -92,7 +92,7 @@ fn api_key(config: &ServedConfig) -> Result<Option<String>> {
     }
 }
 
-/// Waits until a server answers, and calls `note` once if it does not answer at first.
+/// Wait until a server answers, and call `note` once if it does not answer at first.
 fn wait_for(client: &Client, config: &ServedConfig, hint: &str, stop: Stop, note: &mut dyn FnMut(&str)) -> Result<()> {
     let (start, limit) = (Instant::now(), config.start_timeout_s);
     let mut told = false;
@@ -114,7 +114,7 @@ fn wait_for(client: &Client, config: &ServedConfig, hint: &str, stop: Stop, note
     }
 }
 
-/// Returns the command line that starts a server which meets `needs`.
+/// Return the command line that starts a server which meets `needs`.
 fn start_command(engine: Engine, config: &ServedConfig, needs: &Needs) -> String {
     let sync = config.sync_for(needs.lora.is_some());
     let lora = needs.lora.filter(|_| sync == Sync::Lora && needs.trains);

@@ -44,7 +44,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Creates a client of the server at `url`. `key` is the API key, if the server needs one.
+    /// Create a client of the server at `url`. `key` is the API key, if the server needs one.
     pub(super) fn new(url: &str, key: Option<String>, connect_timeout: Duration) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
@@ -58,7 +58,7 @@ impl Client {
         Self { agent, url: url.trim_end_matches('/').to_string(), key }
     }
 
-    /// Sends a GET request and returns the response body: null if it is empty, a string if it is not JSON.
+    /// Send a GET request and return the response body: null if it is empty, a string if it is not JSON.
     pub(super) fn get(&self, path: &str, timeout: Duration) -> Result<Value, Failure> {
         let mut request = self.agent.get(self.endpoint(path)).config().timeout_global(Some(timeout)).build();
         if let Some(key) = &self.key {
@@ -67,7 +67,7 @@ impl Client {
         self.read(path, request.call(), timeout)
     }
 
-    /// Sends a POST request with a JSON body and returns the response body as [`Self::get`] does.
+    /// Send a POST request with a JSON body and return the response body as [`Self::get`] does.
     pub(super) fn post(&self, path: &str, body: &Value, timeout: Duration) -> Result<Value, Failure> {
         let mut request = self.agent.post(self.endpoint(path)).config().timeout_global(Some(timeout)).build();
         if let Some(key) = &self.key {

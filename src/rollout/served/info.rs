@@ -113,14 +113,14 @@ impl ServerInfo {
         }
     }
 
-    /// Finds out whether vLLM's endpoints that load adapters are missing.
+    /// Find out whether vLLM's endpoints that load adapters are missing.
     pub(super) fn probe_adapters(&mut self, client: &Client) {
         // There is no such adapter. The body of the 404 distinguishes a missing endpoint from a missing adapter.
         let answer = client.post("/v1/unload_lora_adapter", &json!({ "lora_name": "tempering-none" }), INFO_TIMEOUT);
         self.cannot_load_adapters = matches!(&answer, Err(Failure::NotFound(why)) if why.contains("\"detail\""));
     }
 
-    /// Returns the model called `name`, or the first base model if `name` is empty.
+    /// Return the model called `name`, or the first base model if `name` is empty.
     pub(super) fn model(&self, name: &str) -> Result<&Model, String> {
         let is_wanted = |model: &&Model| if name.is_empty() { model.parent.is_none() } else { model.id == name };
         self.models.iter().find(is_wanted).ok_or_else(|| {
@@ -131,7 +131,7 @@ impl ServerInfo {
     }
 }
 
-/// Checks that a server meets the requirements of a run, whose sync method is `sync`. `log_probs` is the kind of
+/// Check that a server meets the requirements of a run, whose sync method is `sync`. `log_probs` is the kind of
 /// log-probabilities that the settings or the other servers state. The error is the reason why the server is refused.
 pub(super) fn requirements(
     info: &ServerInfo,
@@ -156,7 +156,7 @@ pub(super) fn requirements(
     }
 }
 
-/// Checks that a server serves trainable weights and can take new ones by `sync`.
+/// Check that a server serves trainable weights and can take new ones by `sync`.
 fn training_requirements(info: &ServerInfo, sync: Sync) -> Result<(), String> {
     if let Some(method) = &info.quantization {
         return Err(format!("it serves quantised weights ({method}), not those that are trained"));
@@ -182,7 +182,7 @@ fn training_requirements(info: &ServerInfo, sync: Sync) -> Result<(), String> {
     Err(reason.to_string())
 }
 
-/// Returns the answer of the first of `paths` that exists. Older names of an endpoint come last.
+/// Return the answer of the first of `paths` that exists. Older names of an endpoint come last.
 fn get_first(client: &Client, paths: &[&str]) -> Result<Option<Value>, String> {
     for path in paths {
         match client.get(path, INFO_TIMEOUT) {

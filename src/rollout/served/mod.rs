@@ -117,7 +117,7 @@ pub struct Remote<'a> {
 }
 
 impl Served {
-    /// Waits for the servers and checks that they meet `needs`. `dir` is the folder of the run; nothing is written yet.
+    /// Wait for the servers and check that they meet `needs`. `dir` is the folder of the run; nothing is written yet.
     ///
     /// # Errors
     /// [`Error::Engine`], with the command line of a suitable server; [`Error::Stopped`].
@@ -158,7 +158,7 @@ impl Served {
         })
     }
 
-    /// Starts to request the completions of `requests` from the weights that the servers have.
+    /// Start to request the completions of `requests` from the weights that the servers have.
     fn start(&self, requests: &[Request], sampling: &Sampling) -> Pending {
         let (version, weights) = self.current.clone().unwrap_or_else(|| (0, self.publisher.base()));
         let call = Call {
@@ -201,7 +201,7 @@ impl Served {
         Ok(completions.iter().zip(&scored).map(|(sampled, scored)| join(sampled, scored, comparable)).collect())
     }
 
-    /// Returns our figure that the servers' log-probabilities compare with. SGLang's precede top-k, top-p and min-p.
+    /// Return our figure that the servers' log-probabilities compare with. SGLang's precede top-k, top-p and min-p.
     fn comparable_log_prob(&self) -> fn(&Sampled) -> f32 {
         match (self.log_probs, self.engine) {
             (LogProbs::Raw, _) => |sampled| sampled.unit_log_prob,
@@ -215,14 +215,14 @@ impl Served {
         self.publisher.method == Sync::Lora
     }
 
-    /// Unloads the adapters of this run from the servers and removes the folders of its weights.
+    /// Unload the adapters of this run from the servers and remove the folders of its weights.
     pub fn close(&mut self) {
         self.prefetched = None;
         self.publisher.clear(&self.servers);
     }
 }
 
-/// Returns a name prefix for the run, and a suffix for this start of the run.
+/// Return a name prefix for the run, and a suffix for this start of the run.
 fn names(dir: &Path) -> (String, String) {
     let whole = std::path::absolute(dir).unwrap_or_else(|_| PathBuf::from(dir));
     let name = whole.file_name().unwrap_or_default().to_string_lossy();
@@ -231,13 +231,13 @@ fn names(dir: &Path) -> (String, String) {
     (run, format!("{:x}", now.as_millis()))
 }
 
-/// Converts a completion without scores of our own model.
+/// Convert a completion without scores of our own model.
 fn unscored(completion: ServerCompletion) -> Completion {
     let ServerCompletion { tokens, log_probs, finish_reason } = completion;
     Completion { tokens, drawn_log_probs: log_probs.clone(), log_probs, finish_reason, ..Completion::empty() }
 }
 
-/// Combines a server's log-probabilities with the other figures of our own model. If the server's are those of another
+/// Combine a server's log-probabilities with the other figures of our own model. If the server's are those of another
 /// distribution, the difference to ours under that distribution is added to ours.
 fn join(completion: &ServerCompletion, scored: &[Sampled], comparable: fn(&Sampled) -> f32) -> Completion {
     let with_server = |(sampled, &theirs): (&Sampled, &f32)| {
@@ -253,7 +253,7 @@ fn join(completion: &ServerCompletion, scored: &[Sampled], comparable: fn(&Sampl
     Completion::of(&sampled, completion.finish_reason)
 }
 
-/// Shows the tokens of completions, the first of which has number `first`, to `watch`, and cuts those that it ends.
+/// Show the tokens of completions, the first of which has number `first`, to `watch`, and cuts those that it ends.
 /// Returns false if it ends the call.
 fn show(first: usize, group: &mut [ServerCompletion], watch: &mut dyn FnMut(usize, u32) -> Watch) -> bool {
     for (number, completion) in (first..).zip(group) {

@@ -81,7 +81,7 @@ fn groups(requests: &[Request]) -> VecDeque<(usize, Query)> {
     requests.chunk_by(same).map(group).collect()
 }
 
-/// Returns the seed of a group: a hash of its key, whose low 16 bits are zero, plus the number of its first completion.
+/// Return the seed of a group: a hash of its key, whose low 16 bits are zero, plus the number of its first completion.
 fn seed(request: &Request) -> i64 {
     let [a, b, c, sample] = request.key;
     let word = crate::noise::mix(&[a, b, c]) >> 1 & !0xffff;
@@ -89,7 +89,7 @@ fn seed(request: &Request) -> i64 {
 }
 
 impl Pending {
-    /// Starts to request the completions of `requests`, `concurrency` groups at a time for each server of the call.
+    /// Start to request the completions of `requests`, `concurrency` groups at a time for each server of the call.
     pub(super) fn start(call: Call, requests: &[Request], version: u64, concurrency: usize) -> Self {
         let queue = groups(requests);
         let remaining = queue.len();
@@ -121,7 +121,7 @@ impl Pending {
         self.shared.retries.load(Ordering::SeqCst)
     }
 
-    /// Waits for all groups. Calls `seen` for each group, with the index of its first request, until it returns false.
+    /// Wait for all groups. Call `seen` for each group, with the index of its first request, until it returns false.
     ///
     /// # Errors
     /// [`Error::Engine`] when a group fails, [`Error::Stopped`].
@@ -152,7 +152,7 @@ impl Pending {
         Ok(())
     }
 
-    /// Returns one completion per request, an empty one where none was received.
+    /// Return one completion per request, an empty one where none was received.
     pub(super) fn take(mut self) -> Vec<ServerCompletion> {
         let mut all = vec![ServerCompletion::default(); self.received.len()];
         for (first, group) in std::mem::take(&mut self.received).into_iter().enumerate() {

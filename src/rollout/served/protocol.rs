@@ -45,7 +45,7 @@ pub(super) struct Weights {
     pub(super) salt: String,
 }
 
-/// Returns the path and the body of a completion request. All parameters of the distribution are sent, because a server
+/// Return the path and the body of a completion request. All parameters of the distribution are sent, because a server
 /// takes missing ones from the model's `generation_config.json`.
 pub(super) fn request(engine: Engine, query: &Query, sampling: &Sampling, weights: &Weights) -> (&'static str, Value) {
     let Distribution { repetition_penalty, temperature, top_k, top_p, min_p } = sampling.distribution;
@@ -87,7 +87,7 @@ pub(super) fn request(engine: Engine, query: &Query, sampling: &Sampling, weight
     }
 }
 
-/// Parses and validates the completions of a response. Their number must be the requested one, tokens must be in the
+/// Parse and validate the completions of a response. Their number must be the requested one, tokens must be in the
 /// vocabulary, log-probabilities finite, and each completion must end with a stop token or at the maximum length.
 pub(super) fn completions(
     engine: Engine,
@@ -195,7 +195,7 @@ fn token_ids(value: &Value) -> Option<Vec<u32>> {
     value.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
-/// Returns NaN for elements that are not numbers.
+/// Return NaN for elements that are not numbers.
 fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().map(|list| list.iter().map(number).collect()).unwrap_or_default()
 }
@@ -204,7 +204,7 @@ fn number(value: &Value) -> f32 {
     value.as_f64().map_or(f32::NAN, |number| number as f32)
 }
 
-/// Returns the beginning of a response, for an error message.
+/// Return the beginning of a response, for an error message.
 fn excerpt(value: &Value) -> String {
     let text = value.to_string();
     text.chars().take(300).collect()

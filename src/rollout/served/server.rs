@@ -38,7 +38,7 @@ enum State {
 }
 
 impl Server {
-    /// Creates an available server without requests.
+    /// Create an available server without requests.
     pub(super) fn new(client: Client, is_f32: bool) -> Self {
         let (in_flight, failures) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self { client, is_f32, in_flight, failures, state: Mutex::new(State::Available) }
@@ -54,13 +54,13 @@ impl Server {
         matches!(*lock(&self.state), State::Suspended(_))
     }
 
-    /// Makes the server available again.
+    /// Make the server available again.
     pub(super) fn reinstate(&self) {
         self.failures.store(0, Ordering::SeqCst);
         *lock(&self.state) = State::Available;
     }
 
-    /// Suspends the server until the next step. A broken server stays broken: a late request may still fail on it.
+    /// Suspend the server until the next step. A broken server stays broken: a late request may still fail on it.
     pub(super) fn suspend(&self, reason: &str) {
         let mut state = lock(&self.state);
         if !matches!(*state, State::Broken(_)) {
@@ -68,12 +68,12 @@ impl Server {
         }
     }
 
-    /// Excludes the server for the rest of the run.
+    /// Exclude the server for the rest of the run.
     pub(super) fn mark_broken(&self, reason: &str) {
         *lock(&self.state) = State::Broken(reason.to_string());
     }
 
-    /// Records whether a request succeeded, and returns the number of consecutive failures.
+    /// Record whether a request succeeded, and return the number of consecutive failures.
     pub(super) fn record_outcome(&self, success: bool) -> usize {
         if success {
             self.failures.store(0, Ordering::SeqCst);
@@ -97,7 +97,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the index of the available server with the fewest in-flight requests, and counts one more for it. Server
+/// Return the index of the available server with the fewest in-flight requests, and count one more for it. Server
 /// `avoid` is chosen only if no other one is available.
 pub(super) fn reserve_least_busy(servers: &[Server], avoid: Option<usize>) -> Option<(usize, InFlight<'_>)> {
     // Concurrent requests would all choose the same server before any of them is counted.
@@ -125,7 +125,7 @@ pub(super) fn suspend_unless_last(servers: &[Server], index: usize, reason: &str
     others
 }
 
-/// Returns the error message for a run without an available server, with a line for each server.
+/// Return the error message for a run without an available server, with a line for each server.
 pub(super) fn unavailable_summary(servers: &[Server]) -> String {
     let line = |server: &Server| match &*lock(&server.state) {
         State::Available => format!("\n  {}: well", server.client.url),

@@ -46,7 +46,7 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Creates a publisher that syncs by `method`. `folder` is used if the settings name no `sync_dir`.
+    /// Create a publisher that syncs by `method`. `folder` is used if the settings name no `sync_dir`.
     pub(super) fn new(
         engine: Engine,
         method: Sync,
@@ -66,7 +66,7 @@ impl Publisher {
         Duration::from_secs_f64(self.config.sync_timeout_s)
     }
 
-    /// Writes a version with `write`, which gets the folder, and transfers it to all available servers. Servers that
+    /// Write a version with `write`, which gets the folder, and transfers it to all available servers. Servers that
     /// fail to load it are excluded.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Publisher {
         }))
     }
 
-    /// Returns the folder of a version as a path on the servers.
+    /// Return the folder of a version as a path on the servers.
     fn server_path(&self, name: &str) -> Result<String> {
         let mut dir = self.config.server_dir.clone();
         if dir.as_os_str().is_empty() {
@@ -204,7 +204,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Unloads all adapters of this start and removes the folders.
+    /// Unload all adapters of this start and remove the folders.
     pub(super) fn clear(&mut self, servers: &[Server]) {
         let timeout = Duration::from_secs(2).min(self.timeout());
         for version in self.published.drain(..) {
@@ -232,7 +232,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Runs the user's command for the newest version.
+    /// Run the user's command for the newest version.
     fn run_command(&self, version: u64, stop: Stop) -> Result<()> {
         let Some(newest) = self.published.last() else { return Ok(()) };
         let (program, arguments) = self.config.command.split_first().expect("a command is validated to name a program");
@@ -258,7 +258,7 @@ impl Publisher {
     }
 }
 
-/// Waits for a child process. Kills it and returns `None` after `timeout`; also kills it on a request to end early.
+/// Wait for a child process. Kill it and return `None` after `timeout`; also kills it on a request to end early.
 fn wait_for_exit(child: &mut Child, timeout: Duration, stop: Stop) -> Result<Option<ExitStatus>> {
     let end = Instant::now() + timeout;
     loop {
@@ -289,7 +289,7 @@ fn unload(engine: Engine, server: &Server, name: &str, timeout: Duration) {
     let _ = server.client.post(endpoint, &json!({ "lora_name": name }), timeout);
 }
 
-/// Checks the `success` field by which SGLang reports in the body whether a request succeeded.
+/// Check the `success` field by which SGLang reports in the body whether a request succeeded.
 fn success(answer: &Value) -> StdResult<(), Failure> {
     if answer["success"] == json!(false) { Err(Failure::Permanent(answer.to_string())) } else { Ok(()) }
 }

@@ -18,7 +18,7 @@ const PROBE_TEMPERATURE: f32 = 1.5;
 type Measured = std::result::Result<Measurement, Failure>;
 
 impl Served {
-    /// Ensures that the available servers have the current weights, and reinstates suspended servers where possible.
+    /// Ensure that the available servers have the current weights, and reinstates suspended servers where possible.
     pub(super) fn refresh(&mut self, at: &Upcoming) -> Result<()> {
         let known = self.current.as_ref().is_some_and(|(version, _)| *version == at.current.version);
         if !known {
@@ -89,15 +89,15 @@ impl Served {
         Ok(())
     }
 
-    /// Checks that a server serves our weights. If it cannot be reached and another one is available, it is suspended.
+    /// Check that a server serves our weights. If it cannot be reached and another one is available, it is suspended.
     fn check(&mut self, index: usize, at: &Upcoming) -> Result<()> {
         let limit = check::limit(self.config.max_mean_kl, self.servers[index].is_f32, self.first_divergence[index]);
         let measured = self.measure_with_retries(index, at, limit)?;
         measured.map_or(Ok(()), |measurement| self.conclude(index, at.current.version, measurement, limit))
     }
 
-    /// Measures a server, with retries. After a divergence above `limit`, its prefix cache is emptied and the
-    /// measurement is repeated once. Returns `None` if the server was suspended.
+    /// Measure a server, with retries. After a divergence above `limit`, its prefix cache is emptied and the
+    /// measurement is repeated once. Return `None` if the server was suspended.
     fn measure_with_retries(&mut self, index: usize, at: &Upcoming, limit: f64) -> Result<Option<Measurement>> {
         let servers = self.servers.clone();
         let server = &servers[index];
@@ -130,7 +130,7 @@ impl Served {
         }
     }
 
-    /// Returns the kind of a server's log-probabilities. At temperature 1, where it cannot be found out, this measures
+    /// Return the kind of a server's log-probabilities. At temperature 1, where it cannot be found out, this measures
     /// at another temperature.
     fn probe_reading(&self, server: &Server, at: &Upcoming, temperature: f32) -> Result<LogProbs> {
         if self.log_probs != LogProbs::Auto || temperature != 1.0 {
@@ -141,7 +141,7 @@ impl Served {
         Ok(found.map_or(LogProbs::Auto, |measurement| measurement.reading))
     }
 
-    /// Compares a server's model with ours under the full softmax, on a few short completions that the server samples.
+    /// Compare a server's model with ours under the full softmax, on a few short completions that the server samples.
     fn measure(&self, server: &Server, at: &Upcoming, temperature: f32, known: LogProbs) -> Result<Measured> {
         let Upcoming { current, requests, sampling, stop } = *at;
         let weights = self.current.as_ref().map_or_else(|| self.publisher.base(), |(_, weights)| weights.clone());
@@ -173,7 +173,7 @@ impl Served {
         Ok(Ok(Measurement::of(&completions, &scored, known, temperature)))
     }
 
-    /// Records the measurement of a server that passes the check; otherwise returns the error.
+    /// Record the measurement of a server that passes the check; otherwise returns the error.
     fn conclude(&mut self, index: usize, version: u64, measurement: Measurement, limit: f64) -> Result<()> {
         let Measurement { reading, divergence } = measurement;
         let url = &self.servers[index].client.url;

@@ -4,7 +4,7 @@ use super::*;
 use crate::text::stream::TextStream;
 use crate::verify::{Verdict, grade};
 
-/// Returns the characters with which GPT-2 writes bytes.
+/// Return the characters with which GPT-2 writes bytes.
 fn byte_letters() -> Vec<char> {
     let plain = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
     let mut next = 256;
@@ -21,7 +21,7 @@ fn byte_letters() -> Vec<char> {
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                       {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// Writes a byte-level tokenizer: ids 0 to 255 are bytes, followed by the `special` tokens.
+/// Write a byte-level tokenizer: ids 0 to 255 are bytes, followed by the `special` tokens.
 fn write_tokenizer(dir: &Path, special: &[&str], post_processor: Value) {
     let vocab: serde_json::Map<String, Value> =
         byte_letters().iter().enumerate().map(|(id, c)| (c.to_string(), id.into())).collect();
@@ -43,7 +43,7 @@ fn write_tokenizer(dir: &Path, special: &[&str], post_processor: Value) {
     fs::write(dir.join(TOKENIZER), tokenizer.to_string()).unwrap();
 }
 
-/// Creates a folder with these special tokens (from id 256 on) and files.
+/// Create a folder with these special tokens (from id 256 on) and files.
 fn folder(special: &[&str], config: Value, generation: Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_tokenizer(dir.path(), special, Value::Null);

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::{max, sum};
 
-/// Computes attention weights of a block of query rows: `softmax(scale · scores)` over a row's past keys, 0 for later
+/// Compute attention weights of a block of query rows: `softmax(scale · scores)` over a row's past keys, 0 for later
 /// keys. One thread block per row; its threads stride over the keys. `out` may be the memory of `scores`.
 ///
 /// Heads are stacked as rows: row `r` has the position `first + r mod rows`, and sees that many keys and its own.
@@ -57,7 +57,7 @@ pub(crate) fn weights<O: Float>(
     }
 }
 
-/// Computes the gradient of the scores from that of the weights: `w ∘ (dw − Σ w ∘ dw) · scale`. One thread block per
+/// Compute the gradient of the scores from that of the weights: `w ∘ (dw − Σ w ∘ dw) · scale`. One thread block per
 /// row, as in [`weights`]. `out` may be the memory of `gradient`.
 ///
 /// # Shapes

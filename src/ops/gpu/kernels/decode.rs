@@ -70,7 +70,7 @@ pub(crate) fn rotate_and_store(
     }
 }
 
-/// Returns elements `at` and `at + half` of the row that begins at `from`, with their biases if `biased`.
+/// Return elements `at` and `at + half` of the row that begins at `from`, with their biases if `biased`.
 #[cube]
 fn biased_pair(
     x: &Tensor<f32>,
@@ -89,7 +89,7 @@ fn biased_pair(
     (first, second)
 }
 
-/// Rotates a pair by the angle whose cosine is at `angle` and whose sine is at `angle + half`.
+/// Rotate a pair by the angle whose cosine is at `angle` and whose sine is at `angle + half`.
 #[cube]
 fn rotate(pair: (f32, f32), angles: &Tensor<f32>, angle: usize, half: usize, #[comptime] rotates: bool) -> (f32, f32) {
     let (first, second) = pair;
@@ -149,7 +149,7 @@ struct Past {
     head: usize,
 }
 
-/// Computes `softmax(q kᵀ · scale) v` over the prompt and the completion of each row, the new token included. A block
+/// Compute `softmax(q kᵀ · scale) v` over the prompt and the completion of each row, the new token included. A block
 /// computes one row and key head, for the `group` query heads that share it: every key and value is read once.
 ///
 /// Keys are processed in tiles of one per thread. Sums are relative to the running maximum of the scores and rescaled
@@ -261,7 +261,7 @@ pub(crate) fn attention<O: Float, N: Size>(
     gather::<O, N>(&sums, &factors, out, from, heads);
 }
 
-/// Stores the scores of this thread's key, which begins at `at`, for all query heads.
+/// Store the scores of this thread's key, which begins at `at`, for all query heads.
 #[cube]
 fn score<N: Size>(
     keys: &Tensor<Vector<f32, N>>,
@@ -337,7 +337,7 @@ fn sum_of_head(slots: &mut Shared<[f32]>, value: f32, #[comptime] units: usize) 
     slots[unit - lane]
 }
 
-/// Adds the weighted values of the tile's keys, which begin at `start`, to the sums. A thread adds one vector of its
+/// Add the weighted values of the tile's keys, which begin at `start`, to the sums. A thread adds one vector of its
 /// share of the keys, for all query heads.
 #[cube]
 fn add_values<N: Size>(
@@ -380,7 +380,7 @@ fn add_values<N: Size>(
     }
 }
 
-/// Adds the threads' sums in order, through shared memory, `[parts, vectors]`. Writes them, times the factor of each
+/// Add the threads' sums in order, through shared memory, `[parts, vectors]`. Writes them, times the factor of each
 /// query head, to the row that begins at `from`.
 #[cube]
 fn gather<O: Float, N: Size>(

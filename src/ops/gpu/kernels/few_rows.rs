@@ -10,7 +10,7 @@ pub(crate) const TILE: usize = 16;
 /// Elements of a fragment.
 const TILE_SIZE: usize = TILE * TILE;
 
-/// Computes one to three products `lhs · rhs` with the same `lhs`. A block computes 16 columns of one result, for all
+/// Compute one to three products `lhs · rhs` with the same `lhs`. A block computes 16 columns of one result, for all
 /// rows. Warp `p` sums every `planes`-th run of 16 positions of `k` from the `p`-th on, in one accumulator fragment per
 /// 16 rows. Then the sums of the warps are added in order through shared memory.
 ///
@@ -58,7 +58,7 @@ pub(crate) fn few_rows<E: Float>(
     }
 }
 
-/// Computes the 16 columns from `first` on. Shared memory: one fragment of sums per warp.
+/// Compute the 16 columns from `first` on. Shared memory: one fragment of sums per warp.
 #[cube]
 fn columns<E: Float>(
     lhs: &[E],
@@ -116,7 +116,7 @@ fn columns<E: Float>(
     }
 }
 
-/// Loads the fragment of an operand that begins at `at`, its lines `stride` apart.
+/// Load the fragment of an operand that begins at `at`, its lines `stride` apart.
 #[cube]
 fn fragment<E: Float>(
     operand: &[E],

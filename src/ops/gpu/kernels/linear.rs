@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-/// Adds the bias to every row, in place; one thread per element.
+/// Add the bias to every row, in place; one thread per element.
 ///
 /// # Shapes
 /// - x: `[rows, width]`; bias: `[width]`

@@ -97,7 +97,7 @@ pub(crate) fn rms_norm_backward(
 /// Rows that a thread of [`sum_rows`] loads at a time.
 const LOADS: usize = 8;
 
-/// Sums every `each` consecutive rows; one thread per part and column.
+/// Sum every `each` consecutive rows; one thread per part and column.
 ///
 /// # Shapes
 /// - x: `[rows, width]`; out: `[parts, width]`

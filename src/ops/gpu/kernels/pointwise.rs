@@ -52,7 +52,7 @@ pub(crate) fn swiglu_backward<O: Float, N: Size>(
     dup[i] = Vector::cast_from(upstream * silu);
 }
 
-/// Rotates every pair `(i, i + dim / 2)` by `direction` times its angle; one thread per pair. `out` may be the memory
+/// Rotate every pair `(i, i + dim / 2)` by `direction` times its angle; one thread per pair. `out` may be the memory
 /// of `x`.
 ///
 /// # Shapes
@@ -98,7 +98,7 @@ pub(crate) fn take_rows<N: Size>(
     out[ABSOLUTE_POS] = value;
 }
 
-/// Copies `from` to `to`; one thread per element.
+/// Copy `from` to `to`; one thread per element.
 ///
 /// # Shapes
 /// - from, to: the same shape

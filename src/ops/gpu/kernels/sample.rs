@@ -175,7 +175,7 @@ fn first_argmax(firsts: &Shared<[u32]>, vocab: usize, #[comptime] units: usize) 
     best
 }
 
-/// Returns the run in which the cumulative weight exceeds `uniform` times the total, and the threshold within the run.
+/// Return the run in which the cumulative weight exceeds `uniform` times the total, and the threshold within the run.
 #[cube]
 fn find_run(runs: &Shared<[f32]>, uniform: f32, #[comptime] units: usize) -> (u32, f32) {
     let mut whole = 0.0f32;
@@ -203,7 +203,7 @@ fn find_run(runs: &Shared<[f32]>, uniform: f32, #[comptime] units: usize) -> (u3
     (run, threshold - before)
 }
 
-/// Returns the token at which the cumulative weight from `begin` exceeds `left`; if rounding leaves that above the
+/// Return the token at which the cumulative weight from `begin` exceeds `left`; if rounding leaves that above the
 /// total, the last token with any weight.
 #[cube]
 fn find_token(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, top: f32, inverse: f32, left: f32) -> u32 {

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::{max, sum};
 
-/// Adds a logit to the sums `Σ e`, `Σ e·z` and `Σ e²`, with `e = e^z`.
+/// Add a logit to the sums `Σ e`, `Σ e·z` and `Σ e²`, with `e = e^z`.
 #[cube]
 fn add(z: f32, weight: &mut f32, weighted: &mut f32, square: &mut f32) {
     let e = z.exp();
@@ -22,7 +22,7 @@ fn shift(by: f32, weight: &mut f32, weighted: &mut f32, square: &mut f32) {
     *square *= factor * factor;
 }
 
-/// Computes the statistics of each row; one block per row, which is read once. Each thread keeps the running maximum of
+/// Compute the statistics of each row; one block per row, which is read once. Each thread keeps the running maximum of
 /// its elements and sums relative to it; then the block rescales them to one maximum and adds them. `inverse` is 1 / T.
 /// With `same`, T is 1, and the sums at temperature 1 (`unit_*`) are not computed separately.
 ///
@@ -116,7 +116,7 @@ pub(crate) fn scores(
     }
 }
 
-/// Computes the gradient of the logits, `(a·(onehot − p) − b·p·(ln p + H)) / T`; one block per row. `a` and `b` are the
+/// Compute the gradient of the logits, `(a·(onehot − p) − b·p·(ln p + H)) / T`; one block per row. `a` and `b` are the
 /// upstream gradients of the log-probability and of the entropy at T, `p` and `H` the probabilities and the entropy at
 /// T. `gradient` may be the memory of `logits`.
 ///

@@ -161,7 +161,7 @@ struct Plane {
     slice: usize,
 }
 
-/// Computes `lhs · rhs` for each batch. A block computes one tile of the result over one split-K part, in steps of
+/// Compute `lhs · rhs` for each batch. A block computes one tile of the result over one split-K part, in steps of
 /// `k_per_step` positions. In a step its threads load the next step's vectors of both operands from global memory to
 /// registers, multiply the current stage, and store the registers to the other stage. A warp keeps the sums of its part
 /// of the tile in registers and processes every `planes[2]`-th run of [`K_PER_PLANE`] positions; at the end the sums of
@@ -273,7 +273,7 @@ fn plane_of(#[comptime] division: Division) -> Plane {
     }
 }
 
-/// Multiplies the stage that begins at `from` into a warp's sums. `ldmatrix` loads the operands to registers.
+/// Multiply the stage that begins at `from` into a warp's sums. `ldmatrix` loads the operands to registers.
 #[cube]
 fn multiply<E: Float, V: Size, P: Size>(
     stages: &Shared<[Vector<E, V>]>,
@@ -321,7 +321,7 @@ fn multiply<E: Float, V: Size, P: Size>(
     }
 }
 
-/// Adds the sums of warps with other slices of `k`, slice by slice, to those of slice 0, through shared memory.
+/// Add the sums of warps with other slices of `k`, slice by slice, to those of slice 0, through shared memory.
 #[cube]
 fn add_slices<P: Size>(sums: &mut Array<Vector<f32, P>>, slice: usize, #[comptime] division: Division) {
     let (count, units_per_slice) = comptime!((division.sums(), division.units_per_slice()));
@@ -346,7 +346,7 @@ fn add_slices<P: Size>(sums: &mut Array<Vector<f32, P>>, slice: usize, #[comptim
     }
 }
 
-/// Writes a warp's sums to the result that begins at `from`. Thread `t` has, of each instruction tile, rows `t / 4` and
+/// Write a warp's sums to the result that begins at `from`. Thread `t` has, of each instruction tile, rows `t / 4` and
 /// `t / 4 + 8` of the columns `2 (t mod 4)` and `2 (t mod 4) + 1`.
 #[cube]
 fn write<P: Size>(
@@ -388,7 +388,7 @@ fn swizzle(line: usize, vector: usize, #[comptime] width: usize) -> usize {
     line * width + (vector ^ (line / lines % modulus))
 }
 
-/// Loads this thread's share of an operand's tile: vectors `thread + i · units` of the stage. Addresses beyond the end
+/// Load this thread's share of an operand's tile: vectors `thread + i · units` of the stage. Addresses beyond the end
 /// of the operand are clamped; positions of `k` beyond `end` are zeros if `stage.zeros`.
 #[cube]
 fn fetch<E: Float, V: Size>(
@@ -425,7 +425,7 @@ fn zero_unless<E: Float, V: Size>(value: Vector<E, V>, valid: bool, #[comptime] 
     if comptime!(zeros) { select(valid, value, Vector::new(E::new(0.0))) } else { value }
 }
 
-/// Stores the vectors of [`fetch`] to the stage that begins at `from`.
+/// Store the vectors of [`fetch`] to the stage that begins at `from`.
 #[cube]
 fn store<E: Float, V: Size>(
     stages: &mut Shared<[Vector<E, V>]>,

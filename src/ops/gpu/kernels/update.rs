@@ -65,7 +65,7 @@ pub(crate) fn add_rows(table: &mut Tensor<f32>, rows: &Tensor<f32>, plan: &Tenso
     table[at] = total;
 }
 
-/// Writes `Σ x²` of every `chunk` elements to `parts`, from index `from` on; one block per chunk.
+/// Write `Σ x²` of every `chunk` elements to `parts`, from index `from` on; one block per chunk.
 ///
 /// # Shapes
 /// - x: `[count]`; parts: `[at least from + chunks]`
