@@ -265,6 +265,20 @@ fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Return the complete lines of a JSON Lines file: all but a last line that ends within its JSON value, which a killed
+/// process leaves.
+pub(crate) fn complete_lines(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let last = serde_json::from_slice::<serde::de::IgnoredAny>(&bytes[end..]);
+    if last.is_err_and(|error| error.is_eof()) { &bytes[..end] } else { bytes }
+}
+
+/// Return the reason of a JSON error without the position in the text.
+pub(crate) fn json_reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or(&text).to_string()
+}
+
 /// Lock a folder by its file `name`. The operating system releases the lock when the process ends, however it ends.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-use super::bootstrap::interval;
+use super::bootstrap::{interval, sign_test};
 use super::figures::Estimate;
 use super::table::{aligned, estimate, wrapped};
 use super::{Evaluation, Group, Key, disagreement};
@@ -44,6 +44,8 @@ pub struct Difference {
     pub gained: usize,
     /// Number of problems with a smaller share of right completions in b.
     pub lost: usize,
+    /// Two-sided p-value of the exact sign test on `gained` and `lost`; `None` if a problem has several completions.
+    pub sign_test: Option<f64>,
 }
 
 /// A comparison of `b` with `a`.
@@ -62,6 +64,8 @@ struct Pair {
     strict: [f64; 2],
     lenient: [f64; 2],
     length: [f64; 2],
+    /// Whether each of the two has one completion.
+    single: bool,
 }
 
 impl Pair {
@@ -74,6 +78,7 @@ impl Pair {
             strict: both(&|record| f64::from(u8::from(record.graded.strict.is_right()))),
             lenient: both(&|record| f64::from(u8::from(record.graded.lenient.is_right()))),
             length: both(&|record| record.sample.length as f64),
+            single: a.records.len() == 1 && b.records.len() == 1,
         }
     }
 }
@@ -194,6 +199,8 @@ fn difference(pairs: &[&Pair]) -> Difference {
             [mean(|p| p.length[0], drawn), mean(|p| p.length[1], drawn)],
         )
     };
+    let gained = pairs.iter().filter(|pair| pair.strict[1] > pair.strict[0]).count();
+    let lost = pairs.iter().filter(|pair| pair.strict[1] < pair.strict[0]).count();
     Difference {
         problems: pairs.len(),
         accuracy,
@@ -203,8 +210,9 @@ fn difference(pairs: &[&Pair]) -> Difference {
         mean_length,
         length_ratio: of(&|drawn| mean(|p| p.length[1], drawn) / mean(|p| p.length[0], drawn)),
         efficiency_score: Some(of(&score)).filter(|score| score.value.is_finite()),
-        gained: pairs.iter().filter(|pair| pair.strict[1] > pair.strict[0]).count(),
-        lost: pairs.iter().filter(|pair| pair.strict[1] < pair.strict[0]).count(),
+        gained,
+        lost,
+        sign_test: pairs.iter().all(|pair| pair.single).then(|| sign_test(gained, lost)),
     }
 }
 

@@ -10,7 +10,6 @@ use super::render;
 use crate::error::Result;
 use crate::eval::compare::{Comparison, Difference};
 use crate::eval::figures::Estimate;
-use crate::eval::sign_test;
 
 #[derive(Serialize)]
 struct View<'a> {
@@ -148,14 +147,11 @@ fn legible(points: &[(f64, f64)]) -> Vec<bool> {
     shown
 }
 
-/// Say whether the difference of accuracies is significant: whether its interval excludes zero and, if each problem
-/// changed as a whole (one completion each), the exact sign test agrees.
+/// Say whether the difference of accuracies is significant: whether its interval excludes zero and, with one completion
+/// per problem, the exact sign test agrees.
 fn sentence(comparison: &Comparison) -> String {
     let all = &comparison.overall;
-    let changed = all.gained as f64 - all.lost as f64;
-    let whole = (all.accuracy_difference.value * all.problems as f64 - changed).abs() < 1e-6;
-    let p = whole.then(|| sign_test(all.gained, all.lost));
-    let what = match (all.accuracy_difference.interval.filter(|[low, high]| low < high), p) {
+    let what = match (all.accuracy_difference.interval.filter(|[low, high]| low < high), all.sign_test) {
         (None, _) => {
             "there is no interval of the difference of accuracies: too few problems, or all changed alike".to_string()
         }

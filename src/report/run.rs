@@ -10,7 +10,6 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::study::complete_lines;
 
 /// Contents of `summary.json`, which is written when a run ends.
 #[derive(Deserialize, Default)]
@@ -180,14 +179,13 @@ impl Metrics {
 /// killed process leaves. The error names a malformed line.
 pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let bytes = files::read(path)?;
-    let text = files::text(path, complete_lines(&bytes))?;
+    let text = files::text(path, files::complete_lines(&bytes))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines.map(|(i, line)| serde_json::from_str(line).map_err(|e| malformed(path, i + 1, &e))).collect()
 }
 
 pub(super) fn malformed(path: &Path, line: usize, error: &serde_json::Error) -> Error {
-    let text = error.to_string();
-    let reason = text.split(" at line ").next().unwrap_or(&text);
+    let reason = files::json_reason(error);
     let at = format!("{}:{line}", path.display());
     Error::file(at, format!("{reason} (column {}); mend or delete this line", error.column()))
 }

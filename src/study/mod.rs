@@ -16,7 +16,6 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use findings::{ArmFindings, Findings, Measured, Spread};
-pub(crate) use outcome::complete_lines;
 pub use outcome::{Moment, Outcome, Source, Store};
 pub use plan::{Plan, Planned};
 pub use work::{Done, work};

@@ -141,14 +141,6 @@ impl Source {
     }
 }
 
-/// Return the complete lines of a JSON Lines file: all but a last line that ends within its JSON value, which a killed
-/// process leaves.
-pub(crate) fn complete_lines(bytes: &[u8]) -> &[u8] {
-    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    let last = serde_json::from_slice::<serde::de::IgnoredAny>(&bytes[end..]);
-    if last.is_err_and(|error| error.is_eof()) { &bytes[..end] } else { bytes }
-}
-
 fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let text = files::read_text(path)?;
     text.lines().map(|line| files::parse_json(path, line.as_bytes())).collect()
@@ -204,7 +196,7 @@ impl Store {
         let (mut outcomes, mut numbers) = (BTreeMap::new(), BTreeMap::new());
         let mut first: Option<(usize, Vec<(String, usize)>)> = None;
         let bytes = if path.exists() { files::read(path)? } else { Vec::new() };
-        for (index, line) in files::text(path, complete_lines(&bytes))?.lines().enumerate() {
+        for (index, line) in files::text(path, files::complete_lines(&bytes))?.lines().enumerate() {
             let number = index + 1;
             let fail = |message: String| Err(Error::file(format!("{}:{number}", path.display()), message));
             if line.trim().is_empty() {
@@ -213,8 +205,7 @@ impl Store {
             let outcome: Outcome = match serde_json::from_str(line) {
                 Ok(outcome) => outcome,
                 Err(error) => {
-                    let text = error.to_string();
-                    let reason = text.split(" at line ").next().unwrap_or(&text);
+                    let reason = files::json_reason(&error);
                     return fail(format!("no result of a run: {reason} (column {})", error.column()));
                 }
             };
@@ -261,7 +252,7 @@ impl Store {
             let mut file = OpenOptions::new().read(true).create(true).append(true).open(&self.path)?;
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes)?;
-            let whole = complete_lines(&bytes);
+            let whole = files::complete_lines(&bytes);
             if whole.len() < bytes.len() {
                 file.set_len(whole.len() as u64)?;
             }

@@ -193,7 +193,7 @@ impl Served {
                     ),
                 };
                 Err(Error::Engine(format!(
-                    "{url} serves {what}. On {} tokens that it sampled, its model and ours differ by {divergence:.2e} nats a \
+                    "{url} serves {what}. On up to {} tokens that it sampled, its model and ours differ by {divergence:.2e} nats a \
                      token (mean of r - 1 - ln r), and {limit:.1e} is the limit (rollout.max_mean_kl = {} at most)",
                     check::MAX_PROMPTS * check::MAX_TOKENS,
                     self.config.max_mean_kl
