@@ -6,6 +6,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "loops over rows and vectors at once; closures would not be vectorised")]
 
+mod tiles;
+
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -15,8 +17,8 @@ use rayon::prelude::*;
 
 /// Maximum number of rows for which this is faster than the library's kernel (measured: LOG.md).
 pub(super) const MAX_ROWS: usize = 64;
-/// The same for a column-major right-hand operand in f32.
-pub(super) const MAX_ROWS_COLUMN_MAJOR: usize = 16;
+/// The same for a column-major right-hand operand in f32 with at least 32 vector registers.
+const MAX_ROWS_COLUMN_MAJOR: usize = 16;
 /// Maximum number of columns per task, so that their sums stay in the cache of the core.
 const MAX_TASK_COLUMNS: usize = 4096;
 /// Rows of `right` multiplied per step; half as many on machines with fewer than 32 vector registers.
@@ -82,6 +84,20 @@ impl Format for bf16 {
         // `to_f32` makes signalling NaNs quiet, which takes a branch.
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
+}
+
+/// Maximum number of rows for which this is faster than the library's kernel for a column-major f32 matrix.
+pub(super) fn max_rows_column_major() -> usize {
+    struct MaxRows;
+    impl WithSimd for MaxRows {
+        type Output = usize;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            if tiles::are_faster::<S>(MAX_ROWS) { MAX_ROWS } else { MAX_ROWS_COLUMN_MAJOR }
+        }
+    }
+    Arch::new().dispatch(MaxRows)
 }
 
 /// The result; each task writes its own columns.
@@ -182,6 +198,9 @@ impl<F: Format> WithSimd for RowMajorTask<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        if tiles::are_faster::<S>(self.rows) {
+            return self.tiles(simd);
+        }
         let Self { right, ref range, rows, inner, columns, out, .. } = self;
         let group = 2 * S::F32_LANES;
         let width = range.len() / group * group;
@@ -304,7 +323,8 @@ impl<F: Format> WithSimd for ColumnMajorTask<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Range { start: mut column, end } = self.range;
+        let end = self.range.end;
+        let mut column = if tiles::are_faster::<S>(self.rows) { self.tiles(simd) } else { self.range.start };
         while S::REGISTER_COUNT >= 32 && column + BLOCK <= end {
             self.columns::<S, BLOCK>(simd, column);
             column += BLOCK;

@@ -92,7 +92,7 @@ pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) 
 
 /// Whether the few-rows kernel is faster than the library's for a right-hand operand in f32 (measured: LOG.md).
 fn is_fast_with_few_rows([m, k, n]: [usize; 3], transposed: bool) -> bool {
-    let max_rows = if transposed { few_rows::MAX_ROWS_COLUMN_MAJOR } else { few_rows::MAX_ROWS };
+    let max_rows = if transposed { few_rows::max_rows_column_major() } else { few_rows::MAX_ROWS };
     // The library copies the matrix first, which is cheap for a small or thin one because it fits in the cache.
     m <= max_rows && k * n > 1 << 17 && k.min(n) >= 64
 }
