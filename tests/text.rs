@@ -93,6 +93,8 @@ fn settings_of_the_prompt_that_do_nothing_are_refused() {
     let error = generate("--template-kwarg", "enable_thinking=false");
     assert!(error.contains("enable_thinking is a variable that the chat template does not read"), "{error}");
     assert!(generate("--template-kwarg", "thinking").contains("expected KEY=VALUE"));
+    let error = generate("--chat-template", "rag");
+    assert!(error.contains("prompt.template = \"rag\" is none of the chat templates in "), "{error}");
     assert!(generate("--date", "2026-11-26").contains("is a date that the chat template does not read"));
     let mut config = workshop.rl("rl");
     config.prompt.chat_template_kwargs.insert("messages".into(), "x".into());

@@ -1,8 +1,18 @@
 //! Messages and the chat template that renders them as one text.
 //!
-//! Templates are Jinja, written for the environment of Hugging Face `transformers`. This environment offers the same:
-//! trimmed blocks, `raise_exception`, `strftime_now`, a `tojson` that keeps Unicode and does not escape HTML, Python's
-//! string and dict methods, and `{% generation %}` markers (which only matter for a loss mask and are ignored).
+//! Templates are Jinja, written for the environment of Hugging Face `transformers`: trimmed blocks, loop controls,
+//! `raise_exception`, `strftime_now`, a `tojson` that escapes no HTML, and `{% generation %}` markers (which only matter
+//! for a loss mask and are ignored). A template that renders there gives the same text here, or an error that names
+//! what is not supported, with these known exceptions, in which the text differs:
+//!
+//! - A width in `'%5s' % x` or `'{:5}'.format(x)` counts bytes, and `'%.3d'` ignores its precision.
+//! - `str.format` writes floats inside of a list as Rust does. Where a text is not ASCII, `isalpha`, `isdigit` and the
+//!   like follow Rust's properties of characters.
+//! - What is no list in Python but can be iterated (`range(3)`, `d.items()`, the result of `select`) prints as a list.
+//! - A number beyond 128 bits is an error, and `none` as the default of `int` and `float` gives zero.
+//! - What `set` assigns inside of `{% generation %}` is seen after it.
+//!
+//! A template that fails there may render here.
 //!
 //! A template comes with a downloaded model: it reads no files, and its work and memory are bounded.
 
@@ -12,12 +22,11 @@ use std::path::{Path, PathBuf};
 
 use chrono::format::{Item, StrftimeItems};
 use chrono::{Local, NaiveDate, NaiveDateTime};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{AutoEscape, Environment, ErrorKind};
+use minijinja::value::Value;
+use minijinja::{Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
 
-use super::{percent, python};
+use super::jinja;
 use crate::contain::contained;
 use crate::error::{Error, Result};
 
@@ -95,30 +104,15 @@ pub struct ChatTemplate {
 
 const TEMPLATE: &str = "chat_template";
 
-/// Maximum work of one rendering: this many steps, or 64 bytes of text written or read per step. It limits the time to
-/// a fraction of a second and the memory to 64 MB, except for lists that a template joins with themselves, which
-/// minijinja 3.1 does not count. A conversation of a million tokens needs half of it.
-const FUEL: u64 = 1_000_000;
-
 /// Function that returns the date to templates.
 const DATE: &str = "strftime_now";
 
 impl ChatTemplate {
     /// Compiles `source`, which was read from `file`. It sees today's date.
     pub fn new(source: &str, file: &Path, tokens: SpecialTokens) -> Result<Self> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| Error::file(file, describe(&e)))?);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(python::method);
-        environment.set_fuel(Some(FUEL));
+        let fail = |fault| Error::file(file, format!("chat template: {fault}"));
+        let mut environment = jinja::compile(TEMPLATE, source).map_err(fail)?;
         environment.add_function("raise_exception", raise_exception);
-        environment.add_filter("tojson", to_json);
-        // jinja2 reads line ends like this.
-        let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        environment
-            .add_template_owned(TEMPLATE, percent::as_filter(&without_generation_markers(&source)))
-            .map_err(|e| Error::file(file, format!("chat template: {}", describe(&e))))?;
         let template = Self { environment, file: file.to_path_buf(), tokens, kwargs: BTreeMap::new() };
         Ok(template.with(BTreeMap::new(), Local::now().date_naive()))
     }
@@ -145,7 +139,7 @@ impl ChatTemplate {
     /// # Errors
     /// When the template rejects the conversation, is faulty, or exceeds the work limit.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let fail = |e: minijinja::Error| Error::file(&self.file, format!("chat template: {}", describe(&e)));
+        let fail = |e: minijinja::Error| Error::file(&self.file, format!("chat template: {}", jinja::describe(&e)));
         let turn = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
         let variables = [
@@ -168,67 +162,8 @@ impl ChatTemplate {
     }
 }
 
-fn describe(error: &minijinja::Error) -> String {
-    let line = error.line().map(|line| format!(" (template line {line})")).unwrap_or_default();
-    if error.kind() == ErrorKind::OutOfFuel {
-        return format!(
-            "takes more than {FUEL} steps, or writes and reads more than {} MB of text{line}: a chat template needs far less; \
-             look at its loops, and at the length of the conversation",
-            FUEL * 64 / 1_000_000
-        );
-    }
-    let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
-    format!("{}{detail}{line}", error.kind())
-}
-
 fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_string()))
-}
-
-/// Replace `{% generation %}` and `{% endgeneration %}` by tags that only trim whitespace in the same way.
-fn without_generation_markers(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(open) = rest.find("{%") {
-        let Some(close) = rest[open + 2..].find("%}").map(|close| open + 2 + close) else { break };
-        let word = rest[open + 2..close].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        let replacement = match word {
-            "generation" => Some("if true"),
-            "endgeneration" => Some("endif"),
-            _ => None,
-        };
-        out.push_str(&rest[..open]);
-        let tag = &rest[open..close + 2];
-        match replacement {
-            Some(replacement) => out.push_str(&tag.replace(word, replacement)),
-            None => out.push_str(tag),
-        }
-        rest = &rest[close + 2..];
-    }
-    out + rest
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False)`: minijinja's spacing is the same; its HTML escapes are undone.
-fn to_json(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> std::result::Result<Value, minijinja::Error> {
-    // Templates pass `ensure_ascii=False`, which is always the case here.
-    let _: Option<bool> = kwargs.get("ensure_ascii")?;
-    let json = minijinja::filters::tojson(value, indent, kwargs)?;
-    let json = json.as_str().unwrap_or_default();
-    let mut out = String::with_capacity(json.len());
-    let mut rest = json;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let plain = ["\\u003c", "\\u003e", "\\u0026", "\\u0027"].iter().zip(["<", ">", "&", "'"]);
-        let (skip, text) = match plain.into_iter().find(|(escape, _)| rest.starts_with(**escape)) {
-            Some((escape, text)) => (escape.len(), text),
-            // Any other escape is a backslash and at least one ASCII character.
-            None => (2, &rest[..2]),
-        };
-        out.push_str(text);
-        rest = &rest[skip..];
-    }
-    Ok(Value::from(out + rest))
 }
 
 /// Python's `datetime.strftime`; an unknown directive is an error.
@@ -322,15 +257,6 @@ mod tests {
         assert_eq!(error, "dir/x.jinja: chat template: the minijinja library fails on it");
     }
 
-    /// Found by fuzzing: the search for `%}` began inside the opening of the tag.
-    #[test]
-    fn a_tag_that_closes_in_its_opening_is_no_marker() {
-        for source in ["{%}", "{%} {% x %}", "{{%}", "{% generation", "{%%}"] {
-            assert_eq!(without_generation_markers(source), source);
-        }
-        assert_eq!(without_generation_markers("{%- generation %}a{% endgeneration -%}"), "{%- if true %}a{% endif -%}");
-    }
-
     #[test]
     fn qwen3_template_renders_as_published() {
         let messages = [
@@ -353,24 +279,6 @@ mod tests {
                       {% else %}\n{% generation %}\nA:{{ m.content }}{{ eos_token }}\n{% endgeneration %}\n  {% endif %}\n{% endfor %}";
         let messages = [Message::user(" hi "), Message::new("assistant", "yo")];
         assert_eq!(template(source).render(&messages, false).unwrap(), "<s>U:hi\nA:yo</s>\n");
-    }
-
-    #[test]
-    fn json_is_pythons() {
-        let source = "{{ {'a': [1, 'é<b>&\\'', none, true, '\\\\u003c\\n']} | tojson }}";
-        assert_eq!(template(source).render(&[], false).unwrap(), r#"{"a": [1, "é<b>&'", null, true, "\\u003c\n"]}"#);
-    }
-
-    /// The expected texts are those of Python 3.12.
-    #[test]
-    fn texts_are_formatted_by_percent_signs() {
-        let rendered = |source: &str| template(source).render(&[Message::user("hi")], true);
-        let numbers = "{{ '%s-%5.2f|%-4d|%04d|%x' % (messages[0].role, 3.14159, 7, 42, 255) }}";
-        assert_eq!(rendered(numbers).unwrap(), "user- 3.14|7   |0042|ff");
-        assert_eq!(rendered("{{ '%d%% of %s' % (3, [1, 'x']) ~ 7 % 4 }}").unwrap(), "3% of [1, 'x']3");
-        assert_eq!(rendered("{{ '%(a)s %(b)s' % {'a': 1, 'b': messages[0].content | upper} }}").unwrap(), "1 HI");
-        assert!(rendered("{{ messages[0].role % 'x' }}").unwrap_err().to_string().contains("line 1"));
-        assert!(rendered("{{ '%999999999s' % 'x' }}").unwrap_err().to_string().contains("64 MB"));
     }
 
     #[test]
@@ -417,27 +325,9 @@ mod tests {
         assert!(unix.contains("a\r\nb"), "{unix:?}");
     }
 
-    /// Templates that hung or filled the memory.
+    /// A conversation of a million tokens is no runaway.
     #[test]
-    fn work_and_memory_of_a_template_are_bounded() {
-        let doubling =
-            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
-        let sources = [
-            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-            "{% for i in range(99999) %}{% for j in range(99999) %}some text{% endfor %}{% endfor %}",
-            doubling,
-            "{% macro d(s, n) %}{% if n %}{{ d(s ~ s, n - 1) }}{% endif %}{% endmacro %}{{ d('x', 60) }}",
-            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s | replace('x', 'xx') %}{% endfor %}",
-            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('x', 'xx') %}{% endfor %}",
-            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] | join %}{% endfor %}",
-        ];
-        for source in sources {
-            let start = std::time::Instant::now();
-            let error = template(source).render(&[], true).unwrap_err().to_string();
-            assert!(error.contains("takes more than 1000000 steps"), "{source}: {error}");
-            // A second on an idle machine.
-            assert!(start.elapsed().as_secs_f64() < 5.0, "{source}: {:?}", start.elapsed());
-        }
+    fn long_conversations_are_rendered() {
         let long = [Message::user("word ".repeat(1_000_000))];
         assert!(template(QWEN3).render(&long, true).unwrap().len() > 5_000_000);
     }

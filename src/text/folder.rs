@@ -1,5 +1,6 @@
 //! Tokenizer files of a folder, and the token-related keys of other files.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -12,14 +13,20 @@ use crate::hub::Part;
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 pub(super) const TEMPLATE: &str = "chat_template.jinja";
+const TEMPLATE_JSON: &str = "chat_template.json";
+/// Folder of templates with names other than `default`, one per file.
+const NAMED: &str = "additional_chat_templates/";
+/// Name of the template that is used if none is chosen.
+const DEFAULT: &str = "default";
 pub(super) const SPECIAL: &str = "special_tokens_map.json";
 pub(super) const GENERATION: &str = "generation_config.json";
 
 /// The files that belong to a tokenizer.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     TOKENIZER,
     CONFIG,
     TEMPLATE,
+    TEMPLATE_JSON,
     SPECIAL,
     GENERATION,
     "added_tokens.json",
@@ -28,6 +35,9 @@ const FILES: [&str; 9] = [
     "tokenizer.model",
 ];
 
+/// Name, folder and content of a file.
+type File = (String, PathBuf, Vec<u8>);
+
 /// A tokenizer's files.
 #[derive(Debug, Clone)]
 pub(super) struct Folder {
@@ -35,8 +45,7 @@ pub(super) struct Folder {
     pub(super) dir: PathBuf,
     /// Configuration of the model, which may name tokens as well.
     pub(super) model_file: PathBuf,
-    /// Name, folder and content of each file.
-    files: Vec<(&'static str, PathBuf, Vec<u8>)>,
+    files: Vec<File>,
 }
 
 impl Folder {
@@ -46,13 +55,17 @@ impl Folder {
         let dir = &directory::find(dir, Part::Settings)?;
         let base = if directory::is_adapter(dir) { Some(directory::base(dir, Part::Settings)?) } else { None };
         let has_own = dir.join(TOKENIZER).is_file();
-        let mut files = Vec::new();
-        for name in FILES {
+        let mut files: Vec<File> = Vec::new();
+        let named = [Some(dir.as_path()), base.as_deref()].into_iter().flatten().map(named_templates);
+        let named = named.collect::<Result<Vec<_>>>()?.concat();
+        for name in FILES.map(str::to_string).into_iter().chain(named) {
             // A template file of the base would override the template in the adapter's tokenizer_config.json.
-            let hides = name == TEMPLATE && dir.join(CONFIG).is_file();
+            let is_template = [TEMPLATE, TEMPLATE_JSON].contains(&name.as_str()) || name.starts_with(NAMED);
+            let hides = is_template && dir.join(CONFIG).is_file();
             let base = base.as_deref().filter(|_| (!has_own || name == GENERATION) && !hides);
-            for place in [Some(dir.as_path()), base].into_iter().flatten() {
-                if let Some(bytes) = read_optional(&place.join(name))? {
+            let is_read = files.iter().any(|(other, ..)| *other == name);
+            for place in [Some(dir.as_path()), base].into_iter().flatten().filter(|_| !is_read) {
+                if let Some(bytes) = read_optional(&place.join(&name))? {
                     files.push((name, place.to_path_buf(), bytes));
                     break;
                 }
@@ -64,12 +77,12 @@ impl Folder {
 
     /// Return the content of a file, if there is one.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
-        self.files.iter().find(|(file, ..)| *file == name).map(|(_, _, bytes)| bytes.as_slice())
+        self.files.iter().find(|(file, ..)| file == name).map(|(_, _, bytes)| bytes.as_slice())
     }
 
     /// Return the path at which a file was found, or would be.
     pub(super) fn path(&self, name: &str) -> PathBuf {
-        let place = self.files.iter().find(|(file, ..)| *file == name).map_or(&self.dir, |(_, place, _)| place);
+        let place = self.files.iter().find(|(file, ..)| file == name).map_or(&self.dir, |(_, place, _)| place);
         place.join(name)
     }
 
@@ -88,51 +101,79 @@ impl Folder {
 
     /// Write the files into `dir`, byte for byte.
     pub(super) fn save_to(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         for (name, _, bytes) in &self.files {
             let file = dir.join(name);
+            std::fs::create_dir_all(file.parent().unwrap_or(dir)).map_err(Error::io(dir))?;
             std::fs::write(&file, bytes).map_err(Error::io(&file))?;
         }
         Ok(())
     }
 
-    /// Return the chat template with its file, or why there is none.
-    pub(super) fn template(&self) -> Result<std::result::Result<(String, PathBuf), String>> {
-        if let Some(bytes) = self.get(TEMPLATE) {
-            let file = self.path(TEMPLATE);
-            return Ok(Ok((files::text(&file, bytes)?.to_string(), file)));
+    /// Return the chat template of this name (`None` for the default one) with its file, or why there is none.
+    pub(super) fn template(&self, name: Option<&str>) -> Result<std::result::Result<(String, PathBuf), String>> {
+        let templates = self.templates()?;
+        let wanted = name.unwrap_or(DEFAULT);
+        if let Some((_, source, file)) = templates.iter().find(|(other, ..)| other == wanted) {
+            return Ok(Ok((source.clone(), file.clone())));
         }
-        let config = self.json(CONFIG)?;
-        let value = &config["chat_template"];
-        let named = |entry: &Value| entry["name"].as_str().unwrap_or_default().to_string();
-        let default = match value {
-            Value::Array(list) => list.iter().find(|entry| named(entry) == "default").map(|entry| &entry["template"]),
-            value => Some(value),
-        };
-        if let Some(source) = default.and_then(Value::as_str) {
-            return Ok(Ok((source.to_string(), self.path(CONFIG))));
-        }
+        let names = templates.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>().join(", ");
         let dir = self.dir.display();
-        let others: Vec<_> = ["chat_template.json", "additional_chat_templates"]
-            .into_iter()
-            .filter(|name| self.dir.join(name).exists())
-            .collect();
-        Ok(Err(match value {
-            Value::Array(list) if !list.is_empty() => format!(
-                "{dir}: {CONFIG} has chat templates named {}, none of them \"default\", and none is used: write the one to \
-                 use into {TEMPLATE}",
-                list.iter().map(named).collect::<Vec<_>>().join(", ")
+        Ok(Err(match name {
+            Some(name) if names.is_empty() => format!("prompt.template = {name:?}: {dir} has no chat template"),
+            Some(name) => format!("prompt.template = {name:?} is none of the chat templates in {dir}: {names}"),
+            None if !names.is_empty() => format!(
+                "{dir}: there are chat templates named {names}, none of them {DEFAULT:?}, and none is used: choose one with \
+                 prompt.template"
             ),
-            _ if !others.is_empty() => format!(
-                "{dir}: the chat template in {} is not read, and none is used: write it into {TEMPLATE}",
-                others.join(" and ")
-            ),
-            _ => format!(
+            None => format!(
                 "{dir}: there is no chat template: the model is given a prompt's text as it is, which suits a base model \
                  only; a model that answers questions needs its {TEMPLATE}"
             ),
         }))
     }
+
+    /// Return name, source and file of each chat template. Of several with a name, the first is used, as in
+    /// `transformers`: files with one template go before the lists of others.
+    fn templates(&self) -> Result<Vec<(String, String, PathBuf)>> {
+        let mut found = Vec::new();
+        for (file, place, bytes) in &self.files {
+            let named = file.strip_prefix(NAMED).and_then(|file| file.strip_suffix(".jinja"));
+            if let Some(name) = named.or((file == TEMPLATE).then_some(DEFAULT)) {
+                let path = place.join(file);
+                found.push((name.to_string(), files::text(&path, bytes)?.to_string(), path));
+            }
+        }
+        for file in [CONFIG, TEMPLATE_JSON] {
+            let (path, config) = (self.path(file), self.json(file)?);
+            let value = &config["chat_template"];
+            let pairs: Option<Vec<(&str, &str)>> = match value {
+                Value::Null => Some(Vec::new()),
+                Value::String(source) => Some(vec![(DEFAULT, source)]),
+                Value::Object(named) => {
+                    named.iter().map(|(name, value)| Some((name.as_str(), value.as_str()?))).collect()
+                }
+                Value::Array(list) => {
+                    list.iter().map(|one| Some((one["name"].as_str()?, one["template"].as_str()?))).collect()
+                }
+                _ => None,
+            };
+            let pairs = pairs.ok_or_else(|| {
+                Error::file(&path, format!("chat_template = {value} is neither a text nor a list of texts with names"))
+            })?;
+            found.extend(pairs.into_iter().map(|(name, source)| (name.to_string(), source.to_string(), path.clone())));
+        }
+        let mut names = HashSet::new();
+        found.retain(|(name, ..)| names.insert(name.clone()));
+        Ok(found)
+    }
+}
+
+/// Return the names of the files with named templates in a folder.
+fn named_templates(dir: &Path) -> Result<Vec<String>> {
+    let dir = dir.join(NAMED);
+    let entries = if dir.is_dir() { files::entries(&dir)? } else { Vec::new() };
+    let names = entries.into_iter().map(|(name, _)| name).filter(|name| name.ends_with(".jinja"));
+    Ok(names.map(|name| format!("{NAMED}{name}")).collect())
 }
 
 fn read_optional(file: &Path) -> Result<Option<Vec<u8>>> {

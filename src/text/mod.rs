@@ -1,13 +1,13 @@
 //! Text and tokens: Hugging Face tokenizers, chat templates, prompt settings, and the training of a small tokenizer.
 
+mod added;
 pub mod bpe;
 pub mod chat;
 pub mod directory;
 mod folder;
 pub mod generation;
-mod percent;
+mod jinja;
 pub mod prompt;
-mod python;
 pub mod stop;
 pub mod stream;
 pub mod tokenizer;

@@ -26,6 +26,9 @@ pub struct PromptConfig {
     pub suffix: String,
     /// Date passed to the chat template, such as `2026-11-26`; empty for the date on which the run started.
     pub date: String,
+    /// Name of the chat template, for a model that has several, such as `tool_use`; the default one if not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// Additional variables passed to the chat template, such as `enable_thinking = false`.
     pub chat_template_kwargs: toml::Table,
 }
@@ -37,6 +40,7 @@ impl Default for PromptConfig {
             prefix: String::new(),
             suffix: AUTO.to_string(),
             date: String::new(),
+            template: None,
             chat_template_kwargs: toml::Table::new(),
         }
     }
@@ -153,5 +157,6 @@ mod tests {
         assert!(mistakes[0].starts_with("prompt.date = \"26.11.2026\""), "{mistakes:?}");
         assert_eq!((mistakes.len(), mistakes[1].contains("kwargs.messages")), (2, true), "{mistakes:?}");
         assert_eq!(toml::from_str::<PromptConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        assert!(!toml::to_string(&PromptConfig::default()).unwrap().contains("\ntemplate ="));
     }
 }

@@ -13,7 +13,7 @@ use super::chat::{ChatTemplate, Message, Prompt, SpecialTokens};
 use super::folder::{CONFIG, Folder, GENERATION, SPECIAL, TEMPLATE, TOKENIZER, ids, token_name};
 use super::generation::{self, Recommended};
 use super::prompt::PromptConfig;
-use super::turn;
+use super::{added, turn};
 use crate::contain::contained;
 use crate::error::{Error, Result};
 
@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    tokens: SpecialTokens,
     template: Option<ChatTemplate>,
     prompt: PromptConfig,
     vocab_size: usize,
@@ -41,7 +42,8 @@ impl Tokenizer {
     /// Read `tokenizer.json` and, where present, `tokenizer_config.json`, `chat_template.jinja`,
     /// `special_tokens_map.json` and `generation_config.json` from `dir`.
     ///
-    /// Files missing in an adapter's directory are read from its base model's.
+    /// Files missing in an adapter's directory are read from its base model's. Tokens that only
+    /// `tokenizer_config.json` has (`added_tokens_decoder`) are added to those of `tokenizer.json`.
     ///
     /// The stop tokens are all ids in `eos_token_id` of `generation_config.json` (of `config.json` if it has none) and
     /// the tokenizer's own `eos_token`.
@@ -60,6 +62,9 @@ impl Tokenizer {
         let mut inner = read.map_err(|e| Error::file(&file, e))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&file, e))?;
+        let (config, special) = (folder.json(CONFIG)?, folder.json(SPECIAL)?);
+        added::complete(&mut inner, &config["added_tokens_decoder"])
+            .map_err(|e| Error::file(folder.path(CONFIG), e))?;
         let vocab = inner.get_vocab(true);
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         let longest = vocab.keys().map(String::len).max().unwrap_or(1).max(1);
@@ -68,7 +73,6 @@ impl Tokenizer {
             |token: &tokenizers::AddedToken| token.special && !turn::MARKS.contains(&token.content.as_str());
         let hidden = added.iter().filter(|(_, token)| is_hidden(token)).map(|(&id, _)| id).collect();
 
-        let (config, special) = (folder.json(CONFIG)?, folder.json(SPECIAL)?);
         let token = |key: &str| token_name(&config[key]).or_else(|| token_name(&special[key]));
         let tokens = SpecialTokens { bos: token("bos_token"), eos: token("eos_token"), pad: token("pad_token") };
         let id = |token: &Option<String>| token.as_deref().and_then(|token| inner.token_to_id(token));
@@ -77,29 +81,20 @@ impl Tokenizer {
         let named = named_ids(&folder, "pad_token_id")?.first().copied();
         let pad_id = choose_pad(&inner, pad.or(named), bos, &stop_ids);
 
-        let mut notes = Vec::new();
-        let template = match folder.template()? {
-            Ok((source, file)) => Some(ChatTemplate::new(&source, &file, tokens)?),
-            Err(why) => {
-                notes.push(why);
-                None
-            }
-        };
-        let prompt = PromptConfig::default();
-        let (turn_end, opening) = (Vec::new(), String::new());
         Self {
             inner,
-            template,
-            prompt,
+            tokens,
+            template: None,
+            prompt: PromptConfig::default(),
             vocab_size,
             longest,
             hidden,
             eos,
             stop_ids,
             pad_id,
-            turn_end,
-            opening,
-            notes,
+            turn_end: Vec::new(),
+            opening: String::new(),
+            notes: Vec::new(),
             folder,
         }
         .with_prompt(&PromptConfig::default())
@@ -110,11 +105,22 @@ impl Tokenizer {
     /// # Errors
     /// Settings that are invalid or would have no effect, all of them listed.
     pub fn with_prompt(mut self, config: &PromptConfig) -> Result<Self> {
-        let mistakes = [config.mistakes(), self.unused(config)].concat();
+        self.notes.clear();
+        self.template = None;
+        let mut mistakes = config.mistakes();
+        match self.folder.template(config.template.as_deref())? {
+            Ok((source, file)) => self.template = Some(ChatTemplate::new(&source, &file, self.tokens.clone())?),
+            Err(why) if config.template.is_some() => mistakes.push(why),
+            Err(why) => self.notes.push(why),
+        }
+        if self.template.is_some() || config.template.is_none() {
+            mistakes.extend(self.unused(config));
+        }
         if !mistakes.is_empty() {
             return Err(Error::Config { origin: self.folder.dir.display().to_string(), problems: mistakes });
         }
         self.prompt = config.clone();
+        self.opening = String::new();
         let Some(template) = self.template.take() else {
             self.turn_end = vec![self.eos.unwrap_or(self.stop_ids[0])];
             return Ok(self);
@@ -145,10 +151,7 @@ impl Tokenizer {
             None => "does not render a question with its answer".to_string(),
         };
         let (dir, token) = (self.folder.dir.display(), self.token_text(end));
-        let note = format!("{dir}: the chat template {why}; turns are ended with {token:?}");
-        if !self.notes.contains(&note) {
-            self.notes.push(note);
-        }
+        self.notes.push(format!("{dir}: the chat template {why}; turns are ended with {token:?}"));
         vec![end]
     }
 

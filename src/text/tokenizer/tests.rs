@@ -288,8 +288,65 @@ fn templates_that_are_not_used_are_told_of() {
     assert!(note(&dir).contains("named rag, tool_use, none of them \"default\""), "{}", note(&dir));
     fs::write(dir.path().join(CONFIG), r#"{"eos_token": "<s>"}"#).unwrap();
     assert!(note(&dir).contains("there is no chat template"));
-    fs::write(dir.path().join("chat_template.json"), "{}").unwrap();
-    assert!(note(&dir).contains("the chat template in chat_template.json is not read"));
+}
+
+/// Regression: only the template `default` was read, and neither `chat_template.json` nor the folder of named ones.
+#[test]
+fn a_template_is_chosen_by_its_name() {
+    let named = serde_json::json!([{"name": "default", "template": "list"}, {"name": "rag", "template": "list rag"}]);
+    let dir = folder(&["<s>"], serde_json::json!({"eos_token": "<s>", "chat_template": named}), Value::Null);
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    let choose = |name: &str| PromptConfig { template: Some(name.into()), ..PromptConfig::default() };
+    let render = |tokenizer: Tokenizer| tokenizer.render(&[Message::user("x")], false).unwrap();
+    let chosen = |name: &str| load(&dir).with_prompt(&choose(name));
+    assert_eq!((render(load(&dir)), render(chosen("rag").unwrap())), ("list".to_string(), "list rag".to_string()));
+    write("chat_template.json", r#"{"chat_template": "json"}"#);
+    assert_eq!(render(load(&dir)), "list");
+    fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+    write("additional_chat_templates/rag.jinja", "file {{ messages[0].content }}");
+    write("additional_chat_templates/tool_use.jinja", "tool");
+    assert_eq!(render(chosen("rag").unwrap()), "file x");
+    let error = chosen("none").unwrap_err().to_string();
+    assert!(error.contains("prompt.template = \"none\" is none of the chat templates in "), "{error}");
+    assert!(error.contains(": rag, tool_use, default"), "{error}");
+    // The copies of an export have them too.
+    let copy = dir.path().join("copy");
+    load(&dir).save_to(&copy).unwrap();
+    assert_eq!(render(Tokenizer::load(&copy).unwrap().with_prompt(&choose("tool_use")).unwrap()), "tool");
+    write(CONFIG, r#"{"eos_token": "<s>"}"#);
+    assert_eq!(render(load(&dir)), "json");
+    write(CONFIG, r#"{"eos_token": "<s>", "chat_template": [1]}"#);
+    let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer_config.json: chat_template = [1] is neither a text nor a list"), "{error}");
+}
+
+/// Regression: such a token was split into pieces. The ids are those of `transformers` 5.19.0.
+#[test]
+fn tokens_that_only_the_config_has_are_added() {
+    let of = |decoder: Value| {
+        let config = serde_json::json!({"eos_token": "<|im_end|>", "added_tokens_decoder": decoder});
+        folder(&["<|im_end|>", "<x>"], config, Value::Null)
+    };
+    let tokenizer = load(&of(serde_json::json!({
+        "256": {"content": "<|im_end|>", "special": true, "normalized": false},
+        "257": {"content": "<x>", "lstrip": true, "normalized": false},
+        "259": {"content": "<tool>"},
+        "258": {"content": "<|im_start|>", "rstrip": true, "special": true},
+    })));
+    let ids = tokenizer.encode("<|im_start|> \na<|im_end|>").unwrap();
+    assert_eq!(ids, [258, 97, 256]);
+    assert_eq!((tokenizer.decode(&ids, true), tokenizer.vocab_size()), ("a".to_string(), 260));
+    assert_eq!(tokenizer.encode("a <tool> b").unwrap(), [97, 32, 259, 32, 98]);
+    assert_eq!(tokenizer.encode("a <x> b").unwrap(), [97, 257, 32, 98]);
+    for (decoder, part) in [
+        (serde_json::json!({"260": {"content": "<y>"}}), "added_tokens_decoder.260 is \"<y>\", which gets the id 258"),
+        (serde_json::json!({"258": {"content": "<x>"}}), "added_tokens_decoder.258 is \"<x>\", which gets the id 257"),
+        (serde_json::json!({"a": {"content": "<y>"}}), "added_tokens_decoder.a is not a token id"),
+        (serde_json::json!({"258": {"content": 5}}), "added_tokens_decoder.258: invalid type"),
+    ] {
+        let error = Tokenizer::load(of(decoder).path()).unwrap_err().to_string();
+        assert!(error.contains("tokenizer_config.json: ") && error.contains(part), "{error}");
+    }
 }
 
 #[test]
