@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::progress::say;
 use crate::config::{self, Settings};
 use crate::error::{Error, Result};
-use crate::hub::{self, Part};
+use crate::hub::{self, Kind, Name, Part};
 use crate::model::{self, CausalLm, ModelConfig, Precision};
 use crate::rollout::served::{Current, Needs, Remote, Served};
 use crate::rollout::settings::{Engine, OwnConfig, RolloutConfig, ServedConfig, Sync};
@@ -47,6 +47,8 @@ pub(super) struct Opened {
     served: Option<Served>,
     /// The device or the kind of server, which is recorded with the results.
     pub(super) place: String,
+    /// Path or Hub name that the servers loaded their model from, which is recorded with the results.
+    pub(super) served_model: Option<String>,
 }
 
 /// Return a setting that is given and has no effect unless servers get new weights.
@@ -81,14 +83,15 @@ impl EngineArgs {
         }
     }
 
-    /// Open the model in `dir` on `device`, or servers that serve it. With `scores`, the model is opened in both cases:
-    /// it computes the scores that servers do not return.
+    /// Open the model in `dir` on `device`, or servers that serve it. `longest` returns the length of the longest prompt and
+    /// the longest completion together, in tokens. With `scores`, the model is opened in both cases: it computes the scores
+    /// that servers do not return, and the servers' model is compared with it.
     pub(super) fn open(
         &self,
         dir: &Path,
         (device, name): (&Device, &str),
         precision: Precision,
-        max_completion_length: usize,
+        longest: impl FnOnce() -> Result<usize>,
         scores: bool,
     ) -> Result<Opened> {
         let section = self.section()?;
@@ -99,7 +102,13 @@ impl EngineArgs {
         }
         let Some((engine, served)) = section.rollout.served() else {
             let (config, model) = model::load_as(dir, device, precision)?;
-            return Ok(Opened { config, model: Some(model), served: None, place: name.to_string() });
+            return Ok(Opened {
+                config,
+                model: Some(model),
+                served: None,
+                place: name.to_string(),
+                served_model: None,
+            });
         };
         if let Some(key) = only_for_training(served) {
             let message = "is for training, which brings new weights to the servers: leave it out";
@@ -115,7 +124,8 @@ impl EngineArgs {
         let needs = Needs {
             model: &folder,
             vocab_size: config.vocab_size,
-            longest: max_completion_length,
+            precision,
+            longest: longest()?,
             lora: None,
             trains: false,
             distributions: &[],
@@ -125,8 +135,29 @@ impl EngineArgs {
             Engine::Vllm => "vllm",
             Engine::Sglang => "sglang",
         };
-        Ok(Opened { config, model, served: Some(served), place: place.to_string() })
+        let mut sources: Vec<String> = Vec::new();
+        for source in served.sources() {
+            if !sources.contains(source) {
+                sources.push(source.clone());
+            }
+        }
+        for source in sources.iter().filter(|source| model.is_none() && !is_same(dir, &folder, source)) {
+            say(format_args!(
+                "the servers loaded {source}, which may be another model than {}: the completions are those of {source}",
+                dir.display()
+            ));
+        }
+        let served_model = Some(sources.join(", "));
+        Ok(Opened { config, model, served: Some(served), place: place.to_string(), served_model })
     }
+}
+
+/// Whether `source`, a path or Hub name that a server reports, is the model `name` in `folder`. A path on another machine is
+/// taken for the model only if it is equal to `name`.
+fn is_same(name: &Path, folder: &Path, source: &str) -> bool {
+    let is_path = || Some(Path::new(source).canonicalize().ok()? == folder.canonicalize().ok()?);
+    let is_hub_name = || Some(Name::of(Kind::Model, name).ok()??.repository == source);
+    Path::new(source) == name || is_path() == Some(true) || is_hub_name() == Some(true)
 }
 
 impl Opened {

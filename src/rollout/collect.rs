@@ -23,7 +23,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Iterates over all sampled groups.
+    /// Iterate over all sampled groups.
     pub fn all(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter().chain(&self.replaced)
     }
@@ -61,7 +61,7 @@ pub struct Rollouts {
 pub type Follow<'a> = dyn FnMut(&Count) -> Result<()> + 'a;
 
 impl Rollouts {
-    /// Samples and scores one group for each of `asked`.
+    /// Sample and score one group for each of `asked`.
     ///
     /// # Errors
     /// Errors of the sampler, the rewards and `follow`.
@@ -102,7 +102,7 @@ impl Rollouts {
         Sampling { distribution: stage.distribution(), max_completion_length, ..self.engine.clone() }
     }
 
-    /// Announces to the sampler that the completions of `asked` are requested next, unless the stage changes.
+    /// Announce to the sampler that the completions of `asked` are requested next, unless the stage changes.
     pub fn announce(&self, sampler: &mut dyn Sampler, asked: Vec<Asked>, stage: &Stage) {
         sampler.prepare(&requests(&asked, self.num_generations, self.seed), &self.sampling(stage));
     }
@@ -181,7 +181,7 @@ impl Rollouts {
     }
 }
 
-/// Assembles the groups of a step. `scores` has the indices group, reward, answer.
+/// Assemble the groups of a step. `scores` has the indices group, reward, answer.
 fn assemble(
     asked: Vec<Asked>,
     completions: Vec<Completion>,

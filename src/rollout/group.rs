@@ -47,7 +47,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Iterates over the rollouts' token ids as `(prompt, completion)`.
+    /// Iterate over the rollouts' token ids as `(prompt, completion)`.
     pub fn sequences(&self) -> impl Iterator<Item = (&[u32], &[u32])> {
         self.rollouts.iter().map(|rollout| (self.prompt.as_slice(), rollout.completion.tokens.as_slice()))
     }

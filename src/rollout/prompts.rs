@@ -23,7 +23,7 @@ pub struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    /// Iterates over the problems from index `first` on, with their keys in evaluation and analysis: the number of
+    /// Iterate over the problems from index `first` on, with their keys in evaluation and analysis: the number of
     /// earlier problems with the same id, and the id. The completions of a problem do not depend on other problems.
     pub fn keys(problems: &'a [Problem], first: usize) -> impl Iterator<Item = (&'a Problem, [u64; 2])> {
         let mut seen: HashMap<u64, u64> = HashMap::new();
@@ -70,7 +70,7 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// Filters or refuses overlong prompts in the rows of a file, as `data` specifies. Each kept prompt leaves room for
+    /// Filter or refuse overlong prompts in the rows of a file, as `data` specifies. Each kept prompt leaves room for
     /// the longest completion. Of the embedded tasks, which are endless and short, only the first prompt is checked.
     ///
     /// # Errors

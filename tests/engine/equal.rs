@@ -2,28 +2,15 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tempering::data::{Fields, load_problems};
 use tempering::model::LoraConfig;
 use tempering::noise::Purpose;
-use tempering::objective::Correction;
-use tempering::rollout::settings::{RolloutConfig, ServedConfig};
-use tempering::train::{RlConfig, Session, Start, Trainer};
+use tempering::train::{RlConfig, Start};
 
 use super::fake::{Fake, Kind, Setup};
+use super::runs::{lines, served, train};
 use crate::support::Workshop;
-
-/// Trains; returns the run's folder.
-pub(super) fn train(config: &RlConfig, start: Start) -> tempering::Result<std::path::PathBuf> {
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let mut session = Session { observer: &mut (), stop: &stop, start };
-    Ok(Trainer::new(config).run(&mut session)?.dir)
-}
-
-pub(super) fn lines(dir: &Path) -> Vec<Map<String, Value>> {
-    let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 /// Assert that two runs have equal figures, except timings, server metrics and entropies (from other passes).
 fn assert_alike(own: &Path, served: &Path) {
@@ -50,20 +37,6 @@ fn register_keys(fake: &Fake, workshop: &Workshop, config: &RlConfig) {
     (0..64).for_each(|draw| fake.register_key([config.seed, Purpose::Rollouts.word(), draw]));
     let problems = load_problems(&workshop.path("sums.jsonl"), &Fields::default()).unwrap();
     problems.iter().for_each(|problem| fake.register_key([config.eval.seed, 0, problem.id]));
-}
-
-pub(super) fn served(kind: Kind, fakes: &[&Fake]) -> RolloutConfig {
-    let served = ServedConfig {
-        urls: fakes.iter().map(|fake| fake.url()).collect(),
-        start_timeout_s: 5.0,
-        retries: 1,
-        correction: Correction::NONE,
-        ..ServedConfig::default()
-    };
-    match kind {
-        Kind::Vllm => RolloutConfig::Vllm(served),
-        Kind::Sglang => RolloutConfig::Sglang(served),
-    }
 }
 
 #[test]

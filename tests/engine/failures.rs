@@ -1,79 +1,14 @@
-//! Server failures and their effect on a run.
+//! Failures of servers while they sample, and their effect on a run.
 
-use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tempering::generate::Distribution;
-use tempering::model::LoraConfig;
-use tempering::rollout::settings::{LogProbs, RolloutConfig, ServedConfig, Sync};
-use tempering::stage::{Stage, StageExit, StageSampling};
-use tempering::train::{RlConfig, Start};
+use tempering::train::Start;
 
-use super::equal::{lines, served, train};
 use super::fake::{Fake, Fault, Kind, Setup};
-use crate::support::{Workshop, device, tiny};
-
-/// Change to the start options of a server.
-type Change = fn(&mut Setup);
-
-/// Return the settings of three steps that train adapters or all weights.
-fn short(workshop: &Workshop, name: &str, lora: bool, kind: Kind, fakes: &[&Fake]) -> RlConfig {
-    let mut config = RlConfig {
-        lora: lora.then(|| LoraConfig { r: 4, ..LoraConfig::default() }),
-        rollout: served(kind, fakes),
-        ..workshop.rl(name)
-    };
-    config.stages[0].exit = StageExit { max_steps: 3, ..StageExit::default() };
-    config.train.eval_steps = 0;
-    config.train.save_steps = 1;
-    config
-}
-
-fn change(rollout: &mut RolloutConfig, change: impl FnOnce(&mut ServedConfig)) {
-    let (RolloutConfig::Vllm(served) | RolloutConfig::Sglang(served)) = rollout else { panic!("not served") };
-    change(served);
-}
-
-/// Run a training that must fail with an error that contains each of `parts`.
-fn refused(config: &RlConfig, start: Start, parts: &[&str]) {
-    let error = train(config, start).unwrap_err().to_string();
-    for part in parts {
-        assert!(error.contains(part), "{part}: {error}");
-    }
-}
-
-#[test]
-fn a_server_that_cannot_do_what_a_run_needs_is_refused_before_anything_is_written() {
-    let workshop = Workshop::new();
-    let vllm: [(bool, Change, &[&str]); 9] = [
-        (true, |s| s.version = "0.9.2".into(), &["0.9.2 gives no token ids", "0.10.2"]),
-        (true, |s| s.name = "other".into(), &["no model \"policy\" (rollout.model)", "other", "vllm serve"]),
-        (true, |s| s.max_model_len = 40, &["context of 40 tokens", "--max-model-len"]),
-        (true, |s| s.quantization = Some("awq".into()), &["quantised weights (awq)"]),
-        (true, |s| s.data_parallel_size = 2, &["2 replicas", "rollout.urls"]),
-        (true, |s| s.lora = false, &["--enable-lora"]),
-        (true, |s| s.loads_adapters = false, &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"]),
-        (false, |s| s.managed = false, &["VLLM_SERVER_DEV_MODE=1"]),
-        (true, |s| s.api_key = Some("secret".into()), &["401", "rollout.api_key_env"]),
-    ];
-    for (lora, how, parts) in vllm {
-        let mut setup = Setup::default();
-        how(&mut setup);
-        let fake = Fake::start(Kind::Vllm, &workshop.path("model"), setup);
-        let mut config = short(&workshop, "refused", lora, Kind::Vllm, &[&fake]);
-        change(&mut config.rollout, |served| served.model = "policy".into());
-        refused(&config, Start::New, parts);
-    }
-    // Another engine than configured, and no server at all.
-    let fake = Fake::start(Kind::Sglang, &workshop.path("model"), Setup::default());
-    refused(&short(&workshop, "refused", true, Kind::Vllm, &[&fake]), Start::New, &["is SGLang", "rollout.engine"]);
-    let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
-    fake.die();
-    let mut config = short(&workshop, "refused", true, Kind::Vllm, &[&fake]);
-    change(&mut config.rollout, |served| served.start_timeout_s = 0.5);
-    refused(&config, Start::New, &["no server after rollout.start_timeout_s", "vllm serve"]);
-    assert!(!workshop.path("runs/refused").exists());
-}
+use super::runs::{change, lines, refused, session, short, train};
+use crate::support::Workshop;
 
 #[test]
 fn what_passes_is_asked_for_again_and_counted() {
@@ -82,7 +17,7 @@ fn what_passes_is_asked_for_again_and_counted() {
         let fake = Fake::start(kind, &workshop.path("model"), Setup::default());
         let mut config = short(&workshop, &format!("again{generate}").replace('/', "-"), true, kind, &[&fake]);
         change(&mut config.rollout, |served| (served.retries, served.concurrency) = (5, 1));
-        // The first requests belong to the initial check, which is not retried.
+        // The initial check needs four requests of vLLM and eight of SGLang, where it is repeated after each fault.
         let abort = move |choice: &mut Value| match kind {
             Kind::Vllm => choice["finish_reason"] = json!("abort"),
             Kind::Sglang => choice["meta_info"]["finish_reason"] = json!({ "type": "abort" }),
@@ -102,48 +37,27 @@ fn what_passes_is_asked_for_again_and_counted() {
 #[test]
 fn what_does_not_pass_ends_the_run_at_once_with_its_state_saved() {
     let workshop = Workshop::new();
-    let faults: [(&str, Fault, &str); 4] = [
-        ("ids", Fault::choices(|choice| choice["token_ids"] = Value::Null), "has no token ids"),
-        ("vocabulary", Fault::choices(|choice| choice["token_ids"][0] = json!(100_000)), "none of the"),
-        (
-            "nan",
-            Fault::choices(|choice| choice["logprobs"]["token_logprobs"][0] = Value::Null),
-            "NaN is no log-probability",
-        ),
-        ("count", Fault::change(|answer| drop(answer["choices"].as_array_mut().unwrap().pop())), "were asked for"),
+    let nan = Fault::choices(|choice| choice["logprobs"]["token_logprobs"][0] = Value::Null);
+    let short_by_one = Fault::change(|answer| drop(answer["choices"].as_array_mut().unwrap().pop()));
+    // The number of requests of the second step that succeed: those of the check are four.
+    let faults: [(&str, usize, Fault, &str); 6] = [
+        ("ids", 0, Fault::choices(|choice| choice["token_ids"] = Value::Null), "has no token ids"),
+        ("vocabulary", 4, Fault::choices(|choice| choice["token_ids"][0] = json!(100_000)), "none of the"),
+        ("nan", 0, nan, "NaN is no log-probability"),
+        ("count", 4, short_by_one, "were asked for"),
+        ("refused", 4, Fault::Status(400), "/v1/completions answers 400"),
+        ("missing", 4, Fault::Status(404), "/v1/completions answers 404"),
     ];
-    for (name, fault, part) in faults {
+    for (name, succeed, fault, part) in faults {
         let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
         let config = short(&workshop, name, true, Kind::Vllm, &[&fake]);
         // The server works until it has the weights of the second step.
+        fake.inject(("/v1/load_lora_adapter", 1), "/v1/completions", succeed, Fault::None);
         fake.fail_after("/v1/load_lora_adapter", 1, "/v1/completions", fault);
         refused(&config, Start::New, &[part, "The state is saved", "--resume"]);
         fake.clear_faults();
         train(&config, Start::Resume).unwrap();
     }
-}
-
-#[test]
-fn a_server_that_says_it_has_taken_weights_and_has_not_is_caught() {
-    let workshop = Workshop::new();
-    for (kind, update) in [(Kind::Vllm, "/collective_rpc"), (Kind::Sglang, "/update_weights_from_disk")] {
-        let fake = Fake::start(kind, &workshop.path("model"), Setup::default());
-        let config = short(&workshop, &format!("stale-{kind:?}"), false, kind, &[&fake]);
-        fake.fail(update, 1, Fault::Idle);
-        refused(&config, Start::New, &["other weights than those after 1 updates", &fake.url(), "The state is saved"]);
-        // Resuming with the same server: it gets the weights of the checkpoint first.
-        train(&config, Start::Resume).unwrap();
-    }
-    // The server has another model than the run.
-    let (shape, model) = tiny(99, &device());
-    std::fs::create_dir(workshop.path("untrained")).unwrap();
-    for entry in std::fs::read_dir(workshop.path("model")).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), workshop.path("untrained").join(entry.file_name())).unwrap();
-    }
-    tempering::model::save(&workshop.path("untrained"), &shape, &model).unwrap();
-    let fake = Fake::start(Kind::Vllm, &workshop.path("untrained"), Setup::default());
-    refused(&short(&workshop, "another", true, Kind::Vllm, &[&fake]), Start::New, &["another model than model.path"]);
 }
 
 #[test]
@@ -165,89 +79,98 @@ fn one_of_two_servers_may_go_and_the_last_one_may_not() {
 }
 
 #[test]
-fn raw_log_probabilities_are_known_by_comparing_and_refused_where_they_would_be_used() {
+fn two_servers_that_fail_at_the_same_time_end_the_run_with_its_state_saved() {
     let workshop = Workshop::new();
-    // A server that is not in development mode does not report the kind of log-probabilities.
-    let setup = Setup { raw: true, managed: false, ..Setup::default() };
-    let fake = Fake::start(Kind::Vllm, &workshop.path("model"), setup);
-    let mut config = short(&workshop, "raw", true, Kind::Vllm, &[&fake]);
-    config.stages = vec![Stage {
-        sampling: StageSampling { temperature: 1.2, ..config.stages[0].sampling.clone() },
-        ..config.stages[0].clone()
-    }];
-    assert_ne!(config.stages[0].distribution(), Distribution::default());
-    // Without a correction they are not used for training, and the metrics compare values of the same temperature.
-    let dir = train(&config, Start::New).unwrap();
-    let largest = |line: &serde_json::Map<String, Value>| line.get("sampling/sampling_logp_difference/max")?.as_f64();
-    assert!(lines(&dir).iter().filter_map(largest).all(|difference| difference < 1e-4));
-    let corrected = |mut config: RlConfig, name: &str| {
-        config.name = name.into();
-        change(&mut config.rollout, |served| served.correction = tempering::objective::Correction::default());
-        config
-    };
-    refused(&corrected(config.clone(), "raw2"), Start::New, &["raw", "--logprobs-mode processed_logprobs"]);
-    // At temperature 1 both kinds agree for the full softmax, but not for a distribution truncated by top-p.
-    let mut cut = corrected(config.clone(), "raw4");
-    let sampling = StageSampling { temperature: 1.0, top_p: 0.95, ..config.stages[0].sampling.clone() };
-    cut.stages = vec![Stage { sampling, ..config.stages[0].clone() }];
-    refused(&cut, Start::New, &["raw", "--logprobs-mode processed_logprobs"]);
-    // The settings override the detection.
-    let mut wrong = config;
-    wrong.name = "raw3".into();
-    change(&mut wrong.rollout, |served| served.logprobs = LogProbs::Processed);
-    refused(&wrong, Start::New, &["differ by"]);
-}
-
-#[test]
-fn completions_of_the_next_step_may_be_asked_for_early() {
-    let workshop = Workshop::new();
-    for (lora, name) in [(true, "early-adapters"), (false, "early-weights")] {
-        let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
-        let mut config = short(&workshop, name, lora, Kind::Vllm, &[&fake]);
-        change(&mut config.rollout, |served| {
-            served.max_staleness = 1;
-            served.correction = tempering::objective::Correction::default();
-        });
-        let dir = train(&config, Start::New).unwrap();
-        let lags: Vec<f64> = steps(&dir, "rollout/staleness_max");
-        assert_eq!(lags, [0.0, 1.0, 1.0], "{name}");
-        // Completions requested early come from the previous policy: the difference is that of an update, not rounding.
-        let moved = steps(&dir, "sampling/sampling_logp_difference/max");
-        assert!(moved[0] < 1e-4 && moved[1] > 1e-4, "{moved:?}");
-        // All early completions were used: the last step requests no further ones.
-        assert_eq!(steps(&dir, "rollout/dropped_stale"), [0.0; 3]);
+    let start = || [(); 2].map(|()| Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default()));
+    let fakes = start();
+    let config = short(&workshop, "both-die", true, Kind::Vllm, &[&fakes[0], &fakes[1]]);
+    for fake in &fakes {
+        fake.fail_after("/v1/load_lora_adapter", 1, "/v1/completions", Fault::Die);
     }
-}
+    refused(&config, Start::New, &["tried 2 times: rollout.retries = 1", "The state is saved"]);
+    assert!(fakes.iter().all(Fake::is_gone));
 
-/// Return a metric of each step.
-fn steps(dir: &Path, name: &str) -> Vec<f64> {
-    let steps = lines(dir).into_iter().filter(|line| line["step"].as_f64() > Some(0.0) && line.contains_key("loss"));
-    steps.map(|line| line[name].as_f64().unwrap()).collect()
+    let fakes = start();
+    let config = short(&workshop, "both-refuse", true, Kind::Vllm, &[&fakes[0], &fakes[1]]);
+    for fake in &fakes {
+        fake.fail("/v1/load_lora_adapter", usize::MAX, Fault::Status(400));
+    }
+    let (one, other) = (fakes[0].url(), fakes[1].url());
+    refused(&config, Start::New, &["no server of rollout.urls is left", &one, &other, "The state is saved"]);
 }
 
 #[test]
-fn a_server_that_hangs_and_a_program_that_fails_end_the_run_in_time() {
+fn a_server_that_hangs_ends_the_run_in_time() {
     let workshop = Workshop::new();
     let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
     let mut config = short(&workshop, "hangs", true, Kind::Vllm, &[&fake]);
     change(&mut config.rollout, |served| (served.retries, served.request_timeout_s) = (0, 1.0));
     fake.fail_after("/v1/load_lora_adapter", 1, "/v1/completions", Fault::Hang);
     refused(&config, Start::New, &["has not answered within 1 s", "rollout.retries = 0", "The state is saved"]);
+}
 
-    // A program that transfers the weights reports success by its exit status.
-    let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup { managed: false, ..Setup::default() });
-    for (name, script, part) in [
-        ("fails", "exit 3", "exit status: 3"),
-        ("sleeps", "sleep 60", "has not ended within rollout.sync_timeout_s = 1 s"),
-        // A program that reports success without transferring the weights.
-        ("lies", "read line", "other weights than those after 1 updates"),
-    ] {
-        let mut config = short(&workshop, name, false, Kind::Vllm, &[&fake]);
-        change(&mut config.rollout, |served| {
-            served.sync = Sync::Command;
-            served.command = ["sh", "-c", script].map(String::from).to_vec();
-            served.sync_timeout_s = 1.0;
+/// Regression: Ctrl-C waited for the end of a request to load weights, or of a check: 600 s.
+#[test]
+fn an_early_end_does_not_wait_for_a_server_that_hangs() {
+    let workshop = Workshop::new();
+    let (load, reload, sample) = ("/v1/load_lora_adapter", "/collective_rpc", "/v1/completions");
+    for (name, update, hung) in [("load", load, load), ("reload", reload, reload), ("check", load, sample)] {
+        let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
+        let config = short(&workshop, name, update == load, Kind::Vllm, &[&fake]);
+        fake.fail_after(update, usize::from(hung != update), hung, Fault::Hang);
+        let (start, stop) = (Instant::now(), AtomicBool::new(false));
+        let hangs =
+            || !fake.seen(update).is_empty() && fake.seen("").last().is_some_and(|(path, _)| path.starts_with(hung));
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !hangs() && start.elapsed() < Duration::from_secs(120) {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                stop.store(true, Ordering::SeqCst);
+            });
+            session(&config, Start::New, &mut (), &stop)
         });
-        refused(&config, Start::New, &[part, "The state is saved"]);
+        let error = ended.unwrap_err();
+        assert!(matches!(error, tempering::Error::Interrupted { .. }), "{name}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(300), "{name}");
     }
+}
+
+/// Regression: servers went on with the requests of a failed step as long as our process lived.
+#[test]
+fn requests_of_a_step_that_fails_are_aborted_at_the_servers() {
+    let workshop = Workshop::new();
+    let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
+    let config = short(&workshop, "aborted", true, Kind::Vllm, &[&fake]);
+    // After the check of the second step, one request hangs and the next ones fail.
+    let after = ("/v1/load_lora_adapter", 1);
+    for (times, fault) in [(4, Fault::None), (1, Fault::Hang), (usize::MAX, Fault::Status(400))] {
+        fake.inject(after, "/v1/completions", times, fault);
+    }
+    refused(&config, Start::New, &["/v1/completions answers 400", "The state is saved"]);
+    let start = Instant::now();
+    while fake.aborted() == 0 {
+        assert!(start.elapsed() < Duration::from_secs(60), "the request still hangs");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn servers_that_drift_from_our_model_within_a_step_end_the_run_with_its_state_saved() {
+    let workshop = Workshop::new();
+    let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
+    let config = short(&workshop, "drifts", true, Kind::Vllm, &[&fake]);
+    // The check asks for single completions and passes.
+    let shifted = Fault::change(|answer| {
+        let choices = answer["choices"].as_array_mut().unwrap();
+        if choices.len() > 1 {
+            let log_probs =
+                choices.iter_mut().flat_map(|choice| choice["logprobs"]["token_logprobs"].as_array_mut().unwrap());
+            log_probs.for_each(|log_prob| *log_prob = json!(log_prob.as_f64().unwrap() - 0.5));
+        }
+    });
+    fake.fail_after("/v1/load_lora_adapter", 1, "/v1/completions", shifted);
+    let parts =
+        ["more than rollout.max_mean_kl = 0.01, although they were alike when the weights came", "The state is saved"];
+    refused(&config, Start::New, &parts);
 }

@@ -1,9 +1,13 @@
 //! Completions from servers: a fake server with injected faults, and a real vLLM.
 
+mod commands;
 mod equal;
 mod failures;
-mod fake;
+pub(crate) mod fake;
 mod real;
+mod runs;
+mod start;
+mod updates;
 
 use serde_json::{Value, json};
 use tempering::generate::{Distribution, Request, Sampling, Watch, generate};

@@ -1,6 +1,8 @@
 //! A real vLLM, started by `.ci/vllm`, with the embedded model and with a copy that has an untied output matrix.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::json;
 use tempering::config::load;
@@ -8,8 +10,8 @@ use tempering::tasks::{Generator, Split};
 use tempering::text::tokenizer::Tokenizer;
 use tempering::train::{RlConfig, Start};
 
-use super::equal::{lines, train};
 use super::post;
+use super::runs::{AfterStep, lines, session, train, train_with};
 use crate::support::repository;
 
 /// Return the server URL in an environment variable. If it is not set, prints a message and return `None`.
@@ -82,17 +84,50 @@ fn a_real_vllm_samples_from_adapters_of_every_step_and_an_old_output_matrix_is_c
     let sets = ["lora.r=8", "name=unseen", "rollout.server_dir=/nowhere"];
     let error = train(&config(&url, &base, dir.path(), &sets), Start::New).unwrap_err().to_string();
     assert!(error.contains("/v1/load_lora_adapter answers 404") && error.contains("The state is saved"), "{error}");
-    // vLLM 0.32 on a CPU responds 200 but keeps the old output matrix of a model with tied embeddings. This comes last:
-    // the server is unusable afterwards.
+    // vLLM 0.32 on a CPU responds 200 but keeps the old output matrix of a model with tied embeddings: the server is not of
+    // use for adapters afterwards.
     let error = train(&config(&url, &base, dir.path(), &["name=tied"]), Start::New).unwrap_err().to_string();
     assert!(error.contains("other weights than those after 1 updates"), "{error}");
+    // Whole weights in a folder that it cannot see. This comes last: the next request ends the server. It has other weights
+    // than the run, which therefore sends those of the start and has no state yet.
+    let sets = ["name=nowhere", "rollout.server_dir=/nowhere"];
+    let error = train(&config(&url, &base, dir.path(), &sets), Start::New).unwrap_err().to_string();
+    assert!(error.contains("/collective_rpc answers 500") && error.contains("must be started again"), "{error}");
+}
+
+/// Send a signal to the processes of the server with the untied model.
+fn signal(name: &str) {
+    let group = std::env::var("TEMPERING_VLLM_UNTIED_PID").expect("the process group of the server");
+    let status = Command::new("kill").args([&format!("-{name}"), "--", &format!("-{group}")]).status();
+    assert!(status.unwrap().success());
 }
 
 #[test]
-fn a_real_vllm_reads_all_weights_of_every_step_from_a_folder() {
+fn a_real_vllm_reads_all_weights_of_every_step_from_a_folder_and_may_hang_or_die() {
     let Some(url) = server("TEMPERING_VLLM_UNTIED_URL") else { return };
     let model = PathBuf::from(std::env::var("TEMPERING_VLLM_UNTIED").expect("the folder of the model that it serves"));
     let dir = tempfile::tempdir().unwrap();
-    let run = train(&config(&url, &model, dir.path(), &[]), Start::New).unwrap();
-    assert_no_mismatch(&run);
+    // A server that hangs. The run trains adapters: when the server goes on, it reads what it was asked to, and half of all
+    // weights would end it. This comes first, because later the server has other weights than the run.
+    let hangs = config(&url, &model, dir.path(), &["name=hangs", "lora.r=8", "rollout.sync_timeout_s=5"]);
+    let mut stop = AfterStep(|step| {
+        if step == 1 {
+            signal("STOP");
+        }
+    });
+    let ended = session(&hangs, Start::New, &mut stop, &AtomicBool::new(false));
+    signal("CONT");
+    let error = ended.unwrap_err().to_string();
+    assert!(error.contains("has not answered within 5 s") && error.contains("The state is saved"), "{error}");
+    assert_no_mismatch(&train(&hangs, Start::Resume).unwrap());
+
+    assert_no_mismatch(&train(&config(&url, &model, dir.path(), &[]), Start::New).unwrap());
+
+    let kill = |step| {
+        if step == 1 {
+            signal("KILL");
+        }
+    };
+    let error = train_with(&config(&url, &model, dir.path(), &["name=dies"]), kill).unwrap_err().to_string();
+    assert!(error.contains("no server of rollout.urls is left") && error.contains("The state is saved"), "{error}");
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::http::{Client, Failure};
 use super::info::{INFO_TIMEOUT, ServerInfo, requirements};
-use super::server::{Server, pause};
+use super::server::{Server, pause, until_stopped};
 use crate::error::{Error, Result};
 use crate::generate::Distribution;
-use crate::model::LoraConfig;
+use crate::model::{LoraConfig, Precision};
 use crate::rollout::settings::{Engine, LogProbs, ServedConfig, Sync};
 use crate::stop::Stop;
 
@@ -22,6 +22,8 @@ pub struct Needs<'a> {
     pub model: &'a Path,
     /// Number of tokens in the vocabulary of the model.
     pub vocab_size: usize,
+    /// Precision in which our own model computes.
+    pub precision: Precision,
     /// Length of the longest prompt and the longest completion together, in tokens.
     pub longest: usize,
     /// The adapters that are trained, if any.
@@ -42,6 +44,8 @@ pub(super) struct Found {
     pub(super) log_probs: LogProbs,
     /// Names of the loaded adapters, by server.
     pub(super) adapters: Vec<Vec<String>>,
+    /// Path or Hub name that each server loaded the model from.
+    pub(super) sources: Vec<String>,
 }
 
 /// Wait for the servers and check the information that they report.
@@ -59,15 +63,20 @@ pub(super) fn find(
     let key = api_key(config)?;
     let sync = config.sync_for(needs.lora.is_some());
     let hint = format!("Start it with\n  {}", start_command(engine, config, needs));
-    let mut found =
-        Found { servers: Vec::new(), model: config.model.clone(), log_probs: config.logprobs, adapters: Vec::new() };
+    let probes_adapters = engine == Engine::Vllm && sync == Sync::Lora && needs.trains;
+    let mut found = Found {
+        servers: Vec::new(),
+        model: config.model.clone(),
+        log_probs: config.logprobs,
+        adapters: Vec::new(),
+        sources: Vec::new(),
+    };
     for url in &config.urls {
         let client = Client::new(url, key.clone(), Duration::from_secs_f64(config.connect_timeout_s));
         wait_for(&client, config, &hint, stop, note)?;
-        let mut info = ServerInfo::ask(engine, &client).map_err(|why| Error::Engine(format!("{why}. {hint}")))?;
-        if engine == Engine::Vllm && sync == Sync::Lora && needs.trains {
-            info.probe_adapters(&client);
-        }
+        let asked = client.clone();
+        let info = until_stopped(stop, move || ServerInfo::ask(engine, &asked, probes_adapters))?
+            .map_err(|why| Error::Engine(format!("{why}. {hint}")))?;
         let refuse = |reason: String| Error::Engine(format!("{url}: {reason}. {hint}"));
         let model = info.model(&found.model).map_err(refuse)?;
         requirements(&info, model, (needs, sync), found.log_probs).map_err(refuse)?;
@@ -76,7 +85,9 @@ pub(super) fn find(
         note(&format!("{url}: {} {}, {} of {}", engine.name(), info.version, model.id, info.dtype));
         let names = info.models.iter().map(|listed| &listed.id);
         found.adapters.push(names.filter(|&name| *name != model.id).cloned().collect());
-        found.servers.push(Server::new(client, info.dtype.ends_with("float32")));
+        found.sources.push(info.source(model).to_string());
+        let is_f32 = info.dtype.ends_with("float32") && needs.precision == Precision::F32;
+        found.servers.push(Server::new(client, is_f32));
     }
     Ok(found)
 }
@@ -97,11 +108,11 @@ fn wait_for(client: &Client, config: &ServedConfig, hint: &str, stop: Stop, note
     let (start, limit) = (Instant::now(), config.start_timeout_s);
     let mut told = false;
     loop {
-        stop.check()?;
-        let last = match client.get("/health", INFO_TIMEOUT) {
+        let asked = client.clone();
+        let last = match until_stopped(stop, move || asked.get("/health", INFO_TIMEOUT))? {
             Ok(_) | Err(Failure::NotFound(_)) => return Ok(()),
             Err(Failure::Permanent(why)) => return Err(Error::Engine(why)),
-            Err(Failure::Transient(why)) => why,
+            Err(Failure::Unavailable(why) | Failure::Transient(why)) => why,
         };
         if start.elapsed().as_secs_f64() > limit {
             return Err(Error::Engine(format!("no server after rollout.start_timeout_s = {limit} s: {last}. {hint}")));
@@ -120,6 +131,13 @@ fn start_command(engine: Engine, config: &ServedConfig, needs: &Needs) -> String
     let lora = needs.lora.filter(|_| sync == Sync::Lora && needs.trains);
     let (model, longest) = (needs.model.display(), needs.longest);
     let name = if config.model.is_empty() { String::new() } else { format!(" --served-model-name {}", config.model) };
+    // An evaluation is of the model as it is stored, which is the servers' default. Training compares it with ours.
+    let dtype = match needs.precision {
+        _ if !needs.trains => "",
+        Precision::F32 | Precision::Tf32 => " --dtype float32",
+        Precision::Bf16 => " --dtype bfloat16",
+        Precision::F16 => " --dtype float16",
+    };
     let adapters = |r: usize| format!("--enable-lora --max-lora-rank {r} --max-loras {}", config.max_staleness + 2);
     match engine {
         Engine::Vllm => {
@@ -132,8 +150,8 @@ fn start_command(engine: Engine, config: &ServedConfig, needs: &Needs) -> String
             let rank = |r: usize| [8, 16, 32, 64, 128, 256, 320, 512].into_iter().find(|&max| max >= r).unwrap_or(r);
             let lora = lora.map_or(String::new(), |lora| format!(" {}", adapters(rank(lora.r))));
             format!(
-                "{variables}vllm serve {model}{name} --max-model-len {longest} --generation-config vllm --logprobs-mode \
-                 processed_logprobs{lora}"
+                "{variables}vllm serve {model}{name}{dtype} --max-model-len {longest} --generation-config vllm \
+                 --logprobs-mode processed_logprobs{lora}"
             )
         }
         Engine::Sglang => {
@@ -141,7 +159,7 @@ fn start_command(engine: Engine, config: &ServedConfig, needs: &Needs) -> String
                 let adapters = adapters(lora.r).replace("--max-loras", "--max-loras-per-batch");
                 format!(" {adapters} --lora-target-modules all")
             });
-            format!("python -m sglang.launch_server --model-path {model}{name} --context-length {longest}{lora}")
+            format!("python -m sglang.launch_server --model-path {model}{name}{dtype} --context-length {longest}{lora}")
         }
     }
 }

@@ -1,10 +1,14 @@
 //! The HTTP client of one server, and the classification of failed requests.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::Response;
-use ureq::{Agent, Body, Error};
+use ureq::{Agent, Body, Error, Timeout};
+
+use super::server::until_stopped;
+use crate::stop::Stop;
 
 /// Maximum bytes of a response: three times those of 64 completions of 32,768 tokens with their log-probabilities.
 const MAX_RESPONSE_BYTES: u64 = 1 << 30;
@@ -18,7 +22,9 @@ const MAX_IDLE: Duration = Duration::from_secs(3);
 /// A failed request, with its error message.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
-    /// May succeed when retried: no connection, a timeout, or an overloaded or failing server.
+    /// The server was not reached or is overloaded: the request had no effect. May succeed when retried.
+    Unavailable(String),
+    /// A lost connection, a timeout or an error of the server: the effect is unknown. May succeed when retried.
     Transient(String),
     /// The server has no such endpoint or object (status 404).
     NotFound(String),
@@ -29,8 +35,16 @@ pub(super) enum Failure {
 impl Failure {
     /// The error message.
     pub(super) fn message(&self) -> &str {
-        let (Self::Transient(message) | Self::NotFound(message) | Self::Permanent(message)) = self;
+        let (Self::Unavailable(message)
+        | Self::Transient(message)
+        | Self::NotFound(message)
+        | Self::Permanent(message)) = self;
         message
+    }
+
+    /// Whether the request may succeed when it is retried.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Transient(_))
     }
 }
 
@@ -38,6 +52,7 @@ impl Failure {
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     agent: Agent,
+    connect_timeout: Duration,
     /// The URL of the server, without a trailing slash.
     pub(super) url: String,
     key: Option<String>,
@@ -46,16 +61,18 @@ pub(super) struct Client {
 impl Client {
     /// Create a client of the server at `url`. `key` is the API key, if the server needs one.
     pub(super) fn new(url: &str, key: Option<String>, connect_timeout: Duration) -> Self {
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(connect_timeout))
-            .max_idle_age(MAX_IDLE)
-            .max_idle_connections(256)
-            .max_idle_connections_per_host(256)
-            .proxy(None)
-            .build()
-            .new_agent();
-        Self { agent, url: url.trim_end_matches('/').to_string(), key }
+        Self { agent: agent(connect_timeout), connect_timeout, url: url.trim_end_matches('/').to_string(), key }
+    }
+
+    /// Create a client of the same server with connections of its own, which [`Self::abort`] closes.
+    pub(super) fn separate(&self) -> Self {
+        Self { agent: agent(self.connect_timeout), ..self.clone() }
+    }
+
+    /// Close the connections of this client and its clones, so that the server aborts their in-flight requests. Later
+    /// requests fail.
+    pub(super) fn abort(&self) {
+        self.agent.clone().shutdown();
     }
 
     /// Send a GET request and return the response body: null if it is empty, a string if it is not JSON.
@@ -75,6 +92,18 @@ impl Client {
         }
         let bytes = body.to_string().into_bytes();
         self.read(path, request.header("Content-Type", "application/json").send(&bytes[..]), timeout)
+    }
+
+    /// Send a POST request as [`Self::post`] does, but fail as soon as an early end is requested.
+    pub(super) fn post_until(
+        &self,
+        stop: Stop,
+        path: &'static str,
+        body: Value,
+        timeout: Duration,
+    ) -> crate::error::Result<Result<Value, Failure>> {
+        let client = self.clone();
+        until_stopped(stop, move || client.post(path, &body, timeout))
     }
 
     fn endpoint(&self, path: &str) -> String {
@@ -99,7 +128,8 @@ impl Client {
                 "{}; name the variable that holds the server's key by rollout.api_key_env",
                 message()
             ))),
-            408 | 425 | 429 | 500..=599 => Err(Failure::Transient(message())),
+            429 | 503 => Err(Failure::Unavailable(message())),
+            408 | 425 | 500..=599 => Err(Failure::Transient(message())),
             _ => Err(Failure::Permanent(message())),
         }
     }
@@ -107,6 +137,10 @@ impl Client {
     fn failure(&self, path: &str, error: &Error, timeout: Duration) -> Failure {
         let (endpoint, limit) = (self.endpoint(path), timeout.as_secs_f64());
         match error {
+            Error::Timeout(Timeout::Connect | Timeout::Resolve) | Error::HostNotFound | Error::ConnectionFailed => {
+                Failure::Unavailable(format!("{endpoint}: {error}"))
+            }
+            Error::Io(io) if is_unreachable(io.kind()) => Failure::Unavailable(format!("{endpoint}: {error}")),
             Error::Timeout(_) => Failure::Transient(format!("{endpoint} has not answered within {limit} s")),
             Error::BadUri(_) | Error::Http(_) | Error::Tls(_) | Error::BodyExceedsLimit(_) => {
                 Failure::Permanent(format!("{endpoint}: {error}"))
@@ -114,4 +148,27 @@ impl Client {
             error => Failure::Transient(format!("{endpoint}: {error}")),
         }
     }
+}
+
+fn agent(connect_timeout: Duration) -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(connect_timeout))
+        .max_idle_age(MAX_IDLE)
+        .max_idle_connections(256)
+        .max_idle_connections_per_host(256)
+        .proxy(None)
+        .build()
+        .new_agent()
+}
+
+fn is_unreachable(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+            | ErrorKind::AddrNotAvailable
+    )
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::find::Needs;
 use super::http::{Client, Failure};
+use crate::model::LoraConfig;
 use crate::rollout::settings::{Engine, LogProbs, Sync};
 
 /// Timeout of requests about the server itself. SGLang's `/health` generates a token.
@@ -17,6 +18,8 @@ const VLLM_MIN_VERSION: [u64; 3] = [0, 10, 2];
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) id: String,
+    /// Path or Hub name of its files. For SGLang, its name.
+    root: Option<String>,
     /// The base model of an adapter.
     parent: Option<String>,
     max_model_len: Option<usize>,
@@ -30,9 +33,12 @@ pub(super) struct ServerInfo {
     pub(super) dtype: String,
     pub(super) models: Vec<Model>,
     pub(super) log_probs: Option<LogProbs>,
+    /// Path or Hub name of the base model, which SGLang reports.
+    model_path: Option<String>,
     quantization: Option<String>,
     data_parallel_size: Option<u64>,
     enable_lora: Option<bool>,
+    max_lora_rank: Option<u64>,
     /// Whether vLLM's endpoints that load adapters are missing.
     cannot_load_adapters: bool,
     /// Whether vLLM's development endpoints, which replace the weights, are missing.
@@ -41,28 +47,36 @@ pub(super) struct ServerInfo {
 
 impl Model {
     fn from_json(value: &Value) -> Option<Self> {
-        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(ToString::to_string);
         let max_model_len = value["max_model_len"].as_u64().map(|length| length as usize);
-        Some(Self { id: text(&value["id"])?, parent: text(&value["parent"]), max_model_len })
+        let [root, parent] = ["root", "parent"].map(|key| text(&value[key]));
+        Some(Self { id: text(&value["id"])?, root, parent, max_model_len })
     }
 }
 
 impl ServerInfo {
-    /// Requests the information from a server. The error says why the server cannot be used with `engine`.
-    pub(super) fn ask(engine: Engine, client: &Client) -> Result<Self, String> {
-        let is_sglang = get_first(client, &["/model_info", "/get_model_info"])?.is_some();
-        let mut info = match engine {
-            Engine::Vllm => Self::ask_vllm(client, is_sglang)?,
-            Engine::Sglang if is_sglang => {
-                Self::from_sglang(&get_first(client, &["/server_info", "/get_server_info"])?.unwrap_or_default())
+    /// Request the information from a server. `probes_adapters` also finds out whether vLLM's endpoints that load adapters
+    /// are missing. The error says why the server cannot be used with `engine`.
+    pub(super) fn ask(engine: Engine, client: &Client, probes_adapters: bool) -> Result<Self, String> {
+        let sglang = get_first(client, &["/model_info", "/get_model_info"])?;
+        let mut info = match (engine, sglang) {
+            (Engine::Vllm, sglang) => Self::ask_vllm(client, sglang.is_some())?,
+            (Engine::Sglang, Some(model)) => {
+                let info = get_first(client, &["/server_info", "/get_server_info"])?.unwrap_or_default();
+                Self { model_path: text(&model["model_path"]), ..Self::from_sglang(&info) }
             }
-            Engine::Sglang => {
+            (Engine::Sglang, None) => {
                 let url = &client.url;
                 return Err(format!("{url} does not answer as SGLang does (no /model_info): is it vLLM?"));
             }
         };
         let models = client.get("/v1/models", INFO_TIMEOUT).map_err(|failure| failure.message().to_string())?;
         info.models = models["data"].as_array().into_iter().flatten().filter_map(Model::from_json).collect();
+        if probes_adapters {
+            // There is no such adapter. The body of the 404 distinguishes a missing endpoint from a missing adapter.
+            let answer =
+                client.post("/v1/unload_lora_adapter", &json!({ "lora_name": "tempering-none" }), INFO_TIMEOUT);
+            info.cannot_load_adapters = matches!(&answer, Err(Failure::NotFound(why)) if why.contains("\"detail\""));
+        }
         Ok(info)
     }
 
@@ -98,6 +112,7 @@ impl ServerInfo {
             quantization: model["quantization"].as_str().map(ToString::to_string),
             data_parallel_size: config["parallel_config"]["data_parallel_size"].as_u64(),
             enable_lora: config.get("lora_config").map(|lora| !lora.is_null()),
+            max_lora_rank: config["lora_config"]["max_lora_rank"].as_u64(),
             ..Self::default()
         }
     }
@@ -109,15 +124,15 @@ impl ServerInfo {
             quantization: info["quantization"].as_str().map(ToString::to_string),
             data_parallel_size: info["dp_size"].as_u64(),
             enable_lora: info["enable_lora"].as_bool(),
+            max_lora_rank: info["max_lora_rank"].as_u64(),
             ..Self::default()
         }
     }
 
-    /// Find out whether vLLM's endpoints that load adapters are missing.
-    pub(super) fn probe_adapters(&mut self, client: &Client) {
-        // There is no such adapter. The body of the 404 distinguishes a missing endpoint from a missing adapter.
-        let answer = client.post("/v1/unload_lora_adapter", &json!({ "lora_name": "tempering-none" }), INFO_TIMEOUT);
-        self.cannot_load_adapters = matches!(&answer, Err(Failure::NotFound(why)) if why.contains("\"detail\""));
+    /// Return the path or Hub name that a server loaded `model` from, or its name if the server does not report it.
+    pub(super) fn source<'a>(&'a self, model: &'a Model) -> &'a str {
+        let base = self.model_path.as_deref().filter(|_| model.parent.is_none());
+        base.or(model.root.as_deref()).unwrap_or(&model.id)
     }
 
     /// Return the model called `name`, or the first base model if `name` is empty.
@@ -146,7 +161,7 @@ pub(super) fn requirements(
         ));
     }
     if needs.trains {
-        training_requirements(info, sync)?;
+        training_requirements(info, sync, needs.lora)?;
     }
     match info.log_probs {
         Some(given) if log_probs != LogProbs::Auto && log_probs != given => {
@@ -156,10 +171,15 @@ pub(super) fn requirements(
     }
 }
 
-/// Check that a server serves trainable weights and can take new ones by `sync`.
-fn training_requirements(info: &ServerInfo, sync: Sync) -> Result<(), String> {
+/// Check that a server serves trainable weights and can take new ones, or the adapters `lora`, by `sync`.
+fn training_requirements(info: &ServerInfo, sync: Sync, lora: Option<&LoraConfig>) -> Result<(), String> {
     if let Some(method) = &info.quantization {
         return Err(format!("it serves quantised weights ({method}), not those that are trained"));
+    }
+    if let (Sync::Lora, Some(LoraConfig { r, .. }), Some(most)) = (sync, lora, info.max_lora_rank)
+        && *r as u64 > most
+    {
+        return Err(format!("it was started with --max-lora-rank {most}, and lora.r = {r}"));
     }
     let replicas = info.data_parallel_size.unwrap_or(1);
     let reason = match sync {
@@ -194,6 +214,10 @@ fn get_first(client: &Client, paths: &[&str]) -> Result<Option<Value>, String> {
     Ok(None)
 }
 
+fn text(value: &Value) -> Option<String> {
+    value.as_str().filter(|text| !text.is_empty()).map(ToString::to_string)
+}
+
 fn dtype(info: &Value) -> &str {
     info["dtype"].as_str().unwrap_or("an unknown format")
 }
@@ -207,6 +231,7 @@ fn is_before(version: &str, since: [u64; 3]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Precision;
 
     #[test]
     fn versions_are_compared_by_their_numbers() {
@@ -222,10 +247,11 @@ mod tests {
     fn a_server_is_refused_only_for_what_the_run_needs() {
         let config = json!({ "lora_config": null, "model_config": { "logprobs_mode": "raw_logprobs" } });
         let info = ServerInfo { cannot_load_weights: true, ..ServerInfo::from_vllm("0.32.0", &config) };
-        let model = Model::from_json(&json!({ "id": "policy", "max_model_len": 40 })).unwrap();
+        let served = Model::from_json(&json!({ "id": "policy", "max_model_len": 40 })).unwrap();
         let check = |longest, trains, sync, log_probs| {
-            let needs = Needs { model: "".as_ref(), vocab_size: 4, longest, lora: None, trains, distributions: &[] };
-            requirements(&info, &model, (&needs, sync), log_probs).err().unwrap_or_default()
+            let (model, precision, distributions) = ("".as_ref(), Precision::F32, &[][..]);
+            let needs = Needs { model, vocab_size: 4, precision, longest, lora: None, trains, distributions };
+            requirements(&info, &served, (&needs, sync), log_probs).err().unwrap_or_default()
         };
         assert!(check(41, false, Sync::None, LogProbs::Auto).contains("context of 40 tokens"));
         assert!(check(40, true, Sync::Disk, LogProbs::Auto).contains("VLLM_SERVER_DEV_MODE"));

@@ -6,7 +6,8 @@
 //!
 //! The servers get the weights of a step before its first completion is requested: adapters, under a new name for each
 //! version so that earlier requests are unaffected, or all weights, from a folder. A response of 200 does not prove
-//! that a server uses them, so our own model scores a few completions after each update (`weights.rs`, `check.rs`).
+//! that a server uses them, so our own model scores a few completions after each update (`weights.rs`, `probe.rs`,
+//! `check.rs`).
 //! Protocols and observed failures are those of vLLM 0.10.2 to 0.32 and SGLang 0.4.1 to 0.5.23.
 
 mod check;
@@ -14,6 +15,7 @@ mod find;
 mod http;
 mod info;
 mod pool;
+mod probe;
 mod protocol;
 mod server;
 mod sync;
@@ -49,6 +51,8 @@ pub struct Served {
     log_probs: LogProbs,
     /// Sampling distributions of completions whose log-probabilities the correction reads.
     corrected: Vec<Distribution>,
+    /// Path or Hub name that each server loaded its model from.
+    sources: Vec<String>,
     /// The name prefix of the run and the adapters of each server, until those of earlier starts are unloaded.
     leftovers: Option<(String, Vec<Vec<String>>)>,
     /// The version of the weights on the servers, and their names.
@@ -151,6 +155,7 @@ impl Served {
             vocab_size: needs.vocab_size,
             log_probs: found.log_probs,
             corrected: if corrects { needs.distributions.to_vec() } else { Vec::new() },
+            sources: found.sources,
             leftovers: Some((run, found.adapters)),
             current: None,
             prefetched: None,
@@ -208,6 +213,11 @@ impl Served {
             (_, Engine::Vllm) => |sampled| sampled.drawn_log_prob,
             (_, Engine::Sglang) => |sampled| sampled.log_prob,
         }
+    }
+
+    /// Return the path or Hub name that each server loaded its model from.
+    pub fn sources(&self) -> &[String] {
+        &self.sources
     }
 
     /// Whether the servers get adapters instead of all weights.

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::http::Failure;
+use super::http::{Client, Failure};
 use super::protocol::{Query, ServerCompletion, Weights, completions, request};
 use super::server::{POLL_INTERVAL, Server, has_other, reserve_least_busy, suspend_unless_last, unavailable_summary};
 use crate::error::{Error, Result};
@@ -35,6 +35,8 @@ pub(super) struct Call {
 #[derive(Debug)]
 struct Shared {
     call: Call,
+    /// A client of each server, with connections for this call alone.
+    clients: Vec<Client>,
     /// Groups that no thread has taken yet, each with the index of its first request.
     queue: Mutex<VecDeque<(usize, Query)>>,
     /// Set when no further group must be requested.
@@ -43,7 +45,8 @@ struct Shared {
     retries: AtomicUsize,
 }
 
-/// Requested completions, which arrive group by group. Dropping this cancels the groups that have not been sent yet.
+/// Requested completions, which arrive group by group. Dropping this cancels the groups that have not been received; the
+/// servers abort them.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) requests: Vec<Request>,
@@ -66,6 +69,7 @@ pub(super) type Seen<'a> = dyn FnMut(usize, &mut [ServerCompletion]) -> bool + '
 impl Drop for Pending {
     fn drop(&mut self) {
         self.shared.cancelled.store(true, Ordering::SeqCst);
+        self.shared.clients.iter().for_each(Client::abort);
     }
 }
 
@@ -95,7 +99,8 @@ impl Pending {
         let remaining = queue.len();
         let threads = remaining.min(concurrency.saturating_mul(call.servers.len()));
         let (queue, cancelled, retries) = (Mutex::new(queue), AtomicBool::new(false), AtomicUsize::new(0));
-        let shared = Arc::new(Shared { call, queue, cancelled, retries });
+        let clients = call.servers.iter().map(|server| server.client.separate()).collect();
+        let shared = Arc::new(Shared { call, clients, queue, cancelled, retries });
         let (send, results) = channel();
         for _ in 0..threads {
             let (shared, send) = (shared.clone(), send.clone());
@@ -188,14 +193,18 @@ impl Shared {
                 return Err(unavailable_summary(servers));
             };
             let server = &servers[index];
-            let answer = server.client.post(path, &body, *timeout);
+            let answer = self.clients[index].post(path, &body, *timeout);
             drop(in_flight);
             let parsed = answer.and_then(|answer| completions(*engine, &answer, query, sampling, *vocab_size));
+            if let (Err(failure), true) = (&parsed, self.cancelled.load(Ordering::SeqCst)) {
+                // Perhaps aborted by us: no fault of the server.
+                return Err(failure.message().to_string());
+            }
             let failures = server.record_outcome(parsed.is_ok());
             let others = has_other(servers, index);
             let why = match parsed {
                 Ok(completions) => return Ok(completions),
-                Err(Failure::Transient(why)) => why,
+                Err(Failure::Unavailable(why) | Failure::Transient(why)) => why,
                 // The server was restarted and has lost the adapter.
                 Err(Failure::NotFound(why)) if suspend_unless_last(servers, index, &why) => why,
                 Err(Failure::NotFound(why)) => return Err(format!("{why} (model {:?})", weights.model)),

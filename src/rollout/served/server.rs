@@ -1,6 +1,7 @@
 //! Availability and load of the servers, and the choice of a server for a request.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ static SELECTION: Mutex<()> = Mutex::new(());
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) client: Client,
-    /// Whether the server reports that it computes in float32.
+    /// Whether both the server, by its own report, and our model compute in float32.
     pub(super) is_f32: bool,
     /// Number of in-flight requests.
     in_flight: AtomicUsize,
@@ -33,7 +34,7 @@ enum State {
     Available,
     /// Gets no requests until the next step, for this reason.
     Suspended(String),
-    /// Gets no requests any more, for this reason: it must be restarted.
+    /// Gets no requests until it is restarted, for this reason: an update of its weights failed half-way.
     Broken(String),
 }
 
@@ -68,9 +69,17 @@ impl Server {
         }
     }
 
-    /// Exclude the server for the rest of the run.
+    /// Exclude the server until it is restarted.
     pub(super) fn mark_broken(&self, reason: &str) {
         *lock(&self.state) = State::Broken(reason.to_string());
+    }
+
+    /// Record that the server does not run. A broken server that answers again was therefore restarted.
+    pub(super) fn mark_ended(&self) {
+        let mut state = lock(&self.state);
+        if let State::Broken(reason) = &mut *state {
+            *state = State::Suspended(std::mem::take(reason));
+        }
     }
 
     /// Record whether a request succeeded, and return the number of consecutive failures.
@@ -130,9 +139,36 @@ pub(super) fn unavailable_summary(servers: &[Server]) -> String {
     let line = |server: &Server| match &*lock(&server.state) {
         State::Available => format!("\n  {}: well", server.client.url),
         State::Suspended(reason) => format!("\n  {reason}"),
-        State::Broken(reason) => format!("\n  {reason}; start it again"),
+        State::Broken(reason) => format!("\n  {reason}\n  Its weights may be incomplete: it must be started again."),
     };
     format!("no server of rollout.urls is left:{}", servers.iter().map(line).collect::<String>())
+}
+
+/// Call `work` for each of `items` on a thread of its own, and return the results in the order of the items.
+pub(super) fn in_parallel<I: Send, T: Send>(
+    items: impl IntoIterator<Item = I>,
+    work: impl Fn(I) -> T + Sync,
+) -> Vec<T> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.into_iter().map(|item| scope.spawn(move || work(item))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a thread for a server panicked")).collect()
+    })
+}
+
+/// Return the result of `work`, which runs on a thread of its own, or fail as soon as an early end is requested. The thread
+/// is then left alone: the timeout of its request ends it, unless the process ends before.
+pub(super) fn until_stopped<T: Send + 'static>(stop: Stop, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    stop.check()?;
+    let (send, result) = channel();
+    std::thread::spawn(move || send.send(work()));
+    loop {
+        match result.recv_timeout(POLL_INTERVAL) {
+            Ok(result) => return Ok(result),
+            Err(RecvTimeoutError::Timeout) => stop.check()?,
+            Err(RecvTimeoutError::Disconnected) => panic!("a thread for a request panicked"),
+        }
+    }
 }
 
 /// Sleeps for `time`; fails as soon as an early end is requested.

@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::result::Result as StdResult;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 use super::Write;
 use super::http::Failure;
 use super::protocol::Weights;
-use super::server::{POLL_INTERVAL, Server, has_other, pause};
+use super::server::{POLL_INTERVAL, Server, in_parallel, pause, unavailable_summary};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::rollout::settings::{Engine, ServedConfig, Sync};
@@ -19,6 +18,9 @@ use crate::stop::Stop;
 
 /// Maximum number of attempts to load an adapter whose folder a server does not see yet (network file systems).
 const MAX_NOT_FOUND_TRIES: usize = 3;
+
+/// Success, or the failure of the server.
+type Outcome = std::result::Result<(), Failure>;
 
 /// A version of the weights that was written for the servers.
 #[derive(Debug, Clone)]
@@ -66,8 +68,8 @@ impl Publisher {
         Duration::from_secs_f64(self.config.sync_timeout_s)
     }
 
-    /// Write a version with `write`, which gets the folder, and transfers it to all available servers. Servers that
-    /// fail to load it are excluded.
+    /// Write a version with `write`, which gets the folder, and transfer it to all available servers at the same time.
+    /// Servers that fail to load it are excluded.
     ///
     /// # Errors
     /// Errors of `write`, and [`Error::Engine`] when no server loads the version.
@@ -85,36 +87,44 @@ impl Publisher {
             self.run_command(version, stop)?;
             return Ok(weights);
         }
-        for (index, server) in servers.iter().enumerate().filter(|(_, server)| server.is_available()) {
-            if let Err(why) = self.send_newest(server, stop)?
-                && !has_other(servers, index)
-            {
-                return Err(Error::Engine(why));
-            }
+        let available = servers.iter().filter(|server| server.is_available());
+        for sent in in_parallel(available, |server| self.send_newest(server, stop)) {
+            sent?;
         }
-        Ok(weights)
+        if servers.iter().any(Server::is_available) {
+            Ok(weights)
+        } else {
+            Err(Error::Engine(unavailable_summary(servers)))
+        }
     }
 
-    /// Transfers the newest version to a server. The inner error is the reason why the server fails to load it and is
-    /// excluded.
-    pub(super) fn send_newest(&self, server: &Server, stop: Stop) -> Result<StdResult<(), String>> {
-        let Some(newest) = self.published.last() else { return Ok(Ok(())) };
-        let path = self.server_path(&newest.weights.salt)?;
-        let outcome = match self.method {
-            Sync::Lora => self.load_adapter(server, &newest.weights.model, &path, stop)?,
-            Sync::Disk => self.reload(server, &newest.weights.salt, &path),
-            Sync::Command | Sync::None | Sync::Auto => Ok(()),
-        };
-        Ok(outcome.map_err(|failure| {
-            let why = failure.message();
-            if self.method == Sync::Disk {
-                // The server may have replaced some of its weights only.
-                server.mark_broken(why);
-                return format!("{why}\nA server whose weights could not be read must be started again.");
+    /// Transfer the newest version to a server, with retries, and return whether the server took it. Otherwise it is
+    /// excluded: until it is restarted if it may have replaced some of its weights only, else until the next step.
+    pub(super) fn send_newest(&self, server: &Server, stop: Stop) -> Result<bool> {
+        let Some(Published { weights, .. }) = self.published.last() else { return Ok(true) };
+        let path = self.server_path(&weights.salt)?;
+        let mut tried = 0;
+        let failure = loop {
+            let outcome = match self.method {
+                Sync::Lora => self.load_adapter(server, &weights.model, &path, stop)?,
+                Sync::Disk => self.reload(server, &weights.salt, &path, stop)?,
+                Sync::Command | Sync::None | Sync::Auto => Ok(()),
+            };
+            let Err(failure) = outcome else { return Ok(true) };
+            // An update of all weights that may have begun is not repeated: it may end the server.
+            let may_pass = failure.may_pass() && (self.method == Sync::Lora || !has_begun(&failure));
+            if !may_pass || tried == self.config.retries {
+                break failure;
             }
-            server.suspend(why);
-            why.to_string()
-        }))
+            pause(Duration::from_secs(1 << tried.min(6)), stop)?;
+            tried += 1;
+        };
+        if self.method == Sync::Disk && has_begun(&failure) {
+            server.mark_broken(failure.message());
+        } else {
+            server.suspend(failure.message());
+        }
+        Ok(false)
     }
 
     /// Return the folder of a version as a path on the servers.
@@ -126,7 +136,7 @@ impl Publisher {
         Ok(dir.join(name).display().to_string())
     }
 
-    fn load_adapter(&self, server: &Server, name: &str, path: &str, stop: Stop) -> Result<StdResult<(), Failure>> {
+    fn load_adapter(&self, server: &Server, name: &str, path: &str, stop: Stop) -> Result<Outcome> {
         let mut body = json!({ "lora_name": name, "lora_path": path });
         let endpoint = match self.engine {
             Engine::Vllm => "/v1/load_lora_adapter",
@@ -135,58 +145,60 @@ impl Publisher {
                 "/load_lora_adapter"
             }
         };
-        let (mut not_found_tries, mut tried) = (1, 0);
+        let (mut tried, mut unloaded) = (1, false);
         loop {
-            match server.client.post(endpoint, &body, self.timeout()) {
-                Ok(answer) => return Ok(success(&answer)),
-                Err(Failure::NotFound(_)) if not_found_tries < MAX_NOT_FOUND_TRIES => {
-                    not_found_tries += 1;
+            let answer = server.client.post_until(stop, endpoint, body.clone(), self.timeout())?;
+            match answer.and_then(|answer| success(server, &answer)) {
+                Err(Failure::NotFound(_)) if tried < MAX_NOT_FOUND_TRIES => {
+                    tried += 1;
                     pause(Duration::from_secs(1), stop)?;
                 }
-                // An earlier attempt succeeded. The name is unique to this version, so this is the right adapter.
-                Err(Failure::Permanent(why)) if why.contains("already") => return Ok(Ok(())),
-                Err(Failure::Transient(_)) if tried < self.config.retries => {
-                    pause(Duration::from_secs(1 << tried.min(6)), stop)?;
-                    tried += 1;
+                // The server refuses a name that it has already loaded, in an attempt whose response was lost. It says so in
+                // free text, so the reason of the refusal is found out by unloading the name.
+                Err(Failure::Permanent(_)) if !unloaded && unload(self.engine, server, name, self.timeout(), stop)? => {
+                    unloaded = true;
                 }
-                Err(failure) => return Ok(Err(failure)),
+                outcome => return Ok(outcome),
             }
         }
     }
 
-    fn reload(&self, server: &Server, name: &str, path: &str) -> StdResult<(), Failure> {
-        let timeout = self.timeout();
+    fn reload(&self, server: &Server, name: &str, path: &str, stop: Stop) -> Result<Outcome> {
+        let post = |endpoint, body| server.client.post_until(stop, endpoint, body, self.timeout());
         match self.engine {
             Engine::Vllm => {
                 let kwargs = json!({ "weights_path": path });
                 let body =
                     json!({ "method": "reload_weights", "kwargs": kwargs, "timeout": self.config.sync_timeout_s });
-                server.client.post("/collective_rpc", &body, timeout)?;
-                // A label only, which older servers do not support: the check verifies the weights themselves.
-                let _ = server.client.post("/update_weight_version", &json!({ "new_version": name }), timeout);
-                Ok(())
+                let outcome = post("/collective_rpc", body)?.map(drop);
+                if outcome.is_ok() {
+                    // A label only, which older servers do not support: the check verifies the weights themselves.
+                    let _ = post("/update_weight_version", json!({ "new_version": name }))?;
+                }
+                Ok(outcome)
             }
             Engine::Sglang => {
                 let body = json!({ "model_path": path, "weight_version": name,
                                    "flush_cache": true, "abort_all_requests": false });
-                success(&server.client.post("/update_weights_from_disk", &body, timeout)?)
+                Ok(post("/update_weights_from_disk", body)?.and_then(|answer| success(server, &answer)))
             }
         }
     }
 
     /// Empties the prefix cache of a server.
-    pub(super) fn reset_cache(&self, server: &Server) {
-        let (endpoint, body) = match self.engine {
-            Engine::Vllm => ("/reset_prefix_cache", json!({})),
-            Engine::Sglang => ("/flush_cache", json!({})),
+    pub(super) fn reset_cache(&self, server: &Server, stop: Stop) -> Result<()> {
+        let endpoint = match self.engine {
+            Engine::Vllm => "/reset_prefix_cache",
+            Engine::Sglang => "/flush_cache",
         };
         // Without the endpoint, the check that follows reports the mismatch.
-        let _ = server.client.post(endpoint, &body, self.timeout());
+        let _ = server.client.post_until(stop, endpoint, json!({}), self.timeout())?;
+        Ok(())
     }
 
     /// Unloads versions that no request uses any more. Their folders are removed one version later, because a server
     /// may read the files of a loaded adapter again.
-    pub(super) fn retire_old(&mut self, servers: &[Server]) -> Result<()> {
+    pub(super) fn retire_old(&mut self, servers: &[Server], stop: Stop) -> Result<()> {
         let keep = 1 + self.config.max_staleness;
         let count = self.published.len();
         let (engine, timeout, method) = (self.engine, self.timeout(), self.method);
@@ -196,8 +208,9 @@ impl Publisher {
             {
                 files::remove_dir(&folder)?;
             }
-            if age >= keep && std::mem::take(&mut version.loaded) && method == Sync::Lora {
-                unload_from_all(engine, servers, &version.weights.model, timeout);
+            if age >= keep && version.loaded && method == Sync::Lora {
+                unload_from_all(engine, servers, &version.weights.model, timeout, stop)?;
+                version.loaded = false;
             }
         }
         self.published.drain(..count.saturating_sub(keep + 1));
@@ -209,7 +222,8 @@ impl Publisher {
         let timeout = Duration::from_secs(2).min(self.timeout());
         for version in self.published.drain(..) {
             if version.loaded && self.method == Sync::Lora {
-                unload_from_all(self.engine, servers, &version.weights.model, timeout);
+                // An adapter that stays loaded takes little memory, and the next start of the run unloads it.
+                let _ = unload_from_all(self.engine, servers, &version.weights.model, timeout, Stop::NEVER);
             }
             // The next start of the run removes a folder that is left over.
             let _ = version.folder.map(|folder| files::remove_dir(&folder));
@@ -217,10 +231,16 @@ impl Publisher {
     }
 
     /// Unloads adapters that earlier starts of the run left, and removes their folders. Their names start with `run`.
-    pub(super) fn remove_leftovers(&self, servers: &[Server], adapters: &[Vec<String>], run: &str) -> Result<()> {
+    pub(super) fn remove_leftovers(
+        &self,
+        servers: &[Server],
+        (run, adapters): &(String, Vec<Vec<String>>),
+        stop: Stop,
+    ) -> Result<()> {
         for (server, names) in servers.iter().zip(adapters) {
-            let left = names.iter().filter(|name| name.starts_with(run) && !name.starts_with(&self.prefix));
-            left.for_each(|name| unload(self.engine, server, name, self.timeout()));
+            for name in names.iter().filter(|name| name.starts_with(run) && !name.starts_with(&self.prefix)) {
+                unload(self.engine, server, name, self.timeout(), stop)?;
+            }
         }
         if self.folder.is_dir() {
             for (name, path) in files::entries(&self.folder)? {
@@ -276,20 +296,33 @@ fn wait_for_exit(child: &mut Child, timeout: Duration, stop: Stop) -> Result<Opt
     }
 }
 
-fn unload_from_all(engine: Engine, servers: &[Server], name: &str, timeout: Duration) {
-    servers.iter().filter(|server| server.is_available()).for_each(|server| unload(engine, server, name, timeout));
+fn unload_from_all(engine: Engine, servers: &[Server], name: &str, timeout: Duration, stop: Stop) -> Result<()> {
+    let available = servers.iter().filter(|server| server.is_available());
+    for unloaded in in_parallel(available, |server| unload(engine, server, name, timeout, stop)) {
+        unloaded?;
+    }
+    Ok(())
 }
 
-fn unload(engine: Engine, server: &Server, name: &str, timeout: Duration) {
+/// Unload an adapter, and return whether the server had it.
+fn unload(engine: Engine, server: &Server, name: &str, timeout: Duration, stop: Stop) -> Result<bool> {
     let endpoint = match engine {
         Engine::Vllm => "/v1/unload_lora_adapter",
         Engine::Sglang => "/unload_lora_adapter",
     };
-    // An adapter that stays loaded takes little memory, and the next start of the run unloads it.
-    let _ = server.client.post(endpoint, &json!({ "lora_name": name }), timeout);
+    let answer = server.client.post_until(stop, endpoint, json!({ "lora_name": name }), timeout)?;
+    Ok(answer.and_then(|answer| success(server, &answer)).is_ok())
+}
+
+/// Whether a failed request may have begun to take effect.
+fn has_begun(failure: &Failure) -> bool {
+    matches!(failure, Failure::Transient(_))
 }
 
 /// Check the `success` field by which SGLang reports in the body whether a request succeeded.
-fn success(answer: &Value) -> StdResult<(), Failure> {
-    if answer["success"] == json!(false) { Err(Failure::Permanent(answer.to_string())) } else { Ok(()) }
+fn success(server: &Server, answer: &Value) -> Outcome {
+    if answer["success"] != json!(false) {
+        return Ok(());
+    }
+    Err(Failure::Permanent(format!("{}: {answer}", server.client.url)))
 }

@@ -1,30 +1,25 @@
 //! The weights of a step on the servers: transferred before the first completion is requested, then compared with ours.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::check::{self, Measurement, Verdict};
 use super::http::Failure;
-use super::protocol::{self, Query};
-use super::server::{Server, has_other, pause, unavailable_summary};
+use super::probe::{Probe, Probed};
+use super::server::{Server, in_parallel, unavailable_summary, until_stopped};
 use super::{Served, Upcoming};
 use crate::error::{Error, Result};
-use crate::generate::{Distribution, Sampling, read};
-use crate::rollout::settings::{LogProbs, Sync};
-
-/// A temperature at which raw log-probabilities differ clearly from processed ones.
-const PROBE_TEMPERATURE: f32 = 1.5;
-
-/// A measurement, or the failure of the server.
-type Measured = std::result::Result<Measurement, Failure>;
+use crate::generate::read;
+use crate::rollout::settings::Sync;
 
 impl Served {
-    /// Ensure that the available servers have the current weights, and reinstates suspended servers where possible.
+    /// Ensure that the available servers have the current weights, and reinstate excluded servers where possible.
     pub(super) fn refresh(&mut self, at: &Upcoming) -> Result<()> {
         let known = self.current.as_ref().is_some_and(|(version, _)| *version == at.current.version);
         if !known {
             self.publish(at)?;
         }
-        self.reinstate_suspended(at)
+        self.reinstate_excluded(at)
     }
 
     fn publish(&mut self, at: &Upcoming) -> Result<()> {
@@ -46,29 +41,44 @@ impl Served {
             prefetched.wait(stop, &mut |_, _| true)?;
         }
         let start = Instant::now();
-        if let Some((run, adapters)) = self.leftovers.take() {
-            self.publisher.remove_leftovers(&self.servers, &adapters, &run)?;
+        if let Some(leftovers) = self.leftovers.take() {
+            self.publisher.remove_leftovers(&self.servers, &leftovers, stop)?;
         }
         let weights = self.publisher.publish(current.version, &self.servers, &current.write, stop)?;
         self.current = Some((current.version, weights));
         self.stats.sync += start.elapsed();
         self.check_all(at)?;
-        self.publisher.retire_old(&self.servers)
+        self.publisher.retire_old(&self.servers, stop)
     }
 
-    /// Transfers the newest weights to suspended servers that answer again, and reinstates those that pass the check.
-    fn reinstate_suspended(&mut self, at: &Upcoming) -> Result<()> {
+    /// Transfer the newest weights to suspended servers that answer again, and to broken ones that were restarted. Those
+    /// that pass the check are reinstated.
+    fn reinstate_excluded(&mut self, at: &Upcoming) -> Result<()> {
         let servers = self.servers.clone();
-        for (index, server) in servers.iter().enumerate().filter(|(_, server)| server.is_suspended()) {
-            if server.client.get("/health", Duration::from_secs_f64(self.config.connect_timeout_s)).is_err() {
+        let excluded: Vec<usize> = (0..servers.len()).filter(|&index| !servers[index].is_available()).collect();
+        let (timeout, stop) = (Duration::from_secs_f64(self.config.connect_timeout_s), at.stop);
+        let health = in_parallel(&excluded, |&index| {
+            let client = servers[index].client.clone();
+            until_stopped(stop, move || client.get("/health", timeout))
+        });
+        for (&index, health) in excluded.iter().zip(health) {
+            let server = &servers[index];
+            match health? {
+                Ok(_) | Err(Failure::NotFound(_)) if server.is_suspended() => {}
+                Err(Failure::Unavailable(_)) => {
+                    server.mark_ended();
+                    continue;
+                }
+                _ => continue,
+            }
+            if !self.publisher.send_newest(server, at.stop)? {
                 continue;
             }
-            if self.publisher.send_newest(server, at.stop)?.is_ok() {
-                server.reinstate();
-                match self.check(index, at) {
-                    Err(Error::Engine(why)) => server.suspend(&why),
-                    checked => checked?,
-                }
+            match self.check(index, at) {
+                Ok(true) => server.reinstate(),
+                Ok(false) => {}
+                Err(Error::Engine(why)) => server.suspend(&why),
+                Err(error) => return Err(error),
             }
         }
         if servers.iter().any(Server::is_available) {
@@ -78,102 +88,62 @@ impl Served {
         }
     }
 
+    /// Check that all available servers serve our weights. They sample at the same time.
     fn check_all(&mut self, at: &Upcoming) -> Result<()> {
         let start = Instant::now();
-        for index in 0..self.servers.len() {
-            if self.servers[index].is_available() {
-                self.check(index, at)?;
+        let servers = self.servers.clone();
+        let available: Vec<usize> = (0..servers.len()).filter(|&index| servers[index].is_available()).collect();
+        let probe = Probe::new(self, at);
+        let probed = in_parallel(&available, |&index| probe.ask(&servers, index));
+        for (&index, probed) in available.iter().zip(probed) {
+            if let Some(probed) = probed? {
+                self.judge(index, &probe, &probed, at)?;
             }
         }
+        self.stats.retries += probe.retries.load(Ordering::SeqCst);
         self.stats.check += start.elapsed();
         Ok(())
     }
 
-    /// Check that a server serves our weights. If it cannot be reached and another one is available, it is suspended.
-    fn check(&mut self, index: usize, at: &Upcoming) -> Result<()> {
-        let limit = check::limit(self.config.max_mean_kl, self.servers[index].is_f32, self.first_divergence[index]);
-        let measured = self.measure_with_retries(index, at, limit)?;
-        measured.map_or(Ok(()), |measurement| self.conclude(index, at.current.version, measurement, limit))
-    }
-
-    /// Measure a server, with retries. After a divergence above `limit`, its prefix cache is emptied and the
-    /// measurement is repeated once. Return `None` if the server was suspended.
-    fn measure_with_retries(&mut self, index: usize, at: &Upcoming, limit: f64) -> Result<Option<Measurement>> {
+    /// Check that a server serves our weights. Return false if it cannot be reached and another one is available.
+    fn check(&mut self, index: usize, at: &Upcoming) -> Result<bool> {
         let servers = self.servers.clone();
-        let server = &servers[index];
-        let temperature = at.sampling.distribution.temperature;
-        let temperature = if temperature == 0.0 { 1.0 } else { temperature };
-        let known = self.probe_reading(server, at, temperature)?;
-        let (mut cache_reset, mut tried) = (false, 0);
-        loop {
-            let failure = match self.measure(server, at, temperature, known)? {
-                Ok(measurement) if measurement.divergence > limit && !cache_reset => {
-                    self.publisher.reset_cache(server);
-                    cache_reset = true;
-                    continue;
-                }
-                Ok(measurement) => return Ok(Some(measurement)),
-                Err(failure) => failure,
-            };
-            if has_other(&servers, index) && !matches!(failure, Failure::Permanent(_)) {
-                server.suspend(failure.message());
-                return Ok(None);
-            }
-            let retries = self.config.retries;
-            if !matches!(failure, Failure::Transient(_)) || tried == retries {
-                let (url, why, tries) = (&server.client.url, failure.message(), tried + 1);
-                return Err(Error::Engine(format!("{url}: {why} (tried {tries} times: rollout.retries = {retries})")));
-            }
-            pause(Duration::from_secs(1 << tried.min(6)), at.stop)?;
-            tried += 1;
-            self.stats.retries += 1;
+        let probe = Probe::new(self, at);
+        match probe.ask(&servers, index)? {
+            Some(probed) => self.judge(index, &probe, &probed, at),
+            None => Ok(false),
         }
     }
 
-    /// Return the kind of a server's log-probabilities. At temperature 1, where it cannot be found out, this measures
-    /// at another temperature.
-    fn probe_reading(&self, server: &Server, at: &Upcoming, temperature: f32) -> Result<LogProbs> {
-        if self.log_probs != LogProbs::Auto || temperature != 1.0 {
-            return Ok(self.log_probs);
+    /// Judge a server by its completions. After a divergence above the limit, its prefix cache is emptied and the probe is
+    /// repeated once. Return false if the server is suspended then.
+    fn judge(&mut self, index: usize, probe: &Probe, probed: &Probed, at: &Upcoming) -> Result<bool> {
+        let servers = self.servers.clone();
+        let limit = check::limit(self.config.max_mean_kl, servers[index].is_f32, self.first_divergence[index]);
+        let mut measurement = self.measure(probe, probed, at);
+        if measurement.divergence > limit {
+            self.publisher.reset_cache(&servers[index], at.stop)?;
+            let Some(probed) = probe.ask(&servers, index)? else { return Ok(false) };
+            measurement = self.measure(probe, &probed, at);
         }
-        let found = self.measure(server, at, PROBE_TEMPERATURE, LogProbs::Auto)?;
-        // The measurement that follows reports the failure of a server.
-        Ok(found.map_or(LogProbs::Auto, |measurement| measurement.reading))
+        self.conclude(index, at.current.version, measurement, limit)?;
+        Ok(true)
     }
 
-    /// Compare a server's model with ours under the full softmax, on a few short completions that the server samples.
-    fn measure(&self, server: &Server, at: &Upcoming, temperature: f32, known: LogProbs) -> Result<Measured> {
-        let Upcoming { current, requests, sampling, stop } = *at;
-        let weights = self.current.as_ref().map_or_else(|| self.publisher.base(), |(_, weights)| weights.clone());
-        let max_completion_length = check::MAX_TOKENS.min(sampling.max_completion_length);
-        let distribution = Distribution::at(temperature);
-        let short = Sampling { distribution, max_completion_length, ..sampling.clone() };
-        let mut probes: Vec<Query> = Vec::new();
-        for request in requests {
-            if probes.len() < check::MAX_PROMPTS && probes.iter().all(|probe| probe.prompt != request.prompt) {
-                let seed = probes.len() as i64 + 1;
-                probes.push(Query { prompt: request.prompt.clone(), count: 1, seed });
-            }
+    /// Compare a server's model with ours on its completions.
+    fn measure(&self, probe: &Probe, probed: &Probed, at: &Upcoming) -> Measurement {
+        let mut measurement = Measurement { reading: self.log_probs, divergence: f64::NAN };
+        for (sampling, completions) in probe.samplings.iter().zip(probed) {
+            let pairs = probe.queries.iter().zip(completions);
+            let sequences: Vec<_> = pairs.map(|(query, sampled)| (&query.prompt[..], &sampled.tokens[..])).collect();
+            let scored = read(at.current.model, &sequences, &sampling.distribution, at.current.tokens_per_pass);
+            let temperature = sampling.distribution.temperature;
+            measurement = Measurement::of(completions, &scored, measurement.reading, temperature);
         }
-        let mut completions = Vec::new();
-        let timeout = Duration::from_secs_f64(self.config.request_timeout_s);
-        for probe in &probes {
-            stop.check()?;
-            let (path, body) = protocol::request(self.engine, probe, &short, &weights);
-            let answer = server.client.post(path, &body, timeout);
-            let parse = |answer| protocol::completions(self.engine, &answer, probe, &short, self.vocab_size);
-            match answer.and_then(parse) {
-                Ok(sampled) => completions.extend(sampled),
-                Err(failure) => return Ok(Err(failure)),
-            }
-        }
-        let pairs = probes.iter().zip(&completions);
-        let sequences: Vec<_> = pairs.map(|(probe, sampled)| (&probe.prompt[..], &sampled.tokens[..])).collect();
-        let scored = read(current.model, &sequences, &distribution, current.tokens_per_pass);
-        Ok(Ok(Measurement::of(&completions, &scored, known, temperature)))
+        measurement
     }
 
-    /// Record the measurement of a server that passes the check; otherwise returns the error.
+    /// Record the measurement of a server that passes the check; otherwise return the error.
     fn conclude(&mut self, index: usize, version: u64, measurement: Measurement, limit: f64) -> Result<()> {
         let Measurement { reading, divergence } = measurement;
         let url = &self.servers[index].client.url;
