@@ -10,8 +10,8 @@ use tempering::train::batch::Sequence;
 
 use crate::cli::{succeed, user_error};
 use crate::support::{
-    Workshop, column, device, device_name, figures, final_weights, interrupt_rl, likelihood, logits, resume_rl, run_rl,
-    run_sft, tiny, tokenizer,
+    Workshop, column, device, device_name, figures, final_weights, interrupt_rl, likelihood, logits, repository,
+    resume_rl, run_rl, run_sft, tiny, tokenizer,
 };
 
 fn small() -> LoraConfig {
@@ -122,6 +122,8 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     };
     let error = failure("\"bias\": \"none\"", "\"bias\": \"all\", \"use_dora\": true");
     assert!(error.contains("bias = \"all\"") && error.contains("use_dora = true"), "{error}");
+    let error = failure("\"bias\": \"none\"", "\"modules_to_save\": [\"lm_head\"]");
+    assert!(error.contains("modules_to_save = [\"lm_head\"]") && error.contains("`merge_and_unload()`"), "{error}");
     // Regression: adapters that change their base were loaded on the original, 3 nats off; newer settings were ignored.
     for init in ["pissa", "pissa_niter_16", "olora", "corda"] {
         let error = failure("\"bias\": \"none\"", &format!("\"init_lora_weights\": \"{init}\""));
@@ -162,6 +164,59 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     std::fs::rename(dir.join("adapter_model.safetensors"), dir.join("adapter_model.bin")).unwrap();
     let error = failure("\"r\": 2", "\"r\": 2");
     assert!(error.contains("no adapter_model.safetensors is here; pickled adapters are not read"), "{error}");
+    assert!(error.contains("safe_serialization=True"), "{error}");
+}
+
+/// Regression: an adapter in some of the layers, by a pattern or `layers_to_transform`, was refused for what it lacks in
+/// the others.
+#[test]
+fn an_adapter_in_some_of_the_layers_is_read_and_saved_as_it_is() {
+    let [source, base] = ["adapter_layers", "llama"].map(|name| repository("assets/fixtures/models").join(name));
+    let dir = tempfile::tempdir().unwrap();
+    let (weights, config) = ("adapter_model.safetensors", dir.path().join("adapter_config.json"));
+    let load = |dir: &Path| model::lora::load(dir, &device(), Precision::F32);
+    let (_, model, lora) = load(&source).unwrap();
+    assert_eq!(lora.target_modules, ["q_proj", "down_proj"]);
+    model::lora::save(dir.path(), &model, &lora, &base).unwrap();
+    let saved = tensors(&dir.path().join(weights));
+    assert!(saved.len() == 2 * 2 * 2 && saved == tensors(&source.join(weights)));
+    let mut written: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    let modules = ["mlp.down_proj", "self_attn.q_proj"];
+    let paths = [0, 2].map(|layer| modules.map(|module| format!("model.layers.{layer}.{module}")));
+    assert_eq!(written["target_modules"], serde_json::json!(paths.concat()));
+    let same = || assert_eq!(logits(&load(dir.path()).unwrap().1, &[&[1, 5, 9]]), logits(&model, &[&[1, 5, 9]]));
+    same();
+    written["target_modules"] = serde_json::json!(["q_proj", "down_proj"]);
+    written["layers_to_transform"] = serde_json::json!([0, 2]);
+    std::fs::write(&config, written.to_string()).unwrap();
+    same();
+    // Without such a selection, factors that are missing are an error.
+    written["layers_to_transform"] = serde_json::Value::Null;
+    std::fs::write(&config, written.to_string()).unwrap();
+    let error = load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("missing base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"), "{error}");
+}
+
+/// `all-linear` stands for the projections that the model has, in settings and in what PEFT reads.
+#[test]
+fn all_linear_layers_are_adapted_by_one_word() {
+    let text = "r = 2\nlora_alpha = 4.0\ntarget_modules = \"all-linear\"\n";
+    let all: LoraConfig = toml::from_str(text).unwrap();
+    assert_eq!((all.mistakes(), toml::to_string(&all).unwrap().as_str()), (vec![], text));
+    let (_, base) = tiny(1, &device());
+    let attached = |lora: &LoraConfig| names(&lora.attach(base.clone(), 0));
+    assert_eq!(attached(&all), attached(&small()));
+    let workshop = Workshop::new();
+    let mut config = workshop.sft("sft");
+    config.lora = Some(all);
+    run_sft(&config).unwrap();
+    let written = std::fs::read_to_string(workshop.run("sft/adapter/adapter_config.json")).unwrap();
+    let written: serde_json::Value = serde_json::from_str(&written).unwrap();
+    assert_eq!(written["target_modules"].as_array().unwrap().len(), 7);
+    for (wrong, told) in [("\".*_proj\"", "patterns are not supported here"), ("3", "expected a list of names")] {
+        let error = toml::from_str::<LoraConfig>(&format!("target_modules = {wrong}")).unwrap_err().to_string();
+        assert!(error.contains(told) && error.contains("or \"all-linear\""), "{error}");
+    }
 }
 
 /// A server of the vision-language model would know neither the extracted model's tensor names nor its adapters.

@@ -4,7 +4,6 @@
 //! deviations are reported when a benchmark is read.
 
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 
 use super::Fields;
 use crate::error::Result;
@@ -59,7 +58,8 @@ pub(super) fn names() -> String {
     ALL.map(|benchmark| benchmark.name).join(", ")
 }
 
-/// Return the benchmark that `path` names (`math500` or `math500@revision`) and the revision; `None` if it is a file.
+/// Return the benchmark that `path` names (`math500` or `math500@revision`) and the revision; `None` if there is a file or
+/// folder of that name.
 fn read(path: &Path) -> Option<(&'static Benchmark, Option<&str>)> {
     let text = path.to_str()?;
     let (name, revision) = match text.split_once('@') {
@@ -70,9 +70,10 @@ fn read(path: &Path) -> Option<(&'static Benchmark, Option<&str>)> {
     if !revision.is_none_or(hub::is_revision) {
         return None;
     }
-    if path.is_file() {
-        static WARNED: Once = Once::new();
-        WARNED.call_once(|| tracing::warn!("{text}: the file of this name is taken, not the benchmark"));
+    if path.exists() {
+        if hub::is_first(path) {
+            tracing::warn!("{text}: what is here under this name is taken, not the benchmark; {name}@main names that");
+        }
         return None;
     }
     Some((found, revision))
@@ -83,7 +84,7 @@ pub(super) fn is_name(path: &Path) -> bool {
     ALL.iter().any(|benchmark| path == Path::new(benchmark.name))
 }
 
-/// Return the benchmark that `path` names; `None` if there is a file of that name.
+/// Return the benchmark that `path` names; `None` if there is a file or folder of that name.
 pub fn of(path: &Path) -> Option<&'static Benchmark> {
     read(path).map(|(benchmark, _)| benchmark)
 }

@@ -1,5 +1,7 @@
 //! Selection of the files of a repository to download.
 
+use std::collections::BTreeMap;
+
 use super::card;
 use super::name::{ENDINGS, Name};
 
@@ -33,7 +35,8 @@ fn has(listing: &[String], file: &str) -> bool {
 pub(super) fn small(listing: &[String]) -> Vec<String> {
     let whole = has(listing, WEIGHTS) || has(listing, INDEX);
     let wanted = SMALL.into_iter().filter(|file| has(listing, file) && !(whole && *file == ADAPTER));
-    wanted.map(str::to_string).collect()
+    let is_template = |file: &&String| file.starts_with("additional_chat_templates/") && file.ends_with(".jinja");
+    wanted.map(str::to_string).chain(listing.iter().filter(is_template).cloned()).collect()
 }
 
 /// Return the weights file of a model: a single file, the index of several, or adapter weights.
@@ -60,8 +63,8 @@ pub(super) fn weights(listing: &[String]) -> Result<&'static str, String> {
     } else {
         format!(
             "has {found} and not {wanted}. Pickled weights run code when they are read, and are not fetched: look for a pull request \
-             of the repository that has safetensors (…@refs/pr/1), or convert it with transformers or PEFT (`save_pretrained`) and \
-             give the folder"
+             of the repository that has safetensors (…@refs/pr/1), or convert it with transformers or PEFT \
+             (`save_pretrained(…, safe_serialization=True)`) and give the folder"
         )
     })
 }
@@ -130,25 +133,36 @@ pub(super) fn data(name: &Name, listing: &[String], readme: Option<&str>) -> Res
 /// Return the files of a split after checking that they belong together and are complete.
 fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
     let files = &split.files;
-    // `train-00000-of-00002.parquet`: the last number is the number of files.
-    let of =
-        |file: &String| file.rsplit_once("-of-").and_then(|(_, rest)| rest.split('.').next()?.parse::<usize>().ok());
-    if let Some(count) = files.first().and_then(of).filter(|count| *count != files.len()) {
-        return Err(format!(
-            "{} of the {count} files of {}:{} are here: {}",
-            files.len(),
-            split.config,
-            split.split,
-            some(files.iter())
-        ));
+    let mut series: BTreeMap<(&str, usize), Vec<&String>> = BTreeMap::new();
+    for file in files {
+        if let Some(shard) = shard_of(file) {
+            series.entry(shard).or_default().push(file);
+        }
     }
-    // The names of shards differ only in digits.
-    let bare = |file: &String| file.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    if let Some(((_, count), here)) = series.into_iter().find(|((_, count), here)| here.len() != *count) {
+        let (config, split, found) = (&split.config, &split.split, here.len());
+        return Err(format!("{found} of the {count} files of {config}:{split} are here: {}", some(here.into_iter())));
+    }
+    // The names of files that belong together differ only in digits, or they are of one series of shards.
+    let bare = |file: &String| match shard_of(file) {
+        Some((series, _)) => series.to_string(),
+        None => file.chars().filter(|c| !c.is_ascii_digit()).collect(),
+    };
     if split.declared || files.iter().all(|file| bare(file) == bare(&files[0])) {
         return Ok(files.clone());
     }
     let lines: String = files.iter().map(|file| format!("\n  {}:{file}", name.repository)).collect();
     Err(format!("has several files for {}:{}; name one:{lines}", split.config, split.split))
+}
+
+/// Return the series of a shard and the number of its files: `train-` and 2 for `train-00000-of-00002.parquet`, also with
+/// a digest before the ending.
+fn shard_of(file: &str) -> Option<(&str, usize)> {
+    let (start, rest) = file.rsplit_once("-of-")?;
+    let series = start.trim_end_matches(|c: char| c.is_ascii_digit());
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let count = rest[..digits].parse().ok()?;
+    (series.len() < start.len()).then_some((series, count))
 }
 
 /// Return the splits declared in the card or, if there are none, derived from file names.
@@ -336,9 +350,13 @@ mod tests {
         assert_eq!(chosen("o/m:2025-I", &listing, Some(card)).unwrap(), ["a-I.jsonl"]);
         let error = chosen("o/m:test", &listing, Some(card)).unwrap_err();
         assert_eq!(error, "has several parts; name one:\n  o/m:2025-I:test\n  o/m:2025-II:test");
+        // A split may have several series of files.
+        let series = ["a-0-of-2.jsonl", "a-1-of-2.jsonl", "b-0-of-1.jsonl"];
+        let all = "---\nconfigs:\n- config_name: default\n  data_files: \"*.jsonl\"\n---\n";
+        assert_eq!(chosen("o/m", &series, Some(all)).unwrap(), series);
+        assert!(chosen("o/m", &series[1..], Some(all)).unwrap_err().contains("1 of the 2 files of default:train"));
         // Several files form one split if the card declares it.
-        let both = "---\nconfigs:\n- config_name: default\n  data_files: \"*.jsonl\"\n---\n";
-        assert_eq!(chosen("o/m", &listing, Some(both)).unwrap(), ["a-I.jsonl", "a-II.jsonl"]);
+        assert_eq!(chosen("o/m", &listing, Some(all)).unwrap(), ["a-I.jsonl", "a-II.jsonl"]);
         let csv = "---\nconfigs:\n- config_name: default\n  data_files: x.csv\n---\n";
         assert!(chosen("o/m", &["x.csv", "x.jsonl"], Some(csv)).unwrap_err().contains("default:train is in x.csv"));
     }
@@ -359,6 +377,11 @@ mod tests {
         assert!(error.contains("it has data.csv") && error.contains("o/m@refs/convert/parquet"), "{error}");
         // Offline, after a download that was interrupted between two files.
         let error = chosen("o/m", &["train-00000-of-00002.parquet"], None).unwrap_err();
+        assert!(error.contains("1 of the 2 files of default:train are here"), "{error}");
+        // Regression: the digest in the names of older data sets hid the number of files.
+        let listing = ["train-00000-of-00002-9f2b7c.parquet", "train-00001-of-00002-0a1d44.parquet"];
+        assert_eq!(chosen("o/m", &listing, None).unwrap(), listing);
+        let error = chosen("o/m", &listing[1..], None).unwrap_err();
         assert!(error.contains("1 of the 2 files of default:train are here"), "{error}");
     }
 
@@ -395,5 +418,7 @@ mod tests {
         let both = files(&["config.json", ADAPTER, "model.safetensors", "optimizer.pt", "onnx/model.onnx"]);
         assert_eq!(small(&both), ["config.json"]);
         assert_eq!(small(&files(&[ADAPTER, ADAPTER_WEIGHTS])), [ADAPTER]);
+        let templates = files(&["additional_chat_templates/rag.jinja", "other/x.jinja", "config.json"]);
+        assert_eq!(small(&templates), ["config.json", "additional_chat_templates/rag.jinja"]);
     }
 }

@@ -49,19 +49,12 @@ impl Listing {
 /// Metadata of a file, from a HEAD request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Head {
-    /// ETag: the name of the blob, and the SHA-256 of large files.
+    /// ETag: the name of the blob. SHA-256 of large files, git's id of others.
     pub(super) etag: String,
     /// Size in bytes.
     pub(super) size: u64,
     /// Download URL.
     url: String,
-}
-
-impl Head {
-    /// Return the SHA-256 of the content, if the ETag is one.
-    pub(super) fn sha256(&self) -> Option<&str> {
-        (self.etag.len() == 64).then_some(self.etag.as_str())
-    }
 }
 
 /// HTTP client of the Hub. Does not implement `Debug`, since it holds the token.

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::cache::Cache;
@@ -39,8 +40,8 @@ pub(super) fn retry<T>(name: &Name, mut ask: impl FnMut() -> std::result::Result
 /// Download `file` of a commit into the cache, unless it is there.
 ///
 /// # Errors
-/// The Hub rejects the request, the connection is lost, size or SHA-256 of the content differ from the Hub's metadata,
-/// or the file cannot be written.
+/// The Hub rejects the request, the connection is lost, size or hash of the content differ from the Hub's metadata, or
+/// the file cannot be written.
 pub(super) fn fetch(client: &Client, cache: &Cache, name: &Name, commit: &str, file: &str) -> Result<()> {
     let broken = |error| match error {
         Error::Engine(why) => Error::Invalid(format!(
@@ -81,19 +82,58 @@ fn incomplete(blob: &Path) -> PathBuf {
     name.into()
 }
 
+/// Hash that an ETag states, of the content so far.
+#[derive(Clone)]
+enum Hash {
+    /// Of large files.
+    Sha256(Sha256),
+    /// Of other files: SHA-1 of `blob <size>\0` and the content, git's id of a blob.
+    Git(Sha1),
+    /// The ETag is no known hash, so the content is not verified.
+    Unknown,
+}
+
+impl Hash {
+    fn new(head: &Head) -> Self {
+        match head.etag.len() {
+            _ if !head.etag.bytes().all(|byte| byte.is_ascii_hexdigit()) => Self::Unknown,
+            64 => Self::Sha256(Sha256::new()),
+            40 => Self::Git(Sha1::new_with_prefix(format!("blob {}\0", head.size))),
+            _ => Self::Unknown,
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hash) => hash.update(bytes),
+            Self::Git(hash) => hash.update(bytes),
+            Self::Unknown => {}
+        }
+    }
+
+    /// Return the name of the hash and its value in hexadecimal.
+    fn value(self) -> Option<(&'static str, String)> {
+        match self {
+            Self::Sha256(hash) => Some(("SHA-256", format!("{:x}", hash.finalize()))),
+            Self::Git(hash) => Some(("git id", format!("{:x}", hash.finalize()))),
+            Self::Unknown => None,
+        }
+    }
+}
+
 /// Partially downloaded file, with the hash of its content so far.
 struct Part {
     path: PathBuf,
     file: File,
     size: u64,
-    hash: Sha256,
+    hash: Hash,
 }
 
 impl Part {
     /// Open the remainder of an earlier download, or an empty file.
     fn open(path: PathBuf, head: &Head) -> Result<Self> {
         let open = OpenOptions::new().read(true).append(true).create(true).open(&path);
-        let mut part = Self { file: open.map_err(Error::io(&path))?, path, size: 0, hash: Sha256::new() };
+        let mut part = Self { file: open.map_err(Error::io(&path))?, path, size: 0, hash: Hash::new(head) };
         let mut buffer = vec![0; 1 << 20];
         loop {
             let read = part.file.read(&mut buffer).map_err(Error::io(&part.path))?;
@@ -104,14 +144,14 @@ impl Part {
             part.size += read as u64;
         }
         if part.size > head.size {
-            part.empty()?;
+            part.empty(head)?;
         }
         Ok(part)
     }
 
-    fn empty(&mut self) -> Result<()> {
+    fn empty(&mut self, head: &Head) -> Result<()> {
         self.file.set_len(0).map_err(Error::io(&self.path))?;
-        (self.size, self.hash) = (0, Sha256::new());
+        (self.size, self.hash) = (0, Hash::new(head));
         Ok(())
     }
 
@@ -126,7 +166,7 @@ impl Part {
         let own = |error: Error| Failure::Permanent(error.to_string());
         let (goes_on, mut content) = client.content(name, head, self.size)?;
         if !goes_on {
-            self.empty().map_err(own)?;
+            self.empty(head).map_err(own)?;
         }
         let mut buffer = vec![0; 1 << 18];
         loop {
@@ -135,7 +175,7 @@ impl Part {
                 break;
             }
             if self.size + read as u64 > head.size {
-                self.empty().map_err(own)?;
+                self.empty(head).map_err(own)?;
                 return Err(Failure::Permanent(format!(
                     "{} has more bytes than the {} that were announced",
                     head.etag, head.size
@@ -152,13 +192,15 @@ impl Part {
         Ok(())
     }
 
-    /// Verify the SHA-256 if the Hub provides it, and rename the file to its blob.
+    /// Verify the hash if the ETag is one, and rename the file to its blob.
     fn finish(mut self, name: &Name, file: &str, head: &Head, blob: &Path) -> Result<()> {
-        let found: String = self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if let Some(sha256) = head.sha256().filter(|sha256| *sha256 != found) {
-            self.empty()?;
+        if let Some((hash, found)) =
+            self.hash.clone().value().filter(|(_, found)| !head.etag.eq_ignore_ascii_case(found))
+        {
+            self.empty(head)?;
             return Err(Error::Invalid(format!(
-                "{name}: {file} came damaged: its SHA-256 is {found}, and the Hub names {sha256}. It is thrown away; try again"
+                "{name}: {file} came damaged: its {hash} is {found}, and the Hub names {}. It is thrown away; try again",
+                head.etag
             )));
         }
         self.file.sync_all().map_err(Error::io(&self.path))?;

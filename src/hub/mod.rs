@@ -115,18 +115,25 @@ fn named(kind: Kind, path: &Path) -> Result<Option<Name>> {
     Ok(name)
 }
 
-/// Logs once that a local path hides a repository name: as a warning if the cache has the repository.
+/// Say once that a local path hides a repository name: as a warning if the cache has the repository, and not for the
+/// project's own folders otherwise.
 fn say_hidden(path: &Path, name: &Name) {
-    static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    if !SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_path_buf()) {
+    let cached = Cache::of(&Hub::from_env().cache, name).exists();
+    if (name.is_in_project() && !cached) || !is_first(path) {
         return;
     }
     let line = format!("{name}: what is here under this name is taken; hf:{name} names the repository of the Hub");
-    if Cache::of(&Hub::from_env().cache, name).exists() {
+    if cached {
         tracing::warn!("{line}");
     } else {
-        tracing::info!("{line}");
+        progress::say(&line);
     }
+}
+
+/// Return whether this is the first message of this process about `path`.
+pub(crate) fn is_first(path: &Path) -> bool {
+    static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_path_buf())
 }
 
 /// Connection settings of the Hub.
@@ -208,7 +215,8 @@ impl Hub {
         self.finish(name, &opened)
     }
 
-    /// Download the files of a data set into the cache, unless they are there; returns their paths.
+    /// Download the files of a data set into the cache, unless they are there; returns their paths. Warn if they may be
+    /// a part of them: offline, from a cache without a list of the files.
     ///
     /// # Errors
     /// As [`Self::model`], and a name that matches no split or several.
@@ -222,6 +230,14 @@ impl Hub {
         }
         let wanted = choose::data(name, &opened.listing, readme.as_deref());
         let wanted = wanted.map_err(|why| self.fault(name, &opened, &why))?;
+        if !opened.whole && is_first(Path::new(&name.to_string())) {
+            tracing::warn!(
+                "{name}: HF_HUB_OFFLINE is set, and the cache has no list of the files of commit {}: only what is there is \
+                 read, which may be a part of the data set: {}",
+                opened.commit,
+                wanted.join(", ")
+            );
+        }
         self.fetch(name, &opened, &wanted)?;
         let dir = self.finish(name, &opened)?;
         Ok(wanted.iter().map(|file| dir.join(file)).collect())

@@ -83,7 +83,7 @@ impl Name {
         }
         let Some(named) = named else { return Ok(None) };
         let (owner, _) = named.repository.split_once('/').unwrap_or_default();
-        if PROJECT_FOLDERS.contains(&owner) || Path::new(owner).is_dir() {
+        if named.is_in_project() || Path::new(owner).is_dir() {
             let what = if kind == Kind::Model { "folder" } else { "file" };
             let why = if Path::new(owner).is_dir() { "is here" } else { "is one of this project's" };
             let clone = match owner {
@@ -97,6 +97,11 @@ impl Name {
             return Err(Error::file(path, message));
         }
         Ok(Some(named))
+    }
+
+    /// Return whether the name has the form of a path in one of the project's own folders.
+    pub(super) fn is_in_project(&self) -> bool {
+        self.repository.split_once('/').is_some_and(|(owner, _)| PROJECT_FOLDERS.contains(&owner))
     }
 
     /// Return the repository name that the local path `path` hides because it has the form of one.

@@ -75,7 +75,7 @@ impl Attention {
         }
     }
 
-    /// Attends within each packed sequence; with a cache, also to the tokens read before.
+    /// Attend within each packed sequence; with a cache, also to the tokens read before.
     ///
     /// # Shapes
     /// - x, output: `[rows, hidden]`
@@ -115,7 +115,7 @@ impl Attention {
         rows.precision.linear(&self.o_proj, mixed)
     }
 
-    /// Splits queries from the gates that follow them head by head.
+    /// Split queries from the gates that follow them head by head.
     fn with_gate(&self, q: Tensor<2>) -> (Tensor<2>, Option<Tensor<2>>) {
         let ([rows, width], dim) = (q.dims(), self.head_dim);
         let both = q.reshape([rows, width / (2 * dim), 2 * dim]);
@@ -161,7 +161,7 @@ impl Attention {
     }
 }
 
-/// Copies token ids to `device`.
+/// Copy token ids to `device`.
 pub(crate) fn ids(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
     let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
     ops::to_device(TensorData::from(ids.as_slice()), device)

@@ -202,7 +202,7 @@ impl KvCache {
         }
     }
 
-    /// Uploads the states of the announced step; the rotation tables stay.
+    /// Upload the states of the announced step; the rotation tables stay.
     fn upload_states(&mut self) {
         if let Some(decoding) = &mut self.decoding {
             decoding.states = states(self.call.spans(), &decoding.states.device());
@@ -323,7 +323,7 @@ impl KvCache {
     }
 }
 
-/// Iterates over the distinct windows.
+/// Iterate over the distinct windows.
 fn distinct(windows: &[Option<usize>]) -> impl Iterator<Item = usize> {
     let new = |(layer, window): (usize, &Option<usize>)| window.filter(|_| !windows[..layer].contains(window));
     windows.iter().enumerate().filter_map(new)

@@ -84,7 +84,7 @@ pub struct ModelConfig {
     pub rest: Map<String, Value>,
 }
 
-/// Deserialises null as the default, for keys that may be absent.
+/// Deserialise null as the default, for keys that may be absent.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> std::result::Result<T, D::Error> {
     Ok(Option::deserialize(value)?.unwrap_or_default())
 }
@@ -138,7 +138,7 @@ impl ModelConfig {
         }
     }
 
-    /// Read `dir/config.json` and rejects unsupported configurations.
+    /// Read `dir/config.json` and reject unsupported configurations.
     ///
     /// # Errors
     /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.

@@ -142,7 +142,7 @@ impl GatedDeltaNet {
         })
     }
 
-    /// Mixes each packed sequence with its past; with a cache, also with the tokens read before.
+    /// Mix each packed sequence with its past; with a cache, also with the tokens read before.
     ///
     /// # Shapes
     /// - x, output: `[rows, hidden]`

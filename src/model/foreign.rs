@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::ModelConfig;
 use super::family::FAMILIES;
+use super::wrapped::{MIMO, WRAPPERS};
 
 /// Unsupported model types, and the features they would need.
 const MISSING: [(&str, &str); 19] = [
@@ -46,7 +47,12 @@ const FOREIGN: [(&str, &str); 12] = [
 
 /// Return the message for an unsupported family.
 fn unknown(model_type: &str) -> String {
-    let known = FAMILIES.map(|family| family.name).join(", ");
+    // A wrapper with its language model was unwrapped before.
+    if WRAPPERS.iter().any(|(name, _)| *name == model_type) {
+        return format!("model_type = \"{model_type}\" needs text_config, the configuration of its language model");
+    }
+    let wrappers = WRAPPERS.map(|(name, _)| name);
+    let known = [&FAMILIES.map(|family| family.name)[..], &wrappers, &[MIMO]].concat().join(", ");
     let missing = MISSING.iter().find(|(name, _)| *name == model_type);
     let missing = missing.map_or(String::new(), |(_, what)| format!("; missing: {what}"));
     format!("model_type = \"{model_type}\" is not supported ({known} are){missing}")

@@ -23,6 +23,8 @@ use crate::text::directory::ADAPTER_CONFIG as CONFIG;
 pub use crate::text::directory::{base, base_name, is_adapter};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// End of the name of an adapter's first matrix.
+const LORA_A: &str = ".lora_A.weight";
 const PROJECTIONS: [&str; 14] = [
     "q_proj",
     "k_proj",
@@ -58,8 +60,40 @@ pub struct LoraConfig {
     pub r: usize,
     /// Scaling parameter: the output of an adapter is multiplied by `lora_alpha / r`.
     pub lora_alpha: f64,
-    /// Names of the linear layers that get an adapter.
+    /// Names of the linear layers that get an adapter, or `"all-linear"` for all linear layers of the blocks.
+    #[serde(with = "targets")]
     pub target_modules: Vec<String>,
+}
+
+/// Value of `target_modules` that selects all linear layers of the blocks, in settings and in PEFT's file.
+const ALL_LINEAR: &str = "all-linear";
+
+/// Format of `target_modules` in settings: a list of names, or [`ALL_LINEAR`] as a string.
+mod targets {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::ALL_LINEAR;
+
+    pub(super) fn serialize<S: Serializer>(names: &[String], to: S) -> Result<S::Ok, S::Error> {
+        if *names == [ALL_LINEAR] { to.serialize_str(ALL_LINEAR) } else { names.serialize(to) }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a list of names, or \"all-linear\"")]
+        enum Given {
+            Word(String),
+            List(Vec<String>),
+        }
+        match Given::deserialize(from)? {
+            Given::Word(word) if word != ALL_LINEAR => {
+                Err(D::Error::custom("expected a list of names, or \"all-linear\"; patterns are not supported here"))
+            }
+            Given::Word(word) => Ok(vec![word]),
+            Given::List(names) => Ok(names),
+        }
+    }
 }
 
 impl Default for LoraConfig {
@@ -79,12 +113,14 @@ impl LoraConfig {
         if !(self.lora_alpha > 0.0 && self.lora_alpha.is_finite()) {
             problems.push(format!("lora.lora_alpha = {} must be a positive number", self.lora_alpha));
         }
+        let choice =
+            format!("choose from {}; or write \"{ALL_LINEAR}\" in the place of a list", PROJECTIONS.join(", "));
         if self.target_modules.is_empty() {
-            problems.push(format!("lora.target_modules is empty; choose from {}", PROJECTIONS.join(", ")));
+            problems.push(format!("lora.target_modules is empty; {choice}"));
         }
-        for name in self.target_modules.iter().filter(|name| !PROJECTIONS.contains(&name.as_str())) {
-            problems
-                .push(format!("lora.target_modules: {name:?} has no adapter; choose from {}", PROJECTIONS.join(", ")));
+        let unknown = self.target_modules.iter().filter(|name| !PROJECTIONS.contains(&name.as_str()));
+        for name in unknown.filter(|_| !self.selects_all()) {
+            problems.push(format!("lora.target_modules: {name:?} has no adapter; {choice}"));
         }
         problems
     }
@@ -94,9 +130,9 @@ impl LoraConfig {
     /// # Errors
     /// Names the first missing projection and lists the ones the model has.
     pub(crate) fn fits(&self, model: &CausalLm) -> std::result::Result<(), String> {
-        let names = names(model);
-        let has = |name: &str| names.keys().any(|tensor| tensor.ends_with(&format!(".{name}.weight")));
-        match self.targets(model).into_iter().find(|name| !has(name)) {
+        let modules = modules(model);
+        let has = |name: &str| modules.iter().any(|module| last(module) == name);
+        match self.meant(is_fused(model)).into_iter().find(|name| !has(name)).filter(|_| !self.selects_all()) {
             None => Ok(()),
             Some(missing) => {
                 let known: Vec<&str> = PROJECTIONS.into_iter().filter(|name| has(name)).collect();
@@ -108,14 +144,21 @@ impl LoraConfig {
     /// Freeze the model and adds adapters to its target projections. As in PEFT, the adapters initially change
     /// nothing: `lora_B` is zero and `lora_A` is uniform in `±1/√input`, a function of `seed` and the parameter's name.
     pub fn attach(&self, model: CausalLm, seed: u64) -> CausalLm {
-        let targets = self.targets(&model).iter().map(|name| format!(".{name}.weight")).collect();
-        let lora = Lora::new(self.r, self.lora_alpha).set_param_group(ParamGroup::from_any_predicates(targets));
+        let meant = self.meant(is_fused(&model));
+        let chosen = modules(&model).into_iter().filter(|module| meant.contains(last(module))).collect();
+        self.attach_to(model, chosen, seed)
+    }
+
+    /// Same as [`Self::attach`], for the given modules.
+    fn attach_to(&self, model: CausalLm, modules: Vec<String>, seed: u64) -> CausalLm {
+        let weights: Vec<String> = modules.into_iter().map(|module| module + ".weight").collect();
+        let lora = Lora::new(self.r, self.lora_alpha).set_param_group(ParamGroup::from_paths(weights));
         replace(model.apply_lora(lora), Format::As(FloatDType::F32), |name, shape| {
             if name.ends_with(".lora_B.weight") {
                 // f32, even if the base weights have another format.
                 return Some(TensorData::zeros::<f32, _>(shape.to_vec()));
             }
-            if !name.ends_with(".lora_A.weight") {
+            if !name.ends_with(LORA_A) {
                 return None;
             }
             let mut random = Stream::new(&[seed, mix_text(name)]);
@@ -125,20 +168,53 @@ impl LoraConfig {
             Some(TensorData::new(values, shape.to_vec()))
         })
     }
-}
 
-impl LoraConfig {
-    /// Return the projections of `model` selected by `target_modules`; a part selects its fused projection (Phi 3).
-    fn targets(&self, model: &CausalLm) -> Vec<String> {
-        let is_fused = |layer: &Layer| layer.mlp.gate_up_proj.is_some();
-        self.meant(model.model.layers.first().is_some_and(is_fused)).into_iter().collect()
+    /// Return whether `target_modules` selects all linear layers of the blocks.
+    fn selects_all(&self) -> bool {
+        self.target_modules == [ALL_LINEAR]
     }
 
-    /// Return the projections selected by `target_modules` in a model with or without fused projections.
+    /// Return the projections selected by `target_modules` in a model with or without fused projections. A part
+    /// selects its fused projection (Phi 3).
     pub(crate) fn meant(&self, fused: bool) -> BTreeSet<String> {
+        if self.selects_all() {
+            return PROJECTIONS.map(str::to_string).into();
+        }
         let whole = |name: &str| FUSED.iter().find(|(part, _)| fused && *part == name).map(|(_, whole)| *whole);
         self.target_modules.iter().map(|name| whole(name).unwrap_or(name).to_string()).collect()
     }
+}
+
+/// Return whether a model has fused projections.
+fn is_fused(model: &CausalLm) -> bool {
+    model.model.layers.first().is_some_and(|layer| layer.mlp.gate_up_proj.is_some())
+}
+
+/// Return the paths of the modules of a model that can have an adapter, such as `model.layers.0.self_attn.q_proj`.
+fn modules(model: &CausalLm) -> Vec<String> {
+    let module = |name: String| name.strip_suffix(".weight").map(str::to_string);
+    names(model).into_keys().filter_map(module).filter(|module| PROJECTIONS.contains(&last(module))).collect()
+}
+
+/// Return the last component of a module's path.
+fn last(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
+}
+
+/// Return the module of a tensor `lora_A` in a PEFT file.
+fn adapted_module(name: &str) -> Option<&str> {
+    name.strip_prefix(ADAPTER)?.strip_suffix(LORA_A)
+}
+
+/// Return `target_modules` for the adapters of a model: the names of projections or, where an adapter is in some of
+/// the layers only, the paths of its modules.
+fn targets_of(model: &CausalLm) -> BTreeSet<String> {
+    let all = names(model);
+    let adapted: BTreeSet<&str> = all.keys().filter_map(|name| adapted_module(name)).collect();
+    let modules = modules(model);
+    let everywhere = |name: &str| modules.iter().all(|other| last(other) != name || adapted.contains(other.as_str()));
+    let target = |module| if everywhere(last(module)) { last(module) } else { module };
+    adapted.iter().map(|&module| target(module).to_string()).collect()
 }
 
 /// Return whether the model has adapters and its base weights have a 16-bit format.
@@ -199,7 +275,7 @@ struct AdapterFile {
 
 /// Keys of PEFT that may have any value: they do not change what a trained adapter computes, or they are read here. All
 /// other keys, including those of future PEFT versions, must be off.
-const ALLOWED_KEYS: [&str; 17] = [
+const ALLOWED_KEYS: [&str; 19] = [
     "base_model_name_or_path",
     "task_type",
     "auto_mapping",
@@ -217,7 +293,11 @@ const ALLOWED_KEYS: [&str; 17] = [
     "loftq_config",
     INIT,
     RSLORA,
+    SELECTIONS[0],
+    SELECTIONS[1],
 ];
+/// Keys that restrict `target_modules` to some of the modules.
+const SELECTIONS: [&str; 2] = ["layers_to_transform", "exclude_modules"];
 const RSLORA: &str = "use_rslora";
 const INIT: &str = "init_lora_weights";
 /// Values of `init_lora_weights` that leave the base weights unchanged. The others (PiSSA, OLoRA, CorDA, LoftQ,
@@ -235,13 +315,15 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// Return the projections with adapters in a file, in the order of `PROJECTIONS`, for a pattern in `target_modules`.
-fn adapted(weights: &Weights) -> Vec<String> {
-    let has = |name: &str| weights.shapes().any(|(tensor, _)| tensor.ends_with(&format!(".{name}.lora_A.weight")));
-    PROJECTIONS.into_iter().filter(|name| has(name)).map(str::to_string).collect()
+/// The settings of an adapter's file.
+struct Described {
+    lora: LoraConfig,
+    /// Names of the adapted modules, or ends of their paths; `None` if the file selects them by a pattern.
+    listed: Option<Vec<String>>,
+    base: PathBuf,
 }
 
-fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
+fn read(dir: &Path, weights: &Weights) -> Result<Described> {
     let path = dir.join(CONFIG);
     let file: AdapterFile = files::read_json(&path)?;
     let mut problems = Vec::new();
@@ -250,6 +332,11 @@ fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
     }
     let on = file.rest.iter().filter(|(key, value)| !ALLOWED_KEYS.contains(&key.as_str()) && !is_off(value));
     problems.extend(on.map(|(key, value)| format!("{key} = {value} is not supported")));
+    if !problems.is_empty() {
+        problems.push(
+            "merge it with PEFT (`merge_and_unload()`, then `save_pretrained`) and give the merged model".to_string(),
+        );
+    }
     let init = file.rest.get(INIT).unwrap_or(&Value::Null);
     if !(matches!(init, Value::Null | Value::Bool(_)) || init.as_str().is_some_and(|init| INITS.contains(&init))) {
         problems.push(format!(
@@ -257,21 +344,31 @@ fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
              (`save_pretrained(…, path_initial_model_for_weight_conversion=…)`) or merge it there"
         ));
     }
-    let target_modules = match file.target_modules {
-        // `all-linear` or a regular expression: the tensors in the file show which projections it matched.
-        Value::String(_) => adapted(weights),
-        list => serde_json::from_value(list.clone()).unwrap_or_else(|_| {
-            problems.push(format!("target_modules = {list} must be a list of names or a pattern of them"));
-            PROJECTIONS.map(str::to_string).to_vec()
-        }),
+    let restricted = SELECTIONS.iter().any(|key| file.rest.get(*key).is_some_and(|value| !is_off(value)));
+    let listed: Option<Vec<String>> = match &file.target_modules {
+        // `all-linear` or a regular expression.
+        Value::String(_) => None,
+        list => serde_json::from_value(list.clone())
+            .inspect_err(|_| {
+                problems.push(format!("target_modules = {list} must be a list of names or a pattern of them"));
+            })
+            .ok()
+            .filter(|_| !restricted),
+    };
+    // A pattern is not evaluated: the tensors in the file show which modules it selected.
+    let in_file =
+        |name: &&str| weights.shapes().filter_map(|(tensor, _)| adapted_module(tensor)).any(|m| last(m) == *name);
+    let target_modules = match &listed {
+        Some(names) => names.iter().map(|name| last(name).to_string()).collect(),
+        None => PROJECTIONS.into_iter().filter(in_file).map(str::to_string).collect(),
     };
     // rsLoRA (arXiv 2312.03732) multiplies the product by `lora_alpha / √r`.
     let by_root = file.rest.get(RSLORA) == Some(&Value::Bool(true));
     let lora_alpha = file.lora_alpha * if by_root { (file.r as f64).sqrt() } else { 1.0 };
-    let config = LoraConfig { r: file.r, lora_alpha, target_modules };
-    problems.extend(config.mistakes());
+    let lora = LoraConfig { r: file.r, lora_alpha, target_modules };
+    problems.extend(lora.mistakes());
     if problems.is_empty() {
-        Ok((config, base(dir, Part::Whole)?))
+        Ok(Described { lora, listed, base: base(dir, Part::Whole)? })
     } else {
         Err(Error::Config { origin: path.display().to_string(), problems })
     }
@@ -283,14 +380,16 @@ fn read(dir: &Path, weights: &Weights) -> Result<(LoraConfig, PathBuf)> {
 /// As [`super::load`]; also lists every mismatch between adapter and base.
 pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm, LoraConfig)> {
     if !dir.join(WEIGHTS).is_file() {
-        let message =
-            format!("no {WEIGHTS} is here; pickled adapters are not read (they run code): save it with safetensors");
+        let message = format!(
+            "no {WEIGHTS} is here; pickled adapters are not read (they run code): save it with PEFT's \
+             `save_pretrained(…, safe_serialization=True)`"
+        );
         return Err(Error::file(dir, message));
     }
     let weights = Weights::single(&dir.join(WEIGHTS))?;
-    let (lora, base) = read(dir, &weights)?;
+    let Described { lora, listed, base } = read(dir, &weights)?;
     // Check the rank in the file before allocating adapters of this rank.
-    let factors = weights.shapes().filter(|(name, _)| name.ends_with(".lora_A.weight"));
+    let factors = weights.shapes().filter(|(name, _)| name.ends_with(LORA_A));
     let (right, wrong): (Vec<_>, Vec<_>) = factors.partition(|(_, shape)| shape.first() == Some(&lora.r));
     if right.is_empty() || !wrong.is_empty() {
         let describe = |(name, shape)| format!("{name} has shape {shape:?}, but r = {} in {CONFIG}", lora.r);
@@ -299,7 +398,12 @@ pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelC
         return Err(weights.mismatch(if problems.is_empty() { std::slice::from_ref(&none) } else { &problems }));
     }
     let (config, model) = load_full(&base, device, precision, Format::below_adapters(precision, device))?;
-    let model = lora.attach(model, 0);
+    let is_adapted = |module: &String| match &listed {
+        Some(names) => names.iter().any(|name| module == name || module.ends_with(&format!(".{name}"))),
+        None => weights.has(&format!("{ADAPTER}{module}{LORA_A}")),
+    };
+    let chosen = modules(&model).into_iter().filter(is_adapted).collect();
+    let model = lora.attach_to(model, chosen, 0);
     let wanted = names(&model).into_iter().filter(|(name, _)| name.starts_with(ADAPTER)).collect();
     let problems = weights.mismatches(&wanted, |_| false);
     if !problems.is_empty() {
@@ -325,7 +429,7 @@ pub fn save(dir: &Path, model: &CausalLm, lora: &LoraConfig, base: &Path) -> Res
         "revision": revision,
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
-        "target_modules": lora.targets(model),
+        "target_modules": targets_of(model),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": false,

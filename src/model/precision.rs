@@ -48,7 +48,7 @@ impl Precision {
         if self.is_short() { self.dtype() } else { FloatDType::F32 }
     }
 
-    /// Rejects unsupported precisions, and f16 on a device with autodiff: its range is too small for gradients.
+    /// Reject unsupported precisions, and f16 on a device with autodiff: its range is too small for gradients.
     ///
     /// # Errors
     /// Names the supported formats.

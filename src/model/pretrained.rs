@@ -177,8 +177,8 @@ impl Weights {
         }
         if !path.is_file() {
             let message = format!(
-                "neither {WEIGHTS} nor {INDEX} is here; other formats are not read (pickled ones run code): save the model \
-                 with safetensors"
+                "neither {WEIGHTS} nor {INDEX} is here; other formats are not read (pickled ones run code): save the model with \
+                 transformers' `save_pretrained(…, safe_serialization=True)`"
             );
             return Err(Error::file(dir, message));
         }
@@ -211,7 +211,7 @@ impl Weights {
         if problems.is_empty() { Ok(weights) } else { Err(weights.mismatch(&problems)) }
     }
 
-    /// Iterates over names and shapes of all tensors.
+    /// Iterate over names and shapes of all tensors.
     pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.place.iter().filter_map(|(name, place)| Some((name.as_str(), self.info(place)?.0)))
     }
@@ -231,7 +231,7 @@ impl Weights {
         self.place = std::mem::take(&mut self.place).into_iter().filter_map(inner).collect();
     }
 
-    fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.place.contains_key(name)
     }
 

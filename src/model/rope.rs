@@ -274,7 +274,7 @@ impl Settings<'_> {
         Rope { frequencies, long: None, attention_factor, queries }
     }
 
-    /// Divide the frequencies of long waves by `factor`, keeps those of short waves, and blends those in between.
+    /// Divide the frequencies of long waves by `factor`, keep those of short waves, and blend those in between.
     fn llama3(&mut self, plain: Vec<f32>, max_positions: usize) -> Vec<f32> {
         let factor = self.number("factor", None, None) as f32;
         let low = self.number("low_freq_factor", None, None) as f32;

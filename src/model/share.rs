@@ -7,7 +7,7 @@ use super::params::{ADAPTER, Format, entries, replace};
 use super::tensors::Entry;
 use super::{CausalLm, LoraConfig, ModelConfig, Precision, lora};
 
-/// Iterates over the base weights, then the adapter weights; each tensor's values are fetched on demand.
+/// Iterate over the base weights, then the adapter weights; each tensor's values are fetched on demand.
 pub(crate) fn weights(model: &CausalLm) -> impl Iterator<Item = Entry> {
     let adapters = entries(model).into_iter().filter(|entry| entry.name.starts_with(ADAPTER));
     entries(&lora::detach(model)).into_iter().chain(adapters)

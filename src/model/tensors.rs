@@ -108,7 +108,7 @@ impl TensorFile {
         Ok(Self { path: path.to_path_buf(), file, start, tensors })
     }
 
-    /// Iterates over the tensor names in alphabetical order.
+    /// Iterate over the tensor names in alphabetical order.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }

@@ -5,9 +5,10 @@ use serde_json::{Map, Value};
 use super::family::FAMILIES;
 
 /// Multimodal wrappers of which only the language model is read, and its default family.
-const WRAPPERS: [(&str, &str); 3] = [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen3_5", "qwen3_5_text")];
+pub(super) const WRAPPERS: [(&str, &str); 3] =
+    [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen3_5", "qwen3_5_text")];
 /// MiMo 7B (arXiv 2505.07608): Qwen 2, and multi-token prediction layers that are ignored; not in transformers.
-const MIMO: &str = "mimo";
+pub(super) const MIMO: &str = "mimo";
 /// Keys that a language model inherits from its wrapper if it does not set them itself.
 const INHERITED: [&str; 7] = [
     "dtype",

@@ -93,12 +93,29 @@ fn eval_by_names_is_eval_of_the_files_and_works_offline_afterwards() {
     assert!(manifest["data"][0][0].as_str().unwrap().starts_with("hf:lab/sums:test@"), "{manifest}");
     lab.double.seen();
     assert_eq!(eval(&"lab/small", &"lab/sums:test", &[OFFLINE], &[&"--output", &out]), by_path);
+    // Without our list of the files, as Python leaves a cache, there may be more of them.
+    std::fs::remove_dir_all(lab.workshop.path("home/hub/datasets--lab--sums/.listings")).unwrap();
+    let alone: [&dyn AsRef<OsStr>; 5] = [&"eval", &"lab/small", &"lab/sums:test", &"--output", &out];
+    let ended =
+        lab.succeed(&[&alone[..], &[&"--max-completion-length", &"8", &"--temperature", &"0"]].concat(), &[OFFLINE]);
+    assert!(ended.err.contains("may be a part of the data set: test.jsonl") && ended.out == by_path, "{}", ended.err);
     assert!(lab.double.seen().is_empty());
     let error = lab.refuse(&[&"eval", &"lab/small", &"lab/sums"], &[]);
     assert!(
         error.contains("has several parts; name one:\n  lab/sums:default:test\n  lab/sums:default:train"),
         "{error}"
     );
+}
+
+#[test]
+fn score_by_name_is_score_of_the_file() {
+    let lab = Lab::new();
+    let rows = b"{\"text\": \"1+1\"}\n{\"text\": \"2+2=4\"}\n".to_vec();
+    std::fs::write(lab.workshop.path("texts.jsonl"), &rows).unwrap();
+    lab.double.publish("datasets/lab/texts", &[("train.jsonl", rows)]);
+    let score = |input: &str| lab.succeed(&[&"score", &"model", &"--input", &input], &[]).out;
+    let by_path = score("texts.jsonl");
+    assert!(by_path.lines().count() == 2 && by_path == score("lab/texts"), "{by_path}");
 }
 
 #[test]
@@ -126,6 +143,14 @@ fn paths_that_are_mistyped_and_folders_of_a_name_ask_nothing() {
         "{}",
         ended.err
     );
+    // Otherwise it is told, except of the project's own folders.
+    for (folder, told) in [("own", true), ("runs", false)] {
+        std::fs::create_dir_all(lab.workshop.path(folder)).unwrap();
+        std::fs::rename(lab.workshop.path("lab/small"), lab.workshop.path(folder).join("small")).unwrap();
+        let err = generate(&format!("{folder}/small")).err;
+        assert_eq!(err.contains(&format!("{folder}/small: what is here under this name is taken")), told, "{err}");
+        std::fs::rename(lab.workshop.path(folder).join("small"), lab.workshop.path("lab/small")).unwrap();
+    }
     assert!(lab.double.seen().is_empty());
     generate("hf:lab/small");
     assert!(!lab.double.seen().is_empty());
@@ -235,10 +260,19 @@ fn benchmarks_are_fetched_by_name_and_asked_by_the_protocol_of_papers() {
     let plain: [&dyn AsRef<OsStr>; 7] =
         [&"eval", &"model", &"math500", &"--protocol", &"plain", &"--num-problems", &"1"];
     assert!(!lab.succeed(&plain, &[]).err.contains("protocol paper"));
-    std::fs::write(lab.workshop.path("aime24"), rows("problem", "")).unwrap();
+    for name in ["aime24", "amc23"] {
+        std::fs::write(lab.workshop.path(name), rows("problem", "")).unwrap();
+    }
     lab.double.seen();
-    let taken = lab.succeed(&[&"eval", &"model", &"aime24"], &[]).err;
-    assert_eq!(taken.matches("aime24: the file of this name is taken").count(), 1, "{taken}");
+    let taken = lab.succeed(&[&"eval", &"model", &"aime24", &"amc23"], &[]).err;
+    for name in ["aime24", "amc23"] {
+        let line = format!("{name}: what is here under this name is taken, not the benchmark; {name}@main names that");
+        assert_eq!(taken.matches(&line).count(), 1, "{taken}");
+    }
+    // Regression: with a folder of the name, the benchmark was fetched.
+    std::fs::create_dir(lab.workshop.path("gsm8k")).unwrap();
+    let error = lab.refuse(&[&"eval", &"model", &"gsm8k"], &[]);
+    assert!(error.contains("gsm8k: a folder; name a file in it") && error.contains("gsm8k@main names that"), "{error}");
     let error = lab.refuse(&[&"eval", &"model", &"aime23"], &[]);
     assert!(error.contains("benchmarks with names of their own are math500, aime24"), "{error}");
     assert!(lab.double.seen().is_empty());

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// Fault of a request.
@@ -205,10 +206,10 @@ impl Shared {
         let Some(content) = content else {
             return reply(stream, seen, 404, "X-Error-Code: EntryNotFound\r\n", b"", usize::MAX);
         };
-        let sha256: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
         if [".safetensors", ".parquet"].iter().any(|ending| file.ends_with(ending)) {
+            let sha256 = Sha256::digest(&content);
             let headers = format!(
-                "X-Repo-Commit: {commit}\r\nX-Linked-Etag: \"{sha256}\"\r\nX-Linked-Size: {}\r\nLocation: {}/{repository}/{commit}/{file}\r\n",
+                "X-Repo-Commit: {commit}\r\nX-Linked-Etag: \"{sha256:x}\"\r\nX-Linked-Size: {}\r\nLocation: {}/{repository}/{commit}/{file}\r\n",
                 content.len(),
                 self.storage
             );
@@ -219,7 +220,8 @@ impl Shared {
             let headers = format!("X-Repo-Commit: {commit}\r\nLocation: /cached/{repository}/{commit}/{file}\r\n");
             return reply(stream, seen, 307, &headers, b"moved", usize::MAX);
         }
-        let headers = format!("X-Repo-Commit: {commit}\r\nETag: W/\"{}\"\r\n", &sha256[..40]);
+        let id = Sha1::new_with_prefix(format!("blob {}\0", content.len())).chain_update(&content).finalize();
+        let headers = format!("X-Repo-Commit: {commit}\r\nETag: W/\"{id:x}\"\r\n");
         send(stream, seen, &headers, content, fault);
     }
 

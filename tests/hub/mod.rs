@@ -145,6 +145,19 @@ fn a_cache_that_python_has_filled_is_used_offline() {
     assert_eq!(hub.model(&model("lab/two"), Part::Settings).unwrap(), snapshot);
     let error = hub.model(&model(&format!("lab/two@{commit}")), Part::Whole).unwrap_err().to_string();
     assert!(error.contains("has no weights") && error.contains("which may be a part"), "{error}");
+    // One shard of several is not taken for the whole split.
+    let repository = hub.cache.join("datasets--lab--sums");
+    let shard = repository.join("snapshots").join(commit).join("data/train-00000-of-00003-9f2b.jsonl");
+    std::fs::create_dir_all(shard.parent().unwrap()).unwrap();
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::write(repository.join("refs/main"), commit).unwrap();
+    std::fs::write(&shard, "{}").unwrap();
+    let error = hub.data(&data("lab/sums")).unwrap_err().to_string();
+    assert!(error.contains("1 of the 3 files of default:train are here"), "{error}");
+    assert!(error.contains("which may be a part"), "{error}");
+    std::fs::rename(&shard, shard.with_file_name("train.jsonl")).unwrap();
+    let sums = data(&format!("lab/sums@{commit}"));
+    assert_eq!(hub.data(&sums).unwrap(), [shard.with_file_name("train.jsonl")]);
 }
 
 /// The HTTP library reports only "invalid format" for both.
@@ -214,6 +227,10 @@ fn a_file_with_another_content_than_its_hash_is_thrown_away() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
     double.publish("models/lab/two", &shards());
     let hub = client(&double, home.path());
+    // Small files have git's id as their ETag.
+    double.fail("tokenizer.json", 1, Fault::Damage);
+    let error = hub.model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json came damaged: its git id is"), "{error}");
     double.fail("model-00002", 1, Fault::Damage);
     let error = hub.model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
     assert!(error.contains("model-00002-of-00002.safetensors came damaged: its SHA-256 is"), "{error}");
