@@ -7,9 +7,12 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempering::config::to_toml;
+use tempering::rollout::settings::{RolloutConfig, ServedConfig};
 use tempering::train::RlConfig;
 
+use crate::engine::fake::{Fake, Kind, Setup};
 use crate::support::{Workshop, column, device_name, figures, final_weights, repository};
 
 /// Return the reason why ranks are not available, if they are not.
@@ -161,6 +164,92 @@ fn mistakes_are_said_once_and_the_ranks_that_differ_are_named() {
     assert!(output.status.code() == Some(2) && error.matches("unknown key").count() == 1, "{error}");
     let output = mpirun(2, &[&"tasks"]).output().unwrap();
     assert!(said(&output).contains("start it alone"), "{}", said(&output));
+}
+
+/// Servers sample for rank 0, which distributes what is learned over all ranks; each rank needs the log-probabilities of
+/// the servers for the correction.
+#[test]
+fn two_ranks_on_a_server_learn_what_one_process_learns_from_it() {
+    if missing().is_some() {
+        return;
+    }
+    let workshop = Workshop::new();
+    for max_staleness in [0, 1] {
+        let run = |ranks: usize| {
+            // Its weights change with the run.
+            let server = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
+            let mut config = short(&workshop, &format!("served{ranks}{max_staleness}"));
+            let served = ServedConfig { urls: vec![server.url()], max_staleness, ..ServedConfig::default() };
+            config.rollout = RolloutConfig::Vllm(served);
+            let said = train(ranks, &[&write(&workshop, &config)]);
+            assert_eq!(said.matches("lessons are dealt").count(), usize::from(ranks > 1), "{said}");
+            let run = workshop.run(&config.name);
+            let requests = server.seen("/v1/completions").len();
+            (
+                column(&figures(&run), "loss"),
+                column(&figures(&run), "rollout/staleness_max"),
+                requests,
+                final_weights(&run),
+            )
+        };
+        let (alone, two) = (run(1), run(2));
+        assert!(alone.0.len() == 3 && alone.0.iter().any(|loss| *loss != 0.0), "{:?}", alone.0);
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-6;
+        assert!(two.0.len() == 3 && two.0.iter().zip(&alone.0).all(near), "{:?} {:?}", two.0, alone.0);
+        assert_eq!(alone.1.last(), Some(&(max_staleness as f64)));
+        assert_eq!(two.1, alone.1);
+        // A rank that asked for its own completions would send more of them.
+        assert_eq!(two.2, alone.2);
+        let apart = difference(&numbers(&two.3), &numbers(&alone.3));
+        assert!(apart < 1e-6, "weights {apart}");
+    }
+}
+
+#[test]
+fn ranks_that_wait_for_others_are_told_and_ranks_without_work_are_refused() {
+    if missing().is_some() {
+        return;
+    }
+    let workshop = Workshop::new();
+    let mut config = short(&workshop, "uneven");
+    (config.train.prompts_per_step, config.train.num_generations) = (1, 4);
+    let file = write(&workshop, &config);
+    let said = train(2, &[&file]);
+    assert_eq!(said.matches("to a multiple of 2").count(), 1, "{said}");
+    let many = write(&workshop, &RlConfig { name: "many".to_string(), ..config });
+    let output = mpirun(5, &[&"train", &many]).output().unwrap();
+    let error = self::said(&output);
+    assert!(output.status.code() == Some(2) && error.contains("5 ranks for the 4 completions"), "{error}");
+    assert!(!workshop.run("many").exists());
+}
+
+#[test]
+fn a_model_of_growth_has_servers_in_the_place_of_sampling() {
+    let bench = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tempering"));
+        command.args(["bench", "scale", "--prompts", "2", "--group", "2", "--tokens", "8", "--hidden", "32"]);
+        command.args(["--layers", "1", "--steps", "1", "--device", "cpu"]).args(args).output().unwrap()
+    };
+    let output = bench(&["--servers", "2", "--tokens-per-s", "100", "--sync-gb-per-s", "1e-3", "--gb-per-s", "1"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let times: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(times["measured"]["sampling_s"].is_null() && times["measured"]["score_s"].as_f64() > Some(0.0), "{times}");
+    let steps = times["modelled"].as_array().unwrap();
+    assert_eq!(steps.iter().map(|step| step["ranks"].as_u64().unwrap()).max(), Some(64));
+    let sync = 3e-6 * times["all_reduce_bytes"].as_f64().unwrap() + 2.0;
+    for step in steps {
+        assert!((step["sampling_s"].as_f64().unwrap() - 0.16).abs() < 1e-9, "{step}");
+        assert!((step["sync_s"].as_f64().unwrap() - sync).abs() < 1e-9, "{step}");
+        assert!(step["overlapped_step_s"].as_f64() < step["step_s"].as_f64(), "{step}");
+    }
+    for (args, told) in [
+        (&["--tokens-per-s", "100"][..], "--servers"),
+        (&["--servers", "2"], "--tokens-per-s"),
+        (&["--servers", "0", "--tokens-per-s", "100"], "--servers must be a positive number"),
+    ] {
+        let output = bench(args);
+        assert!(output.status.code() == Some(2) && said(&output).contains(told), "{args:?}: {}", said(&output));
+    }
 }
 
 /// Return the process id of a rank among the descendants of `mpirun`.

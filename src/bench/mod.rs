@@ -1,5 +1,6 @@
 //! Benchmarks of the generation, loss and optimiser code that `train` uses, with a randomly initialised model.
 
+pub mod growth;
 pub mod ops;
 #[cfg(feature = "gpu")]
 pub mod products;
@@ -31,15 +32,15 @@ pub enum Size {
 }
 
 impl Size {
-    /// Return the model configuration, with a context of 8192 tokens.
-    pub fn config(self) -> ModelConfig {
+    /// Return the model configuration for sequences of at most `context` tokens.
+    pub fn config(self, context: usize) -> ModelConfig {
         let config = match self {
             Self::Million => ModelConfig::qwen2(98, 128, 512, 4, 4, 2),
             Self::TenthBillion => ModelConfig::qwen2(32_000, 768, 3072, 12, 12, 2),
             Self::HalfBillion => ModelConfig::qwen2(151_936, 896, 4864, 24, 14, 2),
             Self::Billions => ModelConfig::qwen2(151_936, 1536, 8960, 28, 12, 2),
         };
-        ModelConfig { max_position_embeddings: 8192, ..config }
+        ModelConfig { max_position_embeddings: context, ..config }
     }
 }
 

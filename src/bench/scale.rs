@@ -5,10 +5,11 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde::Serialize;
 
-use super::step::sequence;
+use super::growth::{Measured, Modelled, Parts, Servers};
+use super::step::{completions, sequence};
 use super::{StepShape, median};
 use crate::error::Result;
-use crate::generate::{Request, Watch};
+use crate::generate::{Request, Watch, read};
 use crate::model::{CausalLm, ModelConfig};
 use crate::objective::Correction;
 use crate::optim::{AdamW, OptimConfig};
@@ -17,51 +18,6 @@ use crate::stage::Stage;
 use crate::train::policy::Policy;
 use crate::train::team::Team;
 
-/// Time of each part of a step in seconds.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct Parts {
-    /// Sampling; every completion has full length.
-    pub sampling_s: f64,
-    /// Forward and backward passes.
-    pub learning_s: f64,
-    /// All-reduce of the gradients over ranks.
-    pub all_reduce_s: f64,
-    /// Gradient norm and AdamW, on every rank.
-    pub update_s: f64,
-    /// Sum of the parts.
-    pub step_s: f64,
-}
-
-impl Parts {
-    fn of([sampling_s, learning_s, all_reduce_s, update_s]: [f64; 4]) -> Self {
-        let step_s = sampling_s + learning_s + all_reduce_s + update_s;
-        Self { sampling_s, learning_s, all_reduce_s, update_s, step_s }
-    }
-
-    /// Return the name of the longest part.
-    fn bound(&self) -> &'static str {
-        let parts = [
-            ("sampling", self.sampling_s),
-            ("learning", self.learning_s),
-            ("all_reduce", self.all_reduce_s),
-            ("update", self.update_s),
-        ];
-        parts.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name)
-    }
-}
-
-/// Predicted step on a number of ranks that was not measured.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Modelled {
-    /// Number of ranks.
-    pub ranks: usize,
-    /// Predicted time of each part.
-    #[serde(flatten)]
-    pub parts: Parts,
-    /// Name of the longest part.
-    pub bound: &'static str,
-}
-
 /// Measured and predicted times.
 #[derive(Debug, Clone, Serialize)]
 pub struct ScaleTimes {
@@ -69,7 +25,8 @@ pub struct ScaleTimes {
     pub ranks: usize,
     /// Number of trained parameters.
     pub trained_parameters: usize,
-    /// Bytes per all-reduce: 4 for each trained parameter.
+    /// Bytes per all-reduce: 4 for each trained parameter. As many are written for servers and read by each, except that
+    /// whole weights of a checkpoint in 16 bits take half.
     pub all_reduce_bytes: usize,
     /// Medians over the timed steps.
     pub measured: Parts,
@@ -79,17 +36,28 @@ pub struct ScaleTimes {
     pub steps: usize,
     /// Ring bandwidth of each rank in bytes per second, given or measured; `None` if neither.
     pub bytes_per_s: Option<f64>,
+    /// Servers that sample in the performance model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub servers: Option<Servers>,
     /// Description of the performance model.
     pub model: &'static str,
-    /// Predictions for other numbers of ranks.
+    /// Predictions by number of ranks.
     pub modelled: Vec<Modelled>,
 }
 
-const MODEL: &str = "not measured: t(n) = (t_sampling + t_learning) r / n + 2 (n - 1) / n bytes / bandwidth + t_update, r the ranks \
-                     that were measured: work that divides evenly among equal ranks, a ring, each rank with a device of its own";
+/// Assumptions of the performance model.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Assumed {
+    /// Ring bandwidth of each rank in bytes per second; `None` for the measured one.
+    pub bytes_per_s: Option<f64>,
+    /// Servers that sample; `None` if the ranks do.
+    pub servers: Option<Servers>,
+}
 
-/// Times GRPO steps of a random model with completions and lessons distributed over `team` (`None` for a single rank).
-/// `bandwidth` in bytes per second replaces the measured one in the performance model.
+/// Time GRPO steps of a random model with completions and lessons distributed over `team` (`None` for a single rank).
+///
+/// With servers, sampling is not timed: synthetic completions are scored by rank 0, as those of servers are, and learned
+/// from. Sampling and the transfer of weights are only modelled.
 ///
 /// # Errors
 /// Errors of other ranks.
@@ -99,8 +67,9 @@ pub fn scale(
     steps: usize,
     (name, device): (&str, &Device),
     team: Option<&Team>,
-    bandwidth: Option<f64>,
+    assumed: &Assumed,
 ) -> Result<ScaleTimes> {
+    let shape = &StepShape { sampled: assumed.servers.is_none(), ..shape.clone() };
     let mut model = CausalLm::random_as(config, 0, &device.clone().autodiff(), shape.precision);
     if let Some(lora) = &shape.lora {
         model = lora.attach(model, 0);
@@ -121,31 +90,36 @@ pub fn scale(
         }
     }
     let parts = [0, 1, 2, 3].map(|part| median(times.iter().map(|times| times[part])));
-    let [sampling_s, learning_s, all_reduce_s, update_s] = parts;
-    let (ranks, all_reduce_bytes) = (team.map_or(1, Team::size), 4 * trained_parameters);
-    let sent = |ranks: usize| 2.0 * (ranks - 1) as f64 / ranks as f64 * all_reduce_bytes as f64;
-    let bytes_per_s = bandwidth.or((ranks > 1).then(|| sent(ranks) / all_reduce_s));
-    let modelled = |n: usize| {
-        let divided = ranks as f64 / n as f64;
-        let summing = if n == 1 { Some(0.0) } else { bytes_per_s.map(|bytes_per_s| sent(n) / bytes_per_s) }?;
-        let parts = Parts::of([sampling_s * divided, learning_s * divided, summing, update_s]);
-        Some(Modelled { ranks: n, parts, bound: parts.bound() })
+    let [completing, learning_s, all_reduce_s, update_s] = parts;
+    let (sampling_s, score_s) = if shape.sampled { (Some(completing), None) } else { (None, Some(completing)) };
+    let parts = Parts { sampling_s, score_s, learning_s, all_reduce_s, update_s, ..Parts::default() }.summed();
+    let completions = shape.prompts * shape.group;
+    let measured = Measured {
+        ranks: team.map_or(1, Team::size),
+        prompts: shape.prompts,
+        completions,
+        tokens: completions * shape.tokens,
+        parts,
+        bytes: 4 * trained_parameters,
+        bytes_per_s: assumed.bytes_per_s,
+        servers: assumed.servers,
     };
-    let measured = Parts::of(parts);
     Ok(ScaleTimes {
-        ranks,
+        ranks: measured.ranks,
         trained_parameters,
-        all_reduce_bytes,
-        measured,
-        bound: measured.bound(),
+        all_reduce_bytes: measured.bytes,
+        measured: parts,
+        bound: parts.bound(),
         steps,
-        bytes_per_s,
-        model: MODEL,
-        modelled: [1, 2, 4, 8, 16, 32].into_iter().filter(|&n| n != ranks).filter_map(modelled).collect(),
+        bytes_per_s: measured.bandwidth(),
+        servers: assumed.servers,
+        model: measured.formula(),
+        modelled: measured.predict(),
     })
 }
 
-/// Run a step; return the seconds of sampling, learning, all-reduce and update, and the number of trained parameters.
+/// Run a step; return the seconds of sampling (or, without it, of scoring), learning, all-reduce and update, and the
+/// number of trained parameters.
 fn round(
     shape: &StepShape,
     requests: &[Request],
@@ -155,11 +129,10 @@ fn round(
     team: Option<&Team>,
 ) -> Result<([f64; 4], usize)> {
     let start = Instant::now();
-    let completions = policy.sampler().sample(requests, &shape.sampling(), &mut |_, _| Watch::Continue)?;
-    let sampled = start.elapsed().as_secs_f64();
+    let completions = complete(shape, requests, policy)?;
+    let completed = start.elapsed().as_secs_f64();
 
-    let sequences =
-        requests.iter().zip(&completions).map(|(request, completion)| sequence(request, &completion.tokens));
+    let sequences = requests.iter().zip(&completions).map(|(request, completion)| sequence(request, completion));
     let mut lessons = shape.lessons(sequences.collect());
     let (learner, objective) = (shape.learner(), Stage::default().objective());
     let start = Instant::now();
@@ -173,5 +146,17 @@ fn round(
     let scale = optim.clip(gradients.norm());
     policy.apply(optim, gradients, scale, optim.learning_rate);
     device.sync().expect("every operation of the step succeeds");
-    Ok(([sampled, learned - summed, summed, start.elapsed().as_secs_f64()], trained))
+    Ok(([completed, learned - summed, summed, start.elapsed().as_secs_f64()], trained))
+}
+
+/// Return the tokens of each completion: sampled on all ranks, or synthetic ones, which this rank scores.
+fn complete(shape: &StepShape, requests: &[Request], policy: &Policy) -> Result<Vec<Vec<u32>>> {
+    if shape.sampled {
+        let sampled = policy.sampler().sample(requests, &shape.sampling(), &mut |_, _| Watch::Continue)?;
+        return Ok(sampled.into_iter().map(|completion| completion.tokens).collect());
+    }
+    let made = completions(&policy.config, shape, policy.model(), requests);
+    let pairs: Vec<_> = requests.iter().zip(&made).map(|(request, made)| (&request.prompt[..], &made[..])).collect();
+    read(policy.model(), &pairs, &shape.sampling().distribution, shape.tokens_per_microbatch);
+    Ok(made)
 }

@@ -76,9 +76,14 @@ pub struct StepShape {
 }
 
 impl StepShape {
+    /// Maximum number of tokens per prompt.
+    pub const PROMPT_LENGTH: usize = 11;
+
     /// Return the requests of a step. Prompts have 8 to 11 tokens, like the short sums of the peer comparison.
     pub(super) fn requests(&self, config: &ModelConfig, round: u64) -> Vec<Request> {
-        let prompt = |p: usize| (0..8 + p % 4).map(|i| ((p * 31 + i * 7) % config.vocab_size) as u32).collect();
+        let prompt = |p: usize| {
+            (0..Self::PROMPT_LENGTH - 3 + p % 4).map(|i| ((p * 31 + i * 7) % config.vocab_size) as u32).collect()
+        };
         (0..self.prompts)
             .flat_map(|p| (0..self.group).map(move |g| (p, g)))
             .map(|(p, g)| Request { prompt: prompt(p), key: [0, round, p as u64, g as u64] })
@@ -216,7 +221,12 @@ pub fn step(config: &ModelConfig, shape: &StepShape, steps: usize, device: &Devi
 }
 
 /// Return the tokens of each completion, sampled or synthetic.
-fn completions(config: &ModelConfig, shape: &StepShape, model: &CausalLm, requests: &[Request]) -> Vec<Vec<u32>> {
+pub(super) fn completions(
+    config: &ModelConfig,
+    shape: &StepShape,
+    model: &CausalLm,
+    requests: &[Request],
+) -> Vec<Vec<u32>> {
     if !shape.sampled {
         let token = |row: usize, i: usize| ((row * 7919 + i * 31 + 5) % config.vocab_size) as u32;
         return (0..requests.len()).map(|row| (0..shape.tokens).map(|i| token(row, i)).collect()).collect();
@@ -246,14 +256,7 @@ fn learn(
     (model, StepTraffic::of([learned - before, counter.now() - learned], micro_batches))
 }
 
-/// Return the FLOPs of training on a sequence. The head only runs on rows that predict completion tokens.
+/// Return the FLOPs of training on a sequence.
 fn operations(config: &ModelConfig, sequence: &Sequence) -> f64 {
-    let tokens = (sequence.tokens.len() - 1) as f64;
-    let head = (config.vocab_size * config.hidden_size) as f64;
-    let tables = if config.tie_word_embeddings { 1.0 } else { 2.0 };
-    let blocks = estimate::parameters(config) as f64 - tables * head;
-    let width = (config.num_attention_heads * config.head_dim() * config.num_hidden_layers) as f64;
-    // Attention scores and mixture over the causal half of the square; the backward pass costs twice the forward pass.
-    let attention = 6.0 * tokens * tokens * width;
-    6.0 * (blocks * tokens + head * sequence.completion().len() as f64) + attention
+    estimate::operations(config, sequence.tokens.len() - 1, sequence.completion().len(), 6)
 }

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use burn::tensor::Device;
 use clap::{Args, Subcommand};
 
-use super::{DeviceArgs, PrecisionArgs, print};
+use super::{DeviceArgs, PrecisionArgs, print, within};
+use crate::bench::growth::Servers;
 use crate::bench::ops::{OpsShape, operations};
 #[cfg(feature = "gpu")]
 use crate::bench::products::{Chosen, Shapes, products};
-use crate::bench::scale::scale;
+use crate::bench::scale::{Assumed, scale};
 use crate::bench::{RolloutShape, Size, StepShape, rollout, step};
+use crate::config::{LENGTHS, ROWS, STEPS};
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig};
 use crate::train::learner::ActivationCheckpointing;
 use crate::{doctor, error::Error, ranks, train::team};
@@ -88,6 +90,42 @@ struct ScaleArgs {
     /// Bandwidth between ranks of the model, in 10^9 bytes per second [default: as measured].
     #[arg(long)]
     gb_per_s: Option<f64>,
+    /// Number of vLLM or SGLang servers of the model, which sample in the place of the ranks.
+    #[arg(long, requires = "tokens_per_s")]
+    servers: Option<usize>,
+    /// Tokens per second that each server samples.
+    #[arg(long, requires = "servers")]
+    tokens_per_s: Option<f64>,
+    /// Speed at which weights for servers are written, and read by each, in 10^9 bytes per second [default: 1].
+    #[arg(long, requires = "servers")]
+    sync_gb_per_s: Option<f64>,
+    /// Seconds in which the new weights of one server are checked [default: 1].
+    #[arg(long, requires = "servers")]
+    check_s: Option<f64>,
+}
+
+impl ScaleArgs {
+    /// Return the assumptions of the performance model.
+    fn assumed(&self) -> Result<Assumed, Error> {
+        for (option, value) in [
+            ("--gb-per-s", self.gb_per_s),
+            ("--servers", self.servers.map(|servers| servers as f64)),
+            ("--tokens-per-s", self.tokens_per_s),
+            ("--sync-gb-per-s", self.sync_gb_per_s),
+            ("--check-s", self.check_s),
+        ] {
+            if value.is_some_and(|value| !(value > 0.0 && value.is_finite())) {
+                return Err(Error::Invalid(format!("{option} must be a positive number")));
+            }
+        }
+        let servers = self.servers.zip(self.tokens_per_s).map(|(servers, tokens_per_s)| Servers {
+            servers,
+            tokens_per_s,
+            sync_bytes_per_s: 1e9 * self.sync_gb_per_s.unwrap_or(1.0),
+            check_s: self.check_s.unwrap_or(1.0),
+        });
+        Ok(Assumed { bytes_per_s: self.gb_per_s.map(|gb| 1e9 * gb), servers })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -115,7 +153,7 @@ struct ProductsArgs {
     /// Only the routines whose names begin so, and the one that the rule takes; may be repeated.
     #[arg(long = "routine", value_name = "NAME")]
     routines: Vec<String>,
-    /// Begin no measurement after so many seconds.
+    /// Seconds after which no measurement begins.
     #[arg(long, default_value_t = 90)]
     seconds: u64,
     #[command(flatten)]
@@ -170,9 +208,21 @@ pub(super) fn bench(args: BenchArgs) -> anyhow::Result<()> {
     }
 }
 
+/// The largest accepted number of logits of `bench ops`: 8 GiB in f32.
+const MAX_LOGITS: usize = 1 << 31;
+
 fn bench_ops(args: &OpsArgs) -> anyhow::Result<()> {
-    if args.repeats == 0 || args.tokens == 0 || args.vocab == 0 {
-        return Err(Error::Invalid("sizes must be positive".to_string()).into());
+    within(&[
+        ("--tokens", args.tokens, 1, ROWS),
+        ("--vocab", args.vocab, 1, ROWS),
+        ("--repeats", args.repeats, 1, STEPS),
+    ])?;
+    let logits = args.tokens * args.vocab;
+    if logits > MAX_LOGITS {
+        let (tokens, vocab) = (args.tokens, args.vocab);
+        let message =
+            format!("--tokens {tokens} with --vocab {vocab} makes {logits} logits, more than {MAX_LOGITS}: lower one");
+        return Err(Error::Invalid(message).into());
     }
     let shape = OpsShape { rows: args.tokens, vocab: args.vocab };
     for times in operations(&shape, args.repeats) {
@@ -184,6 +234,7 @@ fn bench_ops(args: &OpsArgs) -> anyhow::Result<()> {
 /// Print a line of JSON per shape, then a table of all shapes.
 #[cfg(feature = "gpu")]
 fn bench_products(args: &ProductsArgs) -> anyhow::Result<()> {
+    within(&[("--seconds", usize::try_from(args.seconds).unwrap_or(usize::MAX), 1, STEPS)])?;
     let (device, _) = args.device.open()?;
     args.precision.dtype.check(&device)?;
     if !crate::ops::gpu::serves(&device) {
@@ -194,7 +245,8 @@ fn bench_products(args: &ProductsArgs) -> anyhow::Result<()> {
     let mut table = String::new();
     let longest = std::time::Duration::from_secs(args.seconds);
     let chosen = Chosen { shapes: args.shapes, precision: args.precision.dtype, routines: &args.routines };
-    for times in products(&args.size.config(), chosen, &device, longest) {
+    // The shapes do not depend on the context.
+    for times in products(&args.size.config(1), chosen, &device, longest) {
         print(serde_json::to_string(&times)?)?;
         let [m, n, k] = times.mnk;
         table += &format!("\n{}: {m} x {n} x {k}\n", times.name);
@@ -214,17 +266,13 @@ fn bench_products(args: &ProductsArgs) -> anyhow::Result<()> {
 
 fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
     let RolloutArgs { prompts, group, prompt_length, tokens, rows, steps, .. } = *args;
-    if [prompts, group, prompt_length, tokens, rows, steps].contains(&0) {
-        return Err(Error::Invalid("sizes must be positive".to_string()).into());
-    }
+    within(&[("--prompt-length", prompt_length, 1, LENGTHS), ("--rows", rows, 1, ROWS)])?;
+    check_workload(prompts, group, tokens, steps)?;
     let (device, precision) = (args.device.open()?.0, args.precision.dtype);
     precision.check(&device)?;
-    let (config, model) = match (&args.model, args.size.map(Size::config)) {
-        (_, Some(config)) => {
-            let model = CausalLm::random_as(&config, 0, &device, precision);
-            (config, model)
-        }
-        (Some(dir), None) => model::load_as(dir, &device, precision)?,
+    let config = match (&args.model, args.size) {
+        (Some(dir), _) => model::config_of(dir)?,
+        (None, Some(size)) => size.config(prompt_length + tokens),
         (None, None) => unreachable!("one of them is required"),
     };
     let context = config.max_position_embeddings;
@@ -234,8 +282,30 @@ fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
         ))
         .into());
     }
+    let model = match &args.model {
+        Some(dir) => model::load_as(dir, &device, precision)?.1,
+        None => CausalLm::random_as(&config, 0, &device, precision),
+    };
     let shape = RolloutShape { prompts, group, prompt_length, tokens, rows };
     print(serde_json::to_string(&rollout(&config, &model, &shape, steps))?)
+}
+
+/// Refuse a workload that is empty or that no machine holds.
+fn check_workload(prompts: usize, group: usize, tokens: usize, steps: usize) -> Result<(), Error> {
+    within(&[
+        ("--prompts", prompts, 1, ROWS),
+        ("--group", group, 1, ROWS),
+        ("--tokens", tokens, 1, LENGTHS),
+        ("--steps", steps, 1, STEPS),
+    ])?;
+    let completions = prompts * group;
+    if completions > ROWS {
+        return Err(Error::Invalid(format!(
+            "--group {group} for each of --prompts {prompts} makes {completions} completions, more than {ROWS}: lower one \
+             of the two"
+        )));
+    }
+    Ok(())
 }
 
 fn bench_scale(args: &ScaleArgs) -> anyhow::Result<()> {
@@ -249,16 +319,14 @@ fn bench_scale(args: &ScaleArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let team = team::Team::gather(&*ranks, &told)?;
+    let assumed = args.assumed()?;
     let (config, shape, device) = step_shape(&args.step)?;
     if !shape.sampled {
-        return Err(Error::Invalid("--no-sampling: `bench scale` times the whole step".to_string()).into());
-    }
-    let bandwidth = args.gb_per_s.map(|gb| 1e9 * gb);
-    if bandwidth.is_some_and(|bandwidth| !(bandwidth > 0.0 && bandwidth.is_finite())) {
-        return Err(Error::Invalid("--gb-per-s must be a positive number".to_string()).into());
+        let message = "--no-sampling: `bench scale` times the whole step; --servers models the sampling of servers";
+        return Err(Error::Invalid(message.to_string()).into());
     }
     let several = (team.size() > 1).then_some(&team);
-    let times = scale(&config, &shape, args.step.steps, (&args.step.device.name()?, &device), several, bandwidth)?;
+    let times = scale(&config, &shape, args.step.steps, (&args.step.device.name()?, &device), several, &assumed)?;
     print(serde_json::to_string(&times)?)
 }
 
@@ -269,13 +337,16 @@ fn bench_step(args: &StepArgs) -> anyhow::Result<()> {
 
 /// Return the model, the workload and the device that the arguments describe.
 fn step_shape(args: &StepArgs) -> anyhow::Result<(ModelConfig, StepShape, Device)> {
+    check_workload(args.prompts, args.group, args.tokens, args.steps)?;
+    within(&[
+        ("--tokens-per-microbatch", args.tokens_per_microbatch, 1, usize::MAX),
+        ("--lora", args.lora.unwrap_or(1), 1, 1 << 16),
+    ])?;
+    let context = StepShape::PROMPT_LENGTH + args.tokens;
     let config = match args.size {
-        Some(size) => size.config(),
-        None => step_model(args)?,
+        Some(size) => size.config(context),
+        None => ModelConfig { max_position_embeddings: context, ..step_model(args)? },
     };
-    if [args.group, args.prompts, args.tokens, args.steps, args.lora.unwrap_or(1)].contains(&0) {
-        return Err(Error::Invalid("sizes must be positive".to_string()).into());
-    }
     let (device, _) = args.device.open()?;
     args.precision.dtype.check(&device.clone().autodiff())?;
     let shape = StepShape {
@@ -298,12 +369,69 @@ fn step_shape(args: &StepArgs) -> anyhow::Result<(ModelConfig, StepShape, Device
 /// Return the model that --hidden, --layers and --vocab describe.
 fn step_model(args: &StepArgs) -> Result<ModelConfig, Error> {
     let StepArgs { hidden, layers, vocab, .. } = *args;
+    within(&[("--hidden", hidden, 1, 1 << 15), ("--layers", layers, 1, 1 << 10), ("--vocab", vocab, 1, ROWS)])?;
     let heads = (hidden / 64).max(4);
-    if [hidden, layers, vocab].contains(&0) || !hidden.is_multiple_of(2 * heads) || !heads.is_multiple_of(2) {
-        let message = "sizes must be positive, --hidden a multiple of 8 (of 128 from 256 on)";
-        return Err(Error::Invalid(message.to_string()));
+    if !hidden.is_multiple_of(2 * heads) || !heads.is_multiple_of(2) {
+        let message = format!("--hidden {hidden} must be a multiple of 8 (of 128 from 256 on)");
+        return Err(Error::Invalid(message));
     }
     let inner = if hidden >= 512 { 4864 } else { 4 * hidden };
-    let config = ModelConfig::qwen2(vocab, hidden, inner, layers, heads, 2);
-    Ok(ModelConfig { max_position_embeddings: 8192, ..config })
+    Ok(ModelConfig::qwen2(vocab, hidden, inner, layers, heads, 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(words: &[&str]) -> What {
+        let Command::Bench(args) = Cli::parse_from([&["tempering", "bench"][..], words].concat()).command else {
+            panic!("another command")
+        };
+        args.what
+    }
+
+    fn model_of(options: &[&str]) -> anyhow::Result<ModelConfig> {
+        let What::Step(args) = parse(&[&["step", "--device", "cpu"][..], options].concat()) else {
+            panic!("not a step")
+        };
+        step_shape(&args).map(|(config, ..)| config)
+    }
+
+    /// Regression: such numbers ended in a panic or in an allocation that failed.
+    #[test]
+    fn numbers_that_cannot_be_meant_are_refused_by_their_option() {
+        let huge = usize::MAX.to_string();
+        for option in ["--group", "--prompts", "--tokens", "--steps", "--lora", "--hidden", "--layers", "--vocab"] {
+            for (value, message) in [(&huge[..], "must be at most"), ("0", "0 must be positive")] {
+                let error = model_of(&[option, value]).unwrap_err().to_string();
+                assert!(error.contains(&format!("{option} {value}")) && error.contains(message), "{error}");
+            }
+        }
+        let error = model_of(&["--group", "1048576", "--prompts", "2"]).unwrap_err().to_string();
+        assert!(error.contains("--group 1048576 for each of --prompts 2 makes 2097152 completions"), "{error}");
+        for words in [&["--tokens", &huge[..]][..], &["--vocab", &huge], &["--tokens", "1048576", "--vocab", "1048576"]]
+        {
+            let What::Ops(args) = parse(&[&["ops"][..], words].concat()) else { panic!("not ops") };
+            let error = bench_ops(&args).unwrap_err().to_string();
+            assert!(error.contains(words[0]) && error.contains(words[1]), "{error}");
+        }
+    }
+
+    /// Regression: random models had a context of 8192 tokens, which `bench step` did not look at.
+    #[test]
+    fn a_random_model_has_the_context_of_its_workload() {
+        for model in [&["--size", "0.5b"][..], &["--hidden", "64"]] {
+            let config = model_of(&[model, &["--tokens", "16384"]].concat()).unwrap();
+            assert_eq!(config.max_position_embeddings, StepShape::PROMPT_LENGTH + 16_384, "{model:?}");
+        }
+        let base = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/base");
+        let What::Rollout(args) = parse(&["rollout", base, "--device", "cpu", "--tokens", "1000"]) else {
+            panic!("not a rollout")
+        };
+        let error = bench_rollout(&args).unwrap_err().to_string();
+        assert!(error.contains("--tokens 1000 are more than the model's context of 1024"), "{error}");
+    }
 }

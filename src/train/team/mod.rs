@@ -2,6 +2,7 @@
 //! over all ranks. The other ranks execute its orders ([`serve`]). Gradients are summed, and every rank applies the
 //! same optimiser step with the same sum, so that the weights of all ranks stay bit-identical.
 
+mod deal;
 mod orders;
 mod worker;
 
@@ -10,9 +11,11 @@ use std::time::{Duration, Instant};
 
 pub use worker::{Open, serve};
 
+use self::deal::distribute;
 use self::orders::{Manner, Order, Outline, Reply, decode, encode};
 use super::batch::Sequence;
 use super::learner::{Learner, Work};
+use super::settings::RlConfig;
 use super::update::{self, Lesson};
 use crate::error::{Error, Result};
 use crate::generate::{Completion, Request, Sampling, Watch};
@@ -70,13 +73,15 @@ impl<'a> Team<'a> {
         self.sum_seconds.get()
     }
 
-    /// Describe the ranks in a sentence.
-    pub(super) fn describe(&self) -> String {
-        format!(
-            "{} ranks, {} threads in this one; completions and lessons are dealt, gradients summed",
-            self.size(),
-            rayon::current_num_threads()
-        )
+    /// Describe the ranks of a run, and in which parts of a step some of them wait; a line each.
+    ///
+    /// # Errors
+    /// More ranks than a step has completions.
+    pub(super) fn describe(&self, config: &RlConfig) -> Result<Vec<String>> {
+        let dealt = if config.rollout.served().is_none() { "completions and lessons" } else { "lessons" };
+        let (size, threads) = (self.size(), rayon::current_num_threads());
+        let line = format!("{size} ranks, {threads} threads in this one; {dealt} are dealt, gradients summed");
+        Ok([vec![line], deal::check(size, config)?].concat())
     }
 
     fn others(&self) -> std::ops::Range<usize> {
@@ -211,7 +216,7 @@ impl<'a> Team<'a> {
     }
 
     /// Return the log-probabilities of the completion tokens of each sequence under `model`, in nats. `reference` tells
-    /// whether it is the reference model or the policy.
+    /// whether it is the reference model or the policy. Lists may be empty once `learner.stop` is requested.
     ///
     /// # Errors
     /// Failures of other ranks.
@@ -261,22 +266,6 @@ fn check_replies(replies: impl Iterator<Item = Reply>) -> Result<Vec<Reply>> {
         }
     }
     if failed.is_empty() { Ok(found) } else { Err(Error::Invalid(failed.join("\n"))) }
-}
-
-/// Distribute items with the given `costs` over ranks: the most expensive first, each to the rank with the least load.
-/// Return the sorted indices of each rank's items.
-fn distribute(costs: impl Iterator<Item = usize>, ranks: usize) -> Vec<Vec<usize>> {
-    let mut costs: Vec<(usize, usize)> = costs.enumerate().collect();
-    costs.sort_by_key(|&(place, cost)| (std::cmp::Reverse(cost), place));
-    let mut shares = vec![(0, Vec::new()); ranks];
-    for (place, cost) in costs {
-        let (load, places) =
-            shares.iter_mut().min_by_key(|(load, places)| (*load, places.len())).expect("there is a rank");
-        *load += cost;
-        places.push(place);
-    }
-    shares.iter_mut().for_each(|(_, places)| places.sort_unstable());
-    shares.into_iter().map(|(_, places)| places).collect()
 }
 
 /// Samples on the engines of all ranks. Groups, whose requests share the prefill of their prompt, are assigned to ranks
@@ -390,14 +379,4 @@ impl Others<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_largest_goes_first_to_the_rank_that_has_least() {
-        let shares = distribute([3, 9, 4, 5, 1].into_iter(), 2);
-        assert_eq!(shares, [vec![0, 1], vec![2, 3, 4]]);
-        assert_eq!(distribute([2].into_iter(), 3), [vec![0], vec![], vec![]]);
-        assert_eq!(distribute([0, 0, 0].into_iter(), 3), [vec![0], vec![1], vec![2]]);
-    }
-}
+pub(super) mod failing;
