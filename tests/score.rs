@@ -69,7 +69,7 @@ fn the_three_kinds_of_rows_give_the_same_scores() {
 fn a_row_that_cannot_be_scored_is_named_by_its_line_and_nothing_is_written() {
     let workshop = Workshop::new();
     let base = repository("assets/base");
-    let good = json!({"text": "1+1"});
+    let (good, huge) = (json!({"text": "1+1"}), "1+".repeat(1 << 20));
     for (row, needle) in [
         (json!({"prompt": "x"}), "this one has 0"),
         (json!({"text": "x", "input_ids": [1]}), "this one has 2"),
@@ -78,6 +78,14 @@ fn a_row_that_cannot_be_scored_is_named_by_its_line_and_nothing_is_written() {
         (json!({"input_ids": [1, 512]}), "token 512 is outside the vocabulary"),
         (json!({"input_ids": vec![5; 1025]}), "max_position_embeddings = 1024"),
         (json!({"messages": [{"role": "user"}]}), "messages: missing field `content`"),
+        // Regression: the thinking was left out of what was scored.
+        (
+            json!({"messages": [{"role": "assistant", "content": "4", "reasoning_content": "2+2"}]}),
+            "messages[0].reasoning_content: thinking in a field of its own is not read",
+        ),
+        // Regression: a huge text was encoded before its length was looked at.
+        (json!({"text": huge}), " tokens are more than max_position_embeddings = 1024"),
+        (json!({"messages": [{"role": "user", "content": huge}]}), ": at least "),
     ] {
         let input = workshop.write_lines("rows.jsonl", [good.clone(), row]);
         let output = workshop.path("scores.jsonl");

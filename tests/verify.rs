@@ -32,7 +32,9 @@ fn benchmark_golds(test: &str) -> BTreeSet<String> {
         "gsm8k/train.jsonl",
         "gsm8k/test.jsonl",
         "benchmarks/aime24.jsonl",
+        "benchmarks/aime25.jsonl",
         "benchmarks/amc23.jsonl",
+        "benchmarks/math500.jsonl",
         "benchmarks/minerva_math.jsonl",
         "benchmarks/olympiadbench.jsonl",
     ];
@@ -100,7 +102,8 @@ fn benchmark_golds_equal_themselves_and_no_other() {
     assert!(new.is_empty(), "{new:#?}");
 }
 
-const COINCIDENCES: [(&str, &str); 3] = [("-2", "-2,-2"), ("2,3,4", "2,4,3"), ("56", "56.0")];
+const COINCIDENCES: [(&str, &str); 5] =
+    [("-2", "-2,-2"), ("145", "145^\\circ"), ("2,3,4", "2,4,3"), ("56", "56.0"), ("864", "864 \\mbox{ inches}^2")];
 
 /// Return a random formula in two spellings.
 fn spellings(dice: &mut impl FnMut(u64) -> u64, depth: u64) -> (String, String) {

@@ -2,16 +2,18 @@
 
 use serde_json::{Map, Value};
 
-use super::Prompt;
 use super::shapes::{Fault, is_empty, shown};
+use super::{Problem, Prompt};
 
 /// A letter or other label, and the text of the choice.
 type Choice = (String, String);
 
-/// Return the choices of a question; empty for a question without choices.
-pub(super) fn choices(row: &Map<String, Value>) -> std::result::Result<Vec<Choice>, Fault> {
+/// Return the choices of a question with this answer; empty for a question without choices.
+pub(super) fn choices(row: &Map<String, Value>, answer: &Value) -> std::result::Result<Vec<Choice>, Fault> {
     let named = |name: &&str| row.iter().find(|(key, value)| key.eq_ignore_ascii_case(name) && !is_empty(value));
-    let Some((key, value)) = ["choices", "options"].iter().find_map(named) else { return Ok(Vec::new()) };
+    let Some((key, value)) = ["choices", "options", "endings"].iter().find_map(named) else {
+        return Ok(columns(row, answer));
+    };
     let texts = |value: &Value| value.as_array()?.iter().map(text).collect::<Option<Vec<String>>>();
     let letters = || ('A'..='Z').map(String::from);
     let found: Option<Vec<Choice>> = match value {
@@ -35,6 +37,32 @@ pub(super) fn choices(row: &Map<String, Value>) -> std::result::Result<Vec<Choic
     })
 }
 
+/// Return the choices in columns of their own: `option_a`, `opb`, `choice1`, `ending0`, and so on. Columns `A`, `B`, … are
+/// choices if the answer is one of these letters.
+fn columns(row: &Map<String, Value>, answer: &Value) -> Vec<Choice> {
+    const PREFIXES: [&str; 7] = ["option_", "option", "choice_", "choice", "ending", "op", ""];
+    let starting_with = |key: &String| {
+        let (at, first) = key.char_indices().next_back()?;
+        let prefix = &key[..at];
+        let labels = match first {
+            'A' => 'A'..='Z',
+            'a' if at > 0 => 'a'..='z',
+            // `op1` and `op2` are rather operands.
+            '0' | '1' if at > 2 => first..='9',
+            _ => return None,
+        };
+        PREFIXES.iter().any(|known| known.eq_ignore_ascii_case(prefix)).then_some(())?;
+        let choice = |label: char| {
+            let value = row.get(&format!("{prefix}{label}")).filter(|value| !is_empty(value))?;
+            Some((label.to_ascii_uppercase().to_string(), text(value)?))
+        };
+        let found: Vec<Choice> = labels.map_while(choice).collect();
+        let letter = answer.as_str().unwrap_or_default().trim_matches([' ', '(', ')', '.']);
+        (found.len() > 1 && (at > 0 || found.iter().any(|(label, _)| label == letter))).then_some(found)
+    };
+    row.keys().find_map(starting_with).unwrap_or_default()
+}
+
 fn text(choice: &Value) -> Option<String> {
     match choice {
         Value::String(text) => Some(text.clone()),
@@ -47,8 +75,7 @@ fn text(choice: &Value) -> Option<String> {
 pub(super) fn with_choices(prompt: Prompt, choices: &[Choice]) -> Prompt {
     let lines: String = choices.iter().map(|(letter, text)| format!("\n({letter}) {text}")).collect();
     let has = |question: &str| {
-        let marked = |letter: &str| [")", ".", ":"].iter().any(|mark| question.contains(&format!("{letter}{mark}")));
-        choices.iter().all(|(letter, text)| question.contains(text.as_str()) && marked(letter))
+        choices.iter().all(|(label, text)| question.contains(text.as_str()) && is_marked(question, label))
     };
     match prompt {
         Prompt::Text(question) if !has(&question) => Prompt::Text(question + &lines),
@@ -62,6 +89,18 @@ pub(super) fn with_choices(prompt: Prompt, choices: &[Choice]) -> Prompt {
     }
 }
 
+/// Return whether the answer of a problem is the letter of a choice that its prompt does not show.
+pub(super) fn is_unseen(problem: &Problem) -> bool {
+    let answer = problem.answer.replace("\\text", "");
+    let letter = answer.trim_matches([' ', '$', '(', ')', '{', '}', '.']);
+    matches!(letter.as_bytes(), [b'A'..=b'H']) && !is_marked(&problem.prompt.text(), letter)
+}
+
+/// Return whether a question has the label of a choice: `A)`, `A.` or `A:`.
+fn is_marked(question: &str, label: &str) -> bool {
+    [")", ".", ":"].iter().any(|mark| question.contains(&format!("{label}{mark}")))
+}
+
 /// Return the letter of the choice that an answer names by its index (from 0) or its text; MedQA has the letter in
 /// `answer_idx` as well. `None` for an answer that is no choice, or is a letter already.
 pub(super) fn chosen(
@@ -70,10 +109,10 @@ pub(super) fn chosen(
     row: &Map<String, Value>,
 ) -> std::result::Result<Option<String>, Fault> {
     let is_letter = |text: &str| choices.iter().any(|(letter, _)| letter == text);
+    let at = |place: usize| choices.get(place).map(|(letter, _)| letter.clone());
     match answer {
         Value::Number(place) if !choices.is_empty() => {
-            let choice = place.as_u64().and_then(|place| choices.get(place as usize));
-            let letter = choice.map(|(letter, _)| letter.clone());
+            let letter = place.as_u64().and_then(|place| at(place as usize));
             letter
                 .map(Some)
                 .ok_or_else(|| format!("{place}: expected the place of a choice, 0 to {}", choices.len() - 1))
@@ -82,7 +121,12 @@ pub(super) fn chosen(
             let named =
                 choices.iter().find(|(_, choice)| choice.trim() == text.trim()).map(|(letter, _)| letter.as_str());
             let beside = || row.get("answer_idx").and_then(Value::as_str).filter(|letter| is_letter(letter));
-            Ok(named.or_else(beside).map(str::to_string))
+            let letters = || choices.iter().map(|(letter, _)| letter.as_str());
+            let other_case = || letters().find(|letter| letter.eq_ignore_ascii_case(text.trim()));
+            // The index as a text, unless a choice is a number, too.
+            let numeric = choices.iter().any(|(_, choice)| choice.trim().parse::<f64>().is_ok());
+            let place = || text.trim().parse().ok().filter(|_| !numeric).and_then(at);
+            Ok(named.or_else(beside).or_else(other_case).map(str::to_string).or_else(place))
         }
         _ => Ok(None),
     }
@@ -90,7 +134,11 @@ pub(super) fn chosen(
 
 #[cfg(test)]
 mod tests {
-    use crate::data::{Fields, shapes};
+    use crate::data::{DataReport, Fields, Problem, shapes};
+
+    fn read(row: &str) -> Result<Problem, String> {
+        shapes::problem(serde_json::from_str(row).unwrap(), &Fields::default(), "file")
+    }
 
     /// A question has no answer without its choices, or if its answer is a letter that it does not show.
     #[test]
@@ -117,6 +165,19 @@ mod tests {
                 "q\n(1) x\n(2) y",
                 "2",
             ),
+            // Regression: choices under other names were left out of the prompt.
+            (r#"{"question": "q", "A": "x", "B": "y", "C": 3, "answer": "C"}"#, "q\n(A) x\n(B) y\n(C) 3", "C"),
+            (r#"{"question": "q", "A": 3, "B": 4, "answer": "5"}"#, "q", "5"),
+            (r#"{"question": "q", "op1": 3, "op2": 4, "answer": "5"}"#, "q", "5"),
+            (r#"{"question": "q", "a": "x", "b": "y", "answer": "A"}"#, "q", "A"),
+            (r#"{"question": "q", "option_a": "x", "option_b": "y", "answer": "y"}"#, "q\n(A) x\n(B) y", "B"),
+            (r#"{"question": "q", "option_a": "x", "option_b": "y", "answer": "b"}"#, "q\n(A) x\n(B) y", "B"),
+            (r#"{"question": "q", "OptionA": "x", "OptionB": "y", "answer": 1}"#, "q\n(A) x\n(B) y", "B"),
+            (r#"{"question": "q", "opa": "x", "opb": "y", "opc": null, "answer": 0}"#, "q\n(A) x\n(B) y", "A"),
+            (r#"{"question": "q", "option1": "x", "option2": "y", "answer": "2"}"#, "q\n(1) x\n(2) y", "2"),
+            (r#"{"question": "q", "endings": ["x", "y"], "answer": "1"}"#, "q\n(A) x\n(B) y", "B"),
+            (r#"{"question": "q", "choices": ["7", "1"], "answer": "1"}"#, "q\n(A) 7\n(B) 1", "B"),
+            (r#"{"question": "q", "options": "", "A": "x", "B": "y", "answer": "B"}"#, "q\n(A) x\n(B) y", "B"),
             (r#"{"prompt": "q A. x B. y", "choices": ["x", "y"], "answer": "y"}"#, "q A. x B. y", "B"),
             (r#"{"prompt": "x or y?", "choices": ["x", "y"], "answer": "B"}"#, "x or y?\n(A) x\n(B) y", "B"),
             (
@@ -125,7 +186,6 @@ mod tests {
                 "A",
             ),
         ];
-        let read = |row: &str| shapes::problem(serde_json::from_str(row).unwrap(), &Fields::default(), "file");
         for (row, prompt, answer) in table {
             let problem = read(row).unwrap();
             assert_eq!((problem.prompt.text().as_str(), problem.answer.as_str()), (prompt, answer), "{row}");
@@ -140,6 +200,32 @@ mod tests {
         ] {
             let fault = read(row).unwrap_err();
             assert!(fault.contains(want), "{fault}");
+        }
+    }
+
+    /// Regression: a run trained without a word on rows whose choices were not found.
+    #[test]
+    fn letters_of_choices_that_a_prompt_does_not_show_are_counted() {
+        let unseen = |row: &str| {
+            let report = DataReport::of(&[read(row).unwrap()]);
+            assert_eq!(report.is_clean(), report.unseen_choices == 0, "{row}");
+            report.unseen_choices
+        };
+        for row in [
+            r#"{"question": "q", "answers": ["x", "y"], "answer": "B"}"#,
+            r#"{"question": "q", "answer": "(C)"}"#,
+            r#"{"question": "q", "answer": "$\\text{(C)}$"}"#,
+        ] {
+            assert_eq!(unseen(row), 1, "{row}");
+        }
+        for row in [
+            r#"{"question": "q", "choices": ["x", "y"], "answer": "B"}"#,
+            r#"{"question": "q (A) x (B) y", "answer": "B"}"#,
+            r#"{"question": "q $\\textbf{(A)}$ x $\\textbf{(B)}$ y", "answer": "\\text{(B)}"}"#,
+            r#"{"question": "q", "answer": "m"}"#,
+            r#"{"question": "q", "answer": "-C"}"#,
+        ] {
+            assert_eq!(unseen(row), 0, "{row}");
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::hub::{self, Hub};
 use crate::noise::mix_text;
 pub use crate::text::chat::{Message, Prompt};
 use crate::verify::{Verdict, compare, gold_answer};
+pub(crate) use turns::thinking;
 
 /// A question with an answer that a program can check.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,6 +99,9 @@ pub struct DataReport {
     /// The first of these, with its row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_unreadable: Option<String>,
+    /// Problems whose answer is the letter of a choice that their prompt does not show.
+    #[serde(default)]
+    pub unseen_choices: usize,
     /// Problems whose prompt occurred before.
     pub duplicates: usize,
     /// Problems left out because their prompt is too long.
@@ -117,6 +121,7 @@ impl DataReport {
             prose_answers: problems.iter().filter(|problem| is_prose(&problem.answer)).count(),
             unreadable_answers: unreadable.len(),
             first_unreadable: unreadable.first().map(shown),
+            unseen_choices: problems.iter().filter(|problem| choices::is_unseen(problem)).count(),
             duplicates: problems.iter().filter(|problem| !seen.insert(problem.id)).count(),
             overlong: 0,
         }
@@ -124,7 +129,8 @@ impl DataReport {
 
     /// Return whether there is nothing unusual.
     pub fn is_clean(&self) -> bool {
-        self.empty_answers + self.prose_answers + self.unreadable_answers + self.duplicates + self.overlong == 0
+        let answers = self.empty_answers + self.prose_answers + self.unreadable_answers + self.unseen_choices;
+        answers + self.duplicates + self.overlong == 0
     }
 }
 
@@ -142,6 +148,10 @@ impl fmt::Display for DataReport {
                  alone, data.answer_field, or grade with a reward program)",
             ),
             (self.unreadable_answers, &unreadable),
+            (
+                self.unseen_choices,
+                "the letter of a choice for an answer and no choices in the prompt (name their column choices or options)",
+            ),
             (self.duplicates, "a repeated prompt"),
         ];
         for (count, what) in odd.into_iter().filter(|(count, _)| *count > 0) {
@@ -211,15 +221,25 @@ pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
 /// # Errors
 /// As [`load_problems`].
 pub fn load_conversations(path: &Path) -> Result<Vec<Conversation>> {
-    let (files, _) = located(path)?;
-    let mut conversations = Vec::new();
-    for file in &files {
-        conversations.extend(files::rows(file, |place, row| {
-            let (prompt, completion) = turns::conversation(&row)?;
-            Ok(Conversation { prompt, completion, place: place.to_string() })
-        })?);
+    load_rows(path, |place, row| {
+        let (prompt, completion) = turns::conversation(&row)?;
+        Ok(Conversation { prompt, completion, place: place.to_string() })
+    })
+}
+
+/// Read the rows of a file, or of the data set of that name on the Hub, with `read`, which gets the place of each row.
+///
+/// # Errors
+/// As [`load_problems`]; the error of `read` is given the place.
+pub(crate) fn load_rows<T>(
+    path: &Path,
+    mut read: impl FnMut(&str, Map<String, Value>) -> std::result::Result<T, String>,
+) -> Result<Vec<T>> {
+    let mut rows = Vec::new();
+    for file in located(path)?.0 {
+        rows.extend(files::rows(&file, &mut read)?);
     }
-    Ok(conversations)
+    Ok(rows)
 }
 
 /// Return the files that `path` is or names, and the source of rows that name none.
@@ -321,7 +341,9 @@ mod tests {
             ("gsm8k/train.jsonl", "gsm8k", 7473),
             ("gsm8k/test.jsonl", "gsm8k", 1319),
             ("benchmarks/aime24.jsonl", "aime24", 30),
+            ("benchmarks/aime25.jsonl", "aime25", 30),
             ("benchmarks/amc23.jsonl", "amc23", 40),
+            ("benchmarks/math500.jsonl", "math500", 500),
             ("benchmarks/minerva_math.jsonl", "minerva_math", 272),
             ("benchmarks/olympiadbench.jsonl", "olympiadbench", 675),
         ];

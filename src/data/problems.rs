@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, COUNTS, LENGTHS};
+use crate::config::{self, LENGTHS, PROBLEMS};
 use crate::data::shuffle::Shuffle;
 use crate::data::{self, DataReport, Fields, Problem};
 use crate::error::{Error, Result};
@@ -72,7 +72,7 @@ impl DataConfig {
             problems.push(format!("data.difficulties = [{low}, {high}] must be [from, to] within 1 and 4"));
         }
         problems.extend(config::count("data.max_prompt_length", self.max_prompt_length, 1, LENGTHS));
-        problems.extend(config::count("data.tasks_count", self.tasks_count as usize, 0, COUNTS));
+        problems.extend(config::count("data.tasks_count", self.tasks_count as usize, 0, PROBLEMS));
         problems
     }
 
@@ -124,18 +124,18 @@ impl DataConfig {
             let overlong =
                 |text: &str| Some(tokenizer.least_tokens(text.len())).filter(|n| *n > self.max_prompt_length);
             if let Some(least) = overlong(&problem.prompt.text()) {
-                return self.reads(least, problem);
+                return self.reads(least, "at least ", problem);
             }
             let text = tokenizer.render_prompt(&problem.prompt).map_err(|error| problem.fault(error))?;
             // A token has at least one byte and at most those of the longest token: most prompts need not be encoded.
             if text.len() < certain.min(self.max_prompt_length) {
                 return Ok(true);
             }
-            let tokens = match overlong(&text) {
-                Some(least) => least,
-                None => tokenizer.encode_prompt(&problem.prompt).map_err(|error| problem.fault(error))?.len(),
-            };
-            if !self.reads(tokens, problem)? {
+            if let Some(least) = overlong(&text) {
+                return self.reads(least, "at least ", problem);
+            }
+            let tokens = tokenizer.encode_prompt(&problem.prompt).map_err(|error| problem.fault(error))?.len();
+            if !self.reads(tokens, "", problem)? {
                 return Ok(false);
             }
             check(tokens, problem).map(|()| true).map_err(|error| problem.fault(error))
@@ -154,15 +154,15 @@ impl DataConfig {
         Ok((kept, report))
     }
 
-    /// Return whether a prompt of this many tokens is short enough.
+    /// Return whether a prompt of this many tokens is short enough; `bound` is "at least " for a lower bound.
     ///
     /// # Errors
     /// When it is too long and `filter_overlong_prompts` is not set.
-    fn reads(&self, tokens: usize, problem: &Problem) -> Result<bool> {
+    fn reads(&self, tokens: usize, bound: &str, problem: &Problem) -> Result<bool> {
         if tokens > self.max_prompt_length && !self.filter_overlong_prompts {
             return Err(problem.fault(format!(
-                "a prompt has {tokens} tokens, more than max_prompt_length = {}; raise it, where the model reads more \
-                 (max_position_embeddings), or set filter_overlong_prompts to leave such rows out: {:.80}…",
+                "a prompt has {bound}{tokens} tokens, more than max_prompt_length = {}; raise it, where the model reads \
+                 more (max_position_embeddings), or set filter_overlong_prompts to leave such rows out: {:.80}…",
                 self.max_prompt_length,
                 problem.prompt.text()
             )));
@@ -257,12 +257,9 @@ mod tests {
     fn an_overlong_prompt_is_told_by_its_row() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.jsonl");
-        let long = "1+".repeat(40);
-        std::fs::write(
-            &file,
-            format!("{{\"prompt\": \"q\", \"answer\": \"1\"}}\n{{\"prompt\": \"{long}\", \"answer\": \"1\"}}"),
-        )
-        .unwrap();
+        let prompts = ["q".to_string(), "1+".repeat(40), "1+".repeat(4000)];
+        let rows = prompts.map(|prompt| format!(r#"{{"prompt": "{prompt}", "answer": "1"}}"#));
+        std::fs::write(&file, rows.join("\n")).unwrap();
         let tokenizer = Tokenizer::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/base")).unwrap();
         let fault = |max_prompt_length: usize, certain: usize| {
             let data = DataConfig { max_prompt_length, ..DataConfig::default() };
@@ -275,6 +272,9 @@ mod tests {
             error.contains("x.jsonl:2: a prompt has") && error.contains("more than max_prompt_length = 64"),
             "{error}"
         );
+        // Regression: the lower bound of a prompt that is not encoded was stated as its length.
+        let error = fault(512, usize::MAX);
+        assert!(error.contains("x.jsonl:3: a prompt has at least 615 tokens"), "{error}");
         let error = fault(512, 0);
         assert!(error.ends_with("x.jsonl:2: no room"), "{error}");
     }

@@ -9,7 +9,8 @@
 //! | AIME, AMC23, MATH-500 | `problem` or `question` | `answer` |
 //! | MATH, Minerva | `problem` | `solution` with a `\boxed{}` |
 //! | OlympiadBench | `question` after any `context` | `final_answer` (a list) |
-//! | MMLU, ARC, MedQA | `question`, then `choices` or `options` | `answer`, `answerKey`: letter, text or index from 0 |
+//! | MMLU, ARC, MedQA | `question`, then `choices`, `options` or `endings` | `answer`, `answerKey`: letter, text or index from 0 |
+//! | C-Eval, MedMCQA | `question`, then columns `A`, `B`, … or `option_a`, `opb`, `choice1`, … | as above |
 //! | SVAMP, ASDiv | `body` and `question` | `answer` |
 //! | SQuAD, DROP, RACE, TabMWP | `question` after its `context`, `passage`, `article` or `table` | `answer` |
 //!
@@ -44,22 +45,22 @@ pub(super) fn problem(
         Prompt::Text(question) if !question.trim().is_empty() => Prompt::Text(with_parts(question, &row, fields)?),
         prompt => prompt,
     };
-    let choices = choices(&row)?;
-    let prompt = with_choices(prompt, &choices);
     if prompt.text().trim().is_empty() {
         return Err(format!("{prompt_field} is empty"));
     }
 
     let verl = row.get("reward_model").and_then(|model| model.get("ground_truth"));
     let verl = verl.filter(|truth| !truth.is_null() && fields.answer_field.is_none());
-    let (answer_field, whole) = match verl {
-        Some(truth) => ("reward_model", answer_text(truth, "reward_model.ground_truth")?),
+    let (answer_field, choices, whole) = match verl {
+        Some(truth) => ("reward_model", choices(&row, truth)?, answer_text(truth, "reward_model.ground_truth")?),
         None => {
             let field = pick(&row, fields.answer_field.as_deref(), &ANSWERS, "answer")?;
+            let choices = choices(&row, &row[field])?;
             let chosen = chosen(&row[field], &choices, &row).map_err(|fault| format!("{field} = {fault}"))?;
-            (field, chosen.map_or_else(|| answer_text(&row[field], field), Ok)?)
+            (field, choices, chosen.map_or_else(|| answer_text(&row[field], field), Ok)?)
         }
     };
+    let prompt = with_choices(prompt, &choices);
     let hashed = whole.contains("####");
     let answer = gold_answer(&whole);
     let answer = if hashed { without_separators(&answer) } else { answer.into_owned() };

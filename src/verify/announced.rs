@@ -1,5 +1,6 @@
-//! Answers that a text announces in words: `Answer: 34`, `**Final Answer:** $x + 1$`, "the answer is 12", 答案：12.
+//! Answers that a text announces in words: `Answer: 34`, `**Final Answer:** $x + 1$`, "the answer is 12", 答案：12, 故选：B.
 
+use super::token::narrow;
 use super::tree::Node;
 use super::{MAX_ANSWER, parse};
 
@@ -37,7 +38,35 @@ pub(super) fn announced(text: &str) -> Option<Announced> {
         let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':'])?;
         Some(Announced { at, formal: true, answer: value(rest.trim_start_matches(['：', ':']))? })
     });
-    latin.into_iter().chain(chinese).max_by_key(|found| found.at)
+    let choice = text.rmatch_indices('选').take(MAX_TRIALS).find_map(|(at, _)| chosen(text, at));
+    latin.into_iter().chain(chinese).chain(choice).max_by_key(|found| found.at)
+}
+
+/// Parse the letter at the end of a clause after 选, "choose", or 选项是, "the option is": 故选：B, 因此选 B。
+fn chosen(text: &str, at: usize) -> Option<Announced> {
+    let (before, rest) = text.split_at(at + '选'.len_utf8());
+    let rest = match rest.strip_prefix('项') {
+        Some(rest) => rest.strip_prefix(['是', '为', '：', ':'])?,
+        None => Some(rest.strip_prefix('择').unwrap_or(rest)).filter(|_| chooses(before))?,
+    };
+    let rest = rest.trim_start_matches(['：', ':', ' ', '*', '$', '(', '（']);
+    let first = rest.chars().next()?;
+    let letter = Some(narrow(first)).filter(|letter| ('A'..='H').contains(letter))?;
+    let mut after = rest[first.len_utf8()..].trim_start_matches([' ', '*', '$', ')', '）']).chars();
+    let ends = match after.next() {
+        None | Some('\n' | '\r' | '。' | '.' | '；' | ';' | '！' | '!') => true,
+        // 选 A，B 两点 chooses two points.
+        Some('，' | ',') => !after.as_str().trim_start().starts_with(|c: char| c.is_ascii_alphabetic()),
+        _ => false,
+    };
+    ends.then(|| Announced { at, formal: true, answer: letter.to_string() })
+}
+
+/// Whether Chinese words end with "choose", and neither deny nor suppose it.
+pub(super) fn chooses(words: &str) -> bool {
+    const DENIALS: [&str; 8] = ["不", "不能", "不可", "不应", "若", "如果", "假如", "是否"];
+    let before = words.strip_suffix('择').unwrap_or(words).strip_suffix('选');
+    before.is_some_and(|before| !DENIALS.iter().any(|denial| before.ends_with(denial)))
 }
 
 fn is_mark(c: char) -> bool {

@@ -8,6 +8,7 @@ use super::tree::{Fault, Node, Relation, Result};
 impl Parser {
     /// Parse what follows an opening bracket: a group, a tuple or an interval.
     pub(super) fn bracket(&mut self, open: char) -> Result<Node> {
+        let grid = if open == '[' { self.grid_ahead() } else { None };
         let outward = std::mem::replace(&mut self.outward, open == ']');
         let items = self.deeper(Self::items);
         self.outward = outward;
@@ -25,6 +26,12 @@ impl Parser {
             (']', Some(']')) => Some((false, true)),
             _ => return Err(Fault::Malformed),
         };
+        if let Some((rows, columns)) = grid.filter(|(rows, columns)| rows * columns == items.len())
+            && closed == Some((true, true))
+        {
+            let row = |row: usize| items[row * columns..(row + 1) * columns].to_vec();
+            return Ok(Node::Matrix((0..rows).map(row).collect()));
+        }
         match (items.len(), closed) {
             (0, _) => Err(Fault::Malformed),
             (1, None | Some((true, true))) => Ok(items.swap_remove(0)),
@@ -35,6 +42,24 @@ impl Parser {
             (_, None | Some((true, true))) => Ok(Node::Tuple(items)),
             _ => Err(Fault::Malformed),
         }
+    }
+
+    /// Return the numbers of rows and columns of `[1, 2; 3, 4]` after its bracket; `None` for other content.
+    fn grid_ahead(&self) -> Option<(usize, usize)> {
+        let (mut depth, mut columns) = (0, vec![1]);
+        for Spaced(token, _) in &self.tokens[self.at..] {
+            match token {
+                Token::Char(']') if depth == 0 => break,
+                Token::Open | Token::Char('(' | '[' | '{') => depth += 1,
+                Token::Close | Token::Char(')' | ']' | '}') => depth -= 1,
+                Token::Char(',') if depth == 0 => *columns.last_mut()? += 1,
+                Token::Char(';') if depth == 0 => columns.push(1),
+                _ => {}
+            }
+        }
+        let width = columns[0];
+        let even = columns.len() > 1 && width > 1 && columns.iter().all(|count| *count == width);
+        even.then_some((columns.len(), width))
     }
 
     /// Parse what follows the brace of a set: its members, or `x | condition`.

@@ -3,13 +3,15 @@
 use super::name::{constant, is_function};
 use super::parse::{is_separator, parse};
 use super::tree::{Fault, Node};
-use super::{Graded, Verdict, compare, compare_unlike, gold_answer, grade, stated};
+use super::{Graded, Verdict, compare, compare_unlike, gold_answer, grade, lenient, stated};
 
 /// Grade an answer that may be bare or a whole, finished completion.
 pub fn check(gold: &str, answer: &str) -> Graded {
-    let verdict = compare(&gold_answer(gold), answer);
-    if is_bare(answer) || (verdict.is_right() && !is_sentence(answer)) {
-        return Graded { strict: verdict, lenient: verdict, extracted: Some(answer.trim().to_string()) };
+    let found = gold_answer(gold);
+    let strict = compare(&found, answer);
+    if is_bare(answer) || (strict.is_right() && !is_sentence(answer)) {
+        let lenient = if strict.is_right() { strict } else { lenient(&found, answer) };
+        return Graded { strict, lenient, extracted: Some(answer.trim().to_string()) };
     }
     grade(gold, answer, true)
 }

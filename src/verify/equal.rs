@@ -4,7 +4,7 @@ use num_rational::BigRational;
 use num_traits::{Signed, ToPrimitive};
 
 use super::poly::{Algebra, Quotient};
-use super::rounded::{approximated, half_unit, literal, near, rounds};
+use super::rounded::{approximated, half_unit, literal, near, rounds, stands_for};
 use super::tree::{Fault, Node, Result};
 use super::unit::Unit;
 use super::{matrix, words};
@@ -63,10 +63,18 @@ impl Comparer {
         if let Some(answer) = rewritten(answer, gold)? {
             return self.same(gold, &answer);
         }
+        let approximate = approximated(answer);
+        if let Some((exact, decimal)) = &approximate
+            && gold != answer
+            && self.misrounds(exact, decimal.as_ref())
+        {
+            return Ok(false);
+        }
         if let Some(parts) = approximated(gold) {
+            let answer = approximate.as_ref().map_or(answer, |(exact, _)| exact);
             return self.same_as_either(parts, |comparer, part| comparer.same(part, answer));
         }
-        if let Some(parts) = approximated(answer) {
+        if let Some(parts) = approximate {
             return self.same_as_either(parts, |comparer, part| comparer.same(gold, part));
         }
         if (matches!(gold, Node::List(_)) || matches!(answer, Node::List(_)))
@@ -164,16 +172,28 @@ impl Comparer {
         if same(self, &exact)? {
             return Ok(true);
         }
-        let value = match &exact {
+        let Some(rounded) = rounded else { return Ok(false) };
+        let Some((float, number)) = self.value_beside(&exact, &rounded)? else { return Ok(false) };
+        let Some(half) = half_unit(&number) else { return Ok(false) };
+        Ok(near(float, &number, &half) && same(self, &rounded)?)
+    }
+
+    /// Whether the number beside an exact value is neither that value rounded nor cut off.
+    fn misrounds(&mut self, exact: &Node, decimal: Option<&Node>) -> bool {
+        let sign = |node: &Node| matches!(node, Node::Percent(_) | Node::Degrees(_));
+        let Some(decimal) = decimal.filter(|_| !exact.any(&sign)) else { return false };
+        matches!(self.value_beside(exact, decimal), Ok(Some((value, number))) if !stands_for(&number, value))
+    }
+
+    /// Return an exact value in floating point and the number beside it; `None` if one of them is no number.
+    fn value_beside(&mut self, exact: &Node, decimal: &Node) -> Result<Option<(f64, BigRational)>> {
+        let value = match exact {
             Node::Relation(terms, _) => &terms[terms.len() - 1],
             node => node,
         };
-        let (Some(rounded), true) = (rounded, is_formula(value)) else { return Ok(false) };
-        let Some(number) = literal(&rounded) else { return Ok(false) };
+        let Some(number) = literal(decimal).filter(|_| is_formula(value)) else { return Ok(None) };
         let normal = self.algebra.normal(value)?;
-        let Some(float) = self.algebra.float(&normal) else { return Ok(false) };
-        let Some(half) = half_unit(&number) else { return Ok(false) };
-        Ok(near(float, &number, &half) && same(self, &rounded)?)
+        Ok(self.algebra.float(&normal).map(|value| (value, number)))
     }
 
     pub(super) fn same_in_order(&mut self, gold: &[Node], answer: &[Node]) -> Result<bool> {
@@ -308,7 +328,7 @@ fn lettered(factors: &[Node]) -> Option<Node> {
             Node::Inverse(inner) => unit(inner, -sign),
             Node::Product(factors) => {
                 let mut units = factors.iter().map(|factor| unit(factor, sign));
-                units.next()?.and_then(|first| units.try_fold(first, |product, next| Some(product.times(&next?))))
+                units.next()?.and_then(|first| units.try_fold(first, |product, next| product.times(&next?)))
             }
             Node::Power(base, exponent) => match (&**base, literal(exponent)?.to_i32()?) {
                 (Node::Symbol(name), power) if power.abs() < 10 => Unit::letter(name, sign * power),
@@ -319,8 +339,16 @@ fn lettered(factors: &[Node]) -> Option<Node> {
     }
     let units: Vec<Unit> = factors.iter().rev().map_while(|factor| unit(factor, 1)).collect();
     let rest = factors[..factors.len() - units.len()].to_vec();
-    let product = units.into_iter().reduce(|a, b| a.times(&b))?;
+    let mut units = units.into_iter();
+    let product = units.next().and_then(|first| units.try_fold(first, |product, next| product.times(&next)))?;
     (!rest.is_empty()).then(|| Node::Measured(Box::new(Node::Product(rest)), product))
+}
+
+/// Convert a product that ends with the letters of a unit of the same dimension as `other`, `5 kW`, to a quantity.
+fn prefixed(factors: &[Node], other: &Unit) -> Option<Node> {
+    let [rest @ .., Node::Symbol(prefix), Node::Symbol(symbol)] = factors else { return None };
+    let unit = Unit::prefixed(&format!("{prefix}{symbol}")).filter(|unit| unit.powers == other.powers)?;
+    (!rest.is_empty()).then(|| Node::Measured(Box::new(Node::Product(rest.to_vec())), unit))
 }
 
 /// Expand `±` and arithmetic of matrices. If `other` is a tuple, drop the name of a point, `P(3, 4)`. If `other` has a
@@ -333,7 +361,7 @@ fn rewritten(node: &Node, other: &Node) -> Result<Option<Node>> {
             [Node::Symbol(name), point @ Node::Tuple(_)] if capital(name) => Some(point.clone()),
             _ => None,
         },
-        (Node::Product(factors), Node::Measured(..)) => lettered(factors),
+        (Node::Product(factors), Node::Measured(_, unit)) => prefixed(factors, unit).or_else(|| lettered(factors)),
         _ => None,
     };
     let rewritten = beside.or_else(|| if is_either(node) { Some(both_signs(node)) } else { spread(node) });

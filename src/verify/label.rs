@@ -1,5 +1,6 @@
 //! Labels before or within an answer: `Option B`, `answer: 5`, `\text{Area} = 7`, `\text{The answer is } 7`, `(a) 3`.
 
+use super::announced::chooses;
 use super::token::{Spaced, Token, tokenize};
 use super::tree::Relation;
 
@@ -17,7 +18,7 @@ pub(super) fn drop_stops(tokens: &mut Vec<Spaced>) {
     }
 }
 
-/// Remove a label before the answer, `Option B`, `answer: 5`, `≈ 3.14`; `minus 3` becomes -3.
+/// Remove a label before the answer, `Option B`, `answer: 5`, 故选：B, `≈ 3.14`; `minus 3` becomes -3.
 pub(super) fn drop_prefix(tokens: &mut Vec<Spaced>) {
     drop_label(tokens);
     while tokens.len() > 1 {
@@ -31,7 +32,7 @@ pub(super) fn drop_prefix(tokens: &mut Vec<Spaced>) {
             _ => return,
         };
         match first.as_str() {
-            "option" | "choice" | "answer" => {
+            word if matches!(word, "option" | "choice" | "answer") || chooses(word) => {
                 let colon = matches!(tokens[1].0, Token::Char(':' | '='));
                 tokens.drain(..1 + usize::from(colon));
                 return;

@@ -14,7 +14,7 @@
 //! |---|---|
 //! | `\boxed{}` | the last box; adjacent boxes joined by commas or "and" are a list; a box without a letter or digit is ignored |
 //! | `Answer: 34`, `**Final Answer** …`, 答案：34 | the rest of the line, or the next line; overrides an earlier box if it can be parsed, else used if there is no box |
-//! | "the answer is 34", "the correct option is B" | up to the end of the sentence; used if there is no box |
+//! | "the answer is 34", "the correct option is B", 故选：B | up to the end of the sentence; used if there is no box |
 //! | `<answer>34</answer>`, `#### 34` | used if there is no box |
 //! | none of these | lenient only: the last `$…$`, `\(…\)`, `\[…\]` or bare formula; for a derivation also its right-hand side |
 //!
@@ -28,15 +28,16 @@
 //! | kind | the rule |
 //! |---|---|
 //! | decimals | a gold with two or more decimal places also accepts values that round to it: 0.33 accepts 1/3 and 0.333, but 1/3 does not accept 0.33 |
-//! | `1/3 ≈ 0.33` | the exact value, or the decimal if it is the exact value rounded |
+//! | `1/3 ≈ 0.33` | the exact value, or the decimal if it is the exact value rounded; an answer whose decimal is neither rounded nor cut off is wrong |
 //! | percentages, degrees | 5% equals 0.05, and 5 if the other side has no sign; 45° equals π/4 and 45; 12°30' is 12.5° |
-//! | units, currency | converted if both sides have one (50 cm is 0.5 m), else ignored; letters outside `\text{}` are symbols; "or more", "squared", "and a half" are not units; 5 feet 6 inches needs a unit on both sides |
+//! | units, currency | converted if both sides have one (50 cm is 0.5 m; 5 mW is not 5 MW), else ignored; letters outside `\text{}` are symbols; "or more", "squared", "and a half" are not units; 5 feet 6 inches needs a unit on both sides |
 //! | million, dozen, tenths | scale the number: 5 million is not 5; 3 halves may be 3 or 3/2 |
 //! | times | `3:45` is a time, never a fraction; compared with a ratio such as 2:3, or written `3 : 45`, it is a ratio; without AM or PM it may be either half of the day |
 //! | several answers | order and repetition do not matter; they do in tuples, matrices and labelled parts, `(a) 3, (b) 4` |
 //! | `(a, b)` | a pair or an open interval, depending on the other side; `[a, b]` is closed |
-//! | matrices | sums, products, `^T` and `[[a, b], [c, d]]` are evaluated; bars denote a determinant, which is a number |
-//! | `x = 5`, `f(x) = 2x` | equal their right-hand side; so does any expression = 5 in an answer, also \text{Area} = 5, unless numbers in the chain contradict each other; two equations are compared up to a factor |
+//! | matrices | sums, products, `^T`, `[[a, b], [c, d]]` and `[a, b; c, d]` are evaluated; bars denote a determinant, which is a number |
+//! | `x = 1, y = 2; x = 3, y = 4` | the pairs (1, 2) and (3, 4) |
+//! | `x = 5`, `f(x) = 2x` | equal their right-hand side; so does any expression = 5 in an answer, also \text{Area} = 5, unless numbers in the chain contradict each other (lenient: the last side); two equations are compared up to a factor |
 //! | `x ≡ 3 (mod 7)` | the same symbol, modulus and residue class; 3 alone is accepted, 10 is not |
 //! | inequalities | compared as sets: `x > 2` equals `(2, ∞)`; several are an intersection, or a union if joined by "or" or if the intersection is empty |
 //! | `log` | without a base either natural or decimal |
@@ -46,7 +47,7 @@
 //! | `1, 2, …, n` | the same members; 0.1666… repeats its last digit |
 //! | choices | `C`, `(C)`, `C: its text` are compared by letter, or by text if the other side has no letter |
 //! | comments | `(checked)`, "where c is real", "for all n", "since …" are ignored; "if …" and second cases are not |
-//! | words | compared without case, punctuation and plurals; numbers and dates in words by value; "all real numbers" and "no solution" are sets; `abc` is a product if the other side is a formula |
+//! | words | compared without case, punctuation and plurals; numbers in words and dates, `2024-01-05`, by value; "all real numbers" and "no solution" are sets; `abc` is a product if the other side is a formula |
 //!
 //! The module does not depend on the rest of the crate, so that it can be fuzzed alone.
 
@@ -153,13 +154,12 @@ pub fn grade(problem_answer: &str, completion: &str, finished: bool) -> Graded {
     // Announced words are no answer if the gold is a formula.
     let counts = |answer: &Cow<str>| reads(answer) || !reads(&gold) || extract::boxed(completion).is_some();
     if let Some(answer) = stated_after.or_else(|| stated(completion)).filter(counts) {
-        let lenient = compare(&gold, &answer);
-        return Graded { strict, lenient, extracted: Some(answer.into_owned()) };
+        return Graded { strict, lenient: lenient(&gold, &answer), extracted: Some(answer.into_owned()) };
     }
     let Some(formula) = after.and_then(last::last_formula).or_else(|| last::last_formula(completion)) else {
         return Graded { strict, lenient: missing(&gold), extracted: None };
     };
-    let whole = compare(&gold, &formula);
+    let whole = lenient(&gold, &formula);
     let side = last::last_side(&formula).filter(|_| !whole.is_right());
     let lenient = if side.is_some_and(|side| compare(&gold, side).is_right()) { Verdict::Right } else { whole };
     Graded { strict, lenient, extracted: Some(formula.into_owned()) }
@@ -183,6 +183,19 @@ pub fn compare(gold: &str, answer: &str) -> Verdict {
     }
     let verdict = compare_unlike(gold, answer);
     if verdict == Verdict::Wrong && check::same_by_commas(gold, answer) { Verdict::Right } else { verdict }
+}
+
+/// Compare in the lenient reading: the value of a chain of equations, `x = 4 = 5`, is its last side, even if the sides
+/// contradict each other.
+fn lenient(gold: &str, answer: &str) -> Verdict {
+    let verdict = compare(gold, answer);
+    let last_sides = || -> Option<bool> {
+        let (gold, answer) = (parse::parse(gold).ok()?, parse::parse(answer).ok()?);
+        let (a, b) = (relation::last_side(&gold), relation::last_side(&answer));
+        a.or(b)?;
+        equal::same(a.unwrap_or(&gold), b.unwrap_or(&answer)).ok()
+    };
+    if !verdict.is_right() && last_sides() == Some(true) { Verdict::Right } else { verdict }
 }
 
 /// Compare answers with different tokens.

@@ -278,7 +278,8 @@ impl Parser {
 
     fn separator(&mut self) -> Option<Joint> {
         let joint = match self.peek()? {
-            Token::Char(',' | ';') => Joint::Comma,
+            Token::Char(',') => Joint::Comma,
+            Token::Char(';') => Joint::Semicolon,
             Token::Char('∨') => Joint::Or,
             Token::Letters(word) | Token::Text(word) if is_separator(word) => {
                 if is_and(word) {

@@ -31,8 +31,9 @@ impl Parser {
         // `3 million dollars` multiplies, `3 tenths` divides.
         loop {
             let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
-            // `k` is a thousand, `K` is kelvin.
-            let word = if word.len() == 1 { word.to_string() } else { word.to_lowercase() };
+            // `k` is a thousand, `K` is kelvin; `mn` is a million, `mN` is a millinewton.
+            let symbol = word.len() == 1 || Unit::prefixed(word).is_some();
+            let word = if symbol { word.to_string() } else { word.to_lowercase() };
             node = match (magnitude(&word), part(&word)) {
                 (Some(factor), _) => Node::Product(vec![node, Node::integer(factor)]),
                 (_, Some(divisor)) => node.over(Node::integer(divisor)),

@@ -13,14 +13,20 @@ use super::tree::{Node, Relation, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Joint {
     Comma,
+    Semicolon,
     And,
     Or,
 }
 
-/// Combine members joined by "or": inequalities in one symbol become `x ∈ (…) ∪ (…)`; "and" binds closer.
+/// Combine members joined by "or": inequalities in one symbol become `x ∈ (…) ∪ (…)`; "and" binds closer. Semicolons
+/// between solutions in several symbols separate these as "or" does.
 pub(super) fn joined(items: Vec<Node>, joints: &[Joint]) -> Vec<Node> {
-    if !joints.contains(&Joint::Or) || items.len() > MAX_PIECES {
+    if items.len() > MAX_PIECES {
         return items;
+    }
+    if !joints.contains(&Joint::Or) {
+        let apart = joints.contains(&Joint::Semicolon).then(|| systems(&items, joints, Joint::Semicolon));
+        return apart.flatten().unwrap_or(items);
     }
     let Some(sets) = items.iter().map(solutions).collect::<Option<Vec<_>>>() else {
         // `x = 1 or y = 2` is not a list of both.
@@ -29,7 +35,7 @@ pub(super) fn joined(items: Vec<Node>, joints: &[Joint]) -> Vec<Node> {
         {
             return vec![Node::Union(Box::new(a.clone()), Box::new(b.clone()))];
         }
-        return systems(&items, joints).unwrap_or(items);
+        return systems(&items, joints, Joint::Or).unwrap_or(items);
     };
     let mut sets = sets.into_iter();
     let Some((symbol, mut last)) = sets.next() else { return items };
@@ -49,13 +55,14 @@ pub(super) fn joined(items: Vec<Node>, joints: &[Joint]) -> Vec<Node> {
     vec![Node::Relation(vec![Node::Symbol(symbol), united(union, last)], vec![Relation::In])]
 }
 
-/// Convert solutions in several symbols, `x = 2, y = 3 or x = 3, y = 2`, to tuples ordered by symbol.
-fn systems(items: &[Node], joints: &[Joint]) -> Option<Vec<Node>> {
+/// Convert solutions in several symbols, `x = 2, y = 3 or x = 3, y = 2`, to tuples ordered by symbol; `apart` separates
+/// the solutions.
+fn systems(items: &[Node], joints: &[Joint], apart: Joint) -> Option<Vec<Node>> {
     let mut systems = vec![Vec::new()];
     for (at, item) in items.iter().enumerate() {
         let Node::Relation(terms, _) = item else { return None };
         let [name @ Node::Symbol(_), _] = terms.as_slice() else { return None };
-        if at > 0 && joints.get(at - 1) == Some(&Joint::Or) {
+        if at > 0 && joints.get(at - 1) == Some(&apart) {
             systems.push(Vec::new());
         }
         systems.last_mut()?.push((name.to_string(), item.clone()));
@@ -134,14 +141,18 @@ impl Comparer {
     ///
     /// The check spends at most half of the steps left.
     fn contradicts(&mut self, terms: &[Node]) -> bool {
+        let sign = |node: &Node| matches!(node, Node::Percent(_) | Node::Degrees(_) | Node::Symbol(_));
+        let numbers: Vec<&Node> = terms.iter().filter(|term| is_formula(term) && !term.any(&sign)).collect();
+        if numbers.len() < 2 {
+            return false;
+        }
         let half = self.algebra.steps / 2;
         self.algebra.steps -= half;
         let mut value = |term: &Node| {
-            let sign = |node: &Node| matches!(node, Node::Percent(_) | Node::Degrees(_) | Node::Symbol(_));
-            let normal = (is_formula(term) && !term.any(&sign)).then(|| self.algebra.normal(term).ok())??;
+            let normal = self.algebra.normal(term).ok()?;
             Some((literal(term).filter(|value| !value.is_integer()), self.algebra.float(&normal)?, normal))
         };
-        let values: Vec<_> = terms.iter().filter_map(&mut value).collect();
+        let values: Vec<_> = numbers.into_iter().filter_map(&mut value).collect();
         let rounds = |decimal: &Option<BigRational>, other: f64| {
             decimal.as_ref().and_then(|value| Some(near(other, value, &half_unit(value)?))) == Some(true)
         };
@@ -329,6 +340,14 @@ pub(super) fn solutions(node: &Node) -> Option<(String, Node)> {
 
 fn has_symbol(node: &Node) -> bool {
     node.any(&|node| matches!(node, Node::Symbol(_)))
+}
+
+/// Return the last side of a chain of two or more equations, `x = 2 + 3 = 5`, without a decimal that it approximates.
+pub(super) fn last_side(node: &Node) -> Option<&Node> {
+    let Node::Relation(terms, relations) = node else { return None };
+    let chain = relations.len() > 1 && relations.iter().all(|it| matches!(it, Relation::Equal | Relation::Near));
+    let last = relations.iter().rposition(|relation| *relation == Relation::Equal)?;
+    terms.get(last + 1).filter(|_| chain)
 }
 
 /// Whether a node may be assigned to: a symbol, `f(x)`, `(x, y)`, `AB`, `|AB|`, or a quotient or ratio of these.

@@ -59,7 +59,22 @@ pub(super) fn half_unit(number: &BigRational) -> Option<BigRational> {
     Some(ten.pow(-places) / BigRational::from_integer(2.into()))
 }
 
-/// Return the exact part and the last number of an approximation: `x = 1/3 ≈ 0.33`.
+/// Whether a decimal is a value rounded, or cut off, at its last digit other than 0; true if it has too many digits.
+pub(super) fn stands_for(decimal: &BigRational, value: f64) -> bool {
+    let ten = BigRational::from_integer(10.into());
+    let places = (0..12i32).find(|places| (decimal * ten.clone().pow(*places)).is_integer());
+    let Some(places) = places else { return true };
+    let digits = decimal.to_integer().to_string();
+    let zeros = i32::try_from(digits.len() - digits.trim_end_matches('0').len()).unwrap_or_default();
+    let unit = ten.pow(if places > 0 { -places } else { zeros });
+    let cut = || {
+        let (decimal, unit) = (decimal.to_f64()?, unit.to_f64()?);
+        Some(decimal * value >= 0.0 && (0.0..unit).contains(&(value.abs() - decimal.abs())))
+    };
+    near(value, decimal, &(&unit / BigRational::from_integer(2.into()))) || cut() == Some(true)
+}
+
+/// Return the exact part of an approximation, `x = 1/3 ≈ 0.33` or `0.33 ≈ 1/3`, and the number beside it.
 pub(super) fn approximated(node: &Node) -> Option<(Node, Option<Node>)> {
     use Relation::{Equal, Near};
     let Node::Relation(terms, relations) = node else { return None };
@@ -68,9 +83,19 @@ pub(super) fn approximated(node: &Node) -> Option<(Node, Option<Node>)> {
         let relations = [&[Equal], &relations[1..]].concat();
         return Some((Node::Relation(terms.clone(), relations), None));
     }
-    let exact =
-        if at == 0 { terms[0].clone() } else { Node::Relation(terms[..=at].to_vec(), relations[..at].to_vec()) };
-    Some((exact, terms.last().cloned()))
+    let (mut value, mut rounded) = (&terms[at], terms.last()?);
+    if terms.len() == at + 2
+        && literal(value).is_some()
+        && literal(rounded).is_none()
+        && !super::relation::is_name(rounded)
+    {
+        std::mem::swap(&mut value, &mut rounded);
+    }
+    let exact = match at {
+        0 => value.clone(),
+        _ => Node::Relation([&terms[..at], std::slice::from_ref(value)].concat(), relations[..at].to_vec()),
+    };
+    Some((exact, Some(rounded.clone())))
 }
 
 /// Whether a literal also accepts values that round to it.

@@ -46,6 +46,13 @@ fn strict_and_lenient_readings_differ_where_format_does() {
         ("9", "\\boxed{m+n = 9}", true, Right, Right),
         ("m+n = 9", "\\boxed{9}", true, Wrong, Wrong),
         ("5", "\\boxed{m+n = 5+4 = 9}", true, Wrong, Wrong),
+        // Only the lenient grade takes the last side of a chain that contradicts itself.
+        ("11", "\\boxed{x = 7 = 11}", true, Wrong, Right),
+        ("7", "\\boxed{x = 7 = 11}", true, Wrong, Wrong),
+        ("x = 11", "so $x = 5+5+1 = 7 = 11$", true, NoAnswer, Right),
+        ("\\frac{1}{3}", "\\boxed{x = 2 = \\frac{1}{3} \\approx 11.5}", true, Wrong, Right),
+        ("z = 1+1 = 2", "\\boxed{z = 3+3 = 2}", true, Wrong, Right),
+        ("2", "\\boxed{x = 1, y = 2}", true, Wrong, Wrong),
     ];
     for (gold, completion, finished, strict, lenient) in table {
         let graded = grade(gold, completion, finished);
@@ -113,12 +120,16 @@ fn hostile_texts_come_to_an_end() {
         "x mod ".repeat(600), "5 feet ".repeat(500), "\\begin{vmatrix}1&2\\\\3&4\\end{vmatrix}".repeat(90),
         "C_".repeat(2000), "C_{".repeat(1300), "{}_".repeat(1300), "\\left<".repeat(600), "1 (a) ".repeat(600),
         "sinx".repeat(1000), "a=b=".repeat(900), "(((1)_2)_3)_4".repeat(300), "5\\frac{km}".repeat(300),
-        "0 x 10^".repeat(500), "twenty ".repeat(500),
+        "0 x 10^".repeat(500), "N^9".repeat(600), "twenty ".repeat(500), "选".repeat(300_000), "故选：".repeat(100_000),
+        "[1,2;".repeat(700), "[1,2;3,4];".repeat(300), "1\\;".repeat(1300), "x=1,y=2;".repeat(8), "x=1,y=2;".repeat(400),
+        "1 ≈ ".repeat(600), "√2 ≈ 1.5 = ".repeat(200), "2024-01-05".repeat(300), "mW/".repeat(1300),
+        format!("5 \\text{{{}}}", "GW^9 ".repeat(700)),
     ];
     for text in &texts {
         grade(text, text, true);
         grade("5", text, false);
         explain("x", text);
+        compare("5 \\text{ m}", text);
     }
 }
 

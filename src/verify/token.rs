@@ -182,6 +182,11 @@ fn closing(inside: &str) -> Result<usize> {
     end.ok_or(Fault::Malformed)
 }
 
+/// Separators of thousands.
+#[rustfmt::skip]
+const SEPARATORS: &[&str] =
+    &["{,}", " {,}", "{, }", " {, }", ",\\!", ",\\! ", "\\,", "\\;", "\\:", ",", " ", "\\ ", "\\!"];
+
 const RAISED: &str = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 
 struct Lexer<'a> {
@@ -439,10 +444,10 @@ impl<'a> Lexer<'a> {
         // The index of `\log_5 625` and the exponent of `2^3 125` end with the digits.
         let raised = matches!(self.tokens.last(), Some(Spaced(Token::Char('_' | '^'), _)));
         if (1..=3).contains(&first) && number != "0" && !raised {
-            for separator in ["{,}", " {,}", "{, }", " {, }", ",\\!", ",\\! ", "\\,", ",", " ", "\\ ", "\\!"] {
+            for separator in SEPARATORS {
                 let mut groups = Vec::new();
                 let mut rest = self.rest;
-                while let Some(next) = rest.strip_prefix(separator).filter(|next| digits(next) > 0) {
+                while let Some(next) = rest.strip_prefix(*separator).filter(|next| digits(next) > 0) {
                     let (group, after) = next.split_at(digits(next));
                     groups.push(group);
                     rest = after;
@@ -450,12 +455,12 @@ impl<'a> Lexer<'a> {
                 if groups.is_empty() {
                     continue;
                 }
-                let comma = separator == ",";
+                let comma = *separator == ",";
                 if comma && self.not_thousands == 0 && !groups.iter().all(|group| group.len() == 3) {
                     self.not_thousands = groups.len() + 1;
                 }
                 // A space may also be part of a mixed number: `1 100/3`.
-                let mixed = separator == " " && rest.starts_with('/');
+                let mixed = matches!(*separator, " " | "\\;" | "\\:") && rest.starts_with('/');
                 let list = comma && (self.brackets > 0 || self.not_thousands > 0);
                 if groups.iter().all(|group| group.len() == 3) && !list && !mixed {
                     number.extend(groups);

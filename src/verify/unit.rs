@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{One, Pow};
 
@@ -72,6 +71,25 @@ const UNITS: &[Definition] = &[
     (&["unit"], &[], 1, 1),
 ];
 
+/// Prefixes of SI symbols and their powers of ten.
+#[rustfmt::skip]
+const PREFIXES: &[(char, i32)] = &[
+    ('G', 9), ('M', 6), ('k', 3), ('K', 3), ('d', -1), ('c', -2), ('m', -3), ('μ', -6), ('µ', -6), ('n', -9), ('p', -12),
+];
+/// Symbols with these prefixes; upper and lower case differ, except after `k`, which has one meaning.
+const SYMBOLS: &[&str] = &["m", "s", "g", "W", "J", "N", "V", "A", "L", "l", "K", "Pa", "Hz", "eV", "mol"];
+
+/// Maximum size of the factor of a unit, in bits.
+const MAX_BITS: u64 = 4096;
+
+/// Split `mW` into the power of ten of its prefix and the symbol.
+fn split(word: &str) -> Option<(i32, &str)> {
+    let (prefix, power) = PREFIXES.iter().find(|(prefix, _)| word.starts_with(*prefix))?;
+    let symbol = &word[prefix.len_utf8()..];
+    let same = |known: &&str| *known == symbol || (*power == 3 && known.eq_ignore_ascii_case(symbol));
+    SYMBOLS.iter().any(same).then_some((*power, symbol))
+}
+
 fn known(name: &str) -> Option<&'static Definition> {
     UNITS.iter().find(|(names, ..)| names.contains(&name))
 }
@@ -102,18 +120,28 @@ impl Unit {
         letter.then(|| Self::parse(&format!("{name}^{power}"))).flatten()
     }
 
+    /// Return the unit of a symbol with a prefix, `kW`.
+    pub(super) fn prefixed(word: &str) -> Option<Self> {
+        split(word).and_then(|_| Self::parse(word))
+    }
+
     pub(super) fn written(&self) -> &str {
         &self.written
     }
 
-    /// Multiply two units.
-    pub(super) fn times(mut self, other: &Self) -> Self {
-        self.factor *= &other.factor;
+    /// Multiply two units; `None` if the factor is too large.
+    pub(super) fn times(mut self, other: &Self) -> Option<Self> {
+        self.scale(&other.factor)?;
         for (base, exponent) in &other.powers {
             *self.powers.entry(base.clone()).or_default() += exponent;
         }
         self.powers.retain(|_, power| *power != 0);
-        Self { written: format!("{} {}", self.written, other.written), ..self }
+        Some(Self { written: format!("{} {}", self.written, other.written), ..self })
+    }
+
+    fn scale(&mut self, factor: &BigRational) -> Option<()> {
+        self.factor *= factor;
+        (self.factor.numer().bits() + self.factor.denom().bits() <= MAX_BITS).then_some(())
     }
 
     /// Return the unit of a quantity in this unit and smaller ones.
@@ -146,7 +174,7 @@ impl Unit {
                 ")" => (inside, sign) = (1, 1),
                 "squared" | "cubed" if last.is_some() => {
                     if let Some((name, sign)) = last.take() {
-                        unit.multiply(&name, if word.eq_ignore_ascii_case("squared") { sign } else { 2 * sign });
+                        unit.multiply(&name, if word.eq_ignore_ascii_case("squared") { sign } else { 2 * sign })?;
                     }
                 }
                 "square" | "sq" => next_power = 2,
@@ -167,8 +195,8 @@ impl Unit {
                     if !name.chars().all(|c| c.is_alphabetic() || c == '-' || c == '\'') {
                         return None;
                     }
-                    unit.multiply(&singular(name), sign * power);
-                    last = Some((singular(name), sign));
+                    unit.multiply(name, sign * power)?;
+                    last = Some((name.to_string(), sign));
                     (sign, next_power) = (inside, 1);
                 }
             }
@@ -176,15 +204,20 @@ impl Unit {
         Some(unit)
     }
 
-    fn multiply(&mut self, name: &str, power: i32) {
-        let own = [(name, 1)];
+    /// Multiply by a power of the unit that a word names; `None` if the factor is too large.
+    fn multiply(&mut self, word: &str, power: i32) -> Option<()> {
+        let (ten, symbol) = split(word).unwrap_or((0, word));
+        let name = singular(symbol);
+        let own = [(name.as_str(), 1)];
         let (parts, over, under) =
-            known(name).map_or((&own[..], 1, 1), |(_, parts, over, under)| (*parts, *over, *under));
-        self.factor *= BigRational::new(BigInt::from(over), BigInt::from(under)).pow(power);
+            known(&name).map_or((&own[..], 1, 1), |(_, parts, over, under)| (*parts, *over, *under));
+        let factor = BigRational::from_integer(10.into()).pow(ten) * BigRational::new(over.into(), under.into());
+        self.scale(&factor.pow(power))?;
         for (base, exponent) in parts {
             *self.powers.entry((*base).to_string()).or_default() += exponent * power;
         }
         self.powers.retain(|_, power| *power != 0);
+        Some(())
     }
 }
 
@@ -207,6 +240,12 @@ mod tests {
             ("meters per second", "m s^-1", 1, 1),
             ("mL", "cubic centimeters", 1, 1),
             ("apples", "apple", 1, 1),
+            ("MW", "mW", 1_000_000_000, 1),
+            ("kA", "mA", 1_000_000, 1),
+            ("Mg", "kg", 1000, 1),
+            ("mg", "g", 1, 1000),
+            ("kw", "KW", 1, 1),
+            ("μm^2", "mm^2", 1, 1_000_000),
         ] {
             let (left, right) = (read(left), read(right));
             assert_eq!(left.powers, right.powers);
@@ -214,5 +253,6 @@ mod tests {
         }
         assert_ne!(read("apples").powers, read("oranges").powers);
         assert_eq!(Unit::parse("m^999"), None);
+        assert_eq!(Unit::parse(&"GW^9 ".repeat(700)), None);
     }
 }

@@ -145,8 +145,11 @@ fn whole(words: &[&str]) -> Option<BigRational> {
     (!words.is_empty() && words != ["a"]).then(|| BigRational::from_integer(BigInt::from(value)))
 }
 
-/// Normalise a date: `5 March 2024`, `March 5th, 2024`.
+/// Normalise a date: `5 March 2024`, `March 5th, 2024`, `2024-03-05`.
 pub(super) fn date(tokens: &[Spaced]) -> Option<String> {
+    if let Some(date) = digits_of_date(tokens) {
+        return Some(date);
+    }
     let (mut month, mut day, mut year) = (None, None, None);
     for Spaced(token, _) in tokens {
         match token {
@@ -172,6 +175,25 @@ pub(super) fn date(tokens: &[Spaced]) -> Option<String> {
     }
     let day = day.filter(|day| (1..=31).contains(day))?;
     Some(format!("month {} day {day} year {}", month? + 1, year.unwrap_or(0)))
+}
+
+/// Normalise a date in digits, year first: `2024-03-05`, `2024/03/05`.
+fn digits_of_date(tokens: &[Spaced]) -> Option<String> {
+    let [
+        Spaced(Token::Digits(year), _),
+        Spaced(Token::Char(first @ ('-' | '/')), false),
+        Spaced(Token::Digits(month), false),
+        Spaced(Token::Char(second), false),
+        Spaced(Token::Digits(day), false),
+    ] = tokens
+    else {
+        return None;
+    };
+    let part = |digits: &str, length: usize, range: std::ops::RangeInclusive<u32>| {
+        digits.parse::<u32>().ok().filter(|value| digits.len() == length && range.contains(value))
+    };
+    let (year, month, day) = (part(year, 4, 1500..=2200)?, part(month, 2, 1..=12)?, part(day, 2, 1..=31)?);
+    (first == second).then(|| format!("month {month} day {day} year {year}"))
 }
 
 /// Whether two texts have the same words, ignoring plurals and a leading article.
