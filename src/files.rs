@@ -74,12 +74,12 @@ pub(crate) fn write_json_lines<T: Serialize>(path: &Path, rows: impl IntoIterato
     })
 }
 
-/// Write a file under a temporary name and renames it: a reader sees the old content or the new, never a part.
+/// Write a file under a temporary name and rename it: a reader sees the old content or the new, never a part.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |out| out.write_all(bytes).map_err(Error::io(path)))
 }
 
-/// Fill a file under a temporary name and renames it: a failure leaves nothing behind.
+/// Fill a file under a temporary name and rename it: a failure leaves nothing behind.
 pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     // A pipe or a device such as /dev/stdout cannot be replaced by a rename.
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
@@ -128,7 +128,7 @@ pub(crate) fn remove_dir(path: &Path) -> Result<()> {
     remove_tree(&removed)
 }
 
-/// Cleans up the folder `dir` after a process that was killed in [`write_dir`] or [`remove_dir`]; returns the names of
+/// Clean up the folder `dir` after a process that was killed in [`write_dir`] or [`remove_dir`]; return the names of
 /// what it removed.
 pub(crate) fn recover(dir: &Path) -> Result<Vec<String>> {
     let mut cleared = Vec::new();
@@ -168,7 +168,7 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// Renames, and syncs the new name to disk.
+/// Rename, and sync the new name to disk.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(Error::io(to))?;
     sync_dir(to.parent().unwrap_or(Path::new("")))

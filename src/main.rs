@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Keep freed pages in the process. A step allocates and free the same large buffers repeatedly; returning their
+/// Keep freed pages in the process. A step allocates and frees the same large buffers repeatedly; returning their
 /// pages to the system costs a page fault each (measured: a quarter of a training step).
 #[allow(unsafe_code)]
 fn keep_freed_pages() {

@@ -5,7 +5,8 @@
 //! does not depend on the rest of the batch; data order and generated tasks are functions of their seed and index. The
 //! mixer is the SplitMix64 finaliser (Steele, Lea, Flood 2014), applied once per word.
 
-/// Use of random numbers: the first word of a key, so that two uses never share numbers.
+/// Use of random numbers: a word of their keys, so that two uses do not share numbers. It is the first word, but for
+/// completions, whose keys begin with the seed. Evaluations have no such word, but a seed of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
@@ -20,7 +21,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Return the first word of its keys.
+    /// Return the word of its keys.
     pub fn word(self) -> u64 {
         self as u64
     }

@@ -44,6 +44,11 @@ fn a_program_that_fails_costs_no_step() {
     config.log = command(&["no-such-program"]);
     let error = run_rl(&config).unwrap_err().to_string();
     assert!(error.contains("log.command = [\"no-such-program\"] cannot be started"), "{error}");
+    // Regression: such a program was written to the settings of a resumed run, and had to be removed there.
+    let settings = fs::read(run.join("config.toml")).unwrap();
+    config.name = "run".to_string();
+    resume_rl(&config).unwrap_err();
+    assert!(fs::read(run.join("config.toml")).unwrap() == settings);
     config.log = command(&[""]);
     assert!(config.validate()[0].contains("log.command"), "{:?}", config.validate());
     for (name, wanted) in [("wandb", "examples/log_wandb.py"), ("tensorbord", "tensorboard is")] {

@@ -14,6 +14,7 @@ mod generation; // Sampling against the plain forward pass.
 mod golden; // Recorded training curves of four methods.
 mod hub; // Models and data sets by name, from a test double of the Hub.
 mod layers; // Dependencies between rooms.
+mod library; // Runs by a program: its rewards, its problems, its observer.
 mod lora; // LoRA adapters, and models stored in half precision.
 mod methods; // Advantages against other implementations, and every file in configs/methods.
 mod objective; // The loss of a step against TRL.

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::Value;
 use tempering::Error;
-use tempering::config::{Settings, to_toml};
+use tempering::config::{Settings, load, to_toml};
 use tempering::tasks::Family;
 use tempering::train::RlConfig;
 use tempering::train::Start;
@@ -104,7 +105,7 @@ fn overwriting_replaces_a_run_once_the_new_one_has_done_a_step() {
 }
 
 fn read_id(run: &Path) -> String {
-    let origin: serde_json::Value = serde_json::from_slice(&fs::read(run.join("run.json")).unwrap()).unwrap();
+    let origin: Value = serde_json::from_slice(&fs::read(run.join("run.json")).unwrap()).unwrap();
     origin["id"].as_str().unwrap().to_string()
 }
 
@@ -342,6 +343,43 @@ fn the_settings_of_a_run_are_beside_it() {
     let config = short(&workshop, "run");
     run_rl(&config).unwrap();
     assert_eq!(fs::read_to_string(workshop.run("run/config.toml")).unwrap(), to_toml(&config));
+}
+
+/// Regression: a run that was resumed after midnight prompted with another date.
+#[test]
+fn a_run_keeps_the_date_of_its_start() {
+    let workshop = Workshop::new();
+    let path = workshop.path("model/tokenizer_config.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let template = tokenizer["chat_template"].as_str().unwrap();
+    tokenizer["chat_template"] = format!("{{{{ strftime_now('%Y-%m-%d') }}}}{template}").into();
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let mut config = workshop.rl("run");
+    (config.train.log_completions_steps, config.stages[0].exit.max_steps) = (1, 3);
+    let stored = || load::<RlConfig>(Some(&workshop.run("run/config.toml")), &[]).unwrap().prompt.date;
+    let change = |from: &str, to: &str| {
+        for file in ["run/config.toml", "run/run.json"].map(|file| workshop.run(file)) {
+            let text = fs::read_to_string(&file).unwrap();
+            assert!(text.contains(from), "{text}");
+            fs::write(&file, text.replace(from, to)).unwrap();
+        }
+    };
+    let prompt = |step: usize| {
+        let rows = read_lines(&workshop.run(&format!("run/completions/step_{step:05}.jsonl")));
+        rows[0]["prompt"].as_str().unwrap().to_string()
+    };
+    interrupt_rl(&config, 1).unwrap_err();
+    let start = stored();
+    assert!(start.len() == 10 && prompt(1).contains(&start), "{start:?} {}", prompt(1));
+    change(&start, "2020-02-29");
+    session_rl(&config, Start::Resume, StopAt::Step(2)).0.unwrap_err();
+    assert!(stored() == "2020-02-29" && prompt(2).contains("2020-02-29"), "{}", prompt(2));
+    // Earlier versions stored no date.
+    change("2020-02-29", "");
+    let (ended, notes) = session_rl(&config, Start::Resume, StopAt::Never);
+    ended.unwrap();
+    assert!(notes.contains(&format!("changed: prompt.date = {:?} (was \"\")", stored())), "{notes}");
+    assert!(stored().len() == 10 && prompt(3).contains(&stored()), "{}", prompt(3));
 }
 
 /// Regression: the step was read from the folder name, so a renamed checkpoint resumed at a step that it had not

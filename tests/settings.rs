@@ -388,3 +388,29 @@ fn settings_of_sft_without_effect_are_refused() {
     ]);
     read::<SftConfig>(&[model, "data.train=a.jsonl", "data.eval=b.jsonl", "data.prompt_field=q"]).unwrap();
 }
+
+/// Regression: the first two aborted when memory was allocated, and the last was said to fit.
+#[test]
+fn numbers_of_what_is_in_memory_are_bounded() {
+    let million = "train.prompts_per_step=1048576";
+    assert_refused::<RlConfig>(&[
+        (&["eval.num_problems=1000000000"], "eval.num_problems = 1000000000 must be at most 1000000"),
+        (&["data.tasks_count=1000000000"], "data.tasks_count = 1000000000 must be at most 1000000"),
+        (
+            &["eval.num_problems=1000", "eval.num_generations=1048576"],
+            "makes 1048576000 completions, more than 10000000",
+        ),
+        (&[million, "train.num_generations=1048576"], "makes 1099511627776 completions a step, more than 1048576"),
+    ]);
+    read::<RlConfig>(&["train.prompts_per_step=65536", "train.num_generations=16", "eval.num_problems=1000000"])
+        .unwrap();
+}
+
+/// Regression: a dry run showed the shape of a new model, which is not that of the model that is trained.
+#[test]
+fn a_shape_is_shown_for_new_models_alone() {
+    let shown = |set: &str| to_toml(&read::<SftConfig>(&[set]).unwrap()).contains("hidden_size");
+    assert!(!shown("model.path=m") && shown("model.tokenizer=t"));
+    let error = read::<SftConfig>(&[]).unwrap_err();
+    assert!(error.contains("model.path is empty: name the model to fine-tune"), "{error}");
+}

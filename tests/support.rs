@@ -301,7 +301,8 @@ impl Observer for Watcher<'_> {
     }
 }
 
-fn in_session<T>(start: Start, at: StopAt, run: impl FnOnce(&mut Session) -> T) -> (T, String) {
+/// Call `run` with a session that starts at `start` and is stopped at `at`; return its result and notes.
+pub(crate) fn in_session<T>(start: Start, at: StopAt, run: impl FnOnce(&mut Session) -> T) -> (T, String) {
     let stop = AtomicBool::new(false);
     let mut watcher = Watcher { at, stop: &stop, evaluations: 0, notes: Vec::new() };
     let ended = run(&mut Session { observer: &mut watcher, stop: &stop, start });
@@ -323,7 +324,7 @@ pub(crate) fn run_sft(config: &SftConfig) -> Result<PathBuf> {
     session_sft(config, Start::New, StopAt::Never).0
 }
 
-/// Run SFT and interrupts it after a step.
+/// Run SFT and interrupt it after a step.
 pub(crate) fn interrupt_sft(config: &SftConfig, after: usize) -> Result<PathBuf> {
     session_sft(config, Start::New, StopAt::Step(after)).0
 }
@@ -338,7 +339,7 @@ pub(crate) fn run_rl(config: &RlConfig) -> Result<Finished> {
     session_rl(config, Start::New, StopAt::Never).0
 }
 
-/// Run RL and interrupts it after a step.
+/// Run RL and interrupt it after a step.
 pub(crate) fn interrupt_rl(config: &RlConfig, after: usize) -> Result<Finished> {
     session_rl(config, Start::New, StopAt::Step(after)).0
 }

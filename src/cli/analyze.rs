@@ -9,10 +9,11 @@ use super::engine::EngineArgs;
 use super::paths::{keep_apart, no_study, not_a_run};
 use super::problems::ProblemArgs;
 use super::progress::{Progress, say};
-use super::{DeviceArgs, PrecisionArgs, PromptArgs};
-use crate::config::{self, Settings};
+use super::{DeviceArgs, PrecisionArgs, PromptArgs, within};
+use crate::config::{self, PROBLEMS, ROWS, Settings};
 use crate::error::{Error, Result};
-use crate::eval::{EvalConfig, Subject};
+use crate::eval::{EvalConfig, Subject, longest_prompt};
+use crate::model;
 use crate::reward::RewardCommand;
 use crate::stage::Stage;
 use crate::text::prompt::PromptConfig;
@@ -33,7 +34,7 @@ pub(super) struct AnalyzeArgs {
     /// Files (.jsonl, .json, .parquet), owner/name[:config][:split][@revision] of the Hub, or "tasks" for the embedded problems.
     #[arg(required = true)]
     data: Vec<PathBuf>,
-    /// Problems of each data set: the first so many; 0 for all of a file.
+    /// Number of problems of each data set, from its start; 0 for all of a file.
     #[arg(long, default_value_t = 128)]
     num_problems: usize,
     /// Completions per problem [default: the configuration's, or 8].
@@ -110,10 +111,19 @@ impl AnalyzeArgs {
             }
         };
         let num_generations = self.num_generations.unwrap_or(group);
-        for (flag, value, least) in [("--num-generations", num_generations, 2), ("--rows", self.rows, 1)] {
-            if value < least {
-                return Err(Error::Invalid(format!("{flag} {value} must be at least {least}")));
-            }
+        within(&[
+            ("--num-generations", num_generations, 2, ROWS),
+            ("--num-problems", self.num_problems, 0, PROBLEMS),
+            ("--rows", self.rows, 1, ROWS),
+        ])?;
+        // The completions of all problems are in memory, as those of a step of training are.
+        let completions = self.num_problems * num_generations;
+        if completions > ROWS {
+            return Err(Error::Invalid(format!(
+                "--num-generations {num_generations} for each of --num-problems {} makes {completions} completions, more \
+                 than {ROWS}: lower one of the two",
+                self.num_problems
+            )));
         }
         Ok((AnalyzeConfig { num_generations, stage, reward, rows: self.rows, seed: self.seed }, prompt))
     }
@@ -152,9 +162,7 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     keep_apart(&outputs, &inputs)?;
     outputs.into_iter().try_for_each(|(option, path)| path.map_or(Ok(()), |path| writable(option, path)))?;
     let (device, name) = args.device.open()?;
-    let (at, longest) = ((&device, name.as_str()), config.stage.sampling.max_completion_length);
-    let mut opened = args.engine.open(&args.model, at, args.precision.dtype, longest, true)?;
-    let (mut sampler, model_config) = opened.sampler();
+    let model_config = model::config_of(&args.model)?;
     let tokenizer = args.asked.tokenizer(&args.model, asked)?;
     tokenizer.check_vocab(model_config.vocab_size, &args.model)?;
     let mut problems = Vec::new();
@@ -164,6 +172,11 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
         say(format_args!("{}: {report}", data.display()));
         problems.extend(found);
     }
+    let at = (&device, name.as_str());
+    let most = config.stage.sampling.max_completion_length;
+    let longest = || Ok(longest_prompt(&problems, &tokenizer, false)? + most);
+    let mut opened = args.engine.open(&args.model, at, args.precision.dtype, longest, true)?;
+    let (mut sampler, model_config) = opened.sampler();
     let subject = Subject { model_config, tokenizer: &tokenizer };
     let mut progress = Progress::new();
     progress.begin("analyze", problems.len());
@@ -194,4 +207,33 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
         files::write_json(path, &report::analysis_json(&analysis))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::cli::{Cli, Command};
+
+    /// Regression: such numbers ended in a panic or in an allocation that failed.
+    #[test]
+    fn numbers_that_cannot_be_meant_are_refused_by_their_option() {
+        let huge = usize::MAX.to_string();
+        let table: [(&[&str], &str); 5] = [
+            (&["-n", &huge], "--num-generations 18446744073709551615 must be at most 1048576"),
+            (
+                &["-n", "1000000"],
+                "--num-generations 1000000 for each of --num-problems 128 makes 128000000 completions",
+            ),
+            (&["--num-problems", &huge], "--num-problems 18446744073709551615 must be at most 1000000"),
+            (&["--num-problems", "1000000"], "--num-generations 8 for each of --num-problems 1000000 makes 8000000"),
+            (&["--rows", "0"], "--rows 0 must be positive"),
+        ];
+        for (options, message) in table {
+            let words = [&["tempering", "analyze", "model", "tasks"][..], options].concat();
+            let Command::Analyze(args) = Cli::parse_from(words).command else { panic!("another command") };
+            let error = args.settings().unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
 }

@@ -14,9 +14,9 @@ use crate::error::Error;
 use crate::eval::protocol::Protocol;
 use crate::eval::saved::{Manifest, check_output, evaluate_into};
 use crate::eval::source::Source;
-use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate};
+use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, longest_prompt};
 use crate::generate::Distribution;
-use crate::model::Precision;
+use crate::model::{self, Precision};
 use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
 
@@ -34,8 +34,9 @@ pub(super) struct EvalArgs {
     /// Sample nothing; grade a completions file, or that of an --output folder, again.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "data", "output", "protocol", "num_problems",
         "num_generations", "max_completion_length", "rows", "seed", "terse", "system", "suffix", "date", "template_kwargs",
-        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_prompt_length", "filter_overlong_prompts",
-        "tasks_seed", "difficulties", "families", "prompt_field", "answer_field", "rollout", "dtype", "device"])]
+        "template", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_prompt_length",
+        "filter_overlong_prompts", "tasks_seed", "difficulties", "families", "prompt_field", "answer_field", "rollout", "dtype",
+        "device"])]
     from: Option<PathBuf>,
     /// What is not given otherwise; alone: say what it stands for, and where benchmarks come from [default: paper where a
     /// benchmark is named, else plain].
@@ -167,10 +168,7 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
         say(format_args!("protocol paper, where no option says otherwise: {}", protocol.describe()));
     }
     let (device, name) = args.device.open()?;
-    let at = (&device, name.as_str());
-    let mut opened = args.engine.open(model_dir, at, args.precision.dtype, config.max_completion_length, false)?;
-    let place = opened.place.clone();
-    let (mut sampler, model_config) = opened.sampler();
+    let model_config = model::config_of(model_dir)?;
     let mut tokenizer = args
         .asked
         .tokenizer(model_dir, PromptConfig { suffix: protocol.suffix().to_string(), ..PromptConfig::default() })?;
@@ -193,6 +191,11 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
         reports.push((benchmarks::pinned(data)?, report));
         problems.extend(found);
     }
+    let at = (&device, name.as_str());
+    let longest = || Ok(longest_prompt(&problems, &tokenizer, config.terse)? + config.max_completion_length);
+    let mut opened = args.engine.open(model_dir, at, args.precision.dtype, longest, false)?;
+    let (place, served_model) = (opened.place.clone(), opened.served_model.clone());
+    let (mut sampler, model_config) = opened.sampler();
     let subject = Subject { model_config, tokenizer: &tokenizer };
     let mut progress = Progress::new();
     progress.begin("evaluate", problems.len());
@@ -216,9 +219,11 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
             let mut manifest = Manifest::new(model_dir, &place, reports, &problems, &config)?;
             manifest.settings.insert("prompt".to_string(), serde_json::json!(tokenizer.prompt()));
             // Servers compute in what they were started with.
-            if place == name {
-                manifest.settings.insert("dtype".to_string(), serde_json::json!(args.precision.dtype));
-            }
+            let (key, value) = match served_model {
+                None => ("dtype", serde_json::json!(args.precision.dtype)),
+                Some(model) => ("served_model", serde_json::json!(model)),
+            };
+            manifest.settings.insert(key.to_string(), value);
             evaluate_into(dir, &manifest, &mut *sampler, subject, &problems, &config, &mut follow)?
         }
         None => Evaluation::new(evaluate(&mut *sampler, subject, &problems, 0, &config, &mut follow)?)?,
@@ -239,7 +244,8 @@ fn explained(protocol: Protocol) -> String {
         let columns = format!("{}, {}", row.question, row.answer);
         text += &format!("{:<14} {:>8}  {:<47} {columns:<22} {}\n", row.name, row.problems, row.source, row.licence);
     }
-    text + "\nOptions given beside it win. Strict counts a stated answer of a finished completion, lenient the last formula or number."
+    text += "\nPapers sample 16 completions of AIME and AMC problems (some 64), and 16 or, to save time, 4 of the others: -n 4.\n";
+    text + "Options given beside it win. Strict counts a stated answer of a finished completion, lenient the last formula or number."
 }
 
 #[cfg(test)]

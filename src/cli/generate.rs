@@ -11,7 +11,7 @@ use super::progress::say;
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs, STDOUT};
 use crate::error::{Error, Result};
 use crate::generate::{Distribution, FinishReason, Request, Room, Sampling, Watch};
-use crate::model::Precision;
+use crate::model::{self, Precision};
 use crate::noise::mix_text;
 use crate::text::chat::Prompt;
 use crate::text::prompt::PromptConfig;
@@ -53,9 +53,7 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let is_other = args.precision.dtype != Precision::F32;
     args.engine.check(&[("--device", args.device.device.is_some()), ("--dtype", is_other)])?;
     let (device, name) = args.device.open()?;
-    let at = (&device, name.as_str());
-    let mut opened = args.engine.open(&args.model, at, args.precision.dtype, args.max_completion_length, false)?;
-    let (mut sampler, config) = opened.sampler();
+    let config = model::config_of(&args.model)?;
     let tokenizer = args.asked.tokenizer(&args.model, PromptConfig::default())?;
     tokenizer.check_vocab(config.vocab_size, &args.model)?;
     let distribution = args.distribution.distribution(published(&tokenizer)?, &[("--seed", args.seed != 0)])?;
@@ -69,6 +67,9 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     if max_completion_length == 0 {
         room.check(prompt.len(), &args.prompt)?;
     }
+    let (at, longest) = ((&device, name.as_str()), prompt.len() + max_completion_length);
+    let mut opened = args.engine.open(&args.model, at, args.precision.dtype, || Ok(longest), false)?;
+    let (mut sampler, _) = opened.sampler();
     let request = Request { prompt, key: [args.seed, 0, mix_text(&args.prompt), 0] };
     let sampling = Sampling {
         distribution,

@@ -1,20 +1,20 @@
 //! The command `score`.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::paths::{keep_apart, not_a_run};
 use super::{DeviceArgs, PrecisionArgs, STDOUT};
+use crate::data::{load_rows, thinking};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::{self, CausalLm, ModelConfig};
 use crate::text::chat::Message;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::token_scores as score;
-use crate::{files, json};
 
 /// Write log-probability and entropy of every token, one JSON line per row.
 ///
@@ -25,7 +25,7 @@ use crate::{files, json};
 pub(super) struct ScoreArgs {
     /// Hugging Face directory, or owner/name[@revision] of the Hub.
     model: PathBuf,
-    /// JSONL file of rows.
+    /// File of rows (.jsonl, .json, .parquet), or owner/name[:config][:split][@revision] of the Hub.
     #[arg(long, short)]
     input: PathBuf,
     /// File to write; standard output when not given.
@@ -43,54 +43,93 @@ pub(super) struct ScoreArgs {
     device: DeviceArgs,
 }
 
+/// Place and tokens of a row.
+type Row = (String, Vec<u32>);
+
 pub(super) fn score(args: &ScoreArgs) -> anyhow::Result<()> {
     if !(args.temperature > 0.0 && args.temperature.is_finite()) {
         return Err(Error::Invalid(format!("--temperature {} must be positive", args.temperature)).into());
     }
     not_a_run(&args.model, &["final", "adapter"])?;
     keep_apart(&[("--output", args.output.as_ref())], &[&args.input])?;
-    let file = BufReader::new(File::open(&args.input).map_err(Error::io(&args.input))?);
+    let (config, tokenizer) = (model::config_of(&args.model)?, Tokenizer::load(&args.model)?);
+    tokenizer.check_vocab(config.vocab_size, &args.model)?;
+    let rows = load_rows(&args.input, |place, row| Ok((place.to_string(), tokens(row, &tokenizer, &config)?)))?;
     let (device, _) = args.device.open()?;
-    let (config, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
-    let scorer = Scorer { args, config, model, tokenizer: Tokenizer::load(&args.model)? };
-    scorer.tokenizer.check_vocab(scorer.config.vocab_size, &args.model)?;
+    let (_, model) = model::load_as(&args.model, &device, args.precision.dtype)?;
+    let scorer = Scorer { args, model };
     match &args.output {
-        Some(path) => files::write_with(path, |out| scorer.run(file, out))?,
-        None => scorer.run(file, &mut BufWriter::new(std::io::stdout().lock()))?,
+        Some(path) => files::write_with(path, |out| scorer.run(rows, out))?,
+        None => scorer.run(rows, &mut BufWriter::new(std::io::stdout().lock()))?,
     }
     Ok(())
 }
 
+/// Return the tokens of a row.
+fn tokens(
+    mut row: Map<String, Value>,
+    tokenizer: &Tokenizer,
+    config: &ModelConfig,
+) -> std::result::Result<Vec<u32>, String> {
+    let keys = ["text", "messages", "input_ids"];
+    let given: Vec<&str> = keys.into_iter().filter(|key| row.get(*key).is_some_and(|value| !value.is_null())).collect();
+    let [key] = given[..] else {
+        return Err(format!("a row must have one of text, messages, input_ids; this one has {}", given.len()));
+    };
+    let (vocab, longest) = (config.vocab_size, config.max_position_embeddings);
+    let wrong = |error: serde_json::Error| format!("{key}: {error}");
+    let failed = |error: Error| error.to_string();
+    let overlong = |count: String| format!("{count} tokens are more than max_position_embeddings = {longest}");
+    // A huge text is neither rendered nor encoded, which would take a hundred times its size in memory.
+    let short = |bytes: usize| {
+        let least = tokenizer.least_tokens(bytes);
+        if least > longest { Err(overlong(format!("at least {least}"))) } else { Ok(()) }
+    };
+    let encode = |text: &str| short(text.len()).and_then(|()| tokenizer.encode(text).map_err(failed));
+    let value = row.remove(key).unwrap_or_default();
+    let tokens: Vec<u32> = match key {
+        "text" => encode(&serde_json::from_value::<String>(value).map_err(wrong)?)?,
+        "messages" => {
+            for (index, turn) in value.as_array().into_iter().flatten().enumerate() {
+                let place = format!("messages[{index}]");
+                if let Some((field, _)) = thinking(turn, &place)? {
+                    let advice = "write it into the content, in <think> and </think>";
+                    return Err(format!("{place}.{field}: thinking in a field of its own is not read; {advice}"));
+                }
+            }
+            let messages: Vec<Message> = serde_json::from_value(value).map_err(wrong)?;
+            short(messages.iter().map(|message| message.content.len()).sum())?;
+            encode(&tokenizer.render(&messages, false).map_err(failed)?)?
+        }
+        _ => serde_json::from_value(value).map_err(wrong)?,
+    };
+    if tokens.is_empty() {
+        return Err(format!("{key} has no tokens"));
+    }
+    if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+        return Err(format!("token {token} is outside the vocabulary (vocab_size = {vocab})"));
+    }
+    if tokens.len() > longest {
+        return Err(overlong(tokens.len().to_string()));
+    }
+    Ok(tokens)
+}
+
 struct Scorer<'a> {
     args: &'a ScoreArgs,
-    config: ModelConfig,
     model: CausalLm,
-    tokenizer: Tokenizer,
 }
 
 impl Scorer<'_> {
-    fn run(&self, rows: impl BufRead, out: &mut dyn Write) -> Result<()> {
-        let (mut batch, mut held, mut empty) = (Vec::new(), 0, true);
-        for (number, line) in (1..).zip(rows.split(b'\n')) {
-            let line = line.map_err(Error::io(&self.args.input))?;
-            let place = PathBuf::from(format!("{}:{number}", self.args.input.display()));
-            let line = std::str::from_utf8(&line)
-                .map_err(|_| Error::file(&place, "the text is not UTF-8; save it as UTF-8"))?
-                .trim_start_matches('\u{feff}');
-            if line.trim().is_empty() {
-                continue;
-            }
-            empty = false;
-            let tokens = self.tokens(&place, line)?;
-            if held > 0 && held + tokens.len() > self.args.tokens_per_batch {
+    fn run(&self, rows: Vec<Row>, out: &mut dyn Write) -> Result<()> {
+        let (mut batch, mut held) = (Vec::new(), 0);
+        for row in rows {
+            if held > 0 && held + row.1.len() > self.args.tokens_per_batch {
                 self.write(&mut batch, out)?;
                 held = 0;
             }
-            held += tokens.len();
-            batch.push((place, tokens));
-        }
-        if empty {
-            return Err(Error::file(&self.args.input, "the file has no rows"));
+            held += row.1.len();
+            batch.push(row);
         }
         self.write(&mut batch, out)?;
         out.flush().map_err(self.failed())
@@ -100,43 +139,9 @@ impl Scorer<'_> {
         Error::io(self.args.output.as_deref().unwrap_or(Path::new(STDOUT)))
     }
 
-    /// Return the tokens of a row.
-    fn tokens(&self, place: &Path, line: &str) -> Result<Vec<u32>> {
-        let row: Value = json::row(line).map_err(|error| Error::file(place, error))?;
-        let keys = ["text", "messages", "input_ids"];
-        let given: Vec<&str> = keys.into_iter().filter(|key| !row[key].is_null()).collect();
-        let [key] = given[..] else {
-            let message = format!("a row must have one of text, messages, input_ids; this one has {}", given.len());
-            return Err(Error::file(place, message));
-        };
-        let wrong = |error: serde_json::Error| Error::file(place, format!("{key}: {error}"));
-        let value = row[key].clone();
-        let tokens: Vec<u32> = match key {
-            "text" => self.tokenizer.encode(&serde_json::from_value::<String>(value).map_err(wrong)?)?,
-            "messages" => {
-                let messages: Vec<Message> = serde_json::from_value(value).map_err(wrong)?;
-                let rendered = self.tokenizer.render(&messages, false);
-                self.tokenizer.encode(&rendered.map_err(|error| Error::file(place, error))?)?
-            }
-            _ => serde_json::from_value(value).map_err(wrong)?,
-        };
-        let (vocab, longest) = (self.config.vocab_size, self.config.max_position_embeddings);
-        if tokens.is_empty() {
-            return Err(Error::file(place, format!("{key} has no tokens")));
-        }
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-            return Err(Error::file(place, format!("token {token} is outside the vocabulary (vocab_size = {vocab})")));
-        }
-        if tokens.len() > longest {
-            let message = format!("{} tokens are more than max_position_embeddings = {longest}", tokens.len());
-            return Err(Error::file(place, message));
-        }
-        Ok(tokens)
-    }
-
     /// Score the rows of a batch and write their lines.
-    fn write(&self, batch: &mut Vec<(PathBuf, Vec<u32>)>, out: &mut dyn Write) -> Result<()> {
-        let (places, sequences): (Vec<PathBuf>, Vec<Vec<u32>>) = std::mem::take(batch).into_iter().unzip();
+    fn write(&self, batch: &mut Vec<Row>, out: &mut dyn Write) -> Result<()> {
+        let (places, sequences): (Vec<String>, Vec<Vec<u32>>) = std::mem::take(batch).into_iter().unzip();
         for (place, scored) in places.iter().zip(score::score(&self.model, sequences, self.args.temperature)) {
             if scored.logprobs.iter().chain(&scored.entropy).flatten().any(|figure| !figure.is_finite()) {
                 let temperature = match self.args.temperature {

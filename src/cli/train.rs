@@ -12,17 +12,18 @@ use super::{device_name, print, stop_on_signal};
 use crate::config;
 use crate::device;
 use crate::doctor::estimate;
-use crate::doctor::{self, fit, memory};
+use crate::doctor::{self, fit, matrix_gflops, memory};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::ModelConfig;
+use crate::ops::is_host;
 use crate::ranks;
-use crate::report;
+use crate::report::{self, duration};
 use crate::train::RlConfig;
 use crate::train::run::RunSettings;
 use crate::train::sft::SftConfig;
 use crate::train::team::{self, Team};
-use crate::train::{self, Observer, Session, Start, Trainer, Workload};
+use crate::train::{self, Observer, Session, Start, StepSize, Trainer, Workload};
 
 /// What to train and where.
 #[derive(Debug, Args)]
@@ -53,7 +54,7 @@ pub(super) struct TrainArgs {
     /// Replace an earlier run of the same name, once the first step of this one is done.
     #[arg(long)]
     overwrite: bool,
-    /// Print the resolved settings and stop.
+    /// Print the resolved settings, memory and operations of a step, and stop.
     #[arg(long)]
     dry_run: bool,
 }
@@ -186,24 +187,43 @@ fn check_resumed(dir: &Path, command: &str, without: bool) -> Result<()> {
     if without { refuse("nothing to resume: there is no run; start without --resume".to_string()) } else { Ok(()) }
 }
 
-/// Format the memory estimate as comments, so that the output of a dry run is a valid settings file.
-fn memory_lines(found: Result<(ModelConfig, Workload)>, device: &Device) -> String {
+/// What the memory and the operations of a step are estimated from.
+type Cost = (Result<(ModelConfig, Workload)>, StepSize);
+
+/// Format the estimates of memory and time as comments, so that the output of a dry run is a valid settings file.
+fn estimate_lines((found, size): Cost, device: &Device) -> String {
     let text = match found {
         Ok((model, workload)) => {
             let estimate = estimate::memory(&model, &workload);
-            format!("memory on the cpu device:\n{estimate}{}", fit(&estimate, memory(device)))
+            let fit = fit(&estimate, memory(device));
+            let time = time(estimate::step_operations(&model, &workload, &size), device);
+            format!("memory on the cpu device:\n{estimate}{fit}\n{time}")
         }
         Err(error) => format!("memory: not estimated, the model cannot be read: {error}"),
     };
     text.lines().fold("\n".to_string(), |lines, line| lines + "# " + line + "\n")
 }
 
-/// Resolve the settings and train with them. A dry run prints them and return `None`. `check_defaults` checks settings
-/// that do not come from a file.
+/// Return a line with the operations of a step and, on the CPU, the least time that they take. Sampling takes longer
+/// than its operations say: each token of a few rows needs all weights from memory.
+fn time(operations: f64, device: &Device) -> String {
+    let counted =
+        format!("time: {operations:.1e} floating-point operations in a step whose texts have their maximum length");
+    if !is_host(device) {
+        return counted;
+    }
+    let gflops = matrix_gflops(device);
+    let seconds = operations / gflops / 1e9;
+    let seconds = if seconds < 10.0 { format!("{seconds:.1} s") } else { duration(seconds) };
+    format!("{counted},\n  {seconds} or more at the {gflops:.0} GFLOP/s of 1024 x 1024 matrix products, measured now")
+}
+
+/// Resolve the settings and train with them; a dry run only prints them and their `cost`. `check_defaults` checks
+/// settings that do not come from a file. Return `None` after a dry run.
 fn start<S: RunSettings, T>(
     args: &TrainArgs,
     check_defaults: fn(&S) -> Result<()>,
-    workload: fn(&S) -> Result<(ModelConfig, Workload)>,
+    cost: fn(&S) -> Cost,
     run: impl FnOnce(&S, &mut Session) -> Result<T>,
 ) -> anyhow::Result<Option<T>> {
     let config: S = args.settings()?;
@@ -213,7 +233,7 @@ fn start<S: RunSettings, T>(
     let common = config.common();
     let device = device::parse(common.device)?;
     if args.dry_run {
-        print(format!("{}{}", config::to_toml(&config), memory_lines(workload(&config), &device)))?;
+        print(format!("{}{}", config::to_toml(&config), estimate_lines(cost(&config), &device)))?;
         return Ok(None);
     }
     let stop = stop_on_signal()?;
@@ -224,7 +244,8 @@ fn start<S: RunSettings, T>(
 }
 
 pub(super) fn sft(args: &TrainArgs) -> anyhow::Result<()> {
-    if let Some(dir) = start(args, |_| Ok(()), SftConfig::workload, train::sft::run)? {
+    let cost = |config: &SftConfig| (config.workload(), config.step_size());
+    if let Some(dir) = start(args, |_| Ok(()), cost, train::sft::run)? {
         print(format!("model: {}", dir.display()))?;
     }
     Ok(())
@@ -245,7 +266,8 @@ pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let team = Team::gather(&*ranks, &args.told())?;
-    if let Some(finished) = start(args, RlConfig::check_embedded_model, RlConfig::workload, |config, session| {
+    let cost = |config: &RlConfig| (config.workload(), config.step_size());
+    if let Some(finished) = start(args, RlConfig::check_embedded_model, cost, |config, session| {
         Trainer::new(config).team(&team).run(session)
     })? {
         let report = report::write(&finished.dir)?;

@@ -75,9 +75,13 @@ pub fn to_toml<S: Serialize>(settings: &S) -> String {
 pub const LENGTHS: usize = 1 << 24;
 /// The largest accepted number of sequences or problems in a step.
 pub const ROWS: usize = 1 << 20;
+/// The largest accepted number of problems, all of which are in memory.
+pub const PROBLEMS: usize = 1_000_000;
+/// The largest accepted number of completions of an evaluation, whose texts are all in memory.
+pub const COMPLETIONS: usize = 10_000_000;
 /// The largest accepted number of steps.
 pub const STEPS: usize = 1_000_000_000;
-/// The largest accepted number of problems.
+/// The largest accepted number of tokens.
 pub const COUNTS: usize = 1_000_000_000;
 
 /// Return the mistake in an integer that must be within `least..=most`, if there is one.

@@ -120,7 +120,7 @@ pub struct Figures {
     pub steps: Steps,
 }
 
-/// Compute the figures of a step's samples, drawn at `temperature`, and counts their tokens in `types`.
+/// Compute the figures of a step's samples, drawn at `temperature`, and count their tokens in `types`.
 ///
 /// # Panics
 /// When the lists of a sample differ in length.

@@ -60,7 +60,7 @@ pub fn self_check(device: &Device, precision: Precision) -> Vec<Outcome> {
     self_check_with(device, precision, |_, _| {})
 }
 
-/// Like [`self_check`], but passes the device's results through `tamper`, with which tests break an operation.
+/// Like [`self_check`], but pass the device's results through `tamper`, with which tests break an operation.
 pub fn self_check_with(device: &Device, precision: Precision, tamper: impl Fn(&str, &mut [Vec<f32>])) -> Vec<Outcome> {
     let reference = Device::flex();
     let host = ops::is_host(device);

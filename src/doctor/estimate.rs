@@ -1,4 +1,5 @@
-//! Estimate of the memory that training needs, computed from the configuration before anything is allocated.
+//! Estimates of the memory and of the operations that training needs, computed from the configuration before anything
+//! is allocated.
 //!
 //! Counts the allocations of a step on the `cpu` device: weights, optimiser state, KV cache, gradients, activations
 //! kept for the backward pass, and the chunk of logits in the head. The allocator does not return freed pages, so
@@ -10,8 +11,8 @@ use serde::Serialize;
 
 use crate::model::tensors::Dtype;
 use crate::model::{LoraConfig, ModelConfig};
-use crate::train::Workload;
 use crate::train::learner::ActivationCheckpointing;
+use crate::train::{StepSize, Workload};
 
 /// Memory in bytes, by use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -182,6 +183,28 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     }
 }
 
+/// Return the floating-point operations of passes over a sequence, with `per_weight` operations for each weight and
+/// token: 2 forward, 4 backward. The head only runs on rows that predict completion tokens.
+pub fn operations(config: &ModelConfig, tokens: usize, completion_tokens: usize, per_weight: usize) -> f64 {
+    let tokens = tokens as f64;
+    let head = (config.vocab_size * config.hidden_size) as f64;
+    let tables = if config.tie_word_embeddings { 1.0 } else { 2.0 };
+    let blocks = parameters(config) as f64 - tables * head;
+    let width = (config.num_attention_heads * config.head_dim() * config.num_hidden_layers) as f64;
+    // Attention: a product for the scores and one for the mixture, each over the causal half of the square.
+    per_weight as f64 * (blocks * tokens + head * completion_tokens as f64 + tokens * tokens * width)
+}
+
+/// Return the floating-point operations of a step: of sampling, unless servers sample, and of training. Frozen weights
+/// have no gradient, and recomputed blocks run forward twice.
+pub fn step_operations(config: &ModelConfig, work: &Workload, size: &StepSize) -> f64 {
+    let sampling = if work.cache.is_some() { 2 } else { 0 };
+    let training = if work.lora.is_some() { 4 } else { 6 };
+    let again = if work.learner.activation_checkpointing == ActivationCheckpointing::Block { 2 } else { 0 };
+    let per_weight = sampling + size.passes * (training + again);
+    size.sequences as f64 * operations(config, size.tokens, size.completion_tokens, per_weight)
+}
+
 impl Estimate {
     /// Return the peak: the sum plus 10% of what each step allocates, for fragmentation (measured: LOG.md).
     pub fn peak(&self) -> usize {
@@ -272,6 +295,20 @@ mod tests {
             let counted: usize = factors.map(|(_, shape)| shape.iter().product::<usize>()).sum();
             assert_eq!(adapters(&config, &lora).0, counted, "{}", config.model_type);
         }
+    }
+
+    #[test]
+    fn operations_are_those_of_the_passes_of_a_step() {
+        let cache = Some(CacheShape { prompts: 1, prompt_length: 8, completions: 1, completion_length: 8 });
+        let learner = Learner { activation_checkpointing: ActivationCheckpointing::Block, ..Learner::default() };
+        let of = |work: &Workload, passes: usize| {
+            let size = StepSize { sequences: 3, tokens: 20, completion_tokens: 15, passes };
+            step_operations(&config(), work, &size) / (3.0 * operations(&config(), 20, 15, 1))
+        };
+        assert_eq!(of(&work(), 1), 6.0);
+        assert_eq!(of(&Workload { cache, ..work() }, 2), 14.0);
+        assert_eq!(of(&Workload { lora: Some(LoraConfig::default()), ..work() }, 1), 4.0);
+        assert_eq!(of(&Workload { learner, ..work() }, 1), 8.0);
     }
 
     #[test]

@@ -3,18 +3,25 @@
 use super::Memory;
 use super::estimate::Estimate;
 
-/// Return a line that says whether the run fits and, if not, which setting to change for the largest adjustable part.
+/// Return a line that says whether the run fits and, if not, which setting to change for the largest adjustable part. A
+/// run that fits the device may not fit what other programs leave of it.
 ///
 /// The estimate is for the `cpu` device. On other devices, operations that are not fused need somewhat more memory.
 pub fn fit(estimate: &Estimate, memory: Option<Memory>) -> String {
     let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let peak = estimate.peak() as u64;
-    let Some(Memory { total, .. }) = memory else {
+    let Some(Memory { total, free }) = memory else {
         return format!("whether {:.1} GiB fit is not known: the device does not tell its memory", gigabytes(peak));
     };
     let sizes = format!("{:.1} GiB of the device's {:.1}", gigabytes(peak), gigabytes(total));
-    if peak <= total {
+    if peak <= free {
         return format!("it fits: {sizes}");
+    }
+    if peak <= total {
+        let free = gigabytes(free);
+        return format!(
+            "it fits the device and not what is free now: {sizes}, of which {free:.1} are free; end other programs"
+        );
     }
     format!("it does not fit: {sizes}; {}", advice(estimate))
 }
@@ -42,6 +49,8 @@ mod tests {
             Estimate { weights: 2 * gibibyte, gradients: gibibyte, optimizer: 2 * gibibyte, ..Estimate::default() };
         assert!(fit(&base, memory).starts_with("it fits: 5.1 GiB of the device's 8.0"));
         assert!(fit(&base, None).contains("not known"));
+        let shared = fit(&base, Some(Memory { total: 8 << 30, free: 4 << 30 }));
+        assert!(shared.starts_with("it fits the device and not what is free now") && shared.contains("4.0 are free"));
         for (estimate, setting) in [
             (Estimate { activations: 6 * gibibyte, ..base }, "train.tokens_per_microbatch"),
             (Estimate { cache: 9 * gibibyte, ..base }, "train.generation_cache_tokens"),

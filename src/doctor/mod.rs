@@ -14,7 +14,7 @@ mod speed;
 pub use check::{Outcome, self_check, self_check_with};
 pub use fit::fit;
 pub use memory::{Memory, memory};
-pub use speed::{Speed, speed};
+pub use speed::{Speed, matrix_gflops, speed};
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -76,7 +76,7 @@ impl Examination {
     }
 }
 
-/// Examines the device `name`, and checks whether the model and workload `work` fit into its memory.
+/// Examine the device `name`, and check whether the model and workload `work` fit into its memory.
 ///
 /// # Errors
 /// There is no such device, or it does not support `precision`.
@@ -141,7 +141,6 @@ fn simd() -> Vec<&'static str> {
         ("avx2", is_x86_feature_detected!("avx2")),
         ("fma", is_x86_feature_detected!("fma")),
         ("avx512f", is_x86_feature_detected!("avx512f")),
-        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
     ];
     found.into_iter().filter(|(_, found)| *found).map(|(name, _)| name).collect()
 }

@@ -19,7 +19,7 @@ fn is_reference(checked: &Device) -> impl Fn(&Device) -> bool + Copy + use<> {
     move |device| ops::is_host(device) != host
 }
 
-/// Adds checks of matrix products in f32 and in `precision`.
+/// Add checks of matrix products in f32 and in `precision`.
 pub(super) fn products(check: Add, device: &Device, precision: Precision, product: f32) {
     for [m, k, n] in [[1, 256, 384], [20, 1028, 100], [33, 65, 17], [128, 128, 512]] {
         check(
@@ -63,7 +63,7 @@ pub(super) fn products(check: Add, device: &Device, precision: Precision, produc
     }
 }
 
-/// Adds checks of linear layers and attention with their gradients.
+/// Add checks of linear layers and attention with their gradients.
 pub(super) fn layers(check: Add, device: &Device, product: f32) {
     let is_reference = is_reference(device);
     // Inputs are exact in bf16: results differ only by summation order and by the rounding of tensor cores.
@@ -174,7 +174,7 @@ fn layer_gradients<const N: usize>(
     std::iter::once(to_host(value.inner())).chain(gradients).collect()
 }
 
-/// Adds checks of Burn's tensor operations.
+/// Add checks of Burn's tensor operations.
 pub(super) fn plain_operations(check: Add, plain: f32) {
     check(
         "sums and means",
@@ -198,7 +198,7 @@ pub(super) fn plain_operations(check: Add, plain: f32) {
     check("rows gathered and scattered", 0.0, Box::new(rows));
 }
 
-/// Adds checks of the operations of [`ops`](crate::ops).
+/// Add checks of the operations of [`ops`](crate::ops).
 pub(super) fn own_operations(check: Add, plain: f32) {
     gradients(check, "root mean square norm", plain, |device| {
         let of = |rows, width| {
@@ -270,7 +270,7 @@ pub(super) fn own_operations(check: Add, plain: f32) {
     );
 }
 
-/// Adds checks of Gated DeltaNet: its convolution and its recurrence, on packed sequences and with cached states.
+/// Add checks of Gated DeltaNet: its convolution and its recurrence, on packed sequences and with cached states.
 pub(super) fn recurrence(check: Add, plain: f32) {
     gradients(check, "short convolution", plain, |device| {
         let (x, weight) = (leaf([45, 33], 70, device), leaf([33, 4], 71, device));
@@ -331,7 +331,7 @@ fn leaf<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> (Tensor
     (flat.clone(), flat.reshape(shape))
 }
 
-/// Adds checks of operations on gradients and weights.
+/// Add checks of operations on gradients and weights.
 pub(super) fn updates(check: Add, device: &Device, plain: f32) {
     check(
         "sums of gradients",
@@ -376,7 +376,7 @@ fn indices(values: &[i64], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::from(values), device)
 }
 
-/// Select, gathers, assigns and adds rows and entries, some of them twice.
+/// Select, gather, assign and add rows and entries, some of them twice.
 fn rows(device: &Device) -> Vec<Vec<f32>> {
     let whole = |shape: [usize; 2], key: u64| random::<2>(shape, key, device).mul_scalar(64.0).round();
     let table = whole([50, 24], 20);
@@ -390,7 +390,7 @@ fn rows(device: &Device) -> Vec<Vec<f32>> {
     [picked, gathered, written, added].map(to_host).to_vec()
 }
 
-/// Adds rows to tables of odd widths; some rows of a table get many, others none.
+/// Add rows to tables of odd widths; some rows of a table get many, others none.
 fn added_rows(device: &Device) -> Vec<Vec<f32>> {
     let table = |[height, width, count]: [usize; 3]| {
         let at: Vec<u32> = (0..count).map(|row| (row * row % (height - 2)) as u32).collect();
@@ -439,12 +439,12 @@ pub(super) fn again(device: &Device) -> Vec<f32> {
     run().into_iter().zip(run()).map(|(a, b)| if a.to_bits() == b.to_bits() { 1.0 } else { 0.0 }).collect()
 }
 
-/// Draws tokens from vocabularies of several sizes.
+/// Draw tokens from vocabularies of several sizes.
 pub(super) fn tokens(device: &Device) -> Vec<Vec<f32>> {
     [(40, 64), (9, 33), (5, 98), (3, 151_936)].map(|(rows, vocab)| tokens_of(rows, vocab, device)).concat()
 }
 
-/// Draws tokens at the middle of their intervals of the cumulative distribution: rounding cannot select another.
+/// Draw tokens at the middle of their intervals of the cumulative distribution: rounding cannot select another.
 fn tokens_of(rows: usize, vocab: usize, device: &Device) -> Vec<Vec<f32>> {
     let temperature = 0.9f32;
     let logits: Tensor<2> = random([rows, vocab], 40, device).mul_scalar(if vocab > 1000 { 8.0 } else { 1.0 });

@@ -166,7 +166,7 @@ impl Comparison {
         )
     }
 
-    /// Names rows where the readings disagree on the sign: the style of answers has changed, not only their quality.
+    /// Name rows where the readings disagree on the sign: the style of answers has changed, not only their quality.
     fn graders(&self) -> String {
         let apart = |(name, row): (&str, &Difference)| {
             let [strict, lenient] = [row.accuracy_difference.value, row.accuracy_lenient_difference.value];

@@ -300,7 +300,7 @@ mod tests {
     use crate::eval::record::tests::record;
     use crate::noise::Stream;
 
-    /// Enumerates all ways to choose k of n completions, and counts those with a right one.
+    /// Enumerate all ways to choose k of n completions, and count those with a right one.
     #[test]
     fn pass_at_k_is_the_share_of_choices_with_a_right_one() {
         for (n, c) in [(1, 0), (1, 1), (4, 1), (5, 2), (6, 6), (6, 0)] {

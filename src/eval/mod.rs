@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::config::{self, COUNTS, LENGTHS, ROWS};
+use crate::config::{self, COMPLETIONS, LENGTHS, PROBLEMS, ROWS};
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::generate::{Completion, Count, Distribution, Room, Sampling, Watch};
@@ -85,12 +85,20 @@ impl EvalConfig {
     pub fn mistakes(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for (key, value, least, most) in [
-            ("num_problems", self.num_problems, 0, COUNTS),
+            ("num_problems", self.num_problems, 0, PROBLEMS),
             ("num_generations", self.num_generations, 1, ROWS),
             ("max_completion_length", self.max_completion_length, 1, LENGTHS),
             ("rows", self.rows, 1, ROWS),
         ] {
             problems.extend(config::count(&format!("eval.{key}"), value, least, most));
+        }
+        let (count, each) = (self.num_problems, self.num_generations);
+        if count <= PROBLEMS && each <= ROWS && count * each > COMPLETIONS {
+            problems.push(format!(
+                "eval.num_generations = {each} for each of num_problems = {count} makes {} completions, more than \
+                 {COMPLETIONS}: lower one of the two",
+                count * each
+            ));
         }
         problems.extend(self.distribution().mistakes().into_iter().map(|problem| format!("eval.{problem}")));
         problems
@@ -138,7 +146,7 @@ pub enum Event<'a> {
     Graded(&'a [Line]),
 }
 
-/// Samples and grades `num_generations` completions of each of `problems` from index `first` on.
+/// Sample and grade `num_generations` completions of each of `problems` from index `first` on.
 ///
 /// An error of `observe` ends the evaluation. While the device samples, all cores grade the completions before.
 ///
@@ -162,7 +170,7 @@ pub fn evaluate(
         ..Sampling::default()
     };
     let keyed: Vec<_> = Asked::keys(problems, first).collect();
-    let mut records = Vec::with_capacity(keyed.len() * config.num_generations);
+    let mut records = Vec::new();
     let mut count = Count::new(keyed.len() * config.num_generations);
     let mut sampled: Vec<Sampled> = Vec::new();
     for keyed in keyed.chunks(config.problems_at_once()) {
@@ -184,7 +192,10 @@ pub fn evaluate(
             })
         });
         seen?;
-        observe(Event::Graded(&lines))?;
+        // The first call has no completions before it.
+        if !lines.is_empty() {
+            observe(Event::Graded(&lines))?;
+        }
         records.extend(lines.into_iter().map(|line| line.record));
         let of = |i: usize| (keyed[i / config.num_generations].0, &forced[i / config.num_generations]);
         sampled = (completions?.into_iter().enumerate())
@@ -200,7 +211,7 @@ pub fn evaluate(
     Ok(records)
 }
 
-/// Grades completions and returns their lines, in order.
+/// Grade completions and return their lines, in order.
 fn grade(sampled: &[Sampled], tokenizer: &Tokenizer) -> Vec<Line> {
     sampled.par_iter().map(|sampled| sampled.line(tokenizer)).collect()
 }
@@ -254,6 +265,17 @@ fn forced_start(problem: &Problem, tokenizer: &Tokenizer, terse: bool) -> Result
     }
 }
 
+/// Return the number of tokens of the longest prompt, with the start that a terse evaluation forces.
+///
+/// # Errors
+/// When a prompt cannot be rendered or has no terse start.
+pub fn longest_prompt(problems: &[Problem], tokenizer: &Tokenizer, terse: bool) -> Result<usize> {
+    problems.iter().try_fold(0, |longest, problem| {
+        let prompt = tokenizer.encode_prompt(&problem.prompt)?;
+        Ok(longest.max(prompt.len() + forced_start(problem, tokenizer, terse)?.len()))
+    })
+}
+
 /// Identity of a problem within an evaluation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -292,7 +314,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Groups completions by problem.
+    /// Group completions by problem.
     ///
     /// # Errors
     /// When there are none, problems differ in the number of completions, or completions of a problem in prompt or
@@ -399,7 +421,7 @@ impl Evaluation {
         json!({ "overall": overall, "families": families, "verdicts": self.verdicts(), "budgets": self.budgets() })
     }
 
-    /// Summarises the evaluation in one line.
+    /// Summarise the evaluation in one line.
     pub fn line(&self) -> String {
         let overall = self.overall();
         let entropy = overall.entropy.map_or(String::new(), |nats| format!(", entropy {nats:.3} nats"));

@@ -77,7 +77,7 @@ pub(super) fn estimate(estimate: Option<Estimate>, scale: f64, places: usize, si
     }
 }
 
-/// Aligns rows with equal numbers of cells: the first column to the left, the others to the right. Columns that do not
+/// Align rows with equal numbers of cells: the first column to the left, the others to the right. Columns that do not
 /// fit into a line follow below, with the first column repeated.
 pub(super) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);

@@ -128,7 +128,7 @@ pub(super) struct Drawn {
 }
 
 impl Drawn {
-    /// Draws without truncation, each row at the uniform in column `place`; on a GPU also counts the token in `states`.
+    /// Draw without truncation, each row at the uniform in column `place`; on a GPU also count the token in `states`.
     ///
     /// # Shapes
     /// - logits: `[rows, vocab]`; uniforms: `[rows, places]`; states: `[rows, 4]`, see `ops::Decoding`
@@ -198,7 +198,7 @@ fn invert_on_device(weights: Tensor<2>, uniforms: Tensor<2>) -> Tensor<2, Int> {
     (block.mul_scalar(BLOCK as i64) + token).clamp_max(vocab as i64 - 1)
 }
 
-/// Copies drawn tokens to the host.
+/// Copy drawn tokens to the host.
 pub(super) fn fetch(numbers: Tensor<2>) -> Vec<Sampled> {
     let row = |row: &[f32; 7]| {
         let [token, log_prob, unit_log_prob, entropy, sampling_entropy, collision, collision_log] = *row;
@@ -234,7 +234,7 @@ impl Choice {
     }
 }
 
-/// Draws from one row of logits at `uniform`; `context` are the tokens before it.
+/// Draw from one row of logits at `uniform`; `context` are the tokens before it.
 pub fn sample(
     logits: &[f32],
     distribution: &Distribution,

@@ -105,7 +105,7 @@ impl Followers {
         Ok(Self { events, program })
     }
 
-    /// Passes on a line of `metrics.jsonl`.
+    /// Pass on a line of `metrics.jsonl`.
     ///
     /// # Errors
     /// When an event file cannot be written. The end of the program is no error; a warning reports it once.
@@ -116,7 +116,7 @@ impl Followers {
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(metrics))
     }
 
-    /// Passes on the completions of a step.
+    /// Pass on the completions of a step.
     ///
     /// # Errors
     /// When an event file cannot be written.
@@ -202,7 +202,7 @@ fn end_group(child: &mut Child) {
 }
 
 impl Drop for Program {
-    /// Close the program's input and waits for the program, which may still be sending lines somewhere.
+    /// Close the program's input and wait for the program, which may still be sending lines somewhere.
     fn drop(&mut self) {
         let told = self.lines.take().is_some();
         let (start, mut patient) = (Instant::now(), true);

@@ -30,12 +30,12 @@ impl Metrics {
         self.0.insert(name.into(), serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number));
     }
 
-    /// Adds to a number that starts at 0.
+    /// Add to a number that starts at 0.
     pub fn add(&mut self, name: &str, value: f64) {
         self.set(name, self.get(name).unwrap_or(0.0) + value);
     }
 
-    /// Set the mean of `values`; does nothing if `values` is empty.
+    /// Set the mean of `values`; do nothing if `values` is empty.
     pub fn set_mean(&mut self, name: &str, values: &[f64]) {
         if !values.is_empty() {
             self.set(name, mean(values));

@@ -1,7 +1,9 @@
 //! The names of all metrics in `metrics.jsonl`, with units.
 //!
-//! Names shared with TRL have TRL's meaning, except `entropy`: TRL's is the entropy at the sampling temperature, here
-//! `entropy/sampling`. A test runs every method and rejects names that are not in the list.
+//! Names shared with TRL have TRL's meaning, with two exceptions. `entropy` is at temperature 1; TRL's, at the sampling
+//! temperature, is here `entropy/sampling`. `sampling/…` is over the completions with a gradient, not over all, if the
+//! engine of this process samples in the format of training. A test runs every method and rejects names that are not in
+//! the list.
 
 /// Name, unit and meaning of every metric. `<…>` in a name stands for any text: a reward's name, a data source, a set
 /// of tokens; `[…]` is optional.
@@ -49,6 +51,8 @@ pub const ALL: &[[&str; 3]] = &[
     ["completions/min_length", "tokens", "minimum completion length"],
     ["completions/max_length", "tokens", "maximum completion length"],
     ["completions/mean_terminated_length", "tokens", "mean length of completions that were not truncated"],
+    ["completions/min_terminated_length", "tokens", "minimum length of completions that were not truncated"],
+    ["completions/max_terminated_length", "tokens", "maximum length of completions that were not truncated"],
     ["completions/mean_length_correct", "tokens", "mean length of correct completions"],
     ["completions/mean_length_wrong", "tokens", "mean length of incorrect completions"],
     ["completions/clipped_ratio", "share of completions", "completions truncated at the length limit"],

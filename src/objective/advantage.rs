@@ -243,7 +243,7 @@ impl Values {
         Self(self.0.iter().enumerate().map(group).collect())
     }
 
-    /// Subtract the mean and divides by the divisor that `f` returns for the values of a group.
+    /// Subtract the mean and divide by the divisor that `f` returns for the values of a group.
     fn map_groups(&self, f: impl Fn(&[Option<Pair>]) -> (Pair, f64)) -> Self {
         let group = |group: &Vec<Option<Pair>>| {
             let (mean, divisor) = f(group);
@@ -324,7 +324,7 @@ fn leave_one_out(sums: &Values) -> Values {
     )
 }
 
-/// Whitens over the tokens of the step: the weight of a completion is its number of tokens.
+/// Whiten over the tokens of the step: the weight of a completion is its number of tokens.
 fn whiten_tokens(values: &Values, groups: &[Group]) -> Values {
     let lengths = groups.iter().flat_map(|group| &group.lengths);
     let weighted: Vec<(Pair, f64)> = (values.0.iter().flatten().zip(lengths))

@@ -38,7 +38,7 @@ impl EntropyControl {
         }
     }
 
-    /// Record a step's entropy, updates the coefficient for the next step and returns it.
+    /// Record a step's entropy, update the coefficient for the next step and return it.
     pub fn observe(&mut self, entropy: f64, adaptive: Option<EntropyTarget>) -> f32 {
         if let Some(rule) = adaptive {
             let step = if entropy <= rule.target { rule.delta } else { -rule.delta };

@@ -77,12 +77,12 @@ fn blocks(time: usize, Options { block, window, format }: Options) -> impl Itera
     })
 }
 
-/// Slices `x` along the time dimension.
+/// Slice `x` along the time dimension.
 fn slice_time(x: &Tensor<4>, times: Range<usize>) -> Tensor<4> {
     x.clone().narrow(2, times.start, times.len())
 }
 
-/// Stacks the query heads that share a key head as additional rows: `[batch, kv_heads, group · rows, head_dim]`.
+/// Stack the query heads that share a key head as additional rows: `[batch, kv_heads, group · rows, head_dim]`.
 fn grouped(x: Tensor<4>, kv_heads: usize) -> Tensor<4> {
     let [batch, heads, rows, dim] = x.dims();
     x.reshape([batch, kv_heads, heads / kv_heads * rows, dim])
@@ -150,7 +150,7 @@ fn forward([q, k, v]: &[Tensor<4>; 3], options: Options) -> Tensor<4> {
     concat_blocks(mixed.collect())
 }
 
-/// Concatenates blocks of query rows.
+/// Concatenate blocks of query rows.
 fn concat_blocks(mut blocks: Vec<Tensor<4>>) -> Tensor<4> {
     if blocks.len() == 1 { blocks.remove(0) } else { Tensor::cat(blocks, 2) }
 }

@@ -59,8 +59,8 @@ pub(crate) fn swiglu_as(gate: Tensor<2>, up: Tensor<2>, stored: FloatDType) -> T
     on!(gate.device(), cpu: no_kernel(), gpu: gpu::swiglu(gate, up, stored), plain: no_kernel())
 }
 
-/// Adds biases to the projections of new tokens, applies rotary embedding to queries and keys if `rotates`, writes keys
-/// and values to the cache tables, and attends to the tables. GPU only, no autodiff.
+/// Add biases to the projections of new tokens, apply rotary embedding to queries and keys if `rotates`, write keys
+/// and values to the cache tables, and attend to the tables. GPU only, no autodiff.
 ///
 /// # Shapes
 /// - projections: `[rows, heads · head_dim]` (queries), `[rows, kv_heads · head_dim]` (keys, values); biases alike
@@ -82,7 +82,7 @@ pub(crate) fn attend(
     )
 }
 
-/// Sample a token per row and increments its count in `states` in place, using column `place` of `uniforms`. GPU only.
+/// Sample a token per row and increment its count in `states` in place, using column `place` of `uniforms`. GPU only.
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; uniforms: `[rows, places]`; states: `[rows, 4]`, see [`Decoding`]

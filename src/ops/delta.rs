@@ -83,7 +83,7 @@ pub(crate) fn delta_rule(inputs: DeltaInputs, lengths: &[usize], heads: DeltaHea
     }
 }
 
-/// [`delta_rule`] from states in `table`, one per sequence. Also returns the table with the final states. No autodiff.
+/// [`delta_rule`] from states in `table`, one per sequence. Also return the table with the final states. No autodiff.
 ///
 /// # Shapes
 /// - table: `[sequences, values · key_dim · value_dim]`; outputs: as [`delta_rule`] and as the table

@@ -17,7 +17,7 @@ fn note_read() {
     READS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Counts bytes sent to the device.
+/// Count bytes sent to the device.
 pub(super) fn note_sent(bytes: usize) {
     SENT.fetch_add(bytes as u64, Ordering::Relaxed);
 }

@@ -56,7 +56,7 @@ impl AdamW {
         (self.steps, self.moments.iter().map(|(name, [m, _])| (name.clone(), m.dims()[0])).collect())
     }
 
-    /// Iterates over both moments of each parameter, in the order of [`Self::outline`].
+    /// Iterate over both moments of each parameter, in the order of [`Self::outline`].
     pub(crate) fn moments(&self) -> impl Iterator<Item = Vec<f32>> {
         self.moments.values().flatten().map(|values| ops::to_host(values.clone().cast(FloatDType::F32)))
     }

@@ -237,7 +237,7 @@ impl Gradients {
         update::sum_of_squares(&self.0.values().collect::<Vec<_>>()).sqrt()
     }
 
-    /// Iterates over the names of the parameters that have a gradient.
+    /// Iterate over the names of the parameters that have a gradient.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }

@@ -92,7 +92,7 @@ fn bounded(Estimate { value, interval }: Estimate, text: &dyn Fn(f64) -> String)
     [text(value), bounds.unwrap_or_default()]
 }
 
-/// Plots length and accuracy of each data source in both evaluations.
+/// Plot length and accuracy of each data source in both evaluations.
 fn plot(comparison: &Comparison) -> Plot {
     let path = |row: &Difference| [0, 1].map(|k| (row.mean_length[k], 100.0 * row.accuracy[k]));
     let series = |label: &str, ink, mark, points: &[(f64, f64)]| Series {

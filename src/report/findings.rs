@@ -184,7 +184,7 @@ fn opposition(rows: &[&Row]) -> Option<String> {
     Some(text + ".")
 }
 
-/// States in which direction each part pushes connectors.
+/// State in which direction each part pushes connectors.
 fn connectors(rows: &[&Row], pushes: [Option<Mean>; 2], unit: Unit) -> Option<String> {
     let per_1000 = mean(rows, "connectors/per_1000")?.value;
     if per_1000 == 0.0 {

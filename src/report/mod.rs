@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 pub use analysis::{analysis, analysis_json, analysis_text};
 pub use compare::comparison;
@@ -33,13 +34,13 @@ use run::{Metrics, Summary, optional, read_lines};
 pub use study::{study, study_text};
 pub use terminal::{Screen, screen};
 
-/// Read the run directory `run`, writes the self-contained page `run/report.html` and return its path.
+/// Read the run directory `run`, write the self-contained page `run/report.html` and return its path.
 ///
 /// The run may be unfinished; the page says so.
 pub fn write(run: &Path) -> Result<PathBuf> {
     let html = page(run)?;
     let path = run.join("report.html");
-    fs::write(&path, html).map_err(Error::io(&path))?;
+    files::write(&path, html.as_bytes())?;
     Ok(path)
 }
 

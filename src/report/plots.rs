@@ -72,7 +72,7 @@ pub(super) fn plots(metrics: &Metrics, stages: &[Stage]) -> Vec<Plot> {
     ]
 }
 
-/// Plots entropy against mean length over training, with one colour per stage.
+/// Plot entropy against mean length over training, with one colour per stage.
 pub(super) fn portrait(metrics: &Metrics, stages: &[Stage]) -> Plot {
     let lengths: BTreeMap<u64, f64> =
         metrics.points("completions/mean_length").into_iter().map(|(step, v)| (step as u64, v)).collect();

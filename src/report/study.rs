@@ -190,7 +190,7 @@ fn point(measured: &Measured) -> (f64, f64) {
     (100.0 * measured.length_ratio, 100.0 * measured.accuracy.value)
 }
 
-/// Plots accuracy against length of every setting, the Pareto front, and the chosen settings by arm number.
+/// Plot accuracy against length of every setting, the Pareto front, and the chosen settings by arm number.
 fn front(findings: &Findings) -> Plot {
     let mut all: Vec<(f64, f64)> =
         findings.arms.iter().flat_map(|arm| &arm.settings).filter_map(|(_, m)| m.as_ref().map(point)).collect();
@@ -246,7 +246,7 @@ fn by_source(findings: &Findings, source: &str) -> Plot {
     }
 }
 
-/// Plots accuracy and length of the training batches of an arm's reported runs.
+/// Plot accuracy and length of the training batches of an arm's reported runs.
 fn curves(findings: &Findings, arm: &ArmFindings) -> Plot {
     let base = findings.base.as_ref().map_or(f64::NAN, |base| base.length);
     let series = |label: &str, ink, of: &dyn Fn(&crate::study::Moment) -> f64| {

@@ -10,22 +10,22 @@
 //! `extra` has the row's other fields. A score of `null` means that the completion cannot be judged: it is left out and
 //! counted. The setting `part` assigns scores to the task or to length; `{"id": 0, "task": 1.0, "length": -0.2}` gives
 //! both parts instead. Every answer must be flushed at once. All other output belongs on standard error, which is shown
-//! as warnings.
+//! as warnings. With `batch = true` a line is a list of such objects, all completions of a group, and so is its answer.
 //!
 //! The program runs during the whole training, in `workers` processes. The completions of a step are dealt to them in
-//! turn, one at a time. When a run opens, every worker must answer a trial question. If a worker exits later, or
-//! exceeds `timeout_s` for a completion, that completion is left out and the worker is restarted. Three such failures
-//! in a row end the training. A worker is killed together with its process group.
+//! turn, one line at a time. When a run opens, every worker must answer a trial question. If a worker exits later, or
+//! exceeds `timeout_s` for a line, its completions are left out and the worker is restarted. Three such failures in a
+//! row end the training. A worker is killed together with its process group.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::process::{MAX_ANSWER_LINE, NoAnswer, Process, StderrTail};
-use super::{Group, Memory, Part, Parts, Reward};
+use super::{Answer, Group, Memory, Part, Parts, Reward};
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -57,17 +57,20 @@ impl Reward for Command {
 pub struct RewardCommand {
     /// Program and arguments, run without a shell; empty for none.
     pub command: Vec<String>,
-    /// Timeout per completion, in seconds; for the first completion it includes the start of the program.
+    /// Timeout per line, in seconds; for the first line it includes the start of the program.
     pub timeout_s: f64,
     /// Number of processes of the program that run in parallel.
     pub workers: usize,
     /// Part that the score belongs to, in the conflict analysis and in decomposed advantages.
     pub part: Part,
+    /// Whether a line has all completions of a problem, as a list, and so has its answer; false if not set.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub batch: bool,
 }
 
 impl Default for RewardCommand {
     fn default() -> Self {
-        Self { command: Vec::new(), timeout_s: 10.0, workers: 1, part: Part::Task }
+        Self { command: Vec::new(), timeout_s: 10.0, workers: 1, part: Part::Task, batch: false }
     }
 }
 
@@ -110,6 +113,7 @@ pub struct RewardProgram {
 struct Program {
     command: Vec<String>,
     timeout: Duration,
+    batch: bool,
     part: Part,
     stderr_tail: StderrTail,
     /// Restarts since the last [`Reward::describe`].
@@ -162,15 +166,16 @@ impl RewardProgram {
         let program = Program {
             command: config.command.clone(),
             timeout: Duration::from_secs_f64(config.timeout_s),
+            batch: config.batch,
             part: config.part,
             stderr_tail: StderrTail::default(),
             restarts: AtomicUsize::new(0),
         };
         let mut workers: Vec<Worker> = (0..config.workers).map(|_| Worker::default()).collect();
         let completion = format!("\\boxed{{{}}}", trial.answer);
-        let question = Question { problem: trial, completion: &completion, tokens: 1, finished: true };
+        let question = [Question { problem: trial, completion: &completion, tokens: 1, finished: true }];
         workers.iter_mut().try_for_each(|worker| worker.start(&program))?;
-        deal(&mut workers, &vec![question; config.workers], |worker, question| worker.try_out(&program, question))?;
+        deal(&mut workers, &vec![&question; config.workers], |worker, question| worker.try_out(&program, *question))?;
         Ok(Self { program, workers: Mutex::new(workers) })
     }
 }
@@ -185,18 +190,16 @@ impl Reward for RewardProgram {
     }
 
     fn score_all(&self, groups: &[Group], _memory: &Memory, stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
-        let questions = groups.iter().flat_map(|group| {
-            group.answers.iter().map(|answer| Question {
-                problem: group.problem,
-                completion: &answer.text,
-                tokens: answer.length(),
-                finished: answer.finished,
-            })
+        let questions = groups.iter().map(|group| {
+            let question = |answer| Question::of(group.problem, answer);
+            group.answers.iter().map(question).collect()
         });
-        let questions: Vec<Question> = questions.collect();
+        let questions: Vec<Vec<Question>> = questions.collect();
+        let at_once = |group: &Vec<Question>| if self.program.batch { group.len().max(1) } else { 1 };
+        let lines: Vec<&[Question]> = questions.iter().flat_map(|group| group.chunks(at_once(group))).collect();
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        let scores = deal(&mut workers, &questions, |worker, question| worker.score(&self.program, question, stop))?;
-        let mut scores = scores.into_iter();
+        let scores = deal(&mut workers, &lines, |worker, line| worker.score(&self.program, line, stop))?;
+        let mut scores = scores.into_iter().flatten();
         Ok(groups.iter().map(|group| scores.by_ref().take(group.answers.len()).collect()).collect())
     }
 
@@ -205,12 +208,12 @@ impl Reward for RewardProgram {
     }
 }
 
-/// Deals questions to workers in turn, runs all workers concurrently, and returns the answers in the order of the
+/// Deal questions to workers in turn, run all workers concurrently, and return the answers in the order of the
 /// questions. The first error stops all workers.
-fn deal<T: Send>(
+fn deal<Q: Sync, T: Send>(
     workers: &mut [Worker],
-    questions: &[Question],
-    ask: impl Fn(&mut Worker, Question) -> Result<T> + Sync,
+    questions: &[Q],
+    ask: impl Fn(&mut Worker, &Q) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     let (count, failed) = (workers.len(), AtomicBool::new(false));
     let work = |(first, worker): (usize, &mut Worker)| -> Result<Vec<T>> {
@@ -219,7 +222,7 @@ fn deal<T: Send>(
             if failed.load(Ordering::Relaxed) {
                 break;
             }
-            answers.push(ask(worker, *question).inspect_err(|_| failed.store(true, Ordering::Relaxed))?);
+            answers.push(ask(worker, question).inspect_err(|_| failed.store(true, Ordering::Relaxed))?);
         }
         Ok(answers)
     };
@@ -241,7 +244,7 @@ impl Worker {
     }
 
     /// Ask the trial question.
-    fn try_out(&mut self, program: &Program, question: Question) -> Result<()> {
+    fn try_out(&mut self, program: &Program, question: &[Question]) -> Result<()> {
         self.ask(program, question, Stop::NEVER)?.map(drop).map_err(|failure| {
             Error::Invalid(format!(
                 "reward.command = {:?} did not answer the trial question that every run begins with: it {failure}. Each \
@@ -253,23 +256,23 @@ impl Worker {
         })
     }
 
-    /// Return the score of a completion; `None` if the program gives none, exits or exceeds the timeout.
-    fn score(&mut self, program: &Program, question: Question, stop: Stop) -> Result<Option<Parts>> {
+    /// Return the scores of the completions of a line; `None` if the program gives none, exits or exceeds the timeout.
+    fn score(&mut self, program: &Program, questions: &[Question], stop: Stop) -> Result<Vec<Option<Parts>>> {
         if self.process.is_none() {
             program.restarts.fetch_add(1, Ordering::Relaxed);
             self.start(program)?;
         }
-        let failure = match self.ask(program, question, stop)? {
-            Ok(score) => {
+        let failure = match self.ask(program, questions, stop)? {
+            Ok(scores) => {
                 self.failures = 0;
-                return Ok(score);
+                return Ok(scores);
             }
             Err(failure) => failure,
         };
         self.failures += 1;
-        tracing::warn!("reward.command {failure}; the completion is left out");
+        tracing::warn!("reward.command {failure}; completions that are left out: {}", questions.len());
         if self.failures < FAILURES {
-            return Ok(None);
+            return Ok(vec![None; questions.len()]);
         }
         Err(Error::Invalid(format!(
             "reward.command = {:?} failed {FAILURES} times in a row; the last time it {failure}. {}",
@@ -278,21 +281,21 @@ impl Worker {
         )))
     }
 
-    /// Return the answer to a question, or how the process failed; a failed process is ended.
+    /// Return the answer to the questions of a line, or how the process failed; a failed process is ended.
     fn ask(
         &mut self,
         program: &Program,
-        question: Question,
+        questions: &[Question],
         stop: Stop,
-    ) -> Result<std::result::Result<Option<Parts>, String>> {
+    ) -> Result<std::result::Result<Vec<Option<Parts>>, String>> {
         let process = self.process.take().expect("the process is started");
         let id = self.asked;
-        self.asked += 1;
-        match process.ask(question.line(id), program.timeout, stop) {
+        self.asked += questions.len() as u64;
+        match process.ask(program.line(questions, id), program.timeout, stop) {
             Ok(line) => {
-                let score = program.read(&line, id)?;
+                let scores = program.read(&line, id, questions.len())?;
                 self.process = Some(process);
-                Ok(Ok(score))
+                Ok(Ok(scores))
             }
             Err(NoAnswer::Overlong) => {
                 Err(program.refuse(&format!("{MAX_ANSWER_LINE} bytes without the end of a line"), "too long", id))
@@ -307,9 +310,13 @@ impl Worker {
     }
 }
 
-impl Question<'_> {
-    fn line(&self, id: u64) -> String {
-        let question = json!({
+impl<'a> Question<'a> {
+    fn of(problem: &'a Problem, answer: &'a Answer) -> Self {
+        Self { problem, completion: &answer.text, tokens: answer.length(), finished: answer.finished }
+    }
+
+    fn json(&self, id: u64) -> Value {
+        json!({
             "id": id,
             "prompt": self.problem.prompt.text(),
             "completion": self.completion,
@@ -318,30 +325,44 @@ impl Question<'_> {
             "finished": self.finished,
             "tokens": self.tokens,
             "extra": self.problem.extra,
-        });
-        format!("{question}\n")
+        })
     }
 }
 
 impl Program {
-    /// Parse the score in a line.
-    fn read(&self, line: &str, asked: u64) -> Result<Option<Parts>> {
-        let refuse = |why: &str| Err(self.refuse(&format!("{line:?}"), why, asked));
-        match serde_json::from_str(line) {
-            Err(e) => refuse(&e.to_string()),
-            Ok(Scored { id, .. }) if id != asked => refuse(&format!("id {id} was not asked for")),
-            Ok(Scored { score: Some(score), task: None, length: None, .. }) => Ok(score.map(|s| self.part.of(s))),
-            Ok(Scored { score: Some(_), .. }) => refuse("a score beside task or length"),
-            Ok(Scored { task: None, length: None, .. }) => refuse("missing field `score`"),
-            Ok(Scored { task, length, .. }) => {
-                Ok(Some(Parts { task: task.unwrap_or(0.0), length: length.unwrap_or(0.0) }))
-            }
+    /// Return the line that asks `questions`, which have the ids from `first` on.
+    fn line(&self, questions: &[Question], first: u64) -> String {
+        let objects: Vec<Value> = questions.iter().zip(first..).map(|(question, id)| question.json(id)).collect();
+        if self.batch { format!("{}\n", Value::Array(objects)) } else { format!("{}\n", objects[0]) }
+    }
+
+    /// Parse the scores in a line that answers `count` questions, which have the ids from `first` on.
+    fn read(&self, line: &str, first: u64, count: usize) -> Result<Vec<Option<Parts>>> {
+        let refuse = |why: String| self.refuse(&format!("{line:?}"), &why, first);
+        let one = |line| serde_json::from_str(line).map(|scored| vec![scored]);
+        let read = if self.batch { serde_json::from_str(line) } else { one(line) };
+        let scored: Vec<Scored> = read.map_err(|e| refuse(e.to_string()))?;
+        if scored.len() != count {
+            return Err(refuse(format!("{} answers to {count} questions", scored.len())));
+        }
+        scored.into_iter().zip(first..).map(|(scored, id)| self.parts(scored, id).map_err(refuse)).collect()
+    }
+
+    /// Return the parts that an answer gives, or why it is not valid.
+    fn parts(&self, scored: Scored, asked: u64) -> std::result::Result<Option<Parts>, String> {
+        match scored {
+            Scored { id, .. } if id != asked => Err(format!("id {id} was not asked for")),
+            Scored { score: Some(score), task: None, length: None, .. } => Ok(score.map(|s| self.part.of(s))),
+            Scored { score: Some(_), .. } => Err("a score beside task or length".to_string()),
+            Scored { task: None, length: None, .. } => Err("missing field `score`".to_string()),
+            Scored { task, length, .. } => Ok(Some(Parts { task: task.unwrap_or(0.0), length: length.unwrap_or(0.0) })),
         }
     }
 
     fn refuse(&self, wrote: &str, why: &str, asked: u64) -> Error {
+        let list = if self.batch { "a list with, for each completion, " } else { "" };
         Error::Invalid(format!(
-            "reward.command = {:?} wrote {wrote}: {why}; expected {{\"id\": {asked}, \"score\": number or null}} or \
+            "reward.command = {:?} wrote {wrote}: {why}; expected {list}{{\"id\": {asked}, \"score\": number or null}} or \
              {{\"id\": {asked}, \"task\": number, \"length\": number}}, and everything else on standard error",
             self.command
         ))

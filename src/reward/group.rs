@@ -39,7 +39,7 @@ impl Answer {
     }
 }
 
-/// Decodes and grades a completion; `with_pieces` tells whether to fill [`Answer::pieces`].
+/// Decode and grade a completion; `with_pieces` tells whether to fill [`Answer::pieces`].
 pub fn answer(problem: &Problem, tokenizer: &Tokenizer, completion: &Completion, with_pieces: bool) -> Answer {
     let text = tokenizer.completion_text(&completion.tokens);
     let finished = completion.finished();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::acoer::Loop;
 use super::ceeh_length::Record;
@@ -24,6 +25,9 @@ pub struct Memory {
     /// The control loop of [`super::Acoer`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) acoer: Option<Loop>,
+    /// The memory of rewards that are not built in, by name ([`super::Reward::name`]).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub custom: BTreeMap<String, Value>,
 }
 
 #[cfg(test)]
@@ -42,6 +46,7 @@ mod tests {
             remember(&LaserD { every: 2, ..LaserD::default() }, &mut memory, &[(problem, &group)]);
             remember(&DeepCompress::default(), &mut memory, &[(problem, &group)]);
         }
+        memory.custom.insert("mine".to_string(), serde_json::json!({ "mean": 0.1, "steps": [1, u64::MAX] }));
         let text = serde_json::to_string(&memory).unwrap();
         assert_eq!(serde_json::from_str::<Memory>(&text).unwrap(), memory);
         assert_eq!(memory.records.len(), 2);

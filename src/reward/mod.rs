@@ -82,7 +82,7 @@ pub trait Reward: Send + Sync + Debug {
     /// Failures that should end the run.
     fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>>;
 
-    /// Scores many groups of a step; by default each on its own, in parallel on all cores.
+    /// Score many groups of a step; by default each on its own, in parallel on all cores.
     ///
     /// # Errors
     /// As [`Reward::score`], and [`crate::Error::Stopped`] soon after a stop was requested.
@@ -100,8 +100,8 @@ pub trait Reward: Send + Sync + Debug {
         false
     }
 
-    /// Store in memory what later steps need. `groups` are all graded groups of a step, including those that were
-    /// replaced for lack of spread.
+    /// Store in memory what later steps need; a reward that is not built in, in its entry of [`Memory::custom`].
+    /// `groups` are all graded groups of a step, including those that were replaced for lack of spread.
     fn remember(&self, _groups: &[Group], _memory: &mut Memory) {}
 
     /// Whether [`Reward::remember`] keeps the pass-rate records that [`Memory::is_hard`] uses.

@@ -63,7 +63,7 @@ impl Rewards {
         kinds.iter().any(|kind| self.of(kind).reads_pieces())
     }
 
-    /// Scores groups by each of `kinds`; the result is indexed by group, kind and answer.
+    /// Score groups by each of `kinds`; the result is indexed by group, kind and answer.
     ///
     /// # Errors
     /// Errors of a reward, values that are not finite or not one per answer, and [`Error::Stopped`].
@@ -98,7 +98,7 @@ impl Rewards {
     }
 }
 
-/// Rejects scores that are not finite or not one per answer, so that no such number enters a run.
+/// Reject scores that are not finite or not one per answer, so that no such number enters a run.
 fn check(name: &str, scores: &[Option<Parts>], group: &Group) -> Result<()> {
     let (count, size) = (scores.len(), group.answers.len());
     if count != size {

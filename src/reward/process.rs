@@ -137,7 +137,7 @@ impl Process {
         Ok(Self { child, questions, answers, stderr_read, ended: false })
     }
 
-    /// Write a line, including its line break, and waits for the next line of the answer.
+    /// Write a line, including its line break, and wait for the next line of the answer.
     pub(super) fn ask(&self, question: String, timeout: Duration, stop: Stop) -> Result<String, NoAnswer> {
         let start = Instant::now();
         // If the writing thread is gone, so is the program, and reading the answer reports it.
@@ -187,7 +187,7 @@ impl Drop for Process {
     }
 }
 
-/// Yields lines of at most `longest` bytes as they arrive; invalid UTF-8 is replaced.
+/// Yield lines of at most `longest` bytes as they arrive; invalid UTF-8 is replaced.
 fn lines(pipe: impl Read, longest: usize) -> impl Iterator<Item = Line> {
     let mut pipe = BufReader::new(pipe);
     std::iter::from_fn(move || {

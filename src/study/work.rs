@@ -46,8 +46,8 @@ impl Drop for Running {
     }
 }
 
-/// Execute the `runs` that `store` lacks with `program` (this executable, except in tests) and stores their outcomes.
-/// Removes their folders. Return the names of the runs that failed twice.
+/// Execute the `runs` that `store` lacks with `program` (this executable, except in tests) and store their outcomes.
+/// Remove their folders. Return the names of the runs that failed twice.
 ///
 /// # Errors
 /// A file cannot be written, or [`Error::Stopped`] soon after `stop` was requested.

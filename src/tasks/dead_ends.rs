@@ -1,5 +1,5 @@
 //! Dead ends: find the door that leads to G. The edges are given in any order, and a model of this size cannot look
-//! ahead along so many, so the first door is right only by chance, with probability one over the number of doors.
+//! ahead along all of them, so the first door is right only by chance, with probability one over the number of doors.
 //!
 //! Uncertainty at the choice of a door is functional: retries must differ. Going back after a dead end is worth its
 //! tokens; the same words after G was found are not.
@@ -128,7 +128,7 @@ impl Doors {
         (pieces.finish(&(answer + 1).to_string()), (answer + 1).to_string())
     }
 
-    /// Adds text that is not needed once G was found.
+    /// Add text that is not needed once G was found.
     fn add_filler(&self, others: impl Iterator<Item = usize>, pieces: &mut Pieces<'_>) {
         pieces.remark(0.8, &FOUND);
         if pieces.filler(0.5) {

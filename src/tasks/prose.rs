@@ -260,7 +260,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Adds further checks, second derivations and remarks, until the manner's budget is spent.
+    /// Add further checks, second derivations and remarks, until the manner's budget is spent.
     fn reconsider(&mut self) {
         // The right solution always finishes; this was checked when the problem was drawn.
         let floor = self.draft.plan.finish(&[]).map_or(0.0, |done| cost(&terse(&done)));

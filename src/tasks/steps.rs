@@ -353,7 +353,7 @@ impl Plan {
         }
     }
 
-    /// Completes the steps without a mistake. `None` if the results so far lead to a negative number, a division by
+    /// Complete the steps without a mistake. `None` if the results so far lead to a negative number, a division by
     /// zero, a number of four digits or an endless chain.
     pub(super) fn finish(&self, done: &[Done]) -> Option<Vec<Done>> {
         let mut done = done.to_vec();

@@ -14,6 +14,7 @@ use crate::metrics::Metrics;
 use crate::model::CausalLm;
 use crate::rollout::{Group, Rollout};
 use crate::stage::Stage;
+use crate::stop::Stop;
 use crate::text::tokenizer::Tokenizer;
 
 /// Measures the conflict of steps.
@@ -21,11 +22,12 @@ pub(super) struct ConflictMeter<'a> {
     settings: &'a RlTrain,
     /// `None` if no step is measured.
     connectors: Option<Connectors>,
+    stop: Stop<'a>,
 }
 
 impl<'a> ConflictMeter<'a> {
-    pub(super) fn new(settings: &'a RlTrain, tokenizer: &Tokenizer) -> Self {
-        Self { settings, connectors: (settings.conflict_steps > 0).then(|| Connectors::new(tokenizer)) }
+    pub(super) fn new(settings: &'a RlTrain, tokenizer: &Tokenizer, stop: Stop<'a>) -> Self {
+        Self { settings, connectors: (settings.conflict_steps > 0).then(|| Connectors::new(tokenizer)), stop }
     }
 
     /// Write the metrics `conflict/…` of a step and the time they took; count the step's tokens in `types`.
@@ -68,6 +70,7 @@ impl<'a> ConflictMeter<'a> {
         let (sequences, advantages): (Vec<_>, Vec<_>) =
             moved.into_iter().map(|(example, advantage)| (example.sequence, advantage)).unzip();
         let learner = Learner {
+            stop: self.stop,
             temperature: stage.sampling.temperature,
             tokens_per_microbatch: self.settings.tokens_per_microbatch,
             activation_checkpointing: self.settings.activation_checkpointing,

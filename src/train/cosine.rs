@@ -15,7 +15,7 @@ use crate::train::learner::Learner;
 /// `advantages` and `weights` have one entry per sequence. The function runs two forward and backward passes.
 ///
 /// # Errors
-/// An entry of `layers` with which no parameter's name begins.
+/// An entry of `layers` with which no parameter's name begins; [`Error::Stopped`] soon after a stop request.
 pub fn gradient_cosines(
     model: &CausalLm,
     learner: &Learner,
@@ -35,6 +35,7 @@ pub fn gradient_cosines(
         gradients
     };
     let [task, length] = [gradient(|parts| parts.task), gradient(|parts| parts.length)];
+    learner.stop.check()?;
     let mut cosines = Vec::new();
     for layer in std::iter::once("").chain(layers.iter().map(String::as_str)) {
         let names: Vec<&str> = task.names().filter(|name| name.starts_with(layer)).collect();

@@ -125,7 +125,12 @@ fn describe_lengths(rollouts: &[&Rollout], metrics: &mut Metrics) {
     metrics.set("completions/mean_length", mean(&all));
     metrics.set("completions/min_length", all.iter().copied().fold(f64::INFINITY, f64::min));
     metrics.set("completions/max_length", all.iter().copied().fold(0.0, f64::max));
-    metrics.set_mean("completions/mean_terminated_length", &lengths(&|r| r.completion.finished()));
+    let terminated = lengths(&|r| r.completion.finished());
+    if !terminated.is_empty() {
+        metrics.set("completions/mean_terminated_length", mean(&terminated));
+        metrics.set("completions/min_terminated_length", terminated.iter().copied().fold(f64::INFINITY, f64::min));
+        metrics.set("completions/max_terminated_length", terminated.iter().copied().fold(0.0, f64::max));
+    }
     metrics.set_mean("completions/mean_length_correct", &lengths(&|r| r.answer.correct == Some(true)));
     metrics.set_mean("completions/mean_length_wrong", &lengths(&|r| r.answer.correct == Some(false)));
     metrics.set("completions/clipped_ratio", share(rollouts, &|r| !r.completion.finished()));

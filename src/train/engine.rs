@@ -34,6 +34,7 @@ impl Engine {
         let needs = Needs {
             model: &folder,
             vocab_size: model.vocab_size,
+            precision: config.model.dtype,
             longest: config.data.max_prompt_length + longest,
             lora: config.lora.as_ref(),
             trains: true,

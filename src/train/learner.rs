@@ -43,7 +43,7 @@ pub struct Learner<'a> {
     /// Maximum number of logits in memory at a time, eight times as many on a GPU. A row of a larger vocabulary is
     /// computed alone.
     pub logits: usize,
-    /// A stop request: the remaining micro-batches are not computed, and the gradient is not usable.
+    /// A stop request: the remaining micro-batches are not computed, and the result is not usable.
     pub stop: Stop<'a>,
 }
 
@@ -148,11 +148,15 @@ impl Learner<'_> {
         work
     }
 
-    /// Return the scores of the completion tokens of each sequence under `model`, without gradients.
+    /// Return the scores of the completion tokens of each sequence under `model`, without gradients; fewer lists after
+    /// a stop request.
     pub fn read(&self, model: &CausalLm, sequences: &[Sequence]) -> Vec<TokenScores> {
         let mut lists = Vec::with_capacity(sequences.len());
         let plain = model.valid();
         for range in micro_batches(sequences, self.tokens_per_microbatch) {
+            if self.stop.requested() {
+                break;
+            }
             let packed = Packed::of(&sequences[range]);
             let rows = plain.packed(&packed.lengths);
             let hidden = plain.blocks(0..plain.num_blocks(), plain.embed(&packed.tokens), &rows);

@@ -71,7 +71,7 @@ pub(super) struct Origin {
     /// Time of the start, in seconds since 1970.
     pub(super) started: u64,
     /// SHA-256 of each file that affects training, by the setting that names it; for weights the digest of a sample.
-    /// For data and models of the Hub, the commit.
+    /// For data and models of the Hub, the commit. Also the digests of problems that a program gives.
     pub(super) reads: BTreeMap<String, String>,
     /// All settings. Runs of earlier versions only have those in `config.toml`.
     #[serde(default, skip_serializing_if = "Value::is_null")]
@@ -85,15 +85,15 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Return the origin of a run that starts now.
-    pub(super) fn new<C: RunSettings>(config: &C) -> Result<Self> {
+    /// Return the origin of a run that starts now. `given` has the digests of problems that are of no file.
+    pub(super) fn new<C: RunSettings>(config: &C, given: BTreeMap<String, String>) -> Result<Self> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             tempering: env!("CARGO_PKG_VERSION").to_string(),
             command: C::COMMAND.to_string(),
             id: random_id(now.as_nanos()),
             started: now.as_secs(),
-            reads: digests(&config.common())?,
+            reads: digests(&config.common())?.into_iter().chain(given).collect(),
             settings: Value::Null,
             replaces: None,
             finished: None,
@@ -121,12 +121,17 @@ impl Origin {
         self.write(dir)
     }
 
-    /// Compare the settings and files of a resumed run with those it was started with. Return the allowed differences
-    /// as `key = new (was old)`.
+    /// Compare the settings and files of a resumed run, and the `given` problems, with those it was started with.
+    /// Return the allowed differences as `key = new (was old)`.
     ///
     /// # Errors
     /// All other differences.
-    pub(super) fn compare<C: RunSettings>(&self, dir: &Path, config: &C) -> Result<Vec<String>> {
+    pub(super) fn compare<C: RunSettings>(
+        &self,
+        dir: &Path,
+        config: &C,
+        given: BTreeMap<String, String>,
+    ) -> Result<Vec<String>> {
         if self.command != C::COMMAND {
             let message = format!("was started by `tempering {}`, not by `{}`", self.command, C::COMMAND);
             return Err(Error::file(dir, message));
@@ -139,11 +144,13 @@ impl Origin {
         let idle = stored.idle();
         let (mut allowed, mut refused) = (Vec::new(), Vec::new());
         for (key, was, is) in differences(&stored, config) {
-            let may_change = is_free(&key) || idle.iter().any(|idle| idle.key == key);
+            // Earlier versions did not store the date of the prompts.
+            let undated = key == "prompt.date" && was == "\"\"";
+            let may_change = is_free(&key) || undated || idle.iter().any(|idle| idle.key == key);
             let list = if may_change { &mut allowed } else { &mut refused };
             list.push(format!("{key} = {is} (was {was})"));
         }
-        let now = digests(&config.common())?;
+        let now: BTreeMap<_, _> = digests(&config.common())?.into_iter().chain(given).collect();
         for name in self.reads.keys().chain(now.keys().filter(|name| !self.reads.contains_key(*name))) {
             // If the setting itself differs, its files are not reported as well.
             let same_setting = refused.iter().all(|line| !line.starts_with(name.split(": ").next().unwrap_or(name)));
@@ -191,13 +198,14 @@ pub(crate) fn digests_of<C: RunSettings>(config: &C) -> Result<BTreeMap<String, 
 
 /// Return the SHA-256 of files, or the commits of Hub names, that affect training, by `setting: file`.
 fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
-    const NAMES: [&str; 10] = [
+    const NAMES: [&str; 11] = [
         "config.json",
         "adapter_config.json",
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
+        "chat_template.json",
         "special_tokens_map.json",
         "added_tokens.json",
         "vocab.json",

@@ -19,13 +19,16 @@ pub(crate) struct Policy<'a> {
     /// `None` only within [`Policy::apply`].
     model: Option<CausalLm>,
     pub(crate) optimizer: AdamW,
+    /// Whether some updates of a step are applied and others are not: neither the state before the step nor that after
+    /// it belongs to the model.
+    pub(crate) within_step: bool,
     /// The ranks that have the same model and apply the same updates, if there are several.
     pub(crate) team: Option<&'a Team<'a>>,
 }
 
 impl<'a> Policy<'a> {
     pub(crate) fn new(config: ModelConfig, model: CausalLm, optimizer: AdamW) -> Self {
-        Self { config, model: Some(model), optimizer, team: None }
+        Self { config, model: Some(model), optimizer, within_step: false, team: None }
     }
 
     /// Return the policy as one of `team`, whose ranks must have received the model.
@@ -64,7 +67,7 @@ impl<'a> Policy<'a> {
     }
 
     /// Return the log-probabilities of the completion tokens of each sequence under the policy or a reference model, in
-    /// nats.
+    /// nats; of fewer sequences after a stop request.
     ///
     /// # Errors
     /// Those of other ranks.

@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use crate::rollout::{Group, Now, assign_advantages};
 
 /// Train from `state` to the end of the last stage. A step replaces `state` only when it is complete: after an error, `state`
-/// and the policy are those of the step before.
+/// and the policy are those of the step before, or [`Policy::within_step`] is set.
 ///
 /// # Errors
 /// Errors of rewards and files, three steps in a row with numbers that are not finite, and [`crate::Error::Stopped`].

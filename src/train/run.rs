@@ -5,6 +5,7 @@
 //! a process uses it. All files that it reads are opened before anything is written. An earlier run of the same name is
 //! kept until the first step of the new one is finished.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -13,147 +14,22 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checkpoint::{self, Trained};
-use super::folder::{Folder, METRICS, name_mistake};
+pub use super::common::{Common, RunSettings};
+use super::folder::{Folder, METRICS};
 pub use super::idle::Idle;
-use super::idle::idle;
 use super::origin::{self, Origin};
 use super::{Session, Start};
-use crate::config::{Settings, twice};
 use crate::data::Problem;
-use crate::data::problems::{DataConfig, TASKS};
 use crate::error::{Error, Result};
 use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
 use crate::files;
-use crate::hub::Kind;
-use crate::metrics::follow::{Followers, LogConfig, Sample};
+use crate::metrics::follow::{Followers, Sample};
 use crate::metrics::{Metrics, MetricsLog};
-use crate::model::{CausalLm, LoraConfig, ModelConfig, Precision};
-use crate::optim::{AdamW, LrScheduler, OptimConfig};
+use crate::model::{CausalLm, ModelConfig};
+use crate::optim::{AdamW, LrScheduler};
 use crate::rollout::Sampler;
 
 const SUMMARY: &str = "summary.json";
-
-/// Settings of a run, of either command.
-pub trait RunSettings: Settings + Clone {
-    /// The command that starts the run.
-    const COMMAND: &'static str;
-
-    /// Return the settings that all runs have.
-    fn common(&self) -> Common<'_>;
-
-    /// Return the settings that are given and have no effect.
-    fn idle(&self) -> Vec<Idle> {
-        self.common().idle()
-    }
-
-    /// Return the settings that may name a repository of the Hub.
-    fn names(&mut self) -> Vec<(Kind, &mut PathBuf)>;
-
-    /// Return `output_dir` and `name`.
-    fn place(&mut self) -> (&mut PathBuf, &mut String);
-
-    /// Return the date that chat templates see; empty for the date of the start.
-    fn date(&mut self) -> Option<&mut String> {
-        None
-    }
-}
-
-/// The settings that all runs have.
-#[derive(Debug, Clone, Copy)]
-pub struct Common<'a> {
-    /// Folder of all runs.
-    pub output_dir: &'a Path,
-    /// Folder of this run within it.
-    pub name: &'a str,
-    /// Name of the device.
-    pub device: &'a str,
-    /// Number format of matrix products.
-    pub precision: Precision,
-    /// Adapters, if only they are trained.
-    pub lora: Option<&'a LoraConfig>,
-    /// Folder of the model; empty for a new one.
-    pub model: &'a Path,
-    /// Folder of the tokenizer.
-    pub tokenizer: &'a Path,
-    /// Problems.
-    pub data: &'a DataConfig,
-    /// The optimiser.
-    pub optim: &'a OptimConfig,
-    /// Evaluation on held-out problems.
-    pub eval: &'a EvalConfig,
-    /// Maximum number of steps.
-    pub steps: usize,
-    /// Number of checkpoints to keep; 0 for all.
-    pub save_total_limit: usize,
-    /// Where metrics go beside `metrics.jsonl`.
-    pub log: &'a LogConfig,
-}
-
-impl<'a> Common<'a> {
-    /// Return the run's folder.
-    pub fn dir(&self) -> PathBuf {
-        self.output_dir.join(self.name)
-    }
-
-    /// Return the adapters' settings and their base model, if only adapters are trained.
-    pub(super) fn adapter(&self) -> Option<(&'a LoraConfig, &'a Path)> {
-        self.lora.map(|lora| (lora, self.model))
-    }
-
-    /// Return the mistakes in these settings, one line each.
-    pub(super) fn mistakes(&self) -> Vec<String> {
-        let lora = self.lora.map(LoraConfig::mistakes).unwrap_or_default();
-        let name = name_mistake(self.name).into_iter().collect();
-        let lists = [
-            twice("data.families", &self.data.families),
-            twice("log.report_to", &self.log.report_to),
-            self.lora.and_then(|lora| twice("lora.target_modules", &lora.target_modules)),
-        ];
-        let lists = lists.into_iter().flatten().collect();
-        let sections = [self.data.mistakes(), self.optim.mistakes(), self.eval.mistakes(), self.log.mistakes()];
-        [name, sections.concat(), lora, lists].concat()
-    }
-
-    /// Return the settings that are given and have no effect.
-    pub(super) fn idle(&self) -> Vec<Idle> {
-        let DataConfig { train, eval, .. } = self.data;
-        let [of_tasks, on_tasks] = [train, eval].map(|path| path.as_os_str() == TASKS);
-        let both = format!("does nothing with data.train = {train:?} and data.eval = {eval:?}");
-        let mut found = Vec::new();
-        if !of_tasks && !on_tasks {
-            let keys = ["families", "difficulties", "tasks_seed"];
-            found.extend(idle("data", self.data, &keys, &format!("is for the embedded tasks and {both}")));
-        }
-        if !of_tasks {
-            let reason = format!("is for the embedded tasks and does nothing with data.train = {train:?}");
-            found.extend(idle("data", self.data, &["tasks_count"], &reason));
-        }
-        if of_tasks && on_tasks {
-            let keys = ["prompt_field", "answer_field"];
-            found.extend(idle("data", self.data, &keys, &format!("is for files and {both}")));
-        }
-        if self.eval.temperature == 0.0 {
-            let reason = "does nothing with eval.temperature = 0, which takes the most probable token";
-            found.extend(idle("eval", self.eval, &["top_k", "top_p", "min_p", "seed"], reason));
-            let reason = "samples the same completion again with eval.temperature = 0";
-            found.extend(idle("eval", self.eval, &["num_generations"], reason));
-        }
-        found
-    }
-
-    /// Return a remark if the warm-up is longer than the run. It is not refused: a run that is shortened for a trial
-    /// keeps the warm-up of its settings.
-    fn warmup_remark(&self) -> Option<String> {
-        let (OptimConfig { warmup_steps, learning_rate, .. }, steps) = (self.optim, self.steps);
-        (*warmup_steps > steps).then(|| {
-            format!(
-                "optim.warmup_steps = {warmup_steps} is longer than the run, which has at most {steps} steps: the learning \
-                 rate ends at {:.2e} and never reaches optim.learning_rate = {learning_rate:e}",
-                learning_rate * steps as f64 / *warmup_steps as f64
-            )
-        })
-    }
-}
 
 /// The state at which a run starts or is resumed, after `step`.
 pub(super) struct Point<S> {
@@ -205,7 +81,8 @@ struct Saved<S> {
 
 impl Run {
     /// Open a run as `session.start` requests. The caller has already opened all other files that the run reads;
-    /// `held_out` are the problems of its evaluations. `open_model` opens the model before anything is written.
+    /// `held_out` are the problems of its evaluations, and `given` has the digests of problems that are of no file.
+    /// `open_model` opens the model before anything is written.
     ///
     /// # Errors
     /// Errors of `open_model`; a folder that belongs to another run or is in use; settings, data or model that differ
@@ -214,7 +91,7 @@ impl Run {
         config: &C,
         session: &mut Session,
         device: &Device,
-        held_out: Vec<Problem>,
+        (held_out, given): (Vec<Problem>, BTreeMap<String, String>),
         open_model: impl FnOnce() -> Result<(ModelConfig, CausalLm)>,
     ) -> Result<(Self, Point<S>)> {
         let common = config.common();
@@ -228,7 +105,7 @@ impl Run {
         let mut unlogged = None;
         if let Start::New | Start::Overwrite = session.start {
             point = Point::first(open_model()?);
-            let mut new = Origin::new(config)?;
+            let mut new = Origin::new(config, given)?;
             folder = Folder::claim(&dir, session.start == Start::Overwrite, &origin::reads(&common)?, &mut note)?;
             clear(&dir, &mut note)?;
             new.replaces = folder.replaces();
@@ -237,7 +114,7 @@ impl Run {
         } else {
             folder = Folder::reopen(&dir, &mut note)?;
             origin = Origin::read(&dir)?;
-            let changed = origin.compare(&dir, config)?;
+            let changed = origin.compare(&dir, config, given)?;
             clear(&dir, &mut note)?;
             newest = checkpoint::choose(&dir, &origin.id, session.start.from())?;
             point = match &newest {
@@ -255,17 +132,18 @@ impl Run {
             if common.optim.lr_scheduler_type != LrScheduler::Constant && changed.iter().any(length) {
                 note("the learning rate follows its schedule over the new length from here on");
             }
-            if session.start.from().is_some() {
-                for step in checkpoint::remove_after(&dir, &origin.id, point.step)? {
-                    note(&format!("checkpoint-{step} removed: the run goes on from checkpoint-{}", point.step));
-                }
-            }
         }
         common.warmup_remark().into_iter().for_each(|remark| note(&remark));
+        let logged = newest.as_ref().map(|(step, _)| step - usize::from(unlogged.is_some()));
+        // Before the settings are written and checkpoints removed: the program of `log.command` may be missing.
+        let followers = Followers::open(common.log, &dir, &origin.id, logged)?;
+        if session.start.from().is_some() {
+            for step in checkpoint::remove_after(&dir, &origin.id, point.step)? {
+                note(&format!("checkpoint-{step} removed: the run goes on from checkpoint-{}", point.step));
+            }
+        }
         origin.write_settings(&dir, config)?;
         files::create_dir(&dir.join("completions"))?;
-        let logged = newest.as_ref().map(|(step, _)| step - usize::from(unlogged.is_some()));
-        let followers = Followers::open(common.log, &dir, &origin.id, logged)?;
         let (save_total_limit, eval) = (common.save_total_limit, common.eval.clone());
         let run =
             Self { folder, origin, log: None, followers, logged, save_total_limit, newest, held_out, eval, unlogged };
@@ -420,6 +298,19 @@ impl Run {
             Error::File { path, message } => Error::File { path, message: message + &saved },
             error => Error::Invalid(error.to_string() + &saved),
         }
+    }
+
+    /// Return the error that a run ends with after `error` between two updates of a step. The model is then no longer
+    /// that of the last finished step, so nothing is saved.
+    pub(super) fn ended_within_step(&self, error: &Error) -> Error {
+        let dir = self.dir().display();
+        let way_on = match &self.newest {
+            Some((step, _)) => format!("--resume {dir} goes on after step {step}"),
+            None => format!("there is no checkpoint yet, so --resume {dir} begins again"),
+        };
+        Error::Invalid(format!(
+            "{error}\nThe step had made some of its updates and not all, so nothing is saved; {way_on}"
+        ))
     }
 
     /// Return the summary of the run if it finished with `step` and all its files exist.

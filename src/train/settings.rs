@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Workload;
 use super::idle::idle;
 use super::learner::{ActivationCheckpointing, Learner};
 use super::run::{Common, Idle, RunSettings};
+use super::workload::{StepSize, Workload};
 use crate::config::{self, COUNTS, LENGTHS, ROWS, Settings};
 use crate::data::problems::DataConfig;
 use crate::error::Result;
@@ -193,6 +193,14 @@ impl Settings for RlConfig {
         ] {
             problems.extend(config::count(&format!("train.{key}"), value, 1, most));
         }
+        let (prompts, each) = (train.prompts_per_step, train.num_generations);
+        if prompts <= ROWS && each <= ROWS && prompts * each > ROWS {
+            problems.push(format!(
+                "train.num_generations = {each} for each of prompts_per_step = {prompts} makes {} completions a step, more \
+                 than {ROWS}: lower one of the two",
+                prompts * each
+            ));
+        }
         problems.extend(config::count("train.max_sampled_tokens", train.max_sampled_tokens as usize, 0, COUNTS));
         if train.num_generations == 1 {
             problems
@@ -308,6 +316,17 @@ impl RlConfig {
         };
         Ok((model, workload))
     }
+
+    /// Return the sequences of a step of the stage with the longest completions, for the estimate of operations.
+    pub fn step_size(&self) -> StepSize {
+        let completion_tokens = self.stages.iter().flat_map(|stage| stage.sampling.clips()).max().unwrap_or(0);
+        StepSize {
+            sequences: self.train.prompts_per_step * self.train.num_generations,
+            tokens: self.data.max_prompt_length + completion_tokens,
+            completion_tokens,
+            passes: self.stages.iter().map(|stage| stage.loss.num_iterations).max().unwrap_or(1),
+        }
+    }
 }
 
 impl RunSettings for RlConfig {
@@ -338,7 +357,7 @@ impl RunSettings for RlConfig {
             found.extend(idle("train", &self.train, &["conflict_cosine_layers"], reason));
         }
         if self.reward.command.is_empty() {
-            let keys = ["timeout_s", "workers", "part"];
+            let keys = ["timeout_s", "workers", "part", "batch"];
             found.extend(idle("reward", &self.reward, &keys, "does nothing without reward.command"));
         }
         found

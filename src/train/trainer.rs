@@ -1,11 +1,12 @@
 //! A reinforcement-learning run, from its settings to its summary.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Device;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::checkpoint::Trained;
 use super::conflict::ConflictMeter;
@@ -24,16 +25,14 @@ use crate::data::Problem;
 use crate::data::problems::Problems;
 use crate::device;
 use crate::error::Result;
-use crate::eval::Evaluation;
 use crate::files;
 use crate::generate::{Room, Sampling};
-use crate::metrics::follow::Sample;
-use crate::metrics::{Metrics, keep_final_evaluation, peak_rss_gb};
+use crate::metrics::{Metrics, keep_final_evaluation};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes, names};
 use crate::objective::entropy::EntropyControl;
 use crate::optim::learning_rate;
-use crate::reward::{Parts, Reward, Rewards};
-use crate::rollout::{Batch, Group, Prompts, Rollout, Rollouts, Sampler};
+use crate::reward::{Reward, Rewards};
+use crate::rollout::{Batch, Group, Prompts, Rollouts, Sampler};
 use crate::stage::Stage;
 use crate::stop::Stop;
 use crate::tasks::Split;
@@ -87,8 +86,7 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Train on these problems instead of `data.train`. A resumed run must be given the same problems; this is not
-    /// checked.
+    /// Train on these problems instead of `data.train`. A resumed run must be given the same problems.
     #[must_use]
     pub fn problems(mut self, problems: Vec<Problem>) -> Self {
         self.problems = Some(problems);
@@ -118,11 +116,18 @@ impl<'a> Trainer<'a> {
         let start = Instant::now();
         let resumed = session.start.resumes().then(|| self.config.common().dir());
         let config = &settled(self.config, resumed.as_deref())?;
+        if let Some(team) = self.team {
+            team.describe(config)?.iter().for_each(|line| session.observer.note(line));
+        }
         let device = device::parse(&config.device)?;
         config.optim.check(&device)?;
         config.rollout.own().and_then(|own| own.dtype).map_or(Ok(()), |dtype| dtype.check(&device))?;
         let tokenizer = Tokenizer::load(&config.model.path)?.with_prompt(&config.prompt)?;
         tokenizer.notes().iter().for_each(|note| session.observer.note(note));
+        // With the date that the prompts have, if the chat template reads one.
+        let config = &RlConfig { prompt: tokenizer.prompt().clone(), ..config.clone() };
+        let given = [("problems", self.problems.as_deref()), ("held-out problems", self.held_out.as_deref())];
+        let given = digests_of_given(given);
         let problems = self.problems.map_or_else(|| config.data.open(Split::Train), |rows| Ok(Problems::Rows(rows)))?;
         let trial = problems.get(0);
         let (prompts, report) = Prompts::open(problems, &config.data, &tokenizer, room(config)?, config.seed)?;
@@ -142,7 +147,7 @@ impl<'a> Trainer<'a> {
         let stop = session.stop();
         let model_config = model::config_of(&config.model.path)?;
         let mut engine = Engine::open(config, &model_config, stop, &mut |line| session.observer.note(line))?;
-        let (mut run, point) = Run::open(config, session, &device, held_out, || {
+        let (mut run, point) = Run::open(config, session, &device, (held_out, given), || {
             let ModelSource { path, dtype } = &config.model;
             let opened = open_model(path, *dtype, config.lora.as_ref(), config.seed, &device.clone().autodiff())?;
             tokenizer.check_vocab(opened.0.vocab_size, path)?;
@@ -152,14 +157,13 @@ impl<'a> Trainer<'a> {
         state.step = step;
         let mut policy = Policy::new(model_config, model, optimizer).on(self.team);
         if let Some(team) = self.team {
-            session.observer.note(&team.describe());
             let shared = (&policy.config, policy.model(), &policy.optimizer);
             team.share(shared, (config.model.dtype, config.lora.as_ref()), &config.optim, &config.device)?;
         }
         let mut job = Job {
             config,
             prompts,
-            meter: ConflictMeter::new(&config.train, &tokenizer),
+            meter: ConflictMeter::new(&config.train, &tokenizer, session.stop()),
             rollouts: Rollouts {
                 engine: Sampling {
                     stop: tokenizer.stop_ids().to_vec(),
@@ -181,8 +185,23 @@ impl<'a> Trainer<'a> {
         };
         let ended = job.whole(&mut engine, &mut policy, &mut state, &mut run, &device, session);
         engine.close();
-        ended.map_err(|error| run.ended(error, state.step, job.trained(&policy), &policy.optimizer, &state))
+        ended.map_err(|error| {
+            if policy.within_step {
+                return run.ended_within_step(&error);
+            }
+            run.ended(error, state.step, job.trained(&policy), &policy.optimizer, &state)
+        })
     }
+}
+
+/// Return the digest of each list of problems that a program gave, by its name in messages.
+fn digests_of_given(lists: [(&str, Option<&[Problem]>); 2]) -> BTreeMap<String, String> {
+    let digest = |problems: &[Problem]| {
+        let lines = problems.iter().map(|problem| format!("{:016x} {:?}\n", problem.id, problem.answer));
+        files::sha256_of(lines.collect::<String>().as_bytes())
+    };
+    let given = lists.into_iter().filter_map(|(name, problems)| Some((name, problems?)));
+    given.map(|(name, problems)| (format!("the program's list of {name}"), digest(problems))).collect()
 }
 
 /// The parts of a run that its steps use and do not change.
@@ -395,43 +414,9 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn seconds(&self) -> f64 {
+    /// Return the seconds spent on the run so far.
+    pub(super) fn seconds(&self) -> f64 {
         self.before + self.start.elapsed().as_secs_f64()
-    }
-
-    /// Return a sample of a step's completions, with the texts of its first group if `shown`.
-    fn sample(&self, groups: &[Group], shown: bool) -> Sample {
-        let rollouts = || groups.iter().flat_map(|group| &group.rollouts);
-        let tokenizer = &self.rollouts.tokenizer;
-        let text = |group: &Group, rollout: &Rollout| {
-            let prompt = tokenizer.decode(&group.prompt, false);
-            format!("{prompt}\n\n---\n\n{}", tokenizer.decode(&rollout.completion.tokens, false))
-        };
-        let first = groups.iter().take(usize::from(shown));
-        Sample {
-            lengths: rollouts().map(|rollout| rollout.length() as f64).collect(),
-            entropies: rollouts().flat_map(|r| &r.completion.entropies).map(|&entropy| entropy.into()).collect(),
-            texts: first.flat_map(|group| group.rollouts.iter().map(move |rollout| text(group, rollout))).collect(),
-        }
-    }
-
-    /// Write the first completions of a step with their rewards and advantages.
-    fn write_completions(&self, dir: &Path, step: usize, groups: &[Group]) -> Result<()> {
-        let tokenizer = &self.rollouts.tokenizer;
-        let rows = groups.iter().take(2).flat_map(|group| {
-            group.rollouts.iter().map(move |rollout| {
-                json!({
-                    "step": step,
-                    "prompt": tokenizer.decode(&group.prompt, false),
-                    "completion": tokenizer.decode(&rollout.completion.tokens, false),
-                    "verdict": rollout.answer.verdicts.strict,
-                    "length": rollout.length(),
-                    "rewards": rollout.rewards.iter().map(|reward| reward.map(Parts::total)).collect::<Vec<_>>(),
-                    "advantage": rollout.advantage,
-                })
-            })
-        });
-        files::write_json_lines(&dir.join(format!("completions/step_{step:05}.jsonl")), rows)
     }
 
     fn finish(
@@ -451,35 +436,6 @@ impl Job<'_> {
         let summary = self.summary(state, &evaluation);
         run.finish(state.step, self.trained(policy), &summary)?;
         Ok(Finished { dir: run.dir().to_path_buf(), summary })
-    }
-
-    fn summary(&self, state: &State, evaluation: &Evaluation) -> Value {
-        let (base, last, figures) = (&state.base, evaluation.summary(), evaluation.overall());
-        let number = |path: &str| base.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
-        let family = |(name, figures): (String, crate::eval::Figures)| {
-            let row =
-                json!({ "floor": figures.floor, "base": base["families"][&name], "final": last["families"][&name] });
-            (name, row)
-        };
-        let families: serde_json::Map<String, Value> = evaluation.families().into_iter().map(family).collect();
-        json!({
-            "name": self.config.name,
-            "seed": self.config.seed,
-            "model": self.config.model.path,
-            "device": self.config.device,
-            "steps": state.step,
-            "seconds": self.seconds().round(),
-            "peak_rss_gb": peak_rss_gb(),
-            "base": base["overall"],
-            "final": last["overall"],
-            "verdicts": { "base": base["verdicts"], "final": last["verdicts"] },
-            "length_ratio": figures.mean_length / number("/overall/mean_length"),
-            "accuracy_delta": figures.accuracy - number("/overall/accuracy"),
-            "families": families,
-            "stages": state.stages,
-            "skipped_updates": state.skipped_updates,
-            "note": self.config.note,
-        })
     }
 }
 

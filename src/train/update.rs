@@ -158,7 +158,7 @@ pub(super) struct Update<'a> {
     pub(super) lr: f64,
     /// Model at the start of the run, if the stage has `loss.kl`.
     pub(super) reference: Option<&'a CausalLm>,
-    /// Interrupts the step before its first optimiser step.
+    /// Interrupts the step before its first optimiser step: in any micro-batch.
     pub(super) stop: Stop<'a>,
 }
 
@@ -171,7 +171,7 @@ impl Update<'_> {
     ///
     /// # Errors
     /// An advantage that is not finite (a reward is to blame), a stop before the first optimiser step, or a failure of another
-    /// rank. In the first two cases the policy is unchanged.
+    /// rank. The policy is unchanged unless [`Policy::within_step`] is set.
     pub(super) fn run(
         &self,
         policy: &mut Policy,
@@ -213,8 +213,9 @@ impl Update<'_> {
                 continue;
             }
             policy.apply(&self.config.optim, gradients, self.config.optim.clip(norm), self.lr);
-            updated = true;
+            (updated, policy.within_step) = (true, true);
         }
+        policy.within_step = false;
         log.describe(self.stage, metrics);
         log::describe_tokens(self.stage, examples, metrics);
         log::describe_mismatch(&correction, examples, &old.0, metrics);
@@ -312,6 +313,9 @@ impl Update<'_> {
 
     /// Fill the empty entries of `log_probs` for completions that the loss includes, by the policy or by `reference`. Return the
     /// time.
+    ///
+    /// # Errors
+    /// Those of other ranks, and [`Error::Stopped`]: it is called before the first optimiser step.
     fn read_missing(
         &self,
         policy: &Policy,
@@ -326,9 +330,9 @@ impl Update<'_> {
             .collect();
         arrange(&mut missing, &policy.device(), |(_, sequence)| sequence);
         let (places, sequences): (Vec<usize>, Vec<Sequence>) = missing.into_iter().unzip();
-        for (place, read) in places.into_iter().zip(policy.read(&self.learner(Stop::NEVER), reference, &sequences)?) {
-            log_probs[place] = read;
-        }
+        let read = policy.read(&self.learner(self.stop), reference, &sequences)?;
+        self.stop.check()?;
+        places.into_iter().zip(read).for_each(|(place, read)| log_probs[place] = read);
         Ok(start.elapsed())
     }
 }

@@ -1,4 +1,4 @@
-//! The quantities from which the memory of a training step is estimated.
+//! The quantities from which memory and operations of a training step are estimated.
 
 use super::learner::Learner;
 use crate::model::{CacheShape, LoraConfig, Precision};
@@ -25,4 +25,17 @@ pub struct Workload {
     pub cache: Option<CacheShape>,
     /// Whether a reference model is kept in memory.
     pub reference: bool,
+}
+
+/// The sequences of a step, each of its maximum length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSize {
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Tokens of a sequence, with its prompt.
+    pub tokens: usize,
+    /// Tokens of a sequence that are learned.
+    pub completion_tokens: usize,
+    /// Number of times that a sequence is learned from.
+    pub passes: usize,
 }

@@ -118,7 +118,7 @@ fn add_scaled<F: Format>(sums: &mut [f32], c: f32, row: &[F]) {
     }
 }
 
-/// Turns scaled scores into softmax weights in place.
+/// Turn scaled scores into softmax weights in place.
 #[inline(always)]
 fn softmax(scores: &mut [f32], scale: f32) {
     let max = max(scores);
@@ -159,7 +159,7 @@ fn head_parts(lengths: &[usize], heads: usize) -> Vec<Part> {
 }
 
 impl Part {
-    /// Copies column block `index`, `[length, dim]`, out of packed rows.
+    /// Copy column block `index`, `[length, dim]`, out of packed rows.
     fn take(self, x: &[f32], width: usize, index: usize, dim: usize) -> Vec<f32> {
         head(&x[self.first * width..][..self.length * width], width, index, dim)
     }
@@ -355,7 +355,7 @@ impl WithSimd for Backward<'_> {
 }
 
 /// Compute `P = softmax(q kᵀ)`, `dP = upstream vᵀ`, `dS = P (dP − Σ P dP)` and `dq = dS k` of `R` query rows from
-/// `first` on, and stores P and dS in the lines of the block.
+/// `first` on, and store P and dS in the lines of the block.
 #[inline(always)]
 fn backward_rows<S: Simd, const R: usize>(
     simd: S,

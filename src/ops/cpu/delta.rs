@@ -120,7 +120,7 @@ impl Part<'_> {
         x[(self.first + t) * self.inputs.heads.values + self.head]
     }
 
-    /// Copies columns from `from` on of this head's part of `[rows, values · value_dim]`, with zeros beyond the last.
+    /// Copy columns from `from` on of this head's part of `[rows, values · value_dim]`, with zeros beyond the last.
     fn columns(&self, x: &[f32], t: usize, from: usize) -> Row {
         let heads = self.inputs.heads;
         let start = ((self.first + t) * heads.values + self.head) * heads.value_dim;
@@ -157,7 +157,7 @@ impl Part<'_> {
         (error, out)
     }
 
-    /// Return the outputs, `[length, value_dim]`. Starts from `state` and updates it, or starts from zeros if `None`.
+    /// Return the outputs, `[length, value_dim]`. Start from `state` and update it, or start from zeros if `None`.
     fn forward(&self, mut state: Option<&mut [f32]>) -> Vec<f32> {
         let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
         let mut outputs = vec![0.0; self.length * value_dim];
@@ -264,7 +264,7 @@ impl Part<'_> {
     }
 }
 
-/// Sums in an order that vectorises.
+/// Sum in an order that vectorises.
 #[inline(always)]
 fn sum(row: &Row) -> f32 {
     let mut lanes = [0.0f32; 8];
@@ -352,7 +352,7 @@ fn cached(inputs: Inputs, table: &mut [f32], lengths: &[usize], moves: &[Move]) 
     assemble(&parts, |part| &outputs[part], 1, inputs.heads.value_dim)
 }
 
-/// Views contiguous tensors as inputs.
+/// View contiguous tensors as inputs.
 fn read<'a>([q, k, v, decay, beta]: [&'a Primitive; 5], heads: DeltaHeads) -> Inputs<'a> {
     Inputs { q: values!(q), k: values!(k), v: values!(v), decay: values!(decay), beta: values!(beta), heads }
 }

@@ -271,7 +271,7 @@ impl<F: Format> RowMajorTask<'_, F> {
     }
 }
 
-/// Prefetches the memory of `count` elements, which may be out of bounds.
+/// Prefetch the memory of `count` elements, which may be out of bounds.
 #[inline(always)]
 #[allow(unsafe_code, unused_variables)]
 fn prefetch<F>(values: *const F, count: usize) {

@@ -96,7 +96,7 @@ pub(super) fn repeat(row: &[f32], rows: usize, width: usize) -> Vec<f32> {
     out
 }
 
-/// Sums over all rows.
+/// Sum over all rows.
 pub(super) fn sum_rows(x: &[f32], width: usize) -> Vec<f32> {
     let partial: Vec<Vec<f32>> = (x.par_chunks(rows_per_task(width) * width))
         .map(|x| {

@@ -206,7 +206,7 @@ pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Sc
     Scores::of(Tensor::from_dispatch(statistics))
 }
 
-/// Views a contiguous two-dimensional tensor in f32 or bf16 as a matrix.
+/// View a contiguous two-dimensional tensor in f32 or bf16 as a matrix.
 fn matrix(tensor: &Primitive) -> Matrix<'_> {
     let [rows, columns] = dims(tensor);
     match tensor.dtype() {

@@ -96,7 +96,7 @@ pub(super) fn rms_norm_backward(
     [dx, sum_rows(parts)]
 }
 
-/// Sums over rows to `[width]`: in groups of about the square root of the rows, then over the groups.
+/// Sum over rows to `[width]`: in groups of about the square root of the rows, then over the groups.
 pub(super) fn sum_rows(x: CubeTensor) -> CubeTensor {
     let [rows, width] = x.meta.shape().dims();
     let each = ((rows as f64).sqrt().ceil() as usize).max(1);
@@ -174,7 +174,7 @@ pub(super) fn swiglu_backward(
     [dgate, dup]
 }
 
-/// Rotates by `direction` times the angles, in the memory of `x` if it is not shared.
+/// Rotate by `direction` times the angles, in the memory of `x` if it is not shared.
 pub(super) fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, direction: f32) -> CubeTensor {
     let (x, cos, sin) = (dense(x), dense(cos), dense(sin));
     let client = x.client.clone();

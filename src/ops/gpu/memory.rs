@@ -32,7 +32,7 @@ pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) ->
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
-/// Uploads integers to the device of `like`.
+/// Upload integers to the device of `like`.
 pub(super) fn send(like: &CubeTensor, values: &[u32]) -> CubeTensor {
     let bytes = u32::as_bytes(values);
     traffic::note_sent(bytes.len());
@@ -112,7 +112,7 @@ pub(super) fn zero(like: &CubeTensor) -> CubeTensor {
     zeros_client(like.client.clone(), like.device.clone(), Shape::new([1]), DType::F32)
 }
 
-/// Reinterprets a contiguous tensor under another shape.
+/// Reinterpret a contiguous tensor under another shape.
 pub(super) fn reshape(x: CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
     CubeTensor::new_contiguous(x.client, x.device, shape.into(), x.handle, x.dtype)
 }

@@ -250,7 +250,7 @@ pub(crate) fn products<const N: usize>(lhs: CubeTensor, rhs: [CubeTensor; N], re
     out
 }
 
-/// Swaps the last two dimensions without copying.
+/// Swap the last two dimensions without copying.
 pub(crate) fn transposed(mut tensor: CubeTensor) -> CubeTensor {
     let dims = tensor.meta.num_dims();
     tensor.meta.swap(dims - 2, dims - 1);

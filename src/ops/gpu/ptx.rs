@@ -360,7 +360,7 @@ fn scalar_products(cases: &mut Vec<Case>, addresses: AddressType, format: ElemTy
     }
 }
 
-/// Compiles a kernel to PTX, for the first driver of CUDA 12 and with the options of the runtime.
+/// Compile a kernel to PTX, for the first driver of CUDA 12 and with the options of the runtime.
 fn ptx_of(kernel: &dyn CubeKernel, architecture: u32) -> Result<String, String> {
     let options = PlironOptions {
         sm_arch: Some(SmArch::new(architecture, true)),

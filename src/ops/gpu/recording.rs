@@ -23,7 +23,7 @@ impl std::fmt::Debug for Recording {
 /// Runs before the recorded one: the first compiles kernels and allocates memory, the second finds both ready.
 const WARM_UP_RUNS: usize = 2;
 
-/// Record the launches of `compute` on the device of `like`. Also returns its result, which every replay overwrites.
+/// Record the launches of `compute` on the device of `like`. Also return its result, which every replay overwrites.
 ///
 /// # Errors
 /// If the runtime cannot record, or `compute` does something that cannot be recorded.
@@ -56,13 +56,13 @@ impl Recording {
     }
 }
 
-/// Copies integers to new memory, in the integer format of kernels.
+/// Copy integers to new memory, in the integer format of kernels.
 pub(crate) fn copy_ints<const D: usize>(x: Tensor<D, Int>) -> Tensor<D, Int> {
     let x: CubeTensor = x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
     Tensor::from_primitive::<Cube>(copy(integers(x)))
 }
 
-/// Copies floats to new memory, contiguous.
+/// Copy floats to new memory, contiguous.
 pub(crate) fn copy_floats<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let x: CubeTensor = x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
     Tensor::from_primitive::<Cube>(copy(dense(x)))
@@ -74,7 +74,7 @@ fn copy(x: CubeTensor) -> CubeTensor {
     copy
 }
 
-/// Overwrites the contents of `to` with `from`.
+/// Overwrite the contents of `to` with `from`.
 pub(crate) fn overwrite_ints<const D: usize>(to: &Tensor<D, Int>, from: Tensor<D, Int>) {
     let primitive = |x: Tensor<D, Int>| x.try_into_primitive::<Cube>().expect("a tensor on a GPU");
     launch_overwrite(primitive(to.clone()), integers(primitive(from)));

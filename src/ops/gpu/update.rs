@@ -63,7 +63,7 @@ fn writable(x: CubeTensor) -> CubeTensor {
     if x.can_mut() { x } else { x.copy() }
 }
 
-/// Sorts rows by destination, in the form that [`update::add_rows`] reads. Also returns the number of destinations.
+/// Sort rows by destination, in the form that [`update::add_rows`] reads. Also return the number of destinations.
 fn plan(at: &[u32]) -> (Vec<u32>, usize) {
     let mut order: Vec<u32> = (0..at.len() as u32).collect();
     order.sort_by_key(|&row| at[row as usize]); // stable: rows of one destination keep their order

@@ -19,7 +19,7 @@ fn open(config: &RewardCommand) -> Result<RewardProgram> {
     RewardProgram::open(config, &problem(1))
 }
 
-/// Open a program with enough time for the trial question, then shortens the timeout.
+/// Open a program with enough time for the trial question, then shorten the timeout.
 fn impatient(config: &RewardCommand) -> RewardProgram {
     let mut program = open(config).unwrap();
     program.program.timeout = Duration::from_millis(300);
@@ -228,6 +228,24 @@ fn a_program_gives_parts_or_a_score_for_the_part_of_the_settings() {
     }
     let config: RewardCommand = toml::from_str("command = ['judge']\npart = 'length'").unwrap();
     assert_eq!((config.part, config.workers), (Part::Length, 1));
+}
+
+/// The program scores each completion of a line by its id; one that forgets a completion is refused.
+#[test]
+fn a_batch_is_all_completions_of_a_problem() {
+    let answering = |ids: &str| {
+        let script = format!(
+            r#"while read -r line; do
+            scores=; for id in $(printf '%s' "$line" | grep -o '"id":[0-9]*' | cut -d: -f2 {ids}); do
+            scores="$scores,{{\"id\":$id,\"score\":$id}}"; done; echo "[${{scores#,}}]"; done"#
+        );
+        open(&RewardCommand { batch: true, ..config(&script) }).unwrap()
+    };
+    let answers = [answer(true, 3), answer(false, 4), answer(true, 5)];
+    let scores = ask_all(&answering(""), &answers).unwrap();
+    assert_eq!(scores, [1.0, 2.0, 3.0].map(|score| Some(Parts::task(score))), "the trial question has the id 0");
+    let error = ask_all(&answering("| head -n 2"), &answers).unwrap_err().to_string();
+    assert!(error.contains("2 answers to 3 questions") && error.contains("expected a list"), "{error}");
 }
 
 /// A row without a usable answer, which no built-in reward scores.

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use burn::module::{ModuleMapper, Param};
 
@@ -6,9 +7,10 @@ use burn::tensor::DType;
 
 use super::*;
 use crate::model::{LoraConfig, ModelConfig, ParamPath};
-use crate::objective::{Statistics, TokenTerm};
+use crate::objective::{Parts, Statistics, TokenTerm};
 use crate::ops::both;
 use crate::stage::Stage;
+use crate::train::cosine::gradient_cosines;
 
 const VOCAB: usize = 37;
 
@@ -298,4 +300,16 @@ fn scores_without_gradients_are_those_with_them() {
     ] {
         assert!(read.iter().zip(&recorded).all(|(a, b)| (a - b).abs() < 1e-6), "{read:?} {recorded:?}");
     }
+}
+
+/// Regression: a request to stop waited for the log-probabilities of a whole step, and for the cosine of its gradients.
+#[test]
+fn a_request_to_stop_is_seen_before_each_micro_batch() {
+    let model = model(false, &Device::flex().autodiff());
+    let (sequences, flag) = (sequences(), AtomicBool::new(true));
+    let learner = Learner { stop: Stop::new(&flag), ..Learner::default() };
+    assert!(learner.read(&model, &sequences).is_empty());
+    let parts = vec![Parts { task: 1.0, length: -1.0 }; sequences.len()];
+    let cosines = gradient_cosines(&model, &learner, &sequences, &parts, &vec![1.0; sequences.len()], &[]);
+    assert!(matches!(cosines, Err(crate::error::Error::Stopped)), "{cosines:?}");
 }

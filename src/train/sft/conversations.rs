@@ -30,29 +30,30 @@ impl Conversations {
     /// A malformed file; a row that cannot be rendered; a row that is too long without `data.filter_overlong_prompts`;
     /// no row left.
     pub(super) fn open(config: &SftConfig, tokenizer: &Tokenizer) -> Result<(Self, usize)> {
-        let (data, longest) = (&config.data, config.train.max_length);
+        let data = &config.data;
         if data.train.as_os_str() == TASKS {
             return Ok((Self::Tasks(data.generator()), 0));
         }
+        let (longest, limit) = config.longest()?;
         let mut rows = data::load_conversations(&data.train)?;
         // All results are collected first: the error is that of the first row, in any order of the threads.
-        let lengths: Vec<Result<usize>> = rows.par_iter().map(|row| length(tokenizer, row, longest)).collect();
-        let lengths = lengths.into_iter().collect::<Result<Vec<usize>>>()?;
-        let overlong = lengths.iter().filter(|tokens| **tokens > longest).count();
-        let first = rows.iter().zip(&lengths).find(|(_, tokens)| **tokens > longest);
-        if let Some((row, tokens)) = first.filter(|_| !data.filter_overlong_prompts) {
+        let lengths: Vec<Result<_>> = rows.par_iter().map(|row| length(tokenizer, row, longest)).collect();
+        let lengths = lengths.into_iter().collect::<Result<Vec<_>>>()?;
+        let overlong = lengths.iter().filter(|(tokens, _)| *tokens > longest).count();
+        let first = rows.iter().zip(&lengths).find(|(_, (tokens, _))| *tokens > longest);
+        if let Some((row, (tokens, bound))) = first.filter(|_| !data.filter_overlong_prompts) {
             let message = format!(
-                "a conversation has {tokens} tokens, more than train.max_length = {longest}, as {overlong} of {} rows have; \
-                 raise it, shorten the rows, or set data.filter_overlong_prompts to leave them out: {:.80}…",
+                "a conversation has {bound}{tokens} tokens, more than {limit}, as {overlong} of {} rows have; raise \
+                 it where you can, shorten the rows, or set data.filter_overlong_prompts to leave them out: {:.80}…",
                 rows.len(),
                 row.prompt.text()
             );
             return Err(Error::file(&row.place, message));
         }
         let mut lengths = lengths.into_iter();
-        rows.retain(|_| lengths.next().is_some_and(|tokens| tokens <= longest));
+        rows.retain(|_| lengths.next().is_some_and(|(tokens, _)| tokens <= longest));
         if rows.is_empty() {
-            let message = format!("all conversations are longer than train.max_length = {longest}");
+            let message = format!("all conversations are longer than {limit}");
             return Err(Error::file(&data.train, message));
         }
         Ok((Self::Rows(rows), overlong))
@@ -73,14 +74,14 @@ impl Conversations {
     }
 }
 
-/// Return the number of tokens of a row; a lower bound if that is already above `longest`.
-fn length(tokenizer: &Tokenizer, row: &Conversation, longest: usize) -> Result<usize> {
+/// Return the number of tokens of a row; a lower bound and "at least " if that is already above `longest`.
+fn length(tokenizer: &Tokenizer, row: &Conversation, longest: usize) -> Result<(usize, &'static str)> {
     // A huge text is not rendered, which could fail at the limits of the template engine, and not encoded.
     let least = tokenizer.least_tokens(row.prompt.text().len().max(row.completion.len()));
     if least > longest {
-        return Ok(least);
+        return Ok((least, "at least "));
     }
-    encode(tokenizer, row).map(|sequence| sequence.tokens.len()).map_err(|error| Error::file(&row.place, error))
+    encode(tokenizer, row).map(|sequence| (sequence.tokens.len(), "")).map_err(|error| Error::file(&row.place, error))
 }
 
 /// Encode a conversation: the rendered prompt, the completion, the end of the turn.
@@ -138,9 +139,30 @@ mod tests {
         ] {
             assert!(error.contains(part), "{error}");
         }
+        // Regression: the lower bound of a huge row, which is not encoded, was stated as its length.
+        let error = open(&answers[2..], false).unwrap_err().to_string();
+        assert!(error.contains("rows.jsonl:1: a conversation has at least "), "{error}");
         let (kept, overlong) = open(&answers, true).unwrap();
         assert!(matches!(kept, Conversations::Rows(rows) if rows.len() == 2) && overlong == 2);
         let error = open(&[long], true).unwrap_err().to_string();
         assert!(error.contains("rows.jsonl: all conversations are longer than train.max_length = 256"), "{error}");
+    }
+
+    /// Regression: `sft` trained positions beyond those of the model without a word.
+    #[test]
+    fn conversations_beyond_the_context_of_the_model_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/base");
+        let text = std::fs::read_to_string(base.join("config.json")).unwrap();
+        let small = text.replace("\"max_position_embeddings\": 1024", "\"max_position_embeddings\": 128");
+        assert_ne!(small, text);
+        std::fs::write(dir.path().join("config.json"), small).unwrap();
+        let mut config = SftConfig::default();
+        config.model.path = dir.path().to_path_buf();
+        config.data.train = dir.path().join("rows.jsonl");
+        let row = format!(r#"{{"prompt": "Compute 1+1.", "completion": "{}1"}}"#, "1+".repeat(100));
+        std::fs::write(&config.data.train, row).unwrap();
+        let error = Conversations::open(&config, &Tokenizer::load(&base).unwrap()).err().unwrap().to_string();
+        assert!(error.contains("more than max_position_embeddings = 128 of model.path, as 1 of 1 rows"), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 mod conversations;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -63,14 +64,14 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
     if let Conversations::Rows(rows) = &conversations
         && overlong > 0
     {
-        let (kept, longest) = (rows.len(), config.train.max_length);
+        let (kept, (longest, _)) = (rows.len(), config.longest()?);
         session.observer.note(&format!("{kept} conversations; {overlong} more left out for over {longest} tokens"));
     }
     let (held_out, report) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
     if report.overlong > 0 {
         session.observer.note(&format!("held-out problems: {report}"));
     }
-    let (mut run, point) = Run::open(config, session, &device, held_out, || {
+    let (mut run, point) = Run::open(config, session, &device, (held_out, BTreeMap::new()), || {
         let opened = config.model(&tokenizer, &device.clone().autodiff())?;
         tokenizer.check_vocab(opened.0.vocab_size, config.tokenizer_dir())?;
         Ok(opened)

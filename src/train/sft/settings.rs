@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use burn::tensor::Device;
+use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Settings;
@@ -18,7 +19,7 @@ use crate::text::tokenizer::Tokenizer;
 use crate::train::idle::idle;
 use crate::train::learner::{ActivationCheckpointing, Learner};
 use crate::train::run::{Common, Idle, RunSettings};
-use crate::train::{Workload, open_model};
+use crate::train::{StepSize, Workload, open_model};
 
 /// Settings of `tempering sft`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,7 +54,7 @@ pub struct SftConfig {
 }
 
 /// A checkpoint to start from, or the shape of a new model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SftModel {
     /// Path of a Hugging Face model directory, or Hub name `owner/name[@revision]`, to start from; empty for a new
@@ -88,6 +89,24 @@ impl Default for SftModel {
             num_attention_heads: 4,
             num_key_value_heads: 2,
         }
+    }
+}
+
+impl Serialize for SftModel {
+    /// Write the settings without those of a new model if there is a `path`: they have no effect.
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("path", &self.path)?;
+        map.serialize_entry("tokenizer", &self.tokenizer)?;
+        map.serialize_entry("dtype", &self.dtype)?;
+        if self.path.as_os_str().is_empty() {
+            map.serialize_entry("hidden_size", &self.hidden_size)?;
+            map.serialize_entry("intermediate_size", &self.intermediate_size)?;
+            map.serialize_entry("num_hidden_layers", &self.num_hidden_layers)?;
+            map.serialize_entry("num_attention_heads", &self.num_attention_heads)?;
+            map.serialize_entry("num_key_value_heads", &self.num_key_value_heads)?;
+        }
+        map.end()
     }
 }
 
@@ -179,7 +198,11 @@ impl Settings for SftConfig {
                 .push(format!("data.tasks_count = {count} is for `train`; fine-tuning writes new traces without end"));
         }
         if self.model.path.as_os_str().is_empty() && self.model.tokenizer.as_os_str().is_empty() {
-            problems.push("model.tokenizer is empty: a new model needs a tokenizer directory".to_string());
+            problems.push(
+                "model.path is empty: name the model to fine-tune (--set model.path=MODEL), or, for a new model, the folder \
+                 of a tokenizer (--set model.tokenizer=FOLDER)"
+                    .to_string(),
+            );
         }
         if self.model.path.as_os_str().is_empty() && (self.lora.is_some() || self.model.dtype != Precision::F32) {
             problems.push("model.path is empty: [lora] and model.dtype are for a model that exists".to_string());
@@ -224,6 +247,21 @@ impl SftConfig {
         ))
     }
 
+    /// Return the maximum number of tokens of a conversation, and the setting that limits it, as text.
+    ///
+    /// # Errors
+    /// If the model's configuration cannot be read.
+    pub(super) fn longest(&self) -> Result<(usize, String)> {
+        let own = self.train.max_length;
+        if !self.model.path.as_os_str().is_empty() {
+            let context = model::config_of(&self.model.path)?.max_position_embeddings;
+            if context < own {
+                return Ok((context, format!("max_position_embeddings = {context} of model.path")));
+            }
+        }
+        Ok((own, format!("train.max_length = {own}")))
+    }
+
     /// Return the workload of a step for the memory estimate.
     ///
     /// # Errors
@@ -242,6 +280,13 @@ impl SftConfig {
             reference: false,
         };
         Ok((self.model_config()?, workload))
+    }
+
+    /// Return the sequences of a step for the estimate of operations.
+    pub fn step_size(&self) -> StepSize {
+        let tokens = self.train.max_length.min(self.train.tokens_per_step);
+        let sequences = self.train.tokens_per_step.div_ceil(tokens.max(1));
+        StepSize { sequences, tokens, completion_tokens: tokens, passes: 1 }
     }
 
     pub(super) fn learner(&self) -> Learner<'static> {
@@ -295,7 +340,9 @@ impl RunSettings for SftConfig {
             let keys =
                 ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"];
             let reason = format!("is for a new model and does nothing with model.path = {:?}", self.model.path);
-            found.extend(idle("model", &self.model, &keys, &reason));
+            // With a path, the shape is not written.
+            let shape = SftModel { path: PathBuf::new(), ..self.model.clone() };
+            found.extend(idle("model", &shape, &keys, &reason));
         }
         found
     }

@@ -9,6 +9,8 @@ use crate::objective::terms::Covariance;
 use crate::ops::to_host;
 use crate::optim::AdamW;
 use crate::rollout::settings::{RolloutConfig, ServedConfig};
+use crate::train::team::Team;
+use crate::train::team::failing::Failing;
 
 const VOCAB: usize = 37;
 
@@ -231,6 +233,7 @@ fn two_mini_batches_are_two_updates_against_the_policy_before_them() {
     stage.loss.steps_per_generation = 2;
     stage.loss.surrogate = Surrogate::Clip { low: 0.01, high: 0.01, delta: None };
     let (ours, metrics) = updated(&stage, 1e-2, &model, &examples);
+    assert!(!ours.within_step);
 
     let config = RlConfig::default();
     let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-2, reference: None, stop: Stop::NEVER };
@@ -306,4 +309,26 @@ fn an_advantage_that_is_not_finite_is_a_reward_s_fault() {
     let run = update.run(&mut policy(&model), &examples, &mut control, &mut Metrics::of_step(1));
     let error = run.unwrap_err().to_string();
     assert!(error.contains("1 of 6 completions") && error.contains("reward"), "{error}");
+}
+
+/// Regression: when another rank failed after the first update of a step, the state before the step was saved with
+/// weights that the update had changed.
+#[test]
+fn a_failure_between_two_updates_leaves_the_policy_within_a_step() {
+    let model = model();
+    let drawn = Drawn::new(&model, 0.0);
+    let (config, mut stage) = (RlConfig::default(), Stage::default());
+    stage.loss.steps_per_generation = 2;
+    for (fails_at, within_step) in [(1, false), (2, true)] {
+        let rank = Failing::at_update(fails_at);
+        let team = Team::gather(&rank, &[]).unwrap();
+        let mut policy = policy(&model).on(Some(&team));
+        let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-2, reference: None, stop: Stop::NEVER };
+        let mut control = EntropyControl::new(0.0);
+        let run = update.run(&mut policy, &drawn.examples(ADVANTAGES), &mut control, &mut Metrics::of_step(1));
+        let error = run.unwrap_err().to_string();
+        assert!(error.contains("rank 1: out of memory"), "{error}");
+        assert_eq!(policy.within_step, within_step);
+        assert_eq!(weights_of(policy.model()) == weights_of(&model), !within_step);
+    }
 }

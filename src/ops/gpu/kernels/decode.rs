@@ -10,7 +10,7 @@ use super::least;
 /// Fields per row of `states`.
 pub(crate) const STATE: usize = 4;
 
-/// Adds biases, applies rotary embedding to queries and keys, and stores keys and values in the tables. One thread per
+/// Add biases, apply rotary embedding to queries and keys, and store keys and values in the tables. One thread per
 /// pair of elements, `i` and `i + dim / 2` of a head.
 ///
 /// The pairs of a row are those of its queries, of its keys, and of its values (which are not rotated).
@@ -101,7 +101,7 @@ fn rotate(pair: (f32, f32), angles: &Tensor<f32>, angle: usize, half: usize, #[c
     }
 }
 
-/// Copies rows of keys or values to the table rows in `writes`; one thread per element.
+/// Copy rows of keys or values to the table rows in `writes`; one thread per element.
 ///
 /// # Shapes
 /// - rows: `[n, width]`; writes: `[n]`; table: `[tokens, width]`
@@ -380,7 +380,7 @@ fn add_values<N: Size>(
     }
 }
 
-/// Add the threads' sums in order, through shared memory, `[parts, vectors]`. Writes them, times the factor of each
+/// Add the threads' sums in order, through shared memory, `[parts, vectors]`. Write them, times the factor of each
 /// query head, to the row that begins at `from`.
 #[cube]
 fn gather<O: Float, N: Size>(

@@ -75,7 +75,7 @@ pub(crate) fn rotary(x: &Tensor<f32>, cos: &Tensor<f32>, sin: &Tensor<f32>, out:
     out[second] = b * cos + a * sin;
 }
 
-/// Gathers rows of `x`, with zeros for invalid indices; one thread per vector.
+/// Gather rows of `x`, with zeros for invalid indices; one thread per vector.
 ///
 /// # Shapes
 /// - x: `[rows, width]`; from: `[n]`; out: `[n, width]`; `line` is `width` in vectors

@@ -24,8 +24,8 @@ struct Run {
     first: usize,
 }
 
-/// Samples from the softmax of `logits · inverse` the token at which the cumulative weight exceeds `uniform` times the
-/// total, or takes the first maximal logit if `greedy`. One block per row. Increments the token count of the row's
+/// Sample from the softmax of `logits · inverse` the token at which the cumulative weight exceeds `uniform` times the
+/// total, or take the first maximal logit if `greedy`. One block per row. Increment the token count of the row's
 /// state, unless its prompt and its completion start at the same place (padding).
 ///
 /// Each thread sums a run of consecutive tokens. Thread 0 finds the run of the sample from all sums in shared memory;
@@ -130,7 +130,7 @@ fn row_max(logits: &Tensor<f32>, from: usize, vocab: usize, #[comptime] units: u
     max(top, units)
 }
 
-/// Sums over the tokens from `begin` to `end`. The maximal logit `top` has the weight 1.
+/// Sum over the tokens from `begin` to `end`. The maximal logit `top` has the weight 1.
 #[cube]
 fn run(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, top: f32, inverse: f32) -> Run {
     let mut one = 0.0f32;

@@ -13,7 +13,7 @@ fn add(z: f32, weight: &mut f32, weighted: &mut f32, square: &mut f32) {
     *square += e * e;
 }
 
-/// Changes the sums of [`add`] as if every `z` had been `by` larger.
+/// Change the sums of [`add`] as if every `z` had been `by` larger.
 #[cube]
 fn shift(by: f32, weight: &mut f32, weighted: &mut f32, square: &mut f32) {
     let factor = by.exp();

@@ -36,7 +36,7 @@ pub(crate) fn adamw<M: Float, N: Size>(
     second[at] = Vector::cast_from(v);
 }
 
-/// Adds to each of `places` rows of `table` its rows of `rows`, in order. A block has one such row and a run of
+/// Add to each of `places` rows of `table` its rows of `rows`, in order. A block has one such row and a run of
 /// columns, a thread one column, so that no two threads write to the same element.
 ///
 /// `plan` concatenates: the indices of `rows`, sorted by destination; where those of each destination begin, and the
