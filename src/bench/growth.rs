@@ -8,10 +8,10 @@ const RANKS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 const OWN: &str = "not measured: t(n) = t_sampling(r) p(n) / p(r) + t_learning(r) c(n) / c(r) + 2 (n - 1) / n bytes / bandwidth + \
                    t_update; r: the ranks that were measured, p and c: prompts and completions of the rank with most of them; \
                    equal ranks, a ring, each rank with a device of its own";
-const SERVED: &str = "not measured: t(n) = tokens / (servers tokens_per_s) + (1 + servers) bytes / sync_bytes_per_s + servers check_s + \
+const SERVED: &str = "not measured: t(n) = tokens / (servers tokens_per_s) + (1 + servers) bytes / sync_bytes_per_s + check_s + \
                       t_score + t_learning(r) c(n) / c(r) + 2 (n - 1) / n bytes / bandwidth + t_update; r: the ranks that were \
-                      measured, c: completions of the rank with most of them; weights are written once and read by one server \
-                      after another, rank 0 alone scores; overlapped (rollout.max_staleness = 1): the larger of sampling and \
+                      measured, c: completions of the rank with most of them; weights are written once and read by all servers, \
+                      which share the bandwidth, rank 0 alone scores; overlapped (rollout.max_staleness = 1): the larger of sampling and \
                       t_learning + all-reduce + t_update, and the rest";
 
 /// Servers that sample in the performance model.
@@ -21,16 +21,16 @@ pub struct Servers {
     pub servers: usize,
     /// Sampled tokens per second of each server.
     pub tokens_per_s: f64,
-    /// Bytes per second at which weights are written, and read by a server.
+    /// Bytes per second at which weights are written, and read by all servers together.
     pub sync_bytes_per_s: f64,
-    /// Time in seconds to check the weights of a server after an update.
+    /// Time in seconds to check the weights of the servers, all at once, after an update.
     pub check_s: f64,
 }
 
 impl Servers {
-    /// Return the time in seconds to write `bytes` of weights, and for each server in turn to read and be checked.
+    /// Return the time in seconds to write `bytes` of weights, to read them for each server, and to check all.
     fn sync_s(&self, bytes: usize) -> f64 {
-        (1 + self.servers) as f64 * bytes as f64 / self.sync_bytes_per_s + self.servers as f64 * self.check_s
+        (1 + self.servers) as f64 * bytes as f64 / self.sync_bytes_per_s + self.check_s
     }
 }
 
@@ -173,15 +173,15 @@ mod tests {
     }
 
     #[test]
-    fn servers_sample_together_and_take_weights_one_after_another() {
+    fn servers_sample_and_are_checked_together_and_share_the_bandwidth() {
         let servers = Servers { servers: 4, tokens_per_s: 25.0, sync_bytes_per_s: 2000.0, check_s: 0.5 };
         let own = measured();
         let parts = Parts { sampling_s: None, score_s: Some(2.0), ..own.parts };
         let predicted = Measured { parts, servers: Some(servers), ..own }.predict();
         let two = predicted.iter().find(|step| step.ranks == 2).unwrap();
         let Parts { sampling_s, sync_s, score_s, learning_s, step_s, overlapped_step_s, .. } = two.parts;
-        assert_eq!((sampling_s, sync_s, score_s, learning_s), (Some(8.0), Some(4.5), Some(2.0), 6.0));
-        assert_eq!((step_s, overlapped_step_s), (21.25, Some(14.5)));
+        assert_eq!((sampling_s, sync_s, score_s, learning_s), (Some(8.0), Some(3.0), Some(2.0), 6.0));
+        assert_eq!((step_s, overlapped_step_s), (19.75, Some(13.0)));
         assert_eq!(two.bound, "sampling");
         // Rank 0 alone scores: more ranks do not shorten it.
         assert!(predicted.iter().all(|step| step.parts.score_s == Some(2.0)));

@@ -99,7 +99,7 @@ struct ScaleArgs {
     /// Speed at which weights for servers are written, and read by each, in 10^9 bytes per second [default: 1].
     #[arg(long, requires = "servers")]
     sync_gb_per_s: Option<f64>,
-    /// Seconds in which the new weights of one server are checked [default: 1].
+    /// Seconds in which the new weights of all servers are checked [default: 1].
     #[arg(long, requires = "servers")]
     check_s: Option<f64>,
 }
