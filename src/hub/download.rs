@@ -87,8 +87,8 @@ fn incomplete(blob: &Path) -> PathBuf {
 enum Hash {
     /// Of large files.
     Sha256(Sha256),
-    /// Of other files: SHA-1 of `blob <size>\0` and the content, git's id of a blob.
-    Git(Sha1),
+    /// Of other files: git's id of a blob, SHA-1 of `blob <size>\0` and the content; some mirrors state that of the content.
+    Sha1 { git: Sha1, plain: Sha1 },
     /// The ETag is no known hash, so the content is not verified.
     Unknown,
 }
@@ -98,7 +98,7 @@ impl Hash {
         match head.etag.len() {
             _ if !head.etag.bytes().all(|byte| byte.is_ascii_hexdigit()) => Self::Unknown,
             64 => Self::Sha256(Sha256::new()),
-            40 => Self::Git(Sha1::new_with_prefix(format!("blob {}\0", head.size))),
+            40 => Self::Sha1 { git: Sha1::new_with_prefix(format!("blob {}\0", head.size)), plain: Sha1::new() },
             _ => Self::Unknown,
         }
     }
@@ -106,18 +106,21 @@ impl Hash {
     fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hash) => hash.update(bytes),
-            Self::Git(hash) => hash.update(bytes),
+            Self::Sha1 { git, plain } => [git, plain].into_iter().for_each(|hash| hash.update(bytes)),
             Self::Unknown => {}
         }
     }
 
-    /// Return the name of the hash and its value in hexadecimal.
-    fn value(self) -> Option<(&'static str, String)> {
-        match self {
-            Self::Sha256(hash) => Some(("SHA-256", format!("{:x}", hash.finalize()))),
-            Self::Git(hash) => Some(("git id", format!("{:x}", hash.finalize()))),
-            Self::Unknown => None,
-        }
+    /// Return the name of the hash and its value in hexadecimal, unless `etag` states it.
+    fn differs(self, etag: &str) -> Option<(&'static str, String)> {
+        let etag = etag.to_ascii_lowercase();
+        let (name, value) = match self {
+            Self::Sha256(hash) => ("SHA-256", format!("{:x}", hash.finalize())),
+            Self::Sha1 { ref plain, .. } if format!("{:x}", plain.clone().finalize()) == etag => return None,
+            Self::Sha1 { git, .. } => ("git id", format!("{:x}", git.finalize())),
+            Self::Unknown => return None,
+        };
+        (value != etag).then_some((name, value))
     }
 }
 
@@ -194,9 +197,7 @@ impl Part {
 
     /// Verify the hash if the ETag is one, and rename the file to its blob.
     fn finish(mut self, name: &Name, file: &str, head: &Head, blob: &Path) -> Result<()> {
-        if let Some((hash, found)) =
-            self.hash.clone().value().filter(|(_, found)| !head.etag.eq_ignore_ascii_case(found))
-        {
+        if let Some((hash, found)) = self.hash.clone().differs(&head.etag) {
             self.empty(head)?;
             return Err(Error::Invalid(format!(
                 "{name}: {file} came damaged: its {hash} is {found}, and the Hub names {}. It is thrown away; try again",
