@@ -10,7 +10,7 @@
 use std::sync::atomic::AtomicBool;
 
 use tempering::config::load;
-use tempering::reward::{Group, Memory, Parts, Reward};
+use tempering::reward::{AnswerGroup, Memory, Parts, Reward};
 use tempering::train::{Observer, RlConfig, Session, Start, Trainer};
 use tempering::{Result, metrics::Metrics};
 
@@ -26,7 +26,7 @@ impl Reward for ShortAndRight {
     }
 
     /// Return 1 for the task and a penalty for length. Problems without a usable answer have no reward.
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|answer, right| {
             let share = self.half / (self.half + answer.length() as f32);
             if right { Parts { task: 1.0, length: share - 1.0 } } else { Parts::default() }

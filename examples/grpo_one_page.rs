@@ -18,7 +18,7 @@ use tempering::data::problems::{DataConfig, Problems};
 use tempering::generate::{Completion, Distribution, Request, Sampling, Watch, generate};
 use tempering::metrics::mean;
 use tempering::model::{self, CausalLm, ModelConfig};
-use tempering::objective::advantage::{Aggregation, Group, ScaleRewards};
+use tempering::objective::advantage::{Aggregation, ScaleRewards, ScoredGroup};
 use tempering::objective::{
     Advantage, KlEstimator, Objective, Parts, Ratio, Statistics, Surrogate, TokenTerm, Upstream, advantages,
 };
@@ -122,10 +122,10 @@ impl Student {
                 scale_rewards: ScaleRewards::Group,
                 multi_objective_aggregation: Aggregation::SumThenNormalize,
             };
-            let compared = Group {
+            let compared = ScoredGroup {
                 rewards: vec![rewards.iter().map(|reward| reward.map(Parts::task)).collect()],
                 lengths: group.iter().map(|completion| completion.tokens.len()).collect(),
-                ..Group::default()
+                ..ScoredGroup::default()
             };
             let advantages = advantages(relative, None, &[compared], &[1.0]).concat();
             for (((completion, request), reward), advantage) in group.iter().zip(requests).zip(rewards).zip(advantages)

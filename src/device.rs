@@ -36,18 +36,18 @@ pub fn parse(name: &str) -> Result<Device> {
     if let Some((first, _)) = name.split_once(',') {
         let kind = first.split(':').next().unwrap_or_default();
         return Err(fail(format!(
-            "a process computes on one device: start one for each card, `mpirun -n 2 tempering train … --device {kind}`, with a \
-             binary built with `--features mpi`"
+            "one process uses one device: start one process per GPU, `mpirun -n 2 tempering train … --device {kind}`, \
+             with a binary built with `--features mpi`"
         )));
     }
     let name = &crate::ranks::own_device(name);
     let (kind, index) = name.split_once(':').map_or((name.as_str(), None), |(kind, index)| (kind, Some(index)));
     let Some((_, feature)) = KNOWN.iter().find(|(known, _)| *known == kind) else {
         let known: Vec<&str> = KNOWN.iter().map(|(known, _)| *known).collect();
-        return Err(fail(format!("unknown device; known are {}", known.join(", "))));
+        return Err(fail(format!("unknown device; choose from {}", known.join(", "))));
     };
     if index.is_some() && SINGLE.contains(&kind) {
-        return Err(fail(format!("{kind} takes no index")));
+        return Err(fail(format!("{kind} has no index: write --device {kind}")));
     }
     let graphics = matches!(kind, "vulkan" | "wgpu");
     if let Some(index) = index
@@ -55,7 +55,7 @@ pub fn parse(name: &str) -> Result<Device> {
         && !(graphics && ADAPTER_KINDS.contains(&index))
     {
         let kinds = if graphics { format!(" or one of {}", ADAPTER_KINDS.join(", ")) } else { String::new() };
-        return Err(fail(format!("what follows ':' must be a number, as in {kind}:0{kinds}")));
+        return Err(fail(format!("the index after ':' must be a number, as in {kind}:0{kinds}")));
     }
     let device = open(kind, index).ok_or_else(|| {
         fail(format!("not compiled into this binary; build with `cargo build --release --features {feature}`"))
@@ -66,7 +66,7 @@ pub fn parse(name: &str) -> Result<Device> {
             return Err(fail(absent(kind)));
         }
         if index.is_some() && !names.contains(&name.as_str()) {
-            return Err(fail(format!("this machine has {}", names.join(", "))));
+            return Err(fail(format!("no such device; this machine has {}", names.join(", "))));
         }
     }
     Ok(device)
@@ -80,7 +80,7 @@ fn absent(kind: &str) -> String {
         "vulkan" | "wgpu" => "a Vulkan driver (`vulkaninfo --summary` shows it)",
         _ => "its driver",
     };
-    format!("no such device on this machine: it needs {driver}. `--device cpu` needs nothing")
+    format!("no such device on this machine: it needs {driver}. `--device cpu` needs no driver")
 }
 
 /// Return the names of the compiled backends, as `--device` takes them.
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn names_and_indices_are_checked() {
         assert!(parse("cpu").is_ok());
-        assert!(parse("gpu").unwrap_err().to_string().contains("known are cpu"));
+        assert!(parse("gpu").unwrap_err().to_string().contains("choose from cpu"));
         assert!(parse("cuda:x").unwrap_err().to_string().contains("number"));
         assert!(parse("wgpu:x").unwrap_err().to_string().contains("integrated"));
         assert!(parse("cuda:cpu").unwrap_err().to_string().contains("number"));

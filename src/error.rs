@@ -55,7 +55,7 @@ pub enum Error {
         checkpoint: PathBuf,
     },
     /// Interrupted (Ctrl-C) before there was anything to save.
-    #[error("interrupted before the first step was done; the same command starts again")]
+    #[error("interrupted before the first step was finished, so nothing is saved; run the same command to start again")]
     Stopped,
 }
 

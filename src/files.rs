@@ -300,13 +300,13 @@ pub(crate) fn lock(dir: &Path, name: &str) -> Result<File> {
         Err(TryLockError::WouldBlock) => {
             let mut owner = String::new();
             let _ = (&file).read_to_string(&mut owner);
-            let message = format!("is in use by process {}: wait for it, or stop it", owner.trim());
+            let message = format!("is in use by process {}: wait until it ends, or stop it", owner.trim());
             return Err(Error::file(dir, message));
         }
         // Some network file systems do not support locks.
         Err(TryLockError::Error(error)) => {
             tracing::warn!(
-                "{}: cannot be locked ({error}); see to it that no other process uses the folder",
+                "{}: cannot be locked ({error}); make sure that no other process uses the folder",
                 path.display()
             );
         }

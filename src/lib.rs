@@ -46,6 +46,7 @@ pub mod stop;
 pub mod study;
 pub mod tasks;
 pub mod text;
+mod threads;
 pub mod train;
 pub mod verify;
 

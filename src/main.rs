@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
         .init();
     // With several ranks only rank 0 prints; the others have sent it their errors.
-    let prints = ranks::Place::here().is_none_or(|place| place.rank == 0);
+    let prints = ranks::RankInfo::here().is_none_or(|info| info.rank == 0);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(_) if !prints => return ExitCode::SUCCESS,

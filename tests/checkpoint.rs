@@ -76,7 +76,8 @@ fn weights_that_are_not_finite_are_refused_by_name() {
         bytes[40..44].copy_from_slice(&f32::INFINITY.to_le_bytes());
     });
     let error = failure(&workshop);
-    let want = "2 of the 2048 numbers of model.layers.1.mlp.up_proj.weight are not finite: the model is broken";
+    let want = "2 of the 2048 values of model.layers.1.mlp.up_proj.weight are not finite (NaN or infinite): the model \
+        is damaged";
     assert!(error.contains("model.safetensors") && error.contains(want), "{error}");
 }
 
@@ -88,7 +89,7 @@ fn a_weights_file_cut_short_is_refused_by_name() {
     for length in [0, 5, 100, bytes.len() / 2, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..length]).unwrap();
         let error = failure(&workshop);
-        assert!(error.contains("model.safetensors: not a whole safetensors file"), "{length} bytes: {error}");
+        assert!(error.contains("model.safetensors: incomplete or damaged safetensors file"), "{length} bytes: {error}");
     }
 }
 
@@ -109,7 +110,7 @@ fn shards_that_are_missing_elsewhere_cut_or_mixed_up_are_refused_by_name() {
     assert!(failure(&workshop).contains("\"../model-00002-of-00003.safetensors\" is not a file name"));
     std::fs::write(&index, text.replace("model.norm.weight", "model.norm2.weight")).unwrap();
     let error = failure(&workshop);
-    assert!(error.contains("holds model.norm.weight, which the index does not place there"), "{error}");
+    assert!(error.contains("contains model.norm.weight, but the index does not list it there"), "{error}");
     assert!(error.contains("model.norm2.weight is not in model-0000"), "{error}");
     std::fs::write(&index, &text).unwrap();
 
@@ -117,10 +118,10 @@ fn shards_that_are_missing_elsewhere_cut_or_mixed_up_are_refused_by_name() {
     let bytes = std::fs::read(&shard).unwrap();
     std::fs::write(&shard, &bytes[..bytes.len() - 4]).unwrap();
     let error = failure(&workshop);
-    assert!(error.contains("model-00002-of-00003.safetensors: not a whole safetensors file"), "{error}");
+    assert!(error.contains("model-00002-of-00003.safetensors: incomplete or damaged safetensors file"), "{error}");
     std::fs::remove_file(&shard).unwrap();
     let error = failure(&workshop);
-    assert!(error.contains("names shards that are not here: model-00002-of-00003.safetensors"), "{error}");
+    assert!(error.contains("lists shards that are missing: model-00002-of-00003.safetensors"), "{error}");
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn sizes_that_contradict_the_tensors_are_refused_before_memory_is_taken() {
     let path = workshop.path("model/config.json");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 2000000000")).unwrap();
-    assert!(failure(&workshop).contains("cannot be num_hidden_layers = 2000000000 layers"));
+    assert!(failure(&workshop).contains("are too few for num_hidden_layers = 2000000000"));
     std::fs::write(&path, text.replace("\"vocab_size\": 512", "\"vocab_size\": 2000000000")).unwrap();
     let error = failure(&workshop);
     assert!(error.contains("embed_tokens.weight has shape [512, 32], expected [2000000000, 32]"), "{error}");
@@ -199,17 +200,17 @@ fn a_damaged_checkpoint_is_named_with_the_older_one_that_is_whole() {
         for damaged in [&flipped[..], &bytes[..bytes.len() / 2], &[]] {
             std::fs::write(&path, damaged).unwrap();
             let error = resume_rl(&config).unwrap_err().to_string();
-            assert!(error.contains(&format!("checkpoint-4/{file}: damaged")), "{error}");
-            assert!(error.contains("checkpoint-3 is whole") && error.contains("--from-checkpoint 3"), "{error}");
+            assert!(error.contains(&format!("checkpoint-4/{file}: is damaged")), "{error}");
+            assert!(error.contains("checkpoint-3 is intact") && error.contains("--from-checkpoint 3"), "{error}");
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(resume_rl(&config).unwrap_err().to_string().contains("checkpoint-3 is whole"));
+        assert!(resume_rl(&config).unwrap_err().to_string().contains("checkpoint-3 is intact"));
         std::fs::write(&path, bytes).unwrap();
     }
     std::fs::write(newest.join("checkpoint.json"), "{").unwrap();
     assert!(resume_rl(&config).unwrap_err().to_string().contains("checkpoint.json"));
     let error = session_rl(&config, Start::ResumeFrom(9), StopAt::Never).0.unwrap_err().to_string();
-    assert!(error.contains("no checkpoint-9; there are those of steps 2, 3, 4"), "{error}");
+    assert!(error.contains("no checkpoint-9; there are checkpoints of steps 2, 3, 4"), "{error}");
     let (ended, notes) = session_rl(&config, Start::ResumeFrom(3), StopAt::Never);
     ended.unwrap();
     assert!(notes.contains("checkpoint-4 removed"), "{notes}");

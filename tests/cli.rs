@@ -134,7 +134,7 @@ fn an_unknown_device_or_a_missing_model_ends_with_2() {
     let workshop = Workshop::new();
     let (_, file) = long_run(&workshop, "run", 1);
     let error = user_error(&[&"train", &file, &"--device", &"gpu"]);
-    assert!(error.contains("--device gpu: unknown device; known are cpu"), "{error}");
+    assert!(error.contains("--device gpu: unknown device; choose from cpu"), "{error}");
     assert!(!workshop.run("run").exists());
     let error = user_error(&[&"eval", &workshop.path("no-model"), &"tasks"]);
     assert!(error.contains("no-model"), "{error}");
@@ -193,15 +193,18 @@ fn two_evaluations_of_several_data_sets_are_compared() {
 
     let (page, figures) = (workshop.path("page.html"), workshop.path("figures.json"));
     let text = succeed(&[&"compare", &a, &b, &"--html", &page, &"--json", &figures]);
-    assert!(text.contains("sums") && text.contains("differ in seed: 1 and 2"), "{text}");
-    assert!(std::fs::read_to_string(page).unwrap().contains("differ in seed"));
+    assert!(text.contains("sums") && text.contains("differ in the setting seed: 1 and 2"), "{text}");
+    assert!(std::fs::read_to_string(page).unwrap().contains("differ in the setting seed"));
     let figures: Value = serde_json::from_slice(&std::fs::read(figures).unwrap()).unwrap();
     assert_eq!((&figures["overall"]["problems"], &figures["unmatched"]), (&json!(12), &json!([0, 0])));
 
     let row = workshop.write_lines("row.jsonl", [json!({"prompt": "Compute 0+0.", "answer": "0"})]);
     succeed(&[&"eval", &model, &row, &"--max-completion-length", &"8", &"--output", &other]);
     let error = user_error(&[&"compare", &a, &b, &"--json", &a.join("completions.jsonl")]);
-    assert!(error.contains("--json") && error.contains("completions.jsonl: is read by this command"), "{error}");
+    assert!(
+        error.contains("--json") && error.contains("completions.jsonl: is an input or another output of this command"),
+        "{error}"
+    );
     let error = user_error(&[&"compare", &a, &other]);
     assert!(error.contains("no problem in common (12 and 1 problems)"), "{error}");
 }
@@ -216,9 +219,9 @@ fn bad_input_to_eval_is_named() {
         user_error(&[&start, more].concat())
     };
     for (name, text, want) in [
-        ("a.csv", "", "a.csv: the ending \"csv\" is no known kind of data"),
-        ("a.jsonl", r#"{"prompt": "q", "answer": {}}"#, "a.jsonl:1: answer = {}: expected a text"),
-        ("a.parquet", "PAR1", "a.parquet: not a whole Parquet file"),
+        ("a.csv", "", "a.csv: unknown data format (file extension \"csv\")"),
+        ("a.jsonl", r#"{"prompt": "q", "answer": {}}"#, "a.jsonl:1: answer = {}: expected a string"),
+        ("a.parquet", "PAR1", "a.parquet: incomplete or damaged Parquet file"),
     ] {
         std::fs::write(workshop.path(name), text).unwrap();
         let error = eval(&workshop.path(name), &[]);
@@ -243,7 +246,7 @@ fn bad_input_to_eval_is_named() {
     assert!(error.contains("out: is in use by process"), "{error}");
     std::fs::remove_file(model.join("tokenizer.json")).unwrap();
     let error = eval(&sums, &[]);
-    assert!(error.contains("tokenizer.json: there is no such file: copy it"), "{error}");
+    assert!(error.contains("tokenizer.json: no such file: copy it"), "{error}");
 }
 
 /// Regression: each of these had another effect than requested, or overwrote a file.
@@ -256,29 +259,29 @@ fn what_does_nothing_or_harm_is_refused() {
     let table: [(&[&str], &str); 19] = [
         (
             &["eval", model, sums, "--difficulties", "1"],
-            "--difficulties is for the embedded tasks, and does nothing with",
+            "--difficulties is for the embedded tasks and has no effect on",
         ),
-        (&["eval", model, "tasks", "--prompt-field", "q"], "--prompt-field is for files, and does nothing with tasks"),
-        (&["eval", model, "tasks", sums, "tasks"], "tasks is named twice"),
-        (&["eval", model, sums, "--output", sums], "sums.jsonl: is a file, and --output must be a folder"),
+        (&["eval", model, "tasks", "--prompt-field", "q"], "--prompt-field is for files and has no effect on tasks"),
+        (&["eval", model, "tasks", sums, "tasks"], "tasks is given twice"),
+        (&["eval", model, sums, "--output", sums], "sums.jsonl: is a file, but --output must be a folder"),
         (&["tasks", "--family", "guarded", "--family", "guarded"], "--family guarded is given twice"),
         (&["tasks", "--summary", model, "--output", "x"], "cannot be used with"),
         (&["verify", "--gold", "1", "--answer", "1", "--output", "x"], "cannot be used with"),
-        (&["verify", "--file", sums, "--output", sums], "sums.jsonl: is read by this command"),
-        (&["tokenizer", model], "tokenizer.json: exists already"),
+        (&["verify", "--file", sums, "--output", sums], "sums.jsonl: is an input or another output of this command"),
+        (&["tokenizer", model], "tokenizer.json: already exists"),
         (&["train", "configs/studies/quick.toml"], "quick.toml: is a study"),
         (&["doctor", "--config", "configs/studies/quick.toml"], "quick.toml: is a study"),
         (&["train", "--dry-run", "--seed", "1", "--set", "seed=2"], "--seed and --set seed=… give the same setting"),
-        (&["eval", model, sums, "--temperature", "0", "--top-p", "0.9"], "--top-p does nothing at temperature 0"),
+        (&["eval", model, sums, "--temperature", "0", "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
         (
             &["eval", model, sums, "--temperature", "0", "-n", "4"],
-            "--num-generations above 1 does nothing at temperature 0",
+            "--num-generations above 1 has no effect at temperature 0",
         ),
-        (&["generate", model, "--temperature", "0", "--seed", "3"], "--seed does nothing at temperature 0"),
+        (&["generate", model, "--temperature", "0", "--seed", "3"], "--seed has no effect at temperature 0"),
         (&["generate", model, "--template-kwarg", "a=1", "--template-kwarg", "a=2"], "a is given twice"),
         (
             &["generate", model, "--rollout", served, "--rollout", urls, "--dtype", "bf16"],
-            "--dtype does nothing where servers sample",
+            "--dtype has no effect if servers sample",
         ),
         (
             &["eval", model, sums, "--rollout", served, "--rollout", urls, "--rollout", "max_staleness=1"],
@@ -335,15 +338,18 @@ fn generate_and_report_work_on_what_training_left() {
     let report = succeed(&[&"report", &run]);
     assert!(Path::new(report.trim()).is_file(), "{report}");
     let error = user_error(&[&"train", &file]);
-    assert!(error.contains("holds a run already"), "{error}");
+    assert!(error.contains("already contains a run"), "{error}");
     let [model, sums, own] = [&workshop.path("model"), &workshop.path("sums.jsonl"), &run.join("config.toml")];
     let below = run.join("completions");
     let refused: [(&[&dyn AsRef<OsStr>], String); 6] = [
-        (&[&"generate", &run], format!("give its model, {}", run.join("final").display())),
-        (&[&"merge", &run, &"--output", &"x"], format!("give its model, {}", run.join("final").display())),
+        (&[&"generate", &run], format!("give the path of its model, {}", run.join("final").display())),
+        (&[&"merge", &run, &"--output", &"x"], format!("give the path of its model, {}", run.join("final").display())),
         (&[&"eval", model, sums, &"--output", &run], "is the folder of a run: choose another --output".to_string()),
-        (&[&"sft", &"--resume", &run], "was started by `tempering train`, not by `sft`".to_string()),
-        (&[&"train", &"--resume", &below], format!("lies in the folder of a run: --resume {}", run.display())),
+        (&[&"sft", &"--resume", &run], "was started by `tempering train`, not by `tempering sft`".to_string()),
+        (
+            &[&"train", &"--resume", &below],
+            format!("is inside the folder of a run: continue the run with --resume {}", run.display()),
+        ),
         (&[&"train", &"--resume", &run], "its config.toml is missing".to_string()),
     ];
     std::fs::remove_file(own).unwrap();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempering::data::{DataReport, Fields, load_problems};
 use tempering::eval::figures::{Percentiles, Scores};
 use tempering::eval::saved::{Manifest, differences, evaluate_into};
-use tempering::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
+use tempering::eval::{EvalConfig, Evaluation, EvaluationEvent, Subject, evaluate, record};
 use tempering::generate::Count;
 use tempering::rollout::Local;
 use tempering::{Result, model};
@@ -108,7 +108,7 @@ fn completions_that_are_not_equally_many_are_refused() {
     let mut records = record::read(&repository("assets/fixtures/completions.jsonl")).unwrap();
     records.remove(6);
     let error = Evaluation::new(records).unwrap_err().to_string();
-    assert!(error.contains("problem 2 of sums has 3 completions and the first problem 4"), "{error}");
+    assert!(error.contains("problem 2 of sums has 3 completions, but the first problem has 4"), "{error}");
 }
 
 fn config() -> EvalConfig {
@@ -159,7 +159,7 @@ fn a_folder_with_another_evaluation_is_refused_and_the_differences_named() {
     run(&workshop, &dir, &config()).unwrap();
     let before = files(&dir);
     let error = run(&workshop, &dir, &EvalConfig { seed: 7, ..config() }).unwrap_err().to_string();
-    assert!(error.contains("out: holds another evaluation: seed was 1000003 and is 7;"), "{error}");
+    assert!(error.contains("out: holds an evaluation with other settings: seed was 1000003 and is now 7;"), "{error}");
     let weights = workshop.path("model/model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -168,7 +168,7 @@ fn a_folder_with_another_evaluation_is_refused_and_the_differences_named() {
     assert!(error.contains("model_digest was"), "{error}");
     workshop.write_lines("sums.jsonl", [serde_json::json!({"prompt": "Compute 1+1.", "answer": "3"})]);
     let error = run(&workshop, &dir, &config()).unwrap_err().to_string();
-    assert!(error.contains("problems was 16 and is 1; problems_digest was"), "{error}");
+    assert!(error.contains("problems was 16 and is now 1; problems_digest was"), "{error}");
     assert!(files(&dir) == before);
 }
 
@@ -204,11 +204,11 @@ fn a_problem_that_occurs_twice_is_two_problems() {
     let mut sampler = Local { model: &model, config: &model_config };
     let mut lines = 0;
     let mut sampled = Count::default();
-    let observe = &mut |event: Event| {
+    let observe = &mut |event: EvaluationEvent| {
         match event {
-            Event::Graded(new) => lines += new.len(),
-            Event::Sampled(count) => sampled = count.clone(),
-            Event::Resumed(problems) => unreachable!("{problems} problems resumed"),
+            EvaluationEvent::Graded(new) => lines += new.len(),
+            EvaluationEvent::Sampled(count) => sampled = count.clone(),
+            EvaluationEvent::Resumed(problems) => unreachable!("{problems} problems resumed"),
         }
         Ok(())
     };
@@ -233,7 +233,7 @@ fn lines_of_other_problems_are_refused() {
     for (lines, at) in [(deleted, 3), (doubled, 4)] {
         std::fs::write(dir.join("completions.jsonl"), lines.join("\n") + "\n").unwrap();
         let error = run(&workshop, &dir, &config()).unwrap_err().to_string();
-        assert!(error.contains(&format!("completions.jsonl:{at}: another completion is expected here")), "{error}");
+        assert!(error.contains(&format!("completions.jsonl:{at}: unexpected completion")), "{error}");
         // The advice works.
         std::fs::write(dir.join("completions.jsonl"), lines[..at - 1].join("\n") + "\n").unwrap();
         run(&workshop, &dir, &config()).unwrap();
@@ -256,7 +256,10 @@ fn an_evaluation_belongs_to_its_number_format() {
     assert_eq!(settings.insert("dtype".into(), "bf16".into()), Some("f32".into()));
     std::fs::write(&path, manifest.to_string()).unwrap();
     let error = user_error(&common);
-    assert!(error.contains("holds another evaluation: dtype was \"bf16\" and is \"f32\";"), "{error}");
+    assert!(
+        error.contains("holds an evaluation with other settings: dtype was \"bf16\" and is now \"f32\";"),
+        "{error}"
+    );
     manifest["settings"].as_object_mut().unwrap().remove("dtype").unwrap();
     std::fs::write(&path, manifest.to_string()).unwrap();
     assert_eq!(succeed(&common), table);
@@ -276,7 +279,7 @@ fn an_evaluation_goes_on_with_its_own_date() {
     let table = succeed(&[&common[..], &[&"--date", &"2026-01-31"]].concat());
     assert_eq!(succeed(&common), table);
     let error = user_error(&[&common[..], &[&"--date", &"2026-02-01"]].concat());
-    assert!(error.contains("prompt.date was \"2026-01-31\" and is \"2026-02-01\";"), "{error}");
+    assert!(error.contains("prompt.date was \"2026-01-31\" and is now \"2026-02-01\";"), "{error}");
 }
 
 /// Regression: a part of an evaluation was shown as a whole one, and settings that differ or are not known went unsaid.
@@ -291,11 +294,15 @@ fn what_is_unfinished_or_not_known_is_said() {
     let (bare, figures) = (workshop.path("bare.jsonl"), workshop.path("figures.json"));
     let json = || -> Value { serde_json::from_slice(&std::fs::read(&figures).unwrap()).unwrap() };
     let text = succeed(&[&"compare", &a.join("completions.jsonl"), &b, &"--json", &figures]);
-    assert!(text.contains("The evaluations differ in seed: 1 and 2.") && !text.contains("differ in rows"), "{text}");
+    assert!(
+        text.contains("The evaluations differ in the setting seed: 1 and 2.")
+            && !text.contains("differ in the setting rows"),
+        "{text}"
+    );
     assert_eq!(json()["settings"], serde_json::json!({ "seed": [1, 2] }));
     std::fs::copy(a.join("completions.jsonl"), &bare).unwrap();
     let text = succeed(&[&"compare", &bare, &b, &"--json", &figures]);
-    assert!(text.contains("The settings of") && text.contains("bare.jsonl are not known."), "{text}");
+    assert!(text.contains("The settings of") && text.contains("bare.jsonl are unknown."), "{text}");
     assert_eq!(json()["settings"], Value::Null);
 
     let text = std::fs::read_to_string(&bare).unwrap();

@@ -118,12 +118,12 @@ fn the_table_of_families_is_what_is_tested() {
     unknown["model_type"] = "unknown".into();
     std::fs::write(dir.path().join("config.json"), unknown.to_string()).unwrap();
     let error = model::config_of(dir.path()).unwrap_err().to_string();
-    let known = error.split_once("not supported (").unwrap().1.split_once(" are)").unwrap().0;
+    let known = error.split_once("not supported (supported: ").unwrap().1.split_once(')').unwrap().0;
     assert_eq!(known.split(", ").map(str::to_string).collect::<BTreeSet<String>>(), tested);
     unknown["model_type"] = "gemma3".into();
     std::fs::write(dir.path().join("config.json"), unknown.to_string()).unwrap();
     let error = model::config_of(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("model_type = \"gemma3\" needs text_config"), "{error}");
+    assert!(error.contains("model_type = \"gemma3\" needs the key text_config"), "{error}");
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn a_program_that_fails_costs_no_step() {
     assert!(fs::read(run.join("config.toml")).unwrap() == settings);
     config.log = command(&[""]);
     assert!(config.validate()[0].contains("log.command"), "{:?}", config.validate());
-    for (name, wanted) in [("wandb", "examples/log_wandb.py"), ("tensorbord", "tensorboard is")] {
+    for (name, wanted) in [("wandb", "examples/log_wandb.py"), ("tensorbord", "supported: tensorboard")] {
         let error = load::<RlConfig>(None, &[format!("log.report_to=[\"{name}\"]")]).unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");
     }

@@ -162,6 +162,43 @@ fn whoever_watches_sees_every_token_and_may_end_a_completion_or_all() {
     assert_eq!((completions[2].tokens.len(), completions[2].finish_reason), (3, FinishReason::Length));
 }
 
+/// A small model is sampled from by an engine on each of several threads. They do not wait for the watcher, whose decisions
+/// must have the same effect.
+#[test]
+fn several_engines_sample_what_one_samples() {
+    let (config, model) = tiny(7, &device());
+    let prompts: Vec<Vec<u32>> =
+        (0..9).map(|problem| (0..3 + problem).map(|i| 5 + i * 37 + problem).collect()).collect();
+    let requests = requests(&prompts, 4);
+    let sampled = |threads: usize, ends_all: bool| {
+        let mut seen = vec![Vec::new(); requests.len()];
+        let completions = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+            generate(&model, &config, &requests, &sampling(), |request, token| {
+                seen[request].push(token);
+                match (token % 7, seen[request].len()) {
+                    (_, 6) if ends_all && request == 5 => Watch::EndAll,
+                    (0, _) => Watch::EndCompletion,
+                    _ => Watch::Continue,
+                }
+            })
+            .unwrap()
+        });
+        assert!(completions.iter().zip(&seen).all(|(completion, seen)| &completion.tokens == seen), "{threads}");
+        completions
+    };
+    let one = sampled(1, false);
+    for reason in [FinishReason::Stop, FinishReason::Watcher, FinishReason::Length] {
+        assert!(one.iter().any(|completion| completion.finish_reason == reason), "{reason:?}");
+    }
+    for (completion, one) in sampled(3, false).iter().zip(&one) {
+        assert_eq!((&completion.tokens, completion.finish_reason), (&one.tokens, one.finish_reason));
+        assert!(distance(&completion.log_probs, &one.log_probs) < within(1e-5));
+    }
+    for (completion, one) in sampled(3, true).iter().zip(&one) {
+        assert!(one.tokens.starts_with(&completion.tokens));
+    }
+}
+
 #[test]
 fn a_budget_of_cached_tokens_bounds_the_rows_and_changes_no_completion() {
     let subject = tiny(8, &device());

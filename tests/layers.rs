@@ -9,7 +9,7 @@ use crate::support::repository;
 /// Floors from the lowest to the highest. The rooms of a floor do not use each other.
 const FLOORS: [&[&str]; 20] = [
     &["error"],
-    &["contain", "noise", "files", "json", "stop", "ranks"],
+    &["contain", "noise", "files", "json", "stop", "ranks", "threads"],
     &["metrics", "config", "device", "hub"],
     &["verify"],
     &["text"],

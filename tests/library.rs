@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 use tempering::data::{Fields, Problem, load_problems};
 use tempering::metrics::Metrics;
-use tempering::reward::{Custom, Group, Memory, Parts, Reward};
+use tempering::reward::{AnswerGroup, Custom, Memory, Parts, Reward};
 use tempering::train::{Observer, Session, Start, Trainer};
 
 use crate::support::{StopAt, Workshop, column, figures, in_session};
@@ -19,12 +19,12 @@ impl Reward for ShorterThanBefore {
         "shorter_than_before"
     }
 
-    fn score(&self, group: &Group, memory: &Memory) -> tempering::Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, memory: &Memory) -> tempering::Result<Vec<Option<Parts>>> {
         let before = memory.custom.get(self.name()).and_then(Value::as_f64).unwrap_or(0.0);
         Ok(group.lengths().into_iter().map(|length| Some(Parts::length((before - length) as f32))).collect())
     }
 
-    fn remember(&self, groups: &[Group], memory: &mut Memory) {
+    fn remember(&self, groups: &[AnswerGroup], memory: &mut Memory) {
         let lengths: Vec<f64> = groups.iter().flat_map(|group| group.lengths()).collect();
         let mean = lengths.iter().sum::<f64>() / lengths.len() as f64;
         memory.custom.insert(self.name().to_string(), mean.into());
@@ -71,7 +71,7 @@ fn a_resumed_run_is_given_the_same_problems() {
     let mut others = problems.clone();
     others[3].answer = "7".to_string();
     let error = refused(Some(others));
-    assert!(error.contains("the program's list of problems has another content"), "{error}");
+    assert!(error.contains("the program's list of problems has changed since the run started"), "{error}");
     let error = refused(None);
     assert!(error.contains("the program's list of problems is missing"), "{error}");
     run(Some(problems), Start::Resume, StopAt::Never).unwrap();

@@ -97,7 +97,7 @@ fn an_adapter_run_goes_on_exactly_and_its_merged_model_is_the_adapter_on_its_bas
         "merged by the command and by the run"
     );
     let again = user_error(&[&"merge", &adapter, &"-o", &merged]);
-    assert!(again.contains("exists already"), "{again}");
+    assert!(again.contains("already exists"), "{again}");
     // The adapter's directory can be loaded as a model.
     let tokens: Vec<u32> = (0..40).map(|i| i * 11 % 512).collect();
     let [one, two] = [&adapter, &merged].map(|dir| logits(&model::load(dir, &device()).unwrap().1, &[&tokens]));
@@ -127,10 +127,7 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     // Regression: adapters that change their base were loaded on the original, 3 nats off; newer settings were ignored.
     for init in ["pissa", "pissa_niter_16", "olora", "corda"] {
         let error = failure("\"bias\": \"none\"", &format!("\"init_lora_weights\": \"{init}\""));
-        assert!(
-            error.contains(&format!("init_lora_weights = \"{init}\" trains an adapter of a changed base")),
-            "{error}"
-        );
+        assert!(error.contains(&format!("init_lora_weights = \"{init}\" changes the base weights")), "{error}");
     }
     let error = failure("\"bias\": \"none\"", "\"new_kind\": {\"blocks\": 2}");
     assert!(error.contains("new_kind = {\"blocks\":2} is not supported"), "{error}");
@@ -158,12 +155,12 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     let error = failure("\"q_proj\",", "");
     assert!(error.contains("unexpected base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"), "{error}");
     let error = failure("\"q_proj\"", "\"lm_head\"");
-    assert!(error.contains("\"lm_head\" has no adapter; choose from q_proj"), "{error}");
+    assert!(error.contains("\"lm_head\" is not supported; choose from q_proj"), "{error}");
     let error = failure("/model\"", "/elsewhere\"");
-    assert!(error.contains("base_model_name_or_path") && error.contains("is not a directory"), "{error}");
+    assert!(error.contains("base_model_name_or_path") && error.contains("is not a local folder"), "{error}");
     std::fs::rename(dir.join("adapter_model.safetensors"), dir.join("adapter_model.bin")).unwrap();
     let error = failure("\"r\": 2", "\"r\": 2");
-    assert!(error.contains("no adapter_model.safetensors is here; pickled adapters are not read"), "{error}");
+    assert!(error.contains("has no adapter_model.safetensors; pickled adapters are not supported"), "{error}");
     assert!(error.contains("safe_serialization=True"), "{error}");
 }
 
@@ -213,7 +210,7 @@ fn all_linear_layers_are_adapted_by_one_word() {
     let written = std::fs::read_to_string(workshop.run("sft/adapter/adapter_config.json")).unwrap();
     let written: serde_json::Value = serde_json::from_str(&written).unwrap();
     assert_eq!(written["target_modules"].as_array().unwrap().len(), 7);
-    for (wrong, told) in [("\".*_proj\"", "patterns are not supported here"), ("3", "expected a list of names")] {
+    for (wrong, told) in [("\".*_proj\"", "patterns are not supported"), ("3", "expected a list of names")] {
         let error = toml::from_str::<LoraConfig>(&format!("target_modules = {wrong}")).unwrap_err().to_string();
         assert!(error.contains(told) && error.contains("or \"all-linear\""), "{error}");
     }
@@ -240,7 +237,7 @@ fn a_language_model_is_taken_out_of_a_wrapper() {
     }
     assert_eq!(model::config_of(&alone).unwrap().model_type, "qwen2");
     let error = user_error(&[&"merge", &alone, &"-o", &workshop.path("again")]);
-    assert!(error.contains("no language model inside another"), "{error}");
+    assert!(error.contains("a model that contains a language model"), "{error}");
 }
 
 /// Such a run would train nothing.

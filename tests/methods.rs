@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use tempering::config::{Settings, load};
 use tempering::metrics::names::{ALL, pattern};
-use tempering::objective::advantage::Group;
+use tempering::objective::advantage::ScoredGroup;
 use tempering::objective::{Advantage, DifficultyWeighting, Parts, advantages};
 use tempering::reward::RewardKind;
 use tempering::stage::Controller;
@@ -39,12 +39,12 @@ fn advantages_are_those_of_trl_and_of_numpy() {
     let reference: Reference = serde_json::from_str(&text).unwrap();
     let weighting = DifficultyWeighting::default();
     for Case { kind, weights, rewards, difficulty, advantages: expected } in &reference.cases {
-        let groups: Vec<Group> = (0..rewards.len())
+        let groups: Vec<ScoredGroup> = (0..rewards.len())
             .step_by(reference.group)
             .map(|start| {
                 let members = start..start + reference.group;
                 let reward = |k: usize| members.clone().map(|i| rewards[i][k].map(Parts::task)).collect();
-                Group {
+                ScoredGroup {
                     rewards: (0..weights.len()).map(reward).collect(),
                     lengths: reference.lengths[members.clone()].to_vec(),
                     correct: reference.correct[members.clone()].iter().copied().map(Some).collect(),

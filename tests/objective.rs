@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use tempering::noise::Stream;
 use tempering::objective::correction::differences;
 use tempering::objective::entropy::{EntropyControl, EntropyTarget};
-use tempering::objective::{Aggregate, Correction, Drawn, Objective, Ratio, Statistics, Upstream};
+use tempering::objective::{Aggregate, Correction, Objective, Ratio, Statistics, TokenRuleInput, Upstream};
 use tempering::stage::Stage;
 
 use crate::support::repository;
@@ -52,8 +52,8 @@ impl Reference {
             self.groups.iter().map(|group| group.iter().map(|&tokens| length(tokens)).collect()).collect();
         let weights = stage.loss.loss_type.aggregate().weights(&lengths, limit).concat();
         let advantages = numbers(&self.value["advantages"]);
-        let drawn: Vec<Drawn> = (0..old.len())
-            .map(|i| Drawn {
+        let drawn: Vec<TokenRuleInput> = (0..old.len())
+            .map(|i| TokenRuleInput {
                 log_probs: &old[i],
                 entropies: &entropy[i],
                 advantage: advantages[i],

@@ -155,7 +155,7 @@ fn mistakes_are_said_once_and_the_ranks_that_differ_are_named() {
     let output = command.output().unwrap();
     let error = said(&output);
     assert!(
-        output.status.code() == Some(2) && error.contains("rank 1 has --seed 7, rank 0 has nothing more"),
+        output.status.code() == Some(2) && error.contains("rank 1 has --seed 7, but rank 0 has no such argument"),
         "{error}"
     );
     assert!(!workshop.run("differ").exists());
@@ -163,7 +163,7 @@ fn mistakes_are_said_once_and_the_ranks_that_differ_are_named() {
     let error = said(&output);
     assert!(output.status.code() == Some(2) && error.matches("unknown key").count() == 1, "{error}");
     let output = mpirun(2, &[&"tasks"]).output().unwrap();
-    assert!(said(&output).contains("start it alone"), "{}", said(&output));
+    assert!(said(&output).contains("start this command without mpirun"), "{}", said(&output));
 }
 
 /// Servers sample for rank 0, which distributes what is learned over all ranks; each rank needs the log-probabilities of

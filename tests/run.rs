@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use tempering::Error;
 use tempering::config::{Settings, load, to_toml};
-use tempering::tasks::Family;
+use tempering::tasks::TaskFamily;
 use tempering::train::RlConfig;
 use tempering::train::Start;
 
@@ -62,7 +62,7 @@ fn a_run_in_use_is_kept_unless_asked_otherwise() {
     run_rl(&config).unwrap();
     let before = figures(&workshop.run("run"));
     let error = run_rl(&config).unwrap_err().to_string();
-    assert!(error.contains("holds a run already") && error.contains("--resume"), "{error}");
+    assert!(error.contains("already contains a run") && error.contains("--resume"), "{error}");
     assert_eq!(figures(&workshop.run("run")), before);
     for name in ["", "..", "a/b", "/tmp/x"] {
         let bad = RlConfig { name: name.to_string(), ..config.clone() };
@@ -97,7 +97,10 @@ fn overwriting_replaces_a_run_once_the_new_one_has_done_a_step() {
             fs::write(workshop.run("run/run.lock"), "").unwrap();
         }
         let (error, notes) = session_rl(&config, Start::New, StopAt::Never);
-        assert!(error.unwrap_err().to_string().contains("holds a run already") && notes.contains("is back"), "{notes}");
+        assert!(
+            error.unwrap_err().to_string().contains("already contains a run") && notes.contains("was restored"),
+            "{notes}"
+        );
         assert_eq!((id(), names(&workshop.path("runs"))), (first.clone(), vec!["run".to_string()]));
     }
     session_rl(&config, Start::Overwrite, StopAt::Never).0.unwrap();
@@ -117,17 +120,17 @@ fn only_runs_are_replaced_and_not_what_the_run_reads() {
     fs::create_dir_all(&thesis).unwrap();
     fs::write(thesis.join("chapter.tex"), "words").unwrap();
     let error = overwrite(&short(&workshop, "thesis"), StopAt::Never);
-    assert!(error.contains("is no run"), "{error}");
-    assert!(run_rl(&short(&workshop, "thesis")).unwrap_err().to_string().contains("is no run"));
+    assert!(error.contains("is not a run"), "{error}");
+    assert!(run_rl(&short(&workshop, "thesis")).unwrap_err().to_string().contains("is not a run"));
     assert_eq!(names(&thesis), ["chapter.tex"]);
     let model = RlConfig { output_dir: workshop.path(""), ..short(&workshop, "model") };
-    assert!(overwrite(&model, StopAt::Never).contains("is no run"));
+    assert!(overwrite(&model, StopAt::Never).contains("is not a run"));
 
     let mut config = short(&workshop, "run");
     run_rl(&config).unwrap();
     config.model.path = workshop.run("run/final");
     let error = overwrite(&config, StopAt::Never);
-    assert!(error.contains("model.path") && error.contains("would remove what the run reads"), "{error}");
+    assert!(error.contains("model.path") && error.contains("would remove files that the run reads"), "{error}");
     assert!(
         workshop.run("run/final/model.safetensors").is_file() && names(&workshop.path("runs")) == ["run", "thesis"]
     );
@@ -143,7 +146,7 @@ fn checkpoints_belong_to_one_run() {
     copy(&workshop.run("old"), &workshop.run("new"));
     fs::remove_file(workshop.run("new/metrics.jsonl")).unwrap();
     let new = RlConfig { seed: 7, name: "new".to_string(), ..config };
-    assert!(run_rl(&new).unwrap_err().to_string().contains("holds a run already"));
+    assert!(run_rl(&new).unwrap_err().to_string().contains("already contains a run"));
 
     fs::remove_dir_all(workshop.run("new")).unwrap();
     interrupt_rl(&new, 1).unwrap_err();
@@ -174,7 +177,7 @@ fn a_resumed_run_keeps_its_settings_its_data_and_its_model() {
         fs::write(workshop.path(file), other).unwrap();
         let error = refused(&config);
         let name = Path::new(file).file_name().unwrap().to_str().unwrap();
-        assert!(error.contains(name) && error.contains("another content"), "{file}: {error}");
+        assert!(error.contains(name) && error.contains("has changed since"), "{file}: {error}");
         fs::write(workshop.path(file), bytes).unwrap();
     }
     // Editing the stored settings to match does not help either.
@@ -222,7 +225,7 @@ fn a_finished_run_says_that_nothing_is_left_and_is_extended_to_what_a_longer_one
 
     config.stages[0].exit.max_steps = 6;
     let (ended, notes) = session_rl(&config, Start::Resume, StopAt::Never);
-    assert!(notes.contains("over after step 3; it is extended to 6 steps"), "{notes}");
+    assert!(notes.contains("finished after step 3; it is extended to at most 6 steps"), "{notes}");
     let summary = ended.unwrap().summary;
     assert_eq!((summary["stages"].as_array().unwrap().len(), &summary["stages"][0]["last_step"]), (1, &6.into()));
     // Step 3 was the last of the short run, so its evaluation is the final one, not a periodic one.
@@ -276,7 +279,7 @@ fn what_a_killed_process_left_half_done_is_cleared_away() {
     }
     let (ended, notes) = session_rl(&halves, Start::Resume, StopAt::Never);
     ended.unwrap();
-    assert!(notes.contains("checkpoint-1.removed: removed, a killed process left it half-done"), "{notes}");
+    assert!(notes.contains("checkpoint-1.removed: removed, because a killed process left it incomplete"), "{notes}");
     assert_same(&workshop, "halves", "whole");
     let mut left = names(&workshop.run("halves"));
     left.retain(|name| name != "checkpoint-2"); // where it was interrupted
@@ -404,7 +407,7 @@ fn a_renamed_checkpoint_is_refused() {
 fn a_resumed_run_may_drop_a_setting_without_effect() {
     let workshop = Workshop::new();
     let mut config = short(&workshop, "run");
-    config.data.families = vec![Family::Story];
+    config.data.families = vec![TaskFamily::Story];
     assert!(config.validate()[0].starts_with("data.families = [\"story\"] is for"), "{:?}", config.validate());
     interrupt_rl(&config, 1).unwrap_err();
     config.data.families.clear();

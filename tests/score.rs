@@ -71,8 +71,8 @@ fn a_row_that_cannot_be_scored_is_named_by_its_line_and_nothing_is_written() {
     let base = repository("assets/base");
     let (good, huge) = (json!({"text": "1+1"}), "1+".repeat(1 << 20));
     for (row, needle) in [
-        (json!({"prompt": "x"}), "this one has 0"),
-        (json!({"text": "x", "input_ids": [1]}), "this one has 2"),
+        (json!({"prompt": "x"}), "the row has 0"),
+        (json!({"text": "x", "input_ids": [1]}), "the row has 2"),
         (json!({"text": 3}), "text: invalid type"),
         (json!({"text": ""}), "text has no tokens"),
         (json!({"input_ids": [1, 512]}), "token 512 is outside the vocabulary"),
@@ -81,10 +81,10 @@ fn a_row_that_cannot_be_scored_is_named_by_its_line_and_nothing_is_written() {
         // Regression: the thinking was left out of what was scored.
         (
             json!({"messages": [{"role": "assistant", "content": "4", "reasoning_content": "2+2"}]}),
-            "messages[0].reasoning_content: thinking in a field of its own is not read",
+            "messages[0].reasoning_content: thinking in a separate field is not read",
         ),
         // Regression: a huge text was encoded before its length was looked at.
-        (json!({"text": huge}), " tokens are more than max_position_embeddings = 1024"),
+        (json!({"text": huge}), " tokens are more than the model's max_position_embeddings = 1024"),
         (json!({"messages": [{"role": "user", "content": huge}]}), ": at least "),
     ] {
         let input = workshop.write_lines("rows.jsonl", [good.clone(), row]);

@@ -313,51 +313,49 @@ fn settings_of_train_without_effect_are_refused() {
     assert_refused::<RlConfig>(&[
         (
             &[files, "data.families=[\"story\"]"],
-            "data.families = [\"story\"] is for the embedded tasks and does nothing with data.train = \"a.jsonl\" and \
-             data.eval = \"b.jsonl\": leave it at []",
+            "data.families = [\"story\"] is for the embedded tasks and has no effect with data.train = \"a.jsonl\" and \
+                data.eval = \"b.jsonl\": leave it at []",
         ),
         (&[files, "data.difficulties=[1, 2]"], "data.difficulties = [1, 2] is for the embedded tasks"),
         (&[files, "data.tasks_seed=3"], "data.tasks_seed = 3 is for the embedded tasks"),
         (
             &["data.train=a.jsonl", "data.tasks_count=5"],
-            "data.tasks_count = 5 is for the embedded tasks and does nothing with data.train = \"a.jsonl\": leave it at 0",
+            "data.tasks_count = 5 is for the embedded tasks and has no effect with data.train = \"a.jsonl\": leave it \
+             at 0",
         ),
         (
             &["data.prompt_field=q"],
-            "data.prompt_field = \"q\" is for files and does nothing with data.train = \"tasks\"",
+            "data.prompt_field = \"q\" is for files and has no effect with data.train = \"tasks\"",
         ),
         (&["data.families=[\"story\", \"base\", \"story\"]"], "data.families names \"story\" twice"),
         (&["lora.target_modules=[\"q_proj\", \"q_proj\"]"], "lora.target_modules names \"q_proj\" twice"),
         (&["log.report_to=[\"tensorboard\", \"tensorboard\"]"], "log.report_to names \"tensorboard\" twice"),
-        (&["eval.temperature=0", "eval.top_p=0.95"], "eval.top_p = 0.95 does nothing with eval.temperature = 0"),
-        (&["eval.temperature=0", "eval.top_k=5"], "eval.top_k = 5 does nothing with eval.temperature = 0"),
-        (
-            &["eval.temperature=0", "eval.num_generations=4"],
-            "eval.num_generations = 4 samples the same completion again",
-        ),
-        (&[layers], "does nothing with train.conflict_cosine_steps = 0, which takes no cosine: leave it at []"),
-        (&["reward.workers=4"], "reward.workers = 4 does nothing without reward.command: leave it at 1"),
+        (&["eval.temperature=0", "eval.top_p=0.95"], "eval.top_p = 0.95 has no effect with eval.temperature = 0"),
+        (&["eval.temperature=0", "eval.top_k=5"], "eval.top_k = 5 has no effect with eval.temperature = 0"),
+        (&["eval.temperature=0", "eval.num_generations=4"], "eval.num_generations = 4 repeats the same completion"),
+        (&[layers], "has no effect with train.conflict_cosine_steps = 0, which measures no cosine: leave it at []"),
+        (&["reward.workers=4"], "reward.workers = 4 has no effect without reward.command: leave it at 1"),
         (
             &["stages.0.learning_rate_scale=0"],
-            "stages.0.learning_rate_scale = 0 must be positive: the stage would learn",
+            "stages.0.learning_rate_scale = 0 must be positive, or the stage would learn",
         ),
-        (&["stages.0.sampling.top_k=1"], "stages.0.sampling.top_k = 1 leaves the most probable token alone"),
+        (&["stages.0.sampling.top_k=1"], "stages.0.sampling.top_k = 1 keeps only the most probable token"),
         (
             &["stages.0.rewards=[{ type = \"accuracy\" }, { type = \"accuracy\" }]"],
-            "stages.0.rewards.1 is rewards.0, \"accuracy\", again",
+            "stages.0.rewards.1 repeats rewards.0, \"accuracy\": remove one",
         ),
         (
             &["stages.0.difficulty_weighting={ steepness = 0.0 }"],
-            "stages.0.difficulty_weighting.steepness = 0 weighs all problems alike",
+            "stages.0.difficulty_weighting.steepness = 0 gives all problems the same weight",
         ),
         (
             &["stages.0.tokens.entropy_bonus={ type = \"adaptive\", entropy_coef_max = 0.0 }"],
-            "entropy_bonus.entropy_coef_min = 0 with entropy_coef_max = 0 is a factor that never changes",
+            "entropy_bonus.entropy_coef_min = 0 with entropy_coef_max = 0 is a constant coefficient",
         ),
-        (&["stages.1.name=compress"], "stages.1.name = \"compress\" is the name of stages.0, too"),
+        (&["stages.1.name=compress"], "stages.1.name = \"compress\" is also the name of stages.0"),
         (
             &["controller.max_steps=9", stages],
-            "controller.compress and enhance leave stages.2, \"third\", unused: remove it",
+            "controller.compress and enhance do not name stages.2, \"third\", which would not be used: remove it",
         ),
     ]);
     let accepted: [&[&str]; 5] = [
@@ -378,13 +376,13 @@ fn settings_of_sft_without_effect_are_refused() {
     assert_refused::<SftConfig>(&[
         (
             &[model, "model.hidden_size=64"],
-            "model.hidden_size = 64 is for a new model and does nothing with model.path = \"m\": leave it at 128",
+            "model.hidden_size = 64 is for a new model and has no effect with model.path = \"m\": leave it at 128",
         ),
         (
             &[model, "data.train=a.jsonl", "train.curriculum_steps=5"],
-            "train.curriculum_steps = 5 is for the embedded tasks and does nothing with data.train = \"a.jsonl\"",
+            "train.curriculum_steps = 5 is for the embedded tasks and has no effect with data.train = \"a.jsonl\"",
         ),
-        (&[model, "data.train=a.jsonl", "data.prompt_field=q"], "data.prompt_field = \"q\" is for problems"),
+        (&[model, "data.train=a.jsonl", "data.prompt_field=q"], "data.prompt_field = \"q\" is for files of problems"),
     ]);
     read::<SftConfig>(&[model, "data.train=a.jsonl", "data.eval=b.jsonl", "data.prompt_field=q"]).unwrap();
 }
@@ -400,7 +398,10 @@ fn numbers_of_what_is_in_memory_are_bounded() {
             &["eval.num_problems=1000", "eval.num_generations=1048576"],
             "makes 1048576000 completions, more than 10000000",
         ),
-        (&[million, "train.num_generations=1048576"], "makes 1099511627776 completions a step, more than 1048576"),
+        (
+            &[million, "train.num_generations=1048576"],
+            "makes 1099511627776 completions per step, more than the maximum of 1048576",
+        ),
     ]);
     read::<RlConfig>(&["train.prompts_per_step=65536", "train.num_generations=16", "eval.num_problems=1000000"])
         .unwrap();
@@ -412,5 +413,5 @@ fn a_shape_is_shown_for_new_models_alone() {
     let shown = |set: &str| to_toml(&read::<SftConfig>(&[set]).unwrap()).contains("hidden_size");
     assert!(!shown("model.path=m") && shown("model.tokenizer=t"));
     let error = read::<SftConfig>(&[]).unwrap_err();
-    assert!(error.contains("model.path is empty: name the model to fine-tune"), "{error}");
+    assert!(error.contains("model.path is empty: give the model to fine-tune"), "{error}");
 }

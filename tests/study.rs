@@ -85,7 +85,10 @@ fn a_study_goes_on_where_it_was_left_and_keeps_one_line_of_each_run() {
     // break was deleted even by `--dry-run`.
     let page = std::fs::read(folder.join("study.html")).unwrap();
     let message = user_error(&[&"study", &file, &"--report", &"--set", &"sampled_tokens=399"]);
-    assert!(message.contains("has no result of this study") && message.contains("it has 6"), "{message}");
+    assert!(
+        message.contains("has no result of this study") && message.contains("and 6 with other settings"),
+        "{message}"
+    );
     let unended = kept.join("\n");
     std::fs::write(&results, &unended).unwrap();
     both(&[&"study", &file, &"--dry-run"]);
@@ -103,8 +106,6 @@ fn a_run_that_dies_is_tried_again_and_then_reported_as_missing() {
     let text = text.replace("[set]\n", "[set]\ndata.max_prompt_length = 3\n");
     std::fs::write(&file, text).unwrap();
     let message = user_error(&[&"study", &file]);
-    assert_eq!(message.matches("is tried once more").count(), 4, "{message}");
-    assert!(
-        message.contains("4 runs ended with an error twice and are missing") && message.contains("max_prompt_length")
-    );
+    assert_eq!(message.matches("failed and is started again").count(), 4, "{message}");
+    assert!(message.contains("4 runs failed twice and are missing") && message.contains("max_prompt_length"));
 }

@@ -49,7 +49,9 @@ fn prompt_and_completion_must_fit_the_model() {
     let workshop = Workshop::new();
     let (model, sums) = (workshop.path("model"), workshop.path("sums.jsonl"));
     let error = user_error(&[&"eval", &model, &sums, &"--max-completion-length", &"1000000"]);
-    for part in ["eval.max_completion_length = 1000000", "max_position_embeddings = ", "set it to "] {
+    for part in
+        ["eval.max_completion_length = 1000000", "max_position_embeddings = ", "set eval.max_completion_length to "]
+    {
         assert!(error.contains(part), "{part}: {error}");
     }
     let error = user_error(&[&"analyze", &model, &sums, &"--set", &"sampling.max_completion_length=1000000"]);
@@ -76,7 +78,10 @@ fn files_of_formulae_are_asked_for_in_a_box() {
     // Records contain the problem without the suffix.
     assert_eq!(read_lines(&out.join("completions.jsonl"))[0]["prompt"], "Compute 1+1.");
     let error = user_error(&[&common[..], &[&"--suffix", &""]].concat());
-    assert!(error.contains("holds another evaluation: prompt.suffix was \"auto\" and is \"\";"), "{error}");
+    assert!(
+        error.contains("holds an evaluation with other settings: prompt.suffix was \"auto\" and is now \"\";"),
+        "{error}"
+    );
 
     let mut config = workshop.rl("asked");
     config.stages[0].exit.max_steps = 1;
@@ -91,14 +96,14 @@ fn settings_of_the_prompt_that_do_nothing_are_refused() {
     let workshop = Workshop::new();
     let generate = |flag: &str, value: &str| user_error(&[&"generate", &workshop.path("model"), &flag, &value]);
     let error = generate("--template-kwarg", "enable_thinking=false");
-    assert!(error.contains("enable_thinking is a variable that the chat template does not read"), "{error}");
+    assert!(error.contains("enable_thinking is not used by the chat template"), "{error}");
     assert!(generate("--template-kwarg", "thinking").contains("expected KEY=VALUE"));
     let error = generate("--chat-template", "rag");
     assert!(error.contains("prompt.template = \"rag\" is none of the chat templates in "), "{error}");
-    assert!(generate("--date", "2026-11-26").contains("is a date that the chat template does not read"));
+    assert!(generate("--date", "2026-11-26").contains("is not used by the chat template"));
     let mut config = workshop.rl("rl");
     config.prompt.chat_template_kwargs.insert("messages".into(), "x".into());
-    assert!(run_rl(&config).unwrap_err().to_string().contains("messages is set by the program"));
+    assert!(run_rl(&config).unwrap_err().to_string().contains("messages is set by tempering itself"));
 }
 
 /// Regression: the error was `m: entity not found: entity not found`, without saying what was expected.
@@ -110,7 +115,11 @@ fn what_is_missing_is_said_once() {
     let error = user_error(&[&"eval", &workshop.path("model"), &workshop.path("none.jsonl")]);
     assert_eq!(error.matches("No such file or directory").count(), 1, "{error}");
     let error = user_error(&[&"eval", &workshop.path("model"), &"./sums"]);
-    assert!(error.contains("./sums: the ending \"\"") && error.contains("owner/name:config:split"), "{error}");
+    assert!(
+        error.contains("./sums: unknown data format (file extension \"\")")
+            && error.contains("owner/name:config:split"),
+        "{error}"
+    );
     let rows = workshop.write_lines("rows.jsonl", [json!({"messages": [{"role": "user", "content": "q"}]})]);
     let mut config = workshop.sft("x");
     config.data.train = rows;

@@ -9,7 +9,7 @@ use tempering::Error;
 use tempering::config::Settings;
 use tempering::data::{Fields, load_problems};
 use tempering::model::{Precision, names};
-use tempering::reward::{Accuracy, Command, Custom, Group, Memory, Parts, Reward};
+use tempering::reward::{Accuracy, AnswerGroup, Command, Custom, Memory, Parts, Reward};
 use tempering::rollout::settings::{OwnConfig, RolloutConfig};
 use tempering::stage::{Controller, Plateau, PlateauMetric, StageExit};
 use tempering::stage::{EntropyBonus, Kl, Stage, StageSampling};
@@ -177,7 +177,7 @@ impl Reward for Tokens {
         "tokens"
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> tempering::Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> tempering::Result<Vec<Option<Parts>>> {
         Ok(group.answers.iter().map(|answer| Some(Parts::length(2.0 * answer.length() as f32))).collect())
     }
 }
@@ -195,7 +195,7 @@ fn a_stage_learns_from_the_users_rust_type() {
         Trainer::new(config).reward(Tokens).run(&mut session)
     };
     let error = run(&config).unwrap_err().to_string();
-    assert!(error.contains(r#"name = "tokns", but the program that trains offers ["tokens"]"#), "{error}");
+    assert!(error.contains(r#"name = "tokns", but the training program registers ["tokens"]"#), "{error}");
     config.stages[0].rewards = custom("tokens");
     run(&config).unwrap();
     let rows = figures(&workshop.run("run"));

@@ -179,7 +179,7 @@ fn the_command_explains_one_pair_and_grades_a_file() {
     for (row, message) in [
         ("{\"gold\": \"5\"}", "no field answer"),
         ("[1]", "one JSON object"),
-        ("{\"gold\": [], \"answer\": \"5\"}", "gold: expected a text"),
+        ("{\"gold\": [], \"answer\": \"5\"}", "gold: expected a string"),
     ] {
         std::fs::write(&file, format!("{{\"gold\": \"5\", \"answer\": \"5\"}}\n\n{row}\n")).unwrap();
         let ended = run(&["--file", file.to_str().unwrap()]);

@@ -5,9 +5,9 @@ use serde::Serialize;
 /// Numbers of ranks with a prediction.
 const RANKS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 
-const OWN: &str = "not measured: t(n) = t_sampling(r) p(n) / p(r) + t_learning(r) c(n) / c(r) + 2 (n - 1) / n bytes / bandwidth + \
-                   t_update; r: the ranks that were measured, p and c: prompts and completions of the rank with most of them; \
-                   equal ranks, a ring, each rank with a device of its own";
+const OWN: &str = "not measured: t(n) = t_sampling(r) p(n) / p(r) + t_learning(r) c(n) / c(r) + 2 (n - 1) / n bytes / \
+    bandwidth + t_update; r: the ranks that were measured, p and c: prompts and completions of the rank with most of \
+    them; assuming identical ranks, a ring all-reduce and one device per rank";
 const SERVED: &str = "not measured: t(n) = tokens / (servers tokens_per_s) + (1 + servers) bytes / sync_bytes_per_s + check_s + \
                       t_score + t_learning(r) c(n) / c(r) + 2 (n - 1) / n bytes / bandwidth + t_update; r: the ranks that were \
                       measured, c: completions of the rank with most of them; weights are written once and read by all servers, \
@@ -36,7 +36,7 @@ impl Servers {
 
 /// Time of each part of a step in seconds; `None` for a part that the step does not have or that was not measured.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct Parts {
+pub struct PartTimes {
     /// Sampling; every completion has full length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampling_s: Option<f64>,
@@ -59,7 +59,7 @@ pub struct Parts {
     pub overlapped_step_s: Option<f64>,
 }
 
-impl Parts {
+impl PartTimes {
     /// Set the sums of the parts.
     pub(super) fn summed(self) -> Self {
         let training = self.learning_s + self.all_reduce_s + self.update_s;
@@ -90,27 +90,27 @@ pub struct Modelled {
     pub ranks: usize,
     /// Predicted time of each part.
     #[serde(flatten)]
-    pub parts: Parts,
+    pub parts: PartTimes,
     /// Name of the longest part.
     pub bound: &'static str,
 }
 
 /// The measured step from which others are predicted.
 #[derive(Debug)]
-pub(super) struct Measured {
+pub(super) struct MeasuredStep {
     pub(super) ranks: usize,
     pub(super) prompts: usize,
     pub(super) completions: usize,
     /// Number of tokens of all completions.
     pub(super) tokens: usize,
-    pub(super) parts: Parts,
+    pub(super) parts: PartTimes,
     /// Bytes of the trained weights.
     pub(super) bytes: usize,
     pub(super) bytes_per_s: Option<f64>,
     pub(super) servers: Option<Servers>,
 }
 
-impl Measured {
+impl MeasuredStep {
     /// Return the formula of the model.
     pub(super) fn formula(&self) -> &'static str {
         if self.servers.is_some() { SERVED } else { OWN }
@@ -142,7 +142,7 @@ impl Measured {
         };
         let sync_s = self.servers.map(|servers| servers.sync_s(self.bytes));
         let learning_s = self.parts.learning_s * share(self.completions);
-        let parts = Parts { sampling_s, sync_s, learning_s, all_reduce_s, ..self.parts }.summed();
+        let parts = PartTimes { sampling_s, sync_s, learning_s, all_reduce_s, ..self.parts }.summed();
         Some(Modelled { ranks, parts, bound: parts.bound() })
     }
 }
@@ -151,11 +151,16 @@ impl Measured {
 mod tests {
     use super::*;
 
-    fn measured() -> Measured {
-        let parts =
-            Parts { sampling_s: Some(4.0), learning_s: 6.0, all_reduce_s: 0.5, update_s: 0.25, ..Parts::default() };
+    fn measured() -> MeasuredStep {
+        let parts = PartTimes {
+            sampling_s: Some(4.0),
+            learning_s: 6.0,
+            all_reduce_s: 0.5,
+            update_s: 0.25,
+            ..PartTimes::default()
+        };
         let (ranks, prompts, completions, tokens) = (2, 4, 32, 800);
-        Measured { ranks, prompts, completions, tokens, parts, bytes: 1000, bytes_per_s: None, servers: None }
+        MeasuredStep { ranks, prompts, completions, tokens, parts, bytes: 1000, bytes_per_s: None, servers: None }
     }
 
     #[test]
@@ -164,7 +169,7 @@ mod tests {
         assert_eq!(predicted.iter().map(|step| step.ranks).collect::<Vec<_>>(), [1, 4, 8, 16, 32, 64]);
         let parts = |ranks: usize| predicted.iter().find(|step| step.ranks == ranks).unwrap().parts;
         // Two ranks took 0.5 s to send 1000 bytes each: 2000 bytes per second.
-        let Parts { sampling_s, learning_s, all_reduce_s, step_s, overlapped_step_s, .. } = parts(4);
+        let PartTimes { sampling_s, learning_s, all_reduce_s, step_s, overlapped_step_s, .. } = parts(4);
         assert_eq!((sampling_s, learning_s, all_reduce_s), (Some(2.0), 3.0, 0.75));
         assert_eq!((step_s, overlapped_step_s), (6.0, None));
         assert_eq!((parts(1).sampling_s, parts(1).learning_s, parts(1).all_reduce_s), (Some(8.0), 12.0, 0.0));
@@ -176,10 +181,10 @@ mod tests {
     fn servers_sample_and_are_checked_together_and_share_the_bandwidth() {
         let servers = Servers { servers: 4, tokens_per_s: 25.0, sync_bytes_per_s: 2000.0, check_s: 0.5 };
         let own = measured();
-        let parts = Parts { sampling_s: None, score_s: Some(2.0), ..own.parts };
-        let predicted = Measured { parts, servers: Some(servers), ..own }.predict();
+        let parts = PartTimes { sampling_s: None, score_s: Some(2.0), ..own.parts };
+        let predicted = MeasuredStep { parts, servers: Some(servers), ..own }.predict();
         let two = predicted.iter().find(|step| step.ranks == 2).unwrap();
-        let Parts { sampling_s, sync_s, score_s, learning_s, step_s, overlapped_step_s, .. } = two.parts;
+        let PartTimes { sampling_s, sync_s, score_s, learning_s, step_s, overlapped_step_s, .. } = two.parts;
         assert_eq!((sampling_s, sync_s, score_s, learning_s), (Some(8.0), Some(3.0), Some(2.0), 6.0));
         assert_eq!((step_s, overlapped_step_s), (19.75, Some(13.0)));
         assert_eq!(two.bound, "sampling");
@@ -189,9 +194,9 @@ mod tests {
 
     #[test]
     fn one_rank_without_a_bandwidth_predicts_no_others() {
-        let alone = Measured { ranks: 1, ..measured() };
+        let alone = MeasuredStep { ranks: 1, ..measured() };
         assert!(alone.predict().is_empty());
-        let given = Measured { bytes_per_s: Some(1e9), ..alone };
+        let given = MeasuredStep { bytes_per_s: Some(1e9), ..alone };
         assert_eq!(given.predict().len(), 6);
     }
 }

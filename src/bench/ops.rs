@@ -83,8 +83,8 @@ pub fn operations(shape: &OpsShape, repeats: usize) -> Vec<OpTimes> {
         beta: made(DELTA.values, 15, Tensor::abs),
     };
 
-    type Run<'a> = Box<dyn Fn(&path::Path) -> Tensor<1> + 'a>;
-    let cases: [(&'static str, Run); 8] = [
+    type OpCall<'a> = Box<dyn Fn(&path::OpPath) -> Tensor<1> + 'a>;
+    let cases: [(&'static str, OpCall); 8] = [
         ("rms_norm", Box::new(|path| (path.rms_norm)(x.clone(), weight.clone(), 1e-6).sum())),
         ("swiglu", Box::new(|path| (path.swiglu)(gate.clone(), up.clone()).sum())),
         ("swiglu_linear", Box::new(|path| (path.swiglu_linear)(gate.clone(), up.clone(), down.clone()).sum())),

@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use serde::Serialize;
 
 use crate::model::{ModelConfig, Precision};
-use crate::ops::gpu::product::{Problem, launch, ran, routines, transposed};
+use crate::ops::gpu::product::{ProductSpec, launch, ran, routines, transposed};
 use crate::ops::gpu::routine::Routine;
 
 /// Rows decoded together.
@@ -76,7 +76,7 @@ pub struct ProductTimes {
 }
 
 #[derive(Debug, Clone)]
-struct Shape {
+struct ProductShape {
     name: String,
     mnk: [usize; 3],
     /// Whether the left and the right operand are stored transposed.
@@ -84,13 +84,13 @@ struct Shape {
 }
 
 /// Return the products of a decoding step and of a micro-batch, without duplicates.
-fn shapes(config: &ModelConfig, which: Shapes) -> Vec<Shape> {
+fn shapes(config: &ModelConfig, which: Shapes) -> Vec<ProductShape> {
     let (hidden, inner, dim) = (config.hidden_size, config.intermediate_size, config.head_dim());
     let (queries, keys) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
-    let mut all: Vec<Shape> = Vec::new();
+    let mut all: Vec<ProductShape> = Vec::new();
     let mut add = |name: String, mnk: [usize; 3], is_transposed: [bool; 2]| {
         if !all.iter().any(|known| known.mnk == mnk && known.is_transposed == is_transposed) {
-            all.push(Shape { name, mnk, is_transposed });
+            all.push(ProductShape { name, mnk, is_transposed });
         }
     };
     // Name, input width and output width of each matrix.
@@ -137,29 +137,29 @@ pub fn products(
     })
 }
 
-fn times(shape: &Shape, chosen: Chosen<'_>, device: &Device, end: Instant) -> ProductTimes {
-    let Shape { name, mnk: [m, n, k], is_transposed } = shape.clone();
+fn times(shape: &ProductShape, chosen: Chosen<'_>, device: &Device, end: Instant) -> ProductTimes {
+    let ProductShape { name, mnk: [m, n, k], is_transposed } = shape.clone();
     let precision = chosen.precision;
     let [left, right] = [([m, k], is_transposed[0]), ([k, n], is_transposed[1])]
         .map(|(shape, is_transposed)| operand(shape, is_transposed, precision.stored(), device));
-    let problem = Problem::of(&left, &right, precision == Precision::Tf32);
-    let order = routines(&problem);
+    let spec = ProductSpec::of(&left, &right, precision == Precision::Tf32);
+    let order = routines(&spec);
     let expected = catch_unwind(AssertUnwindSafe(|| {
         let few = primitive(tensor(left.clone()).narrow(0, m - COMPARED.min(m), COMPARED.min(m)));
         launch(Routine::Naive, few, right.clone()).and_then(|found| ran(&found).map(|()| found))
     }));
     let expected = expected.ok().and_then(Result::ok).map(tensor);
     let is_supported = |routine: &Routine| match routine {
-        Routine::FewRows => problem.few_rows,
-        Routine::ScalarFewRows => problem.scalar_few_rows,
-        Routine::Tiles(tiling) => problem.tilings.contains(tiling),
-        Routine::Processor => problem.processor,
+        Routine::FewRows => spec.few_rows,
+        Routine::ScalarFewRows => spec.scalar_few_rows,
+        Routine::Tiles(tiling) => spec.tilings.contains(tiling),
+        Routine::Processor => spec.processor,
         // Skipped on GPUs with tensor cores: these routines are 5 to 50 times slower on an H100.
-        Routine::Unit { .. } | Routine::DoubleUnit { .. } => !problem.processor && problem.cores == [None; 2],
-        Routine::Gemm => problem.cores == [None; 2],
+        Routine::Unit { .. } | Routine::DoubleUnit { .. } => !spec.processor && spec.cores == [None; 2],
+        Routine::Gemm => spec.cores == [None; 2],
         // This routine computes the reference.
         Routine::Naive => false,
-        _ => routine.cores().is_none_or(|cores| problem.cores.contains(&Some(cores))),
+        _ => routine.cores().is_none_or(|cores| spec.cores.contains(&Some(cores))),
     };
     let mut found: Vec<(Routine, RoutineTime)> = Vec::new();
     let selected = |routine: &Routine| {
@@ -231,7 +231,11 @@ fn agree(found: Tensor<2>, expected: &Tensor<2>) -> Result<(), String> {
     let found = found.clone().narrow(0, found.dims()[0] - rows, rows);
     let largest: f32 = expected.clone().abs().max().into_scalar();
     let distance: f32 = (found - expected.clone()).abs().max().into_scalar();
-    if distance <= 1e-2 * largest { Ok(()) } else { Err(format!("wrong by {distance:.2e} of {largest:.2e}")) }
+    if distance <= 1e-2 * largest {
+        Ok(())
+    } else {
+        Err(format!("wrong result: maximum error {distance:.2e} where the largest value is {largest:.2e}"))
+    }
 }
 
 fn operand([rows, columns]: [usize; 2], is_transposed: bool, format: FloatDType, device: &Device) -> CubeTensor {

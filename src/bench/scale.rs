@@ -5,7 +5,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde::Serialize;
 
-use super::growth::{Measured, Modelled, Parts, Servers};
+use super::growth::{MeasuredStep, Modelled, PartTimes, Servers};
 use super::step::{completions, sequence};
 use super::{StepShape, median};
 use crate::error::Result;
@@ -29,7 +29,7 @@ pub struct ScaleTimes {
     /// whole weights of a checkpoint in 16 bits take half.
     pub all_reduce_bytes: usize,
     /// Medians over the timed steps.
-    pub measured: Parts,
+    pub measured: PartTimes,
     /// Name of the longest measured part.
     pub bound: &'static str,
     /// Number of timed steps, after a warm-up.
@@ -92,9 +92,9 @@ pub fn scale(
     let parts = [0, 1, 2, 3].map(|part| median(times.iter().map(|times| times[part])));
     let [completing, learning_s, all_reduce_s, update_s] = parts;
     let (sampling_s, score_s) = if shape.sampled { (Some(completing), None) } else { (None, Some(completing)) };
-    let parts = Parts { sampling_s, score_s, learning_s, all_reduce_s, update_s, ..Parts::default() }.summed();
+    let parts = PartTimes { sampling_s, score_s, learning_s, all_reduce_s, update_s, ..PartTimes::default() }.summed();
     let completions = shape.prompts * shape.group;
-    let measured = Measured {
+    let measured = MeasuredStep {
         ranks: team.map_or(1, Team::size),
         prompts: shape.prompts,
         completions,

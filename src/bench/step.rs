@@ -16,6 +16,7 @@ use crate::ops::is_gpu;
 use crate::ops::traffic::{Counter, Traffic};
 use crate::optim::{AdamW, Moments, OptimConfig};
 use crate::stage::Stage;
+use crate::threads;
 use crate::train::Workload;
 use crate::train::batch::{Sequence, micro_batches};
 use crate::train::learner::{ActivationCheckpointing, Learner};
@@ -123,6 +124,8 @@ impl StepShape {
         Workload {
             tokens: largest(|sequence| sequence.tokens.len() - 1),
             completion_tokens: largest(|sequence| sequence.completion().len()),
+            longest: sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0),
+            threads: threads::available(),
             learner: self.learner(),
             precision: self.precision,
             sampled_in: self.precision,

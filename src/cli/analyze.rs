@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::engine::EngineArgs;
 use super::paths::{keep_apart, no_study, not_a_run};
 use super::problems::ProblemArgs;
-use super::progress::{Progress, say};
+use super::progress::{ProgressDisplay, say};
 use super::{DeviceArgs, PrecisionArgs, PromptArgs, within};
 use crate::config::{self, PROBLEMS, ROWS, Settings};
 use crate::error::{Error, Result};
@@ -18,15 +18,15 @@ use crate::reward::RewardCommand;
 use crate::stage::Stage;
 use crate::text::prompt::PromptConfig;
 use crate::train::Observer;
-use crate::train::analyze::{AnalyzeConfig, Event, analyze};
+use crate::train::analyze::{AnalysisEvent, AnalyzeConfig, analyze};
 use crate::train::settings::RlConfig;
 use crate::{files, report};
 
 /// Measure the entropy conflict of a model without training it.
 ///
-/// Groups of completions are sampled and given the advantages that a stage of training would give them; what the accuracy
-/// part and the length part of these advantages do to the same tokens is computed and said. Without --config the stage is
-/// that of configs/methods/kimi_k15.toml: GRPO with accuracy and Kimi's length reward (weight 0.4).
+/// Sample groups of completions, compute the advantages that a training stage would give them, and report how the
+/// accuracy part and the length part of these advantages act on the same tokens. Without --config the stage is that of
+/// configs/methods/kimi_k15.toml: GRPO with accuracy and Kimi's length reward (weight 0.4).
 #[derive(Debug, Args)]
 pub(super) struct AnalyzeArgs {
     /// Hugging Face directory, or owner/name[@revision] of the Hub.
@@ -34,31 +34,31 @@ pub(super) struct AnalyzeArgs {
     /// Files (.jsonl, .json, .parquet), owner/name[:config][:split][@revision] of the Hub, or "tasks" for the embedded problems.
     #[arg(required = true)]
     data: Vec<PathBuf>,
-    /// Number of problems of each data set, from its start; 0 for all of a file.
+    /// Number of problems from the start of each data set; 0 for all (files only).
     #[arg(long, default_value_t = 128)]
     num_problems: usize,
     /// Completions per problem [default: the configuration's, or 8].
     #[arg(long, short = 'n')]
     num_generations: Option<usize>,
-    /// Take temperature, length, rewards and advantage from a stage of these settings of a run.
+    /// Settings of a training run (TOML) whose stage gives temperature, length, rewards and advantage.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Which stage, by number from 0 or by name.
+    /// Stage of --config, by number from 0 or by name.
     #[arg(long, requires = "config", default_value = "0")]
     stage: String,
     /// Change a setting: key=value of the stage, or with --config section.key=value of the file; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Write a page that shows the figures and some completions token by token.
+    /// Write an HTML page with the figures and some completions token by token.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Rows decoded together at most.
+    /// Maximum number of completions decoded in one batch.
     #[arg(long, default_value_t = 128)]
     rows: usize,
-    /// Seed of the sampling noise.
+    /// Seed of sampling.
     #[arg(long, default_value_t = 1_000_003)]
     seed: u64,
     #[command(flatten)]
@@ -120,8 +120,8 @@ impl AnalyzeArgs {
         let completions = self.num_problems * num_generations;
         if completions > ROWS {
             return Err(Error::Invalid(format!(
-                "--num-generations {num_generations} for each of --num-problems {} makes {completions} completions, more \
-                 than {ROWS}: lower one of the two",
+                "--num-generations {num_generations} for each of --num-problems {} makes {completions} completions, \
+                 more than the maximum of {ROWS}: lower one of the two",
                 self.num_problems
             )));
         }
@@ -134,11 +134,18 @@ fn named(stages: &[Stage], name: &str, file: &Path) -> Result<Stage> {
     let mut named = stages.iter().filter(|stage| stage.name == name);
     let found = named.next();
     if named.next().is_some() {
-        return Err(Error::file(file, format!("has several stages {name}: give --stage the number of one, from 0")));
+        return Err(Error::file(file, format!("has several stages named {name}: give --stage a number, from 0")));
     }
     found.or(by_number).cloned().ok_or_else(|| {
         let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
-        Error::file(file, format!("no stage {name}: give 0 to {} or one of {}", stages.len() - 1, names.join(", ")))
+        Error::file(
+            file,
+            format!(
+                "has no stage {name}: give --stage a number from 0 to {} or one of {}",
+                stages.len() - 1,
+                names.join(", ")
+            ),
+        )
     })
 }
 
@@ -147,9 +154,13 @@ fn writable(option: &str, path: &Path) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let refuse = |message: String| Err(Error::Invalid(format!("{option} {}: {message}", path.display())));
     if path.is_dir() {
-        return refuse("is a folder: name a file".to_string());
+        return refuse("is a folder: give the path of a file".to_string());
     }
-    if folder.is_dir() { Ok(()) } else { refuse(format!("there is no folder {}", folder.display())) }
+    if folder.is_dir() {
+        Ok(())
+    } else {
+        refuse(format!("the folder {} does not exist: create it or choose another path", folder.display()))
+    }
 }
 
 pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
@@ -178,12 +189,12 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     let mut opened = args.engine.open(&args.model, at, args.precision.dtype, longest, true)?;
     let (mut sampler, model_config) = opened.sampler();
     let subject = Subject { model_config, tokenizer: &tokenizer };
-    let mut progress = Progress::new();
+    let mut progress = ProgressDisplay::new();
     progress.begin("analyze", problems.len());
     let analysis = analyze(&mut *sampler, subject, &problems, &config, &[], &mut |event| {
         match event {
-            Event::Sampled(count) => progress.sampled(count),
-            Event::Done(problems) => progress.advance(problems, None),
+            AnalysisEvent::Sampled(count) => progress.sampled(count),
+            AnalysisEvent::Done(problems) => progress.advance(problems, None),
         }
         Ok(())
     })?;
@@ -192,7 +203,8 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.html {
         let data: Vec<String> = args.data.iter().map(|data| data.display().to_string()).collect();
         let settings = format!(
-            "{} completions of each of {} problems of {}, under the stage {:?}: temperature {}, at most {} tokens.",
+            "{} completions for each of {} problems of {}, with the settings of stage {:?}: temperature {}, at most {} \
+             tokens.",
             config.num_generations,
             analysis.problems,
             data.join(", "),
@@ -213,7 +225,7 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<()> {
 mod tests {
     use clap::Parser;
 
-    use crate::cli::{Cli, Command};
+    use crate::cli::{Cli, CliCommand};
 
     /// Regression: such numbers ended in a panic or in an allocation that failed.
     #[test]
@@ -231,7 +243,7 @@ mod tests {
         ];
         for (options, message) in table {
             let words = [&["tempering", "analyze", "model", "tasks"][..], options].concat();
-            let Command::Analyze(args) = Cli::parse_from(words).command else { panic!("another command") };
+            let CliCommand::Analyze(args) = Cli::parse_from(words).command else { panic!("another command") };
             let error = args.settings().unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }

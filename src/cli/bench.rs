@@ -21,60 +21,60 @@ use crate::{doctor, error::Error, ranks, train::team};
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
-    what: What,
+    what: BenchCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
-    /// One GRPO step: sampling, forward, backward, update, every completion at full length.
+enum BenchCommand {
+    /// One GRPO step: sampling, forward and backward pass, and update, with all completions at full length.
     Step(StepArgs),
-    /// The same step on the ranks that mpirun or srun has started, by part, and a model of it on more.
+    /// The same step on the ranks started by mpirun or srun, timed by part, and a performance model for more ranks.
     Scale(ScaleArgs),
-    /// Each fused operation of the cpu device beside the same as a composition of tensor operations.
+    /// Each fused operation of the cpu device, compared with its composition of plain tensor operations.
     Ops(OpsArgs),
-    /// The routines for matrix products on a GPU, on the shapes of a model, beside the one that the rule takes.
+    /// Matrix multiplication routines on a GPU for the shapes of a model, compared with the default routine.
     #[cfg(feature = "gpu")]
     Products(ProductsArgs),
-    /// Sampling alone, with a given model, every completion at full length.
+    /// Sampling only, with a given model and all completions at full length.
     Rollout(RolloutArgs),
 }
 
 #[derive(Debug, Args)]
 struct StepArgs {
-    /// A model of one of these sizes, in the place of --hidden, --layers and --vocab.
+    /// Model of one of these sizes, instead of --hidden, --layers and --vocab.
     #[arg(long, value_enum, conflicts_with_all = ["hidden", "layers", "vocab"])]
     size: Option<Size>,
-    /// Width of the model; the feed-forward width is four times it (4864 from 512 on).
+    /// Hidden size; the feed-forward size is four times as large (4864 for hidden sizes of 512 and more).
     #[arg(long, default_value_t = 128)]
     hidden: usize,
-    /// Blocks.
+    /// Number of transformer layers.
     #[arg(long, default_value_t = 4)]
     layers: usize,
-    /// Completions per prompt.
+    /// Number of completions per prompt.
     #[arg(long, default_value_t = 8)]
     group: usize,
-    /// Prompts.
+    /// Number of prompts.
     #[arg(long, default_value_t = 8)]
     prompts: usize,
     /// Tokens per completion.
     #[arg(long, default_value_t = 128)]
     tokens: usize,
-    /// Vocabulary.
+    /// Vocabulary size.
     #[arg(long, default_value_t = 98)]
     vocab: usize,
-    /// Tokens of one forward and backward pass at most.
+    /// Maximum number of tokens in one forward and backward pass.
     #[arg(long, default_value_t = 2048)]
     tokens_per_microbatch: usize,
-    /// Do not sample: completions are made up, and training alone is timed.
+    /// Do not sample: use random completions and time training only.
     #[arg(long)]
     no_sampling: bool,
-    /// Train adapters of this rank on all projections, over a frozen model.
+    /// Train LoRA adapters of this rank on all projections of a frozen model.
     #[arg(long, value_name = "RANK")]
     lora: Option<usize>,
-    /// Keep the inputs of blocks only, and run them again in the backward pass.
+    /// Activation checkpointing: keep only the inputs of layers and recompute the rest in the backward pass.
     #[arg(long)]
     recompute: bool,
-    /// Timed steps, after one that is not.
+    /// Number of timed steps, after one warm-up step.
     #[arg(long, default_value_t = 5)]
     steps: usize,
     #[command(flatten)]
@@ -87,19 +87,19 @@ struct StepArgs {
 struct ScaleArgs {
     #[command(flatten)]
     step: StepArgs,
-    /// Bandwidth between ranks of the model, in 10^9 bytes per second [default: as measured].
+    /// Bandwidth between ranks in the performance model, in 10^9 bytes per second [default: as measured].
     #[arg(long)]
     gb_per_s: Option<f64>,
-    /// Number of vLLM or SGLang servers of the model, which sample in the place of the ranks.
+    /// Number of vLLM or SGLang servers in the performance model, which sample instead of the ranks.
     #[arg(long, requires = "tokens_per_s")]
     servers: Option<usize>,
-    /// Tokens per second that each server samples.
+    /// Sampling speed of each server, in tokens per second.
     #[arg(long, requires = "servers")]
     tokens_per_s: Option<f64>,
-    /// Speed at which weights for servers are written, and read by each, in 10^9 bytes per second [default: 1].
+    /// Speed at which weights are written for the servers and read by each, in 10^9 bytes per second [default: 1].
     #[arg(long, requires = "servers")]
     sync_gb_per_s: Option<f64>,
-    /// Seconds in which the new weights of all servers are checked [default: 1].
+    /// Seconds that checking the new weights of all servers takes [default: 1].
     #[arg(long, requires = "servers")]
     check_s: Option<f64>,
 }
@@ -130,13 +130,13 @@ impl ScaleArgs {
 
 #[derive(Debug, Args)]
 struct OpsArgs {
-    /// Rows.
+    /// Number of rows (tokens).
     #[arg(long, default_value_t = 2048)]
     tokens: usize,
-    /// Width of the head.
+    /// Number of columns of the output matrix (vocabulary size).
     #[arg(long, default_value_t = 4096)]
     vocab: usize,
-    /// Timed repetitions, after one that is not.
+    /// Number of timed repetitions, after one warm-up repetition.
     #[arg(long, default_value_t = 9)]
     repeats: usize,
 }
@@ -144,16 +144,16 @@ struct OpsArgs {
 #[cfg(feature = "gpu")]
 #[derive(Debug, Args)]
 struct ProductsArgs {
-    /// The model whose shapes these are.
+    /// Size of the model whose shapes are measured.
     #[arg(long, value_enum, default_value = "0.5b")]
     size: Size,
-    /// Which shapes.
+    /// Shapes to measure.
     #[arg(long, value_enum, default_value = "all")]
     shapes: Shapes,
-    /// Only the routines whose names begin so, and the one that the rule takes; may be repeated.
+    /// Measure only routines whose names begin with this, and the default one; may be repeated.
     #[arg(long = "routine", value_name = "NAME")]
     routines: Vec<String>,
-    /// Seconds after which no measurement begins.
+    /// Time limit in seconds: no measurement begins later.
     #[arg(long, default_value_t = 90)]
     seconds: u64,
     #[command(flatten)]
@@ -167,13 +167,13 @@ struct RolloutArgs {
     /// Hugging Face directory, or owner/name[@revision] of the Hub.
     #[arg(required_unless_present = "size")]
     model: Option<PathBuf>,
-    /// A random model of one of these sizes, in the place of MODEL.
+    /// Random model of one of these sizes, instead of MODEL.
     #[arg(long, value_enum, conflicts_with = "model")]
     size: Option<Size>,
-    /// Prompts.
+    /// Number of prompts.
     #[arg(long, default_value_t = 8)]
     prompts: usize,
-    /// Completions per prompt.
+    /// Number of completions per prompt.
     #[arg(long, default_value_t = 8)]
     group: usize,
     /// Tokens per prompt.
@@ -182,10 +182,10 @@ struct RolloutArgs {
     /// Tokens per completion.
     #[arg(long, default_value_t = 128)]
     tokens: usize,
-    /// Completions decoded together at most.
+    /// Maximum number of completions decoded in one batch.
     #[arg(long, default_value_t = 64)]
     rows: usize,
-    /// Timed rollouts, after one that is not.
+    /// Number of timed rollouts, after one warm-up rollout.
     #[arg(long, default_value_t = 3)]
     steps: usize,
     #[command(flatten)]
@@ -195,16 +195,16 @@ struct RolloutArgs {
 }
 
 pub(super) fn bench(args: BenchArgs) -> anyhow::Result<()> {
-    if !matches!(args.what, What::Scale(_)) {
+    if !matches!(args.what, BenchCommand::Scale(_)) {
         ranks::refuse()?;
     }
     match args.what {
-        What::Step(args) => bench_step(&args),
-        What::Scale(args) => bench_scale(&args),
-        What::Ops(args) => bench_ops(&args),
+        BenchCommand::Step(args) => bench_step(&args),
+        BenchCommand::Scale(args) => bench_scale(&args),
+        BenchCommand::Ops(args) => bench_ops(&args),
         #[cfg(feature = "gpu")]
-        What::Products(args) => bench_products(&args),
-        What::Rollout(args) => bench_rollout(&args),
+        BenchCommand::Products(args) => bench_products(&args),
+        BenchCommand::Rollout(args) => bench_rollout(&args),
     }
 }
 
@@ -220,8 +220,10 @@ fn bench_ops(args: &OpsArgs) -> anyhow::Result<()> {
     let logits = args.tokens * args.vocab;
     if logits > MAX_LOGITS {
         let (tokens, vocab) = (args.tokens, args.vocab);
-        let message =
-            format!("--tokens {tokens} with --vocab {vocab} makes {logits} logits, more than {MAX_LOGITS}: lower one");
+        let message = format!(
+            "--tokens {tokens} with --vocab {vocab} makes {logits} logits, more than the maximum of {MAX_LOGITS}: \
+             lower one of the two"
+        );
         return Err(Error::Invalid(message).into());
     }
     let shape = OpsShape { rows: args.tokens, vocab: args.vocab };
@@ -238,9 +240,7 @@ fn bench_products(args: &ProductsArgs) -> anyhow::Result<()> {
     let (device, _) = args.device.open()?;
     args.precision.dtype.check(&device)?;
     if !crate::ops::gpu::serves(&device) {
-        return Err(
-            Error::Invalid("--device must be of a GPU backend: on the CPU there is nothing to choose".into()).into()
-        );
+        return Err(Error::Invalid("--device must be a GPU: on the CPU there are no routines to compare".into()).into());
     }
     let mut table = String::new();
     let longest = std::time::Duration::from_secs(args.seconds);
@@ -278,7 +278,8 @@ fn bench_rollout(args: &RolloutArgs) -> anyhow::Result<()> {
     let context = config.max_position_embeddings;
     if prompt_length + tokens > context {
         return Err(Error::Invalid(format!(
-            "--prompt-length {prompt_length} and --tokens {tokens} are more than the model's context of {context}"
+            "--prompt-length {prompt_length} plus --tokens {tokens} is more than the model's context of {context} \
+             tokens: lower one of the two"
         ))
         .into());
     }
@@ -301,8 +302,8 @@ fn check_workload(prompts: usize, group: usize, tokens: usize, steps: usize) -> 
     let completions = prompts * group;
     if completions > ROWS {
         return Err(Error::Invalid(format!(
-            "--group {group} for each of --prompts {prompts} makes {completions} completions, more than {ROWS}: lower one \
-             of the two"
+            "--group {group} for each of --prompts {prompts} makes {completions} completions, more than the maximum of \
+             {ROWS}: lower one of the two"
         )));
     }
     Ok(())
@@ -322,7 +323,8 @@ fn bench_scale(args: &ScaleArgs) -> anyhow::Result<()> {
     let assumed = args.assumed()?;
     let (config, shape, device) = step_shape(&args.step)?;
     if !shape.sampled {
-        let message = "--no-sampling: `bench scale` times the whole step; --servers models the sampling of servers";
+        let message = "--no-sampling cannot be used with `bench scale`, which times the whole step; --servers models \
+            sampling on servers";
         return Err(Error::Invalid(message.to_string()).into());
     }
     let several = (team.size() > 1).then_some(&team);
@@ -384,17 +386,17 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::{Cli, Command};
+    use crate::cli::{Cli, CliCommand};
 
-    fn parse(words: &[&str]) -> What {
-        let Command::Bench(args) = Cli::parse_from([&["tempering", "bench"][..], words].concat()).command else {
+    fn parse(words: &[&str]) -> BenchCommand {
+        let CliCommand::Bench(args) = Cli::parse_from([&["tempering", "bench"][..], words].concat()).command else {
             panic!("another command")
         };
         args.what
     }
 
     fn model_of(options: &[&str]) -> anyhow::Result<ModelConfig> {
-        let What::Step(args) = parse(&[&["step", "--device", "cpu"][..], options].concat()) else {
+        let BenchCommand::Step(args) = parse(&[&["step", "--device", "cpu"][..], options].concat()) else {
             panic!("not a step")
         };
         step_shape(&args).map(|(config, ..)| config)
@@ -414,7 +416,7 @@ mod tests {
         assert!(error.contains("--group 1048576 for each of --prompts 2 makes 2097152 completions"), "{error}");
         for words in [&["--tokens", &huge[..]][..], &["--vocab", &huge], &["--tokens", "1048576", "--vocab", "1048576"]]
         {
-            let What::Ops(args) = parse(&[&["ops"][..], words].concat()) else { panic!("not ops") };
+            let BenchCommand::Ops(args) = parse(&[&["ops"][..], words].concat()) else { panic!("not ops") };
             let error = bench_ops(&args).unwrap_err().to_string();
             assert!(error.contains(words[0]) && error.contains(words[1]), "{error}");
         }
@@ -428,10 +430,10 @@ mod tests {
             assert_eq!(config.max_position_embeddings, StepShape::PROMPT_LENGTH + 16_384, "{model:?}");
         }
         let base = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/base");
-        let What::Rollout(args) = parse(&["rollout", base, "--device", "cpu", "--tokens", "1000"]) else {
+        let BenchCommand::Rollout(args) = parse(&["rollout", base, "--device", "cpu", "--tokens", "1000"]) else {
             panic!("not a rollout")
         };
         let error = bench_rollout(&args).unwrap_err().to_string();
-        assert!(error.contains("--tokens 1000 are more than the model's context of 1024"), "{error}");
+        assert!(error.contains("--tokens 1000 is more than the model's context of 1024"), "{error}");
     }
 }

@@ -8,30 +8,30 @@ use serde_json::{Map, Value, json};
 use super::paths::keep_apart;
 use super::print;
 use crate::eval::compare::Comparison;
-use crate::eval::saved::Difference;
-use crate::eval::source::{Saved, Source, differing};
+use crate::eval::saved::SettingDifference;
+use crate::eval::source::{CompletionsSource, SavedEvaluation, differing};
 use crate::{files, report};
 
 /// Compare two evaluations of the same problems.
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
-    /// First evaluation: a folder of `eval --output`, a run (its final evaluation) or a completions file.
+    /// First evaluation: a folder written by `eval --output`, a run (its final evaluation) or a completions file.
     a: PathBuf,
-    /// Second evaluation, of the same kinds.
+    /// Second evaluation, in any of these forms.
     b: PathBuf,
-    /// Write a page, too.
+    /// Also write an HTML page.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write the figures as JSON, too.
+    /// Also write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &CompareArgs) -> anyhow::Result<()> {
-    let sources = [Source::locate(&args.a)?, Source::locate(&args.b)?];
-    let inputs: Vec<&Path> = sources.iter().flat_map(Source::files).collect();
+    let sources = [CompletionsSource::locate(&args.a)?, CompletionsSource::locate(&args.b)?];
+    let inputs: Vec<&Path> = sources.iter().flat_map(CompletionsSource::files).collect();
     keep_apart(&[("--html", args.html.as_ref()), ("--json", args.json.as_ref())], &inputs)?;
-    let [a, b] = sources.map(Source::read);
+    let [a, b] = sources.map(CompletionsSource::read);
     let (a, b) = (a?, b?);
     let comparison = Comparison::new(&a.evaluation, &b.evaluation)?;
     let names = [&args.a, &args.b].map(|path| path.display().to_string());
@@ -51,20 +51,20 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<()> {
 }
 
 /// Return a setting that differs as a JSON value: its two values, null where one is not known.
-fn as_json((name, values): Difference) -> (String, Value) {
+fn as_json((name, values): SettingDifference) -> (String, Value) {
     let value = |text: String| serde_json::from_str(&text).unwrap_or(Value::String(text));
     (name, values.map(|text| text.map(value)).to_vec().into())
 }
 
 /// Return what a reader must know beside the figures: evaluations that are not whole, and settings.
-fn notices(names: &[String; 2], saved: [&Saved; 2], settings: Option<&[Difference]>) -> Vec<String> {
+fn notices(names: &[String; 2], saved: [&SavedEvaluation; 2], settings: Option<&[SettingDifference]>) -> Vec<String> {
     let each = || names.iter().zip(saved);
     let unfinished = each().filter_map(|(name, saved)| Some(format!("{name} {}.", saved.unfinished.as_ref()?)));
     let unknown = each().filter(|(_, saved)| saved.settings.is_none());
-    let unknown = unknown.map(|(name, _)| format!("The settings of {name} are not known."));
+    let unknown = unknown.map(|(name, _)| format!("The settings of {name} are unknown."));
     let differ = settings.unwrap_or_default().iter().map(|(name, values)| {
-        let [a, b] = values.each_ref().map(|value| value.as_deref().unwrap_or("not known"));
-        format!("The evaluations differ in {name}: {a} and {b}.")
+        let [a, b] = values.each_ref().map(|value| value.as_deref().unwrap_or("unknown"));
+        format!("The evaluations differ in the setting {name}: {a} and {b}.")
     });
     unfinished.chain(unknown).chain(differ).collect()
 }

@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 use super::progress::say;
 use crate::config::{self, Settings};
 use crate::error::{Error, Result};
-use crate::hub::{self, Kind, Name, Part};
+use crate::hub::{self, ModelFiles, Name, RepoKind};
 use crate::model::{self, CausalLm, ModelConfig, Precision};
 use crate::rollout::served::{Current, Needs, Remote, Served};
-use crate::rollout::settings::{Engine, OwnConfig, RolloutConfig, ServedConfig, Sync};
+use crate::rollout::settings::{OwnConfig, RolloutConfig, ServedConfig, ServerKind, Sync};
 use crate::rollout::{Local, Sampler};
 use crate::stop::Stop;
 
 /// Servers that sample in the place of this process.
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
-    /// Sample from servers: a setting of the section `rollout`, such as engine=vllm and
-    /// urls=["http://127.0.0.1:8000"]; may be repeated. They serve MODEL
+    /// Sample on servers that serve MODEL: a setting of the section `rollout`, such as engine=vllm or
+    /// urls=["http://127.0.0.1:8000"]; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     rollout: Vec<String>,
 }
@@ -28,11 +28,11 @@ pub(super) struct EngineArgs {
 /// The section `rollout` on its own.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Section {
+struct RolloutSection {
     rollout: RolloutConfig,
 }
 
-impl Settings for Section {
+impl Settings for RolloutSection {
     fn validate(&self) -> Vec<String> {
         self.rollout.mistakes()
     }
@@ -40,7 +40,7 @@ impl Settings for Section {
 
 /// The opened engine of an evaluation or an analysis.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenedEngine {
     /// Configuration of the model.
     pub(super) config: ModelConfig,
     model: Option<CausalLm>,
@@ -67,7 +67,7 @@ fn only_for_training(served: &ServedConfig) -> Option<&'static str> {
 }
 
 impl EngineArgs {
-    fn section(&self) -> Result<Section> {
+    fn section(&self) -> Result<RolloutSection> {
         let sets: Vec<String> = self.rollout.iter().map(|set| format!("rollout.{set}")).collect();
         config::load(None, &sets)
     }
@@ -77,7 +77,7 @@ impl EngineArgs {
         let idle = options.iter().find(|(_, given)| *given);
         match (self.section()?.rollout.served(), idle) {
             (Some(_), Some((option, _))) => {
-                Err(Error::Invalid(format!("{option} does nothing where servers sample (--rollout): leave it out")))
+                Err(Error::Invalid(format!("{option} has no effect if servers sample (--rollout): remove it")))
             }
             _ => Ok(()),
         }
@@ -93,16 +93,16 @@ impl EngineArgs {
         precision: Precision,
         longest: impl FnOnce() -> Result<usize>,
         scores: bool,
-    ) -> Result<Opened> {
+    ) -> Result<OpenedEngine> {
         let section = self.section()?;
         if section.rollout.own().is_some_and(|own| *own != OwnConfig::default()) {
-            let message =
-                "--rollout dtype and correction are for training; here --dtype says what products are computed in";
+            let message = "--rollout dtype and --rollout correction are for training only; use --dtype for the number \
+                format of matrix products";
             return Err(Error::Invalid(message.to_string()));
         }
         let Some((engine, served)) = section.rollout.served() else {
             let (config, model) = model::load_as(dir, device, precision)?;
-            return Ok(Opened {
+            return Ok(OpenedEngine {
                 config,
                 model: Some(model),
                 served: None,
@@ -111,7 +111,7 @@ impl EngineArgs {
             });
         };
         if let Some(key) = only_for_training(served) {
-            let message = "is for training, which brings new weights to the servers: leave it out";
+            let message = "is for training only, which sends new weights to the servers: remove it";
             return Err(Error::Invalid(format!("--rollout {key} {message}")));
         }
         let (config, model) = if scores {
@@ -120,7 +120,7 @@ impl EngineArgs {
         } else {
             (model::config_of(dir)?, None)
         };
-        let folder = hub::model(dir, Part::Settings)?;
+        let folder = hub::model(dir, ModelFiles::Settings)?;
         let needs = Needs {
             model: &folder,
             vocab_size: config.vocab_size,
@@ -132,8 +132,8 @@ impl EngineArgs {
         };
         let served = Served::open((engine, served), &needs, Path::new(""), Stop::NEVER, &mut |line| say(line))?;
         let place = match engine {
-            Engine::Vllm => "vllm",
-            Engine::Sglang => "sglang",
+            ServerKind::Vllm => "vllm",
+            ServerKind::Sglang => "sglang",
         };
         let mut sources: Vec<String> = Vec::new();
         for source in served.sources() {
@@ -148,7 +148,7 @@ impl EngineArgs {
             ));
         }
         let served_model = Some(sources.join(", "));
-        Ok(Opened { config, model, served: Some(served), place: place.to_string(), served_model })
+        Ok(OpenedEngine { config, model, served: Some(served), place: place.to_string(), served_model })
     }
 }
 
@@ -156,11 +156,11 @@ impl EngineArgs {
 /// taken for the model only if it is equal to `name`.
 fn is_same(name: &Path, folder: &Path, source: &str) -> bool {
     let is_path = || Some(Path::new(source).canonicalize().ok()? == folder.canonicalize().ok()?);
-    let is_hub_name = || Some(Name::of(Kind::Model, name).ok()??.repository == source);
+    let is_hub_name = || Some(Name::of(RepoKind::Model, name).ok()??.repository == source);
     Path::new(source) == name || is_path() == Some(true) || is_hub_name() == Some(true)
 }
 
-impl Opened {
+impl OpenedEngine {
     /// Return the sampler and the configuration of its model.
     pub(super) fn sampler(&mut self) -> (Box<dyn Sampler + '_>, &ModelConfig) {
         let Self { config, model, served, .. } = self;

@@ -7,14 +7,14 @@ use clap::{Arg, Args};
 use super::engine::EngineArgs;
 use super::paths::not_a_run;
 use super::problems::{ProblemArgs, is_tasks};
-use super::progress::{Progress, say};
+use super::progress::{ProgressDisplay, say};
 use super::{DeviceArgs, DistributionArgs, PrecisionArgs, PromptArgs, print};
 use crate::data::benchmarks;
 use crate::error::Error;
 use crate::eval::protocol::Protocol;
 use crate::eval::saved::{Manifest, check_output, evaluate_into};
-use crate::eval::source::Source;
-use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, longest_prompt};
+use crate::eval::source::CompletionsSource;
+use crate::eval::{EvalConfig, Evaluation, EvaluationEvent, Subject, evaluate, longest_prompt};
 use crate::generate::Distribution;
 use crate::model::{self, Precision};
 use crate::text::prompt::PromptConfig;
@@ -31,18 +31,18 @@ pub(super) struct EvalArgs {
     /// amc23, olympiadbench, minerva, gsm8k), or "tasks" for the embedded problems.
     #[arg(required_unless_present_any = ["from", "protocol"])]
     data: Vec<PathBuf>,
-    /// Sample nothing; grade a completions file, or that of an --output folder, again.
+    /// Do not sample; grade a completions file, or that of an --output folder, again.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "data", "output", "protocol", "num_problems",
         "num_generations", "max_completion_length", "rows", "seed", "terse", "system", "suffix", "date", "template_kwargs",
         "template", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_prompt_length",
         "filter_overlong_prompts", "tasks_seed", "difficulties", "families", "prompt_field", "answer_field", "rollout", "dtype",
         "device"])]
     from: Option<PathBuf>,
-    /// What is not given otherwise; alone: say what it stands for, and where benchmarks come from [default: paper where a
-    /// benchmark is named, else plain].
+    /// Defaults for the other options; without MODEL: print these defaults and the sources of the benchmarks
+    /// [default: paper if the data has a benchmark, else plain].
     #[arg(long, value_enum)]
     protocol: Option<Protocol>,
-    /// Number of problems, from the start of each data set [default: 600 of the tasks, all of a file].
+    /// Number of problems from the start of each data set [default: 600 for the embedded tasks, all for files].
     #[arg(long)]
     num_problems: Option<usize>,
     /// Completions per problem [default: the protocol's, 1 or 16].
@@ -52,19 +52,19 @@ pub(super) struct EvalArgs {
     asked: PromptArgs,
     #[command(flatten)]
     distribution: DistributionArgs,
-    /// Longest completion, in tokens [default: the protocol's, 512 or 32768].
+    /// Maximum completion length in tokens [default: the protocol's, 512 or 32768].
     #[arg(long)]
     max_completion_length: Option<usize>,
-    /// Rows decoded together at most.
+    /// Maximum number of completions decoded in one batch.
     #[arg(long, default_value_t = 128)]
     rows: usize,
-    /// Seed of the sampling noise.
+    /// Seed of sampling.
     #[arg(long, default_value_t = 1_000_003)]
     seed: u64,
-    /// Force the start of the embedded tasks' terse manner.
+    /// Force completions to begin as the terse solutions of the embedded tasks do.
     #[arg(long)]
     terse: bool,
-    /// Folder for eval.json, completions.jsonl and summary.json; an interrupted evaluation goes on there.
+    /// Folder for eval.json, completions.jsonl and summary.json; an interrupted evaluation is continued there.
     #[arg(long, short)]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -145,13 +145,13 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     let Some(model_dir) = &args.model else {
         // Without a model there is a file: the command line was refused otherwise.
         let path = args.from.unwrap_or_default();
-        let saved = Source::locate(&path)?.read()?;
+        let saved = CompletionsSource::locate(&path)?.read()?;
         print(saved.evaluation.table())?;
         return saved.unfinished.map_or(Ok(()), |why| print(format_args!("{} {why}.", path.display())));
     };
     if args.data.is_empty() {
         return Err(Error::Invalid(
-            "name what to evaluate on: files, data sets of the Hub, benchmarks or tasks".to_string(),
+            "no DATA given: name files, data sets of the Hub, benchmarks or \"tasks\"".to_string(),
         )
         .into());
     }
@@ -165,7 +165,7 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     ])?;
     let (config, protocol) = (args.config()?, args.protocol());
     if protocol == Protocol::Paper {
-        say(format_args!("protocol paper, where no option says otherwise: {}", protocol.describe()));
+        say(format_args!("protocol paper; options override its values: {}", protocol.describe()));
     }
     let (device, name) = args.device.open()?;
     let model_config = model::config_of(model_dir)?;
@@ -197,17 +197,17 @@ pub(super) fn run(args: EvalArgs) -> anyhow::Result<()> {
     let (place, served_model) = (opened.place.clone(), opened.served_model.clone());
     let (mut sampler, model_config) = opened.sampler();
     let subject = Subject { model_config, tokenizer: &tokenizer };
-    let mut progress = Progress::new();
+    let mut progress = ProgressDisplay::new();
     progress.begin("evaluate", problems.len());
     let mut done = 0;
-    let mut follow = |event: Event| {
+    let mut follow = |event: EvaluationEvent| {
         match event {
-            Event::Resumed(problems) => {
+            EvaluationEvent::Resumed(problems) => {
                 done = problems;
                 progress.resume(done);
             }
-            Event::Sampled(count) => progress.sampled(count),
-            Event::Graded(lines) => {
+            EvaluationEvent::Sampled(count) => progress.sampled(count),
+            EvaluationEvent::Graded(lines) => {
                 done += lines.len() / config.num_generations;
                 progress.advance(done, None);
             }
@@ -238,21 +238,23 @@ fn explained(protocol: Protocol) -> String {
     let mut text = format!("protocol {name}: {}\n\n", protocol.describe());
     text += &format!(
         "{:<14} {:>8}  {:<47} {:<22} {}\n",
-        "benchmark", "problems", "data set of the Hub", "columns", "licence"
+        "benchmark", "problems", "data set on the Hub", "columns", "licence"
     );
     for row in benchmarks::ALL {
         let columns = format!("{}, {}", row.question, row.answer);
         text += &format!("{:<14} {:>8}  {:<47} {columns:<22} {}\n", row.name, row.problems, row.source, row.licence);
     }
-    text += "\nPapers sample 16 completions of AIME and AMC problems (some 64), and 16 or, to save time, 4 of the others: -n 4.\n";
-    text + "Options given beside it win. Strict counts a stated answer of a finished completion, lenient the last formula or number."
+    text += "\nPapers sample 16 completions (some 64) per AIME and AMC problem, and 16 or, to save time, 4 per problem \
+        of the others: -n 4.\n";
+    text + "Other options override the protocol. Strict accuracy counts the stated answer of a finished completion; \
+        lenient accuracy counts the last formula or number."
 }
 
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, Id, Parser};
 
-    use crate::cli::{Cli, Command};
+    use crate::cli::{Cli, CliCommand};
 
     /// Regression: `--protocol` without a model described the protocol, whatever other options were given.
     #[test]
@@ -271,7 +273,7 @@ mod tests {
     fn one_completion_is_sampled_at_temperature_0() {
         for (temperature, count) in [("0", 1), ("0.5", 16)] {
             let words = ["tempering", "eval", "m", "tasks", "--protocol", "paper", "--temperature", temperature];
-            let Command::Eval(args) = Cli::parse_from(words).command else { panic!("another command") };
+            let CliCommand::Eval(args) = Cli::parse_from(words).command else { panic!("another command") };
             assert_eq!(args.config().unwrap().num_generations, count);
         }
     }

@@ -19,25 +19,25 @@ use crate::text::stop::StopStrings;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::Tokenizer;
 
-/// Answer one prompt, as it comes.
+/// Generate a completion of one prompt and print it token by token.
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
     /// Hugging Face directory, or owner/name[@revision] of the Hub.
     model: PathBuf,
-    /// The user's message.
+    /// User message.
     #[arg(long, short, default_value = "Compute 47*6-(18+5).")]
     prompt: String,
     #[command(flatten)]
     asked: PromptArgs,
     #[command(flatten)]
     distribution: DistributionArgs,
-    /// Longest completion, in tokens.
+    /// Maximum completion length in tokens.
     #[arg(long, default_value_t = 512)]
     max_completion_length: usize,
-    /// Text that ends the answer, wherever it occurs; may be given several times.
+    /// Text that ends the completion when it occurs; may be repeated.
     #[arg(long = "stop", value_name = "TEXT")]
     stop_strings: Vec<String>,
-    /// Seed of the sampling noise.
+    /// Seed of sampling.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
@@ -102,9 +102,9 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
             FinishReason::Stop => "finished",
             FinishReason::Watcher => "ended by --stop",
             FinishReason::Length if max_completion_length < args.max_completion_length => {
-                "cut where the model's max_position_embeddings end"
+                "truncated at the model's max_position_embeddings"
             }
-            FinishReason::Length => "cut at --max-completion-length",
+            FinishReason::Length => "truncated at --max-completion-length",
         };
         say(format_args!("{} tokens, {end}", completion.tokens.len()));
     }
@@ -122,7 +122,7 @@ fn published(tokenizer: &Tokenizer) -> Result<Distribution> {
     }
     if settings.do_sample == Some(false) {
         distribution.temperature = 0.0;
-        taken = vec!["do_sample false: the most probable token".to_string()];
+        taken = vec!["do_sample false (greedy decoding)".to_string()];
     }
     if let Some(top_k) = settings.top_k {
         distribution.top_k = top_k;
@@ -139,7 +139,7 @@ fn published(tokenizer: &Tokenizer) -> Result<Distribution> {
         }
     }
     if !taken.is_empty() {
-        say(format_args!("from generation_config.json, where no option says otherwise: {}", taken.join(", ")));
+        say(format_args!("from generation_config.json; options override these values: {}", taken.join(", ")));
     }
     Ok(distribution)
 }

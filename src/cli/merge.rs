@@ -6,13 +6,14 @@ use clap::Args;
 
 use super::DeviceArgs;
 use super::paths::not_a_run;
-use crate::hub::{self, Part};
+use crate::hub::{self, ModelFiles};
 use crate::model::lora;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::checkpoint;
 use crate::{error::Error, model};
 
-/// Merge an adapter into its base model, or take a language model out of one that also sees, and write a Hugging Face directory.
+/// Merge an adapter into its base model, or extract the language model of a vision-language model, and write a Hugging
+/// Face directory.
 #[derive(Debug, Args)]
 pub(super) struct MergeArgs {
     /// Directory with adapter_config.json and adapter_model.safetensors (PEFT's format), or with a model such as gemma3 or qwen3_5;
@@ -28,13 +29,14 @@ pub(super) struct MergeArgs {
 
 pub(super) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     not_a_run(&args.source, &["adapter", "final"])?;
-    let folder = hub::model(&args.source, Part::Settings)?;
+    let folder = hub::model(&args.source, ModelFiles::Settings)?;
     if !lora::is_adapter(&folder) && !model::is_wrapped(&folder)? {
-        let message = "is no adapter (it has no adapter_config.json, or a model of its own), and no language model inside another";
+        let message = "is neither an adapter (adapter_config.json without a model in the same folder) nor a model that \
+            contains a language model";
         return Err(Error::file(&args.source, message).into());
     }
     if args.output.exists() {
-        return Err(Error::file(&args.output, "exists already; give another --output").into());
+        return Err(Error::file(&args.output, "already exists; choose another --output").into());
     }
     let (config, model) = model::load(&args.source, &args.device.open()?.0)?;
     let tokenizer = Tokenizer::load(&args.source)?;

@@ -44,11 +44,11 @@ use crate::{config, device};
 #[command(name = "tempering", version, about)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Train by reinforcement learning (configs/quickstart.toml when no file is given).
     Train(train::TrainArgs),
     /// Fine-tune on conversations.
@@ -61,36 +61,37 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Measure the entropy conflict of a model without training it.
     Analyze(analyze::AnalyzeArgs),
-    /// Answer one prompt, as it comes.
+    /// Generate a completion of one prompt
     Generate(generate::GenerateArgs),
-    /// Compare answers with right ones and say why they are (not) equal.
+    /// Grade answers against gold answers and explain the verdicts
     Verify(verify::VerifyArgs),
-    /// Write log-probability and entropy of every token of given texts, as JSONL.
+    /// Write the log-probability and the entropy of every token of given texts as JSONL
     Score(score::ScoreArgs),
     /// Merge an adapter into its base model.
     Merge(merge::MergeArgs),
-    /// Write a run's report again.
+    /// Regenerate the report of a run
     Report(report::ReportArgs),
-    /// Show a run's curves in the terminal, live.
+    /// Plot the metrics of a run in the terminal, live
     Watch(watch::WatchArgs),
-    /// List all settings with their defaults, as a file of settings.
+    /// List all settings with their defaults as a TOML settings file
     Settings(settings::SettingsArgs),
-    /// List all metrics with their units.
+    /// List all metrics with their units and meanings
     Metrics,
-    /// Measure speed and memory; prints JSON.
+    /// Measure speed and memory and print JSON
     Bench(bench::BenchArgs),
-    /// Show what this machine can compute on, and compare a device with the CPU.
+    /// List the devices of this machine, and compare the results of a device with the CPU
     Doctor(doctor::DoctorArgs),
     /// Write the embedded tasks as JSONL.
     Tasks(tasks::TasksArgs),
-    /// Train the small tokenizer on the embedded tasks.
+    /// Train a small tokenizer on the embedded tasks
     Tokenizer(tokenizer::TokenizerArgs),
 }
 
 /// Where to compute.
 #[derive(Debug, Args)]
 struct DeviceArgs {
-    /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n], cubecl-cpu [default: cpu, or what TEMPERING_DEVICE says]
+    /// Device: cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n], cubecl-cpu
+    /// [default: the variable TEMPERING_DEVICE, or cpu]
     #[arg(long)]
     device: Option<String>,
 }
@@ -127,19 +128,19 @@ fn device_name(option: Option<&str>) -> crate::error::Result<Option<String>> {
 /// What tokens are drawn from; names of Hugging Face.
 #[derive(Debug, Args)]
 struct DistributionArgs {
-    /// Sampling temperature; 0 is greedy [default: 1]
+    /// Sampling temperature; 0 is greedy decoding [default: 1]
     #[arg(long)]
     temperature: Option<f32>,
-    /// Only this many most probable tokens; 0 for all [default: 0]
+    /// Sample from this number of most probable tokens; 0 for all [default: 0]
     #[arg(long)]
     top_k: Option<usize>,
-    /// Only the most probable tokens that together reach this probability [default: 1]
+    /// Sample from the most probable tokens whose total probability reaches this value [default: 1]
     #[arg(long)]
     top_p: Option<f32>,
-    /// Only tokens at least this many times as probable as the most probable one [default: 0]
+    /// Sample from tokens with at least this fraction of the largest probability [default: 0]
     #[arg(long)]
     min_p: Option<f32>,
-    /// Makes tokens that occurred before less likely; 1 for none [default: 1]
+    /// Repetition penalty: above 1 makes earlier tokens less likely; 1 for none [default: 1]
     #[arg(long)]
     repetition_penalty: Option<f32>,
 }
@@ -163,7 +164,7 @@ impl DistributionArgs {
                 ("--min-p", self.min_p.is_some_and(|p| p > 0.0)),
             ];
             let idle = own.iter().chain(others).filter(|(_, given)| *given);
-            let advice = "does nothing at temperature 0, which takes the most probable token: leave it out";
+            let advice = "has no effect at temperature 0, which always takes the most probable token: remove it";
             problems.extend(idle.map(|(option, _)| format!("{option} {advice}")));
         }
         refuse(problems).map(|()| distribution)
@@ -184,16 +185,16 @@ fn within(options: &[(&str, usize, usize, usize)]) -> crate::error::Result<()> {
 /// How the model is asked; the `[prompt]` section of a run's settings.
 #[derive(Debug, Args)]
 struct PromptArgs {
-    /// Text of a system turn before the conversation
+    /// System message before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Text after the question; "auto" asks for \boxed{} where a file's answer is a formula [default: auto]
+    /// Text appended to the question; "auto" asks for \boxed{} if the answer in the data is a formula [default: auto]
     #[arg(long, value_name = "TEXT")]
     suffix: Option<String>,
     /// Date that the chat template sees, such as 2026-11-26 [default: today]
     #[arg(long)]
     date: Option<String>,
-    /// Name of the chat template, where the model has several
+    /// Name of the chat template, if the model has several
     #[arg(long = "chat-template", value_name = "NAME")]
     template: Option<String>,
     /// Variable of the chat template, such as enable_thinking=false; may be repeated
@@ -222,7 +223,7 @@ impl PromptArgs {
                 return Err(Error::Invalid(format!("--template-kwarg {pair}: expected KEY=VALUE")));
             };
             if keys.contains(&key.trim()) {
-                return Err(Error::Invalid(format!("--template-kwarg {pair}: {key} is given twice; leave one out")));
+                return Err(Error::Invalid(format!("--template-kwarg {pair}: {key} is given twice; remove one")));
             }
             keys.push(key.trim());
             let text = || toml::Value::String(value.to_string());
@@ -238,15 +239,16 @@ impl PromptArgs {
 /// In what to compute.
 #[derive(Debug, Args)]
 struct PrecisionArgs {
-    /// Number format of weights and matrix products; all else is computed in f32. bf16 rounds weights stored in f32 and halves
-    /// the data read per token: it pays on GPUs and for sampling, and makes training on the cpu device slower
+    /// Number format of weights and matrix products; everything else is computed in f32.
+    /// bf16 rounds weights stored in f32 and halves the data read per token: it speeds up GPUs and sampling, but slows
+    /// down training on the cpu device
     #[arg(long, value_parser = precision, default_value = "f32", value_name = "f32|tf32|bf16|f16")]
     dtype: Precision,
 }
 
 /// Parse the name of a number format.
 fn precision(name: &str) -> std::result::Result<Precision, String> {
-    serde_json::from_value(name.into()).map_err(|_| "known are f32, tf32, bf16 and f16".to_string())
+    serde_json::from_value(name.into()).map_err(|_| "choose from f32, tf32, bf16 and f16".to_string())
 }
 
 /// Run a parsed command line; [`exit_code`] maps its error. If the reader of the output closes it (`| head`), the
@@ -274,29 +276,29 @@ fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout().lock(), "{line}").map_err(Error::io(STDOUT))?)
 }
 
-fn dispatch(command: Command) -> anyhow::Result<()> {
-    if !matches!(command, Command::Train(_) | Command::Bench(_)) {
+fn dispatch(command: CliCommand) -> anyhow::Result<()> {
+    if !matches!(command, CliCommand::Train(_) | CliCommand::Bench(_)) {
         ranks::refuse()?;
     }
     match command {
-        Command::Train(args) => train::train(&args),
-        Command::Sft(args) => train::sft(&args),
-        Command::Study(args) => study::study(&args),
-        Command::Eval(args) => eval::run(args),
-        Command::Compare(args) => compare::run(&args),
-        Command::Analyze(args) => analyze::run(&args),
-        Command::Generate(args) => generate::run(args),
-        Command::Verify(args) => verify::verify(args),
-        Command::Score(args) => score::score(&args),
-        Command::Merge(args) => merge::merge(&args),
-        Command::Report(args) => report::run(&args),
-        Command::Watch(args) => watch::run(&args),
-        Command::Settings(args) => settings::run(&args),
-        Command::Metrics => metrics::run(),
-        Command::Bench(args) => bench::bench(args),
-        Command::Doctor(args) => doctor::doctor(&args),
-        Command::Tasks(args) => tasks::tasks(args),
-        Command::Tokenizer(args) => tokenizer::run(args),
+        CliCommand::Train(args) => train::train(&args),
+        CliCommand::Sft(args) => train::sft(&args),
+        CliCommand::Study(args) => study::study(&args),
+        CliCommand::Eval(args) => eval::run(args),
+        CliCommand::Compare(args) => compare::run(&args),
+        CliCommand::Analyze(args) => analyze::run(&args),
+        CliCommand::Generate(args) => generate::run(args),
+        CliCommand::Verify(args) => verify::verify(args),
+        CliCommand::Score(args) => score::score(&args),
+        CliCommand::Merge(args) => merge::merge(&args),
+        CliCommand::Report(args) => report::run(&args),
+        CliCommand::Watch(args) => watch::run(&args),
+        CliCommand::Settings(args) => settings::run(&args),
+        CliCommand::Metrics => metrics::run(),
+        CliCommand::Bench(args) => bench::bench(args),
+        CliCommand::Doctor(args) => doctor::doctor(&args),
+        CliCommand::Tasks(args) => tasks::tasks(args),
+        CliCommand::Tokenizer(args) => tokenizer::run(args),
     }
 }
 
@@ -325,7 +327,7 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
             crate::reward::end_programs();
             std::process::exit(130);
         }
-        say("stopping: the state of the last step is being saved; again to end at once");
+        say("stopping: saving the state of the last step; press Ctrl-C again to exit immediately");
     })?;
     Ok(stop)
 }

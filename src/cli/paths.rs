@@ -12,10 +12,10 @@ pub(super) fn not_a_run(dir: &Path, kept: &[&str]) -> Result<()> {
     }
     let found = kept.iter().map(|name| dir.join(name)).find(|model| model.is_dir());
     let advice = match found {
-        Some(model) => format!("give its model, {}", model.display()),
-        None => format!("and has no {} yet: give one of its checkpoints", kept.join(" or ")),
+        Some(model) => format!("give the path of its model, {}", model.display()),
+        None => format!("it has no {} yet; give the path of one of its checkpoints", kept.join(" or ")),
     };
-    Err(Error::file(dir, format!("is the folder of a run, no model: {advice}")))
+    Err(Error::file(dir, format!("is the folder of a run, not a model: {advice}")))
 }
 
 /// Refuse an output, given with its option, that is an input of the command or another output.
@@ -26,7 +26,7 @@ pub(super) fn keep_apart(outputs: &[(&str, Option<&PathBuf>)], inputs: &[&Path])
     for (option, path) in given.filter(|(_, path)| !path.exists() || path.is_file()) {
         let output = whole(path);
         if taken.contains(&output) {
-            let message = "is read by this command, or is another of its outputs: name another file";
+            let message = "is an input or another output of this command: choose another file";
             return Err(Error::Invalid(format!("{option} {}: {message}", path.display())));
         }
         taken.push(output);
@@ -48,7 +48,7 @@ pub(super) fn no_study<S>(file: &Path, loaded: Result<S>) -> Result<S> {
     match loaded {
         Err(Error::Config { .. }) if is_study() => Err(Error::file(
             file,
-            "is a study (it has arms), and settings of a run are asked for; `tempering study` takes it",
+            "is a study (it has arms), but the settings of a run are required; run it with `tempering study`",
         )),
         other => other,
     }

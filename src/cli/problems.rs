@@ -8,30 +8,30 @@ use super::paths::whole;
 use crate::data::problems::{DataConfig, TASKS};
 use crate::data::{DataReport, Problem};
 use crate::error::{Error, Result};
-use crate::tasks::Family;
+use crate::tasks::TaskFamily;
 use crate::text::tokenizer::Tokenizer;
 
 /// How data sets are read.
 #[derive(Debug, Args)]
 pub(super) struct ProblemArgs {
-    /// Longest prompt, in tokens; a longer one is an error [default: what the model reads].
+    /// Maximum prompt length in tokens; a longer prompt is an error [default: the model's context minus one].
     #[arg(long)]
     max_prompt_length: Option<usize>,
-    /// Leave overlong prompts out (and say how many) instead.
+    /// Leave out prompts that are too long, and report their number, instead of failing.
     #[arg(long)]
     filter_overlong_prompts: bool,
     /// Seed of the embedded tasks [default: 0].
     #[arg(long)]
     tasks_seed: Option<u64>,
-    /// Difficulties of the embedded tasks, within 1 and 4 [default: 1-3].
+    /// Difficulties of the embedded tasks, from 1 to 4 [default: 1-3].
     #[arg(long, value_name = "FROM-TO", value_parser = difficulties)]
     difficulties: Option<[u8; 2]>,
     #[command(flatten)]
     families: FamilyArgs,
-    /// Field with the prompt.
+    /// Name of the field with the prompt.
     #[arg(long)]
     prompt_field: Option<String>,
-    /// Field with the answer.
+    /// Name of the field with the answer.
     #[arg(long)]
     answer_field: Option<String>,
 }
@@ -41,7 +41,7 @@ fn difficulties(text: &str) -> std::result::Result<[u8; 2], String> {
     let (from, to) = text.split_once('-').unwrap_or((text, text));
     match (from.parse(), to.parse()) {
         (Ok(from), Ok(to)) if 1 <= from && from <= to && to <= 4 => Ok([from, to]),
-        _ => Err("expected one difficulty or a range, within 1 and 4, such as 1-3".to_string()),
+        _ => Err("expected a difficulty from 1 to 4, or a range such as 1-3".to_string()),
     }
 }
 
@@ -54,7 +54,10 @@ impl ProblemArgs {
         let invalid = |message: String| Err(Error::Invalid(message));
         let paths: Vec<PathBuf> = data.iter().map(|data| whole(data)).collect();
         if let Some(twice) = (1..data.len()).find(|&at| paths[..at].contains(&paths[at])) {
-            return invalid(format!("{} is named twice: its problems would count twice", data[twice].display()));
+            return invalid(format!(
+                "{} is given twice, and its problems would count twice: remove one",
+                data[twice].display()
+            ));
         }
         let names = data.iter().map(|data| data.display().to_string()).collect::<Vec<_>>().join(" ");
         let of_tasks = [
@@ -68,10 +71,10 @@ impl ProblemArgs {
             options.iter().find(|(_, given)| *given && !has_use).map(|(option, _)| *option)
         };
         if let Some(option) = idle(&of_tasks, data.iter().any(|data| is_tasks(data))) {
-            return invalid(format!("{option} is for the embedded tasks, and does nothing with {names}: leave it out"));
+            return invalid(format!("{option} is for the embedded tasks and has no effect on {names}: remove it"));
         }
         if let Some(option) = idle(&of_files, data.iter().any(|data| !is_tasks(data))) {
-            return invalid(format!("{option} is for files, and does nothing with {names}: leave it out"));
+            return invalid(format!("{option} is for files and has no effect on {names}: remove it"));
         }
         Ok(())
     }
@@ -103,23 +106,27 @@ impl ProblemArgs {
 /// Which families of the embedded tasks are meant.
 #[derive(Debug, Args)]
 pub(super) struct FamilyArgs {
-    /// Families of the embedded tasks, the usual six when not given (guarded and dead_ends are those of assets/study).
+    /// Family of the embedded tasks; may be repeated [default: the six standard ones, all but guarded and dead_ends].
     #[arg(long = "family", value_name = "NAME")]
     families: Vec<String>,
 }
 
 impl FamilyArgs {
     /// Return the families that were named, or the usual ones.
-    pub(super) fn chosen(&self) -> Result<Vec<Family>> {
-        let known = || Family::ALL.map(Family::name).join(", ");
+    pub(super) fn chosen(&self) -> Result<Vec<TaskFamily>> {
+        let known = || TaskFamily::ALL.map(TaskFamily::name).join(", ");
         let parse = |name: &String| {
-            Family::parse(name)
-                .ok_or_else(|| Error::Invalid(format!("--family {name}: unknown; known are {}", known())))
+            TaskFamily::parse(name)
+                .ok_or_else(|| Error::Invalid(format!("--family {name}: unknown; choose from {}", known())))
         };
         if let Some(twice) = (1..self.families.len()).find(|&at| self.families[..at].contains(&self.families[at])) {
-            return Err(Error::Invalid(format!("--family {} is given twice: leave one out", self.families[twice])));
+            return Err(Error::Invalid(format!("--family {} is given twice: remove one", self.families[twice])));
         }
-        if self.families.is_empty() { Ok(Family::USUAL.to_vec()) } else { self.families.iter().map(parse).collect() }
+        if self.families.is_empty() {
+            Ok(TaskFamily::USUAL.to_vec())
+        } else {
+            self.families.iter().map(parse).collect()
+        }
     }
 }
 

@@ -18,7 +18,7 @@ const MAX_SILENCE: Duration = Duration::from_secs(10);
 const MIN_ENDED_SHARE: f64 = 0.05;
 
 /// Shows the progress of a run on standard error.
-pub(super) struct Progress {
+pub(super) struct ProgressDisplay {
     bar: Option<ProgressBar>,
     phase: Phase,
     /// The phase that the current one interrupts.
@@ -36,11 +36,11 @@ struct Phase {
     /// Time spent on the phase before an interruption, and the time at which it was continued.
     spent: Duration,
     since: Instant,
-    sampling: Option<Sampling>,
+    sampling: Option<SamplingProgress>,
 }
 
 /// Progress of the completions that are being sampled.
-struct Sampling {
+struct SamplingProgress {
     count: Count,
     since: Instant,
 }
@@ -62,7 +62,7 @@ impl Phase {
     /// Estimate the seconds left from the speed of this phase so far; `None` before there is an estimate.
     fn left(&self, now: Instant) -> Option<f64> {
         let elapsed = self.elapsed(now).as_secs_f64();
-        if let Some(Sampling { count, .. }) = self.sampling.as_ref().filter(|_| !self.in_steps()) {
+        if let Some(SamplingProgress { count, .. }) = self.sampling.as_ref().filter(|_| !self.in_steps()) {
             let is_known = count.ended > 0 && count.ended as f64 >= MIN_ENDED_SHARE * count.total as f64;
             let mean = count.ended_tokens as f64 / count.ended.max(1) as f64;
             let tokens_left = (mean * count.total as f64 - count.tokens as f64).max(0.0);
@@ -74,7 +74,7 @@ impl Phase {
 
     /// Format the progress of sampling: `310 of 512 completions ended, 2140 tok/s`.
     fn sampling(&self, now: Instant) -> Option<String> {
-        let Sampling { count, since } = self.sampling.as_ref()?;
+        let SamplingProgress { count, since } = self.sampling.as_ref()?;
         let seconds = now.saturating_duration_since(*since).as_secs_f64().max(1e-3);
         let speed = count.tokens as f64 / seconds;
         Some(format!("{} of {} completions ended, {speed:.0} tok/s", count.ended, count.total))
@@ -90,13 +90,13 @@ impl Phase {
     /// Return position and length of the bar.
     fn position(&self) -> (usize, usize) {
         match &self.sampling {
-            Some(Sampling { count, .. }) if !self.in_steps() => (count.ended, count.total),
+            Some(SamplingProgress { count, .. }) if !self.in_steps() => (count.ended, count.total),
             _ => (self.done, self.total),
         }
     }
 }
 
-impl Progress {
+impl ProgressDisplay {
     pub(super) fn new() -> Self {
         Self { bar: None, phase: Phase::new("", 0, Instant::now()), interrupted: None, last_line: None }
     }
@@ -140,7 +140,7 @@ impl Progress {
     }
 }
 
-impl Observer for Progress {
+impl Observer for ProgressDisplay {
     fn begin(&mut self, phase: &str, total: usize) {
         let now = Instant::now();
         let (bar, interrupted) = (self.bar.take(), self.interrupted.take());
@@ -199,7 +199,7 @@ impl Observer for Progress {
         let now = Instant::now();
         match &mut self.phase.sampling {
             Some(sampling) if sampling.count.tokens < count.tokens => sampling.count = count.clone(),
-            sampling => *sampling = Some(Sampling { count: count.clone(), since: now }),
+            sampling => *sampling = Some(SamplingProgress { count: count.clone(), since: now }),
         }
         self.redraw(now);
         let silent = *self.last_line.get_or_insert(now);
@@ -220,7 +220,7 @@ pub(super) fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-impl Drop for Progress {
+impl Drop for ProgressDisplay {
     fn drop(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -238,7 +238,7 @@ mod tests {
     /// it.
     #[test]
     fn an_evaluation_between_steps_forgets_none_of_them() {
-        let mut progress = Progress::new();
+        let mut progress = ProgressDisplay::new();
         progress.begin("train", 10);
         progress.resume(2);
         progress.advance(5, None);
@@ -271,7 +271,7 @@ mod tests {
         let mut at = |ended, tokens, ended_tokens| {
             let mut count = Count::new(100);
             (count.ended, count.tokens, count.ended_tokens) = (ended, tokens, ended_tokens);
-            phase.sampling = Some(Sampling { count, since: start });
+            phase.sampling = Some(SamplingProgress { count, since: start });
             phase.left(start + 4 * SECOND)
         };
         assert_eq!(at(4, 900, 40), None);

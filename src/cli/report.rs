@@ -7,7 +7,7 @@ use clap::Args;
 use super::print;
 use crate::report;
 
-/// Write a run's report again.
+/// Regenerate the report of a run.
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
     /// Run directory.

@@ -17,10 +17,9 @@ use crate::text::tokenizer::Tokenizer;
 use crate::train::token_scores as score;
 
 /// Write log-probability and entropy of every token, one JSON line per row.
-///
-/// Rows are {"text": …}, {"messages": […]} or {"input_ids": […]}; other keys are ignored. Text is encoded as it is, messages
-/// through the chat template, nothing is added. Output: {"input_ids": […], "logprobs": [null, …], "entropy": [null, …]};
-/// position i is about the token at i, in nats.
+/// Rows are {"text": …}, {"messages": […]} or {"input_ids": […]}; other keys are ignored. Text is encoded as it is,
+/// messages with the chat template; nothing else is added. Output: {"input_ids": […], "logprobs": [null, …], "entropy":
+/// [null, …]}; entry i is for token i, in nats.
 #[derive(Debug, Args)]
 pub(super) struct ScoreArgs {
     /// Hugging Face directory, or owner/name[@revision] of the Hub.
@@ -31,10 +30,10 @@ pub(super) struct ScoreArgs {
     /// File to write; standard output when not given.
     #[arg(long, short)]
     output: Option<PathBuf>,
-    /// Divides the logits.
+    /// Temperature, by which the logits are divided.
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
-    /// Tokens of one forward pass at most (a longer row makes a pass of its own).
+    /// Maximum number of tokens in one forward pass (a longer row is processed alone).
     #[arg(long, default_value_t = 4096)]
     tokens_per_batch: usize,
     #[command(flatten)]
@@ -44,7 +43,7 @@ pub(super) struct ScoreArgs {
 }
 
 /// Place and tokens of a row.
-type Row = (String, Vec<u32>);
+type TokenRow = (String, Vec<u32>);
 
 pub(super) fn score(args: &ScoreArgs) -> anyhow::Result<()> {
     if !(args.temperature > 0.0 && args.temperature.is_finite()) {
@@ -74,12 +73,17 @@ fn tokens(
     let keys = ["text", "messages", "input_ids"];
     let given: Vec<&str> = keys.into_iter().filter(|key| row.get(*key).is_some_and(|value| !value.is_null())).collect();
     let [key] = given[..] else {
-        return Err(format!("a row must have one of text, messages, input_ids; this one has {}", given.len()));
+        return Err(format!(
+            "expected exactly one of the fields text, messages, input_ids; the row has {} of them",
+            given.len()
+        ));
     };
     let (vocab, longest) = (config.vocab_size, config.max_position_embeddings);
     let wrong = |error: serde_json::Error| format!("{key}: {error}");
     let failed = |error: Error| error.to_string();
-    let overlong = |count: String| format!("{count} tokens are more than max_position_embeddings = {longest}");
+    let overlong = |count: String| {
+        format!("{count} tokens are more than the model's max_position_embeddings = {longest}: shorten the row")
+    };
     // A huge text is neither rendered nor encoded, which would take a hundred times its size in memory.
     let short = |bytes: usize| {
         let least = tokenizer.least_tokens(bytes);
@@ -93,8 +97,8 @@ fn tokens(
             for (index, turn) in value.as_array().into_iter().flatten().enumerate() {
                 let place = format!("messages[{index}]");
                 if let Some((field, _)) = thinking(turn, &place)? {
-                    let advice = "write it into the content, in <think> and </think>";
-                    return Err(format!("{place}.{field}: thinking in a field of its own is not read; {advice}"));
+                    let advice = "put it into content, between <think> and </think>";
+                    return Err(format!("{place}.{field}: thinking in a separate field is not read; {advice}"));
                 }
             }
             let messages: Vec<Message> = serde_json::from_value(value).map_err(wrong)?;
@@ -104,7 +108,7 @@ fn tokens(
         _ => serde_json::from_value(value).map_err(wrong)?,
     };
     if tokens.is_empty() {
-        return Err(format!("{key} has no tokens"));
+        return Err(format!("{key} has no tokens: remove the row"));
     }
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
         return Err(format!("token {token} is outside the vocabulary (vocab_size = {vocab})"));
@@ -121,7 +125,7 @@ struct Scorer<'a> {
 }
 
 impl Scorer<'_> {
-    fn run(&self, rows: Vec<Row>, out: &mut dyn Write) -> Result<()> {
+    fn run(&self, rows: Vec<TokenRow>, out: &mut dyn Write) -> Result<()> {
         let (mut batch, mut held) = (Vec::new(), 0);
         for row in rows {
             if held > 0 && held + row.1.len() > self.args.tokens_per_batch {
@@ -140,7 +144,7 @@ impl Scorer<'_> {
     }
 
     /// Score the rows of a batch and write their lines.
-    fn write(&self, batch: &mut Vec<Row>, out: &mut dyn Write) -> Result<()> {
+    fn write(&self, batch: &mut Vec<TokenRow>, out: &mut dyn Write) -> Result<()> {
         let (places, sequences): (Vec<String>, Vec<Vec<u32>>) = std::mem::take(batch).into_iter().unzip();
         for (place, scored) in places.iter().zip(score::score(&self.model, sequences, self.args.temperature)) {
             if scored.logprobs.iter().chain(&scored.entropy).flatten().any(|figure| !figure.is_finite()) {
@@ -148,7 +152,7 @@ impl Scorer<'_> {
                     small if small < 1.0 => format!("--temperature {small:e} is too small, or "),
                     _ => String::new(),
                 };
-                let message = format!("a log-probability is not finite: {temperature}the model's weights are broken");
+                let message = format!("a log-probability is not finite: {temperature}the model's weights are damaged");
                 return Err(Error::file(place, message));
             }
             let line = serde_json::to_string(&scored).unwrap_or_else(|error| unreachable!("{error}"));

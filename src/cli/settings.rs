@@ -7,13 +7,13 @@ use super::print;
 /// Whose settings.
 #[derive(Debug, Args)]
 pub(super) struct SettingsArgs {
-    /// The command they are for.
+    /// Command whose settings are listed.
     #[arg(value_enum, default_value = "train")]
-    command: Command,
+    command: SettingsCommand,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Command {
+enum SettingsCommand {
     Train,
     Sft,
     Study,
@@ -21,9 +21,9 @@ enum Command {
 
 pub(super) fn run(args: &SettingsArgs) -> anyhow::Result<()> {
     print(match args.command {
-        Command::Train => include_str!("../../assets/settings/train.toml").trim_end(),
-        Command::Sft => include_str!("../../assets/settings/sft.toml").trim_end(),
-        Command::Study => include_str!("../../assets/settings/study.toml").trim_end(),
+        SettingsCommand::Train => include_str!("../../assets/settings/train.toml").trim_end(),
+        SettingsCommand::Sft => include_str!("../../assets/settings/sft.toml").trim_end(),
+        SettingsCommand::Study => include_str!("../../assets/settings/study.toml").trim_end(),
     })?;
     Ok(())
 }

@@ -11,20 +11,20 @@ use crate::error::Error;
 use crate::files;
 use crate::report;
 use crate::stop::Stop;
-use crate::study::{Done, Findings, Plan, Planned, Store, StudyConfig, work};
+use crate::study::{Findings, Plan, Planned, ProcessEnd, Store, StudyConfig, work};
 
-/// Compare methods: arms, settings and seeds at an equal budget of sampled tokens. Goes on where it was left.
+/// Compare methods: arms, settings and seeds at an equal budget of sampled tokens. An interrupted study is continued.
 #[derive(Debug, Args)]
 pub(super) struct StudyArgs {
-    /// The study (TOML).
+    /// Study file (TOML).
     file: PathBuf,
     /// Change a setting of the study: key=value; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Train nothing: write the page of the runs that are done.
+    /// Do not train: write the page from the finished runs.
     #[arg(long)]
     report: bool,
-    /// Print the runs that are to be done, and stop.
+    /// Print the runs that would be done, and exit.
     #[arg(long, conflicts_with = "report")]
     dry_run: bool,
 }
@@ -41,7 +41,8 @@ pub(super) fn study(args: &StudyArgs) -> anyhow::Result<()> {
     let choosing = plan.choosing();
     let reported = plan.config.arms.len() * plan.config.report_seeds.len();
     say(format_args!(
-        "{} runs to choose by, {} of them done; then up to {reported} to report; {} tokens each; results in {}",
+        "{} runs to select settings, {} of them finished; then up to {reported} runs to report; {} sampled tokens \
+         each; results in {}",
         choosing.len(),
         choosing.iter().filter(|planned| store.get(planned).is_some()).count(),
         plan.config.sampled_tokens,
@@ -53,8 +54,8 @@ pub(super) fn study(args: &StudyArgs) -> anyhow::Result<()> {
     }
     if args.report && choosing.iter().all(|planned| store.get(planned).is_none()) {
         let message = format!(
-            "has no result of this study, so its page is left as it is; of other settings, data or models it has {}: if a \
-             setting was changed, undo that, or run the study without --report",
+            "has no result of this study (and {} with other settings, data or models), so its page is not changed: \
+             undo a change of the settings, or run the study without --report",
             store.len()
         );
         return Err(Error::file(&results, message).into());
@@ -80,7 +81,7 @@ pub(super) fn study(args: &StudyArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     Err(Error::Invalid(format!(
-        "{} runs ended with an error twice and are missing: {}; their logs are in {}",
+        "{} runs failed twice and are missing: {}; see their logs in {}",
         missing.len(),
         missing.join(", "),
         plan.folder().display()
@@ -88,16 +89,16 @@ pub(super) fn study(args: &StudyArgs) -> anyhow::Result<()> {
     .into())
 }
 
-fn tell(event: Done<'_>, done: &mut usize, total: usize) {
+fn tell(event: ProcessEnd<'_>, done: &mut usize, total: usize) {
     match event {
-        Done::Run(outcome) => {
+        ProcessEnd::Run(outcome) => {
             *done += 1;
             let (right, count, tokens) = outcome.last.values().fold((0, 0, 0), |(right, count, tokens), source| {
                 let ones = source.correct.bytes().filter(|bit| *bit == b'1').count();
                 (right + ones, count + source.correct.len(), tokens + source.lengths.iter().sum::<usize>())
             });
             say(format_args!(
-                "{done} of {total}: {}  {:.1}% right  {:.1} tokens  {} steps  {:.0} s",
+                "{done} of {total}: {}  accuracy {:.1}%  {:.1} tokens  {} steps  {:.0} s",
                 outcome.run,
                 100.0 * right as f64 / count as f64,
                 tokens as f64 / count as f64,
@@ -105,7 +106,7 @@ fn tell(event: Done<'_>, done: &mut usize, total: usize) {
                 outcome.seconds
             ));
         }
-        Done::Again(name, error) => say(format_args!("{name} is tried once more: {error}")),
-        Done::Missing(name, error) => say(format_args!("{name} is missing: {error}")),
+        ProcessEnd::Again(name, error) => say(format_args!("{name} failed and is started again: {error}")),
+        ProcessEnd::Missing(name, error) => say(format_args!("{name} failed twice and is missing: {error}")),
     }
 }

@@ -16,10 +16,10 @@ use crate::text::tokenizer::Tokenizer;
 /// Write generated problems with their reference traces as JSONL.
 #[derive(Debug, Args)]
 pub(super) struct TasksArgs {
-    /// Rows to write.
+    /// Number of rows to write.
     #[arg(long, default_value_t = 1000)]
     count: u64,
-    /// Which split.
+    /// Split to write.
     #[arg(long, value_enum, default_value_t = SplitArg::Train)]
     split: SplitArg,
     /// Seed of the problems.
@@ -36,7 +36,7 @@ pub(super) struct TasksArgs {
     /// File to write; standard output when not given.
     #[arg(long, short)]
     output: Option<PathBuf>,
-    /// Instead of rows, print mean lengths and accuracies per family, counted with this model's tokenizer.
+    /// Print mean lengths and accuracies per family instead of rows, with lengths in tokens of this model's tokenizer.
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["output", "split"])]
     summary: Option<PathBuf>,
 }
@@ -49,9 +49,11 @@ enum SplitArg {
 
 pub(super) fn tasks(args: TasksArgs) -> anyhow::Result<()> {
     if args.from < 1 || args.from > args.to || args.to > 4 {
-        return Err(
-            Error::Invalid(format!("--from {} --to {}: difficulties run from 1 to 4", args.from, args.to)).into()
-        );
+        return Err(Error::Invalid(format!(
+            "--from {} --to {}: difficulties must be from 1 to 4, with --from at most --to",
+            args.from, args.to
+        ))
+        .into());
     }
     let mut generator = Generator::new(args.seed);
     generator.difficulties = args.from..=args.to;

@@ -16,10 +16,10 @@ use crate::text::bpe;
 pub(super) struct TokenizerArgs {
     /// Directory to write to.
     output: PathBuf,
-    /// Entries, the 256 bytes and special tokens included.
+    /// Vocabulary size, including the 256 bytes and the special tokens.
     #[arg(long, default_value_t = 512)]
     vocab_size: usize,
-    /// Traces to train on.
+    /// Number of traces to train on.
     #[arg(long, default_value_t = 20_000)]
     count: u64,
     /// Seed of the problems.
@@ -32,7 +32,7 @@ pub(super) struct TokenizerArgs {
 pub(super) fn run(args: TokenizerArgs) -> anyhow::Result<()> {
     let file = args.output.join("tokenizer.json");
     if file.exists() {
-        return Err(Error::file(file, "exists already; give another folder").into());
+        return Err(Error::file(file, "already exists; choose another folder").into());
     }
     let generator = Generator { families: args.families.chosen()?, ..Generator::new(args.seed) };
     let texts = (0..args.count).flat_map(move |index| {

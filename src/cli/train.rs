@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::paths::no_study;
-use super::progress::Progress;
+use super::progress::ProgressDisplay;
 use super::{device_name, print, stop_on_signal};
 use crate::config;
 use crate::device;
@@ -28,7 +28,7 @@ use crate::train::{self, Observer, Session, Start, StepSize, Trainer, Workload};
 /// What to train and where.
 #[derive(Debug, Args)]
 pub(super) struct TrainArgs {
-    /// Settings (TOML).
+    /// Settings file (TOML).
     config: Option<PathBuf>,
     /// Change a setting: section.key=value; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -39,22 +39,22 @@ pub(super) struct TrainArgs {
     /// Number format of matrix products (f32, tf32 or bf16); short for --set model.dtype=….
     #[arg(long)]
     dtype: Option<String>,
-    /// cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]; short for --set device=…
-    /// [default: what TEMPERING_DEVICE says].
+    /// Device: cpu, ndarray, cuda[:n], rocm[:n], vulkan[:n], metal, wgpu[:n]; short for --set device=…
+    /// [default: the variable TEMPERING_DEVICE].
     #[arg(long)]
     device: Option<String>,
-    /// Continue the newest checkpoint of a run: of the one in this folder or of this name, by its own settings, or of the
-    /// one that the settings given name. Settings that are given must be the run's, but for its length, its cadence and
-    /// its use of memory.
+    /// Continue a run from its newest checkpoint. RUN is the folder or the name of the run, which keeps its own
+    /// settings; without RUN, the settings file names the run. Given settings must equal those of the run, except for
+    /// its length, how often it evaluates and saves, and its use of memory.
     #[arg(long, value_name = "RUN", num_args = 0..=1, conflicts_with = "overwrite")]
     resume: Option<Option<PathBuf>>,
     /// Continue from this checkpoint instead of the newest, and remove the later ones.
     #[arg(long, value_name = "STEP", requires = "resume")]
     from_checkpoint: Option<usize>,
-    /// Replace an earlier run of the same name, once the first step of this one is done.
+    /// Replace an earlier run of the same name as soon as the first step of this run is finished.
     #[arg(long)]
     overwrite: bool,
-    /// Print the resolved settings, memory and operations of a step, and stop.
+    /// Print the resolved settings, and the estimated memory and operations of a step, and exit.
     #[arg(long)]
     dry_run: bool,
 }
@@ -107,7 +107,7 @@ impl TrainArgs {
             ("--device", self.device.is_some(), "device"),
         ];
         if let Some((option, _, key)) = short.into_iter().find(|(_, given, key)| *given && self.is_set(key)) {
-            return Err(Error::Invalid(format!("{option} and --set {key}=… give the same setting: leave one out")));
+            return Err(Error::Invalid(format!("{option} and --set {key}=… give the same setting: remove one")));
         }
         let mut sets = self.sets.clone();
         sets.extend(self.seed.map(|seed| format!("seed={seed}")));
@@ -139,7 +139,7 @@ impl TrainArgs {
 fn run_dir(path: &Path) -> Result<PathBuf> {
     let below = Path::new("runs").join(path);
     let found = [path, &below].into_iter().find(|dir| dir.is_dir());
-    let message = "there is no such run; give its folder, as in --resume runs/quickstart";
+    let message = "no such run; give its folder, such as --resume runs/quickstart";
     found.map(Path::to_path_buf).ok_or_else(|| Error::file(path, message))
 }
 
@@ -167,11 +167,12 @@ fn check_resumed(dir: &Path, command: &str, without: bool) -> Result<()> {
         let origin: Value = files::read_json(&mark)?;
         return match origin["command"].as_str() {
             Some(other) if other != command => refuse(format!(
-                "was started by `tempering {other}`, not by `{command}`: `tempering {other} --resume {}` continues it",
+                "was started by `tempering {other}`, not by `tempering {command}`: continue it with `tempering {other} \
+                 --resume {}`",
                 dir.display()
             )),
             _ if without => refuse(format!(
-                "its config.toml is missing: put it back, or name the settings that the run was started with, \
+                "its config.toml is missing: restore it, or give the settings file with which the run was started, \
                  `tempering {command} SETTINGS --resume {}`",
                 dir.display()
             )),
@@ -182,9 +183,13 @@ fn check_resumed(dir: &Path, command: &str, without: bool) -> Result<()> {
         let step = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let step = step.strip_prefix("checkpoint-").map(|step| format!(" --from-checkpoint {step}"));
         let (run, step) = (parent.display(), step.unwrap_or_default());
-        return refuse(format!("lies in the folder of a run: --resume {run}{step} continues that"));
+        return refuse(format!("is inside the folder of a run: continue the run with --resume {run}{step}"));
     }
-    if without { refuse("nothing to resume: there is no run; start without --resume".to_string()) } else { Ok(()) }
+    if without {
+        refuse("is not the folder of a run, so there is nothing to resume; start without --resume".to_string())
+    } else {
+        Ok(())
+    }
 }
 
 /// What the memory and the operations of a step are estimated from.
@@ -199,7 +204,7 @@ fn estimate_lines((found, size): Cost, device: &Device) -> String {
             let time = time(estimate::step_operations(&model, &workload, &size), device);
             format!("memory on the cpu device:\n{estimate}{fit}\n{time}")
         }
-        Err(error) => format!("memory: not estimated, the model cannot be read: {error}"),
+        Err(error) => format!("memory: not estimated, because the model cannot be read: {error}"),
     };
     text.lines().fold("\n".to_string(), |lines, line| lines + "# " + line + "\n")
 }
@@ -207,15 +212,16 @@ fn estimate_lines((found, size): Cost, device: &Device) -> String {
 /// Return a line with the operations of a step and, on the CPU, the least time that they take. Sampling takes longer
 /// than its operations say: each token of a few rows needs all weights from memory.
 fn time(operations: f64, device: &Device) -> String {
-    let counted =
-        format!("time: {operations:.1e} floating-point operations in a step whose texts have their maximum length");
+    let counted = format!(
+        "time: {operations:.1e} floating-point operations in a step with prompts and completions of maximum length"
+    );
     if !is_host(device) {
         return counted;
     }
     let gflops = matrix_gflops(device);
     let seconds = operations / gflops / 1e9;
     let seconds = if seconds < 10.0 { format!("{seconds:.1} s") } else { duration(seconds) };
-    format!("{counted},\n  {seconds} or more at the {gflops:.0} GFLOP/s of 1024 x 1024 matrix products, measured now")
+    format!("{counted},\n  at least {seconds} at {gflops:.0} GFLOP/s, as measured now with 1024 x 1024 matrix products")
 }
 
 /// Resolve the settings and train with them; a dry run only prints them and their `cost`. `check_defaults` checks
@@ -237,7 +243,7 @@ fn start<S: RunSettings, T>(
         return Ok(None);
     }
     let stop = stop_on_signal()?;
-    let mut observer = Progress::new();
+    let mut observer = ProgressDisplay::new();
     observer.note(&doctor::require(common.device, &device, common.precision)?);
     let mut session = Session { observer: &mut observer, stop: &stop, start: args.start() };
     Ok(Some(run(&config, &mut session)?))
@@ -298,5 +304,5 @@ fn conclusion(summary: &Value) -> String {
     row("all", "", summary.pointer("/final/floor").and_then(Value::as_f64));
     let (delta, ratio) = (number("/accuracy_delta"), number("/length_ratio"));
     let legend = "floor: mean length of the shortest reference solutions, where known";
-    text + &format!("length {:.1}% of the base's, accuracy {:+.1} points; {legend}", 100.0 * ratio, 100.0 * delta)
+    text + &format!("length {:.1}% of the base model's, accuracy {:+.1} points; {legend}", 100.0 * ratio, 100.0 * delta)
 }

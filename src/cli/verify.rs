@@ -11,16 +11,16 @@ use super::paths::keep_apart;
 use crate::error::{Error, Result};
 use crate::{files, json, verify as verifier};
 
-/// Compare answers with right ones and say why they are (not) equal.
+/// Grade answers against gold answers and explain the verdicts.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// The right answer, bare or in a solution.
+    /// Gold answer, alone or within a solution.
     #[arg(long, requires = "answer", required_unless_present = "file", allow_hyphen_values = true)]
     gold: Option<String>,
-    /// The answer, bare or in a completion.
+    /// Answer to grade, alone or within a completion.
     #[arg(long, requires = "gold", allow_hyphen_values = true)]
     answer: Option<String>,
-    /// JSONL file of {"gold": …, "answer": …}; each row is written with strict, lenient and outcome added.
+    /// JSONL file of {"gold": …, "answer": …}; each row is written with the fields strict, lenient and outcome added.
     #[arg(long, conflicts_with_all = ["gold", "answer"])]
     file: Option<PathBuf>,
     /// File to write; standard output when not given.
@@ -58,7 +58,7 @@ fn graded_rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
         let field = |key: &str| match row.get(key) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(Value::Number(number)) => Ok(number.to_string()),
-            Some(other) => Err(fail(format!("{key}: expected a text or a number, got {other}"))),
+            Some(other) => Err(fail(format!("{key}: expected a string or a number, got {other}"))),
             None => Err(fail(format!("no field {key}: expected {{\"gold\": …, \"answer\": …}}"))),
         };
         let graded = verifier::check(&field("gold")?, &field("answer")?);

@@ -13,7 +13,7 @@ use crate::report::screen;
 /// Width in columns if standard output is no terminal.
 const COLUMNS: usize = 80;
 
-/// Show a run's curves in the terminal, live.
+/// Plot the metrics of a run in the terminal, live.
 #[derive(Debug, Args)]
 pub(super) struct WatchArgs {
     /// Run directory.
@@ -21,10 +21,10 @@ pub(super) struct WatchArgs {
     /// Metric to show; may be repeated [default: accuracy, length, entropy, reward, cancellation, loss]
     #[arg(long = "metric", value_name = "NAME")]
     metrics: Vec<String>,
-    /// Seconds between two looks
+    /// Seconds between two updates
     #[arg(long, default_value_t = 2.0, value_parser = positive)]
     every: f64,
-    /// Show it once; so does an output that is no terminal, or a dumb one
+    /// Print the plot once and exit; the default if standard output is not a terminal, or if TERM=dumb
     #[arg(long, conflicts_with = "every")]
     once: bool,
 }

@@ -79,7 +79,7 @@ fn at<'a, 'i>(table: &'a DeTable<'i>, path: &[String]) -> Option<&'a Spanned<DeV
 }
 
 /// The position of a mistake and the deserialiser's message.
-pub(super) struct Found {
+pub(super) struct LocatedMessage {
     pub(super) path: Vec<String>,
     pub(super) span: Range<usize>,
     pub(super) message: String,
@@ -90,9 +90,9 @@ pub(super) struct Found {
 /// changes the message.
 pub(super) fn narrow(
     document: &Spanned<DeTable<'_>>,
-    mut found: Found,
+    mut found: LocatedMessage,
     read: &dyn Fn(&Spanned<DeTable>) -> Option<String>,
-) -> Found {
+) -> LocatedMessage {
     let name = found.message.split('`').nth(1).unwrap_or_default().to_string();
     let starts = |word: &str| found.message.starts_with(word);
     let last = |path: &[String]| path.last().cloned().unwrap_or_default();
@@ -134,18 +134,18 @@ pub(super) fn narrow(
     let Some((key, path)) = culprit.cloned() else { return found };
     let value = at(document.get_ref(), &path).map_or(key.clone(), Spanned::span);
     let span = if starts("unknown field") { key } else { value };
-    let found = Found { path, span, message: found.message };
+    let found = LocatedMessage { path, span, message: found.message };
     if named { found } else { narrow(document, found, read) }
 }
 
 /// Find the table that lacks the key `name`. If the key is a tag, add its valid values to the message.
 fn missing(
     document: &Spanned<DeTable<'_>>,
-    mut found: Found,
+    mut found: LocatedMessage,
     places: &[(Range<usize>, Vec<String>)],
     name: &str,
     read: &dyn Fn(&Spanned<DeTable>) -> Option<String>,
-) -> Found {
+) -> LocatedMessage {
     for (span, path) in places {
         let mut with = document.clone();
         let Some(DeValue::Table(table)) = at_mut(with.get_mut(), path).map(Spanned::get_mut) else { continue };
@@ -169,8 +169,8 @@ fn missing(
 }
 
 /// Reword serde's message with the key and the value as written.
-pub(super) fn explain(found: &Found, document: &DeTable<'_>, written: Option<&str>) -> String {
-    let Found { path, message, .. } = found;
+pub(super) fn explain(found: &LocatedMessage, document: &DeTable<'_>, written: Option<&str>) -> String {
+    let LocatedMessage { path, message, .. } = found;
     let key = path.join(".");
     let mut quoted = message.split('`').skip(1).step_by(2);
     if message.starts_with("unknown field") {
@@ -218,7 +218,7 @@ fn advice(name: &str, valid: &[&str]) -> String {
             format!("did you mean {near}?")
         }
         Some(_) => format!("expected one of {}", valid.join(", ")),
-        None => "there are no keys here".to_string(),
+        None => "this table has no keys".to_string(),
     }
 }
 
@@ -226,8 +226,8 @@ fn advice(name: &str, valid: &[&str]) -> String {
 fn plain(expected: &str) -> &str {
     match expected {
         "f32" | "f64" => "a number",
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number that is not negative",
-        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a non-negative integer",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "an integer",
         "a boolean" => "true or false",
         "a sequence" => "an array",
         other => other.strip_prefix("struct ").map_or(other, |_| "a table"),

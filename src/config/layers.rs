@@ -14,14 +14,14 @@ use crate::files;
 /// The sources in the order of their offsets: files (highest precedence first), `--set` arguments, the command's own
 /// defaults that lie below files, and all defaults.
 pub(super) struct Layers<'a> {
-    files: Vec<Source>,
+    files: Vec<TomlSource>,
     sets: Vec<Set<'a>>,
-    below: Source,
-    defaults: Source,
+    below: TomlSource,
+    defaults: TomlSource,
 }
 
 /// A TOML text that is padded with blanks up to its offset.
-struct Source {
+struct TomlSource {
     /// Path of the file; `None` for the defaults.
     file: Option<PathBuf>,
     start: usize,
@@ -37,7 +37,7 @@ struct Set<'a> {
     text: Option<String>,
 }
 
-impl Source {
+impl TomlSource {
     fn new(file: Option<PathBuf>, start: usize, text: &str) -> Self {
         Self { file, start, text: " ".repeat(start) + text }
     }
@@ -62,13 +62,13 @@ impl<'a> Layers<'a> {
     /// # Errors
     /// A file that cannot be read or is not TOML; a `base` that is not a string or forms a cycle.
     pub(super) fn read(file: Option<&Path>, below: &str, defaults: &str, sets: &'a [String]) -> Result<Self> {
-        let mut files = Vec::<Source>::new();
+        let mut files = Vec::<TomlSource>::new();
         let mut next = file.map(Path::to_path_buf);
         let mut end = 0;
         while let Some(file) = next.take() {
             check_regular(&file)?;
             let text = files::read_text(&file)?;
-            let source = Source::new(Some(file), end, &text);
+            let source = TomlSource::new(Some(file), end, &text);
             end = source.text.len() + 1;
             files.push(source);
             next = base(&files)?;
@@ -79,8 +79,8 @@ impl<'a> Layers<'a> {
             set
         });
         let sets = sets.collect();
-        let below = Source::new(None, end, below);
-        let defaults = Source::new(None, below.text.len() + 1, defaults);
+        let below = TomlSource::new(None, end, below);
+        let defaults = TomlSource::new(None, below.text.len() + 1, defaults);
         Ok(Self { files, sets, below, defaults })
     }
 
@@ -134,7 +134,7 @@ impl<'a> Layers<'a> {
         }
         match (at, self.files.first()) {
             (Some(at), _) => self.origin(at),
-            (None, Some(Source { file: Some(file), .. })) => file.display().to_string(),
+            (None, Some(TomlSource { file: Some(file), .. })) => file.display().to_string(),
             (None, _) => "defaults".to_string(),
         }
     }
@@ -173,12 +173,12 @@ fn check_regular(file: &Path) -> Result<()> {
         true => "a folder",
         false => "a pipe or a device",
     };
-    Err(Error::file(file, format!("is {what}; settings are read from a regular file (TOML): name one")))
+    Err(Error::file(file, format!("is {what}; settings are read from a regular file: give the path of a TOML file")))
 }
 
 /// Return the path named by `base` in the last file, if there is one.
-fn base(files: &[Source]) -> Result<Option<PathBuf>> {
-    let Some(source @ Source { file: Some(file), .. }) = files.last() else { return Ok(None) };
+fn base(files: &[TomlSource]) -> Result<Option<PathBuf>> {
+    let Some(source @ TomlSource { file: Some(file), .. }) = files.last() else { return Ok(None) };
     let document = source.parse()?;
     let Some(base) = document.get_ref().get("base") else { return Ok(None) };
     let refuse =
@@ -188,12 +188,12 @@ fn base(files: &[Source]) -> Result<Option<PathBuf>> {
     };
     let path = file.parent().unwrap_or(Path::new("")).join(name);
     let Ok(found) = path.canonicalize() else {
-        return refuse(format!("base = {name:?}: there is no {}", path.display()));
+        return refuse(format!("base = {name:?}: there is no file {}", path.display()));
     };
     let is_same =
-        |source: &Source| source.file.as_ref().and_then(|file| file.canonicalize().ok()) == Some(found.clone());
+        |source: &TomlSource| source.file.as_ref().and_then(|file| file.canonicalize().ok()) == Some(found.clone());
     match files.iter().any(is_same) {
-        true => refuse(format!("base = {name:?} leads back to {}, which lies over this file", path.display())),
+        true => refuse(format!("base = {name:?} is circular: {} is itself based on this file", path.display())),
         false => Ok(Some(path)),
     }
 }
@@ -260,13 +260,13 @@ impl<'a> Set<'a> {
     }
 }
 
-type Key<'i> = Spanned<Cow<'i, str>>;
+type SpannedKey<'i> = Spanned<Cow<'i, str>>;
 
 /// Set `path` within `table` to `value`. An array that is only in the defaults is copied from there first.
 fn put<'i>(
     table: &mut DeTable<'i>,
     defaults: Option<&DeTable<'i>>,
-    path: &[Key<'i>],
+    path: &[SpannedKey<'i>],
     value: Spanned<DeValue<'i>>,
 ) -> std::result::Result<(), String> {
     let (key, rest) = path.split_first().ok_or_else(|| "expected section.key=value".to_string())?;

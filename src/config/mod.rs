@@ -97,7 +97,7 @@ pub fn count(key: &str, value: usize, least: usize, most: usize) -> Option<Strin
 pub fn twice<T: PartialEq + Serialize>(key: &str, list: &[T]) -> Option<String> {
     let at = (1..list.len()).find(|&at| list[..at].contains(&list[at]))?;
     let name = serde_json::to_string(&list[at]).unwrap_or_else(|error| unreachable!("{error}"));
-    Some(format!("{key} names {name} twice: leave one out"))
+    Some(format!("{key} names {name} twice: remove one"))
 }
 
 /// A mistake and its origin: `file:line`, a `--set` or the defaults.
@@ -147,7 +147,7 @@ fn resolve<S: Settings>(layers: &Layers, validate: fn(&S) -> Vec<String>) -> Res
         let span = error.span().unwrap_or(0..0);
         let path = explain::find(document.get_ref(), &span);
         let message_of = |document: &Spanned<DeTable>| read(document).err().map(|error| error.message().to_string());
-        let found = explain::Found { path, span, message: error.message().to_string() };
+        let found = explain::LocatedMessage { path, span, message: error.message().to_string() };
         let found = explain::narrow(&document, found, &message_of);
         if let Some(set) = layers.text_expected(&found.span, &found.message) {
             return Ok(Resolved::Text(set));

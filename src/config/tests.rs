@@ -4,11 +4,11 @@ use super::*;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
-struct Sample {
+struct TestSettings {
     seed: u64,
     device: String,
     optim: Optim,
-    stages: Vec<Stage>,
+    stages: Vec<TestStage>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,18 +34,18 @@ enum Schedule {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Stage {
+struct TestStage {
     temperature: f32,
     clip: Option<f32>,
 }
 
-impl Default for Stage {
+impl Default for TestStage {
     fn default() -> Self {
         Self { temperature: 1.0, clip: None }
     }
 }
 
-impl Settings for Sample {
+impl Settings for TestSettings {
     fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.optim.learning_rate <= 0.0 {
@@ -62,12 +62,12 @@ impl Settings for Sample {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Preset {
-    stages: Vec<Stage>,
+    stages: Vec<TestStage>,
 }
 
 impl Default for Preset {
     fn default() -> Self {
-        Self { stages: vec![Stage { temperature: 0.7, clip: Some(0.2) }, Stage::default()] }
+        Self { stages: vec![TestStage { temperature: 0.7, clip: Some(0.2) }, TestStage::default()] }
     }
 }
 
@@ -80,7 +80,7 @@ impl Settings for Preset {
 const FILE: &str = "seed = 3\n\n[optim]\nlearning_rate = 2e-5\nschedule = { cosine = { floor = 0.1 } }\n\n\
                     [[stages]]\ntemperature = 0.5\n\n[[stages]]\ntemperature = 0.25\n";
 
-fn read(text: &str, sets: &[&str]) -> std::result::Result<Sample, String> {
+fn read(text: &str, sets: &[&str]) -> std::result::Result<TestSettings, String> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("x.toml");
     std::fs::write(&file, text).unwrap();
@@ -91,7 +91,7 @@ fn read(text: &str, sets: &[&str]) -> std::result::Result<Sample, String> {
 
 #[test]
 fn defaults_then_file_then_sets() {
-    assert_eq!(load::<Sample>(None, &[]).unwrap(), Sample::default());
+    assert_eq!(load::<TestSettings>(None, &[]).unwrap(), TestSettings::default());
     let file = read(FILE, &[]).unwrap();
     assert_eq!((file.seed, file.optim.learning_rate, file.optim.warmup_steps), (3, 2e-5, 10));
     assert_eq!(file.optim.schedule, Schedule::Cosine { floor: 0.1 });
@@ -107,18 +107,18 @@ fn defaults_then_file_then_sets() {
     let set = read(FILE, &sets).unwrap();
     assert_eq!((set.seed, set.device.as_str(), set.optim.learning_rate), (5, "cuda", 1.0));
     assert_eq!(set.optim.schedule, Schedule::Constant);
-    assert_eq!(set.stages[0], Stage { temperature: 0.5, clip: Some(0.2) });
+    assert_eq!(set.stages[0], TestStage { temperature: 0.5, clip: Some(0.2) });
     assert_eq!(set.stages[1].temperature, 1.5);
-    let whole = load::<Sample>(None, &["optim={ warmup_steps = 7 }".into(), "stages=[{}, {}]".into()]).unwrap();
+    let whole = load::<TestSettings>(None, &["optim={ warmup_steps = 7 }".into(), "stages=[{}, {}]".into()]).unwrap();
     assert_eq!((whole.optim.warmup_steps, whole.stages.len()), (7, 2));
-    let text = load::<Sample>(None, &["device=two words, 1 = \"x\"\ny = 2".into()]).unwrap();
+    let text = load::<TestSettings>(None, &["device=two words, 1 = \"x\"\ny = 2".into()]).unwrap();
     assert_eq!(text.device, "two words, 1 = \"x\"\ny = 2");
 }
 
 #[test]
 fn arrays_of_the_defaults_can_be_changed_by_number() {
     let preset: Preset = load(None, &["stages.1.temperature=1.2".into()]).unwrap();
-    assert_eq!(preset.stages, [Preset::default().stages[0].clone(), Stage { temperature: 1.2, clip: None }]);
+    assert_eq!(preset.stages, [Preset::default().stages[0].clone(), TestStage { temperature: 1.2, clip: None }]);
     let error = load::<Preset>(None, &["stages.2.temperature=1.2".into()]).unwrap_err().to_string();
     assert!(error.contains("stages has 2 entries") && error.contains("no stages.2"), "{error}");
 }
@@ -144,7 +144,7 @@ fn unknown_keys_name_place_path_and_the_nearest_name() {
     }
     let want = "--set optim.learning_rat=1: unknown key optim.learning_rat; did you mean learning_rate?";
     assert_eq!(read(FILE, &["seed=4", "optim.learning_rat=1"]).unwrap_err(), want);
-    assert_eq!(load::<Sample>(None, &["optim.learning_rat=1".into()]).unwrap_err().to_string(), want);
+    assert_eq!(load::<TestSettings>(None, &["optim.learning_rat=1".into()]).unwrap_err().to_string(), want);
     let want = "--set stages.0.temp=1: unknown key stages.0.temp; expected one of temperature, clip";
     assert_eq!(read(FILE, &["stages.0.temp=1"]).unwrap_err(), want);
 }
@@ -156,7 +156,7 @@ fn wrong_types_name_key_value_and_what_was_expected() {
             "[optim]\nlearning_rate = \"fast\"",
             "x.toml:2: optim.learning_rate = \"fast\": expected a number, got string \"fast\"",
         ),
-        ("seed = -1", "x.toml:1: seed = -1: expected a whole number that is not negative, got integer `-1`"),
+        ("seed = -1", "x.toml:1: seed = -1: expected a non-negative integer, got integer `-1`"),
         (
             "[[stages]]\ntemperature = true",
             "x.toml:2: stages.0.temperature = true: expected a number, got boolean `true`",
@@ -167,8 +167,8 @@ fn wrong_types_name_key_value_and_what_was_expected() {
     for (text, want) in table {
         assert_eq!(read(text, &[]).unwrap_err(), want);
     }
-    let want = "--set optim.warmup_steps=1.5: optim.warmup_steps = 1.5: expected a whole number that is not negative, \
-                got floating point `1.5`";
+    let want = "--set optim.warmup_steps=1.5: optim.warmup_steps = 1.5: expected a non-negative integer, got floating \
+        point `1.5`";
     assert_eq!(read(FILE, &["optim.warmup_steps=1.5"]).unwrap_err(), want);
 }
 
@@ -191,7 +191,7 @@ fn all_mistakes_are_told_at_once() {
 fn what_cannot_be_read_is_said() {
     assert!(read("seed = \n", &[]).unwrap_err().starts_with("x.toml:1: "));
     assert!(read("seed = 1\nseed = 2", &[]).unwrap_err().starts_with("x.toml:2: "));
-    let missing = load::<Sample>(Some(Path::new("no/such.toml")), &[]).unwrap_err();
+    let missing = load::<TestSettings>(Some(Path::new("no/such.toml")), &[]).unwrap_err();
     assert!(matches!(missing, Error::Io { .. }) && missing.to_string().starts_with("no/such.toml: "), "{missing}");
     for (set, want) in [
         ("seed", "--set seed: expected section.key=value"),
@@ -208,7 +208,7 @@ fn what_cannot_be_read_is_said() {
 fn the_dump_reads_back() {
     let settings = read(FILE, &["device=it's \"new\"", "stages.0.clip=0.2"]).unwrap();
     assert_eq!(read(&to_toml(&settings), &[]).unwrap(), settings);
-    assert_eq!(read(&to_toml(&Sample::default()), &[]).unwrap(), Sample::default());
+    assert_eq!(read(&to_toml(&TestSettings::default()), &[]).unwrap(), TestSettings::default());
     let large = read("", &["seed=18446744073709551615"]).unwrap();
     assert_eq!(read(&to_toml(&large), &[]).unwrap(), large);
 }
@@ -232,7 +232,7 @@ fn a_mistake_in_a_value_is_where_the_value_was_set() {
 }
 
 /// Load the last of `files`, all written to one folder.
-fn read_files(files: &[(&str, &str)], sets: &[&str]) -> std::result::Result<Sample, String> {
+fn read_files(files: &[(&str, &str)], sets: &[&str]) -> std::result::Result<TestSettings, String> {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in files {
         std::fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
@@ -253,7 +253,7 @@ fn a_file_lies_over_its_base() {
     let found = read_files(&files, &["stages.0.clip=0.3"]).unwrap();
     assert_eq!((found.seed, found.device.as_str()), (2, "cpu"));
     assert_eq!((found.optim.learning_rate, found.optim.warmup_steps), (1e-3, 7));
-    assert_eq!(found.stages, [Stage { temperature: 0.5, clip: Some(0.3) }]);
+    assert_eq!(found.stages, [TestStage { temperature: 0.5, clip: Some(0.3) }]);
     assert!(!to_toml(&found).contains("base"));
 }
 
@@ -278,9 +278,9 @@ fn a_mistake_below_is_in_the_file_it_is_in() {
 fn a_base_that_leads_back_or_nowhere_is_refused() {
     let circle = [("a.toml", "base = \"b.toml\"\n"), ("b.toml", "seed = 1\nbase = \"a.toml\"\n")];
     let error = read_files(&circle, &[]).unwrap_err();
-    assert!(error.starts_with("a.toml:1: base = \"b.toml\" leads back"), "{error}");
+    assert!(error.starts_with("a.toml:1: base = \"b.toml\" is circular"), "{error}");
     let error = read_files(&[("b.toml", "\nbase = \"none.toml\"\n")], &[]).unwrap_err();
-    assert_eq!(error, "b.toml:2: base = \"none.toml\": there is no none.toml");
+    assert_eq!(error, "b.toml:2: base = \"none.toml\": there is no file none.toml");
     let error = read_files(&[("b.toml", "base = 3\n")], &[]).unwrap_err();
     assert!(error.starts_with("b.toml:1: base: expected the name"), "{error}");
 }
@@ -365,7 +365,7 @@ fn mistakes_in_a_tagged_table_name_their_key_and_line() {
         (
             two,
             &["stages.1.kinds.0.name=b"],
-            "--set stages.1.kinds.0.name=b: unknown key stages.1.kinds.0.name; there are no keys here",
+            "--set stages.1.kinds.0.name=b: unknown key stages.1.kinds.0.name; this table has no keys",
         ),
         (
             two,
@@ -403,7 +403,7 @@ fn what_is_no_regular_file_is_refused() {
     let pipe = dir.path().join("pipe.toml");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for (path, want) in [(&*pipe, "is a pipe"), (dir.path(), "is a folder"), (Path::new("/dev/zero"), "or a device")] {
-        let error = load::<Sample>(Some(path), &[]).unwrap_err().to_string();
+        let error = load::<TestSettings>(Some(path), &[]).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{}: is a", path.display())) && error.contains(want), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::{AddAssign, Range};
 
-use super::lexicon::{LEXICON, Place};
+use super::lexicon::{ConnectorPosition, LEXICON};
 use super::sums::quotient;
 use crate::text::tokenizer::Tokenizer;
 
@@ -13,23 +13,23 @@ pub struct Connectors {
     /// Text of each token id.
     pieces: Vec<String>,
     /// Phrases by their first word, longest first: the words after the first, and the allowed place.
-    phrases: HashMap<&'static str, Vec<(Vec<&'static str>, Place)>>,
+    phrases: HashMap<&'static str, Vec<(Vec<&'static str>, ConnectorPosition)>>,
 }
 
 /// Connectors and steps found in a completion.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Reading {
+pub struct ConnectorMarks {
     /// Whether a connector begins in each token. For a connector of several tokens or words this is the first token,
     /// where the model decides for it.
     pub connector: Vec<bool>,
     /// Counts of connectors and steps.
-    pub steps: Steps,
+    pub steps: ConnectorCounts,
 }
 
 /// Counts of connectors and steps. A step is a sentence, a line, or a section between semicolons. Its result is its
 /// last number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Steps {
+pub struct ConnectorCounts {
     /// Number of connectors.
     pub connectors: usize,
     /// Connectors that begin a step.
@@ -42,7 +42,7 @@ pub struct Steps {
     pub plain: [usize; 3],
 }
 
-impl AddAssign for Steps {
+impl AddAssign for ConnectorCounts {
     fn add_assign(&mut self, other: Self) {
         self.connectors += other.connectors;
         self.opening += other.opening;
@@ -54,7 +54,7 @@ impl AddAssign for Steps {
     }
 }
 
-impl Steps {
+impl ConnectorCounts {
     /// Return `P(a new step starts | connector)`: the share of the connectors that begin a step.
     pub fn opens_step(&self) -> Option<f64> {
         quotient(self.opening as f64, self.connectors as f64)
@@ -90,7 +90,7 @@ impl Connectors {
     }
 
     pub(super) fn of(pieces: Vec<String>) -> Self {
-        let mut phrases: HashMap<_, Vec<(Vec<_>, Place)>> = HashMap::new();
+        let mut phrases: HashMap<_, Vec<(Vec<_>, ConnectorPosition)>> = HashMap::new();
         for (phrase, place) in LEXICON {
             let mut words = phrase.split(' ');
             let first = words.next().unwrap_or_default();
@@ -106,7 +106,7 @@ impl Connectors {
     }
 
     /// Find the connectors and steps of a completion.
-    pub fn read(&self, tokens: &[u32]) -> Reading {
+    pub fn read(&self, tokens: &[u32]) -> ConnectorMarks {
         let mut text = String::new();
         let mut starts = Vec::with_capacity(tokens.len());
         for &token in tokens {
@@ -115,7 +115,7 @@ impl Connectors {
         }
         let at = |byte: usize| starts.partition_point(|&start| start <= byte) - 1;
         let steps = steps(&text);
-        let mut reading = Reading { connector: vec![false; tokens.len()], steps: Steps::default() };
+        let mut reading = ConnectorMarks { connector: vec![false; tokens.len()], steps: ConnectorCounts::default() };
         let mut openings = HashSet::new();
         for byte in self.find(&text) {
             let token = at(byte);
@@ -148,7 +148,7 @@ impl Connectors {
         let mut i = 0;
         while let Some(word) = words.get(i) {
             let list = self.phrases.get(text[word.clone()].to_lowercase().as_str());
-            let fits = |(rest, place): &&(Vec<&str>, Place)| {
+            let fits = |(rest, place): &&(Vec<&str>, ConnectorPosition)| {
                 let follows = |(k, want): (usize, &&str)| {
                     words.get(i + k + 1).is_some_and(|next| {
                         let gap = &text[words[i + k].end..next.start];
@@ -156,7 +156,7 @@ impl Connectors {
                     })
                 };
                 let opening = || opens(&text[..word.start]);
-                rest.iter().enumerate().all(follows) && (*place == Place::Anywhere || opening())
+                rest.iter().enumerate().all(follows) && (*place == ConnectorPosition::Anywhere || opening())
             };
             match list.and_then(|list| list.iter().find(fits)) {
                 Some((rest, _)) => {
@@ -227,7 +227,7 @@ fn last_number(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tasks::{Family, Generator, Split};
+    use crate::tasks::{Generator, Split, TaskFamily};
 
     /// Build a finder for the tokens `pieces`, and a completion of these tokens in order.
     fn connectors(pieces: &[&str]) -> (Connectors, Vec<u32>) {
@@ -268,11 +268,12 @@ mod tests {
         let (connectors, tokens) =
             connectors(&["3*4", "=", "12", ".", " Wait", ", 12", ".", " That is 1.5", " but", " not", " 13", "."]);
         let steps = connectors.read(&tokens).steps;
-        let expected = Steps { connectors: 2, opening: 1, tokens_to_end: 2 + 3, opened: [1, 1, 1], plain: [2, 2, 0] };
+        let expected =
+            ConnectorCounts { connectors: 2, opening: 1, tokens_to_end: 2 + 3, opened: [1, 1, 1], plain: [2, 2, 0] };
         assert_eq!(steps, expected);
         assert_eq!((steps.opens_step(), steps.tokens_to_step_end()), (Some(0.5), Some(2.5)));
         assert_eq!((steps.opened_share(), steps.restated()), (Some(1.0 / 3.0), [Some(1.0), Some(0.0)]));
-        assert_eq!(Steps::default().opens_step(), None);
+        assert_eq!(ConnectorCounts::default().opens_step(), None);
     }
 
     #[test]
@@ -288,7 +289,7 @@ mod tests {
         let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/base");
         let tokenizer = Tokenizer::load(&directory).unwrap();
         let connectors = Connectors::new(&tokenizer);
-        let generator = Generator { families: Family::USUAL.to_vec(), difficulties: 1..=3, seed: 0 };
+        let generator = Generator { families: TaskFamily::USUAL.to_vec(), difficulties: 1..=3, seed: 0 };
         let mut seen = HashMap::<String, usize>::new();
         for index in 0..400 {
             let trace = &generator.row(Split::Train, index).messages[1].content;

@@ -1,6 +1,6 @@
 //! Covariance of advantage and log-probability, which drives the decrease of entropy (arXiv 2505.22617).
 
-use super::token::Token;
+use super::token::MeasuredToken;
 
 /// Statistics of `c = (A − mean A)(ln π − mean ln π)` over the tokens of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,8 +14,8 @@ pub struct Covariance {
 }
 
 /// Compute the covariance; `None` without tokens, or if all advantages are 0.
-pub(super) fn covariance(tokens: &[Token]) -> Option<Covariance> {
-    let advantage = |token: &Token| [f64::from(token.advantage.task), f64::from(token.advantage.length)];
+pub(super) fn covariance(tokens: &[MeasuredToken]) -> Option<Covariance> {
+    let advantage = |token: &MeasuredToken| [f64::from(token.advantage.task), f64::from(token.advantage.length)];
     if tokens.iter().all(|token| advantage(token) == [0.0; 2]) {
         return None;
     }

@@ -5,17 +5,17 @@
 
 /// Position in which a connector counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ConnectorPosition {
     /// Any position.
     Anywhere,
     /// Start of a sentence or line; elsewhere the word is an adjective or adverb ("the next term", "not so large").
     Opening,
 }
 
-use Place::{Anywhere, Opening};
+use ConnectorPosition::{Anywhere, Opening};
 
 /// Connectors in lower case. In a text, spaces or hyphens join the words of a phrase.
-pub(super) const LEXICON: [(&str, Place); 41] = [
+pub(super) const LEXICON: [(&str, ConnectorPosition); 41] = [
     // arXiv 2511.14258, as summarised
     ("therefore", Anywhere),
     ("thus", Anywhere),

@@ -61,10 +61,10 @@ mod types;
 
 use rayon::prelude::*;
 
-pub use connectors::{Connectors, Reading, Steps};
+pub use connectors::{ConnectorCounts, ConnectorMarks, Connectors};
 pub use covariance::Covariance;
 pub use deciles::DECILES;
-pub use sums::Sums;
+pub use sums::TokenSums;
 pub use table::{TypeRow, Types};
 pub use token::{entropy_drift, logit_gradient};
 pub use types::{RankedType, Ranking, TokenTypes};
@@ -72,11 +72,11 @@ pub use types::{RankedType, Ranking, TokenTypes};
 use crate::metrics::Metrics;
 use crate::reward::{Part, Parts};
 use sums::quotient;
-use token::Token;
+use token::MeasuredToken;
 
 /// A completion with the sampler's record of each token and its advantage.
 #[derive(Debug, Clone, Copy)]
-pub struct Sample<'a> {
+pub struct MeasuredCompletion<'a> {
     /// Token ids of the completion.
     pub tokens: &'a [u32],
     /// Log-probability of each token at the sampling temperature, in nats.
@@ -99,15 +99,15 @@ pub struct Sample<'a> {
 
 /// Figures of the conflict in one step.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Figures {
+pub struct ConflictFigures {
     /// All tokens.
-    pub all: Sums,
+    pub all: TokenSums,
     /// Connectors.
-    pub connectors: Sums,
+    pub connectors: TokenSums,
     /// All other tokens.
-    pub others: Sums,
+    pub others: TokenSums,
     /// Tenths of the tokens by entropy at the sampling temperature, lowest first.
-    pub deciles: [Sums; DECILES],
+    pub deciles: [TokenSums; DECILES],
     /// Mean decile of connectors, each decile represented by its middle (0.5 to 9.5).
     pub connector_decile: Option<f64>,
     /// Entropy at the sampling temperature that 80% of the tokens do not exceed, in nats.
@@ -117,28 +117,33 @@ pub struct Figures {
     /// Share of the right completions with a negative advantage.
     pub negative_given_correct: Option<f64>,
     /// Connectors and steps.
-    pub steps: Steps,
+    pub steps: ConnectorCounts,
 }
 
 /// Compute the figures of a step's samples, drawn at `temperature`, and count their tokens in `types`.
 ///
 /// # Panics
 /// When the lists of a sample differ in length.
-pub fn measure(samples: &[Sample], temperature: f32, connectors: &Connectors, types: &mut TokenTypes) -> Figures {
-    let readings: Vec<Reading> = samples.par_iter().map(|sample| connectors.read(sample.tokens)).collect();
+pub fn measure(
+    samples: &[MeasuredCompletion],
+    temperature: f32,
+    connectors: &Connectors,
+    types: &mut TokenTypes,
+) -> ConflictFigures {
+    let readings: Vec<ConnectorMarks> = samples.par_iter().map(|sample| connectors.read(sample.tokens)).collect();
     let read = samples.iter().zip(&readings);
-    let tokens: Vec<Token> = (read.clone())
+    let tokens: Vec<MeasuredToken> = (read.clone())
         .flat_map(|(sample, reading)| token::tokens(sample, f64::from(temperature), &reading.connector))
         .collect();
     read.for_each(|(sample, reading)| types.add(sample.tokens, sample.entropies, &reading.connector));
 
-    let [mut all, mut connector, mut other] = [Sums::default(); 3];
+    let [mut all, mut connector, mut other] = [TokenSums::default(); 3];
     for token in &tokens {
         all.add(token, 1.0);
         if token.connector { &mut connector } else { &mut other }.add(token, 1.0);
     }
     let entropies: Vec<f64> = tokens.iter().map(|token| token.sampling_entropy).collect();
-    let mut by_decile = [Sums::default(); DECILES];
+    let mut by_decile = [TokenSums::default(); DECILES];
     let mut positions = 0.0;
     deciles::spread(&entropies, |index, decile, share| {
         by_decile[decile].add(&tokens[index], share);
@@ -148,9 +153,9 @@ pub fn measure(samples: &[Sample], temperature: f32, connectors: &Connectors, ty
     });
     let right = || samples.iter().filter(|sample| sample.correct == Some(true));
     let negative = right().filter(|sample| sample.advantage.total() < 0.0).count();
-    let mut steps = Steps::default();
+    let mut steps = ConnectorCounts::default();
     readings.iter().for_each(|reading| steps += reading.steps);
-    Figures {
+    ConflictFigures {
         all,
         connectors: connector,
         others: other,
@@ -163,7 +168,7 @@ pub fn measure(samples: &[Sample], temperature: f32, connectors: &Connectors, ty
     }
 }
 
-impl Figures {
+impl ConflictFigures {
     /// Return the metrics, without the prefix `conflict/`.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::default();

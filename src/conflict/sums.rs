@@ -1,11 +1,11 @@
 //! Sums over a set of tokens, and the figures computed from them.
 
-use super::token::Token;
+use super::token::MeasuredToken;
 use crate::reward::Part;
 
 /// Sums over a set of tokens. A token on the border of two deciles counts fractionally in both.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Sums {
+pub struct TokenSums {
     tokens: f64,
     weight: f64,
     entropy: f64,
@@ -25,9 +25,9 @@ pub struct Sums {
     drift: [f64; 2],
 }
 
-impl Sums {
+impl TokenSums {
     /// Add `share` of a token.
-    pub(super) fn add(&mut self, token: &Token, share: f64) {
+    pub(super) fn add(&mut self, token: &MeasuredToken, share: f64) {
         let advantage = [f64::from(token.advantage.task), f64::from(token.advantage.length)];
         let weight = share * token.weight;
         let joint = advantage[0] + advantage[1];
@@ -104,12 +104,12 @@ impl Sums {
     }
 
     /// Return the set's share of the squared logit gradients `Σ (w A g)²` of `all`, for a part.
-    pub fn grad_share(&self, all: &Sums, part: Part) -> Option<f64> {
+    pub fn grad_share(&self, all: &TokenSums, part: Part) -> Option<f64> {
         quotient(self.square[part as usize], all.square[part as usize])
     }
 
     /// Return every figure with its name; `None` for figures of a part that does not act.
-    pub fn figures(&self, all: &Sums) -> [(&'static str, Option<f64>); 17] {
+    pub fn figures(&self, all: &TokenSums) -> [(&'static str, Option<f64>); 17] {
         let changes = [Part::Task, Part::Length].map(|part| self.entropy_change(part));
         let total = changes.iter().flatten().copied().reduce(|a, b| a + b);
         [

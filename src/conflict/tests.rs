@@ -1,7 +1,7 @@
 use super::*;
 
 /// Sampler's record of one completion. Each distribution is a softmax over two tokens, the drawn token first.
-struct Drawn {
+struct SampledCompletion {
     tokens: Vec<u32>,
     log_probs: Vec<f32>,
     entropies: Vec<f32>,
@@ -9,7 +9,7 @@ struct Drawn {
     collision_logs: Vec<f32>,
 }
 
-impl Drawn {
+impl SampledCompletion {
     /// Build a record from tokens and their probabilities; the other token has the rest.
     fn new(tokens: &[(u32, f32)]) -> Self {
         let two = |f: &dyn Fn(f32) -> f32| tokens.iter().map(|&(_, p)| f(p) + f(1.0 - p)).collect();
@@ -22,8 +22,8 @@ impl Drawn {
         }
     }
 
-    fn sample(&self, task: f32, length: f32, correct: bool) -> Sample<'_> {
-        Sample {
+    fn sample(&self, task: f32, length: f32, correct: bool) -> MeasuredCompletion<'_> {
+        MeasuredCompletion {
             tokens: &self.tokens,
             log_probs: &self.log_probs,
             entropies: &self.entropies,
@@ -45,7 +45,7 @@ fn connectors() -> Connectors {
     Connectors::of(["Wait", "7", "."].map(str::to_string).to_vec())
 }
 
-fn metrics(samples: &[Sample], temperature: f32) -> Metrics {
+fn metrics(samples: &[MeasuredCompletion], temperature: f32) -> Metrics {
     measure(samples, temperature, &connectors(), &mut TokenTypes::default()).metrics()
 }
 
@@ -58,8 +58,8 @@ fn close(metrics: &Metrics, name: &str, expected: f64) {
 /// wrong one with a single token of probability 0.9 (task −1, length +0.5). For two tokens g = (1 − p) √2.
 #[test]
 fn figures_are_those_by_hand() {
-    let long = Drawn::new(&[(WAIT, 0.5), (DIGIT, 0.9), (STOP, 0.9)]);
-    let short = Drawn::new(&[(DIGIT, 0.9)]);
+    let long = SampledCompletion::new(&[(WAIT, 0.5), (DIGIT, 0.9), (STOP, 0.9)]);
+    let short = SampledCompletion::new(&[(DIGIT, 0.9)]);
     let found = metrics(&[long.sample(1.0, -0.5, true), short.sample(-1.0, 0.5, false)], 2.0);
     let g = |p: f64| (1.0 - p) * 2f64.sqrt() / 2.0;
     close(&found, "connectors/push_task", g(0.5));
@@ -92,13 +92,13 @@ fn figures_are_those_by_hand() {
 #[test]
 fn deciles_and_sets_are_parts_of_the_whole() {
     let tokens: Vec<(u32, f32)> = (0..37).map(|i| (i % 3, 0.02 + 0.026 * i as f32)).collect();
-    let drawn = Drawn::new(&tokens);
+    let drawn = SampledCompletion::new(&tokens);
     let samples = [drawn.sample(0.7, -0.2, true), drawn.sample(-0.7, -0.1, false)];
     let figures = measure(&samples, 1.0, &connectors(), &mut TokenTypes::default());
-    let sum = |f: &dyn Fn(&Sums) -> Option<f64>| figures.deciles.iter().filter_map(f).sum::<f64>();
+    let sum = |f: &dyn Fn(&TokenSums) -> Option<f64>| figures.deciles.iter().filter_map(f).sum::<f64>();
     for part in [Part::Task, Part::Length] {
         assert!((sum(&|decile| decile.grad_share(&figures.all, part)) - 1.0).abs() < 1e-9);
-        let mean = |sums: &Sums| Some(sums.push(part)? * sums.tokens() / 74.0);
+        let mean = |sums: &TokenSums| Some(sums.push(part)? * sums.tokens() / 74.0);
         assert!((sum(&mean) - figures.all.push(part).unwrap()).abs() < 1e-9);
         assert!((mean(&figures.connectors).unwrap() + mean(&figures.others).unwrap() - sum(&mean)).abs() < 1e-9);
     }
@@ -108,7 +108,7 @@ fn deciles_and_sets_are_parts_of_the_whole() {
 /// A step without advantages has no conflict figures, rather than zeros or NaNs.
 #[test]
 fn what_does_not_exist_is_left_out() {
-    let drawn = Drawn::new(&[(DIGIT, 0.5), (STOP, 0.5)]);
+    let drawn = SampledCompletion::new(&[(DIGIT, 0.5), (STOP, 0.5)]);
     let absent = |metrics: &Metrics, names: &[&str]| {
         names.iter().for_each(|name| {
             assert!(metrics.get(name).is_none() && metrics.list(name).is_none(), "{name}: {metrics:?}")

@@ -10,7 +10,7 @@
 //!    depends on `ln π(a)`.
 //! 3. Hence the change for a batch is `−η Cov(ln π(a), π(a) (A − mean A))` (arXiv 2505.22617).
 
-use super::Sample;
+use super::MeasuredCompletion;
 use crate::objective::Parts;
 
 /// Return the norm of the gradient of `ln π(a)` with respect to π's logits. From f32 inputs its error is about 2.5e-4,
@@ -29,7 +29,7 @@ pub fn entropy_drift(log_prob: f64, entropy: f64, collision: f64, collision_log:
 
 /// A token with the inputs of the measures.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Token {
+pub(super) struct MeasuredToken {
     /// Entropy at temperature 1.
     pub(super) entropy: f64,
     /// Entropy at the sampling temperature.
@@ -46,15 +46,15 @@ pub(super) struct Token {
 
 /// Return the tokens of a sample drawn at `temperature`; `connector` flags those that begin a connector.
 pub(super) fn tokens<'a>(
-    sample: &'a Sample<'a>,
+    sample: &'a MeasuredCompletion<'a>,
     temperature: f64,
     connector: &'a [bool],
-) -> impl Iterator<Item = Token> + 'a {
+) -> impl Iterator<Item = MeasuredToken> + 'a {
     (0..sample.tokens.len()).map(move |i| {
         let [log_prob, entropy, collision, collision_log] =
             [sample.log_probs, sample.sampling_entropies, sample.collisions, sample.collision_logs]
                 .map(|figures| f64::from(figures[i]));
-        Token {
+        MeasuredToken {
             entropy: f64::from(sample.entropies[i]),
             sampling_entropy: entropy,
             log_prob,

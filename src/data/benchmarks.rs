@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::Fields;
 use crate::error::Result;
-use crate::hub::{self, Kind, Name};
+use crate::hub::{self, Name, RepoKind};
 
 /// A benchmark with a name of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +72,9 @@ fn read(path: &Path) -> Option<(&'static Benchmark, Option<&str>)> {
     }
     if path.exists() {
         if hub::is_first(path) {
-            tracing::warn!("{text}: what is here under this name is taken, not the benchmark; {name}@main names that");
+            tracing::warn!(
+                "{text}: the local file or folder of this name is used; write {name}@main for the benchmark"
+            );
         }
         return None;
     }
@@ -94,9 +96,9 @@ pub fn of(path: &Path) -> Option<&'static Benchmark> {
 /// # Errors
 /// A mistyped path.
 pub fn hub_name(path: &Path) -> Result<Option<Name>> {
-    let Some((benchmark, revision)) = read(path) else { return Name::of(Kind::Data, path) };
+    let Some((benchmark, revision)) = read(path) else { return Name::of(RepoKind::Data, path) };
     let marked = format!("hf:{}", benchmark.source);
-    let name = Name::of(Kind::Data, Path::new(&marked))?;
+    let name = Name::of(RepoKind::Data, Path::new(&marked))?;
     Ok(name.map(|name| Name { revision: revision.map(str::to_string), ..name }))
 }
 

@@ -2,14 +2,14 @@
 
 use serde_json::{Map, Value};
 
-use super::shapes::{Fault, is_empty, shown};
+use super::shapes::{RowFault, is_empty, shown};
 use super::{Problem, Prompt};
 
 /// A letter or other label, and the text of the choice.
 type Choice = (String, String);
 
 /// Return the choices of a question with this answer; empty for a question without choices.
-pub(super) fn choices(row: &Map<String, Value>, answer: &Value) -> std::result::Result<Vec<Choice>, Fault> {
+pub(super) fn choices(row: &Map<String, Value>, answer: &Value) -> std::result::Result<Vec<Choice>, RowFault> {
     let named = |name: &&str| row.iter().find(|(key, value)| key.eq_ignore_ascii_case(name) && !is_empty(value));
     let Some((key, value)) = ["choices", "options", "endings"].iter().find_map(named) else {
         return Ok(columns(row, answer));
@@ -33,7 +33,9 @@ pub(super) fn choices(row: &Map<String, Value>, answer: &Value) -> std::result::
     };
     found.ok_or_else(|| {
         let shown = shown(value);
-        format!("{key} = {shown}: expected a list of up to 26 texts or numbers, or an object with one for each letter")
+        format!(
+            "{key} = {shown}: expected a list of up to 26 strings or numbers, or an object with one for each letter"
+        )
     })
 }
 
@@ -107,7 +109,7 @@ pub(super) fn chosen(
     answer: &Value,
     choices: &[Choice],
     row: &Map<String, Value>,
-) -> std::result::Result<Option<String>, Fault> {
+) -> std::result::Result<Option<String>, RowFault> {
     let is_letter = |text: &str| choices.iter().any(|(letter, _)| letter == text);
     let at = |place: usize| choices.get(place).map(|(letter, _)| letter.clone());
     match answer {
@@ -115,7 +117,7 @@ pub(super) fn chosen(
             let letter = place.as_u64().and_then(|place| at(place as usize));
             letter
                 .map(Some)
-                .ok_or_else(|| format!("{place}: expected the place of a choice, 0 to {}", choices.len() - 1))
+                .ok_or_else(|| format!("{place}: expected the index of a choice, 0 to {}", choices.len() - 1))
         }
         Value::String(text) if !is_letter(text.trim()) => {
             let named =
@@ -193,10 +195,10 @@ mod tests {
         for (row, want) in [
             (
                 r#"{"question": "q", "choices": ["x", "y"], "answer": 2}"#,
-                "answer = 2: expected the place of a choice, 0 to 1",
+                "answer = 2: expected the index of a choice, 0 to 1",
             ),
             (r#"{"question": "q", "choices": "x, y", "answer": "x"}"#, r#"choices = "x, y": expected a list of"#),
-            (r#"{"question": "q", "options": [["x"], ["y"]], "answer": 0}"#, "expected a list of up to 26 texts"),
+            (r#"{"question": "q", "options": [["x"], ["y"]], "answer": 0}"#, "expected a list of up to 26 strings"),
         ] {
             let fault = read(row).unwrap_err();
             assert!(fault.contains(want), "{fault}");

@@ -4,18 +4,21 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::shapes::{Fault, kind};
+use super::shapes::{RowFault, kind};
 use crate::error::{Error, Result};
 use crate::{files, json};
 
-type Row = Map<String, Value>;
+type JsonRow = Map<String, Value>;
 
 /// Parse every row of a file with `read`; the extension selects the kind of file.
-pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::result::Result<T, Fault>) -> Result<Vec<T>> {
+pub(super) fn rows<T>(
+    path: &Path,
+    mut read: impl FnMut(&str, JsonRow) -> std::result::Result<T, RowFault>,
+) -> Result<Vec<T>> {
     if path.is_dir() {
         return Err(Error::file(
             path,
-            "a folder; name a file in it, or owner/name of a data set of the Hugging Face Hub",
+            "is a folder; give a file in it, or owner/name of a data set on the Hugging Face Hub",
         ));
     }
     let mut found = Vec::new();
@@ -25,7 +28,8 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::resul
             other => return Err(Error::file(place, format!("expected one JSON object per row, got {}", kind(&other)))),
         };
         let list = found.is_empty().then(|| rows_within(&row)).flatten();
-        let advice = list.map(|name| format!("; the rows are in {name}: write that list to a .json file of its own"));
+        let advice =
+            list.map(|name| format!("; the rows are in the field {name}: write that list to a .json file of its own"));
         found.push(read(&place, row).map_err(|fault| Error::file(&place, fault + &advice.unwrap_or_default()))?);
         Ok(())
     };
@@ -36,12 +40,16 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::resul
         "jsonl" | "json" => lines(path, ending == "json", &mut take)?,
         "parquet" => super::parquet::rows(path, &mut take)?,
         "gz" | "zst" | "bz2" | "xz" | "zip" => {
-            return Err(Error::file(path, "a compressed file: decompress it; known are .jsonl, .json, .parquet"));
+            return Err(Error::file(
+                path,
+                "is a compressed file: decompress it; supported formats are .jsonl, .json, .parquet",
+            ));
         }
         _ => {
             let message = format!(
-                "the ending {ending:?} is no known kind of data; known are .jsonl, .json, .parquet; a data set of the Hugging Face Hub \
-                 is owner/name:config:split, and benchmarks with names of their own are {}",
+                "unknown data format (file extension {ending:?}); supported formats are .jsonl, .json, .parquet; a \
+                 data set on the Hugging Face Hub is named owner/name:config:split, and the built-in benchmark names \
+                 are {}",
                 super::benchmarks::names()
             );
             return Err(Error::file(path, message));
@@ -54,7 +62,7 @@ pub(super) fn rows<T>(path: &Path, mut read: impl FnMut(&str, Row) -> std::resul
 }
 
 /// Return the field of a row that holds all rows of a file, as in `{"data": [{…}, …]}`.
-fn rows_within(row: &Row) -> Option<&'static str> {
+fn rows_within(row: &JsonRow) -> Option<&'static str> {
     let names = ["data", "rows", "train", "test", "validation", "examples"];
     let is_rows = |list: &Vec<Value>| list.first().is_some_and(Value::is_object);
     names.into_iter().find(|name| row.get(*name).and_then(Value::as_array).is_some_and(is_rows))
@@ -83,8 +91,11 @@ fn lines(path: &Path, may_be_list: bool, take: &mut dyn FnMut(String, Value) -> 
         let rows: Vec<Value> = json::row(text).map_err(|e| Error::file(path, e))?;
         return (1..).zip(rows).try_for_each(|(number, row)| take(format!("{} row {number}", path.display()), row));
     }
-    if is_list && json::row::<Vec<Row>>(text).is_ok() {
-        return Err(Error::file(path, "one list of rows, and .jsonl has one object per line: rename it to .json"));
+    if is_list && json::row::<Vec<JsonRow>>(text).is_ok() {
+        return Err(Error::file(
+            path,
+            "the file is one JSON list of rows, but .jsonl has one object per line: rename it to .json",
+        ));
     }
     // One object over several lines.
     if may_be_list && let Ok(row @ Value::Object(_)) = json::row(text) {
@@ -130,11 +141,23 @@ mod tests {
             ("d.json", "[{\"a\": \"x\"}, {\"a\": 1}]", "d.json row 2: a = 1: expected a text"),
             ("d.json", "[{\"a\": \"x\"}", "d.json: EOF while parsing a list"),
             ("d.jsonl", "\n", "d.jsonl: the file has no rows"),
-            ("d.parquet", "PAR1 and no more", "d.parquet: not a whole Parquet file"),
-            ("d.csv", "a\nx", "d.csv: the ending \"csv\" is no known kind of data; known are .jsonl, .json, .parquet"),
-            ("d.jsonl", "[{\"a\": \"x\"}]", "d.jsonl: one list of rows, and .jsonl has one object per line: rename"),
-            ("d.json", "{\"data\":\n[{\"a\": \"x\"}]}", "expected a text; the rows are in data: write that list to"),
-            ("d.jsonl.gz", "x", "d.jsonl.gz: a compressed file: decompress it"),
+            ("d.parquet", "PAR1 and no more", "d.parquet: incomplete or damaged Parquet file"),
+            (
+                "d.csv",
+                "a\nx",
+                "d.csv: unknown data format (file extension \"csv\"); supported formats are .jsonl, .json, .parquet",
+            ),
+            (
+                "d.jsonl",
+                "[{\"a\": \"x\"}]",
+                "d.jsonl: the file is one JSON list of rows, but .jsonl has one object per line: rename",
+            ),
+            (
+                "d.json",
+                "{\"data\":\n[{\"a\": \"x\"}]}",
+                "expected a text; the rows are in the field data: write that list to",
+            ),
+            ("d.jsonl.gz", "x", "d.jsonl.gz: is a compressed file: decompress it"),
             ("d.jsonl", "PAR1", "d.jsonl: this is Parquet: rename it to .parquet"),
         ];
         for (name, text, want) in table {
@@ -144,7 +167,7 @@ mod tests {
         assert_eq!(other_kind(&[0x1f, 0x8b, 8, 0]), Some("this is gzip: decompress it"));
         let folder = tempfile::tempdir().unwrap();
         let folder = rows(folder.path(), |_, _| Ok(())).unwrap_err().to_string();
-        assert!(folder.contains(": a folder; name a file in it, or owner/name"), "{folder}");
+        assert!(folder.contains(": is a folder; give a file in it, or owner/name"), "{folder}");
         let missing = rows(Path::new("no/rows.jsonl"), |_, _| Ok(())).unwrap_err().to_string();
         assert!(missing.starts_with("no/rows.jsonl: "), "{missing}");
     }

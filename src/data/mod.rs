@@ -138,19 +138,22 @@ impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} problems", self.problems)?;
         let first = self.first_unreadable.as_deref().unwrap_or_default();
-        let unreadable =
-            format!("an answer that cannot be read, which only the same characters equal (the first is {first})");
+        let unreadable = format!(
+            "an answer that the verifier cannot parse, so that only an identical string is correct (the first is \
+             {first})"
+        );
         let odd = [
             (self.empty_answers, "an empty answer, which cannot be scored"),
             (
                 self.prose_answers,
-                "a text of several sentences for an answer, which only the same words equal (name the field with the answer \
-                 alone, data.answer_field, or grade with a reward program)",
+                "an answer of several sentences, so that only the same words are correct (set data.answer_field to a \
+                 field with the short answer, or grade with a reward program)",
             ),
             (self.unreadable_answers, &unreadable),
             (
                 self.unseen_choices,
-                "the letter of a choice for an answer and no choices in the prompt (name their column choices or options)",
+                "the letter of a choice as the answer but no choices in the prompt (name the column of the choices \
+                 \"choices\" or \"options\")",
             ),
             (self.duplicates, "a repeated prompt"),
         ];
@@ -158,7 +161,7 @@ impl fmt::Display for DataReport {
             write!(f, ", {count} with {what}")?;
         }
         if self.overlong > 0 {
-            write!(f, "; {} more left out for an overlong prompt", self.overlong)?;
+            write!(f, "; {} more left out because their prompt is too long", self.overlong)?;
         }
         Ok(())
     }
@@ -204,7 +207,7 @@ pub fn load_problems(path: &Path, fields: &Fields) -> Result<Vec<Problem>> {
     if let Some(benchmark) = benchmark.filter(|benchmark| benchmark.problems != problems.len()) {
         let (name, known, found) = (benchmark.name, benchmark.problems, problems.len());
         tracing::warn!(
-            "{name}: {} has {found} problems, and {known} were published: figures may not compare",
+            "{name}: {} has {found} problems, but the published benchmark has {known}: results may not be comparable",
             benchmark.source
         );
     }
@@ -309,10 +312,11 @@ mod tests {
         assert_eq!(
             DataReport { overlong: 3, ..report }.to_string(),
             format!(
-                "5 problems, 1 with an empty answer, which cannot be scored, 1 with a text of several sentences for an \
-                 answer, which only the same words equal (name the field with the answer alone, data.answer_field, or grade \
-                 with a reward program), 2 with an answer that cannot be read, which only the same characters equal (the \
-                 first is {first}), 1 with a repeated prompt; 3 more left out for an overlong prompt"
+                "5 problems, 1 with an empty answer, which cannot be scored, 1 with an answer of several sentences, so \
+                 that only the same words are correct (set data.answer_field to a field with the short answer, or \
+                 grade with a reward program), 2 with an answer that the verifier cannot parse, so that only an \
+                 identical string is correct (the first is {first}), 1 with a repeated prompt; 3 more left out because \
+                 their prompt is too long"
             )
         );
     }

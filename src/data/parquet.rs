@@ -16,10 +16,11 @@ use crate::error::{Error, Result};
 /// Pass every row to `take`, with its location.
 pub(super) fn rows(path: &Path, take: &mut dyn FnMut(String, Value) -> Result<()>) -> Result<()> {
     let file = File::open(path).map_err(Error::io(path))?;
-    let broken =
-        |e: ParquetError| Error::file(path, format!("not a whole Parquet file ({e}); copy or download it again"));
+    let broken = |e: ParquetError| {
+        Error::file(path, format!("incomplete or damaged Parquet file ({e}); copy or download it again"))
+    };
     // The library panics on some damaged files.
-    let failed = || ParquetError::General("its numbers contradict each other".to_string());
+    let failed = || ParquetError::General("inconsistent metadata".to_string());
     let reader = contained(|| SerializedFileReader::new(file)).ok_or_else(failed).flatten().map_err(broken)?;
     for column in reader.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
         supported(path, column.compression())?;
@@ -122,7 +123,7 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
         let error = load_problems(&path, &Fields::default()).unwrap_err().to_string();
-        assert!(error.contains("train.parquet: not a whole Parquet file"), "{error}");
+        assert!(error.contains("train.parquet: incomplete or damaged Parquet file"), "{error}");
     }
 
     /// An invalid row is named by its number; a whole number from a float column stays a whole number.

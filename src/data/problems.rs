@@ -10,7 +10,7 @@ use crate::data::shuffle::Shuffle;
 use crate::data::{self, DataReport, Fields, Problem};
 use crate::error::{Error, Result};
 use crate::noise::{Purpose, mix};
-use crate::tasks::{Family, Generator, Split};
+use crate::tasks::{Generator, Split, TaskFamily};
 use crate::text::chat::{Message, Prompt};
 use crate::text::tokenizer::Tokenizer;
 
@@ -28,7 +28,7 @@ pub struct DataConfig {
     pub eval: PathBuf,
     /// Families of the embedded tasks; empty for arithmetic, equation, remainder, story, sequence and base. The other
     /// two, guarded and dead_ends, are used by `assets/study`.
-    pub families: Vec<Family>,
+    pub families: Vec<TaskFamily>,
     /// Minimum and maximum difficulty of the embedded tasks, each from 1 to 4.
     pub difficulties: [u8; 2],
     /// Seed of the embedded tasks; a different seed gives different problems of the same families.
@@ -69,7 +69,7 @@ impl DataConfig {
         let [low, high] = self.difficulties;
         let mut problems = Vec::new();
         if low < 1 || low > high || high > 4 {
-            problems.push(format!("data.difficulties = [{low}, {high}] must be [from, to] within 1 and 4"));
+            problems.push(format!("data.difficulties = [{low}, {high}] must be [from, to] with 1 <= from <= to <= 4"));
         }
         problems.extend(config::count("data.max_prompt_length", self.max_prompt_length, 1, LENGTHS));
         problems.extend(config::count("data.tasks_count", self.tasks_count as usize, 0, PROBLEMS));
@@ -78,7 +78,7 @@ impl DataConfig {
 
     /// Return the generator of the embedded tasks that these settings describe.
     pub fn generator(&self) -> Generator {
-        let families = if self.families.is_empty() { Family::USUAL.to_vec() } else { self.families.clone() };
+        let families = if self.families.is_empty() { TaskFamily::USUAL.to_vec() } else { self.families.clone() };
         Generator { families, difficulties: self.difficulties[0]..=self.difficulties[1], seed: self.tasks_seed }
     }
 
@@ -147,7 +147,8 @@ impl DataConfig {
         let mut fit = fit.into_iter();
         let kept: Vec<Problem> = problems.into_iter().filter(|_| fit.next().unwrap_or(false)).collect();
         if kept.is_empty() {
-            let message = format!("all prompts are longer than max_prompt_length = {}", self.max_prompt_length);
+            let message =
+                format!("all prompts are longer than max_prompt_length = {}: raise it", self.max_prompt_length);
             return Err(Error::file(file, message));
         }
         let report = DataReport { overlong, ..DataReport::of(&kept) };
@@ -161,8 +162,9 @@ impl DataConfig {
     fn reads(&self, tokens: usize, bound: &str, problem: &Problem) -> Result<bool> {
         if tokens > self.max_prompt_length && !self.filter_overlong_prompts {
             return Err(problem.fault(format!(
-                "a prompt has {bound}{tokens} tokens, more than max_prompt_length = {}; raise it, where the model reads \
-                 more (max_position_embeddings), or set filter_overlong_prompts to leave such rows out: {:.80}…",
+                "a prompt has {bound}{tokens} tokens, more than max_prompt_length = {}; raise it if the model's \
+                 context (max_position_embeddings) allows, or set filter_overlong_prompts to leave such rows out: \
+                 {:.80}…",
                 self.max_prompt_length,
                 problem.prompt.text()
             )));
@@ -264,7 +266,9 @@ mod tests {
         let fault = |max_prompt_length: usize, certain: usize| {
             let data = DataConfig { max_prompt_length, ..DataConfig::default() };
             let problems = data::load_problems(&file, &Fields::default()).unwrap();
-            let check = |tokens, _: &Problem| if tokens > 64 { Err(Error::Invalid("no room".into())) } else { Ok(()) };
+            let check = |tokens, _: &Problem| {
+                if tokens > 64 { Err(Error::Invalid("fills the context".into())) } else { Ok(()) }
+            };
             data.short_enough(problems, &file, &tokenizer, certain, check).unwrap_err().to_string()
         };
         let error = fault(64, usize::MAX);
@@ -276,7 +280,7 @@ mod tests {
         let error = fault(512, usize::MAX);
         assert!(error.contains("x.jsonl:3: a prompt has at least 615 tokens"), "{error}");
         let error = fault(512, 0);
-        assert!(error.ends_with("x.jsonl:2: no room"), "{error}");
+        assert!(error.ends_with("x.jsonl:2: fills the context"), "{error}");
     }
 
     /// All 64 bits of a seed matter, and the largest seed does not overflow.

@@ -30,14 +30,14 @@ const ANSWERS: [&str; 5] = ["answer", "final_answer", "ground_truth", "answerKey
 const PARTS: [&str; 6] = ["context", "passage", "article", "table_title", "table", "body"];
 
 /// Message about an invalid row.
-pub(super) type Fault = String;
+pub(super) type RowFault = String;
 
 /// Convert a row to a problem; `source` is the data source of rows that do not name theirs.
 pub(super) fn problem(
     mut row: Map<String, Value>,
     fields: &Fields,
     source: &str,
-) -> std::result::Result<Problem, Fault> {
+) -> std::result::Result<Problem, RowFault> {
     without_images(&row)?;
     let prompt_field = pick(&row, fields.prompt_field.as_deref(), &PROMPTS, "prompt")?;
     let prompt = match prompt_of(&row[prompt_field], prompt_field)? {
@@ -46,7 +46,7 @@ pub(super) fn problem(
         prompt => prompt,
     };
     if prompt.text().trim().is_empty() {
-        return Err(format!("{prompt_field} is empty"));
+        return Err(format!("{prompt_field} is empty: remove the row or write a prompt"));
     }
 
     let verl = row.get("reward_model").and_then(|model| model.get("ground_truth"));
@@ -75,12 +75,12 @@ pub(super) fn problem(
     let data_source = match row.remove("data_source") {
         Some(Value::String(name)) => name,
         Some(Value::Null) | None => if gsm8k { "gsm8k" } else { source }.to_string(),
-        Some(other) => return Err(format!("data_source = {}: expected a text", shown(&other))),
+        Some(other) => return Err(format!("data_source = {}: expected a string", shown(&other))),
     };
     let floor = match row.remove("floor") {
         Some(Value::String(floor)) => Some(floor),
         Some(Value::Null) | None => None,
-        Some(other) => return Err(format!("floor = {}: expected a text", shown(&other))),
+        Some(other) => return Err(format!("floor = {}: expected a string", shown(&other))),
     };
     // A row with a `floor` is from the embedded tasks or similar ones, whose models know the form of an answer.
     let formula = !answer.trim().is_empty() && !answer.trim().contains('\n') && floor.is_none();
@@ -91,7 +91,7 @@ pub(super) fn problem(
 }
 
 /// Prepend the context of a question, unless the question contains it already.
-fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> std::result::Result<String, Fault> {
+fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> std::result::Result<String, RowFault> {
     let mut parts = String::new();
     for name in PARTS {
         let is_part = |key: &str| key.eq_ignore_ascii_case(name) && Some(key) != fields.answer_field.as_deref();
@@ -101,8 +101,8 @@ fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> st
             Some((_, Value::String(part))) if name == "body" => parts += &format!("{} ", part.trim_end()),
             Some((_, Value::String(part))) => parts += &format!("{part}\n"),
             Some((key, other)) => {
-                let what =
-                    "expected a text, to be read before the question; leave the field out if it is no part of it";
+                let what = "expected a string, which is put before the question; remove the field if it is not part of \
+                    the question";
                 return Err(format!("{key} = {}: {what}", shown(other)));
             }
             None => {}
@@ -112,11 +112,11 @@ fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> st
 }
 
 /// Reject a row with an image.
-pub(super) fn without_images(row: &Map<String, Value>) -> std::result::Result<(), Fault> {
+pub(super) fn without_images(row: &Map<String, Value>) -> std::result::Result<(), RowFault> {
     let is_image = |key: &str| key.eq_ignore_ascii_case("image") || key.eq_ignore_ascii_case("images");
     match row.iter().find(|(key, value)| is_image(key) && !is_empty(value)) {
         Some((key, _)) => Err(format!(
-            "{key} is not empty, and models here read text only; leave such rows out: jq -c 'select(.{key} | length == 0)'"
+            "{key} is not empty, but only text is supported; remove such rows: jq -c 'select(.{key} | length == 0)'"
         )),
         None => Ok(()),
     }
@@ -148,7 +148,7 @@ fn pick<'a>(
     asked: Option<&str>,
     usual: &[&str],
     what: &str,
-) -> std::result::Result<&'a str, Fault> {
+) -> std::result::Result<&'a str, RowFault> {
     let present = |name: &&str| row.iter().find(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_null());
     let found = match asked {
         Some(name) => row.get_key_value(name),
@@ -158,8 +158,8 @@ fn pick<'a>(
         let expected = asked.map_or_else(|| usual.join(", "), str::to_string);
         let names = names(row);
         format!(
-            "no {what}: expected a field {expected}; the row has {names}: name the one to read, with the setting \
-             data.{what}_field or on the command line with --{what}-field"
+            "no {what}: expected a field {expected}; the row has {names}: name the field to read with the setting \
+             data.{what}_field or the option --{what}-field"
         )
     })
 }
@@ -169,20 +169,21 @@ pub(super) fn names(row: &Map<String, Value>) -> String {
     if row.is_empty() { "no fields".into() } else { row.iter().map(name).collect::<Vec<_>>().join(", ") }
 }
 
-pub(super) fn prompt_of(value: &Value, field: &str) -> std::result::Result<Prompt, Fault> {
+pub(super) fn prompt_of(value: &Value, field: &str) -> std::result::Result<Prompt, RowFault> {
     match value {
         Value::String(text) => Ok(Prompt::Text(text.clone())),
         Value::Array(_) => messages_of(value, field).map(Prompt::Messages),
-        other => Err(format!("{field} = {}: expected a text or a list of messages", shown(other))),
+        other => Err(format!("{field} = {}: expected a string or a list of messages", shown(other))),
     }
 }
 
-fn answer_text(value: &Value, field: &str) -> std::result::Result<String, Fault> {
+fn answer_text(value: &Value, field: &str) -> std::result::Result<String, RowFault> {
     match value {
         // A list written as text.
         Value::String(text) if text.starts_with('[') => match serde_json::from_str::<Vec<String>>(text) {
             Ok(list) if list.len() > 1 => Err(format!(
-                "{field} = {}: a text with several answers; write one, or a list without quotes where all are wanted",
+                "{field} = {}: a string that holds a list of several answers; write one answer, or a JSON list if all \
+                 of them are required",
                 shown(value)
             )),
             Ok(mut list) => Ok(list.pop().unwrap_or_default()),
@@ -194,7 +195,7 @@ fn answer_text(value: &Value, field: &str) -> std::result::Result<String, Fault>
         Value::Array(list) => {
             Ok(list.iter().map(|item| answer_text(item, field)).collect::<std::result::Result<Vec<_>, _>>()?.join(", "))
         }
-        other => Err(format!("{field} = {}: expected a text, a number or a list of them", shown(other))),
+        other => Err(format!("{field} = {}: expected a string, a number or a list of these", shown(other))),
     }
 }
 
@@ -228,7 +229,7 @@ mod tests {
         serde_json::from_str(row).unwrap()
     }
 
-    fn read(row: &str) -> std::result::Result<Problem, Fault> {
+    fn read(row: &str) -> std::result::Result<Problem, RowFault> {
         problem(object(row), &Fields::default(), "file")
     }
 
@@ -305,32 +306,32 @@ mod tests {
                 r#"{"prompt": "q"}"#,
                 "no answer: expected a field answer, final_answer, ground_truth, answerKey, solution",
             ),
-            (r#"{"prompt": 3, "answer": "5"}"#, "prompt = 3: expected a text or a list of messages"),
-            (r#"{"prompt": "q", "answer": true}"#, "answer = true: expected a text, a number"),
+            (r#"{"prompt": 3, "answer": "5"}"#, "prompt = 3: expected a string or a list of messages"),
+            (r#"{"prompt": "q", "answer": true}"#, "answer = true: expected a string, a number"),
             (r#"{"prompt": "q", "reward_model": {"ground_truth": {}}}"#, "reward_model.ground_truth = {}: expected"),
             (r#"{"prompt": " ", "answer": "5"}"#, "prompt is empty"),
             (
                 r#"{"prompt": [{"role": "user"}], "answer": "5"}"#,
-                r#"prompt[0] = {"role":"user"}: expected an object with the texts role and content"#,
+                r#"prompt[0] = {"role":"user"}: expected an object with the strings role and content"#,
             ),
             (
                 r#"{"messages": [{"role": "assistant", "content": "x"}], "answer": "5"}"#,
-                "messages: expected a turn for the model to answer",
+                "messages: expected at least one turn before",
             ),
-            (r#"{"prompt": "q", "answer": null}"#, "the row has prompt, answer (null): name the one to read"),
-            (r#"{"answer": "5"}"#, "with the setting data.prompt_field or on the command line with --prompt-field"),
-            (r#"{"prompt": "q"}"#, "data.answer_field or on the command line with --answer-field"),
+            (r#"{"prompt": "q", "answer": null}"#, "the row has prompt, answer (null): name the field to read"),
+            (r#"{"answer": "5"}"#, "with the setting data.prompt_field or the option --prompt-field"),
+            (r#"{"prompt": "q"}"#, "data.answer_field or the option --answer-field"),
             (
                 r#"{"table": {"a": [3]}, "question": "q", "answer": "3"}"#,
-                r#"table = {"a":[3]}: expected a text, to be"#,
+                r#"table = {"a":[3]}: expected a string, which"#,
             ),
+            (r#"{"images": ["a.png"], "problem": "q", "answer": "3"}"#, "images is not empty, but only text"),
             (
-                r#"{"images": ["a.png"], "problem": "q", "answer": "3"}"#,
-                "images is not empty, and models here read text",
+                r#"{"prompt": "q", "answer": "[\"2\", \"3\"]"}"#,
+                "a string that holds a list of several answers; write one",
             ),
-            (r#"{"prompt": "q", "answer": "[\"2\", \"3\"]"}"#, "a text with several answers; write one"),
-            (r#"{"prompt": "q", "answer": "5", "floor": 3}"#, "floor = 3: expected a text"),
-            (r#"{"prompt": "q", "answer": "5", "data_source": 3}"#, "data_source = 3: expected a text"),
+            (r#"{"prompt": "q", "answer": "5", "floor": 3}"#, "floor = 3: expected a string"),
+            (r#"{"prompt": "q", "answer": "5", "data_source": 3}"#, "data_source = 3: expected a string"),
         ];
         for (row, want) in table {
             let fault = read(row).unwrap_err();

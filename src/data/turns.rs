@@ -2,16 +2,16 @@
 
 use serde_json::{Map, Value};
 
-use super::shapes::{Fault, is_empty, names, prompt_of, shown, without_images};
+use super::shapes::{RowFault, is_empty, names, prompt_of, shown, without_images};
 use super::{Message, Prompt};
 
 /// Read a conversation: everything before the assistant's last turn, and the text of that turn.
-pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Prompt, String), Fault> {
+pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Prompt, String), RowFault> {
     without_images(row)?;
     if row.get("reasoning_content").is_some_and(|value| !is_empty(value)) {
         let advice =
-            "write it into the assistant's turn, as reasoning_content of the message or in <think> and </think>";
-        return Err(format!("reasoning_content: thinking in a column of its own is not read; {advice}"));
+            "put it into the assistant's turn, as reasoning_content of the message or between <think> and </think>";
+        return Err(format!("reasoning_content: thinking in a separate column is not read; {advice}"));
     }
     if let Some(value) = row.get("messages").filter(|value| !value.is_null()) {
         let mut messages = messages_of(value, "messages")?;
@@ -19,20 +19,22 @@ pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Pro
             Some(last) if last.role == "assistant" && !messages.is_empty() => {
                 Ok((Prompt::Messages(messages), words(last.content, value, "messages")?))
             }
-            _ => Err("messages: expected a prompt and then an assistant's turn at the end".into()),
+            _ => Err("messages: expected a prompt followed by an assistant's turn at the end".into()),
         };
     }
     let (Some(prompt), Some(completion)) = (row.get("prompt"), row.get("completion")) else {
-        return Err(format!("expected messages, or prompt and completion; the row has {}", names(row)));
+        return Err(format!("expected a field messages, or fields prompt and completion; the row has {}", names(row)));
     };
     if row.get("label") == Some(&Value::Bool(false)) {
-        return Err("label = false: an answer that is not to be imitated (as KTO has them); leave such rows out".into());
+        return Err(
+            "label = false marks an undesired answer (KTO data), which must not be imitated; remove such rows".into()
+        );
     }
     let content = match completion {
         Value::String(text) => text.clone(),
         list => match messages_of(list, "completion")?.as_slice() {
             [only] if only.role == "assistant" => only.content.clone(),
-            _ => return Err("completion: expected a text or one assistant's turn".into()),
+            _ => return Err("completion: expected a string or one assistant's turn".into()),
         },
     };
     Ok((prompt_of(prompt, "prompt")?, words(content, completion, "completion")?))
@@ -40,10 +42,10 @@ pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Pro
 
 /// Return the text of the last turn, after its thinking if that is in a separate field. Chat templates drop the thinking of
 /// turns before the user's last one.
-fn words(content: String, messages: &Value, field: &str) -> std::result::Result<String, Fault> {
+fn words(content: String, messages: &Value, field: &str) -> std::result::Result<String, RowFault> {
     if content.trim().is_empty() {
         return Err(format!(
-            "{field}: the assistant's turn is empty, which would teach to end at once; leave such rows out"
+            "{field}: the assistant's turn is empty, which would teach the model to end immediately; remove such rows"
         ));
     }
     let Some((last, earlier)) = messages.as_array().and_then(|list| list.split_last()) else { return Ok(content) };
@@ -52,7 +54,7 @@ fn words(content: String, messages: &Value, field: &str) -> std::result::Result<
     for (index, turn) in earlier.iter().enumerate().skip(asked) {
         if let Some((key, _)) = thinking(turn, &place(index))? {
             return Err(format!(
-                "{}.{key}: only the thinking of the last turn is read; join the two turns",
+                "{}.{key}: thinking is read from the last turn only; merge this turn with the last one",
                 place(index)
             ));
         }
@@ -65,23 +67,23 @@ fn words(content: String, messages: &Value, field: &str) -> std::result::Result<
         return Ok(content);
     }
     Err(format!(
-        "{}.{key}: the content has other thinking, in <think> and </think>; leave one out",
+        "{}.{key}: differs from the thinking between <think> and </think> in content; remove one of the two",
         place(earlier.len())
     ))
 }
 
 /// Return the name and the text of the field with the thinking of a turn; `None` if it has none.
-pub(crate) fn thinking(turn: &Value, place: &str) -> std::result::Result<Option<(&'static str, String)>, Fault> {
+pub(crate) fn thinking(turn: &Value, place: &str) -> std::result::Result<Option<(&'static str, String)>, RowFault> {
     let mut found: Option<(&str, String)> = None;
     for key in ["reasoning_content", "reasoning", "thinking"] {
         if is_empty(&turn[key]) {
             continue;
         }
         let text =
-            text_of(&turn[key]).ok_or_else(|| format!("{place}.{key} = {}: expected a text", shown(&turn[key])))?;
+            text_of(&turn[key]).ok_or_else(|| format!("{place}.{key} = {}: expected a string", shown(&turn[key])))?;
         match &found {
             Some((other, first)) if first != text.trim() => {
-                return Err(format!("{place} has different thinking in {other} and {key}; leave one out"));
+                return Err(format!("{place} has different thinking in {other} and {key}; remove one of the two"));
             }
             _ => found = Some((key, text.trim().to_string())),
         }
@@ -98,22 +100,22 @@ fn text_of(value: &Value) -> Option<String> {
     }
 }
 
-pub(super) fn messages_of(value: &Value, field: &str) -> std::result::Result<Vec<Message>, Fault> {
+pub(super) fn messages_of(value: &Value, field: &str) -> std::result::Result<Vec<Message>, RowFault> {
     let list = value.as_array().ok_or_else(|| format!("{field} = {}: expected a list of messages", shown(value)))?;
     (0..).zip(list).map(|(i, turn): (usize, _)| message(turn, &format!("{field}[{i}]"))).collect()
 }
 
-fn message(turn: &Value, field: &str) -> std::result::Result<Message, Fault> {
+fn message(turn: &Value, field: &str) -> std::result::Result<Message, RowFault> {
     if !is_empty(&turn["tool_calls"]) {
-        return Err(format!("{field}.tool_calls: calls of tools are not read; leave such rows out"));
+        return Err(format!("{field}.tool_calls: tool calls are not supported; remove such rows"));
     }
     match (turn["role"].as_str(), text_of(&turn["content"])) {
         (Some(role), Some(_)) if usual_role(role) != role => Err(format!(
-            "{field}.role = {role:?}: the roles that templates know are system, user and assistant; call it {}",
+            "{field}.role = {role:?}: chat templates know the roles system, user and assistant; write {}",
             usual_role(role)
         )),
         (Some(role), Some(content)) => Ok(Message::new(role, content)),
-        _ => Err(format!("{field} = {}: expected an object with the texts role and content", shown(turn))),
+        _ => Err(format!("{field} = {}: expected an object with the strings role and content", shown(turn))),
     }
 }
 
@@ -131,11 +133,11 @@ fn usual_role(role: &str) -> &str {
 pub(super) fn without_last_assistant(
     mut messages: Vec<Message>,
     field: &str,
-) -> std::result::Result<Vec<Message>, Fault> {
+) -> std::result::Result<Vec<Message>, RowFault> {
     while messages.pop_if(|message| message.role == "assistant").is_some() {}
     match messages.last() {
         Some(_) => Ok(messages),
-        None => Err(format!("{field}: expected a turn for the model to answer")),
+        None => Err(format!("{field}: expected at least one turn before the assistant's")),
     }
 }
 
@@ -143,7 +145,7 @@ pub(super) fn without_last_assistant(
 mod tests {
     use super::*;
 
-    fn read(row: &str) -> std::result::Result<(Prompt, String), Fault> {
+    fn read(row: &str) -> std::result::Result<(Prompt, String), RowFault> {
         conversation(&serde_json::from_str(row).unwrap())
     }
 
@@ -186,24 +188,24 @@ mod tests {
         let end = r#"{"role": "assistant", "content": "a"}"#;
         assert_eq!(turns(&format!("{earlier}, {end}")).unwrap().1, "a");
         for (found, want) in [
-            (last(r#""content": "a", "reasoning": [3]"#), "messages[1].reasoning = [3]: expected a text"),
-            (last(r#""content": "a", "thinking": true"#), "messages[1].thinking = true: expected a text"),
+            (last(r#""content": "a", "reasoning": [3]"#), "messages[1].reasoning = [3]: expected a string"),
+            (last(r#""content": "a", "thinking": true"#), "messages[1].thinking = true: expected a string"),
             (
                 last(r#""content": "a", "reasoning": "x", "thinking": "y""#),
-                "messages[1] has different thinking in reasoning and thinking; leave one out",
+                "messages[1] has different thinking in reasoning and thinking; remove one of the two",
             ),
             (
                 last(r#""content": "<think>y</think>a", "reasoning": "x""#),
-                "messages[1].reasoning: the content has other thinking",
+                "messages[1].reasoning: differs from the thinking between",
             ),
-            (last(r#""content": "y</think>a", "reasoning": "x""#), "messages[1].reasoning: the content has other"),
+            (last(r#""content": "y</think>a", "reasoning": "x""#), "messages[1].reasoning: differs from"),
             (
                 turns(&format!(r#"{{"role": "assistant", "content": "b", "reasoning": "4"}}, {end}"#)),
-                "messages[1].reasoning: only the thinking of the last turn is read",
+                "messages[1].reasoning: thinking is read from the last turn only",
             ),
             (
                 read(r#"{"prompt": "q", "completion": "a", "reasoning_content": "x"}"#),
-                "reasoning_content: thinking in a column of its own is not read",
+                "reasoning_content: thinking in a separate column is not read",
             ),
         ] {
             let fault = found.unwrap_err();
@@ -224,15 +226,15 @@ mod tests {
                 "messages: the assistant's turn is empty",
             ),
             (r#"{"prompt": "q", "completion": ""}"#.to_string(), "completion: the assistant's turn is empty"),
-            (last(call), "messages[1].tool_calls: calls of tools are not read"),
+            (last(call), "messages[1].tool_calls: tool calls are not supported"),
             (
                 r#"{"prompt": "q", "completion": "a", "label": false}"#.to_string(),
-                "label = false: an answer that is not",
+                "label = false marks an undesired answer",
             ),
-            (last(r#"{"role": "gpt", "content": "a"}"#), r#"messages[1].role = "gpt": the roles that"#),
+            (last(r#"{"role": "gpt", "content": "a"}"#), r#"messages[1].role = "gpt": chat templates know"#),
             (
                 r#"{"messages": [{"role": "human", "content": "q"}]}"#.to_string(),
-                r#"messages[0].role = "human": the roles that templates know are system, user and assistant; call it user"#,
+                r#"messages[0].role = "human": chat templates know the roles system, user and assistant; write user"#,
             ),
             (r#"{"prompt": "q", "completion": "a", "image": "a.png"}"#.to_string(), "image is not empty"),
         ];

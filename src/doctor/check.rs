@@ -15,7 +15,7 @@ use crate::ops;
 
 /// Comparison of an operation with the CPU.
 #[derive(Debug, Clone, Serialize)]
-pub struct Outcome {
+pub struct OperationComparison {
     /// Description of the operation.
     pub operation: String,
     /// Largest absolute difference relative to the largest value of the CPU's result; infinite if values are missing or
@@ -27,19 +27,19 @@ pub struct Outcome {
     pub panic: Option<String>,
 }
 
-impl Outcome {
+impl OperationComparison {
     /// Return whether the error is within the tolerance.
     pub fn ok(&self) -> bool {
         self.error <= self.tolerance
     }
 }
 
-impl std::fmt::Display for Outcome {
+impl std::fmt::Display for OperationComparison {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { operation, error, tolerance, panic } = self;
         match panic {
             None => write!(f, "{operation} (error {error:.1e}, tolerance {tolerance:.0e})"),
-            Some(panic) => write!(f, "{operation} (the backend gave up: {panic})"),
+            Some(panic) => write!(f, "{operation} (the backend panicked: {panic})"),
         }
     }
 }
@@ -56,12 +56,16 @@ struct Check {
 /// Compare every operation on `device` with the CPU, including the matrix product in `precision`.
 ///
 /// The `cpu` device compares its fused operations with the equivalent compositions of tensor operations.
-pub fn self_check(device: &Device, precision: Precision) -> Vec<Outcome> {
+pub fn self_check(device: &Device, precision: Precision) -> Vec<OperationComparison> {
     self_check_with(device, precision, |_, _| {})
 }
 
 /// Like [`self_check`], but pass the device's results through `tamper`, with which tests break an operation.
-pub fn self_check_with(device: &Device, precision: Precision, tamper: impl Fn(&str, &mut [Vec<f32>])) -> Vec<Outcome> {
+pub fn self_check_with(
+    device: &Device,
+    precision: Precision,
+    tamper: impl Fn(&str, &mut [Vec<f32>]),
+) -> Vec<OperationComparison> {
     let reference = Device::flex();
     let host = ops::is_host(device);
     let run = |check: Check| {
@@ -70,12 +74,17 @@ pub fn self_check_with(device: &Device, precision: Precision, tamper: impl Fn(&s
         match catch_unwind(AssertUnwindSafe(|| compute(device))) {
             Ok(mut results) => {
                 tamper(&operation, &mut results);
-                Outcome { error: error(&results, &expected), operation, tolerance, panic: None }
+                OperationComparison { error: error(&results, &expected), operation, tolerance, panic: None }
             }
             Err(panic) => {
                 let text = (panic.downcast_ref::<String>().cloned())
                     .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-                Outcome { error: f32::INFINITY, operation, tolerance, panic: Some(text.unwrap_or_default()) }
+                OperationComparison {
+                    error: f32::INFINITY,
+                    operation,
+                    tolerance,
+                    panic: Some(text.unwrap_or_default()),
+                }
             }
         }
     };
@@ -102,7 +111,7 @@ fn error(results: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
 }
 
 /// Callback that registers a check: name, tolerance and computation.
-pub(super) type Add<'a> = &'a mut dyn FnMut(&str, f32, Compute);
+pub(super) type AddCheck<'a> = &'a mut dyn FnMut(&str, f32, Compute);
 
 /// Return the checks, in the order of a training step.
 fn checks(device: &Device, precision: Precision) -> Vec<Check> {
@@ -112,7 +121,7 @@ fn checks(device: &Device, precision: Precision) -> Vec<Check> {
     let mut check = |operation: &str, tolerance: f32, compute: Compute| {
         checks.push(Check { operation: operation.to_string(), tolerance, compute });
     };
-    check("noise to the device and back, to the bit", 0.0, Box::new(operations::noise_bits));
+    check("noise to the device and back, bit-identical", 0.0, Box::new(operations::noise_bits));
     operations::products(&mut check, device, precision, plain);
     operations::layers(&mut check, device, plain);
     operations::plain_operations(&mut check, plain);
@@ -122,7 +131,7 @@ fn checks(device: &Device, precision: Precision) -> Vec<Check> {
     check("a small model's log-probabilities", 5.0 * plain, Box::new(|device| vec![small::log_probs(device)]));
     check("small models' logits with a cache", 5.0 * plain, Box::new(small::decoded));
     check("a small model's gradient", 20.0 * plain, Box::new(small::gradient));
-    check("the same a second time, to the bit", 0.0, Box::new(|device| vec![operations::again(device)]));
+    check("the same a second time, bit-identical", 0.0, Box::new(|device| vec![operations::again(device)]));
     operations::updates(&mut check, device, plain);
     check("a step of AdamW", plain, Box::new(small::step));
     checks

@@ -11,15 +11,16 @@ use serde::Serialize;
 
 use crate::model::tensors::Dtype;
 use crate::model::{LoraConfig, ModelConfig};
+use crate::threads;
 use crate::train::learner::ActivationCheckpointing;
 use crate::train::{StepSize, Workload};
 
 /// Memory in bytes, by use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Estimate {
+pub struct MemoryEstimate {
     /// Weights, including adapters and a reference model: f32, or bf16 if they are frozen and the checkpoint is bf16.
     pub weights: usize,
-    /// One gradient per trained weight.
+    /// One gradient per trained weight; of a small model, another for each thread.
     pub gradients: usize,
     /// Two moments per trained weight.
     pub optimizer: usize,
@@ -138,7 +139,7 @@ fn kept(config: &ModelConfig, layer: usize, work: &Workload) -> usize {
 }
 
 /// Estimate the memory of training a model with the given workload.
-pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
+pub fn memory(config: &ModelConfig, work: &Workload) -> MemoryEstimate {
     let (layers, hidden, inner) = (config.num_hidden_layers, config.hidden_size, config.intermediate_size);
     let (q, _) = widths(config);
     let whole = parameters(config);
@@ -153,10 +154,16 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     let all = work.learner.activation_checkpointing == ActivationCheckpointing::None;
     let of_blocks = if all { of_each.iter().sum() } else { layers * hidden + largest };
 
+    // A small model computes parts of a micro-batch, each with gradients of its own.
+    let (tokens, completion_tokens, parts) = if whole <= threads::MAX_PARAMETERS {
+        let (part, parts) = work.learner.largest_part(work.longest, work.threads);
+        (work.tokens.min(part * parts), work.completion_tokens.min(part * parts), parts)
+    } else {
+        (work.tokens, work.completion_tokens, 0)
+    };
     let most = (work.learner.logits / config.vocab_size).max(1);
-    let rows = work.completion_tokens.min(most);
-    let head_gradient =
-        if work.completion_tokens > most && work.lora.is_none() { config.vocab_size * hidden } else { 0 };
+    let rows = completion_tokens.min(most * parts.max(1));
+    let head_gradient = if completion_tokens > most && work.lora.is_none() { config.vocab_size * hidden } else { 0 };
     // Frozen weights of a bf16 checkpoint stay in bf16. Then no matrix is merged or converted.
     let short = config.stored() == Some(Dtype::Bf16);
     let held = if short { BF16 } else { F32 };
@@ -172,12 +179,12 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> Estimate {
     } else {
         2 * (matrices(config) + config.vocab_size * hidden)
     };
-    Estimate {
+    MemoryEstimate {
         weights: base + F32 * factors + reference,
-        gradients: F32 * trained,
+        gradients: F32 * trained * (1 + parts),
         optimizer: 2 * work.moments.bytes() * trained,
-        activations: F32 * work.tokens * (of_blocks + passing),
-        head: F32 * (rows * config.vocab_size + head_gradient + 3 * work.completion_tokens * hidden),
+        activations: F32 * tokens * (of_blocks + passing),
+        head: F32 * (rows * config.vocab_size + head_gradient + 3 * completion_tokens * hidden),
         cache: work.cache.map_or(0, |cache| cache.bytes(config, number) + merged) + converted,
         program: PROGRAM,
     }
@@ -205,7 +212,7 @@ pub fn step_operations(config: &ModelConfig, work: &Workload, size: &StepSize) -
     size.sequences as f64 * operations(config, size.tokens, size.completion_tokens, per_weight)
 }
 
-impl Estimate {
+impl MemoryEstimate {
     /// Return the peak: the sum plus 10% of what each step allocates, for fragmentation (measured: LOG.md).
     pub fn peak(&self) -> usize {
         let passing = self.gradients + self.activations + self.head + self.cache;
@@ -214,7 +221,7 @@ impl Estimate {
 }
 
 /// Writes a table in GiB, one line per use.
-impl fmt::Display for Estimate {
+impl fmt::Display for MemoryEstimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = [
             ("weights", self.weights),
@@ -264,6 +271,8 @@ mod tests {
         Workload {
             tokens: 100,
             completion_tokens: 80,
+            longest: 25,
+            threads: 1,
             learner: Learner::default(),
             precision: Precision::F32,
             sampled_in: Precision::F32,
@@ -272,6 +281,20 @@ mod tests {
             cache: None,
             reference: false,
         }
+    }
+
+    /// A small model is computed in parts of a micro-batch, as many at a time as there are threads, each with a gradient.
+    #[test]
+    fn threads_compute_parts_of_small_models() {
+        let tokens = 8192;
+        let of = |threads, longest| {
+            memory(&config(), &Workload { tokens, completion_tokens: tokens, longest, threads, ..work() })
+        };
+        let [one, four, long] = [of(1, 25), of(4, 25), of(4, 4096)];
+        assert_eq!(2 * four.gradients, 5 * one.gradients);
+        assert_eq!(four.activations, 4 * one.activations);
+        // Two sequences of 4,096 tokens make a micro-batch of 8,192.
+        assert_eq!((2 * long.activations, 2 * long.gradients), (32 * one.activations, 3 * one.gradients));
     }
 
     #[test]

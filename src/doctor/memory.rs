@@ -10,7 +10,7 @@ use crate::device::{self, Identity};
 
 /// Memory of a device in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Memory {
+pub struct DeviceMemory {
     /// Total memory.
     pub total: u64,
     /// Memory that is not in use.
@@ -19,7 +19,7 @@ pub struct Memory {
 
 /// Return the memory of a device: of the host for CPU backends, software adapters and Apple's shared memory; of the
 /// card for AMD (from the kernel's `amdgpu` driver) and NVIDIA (from `nvidia-smi`). `None` if no source provides it.
-pub fn memory(device: &Device) -> Option<Memory> {
+pub fn memory(device: &Device) -> Option<DeviceMemory> {
     match device::identity(device) {
         None => host(),
         Some(Identity { pci_address: Some(address), .. }) => {
@@ -30,10 +30,10 @@ pub fn memory(device: &Device) -> Option<Memory> {
 }
 
 /// Return the host's memory. On Linux it is limited by the control group; on macOS all of it counts as free.
-fn host() -> Option<Memory> {
+fn host() -> Option<DeviceMemory> {
     if cfg!(target_os = "macos") {
         let total = output("sysctl", &["-n", "hw.memsize"])?.trim().parse().ok()?;
-        return Some(Memory { total, free: total });
+        return Some(DeviceMemory { total, free: total });
     }
     let mut memory = meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
     let group = |name: &str| number(&Path::new("/sys/fs/cgroup").join(name));
@@ -45,31 +45,31 @@ fn host() -> Option<Memory> {
 }
 
 /// Parse `MemTotal` and `MemAvailable` of `/proc/meminfo`. The latter includes reclaimable caches.
-fn meminfo(text: &str) -> Option<Memory> {
+fn meminfo(text: &str) -> Option<DeviceMemory> {
     let field = |name: &str| -> Option<u64> {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         Some(value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
     };
-    Some(Memory { total: field("MemTotal")?, free: field("MemAvailable")? })
+    Some(DeviceMemory { total: field("MemTotal")?, free: field("MemAvailable")? })
 }
 
-fn amd(devices: &Path, address: &str) -> Option<Memory> {
+fn amd(devices: &Path, address: &str) -> Option<DeviceMemory> {
     let total = number(&devices.join(address).join("mem_info_vram_total"))?;
     let used = number(&devices.join(address).join("mem_info_vram_used"))?;
-    Some(Memory { total, free: total.saturating_sub(used) })
+    Some(DeviceMemory { total, free: total.saturating_sub(used) })
 }
 
-fn nvidia(address: &str) -> Option<Memory> {
+fn nvidia(address: &str) -> Option<DeviceMemory> {
     let id = format!("--id={address}");
     let query = "--query-gpu=memory.total,memory.free";
     mebibytes(&output("nvidia-smi", &[&id, query, "--format=csv,noheader,nounits"])?)
 }
 
 /// Parse total and free memory in MiB, as in `81559, 80994`.
-fn mebibytes(line: &str) -> Option<Memory> {
+fn mebibytes(line: &str) -> Option<DeviceMemory> {
     let (total, free) = line.trim().split_once(',')?;
     let bytes = |text: &str| text.trim().parse::<u64>().ok().map(|mebibytes| mebibytes << 20);
-    Some(Memory { total: bytes(total)?, free: bytes(free)? })
+    Some(DeviceMemory { total: bytes(total)?, free: bytes(free)? })
 }
 
 fn number(path: &Path) -> Option<u64> {
@@ -88,9 +88,9 @@ mod tests {
     #[test]
     fn what_the_system_prints_is_read() {
         let text = "MemTotal:       24604212 kB\nMemFree:         1000 kB\nMemAvailable:   23018852 kB\n";
-        assert_eq!(meminfo(text), Some(Memory { total: 24_604_212 << 10, free: 23_018_852 << 10 }));
+        assert_eq!(meminfo(text), Some(DeviceMemory { total: 24_604_212 << 10, free: 23_018_852 << 10 }));
         assert_eq!(meminfo("MemTotal: many"), None);
-        assert_eq!(mebibytes("81559, 80994\n"), Some(Memory { total: 81_559 << 20, free: 80_994 << 20 }));
+        assert_eq!(mebibytes("81559, 80994\n"), Some(DeviceMemory { total: 81_559 << 20, free: 80_994 << 20 }));
         assert_eq!(mebibytes("No devices were found"), None);
     }
 
@@ -102,7 +102,7 @@ mod tests {
         std::fs::write(card.join("mem_info_vram_total"), "17163091968\n").unwrap();
         std::fs::write(card.join("mem_info_vram_used"), "163091968\n").unwrap();
         let found = amd(devices.path(), "0000:03:00.0");
-        assert_eq!(found, Some(Memory { total: 17_163_091_968, free: 17_000_000_000 }));
+        assert_eq!(found, Some(DeviceMemory { total: 17_163_091_968, free: 17_000_000_000 }));
         assert_eq!(amd(devices.path(), "0000:04:00.0"), None);
     }
 }

@@ -11,9 +11,9 @@ mod operations;
 mod small;
 mod speed;
 
-pub use check::{Outcome, self_check, self_check_with};
+pub use check::{OperationComparison, self_check, self_check_with};
 pub use fit::fit;
-pub use memory::{Memory, memory};
+pub use memory::{DeviceMemory, memory};
 pub use speed::{Speed, matrix_gflops, speed};
 
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub struct Host {
     /// Relevant SIMD instruction sets that the processor supports.
     pub simd: Vec<&'static str>,
     /// Memory of the machine, limited by the control group.
-    pub memory: Option<Memory>,
+    pub memory: Option<DeviceMemory>,
 }
 
 /// Diagnosis of a device.
@@ -48,7 +48,7 @@ pub struct Examination {
     /// Supported floating-point formats.
     pub floats: Vec<&'static str>,
     /// Memory of the device, if known.
-    pub memory: Option<Memory>,
+    pub memory: Option<DeviceMemory>,
     /// The host processor.
     pub host: Host,
     /// Backends compiled into this binary.
@@ -60,7 +60,7 @@ pub struct Examination {
     /// Devices found by the GPU backends.
     pub adapters: Vec<Adapter>,
     /// Results of the self-check.
-    pub checks: Vec<Outcome>,
+    pub checks: Vec<OperationComparison>,
     /// Duration of the self-check in seconds. On GPUs, most of it is kernel compilation.
     pub check_s: f64,
     /// Line that says whether the given run fits into the device's memory; `None` if no run was given.
@@ -71,7 +71,7 @@ pub struct Examination {
 
 impl Examination {
     /// Return the operations that failed the self-check.
-    pub fn wrong(&self) -> Vec<&Outcome> {
+    pub fn wrong(&self) -> Vec<&OperationComparison> {
         self.checks.iter().filter(|outcome| !outcome.ok()).collect()
     }
 }
@@ -87,7 +87,7 @@ pub fn examine(name: &str, precision: Precision, work: Option<&(ModelConfig, Wor
     let start = Instant::now();
     let checks = self_check(&device, precision);
     let check_s = start.elapsed().as_secs_f64();
-    let right = checks.iter().all(Outcome::ok);
+    let right = checks.iter().all(OperationComparison::ok);
     Ok(Examination {
         device: name.to_string(),
         name: device::identity(&device).map(|identity| identity.name),
@@ -116,15 +116,16 @@ pub fn require(name: &str, device: &Device, precision: Precision) -> Result<Stri
     let wrong: Vec<String> = outcomes.iter().filter(|outcome| !outcome.ok()).map(ToString::to_string).collect();
     if !wrong.is_empty() {
         let message = format!(
-            "computes wrong numbers, training on it would teach nothing: {}. Update its driver, or train on another \
-             device; `tempering doctor --device {name}` shows everything that was compared",
+            "computes wrong results and cannot be used for training: {}. Update its driver, or train on another \
+             device; `tempering doctor --device {name}` lists all comparisons",
             wrong.join("; ")
         );
         return Err(Error::Device { name: name.to_string(), message });
     }
     let part = device::identity(device).map_or(String::new(), |identity| format!(" ({})", identity.name));
     Ok(format!(
-        "device {name}{part}: matrix products in {}, all else in f32; {} operations agree with the CPU ({:.1} s)",
+        "device {name}{part}: matrix products in {}, everything else in f32; {} operations agree with the CPU ({:.1} \
+         s)",
         format!("{precision:?}").to_lowercase(),
         outcomes.len(),
         start.elapsed().as_secs_f64()

@@ -4,12 +4,12 @@ use burn::tensor::activation::{log_softmax, sigmoid, softmax};
 use burn::tensor::{Bool, Device, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
 use half::bf16;
 
-use super::check::Add;
+use super::check::AddCheck;
 use super::small;
 use crate::generate::{Distribution, draw};
 use crate::model::Precision;
 use crate::noise::{self, Stream};
-use crate::ops::delta::{DeltaHeads, DeltaInputs, Move, causal_conv, delta_rule, delta_rule_cached};
+use crate::ops::delta::{DeltaHeads, DeltaInputs, StateMove, causal_conv, delta_rule, delta_rule_cached};
 use crate::ops::update::{self, AdamWStep};
 use crate::ops::{self, CacheCall, to_host};
 
@@ -20,7 +20,7 @@ fn is_reference(checked: &Device) -> impl Fn(&Device) -> bool + Copy + use<> {
 }
 
 /// Add checks of matrix products in f32 and in `precision`.
-pub(super) fn products(check: Add, device: &Device, precision: Precision, product: f32) {
+pub(super) fn products(check: AddCheck, device: &Device, precision: Precision, product: f32) {
     for [m, k, n] in [[1, 256, 384], [20, 1028, 100], [33, 65, 17], [128, 128, 512]] {
         check(
             &format!("matrix product {m} x {k} x {n}"),
@@ -64,7 +64,7 @@ pub(super) fn products(check: Add, device: &Device, precision: Precision, produc
 }
 
 /// Add checks of linear layers and attention with their gradients.
-pub(super) fn layers(check: Add, device: &Device, product: f32) {
+pub(super) fn layers(check: AddCheck, device: &Device, product: f32) {
     let is_reference = is_reference(device);
     // Inputs are exact in bf16: results differ only by summation order and by the rounding of tensor cores.
     let formats = [FloatDType::F32, FloatDType::BF16];
@@ -97,7 +97,11 @@ pub(super) fn layers(check: Add, device: &Device, product: f32) {
                 }),
             );
         }
-        check(&format!("products of one factor in {name}"), tolerance, Box::new(move |device| shared(device, format)));
+        check(
+            &format!("products with a shared operand in {name}"),
+            tolerance,
+            Box::new(move |device| shared(device, format)),
+        );
         check(
             &format!("tied head in {name}, with gradients"),
             tolerance,
@@ -175,7 +179,7 @@ fn layer_gradients<const N: usize>(
 }
 
 /// Add checks of Burn's tensor operations.
-pub(super) fn plain_operations(check: Add, plain: f32) {
+pub(super) fn plain_operations(check: AddCheck, plain: f32) {
     check(
         "sums and means",
         plain,
@@ -186,7 +190,7 @@ pub(super) fn plain_operations(check: Add, plain: f32) {
     );
     check("running sums", plain, Box::new(|device| vec![to_host(random::<2>([5, 300], 4, device).abs().cumsum(1))]));
     check(
-        "softmax, with masked entries",
+        "masked softmax",
         plain,
         Box::new(|device| {
             let x: Tensor<2> = random([19, 70], 5, device).mul_scalar(8.0);
@@ -195,12 +199,12 @@ pub(super) fn plain_operations(check: Add, plain: f32) {
             vec![to_host(masked), to_host(log_softmax(x, 1))]
         }),
     );
-    check("rows gathered and scattered", 0.0, Box::new(rows));
+    check("gather and scatter of rows", 0.0, Box::new(rows));
 }
 
 /// Add checks of the operations of [`ops`](crate::ops).
-pub(super) fn own_operations(check: Add, plain: f32) {
-    gradients(check, "root mean square norm", plain, |device| {
+pub(super) fn own_operations(check: AddCheck, plain: f32) {
+    gradients(check, "RMS norm", plain, |device| {
         let of = |rows, width| {
             let (x, weight) = (leaf([rows, width], 6, device), leaf([width], 7, device));
             (ops::rms_norm(x.1, weight.1, 1e-6), vec![x.0, weight.0])
@@ -258,7 +262,7 @@ pub(super) fn own_operations(check: Add, plain: f32) {
         vec![of(23, 301, 0.8), of(7, 33, 1.0), of(1, 98, 1.3), of(2, 151_936, 0.6)]
     });
     check(
-        "a gradient that is given",
+        "a given gradient",
         0.0,
         Box::new(|device| {
             let device = device.clone().autodiff();
@@ -271,7 +275,7 @@ pub(super) fn own_operations(check: Add, plain: f32) {
 }
 
 /// Add checks of Gated DeltaNet: its convolution and its recurrence, on packed sequences and with cached states.
-pub(super) fn recurrence(check: Add, plain: f32) {
+pub(super) fn recurrence(check: AddCheck, plain: f32) {
     gradients(check, "short convolution", plain, |device| {
         let (x, weight) = (leaf([45, 33], 70, device), leaf([33, 4], 71, device));
         vec![(causal_conv(x.1, weight.1, &[20, 1, 24]), vec![x.0, weight.0])]
@@ -290,7 +294,7 @@ pub(super) fn recurrence(check: Add, plain: f32) {
         vec![(delta_rule(inputs, &[20, 1, 32], heads), leaves)]
     });
     let cached = move |device: &Device| {
-        let step = |from, to| Move { from, to };
+        let step = |from, to| StateMove { from, to };
         let (first, _) = inputs(21, device);
         let (next, _) = inputs(3, device);
         let table = random([6, heads.state()], 78, device);
@@ -307,7 +311,7 @@ pub(super) fn recurrence(check: Add, plain: f32) {
 type Recorded = Vec<(Tensor<2>, Vec<Tensor<1>>)>;
 
 /// Add a check of results, of leaf gradients for random upstream gradients, and that the leaves are unchanged.
-fn gradients(check: Add, operation: &str, tolerance: f32, results: impl Fn(&Device) -> Recorded + 'static) {
+fn gradients(check: AddCheck, operation: &str, tolerance: f32, results: impl Fn(&Device) -> Recorded + 'static) {
     let compute = move |device: &Device| {
         let mut found = Vec::new();
         for (result, leaves) in results(&device.clone().autodiff()) {
@@ -332,7 +336,7 @@ fn leaf<const D: usize>(shape: [usize; D], key: u64, device: &Device) -> (Tensor
 }
 
 /// Add checks of operations on gradients and weights.
-pub(super) fn updates(check: Add, device: &Device, plain: f32) {
+pub(super) fn updates(check: AddCheck, device: &Device, plain: f32) {
     check(
         "sums of gradients",
         plain,
@@ -347,7 +351,7 @@ pub(super) fn updates(check: Add, device: &Device, plain: f32) {
             vec![vec![update::sum_of_squares(&parts.each_ref()).sqrt() as f32]]
         }),
     );
-    check("AdamW on any number of weights", plain, Box::new(|device| adamw(device, FloatDType::F32)));
+    check("AdamW, for various numbers of weights", plain, Box::new(|device| adamw(device, FloatDType::F32)));
     if device.supports_dtype(FloatDType::BF16) {
         // One unit in the last place of an 8-bit mantissa: two sums may round to different neighbours.
         check("AdamW with moments in bf16", 1.0 / 128.0, Box::new(|device| adamw(device, FloatDType::BF16)));

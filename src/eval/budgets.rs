@@ -53,10 +53,10 @@ pub(super) fn table(budgets: &[Budget]) -> String {
         std::iter::once(name.to_string()).chain(budgets.iter().map(cell)).collect::<Vec<_>>()
     };
     super::table::aligned(&[
-        row("cut at, tokens", &|budget| budget.tokens.to_string()),
-        row("right (%)", &|budget| percent(Some(budget.accuracy))),
+        row("cut at (tokens)", &|budget| budget.tokens.to_string()),
+        row("correct (%)", &|budget| percent(Some(budget.accuracy))),
         row("cut (%)", &|budget| percent(Some(budget.cut))),
-        row("right of the cut that had ended (%)", &|budget| percent(budget.cut_but_right)),
+        row("correct without the cut, of those cut (%)", &|budget| percent(budget.cut_but_right)),
     ])
 }
 

@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::bootstrap::{interval, sign_test};
 use super::figures::Estimate;
 use super::table::{aligned, estimate, wrapped};
-use super::{Evaluation, Group, Key, disagreement};
+use super::{Evaluation, ProblemKey, ProblemRecords, disagreement};
 use crate::error::{Error, Result};
 
 /// Difference between two evaluations on one data source, or on all.
@@ -60,7 +60,7 @@ pub struct Comparison {
 }
 
 /// Strict accuracy, lenient accuracy and mean length of one problem, in a and in b.
-struct Pair {
+struct ProblemPair {
     strict: [f64; 2],
     lenient: [f64; 2],
     length: [f64; 2],
@@ -68,9 +68,9 @@ struct Pair {
     single: bool,
 }
 
-impl Pair {
-    fn new(a: &Group, b: &Group) -> Self {
-        let mean = |group: &Group, value: &dyn Fn(&super::Record) -> f64| {
+impl ProblemPair {
+    fn new(a: &ProblemRecords, b: &ProblemRecords) -> Self {
+        let mean = |group: &ProblemRecords, value: &dyn Fn(&super::Record) -> f64| {
             group.records.iter().map(value).sum::<f64>() / group.records.len() as f64
         };
         let both = |value: &dyn Fn(&super::Record) -> f64| [mean(a, value), mean(b, value)];
@@ -89,20 +89,20 @@ impl Comparison {
     /// # Errors
     /// When they have no problem in common, or disagree on the prompt or the right answer of a problem.
     pub fn new(a: &Evaluation, b: &Evaluation) -> Result<Self> {
-        let mut others: HashMap<_, &Group> = b.groups.iter().map(|group| (&group.key, group)).collect();
-        let mut families: BTreeMap<String, Vec<Pair>> = BTreeMap::new();
+        let mut others: HashMap<_, &ProblemRecords> = b.groups.iter().map(|group| (&group.key, group)).collect();
+        let mut families: BTreeMap<String, Vec<ProblemPair>> = BTreeMap::new();
         for group in &a.groups {
             let Some(other) = others.remove(&group.key) else { continue };
             if let Some([was, is]) = disagreement(&group.records[0].sample, &other.records[0].sample) {
-                let Key { data_source, problem, .. } = &group.key;
+                let ProblemKey { data_source, problem, .. } = &group.key;
                 return Err(Error::Invalid(format!(
-                    "problem {problem} of {data_source} has {was} in the first evaluation and {is} in the second: they are \
-                     not of the same data"
+                    "problem {problem} of {data_source} has {was} in the first evaluation and {is} in the second: \
+                     evaluate both on the same data"
                 )));
             }
-            families.entry(group.key.data_source.clone()).or_default().push(Pair::new(group, other));
+            families.entry(group.key.data_source.clone()).or_default().push(ProblemPair::new(group, other));
         }
-        let all: Vec<&Pair> = families.values().flatten().collect();
+        let all: Vec<&ProblemPair> = families.values().flatten().collect();
         if all.is_empty() {
             return Err(Error::Invalid(format!(
                 "the two evaluations have no problem in common ({} and {} problems): evaluate both on the same data",
@@ -154,14 +154,15 @@ impl Comparison {
         let [a, b] = self.unmatched;
         let left_out = match (a, b) {
             (0, 0) => String::new(),
-            _ => format!(" Left out: {a} problems that only the first has and {b} that only the second has."),
+            _ => format!(" Left out: {a} problems that are only in the first evaluation and {b} only in the second."),
         };
         format!(
-            "Problems are paired; beside a figure its 95% bootstrap interval over problems, none where drawing other problems \
-             changes nothing; ∞: no bound, because more than one draw in forty has nothing right in the first. AES: \
-             accuracy-efficiency score (arXiv 2501.12570), length saved plus 3 times the relative gain of accuracy (5 times a \
-             loss); above 0 the second evaluation is better. Gained and lost: problems of which a larger or smaller share is \
-             right.{left_out}{}",
+            "Problems are paired. Beside a figure: its 95% bootstrap interval over problems, omitted where resampling \
+             the problems changes nothing; ∞: no upper bound, because more than 2.5% of the resamples have no correct \
+             completion in the first evaluation. AES: accuracy-efficiency score (arXiv 2501.12570), relative length \
+             reduction plus 3 times the relative gain in accuracy (5 times a loss); above 0 the second evaluation is \
+             better. Gained and lost: problems of which a larger or smaller share of completions is \
+             correct.{left_out}{}",
             self.graders()
         )
     }
@@ -172,7 +173,8 @@ impl Comparison {
             let [strict, lenient] = [row.accuracy_difference.value, row.accuracy_lenient_difference.value];
             (strict * lenient < 0.0).then(|| {
                 format!(
-                    " The sign of the difference of {name} depends on the grader: {:+.1} points strict, {:+.1} lenient.",
+                    " The sign of the accuracy difference of {name} depends on the grading: {:+.1} points strict, \
+                     {:+.1} lenient.",
                     100.0 * strict,
                     100.0 * lenient
                 )
@@ -182,9 +184,9 @@ impl Comparison {
     }
 }
 
-fn difference(pairs: &[&Pair]) -> Difference {
+fn difference(pairs: &[&ProblemPair]) -> Difference {
     let everything: Vec<usize> = (0..pairs.len()).collect();
-    let mean = |value: fn(&Pair) -> f64, drawn: &[usize]| {
+    let mean = |value: fn(&ProblemPair) -> f64, drawn: &[usize]| {
         drawn.iter().map(|&i| value(pairs[i])).sum::<f64>() / drawn.len() as f64
     };
     let both = |a, b| [mean(a, &everything), mean(b, &everything)];
@@ -272,12 +274,12 @@ mod tests {
         let table = comparison.table().replace('\n', " ");
         assert!(
             table.contains(
-                "The sign of the difference of all depends on the grader: -25.0 points strict, +25.0 lenient"
+                "The sign of the accuracy difference of all depends on the grading: -25.0 points strict, +25.0 lenient"
             ),
             "{table}"
         );
         assert!(!table.contains("difference of x depends"), "{table}");
-        assert!(table.contains("1 problems that only the first has and 1 that only the second has"), "{table}");
+        assert!(table.contains("1 problems that are only in the first evaluation and 1 only in the second"), "{table}");
     }
 
     /// An unpaired interval would miss this: accuracy varies between problems, the difference does not.

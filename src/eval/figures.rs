@@ -13,7 +13,7 @@
 use rayon::prelude::*;
 use serde::{Serialize, Serializer};
 
-use super::Group;
+use super::ProblemRecords;
 use super::bootstrap::{interval, quantile};
 use super::record::Record;
 use crate::metrics::mean;
@@ -107,7 +107,7 @@ pub struct Figures {
 
 impl Figures {
     /// Compute figures of at least one problem; `intervals` also computes intervals, which takes 1000 times as long.
-    pub(super) fn of(groups: &[&Group], intervals: bool) -> Self {
+    pub(super) fn of(groups: &[&ProblemRecords], intervals: bool) -> Self {
         let records: Vec<&Record> = groups.iter().flat_map(|group| &group.records).collect();
         let interval = |statistic: &(dyn Fn(&[usize]) -> f64 + Sync)| {
             if intervals { interval(groups.len(), statistic) } else { None }
@@ -169,7 +169,7 @@ fn is_right(record: &Record) -> bool {
     record.graded.strict.is_right()
 }
 
-fn sum(group: &Group, value: impl Fn(&Record) -> f64) -> f64 {
+fn sum(group: &ProblemRecords, value: impl Fn(&Record) -> f64) -> f64 {
     group.records.iter().map(value).sum()
 }
 
@@ -326,8 +326,8 @@ mod tests {
             .collect();
         let cut = Sample { finished: false, ..records[4].sample.clone() };
         records[4] = Record::new(cut);
-        let key = super::super::Key { data_source: "s".to_string(), problem: "1".to_string(), repeat: 0 };
-        let figures = Figures::of(&[&Group { key, records }], false);
+        let key = super::super::ProblemKey { data_source: "s".to_string(), problem: "1".to_string(), repeat: 0 };
+        let figures = Figures::of(&[&ProblemRecords { key, records }], false);
         assert_eq!((figures.found, figures.found_lenient), (0.4, 0.8));
         assert_eq!((figures.accuracy, figures.accuracy_lenient), (0.2, 0.6));
     }

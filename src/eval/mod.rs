@@ -31,7 +31,7 @@ use crate::rollout::{Asked, Sampler, requests};
 use crate::text::tokenizer::Tokenizer;
 pub use bootstrap::sign_test;
 pub use figures::Figures;
-pub use record::{Line, Record, Sample};
+pub use record::{CompletionLine, Record, Sample};
 
 /// Settings of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,13 +137,13 @@ pub struct Subject<'a> {
 
 /// Events reported to the observer of [`evaluate`].
 #[derive(Debug, Clone, Copy)]
-pub enum Event<'a> {
+pub enum EvaluationEvent<'a> {
     /// Number of problems that an interrupted evaluation has done; only from [`saved::evaluate_into`].
     Resumed(usize),
     /// A token was sampled.
     Sampled(&'a Count),
     /// Completions were graded: lines of a completions file, a few problems at a time, in order.
-    Graded(&'a [Line]),
+    Graded(&'a [CompletionLine]),
 }
 
 /// Sample and grade `num_generations` completions of each of `problems` from index `first` on.
@@ -159,7 +159,7 @@ pub fn evaluate(
     problems: &[Problem],
     first: usize,
     config: &EvalConfig,
-    observe: &mut dyn FnMut(Event) -> Result<()>,
+    observe: &mut dyn FnMut(EvaluationEvent) -> Result<()>,
 ) -> Result<Vec<Record>> {
     let Subject { model_config, tokenizer } = subject;
     let sampling = Sampling {
@@ -172,7 +172,7 @@ pub fn evaluate(
     let keyed: Vec<_> = Asked::keys(problems, first).collect();
     let mut records = Vec::new();
     let mut count = Count::new(keyed.len() * config.num_generations);
-    let mut sampled: Vec<Sampled> = Vec::new();
+    let mut sampled: Vec<UngradedCompletion> = Vec::new();
     for keyed in keyed.chunks(config.problems_at_once()) {
         let forced: Vec<_> =
             keyed.iter().map(|(p, _)| forced_start(p, tokenizer, config.terse)).collect::<Result<_>>()?;
@@ -186,7 +186,7 @@ pub fn evaluate(
             sampler.sample(&requests, &sampling, &mut |request, token| {
                 count.take(request, token, &sampling);
                 if seen.is_ok() {
-                    seen = observe(Event::Sampled(&count));
+                    seen = observe(EvaluationEvent::Sampled(&count));
                 }
                 if seen.is_ok() { Watch::Continue } else { Watch::EndAll }
             })
@@ -194,30 +194,30 @@ pub fn evaluate(
         seen?;
         // The first call has no completions before it.
         if !lines.is_empty() {
-            observe(Event::Graded(&lines))?;
+            observe(EvaluationEvent::Graded(&lines))?;
         }
         records.extend(lines.into_iter().map(|line| line.record));
         let of = |i: usize| (keyed[i / config.num_generations].0, &forced[i / config.num_generations]);
         sampled = (completions?.into_iter().enumerate())
             .map(|(i, completion)| {
                 let (problem, forced) = of(i);
-                Sampled { problem, sample: i % config.num_generations, forced: forced.clone(), completion }
+                UngradedCompletion { problem, sample: i % config.num_generations, forced: forced.clone(), completion }
             })
             .collect();
     }
     let lines = grade(&sampled, tokenizer);
-    observe(Event::Graded(&lines))?;
+    observe(EvaluationEvent::Graded(&lines))?;
     records.extend(lines.into_iter().map(|line| line.record));
     Ok(records)
 }
 
 /// Grade completions and return their lines, in order.
-fn grade(sampled: &[Sampled], tokenizer: &Tokenizer) -> Vec<Line> {
+fn grade(sampled: &[UngradedCompletion], tokenizer: &Tokenizer) -> Vec<CompletionLine> {
     sampled.par_iter().map(|sampled| sampled.line(tokenizer)).collect()
 }
 
 /// A completion of an evaluation.
-struct Sampled<'a> {
+struct UngradedCompletion<'a> {
     problem: &'a Problem,
     sample: usize,
     /// Forced start of the completion.
@@ -225,9 +225,9 @@ struct Sampled<'a> {
     completion: Completion,
 }
 
-impl Sampled<'_> {
+impl UngradedCompletion<'_> {
     /// Grade the completion.
-    fn line(&self, tokenizer: &Tokenizer) -> Line {
+    fn line(&self, tokenizer: &Tokenizer) -> CompletionLine {
         let completion = &self.completion;
         let ids = [self.forced.as_slice(), &completion.tokens].concat();
         // Completions sampled by a server alone have no entropies.
@@ -248,7 +248,7 @@ impl Sampled<'_> {
             entropy_sum: known.then(|| record::entropy_sum(&entropy)),
         };
         let tokens = ids.iter().map(|&id| tokenizer.token_text(id)).collect();
-        Line { record: Record::new(sample), tokens, entropy }
+        CompletionLine { record: Record::new(sample), tokens, entropy }
     }
 }
 
@@ -259,9 +259,9 @@ fn forced_start(problem: &Problem, tokenizer: &Tokenizer, terse: bool) -> Result
     }
     match problem.extra.get("terse_opening").and_then(Value::as_str) {
         Some(opening) => tokenizer.encode(opening),
-        None => {
-            Err(Error::Invalid("--terse works on the embedded tasks only: other rows have no terse start".to_string()))
-        }
+        None => Err(Error::Invalid(
+            "--terse works on the embedded tasks only: other rows have no field terse_opening".to_string(),
+        )),
     }
 }
 
@@ -278,7 +278,7 @@ pub fn longest_prompt(problems: &[Problem], tokenizer: &Tokenizer, terse: bool) 
 
 /// Identity of a problem within an evaluation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct ProblemKey {
     /// Data source of the problem.
     pub data_source: String,
     /// Id of the problem.
@@ -289,9 +289,9 @@ pub struct Key {
 
 /// The completions of one problem.
 #[derive(Debug, Clone)]
-pub struct Group {
+pub struct ProblemRecords {
     /// Identity of the problem.
-    pub key: Key,
+    pub key: ProblemKey,
     /// Its completions; every problem has equally many.
     pub records: Vec<Record>,
 }
@@ -310,7 +310,7 @@ fn disagreement(a: &Sample, b: &Sample) -> Option<[String; 2]> {
 #[derive(Debug, Clone)]
 pub struct Evaluation {
     /// Groups in the order of the problems; at least one.
-    pub groups: Vec<Group>,
+    pub groups: Vec<ProblemRecords>,
 }
 
 impl Evaluation {
@@ -320,39 +320,41 @@ impl Evaluation {
     /// When there are none, problems differ in the number of completions, or completions of a problem in prompt or
     /// answer.
     pub fn new(records: Vec<Record>) -> Result<Self> {
-        let mut groups: Vec<Group> = Vec::new();
-        let mut places: HashMap<Key, usize> = HashMap::new();
+        let mut groups: Vec<ProblemRecords> = Vec::new();
+        let mut places: HashMap<ProblemKey, usize> = HashMap::new();
         let mut seen: HashMap<(String, String, usize), usize> = HashMap::new();
         for record in records {
             let Sample { data_source, problem, sample, .. } = &record.sample;
             // The same sample of the same problem again: the data set has the problem twice.
             let repeats = seen.entry((data_source.clone(), problem.clone(), *sample)).or_insert(0);
-            let key = Key { data_source: data_source.clone(), problem: problem.clone(), repeat: *repeats };
+            let key = ProblemKey { data_source: data_source.clone(), problem: problem.clone(), repeat: *repeats };
             *repeats += 1;
             let place = *places.entry(key.clone()).or_insert(groups.len());
             if place == groups.len() {
-                groups.push(Group { key, records: Vec::new() });
+                groups.push(ProblemRecords { key, records: Vec::new() });
             }
             groups[place].records.push(record);
         }
-        for Group { key: Key { data_source, problem, .. }, records } in &groups {
+        for ProblemRecords { key: ProblemKey { data_source, problem, .. }, records } in &groups {
             let mut others = records[1..].iter().filter_map(|other| disagreement(&records[0].sample, &other.sample));
             if let Some([one, other]) = others.next() {
                 return Err(Error::Invalid(format!(
-                    "problem {problem} of {data_source} has {one} in one line and {other} in another: they are not of the \
-                     same data"
+                    "problem {problem} of {data_source} has {one} in one line and {other} in another: the lines come \
+                     from different data sets; keep those of one evaluation"
                 )));
             }
         }
         let samples = groups.first().map_or(0, |group| group.records.len());
         match groups.iter().find(|group| group.records.len() != samples) {
-            _ if groups.is_empty() => Err(Error::Invalid("there are no completions".to_string())),
+            _ if groups.is_empty() => Err(Error::Invalid("there are no completions to evaluate".to_string())),
             None => Ok(Self { groups }),
-            Some(Group { key: Key { data_source, problem, .. }, records }) => Err(Error::Invalid(format!(
-                "problem {problem} of {data_source} has {} completions and the first problem {samples}; go on with an \
-                 unfinished evaluation by `tempering eval --output`",
-                records.len()
-            ))),
+            Some(ProblemRecords { key: ProblemKey { data_source, problem, .. }, records }) => {
+                Err(Error::Invalid(format!(
+                    "problem {problem} of {data_source} has {} completions, but the first problem has {samples}; if \
+                     the evaluation is unfinished, repeat its `tempering eval --output` command to continue it",
+                    records.len()
+                )))
+            }
         }
     }
 
@@ -367,7 +369,7 @@ impl Evaluation {
     }
 
     fn by_source(&self, intervals: bool) -> BTreeMap<String, Figures> {
-        let mut sources: BTreeMap<String, Vec<&Group>> = BTreeMap::new();
+        let mut sources: BTreeMap<String, Vec<&ProblemRecords>> = BTreeMap::new();
         for group in &self.groups {
             sources.entry(group.key.data_source.clone()).or_default().push(group);
         }

@@ -78,7 +78,7 @@ impl Record {
 
 /// A record with its tokens, which only the file holds.
 #[derive(Debug, Clone)]
-pub struct Line {
+pub struct CompletionLine {
     /// The record.
     pub record: Record,
     /// Text of each token, including special tokens.
@@ -102,12 +102,12 @@ struct Written<'a> {
 
 /// Writer that appends to a completions file.
 #[derive(Debug)]
-pub struct Writer {
+pub struct CompletionsWriter {
     path: PathBuf,
     file: BufWriter<File>,
 }
 
-impl Writer {
+impl CompletionsWriter {
     /// Create a new file.
     ///
     /// # Errors
@@ -135,9 +135,9 @@ impl Writer {
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn append(&mut self, lines: &[Line]) -> Result<()> {
+    pub fn append(&mut self, lines: &[CompletionLine]) -> Result<()> {
         let mut write = || -> std::io::Result<()> {
-            for Line { record: Record { sample, graded }, tokens, entropy } in lines {
+            for CompletionLine { record: Record { sample, graded }, tokens, entropy } in lines {
                 let written = Written {
                     sample,
                     correct: graded.strict.is_right(),
@@ -169,7 +169,10 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     let records: Vec<Result<Record>> = records.into_par_iter().map(parse).collect();
     let records: Vec<Record> = records.into_iter().collect::<Result<_>>()?;
     if records.is_empty() {
-        return Err(Error::file(path, "the file has no completions"));
+        return Err(Error::file(
+            path,
+            "the file has no completions: give a completions file of `tempering eval --output`",
+        ));
     }
     Ok(records)
 }
@@ -182,7 +185,7 @@ pub(super) fn parse(line: &str) -> std::result::Result<Record, serde_json::Error
 fn at_line(path: &Path, line: usize, fault: &serde_json::Error) -> Error {
     Error::file(
         format!("{}:{line}", path.display()),
-        format!("no graded completion: {fault}; mend this line, or go on with an interrupted evaluation"),
+        format!("not a graded completion: {fault}; fix this line, or continue the evaluation if it was interrupted"),
     )
 }
 
@@ -214,8 +217,8 @@ pub(super) mod tests {
         record.sample.floor = Some(3);
         let entropy = vec![0.1234, 0.0, 2.5];
         record.sample.entropy_sum = Some(entropy_sum(&entropy));
-        let line = Line { record: record.clone(), tokens: vec!["a".into(); 3], entropy };
-        Writer::create(&path).unwrap().append(&[line.clone(), line]).unwrap();
+        let line = CompletionLine { record: record.clone(), tokens: vec!["a".into(); 3], entropy };
+        CompletionsWriter::create(&path).unwrap().append(&[line.clone(), line]).unwrap();
         assert_eq!(read(&path).unwrap(), [record.clone(), record]);
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(r#""correct":true"#) && text.contains(r#""entropy":[0.1234,0.0,2.5]"#), "{text}");
@@ -229,7 +232,7 @@ pub(super) mod tests {
             r#"{"problem": "1", "sample": 0, "data_source": "s", "completion": "5", "finished": true, "length": 1}"#;
         std::fs::write(&path, format!("\n{line}\n")).unwrap();
         let error = read(&path).unwrap_err().to_string();
-        assert!(error.contains("completions.jsonl:2: no graded completion: missing field `answer`"), "{error}");
+        assert!(error.contains("completions.jsonl:2: not a graded completion: missing field `answer`"), "{error}");
         // Regression: a length of 2^63 emptied the table of limits, and a length of 0 gave an infinite ratio.
         for length in ["0", "9223372036854775808"] {
             let line = line.replace("\"length\": 1", &format!("\"answer\": \"5\", \"length\": {length}"));

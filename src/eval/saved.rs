@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::record::{Writer, parse};
-use super::{EvalConfig, Evaluation, Event, Record, Sample, Subject, evaluate};
+use super::record::{CompletionsWriter, parse};
+use super::{EvalConfig, Evaluation, EvaluationEvent, Record, Sample, Subject, evaluate};
 use crate::data::{DataReport, Problem};
 use crate::error::{Error, Result};
-use crate::hub::{self, Kind, Part};
+use crate::hub::{self, ModelFiles, RepoKind};
 use crate::model::lora;
 use crate::rollout::Sampler;
 use crate::{files, noise};
@@ -50,12 +50,12 @@ impl Manifest {
         let digest = problems_digest(problems.iter().map(|p| (p.id, p.answer.as_str())));
         settings.insert("problems_digest".to_string(), digest.into());
         settings.insert("model_digest".to_string(), identity(model)?.into());
-        let folder = hub::model(model, Part::Settings)?;
+        let folder = hub::model(model, ModelFiles::Settings)?;
         if lora::is_adapter(&folder) {
             settings.insert("base_digest".to_string(), identity(&lora::base_name(&folder)?)?.into());
         }
         settings.insert("device".to_string(), device.into());
-        Ok(Self { model: hub::pinned(Kind::Model, model)?, data, settings })
+        Ok(Self { model: hub::pinned(RepoKind::Model, model)?, data, settings })
     }
 
     /// Read the manifest of a folder, if there is one.
@@ -69,10 +69,10 @@ impl Manifest {
 }
 
 /// A setting that differs: its name and its two values; `None` where it is not known.
-pub type Difference = (String, [Option<String>; 2]);
+pub type SettingDifference = (String, [Option<String>; 2]);
 
 /// Return the settings that differ between `a` and `b`. Keys of a table in them are settings of their own.
-pub fn differences(a: &Map<String, Value>, b: &Map<String, Value>) -> Vec<Difference> {
+pub fn differences(a: &Map<String, Value>, b: &Map<String, Value>) -> Vec<SettingDifference> {
     let (a, b) = (texts(a), texts(b));
     let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     let values = |name: &String| [&a, &b].map(|side| side.get(name).cloned());
@@ -106,7 +106,7 @@ pub(super) fn problems_digest<'a>(problems: impl Iterator<Item = (u64, &'a str)>
 
 /// Return the identity of a model: its commit on the Hub, or a hash of its files.
 fn identity(model: &Path) -> Result<String> {
-    match hub::commit(Kind::Model, model)? {
+    match hub::commit(RepoKind::Model, model)? {
         Some(commit) => Ok(commit),
         None => Ok(format!("{:016x}", digest(model)?)),
     }
@@ -157,7 +157,7 @@ pub fn evaluate_into(
     subject: Subject,
     problems: &[Problem],
     config: &EvalConfig,
-    observe: &mut dyn FnMut(Event) -> Result<()>,
+    observe: &mut dyn FnMut(EvaluationEvent) -> Result<()>,
 ) -> Result<Evaluation> {
     check_output(dir)?;
     files::create_dir(dir)?;
@@ -166,26 +166,31 @@ pub fn evaluate_into(
     match Manifest::read(dir)? {
         Some(earlier) => {
             // A folder of an older version does not know all settings.
-            let known = |(name, [was, is]): Difference| Some(format!("{name} was {} and is {}", was?, is?));
+            let known = |(name, [was, is]): SettingDifference| Some(format!("{name} was {} and is now {}", was?, is?));
             let differences = differences(&earlier.settings, &manifest.settings).into_iter().filter_map(known);
             let lines = differences.collect::<Vec<_>>().join("; ");
             if !lines.is_empty() {
-                let message = format!("holds another evaluation: {lines}; choose another --output or delete this one");
+                let message = format!(
+                    "holds an evaluation with other settings: {lines}; choose another --output or delete this folder"
+                );
                 return Err(Error::file(dir, message));
             }
         }
         None if completions.exists() => {
-            return Err(Error::file(dir, "has completions.jsonl but no eval.json; choose another --output"));
+            return Err(Error::file(
+                dir,
+                "has completions.jsonl but no eval.json, so its settings are unknown; choose another --output",
+            ));
         }
         None => files::write_json(&dir.join("eval.json"), manifest)?,
     }
     let (at_once, n) = (config.problems_at_once(), config.num_generations);
     let (mut records, bytes) = whole_chunks(&completions, at_once * n, problems, n)?;
     let done = records.len() / n;
-    observe(Event::Resumed(done))?;
-    let mut writer = Writer::resume(&completions, bytes)?;
-    let mut write = |event: Event| {
-        if let Event::Graded(lines) = event {
+    observe(EvaluationEvent::Resumed(done))?;
+    let mut writer = CompletionsWriter::resume(&completions, bytes)?;
+    let mut write = |event: EvaluationEvent| {
+        if let EvaluationEvent::Graded(lines) = event {
             writer.append(lines)?;
         }
         observe(event)
@@ -202,7 +207,7 @@ pub fn evaluate_into(
 /// An error that names the path.
 pub fn check_output(dir: &Path) -> Result<()> {
     let message = if dir.exists() && !dir.is_dir() {
-        "is a file, and --output must be a folder: name another"
+        "is a file, but --output must be a folder: choose another --output"
     } else if dir.join("run.json").is_file() {
         "is the folder of a run: choose another --output"
     } else {
@@ -238,12 +243,10 @@ fn whole_chunks(path: &Path, lines: usize, problems: &[Problem], n: usize) -> Re
             Error::file(format!("{}:{}", path.display(), records.len() + 1), message)
         };
         let record = std::str::from_utf8(&line).ok().and_then(|text| parse(text).ok());
-        let Some(record) = record else { return Err(refuse("no graded completion")) };
+        let Some(record) = record else { return Err(refuse("not a graded completion")) };
         let (problem, Sample { problem: id, sample, data_source, .. }) = (&problems[records.len() / n], &record.sample);
         if *id != problem.id.to_string() || *data_source != problem.data_source || *sample != records.len() % n {
-            return Err(refuse(
-                "another completion is expected here: a line before is missing, doubled or out of order",
-            ));
+            return Err(refuse("unexpected completion: an earlier line is missing, duplicated or out of order"));
         }
         records.push(record);
         bytes += line.len() as u64;

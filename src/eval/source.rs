@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::saved::{Difference, Manifest, differences, problems_digest};
+use super::saved::{Manifest, SettingDifference, differences, problems_digest};
 use super::{Evaluation, Record, record};
 use crate::error::{Error, Result};
 use crate::files;
 
 /// A completions file and the file with its settings.
 #[derive(Debug)]
-pub struct Source {
+pub struct CompletionsSource {
     completions: PathBuf,
     /// `eval.json` of an evaluation, or `config.toml` of a run, if there is one.
     settings: Option<PathBuf>,
@@ -25,7 +25,7 @@ pub struct Source {
 
 /// A saved evaluation.
 #[derive(Debug)]
-pub struct Saved {
+pub struct SavedEvaluation {
     /// The completions, graded again.
     pub evaluation: Evaluation,
     /// Settings by name, with the model; `None` if they are not known.
@@ -37,7 +37,7 @@ pub struct Saved {
 /// Settings that [`differing`] leaves out, because a comparison pairs the problems.
 const PAIRED: [&str; 2] = ["problems", "problems_digest"];
 
-impl Source {
+impl CompletionsSource {
     /// Find the completions of a path: a completions file, a folder of `eval --output`, or a run (its final
     /// evaluation).
     ///
@@ -55,7 +55,7 @@ impl Source {
             let source = Self::of_file(&last)?;
             return match source.unfinished {
                 Some(why) => {
-                    let advice = format!("name {} to take it as it is", last.display());
+                    let advice = format!("give {} as the path to use it as it is", last.display());
                     Err(Error::file(path, format!("the final evaluation {why}; {advice}")))
                 }
                 None => Ok(source),
@@ -89,7 +89,7 @@ impl Source {
     ///
     /// # Errors
     /// When a file cannot be read, or a line is missing or doubled.
-    pub fn read(self) -> Result<Saved> {
+    pub fn read(self) -> Result<SavedEvaluation> {
         let records = record::read(&self.completions)?;
         let settings = self.settings.as_deref().map(|path| self.read_settings(path)).transpose()?;
         let number = |key: &str| settings.as_ref().and_then(|settings| settings.get(key)?.as_u64());
@@ -98,7 +98,9 @@ impl Source {
         let refuse = |message: String| Err(Error::file(&self.completions, message));
         match expected {
             Some(expected) if held > expected => {
-                return refuse(format!("holds {held} completions of {expected}: lines are doubled"));
+                return refuse(format!(
+                    "holds {held} completions, but its evaluation has {expected}: delete the duplicate lines"
+                ));
             }
             Some(expected) if held < expected => {
                 unfinished = Some(format!("is unfinished: it holds {held} of {expected} completions"));
@@ -107,16 +109,20 @@ impl Source {
         }
         let greedy = settings.as_ref().is_some_and(|settings| settings.get("temperature") == Some(&Value::from(0.0)));
         if let Some([first, again]) = doubled(&records).filter(|_| expected != Some(held) && !greedy) {
-            return refuse(format!("completion {again} is completion {first} again: delete the doubled line"));
+            return refuse(format!("completion {again} is identical to completion {first}: delete the duplicate line"));
         }
         let evaluation = Evaluation::new(records)?;
         let digest = settings.as_ref().and_then(|settings| settings.get("problems_digest")?.as_str());
         if let (Some(digest), Some(own)) = (digest.filter(|_| expected == Some(held)), digest_of(&evaluation))
             && digest != own
         {
-            return refuse("has other problems than its eval.json: lines are missing, doubled or changed".to_string());
+            return refuse(
+                "does not have the problems recorded in its eval.json: lines are missing, duplicated or changed; \
+                 evaluate again"
+                    .to_string(),
+            );
         }
-        Ok(Saved { evaluation, settings, unfinished })
+        Ok(SavedEvaluation { evaluation, settings, unfinished })
     }
 
     fn read_settings(&self, path: &Path) -> Result<Map<String, Value>> {
@@ -175,7 +181,7 @@ fn unfinished_run(run: &Path, last: bool) -> Result<Option<String>> {
         end => end,
     };
     let earlier = end.filter(|end| *end < reached);
-    Ok(earlier.map(|end| format!("is that of step {end}, and the run has gone on to step {reached}")))
+    Ok(earlier.map(|end| format!("is that of step {end}, but the run has continued to step {reached}")))
 }
 
 /// Entropy of a completion, in nats, from which two equal samples of it are not due to chance (below `exp(-50)`).
@@ -205,7 +211,7 @@ fn digest_of(evaluation: &Evaluation) -> Option<String> {
 }
 
 /// Return the settings in which two evaluations differ. Digests of models only count under the same name.
-pub fn differing(a: &Map<String, Value>, b: &Map<String, Value>) -> Vec<Difference> {
+pub fn differing(a: &Map<String, Value>, b: &Map<String, Value>) -> Vec<SettingDifference> {
     let mut found = differences(a, b);
     let same_name = a.get("model") == b.get("model");
     found.retain(|(name, values)| match name.as_str() {
@@ -221,20 +227,20 @@ mod tests {
 
     use super::super::EvalConfig;
     use super::super::record::tests::record;
-    use super::super::record::{Line, Writer};
+    use super::super::record::{CompletionLine, CompletionsWriter};
     use super::*;
 
     /// Write right completions of problems with these ids.
     fn write(path: &Path, ids: &[&str]) {
         let line = |id: &&str| {
             let record = record("s", id, 0, "\\boxed{5}");
-            Line { record, tokens: Vec::new(), entropy: vec![60.0] }
+            CompletionLine { record, tokens: Vec::new(), entropy: vec![60.0] }
         };
-        Writer::create(path).unwrap().append(&ids.iter().map(line).collect::<Vec<_>>()).unwrap();
+        CompletionsWriter::create(path).unwrap().append(&ids.iter().map(line).collect::<Vec<_>>()).unwrap();
     }
 
-    fn open(path: &Path) -> Result<Saved> {
-        Source::locate(path)?.read()
+    fn open(path: &Path) -> Result<SavedEvaluation> {
+        CompletionsSource::locate(path)?.read()
     }
 
     /// Regression: a part of an evaluation counted as a whole one, and a doubled line twice.
@@ -257,11 +263,11 @@ mod tests {
             write(&completions, ids);
             open(dir.path()).unwrap_err().to_string()
         };
-        assert!(error(&["1", "2", "2", "3"]).contains("holds 4 completions of 3: lines are doubled"));
-        assert!(error(&["1", "2", "2"]).contains("other problems than its eval.json"));
+        assert!(error(&["1", "2", "2", "3"]).contains("holds 4 completions, but its evaluation has 3"));
+        assert!(error(&["1", "2", "2"]).contains("does not have the problems recorded in its eval.json"));
         // Without settings only completions that are equal in spite of their entropy tell.
         std::fs::remove_file(dir.path().join("eval.json")).unwrap();
-        assert!(error(&["1", "2", "2"]).contains("completion 3 is completion 2 again"));
+        assert!(error(&["1", "2", "2"]).contains("completion 3 is identical to completion 2"));
         write(&completions, &["1", "2"]);
         assert!(open(dir.path()).unwrap().settings.is_none());
         let error = open(&dir.path().join("none")).unwrap_err().to_string();
@@ -279,14 +285,14 @@ mod tests {
         put("config.toml", "device = \"cpu\"\n[model]\npath = \"base\"\n[eval]\nrows = 4\nnum_problems = 9\n");
         put("metrics.jsonl", "{\"step\":0}\n{\"step\":4}\n{\"st");
         let error = || open(dir.path()).unwrap_err().to_string();
-        assert!(error().contains("may be incomplete: the run is unfinished; name "), "{}", error());
+        assert!(error().contains("may be incomplete: the run is unfinished; give "), "{}", error());
         assert_eq!(open(&last).unwrap().unfinished.as_deref(), Some("may be incomplete: the run is unfinished"));
         put("summary.json", "{\"steps\":4}");
         let saved = open(dir.path()).unwrap();
         let settings = json!({ "rows": 4, "device": "cpu", "model": "base after training" });
         assert_eq!((saved.unfinished, Value::from(saved.settings.unwrap())), (None, settings));
         put("metrics.jsonl", "{\"step\":4}\n{\"step\":5}\n");
-        assert!(error().contains("is that of step 4, and the run has gone on to step 5"), "{}", error());
+        assert!(error().contains("is that of step 4, but the run has continued to step 5"), "{}", error());
         // The summary of fine-tuning does not name the step; that of an older version may not be known at all.
         put("summary.json", "{}");
         put("run.json", "{\"finished\":4}");

@@ -41,11 +41,12 @@ pub(super) fn tables(rows: &[(String, Figures)]) -> String {
         ]);
     }
     let legend = wrapped(
-        "In brackets 95% bootstrap intervals over problems; none where drawing other problems changes nothing; ∞: no \
-         bound, because more than one draw in forty has no right completion. strict: a stated answer of a finished \
-         completion; lenient: the last formula or number; found: share of completions in which that way of reading finds \
-         an answer, right or not. cut: share of completions ended by the length limit; per correct: tokens of all \
-         completions for each right one; floor: mean length of the shortest reference solutions, where known.",
+        "In brackets: 95% bootstrap intervals over problems, omitted where resampling the problems changes nothing; ∞: \
+         no upper bound, because more than 2.5% of the resamples have no correct completion. strict: the stated answer \
+         of a finished completion counts; lenient: the last formula or number counts; found: share of completions in \
+         which this reading finds an answer, correct or not. cut: share of completions truncated at the length limit; \
+         per correct: tokens of all completions per correct one; floor: mean length of the shortest reference \
+         solutions, where known.",
     );
     format!("{}\n{}\n{legend}", aligned(&scores), aligned(&lengths))
 }

@@ -7,15 +7,18 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use burn::module::Module;
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 
+use super::parallel;
 use super::recorder::Recorder;
-use super::sampling::{Drawn, draw, draws_on_device, fetch};
-use super::{Completion, FinishReason, Request, Sampled, Sampling, Watch};
+use super::sampling::{DeviceTokens, draw, draws_on_device, fetch};
+use super::{Completion, FinishReason, Request, SampledToken, Sampling, Watch};
 use crate::error::{Error, Result};
 use crate::model::{CacheShape, CausalLm, KvCache, ModelConfig, ids};
 use crate::noise;
 use crate::ops::{self, Repeated, is_host};
+use crate::threads;
 
 /// Maximum prompt tokens of a prefill pass; a single longer prompt is a pass of its own.
 const READ_TOKENS: usize = 8192;
@@ -55,8 +58,8 @@ pub fn generate(
         config.longest_sampled().filter(|longest| shape.prompt_length + shape.completion_length > *longest)
     {
         return Err(Error::Invalid(format!(
-            "a prompt of {} tokens and max_completion_length = {} are more than original_max_position_embeddings = {longest}: \
-             beyond it longrope rotates the whole sequence in another way, which sampling does not do; lower \
+            "a prompt of {} tokens and max_completion_length = {} exceed original_max_position_embeddings = {longest}: \
+             longer sequences need longrope's long factors, which sampling does not support; lower \
              max_completion_length",
             shape.prompt_length, shape.completion_length
         )));
@@ -65,27 +68,68 @@ pub fn generate(
     let ahead = if draws_on_device(&device, &sampling.distribution) { sampling.tokens_per_read.max(1) } else { 1 };
     // Room for tokens decoded beyond the length limit before the host sees them.
     shape.completion_length += ahead - 1;
-    let cache = KvCache::new(config, shape, if trained { FloatDType::F32 } else { model.cache_format() }, &device);
-    let engine = Engine {
-        model: &model,
-        requests,
-        sampling,
-        watch,
-        cache,
-        ahead,
-        recorder: Recorder::new(),
-        slots: shape.completions,
-        free_prompts: (0..shape.prompts).rev().collect(),
-        free_slots: (0..shape.completions).rev().collect(),
-        groups: Vec::new(),
-        read: 0,
-        first: VecDeque::new(),
-        waiting: 0,
-        running: Vec::new(),
-        completions: vec![Completion::empty(); requests.len()],
-        broken: None,
-    };
-    engine.run()
+    let format = if trained { FloatDType::F32 } else { model.cache_format() };
+    let call = Call { model: &model, config, sampling, ahead, format };
+    match engines(&model, shape) {
+        1 => call.run(requests, shape, watch),
+        count => parallel::run(&call, requests, shape, count, watch),
+    }
+}
+
+/// Minimum completions in progress for each of several engines.
+const MIN_ROWS: usize = 8;
+
+/// Return the number of engines among which a call is divided: the operations of a small model are too short to be divided.
+fn engines(model: &CausalLm, shape: CacheShape) -> usize {
+    if !is_host(&model.device()) || model.num_params() > threads::MAX_PARAMETERS {
+        return 1;
+    }
+    threads::available().min(shape.completions / MIN_ROWS).min(shape.prompts).max(1)
+}
+
+/// What the engines of a call of [`generate`] share.
+pub(super) struct Call<'a> {
+    model: &'a CausalLm,
+    config: &'a ModelConfig,
+    sampling: &'a Sampling,
+    /// Tokens per row and decoding pass, before the host checks which completions have ended.
+    ahead: usize,
+    /// Number format of the KV cache.
+    format: FloatDType,
+}
+
+impl Call<'_> {
+    /// Sample `requests` by one engine with a cache of this shape.
+    ///
+    /// # Errors
+    /// When logits are NaN.
+    pub(super) fn run(
+        &self,
+        requests: &[Request],
+        shape: CacheShape,
+        watch: impl FnMut(usize, u32) -> Watch,
+    ) -> Result<Vec<Completion>> {
+        let engine = Engine {
+            model: self.model,
+            requests,
+            sampling: self.sampling,
+            watch,
+            cache: KvCache::new(self.config, shape, self.format, &self.model.device()),
+            ahead: self.ahead,
+            recorder: Recorder::new(),
+            slots: shape.completions,
+            free_prompts: (0..shape.prompts).rev().collect(),
+            free_slots: (0..shape.completions).rev().collect(),
+            groups: Vec::new(),
+            read: 0,
+            first: VecDeque::new(),
+            waiting: 0,
+            running: Vec::new(),
+            completions: vec![Completion::empty(); requests.len()],
+            broken: None,
+        };
+        engine.run()
+    }
 }
 
 /// Shape of the KV cache for `requests`: as many concurrent completions as `rows` and `cache_tokens` allow, and a prompt slot for
@@ -107,8 +151,8 @@ pub fn cache_shape(config: &ModelConfig, requests: &[Request], sampling: &Sampli
     let most = sampling.rows.clamp(1, requests.len().max(1));
     (1..=most).rev().find(fits).map(shape).ok_or_else(|| {
         Error::Invalid(format!(
-            "generation_cache_tokens = {} does not hold one prompt of {prompt_length} tokens and its completion of up to {} \
-             (max_completion_length): raise the one or lower the other",
+            "generation_cache_tokens = {} does not hold one prompt of {prompt_length} tokens and its completion of up \
+             to {} (max_completion_length): raise generation_cache_tokens or lower max_completion_length",
             sampling.cache_tokens, sampling.max_completion_length
         ))
     })
@@ -116,7 +160,7 @@ pub fn cache_shape(config: &ModelConfig, requests: &[Request], sampling: &Sampli
 
 /// A completion in progress.
 #[derive(Debug, Clone, Copy)]
-struct Running {
+struct RunningCompletion {
     request: usize,
     slot: usize,
     token: u32,
@@ -124,7 +168,7 @@ struct Running {
 
 /// Consecutive requests with the same prompt, which is in the cache.
 #[derive(Debug)]
-struct Group {
+struct PromptGroup {
     requests: Range<usize>,
     prompt: usize,
     /// Number of completions that have not ended.
@@ -137,20 +181,19 @@ struct Engine<'a, W> {
     sampling: &'a Sampling,
     watch: W,
     cache: KvCache,
-    /// Tokens per row and decoding pass, before the host checks which completions have ended.
     ahead: usize,
     recorder: Recorder,
     slots: usize,
     free_prompts: Vec<usize>,
     free_slots: Vec<usize>,
-    groups: Vec<Group>,
+    groups: Vec<PromptGroup>,
     /// First request whose prompt has not been prefilled.
     read: usize,
     /// First tokens of the requests from `waiting` to `read`.
-    first: VecDeque<Sampled>,
+    first: VecDeque<SampledToken>,
     /// First request that has not started.
     waiting: usize,
-    running: Vec<Running>,
+    running: Vec<RunningCompletion>,
     completions: Vec<Completion>,
     /// Request whose logits were NaN, which ends the call.
     broken: Option<usize>,
@@ -166,9 +209,9 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         match self.broken {
             None => Ok(self.completions),
             Some(request) => Err(Error::NotFinite(format!(
-                "the model's logits are not finite numbers after {} tokens of a completion: its weights are damaged, its \
-                 activations are too large for their precision (see --dtype), or training has made them so (lower \
-                 optim.learning_rate in a new run, or go on from an older checkpoint)",
+                "the model's logits are not finite numbers after {} tokens of a completion: its weights are damaged, \
+                 its activations are too large for their precision (see --dtype), or training has made them so (lower \
+                 optim.learning_rate in a new run, or continue from an older checkpoint)",
                 self.completions[request].tokens.len()
             ))),
         }
@@ -186,7 +229,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
                     Watch::Continue => {
                         self.free_slots.pop();
                         self.cache.start(slot, self.groups[self.group_of(request)].prompt);
-                        self.running.push(Running { request, slot, token: first.token });
+                        self.running.push(RunningCompletion { request, slot, token: first.token });
                     }
                     Watch::EndCompletion => self.close(request),
                     Watch::EndAll => return Watch::EndAll,
@@ -216,7 +259,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
             ends.extend(std::iter::repeat_n(tokens.len() - 1, group.len()));
             let requests = self.read..self.read + group.len();
             self.read = requests.end;
-            self.groups.push(Group { open: requests.len(), requests, prompt: slot });
+            self.groups.push(PromptGroup { open: requests.len(), requests, prompt: slot });
         }
         self.cache.read(&slots);
         let hidden = self.model.forward(&tokens, &lengths, Some(&mut self.cache));
@@ -233,7 +276,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
                 if ended[index] {
                     continue;
                 }
-                let Running { request, slot, token } = &mut self.running[index];
+                let RunningCompletion { request, slot, token } = &mut self.running[index];
                 *token = sampled.token;
                 let (request, slot) = (*request, *slot);
                 match self.take(request, sampled) {
@@ -253,15 +296,15 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
     }
 
     /// Decode one token per row.
-    fn decode(&mut self) -> Vec<Sampled> {
+    fn decode(&mut self) -> Vec<SampledToken> {
         let tokens = self.running_tokens();
         self.announce();
         let hidden = self.model.forward(&tokens, &vec![1; tokens.len()], Some(&mut self.cache));
         self.draw(hidden, self.running_requests())
     }
 
-    /// Decode `ahead` tokens per row. Sampled tokens are the input of the next step without leaving the device.
-    fn decode_ahead(&mut self) -> Vec<Sampled> {
+    /// Decode `ahead` tokens per row. SampledToken tokens are the input of the next step without leaving the device.
+    fn decode_ahead(&mut self) -> Vec<SampledToken> {
         let device = self.model.device();
         let uniforms: Vec<f32> = (self.running_requests().into_iter())
             .flat_map(|request| (0..self.ahead).map(move |later| (request, later)))
@@ -301,7 +344,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
             let hidden = self.model.forward_ids(tokens, &vec![1; rows], Some(&mut self.cache));
             let logits = self.model.logits(hidden);
             let distribution = &self.sampling.distribution;
-            let drawn = Drawn::on_device(logits, distribution, uniforms.clone(), later, self.cache.states());
+            let drawn = DeviceTokens::on_device(logits, distribution, uniforms.clone(), later, self.cache.states());
             tokens = drawn.tokens;
             numbers.push(drawn.numbers);
         }
@@ -310,7 +353,8 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
 
     /// Decoding passes until the longest completion in progress reaches the length limit.
     fn passes_left(&self) -> usize {
-        let left = |row: &Running| self.sampling.max_completion_length - self.completions[row.request].tokens.len();
+        let left =
+            |row: &RunningCompletion| self.sampling.max_completion_length - self.completions[row.request].tokens.len();
         self.running.iter().map(left).max().unwrap_or(0) / self.ahead
     }
 
@@ -363,7 +407,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
     }
 
     /// Sample the next token of each of `requests` from `hidden`, `[requests, hidden]`.
-    fn draw(&self, hidden: Tensor<2>, requests: impl IntoIterator<Item = usize>) -> Vec<Sampled> {
+    fn draw(&self, hidden: Tensor<2>, requests: impl IntoIterator<Item = usize>) -> Vec<SampledToken> {
         let (uniforms, contexts): (Vec<f32>, Vec<[&[u32]; 2]>) = (requests.into_iter())
             .map(|request| {
                 let context = [self.requests[request].prompt.as_slice(), &self.completions[request].tokens];
@@ -374,7 +418,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
     }
 
     /// Append a token to its completion. Return whether the completion, and the call, continues.
-    fn take(&mut self, request: usize, sampled: &Sampled) -> Watch {
+    fn take(&mut self, request: usize, sampled: &SampledToken) -> Watch {
         if sampled.log_prob.is_nan() {
             self.broken = Some(request);
             return Watch::EndAll;

@@ -2,6 +2,7 @@
 
 mod count;
 mod engine;
+mod parallel;
 mod read;
 mod recorder;
 mod room;
@@ -12,7 +13,7 @@ pub use engine::{cache_shape, generate};
 pub use read::read;
 pub use room::Room;
 pub(crate) use sampling::draw;
-pub use sampling::{Distribution, Sampled, sample};
+pub use sampling::{Distribution, SampledToken, sample};
 
 use serde::{Deserialize, Serialize};
 
@@ -113,13 +114,13 @@ impl Completion {
     }
 
     /// Build a completion from existing tokens and their statistics, such as those of [`read`].
-    pub fn of(sampled: &[Sampled], finish_reason: FinishReason) -> Self {
+    pub fn of(sampled: &[SampledToken], finish_reason: FinishReason) -> Self {
         let mut completion = Self { finish_reason, ..Self::empty() };
         sampled.iter().for_each(|sampled| completion.push(sampled));
         completion
     }
 
-    fn push(&mut self, sampled: &Sampled) {
+    fn push(&mut self, sampled: &SampledToken) {
         self.tokens.push(sampled.token);
         self.log_probs.push(sampled.log_prob);
         self.drawn_log_probs.push(sampled.drawn_log_prob);
@@ -128,6 +129,24 @@ impl Completion {
         self.sampling_entropies.push(sampled.sampling_entropy);
         self.collisions.push(sampled.collision);
         self.collision_logs.push(sampled.collision_log);
+    }
+
+    /// Keep the first `count` tokens. If there are more, it ends there for `reason`.
+    fn cut(&mut self, count: usize, reason: FinishReason) {
+        if self.tokens.len() > count {
+            self.finish_reason = reason;
+        }
+        self.tokens.truncate(count);
+        let statistics = [
+            &mut self.log_probs,
+            &mut self.drawn_log_probs,
+            &mut self.unit_log_probs,
+            &mut self.entropies,
+            &mut self.sampling_entropies,
+            &mut self.collisions,
+            &mut self.collision_logs,
+        ];
+        statistics.into_iter().for_each(|values| values.truncate(count));
     }
 
     /// Return whether it ended by itself, not by the length limit.

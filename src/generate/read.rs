@@ -5,8 +5,8 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::sampling::{Choice, draws_on_device, figures};
-use super::{Distribution, Sampled};
+use super::sampling::{TokenSource, draws_on_device, figures};
+use super::{Distribution, SampledToken};
 use crate::model::{CausalLm, LOGITS};
 use crate::ops::{self, is_host, to_host_together};
 
@@ -24,7 +24,7 @@ pub fn read(
     sequences: &[(&[u32], &[u32])],
     distribution: &Distribution,
     tokens_per_pass: usize,
-) -> Vec<Vec<Sampled>> {
+) -> Vec<Vec<SampledToken>> {
     let model = model.for_inference();
     let vocab = model.vocab_size();
     for (prompt, completion) in sequences {
@@ -107,7 +107,7 @@ impl<'a> Pass<'a> {
 }
 
 /// Compute the statistics of one token per row of `[rows, vocab]` logits, where [`draw`](super::draw) computes them.
-fn score(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<Sampled> {
+fn score(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<SampledToken> {
     if draws_on_device(&logits.device(), distribution) {
         return score_on_device(logits, distribution, targets);
     }
@@ -115,14 +115,14 @@ fn score(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> 
     let logits = ops::to_host(logits);
     let row = |(logits, target): (&[f32], &Target)| {
         let context = target.context.iter().copied().flatten().copied();
-        figures(logits, distribution, Choice::Given(target.token), context)
+        figures(logits, distribution, TokenSource::Given(target.token), context)
     };
     logits.par_chunks_exact(vocab).zip(targets).with_min_len((4096 / vocab).max(1)).map(row).collect()
 }
 
 /// Use the learner's log-probability operation at three temperatures. The remaining statistic follows: with `C = Σ
 /// p²`, the distribution at half the temperature is `q = p²/C`, so `Σ p² ln p = C (ln C − H(q)) / 2`.
-fn score_on_device(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<Sampled> {
+fn score_on_device(logits: Tensor<2>, distribution: &Distribution, targets: &[Target]) -> Vec<SampledToken> {
     let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
     let temperature = distribution.softmax_temperature();
     let at = |temperature: f32| ops::scores(logits.clone(), &tokens, temperature);
@@ -134,7 +134,7 @@ fn score_on_device(logits: Tensor<2>, distribution: &Distribution, targets: &[Ta
     let row = |(row, &token): (usize, &u32)| {
         let [log_prob, unit_log_prob, entropy, sampling_entropy, collision, squared] =
             std::array::from_fn(|column| columns[column][row]);
-        Sampled {
+        SampledToken {
             token,
             log_prob,
             drawn_log_prob: log_prob,

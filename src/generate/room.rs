@@ -36,10 +36,13 @@ impl Room<'_> {
             return Ok(());
         }
         let advice = match positions.saturating_sub(prompt) {
-            0 => "the prompt alone leaves no room: leave such rows out (max_prompt_length, filter_overlong_prompts)"
+            0 => "the prompt alone fills the context: leave such rows out (max_prompt_length, filter_overlong_prompts)"
                 .to_string(),
             left => {
-                format!("set it to {left} at most, or leave such rows out (max_prompt_length, filter_overlong_prompts)")
+                format!(
+                    "set {setting} to {left} at most, or leave such rows out (max_prompt_length, \
+                     filter_overlong_prompts)"
+                )
             }
         };
         Err(Error::Invalid(format!(
@@ -64,7 +67,7 @@ mod tests {
             assert!(error.contains(part), "{part}: {error}");
         }
         assert!(error.ends_with("the question…"), "{error}");
-        assert!(room.check(2000, "q").unwrap_err().to_string().contains("leaves no room"));
+        assert!(room.check(2000, "q").unwrap_err().to_string().contains("fills the context"));
         assert_eq!([24, 25, 2000].map(|prompt| room.left(prompt)), [1000, 999, 0]);
         // The sum of two lengths must not overflow.
         let endless = Room { max_completion_length: usize::MAX, ..room };

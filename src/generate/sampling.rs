@@ -48,7 +48,7 @@ impl Distribution {
         let Self { repetition_penalty, temperature, top_p, min_p, .. } = *self;
         require(temperature >= 0.0 && temperature.is_finite(), "temperature", temperature, "0 (greedy) or positive");
         require(top_p > 0.0 && top_p <= 1.0, "top_p", top_p, "above 0 and at most 1 (1 for all tokens)");
-        require((0.0..=1.0).contains(&min_p), "min_p", min_p, "within 0 and 1 (0 for all tokens)");
+        require((0.0..=1.0).contains(&min_p), "min_p", min_p, "between 0 and 1 (0 for all tokens)");
         let positive = repetition_penalty > 0.0 && repetition_penalty.is_finite();
         require(positive, "repetition_penalty", repetition_penalty, "positive (1 for none)");
         problems
@@ -67,7 +67,7 @@ impl Distribution {
 
 /// A drawn token with statistics of its distribution, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampled {
+pub struct SampledToken {
     /// The token.
     pub token: u32,
     /// Its log-probability at the sampling temperature over all tokens, as a trainer recomputes it; NaN if logits are
@@ -97,13 +97,13 @@ pub(crate) fn draw(
     distribution: &Distribution,
     uniforms: &[f32],
     contexts: &[[&[u32]; 2]],
-) -> Vec<Sampled> {
+) -> Vec<SampledToken> {
     let [rows, vocab] = logits.dims();
     assert!(rows == uniforms.len() && rows == contexts.len(), "one uniform and one context per row");
     let device = logits.device();
     if draws_on_device(&device, distribution) {
         let uniforms = ops::to_device(TensorData::new(uniforms.to_vec(), [rows, 1]), &device);
-        return fetch(Drawn::on_device(logits, distribution, uniforms, 0, None).numbers);
+        return fetch(DeviceTokens::on_device(logits, distribution, uniforms, 0, None).numbers);
     }
     let logits = ops::to_host(logits);
     // A few rows of a large vocabulary still use all cores; many small rows are processed in batches.
@@ -120,14 +120,14 @@ pub(super) fn draws_on_device(device: &Device, distribution: &Distribution) -> b
 }
 
 /// Tokens drawn on a device, still in its memory.
-pub(super) struct Drawn {
+pub(super) struct DeviceTokens {
     /// `[rows]`.
     pub tokens: Tensor<1, Int>,
-    /// The fields of [`Sampled`] that the device computes, `[rows, 7]`.
+    /// The fields of [`SampledToken`] that the device computes, `[rows, 7]`.
     pub numbers: Tensor<2>,
 }
 
-impl Drawn {
+impl DeviceTokens {
     /// Draw without truncation, each row at the uniform in column `place`; on a GPU also count the token in `states`.
     ///
     /// # Shapes
@@ -199,10 +199,10 @@ fn invert_on_device(weights: Tensor<2>, uniforms: Tensor<2>) -> Tensor<2, Int> {
 }
 
 /// Copy drawn tokens to the host.
-pub(super) fn fetch(numbers: Tensor<2>) -> Vec<Sampled> {
+pub(super) fn fetch(numbers: Tensor<2>) -> Vec<SampledToken> {
     let row = |row: &[f32; 7]| {
         let [token, log_prob, unit_log_prob, entropy, sampling_entropy, collision, collision_log] = *row;
-        Sampled {
+        SampledToken {
             token: token as u32, // integers below 2^24 are exact in f32
             log_prob,
             drawn_log_prob: log_prob,
@@ -218,14 +218,14 @@ pub(super) fn fetch(numbers: Tensor<2>) -> Vec<Sampled> {
 
 /// Source of a row's token.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Choice {
+pub(super) enum TokenSource {
     /// Drawn at this uniform.
     Drawn(f32),
     /// Known in advance.
     Given(u32),
 }
 
-impl Choice {
+impl TokenSource {
     fn token(self, draw: impl FnOnce(f32) -> usize) -> usize {
         match self {
             Self::Drawn(uniform) => draw(uniform),
@@ -240,17 +240,17 @@ pub fn sample(
     distribution: &Distribution,
     uniform: f32,
     context: impl Iterator<Item = u32>,
-) -> Sampled {
-    figures(logits, distribution, Choice::Drawn(uniform), context)
+) -> SampledToken {
+    figures(logits, distribution, TokenSource::Drawn(uniform), context)
 }
 
 /// Return the token of one row of logits and the statistics of its distribution; `context` are the tokens before it.
 pub(super) fn figures(
     logits: &[f32],
     distribution: &Distribution,
-    choice: Choice,
+    choice: TokenSource,
     context: impl Iterator<Item = u32>,
-) -> Sampled {
+) -> SampledToken {
     let inverse = 1.0 / distribution.softmax_temperature();
     let unit = host::softmax(logits, 1.0);
     let tempered = if inverse == 1.0 { unit } else { host::softmax(logits, inverse) };
@@ -270,7 +270,7 @@ pub(super) fn figures(
         let token = choice.token(|uniform| invert(&penalised, softmax.max, inverse, uniform));
         (token, log_prob(penalised[token], &softmax, inverse))
     };
-    Sampled {
+    SampledToken {
         token: token as u32,
         log_prob: log_prob(logits[token], &tempered, inverse),
         drawn_log_prob,
@@ -343,11 +343,11 @@ fn invert(logits: &[f32], max: f32, inverse: f32, uniform: f32) -> usize {
 }
 
 /// Return a token kept by top-k, top-p and min-p, and its log-probability among them; −∞ for an excluded given token.
-fn choose_truncated(logits: &[f32], distribution: &Distribution, choice: Choice) -> (usize, f32) {
+fn choose_truncated(logits: &[f32], distribution: &Distribution, choice: TokenSource) -> (usize, f32) {
     let kept = truncate(logits, distribution);
     let total: f64 = kept.iter().map(|&(_, weight)| f64::from(weight)).sum();
     let (token, weight) = match choice {
-        Choice::Drawn(uniform) => {
+        TokenSource::Drawn(uniform) => {
             let mut sum = 0.0;
             let drawn = kept.iter().find(|&&(_, weight)| {
                 sum += f64::from(weight);
@@ -356,7 +356,7 @@ fn choose_truncated(logits: &[f32], distribution: &Distribution, choice: Choice)
             // Nothing is kept if the logits are not numbers.
             drawn.or(kept.first()).copied().unwrap_or((0, f32::NAN))
         }
-        Choice::Given(token) => {
+        TokenSource::Given(token) => {
             let token = token as usize;
             (token, kept.iter().find(|(kept, _)| *kept == token).map_or(0.0, |&(_, weight)| weight))
         }

@@ -122,7 +122,10 @@ impl Cache {
                 file.lock().map_err(Error::io(&path))?;
             }
             // Some network file systems do not support locks.
-            Err(TryLockError::Error(error)) => tracing::warn!("{}: cannot be locked ({error})", path.display()),
+            Err(TryLockError::Error(error)) => tracing::warn!(
+                "{}: cannot be locked ({error}); make sure that no other process downloads the same file",
+                path.display()
+            ),
             Ok(()) => {}
         }
         Ok(file)
@@ -148,7 +151,10 @@ fn write_metadata(path: &Path, bytes: &[u8]) {
     };
     if let Err(error) = put() {
         let _ = std::fs::remove_file(&own);
-        tracing::warn!("{}: cannot be written ({error}); the Hub will be asked again", path.display());
+        tracing::warn!(
+            "{}: cannot be written ({error}); the next start will request this from the Hub again",
+            path.display()
+        );
     }
 }
 
@@ -178,7 +184,8 @@ mod tests {
     #[test]
     fn the_same_is_kept_by_many_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let name = Name { kind: super::super::Kind::Model, repository: "o/n".into(), parts: vec![], revision: None };
+        let name =
+            Name { kind: super::super::RepoKind::Model, repository: "o/n".into(), parts: vec![], revision: None };
         let (cache, commit) = (Cache::of(dir.path(), &name), "0".repeat(40));
         let listing: Vec<String> = (0..500).map(|number| format!("file-{number}")).collect();
         std::thread::scope(|scope| {

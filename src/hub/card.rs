@@ -36,7 +36,7 @@ pub(super) fn configs(readme: &str) -> Result<Vec<Config>, String> {
     }
     match Yaml::block(&mut &lines[..], 0)? {
         Yaml::List(list) => list.into_iter().map(config).collect(),
-        other => Err(format!("configs is no list: {other:?}")),
+        other => Err(format!("configs is not a list: {other:?}")),
     }
 }
 
@@ -70,7 +70,7 @@ enum Yaml {
     Map(Vec<(String, Yaml)>),
 }
 
-type Lines<'a, 'b> = &'a mut &'b [(usize, &'b str)];
+type YamlLines<'a, 'b> = &'a mut &'b [(usize, &'b str)];
 
 impl Yaml {
     fn get(&self, key: &str) -> Option<&Self> {
@@ -92,14 +92,14 @@ impl Yaml {
     }
 
     /// Parse the node at the start of `lines`; an empty string if it is indented by less than `least`.
-    fn block(lines: Lines, least: usize) -> Result<Self, String> {
+    fn block(lines: YamlLines, least: usize) -> Result<Self, String> {
         let Some(&(indent, first)) = lines.first().filter(|(indent, _)| *indent >= least) else {
             return Ok(Self::Text(String::new()));
         };
         if first == "-" || first.starts_with("- ") { Self::list(lines, indent) } else { Self::map(lines, indent) }
     }
 
-    fn list(lines: Lines, indent: usize) -> Result<Self, String> {
+    fn list(lines: YamlLines, indent: usize) -> Result<Self, String> {
         let mut items = Vec::new();
         while let Some(&(own, line)) = lines.first().filter(|(own, line)| *own == indent && line.starts_with('-')) {
             let text = line[1..].trim_start();
@@ -122,7 +122,7 @@ impl Yaml {
         Ok(Self::List(items))
     }
 
-    fn map(lines: Lines, indent: usize) -> Result<Self, String> {
+    fn map(lines: YamlLines, indent: usize) -> Result<Self, String> {
         let mut entries = Vec::new();
         while let Some(&(own, line)) = lines.first().filter(|(own, _)| *own >= indent) {
             let Some((name, value)) = key(line).filter(|_| own == indent) else { return Err(unsupported(line)) };
@@ -161,7 +161,7 @@ impl Yaml {
 }
 
 fn unsupported(line: &str) -> String {
-    format!("beyond the YAML that is read here: {line}")
+    format!("unsupported YAML syntax: {line}")
 }
 
 /// Split a line of a mapping into key and value.
@@ -211,10 +211,10 @@ mod tests {
     #[test]
     fn what_is_beyond_the_reader_is_told() {
         for (front, want) in [
-            ("configs:\n- config_name: a\n  data_files: {train: x}\n", "beyond the YAML that is read here: {train: x}"),
+            ("configs:\n- config_name: a\n  data_files: {train: x}\n", "unsupported YAML syntax: {train: x}"),
             ("configs:\n- config_name: a\n  data_dir: a\n", "configuration a has no data_files"),
             ("configs:\n- data_files: a\n", "has no config_name"),
-            ("configs:\n  a: b\n", "configs is no list"),
+            ("configs:\n  a: b\n", "configs is not a list"),
         ] {
             let error = configs(&format!("---\n{front}---\n")).unwrap_err();
             assert!(error.contains(want), "{error}");

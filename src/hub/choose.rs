@@ -59,19 +59,19 @@ pub(super) fn weights(listing: &[String]) -> Result<&'static str, String> {
     };
     let found = found.iter().take(5).map(|file| file.as_str()).collect::<Vec<_>>().join(", ");
     Err(if found.is_empty() {
-        format!("has no weights ({wanted} is expected)")
+        format!("has no weights (expected {wanted})")
     } else {
         format!(
-            "has {found} and not {wanted}. Pickled weights run code when they are read, and are not fetched: look for a pull request \
-             of the repository that has safetensors (…@refs/pr/1), or convert it with transformers or PEFT \
-             (`save_pretrained(…, safe_serialization=True)`) and give the folder"
+            "has {found} but not {wanted}. Pickled weights are not downloaded, because reading them can run code: look \
+             for a pull request of the repository that has safetensors (…@refs/pr/1), or convert the model with \
+             transformers or PEFT (`save_pretrained(…, safe_serialization=True)`) and give the path of the folder"
         )
     })
 }
 
 /// Split of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Split {
+struct DataSplit {
     config: String,
     split: String,
     files: Vec<String>,
@@ -91,47 +91,49 @@ pub(super) fn data(name: &Name, listing: &[String], readme: Option<&str>) -> Res
     {
         let found = has(listing, file).then(|| vec![file.clone()]);
         return found.ok_or_else(|| {
-            format!("there is no file {file}; there are {}", some(listing.iter().filter(|file| is_data(file))))
+            format!("has no data file {file}; it has {}", some(listing.iter().filter(|file| is_data(file))))
         });
     }
     let splits = splits(listing, readme)?;
     if splits.is_empty() {
         return Err(format!(
-            "has no .parquet, .jsonl or .json file (it has {}); the Hub keeps a conversion of many data sets: {}@refs/convert/parquet",
+            "has no .parquet, .jsonl or .json file (it has {}); the Hub offers a Parquet conversion of many data sets: \
+             {}@refs/convert/parquet",
             some(listing.iter()),
             name.repository
         ));
     }
-    let all = |splits: &[&Split]| -> String {
+    let all = |splits: &[&DataSplit]| -> String {
         let lines = splits.iter().map(|split| format!("\n  {}:{}:{}", name.repository, split.config, split.split));
         lines.collect()
     };
-    let every: Vec<&Split> = splits.iter().collect();
-    let mut found: Vec<&Split> = match &name.parts[..] {
+    let every: Vec<&DataSplit> = splits.iter().collect();
+    let mut found: Vec<&DataSplit> = match &name.parts[..] {
         [] => every.clone(),
         [one] => {
-            let by = |is: &dyn Fn(&Split) -> bool| every.iter().copied().filter(|split| is(split)).collect::<Vec<_>>();
+            let by =
+                |is: &dyn Fn(&DataSplit) -> bool| every.iter().copied().filter(|split| is(split)).collect::<Vec<_>>();
             let configs = by(&|split| split.config == *one);
             if configs.is_empty() { by(&|split| split.split == *one) } else { configs }
         }
         [config, split, ..] => {
-            let is = |other: &&Split| (config.is_empty() || other.config == *config) && other.split == *split;
+            let is = |other: &&DataSplit| (config.is_empty() || other.config == *config) && other.split == *split;
             every.iter().copied().filter(is).collect()
         }
     };
-    let configs = |found: &[&Split]| found.iter().any(|split| split.config != found[0].config);
+    let configs = |found: &[&DataSplit]| found.iter().any(|split| split.config != found[0].config);
     if found.len() > 1 && configs(&found) && found.iter().any(|split| split.default) {
         found.retain(|split| split.default);
     }
     match &found[..] {
         [] => Err(format!("has no {:?}; it has{}", name.parts.join(":"), all(&every))),
         [one] => whole(name, one),
-        several => Err(format!("has several parts; name one:{}", all(several))),
+        several => Err(format!("has several configurations or splits; choose one:{}", all(several))),
     }
 }
 
 /// Return the files of a split after checking that they belong together and are complete.
-fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
+fn whole(name: &Name, split: &DataSplit) -> Result<Vec<String>, String> {
     let files = &split.files;
     let mut series: BTreeMap<(&str, usize), Vec<&String>> = BTreeMap::new();
     for file in files {
@@ -141,7 +143,10 @@ fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
     }
     if let Some(((_, count), here)) = series.into_iter().find(|((_, count), here)| here.len() != *count) {
         let (config, split, found) = (&split.config, &split.split, here.len());
-        return Err(format!("{found} of the {count} files of {config}:{split} are here: {}", some(here.into_iter())));
+        return Err(format!(
+            "only {found} of the {count} files of {config}:{split} are available: {}",
+            some(here.into_iter())
+        ));
     }
     // The names of files that belong together differ only in digits, or they are of one series of shards.
     let bare = |file: &String| match shard_of(file) {
@@ -152,7 +157,7 @@ fn whole(name: &Name, split: &Split) -> Result<Vec<String>, String> {
         return Ok(files.clone());
     }
     let lines: String = files.iter().map(|file| format!("\n  {}:{file}", name.repository)).collect();
-    Err(format!("has several files for {}:{}; name one:{lines}", split.config, split.split))
+    Err(format!("has several unrelated files for {}:{}; choose one:{lines}", split.config, split.split))
 }
 
 /// Return the series of a shard and the number of its files: `train-` and 2 for `train-00000-of-00002.parquet`, also with
@@ -166,11 +171,11 @@ fn shard_of(file: &str) -> Option<(&str, usize)> {
 }
 
 /// Return the splits declared in the card or, if there are none, derived from file names.
-fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<Split>, String> {
+fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<DataSplit>, String> {
     let declared = match readme.map_or(Ok(Vec::new()), card::configs) {
         Ok(declared) => declared,
         Err(why) => {
-            tracing::warn!("README.md of the data set: {why}; its parts are told by the names of its files");
+            tracing::warn!("README.md of the data set: {why}; its splits are derived from the file names");
             Vec::new()
         }
     };
@@ -186,7 +191,8 @@ fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<Split>, String
             for pattern in &patterns {
                 if pattern.contains(['[', '{', '?']) || pattern.contains("://") {
                     return Err(format!(
-                        "the files of {}:{split} are {pattern:?}, a pattern that is not read here; name a file",
+                        "the files of {}:{split} are given by {pattern:?}, an unsupported pattern; give the name of a \
+                         file",
                         config.name
                     ));
                 }
@@ -196,14 +202,14 @@ fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<Split>, String
             files.dedup();
             if let Some(file) = files.iter().find(|file| !is_data(file)) {
                 return Err(format!(
-                    "{}:{split} is in {file}, which is not read (.parquet, .jsonl and .json are); the Hub keeps a conversion of many data \
-                     sets: …@refs/convert/parquet",
+                    "{}:{split} is in {file}, an unsupported format (supported: .parquet, .jsonl, .json); the Hub \
+                     offers a Parquet conversion of many data sets: …@refs/convert/parquet",
                     config.name
                 ));
             }
             // No files: offline with a partial cache, or the card is wrong.
             if !files.is_empty() {
-                found.push(Split { config: config.name.clone(), split, files, default, declared: true });
+                found.push(DataSplit { config: config.name.clone(), split, files, default, declared: true });
             }
         }
     }
@@ -211,8 +217,8 @@ fn splits(listing: &[String], readme: Option<&str>) -> Result<Vec<Split>, String
 }
 
 /// Derives splits from names: `main/train-00000-of-00001.parquet`, `data/test.jsonl`, `default/train/0000.parquet`.
-fn by_names(listing: &[String]) -> Vec<Split> {
-    let mut found: Vec<Split> = Vec::new();
+fn by_names(listing: &[String]) -> Vec<DataSplit> {
+    let mut found: Vec<DataSplit> = Vec::new();
     for file in listing.iter().filter(|file| is_data(file)) {
         let parts: Vec<&str> = file.split('/').collect();
         let split = parts.iter().rev().find_map(|part| split_in(part)).unwrap_or("train");
@@ -221,7 +227,7 @@ fn by_names(listing: &[String]) -> Vec<Split> {
         let config = config.map_or("default", |folder| *folder);
         match found.iter_mut().find(|known| known.config == config && known.split == split) {
             Some(known) => known.files.push(file.clone()),
-            None => found.push(Split {
+            None => found.push(DataSplit {
                 config: config.to_string(),
                 split: split.to_string(),
                 files: vec![file.clone()],
@@ -292,7 +298,7 @@ fn some<'a>(names: impl Iterator<Item = &'a String>) -> String {
 mod tests {
     use std::path::Path;
 
-    use super::super::name::Kind;
+    use super::super::name::RepoKind;
     use super::*;
 
     fn files(list: &[&str]) -> Vec<String> {
@@ -300,7 +306,7 @@ mod tests {
     }
 
     fn chosen(name: &str, listing: &[&str], readme: Option<&str>) -> Result<Vec<String>, String> {
-        data(&Name::of(Kind::Data, Path::new(name)).unwrap().unwrap(), &files(listing), readme)
+        data(&Name::of(RepoKind::Data, Path::new(name)).unwrap().unwrap(), &files(listing), readme)
     }
 
     const GSM8K: [&str; 6] = [
@@ -349,7 +355,7 @@ mod tests {
         assert_eq!(chosen("o/m:2025-II:test", &listing, Some(card)).unwrap(), ["a-II.jsonl"]);
         assert_eq!(chosen("o/m:2025-I", &listing, Some(card)).unwrap(), ["a-I.jsonl"]);
         let error = chosen("o/m:test", &listing, Some(card)).unwrap_err();
-        assert_eq!(error, "has several parts; name one:\n  o/m:2025-I:test\n  o/m:2025-II:test");
+        assert_eq!(error, "has several configurations or splits; choose one:\n  o/m:2025-I:test\n  o/m:2025-II:test");
         // A split may have several series of files.
         let series = ["a-0-of-2.jsonl", "a-1-of-2.jsonl", "b-0-of-1.jsonl"];
         let all = "---\nconfigs:\n- config_name: default\n  data_files: \"*.jsonl\"\n---\n";
@@ -364,25 +370,25 @@ mod tests {
     #[test]
     fn what_is_not_one_thing_is_refused_with_the_list() {
         let error = chosen("o/g", &GSM8K, None).unwrap_err();
-        assert!(error.contains("name one:\n  o/g:main:test\n  o/g:main:train\n  o/g:socratic:test"), "{error}");
+        assert!(error.contains("choose one:\n  o/g:main:test\n  o/g:main:train\n  o/g:socratic:test"), "{error}");
         let error = chosen("o/g:test", &GSM8K, None).unwrap_err();
-        assert_eq!(error, "has several parts; name one:\n  o/g:main:test\n  o/g:socratic:test");
+        assert_eq!(error, "has several configurations or splits; choose one:\n  o/g:main:test\n  o/g:socratic:test");
         let error = chosen("o/g:mian", &GSM8K, None).unwrap_err();
         assert!(error.starts_with("has no \"mian\"; it has\n  o/g:main:test"), "{error}");
         let error = chosen("o/m", &["a.jsonl", "b.jsonl"], None).unwrap_err();
-        assert_eq!(error, "has several files for default:train; name one:\n  o/m:a.jsonl\n  o/m:b.jsonl");
+        assert_eq!(error, "has several unrelated files for default:train; choose one:\n  o/m:a.jsonl\n  o/m:b.jsonl");
         let error = chosen("o/m:c.jsonl", &["a.jsonl"], None).unwrap_err();
-        assert_eq!(error, "there is no file c.jsonl; there are a.jsonl");
+        assert_eq!(error, "has no data file c.jsonl; it has a.jsonl");
         let error = chosen("o/m", &["data.csv"], None).unwrap_err();
         assert!(error.contains("it has data.csv") && error.contains("o/m@refs/convert/parquet"), "{error}");
         // Offline, after a download that was interrupted between two files.
         let error = chosen("o/m", &["train-00000-of-00002.parquet"], None).unwrap_err();
-        assert!(error.contains("1 of the 2 files of default:train are here"), "{error}");
+        assert!(error.contains("only 1 of the 2 files of default:train are available"), "{error}");
         // Regression: the digest in the names of older data sets hid the number of files.
         let listing = ["train-00000-of-00002-9f2b7c.parquet", "train-00001-of-00002-0a1d44.parquet"];
         assert_eq!(chosen("o/m", &listing, None).unwrap(), listing);
         let error = chosen("o/m", &listing[1..], None).unwrap_err();
-        assert!(error.contains("1 of the 2 files of default:train are here"), "{error}");
+        assert!(error.contains("only 1 of the 2 files of default:train are available"), "{error}");
     }
 
     #[test]
@@ -409,11 +415,11 @@ mod tests {
         assert_eq!(of(&[ADAPTER, ADAPTER_WEIGHTS]), Ok(ADAPTER_WEIGHTS));
         let error = of(&["config.json", "pytorch_model.bin"]).unwrap_err();
         assert!(
-            error.starts_with("has pytorch_model.bin and not model.safetensors") && error.contains("run code"),
+            error.starts_with("has pytorch_model.bin but not model.safetensors") && error.contains("run code"),
             "{error}"
         );
         let error = of(&[ADAPTER, "adapter_model.bin"]).unwrap_err();
-        assert!(error.starts_with("has adapter_model.bin and not adapter_model.safetensors"), "{error}");
+        assert!(error.starts_with("has adapter_model.bin but not adapter_model.safetensors"), "{error}");
         assert!(of(&["config.json"]).unwrap_err().contains("has no weights"));
         let both = files(&["config.json", ADAPTER, "model.safetensors", "optimizer.pt", "onnx/model.onnx"]);
         assert_eq!(small(&both), ["config.json"]);

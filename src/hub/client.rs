@@ -8,7 +8,7 @@ use ureq::http::{HeaderMap, Response};
 use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body};
 
-use super::name::{Kind, Name, is_commit};
+use super::name::{Name, RepoKind, is_commit};
 
 /// Maximum size of a file list in bytes.
 const LARGEST_LIST: u64 = 64 << 20;
@@ -19,7 +19,7 @@ const REDIRECTS: usize = 6;
 
 /// Failed request.
 #[derive(Debug, Clone)]
-pub(super) enum Failure {
+pub(super) enum HubFailure {
     /// May succeed when retried: connection error, timeout, overloaded or failing server.
     Transient(String),
     /// Will fail again.
@@ -48,7 +48,7 @@ impl Listing {
 
 /// Metadata of a file, from a HEAD request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct FileMetadata {
     /// ETag: the name of the blob. SHA-256 of large files, git's id of others.
     pub(super) etag: String,
     /// Size in bytes.
@@ -59,14 +59,14 @@ pub(super) struct Head {
 
 /// HTTP client of the Hub. Does not implement `Debug`, since it holds the token.
 #[derive(Clone)]
-pub(super) struct Client {
+pub(super) struct HubClient {
     agent: Agent,
     endpoint: String,
     token: Option<String>,
     patience: Duration,
 }
 
-impl Client {
+impl HubClient {
     /// Create a client. `patience` is the timeout for connecting, for each response and for each read.
     pub(super) fn new(endpoint: &str, token: Option<String>, patience: Duration) -> Self {
         let agent = Agent::config_builder()
@@ -83,23 +83,28 @@ impl Client {
     }
 
     /// Requests the commit and the file list of a revision.
-    pub(super) fn list(&self, name: &Name) -> Result<Listing, Failure> {
+    pub(super) fn list(&self, name: &Name) -> Result<Listing, HubFailure> {
         let revision = encoded(name.revision(), false);
         let url = format!("{}/api/{}/{}/revision/{revision}", self.endpoint, name.kind.plural(), name.repository);
         let longest = Some(WHOLE_LIST * self.patience);
         let ask = |url: &str| self.agent.get(url).config().timeout_recv_body(longest).build();
         let (_, mut answer) = self.follow(&url, name, &ask)?;
         let body = answer.body_mut().with_config().limit(LARGEST_LIST).read_to_vec();
-        let body = body.map_err(|error| Failure::Transient(format!("{url}: {error}")))?;
-        let strange =
-            |why: String| Failure::Permanent(format!("{url}: not an answer of the Hub's ({why}): check HF_ENDPOINT"));
+        let body = body.map_err(|error| HubFailure::Transient(format!("{url}: {error}")))?;
+        let strange = |why: String| {
+            HubFailure::Permanent(format!("{url}: not a response of the Hugging Face Hub ({why}): check HF_ENDPOINT"))
+        };
         let listing: Listing = serde_json::from_slice(&body).map_err(|error| strange(error.to_string()))?;
-        if is_commit(&listing.sha) { Ok(listing) } else { Err(strange(format!("the commit is {:?}", listing.sha))) }
+        if is_commit(&listing.sha) {
+            Ok(listing)
+        } else {
+            Err(strange(format!("the commit hash is {:?}", listing.sha)))
+        }
     }
 
     /// Requests the metadata of a file.
-    pub(super) fn head(&self, name: &Name, commit: &str, file: &str) -> Result<Head, Failure> {
-        let folder = if name.kind == Kind::Data { "datasets/" } else { "" };
+    pub(super) fn head(&self, name: &Name, commit: &str, file: &str) -> Result<FileMetadata, HubFailure> {
+        let folder = if name.kind == RepoKind::Data { "datasets/" } else { "" };
         let url = format!("{}/{folder}{}/resolve/{commit}/{}", self.endpoint, name.repository, encoded(file, true));
         let ask = |url: &str| self.agent.head(url).header("Accept-Encoding", "identity");
         let (mut url, mut answer) = (url, None);
@@ -124,15 +129,21 @@ impl Client {
         // The ETag becomes a file name.
         let usable = !etag.is_empty() && etag.len() <= 128 && etag.bytes().all(|byte| byte.is_ascii_alphanumeric());
         match (usable, size) {
-            (true, Some(size)) => Ok(Head { etag: etag.to_string(), size, url }),
-            _ => Err(Failure::Permanent(format!(
-                "{url}: the answer has no usable ETag and size ({etag:?}, {size:?}): not the Hub's, check HF_ENDPOINT"
+            (true, Some(size)) => Ok(FileMetadata { etag: etag.to_string(), size, url }),
+            _ => Err(HubFailure::Permanent(format!(
+                "{url}: the response has no usable ETag and size ({etag:?}, {size:?}), so it is not from the Hugging \
+                 Face Hub: check HF_ENDPOINT"
             ))),
         }
     }
 
     /// Requests a file from byte `from`. The flag is false if the server sends the file from its start instead.
-    pub(super) fn content(&self, name: &Name, head: &Head, from: u64) -> Result<(bool, impl Read + use<>), Failure> {
+    pub(super) fn content(
+        &self,
+        name: &Name,
+        head: &FileMetadata,
+        from: u64,
+    ) -> Result<(bool, impl Read + use<>), HubFailure> {
         let ask = |url: &str| {
             let request = self.agent.get(url).header("Accept-Encoding", "identity");
             if from > 0 { request.header("Range", format!("bytes={from}-")) } else { request }
@@ -142,7 +153,7 @@ impl Client {
             206 => {
                 let range = text(answer.headers(), "content-range").unwrap_or_default();
                 if !range.starts_with(&format!("bytes {from}-")) {
-                    return Err(Failure::Permanent(format!("{url}: asked for bytes from {from}, got {range:?}")));
+                    return Err(HubFailure::Permanent(format!("{url}: requested bytes from {from}, got {range:?}")));
                 }
                 true
             }
@@ -152,7 +163,7 @@ impl Client {
     }
 
     /// Send a request and follows redirects; return the final URL and the response.
-    fn follow(&self, url: &str, name: &Name, ask: Ask) -> Result<(String, Response<Body>), Failure> {
+    fn follow(&self, url: &str, name: &Name, ask: Ask) -> Result<(String, Response<Body>), HubFailure> {
         let mut url = url.to_string();
         for _ in 0..REDIRECTS {
             let answer = self.once(&url, name, ask)?;
@@ -165,7 +176,7 @@ impl Client {
     }
 
     /// Send a single request. The token is sent to the Hub only, not to hosts that it redirects to.
-    fn once(&self, url: &str, name: &Name, ask: Ask) -> Result<Response<Body>, Failure> {
+    fn once(&self, url: &str, name: &Name, ask: Ask) -> Result<Response<Body>, HubFailure> {
         let own = origin(url) == origin(&self.endpoint);
         let mut request = ask(url);
         if let Some(token) = self.token.as_ref().filter(|_| own) {
@@ -175,44 +186,48 @@ impl Client {
         match answer.status().as_u16() {
             200..=399 => Ok(answer),
             // An expired storage link: a retry gets a new one from the Hub.
-            status if !own => Err(Failure::Transient(format!("{} answers {status}", origin(url)))),
+            status if !own => Err(HubFailure::Transient(format!("{} responds with status {status}", origin(url)))),
             status => Err(self.refusal(url, name, status, answer.headers())),
         }
     }
 
     /// Explain an error status of the Hub, and how to resolve it.
-    fn refusal(&self, url: &str, name: &Name, status: u16, headers: &HeaderMap) -> Failure {
+    fn refusal(&self, url: &str, name: &Name, status: u16, headers: &HeaderMap) -> HubFailure {
         let (code, said) = (text(headers, "x-error-code"), text(headers, "x-error-message").unwrap_or_default());
         let (endpoint, repository) = (&self.endpoint, &name.repository);
-        let page = if name.kind == Kind::Data { "/datasets" } else { "" };
+        let page = if name.kind == RepoKind::Data { "/datasets" } else { "" };
         let token = match self.token {
-            Some(_) => {
-                "the account of HF_TOKEN (or of the token file in HF_HOME) may not read it, or the token has run out"
-            }
-            None => "if it is private, set HF_TOKEN to a token that may read it",
+            Some(_) => "the token (HF_TOKEN, or the token file in HF_HOME) has no access to it or has expired",
+            None => "if it is private, set HF_TOKEN to a token with access to it",
         };
         let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
-        let permanent = |message: String| Failure::Permanent(format!("{message}{said}"));
+        let permanent = |message: String| HubFailure::Permanent(format!("{message}{said}"));
         match (status, code) {
             (_, Some("GatedRepo")) => permanent(format!(
-                "gated: accept its terms at {endpoint}{page}/{repository}, and set HF_TOKEN to a token of the account that did"
+                "is gated: accept its terms at {endpoint}{page}/{repository}, and set HF_TOKEN to a token of the \
+                 account that accepted them"
             )),
             (404, Some("RevisionNotFound")) => permanent(format!(
-                "has no revision {:?}: its page at {endpoint}{page}/{repository} lists them",
+                "has no revision {:?}: see the list at {endpoint}{page}/{repository}",
                 name.revision()
             )),
-            (404, Some("EntryNotFound")) => permanent(format!("{url}: there is no such file")),
+            (404, Some("EntryNotFound")) => permanent(format!("{url}: no such file")),
             (401, _) => permanent(format!(
-                "the Hub answers 401: there is no such repository (or path, where one was meant), or it is not public; {token}"
+                "the Hub responds with status 401: the repository does not exist or is not public (if you meant a \
+                 local path, it does not exist); {token}"
             )),
             (403, _) => permanent(format!(
-                "the Hub answers 403: {token}; of a gated one accept the terms at {endpoint}{page}/{repository}"
+                "the Hub responds with status 403: {token}; if the repository is gated, accept its terms at \
+                 {endpoint}{page}/{repository}"
             )),
             (404, _) => permanent(format!(
-                "the Hub has no such repository or revision: check owner, name and revision (or the path, where one was meant); {token}"
+                "the Hub has no such repository or revision: check owner, name and revision (if you meant a local \
+                 path, it does not exist); {token}"
             )),
-            (408 | 425 | 429 | 500..=599, _) => Failure::Transient(format!("{url} answers {status}{said}")),
-            _ => permanent(format!("{url} answers {status}")),
+            (408 | 425 | 429 | 500..=599, _) => {
+                HubFailure::Transient(format!("{url} responds with status {status}{said}"))
+            }
+            _ => permanent(format!("{url} responds with status {status}")),
         }
     }
 }
@@ -220,16 +235,16 @@ impl Client {
 /// Builds a request for a URL.
 type Ask<'a> = &'a dyn Fn(&str) -> ureq::RequestBuilder<WithoutBody>;
 
-fn unreachable(url: &str, error: &ureq::Error) -> Failure {
+fn unreachable(url: &str, error: &ureq::Error) -> HubFailure {
     let message = format!("{url}: {error}");
     match error {
-        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_) => Failure::Permanent(message),
-        _ => Failure::Transient(message),
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_) => HubFailure::Permanent(message),
+        _ => HubFailure::Transient(message),
     }
 }
 
-fn too_many_redirects(url: &str) -> Failure {
-    Failure::Permanent(format!("{url}: points elsewhere more than {REDIRECTS} times"))
+fn too_many_redirects(url: &str) -> HubFailure {
+    HubFailure::Permanent(format!("{url}: more than {REDIRECTS} redirects"))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

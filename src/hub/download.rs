@@ -9,9 +9,9 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::cache::Cache;
-use super::client::{Client, Failure, Head};
+use super::client::{FileMetadata, HubClient, HubFailure};
 use super::name::Name;
-use super::progress::{Progress, say};
+use super::progress::{DownloadProgress, say};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -20,13 +20,13 @@ pub(super) const TRIES: u32 = 4;
 pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// Retry `ask` until it succeeds, fails permanently or has failed [`TRIES`] times.
-pub(super) fn retry<T>(name: &Name, mut ask: impl FnMut() -> std::result::Result<T, Failure>) -> Result<T> {
+pub(super) fn retry<T>(name: &Name, mut ask: impl FnMut() -> std::result::Result<T, HubFailure>) -> Result<T> {
     let mut tried = 0;
     loop {
         match ask() {
             Ok(found) => return Ok(found),
-            Err(Failure::Permanent(why)) => return Err(Error::Invalid(format!("{name}: {why}"))),
-            Err(Failure::Transient(why)) => {
+            Err(HubFailure::Permanent(why)) => return Err(Error::Invalid(format!("{name}: {why}"))),
+            Err(HubFailure::Transient(why)) => {
                 tried += 1;
                 if tried == TRIES {
                     return Err(Error::Engine(why));
@@ -42,10 +42,11 @@ pub(super) fn retry<T>(name: &Name, mut ask: impl FnMut() -> std::result::Result
 /// # Errors
 /// The Hub rejects the request, the connection is lost, size or hash of the content differ from the Hub's metadata, or
 /// the file cannot be written.
-pub(super) fn fetch(client: &Client, cache: &Cache, name: &Name, commit: &str, file: &str) -> Result<()> {
+pub(super) fn fetch(client: &HubClient, cache: &Cache, name: &Name, commit: &str, file: &str) -> Result<()> {
     let broken = |error| match error {
         Error::Engine(why) => Error::Invalid(format!(
-            "{name}: {file} could not be fetched: {why}. What has come is kept: the same command goes on with it"
+            "{name}: {file} could not be downloaded: {why}. The partial file is kept: run the same command again to \
+             continue the download"
         )),
         other => other,
     };
@@ -53,10 +54,10 @@ pub(super) fn fetch(client: &Client, cache: &Cache, name: &Name, commit: &str, f
     let blob = cache.blob(&head.etag);
     files::create_dir(blob.parent().unwrap_or(&blob))?;
     let what = format!("{}/{file}", name.repository);
-    let _lock = cache.lock(&head.etag, || say(&format!("{what}: another process is fetching it; waiting")))?;
+    let _lock = cache.lock(&head.etag, || say(&format!("{what}: waiting for another process that downloads it")))?;
     if !blob.is_file() {
-        let mut part = Part::open(incomplete(&blob), &head)?;
-        let mut progress = Progress::new(&what, head.size, part.size);
+        let mut part = PartialFile::open(incomplete(&blob), &head)?;
+        let mut progress = DownloadProgress::new(&what, head.size, part.size);
         let mut link = Some(head.clone());
         while part.size < head.size {
             let had = part.size;
@@ -64,7 +65,7 @@ pub(super) fn fetch(client: &Client, cache: &Cache, name: &Name, commit: &str, f
                 // Storage links expire: request a new one after a failure.
                 let head = link.take().map_or_else(|| client.head(name, commit, file), Ok)?;
                 match part.go_on(client, name, &head, &mut progress) {
-                    Err(Failure::Transient(_)) if part.size > had => Ok(()),
+                    Err(HubFailure::Transient(_)) if part.size > had => Ok(()),
                     other => other,
                 }
             });
@@ -94,7 +95,7 @@ enum Hash {
 }
 
 impl Hash {
-    fn new(head: &Head) -> Self {
+    fn new(head: &FileMetadata) -> Self {
         match head.etag.len() {
             _ if !head.etag.bytes().all(|byte| byte.is_ascii_hexdigit()) => Self::Unknown,
             64 => Self::Sha256(Sha256::new()),
@@ -125,16 +126,16 @@ impl Hash {
 }
 
 /// Partially downloaded file, with the hash of its content so far.
-struct Part {
+struct PartialFile {
     path: PathBuf,
     file: File,
     size: u64,
     hash: Hash,
 }
 
-impl Part {
+impl PartialFile {
     /// Open the remainder of an earlier download, or an empty file.
-    fn open(path: PathBuf, head: &Head) -> Result<Self> {
+    fn open(path: PathBuf, head: &FileMetadata) -> Result<Self> {
         let open = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let mut part = Self { file: open.map_err(Error::io(&path))?, path, size: 0, hash: Hash::new(head) };
         let mut buffer = vec![0; 1 << 20];
@@ -152,7 +153,7 @@ impl Part {
         Ok(part)
     }
 
-    fn empty(&mut self, head: &Head) -> Result<()> {
+    fn empty(&mut self, head: &FileMetadata) -> Result<()> {
         self.file.set_len(0).map_err(Error::io(&self.path))?;
         (self.size, self.hash) = (0, Hash::new(head));
         Ok(())
@@ -161,26 +162,26 @@ impl Part {
     /// Append the content that a connection delivers. Write errors, such as a full disk, are permanent failures.
     fn go_on(
         &mut self,
-        client: &Client,
+        client: &HubClient,
         name: &Name,
-        head: &Head,
-        progress: &mut Progress,
-    ) -> std::result::Result<(), Failure> {
-        let own = |error: Error| Failure::Permanent(error.to_string());
+        head: &FileMetadata,
+        progress: &mut DownloadProgress,
+    ) -> std::result::Result<(), HubFailure> {
+        let own = |error: Error| HubFailure::Permanent(error.to_string());
         let (goes_on, mut content) = client.content(name, head, self.size)?;
         if !goes_on {
             self.empty(head).map_err(own)?;
         }
         let mut buffer = vec![0; 1 << 18];
         loop {
-            let read = content.read(&mut buffer).map_err(|error| Failure::Transient(error.to_string()))?;
+            let read = content.read(&mut buffer).map_err(|error| HubFailure::Transient(error.to_string()))?;
             if read == 0 {
                 break;
             }
             if self.size + read as u64 > head.size {
                 self.empty(head).map_err(own)?;
-                return Err(Failure::Permanent(format!(
-                    "{} has more bytes than the {} that were announced",
+                return Err(HubFailure::Permanent(format!(
+                    "{} has more bytes than the announced {}",
                     head.etag, head.size
                 )));
             }
@@ -190,17 +191,21 @@ impl Part {
             progress.at(self.size);
         }
         if self.size < head.size {
-            return Err(Failure::Transient(format!("the connection ended after {} of {} bytes", self.size, head.size)));
+            return Err(HubFailure::Transient(format!(
+                "the connection ended after {} of {} bytes",
+                self.size, head.size
+            )));
         }
         Ok(())
     }
 
     /// Verify the hash if the ETag is one, and rename the file to its blob.
-    fn finish(mut self, name: &Name, file: &str, head: &Head, blob: &Path) -> Result<()> {
+    fn finish(mut self, name: &Name, file: &str, head: &FileMetadata, blob: &Path) -> Result<()> {
         if let Some((hash, found)) = self.hash.clone().differs(&head.etag) {
             self.empty(head)?;
             return Err(Error::Invalid(format!(
-                "{name}: {file} came damaged: its {hash} is {found}, and the Hub names {}. It is thrown away; try again",
+                "{name}: {file} was damaged in the download: its {hash} is {found}, but the Hub reports {}. The file \
+                 is deleted; try again",
                 head.etag
             )));
         }

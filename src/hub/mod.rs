@@ -34,16 +34,16 @@ use std::time::Duration;
 use serde_json::Value;
 
 use self::cache::{Cache, is_inside};
-use self::client::Client;
+use self::client::HubClient;
 use self::name::is_commit;
 pub(crate) use self::name::is_revision;
-pub use self::name::{Kind, Name};
+pub use self::name::{Name, RepoKind};
 use crate::error::{Error, Result};
 use crate::files;
 
 /// Files of a model to download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum ModelFiles {
     /// Configuration and tokenizer.
     Settings,
     /// Configuration, tokenizer and weights.
@@ -54,9 +54,9 @@ pub enum Part {
 ///
 /// # Errors
 /// A mistyped path, or for names the errors of [`Hub::model`].
-pub fn model(path: &Path, part: Part) -> Result<PathBuf> {
-    match named(Kind::Model, path)? {
-        Some(name) => Hub::from_env().model(&name, part),
+pub fn model(path: &Path, files: ModelFiles) -> Result<PathBuf> {
+    match named(RepoKind::Model, path)? {
+        Some(name) => Hub::from_env().model(&name, files),
         None => Ok(path.to_path_buf()),
     }
 }
@@ -66,7 +66,7 @@ pub fn model(path: &Path, part: Part) -> Result<PathBuf> {
 /// # Errors
 /// A mistyped path, or for names the errors of [`Hub::data`].
 pub fn data(path: &Path) -> Result<Vec<PathBuf>> {
-    match named(Kind::Data, path)? {
+    match named(RepoKind::Data, path)? {
         Some(name) => Hub::from_env().data(&name),
         None => Ok(vec![path.to_path_buf()]),
     }
@@ -77,7 +77,7 @@ pub fn data(path: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// As [`commit`].
-pub fn pinned(kind: Kind, path: &Path) -> Result<PathBuf> {
+pub fn pinned(kind: RepoKind, path: &Path) -> Result<PathBuf> {
     Ok(match (named(kind, path)?, commit(kind, path)?) {
         (Some(name), Some(commit)) => name.at(&commit).into(),
         _ => path.to_path_buf(),
@@ -88,7 +88,7 @@ pub fn pinned(kind: Kind, path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// A mistyped path, or an error of the Hub.
-pub fn commit(kind: Kind, path: &Path) -> Result<Option<String>> {
+pub fn commit(kind: RepoKind, path: &Path) -> Result<Option<String>> {
     let Some(name) = named(kind, path)? else { return Ok(None) };
     commit_of(&name).map(Some)
 }
@@ -105,7 +105,7 @@ pub fn commit_of(name: &Name) -> Result<String> {
 }
 
 /// Return the repository name in `path`, if it is one. Log a message if a local path hides a repository name.
-fn named(kind: Kind, path: &Path) -> Result<Option<Name>> {
+fn named(kind: RepoKind, path: &Path) -> Result<Option<Name>> {
     let name = Name::of(kind, path)?;
     if name.is_none()
         && let Some(hidden) = Name::hidden_by(kind, path)
@@ -122,7 +122,8 @@ fn say_hidden(path: &Path, name: &Name) {
     if (name.is_in_project() && !cached) || !is_first(path) {
         return;
     }
-    let line = format!("{name}: what is here under this name is taken; hf:{name} names the repository of the Hub");
+    let line =
+        format!("{name}: the local file or folder of this name is used; write hf:{name} for the repository on the Hub");
     if cached {
         tracing::warn!("{line}");
     } else {
@@ -163,7 +164,7 @@ impl fmt::Debug for Hub {
 
 /// Repository at a commit.
 #[derive(Debug, Clone)]
-struct Opened {
+struct OpenedRepository {
     commit: String,
     /// Paths of all files or, offline without a stored listing, of the files in the cache.
     listing: Vec<String>,
@@ -200,11 +201,11 @@ impl Hub {
     /// # Errors
     /// No such repository or revision, private or gated (each with advice); offline and not in the cache; no
     /// safetensors weights; a lost connection, a corrupt download, a full disk.
-    pub fn model(&self, name: &Name, part: Part) -> Result<PathBuf> {
+    pub fn model(&self, name: &Name, files: ModelFiles) -> Result<PathBuf> {
         let opened = self.open(name)?;
         let fault = |why: String| self.fault(name, &opened, &why);
         let mut wanted = choose::small(&opened.listing);
-        if part == Part::Whole {
+        if files == ModelFiles::Whole {
             let weights = choose::weights(&opened.listing).map_err(fault)?;
             self.fetch(name, &opened, &[weights.to_string()])?;
             if weights == choose::INDEX {
@@ -232,7 +233,7 @@ impl Hub {
         let wanted = wanted.map_err(|why| self.fault(name, &opened, &why))?;
         if !opened.whole && is_first(Path::new(&name.to_string())) {
             tracing::warn!(
-                "{name}: HF_HUB_OFFLINE is set, and the cache has no list of the files of commit {}: only what is there is \
+                "{name}: HF_HUB_OFFLINE is set, and the cache has no file list of commit {}: only the cached files are \
                  read, which may be a part of the data set: {}",
                 opened.commit,
                 wanted.join(", ")
@@ -244,31 +245,34 @@ impl Hub {
     }
 
     /// Return the weight files listed in the index.
-    fn shards(&self, name: &Name, opened: &Opened) -> Result<Vec<String>> {
+    fn shards(&self, name: &Name, opened: &OpenedRepository) -> Result<Vec<String>> {
         let path = self.snapshot(name, opened).join(choose::INDEX);
         let index: Value = files::read_json(&path)?;
         let places = index["weight_map"].as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str());
         let shards: BTreeSet<&str> = places.collect();
         match shards.iter().find(|shard| !is_inside(shard) || !shard.ends_with(".safetensors")) {
-            Some(shard) => Err(Error::file(&path, format!("{shard:?} is no name of a safetensors file"))),
+            Some(shard) => Err(Error::file(
+                &path,
+                format!("weight_map: {shard:?} is not the name of a safetensors file in the repository"),
+            )),
             None => Ok(shards.into_iter().map(str::to_string).collect()),
         }
     }
 
-    fn client(&self) -> Client {
-        Client::new(&self.endpoint, self.token.clone(), self.patience)
+    fn client(&self) -> HubClient {
+        HubClient::new(&self.endpoint, self.token.clone(), self.patience)
     }
 
-    fn snapshot(&self, name: &Name, opened: &Opened) -> PathBuf {
+    fn snapshot(&self, name: &Name, opened: &OpenedRepository) -> PathBuf {
         Cache::of(&self.cache, name).snapshot(&opened.commit)
     }
 
     /// Return an error about the content of a repository. If the listing is incomplete, the message says so.
-    fn fault(&self, name: &Name, opened: &Opened, why: &str) -> Error {
+    fn fault(&self, name: &Name, opened: &OpenedRepository, why: &str) -> Error {
         let part = match opened.whole {
             true => String::new(),
             false => format!(
-                "; HF_HUB_OFFLINE is set, and this goes by what is in the cache of commit {}, which may be a part",
+                "; HF_HUB_OFFLINE is set, and only the cached files of commit {} are known, which may be incomplete",
                 opened.commit
             ),
         };
@@ -276,8 +280,8 @@ impl Hub {
     }
 
     /// Return commit and files of a name. Resolved once per process, so that a branch does not move meanwhile.
-    fn open(&self, name: &Name) -> Result<Opened> {
-        type Known = HashMap<(String, PathBuf, Kind, String, String), Opened>;
+    fn open(&self, name: &Name) -> Result<OpenedRepository> {
+        type Known = HashMap<(String, PathBuf, RepoKind, String, String), OpenedRepository>;
         static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
         let (endpoint, revision) = (self.endpoint.clone(), name.revision().to_string());
         let key = (endpoint, self.cache.clone(), name.kind, name.repository.clone(), revision);
@@ -291,11 +295,11 @@ impl Hub {
         Ok(opened)
     }
 
-    fn resolve(&self, name: &Name) -> Result<Opened> {
+    fn resolve(&self, name: &Name) -> Result<OpenedRepository> {
         let cache = Cache::of(&self.cache, name);
         let asked = name.revision();
         if let Some(listing) = name.commit().and_then(|commit| cache.listing(commit)) {
-            return Ok(Opened { commit: asked.to_string(), listing, whole: true });
+            return Ok(OpenedRepository { commit: asked.to_string(), listing, whole: true });
         }
         if self.offline {
             return self.resolve_offline(name, &cache);
@@ -303,10 +307,10 @@ impl Hub {
         self.check().map_err(|why| Error::Invalid(format!("{name}: {why}")))?;
         let listing = download::retry(name, || self.client().list(name)).map_err(|error| match error {
             Error::Engine(why) => Error::Invalid(format!(
-                "{name}: the Hub cannot be reached: {why}{}",
+                "{name}: cannot reach the Hub: {why}{}",
                 match cache.commit_of(asked) {
-                    Some(commit) => format!(". The cache has commit {commit} of it: HF_HUB_OFFLINE=1 takes that"),
-                    None => ". Without a network give the path of a folder or file".to_string(),
+                    Some(commit) => format!(". The cache has commit {commit}: set HF_HUB_OFFLINE=1 to use it"),
+                    None => ". Without a network connection, give the path of a local folder or file".to_string(),
                 }
             )),
             other => other,
@@ -314,20 +318,20 @@ impl Hub {
         let commit = listing.sha.clone();
         let listing: Vec<String> = listing.files().into_iter().filter(|file| is_inside(file)).collect();
         cache.keep_listing(&commit, &listing);
-        Ok(Opened { commit, listing, whole: true })
+        Ok(OpenedRepository { commit, listing, whole: true })
     }
 
     /// Check that endpoint and token are well-formed.
     fn check(&self) -> std::result::Result<(), String> {
         let endpoint = &self.endpoint;
         if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
-            return Err(format!("HF_ENDPOINT is {endpoint:?}: write the whole address, as \"https://huggingface.co\""));
+            return Err(format!("HF_ENDPOINT is {endpoint:?}: give the full URL, such as \"https://huggingface.co\""));
         }
         // The message must not contain any part of the token.
         if self.token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(
-                "the token (HF_TOKEN, or the file token in HF_HOME) has a space, a line break or another character \
-                        that no token has"
+                "the token (HF_TOKEN, or the file token in HF_HOME) contains a space, a line break or another invalid \
+                 character: correct it"
                     .to_string(),
             );
         }
@@ -335,7 +339,7 @@ impl Hub {
     }
 
     /// Resolve a name from the cache only.
-    fn resolve_offline(&self, name: &Name, cache: &Cache) -> Result<Opened> {
+    fn resolve_offline(&self, name: &Name, cache: &Cache) -> Result<OpenedRepository> {
         let asked = name.revision();
         let commit = if is_commit(asked) { Some(asked.to_string()) } else { cache.commit_of(asked) };
         let known = commit.and_then(|commit| {
@@ -343,19 +347,19 @@ impl Hub {
                 Some(listing) => (listing, true),
                 None => (cache.present(&commit), false),
             };
-            Some(Opened { commit, listing, whole }).filter(|opened| !opened.listing.is_empty())
+            Some(OpenedRepository { commit, listing, whole }).filter(|opened| !opened.listing.is_empty())
         });
         known.ok_or_else(|| {
             Error::Invalid(format!(
-                "{name}: HF_HUB_OFFLINE is set, and revision {asked:?} is not in the cache ({}): fetch it with a network first, or give \
-                 the path of a folder or file",
+                "{name}: HF_HUB_OFFLINE is set, and revision {asked:?} is not in the cache ({}): download it with a \
+                 network connection first, or give the path of a local folder or file",
                 self.cache.display()
             ))
         })
     }
 
     /// Download the files of a commit that are not in the cache.
-    fn fetch(&self, name: &Name, opened: &Opened, wanted: &[String]) -> Result<()> {
+    fn fetch(&self, name: &Name, opened: &OpenedRepository, wanted: &[String]) -> Result<()> {
         let (cache, dir) = (Cache::of(&self.cache, name), self.snapshot(name, opened));
         let missing: Vec<&String> = wanted.iter().filter(|file| !dir.join(file).is_file()).collect();
         if missing.is_empty() {
@@ -364,7 +368,8 @@ impl Hub {
         if self.offline {
             let missing = missing.iter().map(|file| file.as_str()).collect::<Vec<_>>().join(", ");
             return Err(Error::Invalid(format!(
-                "{name}: HF_HUB_OFFLINE is set, and of commit {} the cache ({}) lacks {missing}: fetch it with a network first",
+                "{name}: HF_HUB_OFFLINE is set, and files of commit {} are not in the cache ({}): {missing}; download \
+                 them with a network connection first",
                 opened.commit,
                 self.cache.display()
             )));
@@ -374,7 +379,7 @@ impl Hub {
     }
 
     /// Store the commit of the branch after all files have been downloaded; return the snapshot folder.
-    fn finish(&self, name: &Name, opened: &Opened) -> Result<PathBuf> {
+    fn finish(&self, name: &Name, opened: &OpenedRepository) -> Result<PathBuf> {
         if !self.offline {
             Cache::of(&self.cache, name).keep_ref(name.revision(), &opened.commit);
         }

@@ -7,14 +7,14 @@ use crate::error::{Error, Result};
 
 /// Kind of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum RepoKind {
     /// A model, or an adapter.
     Model,
     /// A data set.
     Data,
 }
 
-impl Kind {
+impl RepoKind {
     /// Return the kind as used in the Hub's URLs and cache folders.
     pub(super) fn plural(self) -> &'static str {
         match self {
@@ -35,7 +35,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Name {
     /// Kind of the repository.
-    pub kind: Kind,
+    pub kind: RepoKind,
     /// `owner/name`.
     pub repository: String,
     /// Parts after the repository of a data set: configuration and split, one of them, or a file.
@@ -70,11 +70,10 @@ impl Name {
     ///
     /// # Errors
     /// A mistyped path, or `hf:` before an invalid name.
-    pub fn of(kind: Kind, path: &Path) -> Result<Option<Self>> {
+    pub fn of(kind: RepoKind, path: &Path) -> Result<Option<Self>> {
         let Some(text) = path.to_str() else { return Ok(None) };
         if let Some(marked) = text.strip_prefix(PREFIX) {
-            let wrong =
-                || Error::Invalid(format!("{text}: expected {PREFIX}{} after the mark of the Hub", kind.form()));
+            let wrong = || Error::Invalid(format!("{text}: expected {PREFIX}{}", kind.form()));
             return Self::read(kind, marked).map(Some).ok_or_else(wrong);
         }
         let named = Self::read(kind, text);
@@ -84,15 +83,17 @@ impl Name {
         let Some(named) = named else { return Ok(None) };
         let (owner, _) = named.repository.split_once('/').unwrap_or_default();
         if named.is_in_project() || Path::new(owner).is_dir() {
-            let what = if kind == Kind::Model { "folder" } else { "file" };
-            let why = if Path::new(owner).is_dir() { "is here" } else { "is one of this project's" };
+            let what = if kind == RepoKind::Model { "folder" } else { "file" };
+            let why = if Path::new(owner).is_dir() { "exists" } else { "belongs to this project" };
             let clone = match owner {
-                "assets" | "configs" => " It comes with the repository: run in a clone of that.",
+                "assets" | "configs" => {
+                    " It is part of this project's repository: run the command in a clone of the repository."
+                }
                 _ => "",
             };
             let message = format!(
-                "no such {what}.{clone} The folder {owner} {why}, so this is taken for a path and nothing is fetched; write \
-                 {PREFIX}{text} to name a repository of the Hub"
+                "no such {what}.{clone} The folder {owner} {why}, so this is read as a local path; write \
+                 {PREFIX}{text} for the repository on the Hub"
             );
             return Err(Error::file(path, message));
         }
@@ -105,12 +106,12 @@ impl Name {
     }
 
     /// Return the repository name that the local path `path` hides because it has the form of one.
-    pub(super) fn hidden_by(kind: Kind, path: &Path) -> Option<Self> {
+    pub(super) fn hidden_by(kind: RepoKind, path: &Path) -> Option<Self> {
         path.to_str().filter(|text| !text.starts_with(PREFIX)).and_then(|text| Self::read(kind, text))
     }
 
     /// Parse a name; return `None` if `text` does not have the form of one.
-    fn read(kind: Kind, text: &str) -> Option<Self> {
+    fn read(kind: RepoKind, text: &str) -> Option<Self> {
         let (place, revision) = match text.split_once('@') {
             Some((place, revision)) => (place, Some(revision)),
             None => (text, None),
@@ -120,10 +121,10 @@ impl Name {
         let parts: Vec<String> = parts.map(str::to_string).collect();
         let (owner, name) = repository.split_once('/')?;
         let ending = Path::new(name).extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        let most = if kind == Kind::Model { 0 } else { 2 };
+        let most = if kind == RepoKind::Model { 0 } else { 2 };
         let well = is_valid_name(owner)
             && is_valid_name(name)
-            && (kind == Kind::Model || !ENDINGS.contains(&ending))
+            && (kind == RepoKind::Model || !ENDINGS.contains(&ending))
             && parts.len() <= most
             && (parts.is_empty() || parts.iter().any(|part| !part.is_empty()))
             && revision.is_none_or(is_revision);
@@ -175,7 +176,7 @@ pub(super) fn is_commit(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn of(kind: Kind, text: &str) -> Option<String> {
+    fn of(kind: RepoKind, text: &str) -> Option<String> {
         Name::of(kind, Path::new(text)).unwrap().map(|name| name.to_string())
     }
 
@@ -183,25 +184,25 @@ mod tests {
     #[test]
     fn the_projects_own_folders_are_never_names() {
         for path in ["assets/none", "runs/none", "configs/none"] {
-            assert!(Name::of(Kind::Model, Path::new(path)).is_err(), "{path}");
+            assert!(Name::of(RepoKind::Model, Path::new(path)).is_err(), "{path}");
         }
     }
 
     #[test]
     fn names_are_read_and_written() {
         for text in ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B@v1.0", "a_b/c@refs/pr/1"] {
-            assert_eq!(of(Kind::Model, text).as_deref(), Some(text));
-            assert_eq!(of(Kind::Model, &format!("hf:{text}")).as_deref(), Some(text));
+            assert_eq!(of(RepoKind::Model, text).as_deref(), Some(text));
+            assert_eq!(of(RepoKind::Model, &format!("hf:{text}")).as_deref(), Some(text));
         }
         for text in
             ["openai/gsm8k", "openai/gsm8k:main:test", "o/g:test@refs/convert/parquet", "o/g:data/x.jsonl", "o/g::test"]
         {
-            assert_eq!(of(Kind::Data, text).as_deref(), Some(text));
+            assert_eq!(of(RepoKind::Data, text).as_deref(), Some(text));
         }
         let commit = "0123456789abcdef0123456789abcdef01234567";
-        let name = Name::of(Kind::Data, Path::new("o/g:test")).unwrap().unwrap();
+        let name = Name::of(RepoKind::Data, Path::new("o/g:test")).unwrap().unwrap();
         assert_eq!((name.commit(), name.at(commit)), (None, format!("hf:o/g:test@{commit}")));
-        assert_eq!(Name::of(Kind::Data, Path::new(&name.at(commit))).unwrap().unwrap().commit(), Some(commit));
+        assert_eq!(Name::of(RepoKind::Data, Path::new(&name.at(commit))).unwrap().unwrap().commit(), Some(commit));
     }
 
     /// Paths must not cause network requests.
@@ -211,23 +212,23 @@ mod tests {
             "./a/b", "../a", "/a/b", "~/b", "a", "a/b/c", "a/", "/b", "a//b", "a b/c", "-a/b", "a/..", "a/b--c",
             "C:\\a", "a/b@", "a/b@../x", "a/b:main",
         ] {
-            assert_eq!(of(Kind::Model, path), None, "{path}");
+            assert_eq!(of(RepoKind::Model, path), None, "{path}");
         }
         for path in ["x/rows.jsonl", "x/rows.json", "x/train.parquet", "gsm8k", "a/b:c:d:e", "a/b:", "a/b::"] {
-            assert_eq!(of(Kind::Data, path), None, "{path}");
+            assert_eq!(of(RepoKind::Data, path), None, "{path}");
         }
         // Existing files and folders are paths.
-        assert_eq!((of(Kind::Model, "assets/base"), of(Kind::Data, "src/lib.rs")), (None, None));
+        assert_eq!((of(RepoKind::Model, "assets/base"), of(RepoKind::Data, "src/lib.rs")), (None, None));
     }
 
     /// A mistyped path such as `runs/qucikstart` must not be requested from the Hub.
     #[test]
     fn a_path_that_is_mistyped_is_told_and_the_mark_overrides() {
-        let error = Name::of(Kind::Model, Path::new("src/none")).unwrap_err().to_string();
-        assert!(error.starts_with("src/none: no such folder. The folder src is here"), "{error}");
-        assert!(error.contains("write hf:src/none to name"), "{error}");
-        assert_eq!(of(Kind::Model, "hf:src/none").as_deref(), Some("src/none"));
-        let error = Name::of(Kind::Data, Path::new("hf:none")).unwrap_err().to_string();
+        let error = Name::of(RepoKind::Model, Path::new("src/none")).unwrap_err().to_string();
+        assert!(error.starts_with("src/none: no such folder. The folder src exists"), "{error}");
+        assert!(error.contains("write hf:src/none for the repository"), "{error}");
+        assert_eq!(of(RepoKind::Model, "hf:src/none").as_deref(), Some("src/none"));
+        let error = Name::of(RepoKind::Data, Path::new("hf:none")).unwrap_err().to_string();
         assert!(error.contains("expected hf:owner/name[:config][:split][@revision]"), "{error}");
     }
 }

@@ -1,12 +1,12 @@
 //! Progress display of downloads.
 
 /// Progress of a file download.
-pub(super) struct Progress(imp::Line);
+pub(super) struct DownloadProgress(imp::ProgressLine);
 
-impl Progress {
+impl DownloadProgress {
     /// Start the display of a download of `size` bytes, of which `done` are already present.
     pub(super) fn new(what: &str, size: u64, done: u64) -> Self {
-        Self(imp::Line::new(what, size, done))
+        Self(imp::ProgressLine::new(what, size, done))
     }
 
     /// Update the number of bytes present.
@@ -32,7 +32,7 @@ mod imp {
     /// Interval between two messages if there is no terminal.
     const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-    pub(super) struct Line {
+    pub(super) struct ProgressLine {
         what: String,
         size: u64,
         bar: Option<ProgressBar>,
@@ -40,7 +40,7 @@ mod imp {
         since: (Instant, u64),
     }
 
-    impl Line {
+    impl ProgressLine {
         pub(super) fn new(what: &str, size: u64, done: u64) -> Self {
             let mut bar = None;
             if std::io::stderr().is_terminal() {
@@ -53,7 +53,7 @@ mod imp {
                 line.reset_eta();
                 bar = Some(line);
             } else if size >= SMALL {
-                say(&format!("fetching {what}, {}", HumanBytes(size)));
+                say(&format!("downloading {what}, {}", HumanBytes(size)));
             }
             let now = Instant::now();
             Self { what: what.to_string(), size, bar, last: now, since: (now, done) }
@@ -72,7 +72,7 @@ mod imp {
         }
     }
 
-    impl Drop for Line {
+    impl Drop for ProgressLine {
         fn drop(&mut self) {
             if let Some(bar) = self.bar.take() {
                 bar.finish_and_clear();
@@ -88,11 +88,11 @@ mod imp {
 /// Without the command-line interface, messages go to `tracing` instead of standard error.
 #[cfg(not(feature = "cli"))]
 mod imp {
-    pub(super) struct Line;
+    pub(super) struct ProgressLine;
 
-    impl Line {
+    impl ProgressLine {
         pub(super) fn new(what: &str, size: u64, _done: u64) -> Self {
-            say(&format!("fetching {what}, {size} bytes"));
+            say(&format!("downloading {what}, {size} bytes"));
             Self
         }
 

@@ -42,7 +42,10 @@ impl LogConfig {
     /// Return the settings that cannot work, one line each.
     pub fn mistakes(&self) -> Vec<String> {
         let nameless = self.command.first().is_some_and(String::is_empty);
-        let mistake = format!("log.command = {:?} names no program", self.command);
+        let mistake = format!(
+            "log.command = {:?} has no program name: give the program and its arguments, or [] for none",
+            self.command
+        );
         nameless.then_some(mistake).into_iter().collect()
     }
 }
@@ -63,17 +66,17 @@ impl TryFrom<String> for Tracker {
             "tensorboard" => Ok(Self::Tensorboard),
             // The reader of the settings adds the key and the value.
             "wandb" | "trackio" | "mlflow" => Err(format!(
-                "its client is a Python program; set log.command = [\"python3\", \"examples/log_{name}.py\"] instead"
+                "supported through a script: set log.command = [\"python3\", \"examples/log_{name}.py\"] instead"
             )),
             "none" => Err("give an empty list, []".to_string()),
-            _ => Err("not known (tensorboard is; for others there is log.command)".to_string()),
+            _ => Err("not supported (supported: tensorboard; for other trackers set log.command)".to_string()),
         }
     }
 }
 
 /// Data of a step for followers, besides its metrics.
 #[derive(Debug, Default)]
-pub struct Sample {
+pub struct StepData {
     /// Length of each completion, in tokens.
     pub lengths: Vec<f64>,
     /// Entropy of each sampled token at temperature 1, in nats.
@@ -86,7 +89,7 @@ pub struct Sample {
 #[derive(Debug)]
 pub struct Followers {
     events: Option<EventFile>,
-    program: Option<Program>,
+    program: Option<LogProgram>,
 }
 
 impl Followers {
@@ -101,7 +104,7 @@ impl Followers {
             files::remove_dir(&run.join(TENSORBOARD))?;
         }
         let events = wanted.then(|| EventFile::create(&run.join(TENSORBOARD), step)).transpose()?;
-        let program = (!config.command.is_empty()).then(|| Program::start(&config.command, run, id)).transpose()?;
+        let program = (!config.command.is_empty()).then(|| LogProgram::start(&config.command, run, id)).transpose()?;
         Ok(Self { events, program })
     }
 
@@ -120,7 +123,7 @@ impl Followers {
     ///
     /// # Errors
     /// When an event file cannot be written.
-    pub fn sample(&mut self, step: usize, sample: impl FnOnce() -> Sample) -> Result<()> {
+    pub fn sample(&mut self, step: usize, sample: impl FnOnce() -> StepData) -> Result<()> {
         let Some(events) = &mut self.events else { return Ok(()) };
         let sample = sample();
         events.histogram(step, "completions/length", &sample.lengths)?;
@@ -131,7 +134,7 @@ impl Followers {
 
 /// The program of `log.command`. A thread writes to it, so that a slow program does not block the training.
 #[derive(Debug)]
-struct Program {
+struct LogProgram {
     command: Vec<String>,
     child: Child,
     /// `None` once the program is known to have ended.
@@ -141,7 +144,7 @@ struct Program {
     written: Arc<AtomicUsize>,
 }
 
-impl Program {
+impl LogProgram {
     fn start(command: &[String], run: &Path, id: &str) -> Result<Self> {
         let path = run.join(SAID);
         let said = File::options().create(true).append(true).open(&path).map_err(Error::io(&path))?;
@@ -176,14 +179,14 @@ impl Program {
         let ended = match self.child.try_wait() {
             Ok(None) => lines.send(metrics.line()).err().map(|_| "has closed its standard input".to_string()),
             Ok(Some(status)) => Some(format!("ended with {status}")),
-            Err(error) => Some(format!("is lost: {error}")),
+            Err(error) => Some(format!("cannot be checked: {error}")),
         };
         if let Some(ended) = ended {
             let step = metrics.get("step").unwrap_or_default();
             let command = &self.command;
             tracing::warn!(
-                "log.command = {command:?} {ended}: it has no lines from step {step} on (metrics.jsonl has all of them; see \
-                 {SAID} in the run's folder)"
+                "log.command = {command:?} {ended}: it receives no lines from step {step} on (metrics.jsonl has all of \
+                 them; its output is in {SAID} in the run's folder)"
             );
             self.lines = None;
         }
@@ -201,7 +204,7 @@ fn end_group(child: &mut Child) {
     let _ = child.kill();
 }
 
-impl Drop for Program {
+impl Drop for LogProgram {
     /// Close the program's input and wait for the program, which may still be sending lines somewhere.
     fn drop(&mut self) {
         let told = self.lines.take().is_some();
@@ -210,13 +213,14 @@ impl Drop for Program {
         while let Ok(None) = self.child.try_wait() {
             if patient && start.elapsed() > WARN_AFTER {
                 patient = false;
-                tracing::warn!("waiting for log.command = {command:?}, {} s at most", EXIT_TIMEOUT.as_secs());
+                tracing::warn!("waiting up to {} s for log.command = {command:?} to exit", EXIT_TIMEOUT.as_secs());
             }
             if start.elapsed() > EXIT_TIMEOUT {
                 // The pipe takes lines that the program has not read.
                 let (written, sent) = (self.written.load(Ordering::Relaxed), self.sent);
                 tracing::warn!(
-                    "log.command = {command:?} has not ended {} s after the run, {written} of {sent} lines handed over; killed",
+                    "log.command = {command:?} has not exited {} s after the run; {written} of {sent} lines were \
+                     delivered, and it was killed",
                     EXIT_TIMEOUT.as_secs()
                 );
                 end_group(&mut self.child);
@@ -226,7 +230,10 @@ impl Drop for Program {
         }
         match self.child.wait() {
             Ok(status) if told && !status.success() => {
-                tracing::warn!("log.command = {:?} ended with {status}; see {SAID} in the run's folder", self.command);
+                tracing::warn!(
+                    "log.command = {:?} ended with {status}; its output is in {SAID} in the run's folder",
+                    self.command
+                );
             }
             _ => {}
         }

@@ -122,7 +122,10 @@ impl MetricsLog {
                     if lines.peek().is_none() {
                         break;
                     }
-                    let message = format!("line {} is no JSON object: remove it, or put the file back", number + 1);
+                    let message = format!(
+                        "line {} is not a JSON object: remove this line, or restore the file from a backup",
+                        number + 1
+                    );
                     return Err(Error::file(path, message));
                 };
                 let step = row.get("step").and_then(Value::as_u64);

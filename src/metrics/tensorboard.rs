@@ -46,9 +46,9 @@ impl EventFile {
             }
         };
         let mut events = Self { path, file, stage: None };
-        events.write(0, What::FileVersion("brain.Event:2".to_string()))?;
+        events.write(0, EventContent::FileVersion("brain.Event:2".to_string()))?;
         if let Some(step) = step {
-            events.write(step as i64 + 1, What::SessionLog(SessionLog { status: START }))?;
+            events.write(step as i64 + 1, EventContent::SessionLog(SessionLog { status: START }))?;
         }
         Ok(events)
     }
@@ -61,7 +61,7 @@ impl EventFile {
     pub(super) fn scalars(&mut self, metrics: &Metrics) -> Result<()> {
         let numbers = metrics.values().iter().filter(|(name, _)| *name != "step");
         let mut value: Vec<Item> = numbers
-            .filter_map(|(name, value)| Some(Item::new(tag(name), Content::Simple(value.as_f64()? as f32))))
+            .filter_map(|(name, value)| Some(Item::new(tag(name), ItemContent::Simple(value.as_f64()? as f32))))
             .collect();
         if let Some(stage) = metrics.text("stage")
             && self.stage.as_deref() != Some(stage)
@@ -69,7 +69,7 @@ impl EventFile {
             value.push(Item::text("train/stage", vec![stage.to_string()]));
             self.stage = Some(stage.to_string());
         }
-        self.write(step(metrics), What::Summary(Summary { value }))
+        self.write(step(metrics), EventContent::Summary(Summary { value }))
     }
 
     /// Write a histogram of the `values` of a step, without those that are not finite; the metrics count these.
@@ -78,8 +78,8 @@ impl EventFile {
     /// When it cannot be written.
     pub(super) fn histogram(&mut self, step: usize, name: &str, values: &[f64]) -> Result<()> {
         let Some(histogram) = Histogram::of(values) else { return Ok(()) };
-        let value = vec![Item::new(tag(name), Content::Histogram(histogram))];
-        self.write(step as i64, What::Summary(Summary { value }))
+        let value = vec![Item::new(tag(name), ItemContent::Histogram(histogram))];
+        self.write(step as i64, EventContent::Summary(Summary { value }))
     }
 
     /// Write texts, one below the other.
@@ -88,12 +88,12 @@ impl EventFile {
     /// When it cannot be written.
     pub(super) fn texts(&mut self, step: usize, name: &str, texts: Vec<String>) -> Result<()> {
         let value = vec![Item::text(&tag(name), texts)];
-        self.write(step as i64, What::Summary(Summary { value }))
+        self.write(step as i64, EventContent::Summary(Summary { value }))
     }
 
     /// Append a record in one write, so that a killed process leaves at most one truncated record, which TensorBoard
     /// treats as the end.
-    fn write(&mut self, step: i64, what: What) -> Result<()> {
+    fn write(&mut self, step: i64, what: EventContent) -> Result<()> {
         let wall_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
         let event = Event { wall_time, step, what: Some(what) }.encode_to_vec();
         self.file.write_all(&record(&event)).map_err(Error::io(&self.path))
@@ -127,12 +127,12 @@ struct Event {
     wall_time: f64,
     #[prost(int64, tag = "2")]
     step: i64,
-    #[prost(oneof = "What", tags = "3, 5, 7")]
-    what: Option<What>,
+    #[prost(oneof = "EventContent", tags = "3, 5, 7")]
+    what: Option<EventContent>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-enum What {
+enum EventContent {
     #[prost(string, tag = "3")]
     FileVersion(String),
     #[prost(message, tag = "5")]
@@ -158,14 +158,14 @@ struct Summary {
 struct Item {
     #[prost(string, tag = "1")]
     tag: String,
-    #[prost(oneof = "Content", tags = "2, 5, 8")]
-    content: Option<Content>,
+    #[prost(oneof = "ItemContent", tags = "2, 5, 8")]
+    content: Option<ItemContent>,
     #[prost(message, optional, tag = "9")]
     metadata: Option<Metadata>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-enum Content {
+enum ItemContent {
     #[prost(float, tag = "2")]
     Simple(f32),
     #[prost(message, tag = "5")]
@@ -193,13 +193,13 @@ struct Texts {
     #[prost(int32, tag = "1")]
     dtype: i32,
     #[prost(message, optional, tag = "2")]
-    shape: Option<Shape>,
+    shape: Option<TensorShape>,
     #[prost(bytes = "vec", repeated, tag = "8")]
     string_val: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Shape {
+struct TensorShape {
     #[prost(message, repeated, tag = "2")]
     dim: Vec<Dim>,
 }
@@ -231,17 +231,17 @@ struct Histogram {
 }
 
 impl Item {
-    fn new(tag: String, content: Content) -> Self {
+    fn new(tag: String, content: ItemContent) -> Self {
         Self { tag, content: Some(content), metadata: None }
     }
 
     fn text(tag: &str, texts: Vec<String>) -> Self {
-        let shape = Some(Shape { dim: vec![Dim { size: texts.len() as i64 }] });
+        let shape = Some(TensorShape { dim: vec![Dim { size: texts.len() as i64 }] });
         let string_val = texts.into_iter().map(String::into_bytes).collect();
         let plugin_data = Some(Plugin { plugin_name: "text".to_string() });
         Self {
             tag: tag.to_string(),
-            content: Some(Content::Tensor(Texts { dtype: STRING, shape, string_val })),
+            content: Some(ItemContent::Tensor(Texts { dtype: STRING, shape, string_val })),
             metadata: Some(Metadata { plugin_data }),
         }
     }
@@ -300,7 +300,7 @@ mod tests {
         let event = Event {
             wall_time: 0.0,
             step: 3,
-            what: Some(What::Summary(Summary { value: vec![Item::text("a", vec!["hi".into()])] })),
+            what: Some(EventContent::Summary(Summary { value: vec![Item::text("a", vec!["hi".into()])] })),
         };
         let tensor = [8, 7, 18, 4, 18, 2, 8, 1, 66, 2, b'h', b'i'];
         let metadata = [&[10, 6, 10, 4][..], b"text"].concat();

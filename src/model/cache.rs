@@ -11,7 +11,7 @@ use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::ModelConfig;
 use super::states::{self, States};
-use crate::ops::delta::{DeltaHeads, DeltaInputs, Move};
+use crate::ops::delta::{DeltaHeads, DeltaInputs, StateMove};
 use crate::ops::{self, CacheCall, Decoding, Span};
 
 /// Number of sequences in a cache and their maximum lengths.
@@ -75,7 +75,7 @@ fn token_bytes(config: &ModelConfig, number: usize) -> usize {
 
 /// A completion slot in use.
 #[derive(Debug, Clone, Copy, Default)]
-struct Completion {
+struct CompletionSlot {
     prompt: usize,
     decoded: usize,
 }
@@ -97,12 +97,12 @@ pub struct KvCache {
     shape: CacheShape,
     /// Length of the prompt in each prompt slot.
     prompts: Vec<usize>,
-    completions: Vec<Completion>,
+    completions: Vec<CompletionSlot>,
     /// Positions of the announced tokens in their sequences.
     positions: Vec<usize>,
     call: CacheCall,
     /// Source and target row of each sequence of the announced pass, in the state tables.
-    moves: Vec<Move>,
+    moves: Vec<StateMove>,
     /// Attention window of each layer, and the rows that the new tokens of a step attend to for each distinct window.
     windows: Vec<Option<usize>>,
     within: Vec<(usize, CacheCall)>,
@@ -125,7 +125,7 @@ impl KvCache {
             layers,
             shape,
             prompts: vec![0; shape.prompts],
-            completions: vec![Completion::default(); shape.completions],
+            completions: vec![CompletionSlot::default(); shape.completions],
             positions: Vec::new(),
             call: CacheCall::default(),
             moves: Vec::new(),
@@ -146,7 +146,7 @@ impl KvCache {
         for &(slot, length) in prompts {
             assert!(length <= self.shape.prompt_length, "{length} tokens in a slot of {}", self.shape.prompt_length);
             self.prompts[slot] = length;
-            self.moves.push(Move { from: None, to: slot });
+            self.moves.push(StateMove { from: None, to: slot });
             self.positions.extend(0..length);
             writes.extend(self.shape.prompt(slot)..self.shape.prompt(slot) + length);
         }
@@ -155,7 +155,7 @@ impl KvCache {
 
     /// Assign a completion slot to a new completion of the prompt in slot `prompt`.
     pub fn start(&mut self, slot: usize, prompt: usize) {
-        self.completions[slot] = Completion { prompt, decoded: 0 };
+        self.completions[slot] = CompletionSlot { prompt, decoded: 0 };
     }
 
     /// Announce a pass over one token per completion slot in `slots`, padded to `rows` tokens with unused results.
@@ -168,13 +168,13 @@ impl KvCache {
         self.positions.clear();
         self.moves.clear();
         for &slot in slots {
-            let Completion { prompt, decoded } = &mut self.completions[slot];
+            let CompletionSlot { prompt, decoded } = &mut self.completions[slot];
             assert!(*decoded < self.shape.completion_length, "a slot of {decoded} tokens is full");
             let (first, length) = (self.shape.prompt(*prompt), self.prompts[*prompt]);
             let own = self.shape.completion(slot);
             self.positions.push(length + *decoded);
             let row = self.shape.prompts + slot;
-            self.moves.push(Move { from: Some(if *decoded == 0 { *prompt } else { row }), to: row });
+            self.moves.push(StateMove { from: Some(if *decoded == 0 { *prompt } else { row }), to: row });
             writes.push(own + *decoded);
             *decoded += 1;
             spans.push([first..first + length, own..own + *decoded]);
@@ -184,7 +184,7 @@ impl KvCache {
         writes.resize(rows, spare);
         spans.resize(rows, [spare..spare, spare..spare + 1]);
         let row = self.shape.prompts + self.shape.completions;
-        self.moves.resize(rows, Move { from: Some(row), to: row });
+        self.moves.resize(rows, StateMove { from: Some(row), to: row });
         self.within = distinct(&self.windows)
             .map(|window| (window, CacheCall::new(Vec::new(), spans.iter().map(|span| last(span, window)).collect())))
             .collect();
@@ -196,7 +196,7 @@ impl KvCache {
     pub(crate) fn step_on_device(&mut self, slots: &[usize]) {
         assert!(self.decoding.is_some(), "a step that was announced by `step` and taken");
         for &slot in slots {
-            let Completion { decoded, .. } = &mut self.completions[slot];
+            let CompletionSlot { decoded, .. } = &mut self.completions[slot];
             assert!(*decoded < self.shape.completion_length, "a slot of {decoded} tokens is full");
             *decoded += 1;
         }
@@ -267,7 +267,7 @@ impl KvCache {
     }
 
     /// Return the state tables of a layer, and the moves between their rows in the announced pass.
-    fn recurrence(&mut self, layer: usize) -> (&mut States, &[Move]) {
+    fn recurrence(&mut self, layer: usize) -> (&mut States, &[StateMove]) {
         match &mut self.layers[layer] {
             LayerCache::Recurrence(states) => (states, &self.moves),
             LayerCache::Attention(..) => panic!("layer {layer} has attention"),

@@ -143,7 +143,7 @@ impl ModelConfig {
     /// # Errors
     /// A missing or malformed file, or unsupported settings: all of them, each with key, value and reason.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = crate::text::directory::find(dir, crate::hub::Part::Settings)?.join("config.json");
+        let path = crate::text::directory::find(dir, crate::hub::ModelFiles::Settings)?.join("config.json");
         let value = wrapped::completed(files::read_json(&path)?);
         let unknown = foreign::family_mistake(&value);
         let mut config: Self = serde_json::from_value(value).map_err(|error| match unknown {
@@ -204,14 +204,17 @@ impl ModelConfig {
         }
         if heads > 0 {
             let dim = self.head_dim();
-            refuse(!dim.is_multiple_of(2), format!("head_dim = {dim} is odd; rotary positions need pairs"));
+            refuse(
+                !dim.is_multiple_of(2),
+                format!("head_dim = {dim} must be even, because rotary embeddings rotate pairs"),
+            );
         }
         refuse(
             kv > 0 && !heads.is_multiple_of(kv),
             format!("num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv}"),
         );
         let (gate, found) = (self.gate().name(), &self.hidden_act);
-        refuse(found != gate, format!("hidden_act = \"{found}\" is not supported ({gate} is)"));
+        refuse(found != gate, format!("hidden_act = \"{found}\" is not supported (supported: {gate})"));
         refuse(
             !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0),
             format!("rms_norm_eps = {} must lie between 0 and 1", self.rms_norm_eps),
@@ -219,7 +222,7 @@ impl ModelConfig {
         let dtype = self.dtype.as_deref().or(self.torch_dtype.as_deref()).unwrap_or_default();
         refuse(
             self.stored().is_none(),
-            format!("dtype = \"{dtype}\" is not supported (float32, bfloat16, float16 are)"),
+            format!("dtype = \"{dtype}\" is not supported (supported: float32, bfloat16, float16)"),
         );
         problems.extend(self.family_mistakes());
         if let Err(found) = Rope::kinds(self) {
@@ -272,7 +275,7 @@ mod tests {
         assert_eq!(mistral(json!({"sliding_window": null})), Vec::<String>::new());
         for window in [json!(0), json!("4096"), json!(-1)] {
             let found = mistral(json!({"sliding_window": window}));
-            assert_eq!(found, [format!("sliding_window = {window} must be a positive whole number, or null for none")]);
+            assert_eq!(found, [format!("sliding_window = {window} must be a positive integer, or null for none")]);
         }
         let found = mistral(json!({"layer_types": ["full_attention", "sliding_attention"]}));
         assert!(found.len() == 1 && found[0].starts_with("layer_types has"), "{found:?}");

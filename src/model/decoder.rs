@@ -137,7 +137,7 @@ impl Layer {
         }
     }
 
-    fn forward(&self, stream: Stream, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> Stream {
+    fn forward(&self, stream: ResidualStream, rows: &Rows, cache: Option<(&mut KvCache, usize)>) -> ResidualStream {
         let stored = rows.stored;
         let (x, normed) = stream.normed(self.input_layernorm.as_ref(), stored);
         let attended = match (&self.self_attn, &self.linear_attn) {
@@ -146,22 +146,22 @@ impl Layer {
         };
         let Some(last) = &self.post_feedforward_layernorm else {
             let (x, normed) = self.post_attention_layernorm.after(x, Some((attended, self.multiplier)), stored);
-            return Stream { x, part: Some((self.mlp.forward(normed, rows), self.multiplier)) };
+            return ResidualStream { x, part: Some((self.mlp.forward(normed, rows), self.multiplier)) };
         };
         let attended = self.post_attention_layernorm.forward(attended);
-        let stream = Stream { x, part: Some((attended, self.multiplier)) };
+        let stream = ResidualStream { x, part: Some((attended, self.multiplier)) };
         let (x, normed) = stream.normed(self.pre_feedforward_layernorm.as_ref(), stored);
-        Stream { x, part: Some((last.forward(self.mlp.forward(normed, rows)), self.multiplier)) }
+        ResidualStream { x, part: Some((last.forward(self.mlp.forward(normed, rows)), self.multiplier)) }
     }
 }
 
 /// The residual stream, and the pending output of the last part with its factor. The next norm adds the two.
-struct Stream {
+struct ResidualStream {
     x: Tensor<2>,
     part: Option<(Tensor<2>, f64)>,
 }
 
-impl Stream {
+impl ResidualStream {
     fn new(x: Tensor<2>) -> Self {
         Self { x, part: None }
     }
@@ -267,7 +267,7 @@ impl CausalLm {
             }
             None => self.packed(lengths),
         };
-        let mut stream = Stream::new(self.embed_ids(tokens));
+        let mut stream = ResidualStream::new(self.embed_ids(tokens));
         for (index, layer) in self.model.layers.iter().enumerate() {
             stream = layer.forward(stream, &rows, cache.as_deref_mut().map(|cache| (cache, index)));
         }
@@ -293,7 +293,7 @@ impl CausalLm {
     }
 
     /// Apply the final norm to the output of the last block, and the divisor of the logits.
-    fn finish(&self, stream: Stream, stored: Option<FloatDType>) -> Tensor<2> {
+    fn finish(&self, stream: ResidualStream, stored: Option<FloatDType>) -> Tensor<2> {
         let (_, normed) = self.model.norm.after(stream.x, stream.part, stored);
         times(normed, 1.0 / self.multipliers.logits)
     }
@@ -334,7 +334,8 @@ impl CausalLm {
     /// # Shapes
     /// - x, output: `[tokens, hidden]`
     pub(crate) fn blocks(&self, which: Range<usize>, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
-        let stream = self.model.layers[which].iter().fold(Stream::new(x), |x, layer| layer.forward(x, rows, None));
+        let stream =
+            self.model.layers[which].iter().fold(ResidualStream::new(x), |x, layer| layer.forward(x, rows, None));
         stream.sum()
     }
 
@@ -343,7 +344,7 @@ impl CausalLm {
     /// # Shapes
     /// - x: `[rows, hidden]`; output: `[rows, vocab]`
     pub(crate) fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        self.logits(self.finish(Stream::new(x), self.stored(&self.device())))
+        self.logits(self.finish(ResidualStream::new(x), self.stored(&self.device())))
     }
 
     /// Compute the logits of hidden states.

@@ -61,7 +61,7 @@ impl ModelConfig {
             let given = self.rest.get(key).filter(|value| !value.is_null());
             if let Some(value) = given.filter(|value| !value.as_u64().is_some_and(|size| (1..1 << 16).contains(&size)))
             {
-                problems.push(format!("{key} = {value} must be a positive whole number below 65536"));
+                problems.push(format!("{key} = {value} must be a positive integer below 65536"));
             }
         }
         if problems.is_empty() && taps == 1 {
@@ -71,7 +71,7 @@ impl ModelConfig {
             let given = self.rest.get(key).filter(|value| !value.is_null());
             let plain = |value: &Value| value.as_str().map_or(value.to_string(), str::to_string);
             if let Some(value) = given.filter(|value| !known.contains(&plain(value).as_str())) {
-                problems.push(format!("{key} = {value} is not supported ({} is)", known[1]));
+                problems.push(format!("{key} = {value} is not supported (supported: {})", known[1]));
             }
         }
         if problems.is_empty() && !heads.values.is_multiple_of(heads.keys) {
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(mistakes(json!({"linear_num_key_heads": null})), Vec::<String>::new());
         for value in [json!(0), json!(-2), json!("16"), json!(1u64 << 40)] {
             let found = mistakes(json!({ "linear_key_head_dim": value }));
-            assert_eq!(found, [format!("linear_key_head_dim = {value} must be a positive whole number below 65536")]);
+            assert_eq!(found, [format!("linear_key_head_dim = {value} must be a positive integer below 65536")]);
         }
         assert_eq!(mistakes(json!({"linear_conv_kernel_dim": 1})), ["linear_conv_kernel_dim = 1 must be at least 2"]);
         assert!(mistakes(json!({"output_gate_type": "swish", "attn_output_gate": true})).is_empty());

@@ -10,7 +10,7 @@ const SCALAR: &str = "query_pre_attn_scalar";
 
 /// Properties of a model family.
 #[derive(Debug, PartialEq)]
-pub(super) struct Family {
+pub(super) struct ModelFamily {
     /// `model_type` of its `config.json`.
     pub(super) name: &'static str,
     /// Class name in transformers.
@@ -123,7 +123,7 @@ enum Bias {
     IfEnabled,
 }
 
-const LLAMA: Family = Family {
+const LLAMA: ModelFamily = ModelFamily {
     name: "llama",
     class: "LlamaForCausalLM",
     head_dim: None,
@@ -151,8 +151,8 @@ const LLAMA: Family = Family {
 };
 
 /// All families. Mistral's default window is that of its first version; files of later versions write null.
-pub(super) const FAMILIES: [Family; 12] = [
-    Family {
+pub(super) const FAMILIES: [ModelFamily; 12] = [
+    ModelFamily {
         name: "qwen2",
         class: "Qwen2ForCausalLM",
         bias: Bias::Inputs,
@@ -160,7 +160,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         windows: Windows::IfEnabled(Some(4096)),
         ..LLAMA
     },
-    Family {
+    ModelFamily {
         name: "qwen3",
         class: "Qwen3ForCausalLM",
         head_dim: Some(128),
@@ -170,7 +170,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         ..LLAMA
     },
     LLAMA,
-    Family {
+    ModelFamily {
         name: "mistral",
         class: "MistralForCausalLM",
         bias: Bias::None,
@@ -178,7 +178,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         windows: Windows::All(Some(4096)),
         ..LLAMA
     },
-    Family {
+    ModelFamily {
         name: "ministral3",
         class: "Ministral3ForCausalLM",
         head_dim: Some(128),
@@ -190,7 +190,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         defaults: r#"{"rms_norm_eps": 1e-5}"#,
         ..LLAMA
     },
-    Family {
+    ModelFamily {
         name: "smollm3",
         class: "SmolLM3ForCausalLM",
         theta: Some(2e6),
@@ -199,8 +199,8 @@ pub(super) const FAMILIES: [Family; 12] = [
         defaults: r#"{"tie_word_embeddings": true}"#,
         ..LLAMA
     },
-    Family { name: "granite", class: "GraniteForCausalLM", multipliers: true, ..LLAMA },
-    Family {
+    ModelFamily { name: "granite", class: "GraniteForCausalLM", multipliers: true, ..LLAMA },
+    ModelFamily {
         name: "olmo2",
         class: "Olmo2ForCausalLM",
         mlp_bias: false,
@@ -209,7 +209,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         defaults: r#"{"rms_norm_eps": 1e-5}"#,
         ..LLAMA
     },
-    Family {
+    ModelFamily {
         name: "olmo3",
         class: "Olmo3ForCausalLM",
         mlp_bias: false,
@@ -221,7 +221,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         defaults: r#"{"rms_norm_eps": 1e-5}"#,
         ..LLAMA
     },
-    Family {
+    ModelFamily {
         name: "gemma3_text",
         class: "Gemma3ForCausalLM",
         head_dim: Some(256),
@@ -240,7 +240,7 @@ pub(super) const FAMILIES: [Family; 12] = [
             "max_position_embeddings": 131072, "tie_word_embeddings": true}"#,
         ..LLAMA
     },
-    Family {
+    ModelFamily {
         name: "phi3",
         class: "Phi3ForCausalLM",
         bias: Bias::None,
@@ -253,7 +253,7 @@ pub(super) const FAMILIES: [Family; 12] = [
         defaults: r#"{"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}"#,
         ..LLAMA
     },
-    Family {
+    ModelFamily {
         name: "qwen3_5_text",
         class: "Qwen3_5ForCausalLM",
         head_dim: Some(256),
@@ -282,7 +282,7 @@ pub(super) struct Multipliers {
 }
 
 impl ModelConfig {
-    pub(super) fn family(&self) -> Option<&'static Family> {
+    pub(super) fn family(&self) -> Option<&'static ModelFamily> {
         FAMILIES.iter().find(|family| family.name == self.model_type)
     }
 
@@ -420,7 +420,7 @@ impl ModelConfig {
             if let Some(value) =
                 given("no_rope_layer_interval").filter(|value| value.as_u64().is_none_or(|every| every == 0))
             {
-                problems.push(format!("no_rope_layer_interval = {value} must be a positive whole number"));
+                problems.push(format!("no_rope_layer_interval = {value} must be a positive integer"));
             }
         }
         problems.extend(self.delta_mistakes());

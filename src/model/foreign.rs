@@ -11,9 +11,9 @@ const MISSING: [(&str, &str); 19] = [
     ("deepseek_v2", "mixtures of experts and latent attention"),
     ("deepseek_v3", "mixtures of experts and latent attention"),
     ("falcon_h1", "Mamba layers"),
-    ("gemma2", "soft caps of attention and logits; Gemma 3 is here"),
-    ("gemma3n", "embeddings per layer and shared keys and values"),
-    ("gemma4", "embeddings per layer and shared keys and values"),
+    ("gemma2", "attention and logit soft-capping (Gemma 3 is supported)"),
+    ("gemma3n", "per-layer embeddings and shared keys and values"),
+    ("gemma4", "per-layer embeddings and shared keys and values"),
     ("glm4_moe", "mixtures of experts"),
     ("gpt_oss", "mixtures of experts and attention sinks"),
     ("granitemoehybrid", "Mamba layers and mixtures of experts"),
@@ -26,7 +26,7 @@ const MISSING: [(&str, &str); 19] = [
     ("qwen3_5_moe_text", "mixtures of experts"),
     ("qwen3_moe", "mixtures of experts"),
     ("qwen3_next", "mixtures of experts"),
-    ("qwen3_vl", "a vision part that hands on features of several layers"),
+    ("qwen3_vl", "a vision encoder that passes on features of several layers"),
 ];
 
 /// Keys of unsupported features, and the message for each.
@@ -34,28 +34,30 @@ const FOREIGN: [(&str, &str); 12] = [
     ("num_experts", "mixtures of experts are not supported"),
     ("num_local_experts", "mixtures of experts are not supported"),
     ("n_routed_experts", "mixtures of experts are not supported"),
-    ("vision_config", "models that see are not supported"),
-    ("audio_config", "models that hear are not supported"),
+    ("vision_config", "vision models are not supported"),
+    ("audio_config", "audio models are not supported"),
     ("text_config", "nested configurations are not supported; give the language model's own directory"),
-    ("quantization_config", "quantised weights are not supported; give the f32, bf16 or f16 original"),
-    ("auto_map", "code that comes with a model is not run"),
+    ("quantization_config", "quantised weights are not supported; use the original model in f32, bf16 or f16"),
+    ("auto_map", "custom model code is not supported"),
     ("pruned_heads", "pruned heads are not supported"),
-    ("final_logit_softcapping", "soft caps of logits are not supported"),
-    ("attn_logit_softcapping", "soft caps of attention are not supported"),
-    ("use_bidirectional_attention", "attention to later tokens is not supported"),
+    ("final_logit_softcapping", "logit soft-capping is not supported"),
+    ("attn_logit_softcapping", "attention soft-capping is not supported"),
+    ("use_bidirectional_attention", "bidirectional attention is not supported"),
 ];
 
 /// Return the message for an unsupported family.
 fn unknown(model_type: &str) -> String {
     // A wrapper with its language model was unwrapped before.
     if WRAPPERS.iter().any(|(name, _)| *name == model_type) {
-        return format!("model_type = \"{model_type}\" needs text_config, the configuration of its language model");
+        return format!(
+            "model_type = \"{model_type}\" needs the key text_config with the configuration of its language model"
+        );
     }
     let wrappers = WRAPPERS.map(|(name, _)| name);
     let known = [&FAMILIES.map(|family| family.name)[..], &wrappers, &[MIMO]].concat().join(", ");
     let missing = MISSING.iter().find(|(name, _)| *name == model_type);
     let missing = missing.map_or(String::new(), |(_, what)| format!("; missing: {what}"));
-    format!("model_type = \"{model_type}\" is not supported ({known} are){missing}")
+    format!("model_type = \"{model_type}\" is not supported (supported: {known}){missing}")
 }
 
 /// Return the message if the family of a configuration is unsupported.
@@ -72,7 +74,8 @@ impl ModelConfig {
             None => problems.push(unknown(&self.model_type)),
             Some(family) => {
                 for other in self.architectures.iter().filter(|name| *name != family.class) {
-                    problems.push(format!("architectures = [\"{other}\"] is not supported ({} is)", family.class));
+                    problems
+                        .push(format!("architectures = [\"{other}\"] is not supported (supported: {})", family.class));
                 }
             }
         }

@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::decoder::Layer;
-use super::params::{ADAPTER, Format, entries, names, replace};
-use super::pretrained::{Weights, load_full};
+use super::params::{ADAPTER, WeightFormat, entries, names, replace};
+use super::pretrained::{CheckpointWeights, load_full};
 use super::{CausalLm, ModelConfig, Precision};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::hub::{Kind, Name, Part};
+use crate::hub::{ModelFiles, Name, RepoKind};
 use crate::model::tensors::{self, Dtype};
 use crate::noise::{Stream, mix_text};
 use crate::ops;
@@ -82,16 +82,16 @@ mod targets {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "expected a list of names, or \"all-linear\"")]
-        enum Given {
+        enum NamesOrWord {
             Word(String),
             List(Vec<String>),
         }
-        match Given::deserialize(from)? {
-            Given::Word(word) if word != ALL_LINEAR => {
-                Err(D::Error::custom("expected a list of names, or \"all-linear\"; patterns are not supported here"))
+        match NamesOrWord::deserialize(from)? {
+            NamesOrWord::Word(word) if word != ALL_LINEAR => {
+                Err(D::Error::custom("expected a list of names, or \"all-linear\"; patterns are not supported"))
             }
-            Given::Word(word) => Ok(vec![word]),
-            Given::List(names) => Ok(names),
+            NamesOrWord::Word(word) => Ok(vec![word]),
+            NamesOrWord::List(names) => Ok(names),
         }
     }
 }
@@ -113,14 +113,13 @@ impl LoraConfig {
         if !(self.lora_alpha > 0.0 && self.lora_alpha.is_finite()) {
             problems.push(format!("lora.lora_alpha = {} must be a positive number", self.lora_alpha));
         }
-        let choice =
-            format!("choose from {}; or write \"{ALL_LINEAR}\" in the place of a list", PROJECTIONS.join(", "));
+        let choice = format!("choose from {}; or write \"{ALL_LINEAR}\" instead of a list", PROJECTIONS.join(", "));
         if self.target_modules.is_empty() {
             problems.push(format!("lora.target_modules is empty; {choice}"));
         }
         let unknown = self.target_modules.iter().filter(|name| !PROJECTIONS.contains(&name.as_str()));
         for name in unknown.filter(|_| !self.selects_all()) {
-            problems.push(format!("lora.target_modules: {name:?} has no adapter; {choice}"));
+            problems.push(format!("lora.target_modules: {name:?} is not supported; {choice}"));
         }
         problems
     }
@@ -153,7 +152,7 @@ impl LoraConfig {
     fn attach_to(&self, model: CausalLm, modules: Vec<String>, seed: u64) -> CausalLm {
         let weights: Vec<String> = modules.into_iter().map(|module| module + ".weight").collect();
         let lora = Lora::new(self.r, self.lora_alpha).set_param_group(ParamGroup::from_paths(weights));
-        replace(model.apply_lora(lora), Format::As(FloatDType::F32), |name, shape| {
+        replace(model.apply_lora(lora), WeightFormat::As(FloatDType::F32), |name, shape| {
             if name.ends_with(".lora_B.weight") {
                 // f32, even if the base weights have another format.
                 return Some(TensorData::zeros::<f32, _>(shape.to_vec()));
@@ -323,25 +322,26 @@ struct Described {
     base: PathBuf,
 }
 
-fn read(dir: &Path, weights: &Weights) -> Result<Described> {
+fn read(dir: &Path, weights: &CheckpointWeights) -> Result<Described> {
     let path = dir.join(CONFIG);
     let file: AdapterFile = files::read_json(&path)?;
     let mut problems = Vec::new();
     if file.peft_type != "LORA" {
-        problems.push(format!("peft_type = \"{}\" is not supported (LORA is)", file.peft_type));
+        problems.push(format!("peft_type = \"{}\" is not supported (supported: LORA)", file.peft_type));
     }
     let on = file.rest.iter().filter(|(key, value)| !ALLOWED_KEYS.contains(&key.as_str()) && !is_off(value));
     problems.extend(on.map(|(key, value)| format!("{key} = {value} is not supported")));
     if !problems.is_empty() {
         problems.push(
-            "merge it with PEFT (`merge_and_unload()`, then `save_pretrained`) and give the merged model".to_string(),
+            "merge the adapter with PEFT (`merge_and_unload()`, then `save_pretrained`) and use the merged model"
+                .to_string(),
         );
     }
     let init = file.rest.get(INIT).unwrap_or(&Value::Null);
     if !(matches!(init, Value::Null | Value::Bool(_)) || init.as_str().is_some_and(|init| INITS.contains(&init))) {
         problems.push(format!(
-            "{INIT} = {init} trains an adapter of a changed base; convert it with PEFT \
-             (`save_pretrained(…, path_initial_model_for_weight_conversion=…)`) or merge it there"
+            "{INIT} = {init} changes the base weights; convert the adapter with PEFT (`save_pretrained(…, \
+             path_initial_model_for_weight_conversion=…)`) or merge it with PEFT"
         ));
     }
     let restricted = SELECTIONS.iter().any(|key| file.rest.get(*key).is_some_and(|value| !is_off(value)));
@@ -350,7 +350,7 @@ fn read(dir: &Path, weights: &Weights) -> Result<Described> {
         Value::String(_) => None,
         list => serde_json::from_value(list.clone())
             .inspect_err(|_| {
-                problems.push(format!("target_modules = {list} must be a list of names or a pattern of them"));
+                problems.push(format!("target_modules = {list} must be a list of module names or a pattern"));
             })
             .ok()
             .filter(|_| !restricted),
@@ -368,7 +368,7 @@ fn read(dir: &Path, weights: &Weights) -> Result<Described> {
     let lora = LoraConfig { r: file.r, lora_alpha, target_modules };
     problems.extend(lora.mistakes());
     if problems.is_empty() {
-        Ok(Described { lora, listed, base: base(dir, Part::Whole)? })
+        Ok(Described { lora, listed, base: base(dir, ModelFiles::Whole)? })
     } else {
         Err(Error::Config { origin: path.display().to_string(), problems })
     }
@@ -381,23 +381,23 @@ fn read(dir: &Path, weights: &Weights) -> Result<Described> {
 pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm, LoraConfig)> {
     if !dir.join(WEIGHTS).is_file() {
         let message = format!(
-            "no {WEIGHTS} is here; pickled adapters are not read (they run code): save it with PEFT's \
-             `save_pretrained(…, safe_serialization=True)`"
+            "has no {WEIGHTS}; pickled adapters are not supported, because reading them can run code: save the adapter \
+             with PEFT's `save_pretrained(…, safe_serialization=True)`"
         );
         return Err(Error::file(dir, message));
     }
-    let weights = Weights::single(&dir.join(WEIGHTS))?;
+    let weights = CheckpointWeights::single(&dir.join(WEIGHTS))?;
     let Described { lora, listed, base } = read(dir, &weights)?;
     // Check the rank in the file before allocating adapters of this rank.
     let factors = weights.shapes().filter(|(name, _)| name.ends_with(LORA_A));
     let (right, wrong): (Vec<_>, Vec<_>) = factors.partition(|(_, shape)| shape.first() == Some(&lora.r));
     if right.is_empty() || !wrong.is_empty() {
         let describe = |(name, shape)| format!("{name} has shape {shape:?}, but r = {} in {CONFIG}", lora.r);
-        let none = format!("no factors of LoRA adapters with r = {}", lora.r);
+        let none = format!("has no LoRA matrices with r = {}", lora.r);
         let problems: Vec<String> = wrong.into_iter().map(describe).collect();
         return Err(weights.mismatch(if problems.is_empty() { std::slice::from_ref(&none) } else { &problems }));
     }
-    let (config, model) = load_full(&base, device, precision, Format::below_adapters(precision, device))?;
+    let (config, model) = load_full(&base, device, precision, WeightFormat::below_adapters(precision, device))?;
     let is_adapted = |module: &String| match &listed {
         Some(names) => names.iter().any(|name| module == name || module.ends_with(&format!(".{name}"))),
         None => weights.has(&format!("{ADAPTER}{module}{LORA_A}")),
@@ -409,7 +409,7 @@ pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelC
     if !problems.is_empty() {
         return Err(weights.mismatch(&problems));
     }
-    Ok((config, weights.fill(model, Format::As(FloatDType::F32))?, lora))
+    Ok((config, weights.fill(model, WeightFormat::As(FloatDType::F32))?, lora))
 }
 
 /// Write the adapters of `model` into an existing directory. `base` is the directory of the base model or its name on
@@ -418,7 +418,7 @@ pub fn load(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelC
 /// # Errors
 /// When a file cannot be written.
 pub fn save(dir: &Path, model: &CausalLm, lora: &LoraConfig, base: &Path) -> Result<()> {
-    let (base, revision) = match Name::of(Kind::Model, base)? {
+    let (base, revision) = match Name::of(RepoKind::Model, base)? {
         Some(name) => (name.repository.into(), name.revision),
         None => (std::path::absolute(base).map_err(Error::io(base))?, None),
     };

@@ -30,7 +30,7 @@ pub use decoder::{CausalLm, Decoder, Layer, Mlp};
 pub use delta_net::{Convolution, GatedDeltaNet};
 pub use lora::LoraConfig;
 pub use norm::RmsNorm;
-pub(crate) use params::Path as ParamPath;
+pub(crate) use params::ParamPath;
 pub use params::names;
 pub use precision::Precision;
 pub use pretrained::{config_of, load, load_as, load_masters, save, save_masters, save_sharded};

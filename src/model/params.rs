@@ -7,15 +7,15 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::{CausalLm, ModelConfig, Precision};
-use crate::model::tensors::Entry;
+use crate::model::tensors::TensorEntry;
 use crate::noise::{Stream, mix_text};
 use crate::ops;
 
 /// The dotted name of the module being visited.
 #[derive(Debug, Default)]
-pub(crate) struct Path(Vec<String>);
+pub(crate) struct ParamPath(Vec<String>);
 
-impl Path {
+impl ParamPath {
     pub(crate) fn enter(&mut self, name: &str) {
         self.0.push(name.to_string());
     }
@@ -48,8 +48,8 @@ fn stored(path: &str) -> (String, bool) {
 }
 
 /// Return all parameters by checkpoint name, in the checkpoint's orientation; values are fetched one by one.
-pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
-    struct Entries(Path, Vec<Entry>);
+pub(super) fn entries(model: &CausalLm) -> Vec<TensorEntry> {
+    struct Entries(ParamPath, Vec<TensorEntry>);
     impl ModuleVisitor for Entries {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.0.enter(name);
@@ -61,7 +61,7 @@ pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
             let (name, transposed) = stored(&self.0.name());
             let value = if transposed { param.val().swap_dims(D - 2, D - 1) } else { param.val() };
             let shape = value.dims().to_vec();
-            self.1.push(Entry {
+            self.1.push(TensorEntry {
                 exact: EXACT.iter().any(|end| name.ends_with(end)),
                 name,
                 shape,
@@ -69,14 +69,14 @@ pub(super) fn entries(model: &CausalLm) -> Vec<Entry> {
             });
         }
     }
-    let mut entries = Entries(Path::default(), Vec::new());
+    let mut entries = Entries(ParamPath::default(), Vec::new());
     model.visit(&mut entries);
     entries.1
 }
 
 /// Return checkpoint names and shapes of all parameters, in the checkpoint's orientation.
 pub fn names(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
-    struct Names(Path, BTreeMap<String, Vec<usize>>);
+    struct Names(ParamPath, BTreeMap<String, Vec<usize>>);
     impl ModuleVisitor for Names {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.0.enter(name);
@@ -93,21 +93,21 @@ pub fn names(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
             self.1.insert(name, shape);
         }
     }
-    let mut names = Names(Path::default(), BTreeMap::new());
+    let mut names = Names(ParamPath::default(), BTreeMap::new());
     model.visit(&mut names);
     names.1
 }
 
 /// Number format in which the matrices of a model are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum WeightFormat {
     /// One format.
     As(FloatDType),
     /// bf16 if that holds all values of a matrix exactly, as for most published checkpoints; else f32.
     Exactly,
 }
 
-impl Format {
+impl WeightFormat {
     /// Return the format for a model that is not trained: the one that products read. On the `cpu` device, products of
     /// f32 read bf16 as well.
     fn for_products(precision: Precision, device: &Device) -> Self {
@@ -141,10 +141,10 @@ impl Format {
 /// `held` applies to matrices; vectors (norms and biases) and convolutions are in f32.
 pub(super) fn replace(
     model: CausalLm,
-    held: Format,
+    held: WeightFormat,
     value: impl FnMut(&str, &[usize]) -> Option<TensorData>,
 ) -> CausalLm {
-    struct Replace<F>(Path, Format, F);
+    struct Replace<F>(ParamPath, WeightFormat, F);
     impl<F: FnMut(&str, &[usize]) -> Option<TensorData>> ModuleMapper for Replace<F> {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.0.enter(name);
@@ -166,12 +166,12 @@ pub(super) fn replace(
             Param::from_tensor(tensor.cast(format))
         }
     }
-    model.map(&mut Replace(Path::default(), held, value))
+    model.map(&mut Replace(ParamPath::default(), held, value))
 }
 
 /// Convert matrices to `dtype` for inference; vectors (norms, biases), convolutions and adapters stay in f32.
 pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
-    struct Cast(Path, FloatDType);
+    struct Cast(ParamPath, FloatDType);
     impl ModuleMapper for Cast {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.0.enter(name);
@@ -184,7 +184,7 @@ pub(super) fn cast(model: CausalLm, dtype: FloatDType) -> CausalLm {
             if keep { param } else { param.map(|value| value.cast(self.1)) }
         }
     }
-    model.map(&mut Cast(Path::default(), dtype))
+    model.map(&mut Cast(ParamPath::default(), dtype))
 }
 
 /// Return a contiguous copy.
@@ -196,7 +196,7 @@ fn contiguous<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 /// Initialise the weights: normal with the configuration's standard deviation, norms as the identity, biases zero.
 /// Projections back into the residual stream are scaled by `1 / √(2 · layers)` (GPT-2). The values are a function of
 /// the seed and the parameter's name only.
-pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: Format, seed: u64) -> CausalLm {
+pub(super) fn initialise(model: CausalLm, config: &ModelConfig, held: WeightFormat, seed: u64) -> CausalLm {
     let (deviation, layers) = (config.initializer_range, config.num_hidden_layers);
     let norm = if config.has_unit_norms() { 0.0 } else { 1.0 };
     replace(model, held, |name, shape| {

@@ -65,7 +65,7 @@ impl Precision {
         if !computed {
             let formats = crate::device::float_formats(device).join(", ");
             return Err(Error::Invalid(format!(
-                "--dtype {name} (model.dtype, rollout.dtype): this device computes in {formats}"
+                "--dtype {name} (model.dtype, rollout.dtype): not supported by this device; choose one of {formats}"
             )));
         }
         Ok(())

@@ -7,12 +7,12 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType, TensorData};
 use serde::Deserialize;
 
-use super::params::{Format, entries, initialise, names, replace};
+use super::params::{WeightFormat, entries, initialise, names, replace};
 use super::{CausalLm, ModelConfig, Precision, lora, wrapped};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::hub::Part;
-use crate::model::tensors::{self, Dtype, Entry, TensorFile};
+use crate::hub::ModelFiles;
+use crate::model::tensors::{self, Dtype, TensorEntry, TensorFile};
 use crate::ops::is_host;
 use crate::text::directory::{MODEL_INDEX as INDEX, MODEL_WEIGHTS as WEIGHTS, find};
 
@@ -28,22 +28,22 @@ impl CausalLm {
 
     /// Same as [`Self::random`], with matrix products in the given precision and matrices stored as in [`load_as`].
     pub fn random_as(config: &ModelConfig, seed: u64, device: &Device, precision: Precision) -> Self {
-        initialise(Self::new(config, precision, device), config, Format::on(precision, device), seed)
+        initialise(Self::new(config, precision, device), config, WeightFormat::on(precision, device), seed)
     }
 
     /// Same as [`Self::random_as`], with matrices stored like those of a bf16 checkpoint below adapters.
     pub(crate) fn random_base(config: &ModelConfig, seed: u64, device: &Device, precision: Precision) -> Self {
-        let held = Format::As(if is_host(device) { FloatDType::BF16 } else { FloatDType::F32 });
+        let held = WeightFormat::As(if is_host(device) { FloatDType::BF16 } else { FloatDType::F32 });
         initialise(Self::new(config, precision, device), config, held, seed)
     }
 }
 
-/// Load the base model for adapters; [`Format::below_adapters`] is the format of its matrices, which are not trained.
+/// Load the base model for adapters; [`WeightFormat::below_adapters`] is the format of its matrices, which are not trained.
 ///
 /// # Errors
 /// As [`load_as`].
 pub(crate) fn load_base(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
-    load_full(&find(dir, Part::Whole)?, device, precision, Format::below_adapters(precision, device))
+    load_full(&find(dir, ModelFiles::Whole)?, device, precision, WeightFormat::below_adapters(precision, device))
 }
 
 /// Load a model in f32: a Hugging Face directory, a PEFT adapter (merged into its base), or a name on the Hub.
@@ -64,9 +64,9 @@ pub fn load(dir: &Path, device: &Device) -> Result<(ModelConfig, CausalLm)> {
 /// # Errors
 /// As [`load`], and a precision that the device does not support.
 pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(ModelConfig, CausalLm)> {
-    let dir = find(dir, Part::Whole)?;
+    let dir = find(dir, ModelFiles::Whole)?;
     if !lora::is_adapter(&dir) {
-        return load_full(&dir, device, precision, Format::on(precision, device));
+        return load_full(&dir, device, precision, WeightFormat::on(precision, device));
     }
     let (config, model, _) = lora::load(&dir, device, precision)?;
     Ok((config, if device.is_autodiff() { lora::merge(model) } else { model.for_inference() }))
@@ -77,8 +77,12 @@ pub fn load_as(dir: &Path, device: &Device, precision: Precision) -> Result<(Mod
 /// # Errors
 /// When it is missing, malformed or unsupported.
 pub fn config_of(dir: &Path) -> Result<ModelConfig> {
-    let dir = find(dir, Part::Settings)?;
-    if lora::is_adapter(&dir) { ModelConfig::load(&lora::base(&dir, Part::Settings)?) } else { ModelConfig::load(&dir) }
+    let dir = find(dir, ModelFiles::Settings)?;
+    if lora::is_adapter(&dir) {
+        ModelConfig::load(&lora::base(&dir, ModelFiles::Settings)?)
+    } else {
+        ModelConfig::load(&dir)
+    }
 }
 
 /// Return whether the model in `dir` is a language model inside a multimodal wrapper.
@@ -94,11 +98,11 @@ pub(super) fn load_full(
     dir: &Path,
     device: &Device,
     precision: Precision,
-    held: Format,
+    held: WeightFormat,
 ) -> Result<(ModelConfig, CausalLm)> {
     precision.check(device)?;
     let mut config = ModelConfig::load(dir)?;
-    let mut weights = Weights::open(dir)?;
+    let mut weights = CheckpointWeights::open(dir)?;
     // A language model saved without its wrapper may keep the wrapper's tensor names.
     if is_wrapped(dir)? || weights.are_wrapped() {
         weights.unwrap();
@@ -106,7 +110,7 @@ pub(super) fn load_full(
     // A layer has at least nine tensors: with more layers than tensors, the missing ones need not be listed.
     if config.num_hidden_layers > weights.place.len() {
         let (layers, tensors) = (config.num_hidden_layers, weights.place.len());
-        return Err(weights.mismatch(&[format!("{tensors} tensors cannot be num_hidden_layers = {layers} layers")]));
+        return Err(weights.mismatch(&[format!("{tensors} tensors are too few for num_hidden_layers = {layers}")]));
     }
     // Set before the model is created: the scale of Gemma's embedding is rounded to this format.
     if let Some(dtype) = weights.dtype() {
@@ -135,22 +139,22 @@ const HEAD: &str = "lm_head.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// The tensors of a checkpoint, and the file that contains each.
-pub(super) struct Weights {
+pub(super) struct CheckpointWeights {
     /// File named in messages.
     path: PathBuf,
     files: Vec<TensorFile>,
-    place: BTreeMap<String, Place>,
+    place: BTreeMap<String, TensorLocation>,
 }
 
 /// Location of a tensor.
 #[derive(Debug)]
-struct Place {
+struct TensorLocation {
     file: usize,
     /// Name in the file.
     name: String,
 }
 
-impl Place {
+impl TensorLocation {
     fn of(file: usize, name: &str) -> (String, Self) {
         (name.to_string(), Self { file, name: name.to_string() })
     }
@@ -161,11 +165,11 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-impl Weights {
+impl CheckpointWeights {
     /// Open one safetensors file.
     pub(super) fn single(path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let place = file.names().map(|name| Place::of(0, name)).collect();
+        let place = file.names().map(|name| TensorLocation::of(0, name)).collect();
         Ok(Self { path: path.to_path_buf(), files: vec![file], place })
     }
 
@@ -177,20 +181,24 @@ impl Weights {
         }
         if !path.is_file() {
             let message = format!(
-                "neither {WEIGHTS} nor {INDEX} is here; other formats are not read (pickled ones run code): save the model with \
-                 transformers' `save_pretrained(…, safe_serialization=True)`"
+                "has neither {WEIGHTS} nor {INDEX}; other formats are not supported (reading pickled weights can run \
+                 code): save the model with transformers' `save_pretrained(…, safe_serialization=True)`"
             );
             return Err(Error::file(dir, message));
         }
         let index: Index = files::read_json(&path)?;
         let shards: BTreeSet<&String> = index.weight_map.values().collect();
         if let Some(shard) = shards.iter().find(|shard| Path::new(shard).file_name() != Some(shard.as_ref())) {
-            return Err(Error::file(&path, format!("{shard:?} is not a file name; shards lie beside the index")));
+            return Err(Error::file(
+                &path,
+                format!("weight_map: {shard:?} is not a file name; shards must be in the same folder as the index"),
+            ));
         }
         let missing: Vec<&str> =
             shards.iter().filter(|shard| !dir.join(shard).is_file()).map(|shard| shard.as_str()).collect();
         if !missing.is_empty() {
-            let message = format!("names shards that are not here: {}; download them", missing.join(", "));
+            let message =
+                format!("lists shards that are missing: {}; download them into the same folder", missing.join(", "));
             return Err(Error::file(&path, message));
         }
         let files = shards.iter().map(|shard| TensorFile::open(&dir.join(shard))).collect::<Result<Vec<_>>>()?;
@@ -199,9 +207,9 @@ impl Weights {
         for (number, (file, shard)) in files.iter().zip(&shards).enumerate() {
             for name in file.names() {
                 if index.weight_map.get(name) == Some(shard) {
-                    place.extend([Place::of(number, name)]);
+                    place.extend([TensorLocation::of(number, name)]);
                 } else {
-                    problems.push(format!("{shard} holds {name}, which the index does not place there"));
+                    problems.push(format!("{shard} contains {name}, but the index does not list it there"));
                 }
             }
         }
@@ -216,7 +224,10 @@ impl Weights {
         self.place.iter().filter_map(|(name, place)| Some((name.as_str(), self.info(place)?.0)))
     }
 
-    fn info(&self, Place { file, name }: &Place) -> Option<(&[usize], std::result::Result<Dtype, String>)> {
+    fn info(
+        &self,
+        TensorLocation { file, name }: &TensorLocation,
+    ) -> Option<(&[usize], std::result::Result<Dtype, String>)> {
         self.files[*file].info(name)
     }
 
@@ -227,7 +238,7 @@ impl Weights {
 
     /// Keep only the tensors of the language model inside a wrapper, under its own names.
     fn unwrap(&mut self) {
-        let inner = |(name, place): (String, Place)| Some((wrapped::inner_name(&name)?, place));
+        let inner = |(name, place): (String, TensorLocation)| Some((wrapped::inner_name(&name)?, place));
         self.place = std::mem::take(&mut self.place).into_iter().filter_map(inner).collect();
     }
 
@@ -236,7 +247,7 @@ impl Weights {
     }
 
     fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let Place { file, name } = &self.place[name];
+        let TensorLocation { file, name } = &self.place[name];
         self.files[*file].read(name)
     }
 
@@ -249,8 +260,11 @@ impl Weights {
         match values.iter().filter(|value| !value.is_finite()).count() {
             0 => Ok(values),
             broken => {
-                let message =
-                    format!("{broken} of the {} numbers of {name} are not finite: the model is broken", values.len());
+                let message = format!(
+                    "{broken} of the {} values of {name} are not finite (NaN or infinite): the model is damaged; copy \
+                     or download it again",
+                    values.len()
+                );
                 Err(Error::file(&self.path, message))
             }
         }
@@ -296,7 +310,7 @@ impl Weights {
     }
 
     /// Load the weights into the model, one tensor at a time; parameters that are not in the file stay.
-    pub(super) fn fill(&self, model: CausalLm, held: Format) -> Result<CausalLm> {
+    pub(super) fn fill(&self, model: CausalLm, held: WeightFormat) -> Result<CausalLm> {
         let mut failure = None;
         let model = replace(model, held, |name, shape| {
             if failure.is_some() || !self.has(name) {
@@ -341,7 +355,7 @@ pub fn save_sharded(dir: &Path, config: &ModelConfig, model: &CausalLm, limit: u
     if total <= limit {
         return tensors::write(&dir.join(WEIGHTS), dtype, &entries);
     }
-    let mut shards: Vec<Vec<Entry>> = vec![Vec::new()];
+    let mut shards: Vec<Vec<TensorEntry>> = vec![Vec::new()];
     let mut held = 0;
     for entry in entries {
         let bytes = entry.bytes(dtype);
@@ -384,7 +398,11 @@ pub fn load_masters(dir: &Path, model: CausalLm) -> Result<CausalLm> {
     if !path.is_file() {
         return Ok(model);
     }
-    let weights = Weights::single(&path)?;
+    let weights = CheckpointWeights::single(&path)?;
     let found = weights.mismatches(&names(&model), |_| false);
-    if found.is_empty() { weights.fill(model, Format::As(FloatDType::F32)) } else { Err(weights.mismatch(&found)) }
+    if found.is_empty() {
+        weights.fill(model, WeightFormat::As(FloatDType::F32))
+    } else {
+        Err(weights.mismatch(&found))
+    }
 }

@@ -70,7 +70,10 @@ impl Rope {
                 .is_some_and(|table| !table.is_empty() && KINDS.iter().all(|kind| !table.contains_key(*kind)))
         };
         if let Some(flat) = config.rope_parameters.as_ref().filter(is_flat) {
-            return Err(vec![format!("rope_parameters = {flat} must be by kind of layer, {}", KINDS.join(" and "))]);
+            return Err(vec![format!(
+                "rope_parameters = {flat} must have one table per layer type: {}",
+                KINDS.join(" and ")
+            )]);
         }
         one.rope_parameters = Some(kind(KINDS[0])).filter(|table| !table.is_null());
         let full = Self::read(&one)?;
@@ -90,7 +93,7 @@ impl Rope {
     fn read(config: &ModelConfig) -> Result<Self, Vec<String>> {
         let (key, value) = match (&config.rope_parameters, &config.rope_scaling) {
             (Some(_), Some(_)) => {
-                return Err(vec!["both rope_parameters and rope_scaling are given; leave one of them".to_string()]);
+                return Err(vec!["both rope_parameters and rope_scaling are given; remove one".to_string()]);
             }
             (Some(value), None) => ("rope_parameters", value),
             (None, Some(value)) => ("rope_scaling", value),
@@ -105,45 +108,51 @@ impl Rope {
         if let Some(length) = config.rest.get(ORIGINAL).filter(|length| !length.is_null()) {
             table.insert(ORIGINAL.to_string(), length.clone());
         }
-        let mut settings = Settings { key, table: &table, problems: Vec::new() };
+        let mut reader = RopeTableReader { key, table: &table, problems: Vec::new() };
         if let Some((name, _)) = table.iter().find(|(_, value)| value.is_object()) {
-            settings.refuse(name, "is an object: rotary settings per kind of layer are not supported");
+            reader.refuse(name, "is an object: rotary settings per layer type are not supported for this model family");
         }
-        let partial = settings.number("partial_rotary_factor", config.rest.get("partial_rotary_factor"), Some(1.0));
+        let partial = reader.number("partial_rotary_factor", config.rest.get("partial_rotary_factor"), Some(1.0));
         let parts = config.family().is_some_and(|family| family.partial);
         if partial != 1.0 && !(parts && partial < 1.0) {
-            settings.refuse("partial_rotary_factor", "is not 1: rotating a part of a head is not supported");
+            reader.refuse(
+                "partial_rotary_factor",
+                "must be 1: partial rotary embeddings are not supported for this model family",
+            );
         }
         let base = config.rope_theta.or(config.family().map_or(Some(10_000.0), |family| family.theta));
-        let theta = settings.number("rope_theta", None, base);
-        if settings.problems.is_empty() && theta <= 1.0 {
-            settings.problems.push(format!("rope_theta = {theta} must be above 1"));
+        let theta = reader.number("rope_theta", None, base);
+        if reader.problems.is_empty() && theta <= 1.0 {
+            reader.problems.push(format!("rope_theta = {theta} must be above 1"));
         }
         // Sizes are checked elsewhere; do not compute with an invalid one.
         let dim = if config.num_attention_heads == 0 { 2 } else { config.head_dim() };
-        if !settings.problems.is_empty() {
-            return Err(settings.problems);
+        if !reader.problems.is_empty() {
+            return Err(reader.problems);
         }
         let rotated = (dim.min(1 << 16) as f64 * partial) as usize;
         if rotated == 0 || !rotated.is_multiple_of(2) {
-            settings.refuse("partial_rotary_factor", &format!("rotates {rotated} of {dim} numbers; they need pairs"));
+            reader.refuse(
+                "partial_rotary_factor",
+                &format!("rotates {rotated} of {dim} dimensions of a head; the number must be even and positive"),
+            );
         }
         let plain: Vec<f32> =
             (0..rotated / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / rotated as f32)).collect();
         let long = config.family().is_some_and(|family| family.long_rope);
-        let mut scaled = if long && settings.is_long() {
-            settings.long(plain, config.max_position_embeddings)
+        let mut scaled = if long && reader.is_long() {
+            reader.long(plain, config.max_position_embeddings)
         } else {
-            settings.scale(plain, theta, rotated, config.max_position_embeddings)
+            reader.scale(plain, theta, rotated, config.max_position_embeddings)
         };
         if let Some(product) = config.multipliers().attention {
             scaled.queries.constant = product * (dim as f64).sqrt();
         }
-        if config.scales_by_position() && settings.table.get(BETA).is_some_and(|beta| !beta.is_null()) {
-            let length = settings.number(ORIGINAL, None, None);
-            scaled.queries.by_position = Some((settings.number(BETA, None, None), length));
+        if config.scales_by_position() && reader.table.get(BETA).is_some_and(|beta| !beta.is_null()) {
+            let length = reader.number(ORIGINAL, None, None);
+            scaled.queries.by_position = Some((reader.number(BETA, None, None), length));
         }
-        if settings.problems.is_empty() { Ok(scaled) } else { Err(settings.problems) }
+        if reader.problems.is_empty() { Ok(scaled) } else { Err(reader.problems) }
     }
 
     /// Return whether heads of this width rotate as a whole, and equally for sequences of all lengths.
@@ -189,13 +198,13 @@ impl Rope {
 }
 
 /// The table being read, and the problems found so far.
-struct Settings<'a> {
+struct RopeTableReader<'a> {
     key: &'a str,
     table: &'a Map<String, Value>,
     problems: Vec<String>,
 }
 
-impl Settings<'_> {
+impl RopeTableReader<'_> {
     fn refuse(&mut self, name: &str, reason: &str) {
         let value = self.table.get(name).map_or("missing".to_string(), Value::to_string);
         self.problems.push(format!("{}.{name} = {value} {reason}", self.key));
@@ -264,8 +273,10 @@ impl Settings<'_> {
             Some("llama3") => (self.llama3(plain, max_positions), 1.0),
             Some("yarn") => self.yarn(plain, theta, dim, max_positions),
             _ => {
-                let problem =
-                    format!("{}.rope_type = {kind} is not supported (default, linear, llama3, yarn are)", self.key);
+                let problem = format!(
+                    "{}.rope_type = {kind} is not supported (supported: default, linear, llama3, yarn)",
+                    self.key
+                );
                 self.problems.push(problem);
                 (plain, 1.0)
             }
@@ -408,7 +419,7 @@ mod tests {
         let plain = read(json!({})).unwrap();
         let given = read(json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}})).unwrap();
         assert!(plain == given && plain[1] == read(json!({"rope_local_base_freq": 1e4})).unwrap()[1]);
-        assert!(read(json!({"rope_parameters": {"rope_theta": 1e6}})).unwrap_err()[0].contains("by kind of layer"));
+        assert!(read(json!({"rope_parameters": {"rope_theta": 1e6}})).unwrap_err()[0].contains("per layer type"));
         // OLMo 3 has one default base for both kinds; `rope_theta` applies to layers without a window only.
         let olmo = |theta: Value| read(json!({"model_type": "olmo3", "rope_theta": theta})).unwrap();
         let (own, other) = (olmo(Value::Null), olmo(json!(1e4)));
@@ -433,8 +444,8 @@ mod tests {
         for (edit, text) in [
             (json!({"long_factor": [1, 2]}), "long_factor must be a list of 4 positive numbers"),
             (json!({"short_factor": [1, 1, 1, 0]}), "short_factor must be"),
-            (json!({"partial_rotary_factor": 0.2}), "rotates 3 of 16 numbers"),
-            (json!({"partial_rotary_factor": 1.5}), "rotating a part of a head is not supported"),
+            (json!({"partial_rotary_factor": 0.2}), "rotates 3 of 16 dimensions"),
+            (json!({"partial_rotary_factor": 1.5}), "partial rotary embeddings are not supported"),
         ] {
             let found = read(edit).unwrap_err();
             assert!(found.iter().any(|problem| problem.contains(text)), "{text}: {found:?}");
@@ -451,9 +462,9 @@ mod tests {
             );
         }
         let found = read(json!({"full_attention": {"rope_type": "default"}})).unwrap_err();
-        assert!(found[0].contains("per kind of layer"), "{found:?}");
+        assert!(found[0].contains("per layer type"), "{found:?}");
         let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
         (config.rope_scaling, config.rope_parameters) = (Some(json!({})), Some(json!({})));
-        assert!(Rope::read(&config).unwrap_err()[0].contains("leave one"));
+        assert!(Rope::read(&config).unwrap_err()[0].contains("remove one"));
     }
 }

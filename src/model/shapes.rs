@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 
 /// Number of tokens, number of sequences, tokens of the longest sequence.
-type Shape = [usize; 3];
+type PassShape = [usize; 3];
 
-static SEEN: Mutex<Option<HashSet<Shape>>> = Mutex::new(None);
+static SEEN: Mutex<Option<HashSet<PassShape>>> = Mutex::new(None);
 
 pub(super) fn note(lengths: &[usize]) {
     let shape = [lengths.iter().sum(), lengths.len(), lengths.iter().copied().max().unwrap_or(0)];

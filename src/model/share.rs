@@ -3,18 +3,18 @@
 use burn::tensor::{Device, FloatDType, TensorData};
 use sha2::{Digest, Sha256};
 
-use super::params::{ADAPTER, Format, entries, replace};
-use super::tensors::Entry;
+use super::params::{ADAPTER, WeightFormat, entries, replace};
+use super::tensors::TensorEntry;
 use super::{CausalLm, LoraConfig, ModelConfig, Precision, lora};
 
 /// Iterate over the base weights, then the adapter weights; each tensor's values are fetched on demand.
-pub(crate) fn weights(model: &CausalLm) -> impl Iterator<Item = Entry> {
+pub(crate) fn weights(model: &CausalLm) -> impl Iterator<Item = TensorEntry> {
     let adapters = entries(model).into_iter().filter(|entry| entry.name.starts_with(ADAPTER));
     entries(&lora::detach(model)).into_iter().chain(adapters)
 }
 
 /// Return the values of a tensor of [`weights`].
-pub(crate) fn values(entry: &Entry) -> Vec<f32> {
+pub(crate) fn values(entry: &TensorEntry) -> Vec<f32> {
     (entry.values)().try_into_vec().unwrap_or_else(|error| panic!("not f32: {error:?}"))
 }
 
@@ -31,13 +31,17 @@ pub(crate) fn rebuild(
         fetch(&mut values);
         Some(TensorData::new(values, shape.to_vec()))
     };
-    let held = if lora.is_some() { Format::below_adapters(precision, device) } else { Format::on(precision, device) };
+    let held = if lora.is_some() {
+        WeightFormat::below_adapters(precision, device)
+    } else {
+        WeightFormat::on(precision, device)
+    };
     let model = replace(CausalLm::new(config, precision, device), held, |_, shape| values(shape));
     let Some(lora) = lora else { return model };
     let adapter = |name: &str| name.starts_with(ADAPTER);
     replace(
         lora.attach(model, 0),
-        Format::As(FloatDType::F32),
+        WeightFormat::As(FloatDType::F32),
         |name, shape| if adapter(name) { values(shape) } else { None },
     )
 }

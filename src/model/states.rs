@@ -4,7 +4,7 @@
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::ModelConfig;
-use crate::ops::delta::{DeltaHeads, DeltaInputs, Move, causal_conv, delta_rule_cached, put_rows, states_of};
+use crate::ops::delta::{DeltaHeads, DeltaInputs, StateMove, causal_conv, delta_rule_cached, put_rows, states_of};
 use crate::ops::{self, take_rows};
 
 /// State tables of a layer.
@@ -30,7 +30,13 @@ impl States {
     }
 
     /// Apply [`causal_conv`] to the announced tokens, after the earlier tokens of their sequences.
-    pub(super) fn convolve(&mut self, x: Tensor<2>, weight: Tensor<2>, lengths: &[usize], moves: &[Move]) -> Tensor<2> {
+    pub(super) fn convolve(
+        &mut self,
+        x: Tensor<2>,
+        weight: Tensor<2>,
+        lengths: &[usize],
+        moves: &[StateMove],
+    ) -> Tensor<2> {
         let ([_, width], [_, taps], device) = (x.dims(), weight.dims(), x.device());
         let (count, kept) = (moves.len(), (taps - 1) * width);
         let Some(before) = states_of(&self.inputs, moves) else {
@@ -51,7 +57,7 @@ impl States {
         &mut self,
         inputs: DeltaInputs,
         lengths: &[usize],
-        moves: &[Move],
+        moves: &[StateMove],
         heads: DeltaHeads,
     ) -> Tensor<2> {
         let mut out = None;

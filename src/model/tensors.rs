@@ -85,7 +85,7 @@ impl TensorFile {
         let mut file = File::open(path).map_err(Error::io(path))?;
         let size = file.metadata().map_err(Error::io(path))?.len();
         let broken = |what: String| {
-            Error::file(path, format!("not a whole safetensors file ({what}); copy or download it again"))
+            Error::file(path, format!("incomplete or damaged safetensors file ({what}); copy or download it again"))
         };
         if size < 8 {
             return Err(broken(format!("{size} bytes")));
@@ -94,7 +94,7 @@ impl TensorFile {
         file.read_exact(&mut length).map_err(Error::io(path))?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER || length > size - 8 {
-            return Err(broken(format!("a header of {length} bytes in a file of {size}")));
+            return Err(broken(format!("header of {length} bytes in a file of {size} bytes")));
         }
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header).map_err(Error::io(path))?;
@@ -102,7 +102,7 @@ impl TensorFile {
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| broken(error.to_string()))?;
         let (start, data) = (8 + length, metadata.data_len() as u64);
         if start + data != size {
-            return Err(broken(format!("the header promises {data} bytes of data, {} are there", size - start)));
+            return Err(broken(format!("the header declares {data} bytes of data, but the file has {}", size - start)));
         }
         let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
         Ok(Self { path: path.to_path_buf(), file, start, tensors })
@@ -124,7 +124,7 @@ impl TensorFile {
     /// # Errors
     /// When there is no tensor of that name in a supported format, or the file cannot be read.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let unusable = || Error::file(&self.path, format!("no tensor {name} of type F32, BF16 or F16"));
+        let unusable = || Error::file(&self.path, format!("has no tensor {name} of type F32, BF16 or F16"));
         let info = self.tensors.get(name).ok_or_else(unusable)?;
         let dtype = Dtype::of(info.dtype).ok_or_else(unusable)?;
         let (from, to) = info.data_offsets;
@@ -137,7 +137,7 @@ impl TensorFile {
 }
 
 /// A tensor to write; its values are fetched when it is written.
-pub(crate) struct Entry {
+pub(crate) struct TensorEntry {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     /// Whether it is written in f32, whatever the format of the others.
@@ -145,7 +145,7 @@ pub(crate) struct Entry {
     pub(crate) values: Box<dyn Fn() -> TensorData>,
 }
 
-impl Entry {
+impl TensorEntry {
     /// Return its size in bytes when written in the given format.
     pub(crate) fn bytes(&self, dtype: Dtype) -> usize {
         self.shape.iter().product::<usize>() * self.stored(dtype).bytes()
@@ -161,9 +161,9 @@ impl Entry {
 ///
 /// # Errors
 /// When the file cannot be written (a full disk, for instance).
-pub(crate) fn write(path: &Path, dtype: Dtype, entries: &[Entry]) -> Result<()> {
+pub(crate) fn write(path: &Path, dtype: Dtype, entries: &[TensorEntry]) -> Result<()> {
     let mut offset = 0;
-    let describe = |entry: &Entry| {
+    let describe = |entry: &TensorEntry| {
         let data_offsets = (offset, offset + entry.bytes(dtype));
         offset = data_offsets.1;
         let stored = Dtype::NAMES[entry.stored(dtype) as usize].2;
@@ -195,10 +195,10 @@ pub(crate) fn write(path: &Path, dtype: Dtype, entries: &[Entry]) -> Result<()> 
 mod tests {
     use super::*;
 
-    fn entry(name: &str, values: Vec<f32>) -> Entry {
+    fn entry(name: &str, values: Vec<f32>) -> TensorEntry {
         let data = TensorData::from(values.as_slice());
         let shape = vec![values.len()];
-        Entry { name: name.to_string(), shape, exact: false, values: Box::new(move || data.clone()) }
+        TensorEntry { name: name.to_string(), shape, exact: false, values: Box::new(move || data.clone()) }
     }
 
     #[test]
@@ -222,13 +222,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let header = r#"{"x": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4000000000000]}}"#;
-        for (length, needle) in [(header.len() as u64, "promises 4000000000000 bytes"), (u64::MAX, "a header of")] {
+        for (length, needle) in [(header.len() as u64, "declares 4000000000000 bytes"), (u64::MAX, "header of")] {
             std::fs::write(&path, [&length.to_le_bytes(), header.as_bytes(), &[0; 8]].concat()).unwrap();
             let error = TensorFile::open(&path).unwrap_err().to_string();
             assert!(error.contains(needle), "{error}");
         }
         let overflow = r#"{"x": {"dtype": "F32", "shape": [9223372036854775807, 4], "data_offsets": [0, 8]}}"#;
         std::fs::write(&path, [&(overflow.len() as u64).to_le_bytes(), overflow.as_bytes(), &[0; 8]].concat()).unwrap();
-        assert!(TensorFile::open(&path).unwrap_err().to_string().contains("not a whole safetensors file"));
+        assert!(TensorFile::open(&path).unwrap_err().to_string().contains("incomplete or damaged safetensors file"));
     }
 }

@@ -70,28 +70,35 @@ impl ModelConfig {
             if list.is_none_or(|list| list.len() < self.num_hidden_layers) {
                 problems.push(format!("layer_types = {types} must have \"{FULL}\" or \"{SLIDING}\" for each layer"));
             } else if listed && !by_layer {
-                problems.push(format!("layer_types has \"{SLIDING}\", which {} does not have by layer", family.name));
+                problems.push(format!(
+                    "layer_types has \"{SLIDING}\", but {} does not support windows per layer",
+                    family.name
+                ));
             }
         }
         let (asked, window) = (self.use_sliding_window, self.rest.get("sliding_window").unwrap_or(&Value::Null));
         if matches!(family.windows, Windows::AllBut(..)) && self.width().is_none() && window.is_null() {
-            problems.push("sliding_window = null: these layers need a window".to_string());
+            problems.push(
+                "sliding_window = null must be a window size in tokens: this model family has sliding-window layers"
+                    .to_string(),
+            );
         } else if listed
             && by_layer
             && matches!(family.windows, Windows::IfEnabled(_))
             && (!asked || self.width().is_none())
         {
             problems.push(format!(
-                "layer_types has \"{SLIDING}\", but use_sliding_window = {asked} and sliding_window = {window}: name a window"
+                "layer_types has \"{SLIDING}\", but use_sliding_window = {asked} and sliding_window = {window}: set \
+                    use_sliding_window = true and a window size in tokens"
             ));
         }
         for (key, least) in [("max_window_layers", 0), ("sliding_window_pattern", 1)] {
             if let Some(value) = given(key).filter(|value| value.as_u64().is_none_or(|number| number < least)) {
-                problems.push(format!("{key} = {value} must be a whole number of at least {least}"));
+                problems.push(format!("{key} = {value} must be an integer of at least {least}"));
             }
         }
         if !window.is_null() && family.windows != Windows::None && window.as_u64().is_none_or(|window| window == 0) {
-            problems.push(format!("sliding_window = {window} must be a positive whole number, or null for none"));
+            problems.push(format!("sliding_window = {window} must be a positive integer, or null for none"));
         }
         problems
     }

@@ -153,7 +153,7 @@ mod tests {
             all.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
             read(all).mistakes()
         };
-        for (name, missing) in [("gemma2", "soft caps"), ("gpt_oss", "mixtures"), ("nemotron_h", "Mamba")] {
+        for (name, missing) in [("gemma2", "soft-capping"), ("gpt_oss", "mixtures"), ("nemotron_h", "Mamba")] {
             let found = mistakes(json!({"model_type": name}));
             assert!(
                 found[0].contains(name) && found[0].contains("; missing: ") && found[0].contains(missing),
@@ -161,11 +161,11 @@ mod tests {
             );
         }
         let found = mistakes(json!({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}));
-        assert_eq!(found, ["final_logit_softcapping = 30.0: soft caps of logits are not supported"]);
+        assert_eq!(found, ["final_logit_softcapping = 30.0: logit soft-capping is not supported"]);
         let found = mistakes(json!({"model_type": "gemma3_text", "use_bidirectional_attention": true}));
-        assert_eq!(found, ["use_bidirectional_attention = true: attention to later tokens is not supported"]);
+        assert_eq!(found, ["use_bidirectional_attention = true: bidirectional attention is not supported"]);
         let found = mistakes(json!({"model_type": "gemma3_text", "hidden_activation": "silu"}));
-        assert_eq!(found, ["hidden_act = \"silu\" is not supported (gelu_pytorch_tanh is)"]);
+        assert_eq!(found, ["hidden_act = \"silu\" is not supported (supported: gelu_pytorch_tanh)"]);
         let found = mistakes(json!({"model_type": "gemma3_text", "query_pre_attn_scalar": 0}));
         assert_eq!(found, ["query_pre_attn_scalar = 0 must be a positive number"]);
         // transformers has its own class for Phi 3 and does not run the code its files name.

@@ -89,7 +89,7 @@ impl Advantage {
             {
                 Some(
                     "scale_rewards must be \"group\" where multi_objective_aggregation = \"normalize_then_sum\", which \
-                     normalises each reward in its group and the sum over the step"
+                        normalises each reward within its group and the sum over the step"
                         .to_string(),
                 )
             }
@@ -133,7 +133,7 @@ impl DifficultyWeighting {
 
 /// Rewards, lengths and correctness of the completions of one problem.
 #[derive(Debug, Clone, Default)]
-pub struct Group {
+pub struct ScoredGroup {
     /// `rewards[k][i]` is reward `k` of completion `i`; `None` if it cannot be scored.
     pub rewards: Vec<Vec<Option<Parts>>>,
     /// Number of tokens of each completion.
@@ -155,7 +155,7 @@ const EPSILON: f64 = 1e-4;
 pub fn advantages(
     kind: Advantage,
     difficulty: Option<&DifficultyWeighting>,
-    groups: &[Group],
+    groups: &[ScoredGroup],
     weights: &[f32],
 ) -> Vec<Vec<Parts>> {
     assert!(groups.iter().all(|group| group.rewards.len() == weights.len()), "a weight for each reward");
@@ -187,7 +187,7 @@ pub fn advantages(
             whitened.map_scored(|(g, i), value| {
                 // The tolerance allows for rounding in sums of weighted rewards.
                 let right = sums.0[g][i].is_some_and(|reward| reward.total() >= 1.0 - 1e-5);
-                value.plus(Pair([if right { f64::from(correct_advantage_boost) } else { 0.0 }, 0.0]))
+                value.plus(PartPair([if right { f64::from(correct_advantage_boost) } else { 0.0 }, 0.0]))
             })
         }
     }
@@ -206,9 +206,9 @@ pub fn advantages(
 
 /// [`Parts`] in double precision, as `[task, length]`.
 #[derive(Debug, Clone, Copy, Default)]
-struct Pair([f64; 2]);
+struct PartPair([f64; 2]);
 
-impl Pair {
+impl PartPair {
     fn total(self) -> f64 {
         self.0[0] + self.0[1]
     }
@@ -226,38 +226,38 @@ impl Pair {
     }
 }
 
-impl From<Parts> for Pair {
+impl From<Parts> for PartPair {
     fn from(parts: Parts) -> Self {
         Self([f64::from(parts.task), f64::from(parts.length)])
     }
 }
 
 /// Values of all completions, group by group; `None` for completions without a reward.
-struct Values(Vec<Vec<Option<Pair>>>);
+struct GroupValues(Vec<Vec<Option<PartPair>>>);
 
-impl Values {
-    fn map_scored(&self, f: impl Fn((usize, usize), Pair) -> Pair) -> Self {
-        let group = |(g, group): (usize, &Vec<Option<Pair>>)| {
+impl GroupValues {
+    fn map_scored(&self, f: impl Fn((usize, usize), PartPair) -> PartPair) -> Self {
+        let group = |(g, group): (usize, &Vec<Option<PartPair>>)| {
             group.iter().enumerate().map(|(i, value)| value.map(|value| f((g, i), value))).collect()
         };
         Self(self.0.iter().enumerate().map(group).collect())
     }
 
     /// Subtract the mean and divide by the divisor that `f` returns for the values of a group.
-    fn map_groups(&self, f: impl Fn(&[Option<Pair>]) -> (Pair, f64)) -> Self {
-        let group = |group: &Vec<Option<Pair>>| {
+    fn map_groups(&self, f: impl Fn(&[Option<PartPair>]) -> (PartPair, f64)) -> Self {
+        let group = |group: &Vec<Option<PartPair>>| {
             let (mean, divisor) = f(group);
             group.iter().map(|value| value.map(|value| value.standardise(mean, divisor))).collect()
         };
         Self(self.0.iter().map(group).collect())
     }
 
-    fn moments(&self) -> (Pair, f64) {
+    fn moments(&self) -> (PartPair, f64) {
         moments(&self.0.concat())
     }
 
     fn finish(self) -> Vec<Vec<Parts>> {
-        let parts = |value: Option<Pair>| {
+        let parts = |value: Option<PartPair>| {
             let [task, length] = value.unwrap_or_default().0;
             Parts { task: task as f32, length: length as f32 }
         };
@@ -267,51 +267,53 @@ impl Values {
 
 /// Return the weighted sum of each completion's rewards; `prepare` first transforms each reward over its group.
 fn weighted_sums(
-    groups: &[Group],
+    groups: &[ScoredGroup],
     weights: &[f32],
-    prepare: impl Fn(Vec<Option<Pair>>) -> Vec<Option<Pair>>,
-) -> Values {
-    let of_group = |group: &Group| {
+    prepare: impl Fn(Vec<Option<PartPair>>) -> Vec<Option<PartPair>>,
+) -> GroupValues {
+    let of_group = |group: &ScoredGroup| {
         let rewards = group.rewards.iter().zip(weights).map(|(rewards, &weight)| {
-            let rewards = prepare(rewards.iter().map(|reward| reward.map(Pair::from)).collect());
+            let rewards = prepare(rewards.iter().map(|reward| reward.map(PartPair::from)).collect());
             rewards.into_iter().map(move |reward| reward.map(|reward| reward.scale(f64::from(weight))))
         });
         let mut sums = vec![None; group.lengths.len()];
         for reward in rewards {
             for (sum, reward) in sums.iter_mut().zip(reward) {
-                *sum = sum.map_or(reward, |sum: Pair| Some(sum.plus(reward.unwrap_or_default())));
+                *sum = sum.map_or(reward, |sum: PartPair| Some(sum.plus(reward.unwrap_or_default())));
             }
         }
         sums
     };
-    Values(groups.iter().map(of_group).collect())
+    GroupValues(groups.iter().map(of_group).collect())
 }
 
-fn normalised(values: Vec<Option<Pair>>) -> Vec<Option<Pair>> {
+fn normalised(values: Vec<Option<PartPair>>) -> Vec<Option<PartPair>> {
     let (mean, deviation) = moments(&values);
     values.into_iter().map(|value| value.map(|value| value.standardise(mean, deviation + EPSILON))).collect()
 }
 
 /// Return the mean of each part and the standard deviation of the totals, ignoring `None`.
-fn moments(values: &[Option<Pair>]) -> (Pair, f64) {
+fn moments(values: &[Option<PartPair>]) -> (PartPair, f64) {
     weighted_moments(values.iter().flatten().map(|&value| (value, 1.0)))
 }
 
 /// Weighted version of [`moments`]. The deviation is `sqrt(Σ w (x − mean)² / (Σ w − 1))`, or 0 if `Σ w` is at most 1.
-fn weighted_moments(values: impl Iterator<Item = (Pair, f64)> + Clone) -> (Pair, f64) {
+fn weighted_moments(values: impl Iterator<Item = (PartPair, f64)> + Clone) -> (PartPair, f64) {
     // Relative to the first value, so that the mean of equal values is exact and their advantage is exactly 0.
-    let Some((first, _)) = values.clone().next() else { return (Pair::default(), 0.0) };
+    let Some((first, _)) = values.clone().next() else { return (PartPair::default(), 0.0) };
     let total: f64 = values.clone().map(|(_, weight)| weight).sum();
-    let offset = |value: Pair| value.plus(first.scale(-1.0));
-    let shift =
-        values.clone().map(|(value, weight)| offset(value).scale(weight / total)).fold(Pair::default(), Pair::plus);
+    let offset = |value: PartPair| value.plus(first.scale(-1.0));
+    let shift = values
+        .clone()
+        .map(|(value, weight)| offset(value).scale(weight / total))
+        .fold(PartPair::default(), PartPair::plus);
     let squares: f64 =
         values.map(|(value, weight)| weight * offset(value).standardise(shift, 1.0).total().powi(2)).sum();
     (first.plus(shift), if total > 1.0 { (squares / (total - 1.0)).sqrt() } else { 0.0 })
 }
 
-fn leave_one_out(sums: &Values) -> Values {
-    Values(
+fn leave_one_out(sums: &GroupValues) -> GroupValues {
+    GroupValues(
         (sums.0.iter())
             .map(|group| {
                 let (mean, _) = moments(group);
@@ -325,9 +327,9 @@ fn leave_one_out(sums: &Values) -> Values {
 }
 
 /// Whiten over the tokens of the step: the weight of a completion is its number of tokens.
-fn whiten_tokens(values: &Values, groups: &[Group]) -> Values {
+fn whiten_tokens(values: &GroupValues, groups: &[ScoredGroup]) -> GroupValues {
     let lengths = groups.iter().flat_map(|group| &group.lengths);
-    let weighted: Vec<(Pair, f64)> = (values.0.iter().flatten().zip(lengths))
+    let weighted: Vec<(PartPair, f64)> = (values.0.iter().flatten().zip(lengths))
         .filter_map(|(value, &length)| Some(((*value)?, length as f64)))
         .collect();
     let (mean, deviation) = weighted_moments(weighted.iter().copied());
@@ -352,16 +354,16 @@ mod tests {
     }
 
     /// Return a group with task rewards only; a completion is correct if its first reward is at least 1.
-    fn group(rewards: &[&[Option<f32>]]) -> Group {
+    fn group(rewards: &[&[Option<f32>]]) -> ScoredGroup {
         let task = |rewards: &&[Option<f32>]| rewards.iter().map(|reward| reward.map(Parts::task)).collect();
-        Group {
+        ScoredGroup {
             rewards: rewards.iter().map(task).collect(),
             lengths: (1..=rewards[0].len()).collect(),
             correct: rewards[0].iter().map(|reward| reward.map(|reward| reward >= 1.0)).collect(),
         }
     }
 
-    fn totals(kind: Advantage, groups: &[Group], weights: &[f32]) -> Vec<f32> {
+    fn totals(kind: Advantage, groups: &[ScoredGroup], weights: &[f32]) -> Vec<f32> {
         advantages(kind, None, groups, weights).concat().into_iter().map(Parts::total).collect()
     }
 
@@ -444,8 +446,8 @@ mod tests {
             let noise = |salt: usize| ((g * 31 + k * 17 + i * 7 + salt * 13) % 23) as f32 / 23.0 - 0.4;
             (!(g + 2 * k + i).is_multiple_of(7)).then(|| Parts { task: noise(1), length: noise(2) })
         };
-        let split: Vec<Group> = (0..3)
-            .map(|g| Group {
+        let split: Vec<ScoredGroup> = (0..3)
+            .map(|g| ScoredGroup {
                 rewards: (0..2).map(|k| (0..5).map(|i| parts(g, k, i)).collect()).collect(),
                 lengths: (0..5).map(|i| 3 + (g * 5 + i * 11) % 17).collect(),
                 correct: (0..5).map(|i| Some((g + i) % 2 == 0)).collect(),

@@ -150,14 +150,14 @@ impl Correction {
         let mut mistakes = Vec::new();
         if self.old_log_probs == OldLogProbs::Engine && self.mode != Mode::None {
             mistakes.push(
-                "old_log_probs = \"engine\" has the factor in the ratio already: set mode = \"none\" with it"
+                "old_log_probs = \"engine\" already includes the correction in the ratio: set mode = \"none\""
                     .to_string(),
             );
         }
         let given = [("max", self.max), ("min", self.min)];
         for (key, value) in given.into_iter().filter_map(|(key, value)| value.map(|value| (key, value))) {
             if self.mode == Mode::None {
-                mistakes.push(format!("{key} = {value} does nothing with mode = \"none\": remove it"));
+                mistakes.push(format!("{key} = {value} has no effect with mode = \"none\": remove it"));
             } else if !(value > 0.0 && value.is_finite()) {
                 mistakes.push(format!("{key} = {value} must be positive"));
             }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use advantage::{Advantage, DifficultyWeighting, advantages};
 pub use correction::Correction;
 pub use loss::{KlEstimator, Objective, Ratio, Statistics, Surrogate, TokenTerm, Upstream};
-pub use terms::{Drawn, TokenRules};
+pub use terms::{TokenRuleInput, TokenRules};
 
 pub use crate::reward::Parts;
 

@@ -53,14 +53,12 @@ impl StepSelection {
     /// Return a setting that cannot work, as `key = value` and the reason.
     pub fn mistake(&self) -> Option<String> {
         let share = |key: &str, value: f64| {
-            (!(0.0..=1.0).contains(&value)).then(|| format!("{key} = {value} must be within 0 and 1"))
+            (!(0.0..=1.0).contains(&value)).then(|| format!("{key} = {value} must be between 0 and 1"))
         };
         let nothing = (self.right == 0.0 && self.wrong == 0.0)
-            .then(|| "right = 0 and wrong = 0 do nothing: remove step_selection".to_string());
-        let separator = self
-            .separator
-            .is_empty()
-            .then(|| "separator is empty: name the text that stands between steps".to_string());
+            .then(|| "right = 0 and wrong = 0 have no effect: remove step_selection".to_string());
+        let separator =
+            self.separator.is_empty().then(|| "separator is empty: give the text that separates steps".to_string());
         share("right", self.right).or(share("wrong", self.wrong)).or(nothing).or(separator)
     }
 }
@@ -98,7 +96,7 @@ mod tests {
         for (selection, expected) in [
             (StepSelection { right: 1.5, ..usual() }, "right = 1.5"),
             (StepSelection { wrong: f64::NAN, ..usual() }, "wrong = NaN"),
-            (StepSelection { right: 0.0, wrong: 0.0, ..usual() }, "do nothing"),
+            (StepSelection { right: 0.0, wrong: 0.0, ..usual() }, "have no effect"),
             (StepSelection { separator: String::new(), ..usual() }, "separator is empty"),
         ] {
             assert!(selection.mistake().unwrap().contains(expected), "{expected}");

@@ -14,7 +14,7 @@ use crate::noise::Stream;
 
 /// Input of the token rules for one completion.
 #[derive(Debug, Clone, Copy)]
-pub struct Drawn<'a> {
+pub struct TokenRuleInput<'a> {
     /// The sampler's log-probability of each token at the sampling temperature, in nats.
     pub log_probs: &'a [f32],
     /// Entropy at the sampling temperature before each token, in nats.
@@ -33,7 +33,7 @@ pub struct Drawn<'a> {
 /// penalise their distance from the old policy (arXiv 2505.22617); `c = (A − mean A)(log π − mean log π)`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Covariance {
+pub enum CovarianceRule {
     /// Clip-Cov: excludes `clip_cov_ratio · N` tokens from the surrogate, drawn at random among those with `clip_cov_lb
     /// < c < clip_cov_ub`.
     ClipCov {
@@ -110,7 +110,7 @@ pub struct TokenRules {
     /// Share of tokens, highest entropy first, that the surrogate and the entropy bonus act on (arXiv 2506.01939).
     pub top_entropy_quantile: f64,
     /// Rule for the tokens with a large covariance.
-    pub covariance: Option<Covariance>,
+    pub covariance: Option<CovarianceRule>,
     /// Entropy-based addition to the advantage.
     pub entropy_advantage: Option<EntropyAdvantage>,
     /// Factor of the mean entropy of the tokens kept by `top_entropy_quantile`.
@@ -148,8 +148,8 @@ pub struct TermCounts {
 impl TokenRules {
     /// Return the terms of every token of a mini-batch, completion by completion. `old_log_prob` and
     /// `reference_log_prob` stay 0; the caller sets them.
-    pub fn terms(&self, step: &[Drawn], random: &mut Stream) -> (Vec<Vec<TokenTerm>>, TermCounts) {
-        let term = |drawn: &Drawn, entropy: f32| TokenTerm {
+    pub fn terms(&self, step: &[TokenRuleInput], random: &mut Stream) -> (Vec<Vec<TokenTerm>>, TermCounts) {
+        let term = |drawn: &TokenRuleInput, entropy: f32| TokenTerm {
             advantage: drawn.advantage + self.bonus(drawn, entropy),
             weight: drawn.weight,
             kl: self.beta * drawn.weight,
@@ -174,8 +174,8 @@ impl TokenRules {
             for (i, t) in chosen {
                 let term = &mut terms[i][t];
                 match covariance {
-                    Covariance::ClipCov { .. } => term.weight = 0.0,
-                    Covariance::KlCov { ppo_kl_coef, .. } => term.covariance_kl = ppo_kl_coef * term.weight,
+                    CovarianceRule::ClipCov { .. } => term.weight = 0.0,
+                    CovarianceRule::KlCov { ppo_kl_coef, .. } => term.covariance_kl = ppo_kl_coef * term.weight,
                 }
             }
         }
@@ -198,14 +198,14 @@ impl TokenRules {
         (terms, counts)
     }
 
-    fn bonus(&self, drawn: &Drawn, entropy: f32) -> f32 {
+    fn bonus(&self, drawn: &TokenRuleInput, entropy: f32) -> f32 {
         let Some(rule) = self.entropy_advantage.filter(|rule| drawn.hard || !rule.hard_only) else { return 0.0 };
         (rule.alpha * entropy).min(drawn.advantage.abs() / rule.kappa)
     }
 }
 
-impl Covariance {
-    fn choose(self, step: &[Drawn], tokens: &[(usize, usize)], random: &mut Stream) -> Vec<(usize, usize)> {
+impl CovarianceRule {
+    fn choose(self, step: &[TokenRuleInput], tokens: &[(usize, usize)], random: &mut Stream) -> Vec<(usize, usize)> {
         let count = tokens.len().max(1) as f64;
         let advantage = |&(i, _): &(usize, usize)| f64::from(step[i].advantage);
         let log_prob = |&(i, t): &(usize, usize)| f64::from(step[i].log_probs[t]);
@@ -261,17 +261,17 @@ fn quantile(mut values: Vec<f32>, q: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn drawn<'a>(log_probs: &'a [f32], entropies: &'a [f32], advantage: f32) -> Drawn<'a> {
-        Drawn { log_probs, entropies, advantage, silent: &[], weight: 0.25, hard: false }
+    fn drawn<'a>(log_probs: &'a [f32], entropies: &'a [f32], advantage: f32) -> TokenRuleInput<'a> {
+        TokenRuleInput { log_probs, entropies, advantage, silent: &[], weight: 0.25, hard: false }
     }
 
-    fn terms(rules: TokenRules, step: &[Drawn]) -> (Vec<Vec<TokenTerm>>, TermCounts) {
+    fn terms(rules: TokenRules, step: &[TokenRuleInput]) -> (Vec<Vec<TokenTerm>>, TermCounts) {
         rules.terms(step, &mut Stream::new(&[1]))
     }
 
     #[test]
     fn a_completion_that_is_left_out_has_no_terms_and_does_not_count() {
-        let out = Drawn { weight: 0.0, ..drawn(&[-1.0, -2.0], &[9.0, 9.0], 1.0) };
+        let out = TokenRuleInput { weight: 0.0, ..drawn(&[-1.0, -2.0], &[9.0, 9.0], 1.0) };
         let rules = TokenRules { beta: 0.1, entropy_coef: 0.3, top_entropy_quantile: 0.5, ..TokenRules::default() };
         let (terms, counts) = terms(rules, &[out, drawn(&[-1.0, -2.0], &[0.1, 0.5], 1.0)]);
         assert!(terms[0].iter().all(|term| !term.learns()), "{:?}", terms[0]);
@@ -287,7 +287,7 @@ mod tests {
         let rule = EntropyAdvantage { alpha: 0.4, kappa: 2.0, hard_only: false };
         let rules = TokenRules { beta: 0.1, entropy_advantage: Some(rule), ..TokenRules::default() };
         let silent = [Range { start: 1, end: 3 }];
-        let (found, counts) = terms(rules, &[Drawn { silent: &silent, ..drawn(&[-1.0; 4], &[0.5; 4], 1.0) }]);
+        let (found, counts) = terms(rules, &[TokenRuleInput { silent: &silent, ..drawn(&[-1.0; 4], &[0.5; 4], 1.0) }]);
         assert_eq!(found[0].iter().map(|term| term.advantage).collect::<Vec<_>>(), [1.2, 0.0, 0.0, 1.2]);
         assert!(counts.tokens == 4 && found[0].iter().all(|term| term.weight == 0.25 && term.kl > 0.0));
     }
@@ -310,11 +310,11 @@ mod tests {
         let (a, b) = ([-1.0f32, -3.0], [-0.5f32, -3.5]);
         let step = [drawn(&a, &[0.1; 2], 1.0), drawn(&b, &[0.1; 2], -1.0)];
         // c: 1, −1, −1.5, 1.5.
-        let hold = Covariance::KlCov { kl_cov_ratio: 0.5, ppo_kl_coef: 2.0 };
+        let hold = CovarianceRule::KlCov { kl_cov_ratio: 0.5, ppo_kl_coef: 2.0 };
         let (found, counts) = terms(TokenRules { covariance: Some(hold), ..TokenRules::default() }, &step);
         assert_eq!(counts.covariance, 2);
         assert_eq!(found.concat().iter().map(|t| t.covariance_kl).collect::<Vec<_>>(), [0.5, 0.0, 0.0, 0.5]);
-        let clip = Covariance::ClipCov { clip_cov_ratio: 1.0, clip_cov_lb: 1.2, clip_cov_ub: 5.0 };
+        let clip = CovarianceRule::ClipCov { clip_cov_ratio: 1.0, clip_cov_lb: 1.2, clip_cov_ub: 5.0 };
         let (found, counts) = terms(TokenRules { covariance: Some(clip), ..TokenRules::default() }, &step);
         assert_eq!(counts.covariance, 1);
         assert_eq!(found.concat().iter().map(|t| t.weight).collect::<Vec<_>>(), [0.25, 0.25, 0.25, 0.0]);

@@ -66,7 +66,7 @@ impl DeltaInputs {
 
 /// State-table rows of a sequence: of its initial state (`None` for zeros), and of its final state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Move {
+pub(crate) struct StateMove {
     pub from: Option<usize>,
     pub to: usize,
 }
@@ -91,7 +91,7 @@ pub(crate) fn delta_rule_cached(
     inputs: DeltaInputs,
     table: Tensor<2>,
     lengths: &[usize],
-    moves: &[Move],
+    moves: &[StateMove],
     heads: DeltaHeads,
 ) -> (Tensor<2>, Tensor<2>) {
     assert_eq!(lengths.len(), moves.len(), "sequences and their states");
@@ -109,14 +109,14 @@ pub(crate) fn delta_rule_cached(
 ///
 /// # Panics
 /// If only some of them start from zeros.
-pub(crate) fn states_of(table: &Tensor<2>, moves: &[Move]) -> Option<Tensor<2>> {
+pub(crate) fn states_of(table: &Tensor<2>, moves: &[StateMove]) -> Option<Tensor<2>> {
     let from: Vec<i64> = moves.iter().filter_map(|step| Some(step.from? as i64)).collect();
     assert!(from.is_empty() || from.len() == moves.len(), "all sequences of a pass begin, or none does");
     (!from.is_empty()).then(|| table.clone().select(0, index(&from, &table.device())))
 }
 
 /// Return `table` with each sequence's row of `rows` written to its `to`.
-pub(crate) fn put_rows(table: Tensor<2>, moves: &[Move], rows: Tensor<2>, device: &Device) -> Tensor<2> {
+pub(crate) fn put_rows(table: Tensor<2>, moves: &[StateMove], rows: Tensor<2>, device: &Device) -> Tensor<2> {
     let to: Vec<i64> = moves.iter().map(|step| step.to as i64).collect();
     table.select_assign(0, index(&to, device), rows, IndexingUpdateOp::Assign)
 }

@@ -77,7 +77,7 @@ pub(crate) fn is_gpu(device: &Device) -> bool {
 /// Statistics of one next-token distribution and target token per row; logarithms and entropies are in nats. Gradients
 /// flow only through `log_prob` and `entropy_sampling`.
 #[derive(Debug, Clone)]
-pub struct Scores {
+pub struct RowScores {
     /// `log π(token)` at the sampling temperature, `[rows]`.
     pub log_prob: Tensor<1>,
     /// Entropy of the distribution at temperature 1, `[rows]`.
@@ -88,7 +88,7 @@ pub struct Scores {
     pub collision: Tensor<1>,
 }
 
-impl Scores {
+impl RowScores {
     /// Split `statistics`, `[4, rows]`, whose rows are the fields in the order of their declaration.
     fn of(statistics: Tensor<2>) -> Self {
         let [_, rows] = statistics.dims();
@@ -334,7 +334,7 @@ pub(crate) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
 ///
 /// # Shapes
 /// - logits: `[rows, vocab]`; targets: one per row; outputs: `[rows]`
-pub fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
+pub fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> RowScores {
     assert_eq!(logits.dims()[0], targets.len(), "one target per row");
     on!(
         logits.device(),

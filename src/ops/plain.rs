@@ -6,7 +6,7 @@ use burn::tensor::{Bool, Device, FloatDType, IndexingUpdateOp, Int, Tensor, Tens
 
 use super::rows::{pack, unpack};
 use super::traffic::index;
-use super::{CacheCall, Scores, Span, blockwise, to_device};
+use super::{CacheCall, RowScores, Span, blockwise, to_device};
 
 pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
     let scale = x.clone().powi_scalar(2).mean_dim(1).add_scalar(epsilon).sqrt();
@@ -148,7 +148,7 @@ pub(super) fn sum(x: Tensor<1>) -> Tensor<1> {
     Tensor::cat(parts, 0).sum_dim(0)
 }
 
-pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
+pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> RowScores {
     let rows = targets.len();
     let device = logits.device();
     let targets: Vec<i64> = targets.iter().map(|&token| i64::from(token)).collect();
@@ -156,7 +156,7 @@ pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Sc
     let unit = log_softmax(logits.clone().detach(), 1);
     let sampling = log_softmax(logits.div_scalar(temperature), 1);
     let entropy = |log_probs: Tensor<2>| (log_probs.clone().exp() * log_probs).sum_dim(1).neg().reshape([rows]);
-    Scores {
+    RowScores {
         log_prob: sampling.clone().gather(1, targets).reshape([rows]),
         entropy: entropy(unit),
         entropy_sampling: entropy(sampling.clone()),

@@ -300,7 +300,7 @@ fn a_window_hides_what_is_before_it_and_nothing_else() {
 fn scores_fused_equal_plain() {
     for (rows, vocab, temperature) in [(1, 3, 1.0), (1, 1, 1.0), (19, 101, 1.0), (8, 640, 0.6), (5, 33, 1.7)] {
         let targets: Vec<u32> = (0..rows).map(|row| (row * 7 % vocab) as u32).collect();
-        let of = |device: &Device, pick: fn(Scores) -> Tensor<1>| {
+        let of = |device: &Device, pick: fn(RowScores) -> Tensor<1>| {
             let (logits, view) = leaf([rows, vocab], 5, device);
             (pick(scores(view.mul_scalar(3.0), &targets, temperature)), vec![logits])
         };
@@ -395,7 +395,7 @@ fn states_go_on_where_they_were_left() {
     let whole = to_host(delta::delta_rule(inputs(0..12), &[12], heads));
     both(|| {
         let table = Tensor::<2>::ones([4, heads.state()], &device);
-        let step = |from, to| delta::Move { from, to };
+        let step = |from, to| delta::StateMove { from, to };
         let (first, table) = delta::delta_rule_cached(inputs(0..10), table, &[10], &[step(None, 2)], heads);
         // Two sequences continue from the same state, beside two rows of padding.
         let next = inputs(10..11);

@@ -8,7 +8,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use super::{Gradients, OptimConfig};
 use crate::error::Result;
-use crate::model::tensors::{self, Dtype, Entry, TensorFile};
+use crate::model::tensors::{self, Dtype, TensorEntry, TensorFile};
 use crate::model::{CausalLm, ParamPath};
 use crate::ops;
 use crate::ops::update::{self, AdamWStep};
@@ -48,7 +48,7 @@ impl AdamW {
         };
         let keep = (1.0 - lr * config.weight_decay) as f32;
         let format = config.adam_moments.dtype();
-        model.map(&mut Update { path: ParamPath::default(), state: self, gradients, step, keep, format })
+        model.map(&mut AdamWMapper { path: ParamPath::default(), state: self, gradients, step, keep, format })
     }
 
     /// Return the number of steps taken, and name and size of each parameter with moments.
@@ -85,14 +85,14 @@ impl AdamW {
             let values = values.clone();
             let shape = values.dims().to_vec();
             let data = move || values.clone().cast(FloatDType::F32).into_data();
-            Entry { name, shape, exact: true, values: Box::new(data) }
+            TensorEntry { name, shape, exact: true, values: Box::new(data) }
         };
-        let mut entries: Vec<Entry> = (self.moments.iter())
+        let mut entries: Vec<TensorEntry> = (self.moments.iter())
             .flat_map(|(name, [m, v])| [entry(format!("{name}.exp_avg"), m), entry(format!("{name}.exp_avg_sq"), v)])
             .collect();
         let steps = self.steps as f32;
         let values = Box::new(move || [steps].into());
-        entries.push(Entry { name: STEPS.to_string(), shape: vec![1], exact: true, values });
+        entries.push(TensorEntry { name: STEPS.to_string(), shape: vec![1], exact: true, values });
         tensors::write(path, Dtype::F32, &entries)
     }
 
@@ -114,7 +114,7 @@ impl AdamW {
     }
 }
 
-struct Update<'a> {
+struct AdamWMapper<'a> {
     path: ParamPath,
     state: &'a mut AdamW,
     gradients: Gradients,
@@ -125,7 +125,7 @@ struct Update<'a> {
     format: FloatDType,
 }
 
-impl ModuleMapper for Update<'_> {
+impl ModuleMapper for AdamWMapper<'_> {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.enter(name);
     }

@@ -110,8 +110,9 @@ impl OptimConfig {
         }
         if self.adam_moments == Moments::Bf16 && self.adam_beta2 > BF16_BETA2 {
             problems.push(format!(
-                "optim.adam_beta2 = {} with adam_moments = \"bf16\": eight bits do not hold such small changes, the second \
-                 moment would never fall; choose at most {BF16_BETA2}, or f32",
+                "optim.adam_beta2 = {} with adam_moments = \"bf16\": 8 bits of mantissa cannot represent such small \
+                    changes, and the second moment would never decrease; choose at most {BF16_BETA2}, or adam_moments \
+                    = \"f32\"",
                 self.adam_beta2
             ));
         }
@@ -131,7 +132,7 @@ impl OptimConfig {
         if device.supports_dtype(self.adam_moments.dtype()) {
             return Ok(());
         }
-        Err(Error::Invalid("optim.adam_moments = \"bf16\": this device does not store bf16; use \"f32\"".to_string()))
+        Err(Error::Invalid("optim.adam_moments = \"bf16\": this device does not support bf16; use \"f32\"".to_string()))
     }
 }
 
@@ -168,6 +169,17 @@ impl Gradients {
             }
         }
         model.visit(&mut Add(ParamPath::default(), &mut self.0, gradients));
+    }
+
+    /// Add other gradients.
+    pub(crate) fn merge(&mut self, other: Self) {
+        for (name, gradient) in other.0 {
+            let sum = match self.0.remove(&name) {
+                Some(sum) => update::accumulate(sum, gradient),
+                None => gradient,
+            };
+            self.0.insert(name, sum);
+        }
     }
 
     /// Add the gradient of the embedding rows of `tokens`, unless the embedding is frozen.

@@ -67,9 +67,9 @@ impl Reduce for Alone {
     }
 }
 
-/// Place of a process among those that a launcher has started.
+/// Number of a process among those that a launcher has started, and on its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct RankInfo {
     /// Number of the process, from 0.
     pub rank: usize,
     /// Number of processes.
@@ -82,8 +82,8 @@ pub struct Place {
     pub bound: bool,
 }
 
-impl Place {
-    /// Read the place from the launcher's environment variables; `None` for a process that was started alone.
+impl RankInfo {
+    /// Read the numbers from the launcher's environment variables; `None` for a process that was started alone.
     pub fn here() -> Option<Self> {
         Self::of(|name| std::env::var(name).ok())
     }
@@ -127,14 +127,14 @@ pub fn threads() -> Option<usize> {
     if std::env::var_os("RAYON_NUM_THREADS").is_some() {
         return None;
     }
-    let place = Place::here().filter(|place| place.size > 1)?;
-    std::thread::available_parallelism().ok().map(|cores| place.share(cores.get()))
+    let info = RankInfo::here().filter(|info| info.size > 1)?;
+    std::thread::available_parallelism().ok().map(|cores| info.share(cores.get()))
 }
 
 /// Return the device of this process, given the `name` common to all: among several, the GPU with the local rank.
 pub(crate) fn own_device(name: &str) -> String {
-    match Place::here().filter(|place| place.size > 1) {
-        Some(place) if matches!(name, "cuda" | "rocm") => format!("{name}:{}", place.local_rank),
+    match RankInfo::here().filter(|info| info.size > 1) {
+        Some(info) if matches!(name, "cuda" | "rocm") => format!("{name}:{}", info.local_rank),
         _ => name.to_string(),
     }
 }
@@ -146,23 +146,23 @@ pub(crate) fn own_device(name: &str) -> String {
 /// # Errors
 /// If there are several processes, and the binary was built without MPI or with another MPI than the launcher's.
 pub fn join() -> Result<Box<dyn Reduce>> {
-    match Place::here() {
-        Some(place) if place.size > 1 => together(place),
+    match RankInfo::here() {
+        Some(info) if info.size > 1 => together(info),
         _ => Ok(Box::new(Alone)),
     }
 }
 
 #[cfg(feature = "mpi")]
-fn together(place: Place) -> Result<Box<dyn Reduce>> {
-    Ok(Box::new(mpi::World::join(place)?))
+fn together(info: RankInfo) -> Result<Box<dyn Reduce>> {
+    Ok(Box::new(mpi::World::join(info)?))
 }
 
 #[cfg(not(feature = "mpi"))]
-fn together(place: Place) -> Result<Box<dyn Reduce>> {
+fn together(info: RankInfo) -> Result<Box<dyn Reduce>> {
     Err(Error::Invalid(format!(
-        "started as {} processes by mpirun or srun, but this binary cannot join them: build it with `cargo build --release \
-         --features mpi`, or start it alone",
-        place.size
+        "started as {} processes by mpirun or srun, but this binary cannot join them: build it with `cargo build \
+         --release --features mpi`, or start it as one process without mpirun or srun",
+        info.size
     )))
 }
 
@@ -171,10 +171,11 @@ fn together(place: Place) -> Result<Box<dyn Reduce>> {
 /// # Errors
 /// When a launcher has started several processes.
 pub fn refuse() -> Result<()> {
-    match Place::here() {
-        Some(place) if place.size > 1 => Err(Error::Invalid(format!(
-            "started as {} processes by mpirun or srun, but only `train` and `bench scale` work in several: start it alone",
-            place.size
+    match RankInfo::here() {
+        Some(info) if info.size > 1 => Err(Error::Invalid(format!(
+            "started as {} processes by mpirun or srun, but only `train` and `bench scale` support several processes: \
+             start this command without mpirun or srun",
+            info.size
         ))),
         _ => Ok(()),
     }
@@ -184,8 +185,8 @@ pub fn refuse() -> Result<()> {
 mod tests {
     use super::*;
 
-    fn place(variables: &[(&str, &str)]) -> Option<Place> {
-        Place::of(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string()))
+    fn info(variables: &[(&str, &str)]) -> Option<RankInfo> {
+        RankInfo::of(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string()))
     }
 
     #[test]
@@ -199,32 +200,32 @@ mod tests {
             ("SLURM_PROCID", "0"),
             ("SLURM_STEP_NUM_TASKS", "2"),
         ];
-        let expected = Place { rank: 5, size: 8, local_rank: 1, local_size: Some(4), bound: false };
-        assert_eq!(place(&open_mpi), Some(expected));
+        let expected = RankInfo { rank: 5, size: 8, local_rank: 1, local_size: Some(4), bound: false };
+        assert_eq!(info(&open_mpi), Some(expected));
         let slurm = [
             ("SLURM_PROCID", "6"),
             ("SLURM_STEP_NUM_TASKS", "11"),
             ("SLURM_LOCALID", "2"),
             ("SLURM_STEP_TASKS_PER_NODE", "4(x2),3"),
         ];
-        let expected = Place { rank: 6, size: 11, local_rank: 2, local_size: Some(4), bound: false };
-        assert_eq!(place(&slurm), Some(expected));
+        let expected = RankInfo { rank: 6, size: 11, local_rank: 2, local_size: Some(4), bound: false };
+        assert_eq!(info(&slurm), Some(expected));
         let mpich = [("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("SLURM_LOCALID", "1")];
-        let expected = Place { rank: 1, size: 2, local_rank: 1, local_size: None, bound: false };
-        assert_eq!(place(&mpich), Some(expected));
+        let expected = RankInfo { rank: 1, size: 2, local_rank: 1, local_size: None, bound: false };
+        assert_eq!(info(&mpich), Some(expected));
     }
 
     /// A batch script, which srun did not start, has the variables of the whole job.
     #[test]
     fn a_batch_script_is_alone() {
-        assert_eq!(place(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0")]), None);
-        assert_eq!(place(&[]), None);
+        assert_eq!(info(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0")]), None);
+        assert_eq!(info(&[]), None);
     }
 
     #[test]
     fn cores_are_shared_unless_the_launcher_has_dealt_them() {
-        let shared = Place { rank: 0, size: 4, local_rank: 0, local_size: Some(4), bound: false };
+        let shared = RankInfo { rank: 0, size: 4, local_rank: 0, local_size: Some(4), bound: false };
         assert_eq!([16, 3].map(|cores| shared.share(cores)), [4, 1]);
-        assert_eq!(Place { bound: true, ..shared }.share(4), 4);
+        assert_eq!(RankInfo { bound: true, ..shared }.share(4), 4);
     }
 }

@@ -9,7 +9,7 @@ use mpi::topology::{Process, SimpleCommunicator};
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Root, Source};
 use mpi::{Rank, Threading};
 
-use super::{Place, Reduce};
+use super::{RankInfo, Reduce};
 use crate::error::{Error, Result};
 
 /// Maximum numbers or bytes per MPI call, because MPI counts in i32; longer slices are split.
@@ -33,22 +33,26 @@ impl fmt::Debug for World {
 }
 
 impl World {
-    pub(super) fn join(place: Place) -> Result<Self> {
+    pub(super) fn join(info: RankInfo) -> Result<Self> {
         let (universe, threading) =
             mpi::initialize_with_threading(Threading::Funneled).expect("a process joins the others once");
         let joined = Self { world: universe.world(), _universe: universe };
-        if joined.size() != place.size {
+        if joined.size() != info.size {
             let version = mpi::environment::library_version().unwrap_or_default();
             return Err(Error::Invalid(format!(
-                "started as {} processes, but the MPI of this binary ({}) finds {}: start it with the mpirun of that MPI; under \
-                 SLURM with `srun --mpi=pmix` (`srun --mpi=list` shows what there is)",
-                place.size,
+                "started as {} processes, but the MPI of this binary ({}) finds {} processes: start it with the mpirun \
+                 of that MPI, or under SLURM with `srun --mpi=pmix` (`srun --mpi=list` shows the available types)",
+                info.size,
                 version.split(',').next().unwrap_or_default(),
                 joined.size()
             )));
         }
         if threading < Threading::Funneled {
-            return Err(Error::Invalid("this MPI was built without threads, which the computation has".to_string()));
+            return Err(Error::Invalid(
+                "this MPI library does not support threads, which the computation needs: use an MPI built with thread \
+                 support"
+                    .to_string(),
+            ));
         }
         Ok(joined)
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::completions::{shade, shades, shown_text};
-use super::conflict::{Section, of_blocks};
+use super::conflict::{ConflictSection, of_blocks};
 use super::findings;
 use super::numbers::{number, percent, signed};
 use super::outcome::Tile;
@@ -13,36 +13,36 @@ use crate::error::Result;
 use crate::train::analyze::{Analysis, BLOCK, Shown, ShownCompletion, ShownToken};
 
 /// Name of the rows in the generated sentences.
-const UNIT: findings::Unit = ["block of problems", "blocks of problems"];
+const UNIT: findings::CountNoun = ["block of problems", "blocks of problems"];
 
 #[derive(Serialize)]
-struct View<'a> {
+struct AnalysisPage<'a> {
     title: &'a str,
     settings: String,
     tiles: Vec<Tile>,
-    conflict: Section,
+    conflict: ConflictSection,
     shades: Vec<String>,
-    examples: Vec<Example<'a>>,
+    examples: Vec<AnalysedProblem<'a>>,
 }
 
 #[derive(Serialize)]
-struct Example<'a> {
+struct AnalysedProblem<'a> {
     family: &'a str,
     prompt: &'a str,
     answer: &'a str,
-    sides: Vec<Side>,
+    sides: Vec<AnalysisSide>,
 }
 
 #[derive(Serialize)]
-struct Side {
+struct AnalysisSide {
     what: &'static str,
     length: usize,
     advantages: String,
-    tokens: Vec<Token>,
+    tokens: Vec<AnalysisToken>,
 }
 
 #[derive(Serialize)]
-struct Token {
+struct AnalysisToken {
     text: String,
     class: String,
     title: String,
@@ -55,7 +55,7 @@ struct Token {
 pub fn analysis(analysis: &Analysis, title: &str, settings: &str) -> Result<String> {
     let figure = |name: &str| analysis.metrics.get(name);
     let tile = |name, value: String, note: &str| Tile { name, value, note: note.into() };
-    let view = View {
+    let view = AnalysisPage {
         title,
         settings: settings.to_string(),
         tiles: vec![
@@ -89,27 +89,27 @@ pub fn analysis_json(analysis: &Analysis) -> Value {
 }
 
 /// Return the metrics of each block. Standard errors are computed over blocks; a single block gives none.
-fn rows(analysis: &Analysis) -> Vec<&findings::Row> {
+fn rows(analysis: &Analysis) -> Vec<&findings::MetricsRow> {
     analysis.blocks.iter().map(|block| block.values()).collect()
 }
 
-fn example(shown: &Shown) -> Example<'_> {
+fn example(shown: &Shown) -> AnalysedProblem<'_> {
     let side = |completion: &ShownCompletion| {
         let parts = [completion.advantage.task, completion.advantage.length].map(|a| signed(Some(a.into()), 2));
         let advantages = format!("A accuracy {}, A length {}", parts[0], parts[1]);
         let token = |token: &ShownToken| {
             let nats = f64::from(token.entropy);
             let connector = if token.connector { " connector" } else { "" };
-            Token {
+            AnalysisToken {
                 text: shown_text(&token.text),
                 class: format!("s{}{connector}", shade(nats)),
                 title: format!("entropy {nats:.3} nats, p {:.3}, {advantages}", token.probability),
             }
         };
         let tokens = completion.tokens.iter().map(token).collect();
-        Side { what: completion.what, length: completion.tokens.len(), advantages: advantages.clone(), tokens }
+        AnalysisSide { what: completion.what, length: completion.tokens.len(), advantages: advantages.clone(), tokens }
     };
-    Example {
+    AnalysedProblem {
         family: &shown.data_source,
         prompt: &shown.prompt,
         answer: &shown.answer,

@@ -5,26 +5,26 @@ use serde::Serialize;
 use super::numbers::{NONE, arrow, fixed, p_value, signed};
 use super::outcome::Tile;
 use super::plot::{Ink, Mark, Plot, Series};
-use super::plots::{Figure, figure};
+use super::plots::{RenderedPlot, figure};
 use super::render;
 use crate::error::Result;
 use crate::eval::compare::{Comparison, Difference};
 use crate::eval::figures::Estimate;
 
 #[derive(Serialize)]
-struct View<'a> {
+struct ComparisonPage<'a> {
     a: &'a str,
     b: &'a str,
     sentence: String,
     tiles: Vec<Tile>,
     notices: &'a [String],
-    rows: Vec<Row<'a>>,
-    figures: Vec<Figure>,
+    rows: Vec<ComparisonRow<'a>>,
+    figures: Vec<RenderedPlot>,
     remark: String,
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct ComparisonRow<'a> {
     name: &'a str,
     problems: usize,
     /// Figure and interval of each column, in the order of the table header.
@@ -43,7 +43,7 @@ pub fn comparison(comparison: &Comparison, names: &[String; 2], notices: &[Strin
     let points = |change| bounded(change, &|v| signed(Some(100.0 * v), 1));
     let ratio = |ratio| bounded(ratio, &|v| fixed(v, 3));
     let none = || [NONE.to_string(), String::new()];
-    let row = |(name, row): (_, &Difference)| Row {
+    let row = |(name, row): (_, &Difference)| ComparisonRow {
         name,
         problems: row.problems,
         cells: [
@@ -63,7 +63,7 @@ pub fn comparison(comparison: &Comparison, names: &[String; 2], notices: &[Strin
         Tile { name, value, note: format!("{figure}{unit}{interval}") }
     };
     let counted = |count: usize| count.to_string();
-    let view = View {
+    let view = ComparisonPage {
         a: &names[0],
         b: &names[1],
         sentence: sentence(comparison),
@@ -118,9 +118,10 @@ fn plot(comparison: &Comparison) -> Plot {
     });
     Plot {
         title: "Accuracy against length".to_string(),
-        note: "Numbers, where there is room, as in the legend; from the hollow circle (the first evaluation) to the filled \
-               one (the second)."
-            .to_string(),
+        note:
+            "Hollow circle: first evaluation; filled circle: second evaluation. Numbers as in the legend, shown where \
+             there is room."
+                .to_string(),
         x_label: "mean length (tokens)",
         y_label: "accuracy (%)",
         from_zero: false,
@@ -153,20 +154,22 @@ fn sentence(comparison: &Comparison) -> String {
     let all = &comparison.overall;
     let what = match (all.accuracy_difference.interval.filter(|[low, high]| low < high), all.sign_test) {
         (None, _) => {
-            "there is no interval of the difference of accuracies: too few problems, or all changed alike".to_string()
+            "there is no confidence interval of the accuracy difference, because there are too few problems or all \
+             changed equally"
+                .to_string()
         }
         (Some([low, high]), _) if low <= 0.0 && high >= 0.0 => {
-            "the interval of the difference of accuracies includes zero".to_string()
+            "the confidence interval of the accuracy difference includes zero".to_string()
         }
         (Some(_), Some(p)) if p >= 0.05 => format!(
-            "neither is measurably more accurate: the interval of the difference excludes zero, but {} by the exact \
+            "there is no significant accuracy difference: its confidence interval excludes zero, but {} by the exact \
              sign test",
             p_value(p)
         ),
         (Some([low, _]), p) => {
             let side = if low > 0.0 { "more" } else { "less" };
             let test = p.map_or_else(String::new, |p| format!(", and {} by the exact sign test", p_value(p)));
-            format!("b is {side} accurate: the interval of the difference excludes zero{test}")
+            format!("b is {side} accurate: the confidence interval of the difference excludes zero{test}")
         }
     };
     format!("Over {} problems, {what}.", all.problems)
@@ -199,7 +202,7 @@ mod tests {
         let a = evaluation(&["so \\boxed{5}", "so \\boxed{4}"]);
         let b = evaluation(&["\\boxed{5}", "\\boxed{5}"]);
         let names = ["runs/<a>".to_string(), "runs/b".to_string()];
-        let notices = ["The evaluations differ in rows: 1 and <2>.".to_string()];
+        let notices = ["The evaluations differ in the setting rows: 1 and <2>.".to_string()];
         let html = comparison(&Comparison::new(&a, &b).unwrap(), &names, &notices).unwrap();
         for part in [
             "runs&#x2f;&lt;a&gt; → runs&#x2f;b",
@@ -207,7 +210,7 @@ mod tests {
             "<td>12.0 → 9.0</td><td>0.750</td>",
             "0.750 times as long</dd>",
             "<svg",
-            "The evaluations differ in rows: 1 and &lt;2&gt;.",
+            "The evaluations differ in the setting rows: 1 and &lt;2&gt;.",
             "includes zero",
             "prefers-color-scheme: dark",
             "</span>1 &lt;sums&gt;</li>",
@@ -227,8 +230,10 @@ mod tests {
             };
             sentence(&Comparison::new(&side(0), &side(gained)).unwrap())
         };
-        assert!(said(2, 2).contains("no interval of the difference"), "{}", said(2, 2));
-        assert!(said(5, 100).contains("neither is measurably more accurate") && said(5, 100).contains("p = 0.06"));
+        assert!(said(2, 2).contains("no confidence interval of the accuracy difference"), "{}", said(2, 2));
+        assert!(
+            said(5, 100).contains("there is no significant accuracy difference") && said(5, 100).contains("p = 0.06")
+        );
         assert!(said(20, 100).contains("b is more accurate") && said(20, 100).contains("p < 0.001"));
     }
 }

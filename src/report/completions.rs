@@ -11,7 +11,7 @@ use crate::metrics::mean;
 
 /// A line of `completions/eval_*.jsonl`.
 #[derive(Deserialize, Clone)]
-pub(super) struct Completion {
+pub(super) struct SavedCompletion {
     problem: Value,
     #[serde(default)]
     prompt: String,
@@ -30,24 +30,24 @@ pub(super) struct Completion {
 
 /// A problem with its completions before and after training, formatted for the template.
 #[derive(Serialize)]
-pub(super) struct Example {
+pub(super) struct ComparedProblem {
     family: String,
     prompt: String,
     answer: String,
-    sides: [Side; 2],
+    sides: [ComparedSide; 2],
 }
 
 #[derive(Serialize)]
-struct Side {
+struct ComparedSide {
     when: &'static str,
     verdict: &'static str,
     length: u64,
-    tokens: Vec<Token>,
+    tokens: Vec<ComparedToken>,
     hidden: usize,
 }
 
 #[derive(Serialize)]
-struct Token {
+struct ComparedToken {
     text: String,
     shade: usize,
     nats: Option<String>,
@@ -91,26 +91,27 @@ pub(super) struct Change {
 }
 
 /// Return what problems are paired by.
-fn key(row: &Completion) -> [String; 2] {
+fn key(row: &SavedCompletion) -> [String; 2] {
     [row.data_source.clone(), plain(&row.problem)]
 }
 
 /// Whether two completions under one key are of the same problem. An empty prompt or answer is unknown.
-fn same(before: &Completion, after: &Completion) -> bool {
+fn same(before: &SavedCompletion, after: &SavedCompletion) -> bool {
     let agree = |a: &str, b: &str| a.is_empty() || b.is_empty() || a == b;
     agree(&before.prompt, &after.prompt) && agree(&plain(&before.answer), &plain(&after.answer))
 }
 
 /// Return the change of accuracy, or `None` if the evaluations have no problem in common.
-pub(super) fn change(before: &[Completion], after: &[Completion]) -> Option<Change> {
-    let mut sides = BTreeMap::<[String; 2], [Vec<&Completion>; 2]>::new();
+pub(super) fn change(before: &[SavedCompletion], after: &[SavedCompletion]) -> Option<Change> {
+    let mut sides = BTreeMap::<[String; 2], [Vec<&SavedCompletion>; 2]>::new();
     for (side, rows) in [before, after].into_iter().enumerate() {
         for row in rows {
             sides.entry(key(row)).or_default()[side].push(row);
         }
     }
     let both = || sides.values().filter(|[b, a]| b.first().zip(a.first()).is_some_and(|(b, a)| same(b, a)));
-    let share = |rows: &[&Completion]| mean(&rows.iter().map(|r| f64::from(u8::from(r.correct))).collect::<Vec<_>>());
+    let share =
+        |rows: &[&SavedCompletion]| mean(&rows.iter().map(|r| f64::from(u8::from(r.correct))).collect::<Vec<_>>());
     let changes: Vec<f64> = both().map(|[b, a]| share(a) - share(b)).collect();
     let single = both().all(|[b, a]| b.len() == 1 && a.len() == 1);
     let gained = changes.iter().filter(|change| **change > 0.0).count();
@@ -123,7 +124,7 @@ pub(super) fn change(before: &[Completion], after: &[Completion]) -> Option<Chan
 
 /// Select up to six problems: for each data source the one shortened most, preferably with both answers correct.
 /// If an answer after training is wrong, at least one such problem is included.
-pub(super) fn choose(before: Vec<Completion>, after: Vec<Completion>) -> Vec<Example> {
+pub(super) fn choose(before: Vec<SavedCompletion>, after: Vec<SavedCompletion>) -> Vec<ComparedProblem> {
     let mut finals = HashMap::new();
     for row in after {
         finals.entry(key(&row)).or_insert(row);
@@ -155,8 +156,8 @@ pub(super) fn choose(before: Vec<Completion>, after: Vec<Completion>) -> Vec<Exa
     chosen.into_iter().map(|i| example(&pairs[i].0, &pairs[i].1)).collect()
 }
 
-fn example(before: &Completion, after: &Completion) -> Example {
-    Example {
+fn example(before: &SavedCompletion, after: &SavedCompletion) -> ComparedProblem {
+    ComparedProblem {
         family: before.data_source.clone(),
         prompt: before.prompt.clone(),
         answer: plain(&before.answer),
@@ -164,26 +165,26 @@ fn example(before: &Completion, after: &Completion) -> Example {
     }
 }
 
-fn side(when: &'static str, row: &Completion) -> Side {
+fn side(when: &'static str, row: &SavedCompletion) -> ComparedSide {
     let tokens = row.tokens.iter().take(MAX_TOKENS).enumerate().map(|(i, text)| {
         let nats = row.entropy.get(i).copied().flatten();
-        Token { text: shown_text(text), shade: nats.map_or(0, shade), nats: nats.map(|n| format!("{n:.2}")) }
+        ComparedToken { text: shown_text(text), shade: nats.map_or(0, shade), nats: nats.map(|n| format!("{n:.2}")) }
     });
     let verdict = match (row.correct, row.finished) {
         (true, true) => "correct",
-        (true, false) => "correct, cut at the token limit",
+        (true, false) => "correct, truncated at the token limit",
         (false, true) => "wrong",
-        (false, false) => "wrong, cut at the token limit",
+        (false, false) => "wrong, truncated at the token limit",
     };
     let hidden = row.tokens.len().saturating_sub(MAX_TOKENS);
-    Side { when, verdict, length: row.length, tokens: tokens.collect(), hidden }
+    ComparedSide { when, verdict, length: row.length, tokens: tokens.collect(), hidden }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn row(problem: u64, family: &str, correct: bool, length: u64) -> Completion {
+    fn row(problem: u64, family: &str, correct: bool, length: u64) -> SavedCompletion {
         let text = format!(
             r#"{{"problem": {problem}, "prompt": "{problem}", "data_source": "{family}", "correct": {correct},
                 "finished": true, "length": {length}, "tokens": ["a", "\n"], "entropy": [0.6, null]}}"#
@@ -191,7 +192,7 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
-    fn prompts(examples: &[Example]) -> Vec<&str> {
+    fn prompts(examples: &[ComparedProblem]) -> Vec<&str> {
         examples.iter().map(|e| e.prompt.as_str()).collect()
     }
 

@@ -4,18 +4,18 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::findings::{self, Row, Unit};
+use super::findings::{self, CountNoun, MetricsRow};
 use super::plot::{Ink, Mark, Plot, Series};
-use super::plots::{Figure, figure};
-use super::run::{Metrics, Stage, optional};
+use super::plots::{RenderedPlot, figure};
+use super::run::{MetricsByStep, StageSpan, optional};
 use crate::conflict::{DECILES, Types};
 use crate::error::Result;
 
 /// Data of the template `conflict.html`; empty if no step was measured.
 #[derive(Serialize)]
-pub(super) struct Section {
+pub(super) struct ConflictSection {
     findings: Vec<Finding>,
-    figures: Vec<Figure>,
+    figures: Vec<RenderedPlot>,
     types: Option<Types>,
 }
 
@@ -28,26 +28,26 @@ struct Finding {
 }
 
 /// Rows that are evaluated together: the steps of one stage.
-struct Group<'a> {
+struct StageRows<'a> {
     name: &'a str,
-    rows: Vec<(u64, &'a Row)>,
+    rows: Vec<(u64, &'a MetricsRow)>,
 }
 
-impl Group<'_> {
-    fn rows(&self) -> Vec<&Row> {
+impl StageRows<'_> {
+    fn rows(&self) -> Vec<&MetricsRow> {
         self.rows.iter().map(|(_, row)| *row).collect()
     }
 }
 
 /// Build the section of a run.
-pub(super) fn section(run: &Path, metrics: &Metrics, stages: &[Stage]) -> Result<Section> {
-    let mut groups: Vec<Group> = Vec::new();
+pub(super) fn section(run: &Path, metrics: &MetricsByStep, stages: &[StageSpan]) -> Result<ConflictSection> {
+    let mut groups: Vec<StageRows> = Vec::new();
     for stage in stages {
         // A stage that occurs again (cycles) counts as the same stage.
         let rows = metrics.0.range(stage.first..=stage.last).map(|(&step, row)| (step, row));
         match groups.iter_mut().find(|group| group.name == stage.name) {
             Some(group) => group.rows.extend(rows),
-            None => groups.push(Group { name: &stage.name, rows: rows.collect() }),
+            None => groups.push(StageRows { name: &stage.name, rows: rows.collect() }),
         }
     }
     let mut section = by_group(&groups, ["step", "steps"])?;
@@ -61,15 +61,15 @@ pub(super) fn section(run: &Path, metrics: &Metrics, stages: &[Stage]) -> Result
 }
 
 /// Build the section for rows that are not steps of a run. `unit` is the name of the rows.
-pub(super) fn of_blocks(rows: &[&Row], unit: Unit, types: Option<Types>) -> Result<Section> {
+pub(super) fn of_blocks(rows: &[&MetricsRow], unit: CountNoun, types: Option<Types>) -> Result<ConflictSection> {
     // Non-consecutive step numbers: blocks do not follow one another, so no change between them is computed.
     let rows = (0..).step_by(2).zip(rows.iter().copied()).collect();
-    let section = by_group(&[Group { name: "", rows }], unit)?;
-    Ok(Section { types, ..section })
+    let section = by_group(&[StageRows { name: "", rows }], unit)?;
+    Ok(ConflictSection { types, ..section })
 }
 
 /// Build the findings and the decile plots of each group.
-fn by_group(groups: &[Group], unit: Unit) -> Result<Section> {
+fn by_group(groups: &[StageRows], unit: CountNoun) -> Result<ConflictSection> {
     let several = groups.len() > 1;
     let (mut findings, mut figures) = (Vec::new(), Vec::new());
     for group in groups {
@@ -83,11 +83,11 @@ fn by_group(groups: &[Group], unit: Unit) -> Result<Section> {
             figures.push(figure(plot)?);
         }
     }
-    Ok(Section { findings, figures, types: None })
+    Ok(ConflictSection { findings, figures, types: None })
 }
 
 /// Return the plots over deciles of token entropy.
-fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
+fn by_decile(rows: &[&MetricsRow], name: &str) -> [Plot; 2] {
     let curve = |label: &str, ink, key: &str| {
         let at = |k: usize| Some((k as f64 + 0.5, findings::mean(rows, &format!("deciles/{key}[{k}]"))?.value));
         Series { label: label.into(), ink, mark: Mark::Line, points: (0..DECILES).filter_map(at).collect() }
@@ -100,7 +100,7 @@ fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
     let plot = |title: &str, y_label, from_zero, note: &str, series| Plot {
         title: format!("{title}{name}"),
         note: note.into(),
-        x_label: "tenths of the tokens, by entropy",
+        x_label: "deciles of the tokens by entropy",
         y_label,
         from_zero,
         small: false,
@@ -112,7 +112,8 @@ fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
             "Gradient by entropy",
             "share of the squared gradient",
             true,
-            "Each part\u{2019}s squared logit gradient; a tenth each if entropy did not matter.",
+            "Share of each part\u{2019}s squared logit gradient; it would be 0.1 per decile if entropy had no \
+             influence.",
             vec![
                 curve("accuracy", Ink::Blue, "grad_share_task"),
                 curve("length", Ink::Orange, "grad_share_length"),
@@ -123,7 +124,7 @@ fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
             "Advantage by entropy",
             "mean advantage",
             false,
-            "The dots are the connectors, at their mean tenth.",
+            "The dots are the connectors, at their mean decile.",
             vec![
                 curve("accuracy", Ink::Blue, "advantage_task"),
                 curve("length", Ink::Orange, "advantage_length"),
@@ -135,7 +136,7 @@ fn by_decile(rows: &[&Row], name: &str) -> [Plot; 2] {
 }
 
 /// Return the plots over steps, and the plot of realised against predicted change of entropy.
-fn over_steps(metrics: &Metrics, groups: &[Group], stages: &[Stage]) -> Vec<Plot> {
+fn over_steps(metrics: &MetricsByStep, groups: &[StageRows], stages: &[StageSpan]) -> Vec<Plot> {
     let series = |label: &str, ink, mark, key: &str| Series {
         label: label.into(),
         ink,
@@ -152,7 +153,7 @@ fn over_steps(metrics: &Metrics, groups: &[Group], stages: &[Stage]) -> Vec<Plot
         series,
         stages: stages.iter().map(|stage| (stage.first as f64, stage.name.clone())).collect(),
     };
-    let scatter = |(index, group): (usize, &Group)| Series {
+    let scatter = |(index, group): (usize, &StageRows)| Series {
         label: group.name.into(),
         ink: Ink::of_stage(index),
         mark: Mark::Dots,
@@ -161,9 +162,9 @@ fn over_steps(metrics: &Metrics, groups: &[Group], stages: &[Stage]) -> Vec<Plot
     let mut plots = vec![
         plot(
             "Opposition",
-            "share of the efforts that cancels",
+            "share of the gradients that cancels",
             true,
-            "Token by token: 0 where the two parts agree, 1 where they cancel.",
+            "Per token: 0 if the gradients of the two parts agree, 1 if they cancel.",
             vec![
                 series("other tokens", Ink::Blue, Mark::ThinLine, "others/cancellation"),
                 series("connectors", Ink::Orange, Mark::Line, "connectors/cancellation"),
@@ -180,7 +181,7 @@ fn over_steps(metrics: &Metrics, groups: &[Group], stages: &[Stage]) -> Vec<Plot
             "Predicted change of entropy",
             "nats per token and unit step",
             false,
-            "Above zero: a step along this part of the gradient raises the entropy of the sampled tokens.",
+            "Above zero: an update along this part of the gradient raises the entropy of the sampled tokens.",
             vec![
                 series("accuracy", Ink::Blue, Mark::Line, "entropy_change_task"),
                 series("length", Ink::Orange, Mark::Line, "entropy_change_length"),
@@ -190,7 +191,7 @@ fn over_steps(metrics: &Metrics, groups: &[Group], stages: &[Stage]) -> Vec<Plot
             "Covariance of advantage and log-probability",
             "nats",
             false,
-            "Above zero: what is likely already is rewarded, and entropy falls.",
+            "Above zero: tokens that are already likely are rewarded, and entropy falls.",
             vec![
                 series("accuracy", Ink::Blue, Mark::ThinLine, "covariance/task"),
                 series("length", Ink::Orange, Mark::ThinLine, "covariance/length"),
@@ -204,7 +205,7 @@ fn over_steps(metrics: &Metrics, groups: &[Group], stages: &[Stage]) -> Vec<Plot
                 "Change of entropy, predicted and realised",
                 "to the next step, nats",
                 false,
-                "The next step samples other problems, which moves its entropy too.",
+                "The next step samples other problems, which also changes its entropy.",
                 groups.iter().enumerate().map(scatter).collect(),
             )
         },

@@ -9,10 +9,10 @@ use super::numbers::{percent, signed};
 use crate::eval::student;
 
 /// Metrics of a step.
-pub(crate) type Row = Map<String, Value>;
+pub(crate) type MetricsRow = Map<String, Value>;
 
 /// Name of the rows that figures are averaged over, singular and plural.
-pub(crate) type Unit = [&'static str; 2];
+pub(crate) type CountNoun = [&'static str; 2];
 
 /// Mean over steps with its standard error.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,7 +45,7 @@ impl Mean {
 
     /// Format the mean with its error, rounded to two significant digits of the error, and its number of rows. `unit`
     /// is the name of a row, singular and plural.
-    fn text(self, unit: Unit) -> String {
+    fn text(self, unit: CountNoun) -> String {
         // An error below this is rounding: the values are equal.
         let error = self.error.filter(|error| *error > 1e-9 * self.value.abs());
         let scale = error.unwrap_or(self.value.abs() / 10.0);
@@ -61,7 +61,7 @@ impl Mean {
 
 /// Return the metric `conflict/{name}` of a row. `name` may end with `[k]` for entry `k` of a list, or with `[..k]`
 /// for the mean of the entries before `k`.
-fn figure(row: &Row, name: &str) -> Option<f64> {
+fn figure(row: &MetricsRow, name: &str) -> Option<f64> {
     let (name, index) = match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
         Some((name, index)) => (name, Some(index)),
         None => (name, None),
@@ -78,19 +78,19 @@ fn figure(row: &Row, name: &str) -> Option<f64> {
 }
 
 /// Return the mean of a figure over the steps that have it.
-pub(super) fn mean(rows: &[&Row], name: &str) -> Option<Mean> {
+pub(super) fn mean(rows: &[&MetricsRow], name: &str) -> Option<Mean> {
     Mean::of(rows.iter().filter_map(|row| figure(row, name)))
 }
 
 /// Return the mean of figure `a` minus figure `b` over the steps that have both.
-fn difference(rows: &[&Row], a: &str, b: &str) -> Option<Mean> {
+fn difference(rows: &[&MetricsRow], a: &str, b: &str) -> Option<Mean> {
     Mean::of(rows.iter().filter_map(|row| Some(figure(row, a)? - figure(row, b)?)))
 }
 
 /// Return the findings as sentences, the verdict first; `None` if no row was measured.
 ///
 /// `unit` is the name of the rows, for example "step" and "steps".
-pub(crate) fn sentences(rows: &[&Row], unit: Unit) -> Option<Vec<String>> {
+pub(crate) fn sentences(rows: &[&MetricsRow], unit: CountNoun) -> Option<Vec<String>> {
     if !rows.iter().any(|row| row.contains_key("conflict/tokens")) {
         return None;
     }
@@ -110,18 +110,17 @@ pub(crate) fn sentences(rows: &[&Row], unit: Unit) -> Option<Vec<String>> {
 /// State whether the parts change entropy, or if that is not measurable push connectors, in opposite directions.
 fn verdict(changes: [Option<Mean>; 2], pushes: [Option<Mean>; 2]) -> String {
     let text = match changes {
-        [None, None] => "No advantage moved a token: there is nothing to measure",
-        [Some(_), None] => "No length part acted, so there is no conflict between two parts to measure",
-        [None, Some(_)] => "No accuracy part acted, so there is no conflict between two parts to measure",
+        [None, None] => "No token has a nonzero advantage: there is nothing to measure",
+        [Some(_), None] => "The length part is zero everywhere, so there is no conflict between two parts to measure",
+        [None, Some(_)] => "The accuracy part is zero everywhere, so there is no conflict between two parts to measure",
         [Some(task), Some(length)] => match (task.sign(), length.sign()) {
-            (1, -1) => "Conflict in entropy: accuracy raises it and length lowers it, as the paper says",
-            (-1, 1) => {
-                "Conflict in entropy, but the other way round than the paper says: accuracy lowers it and length raises it"
-            }
+            (1, -1) => "Conflict in entropy: accuracy raises it and length lowers it, as in the paper",
+            (-1, 1) => "Conflict in entropy, but opposite to the paper: accuracy lowers it and length raises it",
             (1, 1) => "No conflict in entropy: both parts raise it",
             (-1, -1) => "No conflict in entropy: both parts lower it",
             _ if matches!(pushes, [Some(task), Some(length)] if task.sign() * length.sign() == -1) => {
-                "No measurable conflict in the entropy of all tokens, but the parts push connectors different ways"
+                "No measurable conflict in the entropy of all tokens, but the parts push connectors in opposite \
+                 directions"
             }
             _ => "No measurable conflict in entropy",
         },
@@ -129,7 +128,7 @@ fn verdict(changes: [Option<Mean>; 2], pushes: [Option<Mean>; 2]) -> String {
     format!("{text}.")
 }
 
-fn entropy(changes: [Option<Mean>; 2], unit: Unit) -> String {
+fn entropy(changes: [Option<Mean>; 2], unit: CountNoun) -> String {
     let verb = |mean: Mean| match mean.sign() {
         1 => "raises entropy",
         -1 => "lowers entropy",
@@ -140,20 +139,21 @@ fn entropy(changes: [Option<Mean>; 2], unit: Unit) -> String {
     };
     let clauses: Vec<String> = ["accuracy", "length"].into_iter().zip(changes).filter_map(clause).collect();
     format!(
-        "Predicted from the samples, in nats per token for a unit step on the logits (mean \u{b1} standard error): {}.",
+        "Predicted from the samples, in nats per token for an update of unit size on the logits (mean \u{b1} standard \
+         error): {}.",
         clauses.join(", ")
     )
 }
 
 /// State how much of the two parts' updates cancels, and on which tokens.
-fn opposition(rows: &[&Row]) -> Option<String> {
+fn opposition(rows: &[&MetricsRow]) -> Option<String> {
     let all = mean(rows, "cancellation")?.value;
     let strength = match all {
         a if a < 0.05 => "hardly oppose each other",
-        a if a < 0.25 => "oppose each other in part",
-        _ => "oppose each other strongly",
+        a if a < 0.25 => "partly oppose each other",
+        _ => "strongly oppose each other",
     };
-    let mut text = format!("Token by token the parts {strength}: {} of their efforts cancels", percent(Some(all)));
+    let mut text = format!("Per token, the parts {strength}: {} of their gradients cancels", percent(Some(all)));
     let compare = |name: &str, here: &str, there: &str| {
         let (difference, here, there) = (difference(rows, here, there)?, mean(rows, here)?, mean(rows, there)?);
         let more = match difference.sign() {
@@ -166,7 +166,7 @@ fn opposition(rows: &[&Row]) -> Option<String> {
     let places = [
         compare("on connectors than on other tokens", "connectors/cancellation", "others/cancellation"),
         compare(
-            "in the tenth of highest entropy than in the others",
+            "in the decile of highest entropy than in the others",
             "deciles/cancellation[9]",
             "deciles/cancellation[..9]",
         ),
@@ -176,7 +176,7 @@ fn opposition(rows: &[&Row]) -> Option<String> {
         text += &format!("; {}", places.join(", "));
     }
     if let Some(share) = mean(rows, "opposed_share") {
-        text += &format!("; accuracy pushes {} of the tokens up that length pushes down", percent(Some(share.value)));
+        text += &format!("; on {} of the tokens accuracy pushes up and length pushes down", percent(Some(share.value)));
         if let Some(share) = mean(rows, "connectors/opposed_share") {
             text += &format!(" ({} of the connectors)", percent(Some(share.value)));
         }
@@ -185,55 +185,62 @@ fn opposition(rows: &[&Row]) -> Option<String> {
 }
 
 /// State in which direction each part pushes connectors.
-fn connectors(rows: &[&Row], pushes: [Option<Mean>; 2], unit: Unit) -> Option<String> {
+fn connectors(rows: &[&MetricsRow], pushes: [Option<Mean>; 2], unit: CountNoun) -> Option<String> {
     let per_1000 = mean(rows, "connectors/per_1000")?.value;
     if per_1000 == 0.0 {
         return Some("No connector of the lexicon occurred.".into());
     }
-    let mut text = format!("Of a thousand tokens {per_1000:.1} begin a connector");
+    let mut text = format!("Of 1000 tokens, {per_1000:.1} begin a connector");
     if let (Some(here), Some(there)) = (mean(rows, "connectors/entropy"), mean(rows, "others/entropy")) {
-        text += &format!(", with an entropy of {:.3} nats against {:.3} of the others", here.value, there.value);
+        text += &format!(
+            ", with an entropy of {:.3} nats, compared with {:.3} nats for other tokens",
+            here.value, there.value
+        );
     }
     if let [Some(task), Some(length)] = pushes {
         let pushes = format!("accuracy {}; length {}", task.text(unit), length.text(unit));
         text += &match (task.sign(), length.sign()) {
-            (1, -1) => format!("; all in all accuracy pushes them up and length down, as the paper says ({pushes})"),
-            (-1, 1) => {
-                format!("; all in all accuracy pushes them down and length up, the reverse of the paper ({pushes})")
+            (1, -1) => {
+                format!("; in total, accuracy pushes them up and length pushes them down, as in the paper ({pushes})")
             }
-            (1, 1) => format!("; both parts push them up, all in all ({pushes})"),
-            (-1, -1) => format!("; both parts push them down, all in all ({pushes})"),
-            _ => format!("; that the parts push them different ways is not measurable ({pushes})"),
+            (-1, 1) => {
+                format!(
+                    "; in total, accuracy pushes them down and length pushes them up, opposite to the paper ({pushes})"
+                )
+            }
+            (1, 1) => format!("; in total, both parts push them up ({pushes})"),
+            (-1, -1) => format!("; in total, both parts push them down ({pushes})"),
+            _ => format!("; no measurable difference between the directions of the two parts ({pushes})"),
         };
     }
     Some(text + ".")
 }
 
 /// State the share of the squared gradient that falls on the tokens of highest entropy.
-fn gradient(rows: &[&Row]) -> Option<String> {
+fn gradient(rows: &[&MetricsRow]) -> Option<String> {
     let share = |name: &str| mean(rows, &format!("deciles/{name}[9]")).map(|m| percent(Some(m.value)));
     let parts = [("accuracy", share("grad_share_task")), ("length", share("grad_share_length"))];
     let parts: Vec<String> =
         parts.into_iter().filter_map(|(name, share)| Some(format!("{} of the {name} part\u{2019}s", share?))).collect();
     (!parts.is_empty()).then(|| {
-        format!("The tenth of the tokens with the highest entropy carries {} squared gradient.", parts.join(" and "))
+        format!("The decile of the tokens with the highest entropy has {} squared gradient.", parts.join(" and "))
     })
 }
 
 /// State the share of correct answers with a negative advantage. Every row has the same weight in the mean.
-fn mislabelled(rows: &[&Row], unit: Unit) -> Option<String> {
+fn mislabelled(rows: &[&MetricsRow], unit: CountNoun) -> Option<String> {
     let Mean { value, count, .. } = mean(rows, "negative_given_correct")?;
     let average = if count > 1 { format!(" of a {}, on average,", unit[0]) } else { String::new() };
     Some(match value {
-        0.0 => "No right answer was pushed down.".into(),
-        _ => format!("Of the right answers{average} {} were pushed down.", percent(Some(value))),
+        0.0 => "No correct completion has a negative advantage.".into(),
+        _ => format!("Of the correct completions{average} {} have a negative advantage.", percent(Some(value))),
     })
 }
 
 /// Return predicted and realised change of entropy, for each pair of consecutive steps that has both.
-pub(super) fn changes(rows: &[(u64, &Row)]) -> Vec<(f64, f64)> {
-    let entropy = |row: &Row| row.get("entropy/sampling").and_then(Value::as_f64);
-    let pair = |pair: &[(u64, &Row)]| {
+pub(super) fn changes(rows: &[(u64, &MetricsRow)]) -> Vec<(f64, f64)> {
+    let entropy = |row: &MetricsRow| row.get("entropy/sampling").and_then(Value::as_f64);
+    let pair = |pair: &[(u64, &MetricsRow)]| {
         let [(step, row), (next, after)] = pair else { return None };
         let predicted = figure(row, "entropy_change")?;
         (step + 1 == *next).then_some((predicted, entropy(after)? - entropy(row)?))
@@ -269,10 +276,11 @@ mod tests {
     use super::*;
 
     /// Return 30 steps whose figures vary by 1% around the given values.
-    fn rows(figures: &[(&str, f64)]) -> Vec<Row> {
+    fn rows(figures: &[(&str, f64)]) -> Vec<MetricsRow> {
         let row = |step: i32| {
             let near = |value: f64| Value::from(value * (1.0 + 0.01 * f64::from(step % 3 - 1)));
-            let mut row: Row = figures.iter().map(|(name, value)| (format!("conflict/{name}"), near(*value))).collect();
+            let mut row: MetricsRow =
+                figures.iter().map(|(name, value)| (format!("conflict/{name}"), near(*value))).collect();
             let top = |name: &str| row.get(&format!("conflict/{name}")).cloned().unwrap_or(Value::Null);
             let lists = ["cancellation", "grad_share_task", "grad_share_length"]
                 .map(|name| (name, top(&format!("top/{name}"))));
@@ -287,7 +295,7 @@ mod tests {
         (0..30).map(row).collect()
     }
 
-    fn text(rows: &[Row]) -> String {
+    fn text(rows: &[MetricsRow]) -> String {
         sentences(&rows.iter().collect::<Vec<_>>(), STEPS).unwrap().join(" ")
     }
 
@@ -295,7 +303,7 @@ mod tests {
         parts.iter().for_each(|part| assert!(text.contains(part), "{part:?} is not in: {text}"));
     }
 
-    const STEPS: Unit = ["step", "steps"];
+    const STEPS: CountNoun = ["step", "steps"];
 
     const AS_THE_PAPER_SAYS: [(&str, f64); 16] = [
         ("entropy_change_task", 0.004),
@@ -322,16 +330,16 @@ mod tests {
         assert_says(
             &text,
             &[
-                "Conflict in entropy: accuracy raises it and length lowers it, as the paper says.",
+                "Conflict in entropy: accuracy raises it and length lowers it, as in the paper.",
                 "the accuracy part raises entropy (+0.0040000 ± 0.0000061, 30 steps), the length part lowers entropy (−0.002",
-                "oppose each other strongly: 30.0% of their efforts cancels",
+                "strongly oppose each other: 30.0% of their gradients cancels",
                 "more on connectors than on other tokens (50.0% against 29.0%)",
-                "more in the tenth of highest entropy than in the others (44.0% against 30.0%)",
-                "pushes 31.0% of the tokens up that length pushes down (52.0% of the connectors)",
-                "40.0 begin a connector, with an entropy of 0.900 nats against 0.050",
-                "accuracy pushes them up and length down, as the paper says",
-                "carries 80.0% of the accuracy part’s and 70.0% of the length part’s squared gradient",
-                "Of the right answers of a step, on average, 12.5% were pushed down.",
+                "more in the decile of highest entropy than in the others (44.0% against 30.0%)",
+                "on 31.0% of the tokens accuracy pushes up and length pushes down (52.0% of the connectors)",
+                "40.0 begin a connector, with an entropy of 0.900 nats, compared with 0.050",
+                "accuracy pushes them up and length pushes them down, as in the paper",
+                "has 80.0% of the accuracy part’s and 70.0% of the length part’s squared gradient",
+                "Of the correct completions of a step, on average, 12.5% have a negative advantage.",
             ],
         );
     }
@@ -352,11 +360,11 @@ mod tests {
         assert_says(
             &text,
             &[
-                "Conflict in entropy, but the other way round than the paper says: accuracy lowers it and length raises it.",
+                "Conflict in entropy, but opposite to the paper: accuracy lowers it and length raises it.",
                 "less on connectors than on other tokens (10.0% against 29.0%)",
-                "less in the tenth of highest entropy",
-                "accuracy pushes them down and length up, the reverse of the paper",
-                "No right answer was pushed down.",
+                "less in the decile of highest entropy",
+                "accuracy pushes them down and length pushes them up, opposite to the paper",
+                "No correct completion has a negative advantage.",
             ],
         );
     }
@@ -379,26 +387,30 @@ mod tests {
                 "the accuracy part has no measurable effect on entropy",
                 "hardly oppose each other",
                 "not measurably more or less on connectors",
-                "that the parts push them different ways is not measurable",
+                "no measurable difference between the directions of the two parts",
             ],
         );
-        // Regression: the headline reported no conflict above the text "accuracy pushes them up and length down".
+        // Regression: the headline reported no conflict above a text that said "accuracy pushes them up and length pushes
+        // them down".
         for row in &mut steps {
             row.insert("conflict/connectors/push_length".into(), (-0.01).into());
         }
         assert_says(
             &text(&steps),
-            &["but the parts push connectors different ways.", "pushes them up and length down"],
+            &["but the parts push connectors in opposite directions.", "pushes them up and length pushes them down"],
         );
     }
 
     #[test]
     fn a_part_that_did_not_act_is_said_to_be_missing() {
         let alone = text(&rows(&[("entropy_change_task", -0.01), ("connectors/per_1000", 0.0)]));
-        assert_says(&alone, &["No length part acted", "the accuracy part lowers entropy (−0.010", "No connector"]);
+        assert_says(
+            &alone,
+            &["The length part is zero everywhere", "the accuracy part lowers entropy (−0.010", "No connector"],
+        );
         assert!(!alone.contains("oppose"), "{alone}");
-        assert_says(&text(&rows(&[])), &["No advantage moved a token"]);
-        assert_eq!(sentences(&[&Row::new()], STEPS), None);
+        assert_says(&text(&rows(&[])), &["No token has a nonzero advantage"]);
+        assert_eq!(sentences(&[&MetricsRow::new()], STEPS), None);
     }
 
     /// Regression: the text was "Over 30 steps" for a part of two steps, and an error could be "± 0.000000000".
@@ -417,13 +429,13 @@ mod tests {
 
     #[test]
     fn predictions_are_held_against_the_next_step() {
-        let row = |change: f64, entropy: f64| -> Row {
+        let row = |change: f64, entropy: f64| -> MetricsRow {
             [("conflict/entropy_change".into(), change.into()), ("entropy/sampling".into(), entropy.into())]
                 .into_iter()
                 .collect()
         };
         let steps = [row(0.1, 1.0), row(-0.2, 1.1), row(0.3, 0.9), row(0.0, 1.2), row(0.1, 1.2)];
-        let numbered: Vec<(u64, &Row)> = [1, 2, 3, 4, 9].into_iter().zip(&steps).collect();
+        let numbered: Vec<(u64, &MetricsRow)> = [1, 2, 3, 4, 9].into_iter().zip(&steps).collect();
         let found = changes(&numbered);
         assert_eq!(found.len(), 3, "a gap is no change of one step: {found:?}");
         assert_eq!(prediction(&found), None, "three steps have no correlation");

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::run::{Stage, StageEnd};
+use super::run::{StageEnd, StageSpan};
 
 /// Row of the stage table.
 #[derive(Debug, PartialEq, Serialize)]
@@ -18,7 +18,7 @@ pub(super) struct StageRow {
 }
 
 /// Return a row for each stage that has begun, in order. `ends` are the stage entries of the summary.
-pub(super) fn stages(config: &Table, stages: &[Stage], ends: &[StageEnd]) -> Vec<StageRow> {
+pub(super) fn stages(config: &Table, stages: &[StageSpan], ends: &[StageEnd]) -> Vec<StageRow> {
     let settings = config.get("stages").and_then(Value::as_array);
     let mut rows: Vec<StageRow> = Vec::new();
     for (index, stage) in stages.iter().enumerate() {
@@ -91,7 +91,7 @@ mod tests {
             loss = { type = "dapo", epsilon = 0.2, kl = { beta = 0.1 } }"#,
         )
         .unwrap();
-        let visit = |name: &str, first, last| Stage { name: name.into(), first, last };
+        let visit = |name: &str, first, last| StageSpan { name: name.into(), first, last };
         let end = |exit: &str| StageEnd { name: "b".into(), exit: Some(exit.into()) };
         let found = stages(&config, &[visit("b", 1, 2), visit("b", 5, 6)], &[end("steps"), end("plateau")]);
         let [row] = &found[..] else { panic!("{found:?}") };

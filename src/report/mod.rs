@@ -25,12 +25,12 @@ use crate::files;
 
 pub use analysis::{analysis, analysis_json, analysis_text};
 pub use compare::comparison;
-use completions::{Completion, Example};
+use completions::{ComparedProblem, SavedCompletion};
 use method::StageRow;
 pub(crate) use numbers::duration;
 use outcome::{FamilyRow, Tile, family_row, runtime, sentence, tiles};
-use plots::{Figure, figure, plots};
-use run::{Metrics, Summary, optional, read_lines};
+use plots::{RenderedPlot, figure, plots};
+use run::{MetricsByStep, RunSummary, optional, read_lines};
 pub use study::{study, study_text};
 pub use terminal::{Screen, screen};
 
@@ -46,7 +46,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
 
 /// Data of the template `report.html`. Numbers are already formatted as text.
 #[derive(Serialize)]
-struct View {
+struct RunPage {
     title: String,
     unfinished: Option<String>,
     tiles: Vec<Tile>,
@@ -55,26 +55,26 @@ struct View {
     after: String,
     families: Vec<FamilyRow>,
     stages: Vec<StageRow>,
-    figures: Vec<Figure>,
-    conflict: conflict::Section,
-    examples: Vec<Example>,
+    figures: Vec<RenderedPlot>,
+    conflict: conflict::ConflictSection,
+    examples: Vec<ComparedProblem>,
     shades: Vec<String>,
     runtime: Vec<(&'static str, String)>,
     config: Option<String>,
 }
 
 fn page(run: &Path) -> Result<String> {
-    let Some(metrics) = Metrics::of_run(run)? else {
-        return Err(Error::file(run, "nothing is measured yet: the run is in its first evaluation, or ended in it"));
+    let Some(metrics) = MetricsByStep::of_run(run)? else {
+        return Err(Error::file(run, "no metrics yet: the run has not finished its first evaluation"));
     };
-    let written = Summary::read(run)?;
+    let written = RunSummary::read(run)?;
     let finished = written.as_ref().is_some_and(|summary| summary.is_of(&metrics));
     let path = run.join("config.toml");
     let config = optional(fs::read_to_string(&path).map_err(Error::io(&path)))?;
     let settings: toml::Table =
         toml::from_str(config.as_deref().unwrap_or_default()).map_err(|e| Error::file(&path, e))?;
     // In an unfinished run eval_final.jsonl is incomplete, or that of an earlier end: not of the evaluation shown.
-    let rows = |which: &str| -> Result<Vec<Completion>> {
+    let rows = |which: &str| -> Result<Vec<SavedCompletion>> {
         let path = run.join(format!("completions/eval_{which}.jsonl"));
         if finished { Ok(optional(read_lines(&path))?.unwrap_or_default()) } else { Ok(Vec::new()) }
     };
@@ -85,10 +85,10 @@ fn page(run: &Path) -> Result<String> {
     let unfinished = (!finished).then(|| {
         let latest = match evaluated {
             Some(step) => format!("\u{201c}after\u{201d} is the latest evaluation, at step {step}"),
-            None => "it has not been evaluated after training yet".into(),
+            None => "there is no evaluation after training yet".into(),
         };
         let summary = match written.as_ref().and_then(|summary| summary.steps) {
-            Some(end) => format!("summary.json is that of its earlier end, after step {end}"),
+            Some(end) => format!("summary.json is from its earlier end, after step {end}"),
             None => "no summary.json".into(),
         };
         format!("This run is unfinished: {steps} steps so far, {summary}; {latest}.")
@@ -96,7 +96,7 @@ fn page(run: &Path) -> Result<String> {
     let summary = written.filter(|_| finished).unwrap_or(so_far);
     let stages = metrics.stages();
     let folder = run.file_name().map(|n| n.to_string_lossy().into_owned());
-    let view = View {
+    let view = RunPage {
         title: summary.name.clone().or(folder).unwrap_or_else(|| "run".into()),
         unfinished,
         tiles: tiles(&summary),

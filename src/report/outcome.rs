@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::completions::Change;
 use super::numbers::{NONE, arrow, difference, duration, number, p_value, percent, ratio, signed, times};
-use super::run::{Evaluation, Family, Metrics, Summary};
+use super::run::{EvaluationFigures, FamilyFigures, MetricsByStep, RunSummary};
 
 #[derive(Serialize)]
 pub(super) struct Tile {
@@ -20,7 +20,7 @@ pub(super) struct FamilyRow {
     pub(super) cells: [String; 9],
 }
 
-pub(super) fn tiles(summary: &Summary) -> Vec<Tile> {
+pub(super) fn tiles(summary: &RunSummary) -> Vec<Tile> {
     let (b, a) = (&summary.base, &summary.last);
     let points = difference(b.accuracy, a.accuracy).map(|d| 100.0 * d);
     let lenient = arrow(percent(b.accuracy_lenient), percent(a.accuracy_lenient));
@@ -39,13 +39,13 @@ pub(super) fn tiles(summary: &Summary) -> Vec<Tile> {
 
 /// Describe the change of accuracy and length. `change` is the change of accuracy paired by problem. The interval is
 /// said to exclude zero only if the sign test, where there is one, agrees.
-pub(super) fn sentence(before: &Evaluation, after: &Evaluation, change: Option<&Change>) -> String {
+pub(super) fn sentence(before: &EvaluationFigures, after: &EvaluationFigures, change: Option<&Change>) -> String {
     let (Some(p), Some(q)) = (before.accuracy, after.accuracy) else {
-        return "There is no evaluation to compare with the base model's yet.".into();
+        return "There is no evaluation yet to compare with that of the base model.".into();
     };
     let points = 100.0 * (q - p);
     let mut text = if points.abs() < 0.05 {
-        "Held-out accuracy did not change to within 0.05 points".into()
+        "Held-out accuracy changed by less than 0.05 points".into()
     } else {
         format!("Held-out accuracy {} by {:.1} points", if points > 0.0 { "rose" } else { "fell" }, points.abs())
     };
@@ -60,11 +60,11 @@ pub(super) fn sentence(before: &Evaluation, after: &Evaluation, change: Option<&
                 (false, _) => "which includes zero".into(),
             };
             let bounds = [low, high].map(|v| signed(Some(100.0 * v), 1)).join(" to ");
-            format!(" (95% interval {bounds}, {zero}; {problems} problems, each paired with itself)")
+            format!(" (95% interval {bounds}, {zero}; {problems} problems, paired)")
         }
         Some(Change { problems: 1, .. }) => " (only 1 problem, so no interval)".to_string(),
-        Some(Change { problems, .. }) => format!(" (the same on each of {problems} problems, so no interval)"),
-        None => " (no completions of both evaluations, so no interval)".to_string(),
+        Some(Change { problems, .. }) => format!(" (unchanged on each of {problems} problems, so no interval)"),
+        None => " (no completions that both evaluations share, so no interval)".to_string(),
     };
     if let (Some(b), Some(a)) = (before.mean_length, after.mean_length) {
         let change = match ratio(Some(a), Some(b)) {
@@ -77,7 +77,7 @@ pub(super) fn sentence(before: &Evaluation, after: &Evaluation, change: Option<&
     text + "."
 }
 
-pub(super) fn family_row((name, family): (&String, &Family)) -> FamilyRow {
+pub(super) fn family_row((name, family): (&String, &FamilyFigures)) -> FamilyRow {
     let (b, a) = (&family.base, &family.last);
     let points = difference(b.accuracy, a.accuracy).map(|d| 100.0 * d);
     let shorter = ratio(a.mean_length, b.mean_length).map(|r| 100.0 * (r - 1.0));
@@ -95,7 +95,7 @@ pub(super) fn family_row((name, family): (&String, &Family)) -> FamilyRow {
     FamilyRow { name: name.clone(), cells }
 }
 
-pub(super) fn runtime(summary: &Summary, metrics: &Metrics, steps: u64) -> Vec<(&'static str, String)> {
+pub(super) fn runtime(summary: &RunSummary, metrics: &MetricsByStep, steps: u64) -> Vec<(&'static str, String)> {
     let total = |key| metrics.points(key).iter().map(|p| p.1).sum::<f64>();
     let share = ratio(Some(total("timing_s/gen")), Some(total("timing_s/step")));
     let rows = [

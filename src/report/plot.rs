@@ -9,7 +9,7 @@ use super::numbers::fixed;
 use crate::error::{Error, Result};
 
 /// Result of drawing.
-type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
+type DrawResult = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 /// Colour of a plot element. The page defines its value for the light and the dark theme.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -123,7 +123,7 @@ impl Plot {
         Ok(Some(themed(&svg, &self.title)))
     }
 
-    fn draw(&self, svg: &mut String, xs: std::ops::Range<f64>, ys: std::ops::Range<f64>, by_step: bool) -> Drawn {
+    fn draw(&self, svg: &mut String, xs: std::ops::Range<f64>, ys: std::ops::Range<f64>, by_step: bool) -> DrawResult {
         let (top, height) = (ys.end, if self.small { 200 } else { 280 });
         let (x_axis, y_axis) = (Axis::of(&xs), Axis::of(&ys));
         let tick_width = [ys.start, ys.end].map(|y| text_width(&y_axis.label(y))).into_iter().max().unwrap_or(0);
@@ -180,7 +180,7 @@ impl Plot {
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 impl Series {
-    fn draw<'t>(&self, chart: &mut Chart, text: &dyn Fn(HPos, VPos) -> TextStyle<'t>) -> Drawn {
+    fn draw<'t>(&self, chart: &mut Chart, text: &dyn Fn(HPos, VPos) -> TextStyle<'t>) -> DrawResult {
         let ink = self.ink.stand_in();
         let points = self.points.iter().copied().filter(is_drawn);
         let radius = 3 * SCALE;

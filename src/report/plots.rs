@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::plot::{Ink, Mark, Plot, Series};
-use super::run::{Metrics, Stage};
+use super::run::{MetricsByStep, StageSpan};
 use crate::error::Result;
 
 #[derive(Serialize)]
-pub(super) struct Figure {
+pub(super) struct RenderedPlot {
     pub(super) title: String,
     pub(super) note: String,
     pub(super) small: bool,
@@ -18,7 +18,7 @@ pub(super) struct Figure {
     pub(super) legend: Vec<(&'static str, &'static str, String)>,
 }
 
-pub(super) fn plots(metrics: &Metrics, stages: &[Stage]) -> Vec<Plot> {
+pub(super) fn plots(metrics: &MetricsByStep, stages: &[StageSpan]) -> Vec<Plot> {
     let series =
         |label: &str, ink, mark, key: &str| Series { label: label.into(), ink, mark, points: metrics.points(key) };
     let over_steps = |title: &str, y_label, from_zero, series| Plot {
@@ -68,16 +68,16 @@ pub(super) fn plots(metrics: &Metrics, stages: &[Stage]) -> Vec<Plot> {
         ),
         portrait(metrics, stages),
         small("Gradient norm", "norm", "grad_norm"),
-        small("Completions cut at the token limit", "share", "completions/clipped_ratio"),
+        small("Completions truncated at the token limit", "share", "completions/clipped_ratio"),
     ]
 }
 
 /// Plot entropy against mean length over training, with one colour per stage.
-pub(super) fn portrait(metrics: &Metrics, stages: &[Stage]) -> Plot {
+pub(super) fn portrait(metrics: &MetricsByStep, stages: &[StageSpan]) -> Plot {
     let lengths: BTreeMap<u64, f64> =
         metrics.points("completions/mean_length").into_iter().map(|(step, v)| (step as u64, v)).collect();
     let entropies = metrics.points("entropy");
-    let whole = [Stage { name: "training".into(), first: 0, last: u64::MAX }];
+    let whole = [StageSpan { name: "training".into(), first: 0, last: u64::MAX }];
     let window = entropies.len() / 25 + 1;
     let (mut dots, mut paths) = (Vec::new(), Vec::<Series>::new());
     let mut names = Vec::<&str>::new();
@@ -105,7 +105,7 @@ pub(super) fn portrait(metrics: &Metrics, stages: &[Stage]) -> Plot {
     let last = paths.iter().rev().find_map(|s| s.points.last().copied());
     let ends = [end("start", Mark::Start, first), end("end", Mark::End, last)];
     let note = match window {
-        1 => "The line joins the training steps.".into(),
+        1 => "The line connects the training steps.".into(),
         _ => format!("Each dot is a training step; the line is their mean over {} steps.", 2 * (window / 2) + 1),
     };
     Plot {
@@ -131,7 +131,7 @@ pub(super) fn smooth(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     (0..points.len()).map(mean).collect()
 }
 
-pub(super) fn figure(plot: Plot) -> Result<Figure> {
+pub(super) fn figure(plot: Plot) -> Result<RenderedPlot> {
     let svg = plot.svg()?;
     let mut legend = Vec::new();
     for series in plot.series.iter().filter(|s| !plot.small && !s.points.is_empty()) {
@@ -146,5 +146,5 @@ pub(super) fn figure(plot: Plot) -> Result<Figure> {
             legend.push(entry);
         }
     }
-    Ok(Figure { title: plot.title, note: plot.note, small: plot.small, svg, legend })
+    Ok(RenderedPlot { title: plot.title, note: plot.note, small: plot.small, svg, legend })
 }

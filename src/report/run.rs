@@ -14,17 +14,17 @@ use crate::files;
 /// Contents of `summary.json`, which is written when a run ends.
 #[derive(Deserialize, Default)]
 #[serde(default)]
-pub(super) struct Summary {
+pub(super) struct RunSummary {
     pub(super) name: Option<String>,
     pub(super) seed: Option<u64>,
     pub(super) model: Option<String>,
     pub(super) device: Option<String>,
     pub(super) steps: Option<u64>,
     pub(super) seconds: Option<f64>,
-    pub(super) base: Evaluation,
+    pub(super) base: EvaluationFigures,
     #[serde(rename = "final")]
-    pub(super) last: Evaluation,
-    pub(super) families: BTreeMap<String, Family>,
+    pub(super) last: EvaluationFigures,
+    pub(super) families: BTreeMap<String, FamilyFigures>,
     pub(super) stages: Vec<StageEnd>,
     pub(super) peak_rss_gb: Option<f64>,
     pub(super) note: Option<String>,
@@ -33,22 +33,22 @@ pub(super) struct Summary {
 /// Part of `run.json`. The summary of fine-tuning does not name the last step.
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Origin {
+struct RunJson {
     finished: Option<u64>,
 }
 
-impl Summary {
+impl RunSummary {
     /// Read the summary of the run directory `run`, if there is one.
     pub(super) fn read(run: &Path) -> Result<Option<Self>> {
         let Some(mut summary) = optional(files::read_json::<Self>(&run.join("summary.json")))? else { return Ok(None) };
         if summary.steps.is_none() {
-            summary.steps = optional(files::read_json::<Origin>(&run.join("run.json")))?.and_then(|run| run.finished);
+            summary.steps = optional(files::read_json::<RunJson>(&run.join("run.json")))?.and_then(|run| run.finished);
         }
         Ok(Some(summary))
     }
 
     /// Return whether the summary belongs to the last logged step. An extended run still has that of its earlier end.
-    pub(super) fn is_of(&self, metrics: &Metrics) -> bool {
+    pub(super) fn is_of(&self, metrics: &MetricsByStep) -> bool {
         self.steps == metrics.0.keys().next_back().copied()
     }
 }
@@ -56,7 +56,7 @@ impl Summary {
 /// Figures of an evaluation on held-out problems.
 #[derive(Deserialize, Default, Clone, Copy)]
 #[serde(default)]
-pub(super) struct Evaluation {
+pub(super) struct EvaluationFigures {
     pub(super) n: Option<u64>,
     pub(super) accuracy: Option<f64>,
     pub(super) accuracy_lenient: Option<f64>,
@@ -67,11 +67,11 @@ pub(super) struct Evaluation {
 /// Figures of a task family. `floor` is the mean length of the shortest reference solutions, in tokens.
 #[derive(Deserialize, Default)]
 #[serde(default)]
-pub(super) struct Family {
+pub(super) struct FamilyFigures {
     pub(super) floor: Option<f64>,
-    pub(super) base: Evaluation,
+    pub(super) base: EvaluationFigures,
     #[serde(rename = "final")]
-    pub(super) last: Evaluation,
+    pub(super) last: EvaluationFigures,
 }
 
 #[derive(Deserialize)]
@@ -81,7 +81,7 @@ pub(super) struct StageEnd {
 }
 
 /// Contents of `metrics.jsonl` by step. Later lines of a step override earlier ones (resumed runs).
-pub(super) struct Metrics(pub(super) BTreeMap<u64, Map<String, Value>>);
+pub(super) struct MetricsByStep(pub(super) BTreeMap<u64, Map<String, Value>>);
 
 #[derive(Deserialize)]
 struct MetricsLine {
@@ -92,13 +92,13 @@ struct MetricsLine {
 
 /// Consecutive steps `first..=last` of a stage.
 #[derive(Debug, PartialEq)]
-pub(super) struct Stage {
+pub(super) struct StageSpan {
     pub(super) name: String,
     pub(super) first: u64,
     pub(super) last: u64,
 }
 
-impl Metrics {
+impl MetricsByStep {
     /// Read the metrics of the run directory `run`; `None` before the first line.
     ///
     /// # Errors
@@ -106,8 +106,8 @@ impl Metrics {
     pub(super) fn of_run(run: &Path) -> Result<Option<Self>> {
         let found = optional(Self::read(&run.join("metrics.jsonl")))?;
         if found.is_none() && !run.join("run.json").is_file() {
-            let why = if run.is_dir() { "it has no run.json" } else { "there is no such folder" };
-            return Err(Error::file(run, format!("is no run ({why})")));
+            let why = if run.is_dir() { "it has no run.json" } else { "no such folder" };
+            return Err(Error::file(run, format!("is not a run ({why})")));
         }
         Ok(found)
     }
@@ -126,21 +126,21 @@ impl Metrics {
     }
 
     /// Return the stages in order, from the rows that name a stage.
-    pub(super) fn stages(&self) -> Vec<Stage> {
-        let mut stages = Vec::<Stage>::new();
+    pub(super) fn stages(&self) -> Vec<StageSpan> {
+        let mut stages = Vec::<StageSpan>::new();
         for (&step, row) in &self.0 {
             let Some(name) = row.get("stage").and_then(Value::as_str) else { continue };
             match stages.last_mut() {
                 Some(stage) if stage.name == name => stage.last = step,
-                _ => stages.push(Stage { name: name.into(), first: step, last: step }),
+                _ => stages.push(StageSpan { name: name.into(), first: step, last: step }),
             }
         }
         stages
     }
 
-    fn evaluation(row: &Map<String, Value>, prefix: &str) -> Evaluation {
+    fn evaluation(row: &Map<String, Value>, prefix: &str) -> EvaluationFigures {
         let value = |key: &str| row.get(&format!("{prefix}{key}")).and_then(Value::as_f64);
-        Evaluation {
+        EvaluationFigures {
             n: None,
             accuracy: value("accuracy"),
             accuracy_lenient: value("accuracy_lenient"),
@@ -150,12 +150,12 @@ impl Metrics {
     }
 
     /// Return a summary of the steps so far, and the step of the latest evaluation after step 0.
-    pub(super) fn so_far(&self) -> (Summary, Option<u64>) {
+    pub(super) fn so_far(&self) -> (RunSummary, Option<u64>) {
         let evaluated = |row: &Map<String, Value>| row.get("eval/accuracy").is_some_and(Value::is_number);
         let base = self.0.get(&0).filter(|row| evaluated(row));
         let last = self.0.iter().rev().find(|(step, row)| **step > 0 && evaluated(row));
-        let mut summary = Summary::default();
-        let mut fill = |row: &Map<String, Value>, pick: fn(&mut Family) -> &mut Evaluation| {
+        let mut summary = RunSummary::default();
+        let mut fill = |row: &Map<String, Value>, pick: fn(&mut FamilyFigures) -> &mut EvaluationFigures| {
             for key in row.keys() {
                 let name = key.strip_prefix("eval/families/").and_then(|k| k.strip_suffix("/accuracy"));
                 if let Some(name) = name {
@@ -187,7 +187,7 @@ pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 pub(super) fn malformed(path: &Path, line: usize, error: &serde_json::Error) -> Error {
     let reason = files::json_reason(error);
     let at = format!("{}:{line}", path.display());
-    Error::file(at, format!("{reason} (column {}); mend or delete this line", error.column()))
+    Error::file(at, format!("{reason} (column {}); fix or delete this line", error.column()))
 }
 
 /// Turn the error of a missing file into `None`.

@@ -7,28 +7,28 @@ use serde::Serialize;
 
 use super::numbers::{NONE, fixed, number, signed};
 use super::plot::{Ink, Mark, Plot, Series};
-use super::plots::{Figure, figure};
+use super::plots::{RenderedPlot, figure};
 use super::render;
 use crate::error::Result;
 use crate::eval::figures::Estimate;
 use crate::files;
-use crate::study::{ArmFindings, Findings, Measured};
+use crate::study::{ArmFindings, Findings, HeldOutFigures};
 
 #[derive(Serialize)]
-struct View<'a> {
+struct StudyPage<'a> {
     name: &'a str,
     facts: Vec<String>,
     against: &'a str,
     sources: Vec<&'a String>,
-    rows: Vec<Row>,
+    rows: Vec<ArmRow>,
     settings: Vec<SettingRow>,
     missing: &'a [String],
-    figures: Vec<Figure>,
-    curves: Vec<Figure>,
+    figures: Vec<RenderedPlot>,
+    curves: Vec<RenderedPlot>,
 }
 
 #[derive(Serialize)]
-struct Row {
+struct ArmRow {
     number: String,
     name: String,
     setting: String,
@@ -69,19 +69,20 @@ fn page(findings: &Findings) -> Result<String> {
         Some(row(&(index + 1).to_string(), &arm.name, &setting, reported, arm.difference, &sources))
     });
     let facts = vec![
-        format!("{} tokens sampled to learn from in every run.", findings.sampled_tokens),
+        format!("Every run trains on {} sampled tokens.", findings.sampled_tokens),
         format!(
-            "Of each arm's settings the one is taken that is most accurate on seeds {:?} at no more than {}% of the base's \
-             length (but for arms that do not shorten); it is reported on seeds {:?}.",
+            "For each arm, the setting with the highest accuracy on seeds {:?} is selected, among those with at most \
+             {}% of the base model's length (this limit does not apply to arms that do not shorten); it is reported on \
+             seeds {:?}.",
             findings.seeds[0],
             fixed(100.0 * findings.length_budget, 0),
             findings.seeds[1]
         ),
-        "Intervals are 95% intervals by Student's t over seeds and problems: wide where few seeds differ much. Those of \
-         a single run are over problems alone, and say so."
+        "Intervals are 95% Student's t intervals over seeds and problems, which are wide if few seeds differ much. \
+         Those of a single run are over problems only, and are marked."
             .to_string(),
     ];
-    let view = View {
+    let view = StudyPage {
         name: &findings.name,
         facts,
         against: &findings.against,
@@ -117,10 +118,10 @@ fn row(
     number_: &str,
     name: &str,
     setting: &str,
-    measured: &Measured,
+    measured: &HeldOutFigures,
     difference: Option<Estimate>,
     sources: &[&String],
-) -> Row {
+) -> ArmRow {
     let bounded = |estimate: Estimate, text: &dyn Fn(f64) -> String| {
         let bounds = estimate.interval.map(|bounds| bounds.map(text).join(" to "));
         [text(estimate.value), bounds.unwrap_or_default()]
@@ -128,11 +129,11 @@ fn row(
     let plain = |text: String| [text, String::new()];
     let mut accuracy = bounded(measured.accuracy, &percent);
     if is_single(measured) {
-        accuracy[1] += ", over problems alone";
+        accuracy[1] += ", over problems only";
     }
     let share = |share: Option<f64>| share.map_or_else(|| NONE.to_string(), percent);
     let entropy = |at: usize| measured.entropy.map(|entropy| entropy[at]);
-    Row {
+    ArmRow {
         number: number_.to_string(),
         name: name.to_string(),
         setting: setting.to_string(),
@@ -170,7 +171,7 @@ fn row(
 
 fn setting_rows(arm: &ArmFindings) -> impl Iterator<Item = SettingRow> {
     arm.settings.iter().enumerate().map(|(index, (setting, measured))| {
-        let text = |of: &dyn Fn(&Measured) -> String| measured.as_ref().map_or_else(|| NONE.to_string(), of);
+        let text = |of: &dyn Fn(&HeldOutFigures) -> String| measured.as_ref().map_or_else(|| NONE.to_string(), of);
         SettingRow {
             arm: arm.name.clone(),
             setting: described(setting),
@@ -186,7 +187,7 @@ fn setting_rows(arm: &ArmFindings) -> impl Iterator<Item = SettingRow> {
     })
 }
 
-fn point(measured: &Measured) -> (f64, f64) {
+fn point(measured: &HeldOutFigures) -> (f64, f64) {
     (100.0 * measured.length_ratio, 100.0 * measured.accuracy.value)
 }
 
@@ -204,7 +205,7 @@ fn front(findings: &Findings) -> Plot {
     let series = |label: &str, ink, mark, points| Series { label: label.to_string(), ink, mark, points };
     let mut shown = vec![
         series("not beaten in both", Ink::Green, Mark::Line, front.collect()),
-        series("a setting, seeds to choose by", Ink::Faint, Mark::Dots, all.clone()),
+        series("a setting, selection seeds", Ink::Faint, Mark::Dots, all.clone()),
     ];
     shown.extend(findings.base.as_ref().map(|base| series("base", Ink::Text, Mark::Start, vec![point(base)])));
     shown.extend(findings.arms.iter().enumerate().filter_map(|(index, arm)| {
@@ -213,9 +214,8 @@ fn front(findings: &Findings) -> Plot {
     }));
     Plot {
         title: "Accuracy against length".to_string(),
-        note: "Numbers are the rows of the table: the chosen setting of an arm, over the seeds that are reported."
-            .into(),
-        x_label: "mean length (% of the base's)",
+        note: "Numbers are the rows of the table: the selected setting of each arm, over the reported seeds.".into(),
+        x_label: "mean length (% of the base model's)",
         y_label: "accuracy (%)",
         from_zero: false,
         small: false,
@@ -225,7 +225,8 @@ fn front(findings: &Findings) -> Plot {
 }
 
 fn by_source(findings: &Findings, source: &str) -> Plot {
-    let at = |measured: &Measured| measured.sources.get(source).map(|[accuracy, length]| (*length, 100.0 * accuracy));
+    let at =
+        |measured: &HeldOutFigures| measured.sources.get(source).map(|[accuracy, length]| (*length, 100.0 * accuracy));
     let mut series: Vec<Series> = (findings.base.iter().filter_map(at))
         .map(|point| Series { label: "base".into(), ink: Ink::Text, mark: Mark::Start, points: vec![point] })
         .collect();
@@ -249,7 +250,7 @@ fn by_source(findings: &Findings, source: &str) -> Plot {
 /// Plot accuracy and length of the training batches of an arm's reported runs.
 fn curves(findings: &Findings, arm: &ArmFindings) -> Plot {
     let base = findings.base.as_ref().map_or(f64::NAN, |base| base.length);
-    let series = |label: &str, ink, of: &dyn Fn(&crate::study::Moment) -> f64| {
+    let series = |label: &str, ink, of: &dyn Fn(&crate::study::CurvePoint) -> f64| {
         arm.curves
             .iter()
             .map(|curve| Series {
@@ -283,7 +284,7 @@ pub fn study_text(findings: &Findings) -> String {
         estimate.interval.map_or_else(String::new, |bounds| bounds.map(text).join(".."))
     };
     let points = |v: f64| signed(Some(100.0 * v), 1);
-    let row = |number: String, name: &str, measured: &Measured, difference: Option<Estimate>| {
+    let row = |number: String, name: &str, measured: &HeldOutFigures, difference: Option<Estimate>| {
         let mark = if is_single(measured) { "*" } else { "" };
         [
             number,
@@ -305,7 +306,7 @@ pub fn study_text(findings: &Findings) -> String {
     let mut text = aligned(&rows);
     let reported = findings.arms.iter().filter_map(|arm| arm.reported.as_ref());
     if findings.base.iter().chain(reported).any(is_single) {
-        text += "* over problems alone: a single run\n";
+        text += "* over problems only: a single run\n";
     }
     for (index, arm) in findings.arms.iter().enumerate().filter(|(_, arm)| arm.reported.is_none()) {
         let whole = arm.settings.iter().all(|(_, measured)| measured.is_some());
@@ -322,8 +323,8 @@ pub fn study_text(findings: &Findings) -> String {
     text
 }
 
-/// Return whether the interval of an accuracy is over problems alone, since there is a single run.
-fn is_single(measured: &Measured) -> bool {
+/// Return whether the interval of an accuracy is over problems only, since there is a single run.
+fn is_single(measured: &HeldOutFigures) -> bool {
     measured.runs == 1 && measured.accuracy.interval.is_some()
 }
 
@@ -344,7 +345,7 @@ fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
 fn csv(findings: &Findings) -> String {
     let mut text =
         "arm,setting,seeds,chosen,runs,accuracy,low,high,length,length_ratio,cut,all_right_std\n".to_string();
-    let mut line = |arm: &str, setting: &str, seeds: &str, chosen: bool, measured: &Measured| {
+    let mut line = |arm: &str, setting: &str, seeds: &str, chosen: bool, measured: &HeldOutFigures| {
         let [low, high] = measured.accuracy.interval.unwrap_or([f64::NAN; 2]);
         let spread = measured.all_right_std.map_or_else(String::new, |spread| spread.to_string());
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
@@ -380,10 +381,10 @@ mod tests {
     use super::*;
 
     /// Regression: columns ran together (`31.7..100.0−14.1`), the head was cut, and nothing said that the interval of a
-    /// single run is over problems alone.
+    /// single run is over problems only.
     #[test]
     fn the_table_has_columns_and_marks_intervals_over_problems_alone() {
-        let measured = |runs| Measured {
+        let measured = |runs| HeldOutFigures {
             runs,
             accuracy: Estimate { value: 0.8, interval: Some([0.317, 1.0]) },
             length: 120.0,
@@ -424,9 +425,9 @@ mod tests {
         let arm_line = ["1", "an arm with a name of more than 28 letters", "2", "80.0", "31.7..100.0", "\u{2212}14.1"];
         assert_eq!(lines[2][..6], arm_line);
         assert_eq!(lines[2][6..], ["\u{2212}100.0..+90.0", "120.0", "50.0"]);
-        assert!(text.ends_with("* over problems alone: a single run\n"), "{text}");
-        assert!(page(&findings).unwrap().contains("<small>31.7 to 100.0, over problems alone</small>"));
+        assert!(text.ends_with("* over problems only: a single run\n"), "{text}");
+        assert!(page(&findings).unwrap().contains("<small>31.7 to 100.0, over problems only</small>"));
         findings.base = None;
-        assert!(!study_text(&findings).contains("over problems alone"));
+        assert!(!study_text(&findings).contains("over problems only"));
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use textplots::{Chart, Plot, Shape};
 
 use super::duration;
-use super::run::{Metrics, Summary};
+use super::run::{MetricsByStep, RunSummary};
 use crate::error::{Error, Result};
 
 /// Metrics shown by default, if the run has them.
@@ -23,7 +23,7 @@ const ROWS: usize = 6;
 pub struct Screen {
     /// Lines, without a trailing line break.
     pub text: String,
-    /// Whether the run is finished (its summary belongs to the last logged step), or no process works on it.
+    /// Whether the run is finished (its summary belongs to the last logged step), or not running.
     pub over: bool,
 }
 
@@ -40,12 +40,12 @@ fn is_abandoned(run: &Path) -> bool {
 pub fn screen(run: &Path, metrics: &[String], columns: usize) -> Result<Screen> {
     // Before the files are read: a run that ends meanwhile is shown as running, not as one that was left.
     let abandoned = is_abandoned(run);
-    let left = abandoned.then_some("no process works on it");
-    let Some(all) = Metrics::of_run(run)?.filter(|all| !all.0.is_empty()) else {
-        let text: Vec<&str> = ["nothing is measured yet"].into_iter().chain(left).collect();
+    let left = abandoned.then_some("not running");
+    let Some(all) = MetricsByStep::of_run(run)?.filter(|all| !all.0.is_empty()) else {
+        let text: Vec<&str> = ["no metrics yet"].into_iter().chain(left).collect();
         return Ok(Screen { text: format!("{}: {}", run.display(), text.join(", ")), over: abandoned });
     };
-    let summary = Summary::read(run)?.filter(|summary| summary.is_of(&all));
+    let summary = RunSummary::read(run)?.filter(|summary| summary.is_of(&all));
     let state = if summary.is_some() { Some("finished") } else { left };
     let names = chosen(&run.join("metrics.jsonl"), &all, metrics)?;
     let curves: Vec<Vec<String>> = names.iter().map(|name| curve(name, &all.points(name))).collect();
@@ -65,7 +65,7 @@ pub fn screen(run: &Path, metrics: &[String], columns: usize) -> Result<Screen> 
 }
 
 /// Return the metrics to show: `asked`, or the default ones that the run has.
-fn chosen<'a>(path: &Path, all: &Metrics, asked: &'a [String]) -> Result<Vec<&'a str>> {
+fn chosen<'a>(path: &Path, all: &MetricsByStep, asked: &'a [String]) -> Result<Vec<&'a str>> {
     if asked.is_empty() {
         return Ok(DEFAULT_METRICS.into_iter().filter(|name| !all.points(name).is_empty()).collect());
     }
@@ -77,14 +77,17 @@ fn chosen<'a>(path: &Path, all: &Metrics, asked: &'a [String]) -> Result<Vec<&'a
             let known = all.0.values().flat_map(numbers);
             let near = known.max_by(|a: &String, b: &String| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
             let near = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
-            return Err(Error::file(path, format!("has no numbers under --metric {name}{near}")));
+            return Err(Error::file(
+                path,
+                format!("has no metric {name} (--metric); `tempering metrics` lists all{near}"),
+            ));
         }
     }
     Ok(asked.iter().map(String::as_str).collect())
 }
 
 /// Return the first line: `runs/a: step 40 [enhance], 2.30 s a step, 14000 tokens/s sampled, 1 min 32 s in steps`.
-fn headline(run: &Path, all: &Metrics, state: Option<&str>) -> String {
+fn headline(run: &Path, all: &MetricsByStep, state: Option<&str>) -> String {
     let last = |key: &str| all.points(key).last().map(|point| point.1);
     let step = all.0.keys().next_back().copied().unwrap_or_default();
     let mut parts = vec![format!("{}: step {step}", run.display())];
@@ -102,10 +105,10 @@ fn headline(run: &Path, all: &Metrics, state: Option<&str>) -> String {
 }
 
 /// Return a line with the held-out accuracy and length of the base model and of the latest evaluation.
-fn evaluation_line(all: &Metrics, finished: Option<&Summary>) -> Option<String> {
+fn evaluation_line(all: &MetricsByStep, finished: Option<&RunSummary>) -> Option<String> {
     let (so_far, step) = all.so_far();
     so_far.base.accuracy?;
-    let at = |name: &str, figures: super::run::Evaluation| {
+    let at = |name: &str, figures: super::run::EvaluationFigures| {
         Some(format!("{name} {:.1}% at {:.1} tokens", 100.0 * figures.accuracy?, figures.mean_length?))
     };
     let last = match finished {
@@ -188,11 +191,11 @@ mod tests {
     fn a_metric_that_is_not_there_is_named_with_the_nearest() {
         let dir = run("{\"step\":1,\"loss\":0.5}\n");
         let error = screen(dir.path(), &["los".to_string()], 80).unwrap_err().to_string();
-        assert!(error.contains("--metric los") && error.contains("did you mean loss?"), "{error}");
-        assert!(screen(&dir.path().join("none"), &[], 80).unwrap_err().to_string().contains("is no run"));
+        assert!(error.contains("has no metric los (--metric)") && error.ends_with("did you mean loss?"), "{error}");
+        assert!(screen(&dir.path().join("none"), &[], 80).unwrap_err().to_string().contains("is not a run"));
         let fresh = run("");
         std::fs::write(fresh.path().join("run.json"), "{}").unwrap();
-        assert!(screen(fresh.path(), &[], 80).unwrap().text.contains("nothing is measured yet"));
+        assert!(screen(fresh.path(), &[], 80).unwrap().text.contains("no metrics yet"));
     }
 
     /// Regression: `watch` redrew a run for ever that no process worked on.
@@ -204,7 +207,7 @@ mod tests {
         assert!(!screen(dir.path(), &[], 80).unwrap().over);
         drop(lock);
         let left = screen(dir.path(), &[], 80).unwrap();
-        assert!(left.over && left.text.contains("step 1, no process works on it"), "{}", left.text);
+        assert!(left.over && left.text.contains("step 1, not running"), "{}", left.text);
     }
 
     /// Regression: a learning rate of 4e-7 was shown as 0.000000.

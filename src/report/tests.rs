@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::run::{Metrics, Stage};
+use super::run::{MetricsByStep, StageSpan};
 use super::*;
 
 const METRICS: &str = r#"{"step":0,"eval/accuracy":0.79,"eval/accuracy_lenient":0.81,"eval/mean_length":160.1,"eval/entropy":0.31,"eval/families/sort/accuracy":0.7,"eval/families/sort/mean_length":120.0}
@@ -80,7 +80,10 @@ fn a_measured_run_says_what_it_shows_stage_by_stage() {
         "top":[{"token":4,"text":" <wait","count":20,"entropy":2.0,"connector":true},{"token":5,"text":"7","count":30,"entropy":1.0}]}"#;
     fs::write(run.path().join("token_types.json"), types).unwrap();
     let html = report(run.path());
-    assert_has(&html, &["compress: Conflict in entropy: accuracy raises it", "enhance: No length part acted"]);
+    assert_has(
+        &html,
+        &["compress: Conflict in entropy: accuracy raises it", "enhance: The length part is zero everywhere"],
+    );
     assert_has(&html, &["Gradient by entropy, compress", "Gradient by entropy, enhance", "predicted and realised"]);
     assert_has(&html, &["<code> &lt;wait</code>", "50.0% begin connectors", "against 25.0% of all 8", "--part: 50.0%"]);
 }
@@ -117,7 +120,7 @@ fn an_unfinished_run_says_so() {
     assert_has(&report(run.path()), &["0 steps so far", "79.0% → –", "No data yet."]);
     fs::write(run.path().join("metrics.jsonl"), "").unwrap();
     fs::remove_file(run.path().join("config.toml")).unwrap();
-    assert_has(&report(run.path()), &["0 steps so far", "No config.toml"]);
+    assert_has(&report(run.path()), &["0 steps so far", "The run has no config.toml"]);
 }
 
 /// Regression: the final evaluation of a killed run, and the summary of an extended one, are not those of the last step.
@@ -128,8 +131,8 @@ fn an_extended_run_has_no_final_evaluation_until_its_new_end() {
     let longer = format!("{METRICS}{{\"step\":4,\"stage\":\"enhance\",\"entropy\":0.2}}\n");
     fs::write(run.path().join("metrics.jsonl"), longer).unwrap();
     let html = report(run.path());
-    assert_has(&html, &["4 steps so far, summary.json is that of its earlier end, after step 3", "at step 3"]);
-    assert_has(&html, &["so no interval", "There are no completions of one problem from both"]);
+    assert_has(&html, &["4 steps so far, summary.json is from its earlier end, after step 3", "at step 3"]);
+    assert_has(&html, &["so no interval", "There is no problem yet with completions both"]);
     // An unfinished run is shown without a final evaluation that is being written.
     fs::remove_file(run.path().join("summary.json")).unwrap();
     assert_has(&report(run.path()), &["4 steps so far, no summary.json", "so no interval"]);
@@ -145,23 +148,23 @@ fn an_extended_run_has_no_final_evaluation_until_its_new_end() {
 fn a_folder_without_a_log_is_said_to_be_what_it_is() {
     let run = tempfile::tempdir().unwrap();
     let error = |path: &Path| write(path).unwrap_err().to_string();
-    assert!(error(&run.path().join("absent")).contains("absent: is no run (there is no such folder)"));
-    assert!(error(run.path()).contains("is no run (it has no run.json)"));
+    assert!(error(&run.path().join("absent")).contains("absent: is not a run (no such folder)"));
+    assert!(error(run.path()).contains("is not a run (it has no run.json)"));
     fs::write(run.path().join("run.json"), "{}").unwrap();
-    assert!(error(run.path()).contains("nothing is measured yet"));
+    assert!(error(run.path()).contains("no metrics yet"));
 }
 
 /// Regression: four of 100 problems were called a change, though the exact test does not tell them from chance.
 #[test]
 fn an_interval_that_the_exact_test_denies_is_no_verdict() {
-    let at = |accuracy| run::Evaluation { accuracy: Some(accuracy), ..run::Evaluation::default() };
+    let at = |accuracy| run::EvaluationFigures { accuracy: Some(accuracy), ..run::EvaluationFigures::default() };
     let said = |p, interval| sentence(&at(0.5), &at(0.54), Some(&completions::Change { problems: 100, interval, p }));
     let chance = said(Some(0.125), Some([0.01, 0.08]));
     assert!(chance.contains("+1.0 to +8.0, but p = 0.125 by the exact sign test: this may be chance"), "{chance}");
     assert!(said(Some(0.0004), Some([0.01, 0.08])).contains("excludes zero; p < 0.001 by the exact sign test"));
     assert!(said(None, Some([0.01, 0.08])).contains("which excludes zero; 100 problems"));
     assert!(said(Some(0.5), Some([-0.01, 0.08])).contains("which includes zero; 100 problems"));
-    assert!(said(Some(0.0), None).contains("(the same on each of 100 problems, so no interval)"));
+    assert!(said(Some(0.0), None).contains("(unchanged on each of 100 problems, so no interval)"));
 }
 
 /// Regression: with cycles the legend named each stage once a cycle, and a stage changed its colour.
@@ -174,7 +177,7 @@ fn a_stage_that_is_repeated_keeps_its_colour_and_is_named_once() {
         format!("{{\"step\":{k},\"stage\":\"{stage}\",\"entropy\":0.{k},\"completions/mean_length\":9{k}}}\n")
     };
     fs::write(&path, stages.iter().enumerate().map(row).collect::<String>()).unwrap();
-    let metrics = Metrics::read(&path).unwrap();
+    let metrics = MetricsByStep::read(&path).unwrap();
     let legend = figure(plots::portrait(&metrics, &metrics.stages())).unwrap().legend;
     let named: Vec<(&str, &str)> = legend.iter().map(|(_, ink, label)| (*ink, label.as_str())).collect();
     assert_eq!(named, [("--blue", "compress"), ("--orange", "enhance"), ("--green", "rest")]);
@@ -214,8 +217,8 @@ fn a_resumed_step_counts_once() {
     let run = unfinished_run();
     let again = format!("{METRICS}{{\"step\":2,\"stage\":\"compress\",\"entropy\":0.9}}\n");
     fs::write(run.path().join("metrics.jsonl"), again).unwrap();
-    let metrics = Metrics::read(&run.path().join("metrics.jsonl")).unwrap();
+    let metrics = MetricsByStep::read(&run.path().join("metrics.jsonl")).unwrap();
     assert_eq!(metrics.points("entropy"), [(1.0, 0.31), (2.0, 0.9), (3.0, 0.25)]);
-    let stage = |name: &str, first, last| Stage { name: name.into(), first, last };
+    let stage = |name: &str, first, last| StageSpan { name: name.into(), first, last };
     assert_eq!(metrics.stages(), [stage("compress", 1, 2), stage("enhance", 3, 3)]);
 }

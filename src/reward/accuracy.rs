@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, indicator};
+use super::{AnswerGroup, Memory, Parts, Reward, indicator};
 use crate::error::Result;
 
 /// 1 for a right and finished answer, else 0.
@@ -15,7 +15,7 @@ impl Reward for Accuracy {
         "accuracy"
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|_, right| Parts::task(indicator(right))))
     }
 }
@@ -30,7 +30,7 @@ impl Reward for AccuracyLenient {
         "accuracy_lenient"
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.answers.iter().map(|answer| Some(Parts::task(indicator(answer.correct_lenient?)))).collect())
     }
 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, positive, require};
+use super::{AnswerGroup, Memory, Parts, Reward, found, positive, require};
 use crate::error::Result;
 use crate::metrics::{Metrics, mean};
 
@@ -89,7 +89,7 @@ impl Reward for Acoer {
     fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
         let Self { alpha_min, alpha, alpha_max, window, span, .. } = *self;
         found([
-            require(alpha_min <= alpha && alpha <= alpha_max, "alpha", alpha, "within alpha_min and alpha_max"),
+            require(alpha_min <= alpha && alpha <= alpha_max, "alpha", alpha, "between alpha_min and alpha_max"),
             require(window > 0, "window", window, "positive"),
             require(span > 0, "span", span, "positive"),
             positive("up", self.up as f32),
@@ -100,7 +100,7 @@ impl Reward for Acoer {
         ])
     }
 
-    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let Loop { alpha, budget, .. } = self.state(memory);
         Ok(group.each(|answer, right| match right {
             true => {
@@ -111,10 +111,10 @@ impl Reward for Acoer {
         }))
     }
 
-    fn remember(&self, groups: &[Group], memory: &mut Memory) {
+    fn remember(&self, groups: &[AnswerGroup], memory: &mut Memory) {
         let mut state = self.state(memory);
-        let accuracy = mean(&groups.iter().map(Group::pass_rate).collect::<Vec<_>>());
-        let length = mean(&groups.iter().flat_map(Group::right_lengths).collect::<Vec<_>>());
+        let accuracy = mean(&groups.iter().map(AnswerGroup::pass_rate).collect::<Vec<_>>());
+        let length = mean(&groups.iter().flat_map(AnswerGroup::right_lengths).collect::<Vec<_>>());
         let part = 2.0 / (self.span as f64 + 1.0);
         let averaged = |old: Option<f64>, new: f64| old.map_or(new, |old| part * new + (1.0 - part) * old);
         state.length = averaged((state.steps > 0).then_some(state.length), length);

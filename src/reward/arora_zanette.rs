@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Group, Memory, Parts, Reward, found, require};
+use super::{Answer, AnswerGroup, Memory, Parts, Reward, found, require};
 use crate::error::Result;
 use crate::metrics::mean;
 
@@ -30,7 +30,7 @@ impl Reward for AroraZanette {
         found([require((0.0..1.0).contains(&self.alpha), "alpha", self.alpha, "at least 0 and below 1")])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let right = group.right_lengths();
         let centre = mean(&right);
         // The population deviation (NumPy's default), as in the published code.

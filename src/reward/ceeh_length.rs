@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, positive, require};
+use super::{AnswerGroup, Memory, Parts, Reward, found, positive, require};
 use crate::error::Result;
 use crate::metrics::{Metrics, mean};
 
@@ -34,7 +34,7 @@ impl Default for CeehLength {
 
 /// Running means kept for a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct ProblemMeans {
     /// Running mean of the pass rate.
     pass_rate: f64,
     /// Running mean of the shortest right length; `None` before the first right completion.
@@ -51,11 +51,11 @@ impl Reward for CeehLength {
             positive("scale", self.scale),
             require(self.lowest < 0.0 && self.lowest.is_finite(), "lowest", self.lowest, "negative"),
             require(self.up > 0.0 && self.up <= 1.0, "up", self.up, "above 0 and at most 1"),
-            require((0.0..=1.0).contains(&self.down), "down", self.down, "within 0 and 1"),
+            require((0.0..=1.0).contains(&self.down), "down", self.down, "between 0 and 1"),
         ])
     }
 
-    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let record = memory.records.get(&group.problem.id);
         let rate = group.pass_rate();
         let target = record.filter(|record| rate >= record.pass_rate).and_then(|record| record.shortest);
@@ -68,12 +68,12 @@ impl Reward for CeehLength {
         }))
     }
 
-    fn remember(&self, groups: &[Group], memory: &mut Memory) {
+    fn remember(&self, groups: &[AnswerGroup], memory: &mut Memory) {
         let (up, down) = (f64::from(self.up), f64::from(self.down));
         for group in groups {
             let rate = group.pass_rate();
             let shortest = group.right_lengths().into_iter().reduce(f64::min);
-            let record = memory.records.entry(group.problem.id).or_insert(Record { pass_rate: rate, shortest });
+            let record = memory.records.entry(group.problem.id).or_insert(ProblemMeans { pass_rate: rate, shortest });
             let speed = if rate > record.pass_rate { up } else { down };
             // As in the published code, a record of 0 is replaced.
             record.pass_rate =
@@ -97,7 +97,7 @@ impl Reward for CeehLength {
 impl Memory {
     /// Whether a group is hard in the sense of CEEH: its pass rate is at most the mean record of all problems seen.
     /// False before there is a record ([`Reward::keeps_hardness`]).
-    pub fn is_hard(&self, group: &Group) -> bool {
+    pub fn is_hard(&self, group: &AnswerGroup) -> bool {
         let records: Vec<f64> = self.records.values().map(|record| record.pass_rate).collect();
         !records.is_empty() && group.pass_rate() <= mean(&records)
     }
@@ -118,13 +118,16 @@ mod tests {
         let mut memory = Memory::default();
         let problem = problem(1);
         let mut visit = |answers: &[Answer]| {
-            let hard = memory.is_hard(&Group { problem: &problem, answers, limit: 100, step: 0 });
+            let hard = memory.is_hard(&AnswerGroup { problem: &problem, answers, limit: 100, step: 0 });
             let scored = parts(&reward, answers, &memory);
             remember(&reward, &mut memory, &[(1, answers)]);
             (hard, scored.into_iter().map(|parts| parts.unwrap().length).collect::<Vec<_>>(), memory.records[&1])
         };
         let (hard, lengths, record) = visit(&[answer(true, 40), answer(false, 10)]);
-        assert_eq!((hard, lengths, record), (false, vec![0.0; 2], Record { pass_rate: 0.5, shortest: Some(40.0) }));
+        assert_eq!(
+            (hard, lengths, record),
+            (false, vec![0.0; 2], ProblemMeans { pass_rate: 0.5, shortest: Some(40.0) })
+        );
         let (hard, lengths, record) = visit(&[answer(true, 20), answer(true, 400)]);
         assert!(!hard && lengths == [0.25, -0.9], "{lengths:?}");
         assert!((record.pass_rate - 0.6).abs() < 1e-6 && (record.shortest.unwrap() - 36.0).abs() < 1e-5, "{record:?}");

@@ -25,7 +25,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::process::{MAX_ANSWER_LINE, NoAnswer, Process, StderrTail};
-use super::{Answer, Group, Memory, Part, Parts, Reward};
+use super::{Answer, AnswerGroup, Memory, Part, Parts, Reward};
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -46,7 +46,7 @@ impl Reward for Command {
 
     /// # Panics
     /// Always; [`super::Rewards`] scores with the program.
-    fn score(&self, _group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, _group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         unreachable!("the program is started when a run opens")
     }
 }
@@ -80,15 +80,16 @@ impl RewardCommand {
         let mut mistakes = Vec::new();
         if used && self.command.is_empty() {
             mistakes.push(
-                "reward.command is empty, but a stage has a reward of type \"command\": name the program, such as \
-                 [\"python3\", \"my_reward.py\"]"
+                "reward.command is empty, but a stage has a reward of type \"command\": set reward.command to the \
+                    program, such as [\"python3\", \"my_reward.py\"]"
                     .to_string(),
             );
         }
         if !used && !self.command.is_empty() {
             let command = &self.command;
             mistakes.push(format!(
-                "reward.command = {command:?} is used by no stage: add {{ type = \"command\" }} to its rewards"
+                "reward.command = {command:?} is not used by any stage: add {{ type = \"command\" }} to the rewards of \
+                    a stage"
             ));
         }
         if Duration::try_from_secs_f64(self.timeout_s).is_err() || self.timeout_s == 0.0 {
@@ -104,13 +105,13 @@ impl RewardCommand {
 /// A running reward program.
 #[derive(Debug)]
 pub struct RewardProgram {
-    program: Program,
-    workers: Mutex<Vec<Worker>>,
+    program: SharedProgram,
+    workers: Mutex<Vec<ProgramWorker>>,
 }
 
 /// Settings and state shared by the workers.
 #[derive(Debug)]
-struct Program {
+struct SharedProgram {
     command: Vec<String>,
     timeout: Duration,
     batch: bool,
@@ -122,7 +123,7 @@ struct Program {
 
 /// One process of the program, restarted after a failure.
 #[derive(Debug, Default)]
-struct Worker {
+struct ProgramWorker {
     process: Option<Process>,
     asked: u64,
     /// Consecutive failures.
@@ -163,7 +164,7 @@ impl RewardProgram {
         if let Some(mistake) = config.mistakes(true).into_iter().next() {
             return Err(Error::Invalid(mistake));
         }
-        let program = Program {
+        let program = SharedProgram {
             command: config.command.clone(),
             timeout: Duration::from_secs_f64(config.timeout_s),
             batch: config.batch,
@@ -171,7 +172,7 @@ impl RewardProgram {
             stderr_tail: StderrTail::default(),
             restarts: AtomicUsize::new(0),
         };
-        let mut workers: Vec<Worker> = (0..config.workers).map(|_| Worker::default()).collect();
+        let mut workers: Vec<ProgramWorker> = (0..config.workers).map(|_| ProgramWorker::default()).collect();
         let completion = format!("\\boxed{{{}}}", trial.answer);
         let question = [Question { problem: trial, completion: &completion, tokens: 1, finished: true }];
         workers.iter_mut().try_for_each(|worker| worker.start(&program))?;
@@ -185,11 +186,11 @@ impl Reward for RewardProgram {
         "command"
     }
 
-    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, memory: &Memory) -> Result<Vec<Option<Parts>>> {
         self.score_all(std::slice::from_ref(group), memory, Stop::NEVER).map(|mut scores| scores.remove(0))
     }
 
-    fn score_all(&self, groups: &[Group], _memory: &Memory, stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
+    fn score_all(&self, groups: &[AnswerGroup], _memory: &Memory, stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
         let questions = groups.iter().map(|group| {
             let question = |answer| Question::of(group.problem, answer);
             group.answers.iter().map(question).collect()
@@ -211,12 +212,12 @@ impl Reward for RewardProgram {
 /// Deal questions to workers in turn, run all workers concurrently, and return the answers in the order of the
 /// questions. The first error stops all workers.
 fn deal<Q: Sync, T: Send>(
-    workers: &mut [Worker],
+    workers: &mut [ProgramWorker],
     questions: &[Q],
-    ask: impl Fn(&mut Worker, &Q) -> Result<T> + Sync,
+    ask: impl Fn(&mut ProgramWorker, &Q) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     let (count, failed) = (workers.len(), AtomicBool::new(false));
-    let work = |(first, worker): (usize, &mut Worker)| -> Result<Vec<T>> {
+    let work = |(first, worker): (usize, &mut ProgramWorker)| -> Result<Vec<T>> {
         let mut answers = Vec::new();
         for question in questions.iter().skip(first).step_by(count) {
             if failed.load(Ordering::Relaxed) {
@@ -236,20 +237,25 @@ fn deal<Q: Sync, T: Send>(
     Ok((0..questions.len()).map(|i| answers[i % count].next().expect("one answer per question")).collect())
 }
 
-impl Worker {
-    fn start(&mut self, program: &Program) -> Result<()> {
-        let failed = |e| Error::Invalid(format!("reward.command = {:?} cannot be started: {e}", program.command));
+impl ProgramWorker {
+    fn start(&mut self, program: &SharedProgram) -> Result<()> {
+        let failed = |e| {
+            Error::Invalid(format!(
+                "reward.command = {:?} cannot be started: {e}; give the path of the program and its arguments",
+                program.command
+            ))
+        };
         self.process = Some(Process::start(&program.command, &program.stderr_tail).map_err(failed)?);
         Ok(())
     }
 
     /// Ask the trial question.
-    fn try_out(&mut self, program: &Program, question: &[Question]) -> Result<()> {
+    fn try_out(&mut self, program: &SharedProgram, question: &[Question]) -> Result<()> {
         self.ask(program, question, Stop::NEVER)?.map(drop).map_err(|failure| {
             Error::Invalid(format!(
-                "reward.command = {:?} did not answer the trial question that every run begins with: it {failure}. Each \
-                 answer must be flushed at once (in Python print(…, flush=True)), and a program that is slow to start \
-                 needs a larger reward.timeout_s. {}",
+                "reward.command = {:?} did not answer the test request sent at the start of every run: it {failure}. \
+                 The program must flush each answer immediately (in Python: print(…, flush=True)); if it starts \
+                 slowly, raise reward.timeout_s. {}",
                 program.command,
                 program.stderr_tail.summary()
             ))
@@ -257,7 +263,7 @@ impl Worker {
     }
 
     /// Return the scores of the completions of a line; `None` if the program gives none, exits or exceeds the timeout.
-    fn score(&mut self, program: &Program, questions: &[Question], stop: Stop) -> Result<Vec<Option<Parts>>> {
+    fn score(&mut self, program: &SharedProgram, questions: &[Question], stop: Stop) -> Result<Vec<Option<Parts>>> {
         if self.process.is_none() {
             program.restarts.fetch_add(1, Ordering::Relaxed);
             self.start(program)?;
@@ -270,7 +276,7 @@ impl Worker {
             Err(failure) => failure,
         };
         self.failures += 1;
-        tracing::warn!("reward.command {failure}; completions that are left out: {}", questions.len());
+        tracing::warn!("reward.command {failure}; completions without a score: {}", questions.len());
         if self.failures < FAILURES {
             return Ok(vec![None; questions.len()]);
         }
@@ -284,7 +290,7 @@ impl Worker {
     /// Return the answer to the questions of a line, or how the process failed; a failed process is ended.
     fn ask(
         &mut self,
-        program: &Program,
+        program: &SharedProgram,
         questions: &[Question],
         stop: Stop,
     ) -> Result<std::result::Result<Vec<Option<Parts>>, String>> {
@@ -298,11 +304,11 @@ impl Worker {
                 Ok(Ok(scores))
             }
             Err(NoAnswer::Overlong) => {
-                Err(program.refuse(&format!("{MAX_ANSWER_LINE} bytes without the end of a line"), "too long", id))
+                Err(program.refuse(&format!("{MAX_ANSWER_LINE} bytes without a line break"), "too long", id))
             }
             Err(NoAnswer::Timeout) => {
                 process.end();
-                Ok(Err(format!("took longer than timeout_s = {}", program.timeout.as_secs_f64())))
+                Ok(Err(format!("took longer than reward.timeout_s = {}", program.timeout.as_secs_f64())))
             }
             Err(NoAnswer::Closed) => Ok(Err(process.end())),
             Err(NoAnswer::Stopped) => Err(Error::Stopped),
@@ -329,7 +335,7 @@ impl<'a> Question<'a> {
     }
 }
 
-impl Program {
+impl SharedProgram {
     /// Return the line that asks `questions`, which have the ids from `first` on.
     fn line(&self, questions: &[Question], first: u64) -> String {
         let objects: Vec<Value> = questions.iter().zip(first..).map(|(question, id)| question.json(id)).collect();
@@ -343,7 +349,7 @@ impl Program {
         let read = if self.batch { serde_json::from_str(line) } else { one(line) };
         let scored: Vec<Scored> = read.map_err(|e| refuse(e.to_string()))?;
         if scored.len() != count {
-            return Err(refuse(format!("{} answers to {count} questions", scored.len())));
+            return Err(refuse(format!("{} answers to {count} requests", scored.len())));
         }
         scored.into_iter().zip(first..).map(|(scored, id)| self.parts(scored, id).map_err(refuse)).collect()
     }
@@ -351,19 +357,19 @@ impl Program {
     /// Return the parts that an answer gives, or why it is not valid.
     fn parts(&self, scored: Scored, asked: u64) -> std::result::Result<Option<Parts>, String> {
         match scored {
-            Scored { id, .. } if id != asked => Err(format!("id {id} was not asked for")),
+            Scored { id, .. } if id != asked => Err(format!("id {id} was not requested")),
             Scored { score: Some(score), task: None, length: None, .. } => Ok(score.map(|s| self.part.of(s))),
-            Scored { score: Some(_), .. } => Err("a score beside task or length".to_string()),
+            Scored { score: Some(_), .. } => Err("both score and task or length are given".to_string()),
             Scored { task: None, length: None, .. } => Err("missing field `score`".to_string()),
             Scored { task, length, .. } => Ok(Some(Parts { task: task.unwrap_or(0.0), length: length.unwrap_or(0.0) })),
         }
     }
 
     fn refuse(&self, wrote: &str, why: &str, asked: u64) -> Error {
-        let list = if self.batch { "a list with, for each completion, " } else { "" };
+        let list = if self.batch { "a list with one object for each completion: " } else { "" };
         Error::Invalid(format!(
-            "reward.command = {:?} wrote {wrote}: {why}; expected {list}{{\"id\": {asked}, \"score\": number or null}} or \
-             {{\"id\": {asked}, \"task\": number, \"length\": number}}, and everything else on standard error",
+            "reward.command = {:?} wrote {wrote}: {why}; expected {list}{{\"id\": {asked}, \"score\": number or null}} \
+                or {{\"id\": {asked}, \"task\": number, \"length\": number}}, and all other output on standard error",
             self.command
         ))
     }

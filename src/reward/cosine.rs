@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Group, Memory, Parts, Reward, finite, found, require};
+use super::{Answer, AnswerGroup, Memory, Parts, Reward, finite, found, require};
 use crate::error::Result;
 
 /// Cosine-scaled reward (arXiv 2502.03373, appendix C; TRL's `get_cosine_scaled_reward`): with `x = len / L`, at most
@@ -45,7 +45,7 @@ impl Reward for Cosine {
         ])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let value = |answer: &Answer, right: bool| {
             let progress = (answer.length() as f64 / group.limit as f64).min(1.0);
             let (short, long) = if right {

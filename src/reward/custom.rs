@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward};
+use super::{AnswerGroup, Memory, Parts, Reward};
 use crate::error::Result;
 
 /// The reward with this name among those that the program passes to the run.
@@ -20,7 +20,7 @@ impl Reward for Custom {
 
     /// # Panics
     /// Always; [`super::Rewards`] scores with the reward of this name.
-    fn score(&self, _group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, _group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         unreachable!("a custom reward is found by name when a run opens")
     }
 }

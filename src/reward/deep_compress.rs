@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, positive, require};
+use super::{AnswerGroup, Memory, Parts, Reward, found, positive, require};
 use crate::error::Result;
 use crate::metrics::{Metrics, deviation, mean};
 
@@ -35,7 +35,7 @@ impl Reward for DeepCompress {
         found([positive("alpha", self.alpha), within])
     }
 
-    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let lengths = group.lengths();
         let (centre, spread) = (mean(&lengths), deviation(&lengths));
         let beta = group.pass_rate() - memory.pass_rate.unwrap_or(1.0);
@@ -46,8 +46,8 @@ impl Reward for DeepCompress {
         }))
     }
 
-    fn remember(&self, groups: &[Group], memory: &mut Memory) {
-        let all: Vec<f64> = groups.iter().map(Group::pass_rate).collect();
+    fn remember(&self, groups: &[AnswerGroup], memory: &mut Memory) {
+        let all: Vec<f64> = groups.iter().map(AnswerGroup::pass_rate).collect();
         let kept = f64::from(self.moving_average);
         memory.pass_rate = Some(kept * memory.pass_rate.unwrap_or(1.0) + (1.0 - kept) * mean(&all));
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, positive, require};
+use super::{AnswerGroup, Memory, Parts, Reward, found, positive, require};
 use crate::error::Result;
 use crate::metrics::{deviation, mean};
 
@@ -37,7 +37,7 @@ impl Reward for Dot {
         ])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let lengths = group.lengths();
         let all_right = group.answers.iter().all(|answer| answer.correct == Some(true));
         let cut = mean(&lengths) + f64::from(self.deviations) * deviation(&lengths) + self.min_removed as f64;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, positive, require};
+use super::{AnswerGroup, Memory, Parts, Reward, found, positive, require};
 use crate::error::Result;
 
 /// `1 + lambda · Σ S_t` for a right answer, −1 for a wrong one: with H_t the mean entropy of step t and
@@ -53,11 +53,11 @@ impl Reward for Etr {
 
     fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
         let not_negative = |key: &str, value: f32| require(value >= 0.0 && value.is_finite(), key, value, "at least 0");
-        let separator = "separator is empty: name the text that stands between steps";
+        let separator = "separator is empty: give the text that separates steps";
         found([
             self.separator.is_empty().then(|| separator.to_string()),
             positive("lambda", self.lambda),
-            require((0.0..=1.0).contains(&self.gamma), "gamma", self.gamma, "within 0 and 1"),
+            require((0.0..=1.0).contains(&self.gamma), "gamma", self.gamma, "between 0 and 1"),
             not_negative("fall", self.fall),
             not_negative("rise", self.rise),
         ])
@@ -67,7 +67,7 @@ impl Reward for Etr {
         true
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|answer, right| {
             if !right {
                 return Parts::task(-1.0);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Group, Memory, Parts, Reward, indicator};
+use super::{Answer, AnswerGroup, Memory, Parts, Reward, indicator};
 use crate::error::Result;
 use crate::verify::{after_thinking, stated};
 
@@ -19,7 +19,7 @@ impl Reward for Format {
         "format"
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|answer, _| Parts::task(indicator(formatted(answer)))))
     }
 }

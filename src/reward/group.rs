@@ -63,7 +63,7 @@ pub fn answer(problem: &Problem, tokenizer: &Tokenizer, completion: &Completion,
 
 /// The answers to one problem in one step.
 #[derive(Debug, Clone, Copy)]
-pub struct Group<'a> {
+pub struct AnswerGroup<'a> {
     /// The problem.
     pub problem: &'a Problem,
     /// The answers to the problem.
@@ -74,7 +74,7 @@ pub struct Group<'a> {
     pub step: usize,
 }
 
-impl Group<'_> {
+impl AnswerGroup<'_> {
     /// Return the lengths of all answers, in tokens.
     pub fn lengths(&self) -> Vec<f64> {
         self.answers.iter().map(|answer| answer.length() as f64).collect()
@@ -97,7 +97,7 @@ impl Group<'_> {
         self.answers.iter().map(|answer| Some(f(answer, answer.correct?))).collect()
     }
 
-    /// Like [`Group::each`], with values for the length part.
+    /// Like [`AnswerGroup::each`], with values for the length part.
     pub fn each_length(&self, f: impl Fn(&Answer, bool) -> f32) -> Vec<Option<Parts>> {
         self.each(|answer, right| Parts::length(f(answer, right)))
     }

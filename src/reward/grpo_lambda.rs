@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, require};
+use super::{AnswerGroup, Memory, Parts, Reward, found, require};
 use crate::error::Result;
 use crate::metrics::{deviation, mean};
 
@@ -32,12 +32,12 @@ impl Reward for GrpoLambda {
     fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
         let Self { min_pass_rate, alpha } = *self;
         found([
-            require((0.0..=1.0).contains(&min_pass_rate), "min_pass_rate", min_pass_rate, "within 0 and 1"),
+            require((0.0..=1.0).contains(&min_pass_rate), "min_pass_rate", min_pass_rate, "between 0 and 1"),
             require((0.0..1.0).contains(&alpha), "alpha", alpha, "at least 0 and below 1"),
         ])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let right = group.right_lengths();
         let (centre, spread) = (mean(&right), deviation(&right));
         let counts = group.pass_rate() >= f64::from(self.min_pass_rate);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Group, Memory, Parts, Reward, finite, found, positive};
+use super::{Answer, AnswerGroup, Memory, Parts, Reward, finite, found, positive};
 use crate::error::Result;
 use crate::metrics::{deviation, mean};
 
@@ -35,7 +35,7 @@ impl Reward for GrpoLead {
         found([positive("alpha", self.alpha), finite("wrong", self.wrong)])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let mut all: Vec<usize> = group.answers.iter().map(Answer::length).collect();
         all.sort_unstable();
         let short = all.get(..3).is_some_and(|shortest| shortest.iter().sum::<usize>() <= 3 * self.min_length);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward};
+use super::{AnswerGroup, Memory, Parts, Reward};
 use crate::error::Result;
 
 /// Kimi k1.5 (arXiv 2501.12599): `λ = 0.5 − (len − min) / (max − min)` over the group; `λ` when right, `min(0, λ)` when
@@ -20,7 +20,7 @@ impl Reward for KimiLength {
         "kimi_length"
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let lengths = || group.answers.iter().map(|answer| answer.length());
         let (shortest, longest) = (lengths().min().unwrap_or(0), lengths().max().unwrap_or(0));
         let warmth = (group.step as f32 / self.warmup_steps.max(1) as f32).min(1.0);
@@ -53,7 +53,7 @@ mod tests {
     fn kimis_penalty_warms_up() {
         let (problem, answers) = (problem(1), [answer(true, 10), answer(true, 30)]);
         let shortest = |step: usize| {
-            let group = Group { problem: &problem, answers: &answers, limit: 100, step };
+            let group = AnswerGroup { problem: &problem, answers: &answers, limit: 100, step };
             KimiLength { warmup_steps: 10 }.score(&group, &Memory::default()).unwrap()[0].unwrap().length
         };
         assert_eq!([0, 5, 10, 20].map(shortest), [0.0, 0.25, 0.5, 0.5]);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Group, Memory, Parts, Reward, found, indicator, positive, require};
+use super::{Answer, AnswerGroup, Memory, Parts, Reward, found, indicator, positive, require};
 use crate::error::Result;
 
 /// `1[right] − alpha · |target − len|`, right or wrong (L1-Exact, arXiv 2503.04697). In the paper each prompt states
@@ -30,7 +30,7 @@ impl Reward for L1Exact {
         found([positive("alpha", self.alpha), target(self.target_length)])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|answer, right| Parts {
             task: indicator(right),
             length: -self.alpha * self.target_length.abs_diff(answer.length()) as f32,
@@ -62,11 +62,11 @@ impl Reward for L1Max {
     }
 
     fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
-        let delta = require((0.0..=1.0).contains(&self.delta), "delta", self.delta, "within 0 and 1");
+        let delta = require((0.0..=1.0).contains(&self.delta), "delta", self.delta, "between 0 and 1");
         found([positive("alpha", self.alpha), target(self.target_length), delta])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let value = |answer: &Answer, right: bool| {
             let spare = self.target_length as f32 - answer.length() as f32;
             if right { (self.alpha * spare + self.delta).clamp(0.0, 1.0) } else { 0.0 }

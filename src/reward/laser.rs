@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, finite, found, positive, require};
+use super::{AnswerGroup, Memory, Parts, Reward, finite, found, positive, require};
 use crate::error::Result;
 
 /// 1 for a right answer, plus `bonus` if it is at most `target_length` tokens long; `wrong` for a wrong answer (LASER,
@@ -38,7 +38,7 @@ impl Reward for Laser {
         found([positive("bonus", self.bonus), finite("wrong", self.wrong), target])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|answer, right| Parts {
             task: if right { 1.0 } else { self.wrong },
             length: if right && answer.length() <= self.target_length { self.bonus } else { 0.0 },

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::repetition::repeated;
-use super::{Answer, Group, Memory, Parts, Reward, finite, found, positive, require};
+use super::{Answer, AnswerGroup, Memory, Parts, Reward, finite, found, positive, require};
 use crate::error::Result;
 use crate::metrics::Metrics;
 
@@ -81,7 +81,7 @@ impl Targets {
     }
 }
 
-fn level(group: &Group) -> usize {
+fn level(group: &AnswerGroup) -> usize {
     match group.pass_rate() {
         rate if rate >= 2.0 / 3.0 => 0,
         rate if rate >= 1.0 / 3.0 => 1,
@@ -91,7 +91,7 @@ fn level(group: &Group) -> usize {
 
 impl LaserD {
     /// Score a group; `explores` tells whether a wrong answer longer than the target earns the bonus.
-    fn scores(&self, group: &Group, memory: &Memory, explores: impl Fn(&Answer) -> bool) -> Vec<Option<Parts>> {
+    fn scores(&self, group: &AnswerGroup, memory: &Memory, explores: impl Fn(&Answer) -> bool) -> Vec<Option<Parts>> {
         let target = memory.laser.chosen[level(group)].unwrap_or(group.limit);
         group.each(|answer, right| {
             let long = answer.length() > target;
@@ -118,11 +118,11 @@ impl Reward for LaserD {
         ])
     }
 
-    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(self.scores(group, memory, |_| false))
     }
 
-    fn remember(&self, groups: &[Group], memory: &mut Memory) {
+    fn remember(&self, groups: &[AnswerGroup], memory: &mut Memory) {
         let targets = &mut memory.laser;
         for group in groups {
             targets.lengths[level(group)].extend(group.answers.iter().map(Answer::length));
@@ -172,11 +172,11 @@ impl Reward for LaserDe {
         mistakes
     }
 
-    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(self.without_search().scores(group, memory, |answer| repeated(&answer.text) < self.repetition_limit))
     }
 
-    fn remember(&self, groups: &[Group], memory: &mut Memory) {
+    fn remember(&self, groups: &[AnswerGroup], memory: &mut Memory) {
         self.without_search().remember(groups, memory);
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, require};
+use super::{AnswerGroup, Memory, Parts, Reward, found, require};
 use crate::error::Result;
 use crate::metrics::{Metrics, mean};
 use crate::stop::Stop;
@@ -30,13 +30,13 @@ impl Default for LazyLength {
 }
 
 /// Return the share of right answers over all groups, among those whose correctness is known.
-fn accuracy(groups: &[Group]) -> f64 {
+fn accuracy(groups: &[AnswerGroup]) -> f64 {
     let known = groups.iter().flat_map(|group| group.answers).filter_map(|answer| answer.correct);
     mean(&known.map(|right| f64::from(u8::from(right))).collect::<Vec<_>>())
 }
 
 impl LazyLength {
-    fn scores(&self, group: &Group) -> Vec<Option<Parts>> {
+    fn scores(&self, group: &AnswerGroup) -> Vec<Option<Parts>> {
         let right = group.right_lengths();
         let shortest = right.iter().copied().fold(f64::INFINITY, f64::min);
         let longest = right.iter().copied().fold(0.0, f64::max);
@@ -58,22 +58,22 @@ impl Reward for LazyLength {
 
     fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
         let tolerance = self.accuracy_tolerance;
-        found([require((0.0..=1.0).contains(&tolerance), "accuracy_tolerance", tolerance, "within 0 and 1")])
+        found([require((0.0..=1.0).contains(&tolerance), "accuracy_tolerance", tolerance, "between 0 and 1")])
     }
 
-    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, memory: &Memory) -> Result<Vec<Option<Parts>>> {
         self.score_all(std::slice::from_ref(group), memory, Stop::NEVER).map(|mut scores| scores.remove(0))
     }
 
     /// Score the groups together, because the accuracy is that of all groups.
-    fn score_all(&self, groups: &[Group], memory: &Memory, _stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
+    fn score_all(&self, groups: &[AnswerGroup], memory: &Memory, _stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
         let least = memory.best_accuracy.unwrap_or(0.0) - f64::from(self.accuracy_tolerance);
-        let nothing = |group: &Group| group.each_length(|_, _| 0.0);
+        let nothing = |group: &AnswerGroup| group.each_length(|_, _| 0.0);
         let holds = accuracy(groups) >= least;
         Ok(groups.iter().map(|group| if holds { self.scores(group) } else { nothing(group) }).collect())
     }
 
-    fn remember(&self, groups: &[Group], memory: &mut Memory) {
+    fn remember(&self, groups: &[AnswerGroup], memory: &mut Memory) {
         memory.best_accuracy = Some(memory.best_accuracy.unwrap_or(0.0).max(accuracy(groups)));
     }
 

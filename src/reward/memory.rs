@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::acoer::Loop;
-use super::ceeh_length::Record;
+use super::ceeh_length::ProblemMeans;
 use super::laser_d::Targets;
 
 /// Memory of all rewards of a run, shared by its stages. It is part of a checkpoint, so that a resumed run continues
@@ -18,7 +18,7 @@ pub struct Memory {
     /// Target lengths ([`super::LaserD`]).
     pub(super) laser: Targets,
     /// Record of each problem ([`super::CeehLength`]).
-    pub(super) records: BTreeMap<u64, Record>,
+    pub(super) records: BTreeMap<u64, ProblemMeans>,
     /// Best accuracy of a step so far ([`super::LazyLength`]).
     #[serde(default)]
     pub(super) best_accuracy: Option<f64>,

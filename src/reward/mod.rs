@@ -7,7 +7,7 @@
 //!
 //! A reward that multiplies correctness by a function of length, `c · f`, assigns `c` times the mean of f over the
 //! right completions of the group to the task, and the rest to length. A reward that applies another function of length
-//! to wrong completions does so for each class ([`Group::split_by_mean`]). A term that is added because of length, or
+//! to wrong completions does so for each class ([`AnswerGroup::split_by_mean`]). A term that is added because of length, or
 //! of entropy as a measure of effort, is the length part.
 //!
 //! # Completions without a score
@@ -58,7 +58,7 @@ use std::fmt::{Debug, Display};
 use rayon::prelude::*;
 
 pub use command::RewardCommand;
-pub use group::{Answer, Group, answer};
+pub use group::{Answer, AnswerGroup, answer};
 pub use memory::Memory;
 pub use opened::Rewards;
 pub use parts::{Part, Parts};
@@ -80,13 +80,13 @@ pub trait Reward: Send + Sync + Debug {
     ///
     /// # Errors
     /// Failures that should end the run.
-    fn score(&self, group: &Group, memory: &Memory) -> Result<Vec<Option<Parts>>>;
+    fn score(&self, group: &AnswerGroup, memory: &Memory) -> Result<Vec<Option<Parts>>>;
 
     /// Score many groups of a step; by default each on its own, in parallel on all cores.
     ///
     /// # Errors
     /// As [`Reward::score`], and [`crate::Error::Stopped`] soon after a stop was requested.
-    fn score_all(&self, groups: &[Group], memory: &Memory, stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
+    fn score_all(&self, groups: &[AnswerGroup], memory: &Memory, stop: Stop) -> Result<Vec<Vec<Option<Parts>>>> {
         groups.par_iter().map(|group| stop.check().and_then(|()| self.score(group, memory))).collect()
     }
 
@@ -102,7 +102,7 @@ pub trait Reward: Send + Sync + Debug {
 
     /// Store in memory what later steps need; a reward that is not built in, in its entry of [`Memory::custom`].
     /// `groups` are all graded groups of a step, including those that were replaced for lack of spread.
-    fn remember(&self, _groups: &[Group], _memory: &mut Memory) {}
+    fn remember(&self, _groups: &[AnswerGroup], _memory: &mut Memory) {}
 
     /// Whether [`Reward::remember`] keeps the pass-rate records that [`Memory::is_hard`] uses.
     fn keeps_hardness(&self) -> bool {

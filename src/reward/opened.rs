@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::command::RewardProgram;
-use super::{Group, Memory, Parts, Reward, RewardCommand, RewardKind};
+use super::{AnswerGroup, Memory, Parts, Reward, RewardCommand, RewardKind};
 use crate::data::Problem;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -35,8 +35,8 @@ impl Rewards {
                 RewardKind::Custom(kind) if custom.iter().all(|reward| reward.name() != kind.name) => {
                     let known: Vec<&str> = custom.iter().map(|reward| reward.name()).collect();
                     return Err(Error::Invalid(format!(
-                        "a stage has the custom reward name = {:?}, but the program that trains offers {known:?}: such \
-                         rewards are Rust types given to tempering::train::Trainer::reward",
+                        "a stage has the custom reward name = {:?}, but the training program registers {known:?}: \
+                         custom rewards are Rust types passed to tempering::train::Trainer::reward",
                         kind.name
                     )));
                 }
@@ -70,7 +70,7 @@ impl Rewards {
     pub fn score(
         &self,
         kinds: &[RewardKind],
-        groups: &[Group],
+        groups: &[AnswerGroup],
         memory: &Memory,
         stop: Stop,
     ) -> Result<Vec<Vec<Vec<Option<Parts>>>>> {
@@ -88,7 +88,7 @@ impl Rewards {
     }
 
     /// Pass all graded groups of a step to the rewards' memory.
-    pub fn remember(&self, kinds: &[RewardKind], groups: &[Group], memory: &mut Memory) {
+    pub fn remember(&self, kinds: &[RewardKind], groups: &[AnswerGroup], memory: &mut Memory) {
         kinds.iter().for_each(|kind| self.of(kind).remember(groups, memory));
     }
 
@@ -99,18 +99,18 @@ impl Rewards {
 }
 
 /// Reject scores that are not finite or not one per answer, so that no such number enters a run.
-fn check(name: &str, scores: &[Option<Parts>], group: &Group) -> Result<()> {
+fn check(name: &str, scores: &[Option<Parts>], group: &AnswerGroup) -> Result<()> {
     let (count, size) = (scores.len(), group.answers.len());
     if count != size {
         return Err(Error::Invalid(format!(
-            "the reward {name:?} gave {count} scores for a group of {size} completions"
+            "the reward {name:?} returned {count} scores for a group of {size} completions"
         )));
     }
     let finite = |parts: &Parts| parts.task.is_finite() && parts.length.is_finite() && parts.total().is_finite();
     match scores.iter().flatten().find(|parts| !finite(parts)) {
         Some(Parts { task, length }) => Err(Error::Invalid(format!(
-            "the reward {name:?} gave task {task} and length {length}, which is not finite, for a completion of {:?}; a \
-             completion that cannot be scored has none",
+            "the reward {name:?} returned task = {task} and length = {length}, which is not finite, for a completion \
+             of {:?}; it must return no score for a completion that it cannot score",
             group.problem.prompt.text()
         ))),
         None => Ok(()),

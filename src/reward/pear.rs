@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::format::formatted;
-use super::{Group, Memory, Parts, Reward, finite, found, positive, require};
+use super::{AnswerGroup, Memory, Parts, Reward, finite, found, positive, require};
 use crate::error::Result;
 
 /// `min(1, base − P)` for a right answer, with `P = max(0, H_think − alpha · H_answer)` of the mean entropies before
@@ -40,7 +40,7 @@ impl Reward for Pear {
         true
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|answer, right| {
             if !right {
                 return Parts::task(if formatted(answer) { self.format } else { 0.0 });

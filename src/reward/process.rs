@@ -58,7 +58,7 @@ impl StderrTail {
     pub(super) fn summary(&self) -> String {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let text: String = lines.iter().map(|line| format!("\n  {line}")).collect();
-        format!("Its last lines on standard error:{}", if text.is_empty() { " none" } else { &text })
+        format!("Last lines of its standard error:{}", if text.is_empty() { " none" } else { &text })
     }
 }
 
@@ -79,14 +79,14 @@ pub(super) enum NoAnswer {
 pub(super) struct Process {
     child: Child,
     questions: SyncSender<String>,
-    answers: Receiver<Line>,
+    answers: Receiver<OutputLine>,
     /// Disconnected once all of standard error has been read.
     stderr_read: Receiver<()>,
     ended: bool,
 }
 
 /// A line, and whether it is complete.
-type Line = (String, bool);
+type OutputLine = (String, bool);
 
 impl Process {
     /// Start `command`, a program and its arguments, in its own process group: Ctrl-C reaches only the training, which
@@ -188,7 +188,7 @@ impl Drop for Process {
 }
 
 /// Yield lines of at most `longest` bytes as they arrive; invalid UTF-8 is replaced.
-fn lines(pipe: impl Read, longest: usize) -> impl Iterator<Item = Line> {
+fn lines(pipe: impl Read, longest: usize) -> impl Iterator<Item = OutputLine> {
     let mut pipe = BufReader::new(pipe);
     std::iter::from_fn(move || {
         let mut line = Vec::new();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward};
+use super::{AnswerGroup, Memory, Parts, Reward};
 use crate::error::Result;
 
 /// Number of words of an n-gram.
@@ -20,7 +20,7 @@ impl Reward for Repetition {
         "repetition"
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.each(|answer, _| Parts::task(0.0 - repeated(&answer.text))))
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, require};
+use super::{AnswerGroup, Memory, Parts, Reward, found, require};
 use crate::error::Result;
 
 /// `1[right] · r^(len / L)` with L the stage's `max_completion_length` (arXiv 2511.14258, compression stage:
@@ -54,7 +54,7 @@ impl Reward for ShapedAccuracy {
         mistakes(self.r)
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(group.split_by_mean(
             |answer| answer.correct,
             |answer, right| if right { shaped(self.r, answer.length(), group.limit) } else { 0.0 },
@@ -71,7 +71,7 @@ impl Reward for Length {
         mistakes(self.r)
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let right = group.answers.iter().map(|answer| (answer, answer.correct == Some(true)));
         Ok(right.map(|(a, right)| right.then(|| Parts::length(shaped(self.r, a.length(), group.limit)))).collect())
     }

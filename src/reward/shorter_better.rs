@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, indicator, positive};
+use super::{AnswerGroup, Memory, Parts, Reward, found, indicator, positive};
 use crate::error::Result;
 use crate::metrics::mean;
 
@@ -32,7 +32,7 @@ impl Reward for ShorterBetter {
         found([positive("alpha", self.alpha), positive("beta", self.beta)])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let target = group.right_lengths().into_iter().reduce(f64::min).unwrap_or_else(|| mean(&group.lengths()));
         Ok(group.each(|answer, right| Parts {
             task: self.alpha * indicator(right),

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward};
+use super::{AnswerGroup, Memory, Parts, Reward};
 use crate::error::Result;
 use crate::metrics::mean;
 
@@ -43,7 +43,7 @@ impl Reward for SmartThinker {
         "smart_thinker"
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let right = group.right_lengths();
         if right.is_empty() {
             return Ok(group.each(|_, _| Parts::task(0.0)));

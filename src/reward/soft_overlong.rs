@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Memory, Parts, Reward, found, require};
+use super::{AnswerGroup, Memory, Parts, Reward, found, require};
 use crate::error::Result;
 
 /// Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13), right or wrong, with L the stage's
@@ -28,11 +28,11 @@ impl Reward for SoftOverlong {
 
     fn mistakes(&self, max_completion_length: usize) -> Vec<String> {
         let c = self.soft_punish_cache;
-        let rule = format!("within 1 and max_completion_length = {max_completion_length}");
+        let rule = format!("between 1 and max_completion_length = {max_completion_length}");
         found([require(c > 0 && c <= max_completion_length, "soft_punish_cache", c, &rule)])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let c = self.soft_punish_cache;
         let start = group.limit.saturating_sub(c);
         // 0 − x rather than −x, so that the result without excess is 0, not −0.
@@ -51,7 +51,7 @@ mod tests {
         let reward = SoftOverlong { soft_punish_cache: 20 };
         let group = [10, 80, 81, 90, 99, 100].map(|length| answer(length % 2 == 0, length));
         assert_eq!(scores(&reward, &group), [0.0, 0.0, -0.05, -0.5, -0.95, -1.0].map(Some));
-        let mistake = "soft_punish_cache = 20 must be within 1 and max_completion_length = 19";
+        let mistake = "soft_punish_cache = 20 must be between 1 and max_completion_length = 19";
         assert_eq!(reward.mistakes(19), [mistake]);
         assert!(reward.mistakes(20).is_empty() && SoftOverlong { soft_punish_cache: 0 }.mistakes(20).len() == 1);
     }

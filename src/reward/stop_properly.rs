@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Group, Memory, Parts, Reward, found, require};
+use super::{Answer, AnswerGroup, Memory, Parts, Reward, found, require};
 use crate::error::Result;
 
 /// Correctness, times a factor if the completion did not stop by itself (DLER, arXiv 2510.15110, `stop_properly`): 1
@@ -26,10 +26,10 @@ impl Reward for StopProperly {
     }
 
     fn mistakes(&self, _max_completion_length: usize) -> Vec<String> {
-        found([require((0.0..=1.0).contains(&self.penalty_coef), "penalty_coef", self.penalty_coef, "within 0 and 1")])
+        found([require((0.0..=1.0).contains(&self.penalty_coef), "penalty_coef", self.penalty_coef, "between 0 and 1")])
     }
 
-    fn score(&self, group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         let value = |answer: &Answer, right: bool| match (right, answer.finished) {
             (false, _) => 0.0,
             (true, true) => 1.0,

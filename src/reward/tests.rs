@@ -36,7 +36,7 @@ pub(super) fn problem(id: u64) -> Problem {
 /// Return the rewards of the answers to problem 1, for L = 100, in the first step.
 pub(super) fn parts(reward: &dyn Reward, answers: &[Answer], memory: &Memory) -> Vec<Option<Parts>> {
     let problem = problem(1);
-    reward.score(&Group { problem: &problem, answers, limit: 100, step: 0 }, memory).unwrap()
+    reward.score(&AnswerGroup { problem: &problem, answers, limit: 100, step: 0 }, memory).unwrap()
 }
 
 /// Return the totals of the rewards with an empty memory.
@@ -48,7 +48,7 @@ pub(super) fn scores(reward: &dyn Reward, answers: &[Answer]) -> Vec<Option<f32>
 pub(super) fn remember(reward: &dyn Reward, memory: &mut Memory, step: &[(u64, &[Answer])]) {
     let problems: Vec<Problem> = step.iter().map(|(id, _)| problem(*id)).collect();
     let groups =
-        problems.iter().zip(step).map(|(problem, (_, answers))| Group { problem, answers, limit: 100, step: 0 });
+        problems.iter().zip(step).map(|(problem, (_, answers))| AnswerGroup { problem, answers, limit: 100, step: 0 });
     reward.remember(&groups.collect::<Vec<_>>(), memory);
 }
 
@@ -129,24 +129,24 @@ fn a_shorter_right_answer_is_worth_more() {
 
 /// A user-defined reward that returns given values.
 #[derive(Debug)]
-struct Given(Vec<Option<Parts>>);
+struct FixedReward(Vec<Option<Parts>>);
 
-impl Reward for Given {
+impl Reward for FixedReward {
     fn name(&self) -> &str {
         "given"
     }
 
-    fn score(&self, _group: &Group, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
+    fn score(&self, _group: &AnswerGroup, _memory: &Memory) -> Result<Vec<Option<Parts>>> {
         Ok(self.0.clone())
     }
 }
 
 fn given(scores: Vec<Option<Parts>>) -> Result<Vec<Vec<Vec<Option<Parts>>>>> {
     let kinds = [RewardKind::from(Custom { name: "given".to_string() }), Accuracy {}.into()];
-    let (problem, own): (_, Arc<dyn Reward>) = (problem(1), Arc::new(Given(scores)));
+    let (problem, own): (_, Arc<dyn Reward>) = (problem(1), Arc::new(FixedReward(scores)));
     let rewards = Rewards::open([kinds.as_slice()], &RewardCommand::default(), &[own], &problem)?;
     let answers = [answer(true, 5), answer(false, 9)];
-    let group = Group { problem: &problem, answers: &answers, limit: 100, step: 0 };
+    let group = AnswerGroup { problem: &problem, answers: &answers, limit: 100, step: 0 };
     rewards.score(&kinds, &[group], &Memory::default(), Stop::NEVER)
 }
 
@@ -158,9 +158,9 @@ fn values_of_the_users_type_are_kept_by_reward_and_checked_by_name() {
     let refused = |scores| given(scores).unwrap_err().to_string();
     for bad in [Parts::task(f32::NAN), Parts::length(f32::INFINITY), Parts { task: f32::MAX, length: f32::MAX }] {
         let error = refused(vec![None, Some(bad)]);
-        assert!(error.contains("the reward \"given\" gave") && error.contains("not finite"), "{error}");
+        assert!(error.contains("the reward \"given\" returned") && error.contains("not finite"), "{error}");
     }
-    assert!(refused(vec![None]).contains("the reward \"given\" gave 1 scores for a group of 2"));
+    assert!(refused(vec![None]).contains("the reward \"given\" returned 1 scores for a group of 2"));
 }
 
 #[test]
@@ -170,6 +170,6 @@ fn a_stage_cannot_name_a_reward_that_nobody_offers() {
         Rewards::open([kinds.as_slice()], &RewardCommand::default(), &[], &problem(1)).unwrap_err()
     };
     let error = open(Custom { name: "mine".to_string() }.into()).to_string();
-    assert!(error.contains("name = \"mine\", but the program that trains offers []"), "{error}");
+    assert!(error.contains("name = \"mine\", but the training program registers []"), "{error}");
     assert!(open(Command {}.into()).to_string().contains("reward.command is empty"));
 }

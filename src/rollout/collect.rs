@@ -87,8 +87,8 @@ impl Rollouts {
         let answers: Vec<Answer> = (completions.par_iter().enumerate())
             .map(|(i, completion)| answer(&asked[i / count].problem, &self.tokenizer, completion, with_pieces))
             .collect();
-        let graded: Vec<reward::Group> = (asked.iter().zip(answers.chunks(count)))
-            .map(|(asked, answers)| reward::Group { problem: &asked.problem, answers, limit, step })
+        let graded: Vec<reward::AnswerGroup> = (asked.iter().zip(answers.chunks(count)))
+            .map(|(asked, answers)| reward::AnswerGroup { problem: &asked.problem, answers, limit, step })
             .collect();
         let scores = self.rewards.score(&stage.rewards, &graded, memory, stop)?;
         let hard: Vec<bool> = graded.iter().map(|group| memory.is_hard(group)).collect();
@@ -173,8 +173,8 @@ impl Rollouts {
         let answers: Vec<Vec<Answer>> =
             batch.all().map(|group| group.rollouts.iter().map(|rollout| rollout.answer.clone()).collect()).collect();
         let limit = stage.sampling.max_completion_length;
-        let graded: Vec<reward::Group> = (batch.all().zip(&answers))
-            .map(|(group, answers)| reward::Group { problem: &group.problem, answers, limit, step: 0 })
+        let graded: Vec<reward::AnswerGroup> = (batch.all().zip(&answers))
+            .map(|(group, answers)| reward::AnswerGroup { problem: &group.problem, answers, limit, step: 0 })
             .collect();
         self.rewards.remember(&stage.rewards, &graded, memory);
         self.rewards.describe(&stage.rewards, memory, metrics);

@@ -2,7 +2,7 @@
 
 use crate::data::Problem;
 use crate::generate::Completion;
-use crate::objective::advantage::Group as Compared;
+use crate::objective::advantage::ScoredGroup;
 use crate::objective::advantages;
 use crate::reward::{Answer, Parts};
 use crate::stage::Stage;
@@ -61,12 +61,12 @@ impl Group {
 
 /// Set the advantages of the completions of a step by the rule of `stage`.
 pub fn assign_advantages(groups: &mut [Group], stage: &Stage) {
-    let inputs = |group: &Group| Compared {
+    let inputs = |group: &Group| ScoredGroup {
         rewards: (0..stage.rewards.len()).map(|k| group.rollouts.iter().map(|r| r.rewards[k]).collect()).collect(),
         lengths: group.rollouts.iter().map(Rollout::length).collect(),
         correct: group.rollouts.iter().map(|rollout| rollout.answer.correct).collect(),
     };
-    let inputs: Vec<Compared> = groups.iter().map(inputs).collect();
+    let inputs: Vec<ScoredGroup> = groups.iter().map(inputs).collect();
     let all = advantages(stage.advantage, stage.difficulty_weighting.as_ref(), &inputs, &stage.weights());
     for (group, advantages) in groups.iter_mut().zip(all) {
         group.rollouts.iter_mut().zip(advantages).for_each(|(rollout, advantage)| rollout.advantage = advantage);

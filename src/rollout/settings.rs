@@ -60,7 +60,7 @@ impl OwnConfig {
         let mut mistakes: Vec<String> =
             self.correction.mistakes().into_iter().map(|mistake| format!("correction.{mistake}")).collect();
         if self.dtype.is_none() && !is_default(&self.correction) {
-            let what = "correction does nothing without a dtype of sampling that is not the trained model's: remove it";
+            let what = "correction has no effect unless dtype is set to a format other than model.dtype: remove it";
             mistakes.push(what.to_string());
         }
         mistakes
@@ -181,11 +181,11 @@ pub enum LogProbs {
 
 impl RolloutConfig {
     /// Return the kind and the settings of the servers, or `None` for the engine of this process.
-    pub fn served(&self) -> Option<(Engine, &ServedConfig)> {
+    pub fn served(&self) -> Option<(ServerKind, &ServedConfig)> {
         match self {
             Self::Own(_) => None,
-            Self::Vllm(served) => Some((Engine::Vllm, served)),
-            Self::Sglang(served) => Some((Engine::Sglang, served)),
+            Self::Vllm(served) => Some((ServerKind::Vllm, served)),
+            Self::Sglang(served) => Some((ServerKind::Sglang, served)),
         }
     }
 
@@ -220,14 +220,14 @@ impl RolloutConfig {
 
 /// A kind of server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
+pub enum ServerKind {
     /// vLLM.
     Vllm,
     /// SGLang.
     Sglang,
 }
 
-impl Engine {
+impl ServerKind {
     /// The name of the engine in messages.
     pub fn name(self) -> &'static str {
         match self {
@@ -250,14 +250,15 @@ impl ServedConfig {
     fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.urls.is_empty() {
-            mistakes.push("urls is empty: name the servers, as in urls = [\"http://127.0.0.1:8000\"]".to_string());
+            mistakes.push("urls is empty: list the servers, such as urls = [\"http://127.0.0.1:8000\"]".to_string());
         }
         for (index, url) in self.urls.iter().enumerate() {
             if !["http://", "https://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme)) {
-                mistakes.push(format!("urls.{index} = {url:?} must begin with http:// or https:// and name a host"));
+                mistakes
+                    .push(format!("urls.{index} = {url:?} must begin with http:// or https://, followed by a host"));
             }
             if self.urls[..index].contains(url) {
-                mistakes.push(format!("urls.{index} = {url:?} is there twice"));
+                mistakes.push(format!("urls.{index} = {url:?} is listed twice: remove one"));
             }
         }
         mistakes.extend(config::count("concurrency", self.concurrency, 1, 4096));
@@ -273,11 +274,12 @@ impl ServedConfig {
             ("server_dir", !self.server_dir.as_os_str().is_empty(), folder),
         ] {
             if given && needless {
-                mistakes.push(format!("{key} does nothing with this sync: remove it"));
+                mistakes.push(format!("{key} has no effect with this sync: remove it"));
             }
         }
         if self.sync == Sync::Command && self.command.first().is_none_or(String::is_empty) {
-            mistakes.push("command is empty: name the program that sync = \"command\" runs".to_string());
+            mistakes
+                .push("command is empty: give the program that sync = \"command\" runs, and its arguments".to_string());
         }
         if !(self.max_mean_kl > 0.0 && self.max_mean_kl.is_finite()) {
             mistakes.push(format!("max_mean_kl = {} must be positive", self.max_mean_kl));

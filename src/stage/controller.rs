@@ -103,7 +103,7 @@ impl Controller {
         if entropy < self.entropy_low {
             return Some(format!("entropy {entropy:.4} is below {}", self.entropy_low));
         }
-        (cancelled > self.cancelled_high).then(|| format!("{:.0}% of the effort cancels", 100.0 * cancelled))
+        (cancelled > self.cancelled_high).then(|| format!("{:.0}% of the gradient effort cancels", 100.0 * cancelled))
     }
 
     /// Return the mean accuracy of the last window; `None` with fewer steps than a window.
@@ -134,32 +134,46 @@ impl Controller {
         };
         for (key, name) in [("compress", &self.compress), ("enhance", &self.enhance)] {
             let known: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
-            let message = format!("{key} = {name:?} is no stage; there are {}", known.join(", "));
+            let message = format!("{key} = {name:?} is not a stage; choose from {}", known.join(", "));
             require(known.contains(&name.as_str()), message);
         }
-        require(self.compress != self.enhance, "compress and enhance name the same stage".to_string());
+        require(self.compress != self.enhance, "compress and enhance name the same stage: name two stages".to_string());
         let names = [&self.compress, &self.enhance];
         let is_stage = |name: &String| stages.iter().any(|stage| stage.name == *name);
         for (index, stage) in stages.iter().enumerate().filter(|_| names.into_iter().all(is_stage)) {
             let first = stages.iter().position(|other| other.name == stage.name);
             let is_used = names.contains(&&stage.name) && first == Some(index);
-            require(is_used, format!("compress and enhance leave stages.{index}, {:?}, unused: remove it", stage.name));
+            require(
+                is_used,
+                format!(
+                    "compress and enhance do not name stages.{index}, {:?}, which would not be used: remove it",
+                    stage.name
+                ),
+            );
         }
         for (key, value) in [("max_steps", self.max_steps), ("window", self.window), ("min_steps", self.min_steps)] {
             config::count(key, value, 1, STEPS).into_iter().for_each(|mistake| require(false, mistake));
         }
         for (index, stage) in stages.iter().enumerate() {
             let acts = stage.exit.plateau.is_none() && stage.exit.length_target.is_none();
-            require(acts, format!("max_steps ends the run: remove plateau and length_target from stages.{index}.exit"));
+            require(
+                acts,
+                format!(
+                    "max_steps ends the run, so stages.{index}.exit must not set plateau or length_target: remove them"
+                ),
+            );
         }
         let (drop, low, high) = (self.accuracy_drop, self.entropy_low, self.cancelled_high);
-        require((0.0..=1.0).contains(&drop), format!("accuracy_drop = {drop} must be within 0 and 1"));
+        require((0.0..=1.0).contains(&drop), format!("accuracy_drop = {drop} must be between 0 and 1"));
         if let Some(tolerance) = self.length_tolerance {
-            require((0.0..1.0).contains(&tolerance), format!("length_tolerance = {tolerance} must be within [0, 1)"));
+            require(
+                (0.0..1.0).contains(&tolerance),
+                format!("length_tolerance = {tolerance} must be at least 0 and below 1"),
+            );
         }
         require(low >= 0.0 && low.is_finite(), format!("entropy_low = {low} must not be negative"));
-        require((0.0..=1.0).contains(&high), format!("cancelled_high = {high} must be within 0 and 1"));
-        require(cycles == 1, "max_steps ends the run; remove cycles".to_string());
+        require((0.0..=1.0).contains(&high), format!("cancelled_high = {high} must be between 0 and 1"));
+        require(cycles == 1, "max_steps ends the run, so cycles has no effect: remove it".to_string());
         problems
     }
 }

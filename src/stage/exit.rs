@@ -135,7 +135,7 @@ impl StageExit {
             mistakes.extend(config::count("plateau.window", plateau.window, 1, STEPS));
             mistakes.extend(config::count("plateau.patience", plateau.patience, 1, STEPS));
             if !plateau.tolerance.is_finite() {
-                mistakes.push(format!("plateau.tolerance = {} must be a number", plateau.tolerance));
+                mistakes.push(format!("plateau.tolerance = {} must be a finite number", plateau.tolerance));
             }
         }
         if let Some(target) = self.length_target {

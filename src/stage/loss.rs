@@ -83,7 +83,7 @@ impl StageLoss {
         let positive = |value: f32| value > 0.0 && value.is_finite();
         match self.surrogate {
             Surrogate::Clip { low, high, delta } => {
-                require((0.0..1.0).contains(&low), format!("epsilon = {low} must be within [0, 1)"));
+                require((0.0..1.0).contains(&low), format!("epsilon = {low} must be at least 0 and below 1"));
                 let not_negative = high >= 0.0 && high.is_finite();
                 require(not_negative, format!("epsilon_high = {high} must not be negative"));
                 let least = 1.0 + high;
@@ -92,8 +92,8 @@ impl StageLoss {
                 }
             }
             Surrogate::Cispo { max } => {
-                let why =
-                    "must be at least 1 with type = \"cispo\", where it is the largest factor itself (5.0 is usual)";
+                let why = "must be at least 1 with type = \"cispo\", where it is the maximum importance weight itself \
+                    (usually 5.0)";
                 require(max >= 1.0, format!("epsilon_high = {max} {why}"));
             }
             Surrogate::Sapo { positive: up, negative: down } => {
@@ -103,7 +103,10 @@ impl StageLoss {
             Surrogate::Unclipped => {}
         }
         if let Some(Kl { beta, .. }) = self.kl {
-            require(positive(beta), format!("kl.beta = {beta} must be positive; for no divergence, remove kl"));
+            require(
+                positive(beta),
+                format!("kl.beta = {beta} must be positive; to train without a KL penalty, remove kl"),
+            );
         }
         mistakes.extend(config::count("num_iterations", self.num_iterations, 1, 10_000));
         mistakes.extend(config::count("steps_per_generation", self.steps_per_generation, 1, 10_000));
@@ -207,7 +210,9 @@ impl TryFrom<Keys> for StageLoss {
                         Surrogate::Unclipped => "none of these",
                     };
                     let name = toml::Value::try_from(r#type).expect("a type is a text");
-                    return Err(format!("key `{key}` does nothing with type = {name}, which has {own}: remove it"));
+                    return Err(format!(
+                        "key `{key}` has no effect with type = {name}, whose keys are {own}: remove it"
+                    ));
                 }
             }
         }

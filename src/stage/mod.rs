@@ -16,7 +16,7 @@ pub use tokens::{EntropyBonus, StageTokens};
 
 use crate::generate::Distribution;
 use crate::objective::entropy::EntropyTarget;
-use crate::objective::terms::Covariance;
+use crate::objective::terms::CovarianceRule;
 use crate::objective::{Advantage, DifficultyWeighting, LossType, Objective, Surrogate, TokenRules};
 use crate::reward::{Accuracy, RewardKind};
 
@@ -87,7 +87,7 @@ impl Stage {
 
     /// Return the loss of a token. With KL-Cov, no token is clipped.
     pub fn objective(&self) -> Objective {
-        let is_kl_cov = matches!(self.tokens.covariance, Some(Covariance::KlCov { .. }));
+        let is_kl_cov = matches!(self.tokens.covariance, Some(CovarianceRule::KlCov { .. }));
         let objective = self.loss.objective();
         if is_kl_cov { Objective { surrogate: Surrogate::Unclipped, ..objective } } else { objective }
     }
@@ -116,23 +116,25 @@ impl Stage {
     pub fn mistakes(&self, index: usize) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.name.is_empty() {
-            mistakes.push("name is empty".to_string());
+            mistakes.push("name is empty: give the stage a name".to_string());
         }
         let scale = self.learning_rate_scale;
         if scale == 0.0 {
-            mistakes.push("learning_rate_scale = 0 must be positive: the stage would learn nothing".to_string());
+            mistakes.push("learning_rate_scale = 0 must be positive, or the stage would learn nothing".to_string());
         } else if !(scale > 0.0 && scale.is_finite()) {
             mistakes.push(format!("learning_rate_scale = {scale} must be positive"));
         }
         if self.rewards.is_empty() {
-            mistakes.push("rewards is empty: nothing to learn from".to_string());
+            mistakes.push("rewards is empty: add at least one reward".to_string());
         }
         let (weights, rewards) = (self.reward_weights.len(), self.rewards.len());
         if weights != 0 && weights != rewards {
-            mistakes.push(format!("reward_weights has {weights} entries for {rewards} rewards"));
+            mistakes.push(format!(
+                "reward_weights has {weights} entries for {rewards} rewards: give one weight per reward"
+            ));
         }
         if weights > 0 && self.reward_weights.iter().all(|weight| *weight == 0.0) {
-            mistakes.push("reward_weights are all 0: nothing would be learned".to_string());
+            mistakes.push("reward_weights are all 0: at least one must differ from 0".to_string());
         }
         for (k, weight) in self.reward_weights.iter().enumerate().filter(|(_, weight)| !weight.is_finite()) {
             mistakes.push(format!("reward_weights.{k} = {weight} must be a finite number"));
@@ -148,8 +150,8 @@ impl Stage {
             if let Some(first) = self.rewards[..k].iter().position(|other| other == reward) {
                 let name = reward.name();
                 mistakes.push(format!(
-                    "rewards.{k} is rewards.{first}, {name:?}, again: leave one out; the other may weigh more \
-                     (reward_weights)"
+                    "rewards.{k} repeats rewards.{first}, {name:?}: remove one, and raise the weight of the other in \
+                     reward_weights if needed"
                 ));
             }
         }
@@ -163,14 +165,15 @@ impl Stage {
         if self.objective().surrogate == Surrogate::Unclipped {
             let what = "tokens.covariance.type = \"kl_cov\"";
             if self.loss.loss_type != LossType::Dapo {
-                mistakes.push(format!("{what} has a loss of its own, without a clip: set loss.type = \"dapo\""));
+                mistakes.push(format!("{what} has its own loss without clipping: set loss.type = \"dapo\""));
             }
             if self.loss.surrogate != StageLoss::of(LossType::Dapo).surrogate {
-                mistakes.push(format!("loss.epsilon, epsilon_high and delta do nothing with {what}: remove them"));
+                mistakes.push(format!("loss.epsilon, epsilon_high and delta have no effect with {what}: remove them"));
             }
             if self.loss.steps_per_generation * self.loss.num_iterations == 1 {
                 mistakes.push(format!(
-                    "{what} does nothing in the only update of a step: set loss.steps_per_generation = 8"
+                    "{what} has no effect with a single update per step: set loss.steps_per_generation to more than 1, \
+                     such as 8"
                 ));
             }
         }
@@ -193,7 +196,7 @@ impl Stage {
                 mistakes.push(format!("{key} = {value} must be a finite number"));
             }
         }
-        let remove = "weighs all problems alike: remove difficulty_weighting";
+        let remove = "gives all problems the same weight: remove difficulty_weighting";
         if steepness == 0.0 {
             mistakes.push(format!("steepness = 0 {remove}"));
         } else if lowest == highest {

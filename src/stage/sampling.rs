@@ -73,9 +73,12 @@ impl StageSampling {
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = self.distribution().mistakes();
         if self.temperature == 0.0 {
-            mistakes.push("temperature = 0 must be positive: training samples, it is never greedy".to_string());
+            mistakes.push(
+                "temperature = 0 must be positive: training needs different completions of a problem".to_string(),
+            );
         }
-        let greedy = "= 1 leaves the most probable token alone: all completions of a group would be the same";
+        let greedy =
+            "= 1 keeps only the most probable token, and all completions of a group would be equal: set another value";
         for (key, _) in [("top_k", self.top_k == 1), ("min_p", self.min_p == 1.0)].iter().filter(|(_, one)| *one) {
             mistakes.push(format!("{key} {greedy}"));
         }

@@ -64,7 +64,7 @@ fn partial_sections_have_published_values() {
 #[test]
 fn a_loss_has_only_its_own_keys() {
     let error = read("loss = { type = \"cispo\", delta = 4 }").unwrap_err();
-    assert_eq!(error, "key `delta` does nothing with type = \"cispo\", which has epsilon_high: remove it");
+    assert_eq!(error, "key `delta` has no effect with type = \"cispo\", whose keys are epsilon_high: remove it");
     for (loss_type, key) in [("sapo", "epsilon"), ("cispo", "epsilon"), ("dapo", "sapo_temperature_pos")] {
         assert!(read(&format!("loss = {{ type = \"{loss_type}\", {key} = 1 }}")).is_err(), "{loss_type} {key}");
     }
@@ -80,7 +80,7 @@ fn what_acts_on_hard_problems_needs_the_reward_that_tells_them() {
     {
         let with = |reward: &str| mistakes(&format!("rewards = [{{ type = \"{reward}\" }}]\ntokens.{tokens}"));
         assert!(with("ceeh_length").is_empty(), "{:?}", with("ceeh_length"));
-        assert!(with("accuracy").len() == 1 && with("accuracy")[0].contains("does nothing"), "{:?}", with("accuracy"));
+        assert!(with("accuracy").len() == 1 && with("accuracy")[0].contains("has no effect"), "{:?}", with("accuracy"));
     }
 }
 

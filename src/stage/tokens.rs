@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::objective::TokenRules;
 use crate::objective::entropy::EntropyTarget;
 use crate::objective::steps::StepSelection;
-use crate::objective::terms::{Covariance, EntropyAdvantage};
+use crate::objective::terms::{CovarianceRule, EntropyAdvantage};
 
 /// Which tokens of a stage learn, and what entropy adds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub struct StageTokens {
     /// Excludes or penalises the tokens with the largest covariance `c = (A − mean A)(log π − mean log π)` of advantage
     /// and log-probability (arXiv 2505.22617). N is the number of tokens, ρ the importance ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub covariance: Option<Covariance>,
+    pub covariance: Option<CovarianceRule>,
     /// Removes the advantage from some thinking steps (SAS, arXiv 2604.24003): in correct completions from those with
     /// the lowest mean log-probability, in all others from those with the highest.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,19 +140,19 @@ impl EntropyBonus {
             }
         };
         let coef = self.coefficient();
-        require(coef.is_finite(), format!("entropy_coef = {coef} must be a number"));
+        require(coef.is_finite(), format!("entropy_coef = {coef} must be a finite number"));
         let hard = self.hard_factor();
         require(hard >= 0.0 && hard.is_finite(), format!("entropy_hard_factor = {hard} must not be negative"));
         if let Some(EntropyTarget { target, delta, min, max }) = self.target() {
             require(min <= max, format!("entropy_coef_min = {min} must not be above entropy_coef_max = {max}"));
-            let within = "must be within entropy_coef_min and entropy_coef_max";
+            let within = "must be between entropy_coef_min and entropy_coef_max";
             require((min..=max).contains(&coef), format!("entropy_coef = {coef} {within}, {min} and {max}"));
             require(delta > 0.0 && delta.is_finite(), format!("entropy_coef_delta = {delta} must be positive"));
-            let fixed = "a factor that never changes; set type = \"fixed\", or remove entropy_bonus";
+            let fixed = "a constant coefficient; set type = \"fixed\", or remove entropy_bonus";
             require(min != max, format!("entropy_coef_min = {min} with entropy_coef_max = {max} is {fixed}"));
-            require(target.is_finite(), format!("entropy_target = {target} must be a number"));
+            require(target.is_finite(), format!("entropy_target = {target} must be a finite number"));
         } else {
-            require(coef != 0.0, "entropy_coef = 0 does nothing: remove entropy_bonus".to_string());
+            require(coef != 0.0, "entropy_coef = 0 has no effect: remove entropy_bonus".to_string());
         }
         mistakes
     }
@@ -189,17 +189,17 @@ impl StageTokens {
         if let Some(mistake) = self.step_selection.as_ref().and_then(StepSelection::mistake) {
             require(false, format!("step_selection.{mistake}"));
         }
-        let record = "only the reward ceeh_length tells hard problems: add it, or remove this";
+        let record = "only the reward ceeh_length marks hard problems: add this reward, or remove the setting";
         if let Some(EntropyAdvantage { alpha, kappa, hard_only }) = self.entropy_advantage {
             require(alpha > 0.0 && alpha.is_finite(), format!("entropy_advantage.alpha = {alpha} must be positive"));
-            let kept = "an advantage would change its sign";
+            let kept = "otherwise an advantage could change its sign";
             require(kappa > 1.0, format!("entropy_advantage.kappa = {kappa} must be above 1: {kept}"));
-            require(has_record || !hard_only, format!("entropy_advantage.hard_only = true does nothing: {record}"));
+            require(has_record || !hard_only, format!("entropy_advantage.hard_only = true has no effect: {record}"));
         }
         if let Some(bonus) = self.entropy_bonus {
             let factor = bonus.hard_factor();
             let acts = has_record || factor == 1.0;
-            require(acts, format!("entropy_bonus.entropy_hard_factor = {factor} does nothing: {record}"));
+            require(acts, format!("entropy_bonus.entropy_hard_factor = {factor} has no effect: {record}"));
             mistakes.extend(bonus.mistakes());
         }
         mistakes

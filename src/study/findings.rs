@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::{Outcome, Plan, Planned, Source, Store};
+use super::{Plan, Planned, RunOutcome, SourceResults, Store};
 use crate::eval::figures::Estimate;
 use crate::eval::student;
 use crate::metrics::{deviation, mean};
-use crate::tasks::reading::Reading;
+use crate::tasks::reading::TraceCounts;
 
 /// Results of the finished runs of a study.
 #[derive(Debug, Clone, Serialize)]
@@ -24,14 +24,14 @@ pub struct Findings {
     /// Name of the arm that the others are compared with.
     pub against: String,
     /// The base model; `None` if no run has finished.
-    pub base: Option<Measured>,
+    pub base: Option<HeldOutFigures>,
     /// Results of each arm.
     pub arms: Vec<ArmFindings>,
     /// Names of the runs that have not finished, or failed.
     pub missing: Vec<String>,
 }
 
-impl Measured {
+impl HeldOutFigures {
     /// Return the share of products that were checked, over the data sources whose names start with `prefix`.
     pub fn checked(&self, prefix: &str) -> Option<f64> {
         let sum = self.read(prefix);
@@ -50,8 +50,8 @@ impl Measured {
         (sum.doors > 0).then(|| sum.door_entropy / sum.doors as f64)
     }
 
-    fn read(&self, prefix: &str) -> Reading {
-        let mut sum = Reading::default();
+    fn read(&self, prefix: &str) -> TraceCounts {
+        let mut sum = TraceCounts::default();
         self.readings.iter().filter(|(name, _)| name.starts_with(prefix)).for_each(|(_, reading)| sum.add(reading));
         sum
     }
@@ -63,17 +63,17 @@ pub struct ArmFindings {
     /// Name of the arm.
     pub name: String,
     /// Each setting as keys and values, with its mean over the selection seeds; `None` if a run is missing.
-    pub settings: Vec<(BTreeMap<String, String>, Option<Measured>)>,
+    pub settings: Vec<(BTreeMap<String, String>, Option<HeldOutFigures>)>,
     /// Index of the chosen setting; `None` if all exceed the length budget or a run is missing.
     pub chosen: Option<usize>,
     /// Figures of the chosen setting over the report seeds.
-    pub reported: Option<Measured>,
+    pub reported: Option<HeldOutFigures>,
     /// Accuracy minus that of the arm it is compared with, paired by problem.
     pub difference: Option<Estimate>,
     /// Range of the figures over the settings: the effect that a setting can have.
     pub spread: Option<Spread>,
     /// Training curve of each reported run.
-    pub curves: Vec<Vec<super::Moment>>,
+    pub curves: Vec<Vec<super::CurvePoint>>,
 }
 
 /// Minimum and maximum over the settings of an arm.
@@ -87,7 +87,7 @@ pub struct Spread {
 
 /// Held-out figures over several runs.
 #[derive(Debug, Clone, Serialize)]
-pub struct Measured {
+pub struct HeldOutFigures {
     /// Number of runs.
     pub runs: usize,
     /// Share of correct completions, with an interval over seeds and problems; over problems alone for a single run.
@@ -103,14 +103,14 @@ pub struct Measured {
     /// Accuracy and mean length in tokens by data source.
     pub sources: BTreeMap<String, [f64; 2]>,
     /// Figures read from traces, by data source.
-    pub readings: BTreeMap<String, Reading>,
+    pub readings: BTreeMap<String, TraceCounts>,
     /// Standard deviation of advantages in training groups whose completions are all correct.
     pub all_right_std: Option<f64>,
     /// Training entropy in the first and the last part of the curve, in nats per token.
     pub entropy: Option<[f64; 2]>,
 }
 
-type Sources = BTreeMap<String, Source>;
+type Sources = BTreeMap<String, SourceResults>;
 
 impl Findings {
     /// Compute the results of the finished runs in `store`.
@@ -140,7 +140,7 @@ impl Findings {
             length_budget: config.length_budget,
             seeds: [config.choose_seeds.clone(), config.report_seeds.clone()],
             against: config.arms.get(config.against()).map(|arm| arm.name.clone()).unwrap_or_default(),
-            base: base.map(|base| Measured { length_ratio: 1.0, ..base }),
+            base: base.map(|base| HeldOutFigures { length_ratio: 1.0, ..base }),
             arms,
             missing,
         }
@@ -154,27 +154,27 @@ impl Findings {
 
 fn arm_findings(plan: &Plan, store: &Store, arm: usize, base: f64, missing: &mut Vec<String>) -> ArmFindings {
     let config = &plan.config;
-    let mut outcomes = |setting: usize, seeds: &[u64]| -> Option<Vec<&Outcome>> {
+    let mut outcomes = |setting: usize, seeds: &[u64]| -> Option<Vec<&RunOutcome>> {
         let planned: Vec<Planned> = seeds.iter().map(|&seed| plan.run(arm, setting, seed)).collect();
         let lacking = planned.iter().filter(|planned| store.get(planned).is_none());
         missing.extend(lacking.map(|planned| planned.config.name.clone()));
-        let found: Vec<&Outcome> = planned.iter().filter_map(|planned| store.get(planned)).collect();
+        let found: Vec<&RunOutcome> = planned.iter().filter_map(|planned| store.get(planned)).collect();
         (found.len() == planned.len()).then_some(found)
     };
-    let of = |outcomes: Vec<&Outcome>| {
+    let of = |outcomes: Vec<&RunOutcome>| {
         measured(&outcomes.iter().map(|outcome| &outcome.last).collect::<Vec<_>>(), &outcomes, base)
     };
-    let settings: Vec<(BTreeMap<String, String>, Option<Measured>)> = (0..config.arms[arm].settings.len())
+    let settings: Vec<(BTreeMap<String, String>, Option<HeldOutFigures>)> = (0..config.arms[arm].settings.len())
         .map(|setting| (plan.described(arm, setting), outcomes(setting, &config.choose_seeds).map(of)))
         .collect();
-    let whole: Option<Vec<&Measured>> = settings.iter().map(|(_, measured)| measured.as_ref()).collect();
-    let fits = |measured: &Measured| config.arms[arm].any_length || measured.length_ratio <= config.length_budget;
+    let whole: Option<Vec<&HeldOutFigures>> = settings.iter().map(|(_, measured)| measured.as_ref()).collect();
+    let fits = |measured: &HeldOutFigures| config.arms[arm].any_length || measured.length_ratio <= config.length_budget;
     let chosen = whole.as_ref().and_then(|all| {
         let fitting = all.iter().enumerate().filter(|(_, measured)| fits(measured));
         // `max_by` returns the last maximum: reversed, ties go to the first setting.
         fitting.rev().max_by(|a, b| a.1.accuracy.value.total_cmp(&b.1.accuracy.value)).map(|(setting, _)| setting)
     });
-    let range = |value: &dyn Fn(&Measured) -> f64, all: &[&Measured]| {
+    let range = |value: &dyn Fn(&HeldOutFigures) -> f64, all: &[&HeldOutFigures]| {
         let values = || all.iter().map(|measured| value(measured));
         [values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max)]
     };
@@ -200,7 +200,7 @@ fn right(runs: &[&Sources]) -> Vec<Vec<f64>> {
     runs.iter().map(|sources| bits(sources).into_iter().map(|bit| f64::from(u8::from(bit == b'1'))).collect()).collect()
 }
 
-fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
+fn measured(runs: &[&Sources], outcomes: &[&RunOutcome], base: f64) -> HeldOutFigures {
     let right = right(runs);
     let count = right.first().map_or(0, Vec::len);
     let of_runs: Vec<f64> = right.iter().map(|run| mean(run)).collect();
@@ -209,7 +209,7 @@ fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
     let length = mean(&runs.iter().map(|sources| average(lengths(sources))).collect::<Vec<_>>());
     let names: BTreeSet<&String> = runs.iter().flat_map(|sources| sources.keys()).collect();
     let of_source = |name: &String| {
-        let found: Vec<&Source> = runs.iter().filter_map(|sources| sources.get(name)).collect();
+        let found: Vec<&SourceResults> = runs.iter().filter_map(|sources| sources.get(name)).collect();
         let all: Vec<f64> = found
             .iter()
             .flat_map(|source| source.correct.bytes())
@@ -218,18 +218,18 @@ fn measured(runs: &[&Sources], outcomes: &[&Outcome], base: f64) -> Measured {
         [mean(&all), average(found.iter().flat_map(|source| source.lengths.clone()).collect())]
     };
     let reading = |name: &String| {
-        let mut sum = Reading::default();
+        let mut sum = TraceCounts::default();
         runs.iter().filter_map(|sources| sources.get(name)).for_each(|source| sum.add(&source.reading));
         sum
     };
-    let entropies = |at: fn(&[super::Moment]) -> Option<&super::Moment>| {
+    let entropies = |at: fn(&[super::CurvePoint]) -> Option<&super::CurvePoint>| {
         let values: Vec<f64> = outcomes.iter().filter_map(|outcome| at(&outcome.curve)).map(|m| m.entropy).collect();
         (!values.is_empty()).then(|| mean(&values))
     };
     let spreads: Vec<f64> =
         outcomes.iter().flat_map(|outcome| &outcome.curve).filter_map(|moment| moment.all_right_std).collect();
     let cut: usize = runs.iter().flat_map(|sources| sources.values()).map(|source| source.cut).sum();
-    Measured {
+    HeldOutFigures {
         runs: runs.len(),
         accuracy: estimate(&right),
         length,

@@ -1,7 +1,7 @@
 //! Studies: comparisons of methods (arms), each with several settings and seeds, at an equal budget of sampled tokens.
 //!
 //! [`StudyConfig`] describes the comparison and rejects uneven ones. [`Plan`] lists its runs. [`work`] executes them,
-//! several at a time, each in its own process, and stores one line for every finished run ([`Outcome`]), so that a
+//! several at a time, each in its own process, and stores one line for every finished run ([`RunOutcome`]), so that a
 //! study can be resumed, also on another machine. [`Findings`] are the results: the setting of each arm that is best on
 //! the selection seeds, and its figures on the report seeds.
 
@@ -15,10 +15,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use findings::{ArmFindings, Findings, Measured, Spread};
-pub use outcome::{Moment, Outcome, Source, Store};
+pub use findings::{ArmFindings, Findings, HeldOutFigures, Spread};
+pub use outcome::{CurvePoint, RunOutcome, SourceResults, Store};
 pub use plan::{Plan, Planned};
-pub use work::{Done, work};
+pub use work::{ProcessEnd, work};
 
 use crate::config::{self, COUNTS, Settings};
 
@@ -121,46 +121,47 @@ impl Settings for StudyConfig {
         }
         for (key, seeds) in [("choose_seeds", &self.choose_seeds), ("report_seeds", &self.report_seeds)] {
             if seeds.is_empty() || seeds.iter().collect::<BTreeSet<_>>().len() < seeds.len() {
-                mistakes.push(format!("{key} = {seeds:?} must be one seed or more, each once"));
+                mistakes.push(format!("{key} = {seeds:?} must list at least one seed, and each only once"));
             }
         }
         if let Some(seed) = self.report_seeds.iter().find(|seed| self.choose_seeds.contains(seed)) {
             mistakes.push(format!(
-                "report_seeds has {seed}, by which settings are chosen: what is best there is so by chance, too"
+                "report_seeds has {seed}, which is also in choose_seeds: settings selected on a seed look better on it \
+                 by chance; use another seed"
             ));
         }
         if self.arms.is_empty() {
             mistakes.push("arms is empty: add at least one [[arms]] table".to_string());
         }
         if !self.against.is_empty() && self.arms.iter().all(|arm| arm.name != self.against) {
-            mistakes.push(format!("against = {:?} is the name of no arm", self.against));
+            mistakes.push(format!("against = {:?} is not the name of an arm", self.against));
         }
         for (index, arm) in self.arms.iter().enumerate() {
             let at = format!("arms.{index}");
             if !ordinary(&arm.name) || self.arms[..index].iter().any(|other| other.name == arm.name) {
-                mistakes.push(format!("{at}.name = {:?} must be a name of its own, without slashes", arm.name));
+                mistakes.push(format!("{at}.name = {:?} must be a unique name without slashes", arm.name));
             }
             if arm.file.as_os_str().is_empty() {
-                mistakes.push(format!("{at}.file is empty: name a file of settings"));
+                mistakes.push(format!("{at}.file is empty: give the path of a settings file"));
             }
             let (count, first) = (arm.settings.len(), self.arms[0].settings.len());
             if count == 0 {
-                mistakes.push(format!("{at}.settings is empty: add {{}} for the file as it is"));
+                mistakes.push(format!("{at}.settings is empty: add {{}} to use the file unchanged"));
             } else if count != first {
                 mistakes.push(format!(
-                    "{at}.settings has {count} tables where arms.0 has {first}: more tries are a better choice; give each \
-                     arm as many"
+                    "{at}.settings has {count} tables, but arms.0 has {first}: an arm with more settings has an \
+                     advantage in the selection; give each arm the same number"
                 ));
             }
             let tables = [&arm.set].into_iter().chain(&arm.settings);
             for key in tables.flat_map(plan::keys) {
                 if RESERVED.iter().any(|own| key == *own || own.ends_with('.') && key.starts_with(own)) {
-                    mistakes.push(format!("{at} sets {key}, which must be alike in all arms: put it in [set]"));
+                    mistakes.push(format!("{at} sets {key}, which must be equal in all arms: put it in [set]"));
                 }
             }
         }
         for key in plan::keys(&self.set).filter(|key| RESERVED[..6].contains(&key.as_str())) {
-            mistakes.push(format!("set.{key} is the study's own to give: remove it"));
+            mistakes.push(format!("set.{key} is set by the study: remove it"));
         }
         mistakes
     }

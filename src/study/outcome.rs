@@ -13,11 +13,11 @@ use crate::config::COUNTS;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::metrics::mean;
-use crate::tasks::reading::{self, Reading};
+use crate::tasks::reading::{self, TraceCounts};
 
 /// Result of a finished run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct RunOutcome {
     /// Digest of the run's settings and of the files it reads.
     pub key: String,
     /// Name of the run: arm, setting and seed. Informative only.
@@ -29,16 +29,16 @@ pub struct Outcome {
     /// Tokens sampled for training.
     pub sampled_tokens: u64,
     /// Held-out completions of the base model, by data source.
-    pub base: BTreeMap<String, Source>,
+    pub base: BTreeMap<String, SourceResults>,
     /// Held-out completions of the final model on the same problems, by data source.
-    pub last: BTreeMap<String, Source>,
+    pub last: BTreeMap<String, SourceResults>,
     /// Training curve, in parts of equal token budget.
-    pub curve: Vec<Moment>,
+    pub curve: Vec<CurvePoint>,
 }
 
 /// Held-out completions of one data source, in the order of the problems.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Source {
+pub struct SourceResults {
     /// One character per completion: `1` if it is correct, else `0`.
     pub correct: String,
     /// Length of each completion in tokens.
@@ -47,12 +47,12 @@ pub struct Source {
     pub cut: usize,
     /// Figures read from traces of guarded arithmetic and of dead ends.
     #[serde(default)]
-    pub reading: Reading,
+    pub reading: TraceCounts,
 }
 
 /// Means over consecutive steps of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Moment {
+pub struct CurvePoint {
     /// Tokens sampled up to the last of the steps.
     pub tokens: f64,
     /// Share of correct completions.
@@ -69,7 +69,7 @@ pub struct Moment {
 const MOMENTS: usize = 20;
 
 #[derive(Deserialize)]
-struct Line {
+struct GradedLine {
     data_source: String,
     correct: bool,
     finished: bool,
@@ -78,7 +78,7 @@ struct Line {
     entropy: Vec<f32>,
 }
 
-impl Outcome {
+impl RunOutcome {
     /// Read the result from the directory of a finished run.
     ///
     /// # Errors
@@ -103,15 +103,15 @@ impl Outcome {
 }
 
 /// Return the data sources with their numbers of completions.
-fn shape(sources: &BTreeMap<String, Source>) -> Vec<(String, usize)> {
+fn shape(sources: &BTreeMap<String, SourceResults>) -> Vec<(String, usize)> {
     sources.iter().map(|(name, source)| (name.clone(), source.correct.len())).collect()
 }
 
-impl Outcome {
+impl RunOutcome {
     /// Return the first contradiction in a result, which a damaged or edited line has.
     fn mistake(&self) -> Option<String> {
         if self.last.is_empty() || shape(&self.base) != shape(&self.last) {
-            return Some("base and last are not of the same problems".to_string());
+            return Some("base and last do not have the same problems".to_string());
         }
         for (side, sources) in [("base", &self.base), ("last", &self.last)] {
             let mut mistakes = sources.iter().filter_map(|(name, source)| Some((name, source.mistake()?)));
@@ -125,11 +125,11 @@ impl Outcome {
     }
 }
 
-impl Source {
+impl SourceResults {
     fn mistake(&self) -> Option<String> {
         let (correct, count) = (&self.correct, self.lengths.len());
         if correct.len() != count || correct.bytes().any(|bit| !matches!(bit, b'0' | b'1')) {
-            return Some(format!("correct must be {count} characters 0 or 1, one for each of the lengths"));
+            return Some(format!("correct must be {count} characters, each 0 or 1: one for each length"));
         }
         if let Some(length) = self.lengths.iter().find(|length| **length > COUNTS) {
             return Some(format!("the length {length} is more than {COUNTS}"));
@@ -137,7 +137,7 @@ impl Source {
         let (tokens, reading) = (self.lengths.iter().sum::<usize>(), &self.reading);
         let most = reading.products.max(reading.decisions).max(reading.doors);
         (self.cut > count || reading.checked > reading.products || most > tokens)
-            .then(|| "cut or reading counts more than there is".to_string())
+            .then(|| "cut or reading has counts above the number of completions or tokens".to_string())
     }
 }
 
@@ -146,9 +146,9 @@ fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     text.lines().map(|line| files::parse_json(path, line.as_bytes())).collect()
 }
 
-fn sources(path: &Path) -> Result<BTreeMap<String, Source>> {
-    let mut sources = BTreeMap::<String, Source>::new();
-    for line in lines::<Line>(path)? {
+fn sources(path: &Path) -> Result<BTreeMap<String, SourceResults>> {
+    let mut sources = BTreeMap::<String, SourceResults>::new();
+    for line in lines::<GradedLine>(path)? {
         let source = sources.entry(line.data_source).or_default();
         source.correct.push(if line.correct { '1' } else { '0' });
         source.lengths.push(line.length);
@@ -158,7 +158,7 @@ fn sources(path: &Path) -> Result<BTreeMap<String, Source>> {
     Ok(sources)
 }
 
-fn curve(steps: &[Value], total: f64) -> Vec<Moment> {
+fn curve(steps: &[Value], total: f64) -> Vec<CurvePoint> {
     let of = |step: &Value| step["sampled_tokens"].as_f64().unwrap_or(0.0);
     let part = |step: &Value| ((of(step) / total * MOMENTS as f64).ceil() as usize).clamp(1, MOMENTS);
     steps
@@ -166,7 +166,7 @@ fn curve(steps: &[Value], total: f64) -> Vec<Moment> {
         .map(|steps| {
             let values = |key: &str| steps.iter().filter_map(|step| step[key].as_f64()).collect::<Vec<_>>();
             let spread = values("advantage/all_right_std");
-            Moment {
+            CurvePoint {
                 tokens: steps.last().map_or(0.0, of),
                 accuracy: mean(&values("rewards/accuracy/mean")),
                 length: mean(&values("completions/mean_length")),
@@ -181,7 +181,7 @@ fn curve(steps: &[Value], total: f64) -> Vec<Moment> {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    outcomes: BTreeMap<String, Outcome>,
+    outcomes: BTreeMap<String, RunOutcome>,
 }
 
 impl Store {
@@ -202,24 +202,30 @@ impl Store {
             if line.trim().is_empty() {
                 continue;
             }
-            let outcome: Outcome = match serde_json::from_str(line) {
+            let outcome: RunOutcome = match serde_json::from_str(line) {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     let reason = files::json_reason(&error);
-                    return fail(format!("no result of a run: {reason} (column {})", error.column()));
+                    return fail(format!(
+                        "not the result of a run: {reason} (column {}); fix or delete this line",
+                        error.column()
+                    ));
                 }
             };
             if let Some(mistake) = outcome.mistake() {
-                return fail(format!("the result of {} is damaged: {mistake}", outcome.run));
+                return fail(format!("the result of {} is damaged: {mistake}; delete this line", outcome.run));
             }
             if let Some(earlier) = numbers.insert(outcome.key.clone(), number) {
-                return fail(format!("has the key of line {earlier}, {}: delete one of the two", outcome.key));
+                return fail(format!("has the same key as line {earlier}, {}: delete one of the two", outcome.key));
             }
             if planned.contains(&outcome.key) {
                 let problems = shape(&outcome.base);
                 let (other, expected) = first.get_or_insert_with(|| (number, problems.clone()));
                 if *expected != problems {
-                    return fail(format!("the result of {} is not of the problems of line {other}", outcome.run));
+                    return fail(format!(
+                        "the result of {} is for other problems than line {other}: delete one of the two",
+                        outcome.run
+                    ));
                 }
             }
             outcomes.insert(outcome.key.clone(), outcome);
@@ -228,7 +234,7 @@ impl Store {
     }
 
     /// Return the outcome of a run if it has finished.
-    pub fn get(&self, planned: &Planned) -> Option<&Outcome> {
+    pub fn get(&self, planned: &Planned) -> Option<&RunOutcome> {
         self.outcomes.get(&planned.key)
     }
 
@@ -246,7 +252,7 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub(super) fn add(&mut self, outcome: Outcome) -> Result<()> {
+    pub(super) fn add(&mut self, outcome: RunOutcome) -> Result<()> {
         let line = serde_json::to_string(&outcome).map_err(|error| Error::Invalid(format!("result: {error}")))? + "\n";
         let append = || {
             let mut file = OpenOptions::new().read(true).create(true).append(true).open(&self.path)?;

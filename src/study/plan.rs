@@ -82,8 +82,8 @@ impl Plan {
         for (arm, settings) in config.arms.iter().zip(&runs) {
             if settings.iter().any(|(run, _)| evaluated(run) != evaluated(&runs[0][0].0)) {
                 problems.push(format!(
-                    "arm {:?}: {} has another section model, data, eval or prompt than {} of arm {:?}: give what all arms need \
-                     in [set]",
+                    "arm {:?}: {} has a different section model, data, eval or prompt than {} of arm {:?}: put shared \
+                     settings in [set]",
                     arm.name,
                     arm.file.display(),
                     config.arms[0].file.display(),
@@ -93,14 +93,15 @@ impl Plan {
             let (own, first) = (rates(settings), rates(&runs[0]));
             if own != first {
                 problems.push(format!(
-                    "arm {:?} has the learning rates {own:?}, {:?} has {first:?}: give each arm the same",
+                    "arm {:?} has the learning rates {own:?}, but arm {:?} has {first:?}: give all arms the same \
+                     learning rates",
                     arm.name, config.arms[0].name
                 ));
             }
             if settings.iter().any(|(run, _)| run.optim.lr_scheduler_type != LrScheduler::Constant) {
                 problems.push(format!(
-                    "arm {:?}: optim.lr_scheduler_type must be \"constant\": runs end by tokens, and how many steps that \
-                     takes is not known before",
+                    "arm {:?}: optim.lr_scheduler_type must be \"constant\": runs end after a number of tokens, so the \
+                        number of steps is not known in advance",
                     arm.name
                 ));
             }
@@ -190,7 +191,7 @@ fn run(study: &StudyConfig, arm: &Arm, setting: &toml::Table, folder: &Path) -> 
     };
     if tables.into_iter().flat_map(keys).any(|key| key == end) {
         return Err(Error::Invalid(format!(
-            "arm {:?} of study {:?}: {end} does nothing, since sampled_tokens ends the run: remove it",
+            "arm {:?} of study {:?}: {end} has no effect, because sampled_tokens ends the run: remove it",
             arm.name, study.name
         )));
     }

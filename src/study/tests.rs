@@ -39,17 +39,17 @@ fn plan(text: &str) -> Result<Plan> {
 #[test]
 fn a_study_that_would_be_uneven_is_refused() {
     let message = refused(&TWO_ARMS.replace("[2, 3]", "[1, 3]"));
-    assert!(message.contains("report_seeds has 1, by which settings are chosen"), "{message}");
+    assert!(message.contains("report_seeds has 1, which is also in choose_seeds"), "{message}");
     let message = refused(&TWO_ARMS.replace("settings = [{ optim.learning_rate = 3e-4 }, ", "settings = ["));
-    assert!(message.contains("arms.1.settings has 1 tables where arms.0 has 2"), "{message}");
+    assert!(message.contains("arms.1.settings has 1 tables, but arms.0 has 2"), "{message}");
     let message =
         refused(&TWO_ARMS.replace("set.stages.0.sampling", "set.train.max_sampled_tokens = 9\nset.stages.0.sampling"));
-    assert!(message.contains("arms.1 sets train.max_sampled_tokens, which must be alike in all arms"), "{message}");
+    assert!(message.contains("arms.1 sets train.max_sampled_tokens, which must be equal in all arms"), "{message}");
     let message =
         refused(&TWO_ARMS.replace("set.stages.0.sampling", "set.eval.num_problems = 9\nset.stages.0.sampling"));
     assert!(message.contains("arms.1 sets eval.num_problems"), "{message}");
     let message = refused(&TWO_ARMS.replace("name = \"fixed clip\"", "name = \"GRPO\""));
-    assert!(message.contains("arms.1.name = \"GRPO\" must be a name of its own"), "{message}");
+    assert!(message.contains("arms.1.name = \"GRPO\" must be a unique name"), "{message}");
 
     let message = plan(&TWO_ARMS.replace("[{ optim.learning_rate = 3e-4 }, ", "[{ optim.learning_rate = 9e-4 }, "))
         .unwrap_err()
@@ -63,12 +63,12 @@ fn a_study_that_would_be_uneven_is_refused() {
     let (first, second) = TWO_ARMS.split_at(TWO_ARMS.find("\"fixed clip\"").unwrap());
     let other = second.replace("\"configs/methods/grpo.toml\"", &format!("{file:?}"));
     let message = plan(&(first.to_string() + &other)).unwrap_err().to_string();
-    assert!(message.contains("\"fixed clip\": ") && message.contains("another section"), "{message}");
+    assert!(message.contains("\"fixed clip\": ") && message.contains("a different section"), "{message}");
     let message = plan(&TWO_ARMS.replace("set.data", "set.optim.lr_scheduler_type = \"cosine\"\nset.data"));
     assert!(message.unwrap_err().to_string().contains("must be \"constant\""));
     let message =
         plan(&TWO_ARMS.replace("set.stages.0.sampling", "set.stages.0.exit.max_steps = 9\nset.stages.0.sampling"));
-    assert!(message.unwrap_err().to_string().contains("stages.0.exit.max_steps does nothing"));
+    assert!(message.unwrap_err().to_string().contains("stages.0.exit.max_steps has no effect"));
     let message = plan(&TWO_ARMS.replace("max_completion_length = 96", "max_completion_lenght = 96"));
     let message = message.unwrap_err().to_string();
     assert!(message.contains("arm \"fixed clip\"") && message.contains("max_completion_lenght"), "{message}");
@@ -101,12 +101,16 @@ fn stages_that_are_repeated_are_repeated_until_the_budget_is_spent() {
 }
 
 /// Return an outcome with `correct` for the problems of one data source, all completions with `length` tokens.
-fn outcome(planned: &Planned, correct: &str, length: usize) -> Outcome {
+fn outcome(planned: &Planned, correct: &str, length: usize) -> RunOutcome {
     let source = |correct: &str, length: usize| {
-        let source = Source { correct: correct.to_string(), lengths: vec![length; correct.len()], ..Source::default() };
+        let source = SourceResults {
+            correct: correct.to_string(),
+            lengths: vec![length; correct.len()],
+            ..SourceResults::default()
+        };
         [("s".to_string(), source)].into()
     };
-    Outcome {
+    RunOutcome {
         key: planned.key.clone(),
         run: planned.config.name.clone(),
         steps: 1,
@@ -195,7 +199,7 @@ fn damaged_results_are_named_by_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("results.jsonl");
     let plan = plan(TWO_ARMS).unwrap();
-    let line = |seed: u64, change: &dyn Fn(&mut Outcome)| {
+    let line = |seed: u64, change: &dyn Fn(&mut RunOutcome)| {
         let mut outcome = outcome(&plan.run(0, 0, seed), "1110", 7);
         change(&mut outcome);
         serde_json::to_string(&outcome).unwrap() + "\n"
@@ -208,23 +212,25 @@ fn damaged_results_are_named_by_line() {
         assert!(error.contains("results.jsonl:3: "), "{error}");
         error
     };
-    let correct =
-        |text: &'static str| move |outcome: &mut Outcome| outcome.last.get_mut("s").unwrap().correct = text.to_string();
-    let source = |change: &dyn Fn(&mut Source)| line(1, &|o: &mut Outcome| change(o.last.get_mut("s").unwrap()));
-    let wrong = "correct must be 4 characters 0 or 1";
-    let moment = Moment { tokens: 9.0, ..Moment::default() };
+    let correct = |text: &'static str| {
+        move |outcome: &mut RunOutcome| outcome.last.get_mut("s").unwrap().correct = text.to_string()
+    };
+    let source =
+        |change: &dyn Fn(&mut SourceResults)| line(1, &|o: &mut RunOutcome| change(o.last.get_mut("s").unwrap()));
+    let wrong = "correct must be 4 characters, each 0 or 1";
+    let moment = CurvePoint { tokens: 9.0, ..CurvePoint::default() };
     let cases = [
         (line(1, &|o| o.last.get_mut("s").unwrap().correct = "11x0".to_string()), wrong),
-        (line(1, &correct("1110111")), "not of the same problems"),
-        (line(1, &correct("11")), "not of the same problems"),
-        (source(&|s| s.lengths.push(7)), "correct must be 5 characters 0 or 1"),
+        (line(1, &correct("1110111")), "do not have the same problems"),
+        (line(1, &correct("11")), "do not have the same problems"),
+        (source(&|s| s.lengths.push(7)), "correct must be 5 characters, each 0 or 1"),
         (source(&|s| s.lengths[0] = 10_000_000_000_000_000_000), "is more than 1000000000"),
-        (source(&|s| s.cut = 5), "more than there is"),
-        (line(1, &|o| o.last.clear()), "not of the same problems"),
+        (source(&|s| s.cut = 5), "above the number of completions"),
+        (line(1, &|o| o.last.clear()), "do not have the same problems"),
         (line(1, &|o| o.curve.push(moment)), "sampled_tokens is 1, but the curve ends at 9"),
-        (line(0, &|_| ()), "has the key of line 1"),
-        ("{}\n".to_string(), "no result of a run: missing field `key`"),
-        ("{\"key\":\n".to_string(), "no result of a run"),
+        (line(0, &|_| ()), "has the same key as line 1"),
+        ("{}\n".to_string(), "not the result of a run: missing field `key`"),
+        ("{\"key\":\n".to_string(), "not the result of a run"),
     ];
     for (second, expected) in cases {
         let error = damaged(&second);
@@ -237,7 +243,7 @@ fn damaged_results_are_named_by_line() {
         }
     });
     let error = damaged(&renamed);
-    assert!(error.contains("is not of the problems of line 1"), "{error}");
+    assert!(error.contains("is for other problems than line 1"), "{error}");
     // Results of another study may be of other problems.
     std::fs::write(&path, good.clone() + &renamed.replace(&plan.run(0, 0, 1).key, "another")).unwrap();
     assert_eq!(Store::open(&path, &plan).unwrap().len(), 2);

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use super::{Outcome, Plan, Planned, Store};
+use super::{Plan, Planned, RunOutcome, Store};
 use crate::config::to_toml;
 use crate::error::{Error, Result};
 use crate::files;
@@ -15,9 +15,9 @@ use crate::stop::Stop;
 
 /// Event: a process of a run has ended.
 #[derive(Debug)]
-pub enum Done<'a> {
+pub enum ProcessEnd<'a> {
     /// The run has finished. Its outcome is stored next.
-    Run(&'a Outcome),
+    Run(&'a RunOutcome),
     /// The run failed and is retried. Holds the name of the run and the error.
     Again(&'a str, String),
     /// The run failed for the last time. Holds the name of the run and the error.
@@ -30,13 +30,13 @@ const MAX_TRIES: usize = 2;
 /// Interval between checks of the running processes.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-struct Running {
+struct RunningProcess {
     child: Child,
     planned: Planned,
     tries: usize,
 }
 
-impl Drop for Running {
+impl Drop for RunningProcess {
     /// Kill the process if it still runs, so that none outlives an error or an early stop.
     fn drop(&mut self) {
         if !matches!(self.child.try_wait(), Ok(Some(_))) {
@@ -57,7 +57,7 @@ pub fn work(
     store: &mut Store,
     program: &Path,
     stop: Stop,
-    report: &mut dyn FnMut(Done<'_>),
+    report: &mut dyn FnMut(ProcessEnd<'_>),
 ) -> Result<Vec<String>> {
     let folder = plan.folder();
     files::create_dir(&folder)?;
@@ -66,7 +66,7 @@ pub fn work(
     let threads = (cores / most).max(1);
     let mut waiting: VecDeque<(Planned, usize)> =
         runs.into_iter().filter(|planned| store.get(planned).is_none()).map(|planned| (planned, 0)).collect();
-    let mut running: Vec<Running> = Vec::new();
+    let mut running: Vec<RunningProcess> = Vec::new();
     let mut missing = Vec::new();
     while !(waiting.is_empty() && running.is_empty()) {
         stop.check()?;
@@ -74,7 +74,7 @@ pub fn work(
             && let Some((planned, tries)) = waiting.pop_front()
         {
             let child = start(&planned, program, threads)?;
-            running.push(Running { child, planned, tries: tries + 1 });
+            running.push(RunningProcess { child, planned, tries: tries + 1 });
         }
         thread::sleep(POLL_INTERVAL);
         let mut at = 0;
@@ -83,30 +83,30 @@ pub fn work(
                 at += 1;
                 continue;
             };
-            let Running { planned, tries, .. } = &running[at];
+            let RunningProcess { planned, tries, .. } = &running[at];
             let (planned, tries) = (planned.clone(), *tries);
             drop(running.swap_remove(at));
             stop.check()?;
             let (name, dir) = (&planned.config.name, place(&planned));
             let outcome = if status.success() {
-                Outcome::read(&planned, &dir).map_err(|error| error.to_string())
+                RunOutcome::read(&planned, &dir).map_err(|error| error.to_string())
             } else {
-                Err(format!("{status}; its last words: {}", last_line(&log(&planned))))
+                Err(format!("{status}; last line of its log: {}", last_line(&log(&planned))))
             };
             match outcome {
                 Ok(outcome) => {
-                    report(Done::Run(&outcome));
+                    report(ProcessEnd::Run(&outcome));
                     store.add(outcome)?;
                     files::remove_dir(&dir)?;
                     let _ = std::fs::remove_file(log(&planned));
                     let _ = std::fs::remove_file(settings(&planned));
                 }
                 Err(error) if tries < MAX_TRIES => {
-                    report(Done::Again(name, error));
+                    report(ProcessEnd::Again(name, error));
                     waiting.push_front((planned, tries));
                 }
                 Err(error) => {
-                    report(Done::Missing(name, error));
+                    report(ProcessEnd::Missing(name, error));
                     missing.push(name.clone());
                 }
             }

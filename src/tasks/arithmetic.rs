@@ -1,6 +1,6 @@
 //! Expressions with `+`, `-`, `*` and brackets.
 
-use super::steps::{Op, Plan, Tail, Term};
+use super::steps::{Op, Operand, SolutionPlan, Tail};
 use super::{Draft, Stream};
 
 enum Expression {
@@ -34,9 +34,9 @@ impl Expression {
         }
     }
 
-    fn plan(&self, plan: &mut Plan) -> Term {
+    fn plan(&self, plan: &mut SolutionPlan) -> Operand {
         match self {
-            Number(number) => Term::Given(*number),
+            Number(number) => Operand::Given(*number),
             Node(op, left, right) => {
                 let (left, right) = (left.plan(plan), right.plan(plan));
                 let label = match op {
@@ -52,7 +52,7 @@ impl Expression {
 
 pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
     let expression = expression(difficulty, random);
-    let mut plan = Plan::new(Tail::Nothing);
+    let mut plan = SolutionPlan::new(Tail::Nothing);
     expression.plan(&mut plan);
     let text = expression.write();
     Draft {

@@ -1,6 +1,6 @@
 //! Conversion of numbers between decimal and bases 3 to 9.
 
-use super::steps::{Plan, Tail, Term};
+use super::steps::{Operand, SolutionPlan, Tail};
 use super::{Draft, Stream};
 
 pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
@@ -13,8 +13,8 @@ pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
     let number: Vec<i64> = (0..digits).map(|at| random.range(i64::from(at == 0), base - 1)).collect();
     let written: String = number.iter().map(i64::to_string).collect();
     if random.chance(0.5) {
-        let mut plan = Plan::new(Tail::Nothing);
-        number[1..].iter().fold(Term::Given(number[0]), |value, &digit| plan.push_horner(value, base, digit));
+        let mut plan = SolutionPlan::new(Tail::Nothing);
+        number[1..].iter().fold(Operand::Given(number[0]), |value, &digit| plan.push_horner(value, base, digit));
         Draft {
             question: if random.chance(0.5) {
                 format!("Convert {written} from base {base} to decimal.")
@@ -35,7 +35,7 @@ pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
             },
             goal: format!("{value} in base {base}"),
             approach: "I divide by the base and read the digits backwards.",
-            plan: Plan::new(Tail::Digits(Term::Given(value), base)),
+            plan: SolutionPlan::new(Tail::Digits(Operand::Given(value), base)),
         }
     }
 }

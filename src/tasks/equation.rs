@@ -1,12 +1,12 @@
 //! Linear equations with a positive integer solution.
 
-use super::steps::{Op, Plan, Tail, Term::Given};
+use super::steps::{Op, Operand::Given, SolutionPlan, Tail};
 use super::{Draft, Stream};
 
 pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
     let x = random.range(2, [9, 29, 69, 99][usize::from(difficulty) - 1]);
     let slope = random.range(2, 9);
-    let mut plan = Plan::new(Tail::Nothing);
+    let mut plan = SolutionPlan::new(Tail::Nothing);
     let (equation, approach) = if difficulty == 1 && random.chance(0.5) {
         let b = random.range(11, 89);
         plan.push(Op::Sub, Given(x + b), Given(b), "the other side");

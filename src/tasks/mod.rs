@@ -32,7 +32,7 @@ mod summary;
 /// A family of problems; its name is the `data_source` of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Family {
+pub enum TaskFamily {
     /// Expressions with `+`, `-`, `*` and brackets.
     Arithmetic,
     /// Linear equations.
@@ -51,7 +51,7 @@ pub enum Family {
     DeadEnds,
 }
 
-impl Family {
+impl TaskFamily {
     /// Every family.
     pub const ALL: [Self; 8] = [
         Self::Arithmetic,
@@ -188,7 +188,7 @@ struct Draft {
     goal: String,
     /// The method, as a sentence.
     approach: &'static str,
-    plan: steps::Plan,
+    plan: steps::SolutionPlan,
 }
 
 /// Solution from which traces are written.
@@ -222,7 +222,7 @@ impl Solution {
 #[derive(Debug, Clone)]
 pub struct Task {
     /// Family of the problem.
-    pub family: Family,
+    pub family: TaskFamily,
     /// 1 (one or two easy steps) to 4 (a long chain).
     pub difficulty: u8,
     /// The user's message.
@@ -234,7 +234,7 @@ pub struct Task {
 
 impl Task {
     /// Create a task; `None` if the right solution is not presentable.
-    fn new(family: Family, difficulty: u8, solution: Solution) -> Option<Self> {
+    fn new(family: TaskFamily, difficulty: u8, solution: Solution) -> Option<Self> {
         Some(Self {
             family,
             difficulty,
@@ -293,7 +293,7 @@ pub struct Trace {
 
 /// A row of a data set, for fine-tuning (`messages`) and for RL (`prompt`, `answer`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
+pub struct TaskRow {
     /// Question and trace.
     pub messages: Vec<Message>,
     /// The question alone.
@@ -301,7 +301,7 @@ pub struct Row {
     /// The right answer, even if the trace ends with another.
     pub answer: String,
     /// Family of the problem.
-    pub data_source: Family,
+    pub data_source: TaskFamily,
     /// Difficulty, 1 to 4.
     pub difficulty: u8,
     /// Manner of the trace.
@@ -314,7 +314,7 @@ pub struct Row {
 #[derive(Debug, Clone)]
 pub struct Generator {
     /// Families, used in turn.
-    pub families: Vec<Family>,
+    pub families: Vec<TaskFamily>,
     /// Difficulties, drawn uniformly.
     pub difficulties: RangeInclusive<u8>,
     /// Seed of all draws.
@@ -324,7 +324,7 @@ pub struct Generator {
 impl Generator {
     /// Create a generator of the usual families in every difficulty.
     pub fn new(seed: u64) -> Self {
-        Self { families: Family::USUAL.to_vec(), difficulties: 1..=4, seed }
+        Self { families: TaskFamily::USUAL.to_vec(), difficulties: 1..=4, seed }
     }
 
     /// Return the problem at `index` of a split.
@@ -347,19 +347,19 @@ impl Generator {
     }
 
     /// Return the problem at `index` with a trace in a drawn manner, slips included.
-    pub fn row(&self, split: Split, index: u64) -> Row {
-        self.row_in(split, index, Family::draw_manner)
+    pub fn row(&self, split: Split, index: u64) -> TaskRow {
+        self.row_in(split, index, TaskFamily::draw_manner)
     }
 
     /// Like [`Generator::row`], with the manner chosen by the caller.
-    pub fn row_in(&self, split: Split, index: u64, manner: impl FnOnce(Family, &mut Stream) -> Manner) -> Row {
+    pub fn row_in(&self, split: Split, index: u64, manner: impl FnOnce(TaskFamily, &mut Stream) -> Manner) -> TaskRow {
         let task = self.task(split, index);
         let mut random = self.stream("trace", split, index);
         let manner = manner(task.family, &mut random);
         let trace = task.trace(manner, true, &mut random);
         let message = |role: &str, content: String| Message::new(role, content);
         let question = message("user", task.question.clone());
-        Row {
+        TaskRow {
             floor: task.floor_text(),
             messages: vec![question.clone(), message("assistant", trace.text)],
             prompt: vec![question],

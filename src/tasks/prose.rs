@@ -1,6 +1,6 @@
 //! Writer of reference traces: a planned solution in one of the manners, with slips, checks and second derivations.
 
-use super::steps::{Calculation, Done, Op, Outcome};
+use super::steps::{Calculation, CalculationResult, CompletedStep, Op};
 use super::{Draft, Manner, Stream};
 
 /// Parameters of a manner; [`style`] has their values.
@@ -101,7 +101,7 @@ fn careful(calculation: &Calculation) -> String {
 }
 
 /// Return the terse text of a list of steps.
-pub(super) fn terse(done: &[Done]) -> String {
+pub(super) fn terse(done: &[CompletedStep]) -> String {
     done.iter().map(|step| step.calculation.one_go(step.outcome)).collect::<Vec<_>>().join(";")
 }
 
@@ -125,13 +125,13 @@ impl Pile {
     }
 }
 
-struct Writer<'a> {
+struct ProseWriter<'a> {
     draft: &'a Draft,
     manner: Manner,
     style: Style,
     slips: bool,
     random: &'a mut Stream,
-    done: Vec<Done>,
+    done: Vec<CompletedStep>,
     sentences: Vec<String>,
     checks: Pile,
     agrees: Pile,
@@ -139,7 +139,7 @@ struct Writer<'a> {
 }
 
 pub(super) fn write(draft: &Draft, manner: Manner, slips: bool, random: &mut Stream) -> (String, String) {
-    let mut writer = Writer {
+    let mut writer = ProseWriter {
         draft,
         manner,
         style: style(manner),
@@ -170,7 +170,7 @@ pub(super) fn write(draft: &Draft, manner: Manner, slips: bool, random: &mut Str
     (text, answer)
 }
 
-impl Writer<'_> {
+impl ProseWriter<'_> {
     fn say(&mut self, sentence: impl Into<String>) {
         self.sentences.push(sentence.into());
     }
@@ -191,7 +191,7 @@ impl Writer<'_> {
         while let Some((calculation, label)) = self.draft.plan.next(&self.done) {
             let (text, outcome) = self.carry_out(&calculation, label);
             let first = self.done.is_empty();
-            self.done.push(Done { calculation, label, outcome });
+            self.done.push(CompletedStep { calculation, label, outcome });
             if !wordy {
                 self.say(text);
                 continue;
@@ -212,7 +212,7 @@ impl Writer<'_> {
     }
 
     /// Write the step, sometimes with a slip, unless the slip would make the remaining steps impossible.
-    fn carry_out(&mut self, calculation: &Calculation, label: &'static str) -> (String, Outcome) {
+    fn carry_out(&mut self, calculation: &Calculation, label: &'static str) -> (String, CalculationResult) {
         let exact = calculation.exact();
         let decompose = calculation.is_hard() && self.manner != Manner::Terse;
         let rate = match (calculation.is_hard(), decompose) {
@@ -228,7 +228,7 @@ impl Writer<'_> {
                 (calculation.one_go(outcome), outcome)
             };
             let mut done = self.done.clone();
-            done.push(Done { calculation: *calculation, label, outcome });
+            done.push(CompletedStep { calculation: *calculation, label, outcome });
             if self.draft.plan.finish(&done).is_some() {
                 return (text, outcome);
             }
@@ -296,7 +296,7 @@ impl Writer<'_> {
 
     /// Return the whole solution a second time. An overlooked slip is repeated, a noticed one corrected.
     fn derive_again(&mut self, intro: &str) -> String {
-        let mut again: Vec<Done> = Vec::new();
+        let mut again: Vec<CompletedStep> = Vec::new();
         let mut steps = Vec::new();
         while let Some((calculation, label)) = self.draft.plan.next(&again) {
             let before = self.done.get(again.len()).filter(|step| step.calculation == calculation);
@@ -306,7 +306,7 @@ impl Writer<'_> {
             };
             let slipped = outcome != calculation.exact();
             steps.push(if slipped { calculation.one_go(outcome) } else { careful(&calculation) });
-            again.push(Done { calculation, label, outcome });
+            again.push(CompletedStep { calculation, label, outcome });
         }
         let (old, new) = (self.draft.plan.answer(&self.done), self.draft.plan.answer(&again));
         self.done = again;
@@ -321,9 +321,9 @@ impl Writer<'_> {
 }
 
 /// Return the calculation that inverts a step, or does it in another order, if there is one.
-fn reversed(calculation: &Calculation, outcome: Outcome) -> Option<Calculation> {
+fn reversed(calculation: &Calculation, outcome: CalculationResult) -> Option<Calculation> {
     let Calculation { op, left, right, .. } = *calculation;
-    let Outcome { value, rest } = outcome;
+    let CalculationResult { value, rest } = outcome;
     let new = |op, left, right, addend| Calculation { op, left, right, addend };
     let back = match op {
         Op::Add => new(Op::Sub, value, right, 0),

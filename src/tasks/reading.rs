@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// Counts and sums over traces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Reading {
+pub struct TraceCounts {
     /// Number of products written in one go.
     pub products: usize,
     /// Number of these products that were checked.
@@ -20,7 +20,7 @@ pub struct Reading {
     pub door_entropy: f64,
 }
 
-impl Reading {
+impl TraceCounts {
     /// Add the counts and sums of `other`.
     pub fn add(&mut self, other: &Self) {
         self.products += other.products;
@@ -38,8 +38,8 @@ fn next(tokens: &[String]) -> String {
 }
 
 /// Compute the statistics of a completion from its tokens and the entropy of each.
-pub fn read(tokens: &[String], entropy: &[f32]) -> Reading {
-    let mut found = Reading::default();
+pub fn read(tokens: &[String], entropy: &[f32]) -> TraceCounts {
+    let mut found = TraceCounts::default();
     let mut sentence = String::new();
     for (at, token) in tokens.iter().enumerate() {
         let is_digit = |token: &str| token.len() == 1 && token.as_bytes()[0].is_ascii_digit();

@@ -1,6 +1,6 @@
 //! Remainders and greatest common divisors.
 
-use super::steps::{Op, Plan, Tail, Term::Given};
+use super::steps::{Op, Operand::Given, SolutionPlan, Tail};
 use super::{Draft, Stream};
 
 pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
@@ -18,7 +18,7 @@ fn remainder(difficulty: u8, random: &mut Stream) -> Draft {
         3 => (random.range(100, 499), random.range(11, 19)),
         _ => (random.range(500, 999), random.range(11, 19)),
     };
-    let mut plan = Plan::new(Tail::Nothing);
+    let mut plan = SolutionPlan::new(Tail::Nothing);
     plan.push(Op::Mod, Given(value), Given(divisor), "the remainder");
     Draft {
         question: if random.chance(0.5) {
@@ -50,7 +50,7 @@ fn common_divisor(difficulty: u8, random: &mut Stream) -> Draft {
         },
         goal: format!("the greatest common divisor of {a} and {b}"),
         approach: "I take remainders until nothing is left.",
-        plan: Plan::new(Tail::Euclid(a, b)),
+        plan: SolutionPlan::new(Tail::Euclid(a, b)),
     }
 }
 

@@ -1,10 +1,10 @@
 //! Arithmetic sequences, and sequences whose differences grow.
 
-use super::steps::{Op, Plan, Tail, Term::Given};
+use super::steps::{Op, Operand::Given, SolutionPlan, Tail};
 use super::{Draft, Stream};
 
 pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
-    let mut plan = Plan::new(Tail::Nothing);
+    let mut plan = SolutionPlan::new(Tail::Nothing);
     let first = random.range(2, 29);
     let step = random.range(2, [6, 9, 9, 9][usize::from(difficulty) - 1]);
     let list = |terms: &[i64]| terms.iter().map(i64::to_string).collect::<Vec<_>>().join(",");

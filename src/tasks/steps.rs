@@ -31,7 +31,7 @@ pub(super) enum Op {
 
 /// The result of a calculation; `rest` is the remainder of a [`Op::DivMod`] and 0 otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct CalculationResult {
     pub(super) value: i64,
     pub(super) rest: i64,
 }
@@ -94,7 +94,7 @@ impl Calculation {
     }
 
     /// Return the right result.
-    pub(super) fn exact(&self) -> Outcome {
+    pub(super) fn exact(&self) -> CalculationResult {
         let Self { op, left, right, addend } = *self;
         let value = match op {
             Op::Add => left + right,
@@ -104,7 +104,7 @@ impl Calculation {
             Op::Div | Op::DivMod => left / right,
             Op::Mod => left % right,
         };
-        Outcome { value, rest: if op == Op::DivMod { left % right } else { 0 } }
+        CalculationResult { value, rest: if op == Op::DivMod { left % right } else { 0 } }
     }
 
     /// Whether the step is worth decomposing: it is not a table fact and changes more than one place.
@@ -135,26 +135,26 @@ impl Calculation {
     }
 
     /// Return a result as written after `=`.
-    pub(super) fn result(&self, outcome: Outcome) -> String {
+    pub(super) fn result(&self, outcome: CalculationResult) -> String {
         if self.op == Op::DivMod { format!("{}r{}", outcome.value, outcome.rest) } else { outcome.value.to_string() }
     }
 
     /// Return the step in one go with the given result.
-    pub(super) fn one_go(&self, outcome: Outcome) -> String {
+    pub(super) fn one_go(&self, outcome: CalculationResult) -> String {
         format!("{}={}", self.expression(), self.result(outcome))
     }
 
     /// Return a plausible wrong result for a step done in one go.
-    pub(super) fn slip(&self, random: &mut Stream) -> Outcome {
-        let Outcome { value, rest } = self.exact();
+    pub(super) fn slip(&self, random: &mut Stream) -> CalculationResult {
+        let CalculationResult { value, rest } = self.exact();
         match self.op {
             Op::DivMod if value == 0 || random.chance(0.5) => {
-                Outcome { value, rest: perturb(rest, 0, self.right, random) }
+                CalculationResult { value, rest: perturb(rest, 0, self.right, random) }
             }
-            Op::DivMod => Outcome { value: perturb(value, 0, self.left.min(value + 2), random), rest },
-            Op::Mod => Outcome { value: perturb(value, 0, self.right, random), rest },
-            Op::Mul => Outcome { value: perturb(value, self.left.min(self.right), NO_LIMIT, random), rest },
-            _ => Outcome { value: perturb(value, 0, NO_LIMIT, random), rest },
+            Op::DivMod => CalculationResult { value: perturb(value, 0, self.left.min(value + 2), random), rest },
+            Op::Mod => CalculationResult { value: perturb(value, 0, self.right, random), rest },
+            Op::Mul => CalculationResult { value: perturb(value, self.left.min(self.right), NO_LIMIT, random), rest },
+            _ => CalculationResult { value: perturb(value, 0, NO_LIMIT, random), rest },
         }
     }
 
@@ -164,16 +164,16 @@ impl Calculation {
     }
 
     /// Return the decomposed form with one wrong intermediate result, and the result that follows from it.
-    pub(super) fn decomposed_slip(&self, random: &mut Stream) -> (String, Outcome) {
+    pub(super) fn decomposed_slip(&self, random: &mut Stream) -> (String, CalculationResult) {
         let mut facts = Facts { taken: 0, wrong: None };
         self.chain(&mut facts);
         let at = random.range(1, facts.taken as i64) as usize;
         self.chain(&mut Facts { taken: 0, wrong: Some((at, random)) })
     }
 
-    fn chain(&self, facts: &mut Facts<'_>) -> (String, Outcome) {
+    fn chain(&self, facts: &mut Facts<'_>) -> (String, CalculationResult) {
         let mut text = self.expression();
-        let mut outcome = Outcome { value: 0, rest: 0 };
+        let mut outcome = CalculationResult { value: 0, rest: 0 };
         match self.op {
             Op::Add | Op::Sub => {
                 let (sign, symbol) = if self.op == Op::Add { (1, '+') } else { (-1, '-') };
@@ -252,7 +252,7 @@ fn join(parts: &[i64]) -> String {
 
 /// An operand of a planned step.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Term {
+pub(super) enum Operand {
     /// A number of the question.
     Given(i64),
     /// The result of an earlier step, by index.
@@ -261,10 +261,10 @@ pub(super) enum Term {
 
 /// A planned step.
 #[derive(Debug, Clone)]
-pub(super) struct Step {
+pub(super) struct PlannedStep {
     op: Op,
-    left: Term,
-    right: Term,
+    left: Operand,
+    right: Operand,
     addend: i64,
     label: &'static str,
 }
@@ -277,50 +277,50 @@ pub(super) enum Tail {
     /// Euclid's algorithm; the last divisor is the answer.
     Euclid(i64, i64),
     /// Repeated division by a base; the last quotient and the remainders read backwards are the answer.
-    Digits(Term, i64),
+    Digits(Operand, i64),
 }
 
 /// A solution as abstract steps. In Euclid's algorithm and in repeated division, the next step depends on the results
 /// so far, right or wrong.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
-    steps: Vec<Step>,
+pub(super) struct SolutionPlan {
+    steps: Vec<PlannedStep>,
     tail: Tail,
 }
 
 /// A completed step.
 #[derive(Debug, Clone)]
-pub(super) struct Done {
+pub(super) struct CompletedStep {
     pub(super) calculation: Calculation,
     pub(super) label: &'static str,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: CalculationResult,
 }
 
-impl Plan {
+impl SolutionPlan {
     pub(super) fn new(tail: Tail) -> Self {
         Self { steps: Vec::new(), tail }
     }
 
-    /// Add a step and return the term for its result.
-    pub(super) fn push(&mut self, op: Op, left: Term, right: Term, label: &'static str) -> Term {
-        self.steps.push(Step { op, left, right, addend: 0, label });
-        Term::Result(self.steps.len() - 1)
+    /// Add a step and return the operand for its result.
+    pub(super) fn push(&mut self, op: Op, left: Operand, right: Operand, label: &'static str) -> Operand {
+        self.steps.push(PlannedStep { op, left, right, addend: 0, label });
+        Operand::Result(self.steps.len() - 1)
     }
 
     /// Add the Horner step `left*base+digit`.
-    pub(super) fn push_horner(&mut self, left: Term, base: i64, digit: i64) -> Term {
+    pub(super) fn push_horner(&mut self, left: Operand, base: i64, digit: i64) -> Operand {
         let label = "the next digit";
-        self.steps.push(Step { op: Op::MulAdd, left, right: Term::Given(base), addend: digit, label });
-        Term::Result(self.steps.len() - 1)
+        self.steps.push(PlannedStep { op: Op::MulAdd, left, right: Operand::Given(base), addend: digit, label });
+        Operand::Result(self.steps.len() - 1)
     }
 
     /// Return the step after those done, with its label.
-    pub(super) fn next(&self, done: &[Done]) -> Option<(Calculation, &'static str)> {
-        let number = |term: Term| match term {
-            Term::Given(number) => number,
-            Term::Result(index) => done[index].outcome.value,
+    pub(super) fn next(&self, done: &[CompletedStep]) -> Option<(Calculation, &'static str)> {
+        let number = |operand: Operand| match operand {
+            Operand::Given(number) => number,
+            Operand::Result(index) => done[index].outcome.value,
         };
-        if let Some(Step { op, left, right, addend, label }) = self.steps.get(done.len()) {
+        if let Some(PlannedStep { op, left, right, addend, label }) = self.steps.get(done.len()) {
             return Some((Calculation { op: *op, left: number(*left), right: number(*right), addend: *addend }, label));
         }
         let previous = if done.len() > self.steps.len() { done.last() } else { None };
@@ -328,20 +328,20 @@ impl Plan {
         match (&self.tail, previous) {
             (Tail::Nothing, _) => None,
             (Tail::Euclid(a, b), None) => Some((calculation(Op::Mod, *a, *b), "the first remainder")),
-            (Tail::Euclid(..), Some(Done { calculation: last, outcome, .. })) => {
+            (Tail::Euclid(..), Some(CompletedStep { calculation: last, outcome, .. })) => {
                 (outcome.value > 0).then(|| (calculation(Op::Mod, last.right, outcome.value), "the next remainder"))
             }
             (Tail::Digits(value, base), None) => {
                 Some((calculation(Op::DivMod, number(*value), *base), "the last digit"))
             }
-            (Tail::Digits(_, base), Some(Done { outcome, .. })) => {
+            (Tail::Digits(_, base), Some(CompletedStep { outcome, .. })) => {
                 (outcome.value >= *base).then(|| (calculation(Op::DivMod, outcome.value, *base), "the digit before"))
             }
         }
     }
 
     /// Return the answer that the completed steps lead to.
-    pub(super) fn answer(&self, done: &[Done]) -> String {
+    pub(super) fn answer(&self, done: &[CompletedStep]) -> String {
         match (&self.tail, done.last()) {
             (_, None) => String::new(),
             (Tail::Nothing, Some(last)) => last.outcome.value.to_string(),
@@ -355,13 +355,13 @@ impl Plan {
 
     /// Complete the steps without a mistake. `None` if the results so far lead to a negative number, a division by
     /// zero, a number of four digits or an endless chain.
-    pub(super) fn finish(&self, done: &[Done]) -> Option<Vec<Done>> {
+    pub(super) fn finish(&self, done: &[CompletedStep]) -> Option<Vec<CompletedStep>> {
         let mut done = done.to_vec();
         while let Some((calculation, label)) = self.next(&done) {
             if !calculation.is_valid() || done.len() > 12 {
                 return None;
             }
-            done.push(Done { calculation, label, outcome: calculation.exact() });
+            done.push(CompletedStep { calculation, label, outcome: calculation.exact() });
         }
         done.iter().all(|step| (0..1000).contains(&step.outcome.value)).then_some(done)
     }

@@ -1,10 +1,10 @@
 //! Word problems with a distractor: a sentence with an irrelevant number.
 
-use super::steps::{Op, Plan, Tail, Term::Given};
+use super::steps::{Op, Operand::Given, SolutionPlan, Tail};
 use super::{Draft, Stream};
 
 pub(super) fn draw(difficulty: u8, random: &mut Stream) -> Draft {
-    let mut plan = Plan::new(Tail::Nothing);
+    let mut plan = SolutionPlan::new(Tail::Nothing);
     let name = *random.choose(&["Tom", "Ann", "Ben", "Eva"]);
     let thing = *random.choose(&["pens", "cards", "apples", "books"]);
     let n = random.range(3, 9);

@@ -1,6 +1,6 @@
 //! Summary of the tasks, as a table.
 
-use super::{Family, Generator, Manner, Split};
+use super::{Generator, Manner, Split, TaskFamily};
 
 /// Return a table with a row per family, computed over `tasks` problems: mean floor, mean trace length over the
 /// mixture of manners, their ratio, and mean length and reference accuracy per manner. `tokens` counts a completion's
@@ -8,7 +8,7 @@ use super::{Family, Generator, Manner, Split};
 pub fn summary(generator: &Generator, tasks: u64, tokens: impl Fn(&str) -> usize) -> String {
     let mut text = format!("{:<11}{:>6}{:>7}{:>7}", "family", "floor", "trace", "ratio");
     Manner::ALL.iter().for_each(|manner| text += &format!("{:>15}", manner.name()));
-    let mut rows = vec![[[0.0f64; 3]; 7]; Family::ALL.len() + 1];
+    let mut rows = vec![[[0.0f64; 3]; 7]; TaskFamily::ALL.len() + 1];
     let mut mixed = Vec::new();
     for index in 0..tasks {
         let task = generator.task(Split::Train, index);
@@ -22,19 +22,19 @@ pub fn summary(generator: &Generator, tasks: u64, tokens: impl Fn(&str) -> usize
             if manner == drawn {
                 mixed.push(length);
             }
-            for row in [task.family as usize, Family::ALL.len()] {
+            for row in [task.family as usize, TaskFamily::ALL.len()] {
                 rows[row][column][0] += length as f64;
                 rows[row][column][1] += f64::from(u8::from(trace.correct));
                 rows[row][column][2] += 1.0;
             }
         }
-        for row in [task.family as usize, Family::ALL.len()] {
+        for row in [task.family as usize, TaskFamily::ALL.len()] {
             rows[row][6][0] += (tokens(&task.floor_text()) + 1) as f64;
             rows[row][6][1] += expected;
             rows[row][6][2] += 1.0;
         }
     }
-    let names = Family::ALL.iter().map(|family| family.name()).chain(["all"]);
+    let names = TaskFamily::ALL.iter().map(|family| family.name()).chain(["all"]);
     for (name, row) in names.zip(&rows).filter(|(_, row)| row[6][2] > 0.0) {
         let mean = |column: usize, what: usize| row[column][what] / row[column][2];
         let trace = mean(6, 1);

@@ -40,7 +40,7 @@ impl Evaluator<'_> {
 }
 
 fn all(seed: u64) -> Generator {
-    Generator { families: Family::ALL.to_vec(), ..Generator::new(seed) }
+    Generator { families: TaskFamily::ALL.to_vec(), ..Generator::new(seed) }
 }
 
 fn numbers(text: &str) -> Vec<i64> {
@@ -56,11 +56,11 @@ fn independent(task: &Task) -> Option<String> {
     let question = &task.question;
     let numbers = numbers(question);
     let value = match task.family {
-        Family::Arithmetic => {
+        TaskFamily::Arithmetic => {
             let text = question.trim_start_matches("Compute ").trim_start_matches("What is ");
             Evaluator(&text.as_bytes()[..text.len() - 1]).sum()
         }
-        Family::Equation => {
+        TaskFamily::Equation => {
             let text = question.trim_start_matches("Solve ").trim_start_matches("Find x if ");
             let text = text.trim_end_matches('.').trim_end_matches(" for x");
             let (left, right) = text.split_once('=').unwrap();
@@ -70,9 +70,9 @@ fn independent(task: &Task) -> Option<String> {
             };
             (0..=99).find(|&x| at(left, x) == at(right, x)).unwrap()
         }
-        Family::Remainder if question.contains("emainder") => numbers[0] % numbers[1],
-        Family::Remainder => gcd(numbers[0], numbers[1]),
-        Family::Sequence if question.starts_with("What comes next") => {
+        TaskFamily::Remainder if question.contains("emainder") => numbers[0] % numbers[1],
+        TaskFamily::Remainder => gcd(numbers[0], numbers[1]),
+        TaskFamily::Sequence if question.starts_with("What comes next") => {
             // Newton's extrapolation: the next value of the polynomial through all terms.
             let mut row = numbers.clone();
             let mut next = 0;
@@ -82,31 +82,31 @@ fn independent(task: &Task) -> Option<String> {
             }
             next
         }
-        Family::Sequence if question.starts_with("What is term") => {
+        TaskFamily::Sequence if question.starts_with("What is term") => {
             numbers[1] + (numbers[0] - 1) * (numbers[2] - numbers[1])
         }
-        Family::Sequence => {
+        TaskFamily::Sequence => {
             let (first, step) = (numbers[1], numbers[2] - numbers[1]);
             let terms: Vec<i64> = (0..numbers[0]).map(|at| first + at * step).collect();
             assert_eq!(terms.last(), numbers.last(), "{question}");
             terms.iter().sum()
         }
-        Family::Base if question.ends_with("decimal.") => {
+        TaskFamily::Base if question.ends_with("decimal.") => {
             i64::from_str_radix(&numbers[0].to_string(), numbers[1] as u32).unwrap()
         }
-        Family::Base if question.ends_with("decimal?") => {
+        TaskFamily::Base if question.ends_with("decimal?") => {
             i64::from_str_radix(&numbers[1].to_string(), numbers[0] as u32).unwrap()
         }
-        Family::Base => {
+        TaskFamily::Base => {
             assert_eq!(i64::from_str_radix(&task.answer, numbers[1] as u32), Ok(numbers[0]), "{question}");
             return Some(task.answer.clone());
         }
-        Family::Guarded => {
+        TaskFamily::Guarded => {
             let text = question.trim_start_matches("Compute ").trim_start_matches("What are ");
             let each = text[..text.len() - 1].split(" and ").map(|product| Evaluator(product.as_bytes()).sum());
             return Some(each.map(|value| value.to_string()).collect::<Vec<_>>().join(","));
         }
-        Family::DeadEnds => {
+        TaskFamily::DeadEnds => {
             // Walk back from the goal: every node has one incoming edge.
             let edges = question.trim_start_matches("Edges: ").split('.').next().unwrap();
             let edges: Vec<(&str, &str)> = edges.split(';').map(|edge| edge.split_once(' ').unwrap()).collect();
@@ -116,7 +116,7 @@ fn independent(task: &Task) -> Option<String> {
             }
             return Some(at.to_owned());
         }
-        Family::Story => return None,
+        TaskFamily::Story => return None,
     };
     Some(value.to_string())
 }
@@ -135,7 +135,7 @@ fn answers_agree_with_an_independent_evaluation() {
 #[test]
 fn the_answer_of_a_word_problem_uses_its_numbers() {
     // Every operand of the terse trace is a number of the question or an earlier result.
-    let generator = Generator { families: vec![Family::Story], ..Generator::new(4) };
+    let generator = Generator { families: vec![TaskFamily::Story], ..Generator::new(4) };
     for index in 0..500 {
         let task = generator.task(Split::Train, index);
         let mut known = numbers(&task.question);
@@ -191,7 +191,7 @@ fn terse_traces_slip_more_than_wordy_ones() {
 /// problems need the check, and easy ones do not.
 #[test]
 fn pieces_are_drawn_one_by_one() {
-    let generator = Generator { families: vec![Family::Guarded], ..Generator::new(11) };
+    let generator = Generator { families: vec![TaskFamily::Guarded], ..Generator::new(11) };
     let count = 2000;
     let texts: Vec<String> =
         (0..count).map(|index| generator.row(Split::Train, index).messages[1].content.clone()).collect();
@@ -234,9 +234,9 @@ fn equal_seeds_give_equal_rows_of_the_documented_shape() {
 
 #[test]
 fn the_manners_cover_the_mixture_and_the_summary_names_every_family() {
-    for family in Family::ALL {
+    for family in TaskFamily::ALL {
         assert!((Manner::ALL.iter().map(|manner| family.weight(*manner)).sum::<f64>() - 1.0).abs() < 1e-9);
     }
     let table = summary(&all(10), 80, str::len);
-    assert!(Family::ALL.iter().all(|family| table.contains(family.name())), "{table}");
+    assert!(TaskFamily::ALL.iter().all(|family| table.contains(family.name())), "{table}");
 }

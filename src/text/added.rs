@@ -9,7 +9,7 @@ use tokenizers::{AddedToken, Tokenizer};
 /// An entry of `added_tokens_decoder`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Entry {
+struct DecoderEntry {
     content: String,
     single_word: bool,
     lstrip: bool,
@@ -28,9 +28,9 @@ pub(super) fn complete(tokenizer: &mut Tokenizer, decoder: &Value) -> Result<(),
     let mut entries = BTreeMap::new();
     for (id, value) in decoder.as_object().into_iter().flatten() {
         let number = id.parse::<u32>().map_err(|_| format!("{} is not a token id", key(id)))?;
-        let entry = Entry::deserialize(value).map_err(|error| format!("{}: {error}", key(id)))?;
+        let entry = DecoderEntry::deserialize(value).map_err(|error| format!("{}: {error}", key(id)))?;
         let normalized = entry.normalized.unwrap_or(!entry.special);
-        let Entry { content, single_word, lstrip, rstrip, special, .. } = entry;
+        let DecoderEntry { content, single_word, lstrip, rstrip, special, .. } = entry;
         entries.insert(number, AddedToken { content, single_word, lstrip, rstrip, normalized, special });
     }
     let present = tokenizer.get_added_tokens_decoder();
@@ -41,8 +41,8 @@ pub(super) fn complete(tokenizer: &mut Tokenizer, decoder: &Value) -> Result<(),
         if found != Some(*id) {
             let found = found.map_or_else(|| "no id".to_string(), |found| format!("the id {found}"));
             return Err(format!(
-                "{} is {:?}, which gets {found} by tokenizer.json and the order of these keys: correct the id, or add the token \
-                 to tokenizer.json",
+                "{} is {:?}, which gets {found} by tokenizer.json and the order of these keys: correct the id, or add \
+                 the token to tokenizer.json",
                 key(id),
                 token.content
             ));

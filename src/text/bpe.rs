@@ -66,7 +66,10 @@ pub fn train(texts: impl Iterator<Item = String>, vocab_size: usize) -> Result<T
     tokenizer.train(&mut trainer, texts.into_iter()).map_err(invalid)?;
     match tokenizer.get_vocab_size(true) {
         size if size == vocab_size => Ok(tokenizer),
-        size => Err(Error::Invalid(format!("the texts hold {size} tokens only, not {vocab_size}"))),
+        size => Err(Error::Invalid(format!(
+            "the training texts give only {size} tokens, fewer than the vocabulary size {vocab_size}: use more traces \
+             or a smaller vocabulary"
+        ))),
     }
 }
 

@@ -157,7 +157,9 @@ impl ChatTemplate {
         // minijinja 3.1 panics on a key in brackets that is not ASCII, as in `'{a[é]}'.format(a=1)`.
         match contained(|| template.render(Value::from_pairs(variables))) {
             Some(rendered) => rendered.map_err(fail),
-            None => Err(Error::file(&self.file, "chat template: the minijinja library fails on it")),
+            None => {
+                Err(Error::file(&self.file, "chat template: the minijinja library panics on it: simplify the template"))
+            }
         }
     }
 }
@@ -254,7 +256,7 @@ mod tests {
         const FORMAT: &str = "{{ '{a[é]}'.format(a=1) }}";
         let template = ChatTemplate::new(FORMAT, Path::new("dir/x.jinja"), SpecialTokens::default()).unwrap();
         let error = template.render(&[Message::user("q")], true).unwrap_err().to_string();
-        assert_eq!(error, "dir/x.jinja: chat template: the minijinja library fails on it");
+        assert_eq!(error, "dir/x.jinja: chat template: the minijinja library panics on it: simplify the template");
     }
 
     #[test]

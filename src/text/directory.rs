@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::hub::{self, Kind, Name, Part};
+use crate::hub::{self, ModelFiles, Name, RepoKind};
 
 /// File that marks a directory as an adapter's.
 pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -20,7 +20,7 @@ pub(crate) const MODEL_INDEX: &str = "model.safetensors.index.json";
 ///
 /// # Errors
 /// When there is no such directory, and the errors of [`hub::model`] for a name.
-pub(crate) fn find(dir: &Path, part: Part) -> Result<PathBuf> {
+pub(crate) fn find(dir: &Path, part: ModelFiles) -> Result<PathBuf> {
     let found = hub::model(dir, part)?;
     if found.is_dir() {
         return Ok(found);
@@ -47,14 +47,14 @@ pub fn is_adapter(dir: &Path) -> bool {
 /// When `adapter_config.json` is malformed, or names a path that is mistyped.
 pub fn base_name(dir: &Path) -> Result<PathBuf> {
     #[derive(Deserialize)]
-    struct File {
+    struct AdapterConfigFile {
         base_model_name_or_path: Option<PathBuf>,
         revision: Option<String>,
     }
     let path = dir.join(ADAPTER_CONFIG);
-    let File { base_model_name_or_path: base, revision } = files::read_json(&path)?;
+    let AdapterConfigFile { base_model_name_or_path: base, revision } = files::read_json(&path)?;
     let base = base.unwrap_or_default();
-    let name = Name::of(Kind::Model, &base).map_err(|error| Error::file(&path, error))?;
+    let name = Name::of(RepoKind::Model, &base).map_err(|error| Error::file(&path, error))?;
     Ok(match (name, revision) {
         (Some(name), Some(revision)) if name.revision.is_none() => name.at(&revision).into(),
         _ => base,
@@ -65,7 +65,7 @@ pub fn base_name(dir: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`base_name`], when it names no model, and the errors of the Hub for a name.
-pub fn base(dir: &Path, part: Part) -> Result<PathBuf> {
+pub fn base(dir: &Path, part: ModelFiles) -> Result<PathBuf> {
     let path = dir.join(ADAPTER_CONFIG);
     let base = hub::model(&base_name(dir)?, part).map_err(|error| Error::file(&path, error))?;
     match base_fault(&base) {
@@ -78,7 +78,8 @@ pub fn base(dir: &Path, part: Part) -> Result<PathBuf> {
 fn base_fault(base: &Path) -> Option<String> {
     if !base.is_dir() {
         Some(format!(
-            "base_model_name_or_path = {base:?} is not a directory here; write the base model's path, or its name on the Hub"
+            "base_model_name_or_path = {base:?} is not a local folder; write the path of the base model, or its name \
+             on the Hub"
         ))
     } else if is_adapter(base) {
         Some(format!("base_model_name_or_path = {base:?} is itself an adapter; `tempering merge` it first"))
@@ -93,13 +94,13 @@ mod tests {
 
     #[test]
     fn what_is_no_folder_of_a_model_is_told() {
-        let error = |dir: &str| find(Path::new(dir), Part::Settings).unwrap_err().to_string();
+        let error = |dir: &str| find(Path::new(dir), ModelFiles::Settings).unwrap_err().to_string();
         for local in ["./models/x", "/models/x", "a/b/c", "model"] {
             assert!(error(local).starts_with(&format!("{local}: no such folder; expected")), "{local}");
         }
         assert!(error("src/nothing").contains("hf:src/nothing"));
         assert!(error("Cargo.toml").contains("is a file"));
-        assert_eq!(find(Path::new("src"), Part::Whole).unwrap(), Path::new("src"));
+        assert_eq!(find(Path::new("src"), ModelFiles::Whole).unwrap(), Path::new("src"));
     }
 
     /// PEFT stores the revision of the base beside its name.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::directory;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::hub::Part;
+use crate::hub::ModelFiles;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
@@ -36,26 +36,26 @@ const FILES: [&str; 10] = [
 ];
 
 /// Name, folder and content of a file.
-type File = (String, PathBuf, Vec<u8>);
+type TokenizerFile = (String, PathBuf, Vec<u8>);
 
 /// A tokenizer's files.
 #[derive(Debug, Clone)]
-pub(super) struct Folder {
+pub(super) struct TokenizerFiles {
     /// The requested folder.
     pub(super) dir: PathBuf,
     /// Configuration of the model, which may name tokens as well.
     pub(super) model_file: PathBuf,
-    files: Vec<File>,
+    files: Vec<TokenizerFile>,
 }
 
-impl Folder {
+impl TokenizerFiles {
     /// Read the files in `dir`, or of the model of that name on the Hub. Files missing in an adapter's folder come
     /// from its base: only the model's `generation_config.json` if the adapter has a `tokenizer.json`; else all.
     pub(super) fn open(dir: &Path) -> Result<Self> {
-        let dir = &directory::find(dir, Part::Settings)?;
-        let base = if directory::is_adapter(dir) { Some(directory::base(dir, Part::Settings)?) } else { None };
+        let dir = &directory::find(dir, ModelFiles::Settings)?;
+        let base = if directory::is_adapter(dir) { Some(directory::base(dir, ModelFiles::Settings)?) } else { None };
         let has_own = dir.join(TOKENIZER).is_file();
-        let mut files: Vec<File> = Vec::new();
+        let mut files: Vec<TokenizerFile> = Vec::new();
         let named = [Some(dir.as_path()), base.as_deref()].into_iter().flatten().map(named_templates);
         let named = named.collect::<Result<Vec<_>>>()?.concat();
         for name in FILES.map(str::to_string).into_iter().chain(named) {
@@ -122,12 +122,12 @@ impl Folder {
             Some(name) if names.is_empty() => format!("prompt.template = {name:?}: {dir} has no chat template"),
             Some(name) => format!("prompt.template = {name:?} is none of the chat templates in {dir}: {names}"),
             None if !names.is_empty() => format!(
-                "{dir}: there are chat templates named {names}, none of them {DEFAULT:?}, and none is used: choose one with \
-                 prompt.template"
+                "{dir}: has chat templates named {names} but none named {DEFAULT:?}, so no chat template is used: \
+                 choose one with prompt.template"
             ),
             None => format!(
-                "{dir}: there is no chat template: the model is given a prompt's text as it is, which suits a base model \
-                 only; a model that answers questions needs its {TEMPLATE}"
+                "{dir}: has no chat template, so prompts are given to the model as plain text, which suits base models \
+                 only; an instruct or reasoning model needs its {TEMPLATE}"
             ),
         }))
     }
@@ -158,7 +158,7 @@ impl Folder {
                 _ => None,
             };
             let pairs = pairs.ok_or_else(|| {
-                Error::file(&path, format!("chat_template = {value} is neither a text nor a list of texts with names"))
+                Error::file(&path, format!("chat_template = {value} must be a string or a list of named strings"))
             })?;
             found.extend(pairs.into_iter().map(|(name, source)| (name.to_string(), source.to_string(), path.clone())));
         }

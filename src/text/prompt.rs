@@ -55,7 +55,7 @@ impl PromptConfig {
         }
         for key in ["messages", "add_generation_prompt"] {
             if self.chat_template_kwargs.contains_key(key) {
-                mistakes.push(format!("prompt.chat_template_kwargs.{key} is set by the program"));
+                mistakes.push(format!("prompt.chat_template_kwargs.{key} is set by tempering itself: remove it"));
             }
         }
         mistakes
@@ -92,8 +92,8 @@ impl PromptConfig {
             if messages.iter().any(|message| message.role == "system") {
                 let text: String = prompt.text().chars().take(80).collect();
                 return Err(Error::Invalid(format!(
-                    "prompt.system is set, and a row has a system turn of its own: set prompt.system = \"\" or take the \
-                     turn out of the row: {text}…"
+                    "prompt.system is set, but a row has its own system turn: set prompt.system = \"\" or remove the \
+                        turn from the row: {text}…"
                 )));
             }
             messages.insert(0, Message::new("system", self.system.as_str()));
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(messages[1..3], turns[..2]);
         assert_eq!(messages[3].content, format!("c{BOXED}"));
         let error = config.ask(&Prompt::Messages(messages)).unwrap_err().to_string();
-        assert!(error.contains("system turn of its own"), "{error}");
+        assert!(error.contains("its own system turn"), "{error}");
     }
 
     #[test]

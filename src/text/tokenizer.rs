@@ -10,7 +10,7 @@ use chrono::Local;
 use serde_json::Value;
 
 use super::chat::{ChatTemplate, Message, Prompt, SpecialTokens};
-use super::folder::{CONFIG, Folder, GENERATION, SPECIAL, TEMPLATE, TOKENIZER, ids, token_name};
+use super::folder::{CONFIG, GENERATION, SPECIAL, TEMPLATE, TOKENIZER, TokenizerFiles, ids, token_name};
 use super::generation::{self, Recommended};
 use super::prompt::PromptConfig;
 use super::{added, turn};
@@ -35,7 +35,7 @@ pub struct Tokenizer {
     turn_end: Vec<u32>,
     opening: String,
     notes: Vec<String>,
-    folder: Folder,
+    folder: TokenizerFiles,
 }
 
 impl Tokenizer {
@@ -52,11 +52,11 @@ impl Tokenizer {
     /// A file that is missing, malformed, or names an unknown token; a folder without an end-of-text token: no
     /// completion would end.
     pub fn load(dir: &Path) -> Result<Self> {
-        let folder = Folder::open(dir)?;
+        let folder = TokenizerFiles::open(dir)?;
         let file = folder.path(TOKENIZER);
-        let bytes = folder.get(TOKENIZER).ok_or_else(|| {
-            Error::file(&file, "there is no such file: copy it from the model that the weights are from")
-        })?;
+        let bytes = folder
+            .get(TOKENIZER)
+            .ok_or_else(|| Error::file(&file, "no such file: copy it from the model of these weights"))?;
         let read = contained(|| tokenizers::Tokenizer::from_bytes(bytes));
         let read = read.ok_or_else(|| Error::file(&file, "malformed: the tokenizers library cannot read it"))?;
         let mut inner = read.map_err(|e| Error::file(&file, e))?;
@@ -147,8 +147,8 @@ impl Tokenizer {
     fn fallback_turn_end(&mut self, tail: Option<&str>) -> Vec<u32> {
         let end = self.eos.unwrap_or(self.stop_ids[0]);
         let why = match tail {
-            Some(tail) => format!("ends an assistant's turn with {tail:?}, in which no token stops"),
-            None => "does not render a question with its answer".to_string(),
+            Some(tail) => format!("ends an assistant's turn with {tail:?}, which has no stop token"),
+            None => "cannot render a question with its answer".to_string(),
         };
         let (dir, token) = (self.folder.dir.display(), self.token_text(end));
         self.notes.push(format!("{dir}: the chat template {why}; turns are ended with {token:?}"));
@@ -164,15 +164,17 @@ impl Tokenizer {
                 ("chat_template_kwargs", config.chat_template_kwargs.is_empty()),
             ];
             let set = all.into_iter().filter(|(_, empty)| !empty);
-            return set.map(|(key, _)| format!("prompt.{key} is for chat templates, and there is none")).collect();
+            return set
+                .map(|(key, _)| format!("prompt.{key} is for chat templates, but the tokenizer has none: remove it"))
+                .collect();
         };
         let variables = template.variables();
         let unread = config.chat_template_kwargs.keys().filter(|key| !variables.contains(*key));
         let mut lines: Vec<String> = unread
-            .map(|key| format!("prompt.chat_template_kwargs.{key} is a variable that the chat template does not read"))
+            .map(|key| format!("prompt.chat_template_kwargs.{key} is not used by the chat template: remove it"))
             .collect();
         if !config.date.is_empty() && !template.reads_date() {
-            lines.push(format!("prompt.date = {:?} is a date that the chat template does not read", config.date));
+            lines.push(format!("prompt.date = {:?} is not used by the chat template: remove it", config.date));
         }
         lines
     }
@@ -197,7 +199,7 @@ impl Tokenizer {
         let fault = match contained(|| self.inner.encode_fast(text, add_special_tokens)) {
             Some(Ok(encoding)) => return Ok(encoding),
             Some(Err(error)) => error.to_string(),
-            None => "the tokenizers library fails on it".to_string(),
+            None => "the tokenizers library panics on it".to_string(),
         };
         Err(Error::Invalid(format!("cannot tokenize {:?}: {fault}", text.chars().take(80).collect::<String>())))
     }
@@ -368,7 +370,7 @@ impl Tokenizer {
 }
 
 /// Return the ids under `key` in `generation_config.json`, or else in the model's configuration.
-fn named_ids(folder: &Folder, key: &str) -> Result<Vec<u32>> {
+fn named_ids(folder: &TokenizerFiles, key: &str) -> Result<Vec<u32>> {
     let read = |file: &Path, value: &Value| {
         let wrong = |value: &Value| format!("{key} = {value} is neither a token id nor a list of them");
         ids(value).map_err(|value| Error::file(file, wrong(value)))
@@ -382,11 +384,11 @@ fn named_ids(folder: &Folder, key: &str) -> Result<Vec<u32>> {
 }
 
 /// Return the tokens that end a completion, in the order in which the files name them.
-fn stop_ids(folder: &Folder, inner: &tokenizers::Tokenizer, eos: Option<u32>) -> Result<Vec<u32>> {
+fn stop_ids(folder: &TokenizerFiles, inner: &tokenizers::Tokenizer, eos: Option<u32>) -> Result<Vec<u32>> {
     let mut stops: Vec<u32> = Vec::new();
     for id in named_ids(folder, "eos_token_id")?.into_iter().chain(eos) {
         if inner.id_to_token(id).is_none() {
-            let message = format!("eos_token_id {id} is not a token of {TOKENIZER}; mend {GENERATION}");
+            let message = format!("eos_token_id = {id} is not a token of {TOKENIZER}; correct {GENERATION}");
             return Err(Error::file(&folder.dir, message));
         }
         if !stops.contains(&id) {
@@ -394,7 +396,8 @@ fn stop_ids(folder: &Folder, inner: &tokenizers::Tokenizer, eos: Option<u32>) ->
         }
     }
     if stops.is_empty() {
-        let message = format!("no end of text is named; set eos_token_id in {GENERATION} or eos_token in {CONFIG}");
+        let message =
+            format!("no end-of-sequence token is defined; set eos_token_id in {GENERATION} or eos_token in {CONFIG}");
         return Err(Error::file(&folder.dir, message));
     }
     Ok(stops)

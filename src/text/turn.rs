@@ -67,8 +67,8 @@ pub(super) fn continuation<'a>(opening: &str, words: &'a str) -> std::result::Re
             Some(rest) => Ok(rest),
             None if words.contains(CLOSE) => Ok(words),
             None => Err(format!(
-                "the chat template opens {OPEN} in the prompt, and the completion never closes it: write {CLOSE} where its \
-                 thinking ends, or have the template not open it (prompt.chat_template_kwargs)"
+                "the chat template opens {OPEN} in the prompt, but the completion does not close it: add {CLOSE} where \
+                 the thinking ends, or make the template not open it (prompt.chat_template_kwargs)"
             )),
         };
     }
@@ -76,8 +76,8 @@ pub(super) fn continuation<'a>(opening: &str, words: &'a str) -> std::result::Re
         Some(rest) => Ok(rest.trim_start_matches('\n')),
         None if begun.is_none() && !words.contains(CLOSE) => Ok(words),
         None => Err(format!(
-            "the chat template closes the thinking in the prompt, and the completion thinks: leave its {OPEN}…{CLOSE} out, \
-             or change prompt.chat_template_kwargs"
+            "the chat template closes the thinking in the prompt, but the completion contains thinking: remove its \
+             {OPEN}…{CLOSE}, or change prompt.chat_template_kwargs"
         )),
     }
 }

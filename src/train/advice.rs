@@ -31,12 +31,11 @@ impl RlConfig {
             return Ok(());
         }
         Err(Error::Invalid(format!(
-            "train without a settings file has the settings of the embedded model (learning rate 1e-4, length clips of 256 and \
-             96 tokens), which spoil a real one. For {} name a recipe:\n  \
-             tempering train configs/recipes/reasoning.toml --set model.path={0}       # a model that thinks at length\n  \
-             tempering train configs/recipes/instruct.toml --set model.path={0}        # an instruct model\n  \
-             (reasoning_lora.toml and instruct_lora.toml train adapters.) A model as small as the embedded one: \
-             configs/quickstart.toml",
+            "without a settings file, train uses the settings of the embedded model (learning rate 1e-4, maximum \
+             completion lengths of 256 and 96 tokens), which damage a larger model. For {} use a recipe:\n  tempering \
+             train configs/recipes/reasoning.toml --set model.path={0}       # a reasoning model\n  tempering train \
+             configs/recipes/instruct.toml --set model.path={0}        # an instruct model\n  (reasoning_lora.toml and \
+             instruct_lora.toml train adapters.) For a model as small as the embedded one: configs/quickstart.toml",
             model.display()
         )))
     }
@@ -57,8 +56,8 @@ impl RlConfig {
     pub fn precision_remark(&self, device: &Device) -> Option<String> {
         let converts = self.model.dtype == Precision::Bf16 && self.lora.is_none() && ops::is_host(device);
         converts.then(|| {
-            "model.dtype = \"bf16\" on the cpu device rounds all weights anew for each product, which takes time and saves no \
-             memory; what it makes faster is sampling, which rollout.dtype = \"bf16\" does alone"
+            "model.dtype = \"bf16\" on the cpu device rounds all weights again for each product, which costs time and \
+                saves no memory; to speed up sampling only, set rollout.dtype = \"bf16\" instead"
                 .to_string()
         })
     }
@@ -72,8 +71,9 @@ impl RlConfig {
         sorted.sort_unstable();
         (cut > MAX_CUT_SHARE).then(|| {
             format!(
-                "stages.0.sampling.max_completion_length = {clip} would have cut {:.0}% of the base model's completions (median \
-                 {} tokens); what is cut scores as wrong, and most of the signal with it: raise it",
+                "stages.0.sampling.max_completion_length = {clip} would have truncated {:.0}% of the base model's \
+                 completions (median {} tokens); truncated completions count as wrong, and most of the training signal \
+                 is lost: raise it",
                 100.0 * cut,
                 sorted[sorted.len() / 2]
             )

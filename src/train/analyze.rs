@@ -94,7 +94,7 @@ pub struct ShownToken {
 
 /// An event for the observer of [`analyze`].
 #[derive(Debug, Clone, Copy)]
-pub enum Event<'a> {
+pub enum AnalysisEvent<'a> {
     /// Another token was sampled.
     Sampled(&'a Count),
     /// This number of problems is finished.
@@ -112,7 +112,7 @@ pub fn analyze(
     problems: &[Problem],
     config: &AnalyzeConfig,
     rewards: &[Arc<dyn Reward>],
-    observe: &mut dyn FnMut(Event) -> Result<()>,
+    observe: &mut dyn FnMut(AnalysisEvent) -> Result<()>,
 ) -> Result<Analysis> {
     let stage = &config.stage;
     let Some(trial) = problems.first() else {
@@ -140,11 +140,11 @@ pub fn analyze(
     let keyed: Vec<_> = Asked::keys(problems, 0).collect();
     for keyed in keyed.chunks(at_once) {
         let asked = keyed.iter().map(|&keyed| Asked::of(keyed, &[], tokenizer, room)).collect::<Result<_>>()?;
-        let mut follow = |count: &Count| observe(Event::Sampled(count));
+        let mut follow = |count: &Count| observe(AnalysisEvent::Sampled(count));
         let mut sampled = rollouts.groups(sampler, asked, now, &mut metrics, &mut follow)?;
         assign_advantages(&mut sampled, stage);
         groups.extend(sampled);
-        observe(Event::Done(groups.len()))?;
+        observe(AnalysisEvent::Done(groups.len()))?;
     }
     let mut types = TokenTypes::default();
     let all = measured(&groups, stage, &connectors, &mut types);

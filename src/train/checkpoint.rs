@@ -27,7 +27,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 
 /// A model in training, with all that a checkpoint of it needs.
 #[derive(Debug, Clone, Copy)]
-pub struct Trained<'a> {
+pub struct TrainedModel<'a> {
     /// The model's configuration.
     pub config: &'a ModelConfig,
     /// The model's weights.
@@ -115,16 +115,16 @@ pub(super) fn save(
     dir: &Path,
     run: &str,
     step: usize,
-    trained: Trained,
+    trained: TrainedModel,
     optimizer: &AdamW,
     state: &impl Serialize,
 ) -> Result<PathBuf> {
-    let Trained { config, model, adapter, tokenizer, team: _ } = trained;
+    let TrainedModel { config, model, adapter, tokenizer, team: _ } = trained;
     let path = dir.join(format!("checkpoint-{step}"));
     if !is_finite(model) {
         return Err(Error::Invalid(format!(
-            "after step {step} there are weights that are not finite: no checkpoint is written and nothing exported; lower \
-             optim.learning_rate in a new run, or go on from an older checkpoint"
+            "weights are not finite (NaN or infinite) after step {step}: no checkpoint and no model is written; lower \
+             optim.learning_rate in a new run, or continue from an older checkpoint"
         )));
     }
     files::write_dir(&path, |dir| {
@@ -210,8 +210,8 @@ pub(super) fn list(dir: &Path, run: &str) -> Result<Vec<(usize, PathBuf)>> {
     }
     let Some((path, step)) = renamed else { return Ok(all) };
     let message = format!(
-        "was renamed: its {SEAL} says that it was written after step {step}; name it checkpoint-{step} again, or move it \
-         away"
+        "was renamed: according to its {SEAL} it was written after step {step}; rename it to checkpoint-{step}, or \
+         move it away"
     );
     Err(Error::file(path, message))
 }
@@ -225,7 +225,10 @@ fn check(path: &Path) -> Result<()> {
     for (name, sum) in &seal.files {
         let file = path.join(name);
         if files::sha256(&file)? != *sum {
-            return Err(Error::file(file, "damaged: its content is not what was written (another SHA-256)"));
+            return Err(Error::file(
+                file,
+                "is damaged: its content has changed since it was written (different SHA-256)",
+            ));
         }
     }
     Ok(())
@@ -242,7 +245,7 @@ pub(super) fn choose(dir: &Path, run: &str, wanted: Option<usize>) -> Result<Opt
         None => all.last(),
         Some(step) => Some(all.iter().find(|(other, _)| *other == step).ok_or_else(|| {
             let steps: Vec<String> = all.iter().map(|(step, _)| step.to_string()).collect();
-            Error::file(dir, format!("has no checkpoint-{step}; there are those of steps {}", steps.join(", ")))
+            Error::file(dir, format!("has no checkpoint-{step}; there are checkpoints of steps {}", steps.join(", ")))
         })?),
     };
     let Some((step, path)) = found else { return Ok(None) };
@@ -250,10 +253,11 @@ pub(super) fn choose(dir: &Path, run: &str, wanted: Option<usize>) -> Result<Opt
     let whole = all.iter().rev().find(|(other, path)| other < step && check(path).is_ok());
     let way_on = match whole {
         Some((older, _)) => format!(
-            "checkpoint-{older} is whole: `--resume {} --from-checkpoint {older}` goes on from it and removes the later ones",
+            "checkpoint-{older} is intact: `--resume {} --from-checkpoint {older}` continues from it and removes the \
+             later ones",
             dir.display()
         ),
-        None => "no older checkpoint is whole: start the run again".to_string(),
+        None => "no older checkpoint is intact: start the run again with --overwrite".to_string(),
     };
     Err(Error::Invalid(format!("{error}\n  {way_on}")))
 }

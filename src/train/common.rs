@@ -7,7 +7,7 @@ use super::idle::{Idle, idle};
 use crate::config::{Settings, twice};
 use crate::data::problems::{DataConfig, TASKS};
 use crate::eval::EvalConfig;
-use crate::hub::Kind;
+use crate::hub::RepoKind;
 use crate::metrics::follow::LogConfig;
 use crate::model::{LoraConfig, Precision};
 use crate::optim::OptimConfig;
@@ -26,7 +26,7 @@ pub trait RunSettings: Settings + Clone {
     }
 
     /// Return the settings that may name a repository of the Hub.
-    fn names(&mut self) -> Vec<(Kind, &mut PathBuf)>;
+    fn names(&mut self) -> Vec<(RepoKind, &mut PathBuf)>;
 
     /// Return `output_dir` and `name`.
     fn place(&mut self) -> (&mut PathBuf, &mut String);
@@ -97,14 +97,14 @@ impl<'a> Common<'a> {
     pub(super) fn idle(&self) -> Vec<Idle> {
         let DataConfig { train, eval, .. } = self.data;
         let [of_tasks, on_tasks] = [train, eval].map(|path| path.as_os_str() == TASKS);
-        let both = format!("does nothing with data.train = {train:?} and data.eval = {eval:?}");
+        let both = format!("has no effect with data.train = {train:?} and data.eval = {eval:?}");
         let mut found = Vec::new();
         if !of_tasks && !on_tasks {
             let keys = ["families", "difficulties", "tasks_seed"];
             found.extend(idle("data", self.data, &keys, &format!("is for the embedded tasks and {both}")));
         }
         if !of_tasks {
-            let reason = format!("is for the embedded tasks and does nothing with data.train = {train:?}");
+            let reason = format!("is for the embedded tasks and has no effect with data.train = {train:?}");
             found.extend(idle("data", self.data, &["tasks_count"], &reason));
         }
         if of_tasks && on_tasks {
@@ -112,9 +112,9 @@ impl<'a> Common<'a> {
             found.extend(idle("data", self.data, &keys, &format!("is for files and {both}")));
         }
         if self.eval.temperature == 0.0 {
-            let reason = "does nothing with eval.temperature = 0, which takes the most probable token";
+            let reason = "has no effect with eval.temperature = 0, which always takes the most probable token";
             found.extend(idle("eval", self.eval, &["top_k", "top_p", "min_p", "seed"], reason));
-            let reason = "samples the same completion again with eval.temperature = 0";
+            let reason = "repeats the same completion with eval.temperature = 0";
             found.extend(idle("eval", self.eval, &["num_generations"], reason));
         }
         found

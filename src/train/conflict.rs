@@ -7,7 +7,7 @@ use super::cosine::gradient_cosines;
 use super::learner::Learner;
 use super::settings::RlTrain;
 use super::update::{Example, examples, weights};
-use crate::conflict::{Connectors, Figures, Sample, TokenTypes, Types, measure};
+use crate::conflict::{ConflictFigures, Connectors, MeasuredCompletion, TokenTypes, Types, measure};
 use crate::error::Result;
 use crate::files;
 use crate::metrics::Metrics;
@@ -97,16 +97,22 @@ impl<'a> ConflictMeter<'a> {
 
 /// Measure the completions of groups. The weights are those of the stage's loss before any rule excludes tokens: this
 /// measures the advantages alone.
-pub(super) fn measured(groups: &[Group], stage: &Stage, connectors: &Connectors, types: &mut TokenTypes) -> Figures {
+pub(super) fn measured(
+    groups: &[Group],
+    stage: &Stage,
+    connectors: &Connectors,
+    types: &mut TokenTypes,
+) -> ConflictFigures {
     let weights = weights(examples(groups, stage).iter(), stage);
     let rollouts = groups.iter().flat_map(|group| &group.rollouts);
-    let samples: Vec<Sample> = rollouts.zip(weights).map(|(rollout, weight)| sample(rollout, weight)).collect();
+    let samples: Vec<MeasuredCompletion> =
+        rollouts.zip(weights).map(|(rollout, weight)| sample(rollout, weight)).collect();
     measure(&samples, stage.sampling.temperature, connectors, types)
 }
 
-fn sample(rollout: &Rollout, weight: f32) -> Sample<'_> {
+fn sample(rollout: &Rollout, weight: f32) -> MeasuredCompletion<'_> {
     let completion = &rollout.completion;
-    Sample {
+    MeasuredCompletion {
         tokens: &completion.tokens,
         log_probs: &completion.log_probs,
         entropies: &completion.entropies,

@@ -42,7 +42,8 @@ pub fn gradient_cosines(
         if names.is_empty() && !task.0.is_empty() {
             let known: Vec<&str> = task.names().collect();
             return Err(Error::Invalid(format!(
-                "train.conflict_cosine_layers has {layer:?}, with which no trained parameter begins; they are {}",
+                "train.conflict_cosine_layers has {layer:?}, but no trained parameter has a name that begins with it; \
+                 the names are {}",
                 known.join(", ")
             )));
         }

@@ -19,19 +19,23 @@ pub(super) fn diagnose(groups: &[Group], step: usize, metrics: &Metrics, stage: 
     let percent = |name: &str| 100.0 * metrics.get(name).unwrap_or(0.0);
     let count = |verdict: Verdict| rollouts.iter().filter(|rollout| rollout.answer.verdicts.strict == verdict).count();
     let advice = if percent("rewards/unscored") >= 100.0 {
-        "no completion was scored: see what the reward program says of them".to_string()
+        "no completion was scored: see the output of the reward program".to_string()
     } else if percent("completions/clipped_ratio") > 90.0 {
-        format!("nearly all are cut: raise max_completion_length = {}", stage.sampling.max_completion_length)
+        format!(
+            "nearly all completions are truncated: raise max_completion_length = {}",
+            stage.sampling.max_completion_length
+        )
     } else if count(Verdict::UnparseableGold) == rollouts.len() {
-        "no row has a usable answer: see data.answer_field".to_string()
+        "no row has a usable answer: check data.answer_field".to_string()
     } else if count(Verdict::NoAnswer) * 2 > rollouts.len() && percent("rewards/accuracy_lenient/mean") > 5.0 {
-        "answers are right but not stated as \\boxed{} or after ####: fine-tune on the form first".to_string()
+        "answers are correct but not stated in \\boxed{} or after ####: fine-tune the model on this format first"
+            .to_string()
     } else {
-        "all answers are wrong (or all right): the model needs easier (or harder) problems".to_string()
+        "all answers of each problem are wrong, or all are correct: use easier or harder problems".to_string()
     };
     Some(format!(
-        "step taught nothing: every group has rewards without spread; right {:.1}% (lenient {:.1}%), {} of {} without an \
-         answer, {:.1}% cut at the length limit. {advice}",
+        "no learning signal in this step: the completions of every group have equal rewards; accuracy {:.1}% (lenient \
+         {:.1}%), {} of {} without an answer, {:.1}% truncated at the length limit. {advice}",
         percent("rewards/accuracy/mean"),
         percent("rewards/accuracy_lenient/mean"),
         count(Verdict::NoAnswer),

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::checkpoint::{Trained, export, export_adapter};
+use super::checkpoint::{TrainedModel, export, export_adapter};
 use super::run::RunSettings;
 use super::settings::RlConfig;
 use super::team::TeamSampler;
 use crate::error::Result;
-use crate::hub::{self, Part};
+use crate::hub::{self, ModelFiles};
 use crate::model::ModelConfig;
 use crate::rollout::served::{Current, Needs, Remote, Served};
 use crate::rollout::{Local, Sampler};
@@ -16,12 +16,12 @@ use crate::stop::Stop;
 
 /// The engine of this process, or servers.
 #[derive(Debug)]
-pub(super) enum Engine {
+pub(super) enum RolloutEngine {
     Own,
     Served(Box<Served>),
 }
 
-impl Engine {
+impl RolloutEngine {
     /// Open the engine named by the settings. Nothing is written.
     ///
     /// # Errors
@@ -30,7 +30,7 @@ impl Engine {
         let Some(served) = config.rollout.served() else { return Ok(Self::Own) };
         let clips = config.stages.iter().flat_map(|stage| stage.sampling.clips());
         let longest = clips.chain([config.eval.max_completion_length]).max().unwrap_or(0);
-        let folder = hub::model(&config.model.path, Part::Settings)?;
+        let folder = hub::model(&config.model.path, ModelFiles::Settings)?;
         let needs = Needs {
             model: &folder,
             vocab_size: model.vocab_size,
@@ -46,11 +46,11 @@ impl Engine {
     /// Return the sampler of the model after `step` steps. Servers receive its weights before the first request.
     pub(super) fn sampler<'a>(
         &'a mut self,
-        trained: Trained<'a>,
+        trained: TrainedModel<'a>,
         (step, tokens_per_pass): (usize, usize),
         stop: Stop<'a>,
     ) -> Box<dyn Sampler + 'a> {
-        let Trained { config, model, adapter, tokenizer, team } = trained;
+        let TrainedModel { config, model, adapter, tokenizer, team } = trained;
         match self {
             Self::Own => Box::new(TeamSampler { team, local: Local { model, config } }),
             Self::Served(served) => {

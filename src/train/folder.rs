@@ -27,10 +27,10 @@ pub(super) fn name_mistake(name: &str) -> Option<String> {
     ))
 }
 
-/// A folder that is locked by this process. A run that it replaces is kept beside it until [`Folder::keep`]; if the
+/// A folder that is locked by this process. A run that it replaces is kept beside it until [`RunFolder::keep`]; if the
 /// value is dropped before, the earlier run is restored.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(super) struct RunFolder {
     dir: PathBuf,
     _lock: File,
     aside: Option<Aside>,
@@ -44,7 +44,7 @@ struct Aside {
 }
 
 /// The content of a folder.
-enum Content {
+enum FolderContent {
     /// The folder is empty or does not exist.
     Nothing,
     /// A run without a finished step: it ended before or during its first evaluation.
@@ -55,7 +55,7 @@ enum Content {
     Other,
 }
 
-impl Folder {
+impl RunFolder {
     /// Claim the folder `dir` for a new run. `reads` are the files and folders that the run reads, by setting. `note`
     /// receives messages about an earlier run.
     ///
@@ -70,25 +70,26 @@ impl Folder {
     ) -> Result<Self> {
         put_back(dir, note)?;
         match content(dir)? {
-            Content::Other => Err(Error::file(
+            FolderContent::Other => Err(Error::file(
                 dir,
-                "holds files, but is no run (it has no run.json), and only runs are replaced: choose another name, or move \
-                 it away",
+                "contains files but is not a run (it has no run.json), and only runs are replaced: choose another \
+                 name, or move the folder away",
             )),
-            Content::Run if !overwrite => Err(Error::file(
+            FolderContent::Run if !overwrite => Err(Error::file(
                 dir,
                 format!(
-                    "holds a run already; --resume {} continues it, --set name=… starts another, --overwrite replaces it",
+                    "already contains a run: continue it with --resume {}, start another with --set name=…, or replace \
+                     it with --overwrite",
                     dir.display()
                 ),
             )),
-            Content::Run => Self::replace(dir, reads),
-            Content::Unstarted => {
+            FolderContent::Run => Self::replace(dir, reads),
+            FolderContent::Unstarted => {
                 let folder = Self { dir: dir.to_path_buf(), _lock: lock(dir)?, aside: None };
-                note(&format!("{}: the earlier run ended before its first step; started again", dir.display()));
+                note(&format!("{}: the earlier run ended before its first step; starting again", dir.display()));
                 Ok(folder)
             }
-            Content::Nothing => {
+            FolderContent::Nothing => {
                 files::create_dir(dir)?;
                 Ok(Self { dir: dir.to_path_buf(), _lock: lock(dir)?, aside: None })
             }
@@ -100,7 +101,10 @@ impl Folder {
         let whole = dir.canonicalize().map_err(Error::io(dir))?;
         for (key, path) in reads {
             if path.canonicalize().is_ok_and(|path| path.starts_with(&whole)) {
-                let message = format!("{key} = {path:?} is in it: --overwrite would remove what the run reads");
+                let message = format!(
+                    "{key} = {path:?} is inside this folder: --overwrite would remove files that the run reads; move \
+                     them or choose another name"
+                );
                 return Err(Error::file(dir, message));
             }
         }
@@ -134,9 +138,9 @@ impl Folder {
         }
         if !Origin::marks(dir) {
             let message = if dir.join(METRICS).is_file() {
-                "has no run.json: a version that wrote none started this run, and it cannot be resumed; start a new one"
+                "has no run.json: the run was started by an older version and cannot be resumed; start a new run"
             } else {
-                "nothing to resume: there is no run; start without --resume"
+                "is not the folder of a run, so there is nothing to resume; start without --resume"
             };
             return Err(Error::file(dir, message));
         }
@@ -174,13 +178,18 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for RunFolder {
     fn drop(&mut self) {
         let Some(aside) = &self.aside else { return };
         let back = files::remove_dir(&self.dir).and_then(|()| files::rename(&aside.path, &self.dir));
         match back {
-            Ok(()) => tracing::warn!("{}: the earlier run is back, the new one did no step", self.dir.display()),
-            Err(error) => tracing::warn!("the earlier run is in {}: {error}", aside.path.display()),
+            Ok(()) => tracing::warn!(
+                "{}: the new run ended before its first step; the earlier run was restored",
+                self.dir.display()
+            ),
+            Err(error) => {
+                tracing::warn!("the earlier run is in {} and could not be restored: {error}", aside.path.display())
+            }
         }
     }
 }
@@ -217,32 +226,32 @@ fn put_back(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
         let _locks = (lock(&path)?, Origin::marks(dir).then(|| lock(dir)).transpose()?);
         if has_step(dir)? {
             files::remove_dir(&path)?;
-        } else if Origin::marks(dir) || matches!(content(dir)?, Content::Nothing) {
+        } else if Origin::marks(dir) || matches!(content(dir)?, FolderContent::Nothing) {
             files::remove_dir(dir)?;
             files::rename(&path, dir)?;
-            let message = "the run that replaced it was killed before its first step; the earlier run is back";
+            let message = "the run that replaced it was killed before its first step; the earlier run was restored";
             note(&format!("{}: {message}", dir.display()));
         }
     }
     Ok(())
 }
 
-fn content(dir: &Path) -> Result<Content> {
+fn content(dir: &Path) -> Result<FolderContent> {
     if !dir.exists() {
-        return Ok(Content::Nothing);
+        return Ok(FolderContent::Nothing);
     }
     Ok(if !Origin::marks(dir) {
         // These files are left by a process that was killed just after it created the folder.
         let begun = [LOCK, "run.json.partial"];
         if files::entries(dir)?.iter().all(|(name, _)| begun.contains(&name.as_str())) {
-            Content::Nothing
+            FolderContent::Nothing
         } else {
-            Content::Other
+            FolderContent::Other
         }
     } else if has_step(dir)? {
-        Content::Run
+        FolderContent::Run
     } else {
-        Content::Unstarted
+        FolderContent::Unstarted
     })
 }
 

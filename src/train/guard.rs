@@ -47,9 +47,9 @@ impl Guard {
         });
         files::write_json_lines(&path, rows)?;
         Err(Error::NotFinite(format!(
-            "step {step} is the third in a row with a loss, ratio or gradient that is not finite; its sequences are in {}. \
-             The newest checkpoint, if there is one, is from before: start another run from it (model.path) with a lower \
-             optim.learning_rate",
+            "step {step} is the third in a row with a loss, ratio or gradient that is not finite (NaN or infinite); \
+             its sequences are in {}. Start a new run from the newest checkpoint, which is older than this step, if \
+             there is one (model.path), with a lower optim.learning_rate",
             path.display()
         )))
     }

@@ -21,7 +21,7 @@ pub(super) fn idle<T: Serialize + Default>(section: &str, settings: &T, keys: &[
     let differs = |key: &&&str| given.get(**key) != defaults.get(**key);
     let refuse = |key: &&str| {
         let value = given.get(*key).map_or("none".to_string(), Value::to_string);
-        let advice = defaults.get(*key).map_or("leave it out".to_string(), |default| format!("leave it at {default}"));
+        let advice = defaults.get(*key).map_or("remove it".to_string(), |default| format!("leave it at {default}"));
         let key = format!("{section}.{key}");
         Idle { mistake: format!("{key} = {value} {reason}: {advice}"), key }
     };
@@ -36,11 +36,11 @@ mod tests {
     #[test]
     fn only_values_that_are_not_the_default_are_idle() {
         let eval = EvalConfig { top_p: 0.95, seed: 7, ..EvalConfig::default() };
-        let found = idle("eval", &eval, &["top_k", "top_p", "seed"], "does nothing here");
+        let found = idle("eval", &eval, &["top_k", "top_p", "seed"], "has no effect here");
         let mistakes: Vec<&str> = found.iter().map(|idle| idle.mistake.as_str()).collect();
         let want = [
-            "eval.top_p = 0.95 does nothing here: leave it at 1.0",
-            "eval.seed = 7 does nothing here: leave it at 1000003",
+            "eval.top_p = 0.95 has no effect here: leave it at 1.0",
+            "eval.seed = 7 has no effect here: leave it at 1000003",
         ];
         assert_eq!(mistakes, want);
         assert_eq!(found[0].key, "eval.top_p");

@@ -6,8 +6,9 @@
 //! Then the blocks do their backward pass from the gradient of the last block's output.
 
 use std::ops::Range;
+use std::sync::Mutex;
 
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +16,13 @@ use super::batch::{Packed, Sequence, micro_batches};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, LOGITS, Rows};
 use crate::objective::Upstream;
-use crate::ops::{self, Scores, to_host_together};
+use crate::ops::{self, RowScores, to_host_together};
 use crate::optim::Gradients;
 use crate::stop::Stop;
+use crate::threads;
+
+/// Maximum tokens of a part of a micro-batch, unless it is one longer sequence (measured: LOG.md).
+const PART_TOKENS: usize = 512;
 
 /// The part of a micro-batch that is kept for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -107,43 +112,73 @@ pub(super) fn arrange<T>(items: &mut [T], device: &Device, sequence: impl Fn(&T)
 impl Learner<'_> {
     /// Add the gradient of a loss over `sequences` to `gradients`.
     ///
-    /// `loss` is called with a range of whole sequences and the scores of their completion tokens. It returns the
-    /// derivatives of the loss, or `None` to skip these sequences. They are also skipped if any of these numbers is not
-    /// finite. A micro-batch whose hidden states are not finite is skipped.
+    /// `loss` is called with a range of whole sequences and the scores of their completion tokens; ranges come in any order. It
+    /// returns the derivatives of the loss, or `None` to skip these sequences. They are also skipped if any of these numbers is
+    /// not finite. A micro-batch whose hidden states are not finite is skipped.
     pub fn backward(
         &self,
         model: &CausalLm,
         sequences: &[Sequence],
         gradients: &mut Gradients,
-        mut loss: impl FnMut(Range<usize>, &TokenScores) -> Option<Upstream>,
+        mut loss: impl FnMut(Range<usize>, &TokenScores) -> Option<Upstream> + Send,
     ) -> Work {
         let mut work = Work::default();
-        let plain = model.valid();
-        for range in micro_batches(sequences, self.tokens_per_microbatch) {
-            if self.stop.requested() {
-                break;
+        let plain = &model.valid();
+        if !is_divided(model) {
+            for range in micro_batches(sequences, self.tokens_per_microbatch) {
+                work.add(self.micro_batch((model, plain), sequences, range, gradients, &mut loss));
             }
-            let packed = Packed::of(&sequences[range.clone()]);
-            work.tokens += packed.tokens.len();
-            work.padding += ops::padding(&packed.lengths, &model.device());
-            let blocks = Blocks::forward(self, model, &plain, &packed);
-            let hidden = ops::take_rows(blocks.output.clone(), &packed.rows);
-            let head = Head::new(self, model, &plain, &packed, hidden);
-            let mut upstream = Vec::new();
-            let mut learns = false;
-            for run in head.runs() {
-                let sequences = range.start + run.start..range.start + run.end;
-                let count = sequences.len();
-                let (part, taken) = head.backward(run, gradients, |scores| loss(sequences, scores));
-                upstream.push(part);
-                work.skipped += if taken { 0 } else { count };
-                learns |= taken;
-            }
-            if !learns {
-                blocks.discard();
-                continue;
-            }
+            return work;
+        }
+        let (ranges, loss) = (self.parts(sequences), Mutex::new(loss));
+        let part = |index: usize| {
+            let mut part = Gradients::default();
+            // Burn locks a recording, and recordings that share a leaf are one.
+            let model = &with_own_leaves(model);
+            let mut loss = |range, scores: &_| (loss.lock().expect("no part has panicked"))(range, scores);
+            let work = self.micro_batch((model, plain), sequences, ranges[index].clone(), &mut part, &mut loss);
+            (part, work)
+        };
+        threads::in_order(self.threads(sequences, &ranges), ranges.len(), part, |(part, done)| {
+            gradients.merge(part);
+            work.add(done);
+        });
+        work
+    }
+
+    /// Add the gradient of the loss over `sequences[range]` to `gradients`. Do nothing after a stop request.
+    fn micro_batch(
+        &self,
+        (model, plain): (&CausalLm, &CausalLm),
+        sequences: &[Sequence],
+        range: Range<usize>,
+        gradients: &mut Gradients,
+        loss: &mut impl FnMut(Range<usize>, &TokenScores) -> Option<Upstream>,
+    ) -> Work {
+        let mut work = Work::default();
+        if self.stop.requested() {
+            return work;
+        }
+        let packed = Packed::of(&sequences[range.clone()]);
+        work.tokens += packed.tokens.len();
+        work.padding += ops::padding(&packed.lengths, &model.device());
+        let blocks = Blocks::forward(self, model, plain, &packed);
+        let hidden = ops::take_rows(blocks.output.clone(), &packed.rows);
+        let head = LmHead::new(self, model, plain, &packed, hidden);
+        let mut upstream = Vec::new();
+        let mut learns = false;
+        for run in head.runs() {
+            let sequences = range.start + run.start..range.start + run.end;
+            let count = sequences.len();
+            let (part, taken) = head.backward(run, gradients, |scores| loss(sequences, scores));
+            upstream.push(part);
+            work.skipped += if taken { 0 } else { count };
+            learns |= taken;
+        }
+        if learns {
             blocks.backward(model, &packed, Tensor::cat(upstream, 0), gradients);
+        } else {
+            blocks.discard();
         }
         work
     }
@@ -152,21 +187,72 @@ impl Learner<'_> {
     /// a stop request.
     pub fn read(&self, model: &CausalLm, sequences: &[Sequence]) -> Vec<TokenScores> {
         let mut lists = Vec::with_capacity(sequences.len());
-        let plain = model.valid();
-        for range in micro_batches(sequences, self.tokens_per_microbatch) {
+        let plain = &model.valid();
+        let (ranges, threads) = if is_divided(model) {
+            let ranges = self.parts(sequences);
+            let threads = self.threads(sequences, &ranges);
+            (ranges, threads)
+        } else {
+            (micro_batches(sequences, self.tokens_per_microbatch), 1)
+        };
+        let part = |index: usize| -> Vec<TokenScores> {
             if self.stop.requested() {
-                break;
+                return Vec::new();
             }
-            let packed = Packed::of(&sequences[range]);
+            let packed = Packed::of(&sequences[ranges[index].clone()]);
             let rows = plain.packed(&packed.lengths);
             let hidden = plain.blocks(0..plain.num_blocks(), plain.embed(&packed.tokens), &rows);
             let hidden = ops::take_rows(hidden, &packed.rows);
-            let head = Head::new(self, model, &plain, &packed, hidden);
+            let head = LmHead::new(self, model, plain, &packed, hidden);
             let (scores, _) = head.values(&head.pieces(0..packed.targets.len()));
-            lists.extend(packed.completions.iter().map(|completion| scores.slice(completion.clone())));
-        }
+            packed.completions.iter().map(|completion| scores.slice(completion.clone())).collect()
+        };
+        threads::in_order(threads, ranges.len(), part, |part| lists.extend(part));
         lists
     }
+
+    /// Divide `sequences` of a small model into parts, each for one thread. The parts, and so the sums of gradients, do not
+    /// depend on the number of threads.
+    fn parts(&self, sequences: &[Sequence]) -> Vec<Range<usize>> {
+        micro_batches(sequences, self.tokens_per_microbatch.min(PART_TOKENS))
+    }
+
+    /// Return the number of parts computed at a time: together at most [`Self::tokens_per_microbatch`] tokens, if one part is.
+    fn threads(&self, sequences: &[Sequence], parts: &[Range<usize>]) -> usize {
+        let tokens = |part: &Range<usize>| sequences[part.clone()].iter().map(|sequence| sequence.tokens.len()).sum();
+        self.parts_at_once(parts.iter().map(tokens).max().unwrap_or(1), threads::available())
+    }
+
+    fn parts_at_once(&self, part_tokens: usize, threads: usize) -> usize {
+        (self.tokens_per_microbatch / part_tokens.max(1)).clamp(1, threads)
+    }
+
+    /// Return the maximum tokens of a part of a small model, and the number of parts computed at a time by `threads` threads, if
+    /// no sequence has more than `longest` tokens.
+    pub(crate) fn largest_part(&self, longest: usize, threads: usize) -> (usize, usize) {
+        let tokens = self.tokens_per_microbatch.min(PART_TOKENS).max(longest);
+        (tokens, self.parts_at_once(tokens, threads))
+    }
+}
+
+/// Return whether a micro-batch is divided among threads: the operations of a small model are too short to be divided.
+fn is_divided(model: &CausalLm) -> bool {
+    ops::is_host(&model.device()) && model.num_params() <= threads::MAX_PARAMETERS
+}
+
+/// Return the model with the same weights, as leaves of recordings of their own.
+fn with_own_leaves(model: &CausalLm) -> CausalLm {
+    struct OwnLeaves;
+    impl ModuleMapper for OwnLeaves {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let leaf = |value: Tensor<D>| match value.is_require_grad() {
+                true => Tensor::from_inner(value.inner()).require_grad(),
+                false => value,
+            };
+            param.map(leaf)
+        }
+    }
+    model.clone().map(&mut OwnLeaves)
 }
 
 /// A recorded part of the computation: a leaf tensor and the output computed from it.
@@ -251,7 +337,7 @@ impl Blocks {
 }
 
 /// The head's computation for a micro-batch, for the rows that predict a completion token.
-struct Head<'a> {
+struct LmHead<'a> {
     learner: &'a Learner<'a>,
     model: &'a CausalLm,
     /// The model without autodiff.
@@ -263,7 +349,7 @@ struct Head<'a> {
     finite_check: Tensor<1>,
 }
 
-impl<'a> Head<'a> {
+impl<'a> LmHead<'a> {
     fn new(
         learner: &'a Learner<'a>,
         model: &'a CausalLm,
@@ -345,10 +431,10 @@ impl<'a> Head<'a> {
         self.hidden.clone().slice([rows, 0..width])
     }
 
-    fn piece(&self, rows: Range<usize>) -> Piece {
+    fn piece(&self, rows: Range<usize>) -> ScoredRows {
         let leaf = Tensor::from_inner(self.rows(rows.clone())).require_grad();
         let logits = self.model.head(leaf.clone());
-        Piece { leaf, scores: ops::scores(logits, &self.packed.targets[rows], self.learner.temperature) }
+        ScoredRows { leaf, scores: ops::scores(logits, &self.packed.targets[rows], self.learner.temperature) }
     }
 
     /// Return scores of rows without a recording, and whether all hidden rows are finite.
@@ -361,7 +447,7 @@ impl<'a> Head<'a> {
     }
 
     /// Read scores, concatenated, and whether all hidden rows are finite, in one transfer.
-    fn read(&self, scores: Vec<Scores>) -> (TokenScores, bool) {
+    fn read(&self, scores: Vec<RowScores>) -> (TokenScores, bool) {
         let lists = scores.into_iter().flat_map(|scores| [scores.log_prob, scores.entropy, scores.entropy_sampling]);
         let read = to_host_together(lists.map(Tensor::inner).chain([self.finite_check.clone()]).collect());
         let (finite_check, lists) = read.split_last().expect("the check is one of them");
@@ -376,12 +462,12 @@ impl<'a> Head<'a> {
 }
 
 /// Some hidden rows, as a leaf of the recording, and their scores.
-struct Piece {
+struct ScoredRows {
     leaf: Tensor<2>,
-    scores: Scores,
+    scores: RowScores,
 }
 
-impl Piece {
+impl ScoredRows {
     fn backward(self, model: &CausalLm, log_prob: &[f32], entropy: &[f32], gradients: &mut Gradients) -> Tensor<2> {
         let device = self.leaf.device();
         let pull = |x: Tensor<1>, by: &[f32]| (x * ops::to_device(TensorData::from(by), &device)).sum();

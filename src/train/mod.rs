@@ -40,7 +40,7 @@ use burn::tensor::Device;
 
 use crate::error::{Error, Result};
 use crate::generate::Count;
-use crate::hub::{self, Part};
+use crate::hub::{self, ModelFiles};
 use crate::metrics::Metrics;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::stop::Stop;
@@ -126,8 +126,9 @@ fn open_model(
     seed: u64,
     device: &Device,
 ) -> Result<(ModelConfig, CausalLm)> {
-    if lora.is_some() && model::lora::is_adapter(&hub::model(path, Part::Settings)?) {
-        let message = "is an adapter already, and [lora] asks for another: `tempering merge` it and train the result";
+    if lora.is_some() && model::lora::is_adapter(&hub::model(path, ModelFiles::Settings)?) {
+        let message =
+            "is already an adapter, and [lora] would add another: merge it with `tempering merge` and train the result";
         return Err(Error::file(path, message));
     }
     let Some(lora) = lora else { return model::load_as(path, device, precision) };

@@ -15,7 +15,7 @@ use crate::data::benchmarks;
 use crate::data::problems::TASKS;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::hub::{self, Kind, Name, Part};
+use crate::hub::{self, ModelFiles, Name, RepoKind};
 use crate::model::lora;
 
 const FILE: &str = "run.json";
@@ -133,7 +133,7 @@ impl Origin {
         given: BTreeMap<String, String>,
     ) -> Result<Vec<String>> {
         if self.command != C::COMMAND {
-            let message = format!("was started by `tempering {}`, not by `{}`", self.command, C::COMMAND);
+            let message = format!("was started by `tempering {}`, not by `tempering {}`", self.command, C::COMMAND);
             return Err(Error::file(dir, message));
         }
         let stored: C = match &self.settings {
@@ -157,18 +157,18 @@ impl Origin {
             match (self.reads.get(name), now.get(name)) {
                 (Some(was), Some(is)) if was == is => {}
                 _ if !same_setting => {}
-                (Some(_), Some(_)) => refused.push(format!("{name} has another content than when the run started")),
+                (Some(_), Some(_)) => refused.push(format!("{name} has changed since the run started")),
                 (Some(_), None) => refused.push(format!("{name} is missing")),
-                (None, _) => refused.push(format!("{name} was not there when the run started")),
+                (None, _) => refused.push(format!("{name} was not used when the run started")),
             }
         }
         if refused.is_empty() {
             return Ok(allowed);
         }
         refused.push(format!(
-            "a resumed run keeps its settings but for its length, its cadence and its use of memory: leave these out \
-             (`--resume {}` alone takes the run's own, which {SETTINGS} there must say as they were), or start another run with \
-             --set name=…",
+            "a resumed run keeps its settings, except for its length, how often it evaluates and saves, and its use of \
+             memory: do not change the settings above (`--resume {}` alone uses those of the run, and {SETTINGS} in \
+             its folder must be unchanged), or start another run with --set name=…",
             dir.display()
         ));
         Err(Error::Config { origin: format!("{} was started with other settings", dir.display()), problems: refused })
@@ -220,7 +220,7 @@ fn digests(common: &Common) -> Result<BTreeMap<String, String>> {
         found.insert(format!("{key}: {}", path.display()), content);
     }
     for (key, dir) in models(common)? {
-        if let Some(commit) = hub::commit(Kind::Model, &dir)? {
+        if let Some(commit) = hub::commit(RepoKind::Model, &dir)? {
             found.insert(format!("{key}: {}", dir.display()), commit);
             continue;
         }
@@ -250,7 +250,7 @@ fn models(common: &Common) -> Result<Vec<(&'static str, PathBuf)>> {
             continue;
         }
         dirs.push((key, dir.to_path_buf()));
-        let folder = hub::model(dir, Part::Settings)?;
+        let folder = hub::model(dir, ModelFiles::Settings)?;
         if lora::is_adapter(&folder) {
             dirs.push(("base model of model.path", lora::base_name(&folder)?));
         }
@@ -343,14 +343,14 @@ pub(crate) fn settled<C: RunSettings>(config: &C, resumed: Option<&Path>) -> Res
             Some(commit) => commit.to_string(),
             None => hub::commit_of(&name)?,
         };
-        *path = if kind == Kind::Data { benchmarks::at(path, &name, &commit) } else { name.at(&commit).into() };
+        *path = if kind == RepoKind::Data { benchmarks::at(path, &name, &commit) } else { name.at(&commit).into() };
     }
     Ok(config)
 }
 
 /// Return the repository of the Hub that a setting names, if it does.
-fn name_of(kind: Kind, path: &Path) -> Result<Option<Name>> {
-    if kind == Kind::Data { benchmarks::hub_name(path) } else { Name::of(kind, path) }
+fn name_of(kind: RepoKind, path: &Path) -> Result<Option<Name>> {
+    if kind == RepoKind::Data { benchmarks::hub_name(path) } else { Name::of(kind, path) }
 }
 
 /// Return the Hub names in the settings.

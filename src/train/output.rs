@@ -4,19 +4,19 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::state::State;
-use super::trainer::Job;
+use super::state::RlState;
+use super::trainer::RlJob;
 use crate::error::Result;
 use crate::eval::{Evaluation, Figures};
 use crate::files;
-use crate::metrics::follow::Sample;
+use crate::metrics::follow::StepData;
 use crate::metrics::peak_rss_gb;
 use crate::reward::Parts;
 use crate::rollout::{Group, Rollout};
 
-impl Job<'_> {
+impl RlJob<'_> {
     /// Return a sample of a step's completions, with the texts of its first group if `shown`.
-    pub(super) fn sample(&self, groups: &[Group], shown: bool) -> Sample {
+    pub(super) fn sample(&self, groups: &[Group], shown: bool) -> StepData {
         let rollouts = || groups.iter().flat_map(|group| &group.rollouts);
         let tokenizer = &self.rollouts.tokenizer;
         let text = |group: &Group, rollout: &Rollout| {
@@ -24,7 +24,7 @@ impl Job<'_> {
             format!("{prompt}\n\n---\n\n{}", tokenizer.decode(&rollout.completion.tokens, false))
         };
         let first = groups.iter().take(usize::from(shown));
-        Sample {
+        StepData {
             lengths: rollouts().map(|rollout| rollout.length() as f64).collect(),
             entropies: rollouts().flat_map(|r| &r.completion.entropies).map(|&entropy| entropy.into()).collect(),
             texts: first.flat_map(|group| group.rollouts.iter().map(move |rollout| text(group, rollout))).collect(),
@@ -51,7 +51,7 @@ impl Job<'_> {
     }
 
     /// Return the content of `summary.json`.
-    pub(super) fn summary(&self, state: &State, evaluation: &Evaluation) -> Value {
+    pub(super) fn summary(&self, state: &RlState, evaluation: &Evaluation) -> Value {
         let (base, last, figures) = (&state.base, evaluation.summary(), evaluation.overall());
         let number = |path: &str| base.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
         let family = |(name, figures): (String, Figures)| {

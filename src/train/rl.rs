@@ -1,18 +1,18 @@
 //! The loop of reinforcement learning with verifiable rewards: sample, compute advantages, measure, update, and check
 //! whether the stage ends.
 //!
-//! `trainer.rs` has the code before and after the loop, [`Job`] the inputs of a step. There is no value model, on purpose.
+//! `trainer.rs` has the code before and after the loop, [`RlJob`] the inputs of a step. There is no value model, on purpose.
 
 use std::time::Instant;
 
 use super::Session;
 use super::describe::{describe, diagnose};
-use super::engine::Engine;
+use super::engine::RolloutEngine;
 use super::guard::Guard;
 use super::policy::Policy;
 use super::run::Run;
-use super::state::State;
-use super::trainer::Job;
+use super::state::RlState;
+use super::trainer::RlJob;
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::rollout::{Group, Now, assign_advantages};
@@ -23,10 +23,10 @@ use crate::rollout::{Group, Now, assign_advantages};
 /// # Errors
 /// Errors of rewards and files, three steps in a row with numbers that are not finite, and [`crate::Error::Stopped`].
 pub(super) fn learn(
-    job: &Job,
-    engine: &mut Engine,
+    job: &RlJob,
+    engine: &mut RolloutEngine,
     policy: &mut Policy,
-    state: &mut State,
+    state: &mut RlState,
     run: &mut Run,
     session: &mut Session,
 ) -> Result<()> {

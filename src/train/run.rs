@@ -13,17 +13,17 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::checkpoint::{self, Trained};
+use super::checkpoint::{self, TrainedModel};
 pub use super::common::{Common, RunSettings};
-use super::folder::{Folder, METRICS};
+use super::folder::{METRICS, RunFolder};
 pub use super::idle::Idle;
 use super::origin::{self, Origin};
 use super::{Session, Start};
 use crate::data::Problem;
 use crate::error::{Error, Result};
-use crate::eval::{EvalConfig, Evaluation, Event, Subject, evaluate, record};
+use crate::eval::{EvalConfig, Evaluation, EvaluationEvent, Subject, evaluate, record};
 use crate::files;
-use crate::metrics::follow::{Followers, Sample};
+use crate::metrics::follow::{Followers, StepData};
 use crate::metrics::{Metrics, MetricsLog};
 use crate::model::{CausalLm, ModelConfig};
 use crate::optim::{AdamW, LrScheduler};
@@ -32,7 +32,7 @@ use crate::rollout::Sampler;
 const SUMMARY: &str = "summary.json";
 
 /// The state at which a run starts or is resumed, after `step`.
-pub(super) struct Point<S> {
+pub(super) struct StartPoint<S> {
     pub(super) step: usize,
     pub(super) config: ModelConfig,
     pub(super) model: CausalLm,
@@ -40,7 +40,7 @@ pub(super) struct Point<S> {
     pub(super) state: S,
 }
 
-impl<S: Default> Point<S> {
+impl<S: Default> StartPoint<S> {
     fn first((config, model): (ModelConfig, CausalLm)) -> Self {
         Self { step: 0, config, model, optimizer: AdamW::default(), state: S::default() }
     }
@@ -49,7 +49,7 @@ impl<S: Default> Point<S> {
 /// Remove incomplete files that a killed process left in the run's folder.
 fn clear(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
     for name in files::recover(dir)? {
-        note(&format!("{}: removed, a killed process left it half-done", dir.join(name).display()));
+        note(&format!("{}: removed, because a killed process left it incomplete", dir.join(name).display()));
     }
     Ok(())
 }
@@ -57,7 +57,7 @@ fn clear(dir: &Path, note: &mut dyn FnMut(&str)) -> Result<()> {
 /// A run whose folder is locked by this process.
 #[derive(Debug)]
 pub(super) struct Run {
-    folder: Folder,
+    folder: RunFolder,
     origin: Origin,
     /// Opened with the first line, so that a finished run keeps all its lines.
     log: Option<MetricsLog>,
@@ -74,7 +74,7 @@ pub(super) struct Run {
 
 /// `trainer_state.json`.
 #[derive(Serialize, Deserialize)]
-struct Saved<S> {
+struct SavedState<S> {
     unlogged: Option<Metrics>,
     state: S,
 }
@@ -93,7 +93,7 @@ impl Run {
         device: &Device,
         (held_out, given): (Vec<Problem>, BTreeMap<String, String>),
         open_model: impl FnOnce() -> Result<(ModelConfig, CausalLm)>,
-    ) -> Result<(Self, Point<S>)> {
+    ) -> Result<(Self, StartPoint<S>)> {
         let common = config.common();
         let mistakes = common.mistakes();
         if !mistakes.is_empty() {
@@ -104,15 +104,15 @@ impl Run {
         let (folder, mut origin, point, newest);
         let mut unlogged = None;
         if let Start::New | Start::Overwrite = session.start {
-            point = Point::first(open_model()?);
+            point = StartPoint::first(open_model()?);
             let mut new = Origin::new(config, given)?;
-            folder = Folder::claim(&dir, session.start == Start::Overwrite, &origin::reads(&common)?, &mut note)?;
+            folder = RunFolder::claim(&dir, session.start == Start::Overwrite, &origin::reads(&common)?, &mut note)?;
             clear(&dir, &mut note)?;
             new.replaces = folder.replaces();
             new.write(&dir)?;
             (origin, newest) = (new, None);
         } else {
-            folder = Folder::reopen(&dir, &mut note)?;
+            folder = RunFolder::reopen(&dir, &mut note)?;
             origin = Origin::read(&dir)?;
             let changed = origin.compare(&dir, config, given)?;
             clear(&dir, &mut note)?;
@@ -120,17 +120,17 @@ impl Run {
             point = match &newest {
                 Some((step, path)) => {
                     let checkpoint::Loaded { config, model, optimizer, state } =
-                        checkpoint::load::<Saved<S>>(path, device, common.precision)?;
+                        checkpoint::load::<SavedState<S>>(path, device, common.precision)?;
                     unlogged = state.unlogged;
-                    Point { step: *step, config, model, optimizer, state: state.state }
+                    StartPoint { step: *step, config, model, optimizer, state: state.state }
                 }
-                None => Point::first(open_model()?),
+                None => StartPoint::first(open_model()?),
             };
             note(&format!("{}: resumed after step {}", dir.display(), point.step));
             changed.iter().for_each(|line| note(&format!("changed: {line}")));
             let length = |line: &String| line.contains("max_steps = ") || line.starts_with("cycles = ");
             if common.optim.lr_scheduler_type != LrScheduler::Constant && changed.iter().any(length) {
-                note("the learning rate follows its schedule over the new length from here on");
+                note("the learning rate schedule now spans the new length of the run");
             }
         }
         common.warmup_remark().into_iter().for_each(|remark| note(&remark));
@@ -139,7 +139,7 @@ impl Run {
         let followers = Followers::open(common.log, &dir, &origin.id, logged)?;
         if session.start.from().is_some() {
             for step in checkpoint::remove_after(&dir, &origin.id, point.step)? {
-                note(&format!("checkpoint-{step} removed: the run goes on from checkpoint-{}", point.step));
+                note(&format!("checkpoint-{step} removed: the run continues from checkpoint-{}", point.step));
             }
         }
         origin.write_settings(&dir, config)?;
@@ -175,7 +175,7 @@ impl Run {
     }
 
     /// Pass a sample of a step's completions to the followers of the run, after its metrics.
-    pub(super) fn show(&mut self, step: usize, sample: impl FnOnce() -> Sample) -> Result<()> {
+    pub(super) fn show(&mut self, step: usize, sample: impl FnOnce() -> StepData) -> Result<()> {
         self.followers.sample(step, sample)
     }
 
@@ -183,7 +183,7 @@ impl Run {
     /// run repeats it in [`Self::catch_up`].
     pub(super) fn log_evaluated(
         &mut self,
-        trained: Trained,
+        trained: TrainedModel,
         sampler: &mut dyn Sampler,
         metrics: &mut Metrics,
         session: &mut Session,
@@ -201,7 +201,7 @@ impl Run {
     /// Repeat an evaluation that was interrupted, if there is one.
     pub(super) fn catch_up(
         &mut self,
-        trained: Trained,
+        trained: TrainedModel,
         sampler: &mut dyn Sampler,
         session: &mut Session,
     ) -> Result<()> {
@@ -215,33 +215,34 @@ impl Run {
     /// See [`evaluate`]; [`Error::Stopped`]; numbers of the model that are not finite.
     pub(super) fn evaluate(
         &self,
-        Trained { config, tokenizer, .. }: Trained,
+        TrainedModel { config, tokenizer, .. }: TrainedModel,
         sampler: &mut dyn Sampler,
         which: &str,
         session: &mut Session,
     ) -> Result<Evaluation> {
         session.observer.begin("evaluate", self.held_out.len());
         let path = self.dir().join(format!("completions/eval_{which}.jsonl"));
-        let mut writer = if which == "during" { None } else { Some(record::Writer::create(&path)?) };
+        let mut writer = if which == "during" { None } else { Some(record::CompletionsWriter::create(&path)?) };
         let mut done = 0;
         let (stop, subject) = (session.stop(), Subject { model_config: config, tokenizer });
         let records = evaluate(sampler, subject, &self.held_out, 0, &self.eval, &mut |event| {
             match event {
-                Event::Sampled(count) => session.observer.sampled(count),
-                Event::Graded(lines) => {
+                EvaluationEvent::Sampled(count) => session.observer.sampled(count),
+                EvaluationEvent::Graded(lines) => {
                     done += lines.len() / self.eval.num_generations;
                     session.observer.advance(done, None);
                     writer.as_mut().map_or(Ok(()), |writer| writer.append(lines))?;
                 }
-                Event::Resumed(_) => {}
+                EvaluationEvent::Resumed(_) => {}
             }
             stop.check()
         })?;
         let evaluation = Evaluation::new(records)?;
         if evaluation.overall().entropy.is_some_and(|entropy| !entropy.is_finite()) {
             return Err(Error::NotFinite(format!(
-                "the {which} evaluation: the model gives numbers that are not finite; nothing is exported. If training made \
-                 it so, lower optim.learning_rate in a new run, or go on from an older checkpoint"
+                "the {which} evaluation: the model's outputs are not finite (NaN or infinite), and no model is \
+                 written. If this is due to training, lower optim.learning_rate in a new run, or continue from an \
+                 older checkpoint"
             )));
         }
         if which != "during" {
@@ -254,7 +255,7 @@ impl Run {
     pub(super) fn save(
         &mut self,
         step: usize,
-        trained: Trained,
+        trained: TrainedModel,
         optimizer: &AdamW,
         state: &impl Serialize,
     ) -> Result<PathBuf> {
@@ -263,7 +264,7 @@ impl Run {
         {
             return Ok(path.clone());
         }
-        let state = Saved { unlogged: self.unlogged.clone(), state };
+        let state = SavedState { unlogged: self.unlogged.clone(), state };
         let path = checkpoint::save(self.folder.dir(), &self.origin.id, step, trained, optimizer, &state)?;
         if step > 0 {
             self.remove_replaced()?;
@@ -279,7 +280,7 @@ impl Run {
         &mut self,
         error: Error,
         step: usize,
-        trained: Trained,
+        trained: TrainedModel,
         optimizer: &AdamW,
         state: &impl Serialize,
     ) -> Error {
@@ -305,12 +306,10 @@ impl Run {
     pub(super) fn ended_within_step(&self, error: &Error) -> Error {
         let dir = self.dir().display();
         let way_on = match &self.newest {
-            Some((step, _)) => format!("--resume {dir} goes on after step {step}"),
-            None => format!("there is no checkpoint yet, so --resume {dir} begins again"),
+            Some((step, _)) => format!("--resume {dir} continues after step {step}"),
+            None => format!("there is no checkpoint yet, so --resume {dir} starts from the beginning"),
         };
-        Error::Invalid(format!(
-            "{error}\nThe step had made some of its updates and not all, so nothing is saved; {way_on}"
-        ))
+        Error::Invalid(format!("{error}\nThe step was interrupted between its updates, so nothing is saved; {way_on}"))
     }
 
     /// Return the summary of the run if it finished with `step` and all its files exist.
@@ -321,8 +320,8 @@ impl Run {
     }
 
     /// Write `final/`, for adapters also `adapter/`, and `summary.json`. Return the folder of the final model.
-    pub(super) fn finish(&mut self, step: usize, trained: Trained, summary: &Value) -> Result<PathBuf> {
-        let Trained { config, model, adapter, tokenizer, team: _ } = trained;
+    pub(super) fn finish(&mut self, step: usize, trained: TrainedModel, summary: &Value) -> Result<PathBuf> {
+        let TrainedModel { config, model, adapter, tokenizer, team: _ } = trained;
         let last = self.dir().join("final");
         checkpoint::export(&last, config, model, tokenizer)?;
         if let Some(adapter) = adapter {

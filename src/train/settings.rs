@@ -12,7 +12,7 @@ use crate::config::{self, COUNTS, LENGTHS, ROWS, Settings};
 use crate::data::problems::DataConfig;
 use crate::error::Result;
 use crate::eval::EvalConfig;
-use crate::hub::Kind;
+use crate::hub::RepoKind;
 use crate::metrics::follow::LogConfig;
 use crate::model::{self, CacheShape, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
@@ -21,6 +21,7 @@ use crate::rollout::settings::{RolloutConfig, Sync};
 use crate::stage::Controller;
 use crate::stage::Stage;
 use crate::text::prompt::PromptConfig;
+use crate::threads;
 
 /// Settings of `tempering train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -179,7 +180,7 @@ impl Settings for RlConfig {
         let mut problems = [self.common().mistakes(), self.prompt.mistakes()].concat();
         if self.model.path.as_os_str().is_empty() {
             problems.push(
-                "model.path is empty: name the folder of the model, or owner/name of the Hub: --set model.path=MODEL"
+                "model.path is empty: give the folder of a model, or owner/name on the Hub, with --set model.path=MODEL"
                     .to_string(),
             );
         }
@@ -196,27 +197,34 @@ impl Settings for RlConfig {
         let (prompts, each) = (train.prompts_per_step, train.num_generations);
         if prompts <= ROWS && each <= ROWS && prompts * each > ROWS {
             problems.push(format!(
-                "train.num_generations = {each} for each of prompts_per_step = {prompts} makes {} completions a step, more \
-                 than {ROWS}: lower one of the two",
+                "train.num_generations = {each} for each of prompts_per_step = {prompts} makes {} completions per \
+                 step, more than the maximum of {ROWS}: lower one of the two",
                 prompts * each
             ));
         }
         problems.extend(config::count("train.max_sampled_tokens", train.max_sampled_tokens as usize, 0, COUNTS));
         if train.num_generations == 1 {
-            problems
-                .push("train.num_generations = 1 must be at least 2: an advantage compares completions".to_string());
+            problems.push(
+                "train.num_generations = 1 must be at least 2, because an advantage compares the completions of a \
+                 problem"
+                    .to_string(),
+            );
         }
         problems.extend(self.rollout.mistakes());
         match self.rollout.served().map(|(_, served)| served.sync) {
             Some(Sync::None) => {
-                problems.push("rollout.sync = \"none\" brings no new weights, which training needs".to_string());
+                problems.push(
+                    "rollout.sync = \"none\" sends no new weights to the servers, which training needs".to_string(),
+                );
             }
             None if self.rollout.own().is_some_and(|own| own.dtype == Some(self.model.dtype)) => {
-                problems.push("rollout.dtype is model.dtype, which holds without it: remove it".to_string());
+                problems.push("rollout.dtype equals model.dtype, which is its default: remove it".to_string());
             }
             Some(Sync::Lora) if self.lora.is_none() => {
-                problems
-                    .push("rollout.sync = \"lora\" needs adapters: add a section [lora], or take \"disk\"".to_string());
+                problems.push(
+                    "rollout.sync = \"lora\" needs adapters: add a section [lora], or set rollout.sync = \"disk\""
+                        .to_string(),
+                );
             }
             _ => {}
         }
@@ -240,8 +248,8 @@ impl Settings for RlConfig {
             if controller.cancelled_high < 1.0 && train.conflict_steps == 0 {
                 let high = controller.cancelled_high;
                 problems.push(format!(
-                    "controller.cancelled_high = {high} needs the conflict measured: set train.conflict_steps = 1, or this \
-                     to 1"
+                    "controller.cancelled_high = {high} needs measurements of the conflict: set train.conflict_steps = \
+                     1, or controller.cancelled_high = 1"
                 ));
             }
         }
@@ -263,8 +271,8 @@ impl RlConfig {
             let other = |other: &Stage| other.name == stage.name && !same(other);
             if let Some(first) = self.stages[..index].iter().position(other) {
                 problems.push(format!(
-                    "stages.{index}.name = {:?} is the name of stages.{first}, too, which has other settings: the report \
-                     could not tell them apart; choose another name",
+                    "stages.{index}.name = {:?} is also the name of stages.{first}, which has other settings: the \
+                     report could not distinguish them; choose another name",
                     stage.name
                 ));
             }
@@ -302,6 +310,8 @@ impl RlConfig {
         let workload = Workload {
             tokens: taken * (prompt_length + completion_length),
             completion_tokens: taken * completion_length,
+            longest: prompt_length + completion_length,
+            threads: threads::available(),
             learner: Learner {
                 tokens_per_microbatch: train.tokens_per_microbatch,
                 activation_checkpointing: train.activation_checkpointing,
@@ -353,19 +363,19 @@ impl RunSettings for RlConfig {
     fn idle(&self) -> Vec<Idle> {
         let mut found = self.common().idle();
         if self.train.conflict_cosine_steps == 0 {
-            let reason = "does nothing with train.conflict_cosine_steps = 0, which takes no cosine";
+            let reason = "has no effect with train.conflict_cosine_steps = 0, which measures no cosine";
             found.extend(idle("train", &self.train, &["conflict_cosine_layers"], reason));
         }
         if self.reward.command.is_empty() {
             let keys = ["timeout_s", "workers", "part", "batch"];
-            found.extend(idle("reward", &self.reward, &keys, "does nothing without reward.command"));
+            found.extend(idle("reward", &self.reward, &keys, "has no effect without reward.command"));
         }
         found
     }
 
-    fn names(&mut self) -> Vec<(Kind, &mut PathBuf)> {
+    fn names(&mut self) -> Vec<(RepoKind, &mut PathBuf)> {
         let DataConfig { train, eval, .. } = &mut self.data;
-        vec![(Kind::Model, &mut self.model.path), (Kind::Data, train), (Kind::Data, eval)]
+        vec![(RepoKind::Model, &mut self.model.path), (RepoKind::Data, train), (RepoKind::Data, eval)]
     }
 
     fn place(&mut self) -> (&mut PathBuf, &mut String) {

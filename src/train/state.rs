@@ -11,7 +11,7 @@ use crate::stage::{Stage, StepFigures};
 
 /// The state that a resumed run needs beside weights and optimiser. Noise and data are functions of seed and draw.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct State {
+pub(super) struct RlState {
     /// Number of finished steps.
     #[serde(skip)]
     pub(super) step: usize,
@@ -57,7 +57,7 @@ pub(super) struct StageRecord {
     exit: Option<String>,
 }
 
-impl State {
+impl RlState {
     /// Return the stage of the next step; `None` if the run is over.
     pub(super) fn stage<'a>(&self, config: &'a RlConfig) -> Option<&'a Stage> {
         let stages = &config.stages;
@@ -151,7 +151,7 @@ mod tests {
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/methods/closed_loop.toml");
         let sets = ["controller.window=2", "controller.min_steps=2", "controller.accuracy_drop=0.1"];
         let config: RlConfig = crate::config::load(Some(&file), &sets.map(String::from)).unwrap();
-        let mut state = State::default();
+        let mut state = RlState::default();
         let mut run = |accuracies: &[f64]| {
             let ends = accuracies.iter().map(|&accuracy| {
                 let stage = state.stage(&config).unwrap();

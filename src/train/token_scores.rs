@@ -8,7 +8,7 @@ use crate::train::learner::Learner;
 
 /// A sequence with the scores of its tokens, in nats. The first token has none, since nothing predicts it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TokenScores {
+pub struct SequenceScores {
     /// The tokens.
     pub input_ids: Vec<u32>,
     /// At position `i`, the log-probability of token `i` given the tokens before it.
@@ -21,7 +21,7 @@ pub struct TokenScores {
 ///
 /// # Panics
 /// If a sequence is empty.
-pub fn score(model: &CausalLm, sequences: Vec<Vec<u32>>, temperature: f32) -> Vec<TokenScores> {
+pub fn score(model: &CausalLm, sequences: Vec<Vec<u32>>, temperature: f32) -> Vec<SequenceScores> {
     assert!(sequences.iter().all(|tokens| !tokens.is_empty()), "empty sequence");
     // A sequence of one token has no token with a score.
     let asked = sequences.iter().filter(|tokens| tokens.len() > 1);
@@ -32,7 +32,7 @@ pub fn score(model: &CausalLm, sequences: Vec<Vec<u32>>, temperature: f32) -> Ve
         let scores = if input_ids.len() > 1 { read.next() } else { None }.unwrap_or_default();
         let after_first = |values: Vec<f32>| std::iter::once(None).chain(values.into_iter().map(Some)).collect();
         let (logprobs, entropy) = (after_first(scores.log_prob), after_first(scores.sampling_entropy));
-        TokenScores { input_ids, logprobs, entropy }
+        SequenceScores { input_ids, logprobs, entropy }
     };
     sequences.into_iter().map(scored).collect()
 }

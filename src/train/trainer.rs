@@ -8,18 +8,18 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde_json::Value;
 
-use super::checkpoint::Trained;
+use super::checkpoint::TrainedModel;
 use super::conflict::ConflictMeter;
-use super::engine::Engine;
+use super::engine::RolloutEngine;
 use super::folder::METRICS;
 use super::origin::settled;
 use super::policy::Policy;
 use super::rl::learn;
-use super::run::{Point, Run, RunSettings};
+use super::run::{Run, RunSettings, StartPoint};
 use super::settings::{ModelSource, RlConfig};
-use super::state::State;
+use super::state::RlState;
 use super::team::Team;
-use super::update::{Update, examples};
+use super::update::{UpdateSettings, examples};
 use super::{Session, open_model};
 use crate::data::Problem;
 use crate::data::problems::Problems;
@@ -146,21 +146,21 @@ impl<'a> Trainer<'a> {
         let rewards = Rewards::open(kinds, &config.reward, &self.rewards, &trial)?;
         let stop = session.stop();
         let model_config = model::config_of(&config.model.path)?;
-        let mut engine = Engine::open(config, &model_config, stop, &mut |line| session.observer.note(line))?;
+        let mut engine = RolloutEngine::open(config, &model_config, stop, &mut |line| session.observer.note(line))?;
         let (mut run, point) = Run::open(config, session, &device, (held_out, given), || {
             let ModelSource { path, dtype } = &config.model;
             let opened = open_model(path, *dtype, config.lora.as_ref(), config.seed, &device.clone().autodiff())?;
             tokenizer.check_vocab(opened.0.vocab_size, path)?;
             Ok(opened)
         })?;
-        let Point::<State> { step, config: model_config, model, optimizer, mut state } = point;
+        let StartPoint::<RlState> { step, config: model_config, model, optimizer, mut state } = point;
         state.step = step;
         let mut policy = Policy::new(model_config, model, optimizer).on(self.team);
         if let Some(team) = self.team {
             let shared = (&policy.config, policy.model(), &policy.optimizer);
             team.share(shared, (config.model.dtype, config.lora.as_ref()), &config.optim, &config.device)?;
         }
-        let mut job = Job {
+        let mut job = RlJob {
             config,
             prompts,
             meter: ConflictMeter::new(&config.train, &tokenizer, session.stop()),
@@ -205,7 +205,7 @@ fn digests_of_given(lists: [(&str, Option<&[Problem]>); 2]) -> BTreeMap<String, 
 }
 
 /// The parts of a run that its steps use and do not change.
-pub(super) struct Job<'a> {
+pub(super) struct RlJob<'a> {
     pub(super) config: &'a RlConfig,
     pub(super) prompts: Prompts,
     pub(super) rollouts: Rollouts,
@@ -218,13 +218,13 @@ pub(super) struct Job<'a> {
     before: f64,
 }
 
-impl Job<'_> {
+impl RlJob<'_> {
     /// Do the whole run, from the evaluation of the base model to the summary.
     fn whole(
         &mut self,
-        engine: &mut Engine,
+        engine: &mut RolloutEngine,
         policy: &mut Policy,
-        state: &mut State,
+        state: &mut RlState,
         run: &mut Run,
         device: &Device,
         session: &mut Session,
@@ -241,13 +241,13 @@ impl Job<'_> {
             }
             session
                 .observer
-                .note(&format!("the run was over after step {step}; it is extended to {total} steps at most"));
+                .note(&format!("the run had finished after step {step}; it is extended to at most {total} steps"));
         }
         if state.stage(self.config).is_none()
             && let Some(summary) = run.finished(state.step)?
         {
             session.observer.note(&format!(
-                "{}: finished after step {}, nothing to do; raise max_steps of the last stage, or cycles, to go on",
+                "{}: finished after step {}, nothing to do; raise max_steps of the last stage, or cycles, to continue",
                 run.dir().display(),
                 state.step
             ));
@@ -265,9 +265,9 @@ impl Job<'_> {
 
     fn evaluate_base(
         &self,
-        engine: &mut Engine,
+        engine: &mut RolloutEngine,
         policy: &Policy,
-        state: &State,
+        state: &RlState,
         run: &mut Run,
         session: &mut Session,
     ) -> Result<Value> {
@@ -304,9 +304,9 @@ impl Job<'_> {
         Ok(Some(model::load_as(path, device, *dtype)?.1))
     }
 
-    fn trained<'b>(&'b self, policy: &'b Policy) -> Trained<'b> {
+    fn trained<'b>(&'b self, policy: &'b Policy) -> TrainedModel<'b> {
         let adapter = self.config.common().adapter();
-        Trained {
+        TrainedModel {
             config: &policy.config,
             model: policy.model(),
             adapter,
@@ -318,15 +318,15 @@ impl Job<'_> {
     /// Return the sampler of the policy after the steps of `state`.
     pub(super) fn sampler<'b>(
         &'b self,
-        engine: &'b mut Engine,
+        engine: &'b mut RolloutEngine,
         policy: &'b Policy,
-        state: &State,
+        state: &RlState,
     ) -> Box<dyn Sampler + 'b> {
         engine.sampler(self.trained(policy), (state.step, self.config.train.tokens_per_microbatch), self.stop)
     }
 
     /// Announce the requests of the step after `next` to the sampler, if there is one.
-    pub(super) fn announce(&self, sampler: &mut dyn Sampler, next: &State, stage: &Stage) -> Result<()> {
+    pub(super) fn announce(&self, sampler: &mut dyn Sampler, next: &RlState, stage: &Stage) -> Result<()> {
         if !sampler.looks_ahead() || next.step == self.config.max_steps() {
             return Ok(());
         }
@@ -343,14 +343,14 @@ impl Job<'_> {
         stage: &Stage,
         groups: &[Group],
         policy: &mut Policy,
-        next: &mut State,
+        next: &mut RlState,
         metrics: &mut Metrics,
     ) -> Result<usize> {
         let mut control = next.entropy_control.unwrap_or(EntropyControl::new(stage.entropy_coef()));
         let lr = learning_rate(&self.config.optim, next.step, self.config.max_steps()) * stage.learning_rate_scale;
         metrics.set("learning_rate", lr);
         let reference = self.reference.as_ref().filter(|_| stage.loss.kl.is_some());
-        let update = Update { config: self.config, stage, step: next.step, lr, reference, stop: self.stop };
+        let update = UpdateSettings { config: self.config, stage, step: next.step, lr, reference, stop: self.stop };
         let skipped = update.run(policy, &examples(groups, stage), &mut control, metrics)?;
         next.entropy_control = Some(control);
         next.skipped_updates += skipped;
@@ -374,8 +374,8 @@ impl Job<'_> {
     pub(super) fn log(
         &self,
         batch: &Batch,
-        (engine, policy): (&mut Engine, &Policy),
-        state: &mut State,
+        (engine, policy): (&mut RolloutEngine, &Policy),
+        state: &mut RlState,
         mut metrics: Metrics,
         run: &mut Run,
         session: &mut Session,
@@ -401,7 +401,7 @@ impl Job<'_> {
     }
 
     /// Save a checkpoint if that is due.
-    pub(super) fn save(&self, policy: &Policy, state: &mut State, run: &mut Run) -> Result<()> {
+    pub(super) fn save(&self, policy: &Policy, state: &mut RlState, run: &mut Run) -> Result<()> {
         let every = self.config.train.save_steps;
         if every > 0 && state.step.is_multiple_of(every) || state.stage(self.config).is_none() {
             state.seconds = self.seconds();
@@ -421,9 +421,9 @@ impl Job<'_> {
 
     fn finish(
         &self,
-        engine: &mut Engine,
+        engine: &mut RolloutEngine,
         policy: &Policy,
-        state: &State,
+        state: &RlState,
         run: &mut Run,
         session: &mut Session,
     ) -> Result<Finished> {

@@ -16,6 +16,7 @@
 //! all mini-batches: its gradients are then smaller by a factor of `steps_per_generation`. All optimiser steps of a step use
 //! the same learning rate.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ use crate::model::CausalLm;
 use crate::noise::{Purpose, Stream};
 use crate::objective::correction::OldLogProbs;
 use crate::objective::entropy::EntropyControl;
-use crate::objective::{Correction, Drawn, Objective, Ratio, Statistics, TokenTerm, Upstream};
+use crate::objective::{Correction, Objective, Ratio, Statistics, TokenRuleInput, TokenTerm, Upstream};
 use crate::optim::Gradients;
 use crate::rollout::{Group, Rollout};
 use crate::stage::Stage;
@@ -127,10 +128,10 @@ pub(crate) fn gradients(
     lessons: &mut [Lesson],
 ) -> (Gradients, Statistics, Work) {
     let sequences: Vec<Sequence> = lessons.iter().map(|lesson| lesson.sequence.clone()).collect();
-    let (mut gradients, mut statistics) = (Gradients::default(), Statistics::default());
+    let (mut gradients, mut parts) = (Gradients::default(), BTreeMap::new());
     let work = learner.backward(model, &sequences, &mut gradients, |range, scores| {
         let (mut upstream, mut seen) = (Upstream::default(), Statistics::default());
-        let mut first = 0;
+        let (start, mut first) = (range.start, 0);
         for lesson in &mut lessons[range] {
             let tokens = first..first + lesson.terms.len();
             first = tokens.end;
@@ -140,17 +141,19 @@ pub(crate) fn gradients(
             }
             objective.evaluate(&lesson.terms, log_prob, entropy, &mut seen, &mut upstream);
         }
-        let finite = seen.is_finite();
-        if finite {
-            statistics.add(&seen);
-        }
-        finite.then_some(upstream)
+        seen.is_finite().then(|| {
+            parts.insert(start, seen);
+            upstream
+        })
     });
+    // Added in the order of the completions, in which the learner may not have called.
+    let mut statistics = Statistics::default();
+    parts.values().for_each(|seen| statistics.add(seen));
     (gradients, statistics, work)
 }
 
 /// Settings of the updates of a step.
-pub(super) struct Update<'a> {
+pub(super) struct UpdateSettings<'a> {
     pub(super) config: &'a RlConfig,
     pub(super) stage: &'a Stage,
     pub(super) step: usize,
@@ -162,7 +165,7 @@ pub(super) struct Update<'a> {
     pub(super) stop: Stop<'a>,
 }
 
-impl Update<'_> {
+impl UpdateSettings<'_> {
     /// Update `policy` on the completions of a step. Return the number of optimiser steps that were left out because the loss or
     /// gradient was not finite. A completion whose loss is not finite is left out of its mini-batch and counted in
     /// `skipped_sequences`.
@@ -364,9 +367,9 @@ struct MiniBatch<'a> {
 }
 
 impl<'a> MiniBatch<'a> {
-    fn drawn(&self, stage: &Stage) -> Vec<Drawn<'a>> {
+    fn drawn(&self, stage: &Stage) -> Vec<TokenRuleInput<'a>> {
         let weights = weights(self.examples.iter().map(|(_, example)| *example), stage);
-        let drawn = |(&(_, example), weight): (&(usize, &'a Example<'a>), f32)| Drawn {
+        let drawn = |(&(_, example), weight): (&(usize, &'a Example<'a>), f32)| TokenRuleInput {
             log_probs: example.sampled,
             entropies: example.entropies,
             advantage: example.advantage,

@@ -11,6 +11,10 @@ pub struct Workload {
     pub tokens: usize,
     /// Completion tokens of one micro-batch.
     pub completion_tokens: usize,
+    /// Tokens of the longest sequence.
+    pub longest: usize,
+    /// CPU threads, among which the micro-batches of a small model are divided.
+    pub threads: usize,
     /// How a micro-batch is computed.
     pub learner: Learner<'static>,
     /// Number format of matrix products in training.

@@ -1,11 +1,11 @@
 //! Parsing of brackets: tuples, intervals, sets, and environments of LaTeX.
 
-use super::parse::Parser;
+use super::parse::FormulaParser;
 use super::relation::joined;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Relation, Result};
 
-impl Parser {
+impl FormulaParser {
     /// Parse what follows an opening bracket: a group, a tuple or an interval.
     pub(super) fn bracket(&mut self, open: char) -> Result<Node> {
         let grid = if open == '[' { self.grid_ahead() } else { None };

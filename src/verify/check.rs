@@ -102,7 +102,7 @@ pub fn explain(gold: &str, answer: &str) -> String {
         Verdict::Wrong => "they differ",
         Verdict::NoAnswer => "no answer is stated after the thinking",
         Verdict::UnparseableAnswer => "the answer cannot be read, or has no value",
-        Verdict::Undecided => "whether they are the same could not be decided in the steps allowed",
+        Verdict::Undecided => "equality could not be decided within the step limit",
         Verdict::UnparseableGold => "the gold cannot be read, or has no value",
     };
     let extracted = graded.extracted.unwrap_or_default();
@@ -119,7 +119,7 @@ pub fn explain(gold: &str, answer: &str) -> String {
 fn reading(text: &str) -> String {
     match parse(text) {
         Ok(node) => format!("{} {node}", node.kind()),
-        Err(Fault::Limit) => "nothing: it is too large or nests too deeply".to_string(),
-        Err(_) => "nothing: not the notation of an answer; only the same characters equal it".to_string(),
+        Err(Fault::Limit) => "nothing: it is too large or too deeply nested".to_string(),
+        Err(_) => "nothing: not in the notation of an answer, so that only an identical string is equal".to_string(),
     }
 }

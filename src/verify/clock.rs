@@ -1,10 +1,10 @@
 //! Times of day.
 
-use super::parse::Parser;
+use super::parse::FormulaParser;
 use super::token::{Spaced, Token};
 use super::tree::Node;
 
-impl Parser {
+impl FormulaParser {
     /// Parse a time of day, `3:45`, `15:45:10`, `3:45 PM`; with spaces around the colon it is a ratio.
     pub(super) fn time(&mut self) -> Option<Node> {
         let mut numbers = Vec::new();

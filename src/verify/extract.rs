@@ -56,7 +56,7 @@ pub fn stated(text: &str) -> Option<Cow<'_, str>> {
 }
 
 /// An answer and the end of its box.
-pub(super) struct Found<'a> {
+pub(super) struct BoxedAnswer<'a> {
     pub(super) answer: Cow<'a, str>,
     pub(super) end: usize,
 }
@@ -69,7 +69,7 @@ struct Framed {
 
 /// Return the content of the box that begins last, or the list of adjacent boxes as in "\boxed{3} and \boxed{5}". Boxes
 /// without a letter or digit are ignored unless there is no other.
-pub(super) fn boxed(text: &str) -> Option<Found<'_>> {
+pub(super) fn boxed(text: &str) -> Option<BoxedAnswer<'_>> {
     let mut frames = frames(text);
     let content = |frame: &Framed| text[frame.inner.0..frame.inner.1].trim();
     let mention = |frame: &Framed| is_mention(content(frame));
@@ -90,7 +90,7 @@ pub(super) fn boxed(text: &str) -> Option<Found<'_>> {
     let mut seen = std::collections::HashSet::new();
     members.retain(|member| seen.insert(*member));
     let answer = if let [one] = members[..] { one.into() } else { members.join(", ").into() };
-    Some(Found { answer, end: last.outer.1 })
+    Some(BoxedAnswer { answer, end: last.outer.1 })
 }
 
 /// Whether the box is empty or holds only a placeholder such as "answer".

@@ -4,13 +4,13 @@ use super::equal::is_set;
 use super::matrix::{determinant, is_transpose};
 use super::name::{FOREIGN, is_function, symbol};
 use super::number::literal;
-use super::parse::{Parser, is_separator};
+use super::parse::{FormulaParser, is_separator};
 use super::quantity::in_full;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
 use super::unit::{Unit, is_unit};
 
-impl Parser {
+impl FormulaParser {
     pub(super) fn sum(&mut self) -> Result<Node> {
         let mut terms = Vec::new();
         loop {

@@ -21,7 +21,7 @@ pub(super) fn last_side(formula: &str) -> Option<&str> {
 }
 
 /// A formula within a text: byte range including its delimiters, and content.
-struct Span<'a> {
+struct FormulaSpan<'a> {
     start: usize,
     end: usize,
     content: &'a str,
@@ -49,7 +49,7 @@ pub(super) fn last_formula(text: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Return a span as an answer, together with the spans before it that form a list and a percent sign after it.
-fn within<'a>(text: &'a str, spans: &[Span<'a>], index: usize) -> Option<Cow<'a, str>> {
+fn within<'a>(text: &'a str, spans: &[FormulaSpan<'a>], index: usize) -> Option<Cow<'a, str>> {
     let last = settled(spans[index].content);
     if !is_answer(last) {
         return None;
@@ -109,7 +109,7 @@ fn is_answer(content: &str) -> bool {
 }
 
 /// Find the delimited formulae of a text in order.
-fn spans(text: &str) -> Vec<Span<'_>> {
+fn spans(text: &str) -> Vec<FormulaSpan<'_>> {
     const MARKS: [(&str, &str); 5] =
         [("\\[", "\\]"), ("\\(", "\\)"), ("$$", "$$"), ("$", "$"), ("\\begin{align", "\\end{align")];
     let mut found = Vec::new();
@@ -141,7 +141,7 @@ fn spans(text: &str) -> Vec<Span<'_>> {
             continue;
         }
         if content.len() <= MAX_ANSWER {
-            found.push(Span { start: at, end, content });
+            found.push(FormulaSpan { start: at, end, content });
         }
         at = end;
     }

@@ -3,7 +3,7 @@
 use super::equal::Comparer;
 use super::tree::{Fault, Node, Result};
 
-type Rows = Vec<Vec<Node>>;
+type NodeRows = Vec<Vec<Node>>;
 
 /// Maximum number of rows and columns in products and determinants.
 const MAX_SIZE: usize = 5;
@@ -49,7 +49,7 @@ fn spend(work: &mut usize, steps: usize) -> Result<()> {
     Ok(())
 }
 
-fn rows(node: &Node, work: &mut usize) -> Result<Option<Rows>> {
+fn rows(node: &Node, work: &mut usize) -> Result<Option<NodeRows>> {
     match node {
         Node::Matrix(rows) => Ok(Some(rows.clone())),
         Node::Negative(inner) => Ok(rows(inner, work)?.map(|rows| each(&rows, &|entry| entry.clone().negative()))),
@@ -59,7 +59,7 @@ fn rows(node: &Node, work: &mut usize) -> Result<Option<Rows>> {
             Ok(Some((0..width).map(|column| base.iter().map(|row| row[column].clone()).collect()).collect()))
         }
         Node::Sum(terms) => {
-            let mut sum: Option<Rows> = None;
+            let mut sum: Option<NodeRows> = None;
             for term in terms {
                 let Some(term) = rows(term, work)? else { return Ok(None) };
                 sum = match sum {
@@ -71,7 +71,7 @@ fn rows(node: &Node, work: &mut usize) -> Result<Option<Rows>> {
             Ok(sum)
         }
         Node::Product(factors) => {
-            let (mut product, mut scalars): (Option<Rows>, Vec<Node>) = (None, Vec::new());
+            let (mut product, mut scalars): (Option<NodeRows>, Vec<Node>) = (None, Vec::new());
             for factor in factors {
                 match (rows(factor, work)?, product.take()) {
                     (None, before) => {
@@ -98,16 +98,16 @@ fn shape(rows: &[Vec<Node>]) -> (usize, usize) {
     (rows.len(), rows.first().map_or(0, Vec::len))
 }
 
-fn each(rows: &[Vec<Node>], change: &dyn Fn(&Node) -> Node) -> Rows {
+fn each(rows: &[Vec<Node>], change: &dyn Fn(&Node) -> Node) -> NodeRows {
     rows.iter().map(|row| row.iter().map(change).collect()).collect()
 }
 
-fn added(a: Rows, b: Rows) -> Rows {
+fn added(a: NodeRows, b: NodeRows) -> NodeRows {
     let sum = |(a, b): (Node, Node)| Node::Sum(vec![a, b]);
     a.into_iter().zip(b).map(|(a, b)| a.into_iter().zip(b).map(sum).collect()).collect()
 }
 
-fn multiplied(a: &[Vec<Node>], b: &[Vec<Node>], work: &mut usize) -> Result<Rows> {
+fn multiplied(a: &[Vec<Node>], b: &[Vec<Node>], work: &mut usize) -> Result<NodeRows> {
     let ((height, inner), (other, width)) = (shape(a), shape(b));
     if inner != other {
         return Err(Fault::Undefined);
@@ -132,8 +132,8 @@ impl Comparer {
     /// Compare entry by entry; a row or column equals a tuple, and rows may be in brackets.
     pub(super) fn same_matrices(&mut self, gold: &Node, answer: &Node) -> Result<bool> {
         let (Some(a), Some(b)) = (grid(gold), grid(answer)) else { return Ok(false) };
-        let vector = |rows: &Rows| rows.len() == 1 || rows.iter().all(|row| row.len() == 1);
-        let flat = |node: &Node, rows: &Rows| !matches!(node, Node::Matrix(_)) && rows.len() == 1;
+        let vector = |rows: &NodeRows| rows.len() == 1 || rows.iter().all(|row| row.len() == 1);
+        let flat = |node: &Node, rows: &NodeRows| !matches!(node, Node::Matrix(_)) && rows.len() == 1;
         let vectors = (flat(gold, &a) || flat(answer, &b)) && vector(&a) && vector(&b);
         let same_shape = a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.len() == b.len());
         Ok((vectors || same_shape) && self.same_in_order(&a.concat(), &b.concat())?)
@@ -141,7 +141,7 @@ impl Comparer {
 }
 
 /// Return the rows of a matrix or of nested brackets, `[[1, 2], [3, 4]]`; a tuple is one row.
-fn grid(node: &Node) -> Option<Rows> {
+fn grid(node: &Node) -> Option<NodeRows> {
     let items = |node: &Node| match node {
         Node::Tuple(items) => Some(items.clone()),
         Node::Interval { ends, closed: (true, true) } => Some(vec![ends.0.clone(), ends.1.clone()]),
@@ -151,7 +151,7 @@ fn grid(node: &Node) -> Option<Rows> {
         Node::Matrix(rows) => Some(rows.clone()),
         node => {
             let outer = items(node)?;
-            let rows: Option<Rows> = outer.iter().map(items).collect();
+            let rows: Option<NodeRows> = outer.iter().map(items).collect();
             Some(rows.unwrap_or_else(|| vec![outer]))
         }
     }

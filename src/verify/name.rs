@@ -5,7 +5,7 @@ use num_traits::Signed;
 
 use super::formula::product_of;
 use super::matrix::determinant;
-use super::parse::Parser;
+use super::parse::FormulaParser;
 use super::rounded::literal;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
@@ -48,7 +48,7 @@ pub(super) fn constant(name: &str) -> Option<Node> {
     }
 }
 
-impl Parser {
+impl FormulaParser {
     pub(super) fn letters(&mut self, run: String) -> Result<Node> {
         if is_function(&run) {
             return self.function(&run);

@@ -4,7 +4,7 @@ use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{One, Pow, Zero};
 
-use super::parse::Parser;
+use super::parse::FormulaParser;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
 use super::words;
@@ -23,7 +23,7 @@ pub(super) fn literal(digits: &str) -> Result<Node> {
     Ok(Node::Number { value, place: (places >= 2).then_some(exponent - places) })
 }
 
-impl Parser {
+impl FormulaParser {
     /// Parse a literal with an optional fraction or repeating part.
     pub(super) fn number(&mut self, digits: &str) -> Result<Node> {
         if self.peek_char() == Some('_') {

@@ -47,7 +47,7 @@ fn read(mut tokens: Vec<Spaced>) -> Result<Node> {
     words::open_exception(&mut tokens);
     match plain_words(&tokens) {
         Some(words) => Ok(Node::Words(words)),
-        None => Ok(without_domain(Parser::new(tokens).whole()?)),
+        None => Ok(without_domain(FormulaParser::new(tokens).whole()?)),
     }
 }
 
@@ -117,7 +117,7 @@ fn may_be_product(token: &Token, most: usize) -> bool {
 pub(super) fn product(text: &str) -> Option<Node> {
     let tokens = tokenize(text).ok()?;
     let letters = |Spaced(token, _): &Spaced| matches!(token, Token::Letters(_)) && may_be_product(token, 4);
-    if tokens.iter().all(letters) { Parser::new(tokens).whole().ok() } else { None }
+    if tokens.iter().all(letters) { FormulaParser::new(tokens).whole().ok() } else { None }
 }
 
 /// Whether letters are a word, which has a vowel; `xyz` is a product.
@@ -146,7 +146,7 @@ fn is_one_of(word: &str, words: &[&str]) -> bool {
 }
 
 /// Recursive-descent parser of tokens.
-pub(super) struct Parser {
+pub(super) struct FormulaParser {
     pub(super) tokens: Vec<Spaced>,
     pub(super) at: usize,
     pub(super) depth: usize,
@@ -158,7 +158,7 @@ pub(super) struct Parser {
     pub(super) argument: bool,
 }
 
-impl Parser {
+impl FormulaParser {
     pub(super) fn new(tokens: Vec<Spaced>) -> Self {
         Self { tokens, at: 0, depth: 0, bars: 0, outward: false, argument: false }
     }

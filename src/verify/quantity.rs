@@ -3,13 +3,13 @@
 use super::formula::sum_of;
 use super::name::is_function;
 use super::number::literal;
-use super::parse::{Parser, is_mathematical, is_separator};
+use super::parse::{FormulaParser, is_mathematical, is_separator};
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
 use super::unit::{Unit, is_letter, is_unit};
 use super::words::{is_number, magnitude, money, part};
 
-impl Parser {
+impl FormulaParser {
     pub(super) fn currency(&mut self) -> Option<Unit> {
         let name = match self.peek_char()? {
             '＄' => "dollar",

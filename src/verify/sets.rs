@@ -19,7 +19,7 @@ struct End {
 
 /// Interval between two ends; a single number is closed at both.
 #[derive(Debug, Clone)]
-struct Piece {
+struct Interval {
     low: End,
     high: End,
 }
@@ -60,7 +60,7 @@ impl Comparer {
         Ok(self.pieces(set)?.is_some_and(|pieces| pieces.is_empty()))
     }
 
-    fn same_pieces(&mut self, a: &[Piece], b: &[Piece]) -> Result<bool> {
+    fn same_pieces(&mut self, a: &[Interval], b: &[Interval]) -> Result<bool> {
         if a.len() != b.len() {
             return Ok(false);
         }
@@ -80,17 +80,17 @@ impl Comparer {
     }
 
     /// Return the pieces of a set, ordered and merged; `None` if its ends are not real numbers.
-    fn pieces(&mut self, node: &Node) -> Result<Option<Vec<Piece>>> {
+    fn pieces(&mut self, node: &Node) -> Result<Option<Vec<Interval>>> {
         let pieces = match node {
             Node::Reals => {
                 let end = |sign: f64| End { value: None, approximately: sign * f64::INFINITY, closed: false };
-                vec![Piece { low: end(-1.0), high: end(1.0) }]
+                vec![Interval { low: end(-1.0), high: end(1.0) }]
             }
             Node::Set(members) => {
                 let mut pieces = Vec::new();
                 for member in members {
                     let Some(end) = self.end(member, true)? else { return Ok(None) };
-                    pieces.push(Piece { low: end.clone(), high: end });
+                    pieces.push(Interval { low: end.clone(), high: end });
                 }
                 pieces
             }
@@ -116,7 +116,7 @@ impl Comparer {
                 if low.approximately >= high.approximately {
                     return Ok(None);
                 }
-                vec![Piece { low, high }]
+                vec![Interval { low, high }]
             }
         };
         if pieces.len() > MAX_PIECES {
@@ -148,10 +148,10 @@ impl Comparer {
         Ok(a.approximately.total_cmp(&b.approximately))
     }
 
-    fn joined(&mut self, mut pieces: Vec<Piece>) -> Result<Vec<Piece>> {
+    fn joined(&mut self, mut pieces: Vec<Interval>) -> Result<Vec<Interval>> {
         pieces
             .sort_by(|a, b| a.low.approximately.total_cmp(&b.low.approximately).then(b.low.closed.cmp(&a.low.closed)));
-        let mut joined: Vec<Piece> = Vec::new();
+        let mut joined: Vec<Interval> = Vec::new();
         for piece in pieces {
             let Some(last) = joined.last_mut() else {
                 joined.push(piece);
@@ -178,7 +178,7 @@ impl Comparer {
         Ok(joined)
     }
 
-    fn common(&mut self, a: &[Piece], b: &[Piece]) -> Result<Vec<Piece>> {
+    fn common(&mut self, a: &[Interval], b: &[Interval]) -> Result<Vec<Interval>> {
         let mut common = Vec::new();
         for a in a {
             for b in b {
@@ -198,7 +198,7 @@ impl Comparer {
                     Ordering::Greater => false,
                 };
                 if some {
-                    common.push(Piece { low, high });
+                    common.push(Interval { low, high });
                 }
             }
         }
@@ -207,18 +207,18 @@ impl Comparer {
 }
 
 /// Return the complement of ordered, disjoint pieces.
-fn complement(pieces: &[Piece]) -> Vec<Piece> {
+fn complement(pieces: &[Interval]) -> Vec<Interval> {
     let mut low = End { value: None, approximately: f64::NEG_INFINITY, closed: false };
     let mut rest = Vec::new();
     for piece in pieces {
         if piece.low.value.is_some() {
             let high = End { closed: !piece.low.closed, ..piece.low.clone() };
-            rest.push(Piece { low, high });
+            rest.push(Interval { low, high });
         }
         low = End { closed: !piece.high.closed, ..piece.high.clone() };
     }
     if low.value.is_some() || pieces.is_empty() {
-        rest.push(Piece { low, high: End { value: None, approximately: f64::INFINITY, closed: false } });
+        rest.push(Interval { low, high: End { value: None, approximately: f64::INFINITY, closed: false } });
     }
     rest
 }

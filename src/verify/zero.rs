@@ -64,7 +64,7 @@ impl Mul for Complex {
 }
 
 /// Cached values of atoms at one point.
-struct Point {
+struct PointValues {
     /// `None` for constants.
     number: Option<u64>,
     atoms: Vec<Option<Option<Complex>>>,
@@ -79,12 +79,12 @@ fn scatter(name: &str, seed: u64) -> f64 {
 }
 
 impl Algebra {
-    fn point(&self, number: Option<u64>) -> Point {
-        Point { number, atoms: vec![None; self.atoms.len()] }
+    fn point(&self, number: Option<u64>) -> PointValues {
+        PointValues { number, atoms: vec![None; self.atoms.len()] }
     }
 
     /// Return the value and the total size of its terms.
-    fn value(&self, poly: &Poly, point: &mut Point) -> Option<(Complex, f64)> {
+    fn value(&self, poly: &Poly, point: &mut PointValues) -> Option<(Complex, f64)> {
         let (mut sum, mut size) = (Complex::real(0.0), 0.0);
         for (monomial, coefficient) in &poly.0 {
             let mut term = Complex::real(coefficient.to_f64()?);
@@ -102,13 +102,13 @@ impl Algebra {
         (size.is_finite() && sum.size().is_finite()).then_some((sum, size))
     }
 
-    fn quotient_value(&self, quotient: &Quotient, point: &mut Point) -> Option<Complex> {
+    fn quotient_value(&self, quotient: &Quotient, point: &mut PointValues) -> Option<Complex> {
         let (over, _) = self.value(&quotient.over, point)?;
         let (under, size) = self.value(&quotient.under, point)?;
         (under.size() > TOLERANCE * size).then(|| over * under.power(-1.0))
     }
 
-    fn atom_value(&self, index: usize, point: &mut Point) -> Option<Complex> {
+    fn atom_value(&self, index: usize, point: &mut PointValues) -> Option<Complex> {
         if let Some(value) = point.atoms[index] {
             return value;
         }

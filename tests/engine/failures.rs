@@ -42,11 +42,16 @@ fn what_does_not_pass_ends_the_run_at_once_with_its_state_saved() {
     // The number of requests of the second step that succeed: those of the check are four.
     let faults: [(&str, usize, Fault, &str); 6] = [
         ("ids", 0, Fault::choices(|choice| choice["token_ids"] = Value::Null), "has no token ids"),
-        ("vocabulary", 4, Fault::choices(|choice| choice["token_ids"][0] = json!(100_000)), "none of the"),
-        ("nan", 0, nan, "NaN is no log-probability"),
-        ("count", 4, short_by_one, "were asked for"),
-        ("refused", 4, Fault::Status(400), "/v1/completions answers 400"),
-        ("missing", 4, Fault::Status(404), "/v1/completions answers 404"),
+        (
+            "vocabulary",
+            4,
+            Fault::choices(|choice| choice["token_ids"][0] = json!(100_000)),
+            "100000 is outside the vocabulary",
+        ),
+        ("nan", 0, nan, "NaN is not a valid log-probability"),
+        ("count", 4, short_by_one, "requested 4 completions, received 3"),
+        ("refused", 4, Fault::Status(400), "/v1/completions responds with status 400"),
+        ("missing", 4, Fault::Status(404), "/v1/completions responds with status 404"),
     ];
     for (name, succeed, fault, part) in faults {
         let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
@@ -96,7 +101,7 @@ fn two_servers_that_fail_at_the_same_time_end_the_run_with_its_state_saved() {
         fake.fail("/v1/load_lora_adapter", usize::MAX, Fault::Status(400));
     }
     let (one, other) = (fakes[0].url(), fakes[1].url());
-    refused(&config, Start::New, &["no server of rollout.urls is left", &one, &other, "The state is saved"]);
+    refused(&config, Start::New, &["no server of rollout.urls is available", &one, &other, "The state is saved"]);
 }
 
 #[test]
@@ -106,7 +111,7 @@ fn a_server_that_hangs_ends_the_run_in_time() {
     let mut config = short(&workshop, "hangs", true, Kind::Vllm, &[&fake]);
     change(&mut config.rollout, |served| (served.retries, served.request_timeout_s) = (0, 1.0));
     fake.fail_after("/v1/load_lora_adapter", 1, "/v1/completions", Fault::Hang);
-    refused(&config, Start::New, &["has not answered within 1 s", "rollout.retries = 0", "The state is saved"]);
+    refused(&config, Start::New, &["did not answer within 1 s", "rollout.retries = 0", "The state is saved"]);
 }
 
 /// Regression: Ctrl-C waited for the end of a request to load weights, or of a check: 600 s.
@@ -147,7 +152,7 @@ fn requests_of_a_step_that_fails_are_aborted_at_the_servers() {
     for (times, fault) in [(4, Fault::None), (1, Fault::Hang), (usize::MAX, Fault::Status(400))] {
         fake.inject(after, "/v1/completions", times, fault);
     }
-    refused(&config, Start::New, &["/v1/completions answers 400", "The state is saved"]);
+    refused(&config, Start::New, &["/v1/completions responds with status 400", "The state is saved"]);
     let start = Instant::now();
     while fake.aborted() == 0 {
         assert!(start.elapsed() < Duration::from_secs(60), "the request still hangs");
@@ -171,6 +176,6 @@ fn servers_that_drift_from_our_model_within_a_step_end_the_run_with_its_state_sa
     });
     fake.fail_after("/v1/load_lora_adapter", 1, "/v1/completions", shifted);
     let parts =
-        ["more than rollout.max_mean_kl = 0.01, although they were alike when the weights came", "The state is saved"];
+        ["more than rollout.max_mean_kl = 0.01, although they agreed after the weight transfer", "The state is saved"];
     refused(&config, Start::New, &parts);
 }

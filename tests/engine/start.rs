@@ -18,21 +18,21 @@ type Refusal = (bool, fn(&mut Setup), &'static [&'static str]);
 fn a_server_that_cannot_do_what_a_run_needs_is_refused_before_anything_is_written() {
     let workshop = Workshop::new();
     let vllm: [Refusal; 10] = [
-        (true, |s| s.version = "0.9.2".into(), &["0.9.2 gives no token ids", "0.10.2"]),
-        (true, |s| s.name = "other".into(), &["no model \"policy\" (rollout.model)", "other", "vllm serve"]),
+        (true, |s| s.version = "0.9.2".into(), &["0.9.2 returns no token ids", "0.10.2"]),
+        (true, |s| s.name = "other".into(), &["does not serve rollout.model = \"policy\"", "other", "vllm serve"]),
         (true, |s| s.max_model_len = 40, &["context of 40 tokens", "--dtype float32 --max-model-len 536"]),
         (true, |s| s.quantization = Some("awq".into()), &["quantised weights (awq)"]),
-        (true, |s| s.data_parallel_size = 2, &["2 replicas", "rollout.urls"]),
+        (true, |s| s.data_parallel_size = 2, &["2 data-parallel replicas", "rollout.urls"]),
         (true, |s| s.lora = false, &["--enable-lora"]),
-        (true, |s| s.max_lora_rank = 2, &["--max-lora-rank 2, and lora.r = 4", "--max-lora-rank 8"]),
+        (true, |s| s.max_lora_rank = 2, &["--max-lora-rank 2, which is below lora.r = 4", "--max-lora-rank 8"]),
         (true, |s| s.loads_adapters = false, &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"]),
         (false, |s| s.managed = false, &["VLLM_SERVER_DEV_MODE=1"]),
         (true, |s| s.api_key = Some("secret".into()), &["401", "rollout.api_key_env"]),
     ];
     let sglang: [Refusal; 6] = [
         (true, |s| s.lora = false, &["--enable-lora", "sglang.launch_server"]),
-        (true, |s| s.max_lora_rank = 2, &["--max-lora-rank 2, and lora.r = 4", "--max-lora-rank 4"]),
-        (true, |s| s.data_parallel_size = 2, &["2 replicas", "rollout.urls"]),
+        (true, |s| s.max_lora_rank = 2, &["--max-lora-rank 2, which is below lora.r = 4", "--max-lora-rank 4"]),
+        (true, |s| s.data_parallel_size = 2, &["2 data-parallel replicas", "rollout.urls"]),
         (false, |s| s.max_model_len = 40, &["context of 40 tokens", "--dtype float32 --context-length 536"]),
         (false, |s| s.quantization = Some("fp8".into()), &["quantised weights (fp8)"]),
         (false, |s| s.api_key = Some("secret".into()), &["401", "rollout.api_key_env"]),
@@ -54,7 +54,7 @@ fn a_server_that_cannot_do_what_a_run_needs_is_refused_before_anything_is_writte
     fake.die();
     let mut config = short(&workshop, "refused", true, Kind::Vllm, &[&fake]);
     change(&mut config.rollout, |served| served.start_timeout_s = 0.5);
-    refused(&config, Start::New, &["no server after rollout.start_timeout_s", "vllm serve"]);
+    refused(&config, Start::New, &["did not answer within rollout.start_timeout_s", "vllm serve"]);
     assert!(!workshop.path("runs/refused").exists());
 }
 
@@ -83,7 +83,11 @@ fn a_server_with_another_model_is_caught() {
     }
     tempering::model::save(&workshop.path("untrained"), &shape, &model).unwrap();
     let fake = Fake::start(Kind::Vllm, &workshop.path("untrained"), Setup::default());
-    refused(&short(&workshop, "another", true, Kind::Vllm, &[&fake]), Start::New, &["another model than model.path"]);
+    refused(
+        &short(&workshop, "another", true, Kind::Vllm, &[&fake]),
+        Start::New,
+        &["a model or weights other than model.path"],
+    );
 }
 
 /// Regression: the limit for float32 was applied wherever the server computes in it, and our model in bfloat16 exceeds it

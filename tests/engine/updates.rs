@@ -20,7 +20,7 @@ fn a_server_that_says_it_has_taken_weights_and_has_not_is_caught() {
         let fake = Fake::start(kind, &workshop.path("model"), Setup::default());
         let config = short(&workshop, &format!("stale-{kind:?}"), false, kind, &[&fake]);
         fake.fail(update, 1, Fault::Idle);
-        refused(&config, Start::New, &["other weights than those after 1 updates", &fake.url(), "The state is saved"]);
+        refused(&config, Start::New, &["weights other than those after 1 updates", &fake.url(), "The state is saved"]);
         // Resuming with the same server: it gets the weights of the checkpoint first.
         train(&config, Start::Resume).unwrap();
     }
@@ -32,9 +32,9 @@ fn a_program_that_transfers_weights_reports_success_by_its_exit_status() {
     let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup { managed: false, ..Setup::default() });
     for (name, script, part) in [
         ("fails", "exit 3", "exit status: 3"),
-        ("sleeps", "sleep 60", "has not ended within rollout.sync_timeout_s = 1 s"),
+        ("sleeps", "sleep 60", "did not exit within rollout.sync_timeout_s = 1 s"),
         // A program that reports success without transferring the weights.
-        ("lies", "read line", "other weights than those after 1 updates"),
+        ("lies", "read line", "weights other than those after 1 updates"),
     ] {
         let mut config = short(&workshop, name, false, Kind::Vllm, &[&fake]);
         change(&mut config.rollout, |served| {
@@ -70,7 +70,7 @@ fn a_server_whose_update_fails_is_left_out_until_it_is_started_again() {
     let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
     let mut config = short(&workshop, "nowhere", false, Kind::Vllm, &[&fake]);
     change(&mut config.rollout, |served| served.server_dir = "/nowhere".into());
-    let parts = ["/collective_rpc answers 500", "must be started again", "The state is saved"];
+    let parts = ["/collective_rpc responds with status 500", "restart it", "The state is saved"];
     refused(&config, Start::New, &parts);
     let body = json!({ "model": "policy", "prompt": [1, 30], "n": 1, "seed": 1, "max_tokens": 1 });
     let _ = ureq::post(format!("{}/v1/completions", fake.url())).send(body.to_string());
@@ -139,7 +139,7 @@ fn a_prefix_cache_of_earlier_weights_is_not_used() {
             config.name = "kept".into();
             config.rollout = short(&workshop, "kept", false, Kind::Vllm, &[&fake]).rollout;
             fake.fail("/reset_prefix_cache", usize::MAX, Fault::Status(404));
-            refused(&config, Start::New, &["other weights than those after 1 updates", "a prefix cache"]);
+            refused(&config, Start::New, &["weights other than those after 1 updates", "a prefix cache"]);
         }
     }
 }
@@ -165,7 +165,7 @@ fn an_adapter_whose_loading_is_not_confirmed_is_loaded_again() {
     let fake = Fake::start(Kind::Vllm, &workshop.path("model"), Setup::default());
     let config = short(&workshop, "already", true, Kind::Vllm, &[&fake]);
     fake.fail("/v1/load_lora_adapter", usize::MAX, Fault::Status(400));
-    refused(&config, Start::New, &["/v1/load_lora_adapter answers 400", "already", "The state is saved"]);
+    refused(&config, Start::New, &["/v1/load_lora_adapter responds with status 400", "already", "The state is saved"]);
 }
 
 /// Return the names under which adapters were to be loaded, in order.

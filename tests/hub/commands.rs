@@ -102,7 +102,9 @@ fn eval_by_names_is_eval_of_the_files_and_works_offline_afterwards() {
     assert!(lab.double.seen().is_empty());
     let error = lab.refuse(&[&"eval", &"lab/small", &"lab/sums"], &[]);
     assert!(
-        error.contains("has several parts; name one:\n  lab/sums:default:test\n  lab/sums:default:train"),
+        error.contains(
+            "has several configurations or splits; choose one:\n  lab/sums:default:test\n  lab/sums:default:train"
+        ),
         "{error}"
     );
 }
@@ -122,9 +124,9 @@ fn score_by_name_is_score_of_the_file() {
 fn paths_that_are_mistyped_and_folders_of_a_name_ask_nothing() {
     let lab = Lab::new();
     let error = lab.refuse(&[&"generate", &"model/non"], &[]);
-    assert!(error.contains("model/non: no such folder. The folder model is here"), "{error}");
+    assert!(error.contains("model/non: no such folder. The folder model exists"), "{error}");
     let error = lab.refuse(&[&"eval", &"model", &"model/none"], &[]);
-    assert!(error.contains("model/none: no such file. The folder model is here"), "{error}");
+    assert!(error.contains("model/none: no such file. The folder model exists"), "{error}");
     for path in ["./lab/small", "a/b/c", "small"] {
         let error = lab.refuse(&[&"generate", &path], &[]);
         assert!(error.contains("no such folder"), "{error}");
@@ -139,7 +141,9 @@ fn paths_that_are_mistyped_and_folders_of_a_name_ask_nothing() {
     std::fs::rename(lab.workshop.path("model"), lab.workshop.path("lab/small")).unwrap();
     let ended = generate("lab/small");
     assert!(
-        ended.err.contains("lab/small: what is here under this name is taken; hf:lab/small names the repository"),
+        ended.err.contains(
+            "lab/small: the local file or folder of this name is used; write hf:lab/small for the repository"
+        ),
         "{}",
         ended.err
     );
@@ -148,7 +152,11 @@ fn paths_that_are_mistyped_and_folders_of_a_name_ask_nothing() {
         std::fs::create_dir_all(lab.workshop.path(folder)).unwrap();
         std::fs::rename(lab.workshop.path("lab/small"), lab.workshop.path(folder).join("small")).unwrap();
         let err = generate(&format!("{folder}/small")).err;
-        assert_eq!(err.contains(&format!("{folder}/small: what is here under this name is taken")), told, "{err}");
+        assert_eq!(
+            err.contains(&format!("{folder}/small: the local file or folder of this name is used")),
+            told,
+            "{err}"
+        );
         std::fs::rename(lab.workshop.path(folder).join("small"), lab.workshop.path("lab/small")).unwrap();
     }
     assert!(lab.double.seen().is_empty());
@@ -241,11 +249,15 @@ fn benchmarks_are_fetched_by_name_and_asked_by_the_protocol_of_papers() {
         ended.out
     );
     assert!(
-        ended.err.contains("protocol paper, where no option says otherwise: temperature 0.6, top-p 0.95"),
+        ended.err.contains("protocol paper; options override its values: temperature 0.6, top-p 0.95"),
         "{}",
         ended.err
     );
-    assert!(ended.err.contains("HuggingFaceH4/MATH-500:test has 3 problems, and 500 were published"), "{}", ended.err);
+    assert!(
+        ended.err.contains("HuggingFaceH4/MATH-500:test has 3 problems, but the published benchmark has 500"),
+        "{}",
+        ended.err
+    );
     let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("eval.json")).unwrap()).unwrap();
     let settings = &manifest["settings"];
     let number = |key: &str| settings[key].as_f64().unwrap() as f32;
@@ -266,15 +278,19 @@ fn benchmarks_are_fetched_by_name_and_asked_by_the_protocol_of_papers() {
     lab.double.seen();
     let taken = lab.succeed(&[&"eval", &"model", &"aime24", &"amc23"], &[]).err;
     for name in ["aime24", "amc23"] {
-        let line = format!("{name}: what is here under this name is taken, not the benchmark; {name}@main names that");
+        let line =
+            format!("{name}: the local file or folder of this name is used; write {name}@main for the benchmark");
         assert_eq!(taken.matches(&line).count(), 1, "{taken}");
     }
     // Regression: with a folder of the name, the benchmark was fetched.
     std::fs::create_dir(lab.workshop.path("gsm8k")).unwrap();
     let error = lab.refuse(&[&"eval", &"model", &"gsm8k"], &[]);
-    assert!(error.contains("gsm8k: a folder; name a file in it") && error.contains("gsm8k@main names that"), "{error}");
+    assert!(
+        error.contains("gsm8k: is a folder; give a file in it") && error.contains("gsm8k@main for the benchmark"),
+        "{error}"
+    );
     let error = lab.refuse(&[&"eval", &"model", &"aime23"], &[]);
-    assert!(error.contains("benchmarks with names of their own are math500, aime24"), "{error}");
+    assert!(error.contains("built-in benchmark names are math500, aime24"), "{error}");
     assert!(lab.double.seen().is_empty());
 
     let told = lab.succeed(&[&"eval", &"--protocol", &"paper"], &[]).out;
@@ -283,5 +299,5 @@ fn benchmarks_are_fetched_by_name_and_asked_by_the_protocol_of_papers() {
         "{told}"
     );
     let error = lab.refuse(&[&"eval", &"model", &"--protocol", &"paper"], &[]);
-    assert!(error.contains("name what to evaluate on"), "{error}");
+    assert!(error.contains("no DATA given"), "{error}");
 }

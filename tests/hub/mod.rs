@@ -6,7 +6,7 @@ mod double;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tempering::hub::{Hub, Kind, Name, Part};
+use tempering::hub::{Hub, ModelFiles, Name, RepoKind};
 
 use self::double::{Double, Fault};
 
@@ -22,11 +22,11 @@ fn client(double: &Double, home: &Path) -> Hub {
 }
 
 fn model(text: &str) -> Name {
-    Name::of(Kind::Model, Path::new(text)).unwrap().unwrap()
+    Name::of(RepoKind::Model, Path::new(text)).unwrap().unwrap()
 }
 
 fn data(text: &str) -> Name {
-    Name::of(Kind::Data, Path::new(text)).unwrap().unwrap()
+    Name::of(RepoKind::Data, Path::new(text)).unwrap().unwrap()
 }
 
 /// Return 256 KiB of non-repeating bytes.
@@ -71,9 +71,9 @@ fn a_model_lies_where_python_looks_for_it_and_only_what_is_used_is_fetched() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
     let commit = double.publish("models/lab/two", &shards());
     let hub = Hub { token: Some("secret".to_string()), ..client(&double, home.path()) };
-    let small = hub.model(&model("lab/two"), Part::Settings).unwrap();
+    let small = hub.model(&model("lab/two"), ModelFiles::Settings).unwrap();
     assert_eq!(names(&small), ["config.json", "tokenizer.json"]);
-    let folder = hub.model(&model("lab/two"), Part::Whole).unwrap();
+    let folder = hub.model(&model("lab/two"), ModelFiles::Whole).unwrap();
     let cache = hub.cache.join("models--lab--two");
     assert_eq!(folder, cache.join("snapshots").join(&commit));
     let wanted = [
@@ -104,23 +104,23 @@ fn what_is_in_the_cache_is_not_asked_for_again() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
     let commit = double.publish("models/lab/two", &shards());
     let hub = client(&double, home.path());
-    let folder = hub.model(&model("lab/two"), Part::Whole).unwrap();
+    let folder = hub.model(&model("lab/two"), ModelFiles::Whole).unwrap();
     double.seen();
-    assert_eq!(hub.model(&model(&format!("lab/two@{commit}")), Part::Whole).unwrap(), folder);
+    assert_eq!(hub.model(&model(&format!("lab/two@{commit}")), ModelFiles::Whole).unwrap(), folder);
     assert!(double.seen().is_empty());
     // Offline, as in another process.
     let copy = home.path().join("copy");
     std::fs::create_dir(&copy).unwrap();
     std::fs::rename(hub.cache.join("models--lab--two"), copy.join("models--lab--two")).unwrap();
     let offline = Hub { cache: copy.clone(), offline: true, ..hub.clone() };
-    assert!(offline.model(&model("lab/two"), Part::Whole).unwrap().ends_with(&commit));
+    assert!(offline.model(&model("lab/two"), ModelFiles::Whole).unwrap().ends_with(&commit));
     assert!(double.seen().is_empty());
     // An incomplete snapshot is not accepted as complete.
     let shard = copy.join("models--lab--two/snapshots").join(&commit).join("model-00002-of-00002.safetensors");
     std::fs::remove_file(shard).unwrap();
-    let error = offline.model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
-    assert!(error.contains("lacks model-00002-of-00002.safetensors"), "{error}");
-    let error = offline.model(&model("lab/two@v9"), Part::Whole).unwrap_err().to_string();
+    let error = offline.model(&model("lab/two"), ModelFiles::Whole).unwrap_err().to_string();
+    assert!(error.contains("are not in the cache") && error.contains(": model-00002-of-00002.safetensors;"), "{error}");
+    let error = offline.model(&model("lab/two@v9"), ModelFiles::Whole).unwrap_err().to_string();
     assert!(error.contains("HF_HUB_OFFLINE is set") && error.contains("\"v9\" is not in the cache"), "{error}");
 }
 
@@ -142,9 +142,9 @@ fn a_cache_that_python_has_filled_is_used_offline() {
         offline: true,
         patience: Duration::from_secs(1),
     };
-    assert_eq!(hub.model(&model("lab/two"), Part::Settings).unwrap(), snapshot);
-    let error = hub.model(&model(&format!("lab/two@{commit}")), Part::Whole).unwrap_err().to_string();
-    assert!(error.contains("has no weights") && error.contains("which may be a part"), "{error}");
+    assert_eq!(hub.model(&model("lab/two"), ModelFiles::Settings).unwrap(), snapshot);
+    let error = hub.model(&model(&format!("lab/two@{commit}")), ModelFiles::Whole).unwrap_err().to_string();
+    assert!(error.contains("has no weights") && error.contains("which may be incomplete"), "{error}");
     // One shard of several is not taken for the whole split.
     let repository = hub.cache.join("datasets--lab--sums");
     let shard = repository.join("snapshots").join(commit).join("data/train-00000-of-00003-9f2b.jsonl");
@@ -153,8 +153,8 @@ fn a_cache_that_python_has_filled_is_used_offline() {
     std::fs::write(repository.join("refs/main"), commit).unwrap();
     std::fs::write(&shard, "{}").unwrap();
     let error = hub.data(&data("lab/sums")).unwrap_err().to_string();
-    assert!(error.contains("1 of the 3 files of default:train are here"), "{error}");
-    assert!(error.contains("which may be a part"), "{error}");
+    assert!(error.contains("only 1 of the 3 files of default:train are available"), "{error}");
+    assert!(error.contains("which may be incomplete"), "{error}");
     std::fs::rename(&shard, shard.with_file_name("train.jsonl")).unwrap();
     let sums = data(&format!("lab/sums@{commit}"));
     assert_eq!(hub.data(&sums).unwrap(), [shard.with_file_name("train.jsonl")]);
@@ -165,7 +165,7 @@ fn a_cache_that_python_has_filled_is_used_offline() {
 fn an_address_and_a_token_that_cannot_be_sent_are_named() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
     let hub = client(&double, home.path());
-    let refused = |hub: Hub| hub.model(&model("lab/two"), Part::Settings).unwrap_err().to_string();
+    let refused = |hub: Hub| hub.model(&model("lab/two"), ModelFiles::Settings).unwrap_err().to_string();
     let error = refused(Hub { endpoint: "huggingface.co".to_string(), ..hub.clone() });
     assert!(error.contains("HF_ENDPOINT") && error.contains("https://huggingface.co"), "{error}");
     let error = refused(Hub { token: Some("hf_secret\nline".to_string()), ..hub });
@@ -182,7 +182,7 @@ fn a_connection_that_is_cut_is_gone_on_with_where_it_was() {
     // One response ignores the range and sends the whole file.
     double.fail("model-00002", 1, Fault::Cut(70_000));
     double.fail("model-00002", 1, Fault::Whole);
-    let folder = hub.model(&model("lab/two"), Part::Whole).unwrap();
+    let folder = hub.model(&model("lab/two"), ModelFiles::Whole).unwrap();
     assert_eq!(std::fs::read(folder.join("model-00001-of-00002.safetensors")).unwrap(), weights(1));
     assert_eq!(std::fs::read(folder.join("model-00002-of-00002.safetensors")).unwrap(), weights(2));
     assert_eq!(std::fs::read(folder.join("tokenizer.json")).unwrap(), b"{\"x\": 1}");
@@ -204,19 +204,19 @@ fn a_fetch_that_ends_half_way_is_never_taken_for_whole_and_goes_on_another_time(
     double.fail("model-00001", 1, Fault::Cut(70_000));
     // From then on, the storage fails.
     double.fail(&format!("two/{commit}/model-00001"), usize::MAX, Fault::Status(503, ""));
-    let error = hub.model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
+    let error = hub.model(&model("lab/two"), ModelFiles::Whole).unwrap_err().to_string();
     assert!(
-        error.contains("model-00001-of-00002.safetensors could not be fetched") && error.contains("503"),
+        error.contains("model-00001-of-00002.safetensors could not be downloaded") && error.contains("503"),
         "{error}"
     );
-    assert!(error.contains("What has come is kept"), "{error}");
+    assert!(error.contains("The partial file is kept"), "{error}");
     assert_eq!(unfinished(&hub), [70_000]);
     assert!(!hub.cache.join("models--lab--two/refs/main").exists(), "the cache does not say that the branch is there");
     let offline = Hub { offline: true, ..hub.clone() };
-    assert!(offline.model(&model("lab/two"), Part::Whole).is_err());
+    assert!(offline.model(&model("lab/two"), ModelFiles::Whole).is_err());
     double.clear_faults();
     double.seen();
-    hub.model(&model("lab/two"), Part::Whole).unwrap();
+    hub.model(&model("lab/two"), ModelFiles::Whole).unwrap();
     let first = double.seen().into_iter().find(|seen| seen.storage).unwrap();
     assert_eq!(first.range.as_deref(), Some("bytes=70000-"));
     assert!(unfinished(&hub).is_empty());
@@ -229,13 +229,13 @@ fn a_file_with_another_content_than_its_hash_is_thrown_away() {
     let hub = client(&double, home.path());
     // Small files have git's id as their ETag.
     double.fail("tokenizer.json", 1, Fault::Damage);
-    let error = hub.model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
-    assert!(error.contains("tokenizer.json came damaged: its git id is"), "{error}");
+    let error = hub.model(&model("lab/two"), ModelFiles::Whole).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json was damaged in the download: its git id is"), "{error}");
     double.fail("model-00002", 1, Fault::Damage);
-    let error = hub.model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
-    assert!(error.contains("model-00002-of-00002.safetensors came damaged: its SHA-256 is"), "{error}");
+    let error = hub.model(&model("lab/two"), ModelFiles::Whole).unwrap_err().to_string();
+    assert!(error.contains("model-00002-of-00002.safetensors was damaged in the download: its SHA-256 is"), "{error}");
     assert_eq!(unfinished(&hub), [0]);
-    let folder = hub.model(&model("lab/two"), Part::Whole).unwrap();
+    let folder = hub.model(&model("lab/two"), ModelFiles::Whole).unwrap();
     assert_eq!(std::fs::read(folder.join("model-00002-of-00002.safetensors")).unwrap(), weights(2));
 }
 
@@ -249,10 +249,10 @@ fn refusals_say_what_to_do() {
         ("lab/none", None, 0, "", &["lab/none: the Hub has no such repository", "set HF_TOKEN"]),
         ("lab/two@v9", None, 0, "", &["lab/two@v9: has no revision \"v9\""]),
         ("lab/two@a", None, 401, "RepoNotFound", &["401", "not public", "set HF_TOKEN to a token"]),
-        ("lab/two@b", Some("old"), 401, "", &["401", "the account of HF_TOKEN", "run out"]),
+        ("lab/two@b", Some("old"), 401, "", &["401", "the token (HF_TOKEN", "has expired"]),
         ("lab/two@c", None, 401, "GatedRepo", &["gated: accept its terms at", "/lab/two, and set HF_TOKEN"]),
         ("lab/two@d", Some("mine"), 403, "GatedRepo", &["gated: accept its terms at"]),
-        ("lab/two@e", Some("mine"), 403, "", &["403", "may not read it"]),
+        ("lab/two@e", Some("mine"), 403, "", &["403", "has no access to it"]),
     ];
     for (name, token, status, code, wanted) in table {
         if status > 0 {
@@ -263,12 +263,12 @@ fn refusals_say_what_to_do() {
             );
         }
         let hub = Hub { token: token.map(str::to_string), ..client(&double, home.path()) };
-        let error = hub.model(&model(name), Part::Whole).unwrap_err().to_string();
+        let error = hub.model(&model(name), ModelFiles::Whole).unwrap_err().to_string();
         assert!(error.starts_with(name) && wanted.iter().all(|part| error.contains(part)), "{name}: {error}");
     }
     // A gated repository is also reported when a file is requested.
     double.fail("/resolve/", 1, Fault::Status(403, "GatedRepo"));
-    let error = client(&double, home.path()).model(&model("lab/two"), Part::Whole).unwrap_err().to_string();
+    let error = client(&double, home.path()).model(&model("lab/two"), ModelFiles::Whole).unwrap_err().to_string();
     assert!(error.contains("accept its terms") && error.contains("told so"), "{error}");
 }
 
@@ -278,19 +278,19 @@ fn a_hub_that_cannot_be_reached_is_told_and_what_passes_is_waited_for() {
     let commit = double.publish("models/lab/two", &shards());
     let hub = client(&double, home.path());
     double.fail("/api/", 2, Fault::Status(429, ""));
-    hub.model(&model("lab/two"), Part::Settings).unwrap();
+    hub.model(&model("lab/two"), ModelFiles::Settings).unwrap();
     let away = Hub { endpoint: "http://127.0.0.1:9".to_string(), ..hub };
-    let error = away.model(&model("lab/two"), Part::Settings).unwrap_err().to_string();
-    assert!(error.contains("the Hub cannot be reached"), "{error}");
-    assert!(error.contains(&format!("The cache has commit {commit} of it: HF_HUB_OFFLINE=1 takes that")), "{error}");
+    let error = away.model(&model("lab/two"), ModelFiles::Settings).unwrap_err().to_string();
+    assert!(error.contains("cannot reach the Hub"), "{error}");
+    assert!(error.contains(&format!("The cache has commit {commit}: set HF_HUB_OFFLINE=1 to use it")), "{error}");
 }
 
 #[test]
 fn pickled_weights_are_not_fetched() {
     let (double, home) = (Double::start(), tempfile::tempdir().unwrap());
     double.publish("models/lab/old", &[("config.json", b"{}".to_vec()), ("pytorch_model.bin", weights(1))]);
-    let error = client(&double, home.path()).model(&model("lab/old"), Part::Whole).unwrap_err().to_string();
-    assert!(error.contains("lab/old: has pytorch_model.bin and not model.safetensors"), "{error}");
+    let error = client(&double, home.path()).model(&model("lab/old"), ModelFiles::Whole).unwrap_err().to_string();
+    assert!(error.contains("lab/old: has pytorch_model.bin but not model.safetensors"), "{error}");
     assert!(error.contains("refs/pr/1") && error.contains("save_pretrained"), "{error}");
     assert!(double.seen().iter().all(|seen| !seen.path.contains("pytorch_model")));
 }
@@ -321,7 +321,11 @@ fn data_sets_are_chosen_by_configuration_split_and_revision() {
     assert_eq!(texts(&format!("lab/sums:main:train@{old}")), row(1) + &row(2));
     assert_eq!(texts("lab/sums:test@refs/convert/parquet"), row(3));
     let error = hub.data(&data(&format!("lab/sums@{old}"))).unwrap_err().to_string();
-    assert!(error.contains("has several parts; name one:\n  lab/sums:main:train\n  lab/sums:main:test"), "{error}");
+    assert!(
+        error
+            .contains("has several configurations or splits; choose one:\n  lab/sums:main:train\n  lab/sums:main:test"),
+        "{error}"
+    );
     let place = hub.cache.join("datasets--lab--sums/snapshots").join(&old).join("main/test-00000-of-00001.jsonl");
     assert!(place.is_file() && !place.with_file_name("loader.py").exists());
     if cfg!(unix) {

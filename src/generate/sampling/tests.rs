@@ -144,7 +144,7 @@ fn the_draw_on_a_device_is_the_draw_on_the_host() {
         });
         for (host, device) in host.iter().zip(&device) {
             assert_eq!(host.token, device.token);
-            let numbers = |s: &Sampled| {
+            let numbers = |s: &SampledToken| {
                 let entropies = [s.entropy, s.sampling_entropy, s.collision, s.collision_log];
                 [[s.log_prob, s.drawn_log_prob, s.unit_log_prob, 0.0], entropies].concat()
             };

@@ -8,21 +8,21 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::few_rows::Format;
+use super::few_rows::NumberFormat;
 use super::kernels::{exp, max};
 use super::rows::{ROWS, product};
 use crate::ops::Span;
 
 /// Head counts, head width, and the maximum number of keys a query attends to, its own included.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Heads {
+pub(super) struct AttentionShape {
     pub heads: usize,
     pub kv_heads: usize,
     pub dim: usize,
     window: usize,
 }
 
-impl Heads {
+impl AttentionShape {
     pub(super) fn of([_, heads, dim]: [usize; 3], kv_heads: usize, window: Option<usize>) -> Self {
         Self { heads, kv_heads, dim, window: window.unwrap_or(usize::MAX) }
     }
@@ -83,7 +83,7 @@ fn transposed(x: &[f32], dim: usize) -> Vec<f32> {
 ///
 /// Columns are computed in blocks whose sums stay in registers over all coefficients.
 #[inline(always)]
-fn combine<F: Format>(out: &mut [f32], coefficients: &[f32], matrix: &[F], stride: usize) {
+fn combine<F: NumberFormat>(out: &mut [f32], coefficients: &[f32], matrix: &[F], stride: usize) {
     let mut done = combine_blocks::<64, F>(out, coefficients, matrix, stride, 0);
     done = combine_blocks::<32, F>(out, coefficients, matrix, stride, done);
     done = combine_blocks::<16, F>(out, coefficients, matrix, stride, done);
@@ -91,7 +91,7 @@ fn combine<F: Format>(out: &mut [f32], coefficients: &[f32], matrix: &[F], strid
 }
 
 #[inline(always)]
-fn combine_blocks<const WIDTH: usize, F: Format>(
+fn combine_blocks<const WIDTH: usize, F: NumberFormat>(
     out: &mut [f32],
     coefficients: &[f32],
     matrix: &[F],
@@ -112,7 +112,7 @@ fn combine_blocks<const WIDTH: usize, F: Format>(
 }
 
 #[inline(always)]
-fn add_scaled<F: Format>(sums: &mut [f32], c: f32, row: &[F]) {
+fn add_scaled<F: NumberFormat>(sums: &mut [f32], c: f32, row: &[F]) {
     for (sum, &value) in sums.iter_mut().zip(row) {
         *sum = c.mul_add(value.widen(), *sum);
     }
@@ -141,24 +141,24 @@ fn softmax(scores: &mut [f32], scale: f32) {
 
 /// One query head of one packed sequence.
 #[derive(Debug, Clone, Copy)]
-struct Part {
+struct QueryHead {
     first: usize,
     length: usize,
     head: usize,
 }
 
 /// All heads of all sequences, sequences outermost: the parallel tasks.
-fn head_parts(lengths: &[usize], heads: usize) -> Vec<Part> {
+fn query_heads(lengths: &[usize], heads: usize) -> Vec<QueryHead> {
     let mut first = 0;
-    let mut parts = Vec::with_capacity(lengths.len() * heads);
+    let mut query_heads = Vec::with_capacity(lengths.len() * heads);
     for &length in lengths {
-        parts.extend((0..heads).map(|head| Part { first, length, head }));
+        query_heads.extend((0..heads).map(|head| QueryHead { first, length, head }));
         first += length;
     }
-    parts
+    query_heads
 }
 
-impl Part {
+impl QueryHead {
     /// Copy column block `index`, `[length, dim]`, out of packed rows.
     fn take(self, x: &[f32], width: usize, index: usize, dim: usize) -> Vec<f32> {
         head(&x[self.first * width..][..self.length * width], width, index, dim)
@@ -166,7 +166,7 @@ impl Part {
 }
 
 /// Concatenate the heads of each sequence: `[rows, blocks · dim]`, each block the sum of `group` heads.
-fn assemble(heads: &[Vec<f32>], lengths: &[usize], shape: Heads, group: usize) -> Vec<f32> {
+fn assemble(heads: &[Vec<f32>], lengths: &[usize], shape: AttentionShape, group: usize) -> Vec<f32> {
     let (dim, width) = (shape.dim, shape.heads / group * shape.dim);
     let mut out = vec![0.0; lengths.iter().sum::<usize>() * width];
     let mut rest = &mut out[..];
@@ -189,20 +189,20 @@ fn assemble(heads: &[Vec<f32>], lengths: &[usize], shape: Heads, group: usize) -
 }
 
 /// Attention output of packed sequences, `[rows, heads · dim]`.
-pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], shape: Heads) -> Vec<f32> {
-    let heads = head_parts(lengths, shape.heads)
+pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], shape: AttentionShape) -> Vec<f32> {
+    let heads = query_heads(lengths, shape.heads)
         .into_par_iter()
-        .map(|part| Arch::new().dispatch(Forward { part, q, k, v, shape }));
+        .map(|query| Arch::new().dispatch(Forward { query, q, k, v, shape }));
     assemble(&heads.collect::<Vec<_>>(), lengths, shape, 1)
 }
 
-/// Forward pass of a part.
+/// Forward pass of a query head.
 struct Forward<'a> {
-    part: Part,
+    query: QueryHead,
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
-    shape: Heads,
+    shape: AttentionShape,
 }
 
 impl WithSimd for Forward<'_> {
@@ -210,11 +210,11 @@ impl WithSimd for Forward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Self { part, q, k, v, shape } = self;
-        let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
-        let q = part.take(q, shape.q_width(), part.head, dim);
-        let keys = transposed(&part.take(k, shape.kv_width(), kv, dim), dim);
-        let values = part.take(v, shape.kv_width(), kv, dim);
+        let Self { query, q, k, v, shape } = self;
+        let (dim, length, kv) = (shape.dim, query.length, query.head / shape.group());
+        let q = query.take(q, shape.q_width(), query.head, dim);
+        let keys = transposed(&query.take(k, shape.kv_width(), kv, dim), dim);
+        let values = query.take(v, shape.kv_width(), kv, dim);
         let stride = padded(length);
         let mut scores = vec![0.0; ROWS * stride];
         let mut out = vec![0.0; length * dim];
@@ -231,7 +231,7 @@ impl WithSimd for Forward<'_> {
     }
 }
 
-/// Softmax weights of `R` query rows from `first` on; hidden keys from [`Heads::columns_from`] on get zero.
+/// Softmax weights of `R` query rows from `first` on; hidden keys from [`AttentionShape::columns_from`] on get zero.
 #[inline(always)]
 fn softmax_rows<S: Simd, const R: usize>(
     simd: S,
@@ -240,7 +240,7 @@ fn softmax_rows<S: Simd, const R: usize>(
     keys: &[f32],
     stride: usize,
     first: usize,
-    shape: Heads,
+    shape: AttentionShape,
 ) {
     let rows: [&[f32]; R] = std::array::from_fn(|r| &q[(first + r) * shape.dim..][..shape.dim]);
     let from = shape.columns_from(first);
@@ -263,7 +263,7 @@ fn weighted_sum_rows<S: Simd, const R: usize>(
     matrix: &[f32],
     stride: usize,
     first: usize,
-    shape: Heads,
+    shape: AttentionShape,
 ) {
     let (dim, from) = (shape.dim, shape.columns_from(first));
     let rows: [&[f32]; R] = std::array::from_fn(|r| &weights[r * stride + from..][..first + R - from]);
@@ -277,10 +277,10 @@ pub(super) fn backward(
     v: &[f32],
     upstream: &[f32],
     lengths: &[usize],
-    shape: Heads,
+    shape: AttentionShape,
 ) -> [Vec<f32>; 3] {
-    let heads: Vec<[Vec<f32>; 3]> = (head_parts(lengths, shape.heads).into_par_iter())
-        .map(|part| Arch::new().dispatch(Backward { part, inputs: [q, k, v, upstream], shape }))
+    let heads: Vec<[Vec<f32>; 3]> = (query_heads(lengths, shape.heads).into_par_iter())
+        .map(|query| Arch::new().dispatch(Backward { query, inputs: [q, k, v, upstream], shape }))
         .collect();
     let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
     for [q, k, v] in heads {
@@ -296,18 +296,18 @@ pub(super) fn backward(
 const BLOCK: usize = 48;
 
 /// Weights and score gradients of a block of query rows, with one line per key: `[length, BLOCK]` each.
-struct Block {
+struct BlockGradients {
     weights: Vec<f32>,
     dscores: Vec<f32>,
     /// First key in use, a multiple of [`ROWS`]; earlier lines are left over from a previous block.
     from: usize,
 }
 
-/// Backward pass of a part. `inputs` are q, k, v and the gradient of the output.
+/// Backward pass of a query head. `inputs` are q, k, v and the gradient of the output.
 struct Backward<'a> {
-    part: Part,
+    query: QueryHead,
     inputs: [&'a [f32]; 4],
-    shape: Heads,
+    shape: AttentionShape,
 }
 
 impl WithSimd for Backward<'_> {
@@ -315,16 +315,16 @@ impl WithSimd for Backward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> [Vec<f32>; 3] {
-        let Self { part, inputs: [q, k, v, upstream], shape } = self;
-        let (dim, length, kv) = (shape.dim, part.length, part.head / shape.group());
-        let [q, upstream] = [q, upstream].map(|x| part.take(x, shape.q_width(), part.head, dim));
-        let [keys, values] = [k, v].map(|x| part.take(x, shape.kv_width(), kv, dim));
+        let Self { query, inputs: [q, k, v, upstream], shape } = self;
+        let (dim, length, kv) = (shape.dim, query.length, query.head / shape.group());
+        let [q, upstream] = [q, upstream].map(|x| query.take(x, shape.q_width(), query.head, dim));
+        let [keys, values] = [k, v].map(|x| query.take(x, shape.kv_width(), kv, dim));
         let [keys_t, values_t] = [&keys, &values].map(|x| transposed(x, dim));
         let stride = padded(length);
         let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; length * dim]);
         let [mut weights, mut dscores] = [(); 2].map(|()| vec![0.0; ROWS * stride]);
         let [block_weights, block_dscores] = [(); 2].map(|()| vec![0.0; length * BLOCK]);
-        let mut block = Block { weights: block_weights, dscores: block_dscores, from: 0 };
+        let mut block = BlockGradients { weights: block_weights, dscores: block_dscores, from: 0 };
         let inputs = [&q[..], &upstream, &keys, &keys_t, &values_t];
         for start in (0..length).step_by(BLOCK) {
             let end = (start + BLOCK).min(length);
@@ -361,10 +361,10 @@ fn backward_rows<S: Simd, const R: usize>(
     simd: S,
     dq: &mut [f32],
     [weights, dscores]: [&mut [f32]; 2],
-    block: &mut Block,
+    block: &mut BlockGradients,
     [q, upstream, keys, keys_t, values_t]: [&[f32]; 5],
     first: usize,
-    shape: Heads,
+    shape: AttentionShape,
 ) {
     let dim = shape.dim;
     let stride = weights.len() / ROWS;
@@ -398,7 +398,13 @@ fn backward_rows<S: Simd, const R: usize>(
 const MIN_SHARED_NUMBERS: usize = 1 << 16;
 
 /// Attention of one query row per sequence over the tables, `[tokens, kv_heads · dim]`; `spans` are the rows each sees.
-pub(super) fn cached<F: Format>(q: &[f32], keys: &[F], values: &[F], spans: &[Span], shape: Heads) -> Vec<f32> {
+pub(super) fn cached<F: NumberFormat>(
+    q: &[f32],
+    keys: &[F],
+    values: &[F],
+    spans: &[Span],
+    shape: AttentionShape,
+) -> Vec<f32> {
     let (dim, stride) = (shape.dim, shape.kv_width());
     let mut out = vec![0.0; q.len()];
     // A task is a sequence or, for few sequences with long spans, one key head of a sequence.
@@ -434,7 +440,7 @@ pub(super) fn cached<F: Format>(q: &[f32], keys: &[F], values: &[F], spans: &[Sp
 }
 
 /// `out[t] = q · keys[t · stride..]`, four rows at a time, so that their additions are independent.
-fn dots<F: Format>(out: &mut [f32], q: &[f32], keys: &[F], stride: usize) {
+fn dots<F: NumberFormat>(out: &mut [f32], q: &[f32], keys: &[F], stride: usize) {
     let dim = q.len();
     let row = |t: usize| &keys[t * stride..][..dim];
     let (blocks, rest) = out.as_chunks_mut::<4>();
@@ -450,7 +456,7 @@ fn dots<F: Format>(out: &mut [f32], q: &[f32], keys: &[F], stride: usize) {
 
 /// Dot products of one row with `N` others.
 #[inline(always)]
-fn dot_rows<const N: usize, F: Format>(q: &[f32], rows: [&[F]; N]) -> [f32; N] {
+fn dot_rows<const N: usize, F: NumberFormat>(q: &[f32], rows: [&[F]; N]) -> [f32; N] {
     let mut sums = [[0.0f32; 8]; N];
     let (whole, tail) = q.as_chunks::<8>();
     for (at, q) in whole.iter().enumerate() {

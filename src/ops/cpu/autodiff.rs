@@ -80,7 +80,7 @@ impl Backward<Flex, 3> for AttentionStep {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Flex>(&ops.node).to_contiguous();
         let ([q, k, v], lengths, window) = ops.state;
-        let shape = attention::Heads::of(dims(&q), k.shape()[1], window);
+        let shape = attention::AttentionShape::of(dims(&q), k.shape()[1], window);
         let gradients = attention::backward(values!(&q), values!(&k), values!(&v), values!(&upstream), &lengths, shape);
         for ((node, gradient), like) in ops.parents.into_iter().zip(gradients).zip([&q, &k, &v]) {
             if let Some(node) = node {

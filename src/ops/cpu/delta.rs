@@ -18,7 +18,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::{Primitive, tensor, values, values_mut};
-use crate::ops::delta::{DeltaHeads, DeltaInputs, Move};
+use crate::ops::delta::{DeltaHeads, DeltaInputs, StateMove};
 
 /// Columns of a state that are computed together.
 const COLUMNS: usize = 32;
@@ -26,7 +26,7 @@ const COLUMNS: usize = 32;
 const TOKENS: usize = 32;
 
 /// A block of columns of a row of the state.
-type Row = [f32; COLUMNS];
+type StateColumns = [f32; COLUMNS];
 
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait CpuDelta: Backend {
@@ -51,7 +51,7 @@ pub(crate) trait CpuDeltaCached: Backend {
         beta: FloatTensor<Self>,
         table: FloatTensor<Self>,
         lengths: Vec<usize>,
-        moves: Vec<Move>,
+        moves: Vec<StateMove>,
         heads: DeltaHeads,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
@@ -65,7 +65,7 @@ pub(in crate::ops) fn delta_rule_cached(
     inputs: DeltaInputs,
     table: Tensor<2>,
     lengths: &[usize],
-    moves: &[Move],
+    moves: &[StateMove],
     heads: DeltaHeads,
 ) -> (Tensor<2>, Tensor<2>) {
     let [q, k, v, decay, beta] = inputs.into_array().map(Tensor::into_dispatch);
@@ -88,7 +88,7 @@ struct Inputs<'a> {
 
 /// One value head of one sequence.
 #[derive(Clone, Copy)]
-struct Part<'a> {
+struct ValueHead<'a> {
     inputs: Inputs<'a>,
     /// First row of the sequence.
     first: usize,
@@ -97,19 +97,19 @@ struct Part<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// List the parts, sequence by sequence and head by head.
-    fn parts(self, lengths: &[usize]) -> Vec<Part<'a>> {
+    /// List the value heads, sequence by sequence and head by head.
+    fn value_heads(self, lengths: &[usize]) -> Vec<ValueHead<'a>> {
         let mut first = 0;
-        let mut parts = Vec::with_capacity(lengths.len() * self.heads.values);
+        let mut value_heads = Vec::with_capacity(lengths.len() * self.heads.values);
         for &length in lengths {
-            parts.extend((0..self.heads.values).map(|head| Part { inputs: self, first, length, head }));
+            value_heads.extend((0..self.heads.values).map(|head| ValueHead { inputs: self, first, length, head }));
             first += length;
         }
-        parts
+        value_heads
     }
 }
 
-impl Part<'_> {
+impl ValueHead<'_> {
     fn key_row<'b>(&self, x: &'b [f32], t: usize) -> &'b [f32] {
         let heads = self.inputs.heads;
         let row = (self.first + t) * heads.keys + self.head / heads.group();
@@ -121,7 +121,7 @@ impl Part<'_> {
     }
 
     /// Copy columns from `from` on of this head's part of `[rows, values · value_dim]`, with zeros beyond the last.
-    fn columns(&self, x: &[f32], t: usize, from: usize) -> Row {
+    fn columns(&self, x: &[f32], t: usize, from: usize) -> StateColumns {
         let heads = self.inputs.heads;
         let start = ((self.first + t) * heads.values + self.head) * heads.value_dim;
         let source = &x[start + from..start + heads.value_dim.min(from + COLUMNS)];
@@ -132,7 +132,7 @@ impl Part<'_> {
 
     /// Run token `t` of the recurrence. Return the prediction error `v − Sᵀ k` and the output.
     #[inline(always)]
-    fn step(&self, state: &mut [Row], t: usize, from: usize) -> (Row, Row) {
+    fn step(&self, state: &mut [StateColumns], t: usize, from: usize) -> (StateColumns, StateColumns) {
         let Inputs { q, k, v, decay, beta, .. } = self.inputs;
         let (alpha, beta) = (self.scalar(decay, t).exp(), self.scalar(beta, t));
         let (q, k, v) = (self.key_row(q, t), self.key_row(k, t), self.columns(v, t, from));
@@ -181,9 +181,9 @@ impl Part<'_> {
         outputs
     }
 
-    fn backward(&self, upstream: &[f32]) -> PartGradients {
+    fn backward(&self, upstream: &[f32]) -> HeadGradients {
         let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
-        let mut grads = PartGradients::new(self.length, key_dim, value_dim);
+        let mut grads = HeadGradients::new(self.length, key_dim, value_dim);
         let mut after = vec![[0.0; COLUMNS]; TOKENS * key_dim];
         let mut error = [[0.0; COLUMNS]; TOKENS];
         for from in (0..value_dim).step_by(COLUMNS) {
@@ -220,10 +220,10 @@ impl Part<'_> {
         &self,
         t: usize,
         from: usize,
-        [before, after]: [&[Row]; 2],
-        [error, dout]: [&Row; 2],
-        dstate: &mut [Row],
-        grads: &mut PartGradients,
+        [before, after]: [&[StateColumns]; 2],
+        [error, dout]: [&StateColumns; 2],
+        dstate: &mut [StateColumns],
+        grads: &mut HeadGradients,
     ) {
         let DeltaHeads { key_dim, value_dim, .. } = self.inputs.heads;
         let (alpha, beta) = (self.scalar(self.inputs.decay, t).exp(), self.scalar(self.inputs.beta, t));
@@ -266,7 +266,7 @@ impl Part<'_> {
 
 /// Sum in an order that vectorises.
 #[inline(always)]
-fn sum(row: &Row) -> f32 {
+fn sum(row: &StateColumns) -> f32 {
     let mut lanes = [0.0f32; 8];
     for part in row.chunks_exact(8) {
         lanes.iter_mut().zip(part).for_each(|(lane, x)| *lane += x);
@@ -275,8 +275,8 @@ fn sum(row: &Row) -> f32 {
     ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
-/// Gradients of the inputs of a [`Part`].
-struct PartGradients {
+/// Gradients of the inputs of a [`ValueHead`].
+struct HeadGradients {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
@@ -284,22 +284,22 @@ struct PartGradients {
     beta: Vec<f32>,
 }
 
-impl PartGradients {
+impl HeadGradients {
     fn new(length: usize, key_dim: usize, value_dim: usize) -> Self {
         let zeros = |width| vec![0.0; length * width];
         Self { q: zeros(key_dim), k: zeros(key_dim), v: zeros(value_dim), decay: zeros(1), beta: zeros(1) }
     }
 }
 
-/// Combine `[length, dim]` of each part to `[rows, heads · dim]`, adding up `group` neighbouring parts.
-fn assemble<'a>(parts: &[Part], of: impl Fn(usize) -> &'a [f32], group: usize, dim: usize) -> Vec<f32> {
-    let (rows, all) = parts.last().map_or((0, 0), |part| (part.first + part.length, part.inputs.heads.values));
+/// Combine `[length, dim]` of each head to `[rows, heads · dim]`, adding up `group` neighbouring heads.
+fn assemble<'a>(heads: &[ValueHead], of: impl Fn(usize) -> &'a [f32], group: usize, dim: usize) -> Vec<f32> {
+    let (rows, all) = heads.last().map_or((0, 0), |head| (head.first + head.length, head.inputs.heads.values));
     let width = all / group * dim;
     let mut out = vec![0.0; rows * width];
-    for (index, part) in parts.iter().enumerate() {
-        let place = part.head / group * dim;
+    for (index, head) in heads.iter().enumerate() {
+        let place = head.head / group * dim;
         for (t, row) in of(index).chunks_exact(dim).enumerate() {
-            let out = &mut out[(part.first + t) * width + place..][..dim];
+            let out = &mut out[(head.first + t) * width + place..][..dim];
             out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
         }
     }
@@ -307,29 +307,29 @@ fn assemble<'a>(parts: &[Part], of: impl Fn(usize) -> &'a [f32], group: usize, d
 }
 
 fn forward(inputs: Inputs, lengths: &[usize]) -> Vec<f32> {
-    let parts = inputs.parts(lengths);
-    let outputs: Vec<Vec<f32>> = parts.par_iter().map(|part| part.forward(None)).collect();
-    assemble(&parts, |part| &outputs[part], 1, inputs.heads.value_dim)
+    let value_heads = inputs.value_heads(lengths);
+    let outputs: Vec<Vec<f32>> = value_heads.par_iter().map(|head| head.forward(None)).collect();
+    assemble(&value_heads, |head| &outputs[head], 1, inputs.heads.value_dim)
 }
 
 /// Gradients in the order of [`DeltaInputs::into_array`].
 fn backward(inputs: Inputs, lengths: &[usize], upstream: &[f32]) -> [Vec<f32>; 5] {
-    let (parts, heads) = (inputs.parts(lengths), inputs.heads);
-    let grads: Vec<PartGradients> = parts.par_iter().map(|part| part.backward(upstream)).collect();
+    let (value_heads, heads) = (inputs.value_heads(lengths), inputs.heads);
+    let grads: Vec<HeadGradients> = value_heads.par_iter().map(|head| head.backward(upstream)).collect();
     [
-        assemble(&parts, |part| &grads[part].q, heads.group(), heads.key_dim),
-        assemble(&parts, |part| &grads[part].k, heads.group(), heads.key_dim),
-        assemble(&parts, |part| &grads[part].v, 1, heads.value_dim),
-        assemble(&parts, |part| &grads[part].decay, 1, 1),
-        assemble(&parts, |part| &grads[part].beta, 1, 1),
+        assemble(&value_heads, |head| &grads[head].q, heads.group(), heads.key_dim),
+        assemble(&value_heads, |head| &grads[head].k, heads.group(), heads.key_dim),
+        assemble(&value_heads, |head| &grads[head].v, 1, heads.value_dim),
+        assemble(&value_heads, |head| &grads[head].decay, 1, 1),
+        assemble(&value_heads, |head| &grads[head].beta, 1, 1),
     ]
 }
 
 /// [`forward`] from and to the states in `table` that `moves` gives. Of several sequences that end in the same row
 /// (padding), only the first is computed.
-fn cached(inputs: Inputs, table: &mut [f32], lengths: &[usize], moves: &[Move]) -> Vec<f32> {
-    let (size, parts) = (inputs.heads.state(), inputs.parts(lengths));
-    for &Move { from, to } in moves {
+fn cached(inputs: Inputs, table: &mut [f32], lengths: &[usize], moves: &[StateMove]) -> Vec<f32> {
+    let (size, value_heads) = (inputs.heads.state(), inputs.value_heads(lengths));
+    for &StateMove { from, to } in moves {
         match from {
             Some(from) if from == to => {}
             Some(from) => table.copy_within(from * size..(from + 1) * size, to * size),
@@ -342,14 +342,14 @@ fn cached(inputs: Inputs, table: &mut [f32], lengths: &[usize], moves: &[Move]) 
         let mut heads = heads.into_iter().flatten();
         (0..inputs.heads.values).map(move |_| heads.next()).collect::<Vec<_>>()
     });
-    let tasks: Vec<(&Part, Option<&mut [f32]>)> = parts.iter().zip(states).collect();
+    let tasks: Vec<(&ValueHead, Option<&mut [f32]>)> = value_heads.iter().zip(states).collect();
     let outputs: Vec<Vec<f32>> = (tasks.into_par_iter())
-        .map(|(part, state)| match state {
-            Some(state) => part.forward(Some(state)),
-            None => vec![0.0; part.length * inputs.heads.value_dim],
+        .map(|(head, state)| match state {
+            Some(state) => head.forward(Some(state)),
+            None => vec![0.0; head.length * inputs.heads.value_dim],
         })
         .collect();
-    assemble(&parts, |part| &outputs[part], 1, inputs.heads.value_dim)
+    assemble(&value_heads, |head| &outputs[head], 1, inputs.heads.value_dim)
 }
 
 /// View contiguous tensors as inputs.
@@ -381,7 +381,7 @@ impl CpuDeltaCached for Flex {
         beta: FloatTensor<Self>,
         mut table: FloatTensor<Self>,
         lengths: Vec<usize>,
-        moves: Vec<Move>,
+        moves: Vec<StateMove>,
         heads: DeltaHeads,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let inputs = [q, k, v, decay, beta].map(|x| x.to_contiguous());

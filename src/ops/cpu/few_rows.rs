@@ -29,7 +29,7 @@ const GROUP: usize = 32;
 const TASK_MULTIPLICATIONS: usize = 1 << 18;
 
 /// Number format of a matrix.
-pub(super) trait Format: Copy + Default + Send + Sync {
+pub(super) trait NumberFormat: Copy + Default + Send + Sync {
     /// Load the elements of two vectors, in the order of [`Self::position`].
     ///
     /// # Panics
@@ -43,7 +43,7 @@ pub(super) trait Format: Copy + Default + Send + Sync {
     fn widen(self) -> f32;
 }
 
-impl Format for f32 {
+impl NumberFormat for f32 {
     #[inline(always)]
     fn load<S: Simd>(_: S, values: &[Self]) -> [S::f32s; 2] {
         let (vectors, _) = S::as_simd_f32s(&values[..2 * S::F32_LANES]);
@@ -61,7 +61,7 @@ impl Format for f32 {
     }
 }
 
-impl Format for bf16 {
+impl NumberFormat for bf16 {
     /// Split each 32-bit word into two elements; a bf16 is the upper half of an f32.
     #[inline(always)]
     #[allow(unsafe_code)]
@@ -130,7 +130,7 @@ impl Out {
 
     /// Write `sums`, which are in the lane order of `F`, to their columns.
     #[inline(always)]
-    fn put<F: Format>(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
+    fn put<F: NumberFormat>(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
         let lanes = sums.len() / 2;
         let out = self.row(row, columns);
         // The loop over a full group has a length that the compiler knows.
@@ -153,7 +153,7 @@ impl Out {
 ///
 /// # Shapes
 /// - left: `[rows, inner]`; right: `[inner, columns]`, column-major if `transposed`; out: `[rows, columns]`
-pub(super) fn multiply<F: Format>(
+pub(super) fn multiply<F: NumberFormat>(
     left: &[f32],
     right: &[F],
     transposed: bool,
@@ -193,7 +193,7 @@ struct RowMajorTask<'a, F> {
     out: Out,
 }
 
-impl<F: Format> WithSimd for RowMajorTask<'_, F> {
+impl<F: NumberFormat> WithSimd for RowMajorTask<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -243,7 +243,7 @@ impl<F: Format> WithSimd for RowMajorTask<'_, F> {
     }
 }
 
-impl<F: Format> RowMajorTask<'_, F> {
+impl<F: NumberFormat> RowMajorTask<'_, F> {
     /// Add the contribution of `D` rows of the matrix, from `depth` on, to the sums of whole groups.
     #[inline(always)]
     fn add<S: Simd, const D: usize>(&self, simd: S, sums: &mut [f32], depth: usize, width: usize) {
@@ -283,14 +283,14 @@ fn prefetch<F>(values: *const F, count: usize) {
     }
 }
 
-/// Reorders `left` so that each pair of vectors has the lane order of [`Format::load`]; rows are padded with zeros.
+/// Reorders `left` so that each pair of vectors has the lane order of [`NumberFormat::load`]; rows are padded with zeros.
 struct Reorder<'a, F> {
     left: &'a [f32],
     inner: usize,
     format: PhantomData<F>,
 }
 
-impl<F: Format> WithSimd for Reorder<'_, F> {
+impl<F: NumberFormat> WithSimd for Reorder<'_, F> {
     type Output = Vec<f32>;
 
     #[inline(always)]
@@ -318,7 +318,7 @@ struct ColumnMajorTask<'a, F> {
 /// Rows and columns computed together; half as many columns on machines with fewer than 32 vector registers.
 const BLOCK: usize = 4;
 
-impl<F: Format> WithSimd for ColumnMajorTask<'_, F> {
+impl<F: NumberFormat> WithSimd for ColumnMajorTask<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -339,7 +339,7 @@ impl<F: Format> WithSimd for ColumnMajorTask<'_, F> {
     }
 }
 
-impl<F: Format> ColumnMajorTask<'_, F> {
+impl<F: NumberFormat> ColumnMajorTask<'_, F> {
     /// Compute all rows of `C` columns.
     #[inline(always)]
     fn columns<S: Simd, const C: usize>(&self, simd: S, column: usize) {

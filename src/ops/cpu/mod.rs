@@ -56,7 +56,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::bf16;
 
 use self::product::{Matrix, product};
-use super::{Scores, Span};
+use super::{RowScores, Span};
 pub(super) use convolution::causal_conv;
 pub(super) use delta::{delta_rule, delta_rule_cached};
 #[cfg(test)]
@@ -201,9 +201,9 @@ pub(super) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
     Tensor::from_dispatch(<Dispatch as CpuOps>::op_seed(x.into_dispatch(), upstream.into_dispatch()))
 }
 
-pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
+pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> RowScores {
     let statistics = <Dispatch as CpuOps>::op_scores(logits.into_dispatch(), targets.to_vec(), temperature);
-    Scores::of(Tensor::from_dispatch(statistics))
+    RowScores::of(Tensor::from_dispatch(statistics))
 }
 
 /// View a contiguous two-dimensional tensor in f32 or bf16 as a matrix.
@@ -253,7 +253,7 @@ impl CpuOps for Flex {
         window: Option<usize>,
     ) -> FloatTensor<Self> {
         let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
-        let shape = attention::Heads::of(dims(&q), k.shape()[1], window);
+        let shape = attention::AttentionShape::of(dims(&q), k.shape()[1], window);
         let out = attention::forward(values!(&q), values!(&k), values!(&v), &lengths, shape);
         let [rows, heads, dim] = dims(&q);
         tensor(out, [rows, heads * dim])
@@ -267,7 +267,7 @@ impl CpuOps for Flex {
     ) -> FloatTensor<Self> {
         let (q, keys, values) = (q.to_contiguous(), keys.to_contiguous(), values.to_contiguous());
         let [rows, heads, dim] = dims(&q);
-        let shape = attention::Heads::of([rows, heads, dim], keys.shape()[1] / dim, None);
+        let shape = attention::AttentionShape::of([rows, heads, dim], keys.shape()[1] / dim, None);
         let mixed = match keys.dtype() {
             DType::BF16 => attention::cached(values!(&q), values!(&keys, bf16), values!(&values, bf16), &spans, shape),
             _ => attention::cached(values!(&q), values!(&keys), values!(&values), &spans, shape),

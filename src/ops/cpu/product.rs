@@ -8,12 +8,12 @@ use gemm::Parallelism;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::few_rows::{self, Format};
+use super::few_rows::{self, NumberFormat};
 
 /// A row-major or column-major matrix in a slice.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Matrix<'a> {
-    values: Values<'a>,
+    values: MatrixValues<'a>,
     rows: usize,
     columns: usize,
     /// Whether the matrix is column-major.
@@ -22,18 +22,18 @@ pub(super) struct Matrix<'a> {
 
 /// Elements of a matrix. Only a right-hand operand may have 16 bits.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Values<'a> {
+pub(super) enum MatrixValues<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
 }
 
-impl<'a> From<&'a [f32]> for Values<'a> {
+impl<'a> From<&'a [f32]> for MatrixValues<'a> {
     fn from(values: &'a [f32]) -> Self {
         Self::F32(values)
     }
 }
 
-impl<'a> From<&'a [bf16]> for Values<'a> {
+impl<'a> From<&'a [bf16]> for MatrixValues<'a> {
     fn from(values: &'a [bf16]) -> Self {
         Self::Bf16(values)
     }
@@ -41,11 +41,11 @@ impl<'a> From<&'a [bf16]> for Values<'a> {
 
 impl<'a> Matrix<'a> {
     /// Return a row-major matrix.
-    pub(super) fn new(values: impl Into<Values<'a>>, rows: usize, columns: usize) -> Self {
+    pub(super) fn new(values: impl Into<MatrixValues<'a>>, rows: usize, columns: usize) -> Self {
         let values = values.into();
         let count = match values {
-            Values::F32(values) => values.len(),
-            Values::Bf16(values) => values.len(),
+            MatrixValues::F32(values) => values.len(),
+            MatrixValues::Bf16(values) => values.len(),
         };
         assert_eq!(count, rows * columns, "a matrix of {rows} x {columns}");
         Self { values, rows, columns, transposed: false }
@@ -69,22 +69,22 @@ pub(super) fn multiply(left: Matrix, right: Matrix, out: &mut [f32], add: bool) 
     let (m, k, n) = (left.rows, left.columns, right.columns);
     assert_eq!(k, right.rows, "inner sizes");
     assert_eq!(out.len(), m * n, "size of the product");
-    let Values::F32(values) = left.values else { panic!("a left factor in 16 bits") };
+    let MatrixValues::F32(values) = left.values else { panic!("a left factor in 16 bits") };
     if m == 0 || n == 0 {
         return;
     }
     let sizes = [m, k, n];
     match right.values {
-        Values::F32(right_values) if !left.transposed && is_fast_with_few_rows(sizes, right.transposed) => {
+        MatrixValues::F32(right_values) if !left.transposed && is_fast_with_few_rows(sizes, right.transposed) => {
             few_rows::multiply(values, right_values, right.transposed, sizes, out, add);
         }
-        Values::F32(right_values) => {
+        MatrixValues::F32(right_values) => {
             blocked(values, left.strides(), right_values, right.strides(), sizes, (out, n), add);
         }
-        Values::Bf16(right_values) if !left.transposed && m <= few_rows::MAX_ROWS && k > 0 => {
+        MatrixValues::Bf16(right_values) if !left.transposed && m <= few_rows::MAX_ROWS && k > 0 => {
             few_rows::multiply(values, right_values, right.transposed, sizes, out, add);
         }
-        Values::Bf16(right_values) => {
+        MatrixValues::Bf16(right_values) => {
             converted(values, left.strides(), right_values, right.transposed, sizes, out, add);
         }
     }

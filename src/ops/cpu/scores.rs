@@ -29,8 +29,8 @@ pub(super) fn forward(logits: &[f32], targets: &[u32], temperature: f32) -> (Vec
 
 fn forward_row(row: &[f32], target: u32, inverse: f32) -> ([f32; STATISTICS], Normaliser) {
     let max = max(row);
-    let sums = Sums::over(row, max, inverse);
-    let unit = if inverse == 1.0 { sums } else { Sums::over(row, max, 1.0) };
+    let sums = RowSums::over(row, max, inverse);
+    let unit = if inverse == 1.0 { sums } else { RowSums::over(row, max, 1.0) };
     let log = sums.weight.ln();
     let log_prob = (row[target as usize] - max) * inverse - log;
     let entropy = sums.entropy();
@@ -40,7 +40,7 @@ fn forward_row(row: &[f32], target: u32, inverse: f32) -> ([f32; STATISTICS], No
 
 /// Sums over a row of `e = exp((z − max) / T)`.
 #[derive(Debug, Clone, Copy)]
-struct Sums {
+struct RowSums {
     /// `Σ e`.
     weight: f32,
     /// `Σ e·(z − max)/T`.
@@ -49,7 +49,7 @@ struct Sums {
     square: f32,
 }
 
-impl Sums {
+impl RowSums {
     #[inline(always)]
     fn over(row: &[f32], max: f32, inverse: f32) -> Self {
         let (mut weight, mut weighted, mut square) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);

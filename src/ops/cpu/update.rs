@@ -50,12 +50,12 @@ pub(in crate::ops) fn sum_of_squares(x: Tensor<1>) -> f64 {
 }
 
 /// Storage format of moments.
-trait Moment: Copy + Send + Sync {
+trait MomentFormat: Copy + Send + Sync {
     fn read(self) -> f32;
     fn write(x: f32) -> Self;
 }
 
-impl Moment for f32 {
+impl MomentFormat for f32 {
     fn read(self) -> f32 {
         self
     }
@@ -64,7 +64,7 @@ impl Moment for f32 {
     }
 }
 
-impl Moment for bf16 {
+impl MomentFormat for bf16 {
     fn read(self) -> f32 {
         self.to_f32()
     }
@@ -73,7 +73,7 @@ impl Moment for bf16 {
     }
 }
 
-fn update<M: Moment>(value: &mut [f32], m: &mut [M], v: &mut [M], gradient: &[f32], step: &AdamWStep) {
+fn update<M: MomentFormat>(value: &mut [f32], m: &mut [M], v: &mut [M], gradient: &[f32], step: &AdamWStep) {
     let moments = m.par_chunks_mut(GRAIN).zip(v.par_chunks_mut(GRAIN));
     let tasks = value.par_chunks_mut(GRAIN).zip(gradient.par_chunks(GRAIN)).zip(moments);
     tasks.for_each(|((value, gradient), (m, v))| {

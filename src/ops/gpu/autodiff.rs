@@ -12,7 +12,7 @@ use burn::tensor::DType;
 use super::launch;
 use super::memory::{self, dense};
 use super::product::transposed;
-use super::{Format, GpuOps, Primitive};
+use super::{GpuOps, Primitive, ProductFormat};
 
 #[derive(Debug)]
 struct RmsNormStep;
@@ -120,7 +120,7 @@ impl Backward<Cube, 1> for ScoresStep {
 fn product_backward(
     x: Primitive,
     weight: Primitive,
-    format: Format,
+    format: ProductFormat,
     upstream: Primitive,
     needed: [bool; 2],
 ) -> [Option<Primitive>; 2] {
@@ -139,7 +139,7 @@ struct ProductStep;
 
 impl Backward<Cube, 2> for ProductStep {
     /// `x` in the operand format of the product, the weight in its storage format.
-    type State = (Primitive, Primitive, Format);
+    type State = (Primitive, Primitive, ProductFormat);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Cube>(&ops.node);
@@ -158,7 +158,7 @@ impl Backward<Cube, 2> for ProductStep {
 struct LinearStep;
 
 impl Backward<Cube, 3> for LinearStep {
-    type State = (Primitive, Primitive, Format);
+    type State = (Primitive, Primitive, ProductFormat);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = grads.consume::<Cube>(&ops.node);
@@ -188,7 +188,7 @@ macro_rules! record {
 }
 
 impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
-    fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self> {
+    fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: ProductFormat) -> FloatTensor<Self> {
         let ((x, x_guard), (weight, weight_guard)) = (x.into_parts(), weight.into_parts());
         let x = format.operand(x);
         record!(
@@ -203,7 +203,7 @@ impl<C: CheckpointStrategy> GpuOps for Autodiff<Cube, C> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        format: Format,
+        format: ProductFormat,
     ) -> FloatTensor<Self> {
         let ((x, x_guard), (weight, weight_guard), (bias, bias_guard)) =
             (x.into_parts(), weight.into_parts(), bias.into_parts());

@@ -183,7 +183,7 @@ fn launch_attention(
         out.clone().into_tensor_arg(),
         scale,
         kv_heads,
-        decode::Heads { group, vectors, units: units as usize },
+        decode::DecodeShape { group, vectors, units: units as usize },
         elem(stored),
     );
     out

@@ -294,13 +294,13 @@ fn units_for_keys(client: &Client, keys: usize) -> u32 {
 }
 
 /// Position of the first query row of a block, and query rows of the block.
-type Block = (usize, usize);
+type RowBlock = (usize, usize);
 
 /// Attention weights of a block of scores; f32 weights overwrite the scores if these are not shared.
 ///
 /// # Shapes
 /// - scores, output: `[batch, kv_heads, group · rows, keys]`
-pub(super) fn attention_weights(scores: CubeTensor, (first, rows): Block, scale: f32, stored: DType) -> CubeTensor {
+pub(super) fn attention_weights(scores: CubeTensor, (first, rows): RowBlock, scale: f32, stored: DType) -> CubeTensor {
     let shape = scores.meta.shape().clone();
     let scores = as_rows(scores);
     let client = scores.client.clone();
@@ -330,7 +330,7 @@ pub(super) fn attention_weights(scores: CubeTensor, (first, rows): Block, scale:
 pub(super) fn attention_weights_backward(
     weights: CubeTensor,
     gradient: CubeTensor,
-    (first, rows): Block,
+    (first, rows): RowBlock,
     scale: f32,
 ) -> CubeTensor {
     let shape = gradient.meta.shape().clone();

@@ -28,7 +28,7 @@ use burn::backend::{Backend, Cube, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 
-use super::Scores;
+use super::RowScores;
 
 type Primitive = CubeTensor;
 
@@ -45,23 +45,23 @@ pub(crate) trait GpuOps: Backend {
     fn gpu_take_rows(x: FloatTensor<Self>, from: Vec<u32>, back: Vec<u32>) -> FloatTensor<Self>;
     fn gpu_seed(x: FloatTensor<Self>, upstream: FloatTensor<Self>) -> FloatTensor<Self>;
     fn gpu_scores(logits: FloatTensor<Self>, targets: Vec<u32>, temperature: f32) -> FloatTensor<Self>;
-    fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self>;
+    fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: ProductFormat) -> FloatTensor<Self>;
     fn gpu_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        format: Format,
+        format: ProductFormat,
     ) -> FloatTensor<Self>;
 }
 
 /// Operand format of a product, and whether its right-hand operand is transposed.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Format {
+pub(crate) struct ProductFormat {
     dtype: FloatDType,
     transposed: bool,
 }
 
-impl Format {
+impl ProductFormat {
     fn of(dtype: FloatDType) -> Self {
         Self { dtype, transposed: false }
     }
@@ -133,14 +133,14 @@ pub(super) fn seed(x: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_seed(x.into_dispatch(), upstream.into_dispatch()))
 }
 
-pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> Scores {
+pub(super) fn scores(logits: Tensor<2>, targets: &[u32], temperature: f32) -> RowScores {
     let statistics = <Dispatch as GpuOps>::gpu_scores(logits.into_dispatch(), targets.to_vec(), temperature);
-    Scores::of(Tensor::from_dispatch(statistics))
+    RowScores::of(Tensor::from_dispatch(statistics))
 }
 
 /// `x W + b` with operands in `format`; sums and the result are in f32.
 pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, format: FloatDType) -> Tensor<2> {
-    let (x, weight, format) = (x.into_dispatch(), weight.into_dispatch(), Format::of(format));
+    let (x, weight, format) = (x.into_dispatch(), weight.into_dispatch(), ProductFormat::of(format));
     Tensor::from_dispatch(match bias {
         Some(bias) => <Dispatch as GpuOps>::gpu_linear(x, weight, bias.into_dispatch(), format),
         None => <Dispatch as GpuOps>::gpu_product(x, weight, format),
@@ -149,18 +149,18 @@ pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, f
 
 /// `x Wᵀ`, otherwise as [`linear`].
 pub(super) fn matmul_transposed(x: Tensor<2>, weight: Tensor<2>, format: FloatDType) -> Tensor<2> {
-    let format = Format { transposed: true, ..Format::of(format) };
+    let format = ProductFormat { transposed: true, ..ProductFormat::of(format) };
     Tensor::from_dispatch(<Dispatch as GpuOps>::gpu_product(x.into_dispatch(), weight.into_dispatch(), format))
 }
 
 /// Convert `x` to the operand format of products in `format`, without autodiff.
 pub(super) fn operand(x: Tensor<4>, format: FloatDType) -> Tensor<4> {
-    from_primitive(Format::of(format).operand(primitive(x)))
+    from_primitive(ProductFormat::of(format).operand(primitive(x)))
 }
 
 /// Product of two [`operand`]s in f32, without autodiff.
 pub(super) fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>, format: FloatDType) -> Tensor<D> {
-    from_primitive(Format::of(format).product(primitive(lhs), primitive(rhs)))
+    from_primitive(ProductFormat::of(format).product(primitive(lhs), primitive(rhs)))
 }
 
 /// Attention weights from the scores of the query rows at `rows`, as an [`operand`], without autodiff.
@@ -189,7 +189,7 @@ fn from_primitive<const D: usize>(primitive: Primitive) -> Tensor<D> {
 }
 
 impl GpuOps for Cube {
-    fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: Format) -> FloatTensor<Self> {
+    fn gpu_product(x: FloatTensor<Self>, weight: FloatTensor<Self>, format: ProductFormat) -> FloatTensor<Self> {
         format.product(format.operand(x), format.rhs(weight))
     }
 
@@ -197,7 +197,7 @@ impl GpuOps for Cube {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        format: Format,
+        format: ProductFormat,
     ) -> FloatTensor<Self> {
         launch::add_bias(Self::gpu_product(x, weight, format), bias)
     }

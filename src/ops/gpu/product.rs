@@ -22,7 +22,7 @@ use super::tensor_cores::{Tiling, few_rows, few_rows_serves, same_layout, tiles,
 
 /// Properties of a (batched) product of `[m, k]` and `[k, n]` that the rule depends on.
 #[derive(Debug, Clone)]
-pub(crate) struct Problem {
+pub(crate) struct ProductSpec {
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -38,7 +38,7 @@ pub(crate) struct Problem {
     pub tilings: Vec<Tiling>,
 }
 
-impl Problem {
+impl ProductSpec {
     pub(crate) fn of(lhs: &CubeTensor, rhs: &CubeTensor, relaxed: bool) -> Self {
         let client = &lhs.client;
         let [m, k] = matrix(lhs.meta.shape());
@@ -60,8 +60,8 @@ impl Problem {
 
 /// Interfaces to tensor cores that support these formats on the device of `like`; queried once and cached.
 fn supported_cores(like: &CubeTensor, formats: [DType; 2]) -> [Option<Cores>; 2] {
-    type Cache = HashMap<(CubeDevice, [DType; 2]), [Option<Cores>; 2]>;
-    static CACHE: Mutex<Option<Cache>> = Mutex::new(None);
+    type CoresCache = HashMap<(CubeDevice, [DType; 2]), [Option<Cores>; 2]>;
+    static CACHE: Mutex<Option<CoresCache>> = Mutex::new(None);
     let mut cache = CACHE.lock().expect("no panic while it is held");
     let query = || [Mma, Cmma].map(|cores| supports(&like.client, cores, formats).then_some(cores));
     *cache.get_or_insert_default().entry((like.device.clone(), formats)).or_insert_with(query)
@@ -76,16 +76,16 @@ fn supports(client: &Client, cores: Cores, formats: [DType; 2]) -> bool {
 }
 
 /// The rule: routines for a product in order of preference; the later ones are fallbacks if one cannot be set up.
-pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
-    let Problem { m, n, k, processor, cores: [registers, fragments], .. } = *problem;
+pub(crate) fn routines(spec: &ProductSpec) -> Vec<Routine> {
+    let ProductSpec { m, n, k, processor, cores: [registers, fragments], .. } = *spec;
     let mut order = Vec::new();
     if processor {
         // Made for CPUs; the threads of the others synchronise, which is slow on CPU cores.
         return vec![Routine::Processor, Routine::Gemm, Routine::Naive];
     }
-    let own = |tiling: Tiling| problem.tilings.contains(&tiling).then_some(Routine::Tiles(tiling));
+    let own = |tiling: Tiling| spec.tilings.contains(&tiling).then_some(Routine::Tiles(tiling));
     // Decoding: the others have too few blocks to read `rhs` at full bandwidth (H100, 64 x 896 x 896: 30 us).
-    let few = problem.few_rows.then_some(Routine::FewRows);
+    let few = spec.few_rows.then_some(Routine::FewRows);
     if m <= 64 && n.max(k) >= 2048 {
         order.extend(own(Tiling::Deep));
         order.extend(own(Tiling::Few));
@@ -96,7 +96,7 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
         order.extend(own(Tiling::Square));
     }
     // No tensor cores for these formats; in TF32, too, reading `rhs` takes longer than the products.
-    order.extend(problem.scalar_few_rows.then_some(Routine::ScalarFewRows));
+    order.extend(spec.scalar_few_rows.then_some(Routine::ScalarFewRows));
     // Large enough to fill a GPU with tiles of 128 x 128, and deep enough to hide loads behind arithmetic.
     let large = m >= 512 && n >= 512 && k >= 128;
     if let (true, Some(cores)) = (large, registers.or(fragments)) {
@@ -119,7 +119,7 @@ pub(crate) fn routines(problem: &Problem) -> Vec<Routine> {
 
 /// Everything that a routine's success depends on. Each key is tried once; a failure is not retried.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
+struct RoutineKey {
     routine: Routine,
     device: CubeDevice,
     dtypes: [DType; 2],
@@ -131,15 +131,15 @@ struct Key {
     width: usize,
 }
 
-impl Key {
-    fn new(routine: Routine, problem: &Problem, lhs: &CubeTensor, rhs: &CubeTensor) -> Self {
+impl RoutineKey {
+    fn new(routine: Routine, spec: &ProductSpec, lhs: &CubeTensor, rhs: &CubeTensor) -> Self {
         Self {
             routine,
             device: lhs.device.clone(),
             dtypes: [lhs.dtype, rhs.dtype],
-            sizes: [problem.m, problem.n, problem.k].map(|size| (size.max(1) as u64).ilog2().min(13)),
+            sizes: [spec.m, spec.n, spec.k].map(|size| (size.max(1) as u64).ilog2().min(13)),
             layouts: [layout(lhs), layout(rhs)],
-            width: alignment(problem.n),
+            width: alignment(spec.n),
         }
     }
 
@@ -149,7 +149,7 @@ impl Key {
     }
 }
 
-static TRIED: Mutex<Option<HashMap<Key, bool>>> = Mutex::new(None);
+static TRIED: Mutex<Option<HashMap<RoutineKey, bool>>> = Mutex::new(None);
 
 /// `lhs · rhs`; sums and the result are in f32. Operands may be strided views. If `relaxed`, f32 operands may be
 /// rounded to the input format of tensor cores.
@@ -157,10 +157,10 @@ static TRIED: Mutex<Option<HashMap<Key, bool>>> = Mutex::new(None);
 /// # Shapes
 /// - lhs: `[.., m, k]`; rhs: `[.., k, n]`; output: `[.., m, n]`
 pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, relaxed: bool) -> CubeTensor {
-    let problem = Problem::of(&lhs, &rhs, relaxed);
+    let spec = ProductSpec::of(&lhs, &rhs, relaxed);
     let mut reasons = Vec::new();
-    for routine in routines(&problem) {
-        let key = Key::new(routine, &problem, &lhs, &rhs);
+    for routine in routines(&spec) {
+        let key = RoutineKey::new(routine, &spec, &lhs, &rhs);
         let known = key.outcome();
         if known == Some(false) {
             continue;
@@ -187,7 +187,7 @@ pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, relaxed: bool) -> CubeTe
             }
         }
     }
-    panic!("no routine computes the product {problem:?}: {}", reasons.join("; "))
+    panic!("no routine computes the product {spec:?}: {}", reasons.join("; "))
 }
 
 /// Wait until a tensor is computed; the error says what failed.
@@ -231,9 +231,9 @@ pub(crate) fn launch(routine: Routine, lhs: CubeTensor, rhs: CubeTensor) -> Resu
 /// [`Routine::ScalarFewRows`] has computed the like.
 pub(crate) fn products<const N: usize>(lhs: CubeTensor, rhs: [CubeTensor; N], relaxed: bool) -> [CubeTensor; N] {
     let proven = |rhs: &CubeTensor| {
-        let problem = Problem::of(&lhs, rhs, relaxed);
-        let routine = routines(&problem)[0];
-        (Key::new(routine, &problem, &lhs, rhs).outcome() == Some(true)).then_some(routine)
+        let spec = ProductSpec::of(&lhs, rhs, relaxed);
+        let routine = routines(&spec)[0];
+        (RoutineKey::new(routine, &spec, &lhs, rhs).outcome() == Some(true)).then_some(routine)
     };
     let chosen = rhs.each_ref().map(proven);
     let joint = match chosen.first() {
@@ -289,7 +289,16 @@ mod tests {
     const ALL: [Option<Cores>; 2] = [Some(Mma), Some(Cmma)];
 
     fn rule(m: usize, n: usize, k: usize, processor: bool, cores: [Option<Cores>; 2]) -> Vec<Routine> {
-        routines(&Problem { m, n, k, processor, cores, few_rows: false, scalar_few_rows: false, tilings: Vec::new() })
+        routines(&ProductSpec {
+            m,
+            n,
+            k,
+            processor,
+            cores,
+            few_rows: false,
+            scalar_few_rows: false,
+            tilings: Vec::new(),
+        })
     }
 
     #[test]
@@ -310,7 +319,7 @@ mod tests {
         let first = |m, n, k| {
             let cores = ALL;
             let (few_rows, tilings) = (m <= 128, Tiling::ALL.to_vec());
-            routines(&Problem { m, n, k, processor: false, cores, few_rows, scalar_few_rows: m <= 64, tilings })[0]
+            routines(&ProductSpec { m, n, k, processor: false, cores, few_rows, scalar_few_rows: m <= 64, tilings })[0]
         };
         assert_eq!(first(64, 4864, 896), Routine::Tiles(Tiling::Deep));
         assert_eq!(first(64, 896, 896), Routine::FewRows);
@@ -323,7 +332,7 @@ mod tests {
         let first = |m, cores| {
             let [few_rows, scalar_few_rows] = [false, m <= 64];
             let tilings = Vec::new();
-            routines(&Problem { m, n: 896, k: 896, processor: false, cores, few_rows, scalar_few_rows, tilings })[0]
+            routines(&ProductSpec { m, n: 896, k: 896, processor: false, cores, few_rows, scalar_few_rows, tilings })[0]
         };
         assert_eq!(first(16, [None; 2]), Routine::ScalarFewRows);
         assert_eq!(first(16, [None, Some(Cmma)]), Routine::ScalarFewRows);

@@ -263,7 +263,7 @@ fn decoding(cases: &mut Vec<Case>, addresses: AddressType) {
         );
     }
     for (group, dim, vector) in [(7, 64, 4), (1, 128, 4), (3, 18, 1)] {
-        let heads = decode::Heads { group, vectors: dim / vector, units: 256 };
+        let heads = decode::DecodeShape { group, vectors: dim / vector, units: 256 };
         for stored in FORMATS {
             case!(
                 cases,

@@ -33,7 +33,7 @@ fn after_trial(script: &str) -> RewardCommand {
 
 fn ask_all(program: &RewardProgram, answers: &[Answer]) -> Result<Vec<Option<Parts>>> {
     let problem = problem(1);
-    program.score(&Group { problem: &problem, answers, limit: 100, step: 0 }, &Memory::default())
+    program.score(&AnswerGroup { problem: &problem, answers, limit: 100, step: 0 }, &Memory::default())
 }
 
 fn ask(program: &RewardProgram, text: &str, finished: bool) -> Result<Option<f32>> {
@@ -94,7 +94,7 @@ fn silent(then: &str) -> RewardCommand {
 #[test]
 fn a_program_that_hangs_is_ended() {
     let error = third_failure(impatient(&silent("read -r line; exec sleep 1000")), "x");
-    assert!(error.contains("took longer than timeout_s = 0.3"), "{error}");
+    assert!(error.contains("took longer than reward.timeout_s = 0.3"), "{error}");
 }
 
 /// The question exceeds the pipe's buffer and is never read: writing must not block the training.
@@ -108,11 +108,11 @@ fn a_program_that_does_not_read_is_ended() {
 fn a_line_that_is_no_answer_is_refused() {
     let table = [
         ("hello", "wrote \"hello\": expected value"),
-        (r#"{\"id\": 7, \"score\": 1}"#, "id 7 was not asked for"),
+        (r#"{\"id\": 7, \"score\": 1}"#, "id 7 was not requested"),
         (r#"{\"id\": 0}"#, "missing field `score`"),
         (r#"{\"id\": 0, \"score\": 1e39}"#, "number out of range"),
         (r#"{\"id\": 0, \"score\": NaN}"#, "expected value"),
-        (r#"{\"id\": 0, \"score\": 1, \"length\": 0}"#, "a score beside task or length"),
+        (r#"{\"id\": 0, \"score\": 1, \"length\": 0}"#, "both score and task or length"),
     ];
     for (line, want) in table {
         let error = open(&config(&format!("read -r line; echo \"{line}\"; read -r line"))).unwrap_err().to_string();
@@ -126,7 +126,7 @@ fn a_missing_program_and_settings_that_cannot_work_are_named() {
     let error = open(&config).unwrap_err().to_string();
     assert!(error.contains(r#"reward.command = ["no-such-program"] cannot be started"#), "{error}");
     let mistakes = RewardCommand { timeout_s: f64::NAN, workers: 0, ..config }.mistakes(false).join("\n");
-    assert!(mistakes.contains("is used by no stage") && mistakes.contains("timeout_s = NaN"), "{mistakes}");
+    assert!(mistakes.contains("is not used by any stage") && mistakes.contains("timeout_s = NaN"), "{mistakes}");
     assert!(mistakes.contains("reward.workers = 0 must be positive"), "{mistakes}");
     assert!(RewardCommand::default().mistakes(true)[0].contains("reward.command is empty"));
     assert!(RewardCommand::default().mistakes(false).is_empty());
@@ -137,7 +137,7 @@ fn a_missing_program_and_settings_that_cannot_work_are_named() {
 fn a_program_that_does_not_flush_is_found_out_when_the_run_opens() {
     let quick = RewardCommand { timeout_s: 0.2, ..config(&format!("while read -r line; do {LOOP}; done | sort")) };
     let error = open(&quick).unwrap_err().to_string();
-    assert!(error.contains("trial question") && error.contains("took longer than timeout_s = 0.2"), "{error}");
+    assert!(error.contains("test request") && error.contains("took longer than reward.timeout_s = 0.2"), "{error}");
     assert!(error.contains("flush=True"), "{error}");
 }
 
@@ -146,10 +146,10 @@ fn a_program_that_does_not_flush_is_found_out_when_the_run_opens() {
 fn a_flood_without_a_newline_is_an_error() {
     let flood = "read -r line; head -c 20000000 /dev/zero | tr '\\0' x; read -r line";
     let error = open(&config(flood)).unwrap_err().to_string();
-    assert!(error.contains("wrote 1048576 bytes without the end of a line"), "{error}");
+    assert!(error.contains("wrote 1048576 bytes without a line break"), "{error}");
     let program = open(&after_trial(flood)).unwrap();
     let error = ask(&program, "x", true).unwrap_err().to_string();
-    assert!(error.contains("wrote 1048576 bytes without the end of a line"), "{error}");
+    assert!(error.contains("wrote 1048576 bytes without a line break"), "{error}");
 }
 
 /// Wait up to 60 seconds until `done`; return whether it became true.
@@ -243,9 +243,9 @@ fn a_batch_is_all_completions_of_a_problem() {
     };
     let answers = [answer(true, 3), answer(false, 4), answer(true, 5)];
     let scores = ask_all(&answering(""), &answers).unwrap();
-    assert_eq!(scores, [1.0, 2.0, 3.0].map(|score| Some(Parts::task(score))), "the trial question has the id 0");
+    assert_eq!(scores, [1.0, 2.0, 3.0].map(|score| Some(Parts::task(score))), "the test request has the id 0");
     let error = ask_all(&answering("| head -n 2"), &answers).unwrap_err().to_string();
-    assert!(error.contains("2 answers to 3 questions") && error.contains("expected a list"), "{error}");
+    assert!(error.contains("2 answers to 3 requests") && error.contains("expected a list"), "{error}");
 }
 
 /// A row without a usable answer, which no built-in reward scores.
@@ -256,7 +256,7 @@ fn a_program_scores_rows_without_an_answer() {
     let problem = problem(1);
     let rewards = Rewards::open([kinds.as_slice()], &program, &[], &problem).unwrap();
     let answers = [Answer { correct: None, correct_lenient: None, correct_cut: None, ..answer(true, 3) }];
-    let group = Group { problem: &problem, answers: &answers, limit: 100, step: 0 };
+    let group = AnswerGroup { problem: &problem, answers: &answers, limit: 100, step: 0 };
     assert_eq!(rewards.score(&kinds, &[group], &Memory::default(), Stop::NEVER).unwrap(), [[[Some(Parts::task(0.5))]]]);
 }
 
@@ -265,7 +265,7 @@ fn a_program_scores_rows_without_an_answer() {
 fn a_request_to_stop_does_not_wait_for_an_answer() {
     let program = open(&after_trial("read -r line; exec sleep 1000")).unwrap();
     let (problem, answers, flag) = (problem(1), [answer(true, 3)], AtomicBool::new(true));
-    let group = Group { problem: &problem, answers: &answers, limit: 100, step: 0 };
+    let group = AnswerGroup { problem: &problem, answers: &answers, limit: 100, step: 0 };
     let start = Instant::now();
     let error = program.score_all(&[group], &Memory::default(), Stop::new(&flag)).unwrap_err();
     assert!(matches!(error, Error::Stopped) && start.elapsed() < Duration::from_secs(30), "{error}");

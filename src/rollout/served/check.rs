@@ -4,7 +4,7 @@
 //! of the old ones. Therefore our own model scores a few short completions after each update.
 
 use super::protocol::ServerCompletion;
-use crate::generate::{Distribution, Sampled};
+use crate::generate::{Distribution, SampledToken};
 use crate::rollout::settings::LogProbs;
 
 /// Maximum number of prompts that a check samples from.
@@ -31,7 +31,7 @@ pub(super) struct Measurement {
 
 /// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum CheckOutcome {
     Passed,
     /// The divergence exceeds the limit or is not a number.
     OtherWeights,
@@ -42,8 +42,13 @@ pub(super) enum Verdict {
 impl Measurement {
     /// Compare a server's completions with the scores of our model. `known` is the kind of its log-probabilities.
     /// `Auto` finds it out, except at temperature 1, where both kinds are equal.
-    pub(super) fn of(told: &[ServerCompletion], scored: &[Vec<Sampled>], known: LogProbs, temperature: f32) -> Self {
-        let divergence_from = |ours: fn(&Sampled) -> f32| {
+    pub(super) fn of(
+        told: &[ServerCompletion],
+        scored: &[Vec<SampledToken>],
+        known: LogProbs,
+        temperature: f32,
+    ) -> Self {
+        let divergence_from = |ours: fn(&SampledToken) -> f32| {
             let tokens = scored.iter().flatten().map(ours);
             divergence(tokens.zip(told.iter().flat_map(|completion| completion.log_probs.iter().copied())))
         };
@@ -58,13 +63,13 @@ impl Measurement {
     }
 
     /// Judges the measurement. `corrected` are the distributions whose log-probabilities the correction reads.
-    pub(super) fn verdict(self, limit: f64, corrected: &[Distribution]) -> Verdict {
+    pub(super) fn verdict(self, limit: f64, corrected: &[Distribution]) -> CheckOutcome {
         if self.divergence.is_nan() || self.divergence > limit {
-            Verdict::OtherWeights
+            CheckOutcome::OtherWeights
         } else if self.reading == LogProbs::Raw && corrected.iter().any(|drawn| *drawn != Distribution::default()) {
-            Verdict::RawLogProbs
+            CheckOutcome::RawLogProbs
         } else {
-            Verdict::Passed
+            CheckOutcome::Passed
         }
     }
 }
@@ -97,11 +102,11 @@ mod tests {
     fn other_weights_come_before_raw_log_probabilities() {
         let (hot, plain) = ([Distribution::at(1.5)], [Distribution::default()]);
         for (reading, divergence, corrected, verdict) in [
-            (LogProbs::Processed, 1e-7, hot, Verdict::Passed),
-            (LogProbs::Processed, 1e-5, hot, Verdict::OtherWeights),
-            (LogProbs::Raw, f64::NAN, hot, Verdict::OtherWeights),
-            (LogProbs::Raw, 1e-7, hot, Verdict::RawLogProbs),
-            (LogProbs::Raw, 1e-7, plain, Verdict::Passed),
+            (LogProbs::Processed, 1e-7, hot, CheckOutcome::Passed),
+            (LogProbs::Processed, 1e-5, hot, CheckOutcome::OtherWeights),
+            (LogProbs::Raw, f64::NAN, hot, CheckOutcome::OtherWeights),
+            (LogProbs::Raw, 1e-7, hot, CheckOutcome::RawLogProbs),
+            (LogProbs::Raw, 1e-7, plain, CheckOutcome::Passed),
         ] {
             assert_eq!(Measurement { reading, divergence }.verdict(1e-6, &corrected), verdict, "{divergence}");
         }

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::http::{Client, Failure};
+use super::http::{ServerClient, ServerFailure};
 use super::info::{INFO_TIMEOUT, ServerInfo, requirements};
 use super::server::{Server, pause, until_stopped};
 use crate::error::{Error, Result};
 use crate::generate::Distribution;
 use crate::model::{LoraConfig, Precision};
-use crate::rollout::settings::{Engine, LogProbs, ServedConfig, Sync};
+use crate::rollout::settings::{LogProbs, ServedConfig, ServerKind, Sync};
 use crate::stop::Stop;
 
 /// Interval between health checks of a server that is not up yet.
@@ -36,7 +36,7 @@ pub struct Needs<'a> {
 
 /// The servers of a run and the model that they serve.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct Deployment {
     pub(super) servers: Vec<Server>,
     /// Name of the served model.
     pub(super) model: String,
@@ -54,17 +54,17 @@ pub(super) struct Found {
 /// [`Error::Engine`] when a server does not answer in time, is another engine or too old, lacks the model, has too small
 /// a context, or cannot take new weights in the configured way. The message says how to start the server.
 pub(super) fn find(
-    engine: Engine,
+    engine: ServerKind,
     config: &ServedConfig,
     needs: &Needs,
     stop: Stop,
     note: &mut dyn FnMut(&str),
-) -> Result<Found> {
+) -> Result<Deployment> {
     let key = api_key(config)?;
     let sync = config.sync_for(needs.lora.is_some());
     let hint = format!("Start it with\n  {}", start_command(engine, config, needs));
-    let probes_adapters = engine == Engine::Vllm && sync == Sync::Lora && needs.trains;
-    let mut found = Found {
+    let probes_adapters = engine == ServerKind::Vllm && sync == Sync::Lora && needs.trains;
+    let mut found = Deployment {
         servers: Vec::new(),
         model: config.model.clone(),
         log_probs: config.logprobs,
@@ -72,7 +72,7 @@ pub(super) fn find(
         sources: Vec::new(),
     };
     for url in &config.urls {
-        let client = Client::new(url, key.clone(), Duration::from_secs_f64(config.connect_timeout_s));
+        let client = ServerClient::new(url, key.clone(), Duration::from_secs_f64(config.connect_timeout_s));
         wait_for(&client, config, &hint, stop, note)?;
         let asked = client.clone();
         let info = until_stopped(stop, move || ServerInfo::ask(engine, &asked, probes_adapters))?
@@ -98,24 +98,32 @@ fn api_key(config: &ServedConfig) -> Result<Option<String>> {
         _ if name.is_empty() => Ok(None),
         Ok(key) if !key.is_empty() => Ok(Some(key)),
         _ => Err(Error::Engine(format!(
-            "rollout.api_key_env = {name:?}: there is no such environment variable; set it to the key"
+            "rollout.api_key_env = {name:?}: this environment variable is not set; set it to the API key"
         ))),
     }
 }
 
 /// Wait until a server answers, and call `note` once if it does not answer at first.
-fn wait_for(client: &Client, config: &ServedConfig, hint: &str, stop: Stop, note: &mut dyn FnMut(&str)) -> Result<()> {
+fn wait_for(
+    client: &ServerClient,
+    config: &ServedConfig,
+    hint: &str,
+    stop: Stop,
+    note: &mut dyn FnMut(&str),
+) -> Result<()> {
     let (start, limit) = (Instant::now(), config.start_timeout_s);
     let mut told = false;
     loop {
         let asked = client.clone();
         let last = match until_stopped(stop, move || asked.get("/health", INFO_TIMEOUT))? {
-            Ok(_) | Err(Failure::NotFound(_)) => return Ok(()),
-            Err(Failure::Permanent(why)) => return Err(Error::Engine(why)),
-            Err(Failure::Unavailable(why) | Failure::Transient(why)) => why,
+            Ok(_) | Err(ServerFailure::NotFound(_)) => return Ok(()),
+            Err(ServerFailure::Permanent(why)) => return Err(Error::Engine(why)),
+            Err(ServerFailure::Unavailable(why) | ServerFailure::Transient(why)) => why,
         };
         if start.elapsed().as_secs_f64() > limit {
-            return Err(Error::Engine(format!("no server after rollout.start_timeout_s = {limit} s: {last}. {hint}")));
+            return Err(Error::Engine(format!(
+                "the server did not answer within rollout.start_timeout_s = {limit} s: {last}. {hint}"
+            )));
         }
         if !told {
             note(&format!("waiting for {}, up to {limit} s", client.url));
@@ -126,7 +134,7 @@ fn wait_for(client: &Client, config: &ServedConfig, hint: &str, stop: Stop, note
 }
 
 /// Return the command line that starts a server which meets `needs`.
-fn start_command(engine: Engine, config: &ServedConfig, needs: &Needs) -> String {
+fn start_command(engine: ServerKind, config: &ServedConfig, needs: &Needs) -> String {
     let sync = config.sync_for(needs.lora.is_some());
     let lora = needs.lora.filter(|_| sync == Sync::Lora && needs.trains);
     let (model, longest) = (needs.model.display(), needs.longest);
@@ -140,7 +148,7 @@ fn start_command(engine: Engine, config: &ServedConfig, needs: &Needs) -> String
     };
     let adapters = |r: usize| format!("--enable-lora --max-lora-rank {r} --max-loras {}", config.max_staleness + 2);
     match engine {
-        Engine::Vllm => {
+        ServerKind::Vllm => {
             let variables = match (sync, needs.trains) {
                 (Sync::Lora, true) => "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 ",
                 (Sync::Disk, true) => "VLLM_SERVER_DEV_MODE=1 ",
@@ -154,7 +162,7 @@ fn start_command(engine: Engine, config: &ServedConfig, needs: &Needs) -> String
                  --logprobs-mode processed_logprobs{lora}"
             )
         }
-        Engine::Sglang => {
+        ServerKind::Sglang => {
             let lora = lora.map_or(String::new(), |lora| {
                 let adapters = adapters(lora.r).replace("--max-loras", "--max-loras-per-batch");
                 format!(" {adapters} --lora-target-modules all")

@@ -21,7 +21,7 @@ const MAX_IDLE: Duration = Duration::from_secs(3);
 
 /// A failed request, with its error message.
 #[derive(Debug, Clone)]
-pub(super) enum Failure {
+pub(super) enum ServerFailure {
     /// The server was not reached or is overloaded: the request had no effect. May succeed when retried.
     Unavailable(String),
     /// A lost connection, a timeout or an error of the server: the effect is unknown. May succeed when retried.
@@ -32,7 +32,7 @@ pub(super) enum Failure {
     Permanent(String),
 }
 
-impl Failure {
+impl ServerFailure {
     /// The error message.
     pub(super) fn message(&self) -> &str {
         let (Self::Unavailable(message)
@@ -50,7 +50,7 @@ impl Failure {
 
 /// An HTTP client of one server. Clones share a connection pool.
 #[derive(Debug, Clone)]
-pub(super) struct Client {
+pub(super) struct ServerClient {
     agent: Agent,
     connect_timeout: Duration,
     /// The URL of the server, without a trailing slash.
@@ -58,7 +58,7 @@ pub(super) struct Client {
     key: Option<String>,
 }
 
-impl Client {
+impl ServerClient {
     /// Create a client of the server at `url`. `key` is the API key, if the server needs one.
     pub(super) fn new(url: &str, key: Option<String>, connect_timeout: Duration) -> Self {
         Self { agent: agent(connect_timeout), connect_timeout, url: url.trim_end_matches('/').to_string(), key }
@@ -76,7 +76,7 @@ impl Client {
     }
 
     /// Send a GET request and return the response body: null if it is empty, a string if it is not JSON.
-    pub(super) fn get(&self, path: &str, timeout: Duration) -> Result<Value, Failure> {
+    pub(super) fn get(&self, path: &str, timeout: Duration) -> Result<Value, ServerFailure> {
         let mut request = self.agent.get(self.endpoint(path)).config().timeout_global(Some(timeout)).build();
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
@@ -85,7 +85,7 @@ impl Client {
     }
 
     /// Send a POST request with a JSON body and return the response body as [`Self::get`] does.
-    pub(super) fn post(&self, path: &str, body: &Value, timeout: Duration) -> Result<Value, Failure> {
+    pub(super) fn post(&self, path: &str, body: &Value, timeout: Duration) -> Result<Value, ServerFailure> {
         let mut request = self.agent.post(self.endpoint(path)).config().timeout_global(Some(timeout)).build();
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
@@ -101,7 +101,7 @@ impl Client {
         path: &'static str,
         body: Value,
         timeout: Duration,
-    ) -> crate::error::Result<Result<Value, Failure>> {
+    ) -> crate::error::Result<Result<Value, ServerFailure>> {
         let client = self.clone();
         until_stopped(stop, move || client.post(path, &body, timeout))
     }
@@ -110,42 +110,51 @@ impl Client {
         format!("{}{path}", self.url)
     }
 
-    fn read(&self, path: &str, response: Result<Response<Body>, Error>, timeout: Duration) -> Result<Value, Failure> {
+    fn read(
+        &self,
+        path: &str,
+        response: Result<Response<Body>, Error>,
+        timeout: Duration,
+    ) -> Result<Value, ServerFailure> {
         let failed = |error: Error| self.failure(path, &error, timeout);
         let mut response = response.map_err(failed)?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).read_to_vec().map_err(failed)?;
         let message = || {
             let quote: String = String::from_utf8_lossy(&body).trim().chars().take(MAX_QUOTE_CHARS).collect();
-            format!("{}{path} answers {status}{}{quote}", self.url, if quote.is_empty() { "" } else { ": " })
+            format!(
+                "{}{path} responds with status {status}{}{quote}",
+                self.url,
+                if quote.is_empty() { "" } else { ": " }
+            )
         };
         match status {
             200..=299 if body.is_empty() => Ok(Value::Null),
             200..=299 => Ok(serde_json::from_slice(&body)
                 .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()))),
-            404 => Err(Failure::NotFound(message())),
-            401 | 403 => Err(Failure::Permanent(format!(
-                "{}; name the variable that holds the server's key by rollout.api_key_env",
+            404 => Err(ServerFailure::NotFound(message())),
+            401 | 403 => Err(ServerFailure::Permanent(format!(
+                "{}; set rollout.api_key_env to the name of the environment variable with the server's API key",
                 message()
             ))),
-            429 | 503 => Err(Failure::Unavailable(message())),
-            408 | 425 | 500..=599 => Err(Failure::Transient(message())),
-            _ => Err(Failure::Permanent(message())),
+            429 | 503 => Err(ServerFailure::Unavailable(message())),
+            408 | 425 | 500..=599 => Err(ServerFailure::Transient(message())),
+            _ => Err(ServerFailure::Permanent(message())),
         }
     }
 
-    fn failure(&self, path: &str, error: &Error, timeout: Duration) -> Failure {
+    fn failure(&self, path: &str, error: &Error, timeout: Duration) -> ServerFailure {
         let (endpoint, limit) = (self.endpoint(path), timeout.as_secs_f64());
         match error {
             Error::Timeout(Timeout::Connect | Timeout::Resolve) | Error::HostNotFound | Error::ConnectionFailed => {
-                Failure::Unavailable(format!("{endpoint}: {error}"))
+                ServerFailure::Unavailable(format!("{endpoint}: {error}"))
             }
-            Error::Io(io) if is_unreachable(io.kind()) => Failure::Unavailable(format!("{endpoint}: {error}")),
-            Error::Timeout(_) => Failure::Transient(format!("{endpoint} has not answered within {limit} s")),
+            Error::Io(io) if is_unreachable(io.kind()) => ServerFailure::Unavailable(format!("{endpoint}: {error}")),
+            Error::Timeout(_) => ServerFailure::Transient(format!("{endpoint} did not answer within {limit} s")),
             Error::BadUri(_) | Error::Http(_) | Error::Tls(_) | Error::BodyExceedsLimit(_) => {
-                Failure::Permanent(format!("{endpoint}: {error}"))
+                ServerFailure::Permanent(format!("{endpoint}: {error}"))
             }
-            error => Failure::Transient(format!("{endpoint}: {error}")),
+            error => ServerFailure::Transient(format!("{endpoint}: {error}")),
         }
     }
 }

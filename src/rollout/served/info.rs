@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::find::Needs;
-use super::http::{Client, Failure};
+use super::http::{ServerClient, ServerFailure};
 use crate::model::LoraConfig;
-use crate::rollout::settings::{Engine, LogProbs, Sync};
+use crate::rollout::settings::{LogProbs, ServerKind, Sync};
 
 /// Timeout of requests about the server itself. SGLang's `/health` generates a token.
 pub(super) const INFO_TIMEOUT: Duration = Duration::from_secs(30);
@@ -16,7 +16,7 @@ const VLLM_MIN_VERSION: [u64; 3] = [0, 10, 2];
 
 /// A model or an adapter that a server lists.
 #[derive(Debug)]
-pub(super) struct Model {
+pub(super) struct ListedModel {
     pub(super) id: String,
     /// Path or Hub name of its files. For SGLang, its name.
     root: Option<String>,
@@ -31,7 +31,7 @@ pub(super) struct ServerInfo {
     pub(super) version: String,
     /// Number format of the weights.
     pub(super) dtype: String,
-    pub(super) models: Vec<Model>,
+    pub(super) models: Vec<ListedModel>,
     pub(super) log_probs: Option<LogProbs>,
     /// Path or Hub name of the base model, which SGLang reports.
     model_path: Option<String>,
@@ -45,7 +45,7 @@ pub(super) struct ServerInfo {
     cannot_load_weights: bool,
 }
 
-impl Model {
+impl ListedModel {
     fn from_json(value: &Value) -> Option<Self> {
         let max_model_len = value["max_model_len"].as_u64().map(|length| length as usize);
         let [root, parent] = ["root", "parent"].map(|key| text(&value[key]));
@@ -56,46 +56,52 @@ impl Model {
 impl ServerInfo {
     /// Request the information from a server. `probes_adapters` also finds out whether vLLM's endpoints that load adapters
     /// are missing. The error says why the server cannot be used with `engine`.
-    pub(super) fn ask(engine: Engine, client: &Client, probes_adapters: bool) -> Result<Self, String> {
+    pub(super) fn ask(engine: ServerKind, client: &ServerClient, probes_adapters: bool) -> Result<Self, String> {
         let sglang = get_first(client, &["/model_info", "/get_model_info"])?;
         let mut info = match (engine, sglang) {
-            (Engine::Vllm, sglang) => Self::ask_vllm(client, sglang.is_some())?,
-            (Engine::Sglang, Some(model)) => {
+            (ServerKind::Vllm, sglang) => Self::ask_vllm(client, sglang.is_some())?,
+            (ServerKind::Sglang, Some(model)) => {
                 let info = get_first(client, &["/server_info", "/get_server_info"])?.unwrap_or_default();
                 Self { model_path: text(&model["model_path"]), ..Self::from_sglang(&info) }
             }
-            (Engine::Sglang, None) => {
+            (ServerKind::Sglang, None) => {
                 let url = &client.url;
-                return Err(format!("{url} does not answer as SGLang does (no /model_info): is it vLLM?"));
+                return Err(format!(
+                    "{url} is not an SGLang server (it has no /model_info): for vLLM set rollout.engine = \"vllm\""
+                ));
             }
         };
         let models = client.get("/v1/models", INFO_TIMEOUT).map_err(|failure| failure.message().to_string())?;
-        info.models = models["data"].as_array().into_iter().flatten().filter_map(Model::from_json).collect();
+        info.models = models["data"].as_array().into_iter().flatten().filter_map(ListedModel::from_json).collect();
         if probes_adapters {
             // There is no such adapter. The body of the 404 distinguishes a missing endpoint from a missing adapter.
             let answer =
                 client.post("/v1/unload_lora_adapter", &json!({ "lora_name": "tempering-none" }), INFO_TIMEOUT);
-            info.cannot_load_adapters = matches!(&answer, Err(Failure::NotFound(why)) if why.contains("\"detail\""));
+            info.cannot_load_adapters =
+                matches!(&answer, Err(ServerFailure::NotFound(why)) if why.contains("\"detail\""));
         }
         Ok(info)
     }
 
-    fn ask_vllm(client: &Client, is_sglang: bool) -> Result<Self, String> {
+    fn ask_vllm(client: &ServerClient, is_sglang: bool) -> Result<Self, String> {
         let url = &client.url;
         let Some(version) = get_first(client, &["/version"])? else {
             return Err(if is_sglang {
                 format!("{url} is SGLang: set rollout.engine = \"sglang\"")
             } else {
-                format!("{url} does not answer as vLLM does (no /version), and other servers give no token ids")
+                format!(
+                    "{url} is not a vLLM server (it has no /version); other servers are not supported, because they \
+                     return no token ids"
+                )
             });
         };
         let version = version["version"].as_str().unwrap_or_default();
         if is_before(version, VLLM_MIN_VERSION) {
-            return Err(format!("{url}: vLLM {version} gives no token ids: 0.10.2 or later is needed"));
+            return Err(format!("{url}: vLLM {version} returns no token ids: use vLLM 0.10.2 or later"));
         }
         // vLLM 0.32.0 answers 500 if its Python environment has no pip, which it uses to list packages.
         let info = client.get("/server_info?config_format=json", INFO_TIMEOUT);
-        let cannot_load_weights = matches!(info, Err(Failure::NotFound(_)));
+        let cannot_load_weights = matches!(info, Err(ServerFailure::NotFound(_)));
         Ok(Self { cannot_load_weights, ..Self::from_vllm(version, &info.unwrap_or_default()["vllm_config"]) })
     }
 
@@ -130,18 +136,18 @@ impl ServerInfo {
     }
 
     /// Return the path or Hub name that a server loaded `model` from, or its name if the server does not report it.
-    pub(super) fn source<'a>(&'a self, model: &'a Model) -> &'a str {
+    pub(super) fn source<'a>(&'a self, model: &'a ListedModel) -> &'a str {
         let base = self.model_path.as_deref().filter(|_| model.parent.is_none());
         base.or(model.root.as_deref()).unwrap_or(&model.id)
     }
 
     /// Return the model called `name`, or the first base model if `name` is empty.
-    pub(super) fn model(&self, name: &str) -> Result<&Model, String> {
-        let is_wanted = |model: &&Model| if name.is_empty() { model.parent.is_none() } else { model.id == name };
+    pub(super) fn model(&self, name: &str) -> Result<&ListedModel, String> {
+        let is_wanted = |model: &&ListedModel| if name.is_empty() { model.parent.is_none() } else { model.id == name };
         self.models.iter().find(is_wanted).ok_or_else(|| {
             let names: Vec<&str> = self.models.iter().map(|model| model.id.as_str()).collect();
             let names = if names.is_empty() { "none".to_string() } else { names.join(", ") };
-            format!("there is no model {name:?} (rollout.model), it serves {names}")
+            format!("it does not serve rollout.model = {name:?}, but {names}")
         })
     }
 }
@@ -150,13 +156,13 @@ impl ServerInfo {
 /// log-probabilities that the settings or the other servers state. The error is the reason why the server is refused.
 pub(super) fn requirements(
     info: &ServerInfo,
-    model: &Model,
+    model: &ListedModel,
     (needs, sync): (&Needs, Sync),
     log_probs: LogProbs,
 ) -> Result<(), String> {
     if let Some(context) = model.max_model_len.filter(|&context| context < needs.longest) {
         return Err(format!(
-            "its context of {context} tokens is too small for the {} of the longest prompt and completion",
+            "its context of {context} tokens is too small: the longest prompt and completion together have {} tokens",
             needs.longest
         ));
     }
@@ -165,7 +171,7 @@ pub(super) fn requirements(
     }
     match info.log_probs {
         Some(given) if log_probs != LogProbs::Auto && log_probs != given => {
-            Err(format!("rollout.logprobs is {log_probs:?} and the server gives {given:?} ones"))
+            Err(format!("rollout.logprobs is {log_probs:?}, but the server returns {given:?} log-probabilities"))
         }
         _ => Ok(()),
     }
@@ -174,40 +180,43 @@ pub(super) fn requirements(
 /// Check that a server serves trainable weights and can take new ones, or the adapters `lora`, by `sync`.
 fn training_requirements(info: &ServerInfo, sync: Sync, lora: Option<&LoraConfig>) -> Result<(), String> {
     if let Some(method) = &info.quantization {
-        return Err(format!("it serves quantised weights ({method}), not those that are trained"));
+        return Err(format!(
+            "it serves quantised weights ({method}), which cannot be updated: serve the unquantised model"
+        ));
     }
     if let (Sync::Lora, Some(LoraConfig { r, .. }), Some(most)) = (sync, lora, info.max_lora_rank)
         && *r as u64 > most
     {
-        return Err(format!("it was started with --max-lora-rank {most}, and lora.r = {r}"));
+        return Err(format!("it was started with --max-lora-rank {most}, which is below lora.r = {r}"));
     }
     let replicas = info.data_parallel_size.unwrap_or(1);
     let reason = match sync {
         Sync::Lora if replicas > 1 => {
             return Err(format!(
-                "it has {replicas} replicas, and only the one that answers would load an adapter: start as many servers, \
-                 and name each in rollout.urls"
+                "it has {replicas} data-parallel replicas, and only the one that receives a request would load an \
+                 adapter: start one server per replica and list each in rollout.urls"
             ));
         }
         Sync::Lora if info.enable_lora == Some(false) => "it was started without --enable-lora",
         Sync::Lora if info.cannot_load_adapters => {
-            "it loads no adapters while it runs: VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 is missing"
+            "it cannot load adapters at runtime: VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 is missing in its environment"
         }
         Sync::Disk if info.cannot_load_weights => {
-            "it takes no new weights: VLLM_SERVER_DEV_MODE=1 is missing (keep such a server on a private address)"
+            "it cannot load new weights: VLLM_SERVER_DEV_MODE=1 is missing in its environment (such a server must not \
+             be publicly reachable)"
         }
-        Sync::None => "rollout.sync = \"none\" brings no new weights, which training needs",
+        Sync::None => "rollout.sync = \"none\" sends no new weights to the servers, which training needs",
         _ => return Ok(()),
     };
     Err(reason.to_string())
 }
 
 /// Return the answer of the first of `paths` that exists. Older names of an endpoint come last.
-fn get_first(client: &Client, paths: &[&str]) -> Result<Option<Value>, String> {
+fn get_first(client: &ServerClient, paths: &[&str]) -> Result<Option<Value>, String> {
     for path in paths {
         match client.get(path, INFO_TIMEOUT) {
             Ok(value) => return Ok(Some(value)),
-            Err(Failure::NotFound(_)) => {}
+            Err(ServerFailure::NotFound(_)) => {}
             Err(failure) => return Err(failure.message().to_string()),
         }
     }
@@ -247,7 +256,7 @@ mod tests {
     fn a_server_is_refused_only_for_what_the_run_needs() {
         let config = json!({ "lora_config": null, "model_config": { "logprobs_mode": "raw_logprobs" } });
         let info = ServerInfo { cannot_load_weights: true, ..ServerInfo::from_vllm("0.32.0", &config) };
-        let served = Model::from_json(&json!({ "id": "policy", "max_model_len": 40 })).unwrap();
+        let served = ListedModel::from_json(&json!({ "id": "policy", "max_model_len": 40 })).unwrap();
         let check = |longest, trains, sync, log_probs| {
             let (model, precision, distributions) = ("".as_ref(), Precision::F32, &[][..]);
             let needs = Needs { model, vocab_size: 4, precision, longest, lora: None, trains, distributions };
@@ -256,7 +265,7 @@ mod tests {
         assert!(check(41, false, Sync::None, LogProbs::Auto).contains("context of 40 tokens"));
         assert!(check(40, true, Sync::Disk, LogProbs::Auto).contains("VLLM_SERVER_DEV_MODE"));
         assert!(check(40, true, Sync::Lora, LogProbs::Auto).contains("--enable-lora"));
-        assert!(check(40, true, Sync::Command, LogProbs::Processed).contains("gives Raw ones"));
+        assert!(check(40, true, Sync::Command, LogProbs::Processed).contains("returns Raw log-probabilities"));
         assert_eq!(check(40, true, Sync::Command, LogProbs::Raw), "");
         assert_eq!(check(40, false, Sync::Disk, LogProbs::Auto), "");
     }

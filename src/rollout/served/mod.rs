@@ -27,14 +27,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use self::find::Needs;
 use self::find::find;
-use self::pool::{Call, Pending};
-use self::protocol::{ServerCompletion, Weights};
+use self::pool::{CallParameters, Pending};
+use self::protocol::{ServedWeights, ServerCompletion};
 use self::server::Server;
 use self::sync::Publisher;
 use super::Sampler;
-use super::settings::{Engine, LogProbs, ServedConfig, Sync};
+use super::settings::{LogProbs, ServedConfig, ServerKind, Sync};
 use crate::error::{Error, Result};
-use crate::generate::{Completion, Distribution, FinishReason, Request, Sampled, Sampling, Watch, read};
+use crate::generate::{Completion, Distribution, FinishReason, Request, SampledToken, Sampling, Watch, read};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, is_wrapped};
 use crate::stop::Stop;
@@ -42,7 +42,7 @@ use crate::stop::Stop;
 /// Servers that sample completions.
 #[derive(Debug)]
 pub struct Served {
-    engine: Engine,
+    engine: ServerKind,
     config: ServedConfig,
     servers: Arc<Vec<Server>>,
     publisher: Publisher,
@@ -56,7 +56,7 @@ pub struct Served {
     /// The name prefix of the run and the adapters of each server, until those of earlier starts are unloaded.
     leftovers: Option<(String, Vec<Vec<String>>)>,
     /// The version of the weights on the servers, and their names.
-    current: Option<(u64, Weights)>,
+    current: Option<(u64, ServedWeights)>,
     /// Divergence of each server's model from ours at its first check.
     first_divergence: Vec<Option<f64>>,
     /// Completions of the next step that were requested early.
@@ -126,7 +126,7 @@ impl Served {
     /// # Errors
     /// [`Error::Engine`], with the command line of a suitable server; [`Error::Stopped`].
     pub fn open(
-        (engine, config): (Engine, &ServedConfig),
+        (engine, config): (ServerKind, &ServedConfig),
         needs: &Needs,
         dir: &Path,
         stop: Stop,
@@ -137,9 +137,9 @@ impl Served {
         if matches!(method, Sync::Lora | Sync::Disk) && is_wrapped(needs.model)? {
             let model = needs.model.display();
             return Err(Error::Engine(format!(
-                "{model} is a language model inside one that also sees, whose server has other names for its weights and would \
-                 apply none of those that are trained: take it out (`tempering merge {model} -o FOLDER`), set model.path to the \
-                 folder and serve that"
+                "{model} is a vision-language model, for which servers use other weight names, so that no trained \
+                 weight would be loaded: extract its language model (`tempering merge {model} -o FOLDER`), set \
+                 model.path to the folder and serve it"
             )));
         }
         let (run, start) = names(dir);
@@ -166,7 +166,7 @@ impl Served {
     /// Start to request the completions of `requests` from the weights that the servers have.
     fn start(&self, requests: &[Request], sampling: &Sampling) -> Pending {
         let (version, weights) = self.current.clone().unwrap_or_else(|| (0, self.publisher.base()));
-        let call = Call {
+        let call = CallParameters {
             engine: self.engine,
             servers: self.servers.clone(),
             sampling: sampling.clone(),
@@ -189,7 +189,7 @@ impl Served {
         let scored = read(at.current.model, &sequences, &at.sampling.distribution, at.current.tokens_per_pass);
         let comparable = self.comparable_log_prob();
         self.stats.score += start.elapsed();
-        let pairs = |(scored, completion): (&Vec<Sampled>, &ServerCompletion)| -> Vec<(f32, f32)> {
+        let pairs = |(scored, completion): (&Vec<SampledToken>, &ServerCompletion)| -> Vec<(f32, f32)> {
             let all = scored.iter().zip(&completion.log_probs).map(|(ours, &theirs)| (comparable(ours), theirs));
             all.filter(|(ours, _)| *ours != f32::NEG_INFINITY).collect()
         };
@@ -197,9 +197,10 @@ impl Served {
         // Completions of earlier weights diverge more.
         if version == at.current.version && (divergence.is_nan() || divergence > self.config.max_mean_kl) {
             return Err(Error::Engine(format!(
-                "the servers' model and ours differ by {divergence:.2e} nats a token on the completions of a step (mean of r - 1 \
-                 - ln r), more than rollout.max_mean_kl = {}, although they were alike when the weights came: raise it if the \
-                 servers compute in fewer bits than the trainer, or start them again",
+                "the log-probabilities of the servers and of the trainer differ by {divergence:.2e} nats per token on \
+                 the completions of a step (mean of r - 1 - ln r), more than rollout.max_mean_kl = {}, although they \
+                 agreed after the weight transfer: raise rollout.max_mean_kl if the servers compute at lower precision \
+                 than the trainer, or restart the servers",
                 self.config.max_mean_kl
             )));
         }
@@ -207,11 +208,11 @@ impl Served {
     }
 
     /// Return our figure that the servers' log-probabilities compare with. SGLang's precede top-k, top-p and min-p.
-    fn comparable_log_prob(&self) -> fn(&Sampled) -> f32 {
+    fn comparable_log_prob(&self) -> fn(&SampledToken) -> f32 {
         match (self.log_probs, self.engine) {
             (LogProbs::Raw, _) => |sampled| sampled.unit_log_prob,
-            (_, Engine::Vllm) => |sampled| sampled.drawn_log_prob,
-            (_, Engine::Sglang) => |sampled| sampled.log_prob,
+            (_, ServerKind::Vllm) => |sampled| sampled.drawn_log_prob,
+            (_, ServerKind::Sglang) => |sampled| sampled.log_prob,
         }
     }
 
@@ -249,17 +250,17 @@ fn unscored(completion: ServerCompletion) -> Completion {
 
 /// Combine a server's log-probabilities with the other figures of our own model. If the server's are those of another
 /// distribution, the difference to ours under that distribution is added to ours.
-fn join(completion: &ServerCompletion, scored: &[Sampled], comparable: fn(&Sampled) -> f32) -> Completion {
-    let with_server = |(sampled, &theirs): (&Sampled, &f32)| {
+fn join(completion: &ServerCompletion, scored: &[SampledToken], comparable: fn(&SampledToken) -> f32) -> Completion {
+    let with_server = |(sampled, &theirs): (&SampledToken, &f32)| {
         // Our top-k or top-p may exclude a token at the edge. It is compared under the full softmax.
         let same = comparable(sampled);
         let same = if same.is_finite() { same } else { sampled.log_prob };
         // Avoids the rounding of the sum.
         let shifted = |ours: f32| if ours == same { theirs } else { ours + (theirs - same) };
         let (log_prob, drawn_log_prob) = (shifted(sampled.log_prob), shifted(sampled.drawn_log_prob));
-        Sampled { log_prob, drawn_log_prob, ..*sampled }
+        SampledToken { log_prob, drawn_log_prob, ..*sampled }
     };
-    let sampled: Vec<Sampled> = scored.iter().zip(&completion.log_probs).map(with_server).collect();
+    let sampled: Vec<SampledToken> = scored.iter().zip(&completion.log_probs).map(with_server).collect();
     Completion::of(&sampled, completion.finish_reason)
 }
 

@@ -6,12 +6,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::http::{Client, Failure};
-use super::protocol::{Query, ServerCompletion, Weights, completions, request};
+use super::http::{ServerClient, ServerFailure};
+use super::protocol::{Query, ServedWeights, ServerCompletion, completions, request};
 use super::server::{POLL_INTERVAL, Server, has_other, reserve_least_busy, suspend_unless_last, unavailable_summary};
 use crate::error::{Error, Result};
 use crate::generate::{Request, Sampling};
-use crate::rollout::settings::Engine;
+use crate::rollout::settings::ServerKind;
 use crate::stop::Stop;
 
 /// Number of consecutive failures after which a server is suspended, if another one is available.
@@ -21,11 +21,11 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// Parameters that all requests of a call share.
 #[derive(Debug)]
-pub(super) struct Call {
-    pub(super) engine: Engine,
+pub(super) struct CallParameters {
+    pub(super) engine: ServerKind,
     pub(super) servers: Arc<Vec<Server>>,
     pub(super) sampling: Sampling,
-    pub(super) weights: Weights,
+    pub(super) weights: ServedWeights,
     pub(super) vocab_size: usize,
     pub(super) timeout: Duration,
     pub(super) retries: usize,
@@ -34,9 +34,9 @@ pub(super) struct Call {
 /// State shared by the worker threads of a call.
 #[derive(Debug)]
 struct Shared {
-    call: Call,
+    call: CallParameters,
     /// A client of each server, with connections for this call alone.
-    clients: Vec<Client>,
+    clients: Vec<ServerClient>,
     /// Groups that no thread has taken yet, each with the index of its first request.
     queue: Mutex<VecDeque<(usize, Query)>>,
     /// Set when no further group must be requested.
@@ -51,7 +51,7 @@ struct Shared {
 pub(super) struct Pending {
     pub(super) requests: Vec<Request>,
     shared: Arc<Shared>,
-    results: Receiver<(usize, Outcome)>,
+    results: Receiver<(usize, GroupResult)>,
     /// The completions of a group, at the index of its first request.
     received: Vec<Option<Vec<ServerCompletion>>>,
     /// Number of groups that have not been received.
@@ -61,7 +61,7 @@ pub(super) struct Pending {
 }
 
 /// The completions of a group, or the error message.
-type Outcome = std::result::Result<Vec<ServerCompletion>, String>;
+type GroupResult = std::result::Result<Vec<ServerCompletion>, String>;
 
 /// A function that sees, and may cut, the completions of a group. It returns false to stop waiting for more.
 pub(super) type Seen<'a> = dyn FnMut(usize, &mut [ServerCompletion]) -> bool + 'a;
@@ -69,7 +69,7 @@ pub(super) type Seen<'a> = dyn FnMut(usize, &mut [ServerCompletion]) -> bool + '
 impl Drop for Pending {
     fn drop(&mut self) {
         self.shared.cancelled.store(true, Ordering::SeqCst);
-        self.shared.clients.iter().for_each(Client::abort);
+        self.shared.clients.iter().for_each(ServerClient::abort);
     }
 }
 
@@ -94,7 +94,7 @@ fn seed(request: &Request) -> i64 {
 
 impl Pending {
     /// Start to request the completions of `requests`, `concurrency` groups at a time for each server of the call.
-    pub(super) fn start(call: Call, requests: &[Request], version: u64, concurrency: usize) -> Self {
+    pub(super) fn start(call: CallParameters, requests: &[Request], version: u64, concurrency: usize) -> Self {
         let queue = groups(requests);
         let remaining = queue.len();
         let threads = remaining.min(concurrency.saturating_mul(call.servers.len()));
@@ -171,7 +171,7 @@ impl Pending {
 
 impl Shared {
     /// Requests group after group until none is left, one fails, or the call is cancelled.
-    fn work(&self, send: &Sender<(usize, Outcome)>) {
+    fn work(&self, send: &Sender<(usize, GroupResult)>) {
         while !self.cancelled.load(Ordering::SeqCst) {
             let query = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some((first, query)) = query else { return };
@@ -184,8 +184,8 @@ impl Shared {
     }
 
     /// Requests the completions of a group, with retries.
-    fn request(&self, query: &Query) -> Outcome {
-        let Call { engine, servers, sampling, weights, vocab_size, timeout, retries } = &self.call;
+    fn request(&self, query: &Query) -> GroupResult {
+        let CallParameters { engine, servers, sampling, weights, vocab_size, timeout, retries } = &self.call;
         let (path, body) = request(*engine, query, sampling, weights);
         let mut avoid = None;
         for tried in 0.. {
@@ -204,11 +204,11 @@ impl Shared {
             let others = has_other(servers, index);
             let why = match parsed {
                 Ok(completions) => return Ok(completions),
-                Err(Failure::Unavailable(why) | Failure::Transient(why)) => why,
+                Err(ServerFailure::Unavailable(why) | ServerFailure::Transient(why)) => why,
                 // The server was restarted and has lost the adapter.
-                Err(Failure::NotFound(why)) if suspend_unless_last(servers, index, &why) => why,
-                Err(Failure::NotFound(why)) => return Err(format!("{why} (model {:?})", weights.model)),
-                Err(Failure::Permanent(why)) => return Err(format!("{}: {why}", server.client.url)),
+                Err(ServerFailure::NotFound(why)) if suspend_unless_last(servers, index, &why) => why,
+                Err(ServerFailure::NotFound(why)) => return Err(format!("{why} (model {:?})", weights.model)),
+                Err(ServerFailure::Permanent(why)) => return Err(format!("{}: {why}", server.client.url)),
             };
             if tried == *retries {
                 return Err(format!("{why} (tried {} times: rollout.retries = {retries})", tried + 1));

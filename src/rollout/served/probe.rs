@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::check;
-use super::http::Failure;
-use super::protocol::{Query, ServerCompletion, Weights, completions, request};
+use super::http::ServerFailure;
+use super::protocol::{Query, ServedWeights, ServerCompletion, completions, request};
 use super::server::{Server, pause, suspend_unless_last};
 use super::{Served, Upcoming};
 use crate::error::{Error, Result};
 use crate::generate::{Distribution, Sampling};
-use crate::rollout::settings::{Engine, LogProbs};
+use crate::rollout::settings::{LogProbs, ServerKind};
 use crate::stop::Stop;
 
 /// A temperature at which raw log-probabilities differ clearly from processed ones.
@@ -19,8 +19,8 @@ const PROBE_TEMPERATURE: f32 = 1.5;
 /// The requests of a check, the same for all servers.
 #[derive(Debug)]
 pub(super) struct Probe<'a> {
-    engine: Engine,
-    weights: Weights,
+    engine: ServerKind,
+    weights: ServedWeights,
     vocab_size: usize,
     timeout: Duration,
     max_retries: usize,
@@ -79,7 +79,7 @@ impl<'a> Probe<'a> {
                 Err(failure) => failure,
             };
             let (url, why) = (&server.client.url, failure.message());
-            if !matches!(failure, Failure::Permanent(_)) && suspend_unless_last(servers, index, why) {
+            if !matches!(failure, ServerFailure::Permanent(_)) && suspend_unless_last(servers, index, why) {
                 return Ok(None);
             }
             if !failure.may_pass() {
@@ -95,7 +95,7 @@ impl<'a> Probe<'a> {
         }
     }
 
-    fn ask_once(&self, server: &Server) -> Result<std::result::Result<Probed, Failure>> {
+    fn ask_once(&self, server: &Server) -> Result<std::result::Result<Probed, ServerFailure>> {
         let mut probed = Probed::new();
         for sampling in &self.samplings {
             let mut sampled = Vec::new();

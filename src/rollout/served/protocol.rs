@@ -5,9 +5,9 @@
 
 use serde_json::{Value, json};
 
-use super::http::Failure;
+use super::http::ServerFailure;
 use crate::generate::{Distribution, FinishReason, Sampling};
-use crate::rollout::settings::Engine;
+use crate::rollout::settings::ServerKind;
 
 /// A request for several completions of one prompt.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ impl Default for ServerCompletion {
 
 /// The weights that a request is sampled from.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Weights {
+pub(super) struct ServedWeights {
     /// Name of the served model or of an adapter.
     pub(super) model: String,
     /// Whether `model` names an adapter.
@@ -47,12 +47,17 @@ pub(super) struct Weights {
 
 /// Return the path and the body of a completion request. All parameters of the distribution are sent, because a server
 /// takes missing ones from the model's `generation_config.json`.
-pub(super) fn request(engine: Engine, query: &Query, sampling: &Sampling, weights: &Weights) -> (&'static str, Value) {
+pub(super) fn request(
+    engine: ServerKind,
+    query: &Query,
+    sampling: &Sampling,
+    weights: &ServedWeights,
+) -> (&'static str, Value) {
     let Distribution { repetition_penalty, temperature, top_k, top_p, min_p } = sampling.distribution;
     // Servers refuse `n` > 1 for greedy sampling, whose completions are all equal.
     let count = if temperature == 0.0 { 1 } else { query.count };
     match engine {
-        Engine::Vllm => {
+        ServerKind::Vllm => {
             let body = json!({
                 "model": weights.model, "prompt": query.prompt, "n": count, "seed": query.seed,
                 "max_tokens": sampling.max_completion_length,
@@ -66,7 +71,7 @@ pub(super) fn request(engine: Engine, query: &Query, sampling: &Sampling, weight
             });
             ("/v1/completions", body)
         }
-        Engine::Sglang => {
+        ServerKind::Sglang => {
             let top_k = i64::try_from(top_k).ok().filter(|&k| k > 0).unwrap_or(-1);
             let mut body = json!({
                 "input_ids": query.prompt,
@@ -90,23 +95,23 @@ pub(super) fn request(engine: Engine, query: &Query, sampling: &Sampling, weight
 /// Parse and validate the completions of a response. Their number must be the requested one, tokens must be in the
 /// vocabulary, log-probabilities finite, and each completion must end with a stop token or at the maximum length.
 pub(super) fn completions(
-    engine: Engine,
+    engine: ServerKind,
     answer: &Value,
     query: &Query,
     sampling: &Sampling,
     vocab_size: usize,
-) -> Result<Vec<ServerCompletion>, Failure> {
+) -> Result<Vec<ServerCompletion>, ServerFailure> {
     let list = match engine {
-        Engine::Vllm => answer["choices"].as_array().map(Vec::as_slice),
-        Engine::Sglang if answer.is_array() => answer.as_array().map(Vec::as_slice),
-        Engine::Sglang => Some(std::slice::from_ref(answer)),
+        ServerKind::Vllm => answer["choices"].as_array().map(Vec::as_slice),
+        ServerKind::Sglang if answer.is_array() => answer.as_array().map(Vec::as_slice),
+        ServerKind::Sglang => Some(std::slice::from_ref(answer)),
     };
     let greedy = sampling.distribution.temperature == 0.0;
     let expected = if greedy { 1 } else { query.count };
     let list = list.unwrap_or_default();
     if list.len() != expected {
-        let message = format!("{expected} completions were asked for and {} came: {}", list.len(), excerpt(answer));
-        return Err(Failure::Permanent(message));
+        let message = format!("requested {expected} completions, received {}: {}", list.len(), excerpt(answer));
+        return Err(ServerFailure::Permanent(message));
     }
     // vLLM numbers its choices and may return them in any order.
     let mut choices: Vec<&Value> = list.iter().collect();
@@ -114,8 +119,8 @@ pub(super) fn completions(
     let mut completions = Vec::with_capacity(query.count);
     for choice in choices {
         completions.push(match engine {
-            Engine::Vllm => parse_vllm(choice)?,
-            Engine::Sglang => parse_sglang(choice)?,
+            ServerKind::Vllm => parse_vllm(choice)?,
+            ServerKind::Sglang => parse_sglang(choice)?,
         });
     }
     for completion in &completions {
@@ -127,30 +132,30 @@ pub(super) fn completions(
     Ok(completions)
 }
 
-fn validate(completion: &ServerCompletion, sampling: &Sampling, vocab_size: usize) -> Result<(), Failure> {
-    let permanent = |message: String| Err(Failure::Permanent(message));
+fn validate(completion: &ServerCompletion, sampling: &Sampling, vocab_size: usize) -> Result<(), ServerFailure> {
+    let permanent = |message: String| Err(ServerFailure::Permanent(message));
     let (tokens, log_probs) = (&completion.tokens, &completion.log_probs);
     if tokens.len() != log_probs.len() {
-        return permanent(format!("{} tokens came with {} log-probabilities", tokens.len(), log_probs.len()));
+        return permanent(format!("received {} tokens with {} log-probabilities", tokens.len(), log_probs.len()));
     }
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
         return permanent(format!(
-            "token {token} is none of the {vocab_size} of the vocabulary: the server serves another model"
+            "token {token} is outside the vocabulary of {vocab_size} tokens: the server serves another model"
         ));
     }
     // Rounding may put a log-probability slightly above 0.
     if let Some(log_prob) = log_probs.iter().find(|log_prob| !log_prob.is_finite() || **log_prob > 1e-3) {
-        return permanent(format!("{log_prob} is no log-probability: the server's weights are damaged"));
+        return permanent(format!("{log_prob} is not a valid log-probability: the server's weights are damaged"));
     }
     let stopped = tokens.last().is_some_and(|last| sampling.stop.contains(last));
     match completion.finish_reason {
         FinishReason::Stop if !stopped => permanent(format!(
-            "a completion ended by token {:?}, which is none of the stop tokens {:?} that were sent",
+            "a completion ended with token {:?}, which is not one of the requested stop tokens {:?}",
             tokens.last(),
             sampling.stop
         )),
         FinishReason::Length if !stopped && tokens.len() < sampling.max_completion_length => permanent(format!(
-            "a completion was cut after {} of {} tokens: start the server with a larger context length",
+            "a completion was truncated after {} of {} tokens: start the server with a larger context length",
             tokens.len(),
             sampling.max_completion_length
         )),
@@ -158,11 +163,11 @@ fn validate(completion: &ServerCompletion, sampling: &Sampling, vocab_size: usiz
     }
 }
 
-fn parse_vllm(choice: &Value) -> Result<ServerCompletion, Failure> {
+fn parse_vllm(choice: &Value) -> Result<ServerCompletion, ServerFailure> {
     let Some(tokens) = token_ids(&choice["token_ids"]) else {
-        return Err(Failure::Permanent(format!(
-            "the answer has no token ids, and text cannot be turned into the same tokens again: vLLM from 0.10.2 on and \
-             SGLang give them: {}",
+        return Err(ServerFailure::Permanent(format!(
+            "the response has no token ids, which text alone does not determine; use SGLang, or vLLM 0.10.2 or later: \
+             {}",
             excerpt(choice)
         )));
     };
@@ -171,10 +176,10 @@ fn parse_vllm(choice: &Value) -> Result<ServerCompletion, Failure> {
     Ok(ServerCompletion { tokens, log_probs, finish_reason: finish_reason(reason, choice)? })
 }
 
-fn parse_sglang(choice: &Value) -> Result<ServerCompletion, Failure> {
+fn parse_sglang(choice: &Value) -> Result<ServerCompletion, ServerFailure> {
     let info = &choice["meta_info"];
     let Some(tokens) = token_ids(&choice["output_ids"]) else {
-        return Err(Failure::Permanent(format!("the answer has no output_ids: {}", excerpt(choice))));
+        return Err(ServerFailure::Permanent(format!("the response has no output_ids: {}", excerpt(choice))));
     };
     let pairs = info["output_token_logprobs"].as_array().map(Vec::as_slice).unwrap_or_default();
     let log_probs = pairs.iter().map(|pair| number(&pair[0])).collect();
@@ -182,12 +187,12 @@ fn parse_sglang(choice: &Value) -> Result<ServerCompletion, Failure> {
     Ok(ServerCompletion { tokens, log_probs, finish_reason: finish_reason(reason, &info["finish_reason"])? })
 }
 
-fn finish_reason(reason: &str, choice: &Value) -> Result<FinishReason, Failure> {
+fn finish_reason(reason: &str, choice: &Value) -> Result<FinishReason, ServerFailure> {
     match reason {
         "stop" => Ok(FinishReason::Stop),
         "length" => Ok(FinishReason::Length),
-        "abort" => Err(Failure::Transient(format!("the server gave up a completion: {}", excerpt(choice)))),
-        other => Err(Failure::Permanent(format!("unknown finish reason {other:?}: {}", excerpt(choice)))),
+        "abort" => Err(ServerFailure::Transient(format!("the server aborted a completion: {}", excerpt(choice)))),
+        other => Err(ServerFailure::Permanent(format!("unknown finish reason {other:?}: {}", excerpt(choice)))),
     }
 }
 
@@ -222,7 +227,7 @@ mod tests {
         Sampling { max_completion_length: 3, stop: vec![2], ..Sampling::default() }
     }
 
-    fn read(engine: Engine, answer: &Value, count: usize) -> Result<Vec<ServerCompletion>, Failure> {
+    fn read(engine: ServerKind, answer: &Value, count: usize) -> Result<Vec<ServerCompletion>, ServerFailure> {
         completions(engine, answer, &query(count), &sampling(), 400)
     }
 
@@ -238,14 +243,14 @@ mod tests {
 
     #[test]
     fn completions_come_in_the_order_of_their_numbers() {
-        let parsed = read(Engine::Vllm, &vllm_answer(), 2).unwrap();
+        let parsed = read(ServerKind::Vllm, &vllm_answer(), 2).unwrap();
         assert_eq!(parsed[0].tokens, [399, 22, 15]);
         let (log_probs, finish_reason) = (vec![-0.25, -0.5], FinishReason::Stop);
         assert_eq!(parsed[1], ServerCompletion { tokens: vec![22, 2], log_probs, finish_reason });
         // SGLang 0.5.23 returns a single completion as an object, not a list.
         let answer = json!({ "text": "5", "output_ids": [25, 2], "meta_info": {
             "finish_reason": { "type": "stop", "matched": 2 }, "output_token_logprobs": [[-0.5497, 25, null], [-0.0088, 2, null]] }});
-        let parsed = read(Engine::Sglang, &answer, 1).unwrap();
+        let parsed = read(ServerKind::Sglang, &answer, 1).unwrap();
         assert_eq!(
             (parsed[0].tokens.as_slice(), parsed[0].log_probs.as_slice()),
             (&[25, 2][..], &[-0.5497, -0.0088][..])
@@ -257,7 +262,7 @@ mod tests {
         let changed = |change: &dyn Fn(&mut Value)| {
             let mut answer = vllm_answer();
             change(&mut answer);
-            read(Engine::Vllm, &answer, 2).unwrap_err()
+            read(ServerKind::Vllm, &answer, 2).unwrap_err()
         };
         let choice = |pointer: &'static str, value: Value| {
             move |answer: &mut Value| *answer.pointer_mut(&format!("/choices/0{pointer}")).unwrap() = value.clone()
@@ -266,21 +271,21 @@ mod tests {
         // An older server silently ignores `return_token_ids`.
         for (failure, part) in [
             (changed(&choice("/token_ids", Value::Null)), "0.10.2"),
-            (changed(&choice("/token_ids", json!([22, 400]))), "400 of the vocabulary"),
-            (changed(&choice("/logprobs/token_logprobs", json!([-0.25]))), "2 tokens came with 1"),
+            (changed(&choice("/token_ids", json!([22, 400]))), "vocabulary of 400 tokens"),
+            (changed(&choice("/logprobs/token_logprobs", json!([-0.25]))), "received 2 tokens with 1"),
             (changed(&choice("/logprobs/token_logprobs", json!([-0.25, null]))), "NaN"),
-            (changed(&choice("/logprobs/token_logprobs", json!([-0.25, 0.5]))), "0.5 is no log-probability"),
-            (changed(&choice("/token_ids", json!([22, 21]))), "none of the stop tokens"),
-            (missing, "2 completions were asked for and 1"),
+            (changed(&choice("/logprobs/token_logprobs", json!([-0.25, 0.5]))), "0.5 is not a valid log-probability"),
+            (changed(&choice("/token_ids", json!([22, 21]))), "not one of the requested stop tokens"),
+            (missing, "requested 2 completions, received 1"),
         ] {
-            assert!(matches!(&failure, Failure::Permanent(why) if why.contains(part)), "{part}: {failure:?}");
+            assert!(matches!(&failure, ServerFailure::Permanent(why) if why.contains(part)), "{part}: {failure:?}");
         }
         // A server that frees memory aborts completions; a retry may succeed.
-        assert!(matches!(changed(&choice("/finish_reason", json!("abort"))), Failure::Transient(_)));
+        assert!(matches!(changed(&choice("/finish_reason", json!("abort"))), ServerFailure::Transient(_)));
         // A server whose context is full cuts a completion without an error.
         let cut = json!({ "choices": [{ "index": 0, "token_ids": [22], "finish_reason": "length",
             "logprobs": { "token_logprobs": [-0.25] } }] });
-        let failure = read(Engine::Vllm, &cut, 1).unwrap_err();
+        let failure = read(ServerKind::Vllm, &cut, 1).unwrap_err();
         assert!(failure.message().contains("after 1 of 3 tokens"), "{failure:?}");
     }
 
@@ -288,9 +293,9 @@ mod tests {
     fn greedy_completions_are_asked_for_once() {
         let mut greedy = sampling();
         greedy.distribution.temperature = 0.0;
-        let (_, body) = request(Engine::Vllm, &query(4), &greedy, &Weights::default());
+        let (_, body) = request(ServerKind::Vllm, &query(4), &greedy, &ServedWeights::default());
         assert_eq!(body["n"], 1);
         let answer = json!({ "choices": [vllm_answer()["choices"][0]] });
-        assert_eq!(completions(Engine::Vllm, &answer, &query(4), &greedy, 400).unwrap().len(), 4);
+        assert_eq!(completions(ServerKind::Vllm, &answer, &query(4), &greedy, 400).unwrap().len(), 4);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::http::Client;
+use super::http::ServerClient;
 use crate::error::Result;
 use crate::stop::Stop;
 
@@ -18,18 +18,18 @@ static SELECTION: Mutex<()> = Mutex::new(());
 /// A server with its state and load.
 #[derive(Debug)]
 pub(super) struct Server {
-    pub(super) client: Client,
+    pub(super) client: ServerClient,
     /// Whether both the server, by its own report, and our model compute in float32.
     pub(super) is_f32: bool,
     /// Number of in-flight requests.
     in_flight: AtomicUsize,
     /// Number of consecutive failed requests.
     failures: AtomicUsize,
-    state: Mutex<State>,
+    state: Mutex<ServerState>,
 }
 
 #[derive(Debug)]
-enum State {
+enum ServerState {
     /// Gets requests.
     Available,
     /// Gets no requests until the next step, for this reason.
@@ -40,45 +40,45 @@ enum State {
 
 impl Server {
     /// Create an available server without requests.
-    pub(super) fn new(client: Client, is_f32: bool) -> Self {
+    pub(super) fn new(client: ServerClient, is_f32: bool) -> Self {
         let (in_flight, failures) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { client, is_f32, in_flight, failures, state: Mutex::new(State::Available) }
+        Self { client, is_f32, in_flight, failures, state: Mutex::new(ServerState::Available) }
     }
 
     /// Whether the server gets requests.
     pub(super) fn is_available(&self) -> bool {
-        matches!(*lock(&self.state), State::Available)
+        matches!(*lock(&self.state), ServerState::Available)
     }
 
     /// Whether the server may be reinstated without a restart.
     pub(super) fn is_suspended(&self) -> bool {
-        matches!(*lock(&self.state), State::Suspended(_))
+        matches!(*lock(&self.state), ServerState::Suspended(_))
     }
 
     /// Make the server available again.
     pub(super) fn reinstate(&self) {
         self.failures.store(0, Ordering::SeqCst);
-        *lock(&self.state) = State::Available;
+        *lock(&self.state) = ServerState::Available;
     }
 
     /// Suspend the server until the next step. A broken server stays broken: a late request may still fail on it.
     pub(super) fn suspend(&self, reason: &str) {
         let mut state = lock(&self.state);
-        if !matches!(*state, State::Broken(_)) {
-            *state = State::Suspended(reason.to_string());
+        if !matches!(*state, ServerState::Broken(_)) {
+            *state = ServerState::Suspended(reason.to_string());
         }
     }
 
     /// Exclude the server until it is restarted.
     pub(super) fn mark_broken(&self, reason: &str) {
-        *lock(&self.state) = State::Broken(reason.to_string());
+        *lock(&self.state) = ServerState::Broken(reason.to_string());
     }
 
     /// Record that the server does not run. A broken server that answers again was therefore restarted.
     pub(super) fn mark_ended(&self) {
         let mut state = lock(&self.state);
-        if let State::Broken(reason) = &mut *state {
-            *state = State::Suspended(std::mem::take(reason));
+        if let ServerState::Broken(reason) = &mut *state {
+            *state = ServerState::Suspended(std::mem::take(reason));
         }
     }
 
@@ -137,11 +137,13 @@ pub(super) fn suspend_unless_last(servers: &[Server], index: usize, reason: &str
 /// Return the error message for a run without an available server, with a line for each server.
 pub(super) fn unavailable_summary(servers: &[Server]) -> String {
     let line = |server: &Server| match &*lock(&server.state) {
-        State::Available => format!("\n  {}: well", server.client.url),
-        State::Suspended(reason) => format!("\n  {reason}"),
-        State::Broken(reason) => format!("\n  {reason}\n  Its weights may be incomplete: it must be started again."),
+        ServerState::Available => format!("\n  {}: available", server.client.url),
+        ServerState::Suspended(reason) => format!("\n  {reason}"),
+        ServerState::Broken(reason) => {
+            format!("\n  {reason}\n  Its weights may be incomplete: restart it.")
+        }
     };
-    format!("no server of rollout.urls is left:{}", servers.iter().map(line).collect::<String>())
+    format!("no server of rollout.urls is available:{}", servers.iter().map(line).collect::<String>())
 }
 
 /// Call `work` for each of `items` on a thread of its own, and return the results in the order of the items.
@@ -186,7 +188,7 @@ mod tests {
     use super::*;
 
     fn two_servers() -> [Server; 2] {
-        [(); 2].map(|()| Server::new(Client::new("http://127.0.0.1:1", None, Duration::from_secs(1)), true))
+        [(); 2].map(|()| Server::new(ServerClient::new("http://127.0.0.1:1", None, Duration::from_secs(1)), true))
     }
 
     #[test]

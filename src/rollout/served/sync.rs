@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Write;
-use super::http::Failure;
-use super::protocol::Weights;
+use super::http::ServerFailure;
+use super::protocol::ServedWeights;
 use super::server::{POLL_INTERVAL, Server, in_parallel, pause, unavailable_summary};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::rollout::settings::{Engine, ServedConfig, Sync};
+use crate::rollout::settings::{ServedConfig, ServerKind, Sync};
 use crate::stop::Stop;
 
 /// Maximum number of attempts to load an adapter whose folder a server does not see yet (network file systems).
 const MAX_NOT_FOUND_TRIES: usize = 3;
 
 /// Success, or the failure of the server.
-type Outcome = std::result::Result<(), Failure>;
+type SyncResult = std::result::Result<(), ServerFailure>;
 
 /// A version of the weights that was written for the servers.
 #[derive(Debug, Clone)]
 struct Published {
-    weights: Weights,
+    weights: ServedWeights,
     /// The folder of the weights; `None` once it is removed.
     folder: Option<PathBuf>,
     /// Whether the servers still have it loaded.
@@ -35,7 +35,7 @@ struct Published {
 /// Writes new versions of the weights and transfers them to the servers.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    engine: Engine,
+    engine: ServerKind,
     pub(super) method: Sync,
     config: ServedConfig,
     folder: PathBuf,
@@ -50,7 +50,7 @@ pub(super) struct Publisher {
 impl Publisher {
     /// Create a publisher that syncs by `method`. `folder` is used if the settings name no `sync_dir`.
     pub(super) fn new(
-        engine: Engine,
+        engine: ServerKind,
         method: Sync,
         config: &ServedConfig,
         (folder, prefix, model): (PathBuf, String, String),
@@ -60,8 +60,8 @@ impl Publisher {
     }
 
     /// The weights that the servers were started with.
-    pub(super) fn base(&self) -> Weights {
-        Weights { model: self.model.clone(), adapter: false, salt: format!("{}-base", self.prefix) }
+    pub(super) fn base(&self) -> ServedWeights {
+        ServedWeights { model: self.model.clone(), adapter: false, salt: format!("{}-base", self.prefix) }
     }
 
     fn timeout(&self) -> Duration {
@@ -73,7 +73,13 @@ impl Publisher {
     ///
     /// # Errors
     /// Errors of `write`, and [`Error::Engine`] when no server loads the version.
-    pub(super) fn publish(&mut self, version: u64, servers: &[Server], write: &Write, stop: Stop) -> Result<Weights> {
+    pub(super) fn publish(
+        &mut self,
+        version: u64,
+        servers: &[Server],
+        write: &Write,
+        stop: Stop,
+    ) -> Result<ServedWeights> {
         let name = format!("{}-v{version}", self.prefix);
         files::create_dir(&self.folder)?;
         // Absolute, since the servers have another working directory.
@@ -81,7 +87,7 @@ impl Publisher {
         write(&folder)?;
         let adapter = self.method == Sync::Lora;
         let model = if adapter { name.clone() } else { self.model.clone() };
-        let weights = Weights { model, adapter, salt: name };
+        let weights = ServedWeights { model, adapter, salt: name };
         self.published.push(Published { weights: weights.clone(), folder: Some(folder), loaded: true });
         if self.method == Sync::Command {
             self.run_command(version, stop)?;
@@ -136,11 +142,11 @@ impl Publisher {
         Ok(dir.join(name).display().to_string())
     }
 
-    fn load_adapter(&self, server: &Server, name: &str, path: &str, stop: Stop) -> Result<Outcome> {
+    fn load_adapter(&self, server: &Server, name: &str, path: &str, stop: Stop) -> Result<SyncResult> {
         let mut body = json!({ "lora_name": name, "lora_path": path });
         let endpoint = match self.engine {
-            Engine::Vllm => "/v1/load_lora_adapter",
-            Engine::Sglang => {
+            ServerKind::Vllm => "/v1/load_lora_adapter",
+            ServerKind::Sglang => {
                 body["pinned"] = json!(false);
                 "/load_lora_adapter"
             }
@@ -149,13 +155,15 @@ impl Publisher {
         loop {
             let answer = server.client.post_until(stop, endpoint, body.clone(), self.timeout())?;
             match answer.and_then(|answer| success(server, &answer)) {
-                Err(Failure::NotFound(_)) if tried < MAX_NOT_FOUND_TRIES => {
+                Err(ServerFailure::NotFound(_)) if tried < MAX_NOT_FOUND_TRIES => {
                     tried += 1;
                     pause(Duration::from_secs(1), stop)?;
                 }
                 // The server refuses a name that it has already loaded, in an attempt whose response was lost. It says so in
                 // free text, so the reason of the refusal is found out by unloading the name.
-                Err(Failure::Permanent(_)) if !unloaded && unload(self.engine, server, name, self.timeout(), stop)? => {
+                Err(ServerFailure::Permanent(_))
+                    if !unloaded && unload(self.engine, server, name, self.timeout(), stop)? =>
+                {
                     unloaded = true;
                 }
                 outcome => return Ok(outcome),
@@ -163,10 +171,10 @@ impl Publisher {
         }
     }
 
-    fn reload(&self, server: &Server, name: &str, path: &str, stop: Stop) -> Result<Outcome> {
+    fn reload(&self, server: &Server, name: &str, path: &str, stop: Stop) -> Result<SyncResult> {
         let post = |endpoint, body| server.client.post_until(stop, endpoint, body, self.timeout());
         match self.engine {
-            Engine::Vllm => {
+            ServerKind::Vllm => {
                 let kwargs = json!({ "weights_path": path });
                 let body =
                     json!({ "method": "reload_weights", "kwargs": kwargs, "timeout": self.config.sync_timeout_s });
@@ -177,7 +185,7 @@ impl Publisher {
                 }
                 Ok(outcome)
             }
-            Engine::Sglang => {
+            ServerKind::Sglang => {
                 let body = json!({ "model_path": path, "weight_version": name,
                                    "flush_cache": true, "abort_all_requests": false });
                 Ok(post("/update_weights_from_disk", body)?.and_then(|answer| success(server, &answer)))
@@ -188,8 +196,8 @@ impl Publisher {
     /// Empties the prefix cache of a server.
     pub(super) fn reset_cache(&self, server: &Server, stop: Stop) -> Result<()> {
         let endpoint = match self.engine {
-            Engine::Vllm => "/reset_prefix_cache",
-            Engine::Sglang => "/flush_cache",
+            ServerKind::Vllm => "/reset_prefix_cache",
+            ServerKind::Sglang => "/flush_cache",
         };
         // Without the endpoint, the check that follows reports the mismatch.
         let _ = server.client.post_until(stop, endpoint, json!({}), self.timeout())?;
@@ -273,7 +281,7 @@ impl Publisher {
         match wait_for_exit(&mut child, self.timeout(), stop)? {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(wrong(format!("ended with {status} for version {version}"))),
-            None => Err(wrong(format!("has not ended within rollout.sync_timeout_s = {limit} s"))),
+            None => Err(wrong(format!("did not exit within rollout.sync_timeout_s = {limit} s"))),
         }
     }
 }
@@ -296,7 +304,7 @@ fn wait_for_exit(child: &mut Child, timeout: Duration, stop: Stop) -> Result<Opt
     }
 }
 
-fn unload_from_all(engine: Engine, servers: &[Server], name: &str, timeout: Duration, stop: Stop) -> Result<()> {
+fn unload_from_all(engine: ServerKind, servers: &[Server], name: &str, timeout: Duration, stop: Stop) -> Result<()> {
     let available = servers.iter().filter(|server| server.is_available());
     for unloaded in in_parallel(available, |server| unload(engine, server, name, timeout, stop)) {
         unloaded?;
@@ -305,24 +313,24 @@ fn unload_from_all(engine: Engine, servers: &[Server], name: &str, timeout: Dura
 }
 
 /// Unload an adapter, and return whether the server had it.
-fn unload(engine: Engine, server: &Server, name: &str, timeout: Duration, stop: Stop) -> Result<bool> {
+fn unload(engine: ServerKind, server: &Server, name: &str, timeout: Duration, stop: Stop) -> Result<bool> {
     let endpoint = match engine {
-        Engine::Vllm => "/v1/unload_lora_adapter",
-        Engine::Sglang => "/unload_lora_adapter",
+        ServerKind::Vllm => "/v1/unload_lora_adapter",
+        ServerKind::Sglang => "/unload_lora_adapter",
     };
     let answer = server.client.post_until(stop, endpoint, json!({ "lora_name": name }), timeout)?;
     Ok(answer.and_then(|answer| success(server, &answer)).is_ok())
 }
 
 /// Whether a failed request may have begun to take effect.
-fn has_begun(failure: &Failure) -> bool {
-    matches!(failure, Failure::Transient(_))
+fn has_begun(failure: &ServerFailure) -> bool {
+    matches!(failure, ServerFailure::Transient(_))
 }
 
 /// Check the `success` field by which SGLang reports in the body whether a request succeeded.
-fn success(server: &Server, answer: &Value) -> Outcome {
+fn success(server: &Server, answer: &Value) -> SyncResult {
     if answer["success"] != json!(false) {
         return Ok(());
     }
-    Err(Failure::Permanent(format!("{}: {answer}", server.client.url)))
+    Err(ServerFailure::Permanent(format!("{}: {answer}", server.client.url)))
 }

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::check::{self, Measurement, Verdict};
-use super::http::Failure;
+use super::check::{self, CheckOutcome, Measurement};
+use super::http::ServerFailure;
 use super::probe::{Probe, Probed};
 use super::server::{Server, in_parallel, unavailable_summary, until_stopped};
 use super::{Served, Upcoming};
@@ -64,8 +64,8 @@ impl Served {
         for (&index, health) in excluded.iter().zip(health) {
             let server = &servers[index];
             match health? {
-                Ok(_) | Err(Failure::NotFound(_)) if server.is_suspended() => {}
-                Err(Failure::Unavailable(_)) => {
+                Ok(_) | Err(ServerFailure::NotFound(_)) if server.is_suspended() => {}
+                Err(ServerFailure::Unavailable(_)) => {
                     server.mark_ended();
                     continue;
                 }
@@ -148,30 +148,32 @@ impl Served {
         let Measurement { reading, divergence } = measurement;
         let url = &self.servers[index].client.url;
         match measurement.verdict(limit, &self.corrected) {
-            Verdict::Passed => {
+            CheckOutcome::Passed => {
                 self.log_probs = reading;
                 self.stats.divergence = Some(self.stats.divergence.unwrap_or(0.0).max(divergence));
                 self.first_divergence[index].get_or_insert(divergence);
                 Ok(())
             }
-            Verdict::OtherWeights => {
+            CheckOutcome::OtherWeights => {
                 let what = match version {
-                    0 => "another model than model.path, or other weights of it".to_string(),
+                    0 => "a model or weights other than model.path".to_string(),
                     _ => format!(
-                        "other weights than those after {version} updates, which it said to have taken: vLLM on a CPU keeps \
-                         an old output matrix where that is the embedding; a prefix cache of earlier weights would do it, too"
+                        "weights other than those after {version} updates, although it reported that it loaded them \
+                         (known causes: vLLM on a CPU keeps the old output matrix if it is tied to the embedding; a \
+                         prefix cache of earlier weights)"
                     ),
                 };
                 Err(Error::Engine(format!(
-                    "{url} serves {what}. On up to {} tokens that it sampled, its model and ours differ by {divergence:.2e} nats a \
-                     token (mean of r - 1 - ln r), and {limit:.1e} is the limit (rollout.max_mean_kl = {} at most)",
+                    "{url} serves {what}. On up to {} tokens that it sampled, its log-probabilities and those of the \
+                     trainer differ by {divergence:.2e} nats per token (mean of r - 1 - ln r); the limit is \
+                     {limit:.1e} (at most rollout.max_mean_kl = {})",
                     check::MAX_PROMPTS * check::MAX_TOKENS,
                     self.config.max_mean_kl
                 )))
             }
-            Verdict::RawLogProbs => Err(Error::Engine(format!(
-                "{url} gives raw log-probabilities, those at temperature 1, and rollout.correction needs those of the \
-                 distribution that tokens are drawn from: start it with --logprobs-mode processed_logprobs, or set \
+            CheckOutcome::RawLogProbs => Err(Error::Engine(format!(
+                "{url} returns raw log-probabilities (at temperature 1), but rollout.correction needs those of the \
+                 sampling distribution: start it with --logprobs-mode processed_logprobs, or set \
                  rollout.correction.mode = \"none\""
             ))),
         }

@@ -1,6 +1,6 @@
 //! Expressions of a tag: jinja2's grammar, and the text that takes their place.
 
-use super::rewrite::{Kind, Token, literal};
+use super::rewrite::{TemplateToken, TokenKind, literal};
 
 const KEYWORDS: [&str; 9] = ["and", "or", "not", "in", "is", "if", "else", "for", "recursive"];
 const COMPARATORS: [&str; 6] = ["==", "!=", "<", ">", "<=", ">="];
@@ -13,7 +13,7 @@ const NESTING: [&str; 6] = ["map", "batch", "slice", "groupby", "items", "dictso
 
 /// How tightly the text of an expression holds together.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
-enum Shape {
+enum Precedence {
     /// An attribute, a subscript or a call may follow.
     Primary,
     /// A filter may follow.
@@ -22,21 +22,21 @@ enum Shape {
 }
 
 /// A rewritten expression.
-struct Piece {
+struct RewrittenExpression {
     text: String,
-    shape: Shape,
+    precedence: Precedence,
     /// Whether it consists of literals.
     constant: bool,
 }
 
-impl Piece {
-    fn new(text: String, shape: Shape) -> Self {
-        Self { text, shape, constant: false }
+impl RewrittenExpression {
+    fn new(text: String, precedence: Precedence) -> Self {
+        Self { text, precedence, constant: false }
     }
 
-    /// Return the text, in parentheses if it holds together less tightly than `shape`.
-    fn as_shape(&self, shape: Shape) -> String {
-        if self.shape <= shape {
+    /// Return the text, in parentheses if it holds together less tightly than `precedence`.
+    fn with_precedence(&self, precedence: Precedence) -> String {
+        if self.precedence <= precedence {
             return self.text.clone();
         }
         let inner = self.text.trim_start();
@@ -44,11 +44,11 @@ impl Piece {
     }
 
     fn primary(&self) -> String {
-        self.as_shape(Shape::Primary)
+        self.with_precedence(Precedence::Primary)
     }
 
     fn filtered(&self, filter: &str) -> Self {
-        Self::new(format!("{}|{filter}", self.as_shape(Shape::Chain)), Shape::Chain)
+        Self::new(format!("{}|{filter}", self.with_precedence(Precedence::Chain)), Precedence::Chain)
     }
 
     /// Return the text with the charge for a container, which a constant does not need.
@@ -58,14 +58,14 @@ impl Piece {
 }
 
 /// Parser of the tokens of one tag.
-pub(super) struct Parser<'s> {
-    tokens: &'s [Token<'s>],
+pub(super) struct ExpressionParser<'s> {
+    tokens: &'s [TemplateToken<'s>],
     at: usize,
     fault: Option<String>,
 }
 
-impl<'s> Parser<'s> {
-    pub(super) fn new(tokens: &'s [Token<'s>]) -> Self {
+impl<'s> ExpressionParser<'s> {
+    pub(super) fn new(tokens: &'s [TemplateToken<'s>]) -> Self {
         Self { tokens, at: 0, fault: None }
     }
 
@@ -75,25 +75,25 @@ impl<'s> Parser<'s> {
         self.fault.map_or(Ok(text), Err)
     }
 
-    fn token(&self, ahead: usize) -> Option<&'s Token<'s>> {
+    fn token(&self, ahead: usize) -> Option<&'s TemplateToken<'s>> {
         self.tokens.get(self.at + ahead)
     }
 
-    fn kind(&self, ahead: usize) -> Option<Kind> {
+    fn kind(&self, ahead: usize) -> Option<TokenKind> {
         self.token(ahead).map(|token| token.kind)
     }
 
     /// Return whether the next token is this keyword or operator.
     fn is(&self, text: &str) -> bool {
-        self.token(0).is_some_and(|token| token.text == text && token.kind != Kind::Text)
+        self.token(0).is_some_and(|token| token.text == text && token.kind != TokenKind::Text)
     }
 
     fn is_operator(&self, operators: &[&str]) -> bool {
-        self.token(0).is_some_and(|token| token.kind == Kind::Operator && operators.contains(&token.text))
+        self.token(0).is_some_and(|token| token.kind == TokenKind::Operator && operators.contains(&token.text))
     }
 
     fn is_keyword(&self) -> bool {
-        self.token(0).is_some_and(|token| token.kind == Kind::Name && KEYWORDS.contains(&token.text))
+        self.token(0).is_some_and(|token| token.kind == TokenKind::Name && KEYWORDS.contains(&token.text))
     }
 
     /// Return whether an expression ends here.
@@ -106,7 +106,7 @@ impl<'s> Parser<'s> {
     }
 
     fn begins_expression(&self) -> bool {
-        !matches!(self.kind(0), None | Some(Kind::Operator)) || self.is_operator(&["(", "[", "{", "+", "-"])
+        !matches!(self.kind(0), None | Some(TokenKind::Operator)) || self.is_operator(&["(", "[", "{", "+", "-"])
     }
 
     /// Return the next token with the whitespace before it, and move on.
@@ -114,7 +114,7 @@ impl<'s> Parser<'s> {
         let Some(token) = self.tokens.get(self.at) else { return String::new() };
         self.at += 1;
         match token.kind {
-            Kind::Text => format!("{}{}", token.space, literal(token.text)),
+            TokenKind::Text => format!("{}{}", token.space, literal(token.text)),
             _ => format!("{}{}", token.space, token.text),
         }
     }
@@ -158,27 +158,28 @@ impl<'s> Parser<'s> {
     }
 
     /// Read operands and keywords up to the end of an expression.
-    fn expression(&mut self) -> Piece {
+    fn expression(&mut self) -> RewrittenExpression {
         let mut parts = Vec::new();
         while !self.stops() {
             parts.push(if self.is_keyword() || !self.begins_expression() {
-                Piece::new(self.take(), Shape::Compound)
+                RewrittenExpression::new(self.take(), Precedence::Compound)
             } else {
                 self.comparison()
             });
         }
         match parts.len() {
             1 => parts.remove(0),
-            _ => Piece::new(parts.iter().map(|part| part.text.as_str()).collect(), Shape::Compound),
+            _ => RewrittenExpression::new(parts.iter().map(|part| part.text.as_str()).collect(), Precedence::Compound),
         }
     }
 
-    fn comparison(&mut self) -> Piece {
+    fn comparison(&mut self) -> RewrittenExpression {
         let mut operands = vec![self.sum()];
         let (mut operators, mut bare) = (Vec::new(), true);
         loop {
             let mut operator = String::new();
-            if self.is("not") && self.token(1).is_some_and(|token| token.text == "in" && token.kind == Kind::Name) {
+            if self.is("not") && self.token(1).is_some_and(|token| token.text == "in" && token.kind == TokenKind::Name)
+            {
                 operator = self.take();
             }
             if !self.is("in") && !self.is_operator(&COMPARATORS) {
@@ -195,13 +196,13 @@ impl<'s> Parser<'s> {
         if operators.is_empty() {
             return operands.remove(0);
         }
-        let text = |piece: &Piece| if bare { piece.text.clone() } else { piece.checked() };
+        let text = |piece: &RewrittenExpression| if bare { piece.text.clone() } else { piece.checked() };
         let rest = operators.iter().zip(&operands[1..]).map(|(operator, right)| format!("{operator}{}", text(right)));
-        Piece::new(text(&operands[0]) + &rest.collect::<String>(), Shape::Compound)
+        RewrittenExpression::new(text(&operands[0]) + &rest.collect::<String>(), Precedence::Compound)
     }
 
     /// Read the operands of a chain of one `operator`, each with `operand`, and return them as arguments.
-    fn arguments_of(&mut self, operator: &str, operand: fn(&mut Self) -> Piece) -> String {
+    fn arguments_of(&mut self, operator: &str, operand: fn(&mut Self) -> RewrittenExpression) -> String {
         let mut arguments = Vec::new();
         while self.is_operator(&[operator]) {
             self.at += 1;
@@ -210,7 +211,7 @@ impl<'s> Parser<'s> {
         arguments.join(",")
     }
 
-    fn sum(&mut self) -> Piece {
+    fn sum(&mut self) -> RewrittenExpression {
         let mut left = self.concatenation();
         while self.is_operator(&["+", "-"]) {
             left = if self.is("+") {
@@ -218,13 +219,16 @@ impl<'s> Parser<'s> {
                 left.filtered(&format!("__add({arguments})"))
             } else {
                 let operator = self.take();
-                Piece::new(left.primary() + &operator + &self.concatenation().primary(), Shape::Compound)
+                RewrittenExpression::new(
+                    left.primary() + &operator + &self.concatenation().primary(),
+                    Precedence::Compound,
+                )
             };
         }
         left
     }
 
-    fn concatenation(&mut self) -> Piece {
+    fn concatenation(&mut self) -> RewrittenExpression {
         let left = self.product();
         match self.arguments_of("~", Self::product) {
             none if none.is_empty() => left,
@@ -232,7 +236,7 @@ impl<'s> Parser<'s> {
         }
     }
 
-    fn product(&mut self) -> Piece {
+    fn product(&mut self) -> RewrittenExpression {
         let mut left = self.power();
         while self.is_operator(&["*", "/", "//", "%"]) {
             let operator = self.take();
@@ -240,23 +244,23 @@ impl<'s> Parser<'s> {
             left = match operator.trim_start() {
                 "*" => left.filtered(&format!("__multiply({})", right.text)),
                 "%" => left.filtered(&format!("__modulo({})", right.text)),
-                _ => Piece::new(left.primary() + &operator + &right.primary(), Shape::Compound),
+                _ => RewrittenExpression::new(left.primary() + &operator + &right.primary(), Precedence::Compound),
             };
         }
         left
     }
 
-    fn power(&mut self) -> Piece {
+    fn power(&mut self) -> RewrittenExpression {
         let mut left = self.unary();
         while self.is_operator(&["**"]) {
             let operator = self.take();
-            left = Piece::new(left.primary() + &operator + &self.unary().primary(), Shape::Compound);
+            left = RewrittenExpression::new(left.primary() + &operator + &self.unary().primary(), Precedence::Compound);
         }
         left
     }
 
     /// Read an operand with its signs, tests and filters, which apply to the signed value.
-    fn unary(&mut self) -> Piece {
+    fn unary(&mut self) -> RewrittenExpression {
         let mut signs = String::new();
         while self.is_operator(&["+", "-"]) {
             signs += &self.take();
@@ -264,29 +268,30 @@ impl<'s> Parser<'s> {
         let primary = self.primary();
         let mut piece = self.postfix(primary);
         if !signs.is_empty() {
-            piece = Piece { text: signs + &piece.primary(), shape: Shape::Compound, ..piece };
+            piece = RewrittenExpression { text: signs + &piece.primary(), precedence: Precedence::Compound, ..piece };
         }
         self.filters(piece)
     }
 
-    fn primary(&mut self) -> Piece {
+    fn primary(&mut self) -> RewrittenExpression {
         match self.kind(0) {
-            Some(Kind::Text) => {
+            Some(TokenKind::Text) => {
                 let mut text = self.take();
-                while self.kind(0) == Some(Kind::Text) {
+                while self.kind(0) == Some(TokenKind::Text) {
                     text += &self.take();
                 }
-                Piece { text, shape: Shape::Primary, constant: true }
+                RewrittenExpression { text, precedence: Precedence::Primary, constant: true }
             }
-            Some(Kind::Name | Kind::Number) => {
+            Some(TokenKind::Name | TokenKind::Number) => {
                 let text = self.take();
-                let constant = self.tokens[self.at - 1].kind == Kind::Number || CONSTANTS.contains(&text.trim_start());
-                Piece { text, shape: Shape::Primary, constant }
+                let constant =
+                    self.tokens[self.at - 1].kind == TokenKind::Number || CONSTANTS.contains(&text.trim_start());
+                RewrittenExpression { text, precedence: Precedence::Primary, constant }
             }
-            Some(Kind::Operator) if self.is_operator(&["(", "[", "{"]) => self.bracket(),
+            Some(TokenKind::Operator) if self.is_operator(&["(", "[", "{"]) => self.bracket(),
             _ => {
                 self.expected("an expression");
-                Piece::new(String::new(), Shape::Primary)
+                RewrittenExpression::new(String::new(), Precedence::Primary)
             }
         }
     }
@@ -297,7 +302,7 @@ impl<'s> Parser<'s> {
     }
 
     /// Read a list, a dict, a tuple or an expression in parentheses.
-    fn bracket(&mut self) -> Piece {
+    fn bracket(&mut self) -> RewrittenExpression {
         let (is_dict, is_list) = (self.is("{"), self.is("["));
         let (mut text, mut constant, mut is_tuple, mut empty) = (self.take(), true, false, true);
         while !self.closes() {
@@ -312,7 +317,7 @@ impl<'s> Parser<'s> {
             text += &if is_key { piece.checked() } else { piece.text };
         }
         text += &self.take();
-        let piece = Piece { text, shape: Shape::Primary, constant };
+        let piece = RewrittenExpression { text, precedence: Precedence::Primary, constant };
         let is_container = is_dict || is_list || is_tuple || empty;
         if constant || !is_container { piece } else { piece.filtered("__checked") }
     }
@@ -336,21 +341,21 @@ impl<'s> Parser<'s> {
         text + &self.take()
     }
 
-    fn postfix(&mut self, mut piece: Piece) -> Piece {
+    fn postfix(&mut self, mut piece: RewrittenExpression) -> RewrittenExpression {
         loop {
-            if self.is(".") && matches!(self.kind(1), Some(Kind::Name | Kind::Number)) {
+            if self.is(".") && matches!(self.kind(1), Some(TokenKind::Name | TokenKind::Number)) {
                 let attribute = self.take() + &self.take();
-                piece = Piece::new(piece.primary() + &attribute, Shape::Primary);
+                piece = RewrittenExpression::new(piece.primary() + &attribute, Precedence::Primary);
             } else if self.is("[") {
                 let (subscript, is_slice) = self.subscript();
-                piece = Piece::new(piece.primary() + &subscript, Shape::Primary);
+                piece = RewrittenExpression::new(piece.primary() + &subscript, Precedence::Primary);
                 if is_slice {
                     piece = piece.filtered("__listed");
                 }
             } else if self.is("(") {
                 // `loop.changed(x)` compares.
                 let compared = piece.text.ends_with(".changed");
-                piece = Piece::new(piece.primary() + &self.call(compared), Shape::Primary);
+                piece = RewrittenExpression::new(piece.primary() + &self.call(compared), Precedence::Primary);
             } else {
                 return piece;
             }
@@ -362,20 +367,28 @@ impl<'s> Parser<'s> {
         let (open, mut parts, mut is_slice) = (self.take(), Vec::new(), false);
         while !self.closes() {
             is_slice |= self.is(":");
-            parts.push(if self.stops() { Piece::new(self.take(), Shape::Primary) } else { self.expression() });
+            parts.push(if self.stops() {
+                RewrittenExpression::new(self.take(), Precedence::Primary)
+            } else {
+                self.expression()
+            });
         }
-        let text = |part: &Piece| if is_slice { part.text.clone() } else { part.checked() };
+        let text = |part: &RewrittenExpression| if is_slice { part.text.clone() } else { part.checked() };
         (open + &parts.iter().map(text).collect::<String>() + &self.take(), is_slice)
     }
 
-    fn filters(&mut self, mut piece: Piece) -> Piece {
+    fn filters(&mut self, mut piece: RewrittenExpression) -> RewrittenExpression {
         loop {
-            if self.is("|") && self.kind(1) == Some(Kind::Name) {
+            if self.is("|") && self.kind(1) == Some(TokenKind::Name) {
                 let (pipe, name) = (self.take(), self.take());
                 let filter = name.trim_start();
-                let input = if COMPARING.contains(&filter) { piece.checked() } else { piece.as_shape(Shape::Chain) };
+                let input = if COMPARING.contains(&filter) {
+                    piece.checked()
+                } else {
+                    piece.with_precedence(Precedence::Chain)
+                };
                 let arguments = if self.is("(") { self.call(true) } else { String::new() };
-                piece = Piece::new(format!("{input}{pipe}{name}{arguments}"), Shape::Chain);
+                piece = RewrittenExpression::new(format!("{input}{pipe}{name}{arguments}"), Precedence::Chain);
                 if NESTING.contains(&filter) {
                     piece = piece.filtered("__checked");
                 }
@@ -387,19 +400,19 @@ impl<'s> Parser<'s> {
         }
     }
 
-    fn test(&mut self, subject: &Piece) -> Piece {
+    fn test(&mut self, subject: &RewrittenExpression) -> RewrittenExpression {
         let mut text = self.take();
         if self.is("not") {
             text += &self.take();
         }
-        if self.kind(0) != Some(Kind::Name) {
+        if self.kind(0) != Some(TokenKind::Name) {
             self.expected("the name of a test");
-            return Piece::new(text, Shape::Compound);
+            return RewrittenExpression::new(text, Precedence::Compound);
         }
         let name = self.take();
         let has_argument = match self.kind(0) {
-            Some(Kind::Name) => !self.is_keyword(),
-            Some(Kind::Operator) => self.is_operator(&["[", "{"]),
+            Some(TokenKind::Name) => !self.is_keyword(),
+            Some(TokenKind::Operator) => self.is_operator(&["[", "{"]),
             kind => kind.is_some(),
         };
         let argument = if self.is("(") {
@@ -412,7 +425,7 @@ impl<'s> Parser<'s> {
         };
         // These look inside of a container.
         let looks = !argument.is_empty() || ["upper", "lower"].contains(&name.trim_start());
-        let subject = if looks { subject.checked() } else { subject.as_shape(Shape::Chain) };
-        Piece::new(format!("{subject}{text}{name}{argument}"), Shape::Compound)
+        let subject = if looks { subject.checked() } else { subject.with_precedence(Precedence::Chain) };
+        RewrittenExpression::new(format!("{subject}{text}{name}{argument}"), Precedence::Compound)
     }
 }

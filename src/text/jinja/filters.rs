@@ -160,7 +160,7 @@ fn to_json(
     named.assert_all_used()?;
     let indent = match indent {
         Some(indent) if indent.as_str().is_none() => {
-            let width = integer(&indent).ok_or_else(|| invalid("tojson: indent must be a number or a text"))?;
+            let width = integer(&indent).ok_or_else(|| invalid("tojson: indent must be a number or a string"))?;
             let width = usize::try_from(width).unwrap_or(0);
             afford(state, width)?;
             Some(" ".repeat(width))
@@ -172,7 +172,7 @@ fn to_json(
         None => vec![Value::from(if indent.is_some() { "," } else { ", " }), ": ".into()],
     };
     let [item_separator, key_separator] = &separators[..] else {
-        return Err(invalid("tojson: separators must be two texts"));
+        return Err(invalid("tojson: separators must be two strings"));
     };
     let [item_separator, key_separator] =
         [text(state, item_separator)?.into_owned(), text(state, key_separator)?.into_owned()];
@@ -270,7 +270,7 @@ fn indent(state: &State, value: &Value, arguments: Rest<ValueOrKwargs>) -> Resul
     let (unit, times) = match (width.as_str(), integer(&width)) {
         (Some(unit), _) => (unit, 1),
         (None, Some(width)) => (" ", usize::try_from(width.max(0)).unwrap_or(usize::MAX)),
-        _ => return Err(invalid("indent: the width must be a number or a text")),
+        _ => return Err(invalid("indent: the width must be a number or a string")),
     };
     afford(state, unit.len().saturating_mul(times).saturating_mul(lines.len()).saturating_add(text.len()))?;
     let indent = unit.repeat(times);

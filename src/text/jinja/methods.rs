@@ -107,8 +107,9 @@ pub(super) fn of_text(state: &State, text: &str, name: &str, arguments: &[Value]
         "startswith" | "endswith" => {
             let (part, start, end): (&Value, Option<i64>, Option<i64>) = from_args(arguments)?;
             let parts = if part.as_str().is_some() { vec![part.clone()] } else { items(state, part)? };
-            let parts =
-                parts.iter().map(|part| part.as_str().ok_or_else(|| invalid("expected a text or a tuple of texts")));
+            let parts = parts
+                .iter()
+                .map(|part| part.as_str().ok_or_else(|| invalid("expected a string or a tuple of strings")));
             let parts = parts.collect::<Result<Vec<_>, _>>()?;
             let fits =
                 |text: &str, part: &str| if name == "endswith" { text.ends_with(part) } else { text.starts_with(part) };
@@ -127,7 +128,7 @@ pub(super) fn of_text(state: &State, text: &str, name: &str, arguments: &[Value]
             let list = items(state, list)?;
             let texts = list.iter().map(|item| {
                 item.as_str()
-                    .ok_or_else(|| invalid(format!("join: expected texts, found a value of type {}", item.kind())))
+                    .ok_or_else(|| invalid(format!("join: expected strings, found a value of type {}", item.kind())))
             });
             let texts = texts.collect::<Result<Vec<_>, _>>()?;
             let length = texts.iter().fold(0, |sum: usize, item| sum.saturating_add(item.len() + text.len()));

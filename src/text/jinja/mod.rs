@@ -52,8 +52,8 @@ pub(super) fn describe(error: &Error) -> String {
     let line = error.line().map(|line| format!(" (template line {line})")).unwrap_or_default();
     if error.kind() == ErrorKind::OutOfFuel {
         return format!(
-            "takes more than {FUEL} steps, or writes and reads more than {} MB of text{line}: a chat template needs far less; \
-             look at its loops, and at the length of the conversation",
+            "takes more than {FUEL} steps, or writes and reads more than {} MB of text{line}: a chat template needs \
+             far less: check its loops, and the length of the conversation",
             FUEL * BYTES_PER_STEP / 1_000_000
         );
     }

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::expression::Parser;
+use super::expression::ExpressionParser;
 
 /// Maximum nesting of brackets in a tag.
 const BRACKETS: usize = 100;
@@ -59,7 +59,7 @@ fn raw_length(block: &str) -> usize {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum TokenKind {
     Name,
     Number,
     Text,
@@ -68,17 +68,17 @@ pub(super) enum Kind {
 
 /// A token with the whitespace before it.
 #[derive(Clone, Copy)]
-pub(super) struct Token<'s> {
+pub(super) struct TemplateToken<'s> {
     pub(super) space: &'s str,
     pub(super) text: &'s str,
-    pub(super) kind: Kind,
+    pub(super) kind: TokenKind,
 }
 
 /// Rewrite the tag that `code` begins with. Return its text and the length of the original.
 fn tag(code: &str) -> Result<(String, usize), String> {
     let close = if code.starts_with("{{") { "}}" } else { "%}" };
     let head = 2 + usize::from(code[2..].starts_with(['-', '+']));
-    let (mut at, mut tokens, mut open) = (head, Vec::<Token>::new(), Vec::new());
+    let (mut at, mut tokens, mut open) = (head, Vec::<TemplateToken>::new(), Vec::new());
     loop {
         let rest = code[at..].trim_start();
         let space = &code[at..code.len() - rest.len()];
@@ -86,7 +86,7 @@ fn tag(code: &str) -> Result<(String, usize), String> {
         let Some(first) = rest.chars().next() else { return Err(format!("a tag is not closed by {close}")) };
         let end = ["", "-", "+"].into_iter().find(|sign| rest.strip_prefix(sign).is_some_and(|r| r.starts_with(close)));
         if let (Some(sign), true) = (end, open.is_empty()) {
-            let body = Parser::new(&tokens).tag(close)?;
+            let body = ExpressionParser::new(&tokens).tag(close)?;
             let end = at + sign.len() + close.len();
             return Ok((format!("{}{body}{space}{}", &code[..head], &code[at..end]), end));
         }
@@ -94,10 +94,10 @@ fn tag(code: &str) -> Result<(String, usize), String> {
             return Err(format!("a tag has more than {TOKENS} tokens"));
         }
         let (length, kind) = match first {
-            '"' | '\'' => (text_length(rest)?, Kind::Text),
-            '0'..='9' => (number_length(rest, tokens.last().is_some_and(|token| token.text == ".")), Kind::Number),
-            _ if first.is_alphanumeric() || first == '_' => (word_length(rest), Kind::Name),
-            _ => (operator_length(rest)?, Kind::Operator),
+            '"' | '\'' => (text_length(rest)?, TokenKind::Text),
+            '0'..='9' => (number_length(rest, tokens.last().is_some_and(|token| token.text == ".")), TokenKind::Number),
+            _ if first.is_alphanumeric() || first == '_' => (word_length(rest), TokenKind::Name),
+            _ => (operator_length(rest)?, TokenKind::Operator),
         };
         match first {
             '(' => open.push(')'),
@@ -109,7 +109,7 @@ fn tag(code: &str) -> Result<(String, usize), String> {
         if open.len() > BRACKETS {
             return Err(format!("brackets are nested more than {BRACKETS} deep"));
         }
-        tokens.push(Token { space, text: &rest[..length], kind });
+        tokens.push(TemplateToken { space, text: &rest[..length], kind });
         at += length;
     }
 }

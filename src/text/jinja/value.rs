@@ -188,7 +188,7 @@ impl Layout {
         match (self.is_json, scalar) {
             (true, true) => write!(out, "\"{}\"", self.text(state, key)?).map_err(Error::from),
             (true, false) if key.kind() != ValueKind::String => {
-                Err(invalid(format!("a value of type {} is no key of JSON", key.kind())))
+                Err(invalid(format!("a value of type {} cannot be a JSON key", key.kind())))
             }
             _ => self.write(state, out, key, depth + 1),
         }

@@ -59,15 +59,15 @@ fn learned(learner: &Learner, model: &CausalLm) -> BTreeMap<String, Vec<f32>> {
 }
 
 /// Scores of every completion token from one recorded pass with all logits at once.
-fn completion_scores(model: &CausalLm, sequences: &[Sequence], temperature: f32) -> Scores {
+fn completion_scores(model: &CausalLm, sequences: &[Sequence], temperature: f32) -> RowScores {
     let packed = Packed::of(sequences);
     let hidden = model.forward(&packed.tokens, &packed.lengths, None);
     ops::scores(model.logits(ops::take_rows(hidden, &packed.rows)), &packed.targets, temperature)
 }
 
-fn on_host(scores: &Scores) -> TokenScores {
+fn on_host(scores: &RowScores) -> TokenScores {
     let of = |values: &Tensor<1>| ops::to_host(values.clone().inner());
-    let Scores { log_prob, entropy, entropy_sampling, .. } = scores;
+    let RowScores { log_prob, entropy, entropy_sampling, .. } = scores;
     TokenScores { log_prob: of(log_prob), entropy: of(entropy), sampling_entropy: of(entropy_sampling) }
 }
 
@@ -303,6 +303,29 @@ fn scores_without_gradients_are_those_with_them() {
 }
 
 /// Regression: a request to stop waited for the log-probabilities of a whole step, and for the cosine of its gradients.
+/// The parts of a micro-batch, and the order in which their gradients are added, do not depend on the number of threads.
+#[test]
+fn gradients_and_scores_do_not_depend_on_the_number_of_threads() {
+    let full = model(true, &Device::flex().autodiff());
+    let adapted = LoraConfig { r: 2, ..LoraConfig::default() }.attach(full.clone(), 1);
+    let many: Vec<Sequence> = (0..80).flat_map(|_| sequences()).collect();
+    for model in [full, adapted] {
+        let on = |threads: usize| {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+                let (mut gradients, learner) = (Gradients::default(), Learner::default());
+                let work = learner.backward(&model, &many, &mut gradients, |range, scores| {
+                    Some(derivatives(scores, 7 * range.start))
+                });
+                assert_eq!(work.tokens, 80 * 33);
+                (values(gradients), learner.read(&model, &many))
+            })
+        };
+        let (one, four) = (on(1), on(4));
+        assert!(one.1.len() == many.len() && one.0.values().flatten().any(|&value| value != 0.0));
+        assert_eq!(one, four);
+    }
+}
+
 #[test]
 fn a_request_to_stop_is_seen_before_each_micro_batch() {
     let model = model(false, &Device::flex().autodiff());

@@ -8,7 +8,7 @@ use crate::data::shuffle::Shuffle;
 use crate::data::{self, Conversation};
 use crate::error::{Error, Result};
 use crate::noise::Stream;
-use crate::tasks::{Family, Generator, Manner, Split};
+use crate::tasks::{Generator, Manner, Split, TaskFamily};
 use crate::text::chat::Prompt;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::batch::Sequence;
@@ -43,8 +43,9 @@ impl Conversations {
         let first = rows.iter().zip(&lengths).find(|(_, (tokens, _))| *tokens > longest);
         if let Some((row, (tokens, bound))) = first.filter(|_| !data.filter_overlong_prompts) {
             let message = format!(
-                "a conversation has {bound}{tokens} tokens, more than {limit}, as {overlong} of {} rows have; raise \
-                 it where you can, shorten the rows, or set data.filter_overlong_prompts to leave them out: {:.80}…",
+                "a conversation has {bound}{tokens} tokens, more than {limit} ({overlong} of {} rows are too long); \
+                 raise the limit if the model allows, shorten the rows, or set data.filter_overlong_prompts to leave \
+                 them out: {:.80}…",
                 rows.len(),
                 row.prompt.text()
             );
@@ -53,7 +54,7 @@ impl Conversations {
         let mut lengths = lengths.into_iter();
         rows.retain(|_| lengths.next().is_some_and(|(tokens, _)| tokens <= longest));
         if rows.is_empty() {
-            let message = format!("all conversations are longer than {limit}");
+            let message = format!("all conversations are longer than {limit}: raise it, or shorten the rows");
             return Err(Error::file(&data.train, message));
         }
         Ok((Self::Rows(rows), overlong))
@@ -63,8 +64,9 @@ impl Conversations {
     pub(super) fn get(&self, seed: u64, index: u64, lean: bool) -> Conversation {
         match self {
             Self::Tasks(generator) => {
-                let manner =
-                    |family: Family, random: &mut Stream| if lean { Manner::Lean } else { family.draw_manner(random) };
+                let manner = |family: TaskFamily, random: &mut Stream| {
+                    if lean { Manner::Lean } else { family.draw_manner(random) }
+                };
                 let mut messages = generator.row_in(Split::Train, index, manner).messages;
                 let completion = messages.pop().map(|message| message.content).unwrap_or_default();
                 Conversation { prompt: Prompt::Messages(messages), completion, place: String::new() }
@@ -100,7 +102,7 @@ pub(super) fn sequence(tokenizer: &Tokenizer, conversation: &Conversation, longe
     let sequence = encode(tokenizer, conversation)?;
     if sequence.tokens.len() > longest {
         return Err(Error::Invalid(format!(
-            "a conversation has {} tokens, more than train.max_length = {longest}; raise it: {:.80}…",
+            "a conversation has {} tokens, more than train.max_length = {longest}: raise it: {:.80}…",
             sequence.tokens.len(),
             conversation.prompt.text()
         )));
@@ -134,7 +136,7 @@ mod tests {
         let error = open(&answers, false).unwrap_err().to_string();
         for part in [
             "rows.jsonl:2: a conversation has",
-            "train.max_length = 256, as 2 of 4 rows have",
+            "train.max_length = 256 (2 of 4 rows are too long)",
             "filter_overlong_prompts",
         ] {
             assert!(error.contains(part), "{error}");
@@ -163,6 +165,6 @@ mod tests {
         let row = format!(r#"{{"prompt": "Compute 1+1.", "completion": "{}1"}}"#, "1+".repeat(100));
         std::fs::write(&config.data.train, row).unwrap();
         let error = Conversations::open(&config, &Tokenizer::load(&base).unwrap()).err().unwrap().to_string();
-        assert!(error.contains("more than max_position_embeddings = 128 of model.path, as 1 of 1 rows"), "{error}");
+        assert!(error.contains("more than max_position_embeddings = 128 of model.path (1 of 1 rows"), "{error}");
     }
 }

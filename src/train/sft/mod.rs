@@ -15,12 +15,12 @@ pub use settings::{SftConfig, SftModel, SftTrain};
 use self::conversations::{Conversations, sequence};
 use super::Session;
 use super::batch::Sequence;
-use super::checkpoint::Trained;
+use super::checkpoint::TrainedModel;
 use super::guard::Guard;
 use super::learner::{Learner, arrange};
 use super::origin::settled;
 use super::policy::Policy;
-use super::run::{Point, Run, RunSettings};
+use super::run::{Run, RunSettings, StartPoint};
 use crate::device;
 use crate::error::Result;
 use crate::metrics::Metrics;
@@ -31,7 +31,7 @@ use crate::text::tokenizer::Tokenizer;
 
 /// The state that a resumed run needs beside weights and optimiser.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-struct State {
+struct SftState {
     /// Number of finished steps.
     #[serde(skip)]
     step: usize,
@@ -40,7 +40,7 @@ struct State {
 }
 
 /// The parts of a run that its steps use and do not change.
-struct Job<'a> {
+struct SftJob<'a> {
     config: &'a SftConfig,
     tokenizer: Tokenizer,
     conversations: Conversations,
@@ -65,7 +65,9 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
         && overlong > 0
     {
         let (kept, (longest, _)) = (rows.len(), config.longest()?);
-        session.observer.note(&format!("{kept} conversations; {overlong} more left out for over {longest} tokens"));
+        session.observer.note(&format!(
+            "{kept} conversations; {overlong} more left out because they have more than {longest} tokens"
+        ));
     }
     let (held_out, report) = config.data.held_out(config.eval.num_problems, &tokenizer)?;
     if report.overlong > 0 {
@@ -76,16 +78,22 @@ pub fn run(config: &SftConfig, session: &mut Session) -> Result<PathBuf> {
         tokenizer.check_vocab(opened.0.vocab_size, config.tokenizer_dir())?;
         Ok(opened)
     })?;
-    let Point::<State> { step, config: model_config, model, optimizer, mut state } = point;
+    let StartPoint::<SftState> { step, config: model_config, model, optimizer, mut state } = point;
     state.step = step;
     let mut policy = Policy::new(model_config, model, optimizer);
-    let job = Job { config, tokenizer, conversations, stop: session.stop() };
+    let job = SftJob { config, tokenizer, conversations, stop: session.stop() };
     let ended = job.whole(&mut policy, &mut state, &mut run, session);
     ended.map_err(|error| run.ended(error, state.step, job.trained(&policy), &policy.optimizer, &state))
 }
 
-impl Job<'_> {
-    fn whole(&self, policy: &mut Policy, state: &mut State, run: &mut Run, session: &mut Session) -> Result<PathBuf> {
+impl SftJob<'_> {
+    fn whole(
+        &self,
+        policy: &mut Policy,
+        state: &mut SftState,
+        run: &mut Run,
+        session: &mut Session,
+    ) -> Result<PathBuf> {
         let last = self.config.train.max_steps;
         if state.step == 0 {
             // Shown to make a missing or wrong chat template visible.
@@ -95,7 +103,7 @@ impl Job<'_> {
         }
         run.catch_up(self.trained(policy), &mut policy.sampler(), session)?;
         if state.step >= last && run.finished(state.step)?.is_some() {
-            let message = "nothing to do; raise train.max_steps to go on";
+            let message = "nothing to do; raise train.max_steps to continue";
             session.observer.note(&format!("{}: finished after step {}, {message}", run.dir().display(), state.step));
             return Ok(run.dir().join("final"));
         }
@@ -108,11 +116,11 @@ impl Job<'_> {
     }
 
     /// Train from `state` until the last step. After an error, `state` is that of the last finished step.
-    fn learn(&self, policy: &mut Policy, state: &mut State, run: &mut Run, session: &mut Session) -> Result<()> {
+    fn learn(&self, policy: &mut Policy, state: &mut SftState, run: &mut Run, session: &mut Session) -> Result<()> {
         let train = &self.config.train;
         let mut guard = Guard::default();
         while state.step < train.max_steps {
-            let mut next = State { step: state.step + 1, ..*state };
+            let mut next = SftState { step: state.step + 1, ..*state };
             let mut metrics = Metrics::of_step(next.step);
             let mut sequences = self.take(&mut next.next_row, next.step <= train.curriculum_steps)?;
             arrange(&mut sequences, &policy.device(), |sequence| sequence);
@@ -167,23 +175,25 @@ impl Job<'_> {
         &self,
         policy: &mut Policy,
         sequences: &[Sequence],
-        next: &mut State,
+        next: &mut SftState,
         metrics: &mut Metrics,
     ) -> Result<bool> {
         let start = Instant::now();
         let optim = &self.config.optim;
         let total: usize = sequences.iter().map(|sequence| sequence.completion().len()).sum();
         let mut gradients = Gradients::default();
-        let (mut loss, mut entropy) = (0.0, 0.0);
+        let mut sums = BTreeMap::new();
         let learner = Learner { stop: self.stop, ..self.config.learner() };
-        let work = learner.backward(policy.model(), sequences, &mut gradients, |_, scores| {
-            let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
-            loss -= sum(&scores.log_prob) / total as f64;
-            entropy += sum(&scores.entropy) / total as f64;
+        let work = learner.backward(policy.model(), sequences, &mut gradients, |range, scores| {
+            let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>() / total as f64;
+            sums.insert(range.start, [-sum(&scores.log_prob), sum(&scores.entropy)]);
             let tokens = scores.log_prob.len();
             Some(Upstream { log_prob: vec![-1.0 / total as f32; tokens], entropy: vec![0.0; tokens] })
         });
         self.stop.check()?;
+        // In the order of the sequences, in which the learner may not have called.
+        let [loss, entropy] =
+            sums.values().fold([0.0, 0.0], |[loss, entropy], part| [loss + part[0], entropy + part[1]]);
         let norm = gradients.norm();
         let lr = learning_rate(optim, next.step, self.config.train.max_steps);
         if norm.is_finite() {
@@ -200,8 +210,8 @@ impl Job<'_> {
         Ok(work.skipped == 0 && norm.is_finite())
     }
 
-    fn trained<'b>(&'b self, policy: &'b Policy) -> Trained<'b> {
+    fn trained<'b>(&'b self, policy: &'b Policy) -> TrainedModel<'b> {
         let adapter = self.config.common().adapter();
-        Trained { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.tokenizer, team: None }
+        TrainedModel { config: &policy.config, model: policy.model(), adapter, tokenizer: &self.tokenizer, team: None }
     }
 }

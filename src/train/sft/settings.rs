@@ -10,12 +10,13 @@ use crate::config::Settings;
 use crate::data::problems::{DataConfig, TASKS};
 use crate::error::{Error, Result};
 use crate::eval::EvalConfig;
-use crate::hub::Kind;
+use crate::hub::RepoKind;
 use crate::metrics::follow::LogConfig;
 use crate::model::{self, CausalLm, LoraConfig, ModelConfig, Precision};
 use crate::optim::OptimConfig;
 use crate::text::prompt::PromptConfig;
 use crate::text::tokenizer::Tokenizer;
+use crate::threads;
 use crate::train::idle::idle;
 use crate::train::learner::{ActivationCheckpointing, Learner};
 use crate::train::run::{Common, Idle, RunSettings};
@@ -194,18 +195,23 @@ impl Settings for SftConfig {
         }
         if self.data.tasks_count > 0 {
             let count = self.data.tasks_count;
-            problems
-                .push(format!("data.tasks_count = {count} is for `train`; fine-tuning writes new traces without end"));
+            problems.push(format!(
+                "data.tasks_count = {count} is for `tempering train` only: `sft` generates new traces without limit; \
+                 remove it"
+            ));
         }
         if self.model.path.as_os_str().is_empty() && self.model.tokenizer.as_os_str().is_empty() {
             problems.push(
-                "model.path is empty: name the model to fine-tune (--set model.path=MODEL), or, for a new model, the folder \
-                 of a tokenizer (--set model.tokenizer=FOLDER)"
+                "model.path is empty: give the model to fine-tune (--set model.path=MODEL), or, for a new model, the \
+                 folder of a tokenizer (--set model.tokenizer=FOLDER)"
                     .to_string(),
             );
         }
         if self.model.path.as_os_str().is_empty() && (self.lora.is_some() || self.model.dtype != Precision::F32) {
-            problems.push("model.path is empty: [lora] and model.dtype are for a model that exists".to_string());
+            problems.push(
+                "model.path is empty, but [lora] and model.dtype need an existing model: set model.path or remove them"
+                    .to_string(),
+            );
         }
         problems.extend(self.idle().into_iter().map(|idle| idle.mistake));
         problems
@@ -271,6 +277,8 @@ impl SftConfig {
         let workload = Workload {
             tokens,
             completion_tokens: tokens,
+            longest: self.train.max_length.min(tokens),
+            threads: threads::available(),
             learner: self.learner(),
             precision: self.model.dtype,
             sampled_in: self.model.dtype,
@@ -329,17 +337,18 @@ impl RunSettings for SftConfig {
         found.retain(|idle| idle.key != "data.tasks_count");
         let DataConfig { train, eval, .. } = &self.data;
         if train.as_os_str() != TASKS {
-            let reason = format!("is for the embedded tasks and does nothing with data.train = {train:?}");
+            let reason = format!("is for the embedded tasks and has no effect with data.train = {train:?}");
             found.extend(idle("train", &self.train, &["curriculum_steps"], &reason));
             if eval.as_os_str() == TASKS {
-                let reason = "is for problems: the conversations of data.train do without, and data.eval is no file";
+                let reason = "is for files of problems and has no effect here: data.train has conversations, and \
+                    data.eval is not a file";
                 found.extend(idle("data", &self.data, &["prompt_field", "answer_field"], reason));
             }
         }
         if !self.model.path.as_os_str().is_empty() {
             let keys =
                 ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"];
-            let reason = format!("is for a new model and does nothing with model.path = {:?}", self.model.path);
+            let reason = format!("is for a new model and has no effect with model.path = {:?}", self.model.path);
             // With a path, the shape is not written.
             let shape = SftModel { path: PathBuf::new(), ..self.model.clone() };
             found.extend(idle("model", &shape, &keys, &reason));
@@ -347,9 +356,9 @@ impl RunSettings for SftConfig {
         found
     }
 
-    fn names(&mut self) -> Vec<(Kind, &mut PathBuf)> {
+    fn names(&mut self) -> Vec<(RepoKind, &mut PathBuf)> {
         let (SftModel { path, tokenizer, .. }, DataConfig { train, eval, .. }) = (&mut self.model, &mut self.data);
-        vec![(Kind::Model, path), (Kind::Model, tokenizer), (Kind::Data, train), (Kind::Data, eval)]
+        vec![(RepoKind::Model, path), (RepoKind::Model, tokenizer), (RepoKind::Data, train), (RepoKind::Data, eval)]
     }
 
     fn place(&mut self) -> (&mut PathBuf, &mut String) {

@@ -11,7 +11,7 @@ pub(super) fn check(ranks: usize, config: &RlConfig) -> Result<Vec<String>> {
     if ranks > completions {
         return Err(Error::Invalid(format!(
             "{ranks} ranks for the {completions} completions of a step (train.prompts_per_step = {prompts} x \
-             train.num_generations = {group}): {} of them would never have work; start at most {completions} (mpirun -n \
+             train.num_generations = {group}): {} of them would have no work; start at most {completions} (mpirun -n \
              {completions}), or raise train.prompts_per_step",
             ranks - completions
         )));
@@ -20,9 +20,9 @@ pub(super) fn check(ranks: usize, config: &RlConfig) -> Result<Vec<String>> {
     if config.rollout.served().is_none() && !prompts.is_multiple_of(ranks) {
         let (each, more) = (prompts / ranks, prompts % ranks);
         remarks.push(format!(
-            "the ranks wait for each other: of {ranks}, {more} sample the completions of {} and {} of {each}, since a \
-             problem's completions stay on one rank; set train.prompts_per_step = {prompts} to a multiple of {ranks}, or \
-             start a number of ranks that divides it",
+            "the work is uneven, and ranks wait for each other: of {ranks} ranks, {more} sample the completions of {} \
+             and {} those of {each}, because the completions of a problem stay on one rank; set train.prompts_per_step \
+             = {prompts} to a multiple of {ranks}, or start a number of ranks that divides it",
             counted(each + 1, "problem"),
             ranks - more
         ));
@@ -31,8 +31,9 @@ pub(super) fn check(ranks: usize, config: &RlConfig) -> Result<Vec<String>> {
     let smallest = completions / updates.max(1);
     if smallest < ranks {
         remarks.push(format!(
-            "ranks without work: an update learns from {} ({completions} a step, loss.steps_per_generation = {updates}), and \
-             {} of the {ranks} ranks get none; lower loss.steps_per_generation, raise train.prompts_per_step, or start fewer",
+            "ranks without work: an update has {} ({completions} per step, loss.steps_per_generation = {updates}), and \
+             {} of the {ranks} ranks get none; lower loss.steps_per_generation, raise train.prompts_per_step, or start \
+             fewer",
             counted(smallest, "completion"),
             ranks - smallest
         ));
@@ -82,9 +83,14 @@ mod tests {
             assert!(remarks(ranks, &config).is_empty(), "{ranks}");
         }
         let uneven = remarks(3, &config);
-        assert!(uneven.len() == 1 && uneven[0].contains("of 3, 2 sample the completions of 3 problems and 1 of 2"));
+        assert!(
+            uneven.len() == 1
+                && uneven[0].contains("of 3 ranks, 2 sample the completions of 3 problems and 1 those of 2")
+        );
         let idle = remarks(16, &config);
-        assert!(idle.len() == 1 && idle[0].contains("of 16, 8 sample the completions of 1 problem and 8 of 0"));
+        assert!(
+            idle.len() == 1 && idle[0].contains("of 16 ranks, 8 sample the completions of 1 problem and 8 those of 0")
+        );
         assert!(check(64, &config).is_ok());
         let refused = check(65, &config).unwrap_err().to_string();
         assert!(refused.contains("65 ranks for the 64 completions") && refused.contains("mpirun -n 64"), "{refused}");
@@ -94,7 +100,7 @@ mod tests {
         config.stages = vec![crate::stage::Stage::default()];
         config.stages[0].loss.steps_per_generation = 8;
         let small = remarks(16, &config);
-        assert!(small.len() == 1 && small[0].contains("an update learns from 8 completions"), "{small:?}");
+        assert!(small.len() == 1 && small[0].contains("an update has 8 completions"), "{small:?}");
         assert!(small[0].contains("8 of the 16 ranks get none"), "{small:?}");
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 pub use worker::{Open, serve};
 
 use self::deal::distribute;
-use self::orders::{Manner, Order, Outline, Reply, decode, encode};
+use self::orders::{LearnerOptions, Order, Outline, Reply, decode, encode};
 use super::batch::Sequence;
 use super::learner::{Learner, Work};
 use super::settings::RlConfig;
@@ -51,15 +51,15 @@ impl<'a> Team<'a> {
                 let only = |these: &[String], those: &[String]| {
                     let missing: Vec<&str> =
                         these.iter().filter(|line| !those.contains(line)).map(String::as_str).collect();
-                    if missing.is_empty() { "nothing more".to_string() } else { missing.join(" ") }
+                    if missing.is_empty() { "no such argument".to_string() } else { missing.join(" ") }
                 };
-                problems.push(format!("rank {rank} has {}, rank 0 has {}", only(&other, told), only(told, &other)));
+                problems.push(format!("rank {rank} has {}, but rank 0 has {}", only(&other, told), only(told, &other)));
             }
         }
         if problems.is_empty() {
             return Ok(team);
         }
-        problems.push("start all ranks with the same program and the same arguments, but for --device".to_string());
+        problems.push("start all ranks with the same program and the same arguments, except for --device".to_string());
         Err(Error::Config { origin: "ranks were started with other settings".to_string(), problems })
     }
 
@@ -78,9 +78,11 @@ impl<'a> Team<'a> {
     /// # Errors
     /// More ranks than a step has completions.
     pub(super) fn describe(&self, config: &RlConfig) -> Result<Vec<String>> {
-        let dealt = if config.rollout.served().is_none() { "completions and lessons" } else { "lessons" };
+        let dealt = if config.rollout.served().is_none() { "sampling and training" } else { "training" };
         let (size, threads) = (self.size(), rayon::current_num_threads());
-        let line = format!("{size} ranks, {threads} threads in this one; {dealt} are dealt, gradients summed");
+        let line = format!(
+            "{size} ranks, {threads} threads in this one; {dealt} are distributed over the ranks, gradients are summed"
+        );
         Ok([vec![line], deal::check(size, config)?].concat())
     }
 
@@ -160,9 +162,9 @@ impl<'a> Team<'a> {
             return Ok(());
         }
         Err(Error::Invalid(format!(
-            "{when} the weights of rank {} are not those of rank 0: what was learned since the last checkpoint is not to be \
-             trusted, and the run ends. Is the memory of that machine sound, and are all processors of one kind? Go on with \
-             --resume, without it",
+            "{when} the weights of rank {} differ from those of rank 0: the updates since the last checkpoint cannot \
+             be trusted, and the run ends. Check the memory of the machine of that rank, and that all ranks have \
+             processors of the same type; then continue with --resume, or without that machine",
             different.join(", ")
         )))
     }
@@ -182,7 +184,7 @@ impl<'a> Team<'a> {
         let shares = distribute(lessons.iter().map(|lesson| lesson.sequence.tokens.len()), self.size());
         let share = |rank: usize| shares[rank].iter().map(|&i| lessons[i].clone()).collect::<Vec<Lesson>>();
         for rank in self.others() {
-            let (manner, objective, correction) = (Manner::of(learner), *objective, *correction);
+            let (manner, objective, correction) = (LearnerOptions::of(learner), *objective, *correction);
             self.order(rank, &Order::Learn { manner, objective, correction, lessons: share(rank) });
         }
         let mut own = share(0);
@@ -229,7 +231,7 @@ impl<'a> Team<'a> {
         let shares = distribute(sequences.iter().map(|sequence| sequence.tokens.len()), self.size());
         let share = |rank: usize| shares[rank].iter().map(|&i| sequences[i].clone()).collect::<Vec<Sequence>>();
         for rank in self.others() {
-            self.order(rank, &Order::Read { manner: Manner::of(learner), reference, sequences: share(rank) });
+            self.order(rank, &Order::Read { manner: LearnerOptions::of(learner), reference, sequences: share(rank) });
         }
         let own = learner.read(model, &share(0)).into_iter().map(|scores| scores.log_prob).collect();
         let mut lists = vec![Vec::new(); sequences.len()];

@@ -26,13 +26,13 @@ pub(super) enum Order {
     /// End the sampling; no effect once it has ended.
     Cancel,
     /// Compute the gradient of a loss over some lessons, and keep it.
-    Learn { manner: Manner, objective: Objective, correction: Correction, lessons: Vec<Lesson> },
+    Learn { manner: LearnerOptions, objective: Objective, correction: Correction, lessons: Vec<Lesson> },
     /// Take part in the sum of the gradients.
     Sum,
     /// Take an optimiser step with the summed gradient.
     Apply { scale: f64, learning_rate: f64 },
     /// Score the completions of sequences, under the policy or the reference model.
-    Read { manner: Manner, reference: bool, sequences: Vec<Sequence> },
+    Read { manner: LearnerOptions, reference: bool, sequences: Vec<Sequence> },
     /// Reply with the digest of the weights.
     Digest,
     /// The run has ended.
@@ -55,14 +55,14 @@ pub(super) struct Outline {
 
 /// The options of a [`Learner`].
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Manner {
+pub(super) struct LearnerOptions {
     temperature: f32,
     tokens_per_microbatch: usize,
     activation_checkpointing: ActivationCheckpointing,
     logits: usize,
 }
 
-impl Manner {
+impl LearnerOptions {
     pub(super) fn of(learner: &Learner) -> Self {
         let Learner { temperature, tokens_per_microbatch, activation_checkpointing, logits, stop: _ } = *learner;
         Self { temperature, tokens_per_microbatch, activation_checkpointing, logits }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 
-use super::orders::{Manner, Order, Outline, Reply, decode, encode};
+use super::orders::{LearnerOptions, Order, Outline, Reply, decode, encode};
 use crate::error::{Error, Result};
 use crate::generate::{Request, Sampling, Watch, generate};
 use crate::model::{CausalLm, ModelConfig, Precision, lora, share};
@@ -27,7 +27,7 @@ pub type Open<'a> = dyn FnMut(&str, Precision) -> Result<Device> + 'a;
 pub fn serve(ranks: &dyn Reduce, told: Vec<String>, open: &mut Open) {
     let reply = |reply: &Reply| ranks.send(0, &encode(reply));
     reply(&Reply::Hello(told));
-    let mut worker = Worker { ranks, outline: None, model: None };
+    let mut worker = RankWorker { ranks, outline: None, model: None };
     loop {
         let done = match decode(&ranks.receive(0)) {
             Order::End => return,
@@ -55,15 +55,15 @@ pub fn serve(ranks: &dyn Reduce, told: Vec<String>, open: &mut Open) {
     }
 }
 
-struct Worker<'a> {
+struct RankWorker<'a> {
     ranks: &'a dyn Reduce,
     /// The model without its weights, until these arrive.
     outline: Option<(Outline, ModelConfig, Device)>,
-    model: Option<Model>,
+    model: Option<WorkerModel>,
 }
 
 /// A model in training.
-struct Model {
+struct WorkerModel {
     config: ModelConfig,
     precision: Precision,
     adapters: bool,
@@ -75,8 +75,8 @@ struct Model {
     gradients: Gradients,
 }
 
-impl Worker<'_> {
-    fn model(&mut self) -> &mut Model {
+impl RankWorker<'_> {
+    fn model(&mut self) -> &mut WorkerModel {
         self.model.as_mut().expect("the model comes first")
     }
 
@@ -85,7 +85,11 @@ impl Worker<'_> {
         outline.optim.check(&device)?;
         outline.precision.check(&device.clone().autodiff())?;
         let config = serde_json::from_str(&outline.config);
-        let config = config.map_err(|error| Error::Invalid(format!("another version of the program: {error}")))?;
+        let config = config.map_err(|error| {
+            Error::Invalid(format!(
+                "this rank runs another version of the program ({error}): start all ranks with the same binary"
+            ))
+        })?;
         self.outline = Some((outline, config, device));
         Ok(Reply::Ready)
     }
@@ -97,7 +101,7 @@ impl Worker<'_> {
         let policy = share::rebuild(&config, precision, lora.as_ref(), &device.clone().autodiff(), &mut fetch);
         let optimizer = AdamW::rebuild(moments, &device, &mut fetch);
         let (adapters, gradients) = (lora.is_some(), Gradients::default());
-        let model = Model { config, precision, adapters, policy, reference: None, optim, optimizer, gradients };
+        let model = WorkerModel { config, precision, adapters, policy, reference: None, optim, optimizer, gradients };
         self.model = Some(model);
         Reply::Ready
     }
@@ -136,20 +140,20 @@ impl Worker<'_> {
 
     fn sum(&mut self) -> Reply {
         let ranks = self.ranks;
-        let Model { gradients, policy, .. } = self.model();
+        let WorkerModel { gradients, policy, .. } = self.model();
         gradients.sum(policy, ranks);
         Reply::Ready
     }
 }
 
-impl Model {
+impl WorkerModel {
     fn reference(&self) -> &CausalLm {
         self.reference.as_ref().expect("the reference model comes before it is asked for")
     }
 
     fn learn(
         &mut self,
-        manner: Manner,
+        manner: LearnerOptions,
         (objective, correction): (&Objective, &Correction),
         mut lessons: Vec<Lesson>,
     ) -> Reply {

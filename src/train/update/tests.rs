@@ -5,7 +5,7 @@ use crate::config;
 use crate::model::ModelConfig;
 use crate::objective::Surrogate;
 use crate::objective::correction::Mode;
-use crate::objective::terms::Covariance;
+use crate::objective::terms::CovarianceRule;
 use crate::ops::to_host;
 use crate::optim::AdamW;
 use crate::rollout::settings::{RolloutConfig, ServedConfig};
@@ -25,13 +25,13 @@ fn model() -> CausalLm {
 }
 
 /// Completions of a step, with what a sampler recorded of them.
-struct Drawn {
+struct SampledStep {
     sequences: Vec<Sequence>,
     sampled: Vec<Vec<f32>>,
     entropies: Vec<Vec<f32>>,
 }
 
-impl Drawn {
+impl SampledStep {
     /// Six completions in three groups, scored by the model, each log-probability off by `noise` one way or the other.
     fn new(model: &CausalLm, noise: f32) -> Self {
         let sequence = |(length, prompt): (u32, usize)| Sequence {
@@ -84,7 +84,7 @@ fn updated_after(
     let rollout = RolloutConfig::Vllm(ServedConfig { correction, ..ServedConfig::default() });
     let config = RlConfig { rollout, ..RlConfig::default() };
     let reference = stage.loss.kl.is_some().then_some(model);
-    let update = Update { config: &config, stage, step: 1, lr, reference, stop: Stop::NEVER };
+    let update = UpdateSettings { config: &config, stage, step: 1, lr, reference, stop: Stop::NEVER };
     let (mut policy, mut metrics) = (policy(model), Metrics::of_step(1));
     let skipped = update.run(&mut policy, examples, &mut EntropyControl::new(stage.entropy_coef()), &mut metrics);
     assert_eq!(skipped.unwrap(), 0);
@@ -97,7 +97,7 @@ fn weights_of(model: &CausalLm) -> Vec<f32> {
 
 fn kl_cov(ppo_kl_coef: f32) -> Stage {
     let mut stage = Stage::default();
-    stage.tokens.covariance = Some(Covariance::KlCov { kl_cov_ratio: 0.5, ppo_kl_coef });
+    stage.tokens.covariance = Some(CovarianceRule::KlCov { kl_cov_ratio: 0.5, ppo_kl_coef });
     stage.loss.num_iterations = 2;
     stage
 }
@@ -107,7 +107,7 @@ fn kl_cov(ppo_kl_coef: f32) -> Stage {
 #[test]
 fn kl_cov_pays_nothing_before_the_policy_has_moved() {
     let model = model();
-    let drawn = Drawn::new(&model, 1e-6);
+    let drawn = SampledStep::new(&model, 1e-6);
     // Nothing moves the model at a rate of 0.
     let norm = |factor: f32, lr: f64| {
         updated(&kl_cov(factor), lr, &model, &drawn.examples(ADVANTAGES)).1.get("grad_norm").unwrap()
@@ -121,7 +121,7 @@ fn kl_cov_pays_nothing_before_the_policy_has_moved() {
 #[test]
 fn the_mismatch_metrics_count_every_completion() {
     let model = model();
-    let mut drawn = Drawn::new(&model, 0.0);
+    let mut drawn = SampledStep::new(&model, 0.0);
     drawn.sampled[3][2] -= 0.5;
     for steps_per_generation in [1, 2] {
         let mut stage = Stage::default();
@@ -137,9 +137,9 @@ fn the_mismatch_metrics_count_every_completion() {
 }
 
 /// Completions whose ratios to the engine are 1.5, 0.5, 4, 1, 1 and 0.8.
-fn from_another_engine(model: &CausalLm) -> (Drawn, [f32; 6]) {
+fn from_another_engine(model: &CausalLm) -> (SampledStep, [f32; 6]) {
     let ratios = [1.5f32, 0.5, 4.0, 1.0, 1.0, 0.8];
-    let mut drawn = Drawn::new(model, 0.0);
+    let mut drawn = SampledStep::new(model, 0.0);
     for (sampled, ratio) in drawn.sampled.iter_mut().zip(ratios) {
         sampled[0] -= ratio.ln();
     }
@@ -227,7 +227,7 @@ fn the_ratio_may_be_against_the_engine() {
 #[test]
 fn two_mini_batches_are_two_updates_against_the_policy_before_them() {
     let model = model();
-    let drawn = Drawn::new(&model, 0.0);
+    let drawn = SampledStep::new(&model, 0.0);
     let examples = drawn.examples(ADVANTAGES);
     let mut stage = Stage::default();
     stage.loss.steps_per_generation = 2;
@@ -236,7 +236,8 @@ fn two_mini_batches_are_two_updates_against_the_policy_before_them() {
     assert!(!ours.within_step);
 
     let config = RlConfig::default();
-    let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-2, reference: None, stop: Stop::NEVER };
+    let update =
+        UpdateSettings { config: &config, stage: &stage, step: 1, lr: 1e-2, reference: None, stop: Stop::NEVER };
     let batches = update.mini_batches(6);
     assert!(batches.len() == 2 && batches.iter().all(|batch| batch.len() == 3), "{batches:?}");
     let (mut by_hand, mut clipped) = (policy(&model), Vec::new());
@@ -274,7 +275,7 @@ fn two_mini_batches_are_two_updates_against_the_policy_before_them() {
 #[test]
 fn every_method_raises_what_has_a_positive_advantage() {
     let model = model();
-    let drawn = Drawn::new(&model, 0.0);
+    let drawn = SampledStep::new(&model, 0.0);
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/methods");
     let mut stages = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -301,9 +302,10 @@ fn every_method_raises_what_has_a_positive_advantage() {
 #[test]
 fn an_advantage_that_is_not_finite_is_a_reward_s_fault() {
     let model = model();
-    let drawn = Drawn::new(&model, 0.0);
+    let drawn = SampledStep::new(&model, 0.0);
     let (config, stage) = (RlConfig::default(), Stage::default());
-    let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-3, reference: None, stop: Stop::NEVER };
+    let update =
+        UpdateSettings { config: &config, stage: &stage, step: 1, lr: 1e-3, reference: None, stop: Stop::NEVER };
     let examples = drawn.examples([1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0]);
     let mut control = EntropyControl::new(0.0);
     let run = update.run(&mut policy(&model), &examples, &mut control, &mut Metrics::of_step(1));
@@ -316,14 +318,15 @@ fn an_advantage_that_is_not_finite_is_a_reward_s_fault() {
 #[test]
 fn a_failure_between_two_updates_leaves_the_policy_within_a_step() {
     let model = model();
-    let drawn = Drawn::new(&model, 0.0);
+    let drawn = SampledStep::new(&model, 0.0);
     let (config, mut stage) = (RlConfig::default(), Stage::default());
     stage.loss.steps_per_generation = 2;
     for (fails_at, within_step) in [(1, false), (2, true)] {
         let rank = Failing::at_update(fails_at);
         let team = Team::gather(&rank, &[]).unwrap();
         let mut policy = policy(&model).on(Some(&team));
-        let update = Update { config: &config, stage: &stage, step: 1, lr: 1e-2, reference: None, stop: Stop::NEVER };
+        let update =
+            UpdateSettings { config: &config, stage: &stage, step: 1, lr: 1e-2, reference: None, stop: Stop::NEVER };
         let mut control = EntropyControl::new(0.0);
         let run = update.run(&mut policy, &drawn.examples(ADVANTAGES), &mut control, &mut Metrics::of_step(1));
         let error = run.unwrap_err().to_string();

@@ -5,7 +5,7 @@
 
 use pulp::Simd;
 
-use super::{ColumnMajorTask, Format, GROUP, RowMajorTask, prefetch};
+use super::{ColumnMajorTask, GROUP, NumberFormat, RowMajorTask, prefetch};
 
 /// Minimum number of rows for which the copy pays (measured: LOG.md).
 pub(super) const MIN_ROWS: usize = 32;
@@ -22,7 +22,7 @@ pub(super) fn are_faster<S: Simd>(rows: usize) -> bool {
     S::REGISTER_COUNT < 32 && rows >= MIN_ROWS
 }
 
-impl<F: Format> RowMajorTask<'_, F> {
+impl<F: NumberFormat> RowMajorTask<'_, F> {
     /// Compute all columns in tiles.
     #[inline(always)]
     pub(super) fn tiles<S: Simd>(&self, simd: S) {
@@ -72,9 +72,9 @@ impl<F: Format> RowMajorTask<'_, F> {
     }
 }
 
-/// Copy at most two vectors of elements in the order of [`Format::load`]; elements that are not there are zeros.
+/// Copy at most two vectors of elements in the order of [`NumberFormat::load`]; elements that are not there are zeros.
 #[inline(always)]
-fn copy<S: Simd, F: Format>(simd: S, to: &mut [f32], values: &[F]) {
+fn copy<S: Simd, F: NumberFormat>(simd: S, to: &mut [f32], values: &[F]) {
     let vectors = if values.len() == to.len() {
         F::load(simd, values)
     } else {
@@ -110,7 +110,7 @@ fn add<S: Simd, const R: usize>(simd: S, left: &[f32], inner: usize, part: &[f32
     R
 }
 
-impl<F: Format> ColumnMajorTask<'_, F> {
+impl<F: NumberFormat> ColumnMajorTask<'_, F> {
     /// Compute columns from the first one on in tiles, as many as are a multiple of [`COLUMNS`]; return the next one.
     #[inline(always)]
     pub(super) fn tiles<S: Simd>(&self, simd: S) -> usize {
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     /// Compute a product in one task with vectors of 256 bits.
-    fn product<F: Format>(
+    fn product<F: NumberFormat>(
         v3: V3,
         left: &[f32],
         right: &[F],
@@ -202,7 +202,7 @@ mod tests {
         values
     }
 
-    fn tiles_equal_rows<F: Format>(v3: V3, number: impl Fn(f32) -> F) {
+    fn tiles_equal_rows<F: NumberFormat>(v3: V3, number: impl Fn(f32) -> F) {
         for (inner, columns) in [(1, 1), (37, 67), (300, 130), (513, 16)] {
             let left: Vec<f32> = (0..70 * inner).map(|at| ((at * 37) % 101) as f32 / 50.0 - 1.0).collect();
             let right: Vec<F> = (0..inner * columns).map(|at| number(((at * 53) % 97) as f32 / 48.0 - 1.0)).collect();

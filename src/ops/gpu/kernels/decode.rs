@@ -119,13 +119,13 @@ pub(crate) fn write_rows(rows: &Tensor<f32>, writes: &Tensor<i32>, table: &mut T
 ///
 /// A thread scores one key; then threads are divided among query heads (softmax), and vectors and keys (values).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Heads {
+pub(crate) struct DecodeShape {
     pub group: usize,
     pub vectors: usize,
     pub units: usize,
 }
 
-impl Heads {
+impl DecodeShape {
     /// Threads per query head, a power of two.
     fn per_head(&self) -> usize {
         self.units / self.group.next_power_of_two()
@@ -168,7 +168,7 @@ pub(crate) fn attention<O: Float, N: Size>(
     out: &mut Tensor<Vector<O, N>>,
     scale: f32,
     kv_heads: usize,
-    #[comptime] heads: Heads,
+    #[comptime] heads: DecodeShape,
     #[define(O)] _stored: ElemType,
 ) {
     let (group, vectors, units) = comptime!((heads.group, heads.vectors, heads.units));
@@ -268,7 +268,7 @@ fn score<N: Size>(
     at: usize,
     queries: &Shared<[Vector<f32, N>]>,
     weights: &mut Shared<[f32]>,
-    #[comptime] heads: Heads,
+    #[comptime] heads: DecodeShape,
 ) {
     let (group, vectors, units) = comptime!((heads.group, heads.vectors, heads.units));
     let mut scores = Array::<Vector<f32, N>>::new(group);
@@ -347,7 +347,7 @@ fn add_values<N: Size>(
     past: &Past,
     weights: &Shared<[f32]>,
     sums: &mut Array<Vector<f32, N>>,
-    #[comptime] heads: Heads,
+    #[comptime] heads: DecodeShape,
 ) {
     let (group, units, parts) = comptime!((heads.group, heads.units, heads.parts()));
     let (part, vector) = (UNIT_POS as usize / comptime!(heads.vectors), UNIT_POS as usize % comptime!(heads.vectors));
@@ -388,7 +388,7 @@ fn gather<O: Float, N: Size>(
     factors: &Shared<[f32]>,
     out: &mut Tensor<Vector<O, N>>,
     from: usize,
-    #[comptime] heads: Heads,
+    #[comptime] heads: DecodeShape,
 ) {
     let (group, vectors, parts) = comptime!((heads.group, heads.vectors, heads.parts()));
     let unit = UNIT_POS as usize;

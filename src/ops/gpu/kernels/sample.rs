@@ -10,7 +10,7 @@ pub(crate) const NUMBERS: usize = 7;
 
 /// Sums over a run of tokens: of weights, and of weights times their logarithms (`_log`).
 #[derive(CubeType)]
-struct Run {
+struct PartialSums {
     /// At temperature 1.
     one: f32,
     one_log: f32,
@@ -132,7 +132,7 @@ fn row_max(logits: &Tensor<f32>, from: usize, vocab: usize, #[comptime] units: u
 
 /// Sum over the tokens from `begin` to `end`. The maximal logit `top` has the weight 1.
 #[cube]
-fn run(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, top: f32, inverse: f32) -> Run {
+fn run(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, top: f32, inverse: f32) -> PartialSums {
     let mut one = 0.0f32;
     let mut one_log = 0.0f32;
     let mut own = 0.0f32;
@@ -157,7 +157,7 @@ fn run(logits: &Tensor<f32>, from: usize, begin: usize, end: usize, top: f32, in
         }
         i += 1;
     }
-    Run { one, one_log, own, own_log, square, square_log, first }
+    PartialSums { one, one_log, own, own_log, square, square_log, first }
 }
 
 /// First maximal logit, from those of the runs; token 0 if the logits are not numbers.

@@ -55,7 +55,7 @@ pub(crate) fn scalar_few_rows<E: Float, N: Size>(
     let mut parts = Shared::<[Vector<f32, N>]>::new_slice(comptime!(ROWS_AT_ONCE * UNITS));
     let row_blocks = (m + comptime!(ROWS - 1)) / ROWS;
     let block = CUBE_POS / row_blocks;
-    let rows = Rows { first: CUBE_POS % row_blocks * ROWS, m, stride: lhs_stride, k };
+    let rows = CubeRows { first: CUBE_POS % row_blocks * ROWS, m, stride: lhs_stride, k };
     let blocks_0 = (columns_0 + comptime!(COLUMN_VECTORS - 1)) / COLUMN_VECTORS;
     if block < blocks_0 {
         part::<E, N>(lhs, rhs_0, out_0, &mut parts, &rows, rhs_stride_0, block, columns_0, column_major);
@@ -79,7 +79,7 @@ pub(crate) fn scalar_few_rows<E: Float, N: Size>(
 
 /// Rows of the left-hand side that a cube computes: from `first` on, of `m`, `stride` vectors apart, of `k` vectors.
 #[derive(CubeType)]
-struct Rows {
+struct CubeRows {
     first: usize,
     m: usize,
     stride: usize,
@@ -93,7 +93,7 @@ fn part<E: Float, N: Size>(
     rhs: &[Vector<E, N>],
     out: &mut [Vector<f32, N>],
     parts: &mut Shared<[Vector<f32, N>]>,
-    rows: &Rows,
+    rows: &CubeRows,
     rhs_stride: usize,
     block: usize,
     columns: usize,

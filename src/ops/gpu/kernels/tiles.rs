@@ -74,17 +74,17 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    fn lhs(&self) -> Stage {
+    fn lhs(&self) -> SharedTile {
         // Zeros in one operand are enough.
         self.stage(0, self.ragged)
     }
 
-    fn rhs(&self) -> Stage {
+    fn rhs(&self) -> SharedTile {
         self.stage(1, false)
     }
 
-    fn stage(&self, operand: usize, zeros: bool) -> Stage {
-        Stage {
+    fn stage(&self, operand: usize, zeros: bool) -> SharedTile {
+        SharedTile {
             lines: self.division.tile()[operand],
             k: self.division.k_per_step(),
             k_contiguous: self.k_contiguous[operand],
@@ -96,7 +96,7 @@ impl Form {
 
 /// An operand's tile in shared memory: `lines` (rows of `lhs` or columns of `rhs`) by `k` positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Stage {
+struct SharedTile {
     lines: usize,
     k: usize,
     /// Whether `k` is contiguous in memory.
@@ -107,7 +107,7 @@ struct Stage {
     units: usize,
 }
 
-impl Stage {
+impl SharedTile {
     fn vectors(&self) -> usize {
         self.lines * self.k / VECTOR
     }
@@ -396,7 +396,7 @@ fn fetch<E: Float, V: Size>(
     lines: &Lines,
     k: usize,
     end: usize,
-    #[comptime] stage: Stage,
+    #[comptime] stage: SharedTile,
 ) -> Array<Vector<E, V>> {
     let width = comptime!(stage.width());
     let mut share = Array::<Vector<E, V>>::new(comptime!(stage.share()));
@@ -431,7 +431,7 @@ fn store<E: Float, V: Size>(
     stages: &mut Shared<[Vector<E, V>]>,
     from: usize,
     share: &Array<Vector<E, V>>,
-    #[comptime] stage: Stage,
+    #[comptime] stage: SharedTile,
 ) {
     let width = comptime!(stage.width());
     #[unroll]
@@ -444,7 +444,7 @@ fn store<E: Float, V: Size>(
 /// Index in a stage of the vector whose address this thread gives to `ldmatrix`. The four 8 x 8 matrices make 16 rows
 /// by 16 positions in the order of the instruction's registers: rows first, or positions first if `right`.
 #[cube]
-fn ldmatrix_row(row: usize, step: usize, #[comptime] stage: Stage, #[comptime] right: bool) -> usize {
+fn ldmatrix_row(row: usize, step: usize, #[comptime] stage: SharedTile, #[comptime] right: bool) -> usize {
     let unit = UNIT_POS as usize % UNITS;
     let width = comptime!(stage.width());
     // The second of the four matrices is 8 rows of the stage below the first, or 8 elements beside it.
