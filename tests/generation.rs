@@ -170,14 +170,16 @@ fn several_engines_sample_what_one_samples() {
     let prompts: Vec<Vec<u32>> =
         (0..9).map(|problem| (0..3 + problem).map(|i| 5 + i * 37 + problem).collect()).collect();
     let requests = requests(&prompts, 4);
-    let sampled = |threads: usize, ends_all: bool| {
-        let mut seen = vec![Vec::new(); requests.len()];
+    let few_stops = Sampling { stop: (100..103).collect(), max_completion_length: 90, ..sampling() };
+    let sampled = |threads: usize, last: usize| {
+        let (mut seen, mut count) = (vec![Vec::new(); requests.len()], 0);
         let completions = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
-            generate(&model, &config, &requests, &sampling(), |request, token| {
+            generate(&model, &config, &requests, &few_stops, |request, token| {
                 seen[request].push(token);
-                match (token % 7, seen[request].len()) {
-                    (_, 6) if ends_all && request == 5 => Watch::EndAll,
-                    (0, _) => Watch::EndCompletion,
+                count += 1;
+                match token {
+                    _ if count == last => Watch::EndAll,
+                    103..107 => Watch::EndCompletion,
                     _ => Watch::Continue,
                 }
             })
@@ -186,17 +188,29 @@ fn several_engines_sample_what_one_samples() {
         assert!(completions.iter().zip(&seen).all(|(completion, seen)| &completion.tokens == seen), "{threads}");
         completions
     };
-    let one = sampled(1, false);
+    let one = sampled(1, usize::MAX);
     for reason in [FinishReason::Stop, FinishReason::Watcher, FinishReason::Length] {
         assert!(one.iter().any(|completion| completion.finish_reason == reason), "{reason:?}");
     }
-    for (completion, one) in sampled(3, false).iter().zip(&one) {
+    for (completion, one) in sampled(3, usize::MAX).iter().zip(&one) {
         assert_eq!((&completion.tokens, completion.finish_reason), (&one.tokens, one.finish_reason));
         assert!(distance(&completion.log_probs, &one.log_probs) < within(1e-5));
     }
-    for (completion, one) in sampled(3, true).iter().zip(&one) {
-        assert!(one.tokens.starts_with(&completion.tokens));
-    }
+    let ended = sampled(3, 1000);
+    assert_eq!(ended.iter().map(|completion| completion.tokens.len()).sum::<usize>(), 1000);
+    assert!(ended.iter().zip(&one).all(|(completion, one)| one.tokens.starts_with(&completion.tokens)));
+    // A panic of the watcher leaves no engine waiting.
+    let once = |watch: fn()| {
+        let sampled = || {
+            generate(&model, &config, &requests, &few_stops, |_, _| {
+                watch();
+                Watch::EndAll
+            })
+        };
+        rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(|| sampled().is_ok())
+    };
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| once(|| panic!("watcher")))).is_err());
+    assert!(once(|| ()));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::train::{StepSize, Workload};
 pub struct MemoryEstimate {
     /// Weights, including adapters and a reference model: f32, or bf16 if they are frozen and the checkpoint is bf16.
     pub weights: usize,
-    /// One gradient per trained weight; of a small model, another for each thread.
+    /// One gradient per trained weight; of a small model, two more for each thread.
     pub gradients: usize,
     /// Two moments per trained weight.
     pub optimizer: usize,
@@ -154,16 +154,18 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> MemoryEstimate {
     let all = work.learner.activation_checkpointing == ActivationCheckpointing::None;
     let of_blocks = if all { of_each.iter().sum() } else { layers * hidden + largest };
 
-    // A small model computes parts of a micro-batch, each with gradients of its own.
-    let (tokens, completion_tokens, parts) = if whole <= threads::MAX_PARAMETERS {
-        let (part, parts) = work.learner.largest_part(work.longest, work.threads);
-        (work.tokens.min(part * parts), work.completion_tokens.min(part * parts), parts)
+    // A small model computes parts of a micro-batch, each with gradients of its own; as many may wait to be added.
+    let (tokens, completion_tokens, parts, gradients) = if whole <= threads::MAX_PARAMETERS {
+        let (part, at_once) = work.learner.largest_part(work.longest);
+        let parts = at_once.min(work.threads);
+        (work.tokens.min(part * parts), work.completion_tokens.min(part * parts), parts, 1 + 2 * parts)
     } else {
-        (work.tokens, work.completion_tokens, 0)
+        (work.tokens, work.completion_tokens, 1, 1)
     };
     let most = (work.learner.logits / config.vocab_size).max(1);
-    let rows = completion_tokens.min(most * parts.max(1));
-    let head_gradient = if completion_tokens > most && work.lora.is_none() { config.vocab_size * hidden } else { 0 };
+    let rows = completion_tokens.min(most * parts);
+    let head_gradient =
+        if completion_tokens > most * parts && work.lora.is_none() { parts * config.vocab_size * hidden } else { 0 };
     // Frozen weights of a bf16 checkpoint stay in bf16. Then no matrix is merged or converted.
     let short = config.stored() == Some(Dtype::Bf16);
     let held = if short { BF16 } else { F32 };
@@ -181,7 +183,7 @@ pub fn memory(config: &ModelConfig, work: &Workload) -> MemoryEstimate {
     };
     MemoryEstimate {
         weights: base + F32 * factors + reference,
-        gradients: F32 * trained * (1 + parts),
+        gradients: F32 * trained * gradients,
         optimizer: 2 * work.moments.bytes() * trained,
         activations: F32 * tokens * (of_blocks + passing),
         head: F32 * (rows * config.vocab_size + head_gradient + 3 * completion_tokens * hidden),
@@ -291,10 +293,10 @@ mod tests {
             memory(&config(), &Workload { tokens, completion_tokens: tokens, longest, threads, ..work() })
         };
         let [one, four, long] = [of(1, 25), of(4, 25), of(4, 4096)];
-        assert_eq!(2 * four.gradients, 5 * one.gradients);
+        assert_eq!(one.gradients, four.gradients / 3);
         assert_eq!(four.activations, 4 * one.activations);
         // Two sequences of 4,096 tokens make a micro-batch of 8,192.
-        assert_eq!((2 * long.activations, 2 * long.gradients), (32 * one.activations, 3 * one.gradients));
+        assert_eq!((long.activations, 3 * long.gradients), (16 * one.activations, 5 * one.gradients));
     }
 
     #[test]

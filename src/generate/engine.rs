@@ -20,7 +20,7 @@ use crate::noise;
 use crate::ops::{self, Repeated, is_host};
 use crate::threads;
 
-/// Maximum prompt tokens of a prefill pass; a single longer prompt is a pass of its own.
+/// Maximum prompt tokens of the prefill passes of all engines at a time.
 const READ_TOKENS: usize = 8192;
 /// Minimum rows of a decoding pass on a GPU: the tile height of tensor cores.
 const TILE: usize = 16;
@@ -69,10 +69,11 @@ pub fn generate(
     // Room for tokens decoded beyond the length limit before the host sees them.
     shape.completion_length += ahead - 1;
     let format = if trained { FloatDType::F32 } else { model.cache_format() };
-    let call = Call { model: &model, config, sampling, ahead, format };
-    match engines(&model, shape) {
+    let count = engines(&model, shape);
+    let call = Call { model: &model, config, sampling, ahead, format, read_tokens: READ_TOKENS / count };
+    match count {
         1 => call.run(requests, shape, watch),
-        count => parallel::run(&call, requests, shape, count, watch),
+        _ => parallel::run(&call, requests, shape, count, watch),
     }
 }
 
@@ -84,7 +85,7 @@ fn engines(model: &CausalLm, shape: CacheShape) -> usize {
     if !is_host(&model.device()) || model.num_params() > threads::MAX_PARAMETERS {
         return 1;
     }
-    threads::available().min(shape.completions / MIN_ROWS).min(shape.prompts).max(1)
+    threads::used(shape.prompts.min(shape.completions / MIN_ROWS))
 }
 
 /// What the engines of a call of [`generate`] share.
@@ -96,6 +97,8 @@ pub(super) struct Call<'a> {
     ahead: usize,
     /// Number format of the KV cache.
     format: FloatDType,
+    /// Maximum prompt tokens of a prefill pass of an engine; a single longer prompt is a pass of its own.
+    read_tokens: usize,
 }
 
 impl Call<'_> {
@@ -116,6 +119,7 @@ impl Call<'_> {
             watch,
             cache: KvCache::new(self.config, shape, self.format, &self.model.device()),
             ahead: self.ahead,
+            read_tokens: self.read_tokens,
             recorder: Recorder::new(),
             slots: shape.completions,
             free_prompts: (0..shape.prompts).rev().collect(),
@@ -182,6 +186,7 @@ struct Engine<'a, W> {
     watch: W,
     cache: KvCache,
     ahead: usize,
+    read_tokens: usize,
     recorder: Recorder,
     slots: usize,
     free_prompts: Vec<usize>,
@@ -251,7 +256,7 @@ impl<W: FnMut(usize, u32) -> Watch> Engine<'_, W> {
         for group in self.requests[start..].chunk_by(|a, b| a.prompt == b.prompt) {
             let prompt = &group[0].prompt;
             assert!(!prompt.is_empty(), "empty prompt");
-            let full = self.read - start >= self.free_slots.len() || tokens.len() + prompt.len() > READ_TOKENS;
+            let full = self.read - start >= self.free_slots.len() || tokens.len() + prompt.len() > self.read_tokens;
             let Some(slot) = self.free_prompts.pop_if(|_| lengths.is_empty() || !full) else { break };
             tokens.extend_from_slice(prompt);
             lengths.push(prompt.len());

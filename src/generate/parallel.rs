@@ -4,6 +4,7 @@
 //! its decisions, so what an engine computes depends on its own requests alone, not on the speed of the threads. Tokens
 //! sampled after a decision are dropped.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -13,8 +14,9 @@ use crate::error::Result;
 use crate::model::CacheShape;
 use crate::threads;
 
-/// Tokens that an engine samples before it asks for the watcher's decisions.
+/// Tokens that an engine samples, of all completions and of one, before it asks for the watcher's decisions.
 const TOKENS_PER_EXCHANGE: usize = 256;
+const STEPS_PER_EXCHANGE: usize = 32;
 
 /// Tokens with their requests, in order for each request.
 type Tokens = Vec<(usize, u32)>;
@@ -43,6 +45,8 @@ impl Decisions {
 struct Reporter<'a> {
     decisions: &'a Decisions,
     tokens: Tokens,
+    /// Of these, tokens of each request.
+    counts: HashMap<usize, usize>,
     to_watcher: Sender<(usize, Tokens)>,
     /// Number of the engine, and what it receives when the watcher has seen its tokens.
     engine: usize,
@@ -53,13 +57,24 @@ impl Reporter<'_> {
     /// Note a token. Return the watcher's decision so far.
     fn note(&mut self, request: usize, token: u32) -> Watch {
         self.tokens.push((request, token));
-        if self.tokens.len() == TOKENS_PER_EXCHANGE {
+        let count = self.counts.entry(request).or_default();
+        *count += 1;
+        if *count == STEPS_PER_EXCHANGE || self.tokens.len() == TOKENS_PER_EXCHANGE {
+            self.counts.clear();
             let sent = self.to_watcher.send((self.engine, std::mem::take(&mut self.tokens)));
             if sent.is_err() || self.seen.recv().is_err() {
                 return Watch::EndAll; // The watcher has panicked.
             }
         }
         self.decisions.of(request)
+    }
+}
+
+impl Drop for Reporter<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.decisions.all.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -118,10 +133,18 @@ fn deal(requests: &[Request], count: usize) -> Vec<Share> {
     shares
 }
 
+/// Return the shape of the cache for the requests of an engine, one of `count` that share a cache of shape `whole` in a call of
+/// `total` requests.
+fn part_of(whole: CacheShape, count: usize, own: &[Request], total: usize) -> CacheShape {
+    let completions = if whole.completions == total { own.len() } else { whole.completions / count };
+    let groups = own.chunk_by(|a, b| a.prompt == b.prompt).count();
+    CacheShape { prompts: groups.min(completions), completions, ..whole }
+}
+
 /// Sample `requests` by `count` engines, which together have a cache of this shape at most.
 ///
 /// # Errors
-/// Those of the first engine that fails.
+/// When logits are NaN.
 pub(super) fn run(
     call: &Call,
     requests: &[Request],
@@ -132,19 +155,20 @@ pub(super) fn run(
     let ended = requests.iter().map(|_| AtomicBool::new(false)).collect();
     let decisions = &Decisions { ended, all: AtomicBool::new(false) };
     let mut watcher = Watcher { decisions, watch, seen: vec![0; requests.len()] };
-    let shape = CacheShape { prompts: shape.prompts / count, completions: shape.completions / count, ..shape };
     let (to_watcher, from_engines) = channel();
     let (mut work, mut replies) = (Vec::new(), Vec::new());
     for (engine, share) in deal(requests, count).into_iter().enumerate() {
         let (reply, seen) = channel();
         replies.push(reply);
-        work.push((share, Reporter { decisions, tokens: Vec::new(), to_watcher: to_watcher.clone(), engine, seen }));
+        let (tokens, counts, to_watcher) = (Vec::new(), HashMap::new(), to_watcher.clone());
+        work.push((share, Reporter { decisions, tokens, counts, to_watcher, engine, seen }));
     }
     drop(to_watcher);
     let sample = |((numbers, own), mut reporter): (Share, Reporter)| {
+        let shape = part_of(shape, count, &own, requests.len());
         let sampled = call.run(&own, shape, |request, token| reporter.note(numbers[request], token));
         decisions.all.fetch_or(sampled.is_err(), Ordering::Relaxed);
-        let _ = reporter.to_watcher.send((reporter.engine, reporter.tokens));
+        let _ = reporter.to_watcher.send((reporter.engine, std::mem::take(&mut reporter.tokens)));
         (numbers, sampled)
     };
     let shown = &mut watcher;

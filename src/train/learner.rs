@@ -45,8 +45,8 @@ pub struct Learner<'a> {
     pub tokens_per_microbatch: usize,
     /// The part of a micro-batch that is kept for the backward pass.
     pub activation_checkpointing: ActivationCheckpointing,
-    /// Maximum number of logits in memory at a time, eight times as many on a GPU. A row of a larger vocabulary is
-    /// computed alone.
+    /// Maximum number of logits in memory at a time, eight times as many on a GPU; of a small model, for each thread. A row of
+    /// a larger vocabulary is computed alone.
     pub logits: usize,
     /// A stop request: the remaining micro-batches are not computed, and the result is not usable.
     pub stop: Stop<'a>,
@@ -183,8 +183,8 @@ impl Learner<'_> {
         work
     }
 
-    /// Return the scores of the completion tokens of each sequence under `model`, without gradients; fewer lists after
-    /// a stop request.
+    /// Return the scores of the completion tokens of each sequence under `model`, without gradients; none after a stop
+    /// request.
     pub fn read(&self, model: &CausalLm, sequences: &[Sequence]) -> Vec<TokenScores> {
         let mut lists = Vec::with_capacity(sequences.len());
         let plain = &model.valid();
@@ -208,6 +208,9 @@ impl Learner<'_> {
             packed.completions.iter().map(|completion| scores.slice(completion.clone())).collect()
         };
         threads::in_order(threads, ranges.len(), part, |part| lists.extend(part));
+        if self.stop.requested() {
+            lists.clear(); // Some in the middle may be missing.
+        }
         lists
     }
 
@@ -217,21 +220,19 @@ impl Learner<'_> {
         micro_batches(sequences, self.tokens_per_microbatch.min(PART_TOKENS))
     }
 
-    /// Return the number of parts computed at a time: together at most [`Self::tokens_per_microbatch`] tokens, if one part is.
+    /// Return the number of threads, each of which computes a part at a time: together at most [`Self::tokens_per_microbatch`]
+    /// tokens, unless a sequence has more.
     fn threads(&self, sequences: &[Sequence], parts: &[Range<usize>]) -> usize {
-        let tokens = |part: &Range<usize>| sequences[part.clone()].iter().map(|sequence| sequence.tokens.len()).sum();
-        self.parts_at_once(parts.iter().map(tokens).max().unwrap_or(1), threads::available())
+        let longest = sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
+        let (_, at_once) = self.largest_part(longest);
+        threads::used(at_once.min(parts.len()))
     }
 
-    fn parts_at_once(&self, part_tokens: usize, threads: usize) -> usize {
-        (self.tokens_per_microbatch / part_tokens.max(1)).clamp(1, threads)
-    }
-
-    /// Return the maximum tokens of a part of a small model, and the number of parts computed at a time by `threads` threads, if
-    /// no sequence has more than `longest` tokens.
-    pub(crate) fn largest_part(&self, longest: usize, threads: usize) -> (usize, usize) {
+    /// Return the maximum tokens of a part of a small model, and the maximum number of parts at a time, if no sequence has more
+    /// than `longest` tokens.
+    pub(crate) fn largest_part(&self, longest: usize) -> (usize, usize) {
         let tokens = self.tokens_per_microbatch.min(PART_TOKENS).max(longest);
-        (tokens, self.parts_at_once(tokens, threads))
+        (tokens, (self.tokens_per_microbatch / tokens).max(1))
     }
 }
 

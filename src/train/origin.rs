@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::run::{Common, RunSettings};
 use crate::config::{self, to_toml};
+use crate::data::Problem;
 use crate::data::benchmarks;
 use crate::data::problems::TASKS;
 use crate::error::{Error, Result};
@@ -58,6 +59,16 @@ const FREE: [&str; 32] = [
     "rollout.start_timeout_s",
     "rollout.retries",
 ];
+
+/// Return the digest of each list of problems that a program gave, by its name in messages.
+pub(super) fn digests_of_given(lists: [(&str, Option<&[Problem]>); 2]) -> BTreeMap<String, String> {
+    let digest = |problems: &[Problem]| {
+        let lines = problems.iter().map(|problem| format!("{:016x} {:?}\n", problem.id, problem.answer));
+        files::sha256_of(lines.collect::<String>().as_bytes())
+    };
+    let given = lists.into_iter().filter_map(|(name, problems)| Some((name, problems?)));
+    given.map(|(name, problems)| (format!("the program's list of {name}"), digest(problems))).collect()
+}
 
 /// `run.json`, which marks a folder as a run and has its identity.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,5 @@
 //! A reinforcement-learning run, from its settings to its summary.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +11,7 @@ use super::checkpoint::TrainedModel;
 use super::conflict::ConflictMeter;
 use super::engine::RolloutEngine;
 use super::folder::METRICS;
-use super::origin::settled;
+use super::origin::{digests_of_given, settled};
 use super::policy::Policy;
 use super::rl::learn;
 use super::run::{Run, RunSettings, StartPoint};
@@ -25,7 +24,6 @@ use crate::data::Problem;
 use crate::data::problems::Problems;
 use crate::device;
 use crate::error::Result;
-use crate::files;
 use crate::generate::{Room, Sampling};
 use crate::metrics::{Metrics, keep_final_evaluation};
 use crate::model::{self, CausalLm, ModelConfig, distinct_shapes, names};
@@ -192,16 +190,6 @@ impl<'a> Trainer<'a> {
             run.ended(error, state.step, job.trained(&policy), &policy.optimizer, &state)
         })
     }
-}
-
-/// Return the digest of each list of problems that a program gave, by its name in messages.
-fn digests_of_given(lists: [(&str, Option<&[Problem]>); 2]) -> BTreeMap<String, String> {
-    let digest = |problems: &[Problem]| {
-        let lines = problems.iter().map(|problem| format!("{:016x} {:?}\n", problem.id, problem.answer));
-        files::sha256_of(lines.collect::<String>().as_bytes())
-    };
-    let given = lists.into_iter().filter_map(|(name, problems)| Some((name, problems?)));
-    given.map(|(name, problems)| (format!("the program's list of {name}"), digest(problems))).collect()
 }
 
 /// The parts of a run that its steps use and do not change.

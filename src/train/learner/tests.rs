@@ -302,7 +302,6 @@ fn scores_without_gradients_are_those_with_them() {
     }
 }
 
-/// Regression: a request to stop waited for the log-probabilities of a whole step, and for the cosine of its gradients.
 /// The parts of a micro-batch, and the order in which their gradients are added, do not depend on the number of threads.
 #[test]
 fn gradients_and_scores_do_not_depend_on_the_number_of_threads() {
@@ -326,6 +325,7 @@ fn gradients_and_scores_do_not_depend_on_the_number_of_threads() {
     }
 }
 
+/// Regression: a request to stop waited for the log-probabilities of a whole step, and for the cosine of its gradients.
 #[test]
 fn a_request_to_stop_is_seen_before_each_micro_batch() {
     let model = model(false, &Device::flex().autodiff());
