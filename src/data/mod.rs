@@ -25,6 +25,7 @@ use crate::hub::{self, Hub};
 use crate::noise::mix_text;
 pub use crate::text::chat::{Message, Prompt};
 use crate::verify::{Verdict, compare, gold_answer};
+#[cfg(feature = "cli")]
 pub(crate) use turns::thinking;
 
 /// A question with an answer that a program can check.

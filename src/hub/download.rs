@@ -57,21 +57,22 @@ pub(super) fn fetch(client: &HubClient, cache: &Cache, name: &Name, commit: &str
     let _lock = cache.lock(&head.etag, || say(&format!("{what}: waiting for another process that downloads it")))?;
     if !blob.is_file() {
         let mut part = PartialFile::open(incomplete(&blob), &head)?;
-        let mut progress = DownloadProgress::new(&what, head.size, part.size);
-        let mut link = Some(head.clone());
-        while part.size < head.size {
-            let had = part.size;
-            let went_on = retry(name, || {
-                // Storage links expire: request a new one after a failure.
-                let head = link.take().map_or_else(|| client.head(name, commit, file), Ok)?;
-                match part.go_on(client, name, &head, &mut progress) {
-                    Err(HubFailure::Transient(_)) if part.size > had => Ok(()),
-                    other => other,
-                }
-            });
-            went_on.map_err(broken)?;
+        {
+            let mut progress = DownloadProgress::new(&what, head.size, part.size);
+            let mut link = Some(head.clone());
+            while part.size < head.size {
+                let had = part.size;
+                let went_on = retry(name, || {
+                    // Storage links expire: request a new one after a failure.
+                    let head = link.take().map_or_else(|| client.head(name, commit, file), Ok)?;
+                    match part.go_on(client, name, &head, &mut progress) {
+                        Err(HubFailure::Transient(_)) if part.size > had => Ok(()),
+                        other => other,
+                    }
+                });
+                went_on.map_err(broken)?;
+            }
         }
-        drop(progress);
         part.finish(name, file, &head, &blob)?;
     }
     cache.link(commit, file, &head.etag)
