@@ -182,7 +182,7 @@ fn two_ranks_on_a_server_learn_what_one_process_learns_from_it() {
             let served = ServedConfig { urls: vec![server.url()], max_staleness, ..ServedConfig::default() };
             config.rollout = RolloutConfig::Vllm(served);
             let said = train(ranks, &[&write(&workshop, &config)]);
-            assert_eq!(said.matches("lessons are dealt").count(), usize::from(ranks > 1), "{said}");
+            assert_eq!(said.matches("training is divided among the ranks").count(), usize::from(ranks > 1), "{said}");
             let run = workshop.run(&config.name);
             let requests = server.seen("/v1/completions").len();
             (

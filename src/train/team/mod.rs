@@ -78,11 +78,9 @@ impl<'a> Team<'a> {
     /// # Errors
     /// More ranks than a step has completions.
     pub(super) fn describe(&self, config: &RlConfig) -> Result<Vec<String>> {
-        let dealt = if config.rollout.served().is_none() { "sampling and training" } else { "training" };
+        let divided = if config.rollout.served().is_none() { "sampling and training are" } else { "training is" };
         let (size, threads) = (self.size(), rayon::current_num_threads());
-        let line = format!(
-            "{size} ranks, {threads} threads in this one; {dealt} are distributed over the ranks, gradients are summed"
-        );
+        let line = format!("{size} ranks, {threads} threads in this one; {divided} divided among the ranks");
         Ok([vec![line], deal::check(size, config)?].concat())
     }
 
