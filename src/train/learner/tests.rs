@@ -3,12 +3,12 @@ use std::sync::atomic::AtomicBool;
 
 use burn::module::{ModuleMapper, Param};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, TensorData};
 
 use super::*;
 use crate::model::{LoraConfig, ModelConfig, ParamPath};
 use crate::objective::{Parts, Statistics, TokenTerm};
-use crate::ops::both;
+use crate::ops::{RowScores, both};
 use crate::stage::Stage;
 use crate::train::cosine::gradient_cosines;
 
