@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `mean@n` | `c / n`: accuracy |
 //! | `pass@k` | `1 − C(n − c, k) / C(n, k)`: unbiased estimate of the probability that one of `k` completions is right (Chen et al., arXiv 2107.03374); for powers of two up to n |
-//! | `maj@n` | 1 if the most frequent answer is right. Completions without an answer do not vote. Answers that equal each other in both directions of the comparison form one class, transitively. In a tie between classes, or within a class that is graded differently, the score is the share that is right. The order does not matter |
+//! | `maj@n` | 1 if the most frequent answer is right. Completions without an answer do not vote; an answer that cannot be parsed does. Answers that equal each other in both directions of the comparison form one class, transitively. In a tie between classes, or within a class that is graded differently, the score is the share that is right. The order does not matter |
 //! | `best@n` | 1 if any of the n is right; also called `pass@n` |
 
 use rayon::prelude::*;
@@ -224,8 +224,8 @@ impl Reading {
         let mut classes: Vec<Class> = Vec::new();
         for record in records {
             let verdict = self.verdict(record);
-            let stated = !matches!(verdict, Verdict::NoAnswer | Verdict::UnparseableAnswer);
-            let Some(answer) = record.graded.extracted.as_deref().filter(|_| stated) else { continue };
+            let stated = |answer: &&str| verdict != Verdict::NoAnswer && !answer.is_empty();
+            let Some(answer) = record.graded.extracted.as_deref().filter(stated) else { continue };
             // The new answer may merge classes that were separate.
             let (same, others) = classes.into_iter().partition(|class| class.has(answer));
             let mut class = Class { votes: 1, right: usize::from(verdict.is_right()), answers: vec![answer] };
@@ -343,7 +343,9 @@ mod tests {
         assert_eq!(majority(&["\\boxed{4}", "\\boxed{5}"]), (0.5, 0.5));
         // Two unstated 4s vote in the lenient reading only.
         assert_eq!(majority(&["it is 4", "\\boxed{5}", "it is 4"]), (1.0, 0.0));
-        assert_eq!(majority(&["no idea", ""]), (0.0, 0.0));
+        assert_eq!(majority(&["no idea", "", "\\boxed{}"]), (0.0, 0.0));
+        // Regression: an answer that cannot be parsed did not vote, so that a minority won.
+        assert_eq!(majority(&["\\boxed{\\sum_{k} a_k}", "\\boxed{5}", "\\boxed{\\sum_{k} a_k}"]), (0.0, 0.0));
     }
 
     /// Regression: the first member of a class decided, and 0.33 accepted 1/3, so the order changed the majority.

@@ -34,8 +34,8 @@ pub(super) fn announced(text: &str) -> Option<Announced> {
     };
     let latin = ["answer", "ans", "option", "choice"].into_iter().filter_map(find).max_by_key(|found| found.at);
     let chinese = text.rmatch_indices('答').take(MAX_TRIALS).find_map(|(at, word)| {
-        let rest = text[at + word.len()..].trim_start_matches('案');
-        let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':'])?;
+        let rest = text[at + word.len()..].trim_start_matches(['案', 'え']);
+        let rest = rest.trim_start_matches('*').strip_prefix(['是', '为', '：', ':', '】'])?;
         Some(Announced { at, formal: true, answer: value(rest.trim_start_matches(['：', ':']))? })
     });
     let choice = text.rmatch_indices('选').take(MAX_TRIALS).find_map(|(at, _)| chosen(text, at));
@@ -107,7 +107,9 @@ fn english(text: &str, lower: &str, at: usize, length: usize) -> Option<Announce
     let heading = rest.starts_with(['\n', '\r']) && (lead.len() < 10 || line.trim_start().starts_with(is_mark));
     let after = verb.or(colon).or(heading.then_some(rest))?;
     let answer = value(&text[text.len() - after.len()..])?;
-    Some(Announced { at, formal: verb.is_none() || last == "final", answer })
+    // "The final answer should be an integer" is a remark.
+    let stated = last == "final" && rest.starts_with(['i', 'a']);
+    Some(Announced { at, formal: verb.is_none() || stated, answer })
 }
 
 /// Phrases that may follow "answer".
@@ -115,10 +117,11 @@ const PURPOSES: &[&str] = &["to the problem ", "to this problem ", "to the quest
 
 /// Extract the value after an announcement, from the same line or the next non-blank line.
 fn value(rest: &str) -> Option<String> {
-    let after = rest.trim_start_matches(|c: char| is_mark(c) || c == ':' || c == '：' || c.is_whitespace());
-    // On a separate line a dash starts a list item.
+    let mark = |c: char| (is_mark(c) && c != '>') || c.is_whitespace();
+    let after = rest.trim_start_matches(|c: char| mark(c) || c == ':' || c == '：');
+    // On a separate line a dash starts a list item, and `>` a quotation.
     let item = rest[..rest.len() - after.len()].contains('\n');
-    let rest = after.strip_prefix("- ").filter(|_| item).unwrap_or(after);
+    let rest = after.strip_prefix("- ").or(after.strip_prefix('>')).filter(|_| item).unwrap_or(after).trim_start();
     let end = (0..=rest.len().min(MAX_ANSWER)).rev().find(|end| rest.is_char_boundary(*end))?;
     let rest = &rest[..end];
     for (open, close) in [("$$", "$$"), ("\\[", "\\]")] {
@@ -127,11 +130,11 @@ fn value(rest: &str) -> Option<String> {
         }
     }
     let plain = without_stars(sentence(rest.lines().next()?));
-    let plain = plain.trim_matches(|c: char| is_mark(c) || c.is_whitespace()).trim_end_matches(['.', '*', ' ']);
+    let plain = plain.trim_start_matches(mark).trim_end_matches(|c: char| mark(c) || c == '>' || c == '.');
     let plain = plain.split(" and we ").next().unwrap_or(plain);
     let adverb = ["therefore ", "thus ", "then ", "hence ", "simply ", "just ", "exactly ", "equal to "];
     let plain = adverb.iter().fold(plain, |plain, adverb| plain.strip_prefix(adverb).unwrap_or(plain));
-    if plain.is_empty() || plain.starts_with("not ") || plain.ends_with('?') {
+    if plain.is_empty() || plain.starts_with("not ") || plain.starts_with("不是") || plain.ends_with('?') {
         return None;
     }
     if reads(plain) {

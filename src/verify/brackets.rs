@@ -8,6 +8,9 @@ use super::tree::{Fault, Node, Relation, Result};
 impl FormulaParser {
     /// Parse what follows an opening bracket: a group, a tuple or an interval.
     pub(super) fn bracket(&mut self, open: char) -> Result<Node> {
+        if open == '[' {
+            self.separate_columns();
+        }
         let grid = if open == '[' { self.grid_ahead() } else { None };
         let outward = std::mem::replace(&mut self.outward, open == ']');
         let items = self.deeper(Self::items);
@@ -41,6 +44,35 @@ impl FormulaParser {
             }
             (_, None | Some((true, true))) => Ok(Node::Tuple(items)),
             _ => Err(Fault::Malformed),
+        }
+    }
+
+    /// Insert commas between the columns of `[1 2; 3 -4]` after its bracket.
+    fn separate_columns(&mut self) {
+        let (mut depth, mut columns, mut starts) = (0, vec![1], Vec::new());
+        for at in self.at..self.tokens.len() {
+            let number = |at: usize| matches!(self.tokens.get(at), Some(Spaced(Token::Digits(_), _)));
+            let Spaced(token, spaced) = &self.tokens[at];
+            match token {
+                Token::Char(']') if depth == 0 => break,
+                Token::Char(',') if depth == 0 => return,
+                Token::Char(';') if depth == 0 => columns.push(1),
+                Token::Open | Token::Char('(' | '[' | '{') => depth += 1,
+                Token::Close | Token::Char(')' | ']' | '}') => depth -= 1,
+                token if depth == 0 && *spaced && at > self.at && number(at - 1) => {
+                    let sign = *token == Token::Char('-') && number(at + 1) && !self.tokens[at + 1].1;
+                    if !number(at) && !sign {
+                        return;
+                    }
+                    starts.push(at);
+                    let row = columns.len() - 1;
+                    columns[row] += 1;
+                }
+                _ => {}
+            }
+        }
+        if columns.len() > 1 && columns.iter().all(|count| *count == columns[0]) {
+            starts.iter().rev().for_each(|at| self.tokens.insert(*at, Spaced(Token::Char(','), false)));
         }
     }
 

@@ -1,13 +1,15 @@
 //! Letters of multiple choice.
 
-use super::label::denies;
-use super::parse::{is_word, plain_words};
+use super::label::{denies, offers};
+use super::parse::{is_separator, is_word, plain_words};
 use super::token::{Spaced, Token};
 use super::words;
 
+/// Punctuation around the letter of a choice.
+const MARKS: [char; 4] = ['(', ')', '.', ':'];
+
 /// Split a multiple-choice letter from its content: `(B) 42`, `B. 42`, `B: the second`, `\textbf{(B)}\ 42`.
 pub(super) fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
-    const MARKS: [char; 4] = ['(', ')', '.', ':'];
     let letter = |run: &str| (run.len() == 1 && ("A"..="J").contains(&run)).then(|| run.to_string());
     let bare = without_braces(tokens);
     let tokens = bare.as_deref().unwrap_or(tokens);
@@ -36,6 +38,12 @@ pub(super) fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
         {
             (letter(run)?, 2, false)
         }
+        // `B because the force doubles`
+        [Spaced(Token::Letters(run), _), Spaced(Token::Letters(word), true), _, ..]
+            if matches!(word.as_str(), "because" | "since") =>
+        {
+            (letter(run)?, 1, false)
+        }
         // `B (the second)`
         [Spaced(Token::Letters(run) | Token::Text(run), _), Spaced(Token::Char('('), true), rest @ ..]
             if matches!(rest.last(), Some(Spaced(Token::Char(')'), _))) =>
@@ -58,13 +66,51 @@ pub(super) fn choice(tokens: &[Spaced]) -> Option<(String, Vec<Spaced>)> {
             let (run, words) = text.split_once([':', '.', ')']).filter(|(_, words)| words.starts_with(' '))?;
             let mut rest = rest.to_vec();
             rest.insert(0, Spaced(Token::Text(words.trim().to_string()), true));
-            return Some((letter(run.trim_start_matches('('))?, rest));
+            let letter = letter(run.trim_start_matches('('))?;
+            return (!names_another(&rest)).then_some((letter, rest));
         }
         _ => return None,
     };
     let rest = tokens[used..].to_vec();
     let apart = rest.first().is_some_and(|Spaced(_, spaced)| *spaced || marked);
-    apart.then_some((letter, rest))
+    (apart && !names_another(&rest)).then_some((letter, rest))
+}
+
+/// Whether the text after a choice names a second one: `(A) or (B)`, `(A) 5 (B) 6`, `A: 5, B: 6`, `A (5) or B (6)`. The
+/// text of a choice may begin with "both (A) and (B)".
+fn names_another(rest: &[Spaced]) -> bool {
+    let mut text = String::new();
+    for Spaced(token, spaced) in rest {
+        if *spaced || matches!(token, Token::Text(_)) {
+            text.push(' ');
+        }
+        match token {
+            Token::Letters(run) | Token::Digits(run) | Token::Text(run) => text.push_str(run),
+            Token::Char(c) => text.push(*c),
+            Token::Open | Token::Close | Token::Command(_) | Token::Cell | Token::Row => {}
+        }
+    }
+    let words: Vec<&str> = text.split_whitespace().collect();
+    match words.first().map(|word| word.trim_start_matches('(').to_lowercase()).as_deref() {
+        Some("both" | "neither" | "either" | "all" | "none" | "not") => return false,
+        Some(word) if is_separator(word) || offers(word) || word.starts_with([',', ';', '/']) => return true,
+        _ => {}
+    }
+    let letter = |word: &str| matches!(word.as_bytes(), [b'A'..=b'H']);
+    words.iter().enumerate().any(|(at, word)| {
+        let word = word.trim_end_matches([',', ';']);
+        let joined = at > 0 && (words[at - 1].ends_with([',', ';']) || is_separator(words[at - 1]));
+        let next = words.get(at + 1).copied().unwrap_or_default();
+        let marked = match &word[word.trim_end_matches(MARKS).len()..] {
+            "" => joined && (next == "-" || next.starts_with('(')),
+            // Not `E. coli`.
+            "." => joined || next.starts_with(|c: char| c.is_ascii_digit()),
+            ":" => true,
+            // Not `(p + A)`.
+            _ => word.starts_with('(') || !text.contains('('),
+        };
+        marked && letter(word.trim_matches(MARKS))
+    })
 }
 
 /// Remove the braces that `\mathbf{(B)}` leaves around the first tokens.

@@ -4,6 +4,7 @@ use num_rational::BigRational;
 use num_traits::{Signed, ToPrimitive};
 
 use super::poly::{Algebra, Quotient};
+use super::relation::{assigns, is_relation};
 use super::rounded::{approximated, half_unit, literal, near, rounds, stands_for};
 use super::tree::{Fault, Node, Result};
 use super::unit::Unit;
@@ -87,6 +88,7 @@ impl Comparer {
                 self.same_on_a_circle(gold, answer)
             }
             (Node::Relation(..), Node::Relation(..)) => self.same_relations(gold, answer),
+            (Node::List(a), Node::List(b)) if assigns(a) && !b.iter().any(is_relation) => self.same_in_order(a, b),
             (Node::List(a) | Node::Set(a), Node::List(b) | Node::Set(b)) => self.same_members(a, b),
             (Node::List(a), Node::Tuple(b)) | (Node::Tuple(a), Node::List(b)) => self.same_in_order(a, b),
             (Node::Relation(..), _) => self.same_as_side(gold, answer, true),
@@ -361,6 +363,10 @@ fn rewritten(node: &Node, other: &Node) -> Result<Option<Node>> {
             [Node::Symbol(name), point @ Node::Tuple(_)] if capital(name) => Some(point.clone()),
             _ => None,
         },
+        // `ABD` of several choices
+        (Node::Product(factors), Node::List(members)) if factors.iter().chain(members).all(is_choice) => {
+            Some(Node::List(factors.clone()))
+        }
         (Node::Product(factors), Node::Measured(_, unit)) => prefixed(factors, unit).or_else(|| lettered(factors)),
         _ => None,
     };

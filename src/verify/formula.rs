@@ -4,7 +4,7 @@ use super::equal::is_set;
 use super::matrix::{determinant, is_transpose};
 use super::name::{FOREIGN, is_function, symbol};
 use super::number::literal;
-use super::parse::{FormulaParser, is_separator};
+use super::parse::{FormulaParser, is_mathematical, is_separator};
 use super::quantity::in_full;
 use super::token::{Spaced, Token};
 use super::tree::{Fault, Node, Result};
@@ -50,6 +50,14 @@ impl FormulaParser {
 
     fn product(&mut self) -> Result<Node> {
         if let Some(unit) = self.currency() {
+            // `$18/hr`
+            if let Some([Spaced(Token::Digits(_), _), Spaced(Token::Char('/'), _), Spaced(word, _)]) =
+                self.tokens.get_mut(self.at..self.at + 3)
+                && let Token::Letters(run) = word
+                && is_rate(run)
+            {
+                *word = Token::Text(std::mem::take(run));
+            }
             let amount = in_full(self.deeper(Self::sum)?);
             return Ok(Node::Measured(Box::new(amount), unit));
         }
@@ -61,8 +69,7 @@ impl FormulaParser {
                     self.signed_power()?
                 }
                 // `$18/\text{day}`
-                Some('/') if matches!(self.tokens.get(self.at + 1), Some(Spaced(Token::Text(word), _)) if is_unit(word)) =>
-                {
+                Some('/') if self.rate_ahead() => {
                     return self.measured(product_of(factors));
                 }
                 Some('/') => {
@@ -90,6 +97,10 @@ impl FormulaParser {
             };
             factors.push(next);
         }
+    }
+
+    fn rate_ahead(&self) -> bool {
+        matches!(self.tokens.get(self.at + 1), Some(Spaced(Token::Text(word), _)) if is_rate(word))
     }
 
     /// Parse a factor after `*` or `/`, which may have a sign.
@@ -302,6 +313,11 @@ impl FormulaParser {
             _ => self.argument(),
         }
     }
+}
+
+/// Whether a word after `/` is what an amount is counted by.
+fn is_rate(word: &str) -> bool {
+    is_unit(word) || (word.len() > 1 && !is_mathematical(word))
 }
 
 fn without_unit(node: Node) -> (Node, Option<Unit>) {

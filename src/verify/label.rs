@@ -125,7 +125,13 @@ pub(super) fn denies(words: &str) -> bool {
         "or", "and", "not", "no", "if", "unless", "either", "than", "least", "most", "except", "wrong", "incorrect", "false",
         "never",
     ];
-    words.split(|c: char| !c.is_alphanumeric()).any(|word| WORDS.contains(&word.to_lowercase().as_str()))
+    let mut words = words.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase);
+    words.any(|word| WORDS.contains(&word.as_str()) || offers(&word))
+}
+
+/// Whether a word offers a second answer.
+pub(super) fn offers(word: &str) -> bool {
+    matches!(word, "also" | "maybe" | "perhaps" | "possibly" | "alternatively")
 }
 
 /// Return the values of a chain whose first side cannot be parsed, `\lim_{n\to\infty} a_n = \frac{6}{2} = 3`; `None` if

@@ -27,15 +27,15 @@
 //!
 //! | kind | the rule |
 //! |---|---|
-//! | decimals | a gold with two or more decimal places also accepts values that round to it: 0.33 accepts 1/3 and 0.333, but 1/3 does not accept 0.33 |
+//! | decimals | a gold with two or more decimal places also accepts values that round to it: 0.33 accepts 1/3 and 0.333, but 1/3 does not accept 0.33; so does 33.33% |
 //! | `1/3 ≈ 0.33` | the exact value, or the decimal if it is the exact value rounded; an answer whose decimal is neither rounded nor cut off is wrong |
 //! | percentages, degrees | 5% equals 0.05, and 5 if the other side has no sign; 45° equals π/4 and 45; 12°30' is 12.5° |
 //! | units, currency | converted if both sides have one (50 cm is 0.5 m; 5 mW is not 5 MW), else ignored; letters outside `\text{}` are symbols; "or more", "squared", "and a half" are not units; 5 feet 6 inches needs a unit on both sides |
 //! | million, dozen, tenths | scale the number: 5 million is not 5; 3 halves may be 3 or 3/2 |
 //! | times | `3:45` is a time, never a fraction; compared with a ratio such as 2:3, or written `3 : 45`, it is a ratio; without AM or PM it may be either half of the day |
-//! | several answers | order and repetition do not matter; they do in tuples, matrices and labelled parts, `(a) 3, (b) 4` |
+//! | several answers | order and repetition do not matter; they do in tuples, matrices and labelled parts, `(a) 3, (b) 4`; a gold `x = 5, y = 6` accepts values without names in its order |
 //! | `(a, b)` | a pair or an open interval, depending on the other side; `[a, b]` is closed |
-//! | matrices | sums, products, `^T`, `[[a, b], [c, d]]` and `[a, b; c, d]` are evaluated; bars denote a determinant, which is a number |
+//! | matrices | sums, products, `^T`, `[[a, b], [c, d]]`, `[a, b; c, d]` and `[1 2; 3 4]` are evaluated; bars denote a determinant, which is a number |
 //! | `x = 1, y = 2; x = 3, y = 4` | the pairs (1, 2) and (3, 4) |
 //! | `x = 5`, `f(x) = 2x` | equal their right-hand side; so does any expression = 5 in an answer, also \text{Area} = 5, unless numbers in the chain contradict each other (lenient: the last side); two equations are compared up to a factor |
 //! | `x ≡ 3 (mod 7)` | the same symbol, modulus and residue class; 3 alone is accepted, 10 is not |
@@ -45,7 +45,7 @@
 //! | quotients | equal as quotients: x²/x equals x |
 //! | `1,234` | a thousands separator, but two members inside brackets; `3,14` is 3.14 if the other side has a decimal point |
 //! | `1, 2, …, n` | the same members; 0.1666… repeats its last digit |
-//! | choices | `C`, `(C)`, `C: its text` are compared by letter, or by text if the other side has no letter |
+//! | choices | `C`, `(C)`, `C: its text` are compared by letter, or by text if the other side has no letter; `ABD` equals A, B, D; `(A) or (B)` is two choices |
 //! | comments | `(checked)`, "where c is real", "for all n", "since …" are ignored; "if …" and second cases are not |
 //! | words | compared without case, punctuation and plurals; numbers in words and dates, `2024-01-05`, by value; "all real numbers" and "no solution" are sets; `abc` is a product if the other side is a formula |
 //!

@@ -76,12 +76,26 @@ impl FormulaParser {
         self.subscripted(symbol(&name))
     }
 
-    /// Parse the indices of a binomial coefficient after its C: `C_{10}^3`, `C^3_{10}`.
-    fn choices(&mut self) -> Option<Node> {
+    /// Parse the indices after the C of a binomial coefficient, `C_{10}^3`, `C^3_{10}`, or after the letter of a number
+    /// of permutations, `A_{10}^3`.
+    fn choices(&mut self, letter: &str) -> Option<Node> {
         let mut index = |sign| if self.eat_char(sign) { self.argument_whole().ok() } else { None };
         let (upper, n) = (index('^'), index('_')?);
         let k = upper.or_else(|| index('^'))?;
-        is_count(&n, &k).then(|| Node::apply("binom", vec![n, k]))
+        let symbols = letter != "C" && (literal(&n).is_none() || literal(&k).is_none());
+        if symbols || !is_count(&n, &k) { None } else { count(letter, n, k) }
+    }
+
+    /// Parse the rest of `10C3` or `10P3` after its first number.
+    pub(super) fn choices_after(&mut self, n: &str) -> Option<Node> {
+        let [Spaced(Token::Letters(letter), false), Spaced(Token::Digits(k), false)] =
+            self.tokens.get(self.at..self.at + 2)?
+        else {
+            return None;
+        };
+        let count = count(letter, super::number::literal(n).ok()?, super::number::literal(k).ok()?)?;
+        self.at += 2;
+        Some(count)
     }
 
     /// Parse `_{10}C_3`, `^{10}C_3` or the number of permutations `_{10}P_3` after the first sign.
@@ -93,18 +107,13 @@ impl FormulaParser {
         self.at += 1;
         self.expect(&Token::Char('_'))?;
         let k = self.argument_whole()?;
-        let choices = Node::apply("binom", vec![n, k.clone()]);
-        match letter.as_str() {
-            "C" => Ok(choices),
-            "P" => Ok(Node::Product(vec![choices, Node::apply("factorial", vec![k])])),
-            _ => Err(Fault::Malformed),
-        }
+        count(&letter, n, k).ok_or(Fault::Malformed)
     }
 
     /// Parse the primes, index and arguments of a symbol.
     fn subscripted(&mut self, node: Node) -> Result<Node> {
-        if matches!(&node, Node::Symbol(name) if name == "C")
-            && let Some(choices) = self.attempt(Self::choices)
+        if let Node::Symbol(letter) = &node
+            && let Some(choices) = self.attempt(|parser| parser.choices(letter))
         {
             return Ok(choices);
         }
@@ -318,6 +327,16 @@ impl FormulaParser {
             Some(Token::Char('(' | '[')) => true,
             _ => false,
         }
+    }
+}
+
+/// Return the number of combinations, C, or of permutations, P or A, of `k` among `n`.
+fn count(letter: &str, n: Node, k: Node) -> Option<Node> {
+    let choices = Node::apply("binom", vec![n, k.clone()]);
+    match letter {
+        "C" => Some(choices),
+        "P" | "A" => Some(Node::Product(vec![choices, Node::apply("factorial", vec![k])])),
+        _ => None,
     }
 }
 

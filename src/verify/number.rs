@@ -34,6 +34,9 @@ impl FormulaParser {
         {
             return recurring(digits, &period);
         }
+        if let Some(count) = self.attempt(|parser| parser.choices_after(digits)) {
+            return Ok(count);
+        }
         let whole = literal(digits)?;
         if self.peek_char() == Some('…') && !self.spaced() && digits.contains('.') {
             self.at += 1;

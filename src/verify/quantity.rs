@@ -63,15 +63,15 @@ impl FormulaParser {
         loop {
             match self.peek() {
                 Some(Token::Letters(word) | Token::Text(word)) if !is_separator(word) => {
-                    text = text + " " + word;
+                    text = if text.ends_with('μ') { text + word } else { text + " " + word };
                     self.at += 1;
                 }
                 Some(Token::Char(c @ ('/' | '*'))) => {
                     text.push(*c);
                     self.at += 1;
                 }
-                Some(Token::Command(name)) if name == "Omega" => {
-                    text.push_str(" Ω");
+                Some(Token::Command(name)) if matches!(name.as_str(), "Omega" | "mu") => {
+                    text.push_str(if name == "mu" { " μ" } else { " Ω" });
                     self.at += 1;
                 }
                 Some(Token::Command(name)) if name == "frac" => {
@@ -142,7 +142,7 @@ impl FormulaParser {
             }
             Some(Token::Letters(word)) => {
                 (is_unit(word) && !self.letters_of_formula())
-                    || (self.spaced() && word.len() > 2 && !is_mathematical(word))
+                    || (self.spaced() && (word.len() > 2 || word == "of") && !is_mathematical(word))
                     || (self.spaced() && is_letter(word) && self.unit_goes_on())
             }
             // `\frac{\text{km}}{\text{h}}`
@@ -153,7 +153,11 @@ impl FormulaParser {
             Some(Token::Command(name)) => {
                 let number = self.at.checked_sub(1).and_then(|before| self.tokens.get(before));
                 let number = matches!(number, Some(Spaced(Token::Digits(_) | Token::Close, _)));
-                name == "Omega" && number && self.at + 1 == self.tokens.len()
+                let micro = || match self.tokens.get(self.at + 1) {
+                    Some(Spaced(Token::Text(symbol), _)) => Unit::prefixed(&format!("μ{symbol}")).is_some(),
+                    _ => false,
+                };
+                number && (name == "Omega" && self.at + 1 == self.tokens.len() || name == "mu" && micro())
             }
             _ => false,
         }
@@ -230,13 +234,20 @@ fn is_unit_text(text: &str) -> bool {
     const CHANGES: &[&str] = &[
         "rejected", "extraneous", "impossible", "invalid", "discarded",
         "or", "than", "above", "below", "minus", "plus", "half", "factorial", "doubled", "tripled", "halved", "tens", "if",
-        "unless", "except", "otherwise", "not", "wrong", "incorrect",
+        "unless", "except", "otherwise", "not", "wrong", "incorrect", "when", "maybe", "perhaps", "upwards",
     ];
+    // `3/4 of x` and `5 for even n`
+    let scales = |pair: &[&str]| match pair {
+        ["of" | "times", name] => name.len() == 1 && *name != "a",
+        ["for", "even" | "odd"] | ["at", "most" | "least"] => true,
+        _ => false,
+    };
     let text = text.to_lowercase();
     let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let counted = |at: usize| words[at] == "and" && is_number(&words[at + 1..]);
     let changed = matches!(words.as_slice(), ["squared" | "cubed", ..] | ["percent", "of", _, ..])
         || words.iter().any(|word| CHANGES.contains(word))
+        || words.windows(2).any(scales)
         || (0..words.len()).any(counted);
     !changed
 }

@@ -1,5 +1,7 @@
 //! Comparison of equations, inequalities and assignments.
 
+use std::collections::HashSet;
+
 use num_rational::BigRational;
 use num_traits::Signed;
 
@@ -361,6 +363,22 @@ pub(super) fn is_name(node: &Node) -> bool {
         Node::Inverse(node) => is_name(node),
         _ => false,
     }
+}
+
+pub(super) fn is_relation(node: &Node) -> bool {
+    matches!(node, Node::Relation(..))
+}
+
+/// Whether a list assigns values to different quantities, `x = 5, y = 6`; the roots `x_1` and `x_2` are of one.
+pub(super) fn assigns(list: &[Node]) -> bool {
+    let mut names = HashSet::new();
+    list.iter().all(|node| match node {
+        Node::Relation(terms, _) if is_name(&terms[0]) => {
+            let name = terms[0].to_string();
+            names.insert(name.split('_').next().unwrap_or_default().to_string())
+        }
+        _ => false,
+    })
 }
 
 fn is_sum_of_symbols(node: &Node) -> bool {

@@ -19,6 +19,10 @@ pub(super) fn rounds(gold: &Node, within: impl Fn(&BigRational, &BigRational) ->
         node => (false, node),
     };
     let ten = BigRational::from_integer(10.into());
+    let (node, hundredth) = match node {
+        Node::Percent(node) => (&**node, -2),
+        node => (node, 0),
+    };
     let (value, place, power) = match node {
         Node::Number { value, place: Some(place) } => (value, *place, 0),
         // 1.23 · 10^5
@@ -38,6 +42,7 @@ pub(super) fn rounds(gold: &Node, within: impl Fn(&BigRational, &BigRational) ->
         },
         _ => return false,
     };
+    let power = power + hundredth;
     let half = ten.clone().pow(place + power) / BigRational::from_integer(2.into());
     let value = value * ten.pow(power);
     within(&if negative { -value } else { value }, &half)

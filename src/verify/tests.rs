@@ -191,6 +191,34 @@ fn wrong_answers_are_not_taken_for_their_looks() {
     ]);
 }
 
+/// Regression: of several answers only the first was graded.
+#[test]
+fn a_second_answer_is_not_hidden_behind_the_first() {
+    #[rustfmt::skip]
+    takes(&[
+        ("A", &["\\text{(A) } 7 \\text{ m}", "(A) both (B) and (C)", "A, not B", "A because the area doubles",
+            "A: E. coli", "(A) (p + B)", "(A) P(B) + P(C)"],
+            &["(A) or (B)", "(A) and (B)", "\\text{(A) or (B)}", "\\textbf{(A)}\\ 7 \\qquad \\textbf{(B)}\\ 9",
+            "A: 7, B: 9", "A (the area) or B (the volume)", "A - the area, B - the volume", "A. 7 or B. 9",
+            "A (also B)"]),
+        ("7", &["(A) 7"], &["(A) 7 (B) 9", "(A) 7 or (B) 9"]),
+        ("7", &["7 \\text{ of the pens}", "7 \\text{ (no units)}", "7 \\text{ out of doors}"],
+            &["7 \\text{ (maybe 9)}", "7 \\text{ (alternatively, 9)}", "7 \\text{ (when } k = 3)", "7 \\text{ at most}",
+            "7 \\text{ at least}", "7 \\text{ when k is even}", "7 \\text{ for odd k}", "7 \\text{ times } k",
+            "7 \\text{ of } k", "7十"]),
+        ("u = 7, v = 9", &["7, 9", "v = 9, u = 7", "7 \\text{ and } 9"], &["9, 7", "u = 9, v = 7"]),
+        ("u_1 = 7, u_2 = 9", &["9, 7"], &["9, 9"]),
+    ]);
+    let graded = |text: &str| grade("7", text, true).strict;
+    for text in ["Final answer: > 7", "答案：不是7", "\\boxed{7}\n\nAnswer: 9", "The answer is 7 or 9."] {
+        assert_ne!(graded(text), Verdict::Right, "{text}");
+    }
+    for text in ["Answer:\n> 7", "【答案】7", "答え：7", "\\boxed{7}\n\nThe final answer should be 3 digits long."]
+    {
+        assert_eq!(graded(text), Verdict::Right, "{text}");
+    }
+}
+
 #[test]
 fn right_answers_are_taken_in_other_forms() {
     #[rustfmt::skip]

@@ -133,8 +133,13 @@ pub(super) fn tokenize(text: &str) -> Result<Vec<Spaced>> {
     Ok(lexer.tokens)
 }
 
-/// Return the ASCII character for a full-width or mathematical one.
+/// Return the ASCII character for a full-width or mathematical one, or for a digit of another script.
 pub(super) fn narrow(c: char) -> char {
+    // The zeros of the Arabic, Persian, Devanagari, Bengali, Telugu and Thai digits.
+    const ZEROS: [u32; 6] = [0x660, 0x6f0, 0x966, 0x9e6, 0xc66, 0xe50];
+    if let Some(zero) = ZEROS.iter().find(|zero| (**zero..**zero + 10).contains(&u32::from(c))) {
+        return char::from_u32(48 + u32::from(c) - zero).unwrap_or(c);
+    }
     match c {
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
         '\u{3000}' => ' ',
@@ -243,6 +248,8 @@ impl<'a> Lexer<'a> {
                         self.rest = &after[2..];
                         self.mark(':');
                     }
+                    // `x == 5`
+                    '=' if after.starts_with('=') => {}
                     '{' => self.push(Token::Open),
                     '}' => self.push(Token::Close),
                     '&' => self.push(Token::Cell),

@@ -65,6 +65,15 @@ const UNITS: &[Definition] = &[
     (&["pint"], &[("gallon", 1)], 1, 8),
     (&["year"], &[("year", 1)], 1, 1),
     (&["month"], &[("year", 1)], 1, 12),
+    (&["volt"], &[("v", 1)], 1, 1),
+    (&["ampere", "amp"], &[("a", 1)], 1, 1),
+    (&["coulomb"], &[("c", 1)], 1, 1),
+    (&["ohm"], &[("ω", 1)], 1, 1),
+    (&["tesla"], &[("t", 1)], 1, 1),
+    (&["farad"], &[("f", 1)], 1, 1),
+    (&["atmosphere"], &[("atm", 1)], 1, 1),
+    (&["kwh"], &[("g", 1), ("m", 2), ("s", -2)], 3_600_000_000, 1),
+    (&["hectare"], &[("m", 2)], 10_000, 1),
     (&["halve"], &[("part", 1)], 1, 2),
     (&["quarter"], &[("part", 1)], 1, 4),
     (&["rad", "radian"], &[], 1, 1),
@@ -77,7 +86,8 @@ const PREFIXES: &[(char, i32)] = &[
     ('G', 9), ('M', 6), ('k', 3), ('K', 3), ('d', -1), ('c', -2), ('m', -3), ('μ', -6), ('µ', -6), ('n', -9), ('p', -12),
 ];
 /// Symbols with these prefixes; upper and lower case differ, except after `k`, which has one meaning.
-const SYMBOLS: &[&str] = &["m", "s", "g", "W", "J", "N", "V", "A", "L", "l", "K", "Pa", "Hz", "eV", "mol"];
+const SYMBOLS: &[&str] =
+    &["m", "s", "g", "W", "J", "N", "V", "A", "L", "l", "K", "Pa", "Hz", "eV", "mol", "Ω", "F", "C", "T"];
 
 /// Maximum size of the factor of a unit, in bits.
 const MAX_BITS: u64 = 4096;
@@ -179,7 +189,9 @@ impl Unit {
                 }
                 "square" | "sq" => next_power = 2,
                 "cubic" | "cu" => next_power = 3,
-                "of" | "a" | "an" | "the" => {}
+                "of" | "an" | "the" => {}
+                // Not the ampere.
+                "a" if word == "a" => {}
                 _ => {
                     let word = match word.strip_prefix(['平', '立']).and_then(|rest| rest.strip_prefix('方')) {
                         Some(length) => {

@@ -28,13 +28,14 @@ const MONTHS: &[&str] = &[
 /// Return the factor of a word after a number.
 pub(super) fn magnitude(word: &str) -> Option<i64> {
     Some(match word.strip_suffix('s').unwrap_or(word) {
+        "十" => 10,
         "dozen" => 12,
         "hundred" | "百" => 100,
         "thousand" | "千" => 1000,
         "k" => 1000,
         "万" => 10_000,
         "lakh" => 100_000,
-        "million" | "mn" => 1_000_000,
+        "million" | "mln" | "mn" => 1_000_000,
         "crore" => 10_000_000,
         "亿" => 100_000_000,
         "billion" | "bn" => 1_000_000_000,
@@ -196,11 +197,8 @@ fn digits_of_date(tokens: &[Spaced]) -> Option<String> {
     (first == second).then(|| format!("month {month} day {day} year {year}"))
 }
 
-/// Whether two texts have the same words, ignoring plurals and a leading article.
+/// Whether two texts have the same words, ignoring plurals, "and" and a leading article.
 pub(super) fn same(a: &str, b: &str) -> bool {
-    fn stem(word: &str) -> &str {
-        word.strip_suffix('s').filter(|stem| stem.len() > 2).unwrap_or(word)
-    }
     fn core(text: &str) -> &str {
         if text == "dne" || text.ends_with(" does not exist") {
             return "does not exist";
@@ -208,8 +206,11 @@ pub(super) fn same(a: &str, b: &str) -> bool {
         let text = ["a ", "an ", "the "].iter().find_map(|article| text.strip_prefix(article)).unwrap_or(text);
         if text.starts_with("infinitely many ") { "infinitely many" } else { text }
     }
-    let (a, b) = (core(a), core(b));
-    a == b || a.split(' ').map(stem).eq(b.split(' ').map(stem))
+    fn words(text: &str) -> impl Iterator<Item = &str> {
+        let stem = |word| str::strip_suffix(word, 's').filter(|stem| stem.len() > 2).unwrap_or(word);
+        text.split(' ').filter(|word| *word != "and").map(stem)
+    }
+    words(core(a)).eq(words(core(b)))
 }
 
 /// Return the set that words denote: the real numbers, or the empty set for "no solution".
@@ -303,7 +304,10 @@ fn bracketed_remark(tokens: &[Spaced]) -> Option<usize> {
     let words: Vec<String> = inside.iter().filter_map(|token| plain(std::slice::from_ref(token))).flatten().collect();
     let first = plain(inside.get(..1)?).and_then(|words| words.into_iter().next());
     let spoken = first.is_some_and(|word| {
-        word.len() > 1 && !matches!(word.as_str(), "mod" | "not" | "or" | "and" | "base") && magnitude(&word).is_none()
+        word.len() > 1
+            && !matches!(word.as_str(), "mod" | "not" | "or" | "and" | "base" | "if" | "when" | "unless")
+            && !super::label::offers(&word)
+            && magnitude(&word).is_none()
     });
     let remark = spoken && words.iter().any(|word| word.len() > 3 && super::parse::is_word(word));
     let domain = inside.iter().any(|Spaced(token, _)| *token == Token::Char('∈'))
@@ -314,7 +318,7 @@ fn bracketed_remark(tokens: &[Spaced]) -> Option<usize> {
 /// Whether tokens begin with a word that introduces a reason or an apposition.
 pub(super) fn is_reason(tokens: &[Spaced]) -> bool {
     let first = tokens.get(..1).and_then(plain).and_then(|words| words.into_iter().next());
-    first.is_some_and(|word| matches!(word.as_str(), "because" | "since" | "as" | "the" | "which" | "namely"))
+    first.is_some_and(|word| matches!(word.as_str(), "because" | "since" | "as" | "the" | "which" | "namely" | "not"))
 }
 
 /// Return the text of tokens that begin with a word, for display.
