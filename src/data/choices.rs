@@ -75,7 +75,11 @@ fn text(choice: &Value) -> Option<String> {
 
 /// Return a question with its choices, one per line, unless it contains them with their letters already.
 pub(super) fn with_choices(prompt: Prompt, choices: &[Choice]) -> Prompt {
-    let lines: String = choices.iter().map(|(letter, text)| format!("\n({letter}) {text}")).collect();
+    let line = |(label, text): &Choice| match has_label(text, label) {
+        true => format!("\n{text}"),
+        false => format!("\n({label}) {text}"),
+    };
+    let lines: String = choices.iter().map(line).collect();
     let has = |question: &str| {
         choices.iter().all(|(label, text)| question.contains(text.as_str()) && is_marked(question, label))
     };
@@ -89,6 +93,12 @@ pub(super) fn with_choices(prompt: Prompt, choices: &[Choice]) -> Prompt {
         }
         prompt => prompt,
     }
+}
+
+/// Return whether the text of a choice begins with its label, as in `A) 21` and `(A) 21`.
+fn has_label(text: &str, label: &str) -> bool {
+    let rest = text.trim_start().trim_start_matches('(').strip_prefix(label);
+    rest.is_some_and(|rest| rest.starts_with([')', '.', ':']))
 }
 
 /// Return whether the answer of a problem is the letter of a choice that its prompt does not show.
@@ -179,6 +189,8 @@ mod tests {
             (r#"{"question": "q", "option1": "x", "option2": "y", "answer": "2"}"#, "q\n(1) x\n(2) y", "2"),
             (r#"{"question": "q", "endings": ["x", "y"], "answer": "1"}"#, "q\n(A) x\n(B) y", "B"),
             (r#"{"question": "q", "choices": ["7", "1"], "answer": "1"}"#, "q\n(A) 7\n(B) 1", "B"),
+            (r#"{"question": "q", "options": ["A)21", "(B) 4"], "answer": "A"}"#, "q\nA)21\n(B) 4", "A"),
+            (r#"{"question": "q", "options": ["A. x", "B. y"], "answer": "B. y"}"#, "q\nA. x\nB. y", "B"),
             (r#"{"question": "q", "options": "", "A": "x", "B": "y", "answer": "B"}"#, "q\n(A) x\n(B) y", "B"),
             (r#"{"prompt": "q A. x B. y", "choices": ["x", "y"], "answer": "y"}"#, "q A. x B. y", "B"),
             (r#"{"prompt": "x or y?", "choices": ["x", "y"], "answer": "B"}"#, "x or y?\n(A) x\n(B) y", "B"),

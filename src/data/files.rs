@@ -70,11 +70,12 @@ fn rows_within(row: &JsonRow) -> Option<&'static str> {
 
 /// Return the kind of a file that is not JSON, by its first bytes, and advice.
 fn other_kind(bytes: &[u8]) -> Option<&'static str> {
-    let kinds: [(&[u8], &str); 4] = [
+    let kinds: [(&[u8], &str); 5] = [
         (&[0x1f, 0x8b], "this is gzip: decompress it"),
         (&[0x28, 0xb5, 0x2f, 0xfd], "this is Zstandard: decompress it"),
         (b"PK\x03\x04", "this is a zip archive: unpack it"),
         (b"PAR1", "this is Parquet: rename it to .parquet"),
+        (b"version https://git-lfs", "this is a pointer of Git LFS: fetch the file itself with git lfs pull"),
     ];
     kinds.into_iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, what)| what)
 }
@@ -159,6 +160,7 @@ mod tests {
             ),
             ("d.jsonl.gz", "x", "d.jsonl.gz: is a compressed file: decompress it"),
             ("d.jsonl", "PAR1", "d.jsonl: this is Parquet: rename it to .parquet"),
+            ("d.jsonl", "version https://git-lfs.github.com/spec/v1\noid", "d.jsonl: this is a pointer of Git LFS"),
         ];
         for (name, text, want) in table {
             let error = load(name, text).unwrap_err().to_string();

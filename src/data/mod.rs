@@ -89,7 +89,7 @@ pub struct Conversation {
 pub struct DataReport {
     /// Number of problems.
     pub problems: usize,
-    /// Problems with an empty answer, which no reward can score.
+    /// Problems without an answer, which no reward can score: it is empty, or a placeholder such as `proof`.
     pub empty_answers: usize,
     /// Problems whose answer is a text of several sentences, which only equals the same words.
     #[serde(default)]
@@ -118,7 +118,7 @@ impl DataReport {
             |problem: &&Problem| format!("{}: {}", problem.place, shapes::shown(&problem.answer.as_str().into()));
         Self {
             problems: problems.len(),
-            empty_answers: problems.iter().filter(|problem| problem.answer.trim().is_empty()).count(),
+            empty_answers: problems.iter().filter(|problem| is_missing(&problem.answer)).count(),
             prose_answers: problems.iter().filter(|problem| is_prose(&problem.answer)).count(),
             unreadable_answers: unreadable.len(),
             first_unreadable: unreadable.first().map(shown),
@@ -144,7 +144,7 @@ impl fmt::Display for DataReport {
              {first})"
         );
         let odd = [
-            (self.empty_answers, "an empty answer, which cannot be scored"),
+            (self.empty_answers, "an empty answer or a placeholder such as \"proof\", which cannot be scored"),
             (
                 self.prose_answers,
                 "an answer of several sentences, so that only the same words are correct (set data.answer_field to a \
@@ -168,6 +168,13 @@ impl fmt::Display for DataReport {
     }
 }
 
+/// Return whether a row has no answer: it is empty, or what NuminaMath, pandas and others write in its place.
+fn is_missing(answer: &str) -> bool {
+    const PLACEHOLDERS: [&str; 6] = ["proof", "notfound", "not found", "n/a", "nan", "null"];
+    let answer = answer.trim();
+    answer.is_empty() || PLACEHOLDERS.iter().any(|placeholder| answer.eq_ignore_ascii_case(placeholder))
+}
+
 /// Return whether an answer is an explanation: several lines or more than 20 words.
 fn is_prose(answer: &str) -> bool {
     const WORDS: usize = 20;
@@ -181,7 +188,7 @@ fn is_unreadable(answer: &str) -> bool {
     // Fast path: most answers are numbers, and a file may have a million.
     let is_number = || answer.parse::<f64>().is_ok_and(f64::is_finite);
     let verdict = || compare(&gold_answer(answer), "0");
-    !answer.is_empty()
+    !is_missing(answer)
         && !is_number()
         && !is_prose(answer)
         && matches!(verdict(), Verdict::Undecided | Verdict::UnparseableGold)
@@ -313,13 +320,21 @@ mod tests {
         assert_eq!(
             DataReport { overlong: 3, ..report }.to_string(),
             format!(
-                "5 problems, 1 with an empty answer, which cannot be scored, 1 with an answer of several sentences, so \
-                 that only the same words are correct (set data.answer_field to a field with the short answer, or \
-                 grade with a reward program), 2 with an answer that the verifier cannot parse, so that only an \
-                 identical string is correct (the first is {first}), 1 with a repeated prompt; 3 more left out because \
-                 their prompt is too long"
+                "5 problems, 1 with an empty answer or a placeholder such as \"proof\", which cannot be scored, 1 with \
+                 an answer of several sentences, so that only the same words are correct (set data.answer_field to a \
+                 field with the short answer, or grade with a reward program), 2 with an answer that the verifier \
+                 cannot parse, so that only an identical string is correct (the first is {first}), 1 with a repeated \
+                 prompt; 3 more left out because their prompt is too long"
             )
         );
+    }
+
+    #[test]
+    fn placeholders_are_no_answers() {
+        for (answer, missing) in [("proof", 1), ("NotFound", 1), (" nan", 1), ("", 1), ("n", 0), ("No", 0), ("0", 0)] {
+            let report = DataReport::of(&[Problem::new(Prompt::Text("q".into()), answer)]);
+            assert_eq!((report.empty_answers, report.unreadable_answers), (missing, 0), "{answer:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Parquet files as JSON rows, nested columns included.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::path::Path;
 
@@ -48,7 +49,8 @@ fn object(row: &Row) -> Value {
     row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
 }
 
-/// Convert like the crate itself, but bytes that are UTF-8 become text: older writers do not mark columns as UTF-8.
+/// Convert like the crate itself, but bytes that are UTF-8 become text, since older writers do not mark columns as
+/// UTF-8, and a number of 32 or 16 bits keeps its decimal digits (0.1 is not 0.10000000149011612).
 fn value(field: &Field) -> Value {
     match field {
         Field::Group(row) => object(row),
@@ -57,15 +59,22 @@ fn value(field: &Field) -> Value {
             Ok(text) => text.into(),
             Err(_) => field.to_json_value(),
         },
+        Field::Float(number) => decimal(number),
+        Field::Float16(number) => decimal(number),
         other => other.to_json_value(),
     }
+}
+
+/// Return the number with the shortest digits that name `number`; null for NaN and infinity.
+fn decimal(number: &impl Display) -> Value {
+    number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
+    use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, FloatType, Int64Type};
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
     use parquet::schema::parser::parse_message_type;
@@ -153,6 +162,27 @@ mod tests {
         write(&[1, 0]);
         let error = load_problems(&path, &Fields::default()).unwrap_err().to_string();
         assert!(error.contains("sums.parquet row 2: no answer"), "{error}");
+    }
+
+    /// Regression: the answer 0.1 in a column of 32-bit numbers was 0.10000000149011612, and 0.1 was wrong.
+    #[test]
+    fn numbers_of_32_bits_keep_their_digits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.parquet");
+        let schema = "message schema { REQUIRED BYTE_ARRAY prompt (UTF8); REQUIRED FLOAT answer; }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = Arc::new(WriterProperties::builder().build());
+        let mut writer = SerializedFileWriter::new(File::create(&path).unwrap(), schema, properties).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        texts(&mut group, &["1/10?", "3·9?", "10^10?"], None, None);
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<FloatType>().write_batch(&[0.1, 27.0, 1e10], None, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        let problems = load_problems(&path, &Fields::default()).unwrap();
+        assert_eq!(problems.iter().map(|p| p.answer.as_str()).collect::<Vec<_>>(), ["0.1", "27", "10000000000"]);
+        assert_eq!([decimal(&f32::NAN), decimal(&f32::INFINITY)], [Value::Null, Value::Null]);
     }
 
     /// A codec that is not in the build was once reported as a broken file.

@@ -68,6 +68,11 @@ impl DataConfig {
     pub fn mistakes(&self) -> Vec<String> {
         let [low, high] = self.difficulties;
         let mut problems = Vec::new();
+        for (key, path) in
+            [("train", &self.train), ("eval", &self.eval)].iter().filter(|(_, path)| path.as_os_str().is_empty())
+        {
+            problems.push(format!("data.{key} = {path:?} is empty: give a file, a name on the Hub, or {TASKS:?}"));
+        }
         if low < 1 || low > high || high > 4 {
             problems.push(format!("data.difficulties = [{low}, {high}] must be [from, to] with 1 <= from <= to <= 4"));
         }
@@ -226,7 +231,9 @@ impl Problems {
     pub fn take(&self, limit: usize) -> Result<Vec<Problem>> {
         let count = match (self.count(), limit) {
             (None, 0) => {
-                return Err(Error::Invalid("the embedded tasks are endless; say how many problems".to_string()));
+                let message =
+                    "the number of problems is 0, which means all, but the embedded tasks are endless: set one";
+                return Err(Error::Invalid(message.to_string()));
             }
             (Some(count), 0) => count,
             (Some(count), limit) => limit.min(count),

@@ -14,13 +14,13 @@
 //! | SVAMP, ASDiv | `body` and `question` | `answer` |
 //! | SQuAD, DROP, RACE, TabMWP | `question` after its `context`, `passage`, `article` or `table` | `answer` |
 //!
-//! Null counts as absent. The parts before a question are not added to messages; lettered choices are. A row with an
-//! image is rejected.
+//! Null counts as absent. The parts before a question are not added to messages; lettered choices are, and a column
+//! `system` or `system_prompt` is the system turn. A row with an image or tools is rejected.
 
 use serde_json::{Map, Value};
 
 use super::choices::{choices, chosen, with_choices};
-use super::turns::{messages_of, without_last_assistant};
+use super::turns::{messages_of, with_system, without_last_assistant, without_tools};
 use super::{Fields, Problem, Prompt};
 use crate::verify::gold_answer;
 
@@ -39,6 +39,7 @@ pub(super) fn problem(
     source: &str,
 ) -> std::result::Result<Problem, RowFault> {
     without_images(&row)?;
+    without_tools(&row)?;
     let prompt_field = pick(&row, fields.prompt_field.as_deref(), &PROMPTS, "prompt")?;
     let prompt = match prompt_of(&row[prompt_field], prompt_field)? {
         Prompt::Messages(messages) => Prompt::Messages(without_last_assistant(messages, prompt_field)?),
@@ -60,7 +61,7 @@ pub(super) fn problem(
             (field, choices, chosen.map_or_else(|| answer_text(&row[field], field), Ok)?)
         }
     };
-    let prompt = with_choices(prompt, &choices);
+    let prompt = with_system(with_choices(prompt, &choices), &row)?;
     let hashed = whole.contains("####");
     let answer = gold_answer(&whole);
     let answer = if hashed { without_separators(&answer) } else { answer.into_owned() };
@@ -111,10 +112,14 @@ fn with_parts(question: String, row: &Map<String, Value>, fields: &Fields) -> st
     Ok(parts + &question)
 }
 
-/// Reject a row with an image.
+/// Reject a row with an image, in a column such as `image`, `image_1`, `decoded_image` or `Picture`.
 pub(super) fn without_images(row: &Map<String, Value>) -> std::result::Result<(), RowFault> {
-    let is_image = |key: &str| key.eq_ignore_ascii_case("image") || key.eq_ignore_ascii_case("images");
-    match row.iter().find(|(key, value)| is_image(key) && !is_empty(value)) {
+    let words =
+        |key: &str| key.to_lowercase().split(|c: char| !c.is_alphabetic()).map(str::to_string).collect::<Vec<_>>();
+    let is_image =
+        |key: &str| words(key).iter().any(|word| ["image", "images", "img", "picture"].contains(&word.as_str()));
+    let is_given = |value: &Value| !is_empty(value) && value.as_f64() != Some(0.0);
+    match row.iter().find(|(key, value)| is_given(value) && is_image(key)) {
         Some((key, _)) => Err(format!(
             "{key} is not empty, but only text is supported; remove such rows: jq -c 'select(.{key} | length == 0)'"
         )),
@@ -149,7 +154,11 @@ fn pick<'a>(
     usual: &[&str],
     what: &str,
 ) -> std::result::Result<&'a str, RowFault> {
-    let present = |name: &&str| row.iter().find(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_null());
+    // Of two fields that differ in case only, the one that is spelled as usual is meant.
+    let present = |name: &&str| {
+        let same = row.get_key_value(*name).filter(|(_, value)| !value.is_null());
+        same.or_else(|| row.iter().find(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_null()))
+    };
     let found = match asked {
         Some(name) => row.get_key_value(name),
         None => usual.iter().find_map(present),
@@ -171,6 +180,15 @@ pub(super) fn names(row: &Map<String, Value>) -> String {
 
 pub(super) fn prompt_of(value: &Value, field: &str) -> std::result::Result<Prompt, RowFault> {
     match value {
+        // Messages written as text.
+        Value::String(text)
+            if text.trim_start().starts_with("[{") && ["\"role\"", "'role'"].iter().any(|key| text.contains(key)) =>
+        {
+            let list: Value = serde_json::from_str(text).map_err(|error| {
+                format!("{field} = {}: messages as a string must be JSON ({error}); write them as a list", shown(value))
+            })?;
+            messages_of(&list, field).map(Prompt::Messages)
+        }
         Value::String(text) => Ok(Prompt::Text(text.clone())),
         Value::Array(_) => messages_of(value, field).map(Prompt::Messages),
         other => Err(format!("{field} = {}: expected a string or a list of messages", shown(other))),
@@ -263,6 +281,9 @@ mod tests {
             (r#"{"prompt": "q", "answer": 0.5}"#, "0.5"),
             (r#"{"prompt": "q", "answer": -3}"#, "-3"),
             (r#"{"data_source": null, "prompt": "q", "answer": null, "solution": "5"}"#, "5"),
+            (r#"{"Answer": "6", "Prompt": "r", "prompt": "q", "answer": "5"}"#, "5"),
+            (r#"{"prompt": "[{\"role\": \"user\", \"content\": \"q\"}]", "answer": "5", "num_images": 0}"#, "5"),
+            (r#"{"prompt": "q", "answer": "5", "tools": [], "system": "", "image_1": {"bytes": null}}"#, "5"),
             (r#"{"prompt": "q", "reward_model": {"ground_truth": null}, "answer": "5", "choices": null}"#, "5"),
         ];
         for (row, answer) in table {
@@ -326,6 +347,14 @@ mod tests {
                 r#"table = {"a":[3]}: expected a string, which"#,
             ),
             (r#"{"images": ["a.png"], "problem": "q", "answer": "3"}"#, "images is not empty, but only text"),
+            (r#"{"decoded_image": {"path": "a.png"}, "problem": "q", "answer": "3"}"#, "decoded_image is not empty"),
+            (r#"{"image_2": {"bytes": "x"}, "problem": "q", "answer": "3"}"#, "image_2 is not empty"),
+            (r#"{"Picture": "a.png", "Question": "q", "Answer": "3"}"#, "Picture is not empty"),
+            (r#"{"prompt": "[{'role': 'user', 'content': 'q'}]", "answer": "3"}"#, "messages as a string must be JSON"),
+            (
+                r#"{"prompt": "q", "answer": "3", "tools": "[{\"name\": \"f\"}]"}"#,
+                "tools: tool calls are not supported",
+            ),
             (
                 r#"{"prompt": "q", "answer": "[\"2\", \"3\"]"}"#,
                 "a string that holds a list of several answers; write one",

@@ -5,14 +5,63 @@ use serde_json::{Map, Value};
 use super::shapes::{RowFault, is_empty, names, prompt_of, shown, without_images};
 use super::{Message, Prompt};
 
+/// Fields with the thinking of a turn.
+const THINKING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+
 /// Read a conversation: everything before the assistant's last turn, and the text of that turn.
 pub(super) fn conversation(row: &Map<String, Value>) -> std::result::Result<(Prompt, String), RowFault> {
     without_images(row)?;
-    if row.get("reasoning_content").is_some_and(|value| !is_empty(value)) {
+    without_tools(row)?;
+    let (prompt, completion) = turns(row)?;
+    let dropped = |key: &&&str| {
+        let thinking = row.get(**key).and_then(Value::as_str).map(str::trim);
+        thinking.is_some_and(|thinking| !completion.contains(thinking))
+    };
+    if let Some(key) = THINKING.iter().find(dropped) {
         let advice =
             "put it into the assistant's turn, as reasoning_content of the message or between <think> and </think>";
-        return Err(format!("reasoning_content: thinking in a separate column is not read; {advice}"));
+        return Err(format!("{key}: thinking in a separate column is not read; {advice}"));
     }
+    Ok((with_system(prompt, row)?, completion))
+}
+
+/// Refuse a row with settings of the chat template for it alone, or with tools.
+pub(super) fn without_tools(row: &Map<String, Value>) -> std::result::Result<(), RowFault> {
+    if row.get("tools").is_some_and(|value| !is_empty(value)) {
+        return Err("tools: tool calls are not supported; remove such rows, or the column if it has no use".into());
+    }
+    let kwargs = row.get("chat_template_kwargs").and_then(Value::as_object);
+    match kwargs.into_iter().flatten().find(|(_, value)| value.is_boolean() || !is_empty(value)) {
+        Some((key, value)) => Err(format!(
+            "chat_template_kwargs.{key} = {}: variables of the chat template are the same for all rows; set \
+             prompt.chat_template_kwargs, and remove the column",
+            shown(value)
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Put the text of the column `system` or `system_prompt` before the conversation as its system turn.
+pub(super) fn with_system(prompt: Prompt, row: &Map<String, Value>) -> std::result::Result<Prompt, RowFault> {
+    let given = |key: &&str| row.get(*key).is_some_and(|value| !is_empty(value));
+    let Some(key) = ["system", "system_prompt"].into_iter().find(given) else { return Ok(prompt) };
+    let Some(text) = row[key].as_str() else {
+        return Err(format!("{key} = {}: expected a string, which is the system turn", shown(&row[key])));
+    };
+    let mut messages = prompt.to_messages();
+    match messages.iter().find(|message| message.role == "system") {
+        Some(message) if message.content.trim() != text.trim() => {
+            Err(format!("{key}: differs from the system turn of the messages; remove one of the two"))
+        }
+        Some(_) => Ok(prompt),
+        None => {
+            messages.insert(0, Message::new("system", text));
+            Ok(Prompt::Messages(messages))
+        }
+    }
+}
+
+fn turns(row: &Map<String, Value>) -> std::result::Result<(Prompt, String), RowFault> {
     if let Some(value) = row.get("messages").filter(|value| !value.is_null()) {
         let mut messages = messages_of(value, "messages")?;
         return match messages.pop() {
@@ -50,6 +99,10 @@ fn words(content: String, messages: &Value, field: &str) -> std::result::Result<
     }
     let Some((last, earlier)) = messages.as_array().and_then(|list| list.split_last()) else { return Ok(content) };
     let place = |index: usize| format!("{field}[{index}]");
+    if last["weight"].as_f64() == Some(0.0) {
+        let place = place(earlier.len());
+        return Err(format!("{place}.weight = 0 marks a turn that must not be imitated; remove such rows"));
+    }
     let asked = earlier.iter().rposition(|turn| turn["role"] == "user").unwrap_or(0);
     for (index, turn) in earlier.iter().enumerate().skip(asked) {
         if let Some((key, _)) = thinking(turn, &place(index))? {
@@ -75,7 +128,7 @@ fn words(content: String, messages: &Value, field: &str) -> std::result::Result<
 /// Return the name and the text of the field with the thinking of a turn; `None` if it has none.
 pub(crate) fn thinking(turn: &Value, place: &str) -> std::result::Result<Option<(&'static str, String)>, RowFault> {
     let mut found: Option<(&str, String)> = None;
-    for key in ["reasoning_content", "reasoning", "thinking"] {
+    for key in THINKING {
         if is_empty(&turn[key]) {
             continue;
         }
@@ -237,9 +290,41 @@ mod tests {
                 r#"messages[0].role = "human": chat templates know the roles system, user and assistant; write user"#,
             ),
             (r#"{"prompt": "q", "completion": "a", "image": "a.png"}"#.to_string(), "image is not empty"),
+            (last(r#"{"role": "assistant", "content": "a", "weight": 0}"#), "messages[1].weight = 0 marks a turn"),
         ];
         for (row, want) in table {
             let fault = read(&row).unwrap_err();
+            assert!(fault.contains(want), "{fault}");
+        }
+    }
+
+    /// Regression: columns that are part of the prompt or of the answer were left out of training texts without a word.
+    #[test]
+    fn columns_beside_the_conversation_are_read_or_refused() {
+        let beside = |column: &str| read(&format!(r#"{{"prompt": "q", "completion": "a", {column}}}"#));
+        let system = Prompt::Messages(vec![Message::new("system", "Be brief."), Message::user("q")]);
+        for column in [r#""system": "Be brief.""#, r#""system_prompt": "Be brief.", "tools": null, "thinking": " a ""#]
+        {
+            assert_eq!(beside(column).unwrap(), (system.clone(), "a".into()), "{column}");
+        }
+        let turns = r#"[{"role": "system", "content": "Be kind."}, {"role": "user", "content": "q"},
+                        {"role": "assistant", "content": "a"}]"#;
+        let messages = |system: &str| read(&format!(r#"{{"system": "{system}", "messages": {turns}}}"#));
+        assert_eq!(messages("Be kind.").unwrap().0.to_messages().len(), 2);
+        let unused = r#""chat_template_kwargs": {"custom_instructions": "", "python_tools": []}, "reasoning": true"#;
+        assert_eq!(beside(unused).unwrap().0, Prompt::Text("q".into()));
+        for (found, want) in [
+            (messages("Be brief."), "system: differs from the system turn of the messages"),
+            (beside(r#""system": ["x"]"#), r#"system = ["x"]: expected a string"#),
+            (beside(r#""tools": [{"name": "f"}]"#), "tools: tool calls are not supported"),
+            (
+                beside(r#""chat_template_kwargs": {"enable_thinking": false}"#),
+                "chat_template_kwargs.enable_thinking = false: variables of the chat template are the same",
+            ),
+            (beside(r#""reasoning": "2+3""#), "reasoning: thinking in a separate column is not read"),
+            (beside(r#""thinking": "2+3""#), "thinking: thinking in a separate column is not read"),
+        ] {
+            let fault = found.unwrap_err();
             assert!(fault.contains(want), "{fault}");
         }
     }

@@ -19,6 +19,7 @@ const NAMED: &str = "additional_chat_templates/";
 /// Name of the template that is used if none is chosen.
 const DEFAULT: &str = "default";
 pub(super) const SPECIAL: &str = "special_tokens_map.json";
+pub(super) const ADDED: &str = "added_tokens.json";
 pub(super) const GENERATION: &str = "generation_config.json";
 
 /// The files that belong to a tokenizer.
@@ -29,7 +30,7 @@ const FILES: [&str; 10] = [
     TEMPLATE_JSON,
     SPECIAL,
     GENERATION,
-    "added_tokens.json",
+    ADDED,
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
@@ -97,6 +98,20 @@ impl TokenizerFiles {
             Some(bytes) => files::parse_json(&self.model_file, &bytes),
             None => Ok(Value::Null),
         }
+    }
+
+    /// Return the ids under `key` in `generation_config.json`, or else in the model's configuration.
+    pub(super) fn ids(&self, key: &str) -> Result<Vec<u32>> {
+        let read = |file: &Path, value: &Value| {
+            let wrong = |value: &Value| format!("{key} = {value} is neither a token id nor a list of them");
+            ids(value).map_err(|value| Error::file(file, wrong(value)))
+        };
+        let own = read(&self.path(GENERATION), &self.json(GENERATION)?[key])?;
+        let model = self.model()?;
+        // A multimodal wrapper may have the key in its language model's part.
+        let value = if model[key].is_null() { &model["text_config"][key] } else { &model[key] };
+        let models = read(&self.model_file, value)?;
+        Ok(if own.is_empty() { models } else { own })
     }
 
     /// Write the files into `dir`, byte for byte.
@@ -190,7 +205,7 @@ pub(super) fn token_name(value: &Value) -> Option<String> {
 }
 
 /// Parse one id, a list of ids or null; returns any other value as the error.
-pub(super) fn ids(value: &Value) -> std::result::Result<Vec<u32>, &Value> {
+fn ids(value: &Value) -> std::result::Result<Vec<u32>, &Value> {
     let one = |value| Value::as_u64(value).and_then(|id| u32::try_from(id).ok()).ok_or(value);
     match value {
         Value::Null => Ok(Vec::new()),

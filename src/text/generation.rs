@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::json;
 
 /// Sampling settings recommended by a model's files; `None` if not given.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -20,7 +21,34 @@ pub struct Recommended {
     pub min_p: Option<f32>,
     /// Makes tokens that occurred before less likely.
     pub repetition_penalty: Option<f32>,
+    /// Other settings of the file that change what is sampled, as `key = value`: they are not supported.
+    #[serde(skip)]
+    pub unsupported: Vec<String>,
 }
+
+/// Settings of transformers that change what is sampled, and the values, beside null, that have no effect.
+const OTHERS: [(&str, &str); 20] = [
+    ("bad_words_ids", "[]"),
+    ("begin_suppress_tokens", "[]"),
+    ("diversity_penalty", "0.0"),
+    ("encoder_repetition_penalty", "1.0"),
+    ("epsilon_cutoff", "0.0"),
+    ("eta_cutoff", "0.0"),
+    ("forced_bos_token_id", "[]"),
+    ("forced_eos_token_id", "[]"),
+    ("frequency_penalty", "0.0"),
+    ("guidance_scale", "1.0"),
+    ("min_length", "0"),
+    ("min_new_tokens", "0"),
+    ("no_repeat_ngram_size", "0"),
+    ("num_beams", "1"),
+    ("penalty_alpha", "0.0"),
+    ("presence_penalty", "0.0"),
+    ("sequence_bias", "{}"),
+    ("stop_strings", "[]"),
+    ("suppress_tokens", "[]"),
+    ("typical_p", "1.0"),
+];
 
 impl Recommended {
     /// Parse the file's content; null recommends nothing.
@@ -28,7 +56,16 @@ impl Recommended {
         if config.is_null() {
             return Ok(Self::default());
         }
-        Self::deserialize(config).map_err(|e| Error::file(file, e))
+        let read: Self = json::typed(config).map_err(|reason| Error::file(file, reason))?;
+        let off = |value: &Value, off: &str| {
+            let text = value.to_string();
+            value.is_null() || text == off || value.as_f64().is_some_and(|value| off.parse() == Ok(value))
+        };
+        let on = OTHERS.iter().filter_map(|(key, without)| {
+            let value = config.get(key).filter(|value| !off(value, without))?;
+            Some(format!("{key} = {value}"))
+        });
+        Ok(Self { unsupported: on.collect(), ..read })
     }
 }
 
@@ -79,6 +116,10 @@ mod tests {
             Recommended { do_sample: Some(true), temperature: Some(0.6), top_p: Some(0.95), ..Recommended::default() };
         assert_eq!(read, want);
         let error = Recommended::read(path, &serde_json::json!({"top_k": "50"})).unwrap_err().to_string();
-        assert!(error.starts_with("m/generation_config.json: "), "{error}");
+        assert!(error.starts_with("m/generation_config.json: top_k: "), "{error}");
+        let others = serde_json::json!({"num_beams": 1, "typical_p": 1, "bad_words_ids": null, "stop_strings": [],
+            "min_new_tokens": 0, "no_repeat_ngram_size": 3, "suppress_tokens": [7], "max_new_tokens": 99});
+        let read = Recommended::read(path, &others).unwrap();
+        assert_eq!(read.unsupported, ["no_repeat_ngram_size = 3", "suppress_tokens = [7]"]);
     }
 }

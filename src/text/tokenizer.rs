@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use chrono::Local;
-use serde_json::Value;
 
+use super::added::TokenFiles;
 use super::chat::{ChatTemplate, Message, Prompt, SpecialTokens};
-use super::folder::{CONFIG, GENERATION, SPECIAL, TEMPLATE, TOKENIZER, TokenizerFiles, ids, token_name};
+use super::folder::{ADDED, CONFIG, GENERATION, SPECIAL, TEMPLATE, TOKENIZER, TokenizerFiles};
 use super::generation::{self, Recommended};
 use super::prompt::PromptConfig;
-use super::{added, turn};
+use super::turn;
 use crate::contain::contained;
 use crate::error::{Error, Result};
 
@@ -34,6 +34,8 @@ pub struct Tokenizer {
     pad_id: u32,
     turn_end: Vec<u32>,
     opening: String,
+    /// Text that the chat template writes between a prompt and the assistant's words.
+    head: String,
     notes: Vec<String>,
     folder: TokenizerFiles,
 }
@@ -42,8 +44,8 @@ impl Tokenizer {
     /// Read `tokenizer.json` and, where present, `tokenizer_config.json`, `chat_template.jinja`,
     /// `special_tokens_map.json` and `generation_config.json` from `dir`.
     ///
-    /// Files missing in an adapter's directory are read from its base model's. Tokens that only
-    /// `tokenizer_config.json` has (`added_tokens_decoder`) are added to those of `tokenizer.json`.
+    /// Files missing in an adapter's directory are read from its base model's. Tokens that only other files name
+    /// (`added_tokens_decoder`, `eos_token`, `additional_special_tokens`, …) are added to those of `tokenizer.json`.
     ///
     /// The stop tokens are all ids in `eos_token_id` of `generation_config.json` (of `config.json` if it has none) and
     /// the tokenizer's own `eos_token`.
@@ -62,9 +64,9 @@ impl Tokenizer {
         let mut inner = read.map_err(|e| Error::file(&file, e))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&file, e))?;
-        let (config, special) = (folder.json(CONFIG)?, folder.json(SPECIAL)?);
-        added::complete(&mut inner, &config["added_tokens_decoder"])
-            .map_err(|e| Error::file(folder.path(CONFIG), e))?;
+        let named =
+            TokenFiles { config: folder.json(CONFIG)?, special: folder.json(SPECIAL)?, added: folder.json(ADDED)? };
+        named.complete(&mut inner).map_err(|e| Error::file(folder.path(CONFIG), e))?;
         let vocab = inner.get_vocab(true);
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         let longest = vocab.keys().map(String::len).max().unwrap_or(1).max(1);
@@ -73,13 +75,13 @@ impl Tokenizer {
             |token: &tokenizers::AddedToken| token.special && !turn::MARKS.contains(&token.content.as_str());
         let hidden = added.iter().filter(|(_, token)| is_hidden(token)).map(|(&id, _)| id).collect();
 
-        let token = |key: &str| token_name(&config[key]).or_else(|| token_name(&special[key]));
+        let token = |key: &str| named.name(key);
         let tokens = SpecialTokens { bos: token("bos_token"), eos: token("eos_token"), pad: token("pad_token") };
         let id = |token: &Option<String>| token.as_deref().and_then(|token| inner.token_to_id(token));
         let (bos, eos, pad) = (id(&tokens.bos), id(&tokens.eos), id(&tokens.pad));
         let stop_ids = stop_ids(&folder, &inner, eos)?;
-        let named = named_ids(&folder, "pad_token_id")?.first().copied();
-        let pad_id = choose_pad(&inner, pad.or(named), bos, &stop_ids);
+        let pad = pad.or(folder.ids("pad_token_id")?.first().copied());
+        let pad_id = choose_pad(&inner, pad, bos, &stop_ids);
 
         Self {
             inner,
@@ -94,6 +96,7 @@ impl Tokenizer {
             pad_id,
             turn_end: Vec::new(),
             opening: String::new(),
+            head: String::new(),
             notes: Vec::new(),
             folder,
         }
@@ -120,7 +123,7 @@ impl Tokenizer {
             return Err(Error::Config { origin: self.folder.dir.display().to_string(), problems: mistakes });
         }
         self.prompt = config.clone();
-        self.opening = String::new();
+        (self.opening, self.head) = (String::new(), String::new());
         let Some(template) = self.template.take() else {
             self.turn_end = vec![self.eos.unwrap_or(self.stop_ids[0])];
             return Ok(self);
@@ -139,6 +142,7 @@ impl Tokenizer {
         };
         self.turn_end = end.unwrap_or_else(|| self.fallback_turn_end(tail.as_deref()));
         self.opening = turn::opening(&template);
+        self.head = if self.opening.is_empty() { turn::head(&template) } else { String::new() };
         self.template = Some(template);
         Ok(self)
     }
@@ -292,11 +296,29 @@ impl Tokenizer {
     }
 
     /// Return the text of a prompt with the `[prompt]` settings, as [`Tokenizer::encode_prompt`] encodes it.
+    ///
+    /// # Errors
+    /// When the template rejects the conversation or leaves out a turn, and when the text of a turn ends turns itself.
     pub fn render_prompt(&self, prompt: &Prompt) -> Result<String> {
-        match self.prompt.ask(prompt)? {
-            Prompt::Text(text) if !self.has_chat_template() => Ok(text),
-            asked => self.render(&asked.to_messages(), true),
+        let messages = match (self.prompt.ask(prompt)?, &self.template) {
+            (Prompt::Text(text), None) => return Ok(text),
+            (asked, _) => asked.to_messages(),
+        };
+        let text = self.render(&messages, true)?;
+        if let Some(stop) = messages.iter().find_map(|message| self.stop_within(&message.content)) {
+            return Err(Error::Invalid(format!(
+                "the text of a turn contains {stop:?}, which ends a turn: give the prompt as messages or plain text, \
+                 without the marks of a chat template, which are added"
+            )));
         }
+        let left_out = self.template.as_ref().and_then(|template| turn::left_out(template, &messages, &text));
+        left_out.map_or(Ok(text), |why| Err(Error::Invalid(why)))
+    }
+
+    /// Return the text of a stop token that is part of `text` as the tokenizer reads it.
+    fn stop_within(&self, text: &str) -> Option<String> {
+        let special = self.stop_ids.iter().filter(|id| self.hidden.contains(*id));
+        special.filter_map(|&id| self.inner.id_to_token(id)).find(|stop| text.contains(stop.as_str()))
     }
 
     /// Return the ids of a prompt, ready for the model to continue; at least one.
@@ -309,8 +331,7 @@ impl Tokenizer {
     /// # Errors
     /// When the template rejects the conversation, and when the result is empty.
     pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        let text = self.render_prompt(prompt)?;
-        let ids = if self.has_chat_template() { self.encode(&text)? } else { self.encode_bare(&text)? };
+        let ids = self.encode_whole(&self.render_prompt(prompt)?)?;
         if ids.is_empty() {
             let what = if self.has_chat_template() { "the chat template renders" } else { "the tokenizer reads" };
             let message = format!("{what} no text for the prompt {:?}", prompt.text());
@@ -319,17 +340,39 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Return the ids of an assistant's words and the end of its turn, to follow those of a prompt. If the prompt
-    /// opens the thinking, the words' own tag is left out.
+    /// Return the ids of a text from its start; a template has written what the tokenizer adds there.
+    fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        if self.has_chat_template() { self.encode(text) } else { self.encode_bare(text) }
+    }
+
+    /// Return the ids of a prompt, the assistant's words and the end of its turn, and the number of those of the prompt.
+    /// If the prompt opens the thinking, the words' own tag is left out.
+    ///
+    /// The words are encoded as they follow the prompt: many tokenizers put a space before the first word of a text. If
+    /// a token would be part of both, they are encoded apart, as a model samples them.
     ///
     /// # Errors
-    /// Words whose thinking does not match the prompt's.
-    pub fn encode_completion(&self, words: &str) -> Result<Vec<u32>> {
-        let words = turn::continuation(&self.opening, words)
-            .map_err(|why| Error::Invalid(format!("{why}: {:?}", words.chars().take(80).collect::<String>())))?;
-        let mut ids = self.encode(words)?;
+    /// As [`Tokenizer::encode_prompt`]; words whose thinking does not match the prompt's, or that end the turn themselves.
+    pub fn encode_conversation(&self, prompt: &Prompt, words: &str) -> Result<(Vec<u32>, usize)> {
+        let (mut ids, words) = (self.encode_prompt(prompt)?, self.completion(words)?);
+        let length = ids.len();
+        let whole = self.encode_whole(&(self.render_prompt(prompt)? + &words))?;
+        match whole.strip_prefix(ids.as_slice()) {
+            Some(rest) => ids.extend(rest),
+            None => ids.extend(self.encode(&words)?),
+        }
         ids.extend(&self.turn_end);
-        Ok(ids)
+        Ok((ids, length))
+    }
+
+    /// Return the text of the assistant's words between a prompt and the end of the turn.
+    fn completion(&self, words: &str) -> Result<String> {
+        let fail = |why| Error::Invalid(format!("{why}: {:?}", words.chars().take(80).collect::<String>()));
+        if let Some(stop) = self.stop_within(words) {
+            return Err(fail(format!("the completion contains {stop:?}, which ends a turn and is added: remove it")));
+        }
+        let rest = turn::continuation(&self.opening, words).map_err(fail)?;
+        Ok(format!("{}{rest}", turn::head_of(&self.head, rest)))
     }
 
     /// Return the sampling settings that `generation_config.json` recommends.
@@ -369,24 +412,10 @@ impl Tokenizer {
     }
 }
 
-/// Return the ids under `key` in `generation_config.json`, or else in the model's configuration.
-fn named_ids(folder: &TokenizerFiles, key: &str) -> Result<Vec<u32>> {
-    let read = |file: &Path, value: &Value| {
-        let wrong = |value: &Value| format!("{key} = {value} is neither a token id nor a list of them");
-        ids(value).map_err(|value| Error::file(file, wrong(value)))
-    };
-    let own = read(&folder.path(GENERATION), &folder.json(GENERATION)?[key])?;
-    let model = folder.model()?;
-    // A multimodal wrapper may have the key in its language model's part.
-    let value = if model[key].is_null() { &model["text_config"][key] } else { &model[key] };
-    let models = read(&folder.model_file, value)?;
-    Ok(if own.is_empty() { models } else { own })
-}
-
 /// Return the tokens that end a completion, in the order in which the files name them.
 fn stop_ids(folder: &TokenizerFiles, inner: &tokenizers::Tokenizer, eos: Option<u32>) -> Result<Vec<u32>> {
     let mut stops: Vec<u32> = Vec::new();
-    for id in named_ids(folder, "eos_token_id")?.into_iter().chain(eos) {
+    for id in folder.ids("eos_token_id")?.into_iter().chain(eos) {
         if inner.id_to_token(id).is_none() {
             let message = format!("eos_token_id = {id} is not a token of {TOKENIZER}; correct {GENERATION}");
             return Err(Error::file(&folder.dir, message));

@@ -1,4 +1,5 @@
-//! Text that a chat template writes around an assistant's words: the end of the turn, and the start of its thinking.
+//! What a chat template makes of the turns: the text around an assistant's words, the start of its thinking, and turns
+//! that it leaves out.
 
 use super::chat::{ChatTemplate, Message};
 use crate::error::Result;
@@ -24,7 +25,9 @@ pub(super) fn tail(template: &ChatTemplate) -> Option<String> {
 /// The rest (a line break in most templates) is not part of the turn: a model ends with the stop token, and the
 /// template writes the rest before the next turn.
 pub(super) fn end(tail: &str, encode: impl Fn(&str) -> Result<Vec<u32>>, stops: &[u32]) -> Result<Option<Vec<u32>>> {
-    let mut tokens = encode(tail)?;
+    // The tail is encoded as it follows words: the tokenizer may put a space before a text.
+    let (before, whole) = (encode(PLACEHOLDER)?, encode(&format!("{PLACEHOLDER}{tail}"))?);
+    let mut tokens = whole.strip_prefix(before.as_slice()).map_or_else(|| encode(tail), |tail| Ok(tail.to_vec()))?;
     let stop = tokens.iter().position(|token| stops.contains(token));
     Ok(stop.map(|stop| {
         tokens.truncate(stop + 1);
@@ -44,6 +47,40 @@ pub(super) fn opening(template: &ChatTemplate) -> String {
         None => text.rfind(PLACEHOLDER).map_or("", |at| &text[at + PLACEHOLDER.len()..]),
     };
     prompt.find(OPEN).map_or_else(String::new, |at| prompt[at..].to_string())
+}
+
+/// Return the text that the template writes between a prompt and the assistant's words, such as the channel of an answer;
+/// empty if it cannot be determined.
+pub(super) fn head(template: &ChatTemplate) -> String {
+    let turns = [Message::user("question"), Message::new("assistant", PLACEHOLDER)];
+    let (prompt, text) = (template.render(&turns[..1], true), template.render(&turns, false));
+    let (Ok(prompt), Ok(text)) = (prompt, text) else { return String::new() };
+    let rest = text.strip_prefix(&prompt).unwrap_or_default();
+    rest.find(PLACEHOLDER).map_or_else(String::new, |at| rest[..at].to_string())
+}
+
+/// Return the part of `head` before these words: thinking of their own replaces an empty one.
+pub(super) fn head_of<'a>(head: &'a str, words: &str) -> &'a str {
+    let thinks = MARKS.iter().any(|mark| words.contains(mark));
+    &head[..head.find(OPEN).filter(|_| thinks).unwrap_or(head.len())]
+}
+
+/// Return a message about the first turn whose words are not in `text`, the prompt that the template makes of `messages`.
+pub(super) fn left_out(template: &ChatTemplate, messages: &[Message], text: &str) -> Option<String> {
+    let is_left_out = |at: &usize| {
+        if text.contains(messages[*at].content.trim()) {
+            return false;
+        }
+        // The template may write the words in another form, or without their thinking.
+        let mut turns = messages.to_vec();
+        turns[*at].content = PLACEHOLDER.to_string();
+        template.render(&turns, true).is_ok_and(|text| !text.contains(PLACEHOLDER))
+    };
+    let Message { role, content } = &messages[(0..messages.len()).find(is_left_out)?];
+    Some(format!(
+        "the chat template leaves out a turn of the role {role:?}: put its words into another turn, or use a template \
+         that writes it: {content:.80}"
+    ))
 }
 
 /// Return whether thinking is still open at the end of `text`.
@@ -84,7 +121,58 @@ pub(super) fn continuation<'a>(opening: &str, words: &'a str) -> std::result::Re
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::text::chat::SpecialTokens;
+
+    fn template(source: &str) -> ChatTemplate {
+        ChatTemplate::new(source, Path::new("x.jinja"), SpecialTokens::default()).unwrap()
+    }
+
+    /// Regression: a system prompt that the template does not write was lost without a word.
+    #[test]
+    fn turns_that_a_template_leaves_out_are_told() {
+        let template = template(
+            "{% for m in messages if m.role in ['user', 'assistant'] %}[{{ m.content.split('</think>')[-1] | trim }}]\
+             {% endfor %}",
+        );
+        let left_out = |turns: &[(&str, &str)]| {
+            let turns: Vec<Message> = turns.iter().map(|(role, text)| Message::new(*role, *text)).collect();
+            super::left_out(&template, &turns, &template.render(&turns, true).unwrap())
+        };
+        for role in ["system", "developer", "tool"] {
+            let message = left_out(&[(role, "Be brief."), ("user", "q")]).unwrap();
+            assert!(message.contains(&format!("a turn of the role {role:?}")) && message.ends_with("Be brief."));
+        }
+        // Another form is no loss, and nor is earlier thinking.
+        let turns = [("user", " q\n"), ("assistant", "<think>a</think>b"), ("user", ""), ("user", "r")];
+        assert_eq!(left_out(&turns), None);
+    }
+
+    /// Regression: training texts lacked what the template writes before the words (the channel of gpt-oss, the space of
+    /// Mistral, the empty thinking of Qwen3).
+    #[test]
+    fn what_a_template_writes_before_the_words_is_part_of_the_completion() {
+        let writes = |head: &str| {
+            let turn =
+                format!("{{% if m.role == 'assistant' %}}A:{head}{{% else %}}U:{{% endif %}}{{{{ m.content }}}};");
+            let open = "{% if add_generation_prompt %}A:{% endif %}";
+            super::head(&template(&format!("{{% for m in messages %}}{turn}{{% endfor %}}{open}")))
+        };
+        let empty = "{% if '</think>' not in m.content %}<think>\n\n</think>\n\n{% endif %}";
+        let (channel, thinking) = (writes("<|final|>"), writes(empty));
+        assert_eq!((writes("").as_str(), channel.as_str()), ("", "<|final|>"));
+        for (head, words, want) in [
+            (&channel, "5", "<|final|>"),
+            (&channel, "<think>a</think>5", "<|final|>"),
+            (&thinking, "5", "<think>\n\n</think>\n\n"),
+            (&thinking, "<think>a</think>5", ""),
+            (&"\n<think></think>\n".to_string(), "<think>a</think>5", "\n"),
+        ] {
+            assert_eq!(head_of(head, words), want, "{head:?} {words:?}");
+        }
+    }
 
     #[test]
     fn a_completion_goes_on_where_its_prompt_ends() {

@@ -8,6 +8,8 @@ const CONSTANTS: [&str; 6] = ["true", "false", "none", "True", "False", "None"];
 /// Filters that compare what is inside of their input, or pass it on to tests and filters that do.
 const COMPARING: [&str; 11] =
     ["select", "reject", "selectattr", "rejectattr", "map", "sort", "unique", "min", "max", "groupby", "dictsort"];
+/// Methods that compare their arguments with what is inside of a container.
+const COMPARING_METHODS: [&str; 4] = [".changed", ".get", ".count", ".index"];
 /// Filters that make containers of containers.
 const NESTING: [&str; 6] = ["map", "batch", "slice", "groupby", "items", "dictsort"];
 
@@ -344,17 +346,19 @@ impl<'s> ExpressionParser<'s> {
     fn postfix(&mut self, mut piece: RewrittenExpression) -> RewrittenExpression {
         loop {
             if self.is(".") && matches!(self.kind(1), Some(TokenKind::Name | TokenKind::Number)) {
+                let subject = if self.kind(1) == Some(TokenKind::Number) { piece.filtered("__indexed") } else { piece };
                 let attribute = self.take() + &self.take();
-                piece = RewrittenExpression::new(piece.primary() + &attribute, Precedence::Primary);
+                piece = RewrittenExpression::new(subject.primary() + &attribute, Precedence::Primary);
             } else if self.is("[") {
+                let is_name = self.kind(1) == Some(TokenKind::Text);
                 let (subscript, is_slice) = self.subscript();
-                piece = RewrittenExpression::new(piece.primary() + &subscript, Precedence::Primary);
+                let subject = if is_slice || is_name { piece } else { piece.filtered("__indexed") };
+                piece = RewrittenExpression::new(subject.primary() + &subscript, Precedence::Primary);
                 if is_slice {
                     piece = piece.filtered("__listed");
                 }
             } else if self.is("(") {
-                // `loop.changed(x)` compares.
-                let compared = piece.text.ends_with(".changed");
+                let compared = COMPARING_METHODS.iter().any(|name| piece.text.ends_with(name));
                 piece = RewrittenExpression::new(piece.primary() + &self.call(compared), Precedence::Primary);
             } else {
                 return piece;

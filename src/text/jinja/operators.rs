@@ -12,12 +12,19 @@ pub(super) fn register(environment: &mut Environment<'static>) {
     environment.add_filter("__modulo", modulo);
     environment.add_filter("__checked", checked);
     environment.add_filter("__listed", listed);
+    environment.add_filter("__indexed", indexed);
 }
 
 /// Charge for everything inside of a container.
 fn checked(state: &State, value: Value) -> Result<Value, Error> {
     charge(state, &value)?;
     Ok(value)
+}
+
+/// Return a value of which an item is taken. The library charges for a text that is passed to a filter, but not for the
+/// search for one of its characters.
+fn indexed(value: Value) -> Value {
+    value
 }
 
 /// Copy the items of a view of a list.

@@ -1,8 +1,9 @@
 //! Rewriting of the expressions of a template, so that operators do what Python's do and their work is bounded.
 //!
 //! In minijinja, operators cannot be replaced, but filters can: `a + b` becomes `a|__add(b)`, and so `~`, `*` and `%`.
-//! `|__listed` copies a slice, which is a view otherwise, and `|__checked` charges for a container that is made,
-//! compared or used as a key. The grammar is the one of jinja2's parser; text outside of tags is not changed.
+//! `|__listed` copies a slice, which is a view otherwise, `|__indexed` charges for a text whose characters are counted,
+//! and `|__checked` charges for a container that is made, compared or used as a key. The grammar is the one of jinja2's
+//! parser; text outside of tags is not changed.
 
 use std::borrow::Cow;
 

@@ -281,7 +281,9 @@ fn expressions_are_rewritten_and_the_rest_is_left() {
         ("{{ a - b + c }}", "{{ (a - b)|__add( c) }}"),
         ("{{ a.b == 'x' or a in b }}", "{{ a.b == 'x' or a|__checked in b|__checked }}"),
         ("{{ [1, 'a'] + [x] }}", "{{ [1, 'a']|__add( [x]|__checked) }}"),
-        ("{{ x[1:][n] }}", "{{ (x[1:]|__listed)[n|__checked] }}"),
+        ("{{ x[1:][n] }}", "{{ (x[1:]|__listed|__indexed)[n|__checked] }}"),
+        ("{{ x.0.1 / 1.5e-3 }}", "{{ ((x|__indexed).0|__indexed).1 / 1.5e-3 }}"),
+        ("{{ m[0]['a'] }}", "{{ (m|__indexed)[0]['a'] }}"),
         ("{{ m | selectattr('a', 'eq', x) }}", "{{ m|__checked | selectattr('a', 'eq', x|__checked) }}"),
         ("{{ x is divisibleby 3 and y is defined }}", "{{ x|__checked is divisibleby( 3) and y is defined }}"),
         ("{%- for a, b in c if b % 2 -%}", "{%- for a, b in c if b|__modulo( 2) -%}"),
@@ -292,7 +294,7 @@ fn expressions_are_rewritten_and_the_rest_is_left() {
     }
     for untouched in [
         "'%s' % x {# '%s' % x #} {% raw %}{{ '%s' % x }} endraw {% y %}{% endraw %} { '%s' % x }",
-        "{% if x == '%' %}{{ x.0.1 / 1.5e-3 }}{% endif %}{{ '}}' }}",
+        "{% if x == '%' %}{{ x.a / 1.5e-3 }}{% endif %}{{ '}}' }}",
         "{",
         "{#",
         "{% raw %}",
@@ -396,6 +398,13 @@ fn work_and_memory_of_a_template_are_bounded() {
         "(',' * 30000000).split(',') | length",
     ];
     sources.extend(large.iter().map(|expression| format!("{{{{ {expression} }}}}")));
+    // Regression: these searched a long text without a charge.
+    let searches = ["s[-1]", "s[i]", "s.4999999", "messages[0].get(s)", "[s, t].count(s ~ '')"];
+    sources.extend(searches.iter().map(|search| {
+        format!(
+            "{{% set s = 'é' * 5000000 %}}{{% set t = s ~ '' %}}{{% for i in range(99999) %}}{{% set x = {search} %}}{{% endfor %}}"
+        )
+    }));
     let within = |source: &str| {
         let start = Instant::now();
         let result = rendered(source);

@@ -1,5 +1,7 @@
 use std::fs;
 
+use serde_json::Value;
+
 use super::*;
 use crate::text::stream::TextStream;
 use crate::verify::{Verdict, grade};
@@ -16,6 +18,12 @@ fn byte_letters() -> Vec<char> {
         char::from_u32(next - 1).unwrap()
     };
     (0..256).map(letter).collect()
+}
+
+/// Return the ids of an assistant's words and of the end of its turn.
+fn completion(tokenizer: &Tokenizer, words: &str) -> Result<Vec<u32>> {
+    let (ids, prompt) = tokenizer.encode_conversation(&Prompt::Text("2+3?".into()), words)?;
+    Ok(ids[prompt..].to_vec())
 }
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
@@ -44,7 +52,7 @@ fn write_tokenizer(dir: &Path, special: &[&str], post_processor: Value) {
 }
 
 /// Create a folder with these special tokens (from id 256 on) and files.
-fn folder(special: &[&str], config: Value, generation: Value) -> tempfile::TempDir {
+pub(in crate::text) fn folder(special: &[&str], config: Value, generation: Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_tokenizer(dir.path(), special, Value::Null);
     fs::write(dir.path().join(CONFIG), config.to_string()).unwrap();
@@ -52,7 +60,7 @@ fn folder(special: &[&str], config: Value, generation: Value) -> tempfile::TempD
     dir
 }
 
-fn load(dir: &tempfile::TempDir) -> Tokenizer {
+pub(in crate::text) fn load(dir: &tempfile::TempDir) -> Tokenizer {
     Tokenizer::load(dir.path()).unwrap()
 }
 
@@ -159,7 +167,7 @@ fn a_turn_ends_with_what_the_template_writes() {
     let config = serde_json::json!({"eos_token": "<|im_end|>", "chat_template": CHATML});
     let qwen = load(&folder(&special, config, serde_json::json!({"eos_token_id": [258, 256]})));
     assert_eq!((qwen.stop_ids(), qwen.turn_end()), (&[258, 256][..], &[258][..]));
-    assert_eq!(qwen.encode_completion("ab").unwrap(), [97, 98, 258]);
+    assert_eq!(completion(&qwen, "ab").unwrap(), [97, 98, 258]);
 
     let special = ["<|begin|>", "<|end_of_text|>", "<|start|>", "<|end|>", "<|eom_id|>", "<|eot_id|>"];
     let template = "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}<|eot_id|>\
@@ -191,10 +199,10 @@ fn thinking_that_the_prompt_opens_is_known_to_training_and_grading() {
     let tokenizer = load(&dir);
     assert!(tokenizer.opens_thinking());
     let prompt = tokenizer.encode_prompt(&Prompt::Text("2+3?".into())).unwrap();
-    let row = tokenizer.encode_completion("<think>\nadd\n</think>\n\\boxed{5}").unwrap();
+    let row = completion(&tokenizer, "<think>\nadd\n</think>\n\\boxed{5}").unwrap();
     let whole = tokenizer.decode(&[prompt, row].concat(), false);
     assert!(whole.ends_with("assistant\n<think>\nadd\n</think>\n\\boxed{5}<|im_end|>"), "{whole}");
-    let error = tokenizer.encode_completion("\\boxed{5}").unwrap_err().to_string();
+    let error = completion(&tokenizer, "\\boxed{5}").unwrap_err().to_string();
     assert!(error.contains("does not close it") && error.contains("boxed{5}"), "{error}");
 
     let strict = |tokenizer: &Tokenizer, text: &str| {
@@ -264,7 +272,7 @@ fn a_base_model_gets_the_tokens_its_texts_begin_with() {
     // The end of a text is not part of a prompt.
     let prompt = Prompt::Text("ab".into());
     assert_eq!(load(&dir).encode_prompt(&prompt).unwrap(), [256, 97, 98]);
-    assert_eq!(load(&dir).encode_completion("c").unwrap(), [99, 257]);
+    assert_eq!(completion(&load(&dir), "c").unwrap(), [99, 257]);
     assert!(load(&dir).notes()[0].contains("no chat template"));
     // A template writes the token itself; it is not added twice.
     fs::write(dir.path().join(TEMPLATE), "{{ bos_token }}{{ messages[0].content }}").unwrap();
@@ -273,10 +281,64 @@ fn a_base_model_gets_the_tokens_its_texts_begin_with() {
 
 #[test]
 fn a_prompt_without_text_is_an_error() {
-    let dir = chatml("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}");
-    let prompt = Prompt::Messages(vec![Message::new("system", "s")]);
-    let error = load(&dir).encode_prompt(&prompt).unwrap_err().to_string();
-    assert!(error.contains("the chat template renders no text for the prompt \"s\""), "{error}");
+    let dir = chatml("{% for m in messages if m.role == 'user' %}{{ m.content | trim }}{% endfor %}");
+    let error = |turn| load(&dir).encode_prompt(&Prompt::Messages(vec![turn])).unwrap_err().to_string();
+    let empty = error(Message::user(" "));
+    assert!(empty.contains("the chat template renders no text for the prompt \" \""), "{empty}");
+    let lost = error(Message::new("system", "s"));
+    assert!(lost.contains("the chat template leaves out a turn of the role \"system\""), "{lost}");
+}
+
+/// Regression: a prompt or an answer with the marks of a template got them twice.
+#[test]
+fn texts_that_end_a_turn_themselves_are_refused() {
+    let tokenizer = load(&chatml(CHATML));
+    let rendered = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
+    let turns = vec![Message::user("hi"), Message::new("assistant", "yo<|endoftext|>"), Message::user("and?")];
+    for (prompt, part) in [
+        (Prompt::Text(rendered.into()), "the text of a turn contains \"<|im_end|>\", which ends a turn"),
+        (Prompt::Messages(turns), "the text of a turn contains \"<|endoftext|>\""),
+    ] {
+        let error = tokenizer.encode_prompt(&prompt).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let error = completion(&tokenizer, "5<|im_end|>\n").unwrap_err().to_string();
+    assert!(error.contains("the completion contains \"<|im_end|>\"") && error.contains("remove it: \"5<"), "{error}");
+    // Without a template, a text is what it is.
+    let bare = load(&folder(&["</s>"], serde_json::json!({"eos_token": "</s>"}), Value::Null));
+    assert_eq!(bare.encode_prompt(&Prompt::Text("a</s>b".into())).unwrap(), [97, 256, 98]);
+}
+
+/// Regression: with a tokenizer that puts a space before a text, the words and the end of a turn got one each.
+#[test]
+fn a_conversation_is_encoded_as_one_text() {
+    for (template, whole) in [
+        (CHATML, "<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\nIt is 5<|im_end|>"),
+        ("{% for m in messages %}{{ m.content }} .<|im_end|>{% endfor %}", "2+3? .<|im_end|>It is 5 .<|im_end|>"),
+        (
+            "{% for m in messages %}Q {{ m.content }} A {% if m.role == 'assistant' %}.<|im_end|>{% endif %}{% endfor %}",
+            "Q 2+3? A Q It is 5 A .<|im_end|>",
+        ),
+    ] {
+        let dir = chatml(template);
+        for spaced in [false, true] {
+            let file = dir.path().join(TOKENIZER);
+            let text = fs::read_to_string(&file).unwrap();
+            let (off, on) = ("\"add_prefix_space\":false", "\"add_prefix_space\":true");
+            fs::write(&file, if spaced { text.replace(off, on) } else { text }).unwrap();
+            let tokenizer = load(&dir);
+            let (ids, prompt) = tokenizer.encode_conversation(&Prompt::Text("2+3?".into()), "It is 5").unwrap();
+            assert_eq!(ids[..prompt], tokenizer.encode_prompt(&Prompt::Text("2+3?".into())).unwrap());
+            assert_eq!(ids, tokenizer.encode(whole).unwrap(), "{template} {spaced}");
+        }
+    }
+}
+
+#[test]
+fn a_completion_begins_with_what_the_template_writes_before_the_words() {
+    let channel = CHATML.replace("{{ m.content }}", "{{ '<|fim_pad|>' if m.role == 'assistant' }}{{ m.content }}");
+    assert_eq!(completion(&load(&chatml(&channel)), "5").unwrap(), [259, 53, 257]);
+    assert_eq!(completion(&load(&chatml(CHATML)), "5").unwrap(), [53, 257]);
 }
 
 #[test]
@@ -318,35 +380,6 @@ fn a_template_is_chosen_by_its_name() {
     write(CONFIG, r#"{"eos_token": "<s>", "chat_template": [1]}"#);
     let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("tokenizer_config.json: chat_template = [1] must be a string or a list"), "{error}");
-}
-
-/// Regression: such a token was split into pieces. The ids are those of `transformers` 5.19.0.
-#[test]
-fn tokens_that_only_the_config_has_are_added() {
-    let of = |decoder: Value| {
-        let config = serde_json::json!({"eos_token": "<|im_end|>", "added_tokens_decoder": decoder});
-        folder(&["<|im_end|>", "<x>"], config, Value::Null)
-    };
-    let tokenizer = load(&of(serde_json::json!({
-        "256": {"content": "<|im_end|>", "special": true, "normalized": false},
-        "257": {"content": "<x>", "lstrip": true, "normalized": false},
-        "259": {"content": "<tool>"},
-        "258": {"content": "<|im_start|>", "rstrip": true, "special": true},
-    })));
-    let ids = tokenizer.encode("<|im_start|> \na<|im_end|>").unwrap();
-    assert_eq!(ids, [258, 97, 256]);
-    assert_eq!((tokenizer.decode(&ids, true), tokenizer.vocab_size()), ("a".to_string(), 260));
-    assert_eq!(tokenizer.encode("a <tool> b").unwrap(), [97, 32, 259, 32, 98]);
-    assert_eq!(tokenizer.encode("a <x> b").unwrap(), [97, 257, 32, 98]);
-    for (decoder, part) in [
-        (serde_json::json!({"260": {"content": "<y>"}}), "added_tokens_decoder.260 is \"<y>\", which gets the id 258"),
-        (serde_json::json!({"258": {"content": "<x>"}}), "added_tokens_decoder.258 is \"<x>\", which gets the id 257"),
-        (serde_json::json!({"a": {"content": "<y>"}}), "added_tokens_decoder.a is not a token id"),
-        (serde_json::json!({"258": {"content": 5}}), "added_tokens_decoder.258: invalid type"),
-    ] {
-        let error = Tokenizer::load(of(decoder).path()).unwrap_err().to_string();
-        assert!(error.contains("tokenizer_config.json: ") && error.contains(part), "{error}");
-    }
 }
 
 #[test]

@@ -88,9 +88,7 @@ fn length(tokenizer: &Tokenizer, row: &Conversation, longest: usize) -> Result<(
 
 /// Encode a conversation: the rendered prompt, the completion, the end of the turn.
 fn encode(tokenizer: &Tokenizer, conversation: &Conversation) -> Result<Sequence> {
-    let mut tokens = tokenizer.encode_prompt(&conversation.prompt)?;
-    let prompt = tokens.len();
-    tokens.extend(tokenizer.encode_completion(&conversation.completion)?);
+    let (tokens, prompt) = tokenizer.encode_conversation(&conversation.prompt, &conversation.completion)?;
     Ok(Sequence { tokens, prompt })
 }
 
