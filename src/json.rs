@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// Maximum significant digits of a number that is read as a 64-bit float.
 const DIGITS: usize = 17;
@@ -16,6 +17,25 @@ const DIGITS: usize = 17;
 /// When the text is not JSON.
 pub(crate) fn row<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
     serde_json::from_str(&exact(text))
+}
+
+/// Convert a JSON object to its type.
+///
+/// # Errors
+/// The reason, with the key whose value does not fit: the one without which the reason is another.
+pub(crate) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, String> {
+    let read = |value: &Value| T::deserialize(value).map_err(|error| error.to_string());
+    let Some(table) = value.as_object() else { return Err("expected an object".to_string()) };
+    read(value).map_err(|reason| {
+        let without = |key: &str| {
+            let mut rest = table.clone();
+            rest.remove(key);
+            Value::Object(rest)
+        };
+        let is_cause = |key: &&String| read(&without(key)).err().is_none_or(|other| other != reason);
+        let cause = table.keys().find(is_cause).filter(|_| reason.starts_with("invalid "));
+        cause.map_or(reason.clone(), |key| format!("{key}: {reason}"))
+    })
 }
 
 /// Rewrite the numbers that a JSON reader would round or reject.
@@ -81,9 +101,26 @@ fn holds(word: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde::Deserialize;
+    use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_by_its_key() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct Row {
+            count: usize,
+            #[serde(flatten)]
+            rest: Value,
+        }
+        let read = |value: Value| typed::<Row>(&value).unwrap_err();
+        let want = "count: invalid type: string \"3\", expected usize";
+        assert_eq!(read(json!({"a": 1, "count": "3", "z": [2]})), want);
+        assert_eq!(read(json!({"a": 1})), "missing field `count`");
+        assert_eq!(read(json!([3])), "expected an object");
+        assert_eq!(typed::<Row>(&json!({"count": 3, "a": 1})).unwrap(), Row { count: 3, rest: json!({"a": 1}) });
+    }
 
     #[test]
     fn numbers_stay_what_is_written_or_become_a_text() {

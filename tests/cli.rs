@@ -256,7 +256,7 @@ fn what_does_nothing_or_harm_is_refused() {
     let [model, sums] = ["model", "sums.jsonl"].map(|name| workshop.path(name).display().to_string());
     let (model, sums) = (model.as_str(), sums.as_str());
     let [served, urls] = ["engine=vllm", "urls=[\"http://127.0.0.1:1\"]"];
-    let table: [(&[&str], &str); 19] = [
+    let table: [(&[&str], &str); 21] = [
         (
             &["eval", model, sums, "--difficulties", "1"],
             "--difficulties is for the embedded tasks and has no effect on",
@@ -287,6 +287,8 @@ fn what_does_nothing_or_harm_is_refused() {
             &["eval", model, sums, "--rollout", served, "--rollout", urls, "--rollout", "max_staleness=1"],
             "--rollout max_staleness is for training",
         ),
+        (&["generate", model, "--stop", ""], "--stop <TEXT>"),
+        (&["score", model, "--input", sums, "--tokens-per-batch", "0"], "--tokens-per-batch 0 must be positive"),
         (&["watch", "x", "--once", "--every", "1"], "cannot be used with"),
     ];
     for (args, want) in table {
@@ -352,6 +354,15 @@ fn generate_and_report_work_on_what_training_left() {
         ),
         (&[&"train", &"--resume", &run], "its config.toml is missing".to_string()),
     ];
+    // Regression: the name was ignored, and a link was looked for under the name of its target.
+    let error = user_error(&[&"train", &"--resume", &run, &"--set", &"name=other"]);
+    assert!(error.contains("--set name=other: a resumed run stays in its folder"), "{error}");
+    #[cfg(unix)]
+    {
+        let link = workshop.path("link");
+        std::os::unix::fs::symlink(&run, &link).unwrap();
+        succeed(&[&"train", &"--resume", &link]);
+    }
     std::fs::remove_file(own).unwrap();
     for (args, want) in refused {
         let error = user_error(args);

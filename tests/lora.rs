@@ -131,6 +131,8 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_reasons() {
     }
     let error = failure("\"bias\": \"none\"", "\"new_kind\": {\"blocks\": 2}");
     assert!(error.contains("new_kind = {\"blocks\":2} is not supported"), "{error}");
+    let error = failure("\"bias\": \"none\"", "\"use_rslora\": 1");
+    assert!(error.contains("use_rslora = 1 must be true or false"), "{error}");
     let harmless = "\"init_lora_weights\": \"orthogonal\", \"new_kind\": null, \"peft_version\": \"0.21.2\"";
     std::fs::write(&path, text.replace("\"bias\": \"none\"", harmless)).unwrap();
     // A pattern in `target_modules` is resolved by the adapters in the file.

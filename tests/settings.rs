@@ -402,6 +402,9 @@ fn numbers_of_what_is_in_memory_are_bounded() {
             &[million, "train.num_generations=1048576"],
             "makes 1099511627776 completions per step, more than the maximum of 1048576",
         ),
+        // These panicked or were said to be a file of an unknown kind.
+        (&["train.save_steps=18446744073709551615"], "must be at most 9223372036854775807"),
+        (&["data.eval="], "data.eval = \"\" is empty: give a file"),
     ]);
     read::<RlConfig>(&["train.prompts_per_step=65536", "train.num_generations=16", "eval.num_problems=1000000"])
         .unwrap();

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 
 use super::engine::EngineArgs;
 use super::paths::not_a_run;
@@ -35,7 +36,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, default_value_t = 512)]
     max_completion_length: usize,
     /// Text that ends the completion when it occurs; may be repeated.
-    #[arg(long = "stop", value_name = "TEXT")]
+    #[arg(long = "stop", value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     stop_strings: Vec<String>,
     /// Seed of sampling.
     #[arg(long, default_value_t = 0)]
@@ -114,6 +115,9 @@ pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
 /// Return the sampling settings in the model's `generation_config.json`. If there are any, they are printed.
 fn published(tokenizer: &Tokenizer) -> Result<Distribution> {
     let settings = tokenizer.recommended()?;
+    if !settings.unsupported.is_empty() {
+        say(format_args!("generation_config.json: not supported and left out: {}", settings.unsupported.join(", ")));
+    }
     let mut distribution = Distribution::default();
     let mut taken = Vec::new();
     if let Some(temperature) = settings.temperature {

@@ -49,6 +49,9 @@ pub(super) fn score(args: &ScoreArgs) -> anyhow::Result<()> {
     if !(args.temperature > 0.0 && args.temperature.is_finite()) {
         return Err(Error::Invalid(format!("--temperature {} must be positive", args.temperature)).into());
     }
+    if args.tokens_per_batch == 0 {
+        return Err(Error::Invalid("--tokens-per-batch 0 must be positive".to_string()).into());
+    }
     not_a_run(&args.model, &["final", "adapter"])?;
     keep_apart(&[("--output", args.output.as_ref())], &[&args.input])?;
     let (config, tokenizer) = (model::config_of(&args.model)?, Tokenizer::load(&args.model)?);

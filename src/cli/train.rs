@@ -149,12 +149,19 @@ fn resumed<S: RunSettings>(dir: &Path, file: Option<&Path>, sets: &[String]) -> 
     let own = dir.join("config.toml");
     check_resumed(dir, S::COMMAND, file.is_none() && !own.is_file())?;
     let mut config: S = config::load(Some(file.unwrap_or(&own)), sets)?;
-    // Paths such as `.` have no last component.
     let whole = dir.canonicalize().map_err(Error::io(dir))?;
-    let name = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let parent = if dir.file_name().is_some() { dir.parent() } else { whole.parent() };
     let (output_dir, own_name) = config.place();
-    (*output_dir, *own_name) = (parent.unwrap_or(Path::new("")).to_path_buf(), name);
+    let is_place = |set: &&String| set.starts_with("name=") || set.starts_with("output_dir=");
+    if let Some(set) = sets.iter().find(is_place)
+        && output_dir.join(&*own_name).canonicalize().ok().as_ref() != Some(&whole)
+    {
+        let message = format!("--set {set}: a resumed run stays in its folder, {}: remove this", dir.display());
+        return Err(Error::Invalid(message));
+    }
+    // Paths such as `.` have no last component. A link keeps its own name.
+    let place = if dir.file_name().is_some() { dir } else { &whole };
+    *own_name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    *output_dir = place.parent().unwrap_or(Path::new("")).to_path_buf();
     Ok(config)
 }
 

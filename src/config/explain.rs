@@ -8,6 +8,9 @@ use toml::de::{DeTable, DeValue};
 /// Keys whose value decides which other keys a table has.
 const TAGS: [&str; 2] = ["type", "engine"];
 
+/// Start of serde's description of a table whose `type` decides which other keys it has.
+const TAGGED: &str = "internally tagged enum ";
+
 /// Remove the key at `path`; return false if there is no such key or it is an array entry.
 pub(super) fn remove(table: &mut DeTable<'_>, path: &[String]) -> bool {
     let Some((name, above)) = path.split_last() else { return false };
@@ -205,7 +208,13 @@ pub(super) fn explain(found: &LocatedMessage, document: &DeTable<'_>, written: O
                 path.iter().map(String::as_str).filter(|part| part.parse::<usize>().is_err()).collect();
             format!("{subject}expected an array, got a table; an array of tables is written [[{}]]", names.join("."))
         }
-        Some((got, expected)) => format!("{subject}expected {}, got {got}", plain(expected)),
+        Some((got, expected)) => {
+            // A tagged table whose tag alone is given: `rewards = ["accuracy"]`.
+            let tag = got.strip_prefix("string ").filter(|_| expected.starts_with(TAGGED));
+            let hint = tag.map_or(String::new(), |tag| format!("; write {{ type = {tag} }}"));
+            format!("{subject}expected {}, got {got}{hint}", plain(expected))
+        }
+        None if message == "u64 value was too large" => format!("{subject}must be at most {}", i64::MAX),
         None => format!("{subject}{message}"),
     }
 }
@@ -230,6 +239,8 @@ fn plain(expected: &str) -> &str {
         "i8" | "i16" | "i32" | "i64" | "isize" => "an integer",
         "a boolean" => "true or false",
         "a sequence" => "an array",
-        other => other.strip_prefix("struct ").map_or(other, |_| "a table"),
+        "any valid TOML value" => "a smaller integer",
+        other if other.starts_with("struct ") || other.starts_with(TAGGED) => "a table",
+        other => other,
     }
 }

@@ -9,8 +9,8 @@ mod layers;
 
 use std::path::Path;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -121,7 +121,12 @@ enum Resolved<S> {
 }
 
 fn resolve<S: Settings>(layers: &Layers, validate: fn(&S) -> Vec<String>) -> Result<Resolved<S>> {
-    let read = |document: &Spanned<DeTable>| S::deserialize(toml::de::Deserializer::from(document.clone()));
+    // TOML's integers are signed. An unsigned setting takes a larger one, but the run's settings, once written, could
+    // not be read as TOML.
+    let read = |document: &Spanned<DeTable>| {
+        let source = || toml::de::Deserializer::from(document.clone());
+        toml::Table::deserialize(source()).and_then(|_| S::deserialize(source()))
+    };
     let mut document = layers.document()?;
     // The deserialiser stops at the first mistake: record it, remove the key and continue.
     let mut mistakes: Vec<Mistake> = Vec::new();

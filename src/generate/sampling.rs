@@ -46,7 +46,9 @@ impl Distribution {
             }
         };
         let Self { repetition_penalty, temperature, top_p, min_p, .. } = *self;
-        require(temperature >= 0.0 && temperature.is_finite(), "temperature", temperature, "0 (greedy) or positive");
+        // Logits divided by less could be infinite.
+        let divides = temperature >= 1e-20 && temperature.is_finite();
+        require(temperature == 0.0 || divides, "temperature", temperature, "0 (greedy) or at least 1e-20");
         require(top_p > 0.0 && top_p <= 1.0, "top_p", top_p, "above 0 and at most 1 (1 for all tokens)");
         require((0.0..=1.0).contains(&min_p), "min_p", min_p, "between 0 and 1 (0 for all tokens)");
         let positive = repetition_penalty > 0.0 && repetition_penalty.is_finite();

@@ -138,6 +138,13 @@ impl MetricsLog {
                 }
             }
         }
+        if let Some(last) = last_step.filter(|&last| newest != Some(last as u64) && last > 0) {
+            tracing::warn!(
+                "{}: the line of step {last} is missing, perhaps with others: the report will not show these steps; \
+                 training continues unchanged",
+                path.display()
+            );
+        }
         crate::files::write(path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path))?;
         Ok(Self { path: path.to_path_buf(), file })

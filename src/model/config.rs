@@ -146,11 +146,9 @@ impl ModelConfig {
         let path = crate::text::directory::find(dir, crate::hub::ModelFiles::Settings)?.join("config.json");
         let value = wrapped::completed(files::read_json(&path)?);
         let unknown = foreign::family_mistake(&value);
-        let mut config: Self = serde_json::from_value(value).map_err(|error| match unknown {
-            // An unsupported family explains the missing keys.
-            Some(problem) => Error::Config { origin: path.display().to_string(), problems: vec![problem] },
-            None => Error::file(&path, error.to_string()),
-        })?;
+        // An unsupported family explains missing keys.
+        let mut config: Self =
+            crate::json::typed(&value).map_err(|reason| Error::file(&path, unknown.unwrap_or(reason)))?;
         if config.num_key_value_heads == 0 {
             config.num_key_value_heads = config.num_attention_heads;
         }
@@ -262,6 +260,34 @@ mod tests {
             assert!(found.iter().any(|problem| problem.contains(text)), "{text}: {found:#?}");
         }
         assert_eq!(found.len(), 7, "{found:#?}");
+        // Keys of other tools, and of transformers 5, that were ignored.
+        for (key, value) in [
+            ("quantization", json!({"bits": 4, "group_size": 64})),
+            ("compression_config", json!({"quant_method": "compressed-tensors"})),
+            ("is_causal", json!(false)),
+            ("per_layer_config", json!({"1": {"sliding_window": 8}})),
+        ] {
+            let found = mistakes(json!({key: value}));
+            assert!(found.len() == 1 && found[0].starts_with(key) && found[0].contains("not supported"), "{found:?}");
+        }
+        assert_eq!(mistakes(json!({"is_causal": true})), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_with_file_and_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |key: &str, value: Value| {
+            let mut config = serde_json::to_value(ModelConfig::qwen2(512, 64, 128, 2, 4, 2)).unwrap();
+            config[key] = value;
+            std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+            ModelConfig::load(dir.path()).unwrap_err().to_string()
+        };
+        for (key, value) in
+            [("hidden_size", json!("64")), ("pad_token_id", json!(-1)), ("use_sliding_window", json!(5))]
+        {
+            let error = read(key, value);
+            assert!(error.contains(&format!("config.json: {key}: invalid")), "{error}");
+        }
     }
 
     /// The first version of Mistral has a window of 4096, even if its file omits the key.

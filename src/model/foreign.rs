@@ -30,20 +30,25 @@ const MISSING: [(&str, &str); 19] = [
 ];
 
 /// Keys of unsupported features, and the message for each.
-const FOREIGN: [(&str, &str); 12] = [
+const FOREIGN: [(&str, &str); 15] = [
     ("num_experts", "mixtures of experts are not supported"),
     ("num_local_experts", "mixtures of experts are not supported"),
     ("n_routed_experts", "mixtures of experts are not supported"),
     ("vision_config", "vision models are not supported"),
     ("audio_config", "audio models are not supported"),
     ("text_config", "nested configurations are not supported; give the language model's own directory"),
-    ("quantization_config", "quantised weights are not supported; use the original model in f32, bf16 or f16"),
+    ("quantization_config", QUANTISED),
+    ("compression_config", QUANTISED),
+    ("quantization", QUANTISED),
+    ("per_layer_config", "settings for single layers are not supported"),
     ("auto_map", "custom model code is not supported"),
     ("pruned_heads", "pruned heads are not supported"),
     ("final_logit_softcapping", "logit soft-capping is not supported"),
     ("attn_logit_softcapping", "attention soft-capping is not supported"),
     ("use_bidirectional_attention", "bidirectional attention is not supported"),
 ];
+
+const QUANTISED: &str = "quantised weights are not supported; use the original model in f32, bf16 or f16";
 
 /// Return the message for an unsupported family.
 fn unknown(model_type: &str) -> String {
@@ -86,6 +91,10 @@ impl ModelConfig {
             if !empty && !ours {
                 problems.push(format!("{key} = {}: {reason}", shorten(value)));
             }
+        }
+        // An encoder for embeddings, made of a language model.
+        if self.rest.get("is_causal") == Some(&json!(false)) {
+            problems.push("is_causal = false: bidirectional attention is not supported".to_string());
         }
         problems
     }

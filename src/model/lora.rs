@@ -363,8 +363,11 @@ fn read(dir: &Path, weights: &CheckpointWeights) -> Result<Described> {
         None => PROJECTIONS.into_iter().filter(in_file).map(str::to_string).collect(),
     };
     // rsLoRA (arXiv 2312.03732) multiplies the product by `lora_alpha / √r`.
-    let by_root = file.rest.get(RSLORA) == Some(&Value::Bool(true));
-    let lora_alpha = file.lora_alpha * if by_root { (file.r as f64).sqrt() } else { 1.0 };
+    let by_root = file.rest.get(RSLORA).unwrap_or(&Value::Null);
+    if !by_root.is_null() && !by_root.is_boolean() {
+        problems.push(format!("{RSLORA} = {by_root} must be true or false"));
+    }
+    let lora_alpha = file.lora_alpha * if by_root.as_bool() == Some(true) { (file.r as f64).sqrt() } else { 1.0 };
     let lora = LoraConfig { r: file.r, lora_alpha, target_modules };
     problems.extend(lora.mistakes());
     if problems.is_empty() {

@@ -56,14 +56,7 @@ impl Rope {
             return Ok(vec![Self::read(config)?]);
         };
         let mut one = config.clone();
-        let kind = |kind: &str| match &config.rope_parameters {
-            Some(table) if !table.is_null() => match table.get(kind) {
-                Some(table) => table.clone(),
-                None if KINDS.iter().any(|kind| table.get(kind).is_some()) => Value::Null,
-                None => Value::Null,
-            },
-            _ => Value::Null,
-        };
+        let kind = |kind: &str| config.rope_parameters.as_ref()?.get(kind).filter(|table| !table.is_null()).cloned();
         let is_flat = |table: &&Value| {
             table
                 .as_object()
@@ -75,10 +68,10 @@ impl Rope {
                 KINDS.join(" and ")
             )]);
         }
-        one.rope_parameters = Some(kind(KINDS[0])).filter(|table| !table.is_null());
+        one.rope_parameters = kind(KINDS[0]);
         let full = Self::read(&one)?;
         // `rope_scaling` of older files applies to layers without a window only.
-        (one.rope_parameters, one.rope_scaling) = (Some(kind(KINDS[1])).filter(|table| !table.is_null()), None);
+        (one.rope_parameters, one.rope_scaling) = (kind(KINDS[1]), None);
         one.rope_theta = match config.rest.get(LOCAL).filter(|base| !base.is_null()) {
             None => Some(local),
             Some(base) => match base.as_f64().filter(|base| *base > 1.0 && base.is_finite()) {
@@ -227,8 +220,10 @@ impl RopeTableReader<'_> {
         })
     }
 
+    /// Return `rope_type`, or `type`, its name in older files; null if neither is given.
     fn kind(&self) -> Value {
-        self.table.get("rope_type").or_else(|| self.table.get("type")).unwrap_or(&Value::Null).clone()
+        let given = |name: &&str| self.table.get(*name).filter(|value| !value.is_null());
+        ["rope_type", "type"].iter().find_map(given).cloned().unwrap_or_default()
     }
 
     /// Return whether `rope_type` is `longrope` or its name in Phi's older files.
@@ -265,7 +260,12 @@ impl RopeTableReader<'_> {
         let kind = self.kind();
         let (frequencies, attention_factor) = match kind.as_str() {
             Some("default") => (plain, 1.0),
-            None if kind.is_null() => (plain, 1.0),
+            None if kind.is_null() => {
+                if self.table.contains_key("factor") {
+                    self.refuse("rope_type", "must name the scaling that has this factor: linear, llama3 or yarn");
+                }
+                (plain, 1.0)
+            }
             Some("linear") => {
                 let factor = self.number("factor", None, None) as f32;
                 (plain.into_iter().map(|f| f / factor).collect(), 1.0)
@@ -311,7 +311,9 @@ impl RopeTableReader<'_> {
     /// Divide slow frequencies by `factor`, keeps fast ones, with a ramp between; also returns the attention factor.
     fn yarn(&mut self, plain: Vec<f32>, theta: f64, dim: usize, max_positions: usize) -> (Vec<f32>, f32) {
         let original = self.number(ORIGINAL, None, Some(max_positions as f64));
-        let factor = self.number("factor", None, Some(max_positions as f64 / original));
+        // As in transformers, a factor of null is inferred, but one must be given.
+        let inferred = self.table.contains_key("factor").then_some(max_positions as f64 / original);
+        let factor = self.number("factor", None, inferred);
         let fast = self.number("beta_fast", None, Some(32.0));
         let slow = self.number("beta_slow", None, Some(1.0));
         let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
@@ -363,6 +365,8 @@ mod tests {
         let inside = |length: u64| json!({"type": "yarn", "factor": 4.0, ORIGINAL: length});
         let want = read(inside(64), Value::Null).unwrap();
         assert_eq!(read(json!({"type": "yarn", "factor": 4.0}), json!(64)).unwrap(), want);
+        // Regression: with a `rope_type` of null beside `type`, there was no scaling.
+        assert_eq!(read(json!({"rope_type": null, "type": "yarn", "factor": 4.0}), json!(64)).unwrap(), want);
         assert_eq!(read(inside(256), json!(64)).unwrap(), want);
         assert_ne!(read(inside(256), Value::Null).unwrap(), want);
         assert!(read(inside(64), json!("64")).unwrap_err()[0].contains("must be a positive number"));
@@ -463,6 +467,16 @@ mod tests {
         }
         let found = read(json!({"full_attention": {"rope_type": "default"}})).unwrap_err();
         assert!(found[0].contains("per layer type"), "{found:?}");
+        // Regression: both tables were read as no scaling.
+        let found = read(json!({"factor": 4.0, ORIGINAL: 64})).unwrap_err();
+        assert_eq!(
+            found,
+            ["rope_scaling.rope_type = missing must name the scaling that has this factor: linear, llama3 or yarn"]
+        );
+        assert_eq!(
+            read(json!({"type": "yarn"})).unwrap_err(),
+            ["rope_scaling.factor = missing must be a positive number"]
+        );
         let mut config = ModelConfig::qwen2(512, 64, 128, 2, 4, 2);
         (config.rope_scaling, config.rope_parameters) = (Some(json!({})), Some(json!({})));
         assert!(Rope::read(&config).unwrap_err()[0].contains("remove one"));

@@ -15,7 +15,7 @@
 //! The program runs during the whole training, in `workers` processes. The completions of a step are dealt to them in
 //! turn, one line at a time. When a run opens, every worker must answer a trial question. If a worker exits later, or
 //! exceeds `timeout_s` for a line, its completions are left out and the worker is restarted. Three such failures in a
-//! row end the training. A worker is killed together with its process group.
+//! row end the training. A worker is killed together with its process group, also when the training is killed (SIGKILL).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -305,6 +305,9 @@ impl ProgramWorker {
             }
             Err(NoAnswer::Overlong) => {
                 Err(program.refuse(&format!("{MAX_ANSWER_LINE} bytes without a line break"), "too long", id))
+            }
+            Err(NoAnswer::Unread) => {
+                Err(program.refuse("an answer to a request that it had not read", "each request has its answer", id))
             }
             Err(NoAnswer::Timeout) => {
                 process.end();

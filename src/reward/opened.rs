@@ -98,7 +98,10 @@ impl Rewards {
     }
 }
 
-/// Reject scores that are not finite or not one per answer, so that no such number enters a run.
+/// Largest size of a score. Weights are at most 1e6, so that squares of weighted sums are finite in f32.
+const LARGEST: f32 = 1e9;
+
+/// Reject scores that are not finite, beyond [`LARGEST`] or not one per answer, so that no such number enters a run.
 fn check(name: &str, scores: &[Option<Parts>], group: &AnswerGroup) -> Result<()> {
     let (count, size) = (scores.len(), group.answers.len());
     if count != size {
@@ -106,11 +109,11 @@ fn check(name: &str, scores: &[Option<Parts>], group: &AnswerGroup) -> Result<()
             "the reward {name:?} returned {count} scores for a group of {size} completions"
         )));
     }
-    let finite = |parts: &Parts| parts.task.is_finite() && parts.length.is_finite() && parts.total().is_finite();
-    match scores.iter().flatten().find(|parts| !finite(parts)) {
+    let fits = |parts: &Parts| parts.task.abs() <= LARGEST && parts.length.abs() <= LARGEST;
+    match scores.iter().flatten().find(|parts| !fits(parts)) {
         Some(Parts { task, length }) => Err(Error::Invalid(format!(
-            "the reward {name:?} returned task = {task} and length = {length}, which is not finite, for a completion \
-             of {:?}; it must return no score for a completion that it cannot score",
+            "the reward {name:?} returned task = {task} and length = {length}, which is not finite or beyond \
+             {LARGEST:e}, for a completion of {:?}; it must return no score for a completion that it cannot score",
             group.problem.prompt.text()
         ))),
         None => Ok(()),

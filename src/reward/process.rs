@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,9 @@ const READ_AHEAD: usize = 16;
 
 /// Number of lines of standard error that are kept.
 const KEPT_LINES: usize = 20;
+
+/// Number of lines of standard error that are logged per second; a program that writes without end fills no disk.
+const LOGGED_LINES: usize = 100;
 
 /// Interval between checks for a stop request while waiting for an answer.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -39,6 +42,20 @@ fn kill_group(leader: u32) {
     #[cfg(unix)]
     let _ =
         nix::sys::signal::killpg(nix::unistd::Pid::from_raw(leader.cast_signed()), nix::sys::signal::Signal::SIGKILL);
+}
+
+/// Start a shell that kills a process group once this process is gone, even if by SIGKILL: its standard input, which
+/// nobody writes to, then closes. Return `None` on a platform without process groups or shell.
+fn guard(leader: u32) -> Option<Child> {
+    if !cfg!(unix) {
+        return None;
+    }
+    let mut command = Command::new("sh");
+    command.args(["-c", "read -r line; kill -s KILL -- \"-$0\"", &leader.to_string()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    command.spawn().ok()
 }
 
 /// The last lines that processes wrote to standard error.
@@ -70,6 +87,8 @@ pub(super) enum NoAnswer {
     Closed,
     /// [`MAX_ANSWER_LINE`] bytes came without a line break.
     Overlong,
+    /// The process answered earlier lines without reading them.
+    Unread,
     /// A stop was requested.
     Stopped,
 }
@@ -78,6 +97,8 @@ pub(super) enum NoAnswer {
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
+    /// See [`guard`].
+    pub(super) guard: Option<Child>,
     questions: SyncSender<String>,
     answers: Receiver<OutputLine>,
     /// Disconnected once all of standard error has been read.
@@ -103,6 +124,7 @@ impl Process {
             running.insert(child.id());
             child
         };
+        let guard = guard(child.id());
         let (Some(mut stdin), Some(stdout), Some(stderr)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
@@ -129,19 +151,34 @@ impl Process {
         let (reading, stderr_read) = channel();
         std::thread::spawn(move || {
             let _reading = reading;
+            let (mut second, mut count) = (Instant::now(), 0);
             for (line, _) in lines(stderr, MAX_STDERR_LINE) {
-                tracing::warn!("reward.command: {line}");
+                if second.elapsed() >= Duration::from_secs(1) {
+                    (second, count) = (Instant::now(), 0);
+                }
+                count += 1;
+                match count {
+                    ..=LOGGED_LINES => tracing::warn!("reward.command: {line}"),
+                    _ if count == LOGGED_LINES + 1 => {
+                        tracing::warn!(
+                            "reward.command: more than {LOGGED_LINES} lines in a second; the others are left out"
+                        );
+                    }
+                    _ => {}
+                }
                 stderr_tail.push(line);
             }
         });
-        Ok(Self { child, questions, answers, stderr_read, ended: false })
+        Ok(Self { child, guard, questions, answers, stderr_read, ended: false })
     }
 
     /// Write a line, including its line break, and wait for the next line of the answer.
     pub(super) fn ask(&self, question: String, timeout: Duration, stop: Stop) -> Result<String, NoAnswer> {
         let start = Instant::now();
         // If the writing thread is gone, so is the program, and reading the answer reports it.
-        let _ = self.questions.send(question);
+        if let Err(TrySendError::Full(_)) = self.questions.try_send(question) {
+            return Err(NoAnswer::Unread);
+        }
         loop {
             let left = timeout.saturating_sub(start.elapsed());
             match self.answers.recv_timeout(left.min(POLL_INTERVAL)) {
@@ -166,6 +203,10 @@ impl Process {
     /// Kill the process and all that it started.
     fn kill(&mut self) -> io::Result<std::process::ExitStatus> {
         self.ended = true;
+        if let Some(mut guard) = self.guard.take() {
+            // Before its standard input closes.
+            let _ = guard.kill().and_then(|()| guard.wait());
+        }
         {
             // The group's id is the leader's process id, which stays reserved until the leader has been waited for.
             let mut running = RUNNING_GROUPS.lock().unwrap_or_else(PoisonError::into_inner);

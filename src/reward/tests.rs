@@ -156,7 +156,7 @@ fn values_of_the_users_type_are_kept_by_reward_and_checked_by_name() {
     let scores = given(vec![Some(parts), None]).unwrap();
     assert_eq!(scores, [[vec![Some(parts), None], vec![Some(Parts::task(1.0)), Some(Parts::task(0.0))]]]);
     let refused = |scores| given(scores).unwrap_err().to_string();
-    for bad in [Parts::task(f32::NAN), Parts::length(f32::INFINITY), Parts { task: f32::MAX, length: f32::MAX }] {
+    for bad in [Parts::task(f32::NAN), Parts::length(f32::INFINITY), Parts { task: -1e10, length: 1e10 }] {
         let error = refused(vec![None, Some(bad)]);
         assert!(error.contains("the reward \"given\" returned") && error.contains("not finite"), "{error}");
     }

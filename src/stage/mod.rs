@@ -20,6 +20,9 @@ use crate::objective::terms::CovarianceRule;
 use crate::objective::{Advantage, DifficultyWeighting, LossType, Objective, Surrogate, TokenRules};
 use crate::reward::{Accuracy, RewardKind};
 
+/// Largest size of a weight in `reward_weights`. Scores are at most 1e9, so that weighted sums are finite in f32.
+const LARGEST_WEIGHT: f32 = 1e6;
+
 /// One stage of a schedule. Each section has only keys that act, and validates itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -136,8 +139,10 @@ impl Stage {
         if weights > 0 && self.reward_weights.iter().all(|weight| *weight == 0.0) {
             mistakes.push("reward_weights are all 0: at least one must differ from 0".to_string());
         }
-        for (k, weight) in self.reward_weights.iter().enumerate().filter(|(_, weight)| !weight.is_finite()) {
-            mistakes.push(format!("reward_weights.{k} = {weight} must be a finite number"));
+        let fits = |weight: &f32| weight.abs() <= LARGEST_WEIGHT;
+        for (k, weight) in self.reward_weights.iter().enumerate().filter(|(_, weight)| !fits(weight)) {
+            let most = LARGEST_WEIGHT;
+            mistakes.push(format!("reward_weights.{k} = {weight} must be a number from -{most} to {most}"));
         }
         let section = |name: &str, found: Vec<String>| -> Vec<String> {
             found.into_iter().map(|mistake| format!("{name}.{mistake}")).collect()

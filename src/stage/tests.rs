@@ -35,6 +35,18 @@ fn every_mistake_of_a_stage_is_named_with_its_section() {
     }
 }
 
+/// Regression: weights whose sums overflow made the reward infinite, and the run went on.
+#[test]
+fn weights_that_would_overflow_are_refused() {
+    let found = mistakes("reward_weights = [3e38]");
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("stages.0.reward_weights.0 = ") && found[0].contains("1000000"), "{found:?}");
+    assert!(mistakes("reward_weights = [-1e6]").is_empty());
+    // The logits divided by such a temperature are infinite; the weights were said to be damaged.
+    let found = mistakes("sampling.temperature = 1e-40");
+    assert!(found.len() == 1 && found[0].ends_with("must be 0 (greedy) or at least 1e-20"), "{found:?}");
+}
+
 /// 2^63 completions, or steps whose sum overflows, ended in an allocation failure or a wrapped number.
 #[test]
 fn numbers_without_sense_are_refused_by_key() {

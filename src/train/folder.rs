@@ -19,11 +19,12 @@ pub(super) const METRICS: &str = "metrics.jsonl";
 pub(super) fn name_mistake(name: &str) -> Option<String> {
     let mut parts = Path::new(name).components();
     let ordinary = matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name);
-    if ordinary && !name.contains(['/', '\\', '\0']) {
+    if ordinary && !name.contains(['/', '\\']) && !name.contains(char::is_control) {
         return None;
     }
     Some(format!(
-        "name = {name:?} must be the name of a folder within output_dir: not empty, no \"/\", not \".\" or \"..\""
+        "name = {name:?} must be the name of a folder within output_dir: not empty, no \"/\", no line break, not \".\" or \
+         \"..\""
     ))
 }
 
@@ -277,7 +278,7 @@ mod tests {
     /// Each of the bad names once wrote or deleted files outside of a folder of its own within `runs`.
     #[test]
     fn a_name_is_one_ordinary_part_of_a_path() {
-        for bad in ["", ".", "..", "/", "a/b", "a/", "./a", "../x", "/tmp/x", "a\\b", "a\0b"] {
+        for bad in ["", ".", "..", "/", "a/b", "a/", "./a", "../x", "/tmp/x", "a\\b", "a\0b", "a\nb", "a\u{1b}[2J"] {
             assert!(name_mistake(bad).is_some(), "{bad:?}");
         }
         for good in ["a", "a.b", "...", "mit Leerzeichen", "ü", ".hidden", "2024"] {

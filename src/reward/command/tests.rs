@@ -141,6 +141,15 @@ fn a_program_that_does_not_flush_is_found_out_when_the_run_opens() {
     assert!(error.contains("flush=True"), "{error}");
 }
 
+/// Regression: once the pipe to such a program was full, the run stood still, and Ctrl-C was not heard.
+#[test]
+fn a_program_that_answers_without_reading_is_refused() {
+    let program =
+        open(&config("id=0; while echo \"{\\\"id\\\":$id,\\\"score\\\":0}\"; do id=$((id + 1)); done")).unwrap();
+    let error = (0..10).find_map(|_| ask(&program, &"x".repeat(1 << 17), true).err()).unwrap().to_string();
+    assert!(error.contains("wrote an answer to a request that it had not read"), "{error}");
+}
+
 /// 20 MB without a line break.
 #[test]
 fn a_flood_without_a_newline_is_an_error() {
@@ -195,6 +204,17 @@ fn what_a_program_started_ends_with_it() {
     // After the run.
     let (program, child) = with_child(folder.path(), "wait");
     drop(program);
+    assert!(within_reason(|| gone(child)));
+}
+
+/// What SIGKILL does to the training: its end of the guard's pipe closes. Regression: a program that did not read its
+/// standard input at that moment stayed behind.
+#[test]
+fn a_program_does_not_outlive_a_killed_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, child) = with_child(folder.path(), "exec sleep 1000");
+    let mut workers = program.workers.lock().unwrap();
+    drop(workers[0].process.as_mut().unwrap().guard.as_mut().unwrap().stdin.take());
     assert!(within_reason(|| gone(child)));
 }
 
