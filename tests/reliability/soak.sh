@@ -4,7 +4,7 @@
 #   cargo build --release && tests/reliability/soak.sh MINUTES
 #
 # Evaluates and saves often, so that all that a long run does is done many times. Ends with 1 if the last third of the time
-# took over 5% more memory than the second, or another number of files or threads.
+# took over 5% more memory than the second, or more files or threads.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 program=${TEMPERING:-target/release/tempering}
@@ -41,5 +41,5 @@ awk -v steps="$steps" -v minutes="$minutes" '
     }
     printf "%d min, %d steps: memory at most %.1f MiB in the second third, %.1f in the last; files %d, %d; threads %d, %d\n",
       minutes, steps, most[2] / 1024, most[3] / 1024, open[2], open[3], running[2], running[3]
-    exit !(most[3] <= 1.05 * most[2] && open[3] == open[2] && running[3] == running[2])
+    exit !(most[3] <= 1.05 * most[2] && open[3] <= open[2] && running[3] <= running[2])
   }' "$folder/samples"
