@@ -331,7 +331,12 @@ impl Tokenizer {
     /// # Errors
     /// When the template rejects the conversation, and when the result is empty.
     pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        let ids = self.encode_whole(&self.render_prompt(prompt)?)?;
+        self.encode_rendered(prompt, &self.render_prompt(prompt)?)
+    }
+
+    /// Return the ids of `text`, which is `prompt` as rendered.
+    fn encode_rendered(&self, prompt: &Prompt, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode_whole(text)?;
         if ids.is_empty() {
             let what = if self.has_chat_template() { "the chat template renders" } else { "the tokenizer reads" };
             let message = format!("{what} no text for the prompt {:?}", prompt.text());
@@ -354,9 +359,10 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode_prompt`]; words whose thinking does not match the prompt's, or that end the turn themselves.
     pub fn encode_conversation(&self, prompt: &Prompt, words: &str) -> Result<(Vec<u32>, usize)> {
-        let (mut ids, words) = (self.encode_prompt(prompt)?, self.completion(words)?);
+        let text = self.render_prompt(prompt)?;
+        let (mut ids, words) = (self.encode_rendered(prompt, &text)?, self.completion(words)?);
         let length = ids.len();
-        let whole = self.encode_whole(&(self.render_prompt(prompt)? + &words))?;
+        let whole = self.encode_whole(&(text + &words))?;
         match whole.strip_prefix(ids.as_slice()) {
             Some(rest) => ids.extend(rest),
             None => ids.extend(self.encode(&words)?),
